@@ -1,0 +1,28 @@
+"""One exception for everything a user can mend: what is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+
+class VlaError(Exception):
+    """A mistake in the input, the checkpoint or the set-up.
+
+    `str(error)` names the thing at fault and, after "; ", the remedy. Command lines print it as
+    one line and exit with status 2; nodes put it into their status and stay unconfigured.
+    """
+
+    def __init__(self, problem: str, remedy: str | None = None):
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"{problem}; {remedy}" if remedy else problem)
+
+
+class CheckpointError(VlaError):
+    """A checkpoint folder that is incomplete, damaged or names parts we don't know."""
+
+
+class ObservationError(VlaError):
+    """A picture, instruction or state that no action may be computed from."""
+
+
+class DataError(VlaError):
+    """A data set or episode file that is missing, damaged or of another layout."""
