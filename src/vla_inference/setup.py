@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import os
+
+from setuptools import find_packages, setup
+
+PACKAGE = "vla_inference"
+
+
+def installed(*folders: str) -> list[tuple[str, list[str]]]:
+    """Every file below these folders (links to the repository's own), for share/<package>."""
+    found = []
+    for folder in folders:
+        for path, _, names in os.walk(folder, followlinks=True):
+            files = [os.path.join(path, n) for n in sorted(names) if not n.startswith(".")]
+            # colcon keeps links to files that were deleted since: leave those out
+            files = [f for f in files if os.path.isfile(f)]
+            if files:
+                found.append((os.path.join("share", PACKAGE, path), files))
+    return found
+
+
+setup(
+    name=PACKAGE,
+    version="0.1.0",
+    description="Vision-language-action models as ROS 2 nodes.",
+    license="Apache-2.0",
+    maintainer="VLA for ROS 2 maintainers",
+    maintainer_email="maintainers@vla-ros2.invalid",
+    python_requires=">=3.10",
+    packages=find_packages(exclude=["test", "test.*"]),
+    package_data={PACKAGE: ["py.typed"]},
+    data_files=[
+        ("share/ament_index/resource_index/packages", ["resource/" + PACKAGE]),
+        ("share/" + PACKAGE, ["package.xml"]),
+        *installed("models"),
+        ("bin", ["scripts/vla"]),  # colcon puts <prefix>/bin on PATH
+    ],
+    zip_safe=False,
+    entry_points={
+        "console_scripts": [
+            "inference_node = vla_inference.inference_node:main",
+        ],
+        "vla.verbs": [
+            "launch = vla_inference.cli_launch:launch",
+            "info = vla_inference.cli_info:info",
+        ],
+    },
+)

@@ -1,0 +1,138 @@
+"""`vla VERB ...`: the root of the command line.
+
+Verbs are functions with typer annotations that packages name in the entry point group
+`vla.verbs`. Only the module of the chosen verb is imported, so that `vla --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.machinery
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from vla_inference.errors import VlaError
+
+GROUP = "vla.verbs"
+USAGE = "usage: vla VERB [options]      (vla VERB --help tells about one)"
+
+
+def find_verbs() -> dict[str, EntryPoint]:
+    """Name -> entry point of every installed verb, by name."""
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        other = found.setdefault(point.name, point)
+        if other.value != point.value:
+            raise VlaError(
+                f"two packages bring the verb '{point.name}' ({other.value} and {point.value})",
+                "remove one of them from the workspace",
+            )
+    return dict(sorted(found.items()))
+
+
+def summary(point: EntryPoint) -> str:
+    """First docstring line of a verb's function, read from the source without running it."""
+    package, *inner = point.module.split(".")
+    path: Sequence[str] | None = None
+    for name in [package, *(".".join([package, *inner[: i + 1]]) for i in range(len(inner)))]:
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        if spec is None:
+            return "(not there: build the workspace again)"
+        path = spec.submodule_search_locations
+    try:
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    except (OSError, TypeError, SyntaxError):
+        return "(its source cannot be read)"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == point.attr:
+            return (ast.get_docstring(node) or "").split("\n")[0]
+    return ""
+
+
+def help_text(verbs: dict[str, EntryPoint]) -> str:
+    """All verbs with a line each, under the package that brings them."""
+    by_package: dict[str, list[EntryPoint]] = {}
+    for point in verbs.values():
+        by_package.setdefault(point.module.split(".")[0], []).append(point)
+    width = max(map(len, verbs), default=0)
+    lines = [USAGE]
+    for package, points in sorted(by_package.items()):
+        lines += ["", package]
+        lines += [f"  {p.name:<{width}}  {summary(p)}".rstrip() for p in points]
+    if not verbs:
+        lines += ["", "No verbs are installed: build and source the workspace."]
+    return "\n".join(lines)
+
+
+def complain(where: str, text: str) -> None:
+    print(f"{where}: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def run_verb(point: EntryPoint, arguments: list[str]) -> int:
+    """Import one verb, run it on its arguments and return the exit status."""
+    import typer
+
+    function = point.load()
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(
+        name=point.name,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 99},
+    )(function)
+    command = typer.main.get_command(app)
+    result = command.main(arguments, prog_name=f"vla {point.name}", standalone_mode=False)
+    return result if isinstance(result, int) else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; 0 is success, 2 a user's mistake, 130 Ctrl-C, 1 a fault of ours."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    where = "vla"
+    try:
+        verbs = find_verbs()
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(help_text(verbs))
+            return 0 if arguments else 2
+        verb = arguments[0]
+        if verb not in verbs:
+            close = difflib.get_close_matches(verb, verbs, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(close)}?" if close else "vla --help lists all"
+            complain("vla", f"there is no verb '{verb}'; {hint}")
+            return 2
+        where = f"vla {verb}"
+        return run_verb(verbs[verb], arguments[1:])
+    except VlaError as error:
+        if os.environ.get("VLA_DEBUG") == "1":
+            traceback.print_exc()
+        complain(where, str(error))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; keep Python from complaining once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return handle(error, where)
+
+
+def handle(error: Exception, where: str) -> int:
+    """Exit status for what typer raises, told by its shape (its home moved between versions)."""
+    if type(error).__name__ == "Abort":
+        return 130
+    if type(error).__name__ == "Exit":
+        return int(getattr(error, "exit_code", 0))
+    if hasattr(error, "format_message"):
+        complain(where, f"{error.format_message()}; '{where} --help' lists what it takes")
+        return int(getattr(error, "exit_code", 2))
+    traceback.print_exc()
+    complain(where, f"unexpected {type(error).__name__}: {error}; please report it with the above")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

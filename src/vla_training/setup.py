@@ -1,0 +1,26 @@
+from setuptools import find_packages, setup
+
+PACKAGE = "vla_training"
+
+
+setup(
+    name=PACKAGE,
+    version="0.1.0",
+    description="Data loading, training and evaluation of vision-language-action models.",
+    license="Apache-2.0",
+    maintainer="VLA for ROS 2 maintainers",
+    maintainer_email="maintainers@vla-ros2.invalid",
+    python_requires=">=3.10",
+    packages=find_packages(exclude=["test", "test.*"]),
+    package_data={PACKAGE: ["py.typed"]},
+    data_files=[
+        ("share/ament_index/resource_index/packages", ["resource/" + PACKAGE]),
+        ("share/" + PACKAGE, ["package.xml"]),
+    ],
+    zip_safe=False,
+    entry_points={
+        "vla.verbs": [
+            "train = vla_training.cli:train",
+        ],
+    },
+)
