@@ -1,0 +1,169 @@
+"""Episodes in robomimic's HDF5 layout, with pictures and one instruction per step.
+
+Stored as robomimic has it: `data/demo_i/{actions, states, rewards, dones, obs/*}`, actions in
+robosuite's own [-1, 1] and gripper -1 open. What is read back as `Episode` is in SI units; the
+scale and polarity are written into `data.attrs["action_convention"]`, and a file without it is
+taken for robosuite's OSC_POSE default, which is what robomimic's and MimicGen's files hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from vla_inference.errors import DataError
+from vla_inference.types import Episode, Observation, Step, eef_delta_spec
+from vla_sim_bridge.simulation import ACTION_SCALE, CONTROL_FREQ, from_robosuite
+
+CONVENTION = {
+    "delta": "OSC_POSE, world-aligned base frame, rotation vector applied from the left",
+    "scale": ACTION_SCALE.tolist(),
+    "gripper": "-1 open, +1 closed",
+    "control_freq": CONTROL_FREQ,
+}
+
+
+def write_episode(group: h5py.Group, data: Mapping, compression: str | None = "gzip") -> None:
+    """Write one demonstration.
+
+    data: "actions" [T, 7] robosuite units, "states" [T, S], "rewards", "dones" [T],
+    "instructions" T strings, "obs" {name: [T, ...]}, "datagen_info" (nested mapping of arrays),
+    "attrs" (plain JSON values).
+    """
+    length = len(data["actions"])
+    for key in ("actions", "states", "rewards", "dones"):
+        group.create_dataset(key, data=np.asarray(data[key]))
+    text = h5py.string_dtype("utf-8")
+    group.create_dataset("instructions", data=np.array(data["instructions"], object), dtype=text)
+    for name, value in data["obs"].items():
+        value = np.asarray(value)
+        options = {}
+        if value.dtype == np.uint8 and compression:
+            options = {
+                "chunks": (1, *value.shape[1:]),
+                "compression": compression,
+                "compression_opts": 1 if compression == "gzip" else None,
+            }
+        group.create_dataset(f"obs/{name}", data=value, **options)
+    _write_tree(group, "datagen_info", data.get("datagen_info", {}))
+    group.attrs["num_samples"] = length
+    for key, value in data.get("attrs", {}).items():
+        group.attrs[key] = value
+
+
+def _write_tree(group: h5py.Group, name: str, tree) -> None:
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            _write_tree(group, f"{name}/{key}", value)
+    else:
+        group.create_dataset(name, data=np.asarray(tree))
+
+
+def write_header(file: h5py.File, task: str, total: int, env_kwargs: Mapping) -> None:
+    data = file.require_group("data")
+    data.attrs["total"] = total
+    data.attrs["env_args"] = json.dumps(
+        {"env_name": task, "env_type": 1, "env_kwargs": dict(env_kwargs)}
+    )
+    data.attrs["action_convention"] = json.dumps(CONVENTION)
+
+
+class Hdf5Episodes:
+    """The episodes of a robomimic / MimicGen HDF5 file, or of a folder of such files.
+
+    Indexing gives an `Episode` with SI actions; pictures stay on disk until a step is read.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        if not self.path.exists():
+            raise DataError(f"there is no data set at {self.path}", "check the path")
+        files = sorted(self.path.glob("**/*.hdf5")) if self.path.is_dir() else [self.path]
+        self._demos: list[tuple[h5py.File, str]] = []
+        for name in files:
+            try:
+                file = h5py.File(name, "r")
+                demos = sorted(file["data"], key=lambda d: int(d.rsplit("_", 1)[1]))
+            except (OSError, KeyError, ValueError, IndexError) as error:
+                raise DataError(
+                    f"{name} is not a readable robomimic file ({error})",
+                    "it may be cut short; generate or copy it again",
+                ) from error
+            self._demos += [(file, d) for d in demos]
+        if not self._demos:
+            raise DataError(f"{self.path} holds no demonstration", "generate some first")
+        self.spec = eef_delta_spec("rotvec", "base", 1 / CONTROL_FREQ)
+
+    def __len__(self) -> int:
+        return len(self._demos)
+
+    def group(self, index: int) -> h5py.Group:
+        """The raw HDF5 group of a demonstration."""
+        file, name = self._demos[index]
+        return file["data"][name]
+
+    def cameras(self) -> list[str]:
+        names = self.group(0)["obs"] if "obs" in self.group(0) else {}
+        return [n.removesuffix("_image") for n in names if n.endswith("_image")]
+
+    def actions(self, index: int) -> np.ndarray:
+        """float64 [T, 7], SI."""
+        return from_robosuite(self.group(index)["actions"][:])
+
+    def instructions(self, index: int) -> list[str]:
+        group = self.group(index)
+        if "instructions" not in group:
+            return [""] * len(group["actions"])
+        return [t.decode() for t in group["instructions"][:]]
+
+    def images(self, index: int, camera: str) -> np.ndarray:
+        """uint8 [T, H, W, 3]"""
+        key = f"obs/{camera}_image"
+        if key not in self.group(index):
+            raise DataError(
+                f"{self.path} has no pictures of camera {camera!r}",
+                f"cameras: {', '.join(self.cameras()) or 'none'}",
+            )
+        return self.group(index)[key][:]
+
+    def states(self, index: int) -> np.ndarray | None:
+        """float32 [T, 8] proprioception as `Simulation.state` has it, or None."""
+        key = "obs/robot0_state"
+        group = self.group(index)
+        return group[key][:].astype(np.float32) if key in group else None
+
+    def __getitem__(self, index: int) -> Episode:
+        group, actions = self.group(index), self.actions(index)
+        texts, state = self.instructions(index), self.states(index)
+        images = {c: self.images(index, c) for c in self.cameras()}
+        rewards = group["rewards"][:] if "rewards" in group else np.zeros(len(actions))
+        last = len(actions) - 1
+        steps = [
+            Step(
+                Observation(
+                    {c: v[t] for c, v in images.items()},
+                    texts[t],
+                    None if state is None else state[t],
+                ),
+                actions[t].astype(np.float32),
+                float(rewards[t]),
+                t == 0,
+                t == last,
+                t == last,
+            )
+            for t in range(len(actions))
+        ]
+        metadata = {k: _plain(v) for k, v in group.attrs.items() if k != "model_file"}
+        return Episode(steps, self.spec, metadata)
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self[i] for i in range(len(self)))
+
+
+def _plain(value):
+    return value.item() if isinstance(value, np.generic) else value
