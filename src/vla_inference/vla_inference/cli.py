@@ -127,7 +127,9 @@ def handle(error: Exception, where: str) -> int:
     if type(error).__name__ == "Exit":
         return int(getattr(error, "exit_code", 0))
     if hasattr(error, "format_message"):
-        complain(where, f"{error.format_message()}; '{where} --help' lists what it takes")
+        complain(
+            where, f"{error.format_message().rstrip('.')}; '{where} --help' lists what it takes"
+        )
         return int(getattr(error, "exit_code", 2))
     traceback.print_exc()
     complain(where, f"unexpected {type(error).__name__}: {error}; please report it with the above")

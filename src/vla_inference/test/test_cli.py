@@ -1,0 +1,125 @@
+"""The command line's root: verbs found, mistakes told in one line, the right exit status."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+
+from vla_inference import cli
+from vla_inference.cli_output import print_json
+
+
+@pytest.fixture
+def verbs(tmp_path, monkeypatch):
+    """Verbs of a package that exists for this test only."""
+    (tmp_path / "fakepkg").mkdir()
+    (tmp_path / "fakepkg/__init__.py").write_text("")
+    (tmp_path / "fakepkg/heavy.py").write_text(
+        'def rollout():\n    """Roll out."""\nraise RuntimeError("must not be imported")\n'
+    )
+    (tmp_path / "fakepkg/verbs.py").write_text(
+        textwrap.dedent(
+            '''
+            from typing import Annotated
+            import typer
+            from vla_inference.errors import VlaError
+
+            def greet(name: str, times: Annotated[int, typer.Option(min=1, help="how often")] = 1):
+                """Greet somebody.
+
+                More about it.
+                """
+                print("hello " * times + name)
+
+            def fail(how: str = "vla"):
+                """Fail in one of many ways."""
+                if how == "vla":
+                    raise VlaError("no camera", "plug one\\nin")
+                if how == "interrupt":
+                    raise KeyboardInterrupt
+                if how == "bug":
+                    raise ZeroDivisionError("oops")
+                if how == "exit":
+                    raise typer.Exit(7)
+                return 5
+            '''
+        )
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    points = {
+        name: EntryPoint(name, f"fakepkg.{module}:{name}", cli.GROUP)
+        for name, module in {"greet": "verbs", "fail": "verbs", "rollout": "heavy"}.items()
+    }
+    monkeypatch.setattr(cli, "find_verbs", lambda: points)
+    yield points
+    for name in [m for m in sys.modules if m.startswith("fakepkg")]:
+        del sys.modules[name]
+
+
+def test_help_lists_verbs_by_package_without_importing_them(verbs, capsys):
+    assert cli.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "fakepkg\n" in out and "greet    Greet somebody.\n" in out and "Roll out." in out
+    assert not any(m.startswith("fakepkg") for m in sys.modules)
+
+
+def test_no_verb_is_a_mistake_that_shows_the_help(verbs, capsys):
+    assert cli.main([]) == 2
+    assert "greet" in capsys.readouterr().out
+
+
+def test_an_unknown_verb_gets_suggestions(verbs, capsys):
+    assert cli.main(["rolout"]) == 2
+    assert capsys.readouterr().err == ("vla: there is no verb 'rolout'; did you mean rollout?\n")
+
+
+def test_only_the_chosen_verb_is_imported(verbs, capsys):
+    assert cli.main(["greet", "you", "--times", "2"]) == 0
+    assert capsys.readouterr().out == "hello hello you\n"
+    assert "fakepkg.heavy" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (["fail"], 2, "vla fail: no camera; plug one in\n"),
+        (["fail", "--how", "exit"], 7, ""),
+        (["fail", "--how", "interrupt"], 130, ""),
+        (["fail", "--how", "status"], 5, ""),
+        (["greet"], 2, "vla greet: Missing argument"),
+        (["greet", "x", "--times", "0"], 2, "vla greet: Invalid value for '--times'"),
+        (["greet", "x", "--loud"], 2, "vla greet: No such option: --loud"),
+    ],
+)
+def test_mistakes_are_one_line_and_a_status(verbs, capsys, words, status, says):
+    assert cli.main(words) == status
+    err = capsys.readouterr().err
+    assert err.startswith(says) and len(err.splitlines()) == bool(says)
+
+
+def test_a_bug_shows_its_traceback_and_a_line(verbs, capsys):
+    assert cli.main(["fail", "--how", "bug"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err and err.splitlines()[-1].startswith("vla fail: unexpected Zero")
+
+
+def test_debug_adds_the_traceback(verbs, capsys, monkeypatch):
+    monkeypatch.setenv("VLA_DEBUG", "1")
+    assert cli.main(["fail"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_verb_help_tells_options_and_defaults(verbs, capsys):
+    assert cli.main(["greet", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "vla greet" in out and "how often" in out and "default: 1" in out
+
+
+def test_json_holds_plain_values_only(capsys):
+    print_json({"a": np.arange(2), "n": float("nan"), "f": np.float32(0.5)})
+    assert json.loads(capsys.readouterr().out) == {"a": [0, 1], "n": None, "f": 0.5}
