@@ -1,0 +1,52 @@
+# Short names for ./vla and pytest. Each makes the environment it needs; a second call does no
+# work twice.
+#   make eval TASK=Stack_D2 EPISODES=100 SEED=7 ARGS="--json"
+
+SHELL := /bin/bash
+TASK ?= Stack_D0
+EPISODES ?= 100
+SEED ?= 7
+ARGS ?=
+TESTS ?= test src/vla_inference/test src/vla_sim_bridge/test src/vla_training/test
+
+.PHONY: help setup demo test eval bench lint generate train clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: ## environment, requirements, ROS 2, colcon build
+	@python3 -IS tools/setup.py
+
+demo: ## a model stacks blocks over ROS 2, three episodes
+	@./vla demo $(ARGS)
+
+test: ## all tests (ARGS="-m 'not slow'" leaves out the long ones)
+	@python3 -IS tools/setup.py --dev
+	@. .venv/vla_env.sh && start=$$SECONDS && \
+	  if python3 -m pytest $(wildcard $(TESTS)) $(ARGS); then \
+	    echo "make test: all passed in $$((SECONDS - start)) s"; \
+	  else \
+	    echo "make test: FAILED, see above"; exit 1; \
+	  fi
+
+eval: ## closed loop: success over EPISODES of TASK from SEED
+	@./vla rollout --task $(TASK) --episodes $(EPISODES) --seed $(SEED) $(ARGS)
+
+bench: ## figures, never pass or fail
+	@python3 -IS tools/setup.py --dev
+	@. .venv/vla_env.sh && for b in bench/*.py; do \
+	  [ -e "$$b" ] || { echo "make bench: there is no benchmark yet"; break; }; \
+	  echo "== $$b"; python3 "$$b" $(ARGS) || exit 1; done
+
+lint: ## ruff, checks and format
+	@python3 -IS tools/setup.py --dev
+	@. .venv/vla_env.sh && ruff check . && ruff format --check .
+
+generate: ## demonstrations of TASK (ARGS as in ./vla generate --help)
+	@./vla generate --task $(TASK) $(ARGS)
+
+train: ## train a model (ARGS as in ./vla train --help)
+	@./vla train $(ARGS)
+
+clean: ## remove what was built; the environment in .venv stays
+	rm -rf build install log .venv/.vla/build .pytest_cache .ruff_cache .hypothesis
