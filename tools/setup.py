@@ -270,6 +270,8 @@ def make_venv(ros: Path | None, python: str | None) -> None:
     usable = version is not None and OLDEST <= version <= NEWEST
     if done("venv", key) and usable:
         return
+    # One whose making was interrupted has no pip yet.
+    usable = usable and output(str(PYTHON), "-m", "pip", "--version") is not None
     system_libraries(python)
     if usable and not (STATE / "venv").exists() and not ros:
         say(f"using the .venv that is there (Python {version[0]}.{version[1]})")
@@ -370,7 +372,7 @@ def build_key(ros: Path | None) -> str:
     return digest(str(ROOT), str(ros), *map(str, files), *files, *installed, *meta)
 
 
-def build(ros: Path | None, verbose: bool) -> bool:
+def build(ros: Path | None) -> bool:
     key = build_key(ros)
     setup = ROOT / "install" / "local_setup.bash"
     if done("build", key) and setup.exists():
@@ -453,7 +455,7 @@ def write_environment(ros: Path | None, gl: str) -> None:
 # ---------------------------------------------------------------- all of it
 
 
-def setup(dev: bool, verbose: bool = False) -> None:
+def setup(dev: bool) -> None:
     start = time.monotonic()
     ros = machine_ros()
     names = ["torch", "runtime", "build" if ros else "ros_jazzy"] + (["dev"] if dev else [])
@@ -483,7 +485,7 @@ def setup(dev: bool, verbose: bool = False) -> None:
         mark("patch", base)
     if not done("gl", base):
         mark("gl", base, working_gl())
-    built = build(ros, verbose)
+    built = build(ros)
     gl = note_of("gl")
     env_key = digest(base, build_key(ros), gl, Path(__file__))
     if built or not ENV_FILE.exists() or not done("env", env_key):
@@ -504,9 +506,13 @@ def locked():
     """Only one set-up at a time; the lock is on the folder, so it leaves no file behind."""
     handle = os.open(str(ROOT), os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        for _ in range(20):  # a call with nothing to do is over in a moment
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.1)
+        else:
             say("another set-up is at work here; waiting for it")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -518,6 +524,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dev", action="store_true", help="test and lint tools too")
     options = parser.parse_args()
+    # A kill shall end pip and colcon too, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with locked():
             setup(options.dev)

@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0 if arguments else 2
         verb = arguments[0]
         if verb not in verbs:
-            close = difflib.get_close_matches(verb, verbs, n=3, cutoff=0.5)
+            close = difflib.get_close_matches(verb, verbs, n=3, cutoff=0.6)
             hint = f"did you mean {' or '.join(close)}?" if close else "vla --help lists all"
             complain("vla", f"there is no verb '{verb}'; {hint}")
             return 2
