@@ -387,6 +387,10 @@ def build(ros: Path | None) -> bool:
     env = clean_environment()
     env["PYTHONWARNINGS"] = "ignore"  # setuptools' on `develop`, which colcon calls
     run_logged("colcon build", ["bash", "-c", script], ROOT / "log" / "setup-colcon.log", env)
+    # colcon keeps links to files that are gone
+    for link in (ROOT / "install").glob("*/share/**/*"):
+        if link.is_symlink() and not link.exists():
+            link.unlink()
     mark("build", key)
     return True
 
