@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""Make the small model that ships: generate, train, evaluate, each taken up where it stopped.
+
+    python bench/train_small_model.py WORKDIR --data Stack_D0:600:1 --data Stack_D2:2400:2 \
+        --minutes 20 --evaluate Stack_D0:100 --evaluate Stack_D2:100
+
+Runs on any machine with a GPU and robosuite; a stage that is done is not done again. `--seconds`
+ends a call early (the state is saved, call again to go on).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+for package in ("vla_inference", "vla_sim_bridge", "vla_training"):
+    sys.path.insert(0, str(ROOT / "src" / package))
+os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:3] + [os.environ.get("PYTHONPATH", "")])
+
+
+def parse() -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    p.add_argument("workdir", type=Path)
+    p.add_argument("--data", action="append", default=[], help="TASK:EPISODES:SEED")
+    p.add_argument("--noise", type=float, default=0.2)
+    p.add_argument("--minutes", type=float, default=20, help="length of the schedule")
+    p.add_argument("--seconds", type=float, help="train at most this long in this call")
+    p.add_argument("--batch-size", type=int, default=1024)
+    p.add_argument("--learning-rate", type=float, default=1e-3)
+    p.add_argument("--ema", type=float, default=0.999)
+    p.add_argument("--evaluate", action="append", default=[], help="TASK:EPISODES")
+    p.add_argument("--eval-seed", type=int, default=1000)
+    p.add_argument("--execute-steps", type=int, default=4)
+    p.add_argument("--no-compile", action="store_true")
+    return p.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    from vla_sim_bridge.generate import GenerateConfig, generate
+
+    begun = time.perf_counter()
+
+    def say(**values) -> None:
+        print(json.dumps({"t": round(time.perf_counter() - begun, 1), **values}), flush=True)
+
+    paths = []
+    for entry in args.data:
+        task, episodes, seed = entry.split(":")
+        config = GenerateConfig(
+            task=task, episodes=int(episodes), seed=int(seed), noise=args.noise, compression=None
+        )
+        count = [0]
+
+        def tell(p, count=count, task=task):
+            count[0] += 1
+            if count[0] % 400 == 0:
+                say(task=task, successes=p.successes, attempts=p.attempts, rate=round(p.rate, 2))
+
+        name = entry.replace(":", "_")
+        paths.append(str(generate(config, args.workdir / name, report=tell)))
+        say(generated=entry, **json.loads((args.workdir / name / "statistics.json").read_text()))
+
+    from vla_training.train import TrainConfig, train
+
+    config = TrainConfig(
+        batch_size=args.batch_size,
+        minutes=args.minutes,
+        learning_rate=args.learning_rate,
+        ema=args.ema,
+        compile=not args.no_compile,
+    )
+    output = args.workdir / "model"
+    checkpoint = train(
+        paths, output, config, seconds=args.seconds, resume=True, report=lambda r: say(**r)
+    )
+    from vla_sim_bridge.rollout import rollout, summarise
+
+    for entry in args.evaluate:
+        task, episodes = entry.split(":")
+        results = rollout(
+            str(checkpoint), task, int(episodes), args.eval_seed, workers=os.cpu_count(),
+            execute_steps=args.execute_steps,
+        )  # fmt: skip
+        say(evaluated=entry, **summarise(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""From what a model says to what a robot does: action tokens, normalisation, action spaces.
+
+Source: openvla/openvla prismatic/vla/action_tokenizer.py and modeling_prismatic.py (behaviour).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_inference.errors import VlaError
+
+
+@dataclass(frozen=True)
+class ActionTokens:
+    """256 bins over [-1, 1] at the end of the vocabulary; the highest value has the lowest id.
+
+    vocab_end: one past the last action token (32000 for Llama-2).
+    """
+
+    vocab_end: int
+    n_bins: int = 256
+
+    @property
+    def edges(self) -> np.ndarray:
+        return np.linspace(-1.0, 1.0, self.n_bins)
+
+    @property
+    def centers(self) -> np.ndarray:
+        """The `n_bins - 1` values a token can mean."""
+        return (self.edges[:-1] + self.edges[1:]) / 2
+
+    def encode(self, actions: np.ndarray) -> np.ndarray:
+        """Normalised actions -> token ids; values outside [-1, 1] are clipped."""
+        return self.vocab_end - np.digitize(np.clip(actions, -1.0, 1.0), self.edges)
+
+    def decode(self, ids: np.ndarray) -> np.ndarray:
+        """Token ids -> normalised actions (float64). The two lowest ids share the last value."""
+        ids = np.asarray(ids)
+        if ((ids < self.vocab_end - self.n_bins) | (ids >= self.vocab_end)).any():
+            raise VlaError(f"{ids} are not all action tokens", "decode only tokens of this model")
+        return self.centers[np.clip(self.vocab_end - ids - 1, 0, self.n_bins - 2)]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Bounds that map a data set's values to [-1, 1] (q01/q99), and which dimensions they touch.
+
+    Dimensions whose mask is False pass through unchanged (the gripper, as a rule).
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    mask: np.ndarray
+
+    @classmethod
+    def from_statistics(cls, statistics: Mapping, name: str = "statistics") -> Normalisation:
+        """From a `{"q01": [...], "q99": [...], "mask": [...]}` entry of dataset statistics."""
+        for key in ("q01", "q99"):
+            if key not in statistics:
+                raise VlaError(f"{name} have no {key!r}", "give q01 and q99, one number per axis")
+        low = np.asarray(statistics["q01"], np.float64)
+        high = np.asarray(statistics["q99"], np.float64)
+        mask = np.asarray(statistics.get("mask", np.ones(len(low), bool)), bool)
+        if not low.shape == high.shape == mask.shape or low.ndim != 1:
+            raise VlaError(
+                f"{name} have q01, q99 and mask of lengths {low.size}, {high.size}, {mask.size}",
+                "all three must have one entry per action dimension",
+            )
+        return cls(low, high, mask)
+
+    def __len__(self) -> int:
+        return len(self.low)
+
+    def denormalise(self, x: np.ndarray, epsilon: float = 0.0) -> np.ndarray:
+        """[-1, 1] -> the data set's units. OpenVLA-OFT adds an epsilon of 1e-8 to the range."""
+        span = self.high - self.low + epsilon
+        return np.where(self.mask, 0.5 * (x + 1.0) * span + self.low, x)
+
+    def normalise(self, x: np.ndarray) -> np.ndarray:
+        """The data set's units -> [-1, 1], clipped; constant dimensions become 0."""
+        scaled = np.clip(2 * (x - self.low) / (self.high - self.low + 1e-8) - 1, -1, 1)
+        return np.where(self.mask, np.where(self.low == self.high, 0.0, scaled), x)
+
+
+NORMALIZED = {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 6 + [False]}
+
+
+def find_statistics(
+    spaces: Mapping[str, Mapping], key: str | Mapping | None
+) -> tuple[str, Mapping]:
+    """Look an action space up: by name, by the statistics themselves, or the only one there is."""
+    if isinstance(key, Mapping):
+        return "custom", key.get("action", key)
+    if key is None:
+        named = [k for k in spaces if k != "normalized"]
+        if len(named) != 1:
+            raise VlaError(
+                "the model was trained on several data sets and no unnorm_key was given",
+                f"choose one of: {', '.join(named) or 'none (use action_space=normalized)'}",
+            )
+        key = named[0]
+    if key not in spaces:
+        raise VlaError(f"unknown unnorm_key {key!r}", f"known: {', '.join(spaces)}")
+    return key, spaces[key].get("action", spaces[key])

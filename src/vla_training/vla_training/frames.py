@@ -1,0 +1,100 @@
+"""Demonstrations as flat arrays of frames, ready for batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vla_inference.errors import DataError
+from vla_sim_bridge.hdf5 import Hdf5Episodes
+
+
+@dataclass
+class Frames:
+    """All steps of all episodes, one after the other.
+
+    pictures: uint8 [N, H, W, 3]; actions: float32 [N, 7], SI; text: index of each frame's
+    instruction in `sentences` [N]; end: index one past the last frame of its episode [N];
+    episode: number of its episode [N].
+    """
+
+    pictures: torch.Tensor
+    actions: torch.Tensor
+    text: torch.Tensor
+    end: torch.Tensor
+    episode: torch.Tensor
+    sentences: list[str]
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def to(self, device: str) -> Frames:
+        moved = {k: getattr(self, k).to(device) for k in ("actions", "text", "end", "episode")}
+        return Frames(self.pictures.to(device), sentences=self.sentences, **moved)
+
+
+def load_frames(
+    paths: Sequence[str | Path],
+    camera: str = "agentview",
+    device: str = "cpu",
+    report: Callable[[str], None] = lambda _: None,
+) -> Frames:
+    """Read HDF5 data sets into memory, the pictures straight onto `device`."""
+    sets = [Hdf5Episodes(p) for p in paths]
+    lengths = [len(s.group(i)["actions"]) for s in sets for i in range(len(s))]
+    total = sum(lengths)
+    first = sets[0].images(0, camera)
+    pictures = torch.empty((total, *first.shape[1:]), dtype=torch.uint8, device=device)
+    actions = np.empty((total, 7), np.float32)
+    text, end = np.empty(total, np.int64), np.empty(total, np.int64)
+    episode = np.empty(total, np.int64)
+    sentences: dict[str, int] = {}
+    at = number = 0
+    for data, path in zip(sets, paths, strict=True):
+        for i in range(len(data)):
+            images = data.images(i, camera)
+            if images.shape[1:] != first.shape[1:]:
+                raise DataError(
+                    f"{path} has pictures of {images.shape[1:3]}, the first of {first.shape[1:3]}",
+                    "generate both with one size",
+                )
+            values = data.actions(i)
+            if not np.isfinite(values).all():
+                raise DataError(f"{path}: demonstration {i} has actions that are not finite")
+            n = len(values)
+            pictures[at : at + n] = torch.from_numpy(images).to(device)
+            actions[at : at + n] = values
+            text[at : at + n] = [
+                sentences.setdefault(t, len(sentences)) for t in data.instructions(i)
+            ]
+            end[at : at + n], episode[at : at + n] = at + n, number
+            at, number = at + n, number + 1
+        report(f"{path}: {len(data)} episodes, {at} frames so far")
+    as_tensor = torch.from_numpy
+    return Frames(
+        pictures, as_tensor(actions), as_tensor(text), as_tensor(end), as_tensor(episode),
+        list(sentences),
+    )  # fmt: skip
+
+
+def action_statistics(frames: Frames) -> dict:
+    """The dataset_statistics.json entry of these frames: q01/q99 bounds, gripper left as it is."""
+    a = frames.actions.numpy().astype(np.float64)
+    return {
+        "action": {
+            "mean": a.mean(0).tolist(),
+            "std": a.std(0).tolist(),
+            "min": a.min(0).tolist(),
+            "max": a.max(0).tolist(),
+            "q01": np.quantile(a, 0.01, axis=0).tolist(),
+            "q99": np.quantile(a, 0.99, axis=0).tolist(),
+            "mask": [True] * 6 + [False],
+        },
+        "spec": {"rotation": "rotvec", "frame": "base", "dt": 0.05},
+        "num_transitions": len(frames),
+        "num_trajectories": int(frames.episode.max()) + 1,
+    }
