@@ -1,0 +1,54 @@
+"""A mailbox for one letter: whoever is slower than the sender gets the newest."""
+
+from __future__ import annotations
+
+import threading
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Mailbox(Generic[T]):
+    """`put` never waits and replaces what was not taken; `take` waits for something to come.
+
+    received, dropped: how many were put in, and how many of those were replaced untaken.
+    """
+
+    def __init__(self):
+        self._changed = threading.Condition()
+        self._item: T | None = None
+        self._closed = False
+        self.received = self.dropped = 0
+
+    def put(self, item: T) -> bool:
+        """Leave an item; False where it took the place of one nobody had taken."""
+        with self._changed:
+            replaced = self._item is not None
+            self._item = item
+            self.received += 1
+            self.dropped += replaced
+            self._changed.notify()
+            return not replaced
+
+    def take(self, timeout: float | None = None) -> T | None:
+        """The newest item; None after `timeout` seconds or once the mailbox is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._item is not None or self._closed, timeout)
+            item, self._item = self._item, None
+            return None if self._closed else item
+
+    def reset(self) -> None:
+        """Throw away what is in it and begin to count anew."""
+        with self._changed:
+            self._item = None
+            self.received = self.dropped = 0
+
+    def close(self) -> None:
+        """Wake whoever waits; from now on `take` gives None."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed

@@ -1,0 +1,1 @@
+"""What every node of ours shares. Only these modules and `*_node.py` files import rclpy."""

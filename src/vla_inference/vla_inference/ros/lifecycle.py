@@ -1,0 +1,249 @@
+"""Base class of our managed nodes, and how a process runs one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+import rclpy
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.signals import SignalHandlerOptions
+
+from vla_inference.errors import VlaError
+
+UNCONFIGURED, INACTIVE, ACTIVE, ERROR = "unconfigured", "inactive", "active", "error"
+
+SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+
+
+class ManagedNode(LifecycleNode):
+    """A lifecycle node that tells why a transition failed and can start itself.
+
+    Subclasses fill in `do_configure`, `do_activate`, `do_deactivate`, `do_cleanup`; raising there
+    makes the transition fail. `do_cleanup` must bear being called in any half-built state, and
+    more than once. `state` is "unconfigured", "inactive", "active", or "error" where the last
+    start failed, and `failure` says why.
+    """
+
+    def __init__(self, name: str, **kwargs):
+        self.state, self.failure = UNCONFIGURED, ""
+        super().__init__(name, **kwargs)
+        self.declare_parameter(
+            "autostart",
+            True,
+            ParameterDescriptor(
+                description="configure and activate at start; the process ends where that fails",
+                read_only=True,
+            ),
+        )
+        self._survive_wrong_transitions()
+
+    # -- what subclasses fill in --------------------------------------------------------------
+
+    def do_configure(self) -> None: ...
+
+    def do_activate(self) -> None: ...
+
+    def do_deactivate(self) -> None: ...
+
+    def do_cleanup(self) -> None: ...
+
+    def state_changed(self) -> None:
+        """Called after `state` or `failure` changed."""
+
+    # -- transitions --------------------------------------------------------------------------
+
+    def start(self) -> bool:
+        """Configure and activate; False where one of them failed (`failure` says why)."""
+        return self.trigger_configure() == SUCCESS and self.trigger_activate() == SUCCESS
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition("configure", self.do_configure, super().on_configure, INACTIVE)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        # Publishers open first, so that what do_activate starts may publish at once.
+        return self._transition("activate", super().on_activate, self.do_activate, ACTIVE)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition("deactivate", self.do_deactivate, super().on_deactivate, INACTIVE)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition("clean up", self.do_cleanup, super().on_cleanup, UNCONFIGURED)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._release()
+        self.state = UNCONFIGURED if self.state != ERROR else ERROR
+        self.state_changed()
+        return SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._release()
+        return SUCCESS  # back to unconfigured; a failure here would end the node for good
+
+    def _transition(self, name: str, first, second, then: str) -> TransitionCallbackReturn:
+        try:
+            with interruptible():
+                for action in (first, second):
+                    # rclpy's own take the previous state, ours take nothing
+                    own = getattr(action, "__name__", "").startswith("do_")
+                    action() if own else action(None)
+        except Exception as error:
+            self.failure = self._tell(name, error)
+            self.state = ERROR
+            if name == "configure":
+                self._release()
+            self.state_changed()
+            return FAILURE if name == "configure" else TransitionCallbackReturn.ERROR
+        self.state, self.failure = then, ""
+        self.state_changed()
+        return SUCCESS
+
+    def _tell(self, name: str, error: Exception) -> str:
+        if isinstance(error, VlaError):
+            reason = " ".join(str(error).split())
+        else:
+            reason = f"unexpected {type(error).__name__}: {error}; please report it"
+            traceback.print_exc()
+        self.get_logger().error(f"cannot {name}: {reason}")
+        return reason
+
+    def _release(self) -> None:
+        """Let go of everything, whatever state it is in."""
+        for action in (self.do_deactivate, self.do_cleanup):
+            if action == self.do_deactivate and self.state != ACTIVE:
+                continue
+            try:
+                action()
+            except Exception as error:
+                self._tell("let go", error)
+
+    def _survive_wrong_transitions(self) -> None:
+        """rclpy lets a request for a transition that doesn't exist here end the whole node."""
+        service = getattr(self, "_service_change_state", None)
+        if service is None:
+            return
+        change = service.callback
+
+        def guarded(request, response):
+            try:
+                return change(request, response)
+            except Exception as error:
+                self.get_logger().warning(
+                    f"refused transition {request.transition.label or request.transition.id} "
+                    f"in state {self.state}: {' '.join(str(error).split())[:200]}"
+                )
+                response.success = False
+                return response
+
+        service.callback = guarded
+
+
+# -- running one in a process -----------------------------------------------------------------
+
+
+class _Signals:
+    """SIGINT and SIGTERM ask to stop; only inside `interruptible` do they raise.
+
+    Ctrl-C may come twice (from the terminal and from launch): the second must not disturb the
+    shutting down that the first began.
+    """
+
+    def __init__(self):
+        self.asked = False
+        self.depth = 0
+
+    def __call__(self, number, frame) -> None:
+        first, self.asked = not self.asked, True
+        if first and self.depth:
+            raise KeyboardInterrupt
+
+
+_signals = _Signals()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt in here: for loading and other long work."""
+    _signals.depth += 1
+    try:
+        yield
+    finally:
+        _signals.depth -= 1
+
+
+def spin_node(factory: Callable[[], ManagedNode], args: Sequence[str] | None = None) -> int:
+    """Run one node until Ctrl-C, SIGTERM or the end of its context; returns the exit status.
+
+    0 after a clean end, 2 where its parameters or its start were refused, 1 after a fault of ours.
+    A node may end itself by setting `exit_status`.
+    """
+    _signals.asked = False
+    previous = {n: signal.signal(n, _signals) for n in (signal.SIGINT, signal.SIGTERM)}
+    node = None
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+        with interruptible():
+            node = factory()
+        status = _spin(node)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        status = 0
+    except Exception as error:
+        status = _complain(error)
+    finally:
+        _close(node)
+    for number, handler in previous.items():
+        signal.signal(number, handler)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if any(t.daemon and t is not threading.current_thread() for t in threading.enumerate()):
+        # A thread in the midst of a long computation must not hold up the end, and the
+        # interpreter's teardown under its feet may abort.
+        os._exit(status)
+    return status
+
+
+def _spin(node: ManagedNode) -> int:
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        if node.get_parameter("autostart").value and not node.start():
+            return 2
+        while not _signals.asked and getattr(node, "exit_status", None) is None:
+            # Signals don't wake the wait: a tenth of a second is how late we may notice.
+            executor.spin_once(timeout_sec=0.1)
+        return getattr(node, "exit_status", None) or 0
+    finally:
+        executor.shutdown(timeout_sec=0.5)
+
+
+def _close(node: ManagedNode | None) -> None:
+    if node is not None:
+        try:
+            node.trigger_shutdown()
+        except Exception:  # in the middle of a transition, or the context has gone
+            node._release()
+        with contextlib.suppress(Exception):
+            node.destroy_node()
+    with contextlib.suppress(Exception):
+        rclpy.try_shutdown()
+
+
+def _complain(error: Exception) -> int:
+    """One line for a mistake of the user's, a traceback as well for ours."""
+    text = " ".join(str(error).split())
+    if isinstance(error, VlaError):
+        print(f"error: {text}", file=sys.stderr)
+        return 2
+    if type(error).__module__.startswith("rclpy"):  # refused parameters and arguments
+        print(f"error: {text}; check the node's parameters and arguments", file=sys.stderr)
+        return 2
+    traceback.print_exc()
+    print(f"error: unexpected {type(error).__name__}: {text}; please report it", file=sys.stderr)
+    return 1

@@ -1,0 +1,119 @@
+"""vla_msgs/ActionChunk <-> `ActionChunk`."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from geometry_msgs.msg import Vector3
+from vla_msgs.msg import ActionChunk as ActionChunkMsg
+from vla_msgs.msg import EefDelta
+
+from vla_inference.errors import VlaError
+from vla_inference.types import ActionChunk, eef_delta_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from builtin_interfaces.msg import Time
+
+CONVENTIONS = (EefDelta.ROTVEC, EefDelta.RPY)
+
+
+def chunk_to_steps(chunk: ActionChunk, frame_id: str = "") -> list[EefDelta]:
+    """The steps of a chunk as messages.
+
+    frame_id: name of the frame the deltas are expressed in; empty takes the spec's.
+    """
+    spec = chunk.spec
+    _check(len(chunk) > 0, "the chunk has no steps", "give at least one")
+    _check(
+        len(spec) == 7 and spec.names[-1] == "gripper",
+        f"the actions are {', '.join(spec.names)}",
+        "an end-effector delta has x, y, z, three angles and the gripper",
+    )
+    _check(
+        bool(np.isfinite(chunk.actions).all()),
+        "the chunk holds numbers that are not finite",
+        "nothing is sent",
+    )
+    frame = frame_id or spec.frame
+    _check_step(spec.rotation, spec.dt, frame)
+    return [
+        EefDelta(
+            translation=Vector3(x=x, y=y, z=z),
+            rotation=Vector3(x=rx, y=ry, z=rz),
+            rotation_convention=spec.rotation,
+            gripper=gripper,
+            dt=spec.dt,
+            frame_id=frame,
+        )
+        for x, y, z, rx, ry, rz, gripper in chunk.actions.astype(np.float64).tolist()
+    ]
+
+
+def chunk_to_msg(
+    chunk: ActionChunk, stamp: Time, *, frame_id: str = "", instruction: str = "", model: str = ""
+) -> ActionChunkMsg:
+    """An ActionChunk message that answers the picture of this stamp; `produced` is left zero."""
+    msg = ActionChunkMsg(instruction=instruction, model=model)
+    msg.steps = chunk_to_steps(chunk, frame_id)
+    msg.header.stamp = stamp
+    msg.header.frame_id = frame_id or chunk.spec.frame
+    msg.stage_names = list(chunk.timing)
+    msg.stage_ms = [float(v) for v in chunk.timing.values()]
+    return msg
+
+
+def steps_to_chunk(steps: Sequence[EefDelta]) -> ActionChunk:
+    """The chunk of a sequence of steps, all of one frame, convention and duration."""
+    _check(len(steps) > 0, "the chunk has no steps", "give at least one")
+    first = steps[0]
+    kind = (first.rotation_convention, first.dt, first.frame_id)
+    _check_step(*kind)
+    rows = []
+    for i, s in enumerate(steps):
+        _check(
+            (s.rotation_convention, s.dt, s.frame_id) == kind,
+            f"step {i} has another convention, dt or frame than step 0",
+            "all steps of a chunk must share them",
+        )
+        t, r = s.translation, s.rotation
+        rows.append((t.x, t.y, t.z, r.x, r.y, r.z, s.gripper))
+    actions = np.array(rows, np.float64)
+    bad = np.flatnonzero(~np.isfinite(actions).all(axis=1))
+    _check(
+        not len(bad),
+        f"step {bad[0] if len(bad) else 0} holds a number that is not finite",
+        "such a chunk must not be executed",
+    )
+    _check(
+        bool(((actions[:, 6] >= -0.5) & (actions[:, 6] <= 1.5)).all()),
+        f"gripper values from {actions[:, 6].min():g} to {actions[:, 6].max():g}",
+        "1 is open and 0 is closed",
+    )
+    spec = eef_delta_spec(first.rotation_convention, first.frame_id, first.dt)
+    return ActionChunk(actions, spec)
+
+
+def msg_to_chunk(msg: ActionChunkMsg) -> ActionChunk:
+    """What a message tells to do; raises VlaError where it must not be executed."""
+    chunk = steps_to_chunk(msg.steps)
+    chunk.timing = dict(zip(msg.stage_names, msg.stage_ms, strict=False))
+    return chunk
+
+
+def _check_step(convention: str, dt: float, frame: str) -> None:
+    _check(
+        convention in CONVENTIONS,
+        f"unknown rotation convention {convention!r}",
+        f"use {' or '.join(map(repr, CONVENTIONS))}",
+    )
+    _check(math.isfinite(dt) and dt > 0, f"dt is {dt}", "a step lasts longer than 0 s")
+    _check(bool(frame), "the deltas' frame_id is empty", "name the frame, such as 'base'")
+
+
+def _check(condition: bool, problem: str, remedy: str) -> None:
+    if not condition:
+        raise VlaError(problem, remedy)

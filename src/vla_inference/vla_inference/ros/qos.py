@@ -1,0 +1,54 @@
+"""Qualities of service by purpose. Names say what a topic is for, not how it is tuned."""
+
+from __future__ import annotations
+
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+
+# A picture is worth answering only while it is the newest; best effort hears every camera,
+# whichever way it publishes.
+IMAGE_INPUT = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST,
+    depth=1,
+    reliability=ReliabilityPolicy.BEST_EFFORT,
+    durability=DurabilityPolicy.VOLATILE,
+)
+
+# Publishing reliably serves best-effort and reliable subscribers alike (REP-2003).
+IMAGE_OUTPUT = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST,
+    depth=1,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.VOLATILE,
+)
+
+# Actions must neither be lost nor come back from the past.
+CHUNK = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST,
+    depth=10,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.VOLATILE,
+)
+
+# Whoever joins late gets the last value: states, instructions in force.
+LATCHED = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST,
+    depth=1,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
+
+# Instructions are heard through two subscriptions, because a transient-local one does not match
+# volatile publishers (`ros2 topic pub`) and a volatile one misses what was latched before.
+INSTRUCTION_VOLATILE = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST,
+    depth=10,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.VOLATILE,
+)
+INSTRUCTION_LATCHED = LATCHED
+
+
+def overridable() -> QoSOverridingOptions:
+    """Lets `qos_overrides.<topic>.<subscription|publisher>.{history,depth,reliability}` be set."""
+    return QoSOverridingOptions.with_default_policies()
