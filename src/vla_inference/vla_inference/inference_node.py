@@ -7,6 +7,7 @@ status says why, and nothing is published.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ import traceback
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rcl_interfaces.msg import (
@@ -26,8 +28,6 @@ from rclpy.parameter import Parameter
 from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
-from vla_msgs.msg import ActionChunk, InferenceStatus
-from vla_msgs.srv import SetInstruction
 
 from vla_inference.errors import ObservationError, VlaError
 from vla_inference.mailbox import Mailbox
@@ -38,6 +38,8 @@ from vla_inference.ros.messages import chunk_to_msg
 from vla_inference.types import Observation, check_instruction
 from vla_inference.watch import Watch
 from vla_inference.worker import Worker
+from vla_msgs.msg import ActionChunk, InferenceStatus
+from vla_msgs.srv import SetInstruction
 
 MAX_FUTURE = 0.5  # seconds a picture's stamp may be ahead of our clock
 STATUS_PERIOD = 0.5
@@ -112,12 +114,15 @@ class InferenceNode(ManagedNode):
     # -- lifecycle ----------------------------------------------------------------------------
 
     def do_configure(self) -> None:
+        transport, text = self._value("image_transport"), self._value("instruction")
+        if transport not in ("raw", "compressed"):
+            raise VlaError(f"unknown image_transport {transport!r}", "use raw or compressed")
+        if text and not self._instruction:
+            self._follow(check_instruction(text))
         self._publish_status("loading the model")
         self._mailbox = Mailbox()
-        self._worker = Worker(self._load, self._answer, self._mailbox)
+        self._worker = Worker(self._load, partial(self._answer, self._mailbox), self._mailbox)
         self._worker.start()
-        if not self._instruction and self._value("instruction"):
-            self._follow(check_instruction(self._value("instruction")))
         self._camera = self._value("camera")
         self._unnorm_key = self._value("unnorm_key") or None
         self._frame_id = self._value("frame_id")
@@ -188,14 +193,10 @@ class InferenceNode(ManagedNode):
         )
 
     def _subscribe(self) -> None:
-        transport = self._value("image_transport")
-        if transport == "raw":
-            kind, topic = Image, "image"
-        elif transport == "compressed":
+        kind, topic = Image, "image"
+        if self._value("image_transport") == "compressed":
             # As image_transport does it: remapping `image` moves the compressed one along.
             kind, topic = CompressedImage, self.resolve_topic_name("image") + "/compressed"
-        else:
-            raise VlaError(f"unknown image_transport {transport!r}", "use raw or compressed")
         self._images = self.create_subscription(
             kind,
             topic,
@@ -221,7 +222,7 @@ class InferenceNode(ManagedNode):
         except ObservationError as error:
             # Whoever sent it no longer wants what was asked before.
             self._follow("")
-            self._refuse(str(error), pictures=0)
+            self._refuse(str(error))
             return
         if text != self._instruction:
             self._follow(text)
@@ -242,9 +243,10 @@ class InferenceNode(ManagedNode):
 
     # -- what goes out (in the worker's thread) -----------------------------------------------
 
-    def _answer(self, letter: Letter) -> None:
-        text, begin = self._instruction, time.monotonic()
-        message = letter.message
+    def _answer(self, mailbox: Mailbox[Letter], letter: Letter) -> None:
+        # What a clean-up may take away in the meantime is held on to.
+        policy, text, message = self.policy, self._instruction, letter.message
+        begin = time.monotonic()
         try:
             if not text:
                 raise ObservationError(
@@ -254,7 +256,7 @@ class InferenceNode(ManagedNode):
             raw = isinstance(message, Image)
             picture = image_to_rgb(message) if raw else compressed_to_rgb(message)
             decoded = time.monotonic()
-            chunk = self.policy.predict_action(
+            chunk = policy.predict_action(
                 Observation({self._camera: picture}, text),
                 unnorm_key=self._unnorm_key,
             )
@@ -264,20 +266,20 @@ class InferenceNode(ManagedNode):
                 message.header.stamp,
                 frame_id=self._frame_id,
                 instruction=text,
-                model=self.policy.name,
+                model=policy.name,
             )
         except VlaError as error:
-            self._refuse(str(error))
+            self._refuse(str(error), mailbox)
             return
         except Exception as error:
             traceback.print_exc()
             reason = f"unexpected {type(error).__name__}: {error}; please report it"
             self.get_logger().error(f"cannot answer: {reason}")
             self._crash = reason
-            self._refuse(reason)
+            self._refuse(reason, mailbox)
             return
         with self._gate:
-            if not self._open or self._mailbox.closed:
+            if not self._open or mailbox.closed:
                 return
             answer.sequence = self._sequence
             answer.produced = self.get_clock().now().to_msg()
@@ -314,9 +316,12 @@ class InferenceNode(ManagedNode):
             )
         return age
 
-    def _refuse(self, reason: str, pictures: int = 1) -> None:
+    def _refuse(self, reason: str, mailbox: Mailbox[Letter] | None = None) -> None:
+        """Tell why; `mailbox` is where the refused picture came from, None for a sentence."""
+        if mailbox is not None and (mailbox.closed or not self._open):
+            return
         with self._lock:
-            self._refused += pictures
+            self._refused += mailbox is not None
             self._last_refusal = " ".join(reason.split())
         self.get_logger().warning(
             f"refused: {self._last_refusal}", throttle_duration_sec=5.0, skip_first=False
@@ -365,6 +370,9 @@ class InferenceNode(ManagedNode):
 
 
 def main(args: Sequence[str] | None = None) -> int:
+    # OpenMP's threads wait for each other by spinning; with a busy neighbour on the same cores
+    # that makes a model 10 to 100 times slower. Must be set before PyTorch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return spin_node(InferenceNode, args)
 
 

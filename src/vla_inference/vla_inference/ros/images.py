@@ -59,10 +59,7 @@ def image_to_rgb(msg: Image) -> np.ndarray:
     )
     if channels == 1:
         return np.repeat(pixels, 3, axis=2)
-    if order == (0, 1, 2):
-        pixels = pixels[..., :3]
-    else:
-        pixels = pixels[..., 2::-1]
+    pixels = pixels[..., :3] if order == (0, 1, 2) else pixels[..., 2::-1]
     return np.ascontiguousarray(pixels)
 
 

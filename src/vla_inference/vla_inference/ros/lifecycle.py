@@ -9,6 +9,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import rclpy
 from rcl_interfaces.msg import ParameterDescriptor
@@ -65,17 +67,21 @@ class ManagedNode(LifecycleNode):
         return self.trigger_configure() == SUCCESS and self.trigger_activate() == SUCCESS
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._transition("configure", self.do_configure, super().on_configure, INACTIVE)
+        then = partial(super().on_configure, state)
+        return self._transition("configure", self.do_configure, then, INACTIVE)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         # Publishers open first, so that what do_activate starts may publish at once.
-        return self._transition("activate", super().on_activate, self.do_activate, ACTIVE)
+        first = partial(super().on_activate, state)
+        return self._transition("activate", first, self.do_activate, ACTIVE)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._transition("deactivate", self.do_deactivate, super().on_deactivate, INACTIVE)
+        then = partial(super().on_deactivate, state)
+        return self._transition("deactivate", self.do_deactivate, then, INACTIVE)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._transition("clean up", self.do_cleanup, super().on_cleanup, UNCONFIGURED)
+        then = partial(super().on_cleanup, state)
+        return self._transition("clean up", self.do_cleanup, then, UNCONFIGURED)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._release()
@@ -87,13 +93,13 @@ class ManagedNode(LifecycleNode):
         self._release()
         return SUCCESS  # back to unconfigured; a failure here would end the node for good
 
-    def _transition(self, name: str, first, second, then: str) -> TransitionCallbackReturn:
+    def _transition(
+        self, name: str, first: Callable[[], Any], second: Callable[[], Any], state: str
+    ) -> TransitionCallbackReturn:
         try:
             with interruptible():
-                for action in (first, second):
-                    # rclpy's own take the previous state, ours take nothing
-                    own = getattr(action, "__name__", "").startswith("do_")
-                    action() if own else action(None)
+                first()
+                second()
         except Exception as error:
             self.failure = self._tell(name, error)
             self.state = ERROR
@@ -101,7 +107,7 @@ class ManagedNode(LifecycleNode):
                 self._release()
             self.state_changed()
             return FAILURE if name == "configure" else TransitionCallbackReturn.ERROR
-        self.state, self.failure = then, ""
+        self.state, self.failure = state, ""
         self.state_changed()
         return SUCCESS
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from geometry_msgs.msg import Vector3
-from vla_msgs.msg import ActionChunk as ActionChunkMsg
-from vla_msgs.msg import EefDelta
 
 from vla_inference.errors import VlaError
 from vla_inference.types import ActionChunk, eef_delta_spec
+from vla_msgs.msg import ActionChunk as ActionChunkMsg
+from vla_msgs.msg import EefDelta
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
