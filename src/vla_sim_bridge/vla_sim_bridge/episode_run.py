@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +49,7 @@ class EpisodeRun:
         self.reward = 0.0
         self.ever_success = False
         self.outcome: Outcome = "running"
+        self.on_step: Callable[[], None] = lambda: None  # after every control step
 
     @property
     def done(self) -> bool:
@@ -58,6 +60,7 @@ class EpisodeRun:
         result = self.sim.step(action)
         self.step_count += 1
         self.reward = result.reward
+        self.on_step()
         if result.success:
             self.ever_success = True
             frames = self.step_count
@@ -69,7 +72,9 @@ class EpisodeRun:
 
     def _settle_step(self) -> bool:
         self.step_count += 1
-        return self.sim.hold().success
+        success = self.sim.hold().success
+        self.on_step()
+        return success
 
     def abort(self) -> None:
         if not self.done:

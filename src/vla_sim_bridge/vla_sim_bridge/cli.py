@@ -1,0 +1,310 @@
+"""`vla rollout`, `vla demo` and `vla generate`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vla_inference.cli_output import JsonOption, print_json
+from vla_inference.errors import VlaError
+from vla_sim_bridge.sim_settings import SimSettings
+
+SHIPPED_MODEL = "models/stack-small"
+
+Task = Annotated[str, typer.Option(help="Task, Stack_D0 to Stack_D4.")]
+Episodes = Annotated[int, typer.Option(help="Episodes to play.")]
+Seed = Annotated[int, typer.Option(help="All chance comes from it; the same seed, the same run.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Checkpoint folder; the small model that ships, if left out."),
+]
+Horizon = Annotated[int, typer.Option(help="Control steps (0.05 s) until an episode has failed.")]
+ExecuteSteps = Annotated[
+    int, typer.Option(help="Steps of each predicted chunk that are executed, in lock step.")
+]
+LockStep = Annotated[
+    bool,
+    typer.Option("--lock-step/--real-time", help="Wait for each answer, or run at 20 Hz."),
+]
+Output = Annotated[
+    Path | None, typer.Option(help="Results folder; results/TASK_TIME, if left out.")
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda ...; CUDA where there is one, if left out.")
+]
+UnnormKey = Annotated[
+    str | None, typer.Option(help="Name of the action statistics, where a model has several.")
+]
+Record = Annotated[int, typer.Option(help="Episodes to film, from the first; 0 for none.")]
+Camera = Annotated[str, typer.Option(help="Camera that the model sees.")]
+Width = Annotated[int, typer.Option(help="Width of its pictures, pixels.")]
+Height = Annotated[int, typer.Option(help="Height of its pictures, pixels.")]
+MinSuccess = Annotated[
+    float | None,
+    typer.Option(help="Exit status 1 below this share of settled successes, 0 to 1."),
+]
+
+
+def rollout(
+    task: Task = "Stack_D0",
+    episodes: Episodes = 100,
+    seed: Seed = 7,
+    model: Model = None,
+    horizon: Horizon = 200,
+    execute_steps: ExecuteSteps = 4,
+    lock_step: LockStep = True,
+    output: Output = None,
+    device: Device = None,
+    unnorm_key: UnnormKey = None,
+    record: Record = 3,
+    camera: Camera = "agentview",
+    width: Width = 224,
+    height: Height = 224,
+    min_success: MinSuccess = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Evaluate a model in closed loop over ROS 2: success over N episodes, report and film."""
+    if min_success is not None and not 0 <= min_success <= 1:
+        raise VlaError(f"--min-success is {min_success}", "give a share, 0 to 1")
+    settings = SimSettings(
+        task=task, episodes=episodes, seed=seed, camera=camera, width=width, height=height,
+        horizon=horizon, lock_step=lock_step, execute_steps=execute_steps,
+        record_episodes=record, output=str(output or ""), model=find_model(model), summary=False,
+    )  # fmt: skip
+    status, results = play(settings, device, unnorm_key, quiet=as_json)
+    if results is None:
+        return status or 1
+    if as_json:
+        print_json(results)
+    else:
+        show(results, Path(settings.output))
+    if status or not results["complete"]:
+        return status or 1
+    if min_success is not None and results["success_rate"] < min_success:
+        print(
+            f"vla rollout: success {results['success_rate']:.3f} is below {min_success:g}",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def demo(
+    task: Task = "Stack_D0",
+    episodes: Episodes = 3,
+    seed: Seed = 7,
+    model: Model = None,
+    output: Output = None,
+    device: Device = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Watch a model stack blocks over ROS 2: three episodes, a film and a report."""
+    return rollout(
+        task, episodes, seed, model, output=output, device=device, record=episodes, as_json=as_json
+    )
+
+
+def find_model(given: str | None) -> str:
+    """Absolute path of a checkpoint folder; the one that ships where none is given."""
+    if given is None:
+        prefixes = [p for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
+        for prefix in prefixes:
+            folder = Path(prefix, "share", "vla_inference", SHIPPED_MODEL)
+            if (folder / "config.json").is_file():
+                return str(folder)
+        raise VlaError(
+            f"the model that ships ({SHIPPED_MODEL}) is not among the installed files",
+            "build the workspace again, or give --model FOLDER",
+        )
+    folder = Path(given).expanduser().absolute()
+    if not (folder / "config.json").is_file():
+        what = "has no config.json" if folder.is_dir() else "does not exist"
+        raise VlaError(f"checkpoint folder {folder} {what}", "give --model FOLDER")
+    return str(folder)
+
+
+def play(
+    settings: SimSettings, device: str | None, unnorm_key: str | None, quiet: bool
+) -> tuple[int, dict | None]:
+    """Run the launch file with these settings: exit status and results.json, if there is one."""
+    from vla_inference.cli_launch import start
+
+    settings.check()
+    folder = settings.output_folder()
+    settings.output = str(folder)
+    given = {
+        name: getattr(settings, name)
+        for name in ("task", "episodes", "seed", "camera", "width", "height", "horizon",
+                     "lock_step", "execute_steps", "output", "record_episodes", "model",
+                     "summary")
+    }  # fmt: skip
+    given.update(device=device or "", unnorm_key=unnorm_key or "")
+    words = [f"{k}:={str(v).lower() if isinstance(v, bool) else v}" for k, v in given.items()]
+    with _stdout_to_stderr() if quiet else contextlib.nullcontext():
+        status = start(["vla_sim_bridge", "sim_eval.launch.xml", *words])
+    path = folder / "results.json"
+    if not path.exists():
+        return status, None
+    return status, json.loads(path.read_text())
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Ours and our children's, so that standard output holds one JSON object only."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def show(results: dict, folder: Path) -> None:
+    """The table at the end, and where everything is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from vla_sim_bridge.report import summary_rows
+
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, value in summary_rows(results):
+        table.add_row(name, value, style="bold" if name.startswith("success") else None)
+    console = Console(highlight=False)
+    console.print()
+    console.print(table)
+    console.print()
+    for what, name in (("report", "report.html"), ("film", "episodes.mp4"),
+                       ("figures", "results.json")):  # fmt: skip
+        path = folder / name
+        if path.exists():
+            print(f"{what:<8} {_short(path)}", flush=True)
+
+
+def _short(path: Path) -> Path:
+    with contextlib.suppress(ValueError):
+        return path.relative_to(Path.cwd())
+    return path
+
+
+# -- demonstrations ---------------------------------------------------------------------------
+
+
+def generate(
+    tasks: Annotated[
+        list[str],
+        typer.Option("--task", "--tasks", help="Task; repeat it or separate by commas."),
+    ] = ["Stack_D2"],  # noqa: B006
+    episodes: Annotated[int, typer.Option(help="Successful episodes per task.")] = 100,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder, a folder per task in it if several; datasets/TASK if not set."),
+    ] = None,
+    cameras: Annotated[str, typer.Option(help="Cameras, separated by commas.")] = "agentview",
+    camera_width: Annotated[int, typer.Option(help="Width of the pictures, pixels.")] = 224,
+    camera_height: Annotated[int, typer.Option(help="Height of the pictures, pixels.")] = 224,
+    seed: Annotated[int, typer.Option(help="All chance comes from it.")] = 0,
+    parallel: Annotated[int, typer.Option(help="Worker processes; -1: one per core.")] = -1,
+    method: Annotated[str, typer.Option(help="scripted, or mimicgen (needs --source).")] = (
+        "scripted"
+    ),
+    source: Annotated[
+        Path | None, typer.Option(help="HDF5 file of source demonstrations, for mimicgen.")
+    ] = None,
+    noise: Annotated[
+        float, typer.Option(help="Largest deviation of executed noise, in full actions, 0 to 1.")
+    ] = 0.25,
+    horizon: Annotated[int, typer.Option(help="Control steps until an attempt has failed.")] = 200,
+    as_json: JsonOption = False,
+) -> int:
+    """Generate demonstrations in simulation; the same call resumes one that was stopped."""
+    from vla_sim_bridge.generate import GenerateConfig
+    from vla_sim_bridge.tasks import get_task
+
+    names = [get_task(n).name for words in tasks for n in words.replace(",", " ").split()]
+    if not names:
+        raise VlaError("no task was given", "give --task Stack_D2")
+    _check_generate(camera_width, camera_height, noise, horizon, parallel, method, source)
+    made = []
+    for name in names:
+        config = GenerateConfig(
+            name, episodes, tuple(cameras.replace(",", " ").split()), camera_width, camera_height,
+            seed, method, None if source is None else str(source), noise, horizon,
+        )  # fmt: skip
+        folder = Path("datasets") / name if output is None else output
+        if output is not None and len(names) > 1:
+            folder = output / name
+        path = _generate_one(config, folder, parallel)
+        statistics = json.loads((path.parent / "statistics.json").read_text())
+        made.append({"path": str(path), **statistics})
+        if not as_json:
+            print(
+                f"{path}: {statistics['episodes']} episodes, {statistics['frames']} frames, "
+                f"{100 * statistics['success_rate']:.1f} % of {statistics['attempts']} attempts"
+            )
+    if as_json:
+        print_json(made[0] if len(made) == 1 else {"data_sets": made})
+    return 0
+
+
+def _check_generate(width, height, noise, horizon, parallel, method, source) -> None:
+    for name, value in (("--camera-width", width), ("--camera-height", height)):
+        if not 16 <= value <= 4096:
+            raise VlaError(f"{name} is {value}", "give 16 to 4096 pixels")
+    if not 0 <= noise <= 1:
+        raise VlaError(f"--noise is {noise}", "give 0 to 1")
+    if horizon < 1:
+        raise VlaError(f"--horizon is {horizon}", "give at least 1")
+    if parallel < 1 and parallel != -1:
+        raise VlaError(f"--parallel is {parallel}", "give at least 1, or -1 for one per core")
+    if method == "mimicgen" and source is None:
+        raise VlaError("method mimicgen has no source", "give --source FILE.hdf5")
+    if source is not None and not source.is_file():
+        raise VlaError(f"there is no source file {source}", "correct --source")
+
+
+def _generate_one(config, folder: Path, parallel: int) -> Path:
+    """Generate with a progress bar on a terminal, a line every 10 s elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    from vla_sim_bridge.generate import generate
+
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        told = [time.monotonic()]
+
+        def line(p) -> None:
+            if time.monotonic() - told[0] >= 10:
+                told[0] = time.monotonic()
+                print(f"{config.task}: {progress_text(p)}", file=sys.stderr, flush=True)
+
+        return generate(config, folder, parallel, line)
+    columns = TextColumn(config.task), BarColumn(), TextColumn("{task.fields[text]}")
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=config.episodes, text="starting")
+
+        def move(p) -> None:
+            done = config.episodes - p.wanted + p.successes
+            bar.update(task, completed=done, text=progress_text(p))
+
+        return generate(config, folder, parallel, move)
+
+
+def progress_text(p) -> str:
+    """Counts, rate and time left of a generation's `Progress`."""
+    left = "-" if p.seconds_left == float("inf") else f"{max(0, p.seconds_left):.0f} s"
+    return (
+        f"{p.successes}/{p.wanted} episodes, {p.attempts} attempts, "
+        f"{60 * p.rate:.1f} per minute, {left} left"
+    )

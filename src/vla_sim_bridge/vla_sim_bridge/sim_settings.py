@@ -1,0 +1,87 @@
+"""What a run of episodes is asked for: the simulation node's parameters, checked in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from vla_inference.errors import VlaError
+from vla_sim_bridge.tasks import get_task
+
+
+def _say(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"description": text})
+
+
+@dataclass
+class SimSettings:
+    """Each field is a parameter of the node, with its description in `metadata`."""
+
+    task: str = _say("Stack_D0", "Task, such as Stack_D0 to Stack_D4")
+    episodes: int = _say(3, "Episodes until the run ends, at least 1")
+    seed: int = _say(7, "All chance comes from it; episode i of a seed is always the same")
+    camera: str = _say("agentview", "Camera whose pictures are published")
+    width: int = _say(224, "Width of the pictures [pixels]")
+    height: int = _say(224, "Height of the pictures [pixels]")
+    horizon: int = _say(200, "Control steps after which an episode has failed")
+    lock_step: bool = _say(True, "Wait for each frame's answer; false: real time")
+    execute_steps: int = _say(4, "Lock step: how many steps of each chunk are executed")
+    control_rate: float = _say(20.0, "Real time: control periods per second [Hz]")
+    frame_rate: float = _say(10.0, "Real time: frames per second [Hz]")
+    action_timeout: float = _say(10.0, "How long to wait for a frame's answer [s]")
+    start_timeout: float = _say(120.0, "How long to wait for the first answer of all [s]")
+    discovery_time: float = _say(1.5, "How long to look for another simulation first [s]")
+    output: str = _say("", "Results folder; empty: results/<task>_<time>")
+    record_episodes: int = _say(3, "How many episodes to film, from the first; 0: none")
+    model: str = _say("", "Checkpoint, for the results only")
+    summary: bool = _say(True, "Print a table at the end")
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> SimSettings:
+        """From loosely typed values (a ROS integer for a double, say), each one checked."""
+        settings = cls()
+        for spec in fields(cls):
+            if spec.name in values:
+                value = _convert(spec.name, values[spec.name], type(getattr(settings, spec.name)))
+                setattr(settings, spec.name, value)
+        settings.check()
+        return settings
+
+    def check(self) -> None:
+        self.task = get_task(self.task).name
+        if self.episodes < 1:
+            raise VlaError(f"{self.episodes} episodes were asked for", "ask for at least 1")
+        lowest = {"seed": 0, "horizon": 1, "execute_steps": 1, "record_episodes": 0,
+                  "width": 16, "height": 16}  # fmt: skip
+        for name, least in lowest.items():
+            if getattr(self, name) < least:
+                raise VlaError(f"{name} is {getattr(self, name)}", f"give at least {least}")
+        for name in ("width", "height"):
+            if getattr(self, name) > 4096:
+                raise VlaError(f"{name} is {getattr(self, name)}", "give at most 4096 pixels")
+        for name in ("control_rate", "frame_rate", "action_timeout", "start_timeout"):
+            if not 0 < getattr(self, name) < 1e6:
+                raise VlaError(f"{name} is {getattr(self, name)}", "give a number above 0")
+        if not 0 <= self.discovery_time < 60:
+            raise VlaError(f"discovery_time is {self.discovery_time}", "give 0 to 60 seconds")
+
+    def output_folder(self) -> Path:
+        """Where results go; refuses a folder that holds some, which are worth keeping."""
+        name = self.output or f"results/{self.task}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        folder = Path(name).expanduser().absolute()
+        if (folder / "results.json").exists():
+            raise VlaError(f"{folder} holds results already", "choose another output folder")
+        return folder
+
+
+def _convert(name: str, value: Any, kind: type) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is str and isinstance(value, (int, float)):
+        return str(value)  # an output folder named 7, say
+    if type(value) is not kind:
+        words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        raise VlaError(f"parameter {name} is {value!r}", f"give {words[kind]}")
+    return value

@@ -1,0 +1,73 @@
+"""A model's node in its plainest form, for tests: answers every picture with steps of no motion.
+
+Run it with the behaviour as its first argument.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+
+import rclpy
+from sensor_msgs.msg import Image
+from std_msgs.msg import String
+
+from vla_inference.ros.qos import CHUNK, IMAGE_OUTPUT, LATCHED
+from vla_msgs.msg import ActionChunk, EefDelta
+
+BEHAVIOURS = {
+    "good": "answers at once",
+    "wrong_stamp": "answers every picture twice, first with another stamp",
+    "late": "answers three pictures, then keeps silent",
+    "wrong_text": "answers to an instruction that nobody gave, every other time",
+    "nan": "answers with numbers that are not finite",
+    "tool": "answers in the tool's frame",
+}
+
+
+class FakeModel:
+    def __init__(self, behaviour: str):
+        self.node = rclpy.create_node("inference")
+        self.behaviour, self.count, self.text = behaviour, 0, ""
+        self.out = self.node.create_publisher(ActionChunk, "action", CHUNK)
+        self.node.create_subscription(String, "instruction", self.hear, LATCHED)
+        self.node.create_subscription(Image, "image", self.see, IMAGE_OUTPUT)
+
+    def hear(self, msg: String) -> None:
+        self.text = msg.data
+
+    def see(self, msg: Image) -> None:
+        if not self.text:
+            return
+        self.count += 1
+        if self.behaviour == "late" and self.count > 3:
+            return
+        if self.behaviour == "wrong_stamp":
+            self.answer(12345, 678, self.text)
+        wrong = self.behaviour == "wrong_text" and self.count % 2
+        stamp = msg.header.stamp
+        self.answer(stamp.sec, stamp.nanosec, "do the dishes" if wrong else self.text)
+
+    def answer(self, sec: int, nanosec: int, text: str) -> None:
+        chunk = ActionChunk(instruction=text, model="fake", latency_ms=1.0)
+        chunk.header.stamp.sec, chunk.header.stamp.nanosec = sec, nanosec
+        frame = "tool" if self.behaviour == "tool" else "base"
+        for _ in range(8):
+            step = EefDelta(rotation_convention="rotvec", gripper=1.0, dt=0.05, frame_id=frame)
+            step.translation.z = float("nan") if self.behaviour == "nan" else 0.001
+            chunk.steps.append(step)
+        chunk.stage_names, chunk.stage_ms = ["total"], [1.0]
+        time.sleep(0.001)
+        self.out.publish(chunk)
+
+
+def main() -> None:
+    rclpy.init()
+    with contextlib.suppress(KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
+        rclpy.spin(FakeModel(sys.argv[1]).node)
+    rclpy.try_shutdown()
+
+
+if __name__ == "__main__":
+    main()
