@@ -61,14 +61,19 @@ class Normalisation:
         for key in ("q01", "q99"):
             if key not in statistics:
                 raise VlaError(f"{name} have no {key!r}", "give q01 and q99, one number per axis")
-        low = np.asarray(statistics["q01"], np.float64)
-        high = np.asarray(statistics["q99"], np.float64)
-        mask = np.asarray(statistics.get("mask", np.ones(len(low), bool)), bool)
+        try:
+            low = np.asarray(statistics["q01"], np.float64)
+            high = np.asarray(statistics["q99"], np.float64)
+        except (TypeError, ValueError) as error:
+            raise VlaError(f"{name} hold q01 or q99 that are not numbers", str(error)) from None
+        mask = np.asarray(statistics.get("mask", np.ones(low.shape, bool)), bool)
         if not low.shape == high.shape == mask.shape or low.ndim != 1:
             raise VlaError(
                 f"{name} have q01, q99 and mask of lengths {low.size}, {high.size}, {mask.size}",
                 "all three must have one entry per action dimension",
             )
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise VlaError(f"{name} hold numbers that are not finite", "compute them again")
         return cls(low, high, mask)
 
     def __len__(self) -> int:

@@ -27,9 +27,12 @@ def read_json(path: Path) -> dict:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing", "the checkpoint folder is incomplete")
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not JSON ({error})", "copy it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object", "copy it again")
+    return content
 
 
 def load_config(folder: Path) -> ModelConfig:
@@ -44,7 +47,9 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, complete by its index if it has one."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(read_json(index)["weight_map"].values()))
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        if not names:
+            raise CheckpointError(f"{index} has no weight_map", "copy it again")
         missing = [n for n in names if not (folder / n).is_file()]
         if missing:
             raise CheckpointError(
@@ -146,8 +151,13 @@ def save_checkpoint(
         write(temporary)
         os.replace(temporary, folder / name)
 
+    def save_weights(path: Path) -> None:
+        save_file(weights, path, {"format": "pt"})
+        os.umask(mask := os.umask(0o022))
+        os.chmod(path, 0o666 & ~mask)  # save_file lets nobody else read it
+
     weights = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    put("model.safetensors", lambda p: save_file(weights, p, {"format": "pt"}))
+    put("model.safetensors", save_weights)
     if tokenizer is not None:
         put("tokenizer.json", lambda p: tokenizer.save(str(p)))
     if statistics is not None:

@@ -177,7 +177,8 @@ class InferenceNode(ManagedNode):
             device=self._value("device") or None,
             dtype=self._value("dtype") or None,
         )
-        policy.action_spec(self._value("unnorm_key") or None)  # is it known?
+        key = self._value("unnorm_key") or None
+        policy.action_spec(key)  # is it known?
         head = policy.config.head
         if head.num_images > 1 or head.proprio_dim:
             raise VlaError(
@@ -185,8 +186,8 @@ class InferenceNode(ManagedNode):
                 "numbers of proprioception; this node feeds one picture",
                 "choose a model of one picture, or call Policy.predict_action",
             )
-        policy.warm_up()
-        milliseconds = policy.warm_up()
+        policy.warm_up(key)
+        milliseconds = policy.warm_up(key)
         self.policy = policy
         self.get_logger().info(
             f"model {policy.name} on {policy.device}, {milliseconds:.0f} ms per answer"

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from vla_inference.actions import NORMALIZED, ActionTokens, Normalisation, find_statistics
-from vla_inference.checkpoint import load_config, load_model, load_tokenizer
-from vla_inference.errors import ObservationError, VlaError
+from vla_inference.checkpoint import load_model, load_tokenizer
+from vla_inference.errors import CheckpointError, ObservationError, VlaError
 from vla_inference.model import VLA
 from vla_inference.preprocess import PicturePreprocessor, PromptTokenizer
 from vla_inference.types import ActionChunk, ActionSpec, Observation, eef_delta_spec
 
+NOT_FINITE = ("the model answered with numbers that are not finite", "check its weights")
 OFT_EPSILON = 1e-8  # OpenVLA-OFT adds it to the range when it un-normalises
 
 DTYPES = {
@@ -24,6 +25,23 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+def statistics_spec(statistics: Mapping) -> ActionSpec:
+    """What the actions of a set of statistics mean.
+
+    They may carry a `spec` ({"rotation", "frame", "dt"}); those of the Open X-Embodiment sets
+    don't and are fixed-axis angles in the base frame at about 5 Hz.
+    """
+    defaults = {"rotation": "rpy", "frame": "base", "dt": 0.2}
+    given = statistics.get("spec", {})
+    unknown = set(given) - set(defaults)
+    if unknown:
+        raise CheckpointError(
+            f"the statistics' spec names unknown {', '.join(sorted(unknown))}",
+            f"known: {', '.join(defaults)}",
+        )
+    return eef_delta_spec(**{**defaults, **given})
 
 
 class Policy:
@@ -55,6 +73,10 @@ class Policy:
         """
         folder = Path(path)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            torch.device(device)
+        except RuntimeError:
+            raise VlaError(f"unknown device {device!r}", "use cpu, cuda or cuda:N") from None
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise VlaError(f"device {device!r} was asked for, but there is no CUDA", "use cpu")
         dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
@@ -62,6 +84,12 @@ class Policy:
             raise VlaError(f"unknown dtype {dtype!r}", f"known: {', '.join(DTYPES)}")
         model = load_model(folder, device, DTYPES[dtype])
         tokenizer = load_tokenizer(folder)
+        words, rows = tokenizer.get_vocab_size(), model.config.llm.vocab_size
+        if words > rows:
+            raise CheckpointError(
+                f"{folder / 'tokenizer.json'} has {words} tokens, the model {rows} embeddings",
+                "the two must come from one training run",
+            )
         return cls(model, tokenizer, device, DTYPES[dtype], folder.resolve().name)
 
     # -- what the actions mean ----------------------------------------------------------------
@@ -72,15 +100,9 @@ class Policy:
         return {**self.config.norm_stats, "normalized": {"action": NORMALIZED}}
 
     def action_spec(self, unnorm_key: str | Mapping | None = None) -> ActionSpec:
-        """Name, unit, frame and polarity of each action dimension.
-
-        Statistics may carry a `spec` ({"rotation", "frame", "dt"}); those of the Open X-Embodiment
-        sets don't and are fixed-axis angles in the base frame at about 5 Hz.
-        """
+        """Name, unit, frame and polarity of each action dimension."""
         name, _ = find_statistics(self.action_spaces, unnorm_key)
-        spec = self.action_spaces.get(name, {}).get("spec", {})
-        defaults = {"rotation": "rpy", "frame": "base", "dt": 0.2}
-        return eef_delta_spec(**{**defaults, **spec})
+        return statistics_spec(self.action_spaces.get(name, {}))
 
     # -- prediction ---------------------------------------------------------------------------
 
@@ -100,9 +122,20 @@ class Policy:
         """
         if isinstance(observation, np.ndarray):
             observation = Observation({"image": observation})
+        if not isinstance(observation, Observation):
+            raise ObservationError(
+                f"the observation is a {type(observation).__name__}",
+                "give an Observation or one picture",
+            )
         text = observation.instruction if instruction is None else instruction
         _, statistics = find_statistics(self.action_spaces, unnorm_key)
         normalisation = Normalisation.from_statistics(statistics)
+        if len(normalisation) != self.config.head.action_dim:
+            raise VlaError(
+                f"the statistics have {len(normalisation)} dimensions, the model's actions "
+                f"{self.config.head.action_dim}",
+                "choose those it was trained with",
+            )
         timer = _Timer(self.device)
         images = list(observation.images.values())
         if len(images) < self.config.head.num_images:
@@ -123,17 +156,17 @@ class Policy:
         epsilon = OFT_EPSILON if self.config.head.decoding == "parallel" else 0.0
         actions = normalisation.denormalise(normalised, epsilon)
         if not np.isfinite(actions).all():
-            raise VlaError("the model answered with numbers that are not finite", "nothing sent")
+            raise VlaError(*NOT_FINITE)
         return ActionChunk(actions, self.action_spec(unnorm_key), tokens, timer.finish())
 
-    def warm_up(self) -> float:
+    def warm_up(self, unnorm_key: str | Mapping | None = None) -> float:
         """Predict once on a grey picture, so that the first real one is not slow; milliseconds."""
         size = self.config.towers[0].image_size
         grey = np.full((size, size, 3), 128, np.uint8)
         images = {f"camera_{i}": grey for i in range(self.config.head.num_images)}
         state = np.zeros(self.config.head.proprio_dim, np.float32)
         observation = Observation(images, "warm up", state)
-        key = next(iter(self.config.norm_stats), "normalized")
+        key = unnorm_key or next(iter(self.config.norm_stats), "normalized")
         return self.predict_action(observation, unnorm_key=key).timing["total"]
 
     def _act(self, context: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
@@ -145,6 +178,8 @@ class Policy:
             tokens = self.model.parallel_tokens(context)[0].cpu().numpy()
         else:
             tokens = self.model.generate_tokens(context).cpu().numpy()
+        if (tokens < 0).any():
+            raise VlaError(*NOT_FINITE)
         return self.tokens.decode(tokens), tokens
 
     def _ids(self, instruction: str) -> torch.Tensor:
@@ -163,8 +198,11 @@ class Policy:
         if state is None or len(state) != wanted:
             have = "none" if state is None else len(state)
             raise ObservationError(
-                f"the model needs a state of {wanted} numbers, got {have}", "give the robot's state"
+                f"the model needs a state of {wanted} numbers, got {have}",
+                "give the robot's state",
             )
+        if not np.isfinite(state).all():
+            raise ObservationError("the state holds numbers that are not finite", "mend it")
         name, _ = find_statistics(self.action_spaces, unnorm_key)
         statistics = self.action_spaces.get(name, {}).get("proprio")
         if statistics is None:

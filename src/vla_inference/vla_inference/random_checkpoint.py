@@ -45,6 +45,9 @@ HEADS: dict[str, dict[str, Any]] = {
     "tokens": {"type": "tokens", "decoding": "autoregressive"},
     "parallel": {"type": "tokens", "decoding": "parallel", "chunk": 4},
     "l1": {"type": "l1", "decoding": "parallel", "chunk": 8},
+    "l1-slots": {
+        "type": "l1", "decoding": "parallel", "chunk": 8, "slots_per_step": 1, "slots": "learned",
+    },
     "l1-two-cameras": {
         "type": "l1", "decoding": "parallel", "chunk": 8, "num_images": 2, "proprio_dim": 8,
     },

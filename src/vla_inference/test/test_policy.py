@@ -1,0 +1,270 @@
+"""A policy answers with actions in the right units, or says why it doesn't."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from vla_inference.actions import ActionTokens, Normalisation, find_statistics
+from vla_inference.errors import ObservationError, VlaError
+from vla_inference.policy import Policy
+from vla_inference.random_checkpoint import HEADS, STATISTICS, write_random_checkpoint
+from vla_inference.types import Observation
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+STATE = np.linspace(-0.5, 0.5, 8, dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {
+        head: Policy.from_pretrained(write_random_checkpoint(folder / head, head=head))
+        for head in HEADS
+    }
+
+
+def observation(**changes) -> Observation:
+    images = {"agent": PICTURE, "wrist": PICTURE[::-1].copy()}
+    return Observation(**{"images": images, "instruction": "lift it", "state": STATE, **changes})
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_answers_within_its_bounds(policies, head):
+    policy = policies[head]
+    chunk = policy.predict_action(observation())
+    assert chunk.actions.shape == (policy.config.head.chunk, 7)
+    assert chunk.actions.dtype == np.float32
+    if policy.config.head.type == "tokens":
+        low, high = (np.array(STATISTICS["random"]["action"][q]) for q in ("q01", "q99"))
+        assert (chunk.actions >= low - 1e-6).all() and (chunk.actions <= high + 1e-6).all()
+        assert chunk.tokens.shape == chunk.actions.shape
+        assert (chunk.tokens >= 576 - 256).all() and (chunk.tokens < 576).all()
+    else:
+        assert chunk.tokens is None
+    assert chunk.spec.rotation == "rotvec" and chunk.spec.dt == 0.05
+    assert {"preprocess", "vision", "language", "total"} <= set(chunk.timing)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_same_input_gives_the_same_actions(policies, head):
+    first = policies[head].predict_action(observation()).actions
+    policies[head].predict_action(observation(instruction="something else"))
+    np.testing.assert_array_equal(policies[head].predict_action(observation()).actions, first)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_picture_and_sentence_both_matter(policies, head):
+    def tensors(obs):
+        policy = policies[head]
+        pixels = torch.from_numpy(policy.preprocess(list(obs.images.values())))[None]
+        pixels = pixels[:, : 3 * policy.config.head.num_images]
+        proprio = torch.zeros(1, 8) if policy.config.head.proprio_dim else None
+        with torch.inference_mode():
+            context = policy.model.context(policy._ids(obs.instruction), pixels, proprio)
+            if policy.config.head.decoding == "parallel":
+                return policy.model.action_hidden(context)
+            return policy.model.prefill(context)[0]
+
+    plain = tensors(observation())
+    other_picture = tensors(observation(images={"agent": 255 - PICTURE, "wrist": PICTURE}))
+    other_text = tensors(observation(instruction="drop it"))
+    assert not torch.allclose(plain, other_picture, atol=1e-3)
+    assert not torch.allclose(plain, other_text, atol=1e-3)
+
+
+def test_a_bare_picture_will_do(policies):
+    a = policies["l1"].predict_action(PICTURE, "lift it").actions
+    b = policies["l1"].predict_action(observation()).actions
+    np.testing.assert_array_equal(a, b)
+
+
+def test_case_and_white_space_of_the_instruction_do_not_matter(policies):
+    a = policies["l1"].predict_action(PICTURE, "  Lift \n it ").actions
+    b = policies["l1"].predict_action(PICTURE, "lift it").actions
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"instruction": ""}, "instruction is empty"),
+        ({"instruction": " \n\t"}, "instruction is empty"),
+        ({"instruction": "a" * 1001}, "1001 characters"),
+        ({"images": {}}, "got 0"),
+        ({"images": {"a": PICTURE.astype(np.float32)}}, "dtype float32"),
+        ({"images": {"a": PICTURE.astype(np.uint16)}}, "dtype uint16"),
+        ({"images": {"a": PICTURE[..., 0]}}, r"shape \(48, 64\)"),
+        ({"images": {"a": PICTURE.transpose(2, 0, 1)}}, "shape"),
+        ({"images": {"a": np.dstack([PICTURE, PICTURE[..., :1]])}}, "shape"),
+        ({"images": {"a": PICTURE[:8]}}, "64x8 pixels"),
+        ({"images": {"a": np.zeros((0, 0, 3), np.uint8)}}, "0x0 pixels"),
+        ({"images": {"a": [[1, 2, 3]]}}, "list"),
+        ({"images": {"a": None}}, "NoneType"),
+    ],
+)
+def test_bad_observations_are_refused_by_name(policies, changes, words):
+    with pytest.raises(ObservationError, match=words):
+        policies["l1"].predict_action(observation(**changes))
+
+
+def test_something_that_is_no_observation_is_refused(policies):
+    with pytest.raises(ObservationError, match="dict"):
+        policies["l1"].predict_action({"image": PICTURE}, "lift it")
+
+
+@pytest.mark.parametrize("state", [None, STATE[:7], np.full(8, np.nan)])
+def test_a_missing_short_or_broken_state_is_refused(policies, state):
+    with pytest.raises(ObservationError, match="state"):
+        policies["l1-two-cameras"].predict_action(observation(state=state))
+
+
+def test_one_picture_where_two_are_needed_is_refused(policies):
+    with pytest.raises(ObservationError, match="needs 2 pictures, got 1"):
+        policies["l1-two-cameras"].predict_action(observation(images={"agent": PICTURE}))
+
+
+def test_an_unknown_unnorm_key_is_refused_with_the_known_ones(policies):
+    with pytest.raises(VlaError, match=r"'bridge'.*known: random, normalized"):
+        policies["l1"].predict_action(observation(), unnorm_key="bridge")
+
+
+def test_several_statistics_need_a_choice(tmp_path):
+    two = {"here": STATISTICS["random"], "there": STATISTICS["random"]}
+    policy = Policy.from_pretrained(write_random_checkpoint(tmp_path, statistics=two))
+    with pytest.raises(VlaError, match="choose one of: here, there"):
+        policy.predict_action(observation())
+    assert len(policy.predict_action(observation(), unnorm_key="there")) == 8
+
+
+def test_statistics_may_be_given_themselves(policies):
+    wide = {"q01": [-2.0] * 7, "q99": [2.0] * 7}
+    by_hand = policies["l1"].predict_action(observation(), unnorm_key=wide).actions
+    normal = policies["l1"].predict_action(observation(), unnorm_key="normalized").actions
+    np.testing.assert_allclose(by_hand[:, :6], 2 * normal[:, :6], rtol=1e-5)
+
+
+def test_statistics_of_another_size_are_refused(policies):
+    six = {"q01": [-1.0] * 6, "q99": [1.0] * 6}
+    with pytest.raises(VlaError, match="6 dimensions, the model's actions 7"):
+        policies["l1"].predict_action(observation(), unnorm_key=six)
+
+
+@pytest.mark.parametrize("head", ["l1", "tokens", "parallel"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_goes_wild_is_refused(tmp_path, head, value):
+    policy = Policy.from_pretrained(write_random_checkpoint(tmp_path, head=head))
+    policy.model.language_model.model.norm.weight.fill_(value)
+    with pytest.raises(VlaError, match="not finite"):
+        policy.predict_action(observation())
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda", "cuda:99", "cpu:x", ""])
+def test_devices_that_are_not_there_are_refused(tmp_path, name):
+    folder = write_random_checkpoint(tmp_path)
+    if name == "" or (name == "cuda" and torch.cuda.is_available()):
+        assert Policy.from_pretrained(folder, device=name).device.type in ("cpu", "cuda")
+        return
+    with pytest.raises(VlaError, match=f"device {name!r}"):
+        Policy.from_pretrained(folder, device=name)
+
+
+def test_an_unknown_dtype_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(VlaError, match="known: float32, bfloat16"):
+        Policy.from_pretrained(write_random_checkpoint(tmp_path), dtype="int4")
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_bfloat16_answers_like_float32(tmp_path, head, policies):
+    folder = write_random_checkpoint(tmp_path, head=head)
+    policy = Policy.from_pretrained(folder, device="cpu", dtype="bfloat16")
+    chunk = policy.predict_action(observation())
+    assert np.isfinite(chunk.actions).all()
+    if policy.config.head.type == "l1":
+        exact = policies[head].predict_action(observation()).actions
+        assert np.abs(chunk.actions - exact).max() < 0.1 * np.abs(exact).max()
+
+
+# -- tokens and normalisation -----------------------------------------------------------------
+
+TOKENS = ActionTokens(32000)
+unit = st.floats(-1, 1, width=32)
+
+
+@given(arrays(np.float64, (3, 7), elements=unit))
+def test_tokens_lose_at_most_half_a_bin(actions):
+    error = np.abs(TOKENS.decode(TOKENS.encode(actions)) - actions)
+    assert error.max() <= 1 / 255 + 1e-9
+
+
+@given(st.integers(32000 - 255, 32000 - 1))
+def test_decoding_and_encoding_a_token_gives_it_back(token):
+    assert TOKENS.encode(TOKENS.decode(token)) == token
+
+
+@given(st.floats(allow_nan=False), st.floats(allow_nan=False))
+def test_greater_actions_have_lower_tokens(a, b):
+    low, high = sorted((a, b))
+    assert TOKENS.encode(low) >= TOKENS.encode(high)
+
+
+@pytest.mark.parametrize("token", [-1, 0, 32000 - 257, 32000, 32063])
+def test_tokens_that_mean_no_action_are_refused(token):
+    with pytest.raises(VlaError, match="not all action tokens"):
+        TOKENS.decode(np.array([31800, token]))
+
+
+@st.composite
+def normalisations(draw):
+    low = draw(arrays(np.float64, 7, elements=st.floats(-10, 10)))
+    span = draw(arrays(np.float64, 7, elements=st.floats(0.01, 10)))
+    mask = draw(arrays(bool, 7))
+    return Normalisation(low, low + span, mask)
+
+
+@given(normalisations(), arrays(np.float64, 7, elements=unit))
+def test_normalising_undoes_denormalising(n, x):
+    np.testing.assert_allclose(n.normalise(n.denormalise(x)), x, atol=1e-5)
+
+
+@given(normalisations(), arrays(np.float64, 7, elements=st.floats(-100, 100)))
+def test_normalised_values_stay_in_range_and_masked_ones_untouched(n, x):
+    y = n.normalise(x)
+    assert (np.abs(y[n.mask]) <= 1).all()
+    np.testing.assert_array_equal(y[~n.mask], x[~n.mask])
+
+
+@settings(max_examples=20)
+@given(st.floats(-5, 5), st.floats(-5, 5))
+def test_constant_dimensions_come_back_as_their_constant(constant, x):
+    n = Normalisation(np.array([constant]), np.array([constant]), np.array([True]))
+    assert n.normalise(np.array([x])) == 0
+    assert n.denormalise(np.array([0.0])) == constant
+
+
+@pytest.mark.parametrize(
+    ("statistics", "words"),
+    [
+        ({}, "no 'q01'"),
+        ({"q01": [0.0]}, "no 'q99'"),
+        ({"q01": [0.0], "q99": [1.0, 2.0]}, "lengths 1, 2"),
+        ({"q01": [0.0], "q99": [1.0], "mask": [True, True]}, "lengths 1, 1, 2"),
+        ({"q01": [float("nan")], "q99": [1.0]}, "not finite"),
+        ({"q01": ["a"], "q99": [1.0]}, "not numbers"),
+        ({"q01": [[0.0]], "q99": [[1.0]]}, "lengths"),
+    ],
+)
+def test_broken_statistics_are_refused(statistics, words):
+    with pytest.raises(VlaError, match=words):
+        Normalisation.from_statistics(statistics)
+
+
+def test_the_only_statistics_are_found_without_a_name():
+    assert find_statistics({"one": {"action": {"q01": 1}}, "normalized": {}}, None) == (
+        "one",
+        {"q01": 1},
+    )

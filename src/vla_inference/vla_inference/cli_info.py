@@ -1,0 +1,162 @@
+"""`vla info MODEL`: what a checkpoint is, without loading its weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vla_inference.actions import Normalisation
+from vla_inference.checkpoint import load_config, load_tokenizer, weight_files
+from vla_inference.cli_output import JsonOption, print_json
+from vla_inference.errors import CheckpointError
+from vla_inference.model import ModelConfig
+from vla_inference.policy import statistics_spec
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What a checkpoint folder holds, in the terms of JSON.
+
+    Reads the config, the statistics and the headers of the weights. Raises CheckpointError.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no checkpoint folder {folder}", "check the path")
+    config = load_config(folder)
+    parts: dict[str, int] = defaultdict(int)
+    dtypes: set[str] = set()
+    files = weight_files(folder)
+    for path in files:
+        for key, entry in tensor_headers(path).items():
+            parts[_part(key, config)] += math.prod(entry["shape"])
+            dtypes.add(entry["dtype"])
+    return {
+        "name": config.name,
+        "folder": folder.resolve(),
+        "size_mb": round(sum(f.stat().st_size for f in files) / 1e6, 1),
+        "dtypes": sorted(dtypes),
+        "parameters": sum(parts.values()),
+        "parts": dict(parts),
+        "towers": [
+            {"key": t.key, "image_size": t.image_size, "patches": t.num_patches, "stem": t.stem}
+            for t in config.towers
+        ],
+        "resize": config.image_resize_strategy,
+        "images": config.head.num_images,
+        "state": config.head.proprio_dim,
+        "prompt": config.prompt,
+        "vocabulary": load_tokenizer(folder).get_vocab_size(),
+        "head": {
+            "type": config.head.type,
+            "decoding": config.head.decoding,
+            "chunk": config.head.chunk,
+        },
+        "action_spaces": {name: _space(name, s) for name, s in config.norm_stats.items()},
+    }
+
+
+def tensor_headers(path: Path) -> dict[str, dict]:
+    """Name -> {"dtype", "shape"} of a safetensors file, from its header alone."""
+    try:
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            if size > 100_000_000:
+                raise ValueError(f"a header of {size} bytes")
+            header = json.loads(file.read(size))
+            header.pop("__metadata__", None)
+            end = max((e["data_offsets"][1] for e in header.values()), default=0)
+        if path.stat().st_size != 8 + size + end:
+            raise ValueError(f"{path.stat().st_size} bytes instead of {8 + size + end}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error})", "it may be cut short: copy it again"
+        ) from error
+    return header
+
+
+def _part(key: str, config: ModelConfig) -> str:
+    first, second = (*key.split("."), "")[:2]
+    return f"{first}.{second}" if first == "vision_backbone" else first
+
+
+def _space(name: str, statistics: Mapping[str, Any]) -> dict[str, Any]:
+    spec = statistics_spec(statistics)
+    bounds = Normalisation.from_statistics(
+        statistics.get("action", statistics), f"statistics {name!r}"
+    )
+    if len(bounds) != len(spec):
+        raise CheckpointError(
+            f"statistics {name!r} have {len(bounds)} dimensions, an end-effector delta has "
+            f"{len(spec)}",
+            "mend dataset_statistics.json",
+        )
+    return {
+        "rotation": spec.rotation,
+        "frame": spec.frame,
+        "dt": spec.dt,
+        "dimensions": [
+            {
+                "name": d.name,
+                "unit": d.unit,
+                "low": float(low) if scaled else None,
+                "high": float(high) if scaled else None,
+                "note": d.polarity,
+            }
+            for d, low, high, scaled in zip(
+                spec.dims, bounds.low, bounds.high, bounds.mask, strict=True
+            )
+        ],
+    }
+
+
+def text(d: Mapping[str, Any]) -> str:
+    """The same for people."""
+    lines = [
+        f"{d['name']}  ({d['folder']})",
+        f"  weights     {d['parameters'] / 1e6:.2f} M parameters, {', '.join(d['dtypes'])}, "
+        f"{d['size_mb']} MB",
+    ]
+    lines += [f"    {name:<28} {n / 1e6:9.3f} M" for name, n in d["parts"].items()]
+    for t in d["towers"]:
+        lines.append(
+            f"  vision      {t['key']}: {t['image_size']} x {t['image_size']} pixels "
+            f"({d['resize']}), {t['patches']} patches, {t['stem']} stem"
+        )
+    lines += [
+        f"  input       {d['images']} picture(s), "
+        + (f"{d['state']} numbers of state" if d["state"] else "no state"),
+        f"  prompt      {d['prompt']!r}, {d['vocabulary']} tokens in the vocabulary",
+        f"  answer      {d['head']['chunk']} step(s) by {d['head']['type']}, "
+        f"{d['head']['decoding']}",
+    ]
+    for name, space in d["action_spaces"].items():
+        lines.append(
+            f"  actions     unnorm_key {name!r}: {space['dt']:g} s per step, rotation as "
+            f"{space['rotation']}, in the {space['frame']} frame"
+        )
+        for dim in space["dimensions"]:
+            bounds = "as the model says it"
+            if dim["low"] is not None:
+                bounds = f"{dim['low']:+.4f} to {dim['high']:+.4f}"
+            note = f"  ({dim['note']})" if dim["note"] else ""
+            lines.append(f"    {dim['name']:<8} {bounds} {dim['unit']}{note}")
+    if not d["action_spaces"]:
+        lines.append("  actions     no statistics: only unnorm_key 'normalized' (-1 to 1)")
+    return "\n".join(lines)
+
+
+def info(
+    model: Annotated[Path, typer.Argument(help="Checkpoint folder.", metavar="MODEL")],
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what a checkpoint is: parts, parameters, prompt, action spaces with their bounds."""
+    described = describe(model)
+    if as_json:
+        print_json(described)
+    else:
+        print(text(described))
