@@ -80,7 +80,8 @@ def rollout(
         record_episodes=record, output=str(output or ""), model=find_model(model), summary=False,
     )  # fmt: skip
     status, results = play(settings, device, unnorm_key, quiet=as_json)
-    if results is None:
+    if results is None:  # the reason stands above, as the nodes told it
+        print("vla rollout: no action was executed, so there are no results", file=sys.stderr)
         return status or 1
     if as_json:
         print_json(results)

@@ -84,11 +84,15 @@ class Evaluation:
         self._begun = time.perf_counter()
         return self.run
 
-    def step(self, action: np.ndarray) -> bool:
-        """Execute one action; returns whether the episode is over (then it has been counted)."""
+    def step(self, action: np.ndarray, held: bool = False) -> bool:
+        """Execute one action; returns whether the episode is over (then it has been counted).
+
+        held: it was nobody's, the robot just waited; such steps don't count for the rate.
+        """
         done = self.run.step(action)
-        self.action_steps += 1
-        self._recent.append((time.perf_counter(), self.action_steps))
+        if not held:
+            self.action_steps += 1
+            self._recent.append((time.perf_counter(), self.action_steps))
         if done:
             self._close()
         return done

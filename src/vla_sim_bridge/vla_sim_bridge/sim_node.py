@@ -1,10 +1,12 @@
 """The simulation as a ROS node: frames and instruction out, action chunks in, N episodes, results.
 
-All work is done in one thread: a chunk's callback executes it and publishes the next frame.
+All work is done in one thread: a chunk's callback executes it and publishes the next frame. What
+is to be done when is decided by `LockStep` or `RealTime`, what is counted by `Evaluation`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
@@ -13,37 +15,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from datetime import datetime
 
+import numpy as np
 import rclpy
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.time import Time
-from sensor_msgs.msg import CameraInfo, Image
-from std_msgs.msg import Float32, String
-from std_srvs.srv import SetBool
 
 from vla_inference.errors import VlaError
-from vla_inference.ros.images import rgb_to_image
-from vla_inference.ros.messages import msg_to_chunk, steps_to_chunk
-from vla_inference.ros.qos import CHUNK, IMAGE_INPUT, IMAGE_OUTPUT, LATCHED
-from vla_msgs.msg import ActionChunk, EpisodeStatus, InferenceStatus, SimStatus
-from vla_msgs.srv import ResetEpisode, StepSim
+from vla_inference.ros.messages import msg_to_chunk
+from vla_inference.ros.qos import CHUNK, LATCHED
+from vla_msgs.msg import ActionChunk, InferenceStatus, SimStatus
 from vla_sim_bridge import report
 from vla_sim_bridge.conventions import sim_actions
 from vla_sim_bridge.evaluation import Evaluation
 from vla_sim_bridge.lock_step import LockStep, Verdict
 from vla_sim_bridge.real_time import RealTime
 from vla_sim_bridge.recorder import RunRecorder
+from vla_sim_bridge.ros.sim_services import SimServices
+from vla_sim_bridge.ros.sim_topics import SimTopics
 from vla_sim_bridge.sim_settings import SimSettings
 from vla_sim_bridge.simulation import CONTROL_FREQ, Simulation
 from vla_sim_bridge.tasks import get_task
 
 PROGRESS_EVERY = 5.0  # s between progress lines within an episode
-
-
-class RunError(VlaError):
-    """The run cannot go on; what was measured so far is written."""
 
 
 class SimNode(Node):
@@ -60,17 +56,12 @@ class SimNode(Node):
         self.settings = SimSettings.from_values(values)
         self.folder = self.settings.output_folder()
         self.stop: Callable[[], bool] = lambda: False  # asked between control steps
-        self.evaluation: Evaluation | None = None
-        self.recorder: RunRecorder | None = None
-        self.state, self.message = SimStatus.STARTING, "loading"
-        self.finished = False
+        self.begun = self.finished = self.paused = False
         self.failure: Exception | None = None
-        self.paused = False
-        self._instruction: str | None = None
-        self._last_stamp = 0
+        self.state, self.message = SimStatus.STARTING, "loading"
         self._inference: InferenceStatus | None = None
         self._told = self._created = time.monotonic()
-        self._subscribers = 0
+        self._viewers = 0
         self._dt_warned = False
         self._started = datetime.now().astimezone().isoformat(timespec="seconds")
 
@@ -79,55 +70,48 @@ class SimNode(Node):
     def load(self) -> None:
         """Build the simulation, make sure that no other one is there, publish the first frame."""
         s = self.settings
-        self.sim = Simulation(s.task, (s.camera,), s.width, s.height)
-        self.evaluation = Evaluation(self.sim, s.seed, s.episodes, s.horizon)
+        sim = Simulation(s.task, (s.camera,), s.width, s.height)
+        sim.render(s.camera)  # the first picture takes a second
+        self.evaluation = Evaluation(sim, s.seed, s.episodes, s.horizon)
         self._refuse_company()
-        self._create_interfaces()
         self.folder.mkdir(parents=True, exist_ok=True)
+        every = 1 if s.lock_step else 2  # real time has no time to draw more
         self.recorder = RunRecorder(
-            self.evaluation, self.folder, s.record_episodes, s.camera, 1 if s.lock_step else 2
+            self.evaluation, self.folder, s.record_episodes, s.camera, every
         )
-        self.evaluation.on_step = self._after_step
+        self.evaluation.on_step = self.recorder.step
         self.lock = LockStep(s.action_timeout, s.start_timeout)
         self.real = RealTime(1.0 / s.control_rate)
+        self.topics = SimTopics(self, s.camera)
+        SimServices(self)
+        self.create_subscription(ActionChunk, "action", self._guard(self._on_chunk), CHUNK)
+        self.create_subscription(InferenceStatus, "inference/status", self._on_inference, LATCHED)
         self._say(f"{s.task}, {s.episodes} episodes of seed {s.seed}; results: {self.folder}")
-        self._write_json("under way")
+        self.begun = True
         self._begin_episode()
         if not s.lock_step:
             self.create_timer(1.0 / s.control_rate, self._guard(self._control_period))
             self.create_timer(1.0 / s.frame_rate, self._guard(self._real_time_frame))
         self.create_timer(1.0, self._publish_status)
 
+    @property
+    def sim(self) -> Simulation:
+        return self.evaluation.sim
+
     def _refuse_company(self) -> None:
         """Two simulations on the same topics would each execute what the other's model said."""
-        rest = self.settings.discovery_time - (time.monotonic() - self._created)
-        while rest > 0 and not self.stop():
-            time.sleep(min(rest, 0.1))
-            rest -= 0.1
+        end = self._created + self.settings.discovery_time
+        while time.monotonic() < end and not self.stop():
+            time.sleep(0.05)
         topic = self.resolve_topic_name("image")
         others = self.get_publishers_info_by_topic(topic)
         if others:
-            who = ", ".join(sorted({_full_name(o) for o in others}))
+            names = {f"{o.node_namespace.rstrip('/')}/{o.node_name}" for o in others}
             raise VlaError(
-                f"{topic} has a publisher already ({who})",
+                f"{topic} has a publisher already ({', '.join(sorted(names))})",
                 "end the other simulation or camera, or give this one a namespace of its own "
                 "(a killed one takes up to 20 s to be forgotten)",
             )
-
-    def _create_interfaces(self) -> None:
-        self.image_out = self.create_publisher(Image, "image", IMAGE_OUTPUT)
-        self.info_out = self.create_publisher(CameraInfo, "camera_info", IMAGE_OUTPUT)
-        self.instruction_out = self.create_publisher(String, "instruction", LATCHED)
-        self.reward_out = self.create_publisher(Float32, "reward", CHUNK)
-        self.episode_out = self.create_publisher(EpisodeStatus, "~/episode", CHUNK)
-        self.status_out = self.create_publisher(SimStatus, "~/status", LATCHED)
-        self.create_subscription(ActionChunk, "action", self._guard(self._on_chunk), CHUNK)
-        self.create_subscription(
-            InferenceStatus, "inference/status", self._on_inference, IMAGE_INPUT
-        )
-        self.create_service(ResetEpisode, "~/reset", self._on_reset)
-        self.create_service(StepSim, "~/step", self._on_step)
-        self.create_service(SetBool, "~/pause", self._on_pause)
 
     def _guard(self, callback: Callable) -> Callable:
         """A callback whose errors end the run in an orderly way instead of the process."""
@@ -138,55 +122,64 @@ class SimNode(Node):
             try:
                 callback(*args)
             except Exception as error:
-                self.failure = error
-                self.finished = True
+                self.failure, self.finished = error, True
 
         return guarded
 
-    # -- frames and chunks --------------------------------------------------------------------
+    # -- frames and episodes ------------------------------------------------------------------
 
     def _begin_episode(self, seed: int | None = None, instruction: str = "") -> None:
         self.evaluation.begin(seed, instruction)
-        self.real.restart(self._now_stamp() / 1e9)
-        self._publish_episode()
-        self._publish_frame()
+        self.real.restart(self.topics.now() / 1e9)
+        self.topics.episode(self.evaluation)
+        self.publish_frame()
 
-    def _now_stamp(self) -> int:
-        """Nanoseconds of the node's clock, never the same twice."""
-        self._last_stamp = max(self.get_clock().now().nanoseconds, self._last_stamp + 1)
-        return self._last_stamp
-
-    def _publish_frame(self, again: bool = False) -> None:
-        """The world as it is, under a new stamp; the instruction first where it changed."""
+    def publish_frame(self, again: bool = False) -> None:
+        """The world as it is (or was, for a copy) under a new stamp, its instruction first."""
         if not again:
-            s = self.settings
-            self._picture = self.sim.render(s.camera)
+            self._picture = self.sim.render(self.settings.camera)
             self.evaluation.frames += 1
-        stamp = self._now_stamp()
-        msg = rgb_to_image(self._picture, Time(nanoseconds=stamp).to_msg(), self._frame_id)
-        if self.sim.instruction != self._instruction:
-            self._instruction = self.sim.instruction
-            self.instruction_out.publish(String(data=self._instruction))
-        self._subscribers = self.image_out.get_subscription_count()
+        self.topics.instruction(self.sim.instruction)
+        stamp = self.topics.now()
+        self._viewers = self.topics.viewers
         if self.settings.lock_step and not self.paused:
             self.lock.sent(stamp, time.monotonic())
             self._set_state(SimStatus.WAITING)
-        self.image_out.publish(msg)
-        self.info_out.publish(self._camera_info(msg.header))
+        self.topics.frame(self._picture, self.sim.camera_matrix(self.settings.camera), stamp)
 
-    @property
-    def _frame_id(self) -> str:
-        return f"{self.settings.camera}_optical"
+    def execute(self, action: np.ndarray, held: bool = False) -> bool:
+        """One action; publishes what came of it. Whether the episode is over."""
+        done = self.evaluation.step(action, held)
+        self.topics.reward(self.evaluation.run.reward)
+        self.topics.episode(self.evaluation)
+        if done:
+            self._after_episode()
+        return done
 
-    def _camera_info(self, header) -> CameraInfo:
-        s = self.settings
-        k = self.sim.camera_matrix(s.camera)
-        info = CameraInfo(header=header, width=s.width, height=s.height)
-        info.distortion_model, info.d = "plumb_bob", [0.0] * 5
-        info.k = k.ravel().tolist()
-        info.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
-        info.p = [*k[0], 0.0, *k[1], 0.0, *k[2], 0.0]
-        return info
+    def _after_episode(self) -> None:
+        self.recorder.end()
+        run, e = self.evaluation.run, self.evaluation
+        counted, good = len(e.counted), e.successes
+        share = f" ({100 * good / counted:.0f} %)" if counted else ""
+        self._say(
+            f"episode {len(e.results)}/{e.episodes}  {run.outcome:<7}  {run.step_count:3d} frames"
+            f"  reward {run.reward:.0f}  success so far {good}/{counted}{share}"
+            f"  {e.recent_rate:.1f} steps/s"
+        )
+        self._write_json("under way")
+        self._publish_status()
+
+    def _go_on(self) -> None:
+        """After actions: the next frame, of the next episode where this one is over."""
+        self._progress()
+        if self.evaluation.complete:
+            self.finished = True
+        elif self.evaluation.run.done:
+            self._begin_episode()
+        elif self.settings.lock_step:
+            self.publish_frame()
+
+    # -- chunks -------------------------------------------------------------------------------
 
     def _on_chunk(self, msg: ActionChunk) -> None:
         now = time.monotonic()
@@ -203,21 +196,19 @@ class SimNode(Node):
         for action in actions[: self.settings.execute_steps]:
             if self.stop():
                 return
-            if self._execute(action):
+            if self.execute(action):
                 break
-        self._next_frame()
+        self._go_on()
 
-    def _next_frame(self) -> None:
-        """After actions: the next frame, of the next episode where this one is over."""
-        self._progress()
-        if self.evaluation.complete:
-            self.finished = True
-        elif self.evaluation.run.done:
-            self._begin_episode()
-        else:
-            self._publish_frame()
+    def _on_real_time_chunk(self, msg: ActionChunk, stamp: int) -> None:
+        now = self.get_clock().now().nanoseconds
+        if self.real.accept(stamp / 1e9, self._read(msg), now / 1e9):
+            self.lock.started = True
+            self._measure(msg, (now - stamp) / 1e6)
+            if not self.paused:
+                self._set_state(SimStatus.RUNNING)
 
-    def _read(self, msg: ActionChunk):
+    def _read(self, msg: ActionChunk) -> np.ndarray:
         chunk = msg_to_chunk(msg)
         if not self._dt_warned and abs(chunk.spec.dt * CONTROL_FREQ - 1) > 0.05:
             self._dt_warned = True
@@ -227,88 +218,51 @@ class SimNode(Node):
             )
         return sim_actions(chunk)
 
-    def _measure(self, msg: ActionChunk, round_trip: float | None) -> None:
+    def _measure(self, msg: ActionChunk, round_trip: float) -> None:
         stages = dict(zip(msg.stage_names, map(float, msg.stage_ms), strict=False))
         self.evaluation.measured.add(float(msg.latency_ms), round_trip, stages, msg.model)
         self.evaluation.resume_clock()
 
-    def _execute(self, action) -> bool:
-        """One action; publishes what came of it. Whether the episode is over."""
-        done = self.evaluation.step(action)
-        self.reward_out.publish(Float32(data=float(self.evaluation.run.reward)))
-        self._publish_episode()
-        if done:
-            self._after_episode()
-        return done
-
-    def _after_step(self) -> None:
-        self.recorder.step()
-
-    def _after_episode(self) -> None:
-        self.recorder.end()
-        run, e = self.evaluation.run, self.evaluation
-        counted, good = len(e.counted), e.successes
-        share = f" ({100 * good / counted:.0f} %)" if counted else ""
-        self._say(
-            f"episode {len(e.results)}/{e.episodes}  {run.outcome:<7}  {run.step_count:3d} frames"
-            f"  reward {run.reward:.0f}  success so far {good}/{counted}{share}"
-            f"  {e.recent_rate:.1f} steps/s"
-        )
-        self._write_json("under way")
-        self._publish_status()
-
     # -- real time ----------------------------------------------------------------------------
-
-    def _on_real_time_chunk(self, msg: ActionChunk, stamp: int) -> None:
-        now = self.get_clock().now().nanoseconds
-        if self.real.accept(stamp / 1e9, self._read(msg), now / 1e9):
-            self.lock.started = True
-            self._measure(msg, (now - stamp) / 1e6)
-            self._set_state(SimStatus.RUNNING if not self.paused else SimStatus.PAUSED)
 
     def _control_period(self) -> None:
         if self.paused or not self.lock.started:
             return
         action = self.real.period(time.monotonic())
-        if action is None:
-            action = [0.0] * 6 + [self.sim.gripper]
-        if self._execute(action):
-            self._next_frame()
-        else:
-            self._progress()
+        held = action is None
+        if held:
+            action = np.array([0, 0, 0, 0, 0, 0, self.sim.gripper])
+        self.execute(action, held)
+        self._go_on()
 
     def _real_time_frame(self) -> None:
         if not self.paused:
-            self._publish_frame()
+            self.publish_frame()
 
     # -- time passes --------------------------------------------------------------------------
 
     def tick(self) -> None:
         """Called between callbacks: time-outs, copies of the frame, progress lines."""
-        now = time.monotonic()
-        if self.evaluation is None or self.paused or self.finished:
+        if self.paused or self.finished:
             return
+        now = time.monotonic()
         if self._inference is not None and self._inference.state == InferenceStatus.ERROR:
-            raise RunError(f"the inference node reports an error: {self._inference.message}")
+            raise VlaError("the model's node reports an error", self._inference.message)
         if not self.settings.lock_step:
-            self._real_time_silence(now)
-        elif self.lock.waiting:
-            if not self.lock.started and self.image_out.get_subscription_count() > (
-                self._subscribers
-            ):
-                self.lock.resend_now(now)
+            late = not self.lock.started and now - self._created > self.settings.start_timeout
+            verdict = Verdict.TOO_LATE if late else Verdict.WAIT
+        else:
+            if not self.lock.started and self.topics.viewers > self._viewers:
+                self.lock.resend_now(now)  # a model came up
             verdict = self.lock.poll(now)
-            if verdict is Verdict.TOO_LATE:
-                raise RunError(*self._too_late())
-            if verdict is Verdict.RESEND:
-                self._publish_frame(again=True)
+        if verdict is Verdict.TOO_LATE:
+            raise VlaError(*self._too_late())
+        if verdict is Verdict.RESEND:
+            self.publish_frame(again=True)
         self._progress()
 
-    def _real_time_silence(self, now: float) -> None:
-        if not self.lock.started and now - self._created > self.settings.start_timeout:
-            raise RunError(*self._too_late())
-
     def _too_late(self) -> tuple[str, str]:
+        """What is wrong and what to do."""
         run, timeout = self.evaluation.run, self.lock.timeout
         what = f"no action for the frame of episode {run.index}, step {run.step_count}"
         if self.lock.other_instruction:
@@ -317,19 +271,15 @@ class SimNode(Node):
                 f"{self.lock.other_instruction!r} instead of {self.sim.instruction!r}",
                 "check that nothing else publishes on the topic instruction",
             )
-        status = self._inference
-        said = ""
+        said, status = "", self._inference
         if status is not None:
             words = status.last_refusal or status.message
-            said = f" (it is {status.state}" + (f": {words})" if words else ")")
+            said = f" (it was {status.state}" + (f": {words})" if words else ")")
+        topic = self.resolve_topic_name("inference/status")
         return (
             f"{what} within {timeout:g} s",
-            f"is the model node running and active{said}? see {self._status_topic}",
+            f"is the model node running and active{said}? see {topic}",
         )
-
-    @property
-    def _status_topic(self) -> str:
-        return self.resolve_topic_name("inference/status")
 
     def _on_inference(self, msg: InferenceStatus) -> None:
         self._inference = msg
@@ -340,9 +290,8 @@ class SimNode(Node):
             return
         e = self.evaluation
         if not self.lock.started:
-            waited = now - self._created
             topic = self.resolve_topic_name("action")
-            self._say(f"waiting for a model on topic {topic} ({waited:.0f} s)")
+            self._say(f"waiting for a model on topic {topic} ({now - self._created:.0f} s)")
         elif not e.run.done:
             self._say(
                 f"episode {len(e.results) + 1}/{e.episodes}  step {e.run.step_count}/{e.horizon}"
@@ -350,88 +299,40 @@ class SimNode(Node):
                 f"  {e.recent_rate:.1f} steps/s"
             )
 
-    # -- services -----------------------------------------------------------------------------
+    # -- by hand, from the services -----------------------------------------------------------
 
-    def _on_pause(self, request, response):
-        if request.data != self.paused and not self.finished:
-            self.paused = request.data
-            if self.paused:
-                self.lock.withdraw()
-                self.evaluation.stop_clock()
-                self._set_state(SimStatus.PAUSED)
-            else:
-                self._resume()
-        response.success, response.message = True, "paused" if self.paused else "running"
-        return response
-
-    def _resume(self) -> None:
+    def set_paused(self, paused: bool) -> None:
+        if paused == self.paused or self.finished:
+            return
+        self.paused = paused
+        if paused:
+            self.lock.withdraw()
+            self.evaluation.stop_clock()
+            self._set_state(SimStatus.PAUSED)
+            return
+        self._set_state(SimStatus.RUNNING)
         if self.evaluation.run.done:
             self._begin_episode()
         else:
-            self.real.restart(self._now_stamp() / 1e9)
-            self._publish_frame()
-        if self.settings.lock_step is False:
-            self._set_state(SimStatus.RUNNING)
+            self.real.restart(self.topics.now() / 1e9)
+            self.publish_frame()
 
-    def _on_reset(self, request, response):
-        try:
-            if self.finished:
-                raise VlaError("the run is over", "start the simulation again")
-            self._reset(request.task, request.seed, request.instruction.strip())
-            response.success = True
-        except VlaError as error:
-            response.success, response.message = False, str(error)
-        response.episode = self._episode_status()
-        return response
-
-    def _reset(self, task: str, seed: int, instruction: str) -> None:
-        s = self.settings
-        if seed < -1:
-            raise VlaError(f"seed {seed}", "give 0 or more, or -1 for the run's next")
-        sim = self.sim
+    def reset(self, task: str, seed: int | None, instruction: str) -> None:
+        """End the episode under way and begin the run's next one, or another seed's first."""
+        s, sim = self.settings, self.sim
         if task and get_task(task) is not sim.task:
             sim = Simulation(task, (s.camera,), s.width, s.height)
+        under_way = not self.evaluation.run.done
         self.evaluation.abort()
-        self.recorder.end()
+        if under_way:
+            self.recorder.end()
         self.lock.withdraw()
         if sim is not self.sim:
             self.sim.close()
-            self.sim = self.evaluation.sim = sim
-        self._begin_episode(None if seed == -1 else seed, instruction)
-
-    def _on_step(self, request, response):
-        try:
-            if not self.paused:
-                raise VlaError("the simulation is running", "pause it first (~/pause)")
-            if self.evaluation.run.done:
-                raise VlaError("the episode is over", "reset (~/reset) or go on (~/pause)")
-            for action in sim_actions(steps_to_chunk(request.steps)):
-                if self._execute(action):
-                    break
-            if self.evaluation.complete:
-                self.finished = True
-            else:
-                self._publish_frame()
-            response.success = True
-        except VlaError as error:
-            response.success, response.message = False, str(error)
-        response.episode = self._episode_status()
-        return response
+            self.evaluation.sim = sim
+        self._begin_episode(seed, instruction)
 
     # -- status -------------------------------------------------------------------------------
-
-    def _episode_status(self) -> EpisodeStatus:
-        run, sim = self.evaluation.run, self.sim
-        msg = EpisodeStatus(task=sim.task.name, seed=run.seed, index=run.index)
-        msg.header.stamp = Time(nanoseconds=self._last_stamp).to_msg()
-        msg.header.frame_id = self._frame_id
-        msg.step, msg.horizon, msg.reward = run.step_count, run.horizon, float(run.reward)
-        msg.success, msg.done, msg.outcome = run.outcome == "success", run.done, run.outcome
-        msg.instruction = sim.instruction
-        return msg
-
-    def _publish_episode(self) -> None:
-        self.episode_out.publish(self._episode_status())
 
     def _set_state(self, state: str, message: str = "") -> None:
         changed = (state, message) != (self.state, self.message)
@@ -441,15 +342,7 @@ class SimNode(Node):
             self._publish_status()
 
     def _publish_status(self) -> None:
-        if self.evaluation is None or self.evaluation.run is None:
-            return
-        e = self.evaluation
-        msg = SimStatus(state=self.state, message=self.message, episode=self._episode_status())
-        msg.header.stamp = self.get_clock().now().to_msg()
-        msg.episodes_done, msg.episodes_total = len(e.counted), e.episodes
-        msg.successes, msg.ever_successes = e.successes, e.ever_successes
-        msg.frames_total, msg.action_rate = e.frames, float(e.recent_rate)
-        self.status_out.publish(msg)
+        self.topics.status(self.evaluation, self.state, self.message)
 
     def _say(self, text: str) -> None:
         self._told = time.monotonic()
@@ -473,29 +366,34 @@ class SimNode(Node):
         }
         if not s.lock_step:
             results["real_time"] = {
-                "control_rate": s.control_rate, "frame_rate": s.frame_rate,
-                "held_periods": self.real.held, "missed_periods": self.real.missed,
-            }  # fmt: skip
+                "control_rate": s.control_rate,
+                "frame_rate": s.frame_rate,
+                "held_periods": self.real.held,
+                "missed_periods": self.real.missed,
+            }
         results["command"] = report.command_to_repeat(results)
         report.write_json(self.folder, results)
         return results
 
     def finish(self, ended: str, error: bool = False) -> None:
         """Write all that was measured; `ended` says why the run is over."""
-        if self.recorder is None or self.evaluation.run is None:
-            return  # nothing was measured, not even begun
+        if not self.begun:
+            return
         self.evaluation.stop_clock()
         self.evaluation.abort()
         self.recorder.close()
+        self._set_state(SimStatus.ERROR if error else SimStatus.DONE, ended)
+        if not self.evaluation.action_steps:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()  # nothing was measured, nothing is in it
+            return
         results = self._write_json(ended)
         path = report.write_html(self.folder, results, self.evaluation.measured.latency)
-        self._set_state(SimStatus.ERROR if error else SimStatus.DONE, ended)
         if self.settings.summary:
             self._say(f"{report.plain_table(results)}\nreport: {path}")
 
 
-def _full_name(endpoint) -> str:
-    return f"{endpoint.node_namespace.rstrip('/')}/{endpoint.node_name}"
+# -- the process ------------------------------------------------------------------------------
 
 
 class _Stop:
@@ -508,6 +406,8 @@ class _Stop:
     def __call__(self, number, frame) -> None:
         first, self.number = not self.number, self.number or number
         if first and self.raising:
+            # What is half built at this moment complains when it is let go of.
+            sys.unraisablehook = lambda _: None
             raise KeyboardInterrupt
 
 
@@ -530,37 +430,35 @@ def run(args: Sequence[str] | None = None) -> int:
             node.tick()
         if node.failure is not None:
             raise node.failure
+        if not stop.number:
+            node.finish("all episodes done")
     except KeyboardInterrupt:
         pass
     except Exception as error:
         stop.raising = False
         return _fail(node, error)
-    else:
-        if not stop.number:
-            node.finish("all episodes done")
-            return 0
     finally:
         stop.raising = False
-        if stop.number and node is not None:
+        if stop.number and node is not None and node.failure is None:
             node.finish(f"stopped by {signal.Signals(stop.number).name}")
         _close(node, executor)
-    return 128 + stop.number
+    return 128 + stop.number if stop.number else 0
 
 
 def _fail(node: SimNode | None, error: Exception) -> int:
     text = " ".join(str(error).split())
-    ours = isinstance(error, VlaError)
-    if not ours and not type(error).__module__.startswith("rclpy"):
+    if not isinstance(error, VlaError) and not type(error).__module__.startswith("rclpy"):
         traceback.print_exc()
         text = f"unexpected {type(error).__name__}: {text}; please report it with the above"
-    begun = node is not None and node.evaluation is not None and node.evaluation.run is not None
+    begun = node is not None and node.begun
     if begun:
+        node.failure = error
         node.finish(text, error=True)
     print(f"error: {text}", file=sys.stderr, flush=True)
     return 1 if begun else 2
 
 
-def _close(node: SimNode | None, executor) -> None:
+def _close(node: SimNode | None, executor: SingleThreadedExecutor | None) -> None:
     if executor is not None:
         executor.shutdown(timeout_sec=0.5)
     if node is not None:

@@ -1,0 +1,81 @@
+"""What the simulation publishes, and how it is put into messages."""
+
+from __future__ import annotations
+
+import numpy as np
+from rclpy.node import Node
+from rclpy.time import Time
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Float32, String
+
+from vla_inference.ros.images import rgb_to_image
+from vla_inference.ros.qos import CHUNK, IMAGE_OUTPUT, LATCHED
+from vla_msgs.msg import EpisodeStatus, SimStatus
+from vla_sim_bridge.evaluation import Evaluation
+
+
+class SimTopics:
+    """Publishers of one simulation. Stamps are integers, nanoseconds of the node's clock."""
+
+    def __init__(self, node: Node, camera: str):
+        self.node, self.frame_id = node, f"{camera}_optical"
+        self.last_stamp = 0
+        self._text: str | None = None
+        self._image = node.create_publisher(Image, "image", IMAGE_OUTPUT)
+        self._info = node.create_publisher(CameraInfo, "camera_info", IMAGE_OUTPUT)
+        self._instruction = node.create_publisher(String, "instruction", LATCHED)
+        self._reward = node.create_publisher(Float32, "reward", CHUNK)
+        self._episode = node.create_publisher(EpisodeStatus, "~/episode", CHUNK)
+        self._status = node.create_publisher(SimStatus, "~/status", LATCHED)
+
+    @property
+    def viewers(self) -> int:
+        """How many subscribe to the pictures."""
+        return self._image.get_subscription_count()
+
+    def now(self) -> int:
+        """A stamp that was never given before."""
+        self.last_stamp = max(self.node.get_clock().now().nanoseconds, self.last_stamp + 1)
+        return self.last_stamp
+
+    def instruction(self, text: str) -> None:
+        """Published where it changed, latched for whoever comes later."""
+        if text != self._text:
+            self._text = text
+            self._instruction.publish(String(data=text))
+
+    def frame(self, picture: np.ndarray, matrix: np.ndarray, stamp: int) -> None:
+        """picture: uint8 [H, W, 3]; matrix: 3 x 3 pinhole, pixels."""
+        msg = rgb_to_image(picture, Time(nanoseconds=stamp).to_msg(), self.frame_id)
+        self._image.publish(msg)
+        info = CameraInfo(header=msg.header, width=msg.width, height=msg.height)
+        info.distortion_model, info.d = "plumb_bob", [0.0] * 5
+        info.k = matrix.ravel().tolist()
+        info.r = np.eye(3).ravel().tolist()
+        info.p = np.hstack([matrix, np.zeros((3, 1))]).ravel().tolist()
+        self._info.publish(info)
+
+    def reward(self, value: float) -> None:
+        self._reward.publish(Float32(data=float(value)))
+
+    def episode(self, evaluation: Evaluation) -> None:
+        self._episode.publish(self.episode_message(evaluation))
+
+    def episode_message(self, evaluation: Evaluation) -> EpisodeStatus:
+        run, sim = evaluation.run, evaluation.sim
+        msg = EpisodeStatus(task=sim.task.name, seed=run.seed, index=run.index)
+        msg.header.stamp = Time(nanoseconds=self.last_stamp).to_msg()
+        msg.header.frame_id = self.frame_id
+        msg.step, msg.horizon, msg.reward = run.step_count, run.horizon, float(run.reward)
+        msg.success, msg.done, msg.outcome = run.outcome == "success", run.done, run.outcome
+        msg.instruction = sim.instruction
+        return msg
+
+    def status(self, evaluation: Evaluation, state: str, message: str) -> None:
+        e = evaluation
+        msg = SimStatus(state=state, message=message, episode=self.episode_message(e))
+        msg.header.stamp = self.node.get_clock().now().to_msg()
+        msg.episodes_done, msg.episodes_total = len(e.counted), e.episodes
+        msg.successes, msg.ever_successes = e.successes, e.ever_successes
+        msg.frames_total, msg.action_rate = e.frames, float(e.recent_rate)
+        self._status.publish(msg)
