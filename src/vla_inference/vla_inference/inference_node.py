@@ -71,10 +71,11 @@ AT_ONCE: dict[str, tuple[Any, str, Any]] = {
 
 @dataclass(frozen=True)
 class Letter:
-    """A picture as it came, and when, by the monotonic clock."""
+    """A picture as it came, when (monotonic clock), and in which activation of the node."""
 
     message: Image | CompressedImage
     arrived: float
+    activation: int
 
 
 class InferenceNode(ManagedNode):
@@ -96,7 +97,7 @@ class InferenceNode(ManagedNode):
         self._instruction = ""
         self._heard: deque[tuple[int, str]] = deque(maxlen=32)
         self._gate = threading.Lock()  # holds off deactivation while a chunk goes out
-        self._open = False
+        self._open, self._activation = False, 0
         self._sequence = 0
         self._lock = threading.Lock()  # of the figures below
         self._reset_figures()
@@ -131,6 +132,7 @@ class InferenceNode(ManagedNode):
     def do_activate(self) -> None:
         self._mailbox.reset()
         self._reset_figures()
+        self._activation += 1
         self._open = True
 
     def do_deactivate(self) -> None:
@@ -210,7 +212,7 @@ class InferenceNode(ManagedNode):
 
     def _receive(self, message: Image | CompressedImage) -> None:
         if self._open:
-            self._mailbox.put(Letter(message, time.monotonic()))
+            self._mailbox.put(Letter(message, time.monotonic(), self._activation))
 
     def _hear(self, message: String, info: dict) -> None:
         # A latched sample arrives through both subscriptions: the same one again says nothing.
@@ -270,17 +272,20 @@ class InferenceNode(ManagedNode):
                 model=policy.name,
             )
         except VlaError as error:
-            self._refuse(str(error), mailbox)
+            if self._expects(mailbox, letter):
+                self._refuse(str(error), pictures=1)
             return
         except Exception as error:
+            if not self._expects(mailbox, letter):
+                return
             traceback.print_exc()
             reason = f"unexpected {type(error).__name__}: {error}; please report it"
             self.get_logger().error(f"cannot answer: {reason}")
             self._crash = reason
-            self._refuse(reason, mailbox)
+            self._refuse(reason, pictures=1)
             return
         with self._gate:
-            if not self._open or mailbox.closed:
+            if not self._expects(mailbox, letter):
                 return
             answer.sequence = self._sequence
             answer.produced = self.get_clock().now().to_msg()
@@ -317,12 +322,13 @@ class InferenceNode(ManagedNode):
             )
         return age
 
-    def _refuse(self, reason: str, mailbox: Mailbox[Letter] | None = None) -> None:
-        """Tell why; `mailbox` is where the refused picture came from, None for a sentence."""
-        if mailbox is not None and (mailbox.closed or not self._open):
-            return
+    def _expects(self, mailbox: Mailbox[Letter], letter: Letter) -> bool:
+        """Whether this picture's answer is still wanted: it may be from an earlier life."""
+        return self._open and not mailbox.closed and letter.activation == self._activation
+
+    def _refuse(self, reason: str, pictures: int = 0) -> None:
         with self._lock:
-            self._refused += mailbox is not None
+            self._refused += pictures
             self._last_refusal = " ".join(reason.split())
         self.get_logger().warning(
             f"refused: {self._last_refusal}", throttle_duration_sec=5.0, skip_first=False

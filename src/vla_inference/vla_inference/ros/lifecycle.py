@@ -29,13 +29,15 @@ class ManagedNode(LifecycleNode):
     """A lifecycle node that tells why a transition failed and can start itself.
 
     Subclasses fill in `do_configure`, `do_activate`, `do_deactivate`, `do_cleanup`; raising there
-    makes the transition fail. `do_cleanup` must bear being called in any half-built state, and
-    more than once. `state` is "unconfigured", "inactive", "active", or "error" where the last
+    makes the transition fail. `do_deactivate` and `do_cleanup` must bear half-built states: they
+    are called as well after a `do_activate` or `do_configure` that did not come through.
+    `state` is "unconfigured", "inactive", "active", or "error" where the last
     start failed, and `failure` says why.
     """
 
     def __init__(self, name: str, **kwargs):
         self.state, self.failure = UNCONFIGURED, ""
+        self._activation_begun = False
         super().__init__(name, **kwargs)
         self.declare_parameter(
             "autostart",
@@ -73,10 +75,12 @@ class ManagedNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         # Publishers open first, so that what do_activate starts may publish at once.
         first = partial(super().on_activate, state)
+        self._activation_begun = True
         return self._transition("activate", first, self.do_activate, ACTIVE)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         then = partial(super().on_deactivate, state)
+        self._activation_begun = False
         return self._transition("deactivate", self.do_deactivate, then, INACTIVE)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -122,9 +126,9 @@ class ManagedNode(LifecycleNode):
 
     def _release(self) -> None:
         """Let go of everything, whatever state it is in."""
-        for action in (self.do_deactivate, self.do_cleanup):
-            if action == self.do_deactivate and self.state != ACTIVE:
-                continue
+        actions = [self.do_deactivate] if self._activation_begun else []
+        self._activation_begun = False
+        for action in [*actions, self.do_cleanup]:
             try:
                 action()
             except Exception as error:

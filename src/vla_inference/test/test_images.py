@@ -1,0 +1,211 @@
+"""Pictures survive the way through ROS messages; what is no picture is refused by name."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from builtin_interfaces.msg import Time
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image as Pillow
+from sensor_msgs.msg import CompressedImage, Image
+
+from vla_inference.errors import ObservationError
+from vla_inference.ros.images import (
+    ENCODINGS,
+    compressed_to_rgb,
+    image_to_rgb,
+    rgb_to_compressed,
+    rgb_to_image,
+)
+
+sizes = st.tuples(st.integers(1, 20), st.integers(1, 20))
+pictures = sizes.flatmap(lambda s: arrays(np.uint8, (*s, 3)))
+
+
+def message(encoding: str, pixels: np.ndarray, padding: int = 0, trim_last: bool = False) -> Image:
+    """An Image of these bytes [H, W, channels], with `padding` bytes of 0xEE after each row."""
+    h, w = pixels.shape[:2]
+    rows = np.full((h, pixels[0].size + padding), 0xEE, np.uint8)
+    rows[:, : pixels[0].size] = pixels.reshape(h, -1)
+    msg = Image(encoding=encoding, height=h, width=w, step=rows.shape[1])
+    data = rows.tobytes()
+    msg.data.frombytes(data[: len(data) - padding] if trim_last else data)
+    return msg
+
+
+def compressed(picture: Pillow.Image, kind: str = "png", **options) -> CompressedImage:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    msg = CompressedImage(format=kind)
+    msg.data.frombytes(buffer.getvalue())
+    return msg
+
+
+@given(pictures)
+def test_there_and_back(picture):
+    np.testing.assert_array_equal(image_to_rgb(rgb_to_image(picture)), picture)
+
+
+@given(pictures, st.integers(0, 9), st.booleans(), st.sampled_from(sorted(ENCODINGS)))
+def test_every_encoding_and_padding_gives_the_same_picture(picture, padding, trim, encoding):
+    alpha = np.full((*picture.shape[:2], 1), 77, np.uint8)
+    pixels = {
+        "rgb8": picture,
+        "bgr8": picture[..., ::-1],
+        "rgba8": np.dstack([picture, alpha]),
+        "bgra8": np.dstack([picture[..., ::-1], alpha]),
+        "mono8": picture[..., :1],
+    }[encoding]
+    wanted = np.repeat(picture[..., :1], 3, axis=2) if encoding == "mono8" else picture
+    got = image_to_rgb(message(encoding, pixels, padding, trim))
+    np.testing.assert_array_equal(got, wanted)
+    assert got.flags.c_contiguous and got.dtype == np.uint8
+
+
+def test_the_header_is_kept():
+    msg = rgb_to_image(np.zeros((2, 3, 3), np.uint8), Time(sec=5, nanosec=6), "camera")
+    assert (msg.header.stamp.sec, msg.header.stamp.nanosec, msg.header.frame_id) == (
+        5,
+        6,
+        "camera",
+    )
+    assert (msg.height, msg.width, msg.step, msg.encoding) == (2, 3, 9, "rgb8")
+
+
+def test_views_that_are_not_contiguous_are_sent_right():
+    picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    for view in (picture[::-1], picture[:, ::2], picture[..., ::-1], picture.transpose(1, 0, 2)):
+        np.testing.assert_array_equal(image_to_rgb(rgb_to_image(view)), view)
+
+
+@pytest.mark.parametrize(
+    "encoding", ["mono16", "rgb16", "16UC1", "32FC1", "bayer_rggb8", "yuv422", "nv12", "8UC3", ""]
+)
+def test_other_encodings_are_refused_by_name_and_with_the_known_ones(encoding):
+    msg = message("rgb8", np.zeros((4, 4, 3), np.uint8))
+    msg.encoding = encoding
+    with pytest.raises(ObservationError, match=f"{encoding!r}; publish one of rgb8"):
+        image_to_rgb(msg)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"height": 0}, "4x0 pixels"),
+        ({"width": 0}, "0x4 pixels"),
+        ({"height": 5}, "has 60 bytes, this one 48"),
+        ({"height": 3}, "has 36 bytes, this one 48"),
+        ({"width": 5}, "takes 15 bytes, `step` says 12"),
+        ({"step": 0}, "`step` says 0"),
+        ({"step": 2**32 - 1}, "this one 48"),
+        ({"height": 2**32 - 1, "width": 2**30, "step": 2**32 - 1}, "this one 48"),
+        ({"encoding": "rgba8"}, "takes 16 bytes, `step` says 12"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(changes, words):
+    msg = message("rgb8", np.zeros((4, 4, 3), np.uint8))
+    for name, value in changes.items():
+        setattr(msg, name, value)
+    with pytest.raises(ObservationError, match=words):
+        image_to_rgb(msg)
+
+
+@given(
+    st.integers(0, 40), st.integers(0, 40), st.integers(0, 200), st.binary(max_size=2000),
+    st.sampled_from(sorted(ENCODINGS)),
+)  # fmt: skip
+def test_whatever_arrives_is_a_picture_or_refused(height, width, step, data, encoding):
+    msg = Image(encoding=encoding, height=height, width=width, step=step)
+    msg.data.frombytes(data)
+    try:
+        picture = image_to_rgb(msg)
+    except ObservationError:
+        return
+    assert picture.shape == (height, width, 3)
+    picture.tobytes()  # all of it can be read
+
+
+@given(pictures)
+def test_png_loses_nothing(picture):
+    np.testing.assert_array_equal(
+        compressed_to_rgb(rgb_to_compressed(picture, quality=None)), picture
+    )
+
+
+def test_jpeg_loses_little():
+    y, x = np.mgrid[:64, :64].astype(np.uint8)
+    picture = np.dstack([x * 2, y * 3, x + y])
+    msg = rgb_to_compressed(picture, Time(sec=1), "camera")
+    assert "jpeg" in msg.format and msg.header.stamp.sec == 1
+    assert np.abs(compressed_to_rgb(msg).astype(int) - picture).mean() < 3
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P"])
+def test_eight_bit_modes_are_taken(mode):
+    grey = Pillow.fromarray(np.full((20, 30), 90, np.uint8))
+    got = compressed_to_rgb(compressed(grey.convert(mode)))
+    np.testing.assert_array_equal(got, np.full((20, 30, 3), 90))
+
+
+def test_transparency_is_dropped_not_blended():
+    picture = np.full((8, 8, 4), (200, 100, 50, 0), np.uint8)
+    got = compressed_to_rgb(compressed(Pillow.fromarray(picture, "RGBA")))
+    assert (got == (200, 100, 50)).all()
+
+
+def test_cmyk_is_refused():
+    picture = Pillow.new("CMYK", (20, 20), (10, 20, 30, 40))
+    with pytest.raises(ObservationError, match="colour mode is CMYK"):
+        compressed_to_rgb(compressed(picture, "jpeg"))
+
+
+def test_sixteen_bit_png_is_refused():
+    picture = Pillow.fromarray(np.full((20, 20), 40000, np.uint16))
+    with pytest.raises(ObservationError, match="colour mode is I"):
+        compressed_to_rgb(compressed(picture))
+
+
+def test_depth_is_refused():
+    with pytest.raises(ObservationError, match="depth picture"):
+        compressed_to_rgb(CompressedImage(format="16UC1; compressedDepth png"))
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png"])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 0.9])
+def test_truncated_data_is_refused(kind, share):
+    picture = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)
+    msg = compressed(Pillow.fromarray(picture), kind)
+    msg.data = msg.data[: int(share * len(msg.data))]
+    with pytest.raises(ObservationError, match="cannot be decoded"):
+        compressed_to_rgb(msg)
+
+
+@pytest.mark.parametrize("kind", ["gif", "bmp", "tiff"])
+def test_other_formats_are_refused(kind):
+    with pytest.raises(ObservationError, match="cannot be decoded"):
+        compressed_to_rgb(compressed(Pillow.new("RGB", (20, 20)), kind))
+
+
+def test_a_picture_that_claims_to_be_huge_is_refused_before_it_is_unpacked():
+    msg = compressed(Pillow.new("1", (9000, 9000)))
+    assert len(msg.data) < 100_000
+    with pytest.raises(ObservationError, match="9000x9000"):
+        compressed_to_rgb(msg)
+
+
+@given(st.binary(max_size=300), st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"]))
+def test_rubbish_is_refused(data, start):
+    msg = CompressedImage(format="jpeg")
+    msg.data.frombytes(start + data)
+    with pytest.raises(ObservationError):
+        compressed_to_rgb(msg)
+
+
+@pytest.mark.parametrize("picture", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3))])
+def test_what_is_no_picture_is_not_sent(picture):
+    with pytest.raises(ObservationError):
+        rgb_to_image(picture)

@@ -1,0 +1,558 @@
+"""The inference node in a real ROS graph: what it answers, what it refuses, how it is managed.
+
+"Nothing was published" is shown by a good picture sent afterwards: the next chunk is its answer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import rclpy
+from builtin_interfaces.msg import Time
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import String
+
+from vla_inference.inference_node import InferenceNode
+from vla_inference.random_checkpoint import write_random_checkpoint
+from vla_inference.ros import qos
+from vla_inference.ros.images import rgb_to_compressed, rgb_to_image
+from vla_msgs.msg import ActionChunk, InferenceStatus
+from vla_msgs.srv import SetInstruction
+
+NUMBERS = itertools.count()
+DOMAIN = 1 + os.getpid() % 100
+PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+PATIENCE = 30.0  # seconds until a test gives up
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_random_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+
+
+class Graph:
+    """A node under test, spun in a thread of its own, and a client that talks to it."""
+
+    def __init__(self, parameters: dict, start: bool = True):
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=DOMAIN)
+        # Graphs live beside each other, each in a namespace: all names of the node are relative.
+        where = {"context": self.context, "namespace": f"/graph{next(NUMBERS)}"}
+        overrides = [Parameter(k, value=v) for k, v in parameters.items()]
+        self.node = InferenceNode(parameter_overrides=overrides, **where)
+        self.client = rclpy.create_node("client", **where)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.client)
+        self.chunks: list[ActionChunk] = []
+        self.status = InferenceStatus()
+        self.active: list[str] = []
+        make = self.client.create_subscription
+        make(ActionChunk, "action", self.chunks.append, qos.CHUNK)
+        make(InferenceStatus, "inference/status", self._keep, qos.LATCHED)
+        make(
+            String, "inference/active_instruction", lambda m: self.active.append(m.data),
+            qos.LATCHED,
+        )  # fmt: skip
+        self.images = self.client.create_publisher(Image, "image", qos.IMAGE_OUTPUT)
+        self.compressed = self.client.create_publisher(
+            CompressedImage, "image/compressed", qos.IMAGE_OUTPUT
+        )
+        self._stamp = 0
+        self._ending = False
+        self._thread = threading.Thread(target=self._spin)
+        self._thread.start()
+        if start:
+            assert self.change(Transition.TRANSITION_CONFIGURE), self.node.failure
+            assert self.change(Transition.TRANSITION_ACTIVATE), self.node.failure
+
+    def _keep(self, status: InferenceStatus) -> None:
+        self.status = status
+
+    def _spin(self) -> None:
+        executor = SingleThreadedExecutor(context=self.context)
+        executor.add_node(self.node)
+        while not self._ending:
+            executor.spin_once(timeout_sec=0.05)
+        executor.shutdown()
+
+    def close(self) -> None:
+        self._ending = True
+        self._thread.join()
+        self.node.trigger_shutdown()
+        self.executor.shutdown()
+        self.node.destroy_node()
+        self.client.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+    def until(self, condition: Callable[[], object], what: str = "") -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, f"waited in vain for {what}; {self.status}"
+            self.executor.spin_once(timeout_sec=0.05)
+
+    def call(self, kind, name: str, request):
+        client = self.client.create_client(kind, name)
+        assert client.wait_for_service(PATIENCE)
+        future = client.call_async(request)
+        self.until(future.done, name)
+        self.client.destroy_client(client)
+        return future.result()
+
+    def change(self, transition: int) -> bool:
+        request = ChangeState.Request(transition=Transition(id=transition))
+        return self.call(ChangeState, "inference/change_state", request).success
+
+    def state(self) -> str:
+        request = GetState.Request()
+        return self.call(GetState, "inference/get_state", request).current_state.label
+
+    def instruct(self, text: str) -> SetInstruction.Response:
+        request = SetInstruction.Request(instruction=text)
+        return self.call(SetInstruction, "inference/set_instruction", request)
+
+    def now(self) -> Time:
+        return self.client.get_clock().now().to_msg()
+
+    def frame(self, **changes) -> Image:
+        """A good picture of this moment, with some fields changed."""
+        msg = rgb_to_image(PICTURE, self.now(), "camera")
+        for name, value in changes.items():
+            setattr(msg, name, value)
+        return msg
+
+    def meet(self, publisher=None, frame=None) -> None:
+        """Send pictures until one is answered: now everybody has found everybody."""
+        publisher, frame = publisher or self.images, frame or self.frame
+        while not self.chunks:
+            publisher.publish(frame())
+            for _ in range(4):
+                self.executor.spin_once(timeout_sec=0.05)
+        self.answer(frame(), publisher)
+        self.chunks.clear()
+
+    def answer(self, msg, publisher=None) -> ActionChunk:
+        """Send a picture and wait for the chunk that answers it."""
+        (publisher or self.images).publish(msg)
+        stamp = msg.header.stamp
+        self.until(lambda: any(c.header.stamp == stamp for c in self.chunks), "an answer")
+        return next(c for c in self.chunks if c.header.stamp == stamp)
+
+    def refuse(self, msg, publisher=None) -> str:
+        """Send a picture that must be refused; returns the reason the status gives."""
+        before = self.node._refused
+        (publisher or self.images).publish(msg)
+        self.until(lambda: self.status.refused > before, "a refusal")
+        return self.status.last_refusal
+
+    def sentinel(self, publisher=None, frame=None) -> None:
+        """Nothing but the answer to this good picture has been published."""
+        before = self.node._sequence
+        chunk = self.answer((frame or self.frame)(), publisher)
+        assert [c.sequence for c in self.chunks] == [before] == [chunk.sequence]
+        self.chunks.clear()
+
+
+@pytest.fixture
+def graph(checkpoint, monkeypatch):
+    """Makes a graph of this test's own."""
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    graphs = []
+
+    def make(start: bool = True, **parameters) -> Graph:
+        defaults = {"model": str(checkpoint), "instruction": "stack it", "num_threads": 1}
+        graphs.append(Graph({**defaults, **parameters}, start))
+        return graphs[-1]
+
+    yield make
+    for g in graphs:
+        g.close()
+
+
+@pytest.fixture(scope="module")
+def shared(checkpoint):
+    """One graph for the tests that leave it as they found it."""
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    parameters = {"model": str(checkpoint), "instruction": "stack it", "num_threads": 1}
+    g = Graph(parameters)
+    g.meet()
+    yield g
+    g.close()
+
+
+# -- answers ----------------------------------------------------------------------------------
+
+
+def test_the_chunk_carries_the_stamp_and_what_it_was_asked(shared):
+    msg = shared.frame()
+    chunk = shared.answer(msg)
+    shared.chunks.clear()
+    assert chunk.header.stamp == msg.header.stamp and chunk.header.frame_id == "base"
+    assert len(chunk.steps) == 8 and chunk.instruction == "stack it" and chunk.model == "tiny"
+    assert {"picture", "preprocess", "total"} <= set(chunk.stage_names)
+    assert len(chunk.stage_names) == len(chunk.stage_ms)
+    assert chunk.latency_ms > 0
+    produced, stamp = (t.sec + 1e-9 * t.nanosec for t in (chunk.produced, msg.header.stamp))
+    assert produced > stamp
+    assert all(s.rotation_convention == "rotvec" and s.dt == 0.05 for s in chunk.steps)
+
+
+def test_the_node_answers_what_the_policy_answers(shared):
+    chunk = shared.answer(shared.frame())
+    shared.chunks.clear()
+    wanted = shared.node.policy.predict_action(PICTURE, "stack it").actions
+    got = [[s.translation.x, s.rotation.z, s.gripper] for s in chunk.steps]
+    np.testing.assert_array_equal(np.float32(got), wanted[:, [0, 5, 6]])
+
+
+def test_the_same_picture_again_is_answered_again(shared):
+    msg = shared.frame()
+    first = shared.answer(msg)
+    shared.chunks.clear()
+    second = shared.answer(msg)
+    shared.chunks.clear()
+    assert second.sequence == first.sequence + 1 and second.steps == first.steps
+
+
+def test_bgr_with_padding_is_the_same_picture(shared):
+    wanted = shared.answer(shared.frame()).steps
+    shared.chunks.clear()
+    rows = np.zeros((48, 64 * 3 + 5), np.uint8)
+    rows[:, : 64 * 3] = PICTURE[..., ::-1].reshape(48, -1)
+    msg = Image(encoding="bgr8", height=48, width=64, step=rows.shape[1])
+    msg.data.frombytes(rows.tobytes())
+    msg.header.stamp = shared.now()
+    assert shared.answer(msg).steps == wanted
+    shared.chunks.clear()
+
+
+def test_compressed_pictures(graph):
+    g = graph(image_transport="compressed")
+
+    def png():
+        return rgb_to_compressed(PICTURE, g.now(), quality=None)
+
+    g.meet(g.compressed, png)
+    chunk = g.answer(png(), g.compressed)
+    g.chunks.clear()
+    wanted = g.node.policy.predict_action(PICTURE, "stack it").actions
+    assert np.float32(chunk.steps[3].translation.y) == wanted[3, 1]
+    broken = png()
+    broken.data = broken.data[:300]
+    assert "cannot be decoded" in g.refuse(broken, g.compressed)
+    g.sentinel(g.compressed, png)
+
+
+def test_of_many_pictures_the_newest_is_answered(graph):
+    g = graph()
+    g.meet()
+    begun, go_on = threading.Event(), threading.Event()
+    predict = g.node.policy.predict_action
+
+    def slow(*args, **kwargs):
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        return predict(*args, **kwargs)
+
+    g.node.policy.predict_action = slow
+    frames = [g.frame(header=g.frame().header) for _ in range(4)]
+    before = g.node._mailbox.received
+    for i, msg in enumerate(frames, start=1):
+        g.images.publish(msg)
+        g.until(lambda n=i: g.node._mailbox.received == before + n, "its arrival")
+        if i == 1:
+            assert begun.wait(PATIENCE)
+    go_on.set()
+    g.until(lambda: len(g.chunks) == 2, "two answers")
+    assert [c.header.stamp for c in g.chunks] == [frames[i].header.stamp for i in (0, 3)]
+    g.chunks.clear()
+    g.sentinel()
+    g.until(lambda: g.status.dropped == 2 and g.status.received == g.status.processed + 2)
+
+
+def test_the_parameter_names_the_frame_of_the_deltas(graph):
+    g = graph(frame_id="panda_link0")
+    g.meet()
+    chunk = g.answer(g.frame())
+    assert chunk.header.frame_id == chunk.steps[0].frame_id == "panda_link0"
+
+
+# -- refusals ---------------------------------------------------------------------------------
+
+
+def shifted(shared, seconds: float) -> Image:
+    msg = shared.frame()
+    stamp = shared.client.get_clock().now().nanoseconds + int(seconds * 1e9)
+    msg.header.stamp = Time(sec=stamp // 10**9, nanosec=stamp % 10**9)
+    return msg
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda g: shifted(g, -5), "more than max_image_age (1 s)"),
+        (lambda g: shifted(g, 5), "in the future"),
+        (lambda g: g.frame(header=Image().header), "no stamp"),
+        (lambda g: g.frame(encoding="mono16"), "'mono16'; publish one of rgb8"),
+        (lambda g: g.frame(encoding="yuv422"), "'yuv422'"),
+        (lambda g: g.frame(height=47), "this one 9216"),
+        (lambda g: g.frame(width=0), "0x48 pixels"),
+        (lambda g: g.frame(step=3), "`step` says 3"),
+        (lambda g: Image(header=g.frame().header, encoding="rgb8"), "0x0 pixels"),
+    ],
+    ids=["stale", "future", "unstamped", "mono16", "yuv", "short", "empty", "step", "blank"],
+)
+def test_a_picture_no_action_may_come_from_is_refused(shared, make, words):
+    assert words in shared.refuse(make(shared))
+    shared.sentinel()
+
+
+def test_a_tiny_picture_is_refused(shared):
+    assert "8x8 pixels" in shared.refuse(rgb_to_image(PICTURE[:8, :8], shared.now()))
+    shared.sentinel()
+
+
+def test_any_age_will_do_when_the_limit_is_off(shared):
+    assert shared.node.set_parameters([Parameter("max_image_age", value=0.0)])[0].successful
+    shared.answer(shifted(shared, -1000))
+    shared.chunks.clear()
+    assert shared.node.set_parameters([Parameter("max_image_age", value=1.0)])[0].successful
+    assert "old" in shared.refuse(shifted(shared, -1000))
+    shared.sentinel()
+
+
+def test_a_model_that_goes_wild_is_refused(shared):
+    weight = shared.node.policy.model.language_model.model.norm.weight
+    good = weight.clone()
+    weight.fill_(float("nan"))
+    assert "not finite" in shared.refuse(shared.frame())
+    weight.copy_(good)
+    shared.sentinel()
+
+
+def test_a_fault_in_the_model_shows_in_the_state_and_passes(shared):
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    predict = shared.node.policy.predict_action
+    shared.node.policy.predict_action = fail
+    assert "out of memory" in shared.refuse(shared.frame())
+    assert shared.status.state == "error" and "out of memory" in shared.status.message
+    shared.node.policy.predict_action = predict
+    shared.sentinel()
+    shared.until(lambda: shared.status.state == "active", "recovery")
+
+
+# -- instructions -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "profile", [qos.INSTRUCTION_VOLATILE, qos.LATCHED], ids=["vol", "latched"]
+)
+def test_both_kinds_of_publishers_are_heard_once(shared, profile):
+    publisher = shared.client.create_publisher(String, "instruction", profile)
+    shared.until(lambda: publisher.get_subscription_count() >= 1, "the subscription")
+    if profile is qos.INSTRUCTION_VOLATILE:
+        # Matching is seen here before the other side has seen it: repeat until it is heard.
+        def heard():
+            publisher.publish(String(data="put it down"))
+            return shared.node._instruction == "put it down"
+    else:
+        publisher.publish(String(data="pick it up"))
+
+        def heard():
+            return shared.node._instruction == "pick it up"
+
+    shared.until(heard, "the instruction")
+    text = shared.node._instruction
+    shared.until(lambda: shared.status.instruction == text, "the status")
+    assert shared.answer(shared.frame()).instruction == text
+    assert shared.active.count(text) == 1
+    shared.client.destroy_publisher(publisher)
+    assert shared.instruct("stack it").success
+    shared.chunks.clear()
+
+
+def test_an_instruction_latched_before_the_node_came_is_heard(graph):
+    g = graph(start=False, instruction="")
+    late = g.client.create_publisher(String, "instruction", qos.LATCHED)
+    late.publish(String(data="stack the blue block"))
+    g.until(lambda: g.node._instruction == "stack the blue block", "the instruction")
+    g.until(lambda: g.active == ["stack the blue block"], "the echo")
+
+
+def test_without_an_instruction_nothing_is_done_until_there_is_one(graph):
+    g = graph(instruction="")
+    assert "no instruction" in g.status.message or g.status.state != "active"
+    while not g.status.refused:
+        g.images.publish(g.frame())
+        g.executor.spin_once(timeout_sec=0.2)
+    assert "there is no instruction" in g.status.last_refusal
+    assert g.instruct("stack it").success
+    g.sentinel()
+
+
+def test_an_empty_instruction_revokes_the_one_before(shared):
+    publisher = shared.client.create_publisher(String, "instruction", qos.LATCHED)
+    publisher.publish(String(data="  "))
+    shared.until(lambda: "instruction is empty" in shared.status.last_refusal, "the refusal")
+    assert "there is no instruction" in shared.refuse(shared.frame())
+    publisher.publish(String(data="stack it"))
+    shared.until(lambda: shared.status.instruction == "stack it", "the instruction")
+    shared.sentinel()
+    shared.client.destroy_publisher(publisher)
+
+
+def test_the_service_refuses_an_empty_instruction_and_keeps_the_old_one(shared):
+    for text in ("", " \n ", "x" * 1001):
+        response = shared.instruct(text)
+        assert not response.success and "instruction" in response.message
+    assert shared.answer(shared.frame()).instruction == "stack it"
+    shared.chunks.clear()
+
+
+# -- lifecycle --------------------------------------------------------------------------------
+
+
+def test_the_whole_life_by_services(graph):
+    g = graph(start=False)
+    assert g.state() == "unconfigured"
+    assert not g.change(Transition.TRANSITION_ACTIVATE)  # a wrong one doesn't end the node
+    assert g.change(Transition.TRANSITION_CONFIGURE)
+    assert g.state() == "inactive"
+    g.until(lambda: g.status.state == "inactive" and g.status.model == "tiny", "the status")
+    assert g.change(Transition.TRANSITION_ACTIVATE)
+    g.meet()
+    assert g.change(Transition.TRANSITION_DEACTIVATE)
+    arrived, receive = threading.Event(), g.node._images.callback
+    g.node._images.callback = lambda m: (receive(m), arrived.set())
+    g.images.publish(g.frame())
+    g.until(arrived.is_set, "the picture that comes while it is inactive")
+    assert g.change(Transition.TRANSITION_ACTIVATE)
+    g.sentinel()
+    assert g.change(Transition.TRANSITION_DEACTIVATE)
+    assert g.change(Transition.TRANSITION_CLEANUP)
+    assert g.state() == "unconfigured" and g.node.policy is None
+    assert g.change(Transition.TRANSITION_CONFIGURE)
+    assert g.change(Transition.TRANSITION_ACTIVATE)
+    g.meet()
+
+
+def test_deactivating_holds_back_the_answer_under_way(graph):
+    g = graph()
+    g.meet()
+    begun, go_on = threading.Event(), threading.Event()
+    predict = g.node.policy.predict_action
+
+    def slow(*args, **kwargs):
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        return predict(*args, **kwargs)
+
+    g.node.policy.predict_action = slow
+    g.images.publish(g.frame())
+    assert begun.wait(PATIENCE)
+    assert g.change(Transition.TRANSITION_DEACTIVATE)
+    assert g.change(Transition.TRANSITION_ACTIVATE)  # nor is it wanted when active again
+    g.node.policy.predict_action = predict
+    go_on.set()
+    g.sentinel()
+
+
+def test_a_bad_model_leaves_the_node_unconfigured_and_it_can_be_mended(graph, checkpoint):
+    g = graph(start=False, model="/nowhere/model")
+    assert not g.change(Transition.TRANSITION_CONFIGURE)
+    assert g.state() == "unconfigured"
+    g.until(lambda: g.status.state == "error", "the error state")
+    assert "there is no checkpoint folder /nowhere/model" in g.status.message
+    assert g.node.set_parameters([Parameter("model", value=str(checkpoint))])[0].successful
+    assert g.change(Transition.TRANSITION_CONFIGURE)
+    assert g.change(Transition.TRANSITION_ACTIVATE)
+    g.meet()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"unnorm_key": "bridge"}, "unknown unnorm_key 'bridge'; known: random"),
+        ({"dtype": "int4"}, "unknown dtype 'int4'"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"image_transport": "theora"}, "use raw or compressed"),
+        ({"model": ""}, "parameter 'model' is empty"),
+    ],
+)
+def test_parameters_that_make_no_sense_are_named(graph, parameters, words):
+    g = graph(start=False, **parameters)
+    assert not g.change(Transition.TRANSITION_CONFIGURE)
+    assert words in g.node.failure
+
+
+def test_a_model_of_two_cameras_is_refused(graph, tmp_path):
+    folder = write_random_checkpoint(tmp_path / "two", head="l1-two-cameras")
+    g = graph(start=False, model=str(folder))
+    assert not g.change(Transition.TRANSITION_CONFIGURE)
+    assert "takes 2 pictures" in g.node.failure
+
+
+def test_what_is_read_when_configuring_cannot_be_changed_later(shared):
+    result = shared.node.set_parameters([Parameter("model", value="/else")])[0]
+    assert not result.successful and "clean it up first" in result.reason
+
+
+def test_a_second_model_on_the_same_topic_is_told(shared):
+    other = shared.client.create_publisher(ActionChunk, "action", qos.CHUNK)
+    topic = shared.node._action.topic_name
+    shared.until(lambda: f"1 more publish on {topic}" in shared.status.message, "the remark")
+    shared.client.destroy_publisher(other)
+    shared.until(lambda: not shared.status.message, "its end")
+
+
+# -- the process ------------------------------------------------------------------------------
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    environment = {
+        **os.environ,
+        "ROS_DOMAIN_ID": str(1 + (DOMAIN + 50) % 100),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+    }
+    command = [sys.executable, "-m", "vla_inference.inference_node", "--ros-args"]
+    for argument in arguments:
+        command += ["-p", argument]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_a_bad_model_ends_the_process_with_one_line_and_status_2():
+    process = start("model:=/nowhere/model")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert len(err.strip().splitlines()) == 1
+    assert "cannot configure: there is no checkpoint folder /nowhere/model; check the path" in err
+
+
+def test_ctrl_c_ends_the_process_in_time_with_status_0(checkpoint):
+    process = start(f"model:={checkpoint}", "num_threads:=1")
+    try:
+        for line in process.stderr:
+            if "model tiny on cpu" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=3)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    assert process.returncode == 0 and "Traceback" not in err

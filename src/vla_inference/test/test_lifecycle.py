@@ -1,0 +1,168 @@
+"""A process with one of our nodes ends in time, with the right status and without a traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+SCRIPT = """
+import sys, threading, time
+from rclpy.exceptions import InvalidParameterValueException
+from vla_inference.errors import VlaError
+from vla_inference.ros.lifecycle import ManagedNode, spin_node
+
+def say(text):
+    print(text, flush=True)
+
+class Probe(ManagedNode):
+    def __init__(self):
+        super().__init__("probe")
+        self.declare_parameter("size", 1.0)
+        {on_init}
+    def do_configure(self):
+        say("configuring")
+        {on_configure}
+    def do_activate(self):
+        say("activating")
+        {on_activate}
+    def do_deactivate(self):
+        say("deactivated")
+    def do_cleanup(self):
+        say("cleaned")
+        {on_cleanup}
+
+sys.exit(spin_node(Probe))
+"""
+END = 3.0  # seconds a node may take to end
+
+
+@contextmanager
+def probe(*arguments: str, **code: str) -> Iterator[subprocess.Popen]:
+    """A process with a node whose callbacks run this code."""
+    code = {
+        k: code.get(k, "pass") for k in ("on_init", "on_configure", "on_activate", "on_cleanup")
+    }
+    environment = {
+        **os.environ,
+        "ROS_DOMAIN_ID": str(1 + os.getpid() % 100),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT).format(**code), *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def wait_for(process: subprocess.Popen, line: str) -> None:
+    for said in process.stdout:
+        if said.strip() == line:
+            return
+    pytest.fail(f"the node ended without saying {line!r}: {process.stderr.read()}")
+
+
+def end(process: subprocess.Popen, timeout: float = END) -> tuple[list[str], str]:
+    out, err = process.communicate(timeout=timeout)
+    return out.split(), err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_an_active_node_cleanly(number):
+    with probe() as process:
+        wait_for(process, "activating")
+        process.send_signal(number)
+        out, err = end(process)
+    assert process.returncode == 0 and err == ""
+    assert out == ["deactivated", "cleaned"]
+
+
+def test_a_second_ctrl_c_does_not_disturb_the_end():
+    with probe(on_cleanup="time.sleep(0.5); say('through')") as process:
+        wait_for(process, "activating")
+        process.send_signal(signal.SIGINT)
+        wait_for(process, "cleaned")
+        process.send_signal(signal.SIGINT)
+        out, err = end(process)
+    assert process.returncode == 0 and err == "" and out == ["through"]
+
+
+def test_ctrl_c_while_configuring_ends_it_and_cleans_up():
+    with probe(on_configure="time.sleep(60)") as process:
+        wait_for(process, "configuring")
+        process.send_signal(signal.SIGINT)
+        out, err = end(process)
+    assert process.returncode == 0 and err == "" and out == ["cleaned"]
+
+
+def test_a_busy_thread_does_not_hold_up_the_end():
+    busy = "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+    with probe(on_activate=busy) as process:
+        wait_for(process, "activating")
+        process.send_signal(signal.SIGINT)
+        end(process)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("where", ["on_configure", "on_activate"])
+def test_a_refused_start_is_one_line_and_status_2(where):
+    with probe(**{where: "raise VlaError('no camera', 'plug one in')"}) as process:
+        out, err = end(process, 20)
+    assert process.returncode == 2
+    verb = where.removeprefix("on_")
+    assert err.strip().endswith(f"cannot {verb}: no camera; plug one in")
+    assert len(err.strip().splitlines()) == 1
+    assert out[-1] == "cleaned" and ("deactivated" in out) == (verb == "activate")
+
+
+def test_a_fault_of_ours_shows_where_and_ends_it():
+    with probe(on_configure="1 / 0") as process:
+        _, err = end(process, 20)
+    assert process.returncode == 2
+    assert "ZeroDivisionError" in err and "please report it" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-p", "size:=5"], "'size'"),
+        (["-p", "autostart:=maybe"], "'autostart'"),
+        (["--params-file", "/nowhere.yaml"], "/nowhere.yaml"),
+    ],
+)
+def test_refused_parameters_are_named_and_status_2(arguments, words):
+    with probe("--ros-args", *arguments) as process:
+        _, err = end(process, 20)
+    assert process.returncode == 2
+    assert words in err and "Traceback" not in err
+
+
+def test_a_node_that_cannot_be_made_is_one_line():
+    with probe(on_init="raise VlaError('no arm', 'buy one')") as process:
+        _, err = end(process, 20)
+    assert process.returncode == 2 and err == "error: no arm; buy one\n"
+
+
+def test_without_autostart_nothing_is_configured():
+    with probe("--ros-args", "-p", "autostart:=false", on_init="say('made')") as process:
+        wait_for(process, "made")
+        process.send_signal(signal.SIGINT)
+        out, _ = end(process)
+    assert process.returncode == 0 and "configuring" not in out
+
+
+def test_a_node_may_end_itself_with_its_own_status():
+    with probe(on_activate="self.exit_status = 7") as process:
+        end(process, 20)
+    assert process.returncode == 7
