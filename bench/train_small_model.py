@@ -4,8 +4,7 @@
     python bench/train_small_model.py WORKDIR --data Stack_D0:600:1 --data Stack_D2:2400:2 \
         --minutes 20 --evaluate Stack_D0:100 --evaluate Stack_D2:100
 
-Runs on any machine with a GPU and robosuite; a stage that is done is not done again. `--seconds`
-ends a call early (the state is saved, call again to go on).
+Runs on any machine with a GPU (or several) and robosuite; a stage that is done is not done again.
 """
 
 from __future__ import annotations
@@ -29,25 +28,29 @@ def parse() -> argparse.Namespace:
     p.add_argument("--data", action="append", default=[], help="TASK:EPISODES:SEED")
     p.add_argument("--noise", type=float, default=0.2)
     p.add_argument("--minutes", type=float, default=20, help="length of the schedule")
-    p.add_argument("--seconds", type=float, help="train at most this long in this call")
+    p.add_argument("--devices", type=int, help="GPUs; all by default, 0 for the CPU")
     p.add_argument("--batch-size", type=int, default=1024)
-    p.add_argument("--learning-rate", type=float, default=1e-3)
+    p.add_argument("--learning-rate", type=float, default=6e-4)
     p.add_argument("--ema", type=float, default=0.999)
     p.add_argument("--evaluate", action="append", default=[], help="TASK:EPISODES")
     p.add_argument("--eval-seed", type=int, default=1000)
     p.add_argument("--execute-steps", type=int, default=4)
     p.add_argument("--no-compile", action="store_true")
+    p.add_argument("--parallel", type=int, help="generating processes; all cores by default")
+    p.add_argument("--generate-only", action="store_true")
     return p.parse_args()
+
+
+BEGUN = time.perf_counter()
+
+
+def say(values: dict) -> None:
+    print(json.dumps({"t": round(time.perf_counter() - BEGUN, 1), **values}), flush=True)
 
 
 def main() -> None:
     args = parse()
     from vla_sim_bridge.generate import GenerateConfig, generate
-
-    begun = time.perf_counter()
-
-    def say(**values) -> None:
-        print(json.dumps({"t": round(time.perf_counter() - begun, 1), **values}), flush=True)
 
     paths = []
     for entry in args.data:
@@ -55,17 +58,17 @@ def main() -> None:
         config = GenerateConfig(
             task=task, episodes=int(episodes), seed=int(seed), noise=args.noise, compression=None
         )
-        count = [0]
+        folder = args.workdir / entry.replace(":", "_")
 
-        def tell(p, count=count, task=task):
-            count[0] += 1
-            if count[0] % 400 == 0:
-                say(task=task, successes=p.successes, attempts=p.attempts, rate=round(p.rate, 2))
+        def tell(p, task=task):
+            if p.attempts % 400 == 0:
+                say({"task": task, "successes": p.successes, "rate": round(p.rate, 2)})
 
-        name = entry.replace(":", "_")
-        paths.append(str(generate(config, args.workdir / name, report=tell)))
-        say(generated=entry, **json.loads((args.workdir / name / "statistics.json").read_text()))
+        paths.append(str(generate(config, folder, args.parallel, tell)))
+        say({"generated": entry, **json.loads((folder / "statistics.json").read_text())})
 
+    if args.generate_only:
+        return
     from vla_training.train import TrainConfig, train
 
     config = TrainConfig(
@@ -76,9 +79,7 @@ def main() -> None:
         compile=not args.no_compile,
     )
     output = args.workdir / "model"
-    checkpoint = train(
-        paths, output, config, seconds=args.seconds, resume=True, report=lambda r: say(**r)
-    )
+    checkpoint = train(paths, output, config, args.devices, resume=True, report=say)
     from vla_sim_bridge.rollout import rollout, summarise
 
     for entry in args.evaluate:
@@ -87,7 +88,7 @@ def main() -> None:
             str(checkpoint), task, int(episodes), args.eval_seed, workers=os.cpu_count(),
             execute_steps=args.execute_steps,
         )  # fmt: skip
-        say(evaluated=entry, **summarise(results))
+        say({"evaluated": entry, **summarise(results)})
 
 
 if __name__ == "__main__":

@@ -157,5 +157,3 @@ def check_instruction(text: str, limit: int = 1000) -> str:
             f"the instruction has {len(text)} characters", f"keep it under {limit}"
         )
     return text
-
-

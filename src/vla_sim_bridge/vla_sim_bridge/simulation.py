@@ -19,6 +19,10 @@ from vla_inference.errors import VlaError
 from vla_inference.types import ActionSpec, Observation, eef_delta_spec
 from vla_sim_bridge.tasks import Task, get_task
 
+# MuJoCo picks its way of drawing at import. Without a screen that is EGL on a GPU, OSMesa else.
+if "MUJOCO_GL" not in os.environ and not os.environ.get("DISPLAY"):
+    os.environ["MUJOCO_GL"] = "egl" if os.path.exists("/dev/nvidia0") else "osmesa"
+
 POSITION_SCALE = 0.05  # m per unit of robosuite action (controller output_max)
 ROTATION_SCALE = 0.5  # rad
 CONTROL_FREQ = 20.0  # Hz

@@ -19,7 +19,8 @@ class Frames:
 
     pictures: uint8 [N, H, W, 3]; actions: float32 [N, 7], SI; text: index of each frame's
     instruction in `sentences` [N]; end: index one past the last frame of its episode [N];
-    episode: number of its episode [N].
+    episode: number of its episode [N]; scene: what the simulator knew [N, 9] (see `scene_of`), or
+    None where a data set does not tell.
     """
 
     pictures: torch.Tensor
@@ -28,13 +29,10 @@ class Frames:
     end: torch.Tensor
     episode: torch.Tensor
     sentences: list[str]
+    scene: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.actions)
-
-    def to(self, device: str) -> Frames:
-        moved = {k: getattr(self, k).to(device) for k in ("actions", "text", "end", "episode")}
-        return Frames(self.pictures.to(device), sentences=self.sentences, **moved)
 
 
 def load_frames(
@@ -52,6 +50,8 @@ def load_frames(
     actions = np.empty((total, 7), np.float32)
     text, end = np.empty(total, np.int64), np.empty(total, np.int64)
     episode = np.empty(total, np.int64)
+    scene = np.zeros((total, 9), np.float32)
+    known = True
     sentences: dict[str, int] = {}
     at = number = 0
     for data, path in zip(sets, paths, strict=True):
@@ -72,13 +72,44 @@ def load_frames(
                 sentences.setdefault(t, len(sentences)) for t in data.instructions(i)
             ]
             end[at : at + n], episode[at : at + n] = at + n, number
+            seen = scene_of(data.group(i), data.states(i))
+            known = known and seen is not None
+            if known:
+                scene[at : at + n] = seen
             at, number = at + n, number + 1
         report(f"{path}: {len(data)} episodes, {at} frames so far")
     as_tensor = torch.from_numpy
     return Frames(
         pictures, as_tensor(actions), as_tensor(text), as_tensor(end), as_tensor(episode),
-        list(sentences),
+        list(sentences), as_tensor(scene) if known else None,
     )  # fmt: skip
+
+
+def scene_of(group, states: np.ndarray | None) -> np.ndarray | None:
+    """What a picture must tell a policy that stacks, as numbers of about unit size [T, 9].
+
+    Gripper to first object and first to second object (each 3, in decimetres), the angle of the
+    first object in the gripper (cosine and sine of 4 times it) and the opening of the fingers.
+    """
+    info = group.get("datagen_info")
+    if info is None or states is None or len(info["object_poses"]) < 2:
+        return None
+    eef = info["eef_pose"][:]
+    first, second = (info["object_poses"][name][:] for name in sorted(info["object_poses"])[:2])
+
+    def yaw(pose):
+        return np.arctan2(pose[:, 1, 0], pose[:, 0, 0])
+
+    turn = 4 * (yaw(first) - yaw(eef))
+    return np.column_stack(
+        [
+            10 * (first[:, :3, 3] - eef[:, :3, 3]),
+            10 * (second[:, :3, 3] - first[:, :3, 3]),
+            np.cos(turn),
+            np.sin(turn),
+            50 * np.abs(states[:, 6:8]).mean(1),
+        ]
+    ).astype(np.float32)
 
 
 def action_statistics(frames: Frames) -> dict:

@@ -1,8 +1,12 @@
 """Training the small model from scratch on generated demonstrations.
 
 The recipe: all frames live on the device; random shift and colour jitter; a chunk of 8 actions
-with L1 loss (OpenVLA-OFT); AdamW, warm-up then cosine; an exponential moving average of the
-weights is what is kept.
+with L1 loss (OpenVLA-OFT); where the simulator's own poses were recorded, a second head has to
+read them off the picture, which teaches the model early where to look; AdamW, warm-up then cosine;
+an exponential moving average of the weights is what is kept.
+
+Several devices share a batch (`world`): each holds all frames and computes its part, gradients are
+averaged.
 """
 
 from __future__ import annotations
@@ -17,7 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from vla_inference.actions import Normalisation
 from vla_inference.checkpoint import save_checkpoint
@@ -35,15 +41,18 @@ SMALL = {
     "vision_towers": [
         {
             "key": "featurizer", "image_size": 224, "patch_size": 16, "embed_dim": 256,
-            "depth": 5, "num_heads": 4, "mlp_hidden": 1024, "stem": "conv",
+            "depth": 2, "num_heads": 4, "mlp_hidden": 1024, "stem": "conv",
         }
     ],
     "text_config": {
-        "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 4,
-        "num_attention_heads": 6, "num_key_value_heads": 6, "vocab_size": 768,
+        "hidden_size": 320, "intermediate_size": 896, "num_hidden_layers": 4,
+        "num_attention_heads": 5, "num_key_value_heads": 5, "vocab_size": 768,
         "rms_norm_eps": 1e-5,
     },
-    "action_head": {"type": "l1", "decoding": "parallel", "chunk": 8, "action_dim": 7},
+    "action_head": {
+        "type": "l1", "decoding": "parallel", "chunk": 8, "action_dim": 7,
+        "slots_per_step": 1, "slots": "learned",
+    },
     "n_action_bins": 256,
     "pad_to_multiple_of": 0,
     "empty_token_id": None,
@@ -59,7 +68,8 @@ class TrainConfig:
     batch_size: int = 1024
     steps: int = 10_000
     minutes: float | None = None
-    learning_rate: float = 1e-3
+    learning_rate: float = 6e-4
+    scene_weight: float = 0.3  # of the loss on the simulator's own poses
     weight_decay: float = 0.05
     warmup: float = 0.03  # share of the schedule
     ema: float = 0.999
@@ -71,21 +81,43 @@ class TrainConfig:
     compile: bool = False
 
 
+class SceneHead(nn.Module):
+    """Reads what the simulator knows off the mean of the action slots. Only training has it."""
+
+    def __init__(self, hidden_size: int, size: int = 9):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, size)
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.layers(hidden.mean(1))
+
+
 class Trainer:
     """Holds what a training run consists of; `run` goes on from wherever it stands."""
 
     def __init__(self, frames: Frames, config: TrainConfig, device: str, model_json=SMALL):
         self.frames, self.config, self.device = frames, config, device
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        if config.batch_size % self.world:
+            raise VlaError(
+                f"batch size {config.batch_size} cannot be shared by {self.world} devices",
+                "choose a multiple",
+            )
         self.model_json = model_json
         self.tokenizer = train_tokenizer(task_sentences())
         torch.manual_seed(config.seed)
         self.model_config = ModelConfig.from_json(model_json)
-        self.model = VLA(self.model_config)
-        initialise(self.model)
-        self.model.to(device)
+        model = VLA(self.model_config)
+        initialise(model)
+        self.model = model.to(device)
+        self.scene_head = SceneHead(self.model_config.llm.hidden_size).to(device)
+        self.trained = nn.ModuleDict({"model": self.model, "scene_head": self.scene_head})
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
-        others = [p for p in self.model.parameters() if p.ndim < 2]
+        matrices = [p for p in self.trained.parameters() if p.ndim >= 2]
+        others = [p for p in self.trained.parameters() if p.ndim < 2]
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": matrices, "weight_decay": config.weight_decay},
@@ -99,14 +131,12 @@ class Trainer:
         normalisation = Normalisation.from_statistics(self.statistics["generated"]["action"])
         normal = normalisation.normalise(frames.actions.numpy().astype(np.float64))
         self.targets = torch.from_numpy(normal).float().to(device)
-        self.end = frames.end.to(device)
-        self.text = frames.text.to(device)
+        self.end, self.text = frames.end.to(device), frames.text.to(device)
+        self.scene = None if frames.scene is None else frames.scene.to(device)
         self.ids, self.lengths = self._tokenise()
         self.mean = torch.tensor(self.model_config.towers[0].mean, device=device)[:, None, None]
         self.std = torch.tensor(self.model_config.towers[0].std, device=device)[:, None, None]
-        episodes = int(frames.episode.max()) + 1
-        held = max(1, round(config.validation * episodes)) if config.validation else 0
-        last = frames.episode >= episodes - held
+        last = self._held_out(frames)
         self.training = torch.nonzero(~last).flatten().to(device)
         self.held_out = torch.nonzero(last).flatten().to(device)
         if not len(self.training):
@@ -114,51 +144,69 @@ class Trainer:
         self.step, self.elapsed = 0, 0.0
         self._forward = torch.compile(self._loss) if config.compile else self._loss
 
+    def _held_out(self, frames: Frames) -> Tensor:
+        """Every k-th episode is for validation: bool [N]."""
+        if not self.config.validation:
+            return torch.zeros(len(frames), dtype=torch.bool)
+        every = max(2, round(1 / self.config.validation))
+        return frames.episode % every == every - 1
+
     # -- batches ------------------------------------------------------------------------------
 
-    def _tokenise(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _tokenise(self) -> tuple[Tensor, Tensor]:
         prompt = PromptTokenizer(self.model_config, self.tokenizer)
         rows = [prompt(s) for s in self.frames.sentences]
         width = max(map(len, rows))
         ids = torch.tensor([r + [0] * (width - len(r)) for r in rows], device=self.device)
         return ids, torch.tensor([len(r) for r in rows], device=self.device)
 
-    def batch(self, index: torch.Tensor, augment: bool, generator=None):
-        """Pixels [B, 3, S, S], token ids, lengths, targets [B, T, 7] and their mask [B, T, 1]."""
-        c = self.config
-        b, (h, w) = len(index), self.frames.pictures.shape[1:3]
-        if augment:
-            offset = torch.randint(
-                -c.shift, c.shift + 1, (2, b, 1), device=self.device, generator=generator
-            )
+    def batch(self, index: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """The frames at `index`; with a generator, shifted and recoloured at random."""
+        c, b = self.config, len(index)
+        h, w = self.frames.pictures.shape[1:3]
+        gain, lift = torch.ones(1, device=self.device), torch.zeros(1, device=self.device)
+        if generator is None:
+            pictures = self.frames.pictures[index]
+        else:
+            options = {"device": self.device, "generator": generator}
+            offset = torch.randint(-c.shift, c.shift + 1, (2, b, 1), **options)
             rows = (torch.arange(h, device=self.device) + offset[0]).clamp(0, h - 1)
             columns = (torch.arange(w, device=self.device) + offset[1]).clamp(0, w - 1)
-            where = (index[:, None, None], rows[:, :, None], columns[:, None, :])
-            pictures = self.frames.pictures[where]
-        else:
-            pictures = self.frames.pictures[index]
-        pixels = pictures.permute(0, 3, 1, 2).float() / 255
-        if augment:
-            noise = torch.rand((2, b, 3, 1, 1), device=self.device, generator=generator) * 2 - 1
+            pictures = self.frames.pictures[
+                index[:, None, None], rows[:, :, None], columns[:, None, :]
+            ]
+            noise = torch.rand((2, b, 3, 1, 1), **options) * 2 - 1
             gain = 1 + c.brightness * noise[0, :, :1] + c.channel * noise[0]
-            pixels = (pixels * gain + 0.5 * c.brightness * noise[1, :, :1]).clamp(0, 1)
-        pixels = (pixels - self.mean) / self.std
-        steps = torch.arange(self.model_config.head.chunk, device=self.device)
-        future = index[:, None] + steps
+            lift = 0.5 * c.brightness * noise[1, :, :1]
+        future = index[:, None] + torch.arange(self.model_config.head.chunk, device=self.device)
         inside = future < self.end[index][:, None]
-        targets = self.targets[torch.where(inside, future, index[:, None])]
         text = self.text[index]
-        return pixels, self.ids[text], self.lengths[text], targets, inside[..., None]
+        return {
+            "pictures": pictures,
+            "gain": gain,
+            "lift": lift,
+            "ids": self.ids[text],
+            "lengths": self.lengths[text],
+            "targets": self.targets[torch.where(inside, future, index[:, None])],
+            "inside": inside[..., None],
+            "scene": self.scene[index] if self.scene is not None else torch.zeros(0),
+        }
 
-    def _loss(self, pixels, ids, lengths, targets, inside):
+    def _loss(self, pictures, gain, lift, ids, lengths, targets, inside, scene):
+        """Mean L1 of the chunk, and of the scene."""
         kind = "cuda" if self.device.startswith("cuda") else "cpu"
+        pixels = (pictures.permute(0, 3, 1, 2).float() / 255 * gain + lift).clamp(0, 1)
+        pixels = (pixels - self.mean) / self.std
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
             context = self.model.context(ids, pixels)
-            predicted = self.model.predict_chunk(
-                context, lengths + self.model_config.num_patches
-            )
+            hidden = self.model.action_hidden(context, lengths + self.model_config.num_patches)
+            predicted = self.model.action_head(hidden)
+            seen = self.scene_head(hidden)
         error = (predicted.float() - targets).abs() * inside
-        return error.sum() / (inside.sum() * targets.shape[-1])
+        action = error.sum() / (inside.sum() * targets.shape[-1])
+        if not scene.numel():
+            return action, action.detach() * 0
+        return action, (seen.float() - scene).abs().mean()
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -176,51 +224,67 @@ class Trainer:
 
     def run(
         self,
-        seconds: float | None = None,
         report: Callable[[dict], None] = lambda _: None,
-        every: int = 200,
+        every: int = 500,
+        save: Callable[[], None] = lambda: None,
     ) -> None:
-        """Train until the schedule ends, or for at most `seconds` more."""
-        generator = torch.Generator(self.device).manual_seed(self.config.seed + 1 + self.step)
+        """Train until the schedule ends; `save` is called with every report."""
+        seed = self.config.seed + 1 + self.step * self.world + self.rank
+        generator = torch.Generator(self.device).manual_seed(seed)
+        share = self.config.batch_size // self.world
         begun = last = time.perf_counter()
-        before = self.elapsed
-        losses = []
+        before, losses = self.elapsed, []
         while self.progress() < 1.0:
             pick = torch.randint(
-                len(self.training), (self.config.batch_size,), device=self.device,
-                generator=generator,
-            )  # fmt: skip
-            batch = self.batch(self.training[pick], True, generator)
+                len(self.training), (share,), device=self.device, generator=generator
+            )
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate()
-            loss = self._forward(*batch)
+            action, scene = self._forward(**self.batch(self.training[pick], generator))
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            (action + self.config.scene_weight * scene).backward()
+            self._average_gradients()
+            torch.nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
             self.optimizer.step()
             self.step += 1
             self._update_average()
-            losses.append(loss.detach())
-            if self.step % 20 == 0:
-                losses[-1].item()  # wait for the device, so that the clock is honest
-            now = time.perf_counter()
-            self.elapsed = before + now - begun
-            stop = self.progress() >= 1.0 or (seconds is not None and now - begun > seconds)
+            losses.append(torch.stack([action.detach(), scene.detach()]))
+            if self.step % 10 == 0 or self.config.minutes is None:
+                self.elapsed = self._agree(before + time.perf_counter() - begun)
+            stop = self.progress() >= 1.0
             if self.step % every == 0 or stop:
-                mean = torch.stack(losses).mean().item()
-                if not math.isfinite(mean):
-                    raise VlaError(f"the loss is {mean} at step {self.step}", "lower the rate")
-                rate = len(losses) * self.config.batch_size / (now - last)
+                mean = torch.stack(losses).mean(0).tolist()
+                if not all(map(math.isfinite, mean)):
+                    raise VlaError(f"the loss is {mean[0]} at step {self.step}", "lower the rate")
+                rate = len(losses) * self.config.batch_size / (time.perf_counter() - last)
                 report(
                     {
-                        "step": self.step, "loss": mean, "samples_per_s": rate,
-                        "progress": self.progress(), "validation": self.validate(),
-                        "learning_rate": self.learning_rate(), "seconds": self.elapsed,
+                        "step": self.step, "loss": round(mean[0], 5), "scene": round(mean[1], 5),
+                        "validation": [round(v, 5) for v in self.validate()],
+                        "samples_per_s": round(rate), "progress": round(self.progress(), 4),
+                        "learning_rate": self.learning_rate(), "seconds": round(self.elapsed, 1),
                     }
                 )  # fmt: skip
+                save()
                 losses, last = [], time.perf_counter()
-            if stop:
-                return
+
+    def _agree(self, elapsed: float) -> float:
+        """The first process's clock, so that all share one schedule and stop together."""
+        if self.world == 1:
+            return elapsed
+        clock = torch.tensor([elapsed], dtype=torch.float64, device=self.device)
+        dist.broadcast(clock, 0)
+        return clock.item()
+
+    def _average_gradients(self) -> None:
+        if self.world == 1:
+            return
+        gradients = [p.grad for p in self.trained.parameters() if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        flat /= self.world
+        for g, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            g.copy_(part.view_as(g))
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -229,15 +293,16 @@ class Trainer:
         torch._foreach_lerp_(list(self.average.values()), mine, 1 - decay)
 
     @torch.no_grad()
-    def validate(self) -> float:
-        """Mean L1 on held-out episodes with the current weights; NaN where none were held out."""
+    def validate(self, most: int = 4096) -> tuple[float, float]:
+        """Mean L1 (actions, scene) on held-out episodes with the current weights."""
         if not len(self.held_out):
-            return float("nan")
-        total = count = 0
-        for part in self.held_out.split(1024):
-            total += self._loss(*self.batch(part, False)).item() * len(part)
+            return float("nan"), float("nan")
+        stride = max(1, len(self.held_out) // most)
+        total, count = torch.zeros(2), 0
+        for part in self.held_out[::stride].split(512):
+            total += torch.stack(self._loss(**self.batch(part))).cpu() * len(part)
             count += len(part)
-        return total / count
+        return tuple((total / count).tolist())
 
     # -- saving -------------------------------------------------------------------------------
 
@@ -250,7 +315,7 @@ class Trainer:
         """Write everything needed to go on; the file appears whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors = {f"trained.{k}": v for k, v in self.trained.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
@@ -270,7 +335,7 @@ class Trainer:
         def part(prefix):
             return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
-        self.model.load_state_dict(part("model."))
+        self.trained.load_state_dict(part("trained."))
         self.average = part("average.")
         state: dict[int, dict] = {}
         for key, value in part("optimizer.").items():
@@ -282,43 +347,92 @@ class Trainer:
 
 
 def initialise(model: VLA) -> None:
-    """Small normal weights; residual branches scaled down by depth."""
+    """Unit variance through every layer; residual branches scaled down by depth.
+
+    Patch positions start as sines and cosines as loud as the features: where a thing is must be
+    readable from the first step on.
+    """
     depth = len(model.language_model.model.layers) + model.config.towers[0].layers
     for name, parameter in model.named_parameters():
-        if parameter.ndim >= 2:
-            if parameter.ndim == 4:
-                torch.nn.init.kaiming_normal_(parameter)
-                continue
-            std = 0.02
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif parameter.ndim == 4:
+            nn.init.kaiming_normal_(parameter)
+        elif "pos_embed" in name:
+            parameter.data.copy_(grid_positions(*parameter.shape[1:]))
+        elif "embed_tokens" in name or "action_slots" in name:
+            nn.init.normal_(parameter, std=0.5)
+        elif parameter.ndim == 2:
+            std = parameter.shape[1] ** -0.5
             if name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight")):
                 std /= math.sqrt(2 * depth)
-            torch.nn.init.normal_(parameter, std=std)
-        elif name.endswith(".bias"):
-            torch.nn.init.zeros_(parameter)
-    # Linear layers between normed widths keep their variance.
-    for module in (model.projector, getattr(model, "action_head", None)):
-        for layer in module.modules() if module is not None else ():
-            if isinstance(layer, torch.nn.Linear):
-                torch.nn.init.xavier_uniform_(layer.weight)
+            nn.init.normal_(parameter, std=std)
+
+
+def grid_positions(patches: int, dim: int) -> Tensor:
+    """Sines and cosines of row and column at dim/4 frequencies each: [1, patches, dim]"""
+    side = math.isqrt(patches)
+    steps = torch.arange(side).float() / side
+    frequencies = torch.pi * side ** torch.linspace(0, 1, dim // 4)
+    angles = steps[:, None] * frequencies  # [side, dim / 4]
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows = waves[:, None].expand(side, side, -1)
+    columns = waves[None].expand(side, side, -1)
+    return torch.cat([rows, columns], dim=2).reshape(1, patches, dim)
 
 
 def train(
     data: list[str],
     output: str | Path,
     config: TrainConfig,
-    device: str | None = None,
-    seconds: float | None = None,
+    devices: int | None = None,
     resume: bool = False,
-    report: Callable[[dict], None] = lambda _: None,
+    report: Callable[[dict], None] = print,
 ) -> Path:
-    """Train on HDF5 data sets, write state and checkpoint into `output`; returns the checkpoint."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """Train on HDF5 data sets; writes state and checkpoint into `output`, returns the checkpoint.
+
+    devices: GPUs to use, None for all there are, 0 for the CPU. `report` must be a function of a
+    module where there are several.
+    """
+    available = torch.cuda.device_count()
+    devices = available if devices is None else devices
+    if devices > available:
+        raise VlaError(f"{devices} GPUs were asked for, there are {available}", "ask for fewer")
+    world = max(1, devices)
+    args = (world, devices > 0, data, str(output), config, resume, report)
+    if world == 1:
+        _train_rank(0, *args)
+    else:
+        torch.multiprocessing.spawn(_train_rank, args, nprocs=world)
+    return Path(output) / "checkpoint"
+
+
+def _train_rank(rank, world, cuda, data, output, config, resume, report) -> None:
+    device = f"cuda:{rank}" if cuda else "cpu"
+    if cuda:
+        torch.cuda.set_device(rank)
+    if world > 1:
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "29511")
+        dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=world)
+    if rank:
+        report = _quiet
     torch.set_float32_matmul_precision("high")
     frames = load_frames(data, device=device, report=lambda text: report({"message": text}))
     trainer = Trainer(frames, config, device)
-    state = Path(output) / "state.safetensors"
+    state, checkpoint = Path(output) / "state.safetensors", Path(output) / "checkpoint"
     if resume and state.exists():
         trainer.load(state)
-    trainer.run(seconds, report)
-    trainer.save(state)
-    return trainer.export(Path(output) / "checkpoint")
+
+    def save() -> None:
+        if rank == 0:
+            trainer.save(state)
+            trainer.export(checkpoint)
+
+    trainer.run(report, save=save)
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def _quiet(_: dict) -> None:
+    pass

@@ -16,7 +16,7 @@ from vla_inference.errors import CheckpointError
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """A vision transformer, named as in timm. Its last block and norm are never used: see `layers`.
+    """A vision transformer, named as in timm; its last block and norm are unused (`layers`).
 
     key: name below `vision_backbone.` in the checkpoint.
     depth: blocks in the published model; the features are those after block depth - 2.
@@ -92,6 +92,9 @@ class HeadConfig:
     decoding: "autoregressive" (one token after the other) or "parallel" (OpenVLA-OFT, arXiv
         2502.19645: one pass over `chunk * action_dim` empty positions, bidirectional attention).
     type: "tokens" (256 bins) or "l1" (a regression head on the hidden states; parallel only).
+    slots_per_step: positions in the sequence per chunk step; OpenVLA-OFT has one per dimension.
+    slots: what stands at these positions: "zero" as in OpenVLA-OFT, where a pretrained model
+        tells them apart by position alone, or "learned", which a model from scratch needs.
     """
 
     type: Literal["tokens", "l1"] = "tokens"
@@ -100,6 +103,12 @@ class HeadConfig:
     action_dim: int = 7
     proprio_dim: int = 0
     num_images: int = 1
+    slots_per_step: int = 7
+    slots: Literal["zero", "learned"] = "zero"
+
+    @property
+    def num_slots(self) -> int:
+        return self.chunk * self.slots_per_step
 
 
 PROMPTS = {
@@ -143,10 +152,18 @@ class ModelConfig:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
         """Check and complete the contents of a config.json; errors name the field."""
-        if "text_config" not in raw:
-            raise CheckpointError(f"{where} has no 'text_config'", "is this an OpenVLA checkpoint?")
+        if not isinstance(raw, Mapping) or "text_config" not in raw:
+            raise CheckpointError(
+                f"{where} has no 'text_config'", "is this an OpenVLA checkpoint?"
+            )
         towers = _towers(raw, where)
         llm = _pick(LlamaConfig, raw["text_config"], f"{where}: text_config")
+        if llm.num_attention_heads % llm.num_key_value_heads:
+            raise CheckpointError(
+                f"{where}: num_attention_heads {llm.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {llm.num_key_value_heads}",
+                "mend the file",
+            )
         if llm.hidden_size % llm.num_attention_heads:
             raise CheckpointError(
                 f"{where}: hidden_size {llm.hidden_size} is not a multiple of "
@@ -156,6 +173,13 @@ class ModelConfig:
         head = _pick(HeadConfig, raw.get("action_head", {}), f"{where}: action_head", strict=True)
         _one_of(head.type, ("tokens", "l1"), f"{where}: action_head.type")
         _one_of(head.decoding, ("autoregressive", "parallel"), f"{where}: action_head.decoding")
+        _one_of(head.slots, ("zero", "learned"), f"{where}: action_head.slots")
+        if head.type == "tokens" and head.slots_per_step != head.action_dim:
+            raise CheckpointError(
+                f"{where}: action_head.slots_per_step is {head.slots_per_step}, tokens need one "
+                f"slot for each of the {head.action_dim} dimensions",
+                "mend the file",
+            )
         if head.type == "l1" and head.decoding != "parallel":
             raise CheckpointError(
                 f"{where}: action_head.type 'l1' needs decoding 'parallel'", "mend the file"
@@ -166,19 +190,49 @@ class ModelConfig:
         strategies = ("resize-naive", "letterbox", "resize-crop")
         _one_of(strategy, strategies, f"{where}: image_resize_strategy")
         llm_id = raw.get("llm_backbone_id", "llama2-7b-pure")
-        prompt = PROMPTS["vicuna" if "vicuna" in llm_id else "openvla"]
+        prompt = raw.get("prompt", PROMPTS["vicuna" if "vicuna" in str(llm_id) else "openvla"])
+        if not isinstance(prompt, str) or prompt.count("{instruction}") != 1:
+            raise CheckpointError(
+                f"{where}: prompt is {prompt!r:.60}", "it must hold {instruction} once"
+            )
+        statistics = raw.get("norm_stats") or {}
+        if not isinstance(raw.get("norm_stats", {}), Mapping):
+            raise CheckpointError(f"{where}: norm_stats is no object", "mend the file")
         names = ("n_action_bins", "pad_to_multiple_of", "empty_token_id", "bos_token_id")
         names += ("stop_token_id", "center_crop", "name")
+        kinds = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+        others = {n: raw[n] for n in names if n in raw}
+        for name, value in others.items():
+            if name == "empty_token_id" and value is None:
+                continue
+            kind = kinds[name].removesuffix(" | None")
+            _check(value, kind, f"{where}: {name}", least=int(name not in MAY_BE_ZERO))
         return cls(
             towers=towers,
             llm=llm,
             head=head,
             projector=arch,
-            norm_stats=raw.get("norm_stats") or {},
+            norm_stats=statistics,
             image_resize_strategy=strategy,
-            prompt=raw.get("prompt", prompt),
-            **{n: raw[n] for n in names if n in raw},
-        )
+            prompt=prompt,
+            **others,
+        )._checked(where)
+
+    def _checked(self, where: str) -> ModelConfig:
+        rows = self.llm.vocab_size
+        if self.action_vocab_end - self.n_action_bins < 0:
+            raise CheckpointError(
+                f"{where}: vocab_size {rows} leaves no room for {self.n_action_bins} action "
+                f"tokens and {self.pad_to_multiple_of} padding rows",
+                "mend the file",
+            )
+        for name in ("empty_token_id", "bos_token_id", "stop_token_id"):
+            if (getattr(self, name) or 0) >= rows:
+                raise CheckpointError(
+                    f"{where}: {name} {getattr(self, name)} is beyond vocab_size {rows}",
+                    "mend the file",
+                )
+        return self
 
 
 def _towers(raw: Mapping[str, Any], where: str) -> tuple[TowerConfig, ...]:
@@ -186,7 +240,7 @@ def _towers(raw: Mapping[str, Any], where: str) -> tuple[TowerConfig, ...]:
         label = f"{where}: vision_towers"
         towers = tuple(_pick(TowerConfig, t, label, strict=True) for t in raw["vision_towers"])
         for tower in towers:
-            _one_of(tower.stem, ("patch", "conv"), f"{label}.stem")
+            _check_tower(tower, label)
     else:
         backbone = raw.get("vision_backbone_id")
         _one_of(backbone, tuple(BACKBONES), f"{where}: vision_backbone_id")
@@ -199,20 +253,63 @@ def _towers(raw: Mapping[str, Any], where: str) -> tuple[TowerConfig, ...]:
     return towers
 
 
+def _check_tower(tower: TowerConfig, where: str) -> None:
+    _one_of(tower.stem, ("patch", "conv"), f"{where}.stem")
+    patch = tower.patch_size
+    if tower.image_size % patch or (tower.stem == "conv" and patch & (patch - 1)):
+        raise CheckpointError(
+            f"{where}: patch_size {patch} does not fit image_size {tower.image_size}",
+            "it must divide it, and be a power of two for a conv stem",
+        )
+    if tower.embed_dim % tower.num_heads:
+        raise CheckpointError(
+            f"{where}: embed_dim {tower.embed_dim} is not a multiple of num_heads "
+            f"{tower.num_heads}",
+            "mend the file",
+        )
+
+
 def _pick(cls, raw: Mapping[str, Any], where: str, strict: bool = False):
     """Build dataclass `cls` from the fields it knows; with `strict`, refuse any other."""
-    fields = {f.name for f in dataclasses.fields(cls)}
-    unknown = set(raw) - fields
+    if not isinstance(raw, Mapping):
+        raise CheckpointError(f"{where} is {raw!r:.60}", "it must be an object")
+    fields = {f.name: f.type for f in dataclasses.fields(cls)}
+    unknown = set(raw) - set(fields)
     if strict and unknown:
         raise CheckpointError(
             f"{where} names unknown {', '.join(sorted(unknown))}",
             f"known fields: {', '.join(sorted(fields))}",
         )
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in fields}
+    for key, value in values.items():
+        _check(value, str(fields[key]), f"{where}.{key}", least=int(key not in MAY_BE_ZERO))
     try:
         return cls(**values)
     except TypeError as error:
         raise CheckpointError(f"{where}: {error}", "complete the file") from error
+
+
+MAY_BE_ZERO = ("reg_tokens", "proprio_dim", "pad_to_multiple_of", "bos_token_id", "stop_token_id")
+
+
+def _check(value: Any, kind: str, where: str, least: int = 0) -> None:
+    """Refuse a value that is not of the annotated kind, or a whole number below `least`."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    whole = number and isinstance(value, int)
+    good = {
+        "int": whole and value >= least,
+        "float": number and value > 0,
+        "bool": isinstance(value, bool),
+        "tuple[float, ...]": isinstance(value, tuple)
+        and len(value) == 3
+        and all(isinstance(v, (int, float)) for v in value),
+    }.get(kind, isinstance(value, str))
+    if not good:
+        words = {"int": f"a whole number from {least} on", "float": "a number above 0"}
+        words |= {"bool": "true or false", "tuple[float, ...]": "three numbers"}
+        raise CheckpointError(
+            f"{where} is {value!r:.60}", f"it must be {words.get(kind, 'a string')}"
+        )
 
 
 def _one_of(value, known: tuple[str, ...], where: str) -> None:

@@ -32,15 +32,15 @@ class MLPResNet(nn.Module):
 
 
 class L1ActionHead(nn.Module):
-    """Reads the hidden states of one chunk step's `action_dim` positions side by side."""
+    """Reads the hidden states of one chunk step's slots (7 in OpenVLA-OFT) side by side."""
 
-    def __init__(self, hidden_size: int, action_dim: int):
+    def __init__(self, hidden_size: int, action_dim: int, slots_per_step: int):
         super().__init__()
-        self.action_dim = action_dim
-        self.model = MLPResNet(hidden_size * action_dim, hidden_size, action_dim)
+        self.slots_per_step = slots_per_step
+        self.model = MLPResNet(hidden_size * slots_per_step, hidden_size, action_dim)
 
-    def forward(self, hidden: Tensor) -> Tensor:  # [B, chunk * dim, H] -> [B, chunk, dim]
-        return self.model(hidden.unflatten(1, (-1, self.action_dim)).flatten(2))
+    def forward(self, hidden: Tensor) -> Tensor:  # [B, slots, H] -> [B, chunk, dim]
+        return self.model(hidden.unflatten(1, (-1, self.slots_per_step)).flatten(2))
 
 
 class ProprioProjector(nn.Module):

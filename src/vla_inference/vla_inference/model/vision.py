@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -105,7 +107,9 @@ class VisionTower(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [B, 3, H, W] -> [B, patches, D]
         x = self.patch_embed(x) + self.pos_embed
-        prefix = [t.expand(len(x), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
+        prefix = [
+            t.expand(len(x), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None
+        ]
         x = torch.cat([*prefix, x], dim=1)
         for block in self.blocks:
             x = block(x)
@@ -141,7 +145,7 @@ class Projector(nn.Module):
         if kind == "fused-gelu-mlp":
             widths = [vision_dim, 4 * vision_dim, llm_dim, llm_dim]
         self.layers = len(widths) - 1
-        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+        for i, (a, b) in enumerate(pairwise(widths), start=1):
             self.add_module(f"fc{i}", nn.Linear(a, b))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -34,7 +34,11 @@ class VLA(nn.Module):
         self.projector = Projector(c.projector, vision_dim, c.llm.hidden_size)
         self.language_model = LanguageModel(c.llm)
         if head.type == "l1":
-            self.action_head = L1ActionHead(c.llm.hidden_size, head.action_dim)
+            self.action_head = L1ActionHead(
+                c.llm.hidden_size, head.action_dim, head.slots_per_step
+            )
+        if head.slots == "learned":
+            self.action_slots = nn.Embedding(head.num_slots, c.llm.hidden_size)
         if head.proprio_dim:
             self.proprio_projector = ProprioProjector(head.proprio_dim, c.llm.hidden_size)
 
@@ -76,36 +80,45 @@ class VLA(nn.Module):
 
     def generate_tokens(self, context: Tensor) -> Tensor:
         """Greedy action tokens, one after the other, restricted to the 256: ids [B, D]"""
-        first = self.config.action_vocab_end - self.config.n_action_bins
         logits, cache = self.prefill(context)
-        tokens = [logits.argmax(-1) + first]
+        tokens = [self.likeliest(logits)]
         for _ in range(self.config.head.action_dim - 1):
-            logits, cache = self.decode(self.embed_tokens(tokens[-1][:, None]), cache)
-            tokens.append(logits.argmax(-1) + first)
+            last = self.embed_tokens(tokens[-1].clamp(min=0)[:, None])
+            logits, cache = self.decode(last, cache)
+            tokens.append(self.likeliest(logits))
         return torch.stack(tokens, dim=1)
 
+    def likeliest(self, logits: Tensor) -> Tensor:
+        """Ids of the likeliest action tokens; -1 where logits are not finite (argmax hides it)."""
+        ids = logits.argmax(-1) + self.config.action_vocab_end - self.config.n_action_bins
+        return torch.where(logits.isfinite().all(-1), ids, -1)
+
     def action_hidden(self, context: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Hidden states of the T * D empty action positions, all in one pass: [B, T * D, H]
+        """Hidden states of the action slots, all in one pass: [B, slots, H]
 
         As in OpenVLA-OFT each is read one position early, beginning with the last prompt token.
         lengths: real length of each context [B], where shorter ones are padded on the right.
         """
         b, n, h = context.shape
-        slots = self.config.head.chunk * self.config.head.action_dim
+        count = self.config.head.num_slots
         stop = self.embed_tokens(context.new_full((1, 1), self.config.stop_token_id).long())
+        slots = context.new_zeros(1, count, h)
+        if self.config.head.slots == "learned":
+            slots = self.action_slots.weight[None].to(context.dtype)
+        tail = torch.cat([slots, stop.to(context.dtype)], dim=1).expand(b, -1, -1)
+        sequence = torch.cat([context, tail], dim=1)
         if lengths is None:
-            empty = context.new_zeros(b, slots, h)
-            sequence = torch.cat([context, empty, stop.expand(b, 1, h)], dim=1)
             hidden, _ = self.language_model.model(sequence, bidirectional=True)
-            return hidden[:, n - 1 : n - 1 + slots]
-        position = torch.arange(n + slots + 1, device=context.device)[None]
-        lengths = lengths[:, None]
-        sequence = torch.cat([context, context.new_zeros(b, slots + 1, h)], dim=1)
-        sequence = torch.where((position < lengths)[..., None], sequence, 0)
-        sequence = torch.where((position == lengths + slots)[..., None], stop, sequence)
-        padding = position > lengths + slots
+            return hidden[:, n - 1 : n - 1 + count]
+        # Close the gap between each context's end and the slots: the padding goes last.
+        position = torch.arange(n + count + 1, device=context.device)[None]
+        gap, lengths = n - lengths[:, None], lengths[:, None]
+        source = torch.where(position < lengths, position, position + gap)
+        padding = source >= n + count + 1
+        source = source.clamp(max=n + count)
+        sequence = sequence.gather(1, source[..., None].expand(-1, -1, h))
         hidden, _ = self.language_model.model(sequence, bidirectional=True, padding=padding)
-        where = lengths - 1 + torch.arange(slots, device=context.device)
+        where = lengths - 1 + torch.arange(count, device=context.device)
         return hidden.gather(1, where[..., None].expand(-1, -1, h))
 
     def predict_chunk(self, context: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -115,6 +128,5 @@ class VLA(nn.Module):
     def parallel_tokens(self, context: Tensor) -> Tensor:
         """Action token ids of a whole chunk in one pass: [B, T, D]"""
         head = self.config.head
-        logits = self.action_logits(self.action_hidden(context))
-        ids = logits.argmax(-1) + self.config.action_vocab_end - self.config.n_action_bins
+        ids = self.likeliest(self.action_logits(self.action_hidden(context)))
         return ids.unflatten(1, (head.chunk, head.action_dim))
