@@ -10,6 +10,7 @@ import sys
 import time
 
 import rclpy
+from rclpy.executors import ExternalShutdownException
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
@@ -21,6 +22,7 @@ BEHAVIOURS = {
     "wrong_stamp": "answers every picture twice, first with another stamp",
     "late": "answers three pictures, then keeps silent",
     "wrong_text": "answers to an instruction that nobody gave, every other time",
+    "deaf": "always answers to an instruction that nobody gave",
     "nan": "answers with numbers that are not finite",
     "tool": "answers in the tool's frame",
 }
@@ -45,7 +47,7 @@ class FakeModel:
             return
         if self.behaviour == "wrong_stamp":
             self.answer(12345, 678, self.text)
-        wrong = self.behaviour == "wrong_text" and self.count % 2
+        wrong = self.behaviour == "deaf" or (self.behaviour == "wrong_text" and self.count % 2)
         stamp = msg.header.stamp
         self.answer(stamp.sec, stamp.nanosec, "do the dishes" if wrong else self.text)
 
@@ -64,7 +66,7 @@ class FakeModel:
 
 def main() -> None:
     rclpy.init()
-    with contextlib.suppress(KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
+    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
         rclpy.spin(FakeModel(sys.argv[1]).node)
     rclpy.try_shutdown()
 

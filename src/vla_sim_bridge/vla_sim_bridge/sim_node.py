@@ -74,7 +74,7 @@ class SimNode(Node):
         sim.render(s.camera)  # the first picture takes a second
         self.evaluation = Evaluation(sim, s.seed, s.episodes, s.horizon)
         self._refuse_company()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         every = 1 if s.lock_step else 2  # real time has no time to draw more
         self.recorder = RunRecorder(
             self.evaluation, self.folder, s.record_episodes, s.camera, every
@@ -112,6 +112,18 @@ class SimNode(Node):
                 "end the other simulation or camera, or give this one a namespace of its own "
                 "(a killed one takes up to 20 s to be forgotten)",
             )
+
+    def _make_folder(self) -> None:
+        """Before the first step rather than after a hundred episodes."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / ".writable").touch()
+            (self.folder / ".writable").unlink()
+        except OSError as error:
+            raise VlaError(
+                f"cannot write into {self.folder} ({error.strerror})",
+                "choose another output folder",
+            ) from None
 
     def _guard(self, callback: Callable) -> Callable:
         """A callback whose errors end the run in an orderly way instead of the process."""
@@ -377,13 +389,12 @@ class SimNode(Node):
 
     def finish(self, ended: str, error: bool = False) -> None:
         """Write all that was measured; `ended` says why the run is over."""
-        if not self.begun:
-            return
-        self.evaluation.stop_clock()
-        self.evaluation.abort()
-        self.recorder.close()
-        self._set_state(SimStatus.ERROR if error else SimStatus.DONE, ended)
-        if not self.evaluation.action_steps:
+        if self.begun:
+            self.evaluation.stop_clock()
+            self.evaluation.abort()
+            self.recorder.close()
+            self._set_state(SimStatus.ERROR if error else SimStatus.DONE, ended)
+        if not self.begun or not self.evaluation.action_steps:
             with contextlib.suppress(OSError):
                 self.folder.rmdir()  # nothing was measured, nothing is in it
             return
@@ -451,7 +462,7 @@ def _fail(node: SimNode | None, error: Exception) -> int:
         traceback.print_exc()
         text = f"unexpected {type(error).__name__}: {text}; please report it with the above"
     begun = node is not None and node.begun
-    if begun:
+    if node is not None:
         node.failure = error
         node.finish(text, error=True)
     print(f"error: {text}", file=sys.stderr, flush=True)

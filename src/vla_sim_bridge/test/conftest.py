@@ -1,0 +1,47 @@
+"""A simulation without physics, so that rules can be tested in no time."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from vla_sim_bridge.simulation import StepResult
+
+# How long an example takes says nothing on a machine that does other things as well.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
+
+
+class FakeSimulation:
+    """Success at step i is `script[i]`, False after its end. `log` says what was done."""
+
+    def __init__(self, script=()):
+        self.script, self.log = list(script), []
+        self.task = SimpleNamespace(name="Fake")
+        self.instruction, self.gripper, self.at = "", 1.0, 0
+
+    def reset(self, rng):
+        self.at, self.instruction = 0, f"do {rng.integers(1000)}"
+        self.log.append("reset")
+
+    def step(self, action):
+        self.log.append("step")
+        return self._result()
+
+    def hold(self):
+        self.log.append("hold")
+        return self._result()
+
+    def _result(self):
+        success = self.at < len(self.script) and self.script[self.at]
+        self.at += 1
+        return StepResult(success, float(success))
+
+    def render(self, camera, width=64, height=64):
+        return np.full((height, width, 3), self.at % 256, np.uint8)
+
+
+@pytest.fixture
+def fake_simulation():
+    return FakeSimulation

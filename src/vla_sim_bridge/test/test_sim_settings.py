@@ -1,0 +1,49 @@
+import json
+
+import pytest
+
+from vla_inference.errors import VlaError
+from vla_sim_bridge.sim_settings import SimSettings
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"episodes": 0}, "0 episodes were asked for; ask for at least 1"),
+        ({"task": "Stak_D0"}, "no task 'Stak_D0'; did you mean Stack_D0"),
+        ({"horizon": 0}, "horizon is 0; give at least 1"),
+        ({"execute_steps": -1}, "execute_steps is -1"),
+        ({"seed": -5}, "seed is -5"),
+        ({"width": 8}, "width is 8"),
+        ({"height": 100_000}, "height is 100000; give at most"),
+        ({"action_timeout": 0.0}, "action_timeout is 0.0; give a number above 0"),
+        ({"control_rate": float("nan")}, "control_rate is nan"),
+        ({"discovery_time": -1.0}, "discovery_time is -1.0"),
+        ({"episodes": "many"}, "parameter episodes is 'many'; give a whole number"),
+        ({"episodes": 2.5}, "parameter episodes is 2.5; give a whole number"),
+        ({"lock_step": "yes"}, "parameter lock_step is 'yes'; give true or false"),
+        ({"episodes": True}, "parameter episodes is True"),
+    ],
+)
+def test_refusals_name_the_parameter_and_the_remedy(values, complaint):
+    with pytest.raises(VlaError) as caught:
+        SimSettings.from_values(values)
+    assert complaint in str(caught.value)
+
+
+def test_loose_types_that_mean_the_same_pass():
+    settings = SimSettings.from_values({"action_timeout": 5, "output": 7, "task": "stack_d3"})
+    assert settings.action_timeout == 5.0 and settings.output == "7"
+    assert settings.task == "Stack_D3"
+
+
+def test_a_folder_with_results_is_not_overwritten(tmp_path):
+    settings = SimSettings(output=str(tmp_path))
+    assert settings.output_folder() == tmp_path
+    (tmp_path / "results.json").write_text(json.dumps({}))
+    with pytest.raises(VlaError, match="holds results already; choose another"):
+        settings.output_folder()
+
+
+def test_without_a_folder_the_task_and_time_name_one():
+    assert SimSettings(task="Stack_D1").output_folder().name.startswith("Stack_D1_2")

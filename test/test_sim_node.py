@@ -1,0 +1,313 @@
+"""The simulation node in a real ROS graph, with a fake model that behaves or misbehaves."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+FAKE_MODEL = Path(__file__).with_name("fake_model.py")
+# Domains of our own: other tests may run on this machine at the same time.
+_domains = itertools.count(os.getpid())
+
+
+@pytest.fixture
+def graph():
+    """Environment of a fresh ROS domain, and a way to start things in it that all end with it."""
+    domain = 1 + next(_domains) % 100
+    environment = {
+        **os.environ,
+        "ROS_DOMAIN_ID": str(domain),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if os.environ.get("ROS_DISTRO") == "humble":
+        environment["ROS_LOCALHOST_ONLY"] = "1"  # its word for the same
+    started = []
+
+    def start(*command: str, **more) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, *command], env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    start.domain = domain
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def sim(graph, folder: Path, /, **parameters) -> subprocess.Popen:
+    short = {"episodes": 2, "horizon": 8, "record_episodes": 1, "discovery_time": 0.5,
+             "width": 64, "height": 64, "output": str(folder)}  # fmt: skip
+    words = itertools.chain.from_iterable(
+        ("-p", f"{name}:={json.dumps(value)}") for name, value in {**short, **parameters}.items()
+    )
+    return graph("-m", "vla_sim_bridge.sim_node", "--ros-args", *words)
+
+
+def model(graph, behaviour: str) -> subprocess.Popen:
+    return graph(str(FAKE_MODEL), behaviour)
+
+
+def ended(process: subprocess.Popen, timeout: float = 60) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+def wait_for_line(process: subprocess.Popen, text: str) -> None:
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"ended without saying {text!r}: {process.stderr.read()}")
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def one_error(err: str) -> str:
+    """The only line on standard error, which is no traceback."""
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), err
+    return lines[0]
+
+
+def test_two_episodes_despite_wrong_stamps(graph, tmp_path):
+    model(graph, "wrong_stamp")
+    status, out, err = ended(sim(graph, tmp_path / "r"))
+    assert status == 0, err
+    found = results(tmp_path / "r")
+    assert found["complete"] and found["episodes"] == 2 and found["ended"] == "all episodes done"
+    assert [e["outcome"] for e in found["per_episode"]] == ["timeout", "timeout"]
+    assert [e["frames"] for e in found["per_episode"]] == [8, 8]
+    # 4 of each chunk's 8 steps are executed: two frames an episode, each answered once
+    assert found["frames_published"] == 4 and found["latency_ms"]["count"] == 4
+    assert found["action_steps"] == 16
+    assert found["chunks_ignored"] >= 3
+    assert found["model"] == "fake" and found["ros_overhead_ms"]["median"] > 0
+    assert "episode 1/2" in out and "episode 2/2" in out and "Wilson" in out
+    names = {p.name for p in (tmp_path / "r").iterdir()}
+    assert names == {"results.json", "report.html", "episodes.mp4", "poster.png"}
+
+
+def test_a_late_model_ends_the_run_and_what_was_measured_is_kept(graph, tmp_path):
+    model(graph, "late")
+    status, _, err = ended(sim(graph, tmp_path / "r", action_timeout=1.5))
+    assert status == 1
+    error = one_error(err)
+    assert "no action for the frame of episode 1, step 4 within 1.5 s" in error
+    assert "is the model node running and active?" in error and "/inference/status" in error
+    found = results(tmp_path / "r")
+    assert not found["complete"] and "no action" in found["ended"]
+    assert [e["outcome"] for e in found["per_episode"]] == ["timeout", "aborted"]
+    assert found["episodes"] == 1
+
+
+@pytest.mark.slow
+def test_without_any_model_the_wait_is_shown_and_ends(graph, tmp_path):
+    process = sim(graph, tmp_path / "r", start_timeout=7)
+    status, out, err = ended(process)
+    assert status == 1 and "waiting for a model on topic /action" in out
+    assert "no action for the frame of episode 0, step 0 within 7 s" in one_error(err)
+    assert not (tmp_path / "r").exists()  # nothing was measured
+
+
+def test_a_second_simulation_refuses_and_interrupting_the_first_keeps_its_results(graph, tmp_path):
+    model(graph, "good")
+    first = sim(graph, tmp_path / "a", episodes=1000)
+    wait_for_line(first, "episode 1/1000")
+    status, out, err = ended(sim(graph, tmp_path / "b"))
+    assert status == 2 and out == ""
+    assert "/image has a publisher already (/sim)" in one_error(err)
+    assert not (tmp_path / "b").exists()
+    begun = time.monotonic()
+    first.send_signal(signal.SIGINT)
+    first.send_signal(signal.SIGINT)  # the terminal's and launch's
+    status, _, err = ended(first)
+    assert time.monotonic() - begun < 3
+    assert status == 130 and err == ""
+    found = results(tmp_path / "a")
+    assert not found["complete"] and found["ended"] == "stopped by SIGINT"
+    assert found["episodes"] >= 1 and found["episodes_asked"] == 1000
+    assert (tmp_path / "a" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "complaint"),
+    [
+        ({"task": "Stack_D9"}, "there is no task 'Stack_D9'"),
+        ({"episodes": 0}, "0 episodes were asked for; ask for at least 1"),
+        ({"camera": "front"}, "there is no camera 'front'; cameras: frontview"),
+    ],
+)
+def test_what_cannot_be_played_is_refused_in_one_line(graph, tmp_path, parameters, complaint):
+    status, out, err = ended(sim(graph, tmp_path / "r", **parameters))
+    assert status == 2 and out == ""
+    assert complaint in one_error(err)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("behaviour", "complaint"),
+    [
+        ("nan", "not finite"),
+        ("tool", "frame 'tool'; this simulation takes frame 'base' only"),
+        ("deaf", "the model answers to 'do the dishes' instead of 'stack the red block"),
+    ],
+)
+def test_chunks_that_must_not_be_executed_end_the_run(graph, tmp_path, behaviour, complaint):
+    model(graph, behaviour)
+    status, _, err = ended(sim(graph, tmp_path / "r", action_timeout=1.0, start_timeout=3.0))
+    assert status == 1
+    assert complaint in one_error(err)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.slow
+def test_answers_to_an_old_instruction_are_asked_for_again(graph, tmp_path):
+    model(graph, "wrong_text")
+    status, _, err = ended(sim(graph, tmp_path / "r", task="Stack_D3"))
+    assert status == 0, err
+    found = results(tmp_path / "r")
+    assert found["complete"] and found["instruction_mismatches"] >= 4
+    assert found["latency_ms"]["count"] == found["frames_published"] == 4
+
+
+@pytest.mark.slow
+def test_real_time_goes_on_whatever_arrives(graph, tmp_path):
+    model(graph, "late")  # three answers, then silence
+    parameters = {"lock_step": False, "episodes": 1, "horizon": 40, "record_episodes": 0}
+    status, _, err = ended(sim(graph, tmp_path / "r", **parameters))
+    assert status == 0, err
+    found = results(tmp_path / "r")
+    assert found["complete"] and found["per_episode"][0]["frames"] == 40
+    assert found["real_time"]["held_periods"] > 10
+    assert 1 <= found["action_steps"] <= 30
+
+
+@pytest.fixture
+def client(graph):
+    """A ROS node of this process in the graph: `client.call(type, name, request)`."""
+    rclpy = pytest.importorskip("rclpy")
+    from rclpy.executors import SingleThreadedExecutor
+
+    context = rclpy.Context()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+        rclpy.init(context=context, domain_id=graph.domain)
+    node = rclpy.create_node("client", context=context)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+
+    class Client:
+        def __init__(self):
+            self.node, self.heard = node, {}
+
+        def call(self, kind, name, request):
+            service = node.create_client(kind, name)
+            assert service.wait_for_service(timeout_sec=10)
+            future = service.call_async(request)
+            executor.spin_until_future_complete(future, timeout_sec=20)
+            return future.result()
+
+        def listen(self, kind, topic, qos):
+            self.heard[topic] = []
+            node.create_subscription(kind, topic, self.heard[topic].append, qos)
+
+        def spin(self, until, timeout=10):
+            end = time.monotonic() + timeout
+            while not until() and time.monotonic() < end:
+                executor.spin_once(timeout_sec=0.05)
+            assert until()
+
+    yield Client()
+    executor.shutdown()
+    node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+@pytest.mark.slow
+def test_by_hand_pause_step_reset_and_what_is_published(graph, client, tmp_path):
+    from sensor_msgs.msg import CameraInfo, Image
+    from std_msgs.msg import String
+    from std_srvs.srv import SetBool
+
+    from vla_inference.ros.qos import CHUNK, IMAGE_OUTPUT, LATCHED
+    from vla_msgs.msg import EefDelta, EpisodeStatus, SimStatus
+    from vla_msgs.srv import ResetEpisode, StepSim
+
+    client.listen(Image, "image", IMAGE_OUTPUT)
+    client.listen(CameraInfo, "camera_info", IMAGE_OUTPUT)
+    client.listen(String, "instruction", LATCHED)
+    client.listen(EpisodeStatus, "sim/episode", CHUNK)
+    client.listen(SimStatus, "sim/status", LATCHED)
+    process = sim(graph, tmp_path / "r", episodes=1)
+    wait_for_line(process, "results:")
+
+    lift = EefDelta(rotation_convention="rotvec", gripper=1.0, dt=0.05, frame_id="base")
+    lift.translation.z = 0.02
+    refused = client.call(StepSim, "sim/step", StepSim.Request(steps=[lift]))
+    assert not refused.success and "pause it first" in refused.message
+
+    assert client.call(SetBool, "sim/pause", SetBool.Request(data=True)).message == "paused"
+    client.spin(lambda: any(s.state == SimStatus.PAUSED for s in client.heard["sim/status"]))
+    done = client.call(StepSim, "sim/step", StepSim.Request(steps=[lift] * 3))
+    assert done.success and done.episode.step == 3 and done.episode.outcome == "running"
+
+    tool = EefDelta(rotation_convention="rotvec", gripper=1.0, dt=0.05, frame_id="tool")
+    for steps, word in (([tool], "'base' only"), ([], "no steps")):
+        refused = client.call(StepSim, "sim/step", StepSim.Request(steps=steps))
+        assert not refused.success and word in refused.message and refused.episode.step == 3
+
+    reset = ResetEpisode.Request(task="Stack_D2", seed=5, instruction="put  it there")
+    done = client.call(ResetEpisode, "sim/reset", reset)
+    assert done.success, done.message
+    assert (done.episode.task, done.episode.seed, done.episode.step) == ("Stack_D2", 5, 0)
+    assert done.episode.instruction == "put it there"
+    for request, word in (
+        (ResetEpisode.Request(task="Stack_D9"), "no task"),
+        (ResetEpisode.Request(seed=-2), "seed -2"),
+    ):
+        refused = client.call(ResetEpisode, "sim/reset", request)
+        assert not refused.success and word in refused.message
+
+    client.spin(lambda: any(s.data == "put it there" for s in client.heard["instruction"]))
+    picture, info = client.heard["image"][-1], client.heard["camera_info"][-1]
+    assert (picture.encoding, picture.width, picture.height) == ("rgb8", 64, 64)
+    assert picture.header.frame_id == info.header.frame_id == "agentview_optical"
+    assert info.k[0] == info.p[0] > 0 and (info.k[2], info.k[5]) == (32, 32)
+    assert {e.outcome for e in client.heard["sim/episode"]} == {"running"}
+
+    done = client.call(StepSim, "sim/step", StepSim.Request(steps=[lift] * 20))
+    assert done.success and done.episode.done and done.episode.outcome == "timeout"
+    assert ended(process)[0] == 0
+    found = results(tmp_path / "r")
+    assert [e["outcome"] for e in found["per_episode"]] == ["aborted", "timeout"]
+    assert found["complete"] and found["episodes"] == 1
+
+
+@pytest.mark.slow
+def test_interrupting_while_it_loads_leaves_nothing_behind(graph, tmp_path):
+    process = sim(graph, tmp_path / "r")
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(1.5)
+    process.send_signal(signal.SIGINT)
+    status, _, err = ended(process, timeout=10)
+    assert status in (130, -signal.SIGINT)
+    if status == 130:
+        assert "Traceback" not in err
+    assert not (tmp_path / "r").exists()
