@@ -121,3 +121,26 @@ def test_mistakes_are_told_before_anything_starts(vla, checkpoint, words, compla
     out, err = process.communicate(timeout=30)
     assert process.returncode == 2 and out == ""
     assert len(err.splitlines()) == 1 and complaint in err
+
+
+@pytest.mark.slow
+def test_over_ros_the_model_does_what_it_does_without(vla, tmp_path):
+    """The shipped model stacks in the graph, in as many frames as when called directly."""
+    from vla_inference.policy import Policy
+    from vla_sim_bridge.cli import find_model
+    from vla_sim_bridge.rollout import run_episode
+    from vla_sim_bridge.simulation import Simulation
+
+    policy = Policy.from_pretrained(find_model(None), device="cpu")
+    sim = Simulation("Stack_D0")
+    direct = run_episode(sim, policy.predict_action, seed=7, index=0, horizon=200, execute_steps=4)
+    sim.close()
+    process = vla("rollout", "--episodes", 1, "--seed", 7, "--record", 0, "--json",
+                  "--device", "cpu")  # fmt: skip
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    (found,) = json.loads(out)["per_episode"]
+    assert (found["outcome"], found["seed"], found["index"]) == ("success", 7, 0)
+    assert direct.outcome == "success"
+    # The order in which threads add numbers up may differ.
+    assert found["frames"] == pytest.approx(direct.frames, abs=4)

@@ -135,6 +135,8 @@ def test_the_command_repeats_the_run(played):
         "--execute-steps": "4", "--model": "/m/a b", "--camera": "frontview", "--height": "96",
     }  # fmt: skip
     assert "--real-time" in report.command_to_repeat({**results, "lock_step": False})
+    shipped = {**results, "checkpoint": "/ws/install/v/share/vla_inference/models/stack-small"}
+    assert "--model" not in report.command_to_repeat(shipped)
 
 
 def test_film_of_the_first_episodes(fake_simulation, tmp_path):

@@ -17,6 +17,7 @@ import numpy as np
 from vla_inference.cli_output import plain
 
 RESULTS, REPORT = "results.json", "report.html"
+SHIPPED = "share/vla_inference/models/stack-small"
 
 
 def versions() -> dict[str, str]:
@@ -49,7 +50,8 @@ def command_to_repeat(results: dict) -> str:
         words += ["--execute-steps", str(results["execute_steps"])]
     else:
         words += ["--real-time"]
-    if results.get("checkpoint"):
+    # The model that ships is the default wherever the workspace lies.
+    if results.get("checkpoint") and not results["checkpoint"].endswith(SHIPPED):
         words += ["--model", results["checkpoint"]]
     settings = results.get("picture", {})
     if settings.get("camera", "agentview") != "agentview":
@@ -118,7 +120,7 @@ p { margin: .3rem 0; } .pale { color: var(--pale); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 td, th { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line);
   vertical-align: middle; font-weight: normal; } th { color: var(--pale); }
-td.n, th.n { text-align: right; } .warn { color: var(--bad); }
+table.small { width: 22rem; } td.n, th.n { text-align: right; } .warn { color: var(--bad); }
 .bar { display: inline-block; height: .6rem; border-radius: 3px; background: #aaa;
   min-width: 2px; } .success { background: var(--good); } .timeout { background: var(--bad); }
 .track { width: 10rem; background: #f2f4f6; border-radius: 3px; line-height: 0; }
@@ -131,7 +133,7 @@ pre { background: #f6f8fa; padding: .8rem 1rem; border-radius: 6px; overflow-x: 
 <h2>Episodes</h2>
 <table><tr><th class="n">#</th><th>outcome</th><th>frames of $horizon</th><th class="n"></th>
 <th>instruction</th><th class="n">seconds</th></tr>$episodes</table>
-<h2>Inference latency</h2>$histogram<table>$stages</table>
+<h2>Inference latency</h2>$histogram<table class="small">$stages</table>
 <h2>Repeat it</h2><pre>$command</pre><p class="pale">$versions</p>
 </body></html>
 """)
@@ -185,7 +187,7 @@ def _episode(episode: dict, horizon: int) -> str:
         f'<tr><td class="n">{episode["index"]}</td><td>{html.escape(outcome + note)}</td>'
         f'<td><div class="track"><span class="bar {html.escape(outcome)}" '
         f'style="width:{share:.0f}%"></span></div></td><td class="n">{episode["frames"]}</td>'
-        f'<td>{html.escape(episode["instruction"])}</td>'
+        f"<td>{html.escape(episode['instruction'])}</td>"
         f'<td class="n">{episode["seconds"]:.1f}</td></tr>'
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,9 @@ def draw(picture: np.ndarray, caption: Caption) -> np.ndarray:
     canvas = Image.new("RGB", (SIZE, SIZE + STRIP), BACK)
     canvas.paste(Image.fromarray(picture), (0, 0))
     pen = ImageDraw.Draw(canvas)
-    small = ImageFont.load_default(size=12)
-    text = _fit(pen, caption.instruction, ImageFont.load_default(size=13), SIZE - 20)
-    pen.text((10, SIZE + 6), text, font=ImageFont.load_default(size=13), fill=INK)
+    large, small = _font(13), _font(12)
+    text = _fit(pen, caption.instruction, large, SIZE - 20)
+    pen.text((10, SIZE + 6), text, font=large, fill=INK)
     line = f"episode {caption.episode} of {caption.episodes}"
     pen.text((10, SIZE + 27), line, font=small, fill=PALE)
     ended = caption.outcome in COLOURS
@@ -44,6 +45,11 @@ def draw(picture: np.ndarray, caption: Caption) -> np.ndarray:
     if ended:
         pen.rectangle((0, SIZE, SIZE, SIZE + 2), fill=COLOURS[caption.outcome])
     return np.asarray(canvas)
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=size)  # Pillow's own: no font need be installed
 
 
 def _fit(pen: ImageDraw.ImageDraw, text: str, font, width: int) -> str:
