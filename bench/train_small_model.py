@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Make the small model that ships: generate, train, evaluate, each taken up where it stopped.
 
-    python bench/train_small_model.py WORKDIR --data Stack_D0:600:1 --data Stack_D2:2400:2 \
-        --minutes 20 --evaluate Stack_D0:100 --evaluate Stack_D2:100
+    python bench/train_small_model.py WORKDIR --data Stack_D0:500:1 --data Stack_D2:2800:2 \
+        --data Stack_D2:500:9 --minutes 11 --evaluate Stack_D0:100 --evaluate Stack_D2:100
 
 Runs on any machine with a GPU (or several) and robosuite; a stage that is done is not done again.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 for package in ("vla_inference", "vla_sim_bridge", "vla_training"):
     sys.path.insert(0, str(ROOT / "src" / package))
-os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:3] + [os.environ.get("PYTHONPATH", "")])
+os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:3], os.environ.get("PYTHONPATH", "")])
 
 
 def parse() -> argparse.Namespace:
@@ -27,10 +27,10 @@ def parse() -> argparse.Namespace:
     p.add_argument("workdir", type=Path)
     p.add_argument("--data", action="append", default=[], help="TASK:EPISODES:SEED")
     p.add_argument("--noise", type=float, default=0.2)
-    p.add_argument("--minutes", type=float, default=20, help="length of the schedule")
+    p.add_argument("--minutes", type=float, default=11, help="length of the schedule")
     p.add_argument("--devices", type=int, help="GPUs; all by default, 0 for the CPU")
     p.add_argument("--batch-size", type=int, default=1024)
-    p.add_argument("--learning-rate", type=float, default=6e-4)
+    p.add_argument("--learning-rate", type=float, default=1.5e-3)
     p.add_argument("--ema", type=float, default=0.999)
     p.add_argument("--evaluate", action="append", default=[], help="TASK:EPISODES")
     p.add_argument("--eval-seed", type=int, default=1000)

@@ -216,15 +216,14 @@ def generate(
     camera_height: Annotated[int, typer.Option(help="Height of the pictures, pixels.")] = 224,
     seed: Annotated[int, typer.Option(help="All chance comes from it.")] = 0,
     parallel: Annotated[int, typer.Option(help="Worker processes; -1: one per core.")] = -1,
-    method: Annotated[str, typer.Option(help="scripted, or mimicgen (needs --source).")] = (
-        "scripted"
-    ),
+    method: Annotated[str, typer.Option(help="scripted, or mimicgen.")] = "scripted",
     source: Annotated[
-        Path | None, typer.Option(help="HDF5 file of source demonstrations, for mimicgen.")
+        Path | None,
+        typer.Option(help="HDF5 with sources for mimicgen; the human's that ships."),
     ] = None,
     noise: Annotated[
         float, typer.Option(help="Largest deviation of executed noise, in full actions, 0 to 1.")
-    ] = 0.25,
+    ] = 0.2,
     horizon: Annotated[int, typer.Option(help="Control steps until an attempt has failed.")] = 200,
     as_json: JsonOption = False,
 ) -> int:
@@ -268,8 +267,6 @@ def _check_generate(width, height, noise, horizon, parallel, method, source) -> 
         raise VlaError(f"--horizon is {horizon}", "give at least 1")
     if parallel < 1 and parallel != -1:
         raise VlaError(f"--parallel is {parallel}", "give at least 1, or -1 for one per core")
-    if method == "mimicgen" and source is None:
-        raise VlaError("method mimicgen has no source", "give --source FILE.hdf5")
     if source is not None and not source.is_file():
         raise VlaError(f"there is no source file {source}", "correct --source")
 

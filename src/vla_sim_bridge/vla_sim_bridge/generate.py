@@ -8,6 +8,7 @@ takes up where the first was stopped.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -22,6 +23,7 @@ import h5py
 import numpy as np
 
 from vla_inference.errors import DataError, VlaError
+from vla_sim_bridge.episode_run import SETTLE_STEPS
 from vla_sim_bridge.hdf5 import write_episode, write_header
 from vla_sim_bridge.simulation import Simulation, episode_rng, to_robosuite
 from vla_sim_bridge.statistics import wilson_interval
@@ -39,8 +41,8 @@ class GenerateConfig:
     height: int = 224
     seed: int = 0
     method: str = "scripted"  # or "mimicgen"
-    source: str | None = None  # mimicgen: HDF5 with source demonstrations
-    noise: float = 0.25  # largest standard deviation, in full actions, of executed noise
+    source: str | None = None  # mimicgen: HDF5 with sources; None: the human's that ships
+    noise: float = 0.2  # largest standard deviation, in full actions, of executed noise
     horizon: int = 200
     compression: str | None = "gzip"
     pictures: bool = True
@@ -171,7 +173,7 @@ def _attempt(config: GenerateConfig, index: int, parts: str) -> bool:
 
 
 def attempt_episode(sim: Simulation, config: GenerateConfig, index: int, sources=None):
-    """One attempt: the recorded demonstration as `write_episode` takes it, or None if it failed."""
+    """One attempt: the demonstration as `write_episode` takes it, or None if it failed."""
     from vla_sim_bridge.mimicgen import mimicgen_policy
     from vla_sim_bridge.scripted import Noise, stack_expert
 
@@ -186,19 +188,22 @@ def attempt_episode(sim: Simulation, config: GenerateConfig, index: int, sources
         horizon = config.horizon
     recorder = Recorder(sim, config.pictures)
     settled = 0
-    for recorded, executed in steps:
+    for recorded, executed in itertools.chain(steps, _rest(sim)):
         recorder.before(recorded)
         settled = settled + 1 if sim.step(executed).success else 0
         recorder.after(settled > 0)
-        if settled > 10 or len(recorder) >= horizon:
+        if settled > SETTLE_STEPS:
+            return recorder.episode(config, index)
+        if len(recorder) >= horizon:
             break
-    if settled <= 10:
-        # The expert's episode may end the moment the block lies: it must still lie there later.
-        while settled and settled <= 10:
-            settled = settled + 1 if sim.hold().success else 0
-        if not settled:
-            return None
-    return recorder.episode(config, index)
+    return None
+
+
+def _rest(sim: Simulation):
+    """After the last step of a policy that ends: no motion, for as long as settling may take."""
+    for _ in range(2 * SETTLE_STEPS):
+        still = np.array([0, 0, 0, 0, 0, 0, sim.gripper])
+        yield still, still
 
 
 def _expert_steps(sim, noise, expert):

@@ -108,7 +108,7 @@ class Hdf5Episodes:
         return file["data"][name]
 
     def cameras(self) -> list[str]:
-        names = self.group(0)["obs"] if "obs" in self.group(0) else {}
+        names = self.group(0).get("obs", {})
         return [n.removesuffix("_image") for n in names if n.endswith("_image")]
 
     def actions(self, index: int) -> np.ndarray:

@@ -1,15 +1,16 @@
 """New demonstrations from a few, after MimicGen (Mandlekar et al., arXiv 2310.17596).
 
 A source demonstration is cut into subtasks, each tied to one object. In a new scene every segment
-is moved along with its object (T' = T_now . T_source^-1 . T), joined to where the arm is by a short
-interpolation, and executed in closed loop with a little noise. What is recorded is the action
-without the noise.
+is moved along with its object (T' = T_now . T_source^-1 . T), joined to where the arm is by a
+short interpolation, and executed in closed loop with a little noise. What is recorded is the
+action without the noise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import h5py
@@ -78,10 +79,19 @@ class SourceDemo:
         return ends
 
 
+HUMAN = {"Stack": Path(__file__).parent / "demonstrations" / "stack_human.hdf5"}
+
+
 def load_sources(sim: Simulation, path: str | None) -> list[SourceDemo]:
-    """Read source demonstrations (`states` and `actions`) from HDF5, by posing the simulation."""
+    """Read source demonstrations (`states` and `actions`) from HDF5, by posing the simulation.
+
+    path: None takes the human demonstration that ships for the task's environment.
+    """
+    path = path or HUMAN.get(sim.task.env)
     if path is None:
-        raise VlaError("method 'mimicgen' needs source demonstrations", "give --source FILE")
+        raise VlaError(
+            f"no demonstration of {sim.task.env} ships here", "give --source FILE with your own"
+        )
     try:
         with h5py.File(path, "r") as file:
             groups = sorted(file["data"], key=lambda d: int(d.rsplit("_", 1)[1]))

@@ -16,9 +16,7 @@ def delta_between(pose: np.ndarray, target: np.ndarray) -> np.ndarray:
 
     Translation is the difference; rotation is applied from the left: R* = exp(delta) R.
     """
-    return np.concatenate(
-        [target[:3, 3] - pose[:3, 3], rotvec(target[:3, :3] @ pose[:3, :3].T)]
-    )
+    return np.concatenate([target[:3, 3] - pose[:3, 3], rotvec(target[:3, :3] @ pose[:3, :3].T)])
 
 
 def apply_delta(pose: np.ndarray, delta: np.ndarray) -> np.ndarray:

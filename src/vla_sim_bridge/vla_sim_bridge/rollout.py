@@ -43,9 +43,7 @@ def rollout(
     args = (model, task, size, device)
     context = get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_start, initargs=args) as pool:
-        jobs = [
-            pool.submit(_episode, seed, i, horizon, execute_steps) for i in range(episodes)
-        ]
+        jobs = [pool.submit(_episode, seed, i, horizon, execute_steps) for i in range(episodes)]
         for job in as_completed(jobs):
             report(job.result())
     return [job.result() for job in jobs]

@@ -80,7 +80,7 @@ def _towards(sim: Simulation, eef: np.ndarray, goal: np.ndarray, gripper: float)
 
 
 def _square_grip(eef: np.ndarray, block: np.ndarray) -> np.ndarray:
-    """The downward gripper orientation, square to the block, that is nearest to the present one."""
+    """The downward orientation, square to the block, that is nearest to the present one."""
     yaw = np.arctan2(block[1, 0], block[0, 0])
     now = eef[:3, :3] @ DOWN.T
     now_yaw = np.arctan2(now[1, 0], now[0, 0])

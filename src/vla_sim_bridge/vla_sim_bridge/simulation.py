@@ -39,7 +39,7 @@ def to_robosuite(action: np.ndarray) -> np.ndarray:
 
 
 def from_robosuite(action: np.ndarray) -> np.ndarray:
-    """robosuite's 7 numbers -> SI delta (m, rad, gripper 1 open); the inverse of `to_robosuite`."""
+    """robosuite's 7 numbers -> SI delta (m, rad, gripper 1 open): undoes `to_robosuite`."""
     action = np.asarray(action, np.float64)
     gripper = (1.0 - action[..., 6:7]) / 2.0
     return np.concatenate([action[..., :6] * ACTION_SCALE, gripper], axis=-1)

@@ -66,9 +66,9 @@ class TrainConfig:
     """How to train. With `minutes` the schedule follows the clock, else `steps`."""
 
     batch_size: int = 1024
-    steps: int = 10_000
+    steps: int = 15_000
     minutes: float | None = None
-    learning_rate: float = 6e-4
+    learning_rate: float = 1.5e-3
     scene_weight: float = 0.3  # of the loss on the simulator's own poses
     weight_decay: float = 0.05
     warmup: float = 0.03  # share of the schedule
@@ -229,12 +229,14 @@ class Trainer:
         save: Callable[[], None] = lambda: None,
     ) -> None:
         """Train until the schedule ends; `save` is called with every report."""
-        seed = self.config.seed + 1 + self.step * self.world + self.rank
-        generator = torch.Generator(self.device).manual_seed(seed)
+        generator = torch.Generator(self.device)
         share = self.config.batch_size // self.world
         begun = last = time.perf_counter()
         before, losses = self.elapsed, []
         while self.progress() < 1.0:
+            # Each step draws from its own seed, so a resumed run sees the data of an unbroken one.
+            number = (self.config.seed << 32) + self.step * self.world + self.rank
+            generator.manual_seed(number)
             pick = torch.randint(
                 len(self.training), (share,), device=self.device, generator=generator
             )
@@ -336,7 +338,8 @@ class Trainer:
             return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
         self.trained.load_state_dict(part("trained."))
-        self.average = part("average.")
+        average = part("average.")  # the file is sorted; updates go by the model's own order
+        self.average = {k: average[k] for k in self.model.state_dict()}
         state: dict[int, dict] = {}
         for key, value in part("optimizer.").items():
             index, name = key.split(".")

@@ -1,4 +1,4 @@
-"""Stack: the small block goes on the big one. Five variants, as the OpenVLA-on-Jetson work has them.
+"""Stack: the small block goes on the big one, in the five variants of OpenVLA on Jetson.
 
 D0 narrow placement, D1 the whole table and a camera that sees it (bounds and camera: MimicGen,
 arXiv 2310.17596), D2 random colours and one instruction an episode, D3 a new instruction every
@@ -39,7 +39,7 @@ def _two_colours(rng: np.random.Generator) -> Scene:
 
 
 def _sentence(rng: np.random.Generator, scene: Scene) -> str:
-    """`PICK the A NOUN PLACE B NOUN`: a block is called by its colour 5 times in 8, else by size."""
+    """`PICK the A NOUN PLACE B NOUN`: a block goes by its colour 5 times in 8, else by size."""
 
     def pick(*words: str) -> str:
         return str(rng.choice(words))

@@ -1,0 +1,152 @@
+"""Training: it learns, it resumes to the same numbers, its checkpoint is what `Policy` loads."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from vla_inference.errors import DataError, VlaError
+from vla_inference.policy import Policy
+from vla_training.frames import Frames, action_statistics, load_frames
+from vla_training.train import SMALL, TrainConfig, Trainer, grid_positions
+from vla_training.vocabulary import task_sentences, train_tokenizer
+
+TINY = copy.deepcopy(SMALL)
+TINY["vision_towers"][0].update(image_size=32, embed_dim=64, num_heads=2, mlp_hidden=64)
+TINY["text_config"].update(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+    num_attention_heads=2, num_key_value_heads=2,
+)  # fmt: skip
+
+
+def make_frames(episodes: int = 4, length: int = 6) -> Frames:
+    rng = np.random.default_rng(0)
+    n = episodes * length
+    number = torch.arange(n) // length
+    return Frames(
+        torch.from_numpy(rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)),
+        torch.from_numpy(rng.uniform(-0.05, 0.05, (n, 7)).astype(np.float32)),
+        number % 2,
+        (number + 1) * length,
+        number,
+        ["stack the red block", "put the little cube on the other one"],
+        torch.from_numpy(rng.standard_normal((n, 9)).astype(np.float32)),
+    )
+
+
+def make_trainer(frames=None, **options) -> Trainer:
+    defaults = {"batch_size": 8, "steps": 6, "shift": 2, "validation": 0.0}
+    return Trainer(frames or make_frames(), TrainConfig(**{**defaults, **options}), "cpu", TINY)
+
+
+def test_loss_falls_on_a_handful_of_frames():
+    losses = []
+    trainer = make_trainer(steps=60, batch_size=16, shift=0, brightness=0.0, channel=0.0)
+    trainer.run(lambda r: losses.append(r["loss"]), every=10)
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_resumed_run_equals_an_unbroken_one(tmp_path):
+    whole = make_trainer()
+    whole.run()
+    first = make_trainer()
+    saved = tmp_path / "state.safetensors"
+
+    class Stopped(Exception):
+        pass
+
+    def stop():
+        first.save(saved)
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        first.run(every=3, save=stop)
+    second = make_trainer()
+    second.load(saved)
+    assert second.step == 3
+    second.run()
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[key]), key
+    for key, value in whole.average.items():
+        assert torch.equal(value, second.average[key]), key
+
+
+def test_checkpoint_answers_as_the_trained_model(tmp_path):
+    trainer = make_trainer()
+    trainer.run()
+    folder = trainer.export(tmp_path / "checkpoint", torch.float32)
+    policy = Policy.from_pretrained(folder, device="cpu")
+    image = trainer.frames.pictures[0].numpy()
+    text = trainer.frames.sentences[0]
+    chunk = policy.predict_action(image, text)
+    assert chunk.actions.shape == (8, 7)
+    trainer.model.load_state_dict(trainer.average)
+    batch = trainer.batch(torch.tensor([0]))
+    with torch.no_grad():
+        pixels = (batch["pictures"].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+        context = trainer.model.context(batch["ids"], pixels)
+        lengths = batch["lengths"] + trainer.model_config.num_patches
+        raw = trainer.model.predict_chunk(context, lengths)[0].numpy()
+    spaces = policy.action_spaces["generated"]["action"]
+    low, high = np.array(spaces["q01"]), np.array(spaces["q99"])
+    expected = np.where(spaces["mask"], 0.5 * (raw + 1) * (high - low) + low, raw)
+    np.testing.assert_allclose(chunk.actions, expected, atol=1e-5)
+
+
+def test_padding_a_prompt_changes_no_answer():
+    model = make_trainer().model.eval()
+    context = torch.randn(2, 14, 32)
+    lengths = torch.tensor([14, 9])
+    with torch.no_grad():
+        together = model.predict_chunk(context, lengths)
+        alone = model.predict_chunk(context[1:, :9])
+    torch.testing.assert_close(together[1], alone[0], atol=1e-5, rtol=1e-4)
+
+
+def test_targets_stop_at_the_end_of_the_episode():
+    trainer = make_trainer()
+    inside = trainer.batch(torch.tensor([0, 4, 5]))["inside"][..., 0]
+    assert inside.sum(1).tolist() == [6, 2, 1]
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    with pytest.raises(VlaError, match="batch size 8 cannot be shared by 3"):
+        make_trainer()
+
+
+def test_loss_that_is_not_finite_stops_training():
+    frames = make_frames()
+    frames.scene[:] = math.nan
+    with pytest.raises(VlaError, match="loss"):
+        make_trainer(frames).run(every=1)
+
+
+def test_missing_data_set_is_named(tmp_path):
+    with pytest.raises(DataError, match="no data set"):
+        load_frames([tmp_path / "nothing.hdf5"])
+
+
+def test_statistics_leave_the_gripper_alone():
+    statistics = action_statistics(make_frames())
+    assert statistics["action"]["mask"] == [True] * 6 + [False]
+    assert statistics["num_trajectories"] == 4
+
+
+def test_tokenizer_is_the_same_every_time_and_reads_any_script():
+    one, two = (train_tokenizer(task_sentences(20)) for _ in range(2))
+    assert one.to_str() == two.to_str()
+    text = "put the 赤い block on the куб"
+    assert one.decode(one.encode(text).ids) == text
+
+
+def test_grid_positions_tell_all_patches_apart():
+    rows = grid_positions(196, 256)[0]
+    distances = torch.cdist(rows, rows) + 1e9 * torch.eye(196)
+    assert distances.min() > 0.1

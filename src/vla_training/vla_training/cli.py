@@ -1,0 +1,77 @@
+"""`vla train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vla_inference.cli_output import JsonOption, print_json
+from vla_inference.errors import VlaError
+
+
+def train(
+    data: Annotated[
+        list[Path], typer.Option(help="HDF5 file or folder of demonstrations; may be repeated.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for state and checkpoint.")],
+    batch_size: Annotated[int, typer.Option(help="Frames per step, over all devices.")] = 1024,
+    steps: Annotated[int, typer.Option(help="Optimiser steps of the schedule.")] = 15000,
+    minutes: Annotated[
+        float | None, typer.Option(help="Let the schedule follow the clock instead of --steps.")
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the cosine schedule.")] = 1.5e-3,
+    devices: Annotated[
+        int | None, typer.Option(help="GPUs; all there are if left out, 0 for the CPU.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of initial weights and of the order of data.")] = 0,
+    compile: Annotated[bool, typer.Option(help="Use torch.compile.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on from the state in --output.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Train the small model from scratch on generated demonstrations."""
+    for name, value in (("--batch-size", batch_size), ("--steps", steps)):
+        if value < 1:
+            raise VlaError(f"{name} is {value}", "give at least 1")
+    if minutes is not None and minutes <= 0:
+        raise VlaError(f"--minutes is {minutes}", "give more than 0")
+    if (output / "state.safetensors").exists() and not resume:
+        raise VlaError(
+            f"{output} holds an earlier run", "go on with --resume, or choose another --output"
+        )
+    from vla_training.train import TrainConfig, train
+
+    config = TrainConfig(
+        batch_size=batch_size,
+        steps=steps,
+        minutes=minutes,
+        learning_rate=learning_rate,
+        seed=seed,
+        compile=compile,
+    )
+    tell = _quiet if as_json else _tell
+    checkpoint = train([str(p) for p in data], output, config, devices, resume, tell)
+    if as_json:
+        print_json({"checkpoint": str(checkpoint)})
+    else:
+        print(f"checkpoint {checkpoint}")
+    return 0
+
+
+def _tell(report: dict) -> None:
+    if "message" in report:
+        print(report["message"], flush=True)
+        return
+    done, seconds = report["progress"], report["seconds"]
+    left = seconds * (1 - done) / done if done else float("inf")
+    print(
+        f"step {report['step']}  loss {report['loss']:.4f}  "
+        f"validation {report['validation'][0]:.4f}  {report['samples_per_s']} frames/s  "
+        f"{100 * done:.0f} %, {left:.0f} s left",
+        flush=True,
+    )
+
+
+def _quiet(_: dict) -> None:
+    pass
