@@ -385,6 +385,16 @@ def test_both_kinds_of_publishers_are_heard_once(shared, profile):
     shared.chunks.clear()
 
 
+@pytest.mark.parametrize("order", ["vv ll", "ll vv", "vl vl", "lv vl"])
+def test_of_two_sentences_the_later_stays_in_force(shared, monkeypatch, order):
+    followed = []
+    monkeypatch.setattr(shared.node, "_follow", followed.append)
+    said = {"v": ["lift it", "turn it"], "l": ["lift it", "turn it"]}
+    for ear in order.replace(" ", ""):
+        shared.node._hear("vl".index(ear), String(data=said[ear].pop(0)))
+    assert followed == ["lift it", "turn it"]
+
+
 def test_an_instruction_latched_before_the_node_came_is_heard(graph):
     g = graph(start=False, instruction="")
     late = g.client.create_publisher(String, "instruction", qos.LATCHED)

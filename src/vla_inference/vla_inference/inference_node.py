@@ -43,6 +43,7 @@ from vla_msgs.srv import SetInstruction
 
 MAX_FUTURE = 0.5  # seconds a picture's stamp may be ahead of our clock
 STATUS_PERIOD = 0.5
+ECHO = 1.0  # seconds within which a latched sentence arrives by both subscriptions
 
 # name: (default, description, range); the first ones are read when the node is configured.
 AT_CONFIGURE: dict[str, tuple[Any, str, Any]] = {
@@ -95,7 +96,7 @@ class InferenceNode(ManagedNode):
         self._worker: Worker[Letter] | None = None
         self._images = None  # the subscription
         self._instruction = ""
-        self._heard: deque[tuple[int, str]] = deque(maxlen=32)
+        self._heard: tuple[deque[tuple[float, str]], ...] = (deque(maxlen=32), deque(maxlen=32))
         self._gate = threading.Lock()  # holds off deactivation while a chunk goes out
         self._open, self._activation = False, 0
         self._sequence = 0
@@ -107,8 +108,8 @@ class InferenceNode(ManagedNode):
         self._active = self.create_publisher(String, "~/active_instruction", qos.LATCHED)
         # Before the picture's subscription, so that of a sentence and a picture that are both
         # there the sentence is read first.
-        for profile in (qos.INSTRUCTION_VOLATILE, qos.INSTRUCTION_LATCHED):
-            self.create_subscription(String, "instruction", self._hear, profile)
+        for ear, profile in enumerate((qos.INSTRUCTION_VOLATILE, qos.INSTRUCTION_LATCHED)):
+            self.create_subscription(String, "instruction", partial(self._hear, ear), profile)
         self.create_service(SetInstruction, "~/set_instruction", self._set_instruction)
         self.create_timer(STATUS_PERIOD, self._publish_status)
 
@@ -214,12 +215,20 @@ class InferenceNode(ManagedNode):
         if self._open:
             self._mailbox.put(Letter(message, time.monotonic(), self._activation))
 
-    def _hear(self, message: String, info: dict) -> None:
-        # A latched sample arrives through both subscriptions: the same one again says nothing.
-        sample = (info["source_timestamp"], message.data)
-        if sample in self._heard:
-            return
-        self._heard.append(sample)
+    def _hear(self, ear: int, message: String) -> None:
+        """A sentence by one of two subscriptions, 0 volatile and 1 latched.
+
+        What a latching publisher says reaches both; the second time it says nothing new, even
+        where another sentence came between. (Humble's rclpy tells no source time to go by.)
+        """
+        now, other = time.monotonic(), self._heard[1 - ear]
+        while other and now - other[0][0] > ECHO:
+            other.popleft()
+        for entry in other:
+            if entry[1] == message.data:
+                other.remove(entry)
+                return
+        self._heard[ear].append((now, message.data))
         try:
             text = check_instruction(message.data)
         except ObservationError as error:
