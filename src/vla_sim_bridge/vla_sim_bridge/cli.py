@@ -147,7 +147,8 @@ def play(
                      "lock_step", "execute_steps", "output", "record_episodes", "model",
                      "summary")
     }  # fmt: skip
-    given.update(device=device or "", unnorm_key=unnorm_key or "")
+    # ros2 launch refuses an argument without a value: what is empty is left to its default.
+    given.update({k: v for k, v in (("device", device), ("unnorm_key", unnorm_key)) if v})
     words = [f"{k}:={str(v).lower() if isinstance(v, bool) else v}" for k, v in given.items()]
     with _stdout_to_stderr() if quiet else contextlib.nullcontext():
         status = start(["vla_sim_bridge", "sim_eval.launch.xml", *words])
