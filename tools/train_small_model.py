@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make the small model that ships: generate, train, evaluate, each taken up where it stopped.
 
-    python bench/train_small_model.py WORKDIR --data Stack_D0:500:1 --data Stack_D2:2800:2 \
+    python tools/train_small_model.py WORKDIR --data Stack_D0:500:1 --data Stack_D2:2800:2 \
         --data Stack_D2:500:9 --minutes 11 --evaluate Stack_D0:100 --evaluate Stack_D2:100
 
 Runs on any machine with a GPU (or several) and robosuite; a stage that is done is not done again.
