@@ -250,7 +250,8 @@ class InferenceNode(ManagedNode):
     def _follow(self, text: str) -> None:
         self._instruction = text
         self._active.publish(String(data=text))
-        self.get_logger().info(f"instruction: {text!r}")
+        # Some tasks change their sentence with every frame: the log need not.
+        self.get_logger().info(f"instruction: {text!r}", throttle_duration_sec=10.0)
         self._publish_status()
 
     # -- what goes out (in the worker's thread) -----------------------------------------------

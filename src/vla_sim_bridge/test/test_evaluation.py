@@ -144,7 +144,7 @@ def test_film_of_the_first_episodes(fake_simulation, tmp_path):
 
     sim = fake_simulation()
     evaluation = Evaluation(sim, 0, 3, 5)
-    recorder = RunRecorder(evaluation, tmp_path, 2, "agentview")
+    recorder = RunRecorder(evaluation, tmp_path, 2, "agentview", every=1)
     evaluation.on_step = recorder.step
     for _ in range(3):
         evaluation.begin()
@@ -165,7 +165,7 @@ def test_a_film_cut_short_can_be_played(fake_simulation, tmp_path):
     import av
 
     evaluation = Evaluation(fake_simulation(), 0, 3, 50)
-    recorder = RunRecorder(evaluation, tmp_path, 2, "agentview")
+    recorder = RunRecorder(evaluation, tmp_path, 2, "agentview", every=1)
     evaluation.on_step = recorder.step
     evaluation.begin()
     evaluation.step(ACTION)

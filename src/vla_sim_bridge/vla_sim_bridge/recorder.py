@@ -1,4 +1,4 @@
-"""Films the first episodes of a run, one picture per control step, and keeps a poster."""
+"""Films the first episodes of a run, every second control step, and keeps a poster."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RunRecorder:
     """Call `step` after every control step and `end` after every episode."""
 
     def __init__(self, evaluation: Evaluation, folder: Path, episodes: int, camera: str,
-                 every: int = 1):  # fmt: skip
+                 every: int = 2):  # fmt: skip
         self.evaluation, self.folder, self.episodes = evaluation, folder, episodes
         self.camera, self.every = camera, every
         self.film = Film(folder / FILM, rate=20 // every)
