@@ -1,0 +1,151 @@
+"""What a data set is to training and evaluation, and the one place where readers are named."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_inference.errors import DataError
+from vla_inference.types import ActionSpec, Episode
+
+
+class EpisodeSet(Sequence[Episode]):
+    """Episodes by number, all of one action spec. Pictures stay on disk until a step is read.
+
+    name: by which statistics and conventions know the data set.
+    notes: what was assumed in reading it, for people.
+    """
+
+    name: str
+    path: Path
+    spec: ActionSpec
+    notes: list[str]
+
+    @abstractmethod
+    def actions(self, index: int) -> np.ndarray:
+        """float64 [T, D] of an episode, without touching its pictures."""
+
+    @abstractmethod
+    def cameras(self) -> list[str]:
+        """Names of the cameras, the one a model with a single picture should see first."""
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self[i] for i in range(len(self)))
+
+    def check_index(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.path} has {len(self)} episodes, asked for {index}")
+        return index % len(self)
+
+    def statistics(self) -> dict:
+        """The dataset_statistics.json entry of all its actions (computed once)."""
+        if not hasattr(self, "_statistics"):
+            self._statistics = action_statistics(
+                [self.actions(i) for i in range(len(self))], self.spec, str(self.path)
+            )
+        return self._statistics
+
+
+def action_statistics(episodes: Sequence[np.ndarray], spec: ActionSpec, name: str = "") -> dict:
+    """q01/q99 bounds and the like of actions [T, D] per episode; the gripper is left as it is."""
+    episodes = [e for e in episodes if len(e)]
+    if not episodes:
+        raise DataError(f"{name or 'the data set'} has no step", "check how it was made")
+    a = np.concatenate(episodes).astype(np.float64)
+    if not np.isfinite(a).all():
+        row, column = np.argwhere(~np.isfinite(a))[0]
+        raise DataError(
+            f"{name}: action {spec.names[column]!r} is not finite at step {row}", "mend the data"
+        )
+    return {
+        "action": {
+            "mean": a.mean(0).tolist(),
+            "std": a.std(0).tolist(),
+            "min": a.min(0).tolist(),
+            "max": a.max(0).tolist(),
+            "q01": np.quantile(a, 0.01, axis=0).tolist(),
+            "q99": np.quantile(a, 0.99, axis=0).tolist(),
+            "mask": [d.name != "gripper" for d in spec.dims],
+        },
+        "spec": {"rotation": spec.rotation, "frame": spec.frame, "dt": spec.dt},
+        "num_transitions": len(a),
+        "num_trajectories": len(episodes),
+    }
+
+
+# -- the readers ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How to tell a format from its path, and where its reader is.
+
+    target: "module:Class", imported only when it is needed.
+    options: names of what the class takes beside the path.
+    """
+
+    kind: str
+    target: str
+    recognises: Callable[[Path], bool]
+    options: tuple[str, ...] = ()
+
+    def open(self, path: Path, options: dict[str, Any]) -> EpisodeSet:
+        for name in options:
+            if name not in self.options:
+                raise DataError(
+                    f"a data set of type {self.kind} takes no {name}",
+                    f"it takes {', '.join(self.options) or 'nothing but a path'}",
+                )
+        module, cls = self.target.split(":")
+        return getattr(importlib.import_module(module), cls)(path, **options)
+
+
+def _is_rlds(path: Path) -> bool:
+    depths = ("features.json", "*/features.json", "*/*/features.json")
+    return path.is_dir() and any(next(path.glob(d), None) is not None for d in depths)
+
+
+def _is_hdf5(path: Path) -> bool:
+    if path.is_dir():
+        return next(path.glob("**/*.hdf5"), None) is not None
+    return path.suffix in (".hdf5", ".h5")
+
+
+READERS = {
+    r.kind: r
+    for r in (
+        Reader("rlds", "vla_training.datasets.rlds:RldsEpisodes", _is_rlds,
+               ("split", "conventions")),
+        Reader("hdf5", "vla_training.datasets.hdf5:Hdf5Set", _is_hdf5),
+    )
+}  # fmt: skip
+
+
+def open_dataset(path: str | os.PathLike, kind: str | None = None, **options: Any) -> EpisodeSet:
+    """Open a data set of any format.
+
+    kind: name of a reader (`READERS`); guessed from the path if left out.
+    options: what that reader takes ("split", "conventions" for rlds); None counts as left out.
+    Raises DataError.
+    """
+    path = Path(path).expanduser()
+    known = ", ".join(READERS)
+    if kind is not None and kind not in READERS:
+        raise DataError(f"unknown data set type {kind!r}", f"known: {known}")
+    if not path.exists():
+        raise DataError(f"there is no data set at {path}", "check the path")
+    if kind is None:
+        kind = next((k for k, r in READERS.items() if r.recognises(path)), None)
+    if kind is None:
+        raise DataError(
+            f"{path} is no data set of a known type ({known})",
+            "an RLDS folder holds features.json and dataset_info.json, HDF5 files end in .hdf5",
+        )
+    return READERS[kind].open(path, {k: v for k, v in options.items() if v is not None})

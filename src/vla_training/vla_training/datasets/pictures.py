@@ -1,0 +1,46 @@
+"""Pictures that are decoded when somebody looks at them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from PIL import Image
+
+from vla_inference.errors import DataError
+
+
+def decode_picture(data: bytes, what: str) -> np.ndarray:
+    """JPEG or PNG -> uint8 [H, W, 3]; a grey picture gets three equal channels.
+
+    what: names the picture in the DataError that anything else raises.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
+            if picture.mode in ("RGB", "L", "P", "RGBA"):
+                return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+            mode = picture.mode
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(
+            f"{what} is no readable JPEG or PNG ({error})", "the data is damaged: copy it again"
+        ) from error
+    raise DataError(f"{what} has colour mode {mode}", "store 8-bit RGB")
+
+
+class LazyPictures(Mapping[str, np.ndarray]):
+    """Camera name -> picture of one step, decoded on each access."""
+
+    __slots__ = ("_encoded", "_where")
+
+    def __init__(self, encoded: Mapping[str, bytes], where: str):
+        self._encoded, self._where = encoded, where
+
+    def __getitem__(self, camera: str) -> np.ndarray:
+        return decode_picture(self._encoded[camera], f"{self._where}, picture {camera!r}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._encoded)
+
+    def __len__(self) -> int:
+        return len(self._encoded)

@@ -1,0 +1,357 @@
+"""RLDS data sets as TFDS stores them (tfrecord), read without TensorFlow.
+
+A folder NAME/VERSION holds features.json, dataset_info.json and the shards; an episode is one
+tf.train.Example whose features are flattened ("steps/observation/image") and hold all T steps.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from vla_inference.errors import DataError, VlaError
+from vla_inference.types import ActionSpec, Episode, Observation, Step, eef_delta_spec
+from vla_training.datasets.base import EpisodeSet
+from vla_training.datasets.features import Feature, read_features
+from vla_training.datasets.pictures import LazyPictures
+from vla_training.datasets.tf_example import ExampleError, parse_example
+from vla_training.datasets.tfrecord import RecordFile
+from vla_training.datasets.transforms import Conventions, find_conventions, get_conventions
+
+TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+OBSERVATION = "steps/observation/"
+SPEC_FILE = "action_spec.json"  # ours: what the actions mean, where the name does not tell
+COPY_AGAIN = "the data set is incomplete or mixed with another: copy it again"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Files of a split and how many episodes each holds (None where it was not written down)."""
+
+    files: tuple[Path, ...]
+    lengths: tuple[int, ...]
+
+
+class RldsEpisodes(EpisodeSet):
+    """The episodes of one split.
+
+    path: NAME/VERSION, NAME (the newest version is taken), or a folder that holds one NAME.
+    split: "train" where it is left out and there is one.
+    conventions: name of an entry of `transforms.CONVENTIONS`; goes by the data set's name if left
+        out, and what is unknown is read as it is stored, with a note.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, split: str | None = None, conventions: str | None = None
+    ):
+        self.path = find_version(Path(path))
+        info = _read_json(self.path / "dataset_info.json")
+        self.features, self.not_read = read_features(self.path / "features.json")
+        self.name = str(info.get("name") or self.path.parent.name)
+        self.splits = read_splits(self.path, info)
+        self.split = self._choose(split)
+        self._shards: dict[int, RecordFile] = {}
+        self._ends = list(accumulate(self.splits[self.split].lengths))
+        self.notes: list[str] = []
+        self.conventions = self._conventions(conventions)
+        self.spec = self.conventions.spec
+        self._check_features()
+
+    # -- what there is ------------------------------------------------------------------------
+
+    def _choose(self, split: str | None) -> str:
+        names = list(self.splits)
+        if split is None:
+            split = "train" if "train" in names or len(names) != 1 else names[0]
+        if split not in names:
+            raise DataError(
+                f"{self.path} has no split {split!r}", f"splits: {', '.join(names) or 'none'}"
+            )
+        return split
+
+    def _conventions(self, name: str | None) -> Conventions:
+        found = find_conventions(self.name) if name is None else get_conventions(name)
+        given = self.path / SPEC_FILE
+        if given.is_file():
+            return replace(found, spec=read_spec(given), known=True)
+        if not found.known:
+            self.notes.append(
+                f"no conventions are known for {self.name!r}: actions are taken as stored, as "
+                f"x y z (m), fixed-axis angles (rad) in the base frame and gripper 1 open, "
+                f"{found.spec.dt:g} s per step"
+            )
+        return found
+
+    def _check_features(self) -> None:
+        where = self.path / "features.json"
+        for name in ("action", *(f"observation/{n}" for n in self.conventions.needs)):
+            feature = self.features.get(f"steps/{name}")
+            if feature is None or feature.kind != "tensor" or len(feature.shape) != 1:
+                raise DataError(
+                    f"{where} has no vector 'steps/{name}'",
+                    "name other conventions, or convert the data set",
+                )
+        size = self.features["steps/action"].shape[0]
+        if size != len(self.spec):
+            raise DataError(
+                f"{where}: 'steps/action' has {size} numbers, {self.conventions.name} says "
+                f"{len(self.spec)} ({', '.join(self.spec.names)})",
+                "convert its actions to an end-effector delta and gripper",
+            )
+
+    def cameras(self) -> list[str]:
+        names = [
+            k.removeprefix(OBSERVATION)
+            for k, f in self.features.items()
+            if f.kind == "image" and k.startswith(OBSERVATION)
+        ]
+        first = [n for n in self.conventions.primary if n in names]
+        return first + sorted(n for n in names if n not in first)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    # -- episodes as stored -------------------------------------------------------------------
+
+    def _shard(self, number: int) -> RecordFile:
+        if number not in self._shards:
+            split = self.splits[self.split]
+            file, wanted = split.files[number], split.lengths[number]
+            if not file.is_file():
+                raise DataError(f"shard {file} is missing", COPY_AGAIN)
+            records = RecordFile(file)
+            if len(records) != wanted:
+                raise DataError(
+                    f"{file} holds {len(records)} episodes, shardLengths in dataset_info.json "
+                    f"says {wanted}",
+                    COPY_AGAIN,
+                )
+            self._shards[number] = records
+        return self._shards[number]
+
+    def _record(self, index: int) -> tuple[dict, str]:
+        """Features of an episode as they stand in its Example, and its place for messages."""
+        index = self.check_index(index)
+        number = bisect.bisect_right(self._ends, index)
+        at = index - (self._ends[number - 1] if number else 0)
+        shard = self._shard(number)
+        where = f"{shard.path}, record {at}"
+        try:
+            return parse_example(shard[at]), where
+        except ExampleError as error:
+            raise DataError(f"{where} is no tf.train.Example ({error})", COPY_AGAIN) from error
+
+    def raw(self, index: int) -> dict[str, np.ndarray | list[bytes]]:
+        """All features of an episode as they are stored, before any transform.
+
+        "steps/..." tensors are [T, ...] in their own dtype; pictures and texts are T bytes
+        objects; the others ("episode_metadata/...") are single values.
+        """
+        record, where = self._record(index)
+        length = self._length(record, where)
+        return {
+            name: self._value(record, name, where, length)
+            if name.startswith("steps/")
+            else self._value(record, name, where, 1)[0]
+            for name in self.features
+        }
+
+    def _length(self, record: Mapping, where: str) -> int:
+        size = self.features["steps/action"].size
+        count = len(self._stored(record, "steps/action", where))
+        if count % size:
+            raise DataError(
+                f"{where}: 'steps/action' has {count} numbers, no multiple of {size}", COPY_AGAIN
+            )
+        return count // size
+
+    def _stored(self, record: Mapping, name: str, where: str):
+        if name not in record:
+            raise DataError(f"{where} has no feature {name!r}, features.json does", COPY_AGAIN)
+        return record[name]
+
+    def _value(self, record: Mapping, name: str, where: str, length: int):
+        feature: Feature = self.features[name]
+        stored = self._stored(record, name, where)
+        wanted = length * feature.size if feature.kind == "tensor" else length
+        if len(stored) != wanted:
+            raise DataError(
+                f"{where}: {name!r} has {len(stored)} values, {wanted} are due to {length} steps",
+                COPY_AGAIN,
+            )
+        array = isinstance(stored, np.ndarray)
+        if wanted and array != (feature.kind == "tensor"):
+            kind = stored.dtype if array else "bytes"
+            raise DataError(f"{where}: {name!r} holds {kind}, not {feature.kind}", COPY_AGAIN)
+        if feature.kind != "tensor":
+            return stored
+        return np.asarray(stored).astype(feature.dtype).reshape(length, *feature.shape)
+
+    # -- episodes as policies want them -------------------------------------------------------
+
+    def _transformed(self, record: Mapping, where: str) -> tuple[np.ndarray, range]:
+        """Actions float32 [K, D], and the numbers of the K steps that stay."""
+        length = self._length(record, where)
+        arrays = {"action": self._value(record, "steps/action", where, length)}
+        for name in self.conventions.needs:
+            arrays[name] = self._value(record, f"steps/observation/{name}", where, length)
+        actions, kept = self.conventions.transform(arrays)
+        actions = np.asarray(actions, np.float32)
+        self._check_actions(actions, where)
+        return actions, range(length)[kept]
+
+    def _check_actions(self, actions: np.ndarray, where: str) -> None:
+        if not np.isfinite(actions).all():
+            step, column = np.argwhere(~np.isfinite(actions))[0]
+            raise DataError(
+                f"{where}: action {self.spec.names[column]!r} of step {step} is not finite",
+                "mend the data",
+            )
+        gripper = actions[:, -1]
+        if len(gripper) and not (gripper.min() >= -0.01 and gripper.max() <= 1.01):
+            raise DataError(
+                f"{where}: the gripper goes from {gripper.min():g} to {gripper.max():g}, "
+                f"{self.conventions.name} has 1 open and 0 closed",
+                "name the conventions it was made with, such as libero (-1 open, 1 closed)",
+            )
+
+    def actions(self, index: int) -> np.ndarray:
+        return self._transformed(*self._record(index))[0].astype(np.float64)
+
+    def __getitem__(self, index: int) -> Episode:
+        record, where = self._record(index)
+        length = self._length(record, where)
+        actions, kept = self._transformed(record, where)
+
+        def column(name: str, default):
+            if name not in self.features:
+                return [default] * length
+            return self._value(record, name, where, length)
+
+        cameras = self.cameras()
+        pictures = {c: column(OBSERVATION + c, b"") for c in cameras}
+        texts = [_text(t, where) for t in column("steps/language_instruction", b"")]
+        state = self._state(record, where, length)
+        rewards, terminal = column("steps/reward", 0.0), column("steps/is_terminal", False)
+        steps = [
+            Step(
+                Observation(
+                    LazyPictures({c: pictures[c][t] for c in cameras}, f"{where}, step {t}"),
+                    texts[t],
+                    None if state is None else state[t],
+                ),
+                action,
+                float(rewards[t]),
+                n == 0,
+                n == len(kept) - 1,
+                bool(terminal[t]),
+            )
+            for n, (t, action) in enumerate(zip(kept, actions, strict=True))
+        ]
+        metadata = {
+            name.removeprefix("episode_metadata/"): _plain(
+                self._value(record, name, where, 1)[0], where
+            )
+            for name, feature in self.features.items()
+            if name.startswith("episode_metadata/") and feature.kind != "image"
+        }
+        return Episode(steps, self.spec, {"source": where, **metadata})
+
+    def _state(self, record: Mapping, where: str, length: int) -> np.ndarray | None:
+        name = OBSERVATION + "state"
+        feature = self.features.get(name)
+        if feature is None or feature.kind != "tensor" or len(feature.shape) != 1:
+            return None
+        return self._value(record, name, where, length).astype(np.float32)
+
+
+# -- the folder -------------------------------------------------------------------------------
+
+
+def find_version(path: Path) -> Path:
+    """The folder with features.json: `path`, its newest version, or the one data set in it."""
+    if not path.is_dir():
+        raise DataError(f"there is no data set folder {path}", "check the path")
+    for pattern in ("features.json", "*/features.json", "*/*/features.json"):
+        found = [f.parent for f in path.glob(pattern)]
+        if not found:
+            continue
+        names = {f.parent for f in found}
+        if len(found) > 1 and len(names) > 1:
+            raise DataError(
+                f"{path} holds several data sets ({', '.join(sorted(n.name for n in names))})",
+                "name one of them",
+            )
+        folder = max(found, key=lambda f: [int(n) for n in re.findall(r"\d+", f.name)])
+        if not (folder / "dataset_info.json").is_file():
+            raise DataError(f"{folder / 'dataset_info.json'} is missing", COPY_AGAIN)
+        return folder
+    raise DataError(f"{path} holds no features.json", "give the folder NAME/VERSION of a data set")
+
+
+def read_splits(folder: Path, info: Mapping) -> dict[str, Split]:
+    """Splits by name, from dataset_info.json."""
+    where = folder / "dataset_info.json"
+    kind = info.get("fileFormat", "tfrecord")
+    if kind != "tfrecord":
+        raise DataError(f"{where}: fileFormat {kind!r} is not read", "store it as tfrecord")
+    splits = {}
+    try:
+        for entry in info["splits"]:
+            lengths = tuple(int(n) for n in entry["shardLengths"])
+            template = entry.get("filepathTemplate") or TEMPLATE
+            names = [
+                template.format(
+                    DATASET=info["name"], SPLIT=entry["name"], FILEFORMAT=kind,
+                    SHARD_INDEX=f"{i:05d}", NUM_SHARDS=f"{len(lengths):05d}",
+                    SHARD_X_OF_Y=f"{i:05d}-of-{len(lengths):05d}",
+                )
+                for i in range(len(lengths))
+            ]  # fmt: skip
+            files = tuple(folder / Path(n).name for n in names)
+            splits[str(entry["name"])] = Split(files, lengths)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{where} is not laid out as TFDS has it ({error!r})") from error
+    return splits
+
+
+def read_spec(path: Path) -> ActionSpec:
+    """action_spec.json: {"rotation", "frame", "dt"} of an end-effector delta."""
+    given = _read_json(path)
+    unknown = set(given) - {"rotation", "frame", "dt"}
+    if unknown:
+        raise DataError(
+            f"{path} names unknown {', '.join(sorted(unknown))}", "known: rotation, frame, dt"
+        )
+    try:
+        return eef_delta_spec(**given)
+    except VlaError as error:
+        raise DataError(f"{path}: {error.problem}", error.remedy) from error
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} cannot be read ({error})", "copy the data set again") from error
+
+
+def _text(data: bytes, where: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: a text is not UTF-8 ({error})", COPY_AGAIN) from error
+
+
+def _plain(value, where: str):
+    if isinstance(value, bytes):
+        return _text(value, where)
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value

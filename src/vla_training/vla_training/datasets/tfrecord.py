@@ -1,0 +1,126 @@
+"""TFRecord files without TensorFlow: framed records, each under a masked CRC32C.
+
+A record: u64 length, u32 CRC of those 8 bytes, the data, u32 CRC of the data; little endian.
+Source: tensorflow/tensorflow tensorflow/core/lib/io/record_writer.h (format).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+import google_crc32c
+
+from vla_inference.errors import DataError
+
+HEADER, FOOTER = 12, 4
+COPY_AGAIN = "the file is damaged or cut short: copy or make it again"
+
+
+def masked_crc(data: bytes) -> int:
+    """CRC32C, rotated and shifted as TFRecord stores it."""
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def frame(data: bytes) -> bytes:
+    """One record as it stands in a file."""
+    length = struct.pack("<Q", len(data))
+    return b"".join(
+        (length, struct.pack("<I", masked_crc(length)), data, struct.pack("<I", masked_crc(data)))
+    )
+
+
+class RecordFile:
+    """The records of one file by number. Opening it reads and checks the lengths only.
+
+    Raises DataError with file, record and offset where a CRC is wrong or the file ends early.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        try:
+            self._file = self.path.open("rb")
+            self._spans = list(self._scan())
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read ({error})", "check the path") from error
+
+    def _scan(self) -> Iterator[tuple[int, int]]:
+        """(offset of the data, its length) of each record."""
+        size, at = os.fstat(self._file.fileno()).st_size, 0
+        number = 0
+        while at < size:
+            self._file.seek(at)
+            header = self._file.read(HEADER)
+            if len(header) < HEADER:
+                raise self._fault(number, at, f"the file ends {len(header)} bytes into its header")
+            length, crc = struct.unpack("<QI", header)
+            if masked_crc(header[:8]) != crc:
+                raise self._fault(number, at, "the CRC of its length is wrong")
+            end = at + HEADER + length + FOOTER
+            if end > size:
+                raise self._fault(number, at, f"it should end at {end}, the file ends at {size}")
+            yield at + HEADER, length
+            at, number = end, number + 1
+
+    def _fault(self, number: int, offset: int, what: str) -> DataError:
+        return DataError(f"{self.path}, record {number} at byte {offset}: {what}", COPY_AGAIN)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, index: int) -> bytes:
+        offset, length = self._spans[index]
+        self._file.seek(offset)
+        raw = self._file.read(length + FOOTER)
+        data = raw[:length]
+        if len(raw) < length + FOOTER:
+            raise self._fault(index, offset - HEADER, "the file has become shorter")
+        if struct.unpack("<I", raw[length:])[0] != masked_crc(data):
+            raise self._fault(index, offset - HEADER, "the CRC of its data is wrong")
+        return data
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self[i] for i in range(len(self)))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class RecordWriter:
+    """Writes a file of records; it appears under its name when all of it is there."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._temporary = self.path.with_name(self.path.name + ".tmp")
+        self._file = self._temporary.open("wb")
+        self.count = self.num_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        self._file.write(frame(data))
+        self.count += 1
+        self.num_bytes += len(data)
+
+    def __enter__(self) -> RecordWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self._file.close()
+        if kind is None:
+            os.replace(self._temporary, self.path)
+        else:
+            self._temporary.unlink(missing_ok=True)
+
+
+def write_records(path: str | os.PathLike, records: Iterable[bytes]) -> int:
+    """Write all records; returns how many."""
+    with RecordWriter(path) as writer:
+        for data in records:
+            writer.write(data)
+    return writer.count
