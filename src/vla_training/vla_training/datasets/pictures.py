@@ -21,7 +21,10 @@ def decode_picture(data: bytes, what: str) -> np.ndarray:
     """
     try:
         if data[:2] == b"\xff\xd8":
-            return simplejpeg.decode_jpeg(data, "RGB", fastdct=True)
+            mode = simplejpeg.decode_jpeg_header(data)[2]
+            if mode not in ("CMYK", "YCCK"):
+                return simplejpeg.decode_jpeg(data, "RGB", fastdct=True)
+            raise DataError(f"{what} has colour mode {mode}", "store 8-bit RGB")
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
             if picture.mode in ("RGB", "L", "P", "RGBA"):
                 return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
