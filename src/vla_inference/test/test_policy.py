@@ -47,7 +47,9 @@ def test_every_head_answers_within_its_bounds(policies, head):
     else:
         assert chunk.tokens is None
     assert chunk.spec.rotation == "rotvec" and chunk.spec.dt == 0.05
-    assert {"preprocess", "vision", "language", "total"} <= set(chunk.timing)
+    stages = ["prefill", "decode"] if head == "tokens" else ["language"]
+    assert list(chunk.timing) == ["preprocess", "vision", *stages, "total"]
+    assert sum(chunk.timing.values()) - chunk.timing["total"] <= chunk.timing["total"]
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -187,6 +189,119 @@ def test_bfloat16_answers_like_float32(tmp_path, head, policies):
     if policy.config.head.type == "l1":
         exact = policies[head].predict_action(observation()).actions
         assert np.abs(chunk.actions - exact).max() < 0.1 * np.abs(exact).max()
+
+
+# -- ways of asking ---------------------------------------------------------------------------
+
+
+def test_action_space_and_unnorm_key_are_one_thing(policies):
+    policy = policies["l1"]
+    a = policy.predict_action(observation(), action_space="normalized").actions
+    b = policy.predict_action(observation(), unnorm_key="normalized").actions
+    np.testing.assert_array_equal(a, b)
+    with pytest.raises(VlaError, match="both action_space and unnorm_key"):
+        policy.predict_action(observation(), action_space="random", unnorm_key="random")
+
+
+def test_suites_of_libero_are_found_by_their_plain_name():
+    spaces = {"libero_goal_no_noops": {"action": {"q01": 1}}}
+    assert find_statistics(spaces, "libero_goal")[0] == "libero_goal_no_noops"
+
+
+def test_statistics_given_themselves_bring_their_own_spec(policies):
+    own = {"action": STATISTICS["random"]["action"], "spec": {"rotation": "rpy", "dt": 0.5}}
+    chunk = policies["l1"].predict_action(observation(), action_space=own)
+    assert (chunk.spec.rotation, chunk.spec.dt) == ("rpy", 0.5)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_tensors_hold_the_same_numbers(policies, head):
+    arrays_ = policies[head].predict_action(observation())
+    tensors = policies[head].predict_action(observation(), return_tensors="pt")
+    assert isinstance(tensors.actions, torch.Tensor)
+    assert tensors.actions.dtype == torch.float32 and not tensors.actions.requires_grad
+    np.testing.assert_array_equal(tensors.actions.numpy(), arrays_.actions)
+
+
+def test_unknown_tensors_are_refused(policies):
+    with pytest.raises(VlaError, match="'np' or 'pt'"):
+        policies["l1"].predict_action(observation(), return_tensors="tf")
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_streamed_dimensions_are_those_of_the_chunk(policies, head):
+    policy = policies[head]
+    wanted = policy.predict_action(observation())
+    heard = []
+    chunk = policy.predict_action(observation(), stream=heard.append)
+    np.testing.assert_array_equal(chunk.actions, wanted.actions)
+    assert [(p.step, p.index) for p in heard] == list(np.ndindex(wanted.actions.shape))
+    values = np.array([p.value for p in heard], np.float32).reshape(wanted.actions.shape)
+    np.testing.assert_array_equal(values, wanted.actions)
+    assert [p.dim for p in heard[:7]] == list(wanted.spec.dims)
+    assert list(chunk.timing) == list(wanted.timing)
+
+
+def test_a_stream_may_be_left_early_and_leaves_gradients_alone(policies):
+    parts = policies["tokens"].stream_action(observation())
+    next(parts)
+    assert not torch.is_inference_mode_enabled()
+    next(parts)
+    parts.close()
+    assert policies["tokens"].predict_action(observation()).actions.shape == (1, 7)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_batch_answers_like_each_alone(policies, head):
+    policy = policies[head]
+    several = [
+        observation(),
+        observation(instruction="stack the red block on the green one"),
+        observation(images={"agent": 255 - PICTURE, "wrist": PICTURE}),
+    ]
+    together = policy.predict_batch(several)
+    for chunk, one in zip(together, several, strict=True):
+        alone = policy.predict_action(one)
+        np.testing.assert_allclose(chunk.actions, alone.actions, atol=1e-5)
+        if alone.tokens is not None:
+            np.testing.assert_array_equal(chunk.tokens, alone.tokens)
+    assert policy.predict_batch([]) == []
+    same = policy.predict_batch([observation()] * 2, "drop it")
+    np.testing.assert_array_equal(same[0].actions, same[1].actions)
+    with pytest.raises(ObservationError, match="2 observations came with 1 instructions"):
+        policy.predict_batch([observation()] * 2, ["drop it"])
+
+
+@pytest.mark.parametrize("head", ["tokens", "parallel"])
+def test_tokens_that_all_of_the_vocabulary_would_have_changed_are_counted(tmp_path, head):
+    policy = Policy.from_pretrained(write_random_checkpoint(tmp_path, head=head))
+    total = policy.config.head.chunk * 7
+    assert policy.predict_action(observation()).unrestricted is None
+    weight = policy.model.language_model.lm_head.weight
+    weight[: 576 - 256] = 0  # never the likeliest, as long as one of the 256 is above 0
+    chunk = policy.predict_action(observation(), count_unrestricted=True)
+    assert chunk.unrestricted == 0
+    weight[:] = torch.cat([weight[-256:] * 10, weight[256:]])  # every bin has a louder rival
+    loud = policy.predict_action(observation(), count_unrestricted=True)
+    assert loud.unrestricted == total
+    np.testing.assert_array_equal(loud.actions, chunk.actions)
+    streamed = policy.predict_action(
+        observation(), count_unrestricted=True, stream=lambda part: None
+    )
+    assert streamed.unrestricted == total
+
+
+@pytest.mark.parametrize(
+    "text", ["把红色方块放在绿色方块上", "اِرفعِ المكعّب", "🤖 lift { it } \\ %s {instruction}"]
+)
+def test_other_scripts_and_odd_characters_are_words_too(policies, text):
+    chunk = policies["l1"].predict_action(PICTURE, text)
+    assert np.isfinite(chunk.actions).all()
+
+
+def test_an_endless_instruction_is_refused(policies):
+    with pytest.raises(ObservationError, match="5000 characters"):
+        policies["l1"].predict_action(PICTURE, "a" * 5000)
 
 
 # -- tokens and normalisation -----------------------------------------------------------------

@@ -56,20 +56,31 @@ class Normalisation:
     mask: np.ndarray
 
     @classmethod
-    def from_statistics(cls, statistics: Mapping, name: str = "statistics") -> Normalisation:
-        """From a `{"q01": [...], "q99": [...], "mask": [...]}` entry of dataset statistics."""
-        for key in ("q01", "q99"):
+    def from_statistics(
+        cls, statistics: Mapping, name: str = "statistics", bounds: str = "q01_q99"
+    ) -> Normalisation:
+        """From a `{"q01": [...], "q99": [...], "mask": [...]}` entry of dataset statistics.
+
+        bounds: the two entries that -1 and 1 stand for, "q01_q99" or "min_max".
+        """
+        lower, upper = bounds.split("_")
+        for key in (lower, upper):
             if key not in statistics:
-                raise VlaError(f"{name} have no {key!r}", "give q01 and q99, one number per axis")
+                raise VlaError(
+                    f"{name} have no {key!r}", f"give {lower} and {upper}, one number per axis"
+                )
         try:
-            low = np.asarray(statistics["q01"], np.float64)
-            high = np.asarray(statistics["q99"], np.float64)
+            low = np.asarray(statistics[lower], np.float64)
+            high = np.asarray(statistics[upper], np.float64)
         except (TypeError, ValueError) as error:
-            raise VlaError(f"{name} hold q01 or q99 that are not numbers", str(error)) from None
+            raise VlaError(
+                f"{name} hold {lower} or {upper} that are not numbers", str(error)
+            ) from None
         mask = np.asarray(statistics.get("mask", np.ones(low.shape, bool)), bool)
         if not low.shape == high.shape == mask.shape or low.ndim != 1:
             raise VlaError(
-                f"{name} have q01, q99 and mask of lengths {low.size}, {high.size}, {mask.size}",
+                f"{name} have {lower}, {upper} and mask of lengths {low.size}, {high.size}, "
+                f"{mask.size}",
                 "all three must have one entry per action dimension",
             )
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
@@ -90,7 +101,10 @@ class Normalisation:
         return np.where(self.mask, np.where(self.low == self.high, 0.0, scaled), x)
 
 
-NORMALIZED = {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 6 + [False]}
+def unit_statistics(action_dim: int) -> dict[str, list[float]]:
+    """Those of the action space "normalized", which leave [-1, 1] as it is."""
+    low, high = [-1.0] * action_dim, [1.0] * action_dim
+    return {"q01": low, "q99": high, "min": low, "max": high}
 
 
 def find_statistics(
@@ -107,6 +121,8 @@ def find_statistics(
                 f"choose one of: {', '.join(named) or 'none (use action_space=normalized)'}",
             )
         key = named[0]
+    if key not in spaces and f"{key}_no_noops" in spaces:
+        key = f"{key}_no_noops"  # LIBERO's suites, as the fine-tuned checkpoints call them
     if key not in spaces:
         raise VlaError(f"unknown unnorm_key {key!r}", f"known: {', '.join(spaces)}")
     return key, spaces[key].get("action", spaces[key])

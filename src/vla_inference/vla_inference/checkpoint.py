@@ -1,26 +1,63 @@
 """Checkpoint folders: safetensors + JSON, nothing that runs.
 
 A folder holds config.json, tokenizer.json, *.safetensors (one, or shards with an index) and, when
-fine-tuned, dataset_statistics.json, which takes the place of config.json's norm_stats.
+fine-tuned, dataset_statistics.json, which takes the place of config.json's norm_stats. Beside
+them preprocessor_config.json (its normalisation constants are the ones that count), OpenVLA-OFT's
+heads and `vla.json` are read; see `published`.
+
+Tensors are read one after the other into memory of their own, not mapped: the peak is the model
+plus one tensor, and a file that changes later cannot reach into a running policy.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 import re
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from vla_inference.errors import CheckpointError
 from vla_inference.model import VLA, ModelConfig
+from vla_inference.published import (
+    OVERRIDES,
+    checkpoint_name,
+    complete,
+    component_files,
+    load_component,
+    override,
+)
+
+INDEX = "model.safetensors.index.json"
 
 # Parts the released checkpoints carry that no answer depends on: each tower's last block, its
 # final norm and SigLIP's pooling head.
 UNUSED = re.compile(r"^vision_backbone\.\w+\.(norm\.|attn_pool\.)|rotary_emb\.inv_freq$")
+
+# The names native Prismatic gives to parts of the same model.
+NATIVE = (
+    (re.compile(r"^llm\."), "language_model."),
+    (re.compile(r"^projector\.(?:projector\.)?0\."), "projector.fc1."),
+    (re.compile(r"^projector\.(?:projector\.)?2\."), "projector.fc2."),
+    (re.compile(r"^projector\.(?:projector\.)?4\."), "projector.fc3."),
+    (re.compile(r"^vision_backbone\.dino_featurizer\."), "vision_backbone.featurizer."),
+    (re.compile(r"^vision_backbone\.siglip_featurizer\."), "vision_backbone.fused_featurizer."),
+    (re.compile(r"\.(ls[12])\.gamma$"), r".\1.scale_factor"),
+)
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+MAX_HEADER = 100_000_000
 
 
 def read_json(path: Path) -> dict:
@@ -35,21 +72,63 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def load_config(folder: Path) -> ModelConfig:
-    raw = read_json(folder / "config.json")
+def load_config(folder: Path, overrides: Mapping[str, Any] | None = None) -> ModelConfig:
+    """What a folder says about its model; `overrides` are keys of config.json that win."""
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder} is a LoRA adapter, not a model", "merge it into its base model first"
+        )
+    path = folder / "config.json"
+    raw = read_json(path)
+    beside = folder / OVERRIDES
+    if beside.is_file():
+        raw = override(raw, read_json(beside), str(beside))
+    raw = override(raw, overrides or {}, "overrides")
     statistics = folder / "dataset_statistics.json"
     if statistics.is_file():
         raw = {**raw, "norm_stats": read_json(statistics)}
-    return ModelConfig.from_json(raw, str(folder / "config.json"))
+    if isinstance(raw.get("action_head") or {}, Mapping):
+        raw = complete(folder, raw, checkpoint_name(folder))
+    config = ModelConfig.from_json(raw, str(path))
+    pictures = folder / "preprocessor_config.json"
+    return _with_constants(config, pictures) if pictures.is_file() else config
+
+
+def _with_constants(config: ModelConfig, path: Path) -> ModelConfig:
+    """Each tower's mean and standard deviation as the file beside the weights has them.
+
+    The released ones are rounded to bfloat16; `means` and `stds` in the same file are not, and
+    are not what the model was trained with.
+    """
+    given = read_json(path).get("tvf_normalize_params")
+    if given is None:
+        return config
+    try:
+        pairs = [(tuple(map(float, g["mean"])), tuple(map(float, g["std"]))) for g in given]
+        good = all(len(m) == len(s) == 3 and min(s) > 0 for m, s in pairs)
+        if not good or len(pairs) != len(config.towers):
+            raise ValueError(f"{len(pairs)} entries for {len(config.towers)} towers")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: tvf_normalize_params is not one mean and std of 3 numbers per tower "
+            f"({error})",
+            "copy it again",
+        ) from error
+    towers = tuple(
+        dataclasses.replace(t, mean=m, std=s)
+        for t, (m, s) in zip(config.towers, pairs, strict=True)
+    )
+    return dataclasses.replace(config, towers=towers)
+
+
+# -- which tensors lie where ------------------------------------------------------------------
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, complete by its index if it has one."""
-    index = folder / "model.safetensors.index.json"
+    """The safetensors files of a folder, complete by its index or by their own numbering."""
+    index = folder / INDEX
     if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        if not names:
-            raise CheckpointError(f"{index} has no weight_map", "copy it again")
+        names = sorted(set(_weight_map(index).values()))
         missing = [n for n in names if not (folder / n).is_file()]
         if missing:
             raise CheckpointError(
@@ -59,52 +138,161 @@ def weight_files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{folder} holds no *.safetensors file", "give a checkpoint folder")
+    numbered = [m for f in files if (m := re.search(r"-(\d+)-of-(\d+)\.safetensors$", f.name))]
+    if numbered:
+        counts = {int(m[2]) for m in numbered}
+        if len(counts) > 1 or len(numbered) != len(files) or len(files) != max(counts):
+            raise CheckpointError(
+                f"{folder} holds {', '.join(f.name for f in files)}, which are not the shards of "
+                "one checkpoint",
+                "fetch all of them from one place",
+            )
     return files
 
 
-def iterate_tensors(folder: Path, device: str) -> Iterator[tuple[str, torch.Tensor, Path]]:
-    """Every tensor in turn, straight onto `device`; a damaged file is named."""
-    from safetensors import SafetensorError, safe_open
+def _weight_map(index: Path) -> dict[str, str]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{index} has no weight_map", "copy it again")
+    for name in names.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{index} names the file {name!r:.80}", "copy it again")
+    return names
 
-    for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt", device=device) as file:
-                for key in file.keys():  # noqa: SIM118 (not a mapping)
-                    yield key, file.get_tensor(key), path
-        except (SafetensorError, OSError) as error:
+
+def tensor_headers(path: Path) -> dict[str, dict]:
+    """Name -> {"dtype", "shape", "data_offsets"} of a safetensors file, from its header alone.
+
+    Offsets count from the file's beginning. A file of another length than its header says is
+    refused.
+    """
+    try:
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            if size > MAX_HEADER:
+                raise ValueError(f"a header of {size} bytes")
+            header = json.loads(file.read(size))
+        header.pop("__metadata__", None)
+        begin = 8 + size
+        for entry in header.values():
+            entry["data_offsets"] = [begin + int(o) for o in entry["data_offsets"]]
+            if not all(isinstance(n, int) and n >= 0 for n in entry["shape"]):
+                raise ValueError(f"a shape of {entry['shape']}")
+        end = max((e["data_offsets"][1] for e in header.values()), default=begin)
+        if path.stat().st_size != end:
+            raise ValueError(f"{path.stat().st_size} bytes instead of {end}")
+        for key, entry in header.items():
+            dtype = DTYPES.get(entry["dtype"])
+            begin, end = entry["data_offsets"]
+            if dtype and end - begin != math.prod(entry["shape"]) * dtype.itemsize:
+                raise ValueError(f"{key} has {end - begin} bytes for shape {entry['shape']}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error})", "it may be cut short: copy it again"
+        ) from error
+    return header
+
+
+def canonical(key: str) -> str:
+    """A tensor's name in the released layout, whichever layout it comes in."""
+    for pattern, name in NATIVE:
+        key = pattern.sub(name, key)
+    return key
+
+
+def inventory(folder: Path) -> list[tuple[Path, dict[str, dict]]]:
+    """Each weight file with its headers, agreeing with the index if there is one."""
+    files = [(path, tensor_headers(path)) for path in weight_files(folder)]
+    index = folder / INDEX
+    names = _weight_map(index) if index.is_file() else {}
+    seen: dict[str, Path] = {}
+    for path, header in files:
+        for key in header:
+            if key in seen:
+                raise CheckpointError(
+                    f"{folder}: {key} lies in {seen[key].name} and in {path.name}",
+                    "shards of two checkpoints are mixed: fetch all of them from one place",
+                )
+            seen[key] = path
+            if names and names.get(key) != path.name:
+                raise CheckpointError(
+                    f"{folder}: {key} lies in {path.name}, {INDEX} says "
+                    f"{names.get(key, 'nothing of it')}",
+                    "shards of two checkpoints are mixed: fetch all of them from one place",
+                )
+    for key in names:
+        if key not in seen:
             raise CheckpointError(
-                f"{path} cannot be read ({error})", "it may be cut short: copy it again"
-            ) from error
+                f"{folder}: {key} is not in {names[key]}, where {INDEX} says it is",
+                "shards of two checkpoints are mixed: fetch all of them from one place",
+            )
+    return files
+
+
+def iterate_tensors(path: Path, header: Mapping[str, dict]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that `header` lists, in the order they lie in the file, one at a time."""
+    with path.open("rb", buffering=0) as file:
+        for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
+            view = (
+                memoryview(tensor.flatten().view(torch.uint8).numpy()) if tensor.numel() else b""
+            )
+            file.seek(entry["data_offsets"][0])
+            done = 0
+            while done < len(view):  # one read gives at most 2 GB
+                got = file.readinto(view[done:])
+                if not got:
+                    raise CheckpointError(
+                        f"{path} ends within {key}", "it may be cut short: copy it again"
+                    )
+                done += got
+            yield key, tensor
+
+
+# -- loading ----------------------------------------------------------------------------------
 
 
 def load_model(
     folder: str | os.PathLike,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    config: ModelConfig | None = None,
 ) -> VLA:
     """Build the model a folder describes and fill it, one tensor at a time.
 
-    Missing, unexpected and misshapen tensors are named; nothing is filled in silently.
+    Missing, unexpected and misshapen tensors are named before anything is read; nothing is
+    filled in silently.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"there is no checkpoint folder {folder}", "check the path")
-    config = load_config(folder)
+    config = config or load_config(folder)
     with torch.device("meta"):
         model = VLA(config)
-    wanted = {k: p.shape for k, p in model.state_dict().items()}
+    wanted = {k: list(p.shape) for k, p in model.state_dict().items()}
     skipped = {f"vision_backbone.{t.key}.blocks.{t.layers}." for t in config.towers}
     problems: list[str] = []
-    for key, tensor, path in iterate_tensors(folder, str(device)):
+
+    def claim(key: str, shape: list[int], path: Path) -> bool:
         if UNUSED.search(key) or any(key.startswith(s) for s in skipped):
-            continue
-        shape = wanted.pop(key, None)
-        if shape is None:
+            return False
+        expected = wanted.pop(key, None)
+        if expected is None:
             problems.append(f"{key} is not part of the model ({path.name})")
-        elif shape != tensor.shape:
-            problems.append(f"{key} is {list(tensor.shape)}, the config says {list(shape)}")
-        else:
-            _place(model, key, tensor.to(dtype))
+        elif expected != shape:
+            problems.append(f"{key} is {shape}, the config says {expected}")
+        return True
+
+    plan = []
+    for path, header in inventory(folder):
+        chosen = {k: e for k, e in header.items() if claim(canonical(k), e["shape"], path)}
+        odd = [k for k, e in chosen.items() if e["dtype"] not in DTYPES]
+        problems += [f"{k} has dtype {chosen[k]['dtype']} ({path.name})" for k in odd]
+        plan.append((path, chosen))
+    components = {part: (p, load_component(p)) for part, p in component_files(folder).items()}
+    for part, (path, state) in components.items():
+        for key, tensor in state.items():
+            claim(f"{part}.{key}", list(tensor.shape), path)
     problems += [f"{key} is missing" for key in wanted]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
@@ -112,6 +300,13 @@ def load_model(
             f"{folder} does not fit its config.json: {'; '.join(problems[:5])}{more}",
             "the weights and the config must come from one training run",
         )
+    for path, header in plan:
+        for key, tensor in iterate_tensors(path, header):
+            _place(model, canonical(key), tensor.to(device, dtype))
+    for part, (_, state) in components.items():
+        for key, tensor in state.items():
+            # Copied even where nothing changes: what is mapped must not outlive its file.
+            _place(model, f"{part}.{key}", tensor.to(device, dtype, copy=True))
     return model.eval().requires_grad_(False)
 
 

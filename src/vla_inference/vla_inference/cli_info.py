@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,20 +11,20 @@ from typing import Annotated, Any
 import typer
 
 from vla_inference.actions import Normalisation
-from vla_inference.checkpoint import load_config, load_tokenizer, weight_files
+from vla_inference.checkpoint import load_config, load_tokenizer, tensor_headers, weight_files
 from vla_inference.cli_output import JsonOption, print_json
 from vla_inference.errors import CheckpointError
+from vla_inference.hub import resolve
 from vla_inference.model import ModelConfig
 from vla_inference.policy import statistics_spec
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """What a checkpoint folder holds, in the terms of JSON.
+def describe(model: str | Path) -> dict[str, Any]:
+    """What a checkpoint (a folder, or a Hub id, which is fetched) holds, in the terms of JSON.
 
     Reads the config, the statistics and the headers of the weights. Raises CheckpointError.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"there is no checkpoint folder {folder}", "check the path")
+    folder = resolve(model)
     config = load_config(folder)
     parts: dict[str, int] = defaultdict(int)
     dtypes: set[str] = set()
@@ -47,6 +45,8 @@ def describe(folder: Path) -> dict[str, Any]:
             for t in config.towers
         ],
         "resize": config.image_resize_strategy,
+        "center_crop": config.center_crop,
+        "assumed": list(config.assumed),
         "images": config.head.num_images,
         "state": config.head.proprio_dim,
         "prompt": config.prompt,
@@ -56,27 +56,8 @@ def describe(folder: Path) -> dict[str, Any]:
             "decoding": config.head.decoding,
             "chunk": config.head.chunk,
         },
-        "action_spaces": {name: _space(name, s) for name, s in config.norm_stats.items()},
+        "action_spaces": {name: _space(name, s, config) for name, s in config.norm_stats.items()},
     }
-
-
-def tensor_headers(path: Path) -> dict[str, dict]:
-    """Name -> {"dtype", "shape"} of a safetensors file, from its header alone."""
-    try:
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            if size > 100_000_000:
-                raise ValueError(f"a header of {size} bytes")
-            header = json.loads(file.read(size))
-            header.pop("__metadata__", None)
-            end = max((e["data_offsets"][1] for e in header.values()), default=0)
-        if path.stat().st_size != 8 + size + end:
-            raise ValueError(f"{path.stat().st_size} bytes instead of {8 + size + end}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error})", "it may be cut short: copy it again"
-        ) from error
-    return header
 
 
 def _part(key: str, config: ModelConfig) -> str:
@@ -84,15 +65,15 @@ def _part(key: str, config: ModelConfig) -> str:
     return f"{first}.{second}" if first == "vision_backbone" else first
 
 
-def _space(name: str, statistics: Mapping[str, Any]) -> dict[str, Any]:
-    spec = statistics_spec(statistics)
+def _space(name: str, statistics: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+    head = config.head
+    spec = statistics_spec(statistics, head.action_dim)
     bounds = Normalisation.from_statistics(
-        statistics.get("action", statistics), f"statistics {name!r}"
+        statistics.get("action", statistics), f"statistics {name!r}", head.bounds
     )
     if len(bounds) != len(spec):
         raise CheckpointError(
-            f"statistics {name!r} have {len(bounds)} dimensions, an end-effector delta has "
-            f"{len(spec)}",
+            f"statistics {name!r} have {len(bounds)} dimensions, the actions {len(spec)}",
             "mend dataset_statistics.json",
         )
     return {
@@ -130,6 +111,10 @@ def text(d: Mapping[str, Any]) -> str:
     lines += [
         f"  input       {d['images']} picture(s), "
         + (f"{d['state']} numbers of state" if d["state"] else "no state"),
+        *(
+            [f"  crop        the central {d['center_crop']:g} of the area"]
+            * bool(d["center_crop"])
+        ),
         f"  prompt      {d['prompt']!r}, {d['vocabulary']} tokens in the vocabulary",
         f"  answer      {d['head']['chunk']} step(s) by {d['head']['type']}, "
         f"{d['head']['decoding']}",
@@ -145,13 +130,14 @@ def text(d: Mapping[str, Any]) -> str:
                 bounds = f"{dim['low']:+.4f} to {dim['high']:+.4f}"
             note = f"  ({dim['note']})" if dim["note"] else ""
             lines.append(f"    {dim['name']:<8} {bounds} {dim['unit']}{note}")
+    lines += [f"  assumed     {text}" for text in d["assumed"]]
     if not d["action_spaces"]:
         lines.append("  actions     no statistics: only unnorm_key 'normalized' (-1 to 1)")
     return "\n".join(lines)
 
 
 def info(
-    model: Annotated[Path, typer.Argument(help="Checkpoint folder.", metavar="MODEL")],
+    model: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id.", metavar="MODEL")],
     as_json: JsonOption = False,
 ) -> None:
     """Tell what a checkpoint is: parts, parameters, prompt, action spaces with their bounds."""

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from vla_inference.actions import NORMALIZED, ActionTokens, Normalisation, find_statistics
-from vla_inference.checkpoint import load_model, load_tokenizer
+from vla_inference.actions import ActionTokens, Normalisation, find_statistics, unit_statistics
+from vla_inference.checkpoint import load_config, load_model, load_tokenizer
 from vla_inference.errors import CheckpointError, ObservationError, VlaError
-from vla_inference.model import VLA
+from vla_inference.hub import resolve
+from vla_inference.model import VLA, ModelConfig
 from vla_inference.preprocess import PicturePreprocessor, PromptTokenizer
-from vla_inference.types import ActionChunk, ActionSpec, Observation, eef_delta_spec
+from vla_inference.published import checkpoint_name
+from vla_inference.types import ActionChunk, ActionSpec, DimSpec, Observation, eef_delta_spec
 
 NOT_FINITE = ("the model answered with numbers that are not finite", "check its weights")
 OFT_EPSILON = 1e-8  # OpenVLA-OFT adds it to the range when it un-normalises
@@ -27,21 +31,68 @@ DTYPES = {
 }
 
 
-def statistics_spec(statistics: Mapping) -> ActionSpec:
+def statistics_spec(statistics: Mapping, action_dim: int = 7) -> ActionSpec:
     """What the actions of a set of statistics mean.
 
-    They may carry a `spec` ({"rotation", "frame", "dt"}); those of the Open X-Embodiment sets
-    don't and are fixed-axis angles in the base frame at about 5 Hz.
+    They may carry a `spec` ({"rotation", "frame", "dt", "dims": [{"name", "unit", "polarity"}]}).
+    Those of the Open X-Embodiment sets don't: 7 dimensions are then fixed-axis angles in the base
+    frame at about 5 Hz, 14 are ALOHA's two arms as OpenVLA-OFT has them, and others have no name.
     """
     defaults = {"rotation": "rpy", "frame": "base", "dt": 0.2}
-    given = statistics.get("spec", {})
+    given = dict(statistics.get("spec", {}))
+    dims = given.pop("dims", None)
     unknown = set(given) - set(defaults)
     if unknown:
         raise CheckpointError(
             f"the statistics' spec names unknown {', '.join(sorted(unknown))}",
-            f"known: {', '.join(defaults)}",
+            f"known: {', '.join(defaults)}, dims",
         )
-    return eef_delta_spec(**{**defaults, **given})
+    values = {**defaults, **given}
+    if dims is not None:
+        try:
+            named = tuple(DimSpec(**d) for d in dims)
+        except TypeError as error:
+            raise CheckpointError(
+                f"the statistics' spec has dims {dims!r:.80} ({error})",
+                "give a list of {name, unit, polarity}",
+            ) from None
+        return ActionSpec(named, values["frame"], values["rotation"], values["dt"])
+    if action_dim == 7:
+        return eef_delta_spec(**values)
+    joints = {"rotation": "joints", "frame": "joints"}
+    if action_dim == 14:
+        return ActionSpec(ALOHA, **{**joints, "dt": 0.04, **given})
+    nameless = tuple(DimSpec(f"dim_{i}", "?") for i in range(action_dim))
+    return ActionSpec(nameless, **{**values, "rotation": "?", "frame": "?", **given})
+
+
+def _arm(side: str) -> tuple[DimSpec, ...]:
+    names = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
+    joints = tuple(DimSpec(f"{side}_{n}", "rad") for n in names)
+    return (*joints, DimSpec(f"{side}_gripper", "1", "1 open, 0 closed"))
+
+
+ALOHA = _arm("left") + _arm("right")
+
+
+@dataclass(frozen=True)
+class PartialAction:
+    """One dimension of one step, as soon as it is decoded, in the unit of its `DimSpec`."""
+
+    step: int
+    index: int
+    dim: DimSpec
+    value: float
+
+
+@dataclass
+class _Request:
+    """What a prediction needs beside the model's inputs."""
+
+    normalisation: Normalisation
+    spec: ActionSpec
+    return_tensors: str
+    count_unrestricted: bool
 
 
 class Policy:
@@ -64,14 +115,23 @@ class Policy:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | os.PathLike, *, device: str | None = None, dtype: str | None = None
+        cls,
+        path_or_id: str | os.PathLike,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        revision: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
     ) -> Policy:
-        """Load a checkpoint folder.
+        """Load a checkpoint: a folder, or a Hugging Face Hub id like `openvla/openvla-7b`.
 
         device: "cpu", "cuda", ...; None takes CUDA where there is one.
         dtype: "float32", "bfloat16" or "float16"; None takes float32 on CPU, bfloat16 else.
+        revision: branch, tag or commit of a Hub id.
+        overrides: keys of config.json that win over the file's, such as {"center_crop": True} or
+            {"action_head": {"num_images": 1}}; `vla.json` beside config.json does the same.
         """
-        folder = Path(path)
+        folder = resolve(path_or_id, revision)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             torch.device(device)
@@ -82,27 +142,44 @@ class Policy:
         dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
         if dtype not in DTYPES:
             raise VlaError(f"unknown dtype {dtype!r}", f"known: {', '.join(DTYPES)}")
-        model = load_model(folder, device, DTYPES[dtype])
+        config = load_config(folder, overrides)
+        check_statistics(config, folder)
         tokenizer = load_tokenizer(folder)
-        words, rows = tokenizer.get_vocab_size(), model.config.llm.vocab_size
+        words, rows = tokenizer.get_vocab_size(), config.llm.vocab_size
         if words > rows:
             raise CheckpointError(
                 f"{folder / 'tokenizer.json'} has {words} tokens, the model {rows} embeddings",
                 "the two must come from one training run",
             )
-        return cls(model, tokenizer, device, DTYPES[dtype], folder.resolve().name)
+        model = load_model(folder, device, DTYPES[dtype], config)
+        return cls(model, tokenizer, device, DTYPES[dtype], checkpoint_name(folder))
 
     # -- what the actions mean ----------------------------------------------------------------
 
     @property
     def action_spaces(self) -> dict[str, Mapping]:
         """Statistics by name, "normalized" (actions in [-1, 1]) among them."""
-        return {**self.config.norm_stats, "normalized": {"action": NORMALIZED}}
+        unit = unit_statistics(self.config.head.action_dim)
+        return {**self.config.norm_stats, "normalized": {"action": unit}}
 
-    def action_spec(self, unnorm_key: str | Mapping | None = None) -> ActionSpec:
+    def action_spec(self, action_space: str | Mapping | None = None) -> ActionSpec:
         """Name, unit, frame and polarity of each action dimension."""
-        name, _ = find_statistics(self.action_spaces, unnorm_key)
-        return statistics_spec(self.action_spaces.get(name, {}))
+        _, space = self._space(action_space)
+        spec = statistics_spec(space, self.config.head.action_dim)
+        if len(spec) != self.config.head.action_dim:
+            raise VlaError(
+                f"the statistics' spec names {len(spec)} dimensions, the model's actions have "
+                f"{self.config.head.action_dim}",
+                "mend the statistics",
+            )
+        return spec
+
+    def _space(self, action_space: str | Mapping | None) -> tuple[str, Mapping]:
+        """Name and whole entry (action, proprio, spec) of an action space."""
+        name, statistics = find_statistics(self.action_spaces, action_space)
+        if isinstance(action_space, Mapping):
+            return name, action_space if "action" in action_space else {"action": statistics}
+        return name, self.action_spaces[name]
 
     # -- prediction ---------------------------------------------------------------------------
 
@@ -111,53 +188,106 @@ class Policy:
         observation: Observation | np.ndarray,
         instruction: str | None = None,
         *,
+        action_space: str | Mapping | None = None,
         unnorm_key: str | Mapping | None = None,
+        return_tensors: str = "np",
+        stream: Callable[[PartialAction], None] | None = None,
+        count_unrestricted: bool = False,
     ) -> ActionChunk:
         """The next actions for one observation.
 
         observation: an `Observation`, or one picture uint8 [H, W, 3].
         instruction: overrides the observation's.
-        unnorm_key: name of the statistics to un-normalise with, or the statistics themselves;
-            None where the model has only one.
+        action_space: "normalized" ([-1, 1]), the name of the statistics to un-normalise with, or
+            statistics themselves; None where the model has only one.
+        unnorm_key: the original's name for the same.
+        return_tensors: "np", or "pt" for a tensor on the policy's device.
+        stream: called with each dimension as soon as it is decoded.
+        count_unrestricted: fill in `ActionChunk.unrestricted`, at the price of all logits.
         """
-        if isinstance(observation, np.ndarray):
-            observation = Observation({"image": observation})
-        if not isinstance(observation, Observation):
+        arguments = {
+            "action_space": one_name(action_space, unnorm_key),
+            "return_tensors": return_tensors,
+            "count_unrestricted": count_unrestricted,
+        }
+        if stream is None:
+            return self._predict([_observation(observation)], [instruction], **arguments)[0]
+        parts = self.stream_action(observation, instruction, **arguments)
+        while True:
+            try:
+                stream(next(parts))
+            except StopIteration as end:
+                return end.value
+
+    def predict_batch(
+        self,
+        observations: Sequence[Observation | np.ndarray],
+        instruction: str | Sequence[str] | None = None,
+        *,
+        action_space: str | Mapping | None = None,
+        unnorm_key: str | Mapping | None = None,
+        return_tensors: str = "np",
+        count_unrestricted: bool = False,
+    ) -> list[ActionChunk]:
+        """Several observations at once, as one pass for all whose prompts are equally long.
+
+        instruction: one for all, or one each. `timing` is that of the pass an answer came from.
+        """
+        several = [_observation(o) for o in observations]
+        if instruction is None or isinstance(instruction, str):
+            texts: list[str | None] = [instruction] * len(several)
+        else:
+            texts = list(instruction)
+        if len(texts) != len(several):
             raise ObservationError(
-                f"the observation is a {type(observation).__name__}",
-                "give an Observation or one picture",
+                f"{len(several)} observations came with {len(texts)} instructions",
+                "give one for all, or one each",
             )
-        text = observation.instruction if instruction is None else instruction
-        _, statistics = find_statistics(self.action_spaces, unnorm_key)
-        normalisation = Normalisation.from_statistics(statistics)
-        if len(normalisation) != self.config.head.action_dim:
-            raise VlaError(
-                f"the statistics have {len(normalisation)} dimensions, the model's actions "
-                f"{self.config.head.action_dim}",
-                "choose those it was trained with",
-            )
+        space = one_name(action_space, unnorm_key)
+        return self._predict(several, texts, space, return_tensors, count_unrestricted)
+
+    def stream_action(
+        self,
+        observation: Observation | np.ndarray,
+        instruction: str | None = None,
+        *,
+        action_space: str | Mapping | None = None,
+        unnorm_key: str | Mapping | None = None,
+        return_tensors: str = "np",
+        count_unrestricted: bool = False,
+    ) -> Iterator[PartialAction]:
+        """Yields each dimension as soon as it is decoded; the generator returns the ActionChunk.
+
+        Models that decode in parallel give all of them after their one pass.
+        """
+        request = self._request(
+            one_name(action_space, unnorm_key), return_tensors, count_unrestricted
+        )
         timer = _Timer(self.device)
-        images = list(observation.images.values())
-        if len(images) < self.config.head.num_images:
-            raise ObservationError(
-                f"the model needs {self.config.head.num_images} pictures, got {len(images)}",
-                "give one per camera it was trained with",
-            )
-        pixels = self.preprocess(images[: self.config.head.num_images])
-        pixels = torch.from_numpy(pixels)[None].to(self.device, self.dtype)
-        ids = self._ids(text)
-        proprio = self._proprio(observation, unnorm_key)
-        timer.mark("preprocess")
-        with torch.inference_mode():
-            context = self.model.context(ids, pixels, proprio)
-            timer.mark("vision")
-            normalised, tokens = self._act(context)
-            timer.mark("language")
-        epsilon = OFT_EPSILON if self.config.head.decoding == "parallel" else 0.0
-        actions = normalisation.denormalise(normalised, epsilon)
-        if not np.isfinite(actions).all():
-            raise VlaError(*NOT_FINITE)
-        return ActionChunk(actions, self.action_spec(unnorm_key), tokens, timer.finish())
+        observation = _observation(observation)
+        space = one_name(action_space, unnorm_key)
+        context = self._context([observation], [instruction], space, timer)
+        if self.config.head.decoding == "parallel":
+            chunk = self._finish(*self._act(context, request, timer), request, timer)[0]
+            values = np.asarray(chunk.actions.cpu() if return_tensors == "pt" else chunk.actions)
+            for step, row in enumerate(values):
+                for i, dim in enumerate(request.spec.dims):
+                    yield PartialAction(step, i, dim, float(row[i]))
+            return chunk
+        tokens: list[torch.Tensor] = []
+        hidden: list[torch.Tensor] = []
+        for i, (token, state) in enumerate(_inferring(self.model.generate(context))):
+            if int(token) < 0:
+                raise VlaError(*NOT_FINITE)
+            timer.mark("decode" if i else "prefill", add=True)
+            tokens.append(token)
+            hidden.append(state)
+            row = np.zeros(len(request.spec))
+            row[i] = self.tokens.decode(token.cpu().numpy())[0]
+            value = float(request.normalisation.denormalise(row, self._epsilon)[i])
+            yield PartialAction(0, i, request.spec.dims[i], float(np.float32(value)))
+        result = self._decoded(torch.stack(tokens, 1)[:, None], hidden, request)
+        return self._finish(*result, request, timer)[0]
 
     def warm_up(self, unnorm_key: str | Mapping | None = None) -> float:
         """Predict once on a grey picture, so that the first real one is not slow; milliseconds."""
@@ -167,20 +297,149 @@ class Policy:
         state = np.zeros(self.config.head.proprio_dim, np.float32)
         observation = Observation(images, "warm up", state)
         key = unnorm_key or next(iter(self.config.norm_stats), "normalized")
-        return self.predict_action(observation, unnorm_key=key).timing["total"]
+        return self.predict_action(observation, action_space=key).timing["total"]
 
-    def _act(self, context: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
-        """Normalised actions float64 [T, D], and the tokens they came from."""
+    # -- its steps ----------------------------------------------------------------------------
+
+    @property
+    def _epsilon(self) -> float:
+        return OFT_EPSILON if self.config.head.decoding == "parallel" else 0.0
+
+    def _request(
+        self, action_space: str | Mapping | None, return_tensors: str, count_unrestricted: bool
+    ) -> _Request:
+        if return_tensors not in ("np", "pt"):
+            raise VlaError(f"unknown return_tensors {return_tensors!r}", "use 'np' or 'pt'")
+        _, statistics = find_statistics(self.action_spaces, action_space)
+        bounds = self.config.head.bounds
+        normalisation = Normalisation.from_statistics(statistics, bounds=bounds)
+        if len(normalisation) != self.config.head.action_dim:
+            raise VlaError(
+                f"the statistics have {len(normalisation)} dimensions, the model's actions "
+                f"{self.config.head.action_dim}",
+                "choose those it was trained with",
+            )
+        spec = self.action_spec(action_space)
+        return _Request(normalisation, spec, return_tensors, count_unrestricted)
+
+    def _predict(
+        self,
+        observations: Sequence[Observation],
+        instructions: Sequence[str | None],
+        action_space: str | Mapping | None = None,
+        return_tensors: str = "np",
+        count_unrestricted: bool = False,
+    ) -> list[ActionChunk]:
+        request = self._request(action_space, return_tensors, count_unrestricted)
+        texts = [
+            o.instruction if text is None else text
+            for o, text in zip(observations, instructions, strict=True)
+        ]
+        groups: dict[int, list[int]] = {}
+        for i, text in enumerate(texts):
+            groups.setdefault(self._ids(text).shape[1], []).append(i)
+        chunks: dict[int, ActionChunk] = {}
+        for group in groups.values():
+            timer = _Timer(self.device)
+            context = self._context(
+                [observations[i] for i in group], [texts[i] for i in group], action_space, timer
+            )
+            answers = self._finish(*self._act(context, request, timer), request, timer)
+            chunks.update(zip(group, answers, strict=True))
+        return [chunks[i] for i in range(len(observations))]
+
+    @torch.inference_mode()
+    def _context(
+        self,
+        observations: Sequence[Observation],
+        instructions: Sequence[str | None],
+        action_space: str | Mapping | None,
+        timer: _Timer,
+    ) -> torch.Tensor:
+        """The embeddings that the language model begins with: [B, n, H]"""
+        wanted = self.config.head.num_images
+        pixels, ids, proprio = [], [], []
+        for observation, text in zip(observations, instructions, strict=True):
+            images = list(observation.images.values())
+            if len(images) < wanted:
+                raise ObservationError(
+                    f"the model needs {wanted} pictures, got {len(images)}",
+                    "give one per camera it was trained with",
+                )
+            pixels.append(torch.from_numpy(self.preprocess(images[:wanted])))
+            ids.append(self._ids(observation.instruction if text is None else text))
+            if self.config.head.proprio_dim:
+                proprio.append(self._proprio(observation, action_space))
+        stacked = torch.stack(pixels).to(self.device, self.dtype)
+        states = torch.cat(proprio) if proprio else None
+        timer.mark("preprocess")
+        context = self.model.context(torch.cat(ids), stacked, states)
+        timer.mark("vision")
+        return context
+
+    @torch.inference_mode()
+    def _act(
+        self, context: torch.Tensor, request: _Request, timer: _Timer
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Normalised actions float64 [B, T, D]; tokens alike and counts [B], or None."""
         head = self.config.head
+        if head.decoding == "autoregressive":
+            tokens, hidden = [], []
+            for token, state in self.model.generate(context):
+                tokens.append(token)
+                hidden.append(state)
+                if len(tokens) == 1:
+                    timer.mark("prefill")
+            result = self._decoded(torch.stack(tokens, 1)[:, None], hidden, request)
+            timer.mark("decode")
+            return result
+        slots = self.model.action_hidden(context)
         if head.type == "l1":
-            return self.model.predict_chunk(context)[0].double().cpu().numpy(), None
-        if head.decoding == "parallel":
-            tokens = self.model.parallel_tokens(context)[0].cpu().numpy()
+            result = self.model.action_head(slots).double().cpu().numpy(), None, None
         else:
-            tokens = self.model.generate_tokens(context).cpu().numpy()
-        if (tokens < 0).any():
+            states = list(slots.unbind(1))
+            result = self._decoded(self.model.chunk_tokens(slots), states, request)
+        timer.mark("language")
+        return result
+
+    @torch.inference_mode()
+    def _decoded(
+        self, tokens: torch.Tensor, hidden: list[torch.Tensor], request: _Request
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """tokens: [B, T, D]; hidden: the states they were read from, T * D times [B, H]."""
+        ids = tokens.cpu().numpy()
+        if (ids < 0).any():
             raise VlaError(*NOT_FINITE)
-        return self.tokens.decode(tokens), tokens
+        counts = None
+        if request.count_unrestricted:
+            states = torch.stack(hidden, 1)
+            counts = self.model.differs(tokens.flatten(1), states).sum(1).cpu().numpy()
+        return self.tokens.decode(ids), ids, counts
+
+    def _finish(
+        self,
+        normalised: np.ndarray,
+        tokens: np.ndarray | None,
+        counts: np.ndarray | None,
+        request: _Request,
+        timer: _Timer,
+    ) -> list[ActionChunk]:
+        actions = request.normalisation.denormalise(normalised, self._epsilon)
+        if not np.isfinite(actions).all():
+            raise VlaError(*NOT_FINITE)
+        timing, chunks = timer.finish(), []
+        for i, values in enumerate(actions.astype(np.float32)):
+            chunk = ActionChunk(
+                torch.from_numpy(values).to(self.device)
+                if request.return_tensors == "pt"
+                else values,
+                request.spec,
+                None if tokens is None else tokens[i],
+                dict(timing),
+                None if counts is None else int(counts[i]),
+            )
+            chunks.append(chunk)
+        return chunks
 
     def _ids(self, instruction: str) -> torch.Tensor:
         if instruction not in self._prompts:
@@ -190,10 +449,10 @@ class Policy:
             self._prompts[instruction] = torch.tensor([ids], device=self.device)
         return self._prompts[instruction]
 
-    def _proprio(self, observation: Observation, unnorm_key) -> torch.Tensor | None:
+    def _proprio(
+        self, observation: Observation, action_space: str | Mapping | None
+    ) -> torch.Tensor:
         wanted = self.config.head.proprio_dim
-        if not wanted:
-            return None
         state = observation.state
         if state is None or len(state) != wanted:
             have = "none" if state is None else len(state)
@@ -203,12 +462,64 @@ class Policy:
             )
         if not np.isfinite(state).all():
             raise ObservationError("the state holds numbers that are not finite", "mend it")
-        name, _ = find_statistics(self.action_spaces, unnorm_key)
-        statistics = self.action_spaces.get(name, {}).get("proprio")
+        name, space = self._space(action_space)
+        statistics = space.get("proprio")
         if statistics is None:
             raise VlaError(f"statistics {name!r} have no 'proprio'", "add them to the checkpoint")
-        values = Normalisation.from_statistics(statistics).normalise(np.asarray(state, np.float64))
+        normalisation = Normalisation.from_statistics(
+            statistics, f"the proprio statistics {name!r}", self.config.head.bounds
+        )
+        if len(normalisation) != wanted:
+            raise VlaError(
+                f"the proprio statistics {name!r} have {len(normalisation)} dimensions, the "
+                f"model's state {wanted}",
+                "choose those it was trained with",
+            )
+        values = normalisation.normalise(np.asarray(state, np.float64))
         return torch.from_numpy(values)[None].to(self.device, self.dtype)
+
+
+def check_statistics(config: ModelConfig, folder: Path) -> None:
+    """Refuse statistics of another length than the model's actions, naming file and field."""
+    file = "dataset_statistics.json"
+    where = folder / (file if (folder / file).is_file() else "config.json")
+    for name, space in config.norm_stats.items():
+        if not isinstance(space, Mapping):
+            raise CheckpointError(f"{where}: {name!r} is {space!r:.60}", "it must be an object")
+        entry = space.get("action", space)
+        for key in (*config.head.bounds.split("_"), "mask"):
+            values = entry.get(key) if isinstance(entry, Mapping) else None
+            if isinstance(values, list) and len(values) != config.head.action_dim:
+                raise CheckpointError(
+                    f"{where}: {name!r} has {len(values)} numbers in {key}, the model's actions "
+                    f"have {config.head.action_dim}",
+                    "the statistics and the weights must come from one training run",
+                )
+
+
+def one_name(action_space: str | Mapping | None, unnorm_key: str | Mapping | None):
+    """`action_space` and `unnorm_key` are two names of one thing."""
+    if action_space is not None and unnorm_key is not None:
+        raise VlaError(
+            "both action_space and unnorm_key were given", "they mean the same: drop one"
+        )
+    return unnorm_key if action_space is None else action_space
+
+
+def _observation(given: Observation | np.ndarray) -> Observation:
+    if isinstance(given, np.ndarray):
+        return Observation({"image": given})
+    if not isinstance(given, Observation):
+        raise ObservationError(
+            f"the observation is a {type(given).__name__}", "give an Observation or one picture"
+        )
+    return given
+
+
+@torch.inference_mode()
+def _inferring(steps: Iterator) -> Iterator:
+    """Without gradients inside the steps, and with the caller's own setting between them."""
+    yield from steps
 
 
 class _Timer:
@@ -219,11 +530,12 @@ class _Timer:
         self.begin = self.last = time.perf_counter()
         self.stages: dict[str, float] = {}
 
-    def mark(self, stage: str) -> None:
+    def mark(self, stage: str, add: bool = False) -> None:
         if self.cuda:
             torch.cuda.synchronize()
         now = time.perf_counter()
-        self.stages[stage] = 1e3 * (now - self.last)
+        before = self.stages.get(stage, 0.0) if add else 0.0
+        self.stages[stage] = before + 1e3 * (now - self.last)
         self.last = now
 
     def finish(self) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +16,7 @@ class PicturePreprocessor:
 
     Resizing is Pillow's antialiased bicubic, which is what the original's torchvision does on PIL
     pictures. Mean and standard deviation are the bf16-rounded ones of the released files.
+    Source: openvla/openvla prismatic/extern/hf/processing_prismatic.py (behaviour).
     """
 
     def __init__(self, config: ModelConfig):
@@ -28,40 +28,85 @@ class PicturePreprocessor:
         return np.concatenate([self._picture(image) for image in images])
 
     def _picture(self, image: np.ndarray) -> np.ndarray:
-        picture = Image.fromarray(check_image(image))
+        image = check_image(image)
         if self.config.center_crop:
-            picture = center_crop(picture, 0.9)
+            size = self.config.towers[0].image_size
+            image = center_crop(image, self.config.center_crop, size)
+        picture = Image.fromarray(image)
+        if self.config.image_resize_strategy == "letterbox":
+            # The original fills with the mean of the last tower, for all of them.
+            picture = letterbox(picture, self.config.towers[-1].mean)
         towers = []
         for tower, mean, std in zip(self.config.towers, self.mean, self.std, strict=True):
-            sized = self._resize(picture, tower.image_size, tower.mean)
+            sized = self._resize(picture, tower.image_size)
             pixels = np.asarray(sized, np.float32).transpose(2, 0, 1) / np.float32(255)
             towers.append((pixels - mean) / std)
         return np.concatenate(towers)
 
-    def _resize(self, picture: Image.Image, size: int, mean: Sequence[float]) -> Image.Image:
-        strategy = self.config.image_resize_strategy
-        if strategy == "letterbox":
-            side = max(picture.size)
-            canvas = Image.new("RGB", (side, side), tuple(int(m * 255) for m in mean))
-            canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-            picture = canvas
-        elif strategy == "resize-crop":
-            scale = size / min(picture.size)
-            width, height = (max(size, int(s * scale)) for s in picture.size)
-            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-            left, top = round((width - size) / 2), round((height - size) / 2)
-            return picture.crop((left, top, left + size, top + size))
-        if picture.size == (size, size):
-            return picture
-        return picture.resize((size, size), Image.Resampling.BICUBIC)
+    def _resize(self, picture: Image.Image, size: int) -> Image.Image:
+        if self.config.image_resize_strategy == "resize-naive":
+            return resize(picture, (size, size))
+        return crop(resize(picture, shortest_edge(picture.size, size)), size)
 
 
-def center_crop(picture: Image.Image, area: float) -> Image.Image:
-    """The central part with that share of the area, brought back to the full size (bilinear)."""
-    share = math.sqrt(area)
-    w, h = picture.size
-    box = ((w - w * share) / 2, (h - h * share) / 2, (w + w * share) / 2, (h + h * share) / 2)
-    return picture.resize((w, h), Image.Resampling.BILINEAR, box=box)
+def resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    if picture.size == size:
+        return picture
+    return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def shortest_edge(size: tuple[int, int], shortest: int) -> tuple[int, int]:
+    """Width and height with the shorter one given, the longer one cut off to a whole number."""
+    width, height = size
+    if width <= height:
+        return shortest, int(shortest * height / width)
+    return int(shortest * width / height), shortest
+
+
+def crop(picture: Image.Image, size: int) -> Image.Image:
+    """The central square; half pixels go to the even side, as Python rounds."""
+    left = round((picture.width - size) / 2)
+    top = round((picture.height - size) / 2)
+    return picture.crop((left, top, left + size, top + size))
+
+
+def letterbox(picture: Image.Image, mean: Sequence[float]) -> Image.Image:
+    """Bars of the mean colour left and right or above and below.
+
+    Both bars have the same whole width: where the sides differ by an odd number the result is
+    one pixel short of a square, which the cropping after it evens out.
+    """
+    side = max(picture.size)
+    left, top = int((side - picture.width) / 2), int((side - picture.height) / 2)
+    size = (picture.width + 2 * left, picture.height + 2 * top)
+    canvas = Image.new("RGB", size, tuple(int(m * 255) for m in mean))
+    canvas.paste(picture, (left, top))
+    return canvas
+
+
+def center_crop(image: np.ndarray, area: float, size: int) -> np.ndarray:
+    """The central part with that share of the area, as uint8 [size, size, 3].
+
+    Two steps, as in training with augmentation: the whole picture is brought to `size` (Lanczos,
+    antialiased), then the part of it is sampled by TensorFlow's `crop_and_resize`: bilinear
+    between pixel centres whose outermost ones lie on the edges of the part.
+    """
+    if image.shape[:2] != (size, size):
+        whole = Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS)
+        image = np.asarray(whole)
+    side = np.sqrt(np.float32(area))
+    begin = (np.float32(1) - side) / np.float32(2)
+    last = np.float32(size - 1)
+    step = ((begin + side) - begin) * last / np.float32(size - 1)
+    where = begin * last + np.arange(size, dtype=np.float32) * step
+    low = np.floor(where).astype(int)
+    high = np.minimum(np.ceil(where).astype(int), size - 1)
+    share = (where - low).astype(np.float32)
+    x = image.astype(np.float32) * np.float32(1 / 255)
+    x = x[:, low] + (x[:, high] - x[:, low]) * share[None, :, None]
+    x = x[low] + (x[high] - x[low]) * share[:, None, None]
+    # TensorFlow's way from [0, 1] back to bytes: 256 equal bins, all but.
+    return np.minimum(np.clip(x, 0, 1) * np.float32(255.5), 255).astype(np.uint8)
 
 
 class PromptTokenizer:
@@ -71,7 +116,8 @@ class PromptTokenizer:
         self.config, self.tokenizer = config, tokenizer
 
     def __call__(self, instruction: str) -> list[int]:
-        text = self.config.prompt.format(instruction=check_instruction(instruction).lower())
+        words = check_instruction(instruction).lower()
+        text = self.config.prompt.replace("{instruction}", words)
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         return self.finish([self.config.bos_token_id, *ids])
 

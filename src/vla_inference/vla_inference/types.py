@@ -76,18 +76,23 @@ class Observation:
 class ActionChunk:
     """T actions to be executed one after the other, `spec.dt` seconds each.
 
-    actions: float32 [T, D] in the units of `spec`.
+    actions: float32 [T, D] in the units of `spec`; a tensor where a policy was asked for one.
     tokens: the action tokens it was decoded from [T, D], where the model speaks in tokens.
-    timing: milliseconds by stage ("preprocess", "vision", "language", "decode", "total").
+    unrestricted: number of tokens that would have been another one, had all of the vocabulary
+        been allowed; None where it wasn't counted.
+    timing: milliseconds by stage: "preprocess", "vision", then "prefill" and "decode" of a model
+        that speaks token by token or "language" of any other, and "total".
     """
 
     actions: np.ndarray
     spec: ActionSpec
     tokens: np.ndarray | None = None
     timing: dict[str, float] = field(default_factory=dict)
+    unrestricted: int | None = None
 
     def __post_init__(self):
-        self.actions = np.asarray(self.actions, np.float32)
+        if not hasattr(self.actions, "detach"):  # PyTorch's stay what they are
+            self.actions = np.asarray(self.actions, np.float32)
         if self.actions.ndim != 2 or self.actions.shape[1] != len(self.spec):
             raise VlaError(
                 f"actions have shape {self.actions.shape}, the spec names {len(self.spec)} "

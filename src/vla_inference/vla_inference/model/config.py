@@ -63,7 +63,12 @@ BACKBONES: dict[str, tuple[TowerConfig, ...]] = {
         DINOV2_L,
         dataclasses.replace(SIGLIP_SO400M, key="fused_featurizer"),
     ),
-    "siglip-vit-so400m": (SIGLIP_SO400M,),
+    "siglip-vit-so400m": (SIGLIP_SO400M,),  # openvla-v01-7b
+    "dinosiglip-vit-so-384px": (
+        dataclasses.replace(DINOV2_L, image_size=384),
+        dataclasses.replace(SIGLIP_SO400M, key="fused_featurizer", image_size=384),
+    ),
+    "siglip-vit-so400m-384px": (dataclasses.replace(SIGLIP_SO400M, image_size=384),),
 }
 
 
@@ -95,6 +100,7 @@ class HeadConfig:
     slots_per_step: positions in the sequence per chunk step; OpenVLA-OFT has one per dimension.
     slots: what stands at these positions: "zero" as in OpenVLA-OFT, where a pretrained model
         tells them apart by position alone, or "learned", which a model from scratch needs.
+    bounds: the statistics that [-1, 1] stands for: "q01_q99", or "min_max" (OpenVLA-OFT on ALOHA).
     """
 
     type: Literal["tokens", "l1"] = "tokens"
@@ -105,11 +111,14 @@ class HeadConfig:
     num_images: int = 1
     slots_per_step: int = 7
     slots: Literal["zero", "learned"] = "zero"
+    bounds: Literal["q01_q99", "min_max"] = "q01_q99"
 
     @property
     def num_slots(self) -> int:
         return self.chunk * self.slots_per_step
 
+
+TRAINED_CROP = 0.9
 
 PROMPTS = {
     "openvla": "In: What action should the robot take to {instruction}?\nOut:",
@@ -123,7 +132,12 @@ PROMPTS = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything the model needs to know to be built. `from_json` reads a config.json."""
+    """Everything the model needs to know to be built. `from_json` reads a config.json.
+
+    center_crop: share of the picture's area the model sees, 0 for all of it. In the file `true`
+        stands for 0.9, what OpenVLA's fine-tuning with image augmentation calls for.
+    assumed: what the files don't say and was taken from the published recipe.
+    """
 
     towers: tuple[TowerConfig, ...]
     llm: LlamaConfig
@@ -137,8 +151,9 @@ class ModelConfig:
     empty_token_id: int | None = 29871
     bos_token_id: int = 1
     stop_token_id: int = 2
-    center_crop: bool = False
+    center_crop: float = 0.0
     name: str = "openvla"
+    assumed: tuple[str, ...] = ()
 
     @property
     def action_vocab_end(self) -> int:
@@ -174,6 +189,7 @@ class ModelConfig:
         _one_of(head.type, ("tokens", "l1"), f"{where}: action_head.type")
         _one_of(head.decoding, ("autoregressive", "parallel"), f"{where}: action_head.decoding")
         _one_of(head.slots, ("zero", "learned"), f"{where}: action_head.slots")
+        _one_of(head.bounds, ("q01_q99", "min_max"), f"{where}: action_head.bounds")
         if head.type == "tokens" and head.slots_per_step != head.action_dim:
             raise CheckpointError(
                 f"{where}: action_head.slots_per_step is {head.slots_per_step}, tokens need one "
@@ -199,7 +215,7 @@ class ModelConfig:
         if not isinstance(raw.get("norm_stats", {}), Mapping):
             raise CheckpointError(f"{where}: norm_stats is no object", "mend the file")
         names = ("n_action_bins", "pad_to_multiple_of", "empty_token_id", "bos_token_id")
-        names += ("stop_token_id", "center_crop", "name")
+        names += ("stop_token_id", "name")
         kinds = {f.name: str(f.type) for f in dataclasses.fields(cls)}
         others = {n: raw[n] for n in names if n in raw}
         for name, value in others.items():
@@ -215,6 +231,8 @@ class ModelConfig:
             norm_stats=statistics,
             image_resize_strategy=strategy,
             prompt=prompt,
+            center_crop=_area(raw.get("center_crop", False), f"{where}: center_crop"),
+            assumed=tuple(raw.get("assumed", ())),
             **others,
         )._checked(where)
 
@@ -233,6 +251,14 @@ class ModelConfig:
                     "mend the file",
                 )
         return self
+
+
+def _area(value: Any, where: str) -> float:
+    if isinstance(value, bool):
+        return TRAINED_CROP if value else 0.0
+    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise CheckpointError(f"{where} is {value!r:.60}", "it must be true, false or 0 to 1")
+    return 0.0 if value == 1 else float(value)
 
 
 def _towers(raw: Mapping[str, Any], where: str) -> tuple[TowerConfig, ...]:

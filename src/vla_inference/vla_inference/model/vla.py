@@ -9,6 +9,8 @@ D action dimensions, T steps of a chunk.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -78,15 +80,30 @@ class VLA(nn.Module):
             parts.append(self.proprio_projector(proprio))
         return torch.cat([*parts, text[:, 1:]], dim=1)
 
+    def generate(self, context: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Greedy action tokens, one after the other, restricted to the 256.
+
+        Yields the ids [B] and the hidden states [B, H] they were read from, D times.
+        """
+        hidden, cache = self.language_model.model(context)
+        for left in reversed(range(self.config.head.action_dim)):
+            last = hidden[:, -1]
+            token = self.likeliest(self.action_logits(last))
+            yield token, last
+            if left:
+                embedding = self.embed_tokens(token.clamp(min=0)[:, None])
+                hidden, cache = self.language_model.model(embedding, cache)
+
     def generate_tokens(self, context: Tensor) -> Tensor:
-        """Greedy action tokens, one after the other, restricted to the 256: ids [B, D]"""
-        logits, cache = self.prefill(context)
-        tokens = [self.likeliest(logits)]
-        for _ in range(self.config.head.action_dim - 1):
-            last = self.embed_tokens(tokens[-1].clamp(min=0)[:, None])
-            logits, cache = self.decode(last, cache)
-            tokens.append(self.likeliest(logits))
-        return torch.stack(tokens, dim=1)
+        """All of `generate`'s tokens: ids [B, D]"""
+        return torch.stack([token for token, _ in self.generate(context)], dim=1)
+
+    def differs(self, tokens: Tensor, hidden: Tensor) -> Tensor:
+        """Where the likeliest of all tokens is another one: bool, shaped like `tokens`.
+
+        hidden: the states that the tokens were read from [..., H]
+        """
+        return self.language_model.lm_head(hidden).argmax(-1) != tokens
 
     def likeliest(self, logits: Tensor) -> Tensor:
         """Ids of the likeliest action tokens; -1 where logits are not finite (argmax hides it)."""
@@ -127,6 +144,10 @@ class VLA(nn.Module):
 
     def parallel_tokens(self, context: Tensor) -> Tensor:
         """Action token ids of a whole chunk in one pass: [B, T, D]"""
+        return self.chunk_tokens(self.action_hidden(context))
+
+    def chunk_tokens(self, hidden: Tensor) -> Tensor:
+        """The same from the hidden states of the slots [B, T * D, H]."""
         head = self.config.head
-        ids = self.likeliest(self.action_logits(self.action_hidden(context)))
+        ids = self.likeliest(self.action_logits(hidden))
         return ids.unflatten(1, (head.chunk, head.action_dim))
