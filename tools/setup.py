@@ -185,6 +185,8 @@ def find_python(ros: Path | None) -> str:
             return path
         if version:
             seen.append(f"{name} is {version[0]}.{version[1]}")
+        elif os.environ.get("VLA_PYTHON"):
+            seen.append(f"VLA_PYTHON={name} cannot be run")
     found = f" ({', '.join(seen)})" if seen else ""
     raise SetupError(
         f"no Python 3.10 to 3.12 found{found}; install one, such as python3.11, or set "
