@@ -11,15 +11,16 @@ plus one tensor, and a file that changes later cannot reach into a running polic
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -57,6 +58,7 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+OUR_SHARDS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 MAX_HEADER = 100_000_000
 
 
@@ -302,15 +304,15 @@ def load_model(
         )
     for path, header in plan:
         for key, tensor in iterate_tensors(path, header):
-            _place(model, canonical(key), tensor.to(device, dtype))
+            place(model, canonical(key), tensor.to(device, dtype))
     for part, (_, state) in components.items():
         for key, tensor in state.items():
             # Copied even where nothing changes: what is mapped must not outlive its file.
-            _place(model, f"{part}.{key}", tensor.to(device, dtype, copy=True))
+            place(model, f"{part}.{key}", tensor.to(device, dtype, copy=True))
     return model.eval().requires_grad_(False)
 
 
-def _place(model: nn.Module, key: str, tensor: torch.Tensor) -> None:
+def place(model: nn.Module, key: str, tensor: torch.Tensor) -> None:
     module, _, name = key.rpartition(".")
     setattr(model.get_submodule(module), name, nn.Parameter(tensor, requires_grad=False))
 
@@ -331,31 +333,107 @@ def load_tokenizer(folder: Path):
 def save_checkpoint(
     folder: str | os.PathLike,
     config: dict,
-    tensors: dict[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
     tokenizer=None,
     statistics: dict | None = None,
+    *,
+    stream: Iterable[tuple[str, torch.Tensor]] | None = None,
+    shard_bytes: int = 1 << 62,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write a self-contained folder; each file appears whole or not at all."""
-    from safetensors.torch import save_file
+    """Write a self-contained folder; each file appears whole or not at all.
 
+    stream: the tensors once more, as name and values in the same order, where they are made one
+        at a time; `tensors` then only says their shapes and dtypes and may be on "meta".
+    shard_bytes: weights of more bytes come in several files with an index.
+    progress: called with the bytes written so far and in all.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-
-    def put(name: str, write) -> None:
-        temporary = folder / f".{name}.tmp"
-        write(temporary)
-        os.replace(temporary, folder / name)
-
-    def save_weights(path: Path) -> None:
-        save_file(weights, path, {"format": "pt"})
-        os.umask(mask := os.umask(0o022))
-        os.chmod(path, 0o666 & ~mask)  # save_file lets nobody else read it
-
-    weights = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    put("model.safetensors", save_weights)
+    if stream is None:
+        stream = ((k, v.detach()) for k, v in tensors.items())
+    shards = _shards(tensors, shard_bytes)
+    total = sum(_size(t) for t in tensors.values())
+    values, done, weight_map = iter(stream), 0, {}
+    for i, names in enumerate(shards, start=1):
+        name = "model.safetensors"
+        if len(shards) > 1:
+            name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        with _whole(folder / name) as file:
+            file.write(_header({k: tensors[k] for k in names}))
+            for key in names:
+                given, tensor = next(values)
+                if given != key or _size(tensor) != _size(tensors[key]):
+                    raise ValueError(f"{given} came where {key} was announced")
+                if tensor.numel():
+                    flat = tensor.to("cpu").contiguous().flatten()
+                    file.write(memoryview(flat.view(torch.uint8).numpy()))
+                done += _size(tensor)
+                if progress:
+                    progress(done, total)
+        weight_map |= dict.fromkeys(names, name)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(folder / INDEX, index)
+    for path in folder.iterdir():  # of an earlier checkpoint in the same place
+        stale = path.name == INDEX and len(shards) == 1
+        if stale or (OUR_SHARDS.fullmatch(path.name) and path.name not in weight_map.values()):
+            path.unlink()
     if tokenizer is not None:
-        put("tokenizer.json", lambda p: tokenizer.save(str(p)))
+        with _whole(folder / "tokenizer.json") as file:
+            file.write(tokenizer.to_str(pretty=True).encode())
     if statistics is not None:
-        put("dataset_statistics.json", lambda p: p.write_text(json.dumps(statistics, indent=2)))
-    put("config.json", lambda p: p.write_text(json.dumps(config, indent=2)))
+        _write_json(folder / "dataset_statistics.json", statistics)
+    _write_json(folder / "config.json", config)
     return folder
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes its name only once it is complete."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _write_json(path: Path, content: dict) -> None:
+    with _whole(path) as file:
+        file.write(json.dumps(content, indent=2).encode())
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.dtype.itemsize
+
+
+def _shards(tensors: Mapping[str, torch.Tensor], limit: int) -> list[list[str]]:
+    """Names by file, in their order; a file is full before it grows over the limit."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for key, tensor in tensors.items():
+        if shards[-1] and filled + _size(tensor) > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(key)
+        filled += _size(tensor)
+    return shards
+
+
+def _header(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """What a safetensors file begins with: lengths and places, padded to 8 bytes."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for key, t in tensors.items():
+        end = offset + _size(t)
+        entries[key] = {
+            "dtype": names[t.dtype], "shape": list(t.shape), "data_offsets": [offset, end],
+        }  # fmt: skip
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
