@@ -19,7 +19,11 @@ setup(
     ],
     zip_safe=False,
     entry_points={
+        "console_scripts": [
+            "evaluate = vla_training.cli_eval:main",
+        ],
         "vla.verbs": [
+            "eval = vla_training.cli_eval:evaluate",
             "train = vla_training.cli:train",
         ],
     },

@@ -61,4 +61,5 @@ class Hdf5Set(EpisodeSet):
         return self.episodes.actions(self.check_index(index))
 
     def cameras(self) -> list[str]:
-        return self.episodes.cameras()
+        """robosuite's third-person view first: it is what our models are trained on."""
+        return sorted(self.episodes.cameras(), key=lambda name: (name != "agentview", name))

@@ -1,0 +1,138 @@
+"""`vla eval`, and `ros2 run vla_training evaluate`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vla_inference.cli_output import JsonOption, print_json
+from vla_inference.errors import VlaError
+
+
+def evaluate(
+    dataset: Annotated[Path, typer.Option(help="Data set: a folder or file.")],
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint; the small model that ships, if left out.")
+    ] = None,
+    dataset_type: Annotated[
+        str | None, typer.Option(help="rlds or hdf5; told from the path, if left out.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of an RLDS set; train.")] = None,
+    conventions: Annotated[
+        str | None,
+        typer.Option(help="What an RLDS set's actions mean, by name; goes by the set's name."),
+    ] = None,
+    max_episodes: Annotated[int | None, typer.Option(help="Episodes to evaluate; all.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Frames to evaluate in all; all.")] = None,
+    action_space: Annotated[
+        str | None,
+        typer.Option(help="Statistics by name, 'normalized', or a JSON file of statistics."),
+    ] = None,
+    camera: Annotated[
+        str | None, typer.Option(help="Camera(s) that the model sees, separated by commas.")
+    ] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="In place of the data set's own instructions.")
+    ] = None,
+    reference_model: Annotated[
+        str | None, typer.Option(help="Second checkpoint, to count equal tokens with.")
+    ] = None,
+    save_stats: Annotated[
+        Path | None, typer.Option(help="JSON file for the figures of every frame.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for report.html, plot and figures.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda ...; CUDA where there is one, if left out.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Measure a model offline: its answer to every frame of a data set, beside what was done."""
+    for name, value in (("--max-episodes", max_episodes), ("--max-steps", max_steps)):
+        if value is not None and value < 1:
+            raise VlaError(f"{name} is {value}", "give at least 1")
+    if save_stats is not None and save_stats.is_dir():
+        raise VlaError(f"--save-stats {save_stats} is a folder", "name a file")
+    if report is not None and report.exists() and not report.is_dir():
+        raise VlaError(f"--report {report} is a file", "name a folder")
+    from vla_training.datasets import open_dataset
+
+    # The data set first: a mistake in it shows before a large model is loaded.
+    data = open_dataset(dataset, dataset_type, split=split, conventions=conventions)
+    from vla_inference.policy import Policy
+    from vla_sim_bridge.cli import find_model
+    from vla_training import eval_report
+    from vla_training.evaluate import EvalConfig
+    from vla_training.evaluate import evaluate as run
+
+    policy = Policy.from_pretrained(model or find_model(None), device=device, dtype=dtype)
+    reference = None
+    if reference_model is not None:
+        reference = Policy.from_pretrained(reference_model, device=device, dtype=dtype)
+    cameras = tuple(camera.replace(",", " ").split()) if camera else ()
+    config = EvalConfig(max_episodes, max_steps, action_space, cameras, instruction)
+    result = run(policy, data, config, reference, (lambda _: None) if as_json else tell)
+    statistics = result.statistics()
+    written = {}
+    if save_stats is not None:
+        written["figures"] = eval_report.write_statistics(save_stats, statistics)
+    if report is not None:
+        written["report"] = eval_report.write_report(report, result, statistics)
+    if as_json:
+        print_json({**statistics, "files": written})
+    else:
+        show(statistics, written)
+    return 0 if result.complete else 130
+
+
+def tell(frame) -> None:
+    """A line for each frame."""
+    print(
+        f"{frame.number}/{frame.total}  predicted {_row(frame.predicted)}  "
+        f"true {_row(frame.truth)}  "
+        f"accuracy {frame.accuracy_clipped:.4f} clipped (mean {frame.mean_accuracy_clipped:.4f})"
+        f" {frame.accuracy:.4f} raw (mean {frame.mean_accuracy:.4f})  "
+        f"{1e3 * frame.latency:.1f} ms  {1 / frame.latency:.1f} Hz",
+        flush=True,
+    )
+
+
+def _row(action) -> str:
+    return "[" + " ".join(f"{v:+.4f}" for v in action) + "]"
+
+
+def show(statistics: dict, written: dict[str, Path]) -> None:
+    """The table at the end, remarks, and where everything is."""
+    from vla_training.eval_report import summary_rows
+
+    rows = summary_rows(statistics)
+    width = max(len(name) for name, _ in rows)
+    print()
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+    print()
+    print(f"{'error':<10}{'mean':>10}{'median':>10}{'95 %':>10}{'largest':>10}")
+    for d in statistics["dimensions"]:
+        values = "".join(f"{d[k]:>10.3f}" for k in ("mean", "median", "p95", "max"))
+        print(f"{d['name']:<10}{values}  {d['unit']}")
+    for note in statistics["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    if not statistics["complete"]:
+        print("vla eval: stopped before the end", file=sys.stderr)
+    for what, path in written.items():
+        with contextlib.suppress(ValueError):
+            path = path.relative_to(Path.cwd())
+        print(f"{what:<8} {path}", flush=True)
+
+
+def main() -> int:
+    """`ros2 run vla_training evaluate ...` is `vla eval ...`."""
+    from vla_inference.cli import main as vla
+
+    return vla(["eval", *sys.argv[1:]])
