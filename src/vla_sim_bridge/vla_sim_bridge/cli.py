@@ -226,6 +226,9 @@ def generate(
         float, typer.Option(help="Largest deviation of executed noise, in full actions, 0 to 1.")
     ] = 0.2,
     horizon: Annotated[int, typer.Option(help="Control steps until an attempt has failed.")] = 200,
+    pictures: Annotated[
+        bool, typer.Option(help="Render the cameras; leave out for speed.")
+    ] = True,
     as_json: JsonOption = False,
 ) -> int:
     """Generate demonstrations in simulation; the same call resumes one that was stopped."""
@@ -241,6 +244,7 @@ def generate(
         config = GenerateConfig(
             name, episodes, tuple(cameras.replace(",", " ").split()), camera_width, camera_height,
             seed, method, None if source is None else str(source), noise, horizon,
+            pictures=pictures,
         )  # fmt: skip
         folder = Path("datasets") / name if output is None else output
         if output is not None and len(names) > 1:

@@ -36,6 +36,10 @@ class MimicGenConfig:
     """The method's settings; defaults are the paper's where it has one.
 
     noise: standard deviation of executed actions in full actions (0.05 m, 0.5 rad).
+    step_length: m; joining two segments takes at least this many steps more, so that the arm can
+        follow (0: `interpolation_steps` alone, as in the paper).
+    clearance: m; how high a join rises in its middle, at most as far as it goes sideways. A
+        straight one carries one block through the other (0: straight, as in the paper).
     prune_idle: leave out source steps that ask for no motion and no gripper change.
     """
 
@@ -44,6 +48,8 @@ class MimicGenConfig:
     interpolation_steps: int = 5
     noise: float = 0.05
     prune_idle: bool = True
+    step_length: float = 0.012
+    clearance: float = 0.08
 
 
 @dataclass
@@ -157,7 +163,7 @@ def mimicgen_policy(
             poses.insert(0, carry @ source.eef_pose[begin])
             grips.insert(0, grips[0])
         start = sim.eef_pose() if last_target is None else last_target
-        for pose in interpolate(start, poses[0], config.interpolation_steps):
+        for pose in _join(start, poses[0], config):
             action = _action(sim, pose, grips[0])
             yield action, action
         for pose, grip in zip(poses, grips, strict=True):
@@ -167,6 +173,19 @@ def mimicgen_policy(
             executed[:6] = np.clip(executed[:6], -ACTION_SCALE, ACTION_SCALE)
             yield action, executed
         last_target = poses[-1]
+
+
+def _join(start: np.ndarray, goal: np.ndarray, config: MimicGenConfig) -> np.ndarray:
+    """Poses strictly between two segments: as many as the way needs, over what may stand there."""
+    away = float(np.linalg.norm(goal[:3, 3] - start[:3, 3]))
+    steps = config.interpolation_steps
+    if config.step_length:
+        steps = max(steps, int(np.ceil(away / config.step_length)))
+    poses = interpolate(start, goal, steps)
+    aside = float(np.linalg.norm(goal[:2, 3] - start[:2, 3]))
+    arc = np.sin(np.pi * np.arange(1, steps + 1) / (steps + 1))
+    poses[:, 2, 3] += min(config.clearance, aside) * arc
+    return poses
 
 
 def _action(sim: Simulation, pose: np.ndarray, gripper: float) -> np.ndarray:
@@ -208,11 +227,17 @@ def _select(sim, sources, cuts, i, subtask, now, rng, config):
 def _carry(subtask: Subtask, now, then, eef, target) -> np.ndarray:
     """What moves the source segment to the object's present pose.
 
-    Among the object's rotational symmetries the one that turns the gripper least is taken.
+    Among the object's rotational symmetries the nearest to the gripper is taken (1 rad counts as
+    much as 0.2 m).
     """
+
+    def cost(carry: np.ndarray) -> float:
+        goal = carry @ target
+        return rotation_angle(goal, eef) + 5 * float(np.linalg.norm(goal[:3, 3] - eef[:3, 3]))
+
     turns = [turn_z(2 * np.pi * k / subtask.symmetry) for k in range(subtask.symmetry)]
     options = [now @ turn @ invert(then) for turn in turns]
-    return min(options, key=lambda carry: rotation_angle(carry @ target, eef))
+    return min(options, key=cost)
 
 
 def _idle(source: SourceDemo, t: int) -> bool:
