@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from vla_inference.errors import DataError
+from vla_inference.types import ActionSpec, eef_delta_spec
 from vla_sim_bridge.hdf5 import Hdf5Episodes
+from vla_training.datasets.base import action_statistics as dataset_statistics
 
 
 @dataclass
@@ -20,7 +22,8 @@ class Frames:
     pictures: uint8 [N, H, W, 3]; actions: float32 [N, 7], SI; text: index of each frame's
     instruction in `sentences` [N]; end: index one past the last frame of its episode [N];
     episode: number of its episode [N]; scene: what the simulator knew [N, 9] (see `scene_of`), or
-    None where a data set does not tell.
+    None where a data set does not tell; name: of the action space that a model learns from them;
+    spec: what the actions mean.
     """
 
     pictures: torch.Tensor
@@ -30,6 +33,8 @@ class Frames:
     episode: torch.Tensor
     sentences: list[str]
     scene: torch.Tensor | None = None
+    name: str = "generated"
+    spec: ActionSpec = field(default_factory=eef_delta_spec)
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -114,18 +119,5 @@ def scene_of(group, states: np.ndarray | None) -> np.ndarray | None:
 
 def action_statistics(frames: Frames) -> dict:
     """The dataset_statistics.json entry of these frames: q01/q99 bounds, gripper left as it is."""
-    a = frames.actions.numpy().astype(np.float64)
-    return {
-        "action": {
-            "mean": a.mean(0).tolist(),
-            "std": a.std(0).tolist(),
-            "min": a.min(0).tolist(),
-            "max": a.max(0).tolist(),
-            "q01": np.quantile(a, 0.01, axis=0).tolist(),
-            "q99": np.quantile(a, 0.99, axis=0).tolist(),
-            "mask": [True] * 6 + [False],
-        },
-        "spec": {"rotation": "rotvec", "frame": "base", "dt": 0.05},
-        "num_transitions": len(frames),
-        "num_trajectories": int(frames.episode.max()) + 1,
-    }
+    statistics = dataset_statistics([frames.actions.numpy()], frames.spec, frames.name)
+    return {**statistics, "num_trajectories": int(frames.episode.max()) + 1}

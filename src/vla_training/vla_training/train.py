@@ -30,7 +30,8 @@ from vla_inference.checkpoint import save_checkpoint
 from vla_inference.errors import VlaError
 from vla_inference.model import VLA, ModelConfig
 from vla_inference.preprocess import PromptTokenizer
-from vla_training.frames import Frames, action_statistics, load_frames
+from vla_training.episode_frames import frames_from_paths
+from vla_training.frames import Frames, action_statistics
 from vla_training.vocabulary import task_sentences, train_tokenizer
 
 SMALL = {
@@ -127,8 +128,8 @@ class Trainer:
             betas=(0.9, 0.95),
             fused=device.startswith("cuda"),
         )
-        self.statistics = {"generated": action_statistics(frames)}
-        normalisation = Normalisation.from_statistics(self.statistics["generated"]["action"])
+        self.statistics = {frames.name: action_statistics(frames)}
+        normalisation = Normalisation.from_statistics(self.statistics[frames.name]["action"])
         normal = normalisation.normalise(frames.actions.numpy().astype(np.float64))
         self.targets = torch.from_numpy(normal).float().to(device)
         self.end, self.text = frames.end.to(device), frames.text.to(device)
@@ -392,8 +393,9 @@ def train(
     resume: bool = False,
     report: Callable[[dict], None] = print,
 ) -> Path:
-    """Train on HDF5 data sets; writes state and checkpoint into `output`, returns the checkpoint.
+    """Train on data sets of any format; state and checkpoint go into `output`.
 
+    Returns the checkpoint.
     devices: GPUs to use, None for all there are, 0 for the CPU. `report` must be a function of a
     module where there are several.
     """
@@ -421,7 +423,8 @@ def _train_rank(rank, world, cuda, data, output, config, resume, report) -> None
     if rank:
         report = _quiet
     torch.set_float32_matmul_precision("high")
-    frames = load_frames(data, device=device, report=lambda text: report({"message": text}))
+    size = SMALL["vision_towers"][0]["image_size"]
+    frames = frames_from_paths(data, size, device, lambda text: report({"message": text}))
     trainer = Trainer(frames, config, device)
     state, checkpoint = Path(output) / "state.safetensors", Path(output) / "checkpoint"
     if resume and state.exists():
