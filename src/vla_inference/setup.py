@@ -39,11 +39,14 @@ setup(
     zip_safe=False,
     entry_points={
         "console_scripts": [
+            "command_node = vla_inference.command_node:main",
             "inference_node = vla_inference.inference_node:main",
+            "camera_node = vla_inference.camera_node:main",
         ],
         "vla.verbs": [
             "launch = vla_inference.cli_launch:launch",
             "info = vla_inference.cli_info:info",
+            "infer = vla_inference.cli_infer:infer",
         ],
     },
 )

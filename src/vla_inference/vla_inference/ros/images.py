@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from vla_inference.errors import ObservationError
+from vla_inference.pictures import to_rgb
 
 if TYPE_CHECKING:
     from sensor_msgs.msg import CompressedImage, Image
@@ -21,8 +22,6 @@ ENCODINGS: dict[str, tuple[int, tuple[int, int, int]]] = {
     "bgra8": (4, (2, 1, 0)),
     "mono8": (1, (0, 0, 0)),
 }
-# A compressed picture may claim any size; more than this is a mistake or an attack.
-MAX_PIXELS = 64_000_000
 
 
 def image_to_rgb(msg: Image) -> np.ndarray:
@@ -71,19 +70,7 @@ def compressed_to_rgb(msg: CompressedImage) -> np.ndarray:
         )
     try:
         picture = Pillow.open(io.BytesIO(bytes(msg.data)), formats=("JPEG", "PNG"))
-        if picture.width * picture.height > MAX_PIXELS:
-            raise ObservationError(
-                f"the compressed picture claims {picture.width}x{picture.height} pixels",
-                f"send at most {MAX_PIXELS // 1_000_000} megapixels",
-            )
-        if picture.mode not in ("RGB", "RGBA", "L", "LA", "P", "1"):
-            raise ObservationError(
-                f"the compressed picture's colour mode is {picture.mode}",
-                "send 8-bit RGB or grey",
-            )
-        if picture.mode in ("RGBA", "LA") or "transparency" in picture.info:
-            picture = picture.convert("RGBA")  # so that transparency is dropped, not blended
-        return np.array(picture.convert("RGB"))
+        return to_rgb(picture, "the compressed picture")
     except ObservationError:
         raise
     except Exception as error:  # Pillow raises all kinds on broken data

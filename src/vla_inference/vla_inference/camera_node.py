@@ -1,0 +1,127 @@
+"""A camera for those without a driver: publishes a source of `sources` as topic `image`."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rcl_interfaces.msg import ParameterDescriptor
+from sensor_msgs.msg import CompressedImage, Image
+
+from vla_inference.errors import VlaError
+from vla_inference.ros import qos
+from vla_inference.ros.images import rgb_to_compressed, rgb_to_image
+from vla_inference.ros.lifecycle import ManagedNode, spin_node
+from vla_inference.sources import Frame, Source, open_source
+
+PARAMETERS: dict[str, tuple[Any, str]] = {
+    "source": ("", "folder of pictures, video file, /dev/videoN or rtsp:// address"),
+    "rate": (10.0, "pictures per second: published at most so often, asked of a camera"),
+    "loop": (True, "begin again at the end of a folder or file; else the node ends there"),
+    "image_transport": ("raw", "raw (topic image) or compressed (topic image/compressed)"),
+    "frame_id": ("camera", "frame of the pictures"),
+}
+
+
+class CameraNode(ManagedNode):
+    """Reads in a thread of its own; a source that fails ends the node with status 2."""
+
+    def __init__(self, name: str = "camera", **kwargs):
+        super().__init__(name, **kwargs)
+        for key, (default, description) in PARAMETERS.items():
+            about = ParameterDescriptor(description=description, read_only=True)
+            self.declare_parameter(key, default, about)
+        self.exit_status: int | None = None
+        self._source: Source | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._publisher = None
+
+    def _value(self, name: str) -> Any:
+        return self.get_parameter(name).value
+
+    def do_configure(self) -> None:
+        if not self._value("source"):
+            raise VlaError("parameter 'source' is empty", "set it to a folder, file or address")
+        transport = self._value("image_transport")
+        if transport not in ("raw", "compressed"):
+            raise VlaError(f"unknown image_transport {transport!r}", "use raw or compressed")
+        self._source = self._open()
+        kind, topic = Image, "image"
+        if transport == "compressed":
+            kind, topic = CompressedImage, self.resolve_topic_name("image") + "/compressed"
+        self._publisher = self.create_publisher(
+            kind, topic, qos.IMAGE_OUTPUT, qos_overriding_options=qos.overridable()
+        )
+
+    def do_activate(self) -> None:
+        self._stop.clear()
+        self._source = self._source or self._open()
+        self._thread = threading.Thread(target=self._run, args=(self._source,), daemon=True)
+        self._thread.start()
+
+    def do_deactivate(self) -> None:
+        self._stop.set()
+        self._close()
+        if self._thread is not None:
+            self._thread.join(timeout=2)
+            self._thread = None
+
+    def do_cleanup(self) -> None:
+        self._close()
+        if self._publisher is not None:
+            self.destroy_publisher(self._publisher)
+            self._publisher = None
+
+    def _open(self) -> Source:
+        return open_source(self._value("source"), rate=self._value("rate"))
+
+    def _close(self) -> None:
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()
+
+    # -- in the thread ------------------------------------------------------------------------
+
+    def _run(self, source: Source) -> None:
+        period, due = 1.0 / self._value("rate"), time.monotonic()
+        try:
+            while not self._stop.is_set():
+                for frame in source:
+                    if source.live and time.monotonic() < due:
+                        continue  # the source is faster than we were asked to be
+                    if self._stop.wait(max(0.0, due - time.monotonic())):
+                        return
+                    self._publish(frame)
+                    due = max(due + period, time.monotonic())
+                if not self._value("loop") or self._stop.is_set():
+                    break
+                source.close()
+                self._source = source = self._open()
+        except VlaError as error:
+            if not self._stop.is_set():
+                self.get_logger().error(f"cannot go on: {error}")
+                self.exit_status = 2
+            return
+        if not self._stop.is_set():
+            self.exit_status = 0
+
+    def _publish(self, frame: Frame) -> None:
+        """Stamped as it goes out: to whoever listens a recording happens now."""
+        stamp, frame_id = self.get_clock().now().to_msg(), self._value("frame_id")
+        raw = self._value("image_transport") == "raw"
+        message = (rgb_to_image if raw else rgb_to_compressed)(frame.image, stamp, frame_id)
+        publisher = self._publisher
+        if publisher is not None and not self._stop.is_set():
+            publisher.publish(message)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    return spin_node(CameraNode, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
