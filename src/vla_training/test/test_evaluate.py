@@ -204,6 +204,55 @@ def test_another_polarity_in_the_file_is_refused(tmp_path):
         open_dataset(path)
 
 
+def change(path: Path, edit) -> Path:
+    with h5py.File(path, "a") as file:
+        edit(file["data/demo_0"])
+    return path
+
+
+def replace_actions(group):
+    del group["actions"]
+    group["actions"] = np.zeros((5, 6))
+
+
+def replace_instructions(group):
+    del group["instructions"]
+    group["instructions"] = ["go"] * 4
+
+
+DAMAGED = {
+    "no actions": (lambda g: g.__delitem__("actions"), "/data/demo_0 has no 'actions'"),
+    "dimensions": (replace_actions, r"/data/demo_0/actions has shape \(5, 6\), \[T, 7\] is due"),
+    "instructions": (replace_instructions, r"demo_0/instructions has 4 entries for 5 actions"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_damage_of_an_hdf5_file_is_named_by_file_and_field(tmp_path, what):
+    edit, message = DAMAGED[what]
+    data = open_dataset(change(write_set(tmp_path / "demo.hdf5"), edit))
+    with pytest.raises(DataError, match=r"demo\.hdf5: .*" + message):
+        data[0]
+
+
+def test_a_damaged_picture_in_an_hdf5_file_is_named(tmp_path):
+    path = write_set(tmp_path / "demo.hdf5")
+    with h5py.File(path) as file:
+        chunk = file["data/demo_0/obs/agentview_image"].id.get_chunk_info(2)
+    raw = bytearray(path.read_bytes())
+    raw[chunk.byte_offset : chunk.byte_offset + 40] = bytes(40)
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=r"demo\.hdf5: /data/demo_0 cannot be read"):
+        open_dataset(path)[0]
+
+
+def test_half_an_hdf5_file_is_named(tmp_path):
+    path = write_set(tmp_path / "demo.hdf5")
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(DataError, match=r"demo\.hdf5 is not a readable robomimic file"):
+        open_dataset(path)
+
+
 def test_a_different_pace_is_noted(data):
     slow = eef_delta_spec(dt=0.2)
     assert "last 0.05 s, the model's 0.2 s" in evaluate(FakePolicy(data, spec=slow), data).notes[0]

@@ -112,6 +112,17 @@ def test_a_flipped_bit_is_named_with_record_and_offset(three, byte, what):
         list(RecordFile(three))
 
 
+def test_a_closed_file_opens_again_and_says_if_it_changed(three):
+    records = RecordFile(three)
+    assert records[1] == b"second"
+    records.close()
+    assert records[2] == b"third"
+    records.close()
+    three.write_bytes(three.read_bytes()[:40])
+    with pytest.raises(DataError, match="record 1 at byte 28: the file has become shorter"):
+        records[1]
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(DataError, match=r"none\.tfrecord cannot be read"):
         RecordFile(tmp_path / "none.tfrecord")

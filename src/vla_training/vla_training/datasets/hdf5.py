@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -55,10 +57,47 @@ class Hdf5Set(EpisodeSet):
         return len(self.episodes)
 
     def __getitem__(self, index: int) -> Episode:
-        return self.episodes[self.check_index(index)]
+        index = self._checked(index)
+        with self._readable(index):
+            return self.episodes[index]
 
     def actions(self, index: int) -> np.ndarray:
-        return self.episodes.actions(self.check_index(index))
+        index = self._checked(index)
+        with self._readable(index):
+            return self.episodes.actions(index)
+
+    def _checked(self, index: int) -> int:
+        """`index`, if all that belongs to a step is there for each action."""
+        index = self.check_index(index)
+        group = self.episodes.group(index)
+        where = f"{group.file.filename}: {group.name}"
+        actions = group.get("actions")
+        if actions is None:
+            raise DataError(f"{where} has no 'actions'", "generate or copy it again")
+        if actions.ndim != 2 or actions.shape[1] != len(self.spec):
+            raise DataError(
+                f"{where}/actions has shape {actions.shape}, [T, {len(self.spec)}] is due "
+                f"({', '.join(self.spec.names)})",
+                "convert its actions to an end-effector delta and gripper",
+            )
+        for key in ("instructions", "rewards", *(f"obs/{n}" for n in group.get("obs", ()))):
+            if key in group and len(group[key]) != len(actions):
+                raise DataError(
+                    f"{where}/{key} has {len(group[key])} entries for {len(actions)} actions",
+                    "generate or copy it again",
+                )
+        return index
+
+    @contextlib.contextmanager
+    def _readable(self, index: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            group = self.episodes.group(index)
+            raise DataError(
+                f"{group.file.filename}: {group.name} cannot be read ({error})",
+                "the file is damaged: generate or copy it again",
+            ) from error
 
     def cameras(self) -> list[str]:
         """robosuite's third-person view first: it is what our models are trained on."""

@@ -59,6 +59,7 @@ class RldsEpisodes(EpisodeSet):
         self.splits = read_splits(self.path, info)
         self.split = self._choose(split)
         self._shards: dict[int, RecordFile] = {}
+        self._open = -1  # number of the one shard that is held open
         self._ends = list(accumulate(self.splits[self.split].lengths))
         self.notes: list[str] = []
         self.conventions = self._conventions(conventions)
@@ -135,6 +136,10 @@ class RldsEpisodes(EpisodeSet):
                     COPY_AGAIN,
                 )
             self._shards[number] = records
+        if number != self._open:
+            if self._open in self._shards:
+                self._shards[self._open].close()
+            self._open = number
         return self._shards[number]
 
     def _record(self, index: int) -> tuple[dict, str]:

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import google_crc32c
 
@@ -37,24 +38,26 @@ def frame(data: bytes) -> bytes:
 class RecordFile:
     """The records of one file by number. Opening it reads and checks the lengths only.
 
+    `close` frees the file; reading opens it again, so that a set of thousands of shards needs one
+    at a time. Threads and forked processes may share one.
     Raises DataError with file, record and offset where a CRC is wrong or the file ends early.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
+        self._file: BinaryIO | None = None
         try:
-            self._file = self.path.open("rb")
-            self._spans = list(self._scan())
+            with self.path.open("rb") as file:
+                self._spans = list(self._scan(file))
         except OSError as error:
             raise DataError(f"{self.path} cannot be read ({error})", "check the path") from error
 
-    def _scan(self) -> Iterator[tuple[int, int]]:
+    def _scan(self, file: BinaryIO) -> Iterator[tuple[int, int]]:
         """(offset of the data, its length) of each record."""
-        size, at = os.fstat(self._file.fileno()).st_size, 0
-        number = 0
+        size, at, number = os.fstat(file.fileno()).st_size, 0, 0
         while at < size:
-            self._file.seek(at)
-            header = self._file.read(HEADER)
+            file.seek(at)
+            header = file.read(HEADER)
             if len(header) < HEADER:
                 raise self._fault(number, at, f"the file ends {len(header)} bytes into its header")
             length, crc = struct.unpack("<QI", header)
@@ -74,8 +77,13 @@ class RecordFile:
 
     def __getitem__(self, index: int) -> bytes:
         offset, length = self._spans[index]
-        self._file.seek(offset)
-        raw = self._file.read(length + FOOTER)
+        try:
+            if self._file is None:
+                self._file = self.path.open("rb", buffering=0)
+            # No shared position in the file: threads and forks don't disturb one another.
+            raw = os.pread(self._file.fileno(), length + FOOTER, offset)
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read ({error})", COPY_AGAIN) from error
         data = raw[:length]
         if len(raw) < length + FOOTER:
             raise self._fault(index, offset - HEADER, "the file has become shorter")
@@ -87,7 +95,9 @@ class RecordFile:
         return (self[i] for i in range(len(self)))
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 class RecordWriter:
