@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from vla_inference import progress
 from vla_inference.cli_output import JsonOption, print_json
 from vla_inference.errors import VlaError
 from vla_sim_bridge.sim_settings import SimSettings
@@ -288,6 +289,7 @@ def _generate_one(config, folder: Path, parallel: int) -> Path:
         told = [time.monotonic()]
 
         def line(p) -> None:
+            report_progress(config, p)
             if time.monotonic() - told[0] >= 10:
                 told[0] = time.monotonic()
                 print(f"{config.task}: {progress_text(p)}", file=sys.stderr, flush=True)
@@ -298,10 +300,19 @@ def _generate_one(config, folder: Path, parallel: int) -> Path:
         task = bar.add_task("", total=config.episodes, text="starting")
 
         def move(p) -> None:
+            report_progress(config, p)
             done = config.episodes - p.wanted + p.successes
             bar.update(task, completed=done, text=progress_text(p))
 
         return generate(config, folder, parallel, move)
+
+
+def report_progress(config, p) -> None:
+    done = config.episodes - p.wanted + p.successes
+    progress.report(
+        min(done, config.episodes), config.episodes, f"{config.task}: {p.attempts} attempts",
+        rate=p.rate, seconds_left=p.seconds_left,
+    )  # fmt: skip
 
 
 def progress_text(p) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vla_inference import progress
 from vla_inference.cli_output import JsonOption, print_json
 from vla_inference.errors import VlaError
 
@@ -50,7 +52,8 @@ def train(
         seed=seed,
         compile=compile,
     )
-    tell = _quiet if as_json else _tell
+    # No closure: with several devices another process calls it.
+    tell = partial(_report, 0 if minutes else steps, as_json)
     checkpoint = train([str(p) for p in data], output, config, devices, resume, tell)
     if as_json:
         print_json({"checkpoint": str(checkpoint)})
@@ -73,5 +76,15 @@ def _tell(report: dict) -> None:
     )
 
 
-def _quiet(_: dict) -> None:
-    pass
+def _report(total: int, quiet: bool, report: dict) -> None:
+    if not quiet:
+        _tell(report)
+    if "message" in report:
+        progress.report(0, total, report["message"])
+        return
+    done, seconds = report["progress"], report["seconds"]
+    progress.report(
+        report["step"], total, f"loss {report['loss']:.4f}", fraction=done,
+        rate=report["step"] / seconds if seconds else None,
+        seconds_left=seconds * (1 - done) / done if done else None,
+    )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from vla_inference import progress
 from vla_inference.cli_output import JsonOption, print_json
 from vla_inference.errors import VlaError
 
@@ -77,7 +78,13 @@ def evaluate(
         reference = Policy.from_pretrained(reference_model, device=device, dtype=dtype)
     cameras = tuple(camera.replace(",", " ").split()) if camera else ()
     config = EvalConfig(max_episodes, max_steps, action_space, cameras, instruction)
-    result = run(policy, data, config, reference, (lambda _: None) if as_json else tell)
+
+    def follow(frame) -> None:
+        progress.report(frame.number, frame.total)
+        if not as_json:
+            tell(frame)
+
+    result = run(policy, data, config, reference, follow)
     statistics = result.statistics()
     written = {}
     if save_stats is not None:

@@ -1,0 +1,7 @@
+"""Verbs as jobs: started, watched, cancelled, remembered. See `runner`."""
+
+from vla_training.jobs.kinds import KINDS, Kind
+from vla_training.jobs.record import Job
+from vla_training.jobs.runner import JobRunner
+
+__all__ = ["KINDS", "Job", "JobRunner", "Kind"]

@@ -1,0 +1,43 @@
+"""Keeps the paths that jobs are given inside one folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vla_inference.errors import VlaError
+
+RECORDS = ".vla_jobs"  # in the root: the jobs' own records, which no job may touch
+
+
+def check_root(root: str | os.PathLike) -> Path:
+    """The absolute, resolved root folder; raises where it confines nothing or is none."""
+    if not os.fspath(root):
+        raise VlaError("there is no root folder for jobs", "set root to the folder they work in")
+    path = Path(os.path.realpath(os.path.expanduser(root)))
+    if path == Path(path.anchor):
+        raise VlaError(f"root {root} is the whole file system", "set root to a folder below it")
+    if not path.is_dir():
+        what = "is not a folder" if path.exists() else "does not exist"
+        raise VlaError(f"root folder {path} {what}", "create it, or set root to another")
+    return path
+
+
+def confine(root: Path, value: str, name: str = "path") -> Path:
+    """Where `value` leads from `root` (as `check_root` gives it), links and ".." resolved.
+
+    Raises where that is not in `root`. The file need not exist.
+    """
+    if not value or "\0" in value:
+        raise VlaError(f"{name} is empty or no path", "give a path inside the root folder")
+    # Resolved link by link as the kernel does it: "link/.." is the parent of the link's target.
+    path = Path(os.path.realpath(os.path.join(root, value)))
+    if path != root and root not in path.parents:
+        raise VlaError(
+            f"{name} {value} leads out of the root folder {root}",
+            f"it is {path}; choose a path inside, or start the node with another root",
+        )
+    records = root / RECORDS
+    if path == records or records in path.parents:
+        raise VlaError(f"{name} {value} is where the jobs' records are", "choose another path")
+    return path

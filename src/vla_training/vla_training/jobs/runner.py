@@ -1,0 +1,308 @@
+"""Runs verbs of the command `vla` as jobs, one of a kind at a time.
+
+A job is a process group of its own with a folder for its record, log and progress under
+ROOT/.vla_jobs. Nothing here waits and there are no threads: `poll` looks at what goes on and is
+to be called a few times a second. Jobs outlive us where we are killed; the next runner on the
+same root finds those that still run and goes on watching, and marks the others as lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vla_inference.errors import DataError, VlaError
+from vla_inference.progress import VARIABLE
+from vla_training.jobs.kinds import KINDS, Kind, command_words, get_kind
+from vla_training.jobs.paths import RECORDS, check_root
+from vla_training.jobs.record import (
+    CANCELLED,
+    FAILED,
+    RUNNING,
+    SUCCEEDED,
+    Job,
+    load_job,
+    read_progress,
+    tail,
+)
+
+VLA = (sys.executable, "-m", "vla_inference.cli")
+SUPERVISE = str(Path(__file__).with_name("supervise.py"))
+TERM_GRACE = 5.0  # seconds from SIGTERM to SIGKILL
+
+
+class JobRunner:
+    """The jobs of one root folder. Only one runner may serve a root at a time.
+
+    root: every path a job is given is confined to it; its working directory, too.
+    command: what a verb and its options are appended to.
+    per_kind: how many jobs of a kind may run at once.
+    cancel_grace: seconds from SIGINT to SIGTERM when a job is cancelled.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        kinds: Mapping[str, Kind] = KINDS,
+        command: Sequence[str] = VLA,
+        per_kind: int = 1,
+        cancel_grace: float = 10.0,
+    ):
+        self.root = check_root(root)
+        self.kinds, self.command = kinds, list(command)
+        self.per_kind, self.cancel_grace = per_kind, cancel_grace
+        self.warnings: list[str] = []  # records that could not be read
+        self._jobs: dict[str, Job] = {}
+        self._processes: dict[str, subprocess.Popen] = {}
+        self._signalled: dict[str, int] = {}
+        self._records = self.root / RECORDS
+        self._lock = self._claim()
+        try:
+            self._recall()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    # -- what may be asked --------------------------------------------------------------------
+
+    def start(self, kind: str, arguments: Sequence[str]) -> Job:
+        """Start a job and return at once; raises VlaError where it is refused."""
+        words = command_words(get_kind(kind, self.kinds), arguments, self.root)
+        running = [j.job_id for j in self.running() if j.kind == kind]
+        if len(running) >= self.per_kind:
+            raise VlaError(
+                f"{' and '.join(running)} {'is' if len(running) == 1 else 'are'} running",
+                "wait for it or cancel it",
+            )
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        job_id = f"{kind}-{stamp}-{secrets.token_hex(2)}"
+        job = Job(job_id, kind, list(arguments), str(self._records / job_id), started=time.time())
+        job.command = [*self.command, *words]
+        try:
+            Path(job.folder).mkdir()
+            job.save()
+            self._spawn(job)
+            job.state = RUNNING
+            job.save()
+        except OSError as error:
+            if job.pid:
+                self._kill(job, signal.SIGKILL)
+            raise VlaError(
+                f"the job cannot be started: {error}", "look at disk and memory"
+            ) from error
+        self._jobs[job_id] = job
+        return job
+
+    def cancel(self, job_id: str) -> Job:
+        """Ask a job to end: SIGINT now, SIGTERM and SIGKILL later on, by `poll`."""
+        job = self.get(job_id)
+        if job.over:
+            raise VlaError(f"job {job_id} is over ({job.state})", "there is nothing to cancel")
+        if not job.cancel_asked:
+            job.cancel_asked = time.time()
+            job.message = "asked to end"
+            self._save(job)
+            self._escalate(job)
+        return job
+
+    def get(self, job_id: str) -> Job:
+        if job_id not in self._jobs:
+            raise VlaError(f"there is no job {job_id!r}", "list them to see their ids")
+        return self._jobs[job_id]
+
+    def list(self) -> list[Job]:
+        """All jobs, the newest first."""
+        return sorted(self._jobs.values(), key=lambda j: j.started, reverse=True)
+
+    def running(self) -> list[Job]:
+        return [j for j in self._jobs.values() if not j.over]
+
+    def log(self, job_id: str, lines: int = 0) -> str:
+        """The end of what a job printed: 64 KiB or `lines` lines, whichever is less."""
+        return tail(self.get(job_id).log_file, lines)
+
+    def poll(self) -> list[Job]:
+        """Look after what runs; returns the jobs of which there is news."""
+        return [job for job in self.running() if self._look(job)]
+
+    def close(self, keep_running: bool = False) -> None:
+        """Cancel what runs and wait for its end, or leave it to the next runner."""
+        if self._lock is None:
+            return
+        if not keep_running:
+            for job in self.running():
+                self.cancel(job.job_id)
+            while self.running():
+                self.poll()
+                time.sleep(0.05)
+        os.close(self._lock)
+        self._lock = None
+
+    # -- one job ------------------------------------------------------------------------------
+
+    def _spawn(self, job: Job) -> None:
+        lock = os.open(job.lock_file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            supervise = [sys.executable, "-IS", SUPERVISE, str(job.exit_file), str(lock)]
+            with job.log_file.open("wb") as log:
+                process = subprocess.Popen(
+                    supervise + job.command,
+                    cwd=self.root,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=(lock,),
+                    env={
+                        **os.environ, VARIABLE: str(job.progress_file), "PYTHONUNBUFFERED": "1",
+                    },
+                )  # fmt: skip
+        finally:
+            os.close(lock)
+        job.pid = process.pid
+        self._processes[job.job_id] = process
+
+    def _look(self, job: Job) -> bool:
+        process = self._processes.get(job.job_id)
+        if process is not None:
+            process.poll()  # or it would stay as a zombie
+        # Alive first, exit code second: it may end in between.
+        alive = _locked(job.lock_file)
+        code = _read_code(job.exit_file)
+        news = self._take_progress(job)
+        if code is not None or not alive:
+            self._finish(job, code)
+            return True
+        self._escalate(job)
+        return news
+
+    def _take_progress(self, job: Job) -> bool:
+        values = read_progress(job.progress_file)
+        if values is None:
+            return False
+        if job.cancel_asked or not values["message"]:
+            values["message"] = job.message
+        news = any(getattr(job, k) != v for k, v in values.items())
+        for key, value in values.items():
+            setattr(job, key, value)
+        return news
+
+    def _finish(self, job: Job, code: int | None) -> None:
+        process = self._processes.pop(job.job_id, None)
+        if process is not None and code is None:
+            process.poll()
+            code = process.returncode  # killed with all its group
+        job.exit_code, job.ended, job.seconds_left = code, time.time(), 0.0
+        job.rate = 0.0
+        said = [x for x in tail(job.log_file, 50).splitlines() if x.strip()]
+        last = " ".join(said[-1].split())[:500] if said else ""
+        if job.cancel_asked:
+            job.state, job.message = CANCELLED, "ended as it was asked to"
+        elif code == 0:
+            job.state, job.message, job.fraction = SUCCEEDED, last, 1.0
+        elif code is None:
+            job.state = FAILED
+            job.message = "lost: its process was gone; start it again, where it can be resumed"
+        elif code < 0:
+            name = _signal_name(-code)
+            job.state = FAILED
+            job.message = f"killed by {name}" + ("; was memory short?" if code == -9 else "")
+        else:
+            job.state, job.message = FAILED, last or f"exit status {code}; see its log"
+        self._signalled.pop(job.job_id, None)
+        self._save(job)
+
+    def _escalate(self, job: Job) -> None:
+        """Send a job that was cancelled the signal that is due."""
+        if not job.cancel_asked:
+            return
+        waited = time.time() - job.cancel_asked
+        due = signal.SIGINT
+        if waited > self.cancel_grace:
+            due = signal.SIGTERM
+        if waited > self.cancel_grace + TERM_GRACE:
+            due = signal.SIGKILL
+        if self._signalled.get(job.job_id) != due:
+            self._signalled[job.job_id] = due
+            if _locked(job.lock_file):  # else the number may be another's by now
+                self._kill(job, due)
+
+    @staticmethod
+    def _kill(job: Job, number: int) -> None:
+        if job.pid <= 1:  # its start was not noted to the end; 0 would be our own group
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(job.pid, number)
+
+    def _save(self, job: Job) -> None:
+        # On a full disk the jobs go on; what is not written down is looked up at the next start.
+        with contextlib.suppress(OSError):
+            job.save()
+
+    # -- at start -----------------------------------------------------------------------------
+
+    def _claim(self) -> int:
+        try:
+            self._records.mkdir(exist_ok=True)
+            lock = os.open(self._records / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            reason = f"{self._records} cannot be written: {error}"
+            raise VlaError(reason, "set another root") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise VlaError(
+                f"another process runs the jobs of {self.root}", "end it, or set another root"
+            ) from None
+        return lock
+
+    def _recall(self) -> None:
+        for folder in sorted(p for p in self._records.iterdir() if p.is_dir()):
+            try:
+                job = load_job(folder)
+            except DataError as error:
+                self.warnings.append(str(error))
+                continue
+            self._jobs[job.job_id] = job
+            if not job.over:
+                job.state = RUNNING
+                self._look(job)
+
+
+def _locked(path: Path) -> bool:
+    """Whether a process of the job lives: it holds the lock on this file."""
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+
+
+def _read_code(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
