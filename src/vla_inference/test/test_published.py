@@ -347,7 +347,7 @@ print(status("VmHWM") - before, sum(p.numel() * p.itemsize for p in model.parame
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_loading_takes_little_more_memory_than_the_model(tmp_path, dtype):
     config = random_config("small")
     config["text_config"] |= {"hidden_size": 512, "intermediate_size": 2048}
