@@ -34,7 +34,8 @@ class EvalConfig:
     """What to evaluate. None: no limit, or what data set and model suggest.
 
     max_steps: frames in all, over all episodes.
-    action_space: name of the model's statistics, "normalized", or a JSON file of statistics.
+    action_space: name of the model's statistics, "normalized" (the model's own -1 to 1, compared
+        with the truth in the data set's q01 to q99), or a JSON file of statistics.
     cameras: what the model sees, in its order.
     instruction: takes the place of the data set's own.
     """
@@ -189,7 +190,7 @@ def evaluate(
     try:
         for episode, step, seen, truth in _frames(dataset, config, total):
             if to_space is not None:
-                truth = to_space.normalise(truth)
+                truth = _normalise(truth, to_space)
             chunk, latency = _predict(policy, seen, cameras[policy], space)
             theirs, their_latency = None, None
             if reference is not None:
@@ -234,6 +235,12 @@ def _frames(dataset: EpisodeSet, config: EvalConfig, total: int):
                 )
             yield index, number, seen, np.asarray(step.action, np.float64)
             left -= 1
+
+
+def _normalise(actions: np.ndarray, by: Normalisation) -> np.ndarray:
+    """As `by.normalise`, but outliers stay outside [-1, 1]: clipping is for the metric to do."""
+    span = np.where(by.high > by.low, by.high - by.low, np.inf)
+    return np.where(by.mask, 2 * (actions - by.low) / span - (by.high > by.low), actions)
 
 
 def count_frames(dataset: EpisodeSet, config: EvalConfig) -> int:
