@@ -16,11 +16,14 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", ["resource/" + PACKAGE]),
         ("share/" + PACKAGE, ["package.xml"]),
+        ("share/" + PACKAGE + "/launch", ["launch/training.launch.xml"]),
+        ("share/" + PACKAGE + "/config", ["config/training.yaml"]),
     ],
     zip_safe=False,
     entry_points={
         "console_scripts": [
             "evaluate = vla_training.cli_eval:main",
+            "training_node = vla_training.training_node:main",
         ],
         "vla.verbs": [
             "eval = vla_training.cli_eval:evaluate",

@@ -12,6 +12,7 @@ from vla_inference.errors import DataError
 
 QUEUED, RUNNING = "queued", "running"
 SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
+MOST = 2**63 - 1  # what a message can hold
 STATES = (QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED)
 
 
@@ -93,15 +94,20 @@ def read_progress(path: Path) -> dict | None:
         values = json.loads(path.read_text(encoding="utf-8"))
         left = values.get("seconds_left")
         return {
-            "step": max(0, int(values["step"])),
-            "total": max(0, int(values.get("total", 0))),
-            "fraction": min(1.0, max(0.0, float(values.get("fraction", 0)))),
-            "rate": max(0.0, float(values.get("rate") or 0)),
-            "seconds_left": -1.0 if left is None else max(0.0, float(left)),
+            "step": _within(int(values["step"]), MOST),
+            "total": _within(int(values.get("total", 0)), MOST),
+            "fraction": _within(float(values.get("fraction", 0)), 1.0),
+            "rate": _within(float(values.get("rate") or 0), 1e30),
+            "seconds_left": -1.0 if left is None else _within(float(left), 1e30),
             "message": " ".join(str(values.get("message", "")).split())[:500],
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
+
+
+def _within(value, most):
+    """0 to `most`; NaN becomes 0."""
+    return min(most, max(type(most)(0), value))
 
 
 def tail(path: Path, lines: int = 0, limit: int = 64 * 1024) -> str:
