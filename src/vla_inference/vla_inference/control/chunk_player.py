@@ -1,0 +1,153 @@
+"""Which motion is due when: chunks laid out in time by the stamps of their pictures.
+
+Step k of a chunk is meant for k steps after its picture. What has passed by the time the chunk
+arrives is dropped; the rest takes over from the chunk before, or is averaged with it (temporal
+ensembling, as in ACT: tonyzhaozh/act, imitate_episodes.py). A chunk of a single step is no plan in
+time: it begins when it arrives.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vla_inference.control import vectors as v
+from vla_inference.control.vectors import Vector
+
+Step = tuple[Vector, Vector, float]  # m/s, rad/s, gripper
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The steps of one chunk that may be executed, from `start` on, `dt` seconds each."""
+
+    stamp: float
+    start: float
+    dt: float
+    steps: tuple[Step, ...]
+
+    @property
+    def end(self) -> float:
+        return self.start + len(self.steps) * self.dt
+
+    def at(self, time: float) -> Step | None:
+        index = math.floor((time - self.start) / self.dt)
+        return self.steps[index] if 0 <= index < len(self.steps) else None
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What is due in a command period: mean velocities, and the gripper at its middle."""
+
+    linear: Vector
+    angular: Vector
+    gripper: float | None
+    stamp: float  # of the newest picture behind it
+
+
+class ChunkPlayer:
+    """execute_steps: how many steps of each chunk, from the first that is not stale; 0: all.
+
+    align: "stamp", or "arrival" to begin every chunk when it arrives.
+    ensemble: average what all chunks say about a moment, weighted exp(-ensemble * i) with i = 0
+        the oldest; None: the newest chunk alone counts.
+    blend: seconds in which a chunk takes over from the one before.
+    stale, late, ignored: steps whose time had passed; chunks of nothing but such steps; chunks no
+        newer than one already here.
+    """
+
+    def __init__(
+        self,
+        execute_steps: int = 0,
+        align: str = "stamp",
+        ensemble: float | None = None,
+        blend: float = 0.1,
+    ):
+        self.execute_steps = execute_steps
+        self.align = align
+        self.ensemble = ensemble
+        self.blend = blend
+        self.stale = self.late = self.ignored = 0
+        self._newest = -math.inf
+        self._segments: list[Segment] = []  # oldest first
+
+    def clear(self) -> None:
+        """Forget all plans; those of pictures seen so far stay void."""
+        self._segments = []
+
+    def restart(self) -> None:
+        """The clock has changed: also forget which pictures were seen."""
+        self._segments, self._newest = [], -math.inf
+
+    def accept(self, stamp: float, dt: float, steps: Sequence[Step], begin: float) -> bool:
+        """A chunk arrived; whether any of it will be executed.
+
+        begin: when the next command period begins: nothing can be executed before.
+        """
+        if stamp <= self._newest:
+            self.ignored += 1
+            return False
+        self._newest = stamp
+        by_stamp = self.align == "stamp" and len(steps) > 1
+        first = max(0, math.floor((begin - stamp) / dt + 1e-6)) if by_stamp else 0
+        self.stale += min(first, len(steps))
+        if first >= len(steps):
+            self.late += 1
+            return False
+        start = stamp + first * dt if by_stamp else begin
+        last = first + self.execute_steps if self.execute_steps else len(steps)
+        chosen = tuple(steps[first:last])
+        self._segments = [s for s in self._segments if s.end > begin]
+        if self.ensemble is None:
+            self._segments = self._segments[-1:]
+        self._segments.append(Segment(stamp, start, dt, chosen))
+        self._segments = self._segments[-32:]
+        return True
+
+    def motion(self, begin: float, end: float) -> Motion | None:
+        """The mean motion from `begin` to `end`, or None where nothing is planned."""
+        edges = {begin, end}
+        for s in self._segments:
+            first = max(0, math.floor((begin - s.start) / s.dt))
+            for k in range(first, len(s.steps) + 1):
+                edge = s.start + k * s.dt
+                if edge >= end:
+                    break
+                if edge > begin:
+                    edges.add(edge)
+        times = sorted(edges)
+        linear = angular = v.ZERO
+        planned = False
+        for a, b in itertools.pairwise(times):
+            step = self._step((a + b) / 2)
+            if step is None:
+                continue
+            planned = True
+            share = (b - a) / (end - begin)
+            linear = v.add(linear, v.scale(step[0], share))
+            angular = v.add(angular, v.scale(step[1], share))
+        if not planned:
+            return None
+        middle = self._step((begin + end) / 2)
+        stamp = max(s.stamp for s in self._segments if s.start < end and s.end > begin)
+        return Motion(linear, angular, middle[2] if middle else None, stamp)
+
+    def _step(self, time: float) -> Step | None:
+        """What is due at a moment, over all chunks that speak of it."""
+        due = [(s, step) for s in self._segments if (step := s.at(time)) is not None]
+        if len(due) < 2:
+            return due[0][1] if due else None
+        if self.ensemble is not None:
+            weights = [math.exp(-self.ensemble * i) for i in range(len(due))]
+        else:
+            taken = (time - due[-1][0].start) / self.blend if self.blend > 0 else 1.0
+            weights = [1.0 - min(1.0, taken), min(1.0, taken)]
+        total = sum(weights)
+        linear = angular = v.ZERO
+        for weight, (_, step) in zip(weights, due, strict=True):
+            linear = v.add(linear, v.scale(step[0], weight / total))
+            angular = v.add(angular, v.scale(step[1], weight / total))
+        # Averages of a gripper are neither open nor closed: the newest decides.
+        return linear, angular, due[-1][1][2]

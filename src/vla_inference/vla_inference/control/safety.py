@@ -1,0 +1,257 @@
+"""Whether the robot may move: one state machine, its watchdogs, and a count of everything.
+
+Disabled at first (a dry run). `enable` starts it; any fault stops it; after a stop only `enable`
+starts it again. Time is passed in by two clocks: `now`, the one that pictures are stamped with,
+which may jump or stand still, and `steady`, which does neither.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_inference.actions import Normalisation
+from vla_inference.control.commands import check_chunk
+from vla_inference.errors import VlaError
+from vla_inference.types import ActionChunk
+
+DISABLED, ENABLED, STOPPED = "disabled", "enabled", "stopped"
+
+# Kinds of stops
+BAD_CHUNK = "bad_chunk"
+PICTURE_AGE = "picture_age"
+STALL = "inference_stall"
+CLOCK_BACK, CLOCK_FORWARD = "clock_back", "clock_forward"
+LATE = "late"
+PUBLISHER = "second_publisher"
+HEARTBEAT = "heartbeat"
+POSE = "pose_lost"
+STOP_KINDS = (
+    BAD_CHUNK, PICTURE_AGE, STALL, CLOCK_BACK, CLOCK_FORWARD, LATE, PUBLISHER, HEARTBEAT, POSE,
+)  # fmt: skip
+
+OUT_OF_DISTRIBUTION = "out_of_distribution"  # a refusal, not a stop
+
+
+@dataclass(frozen=True)
+class Watchdogs:
+    """Bounds in seconds; 0 switches one off.
+
+    picture_age: of the picture behind the motion. stall: without an acceptable chunk.
+    clock_jump: by which `now` may differ from `steady` between two command periods.
+    late: between two command periods. heartbeat: without one. pose_age: without a measured pose,
+        where one is needed.
+    """
+
+    picture_age: float = 1.0
+    stall: float = 1.0
+    clock_jump: float = 0.2
+    late: float = 0.5
+    heartbeat: float = 0.0
+    pose_age: float = 0.5
+
+
+@dataclass(frozen=True)
+class Stop:
+    kind: str
+    reason: str
+    now: float
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Values seen in training: between q01 and q99, and `margin` times their distance beyond."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+    @classmethod
+    def from_statistics(cls, statistics: Mapping, margin: float) -> Distribution:
+        n = Normalisation.from_statistics(statistics)
+        more = margin * (n.high - n.low)
+        # What isn't normalised, such as the gripper, has no bounds here.
+        low = np.where(n.mask, n.low - more, -np.inf)
+        return cls(low, np.where(n.mask, n.high + more, np.inf))
+
+    def outside(self, chunk: ActionChunk) -> str:
+        """Which value lies outside, in words; empty: none."""
+        if len(self.low) != len(chunk.spec):
+            return f"the statistics have {len(self.low)} dimensions, the chunk {len(chunk.spec)}"
+        bad = (chunk.actions < self.low) | (chunk.actions > self.high)
+        if not bad.any():
+            return ""
+        step, axis = np.argwhere(bad)[0]
+        return (
+            f"{chunk.spec.names[axis]} of step {step} is {chunk.actions[step, axis]:.4g}, outside "
+            f"{self.low[axis]:.4g} to {self.high[axis]:.4g} (training's range and a margin)"
+        )
+
+
+class Safety:
+    """`tick` at every command period says whether to move; everything else reports to it."""
+
+    def __init__(
+        self,
+        watchdogs: Watchdogs | None = None,
+        distribution: Distribution | None = None,
+        needs_pose: bool = False,
+    ):
+        self.watchdogs = watchdogs or Watchdogs()
+        self.distribution = distribution
+        self.needs_pose = needs_pose
+        self.state = DISABLED
+        self.last_stop: Stop | None = None
+        self.warning = ""  # what would stop it, were it enabled
+        self.last_refusal = ""
+        self.stops: Counter[str] = Counter()
+        self.clips: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
+        self._tick: tuple[float, float] | None = None  # now, steady
+        self._chunk = self._pose = self._heartbeat = -math.inf  # steady times
+
+    @property
+    def enabled(self) -> bool:
+        return self.state == ENABLED
+
+    # -- by hand ------------------------------------------------------------------------------
+
+    def enable(self, steady: float, others: int = 0) -> str:
+        """Let it move; returns why that is refused, or an empty string."""
+        if self.enabled:
+            return ""
+        for fault in (
+            self._second_publisher(others),
+            self._silence(HEARTBEAT, steady),
+            self._silence(POSE, steady),
+        ):
+            if fault:
+                return fault[1]
+        # The model has as long for its first chunk as for any other.
+        self._chunk = steady
+        self.state, self.warning = ENABLED, ""
+        return ""
+
+    def disable(self) -> None:
+        self.state = DISABLED
+
+    def stop(self, kind: str, reason: str, now: float) -> None:
+        """A fault: stops what is enabled; what is disabled only warns of it."""
+        if self.enabled:
+            self.state = STOPPED
+            self.stops[kind] += 1
+            self.last_stop = Stop(kind, reason, now)
+        self.warning = reason
+
+    # -- what comes in ------------------------------------------------------------------------
+
+    def heartbeat(self, steady: float) -> None:
+        self._heartbeat = steady
+
+    def pose(self, steady: float) -> None:
+        self._pose = steady
+
+    def clip(self, kinds: set[str]) -> None:
+        self.clips.update(kinds)
+
+    def refuse(self, kind: str, reason: str) -> None:
+        self.refusals[kind] += 1
+        self.last_refusal = reason
+
+    def bad_chunk(self, reason: str, now: float) -> None:
+        """What the model says makes no sense: then it must not be trusted with the next one."""
+        self.refuse(BAD_CHUNK, reason)
+        self.stop(BAD_CHUNK, reason, now)
+
+    def accepts(self, chunk: ActionChunk, stamp: float, now: float, steady: float) -> bool:
+        """Whether a chunk that answers the picture of `stamp` may be executed."""
+        try:
+            check_chunk(chunk)
+        except VlaError as error:
+            self.bad_chunk(str(error), now)
+            return False
+        fault = self._picture_age(stamp, now)
+        if fault:
+            self.refuse(*fault)
+            self.stop(*fault, now)
+            return False
+        outside = self.distribution.outside(chunk) if self.distribution else ""
+        if outside:
+            # A single outlier is left out; a model that gives nothing else stalls.
+            self.refuse(OUT_OF_DISTRIBUTION, outside)
+            return False
+        self._chunk = steady
+        return True
+
+    # -- the watchdogs ------------------------------------------------------------------------
+
+    def tick(
+        self, now: float, steady: float, others: int = 0, moved_by: float | None = None
+    ) -> bool:
+        """A command period begins; whether to move.
+
+        others: further publishers on our topics. moved_by: stamp of the picture behind the motion
+        under way, if any.
+        """
+        fault = (
+            self._clock(now, steady)
+            or self._second_publisher(others)
+            or self._silence(HEARTBEAT, steady)
+            or self._silence(POSE, steady)
+            or (self._picture_age(moved_by, now) if moved_by is not None else None)
+            or self._silence(STALL, steady)
+        )
+        self._tick = now, steady
+        self.warning = ""
+        if fault:
+            self.stop(*fault, now)
+        return self.enabled
+
+    def _clock(self, now: float, steady: float) -> tuple[str, str] | None:
+        if self._tick is None:
+            return None
+        passed, truly = now - self._tick[0], steady - self._tick[1]
+        jump, late = self.watchdogs.clock_jump, self.watchdogs.late
+        if jump and passed < -jump:
+            return CLOCK_BACK, f"the clock jumped back by {-passed:.3f} s; enable again"
+        if jump and passed - truly > jump:
+            return CLOCK_FORWARD, (
+                f"the clock jumped forward by {passed - truly:.3f} s; enable again, or raise "
+                "max_clock_jump where simulated time runs fast"
+            )
+        if late and truly > late:
+            return LATE, f"{truly:.3f} s between two command periods; the computer is overloaded"
+        return None
+
+    def _second_publisher(self, others: int) -> tuple[str, str] | None:
+        if others > 0:
+            return PUBLISHER, f"{others} more publish on our topics; leave only one"
+        return None
+
+    def _silence(self, kind: str, steady: float) -> tuple[str, str] | None:
+        bound, last, what = {
+            HEARTBEAT: (self.watchdogs.heartbeat, self._heartbeat, "no heartbeat"),
+            POSE: (self.watchdogs.pose_age, self._pose, "no usable measured pose"),
+            STALL: (self.watchdogs.stall, self._chunk, "no acceptable chunk from the model"),
+        }[kind]
+        silent = steady - last
+        if (kind == POSE and not self.needs_pose) or not bound or silent <= bound:
+            return None
+        since = f"for {silent:.2f} s" if math.isfinite(silent) else "yet"
+        return kind, f"{what} {since} (allowed: {bound:g} s)"
+
+    def _picture_age(self, stamp: float, now: float) -> tuple[str, str] | None:
+        age, bound = now - stamp, self.watchdogs.picture_age
+        if bound and age > bound:
+            return PICTURE_AGE, (
+                f"the picture behind the motion is {age:.2f} s old, more than {bound:g} s; check "
+                "camera, clocks and the model's rate"
+            )
+        if bound and age < -bound:
+            return PICTURE_AGE, (
+                f"the picture's stamp is {-age:.2f} s in the future; synchronise the clocks"
+            )
+        return None
