@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from vla_inference.control import vectors as v
 from vla_inference.control.vectors import Vector
 
+SLIVER = 1e-5  # s; shorter than this is rounding: seconds since 1970 have steps of 2.4e-7
+
 Step = tuple[Vector, Vector, float]  # m/s, rad/s, gripper
 
 
@@ -121,7 +123,7 @@ class ChunkPlayer:
         linear = angular = v.ZERO
         planned = False
         for a, b in itertools.pairwise(times):
-            step = self._step((a + b) / 2)
+            step = self._step((a + b) / 2) if b - a > SLIVER else None
             if step is None:
                 continue
             planned = True

@@ -30,6 +30,14 @@ CHUNK = QoSProfile(
     durability=DurabilityPolicy.VOLATILE,
 )
 
+# Of commands only the newest counts; controllers subscribe either way (CRISP: depth 1).
+COMMAND = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST,
+    depth=1,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.VOLATILE,
+)
+
 # Whoever joins late gets the last value: states, instructions in force.
 LATCHED = QoSProfile(
     history=HistoryPolicy.KEEP_LAST,

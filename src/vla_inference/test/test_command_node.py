@@ -1,0 +1,301 @@
+"""The command node in a real ROS graph: what a controller hears, and what stops it.
+
+"Nothing was published" is shown by a sentinel: the first thing heard afterwards is what was asked
+for last.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.time import Time
+from std_msgs.msg import Empty, Float64MultiArray
+from std_srvs.srv import SetBool
+
+from vla_inference.command_node import CommandNode
+from vla_inference.ros import qos
+from vla_inference.ros.messages import chunk_to_msg
+from vla_inference.types import ActionChunk, eef_delta_spec
+from vla_msgs.msg import ActionChunk as ActionChunkMsg
+from vla_msgs.msg import CommandStatus
+
+NUMBERS = itertools.count()
+DOMAIN = 101 + os.getpid() % 100
+PATIENCE = 15.0  # seconds until a test gives up
+FREE = {
+    f"max_{k}_{w}": 0.0
+    for k in ("linear", "angular")
+    for w in ("velocity", "acceleration", "jerk")
+}
+
+
+class Graph:
+    """A command node, spun in a thread of its own, and the model and controller around it."""
+
+    def __init__(self, **parameters):
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=DOMAIN)
+        where = {"context": self.context, "namespace": f"/command{next(NUMBERS)}"}
+        # In a busy test run a period may be late; that has tests of its own in the core.
+        defaults = {**FREE, "align": "arrival", "max_period": 5.0, "stall_timeout": 10.0}
+        overrides = [Parameter(k, value=v) for k, v in {**defaults, **parameters}.items()]
+        self.node = CommandNode(parameter_overrides=overrides, **where)
+        self.client = rclpy.create_node("client", **where)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.client)
+        self.twists: list[tuple[float, TwistStamped]] = []
+        self.poses: list[PoseStamped] = []
+        self.grippers: list[float] = []
+        self.status, self.diagnostics = CommandStatus(), []
+        make = self.client.create_subscription
+        make(TwistStamped, "delta_twist", self._twist, 100)
+        make(PoseStamped, "target_pose", self.poses.append, 100)
+        make(Float64MultiArray, "gripper", lambda m: self.grippers.extend(m.data), 100)
+        make(CommandStatus, "command/status", self._keep, qos.LATCHED)
+        make(DiagnosticArray, "/diagnostics", self.diagnostics.append, 10)
+        self.actions = self.client.create_publisher(ActionChunkMsg, "action", qos.CHUNK)
+        self.pose = self.client.create_publisher(PoseStamped, "current_pose", 10)
+        self.heart = self.client.create_publisher(Empty, "heartbeat", 10)
+        self.enabler = self.client.create_client(SetBool, "command/enable")
+        self._ending = False
+        self._thread = threading.Thread(target=self._spin)
+        self._thread.start()
+        assert self.node.start(), self.node.failure
+        self.until(lambda: self.actions.get_subscription_count(), "the node's ears")
+        self.until(lambda: self.client.count_publishers("action"), "discovery")
+        self.until(lambda: self.status.state == "disabled", "a status")
+        assert self.enabler.wait_for_service(PATIENCE)
+
+    def _twist(self, msg: TwistStamped) -> None:
+        self.twists.append((self.now(), msg))
+
+    def _keep(self, status: CommandStatus) -> None:
+        self.status = status
+
+    def _spin(self) -> None:
+        executor = SingleThreadedExecutor(context=self.context)
+        executor.add_node(self.node)
+        while not self._ending:
+            executor.spin_once(timeout_sec=0.05)
+        executor.shutdown()
+
+    def close(self) -> None:
+        self._ending = True
+        self._thread.join()
+        self.node.trigger_shutdown()
+        self.executor.shutdown()
+        self.node.destroy_node()
+        self.client.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+    def now(self) -> float:
+        return 1e-9 * self.client.get_clock().now().nanoseconds
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, f"waited in vain for {what}; {self.status}"
+            self.executor.spin_once(timeout_sec=0.02)
+
+    def idle(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.executor.spin_once(timeout_sec=0.02)
+
+    def enable(self, on: bool = True) -> str:
+        future = self.enabler.call_async(SetBool.Request(data=on))
+        self.until(future.done, "an answer to enable")
+        assert future.result().success == (not future.result().message)
+        return future.result().message
+
+    def send(self, *rows, age: float = 0.0, change=None, dt: float = 0.05, **spec) -> None:
+        chunk = ActionChunk(list(rows), eef_delta_spec(dt=dt, **spec))
+        stamp = Time(seconds=self.now() - age).to_msg()
+        msg = chunk_to_msg(chunk, stamp)
+        if change:
+            change(msg)
+        self.actions.publish(msg)
+
+    def stopped(self, kind: str) -> str:
+        self.until(lambda: self.status.state == "stopped", f"a stop by {kind}")
+        assert self.status.stop_kind == kind
+        return self.status.stop_reason
+
+
+def moves(heard: tuple[float, TwistStamped]) -> bool:
+    return heard[1].twist != TwistStamped().twist
+
+
+def ahead(x: float, gripper: float = 1.0) -> list[float]:
+    return [x, 0, 0, 0, 0, 0, gripper]
+
+
+@pytest.fixture
+def graph(monkeypatch):
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    graphs = []
+
+    def make(**parameters) -> Graph:
+        graphs.append(Graph(**parameters))
+        return graphs[-1]
+
+    yield make
+    for g in graphs:
+        g.close()
+
+
+def test_nothing_before_enabling_then_twists_two_zeros_and_silence(graph):
+    g = graph(base_frame="base_link")
+    g.send(*[ahead(0.03)] * 4)
+    g.until(lambda: g.status.chunks == 1, "the first chunk")
+    g.idle(0.3)
+    assert g.status.commands == 0 and "dry run" in g.status.message
+    assert g.enable() == "" and g.status.state in ("disabled", "enabled")
+    g.send(*[[0.01, -0.02, 0.005, 0.1, 0, -0.05, 1.0]] * 6)
+    halted = lambda: len(g.twists) > 5 and not any(map(moves, g.twists[-2:]))  # noqa: E731
+    g.until(halted, "six twists and two zeros")
+    g.idle(0.3)
+    # Had the dry run published anything, the first would be another one. A period that came late
+    # on a busy machine may cost a step.
+    assert 6 <= len(g.twists) <= 9 and g.grippers == [1.0]
+    assert [moves(t) for t in g.twists] == [True] * (len(g.twists) - 2) + [False] * 2
+    for arrived, msg in g.twists:
+        assert msg.header.frame_id == "base_link"
+        assert abs(arrived - 1e-9 * Time.from_msg(msg.header.stamp).nanoseconds) < 0.1
+    for _, msg in g.twists[:3]:
+        linear, angular = msg.twist.linear, msg.twist.angular
+        assert (linear.x, linear.y, linear.z) == pytest.approx((0.2, -0.4, 0.1), rel=1e-4)
+        assert (angular.x, angular.y, angular.z) == pytest.approx((2.0, 0, -1.0), rel=1e-4)
+    g.until(lambda: g.status.commands == len(g.twists), "the count of commands")
+    assert g.enable(False) == ""
+
+
+def test_limits_scale_and_the_tool_frame(graph):
+    g = graph(scale=0.5, max_linear_velocity=0.1, tool_frame="hand")
+    assert g.enable() == ""
+    g.send(*[ahead(0.03, gripper=0.0)] * 3, frame="tool")
+    g.until(lambda: len(g.twists) >= 5, "twists")
+    assert g.twists[0][1].header.frame_id == "hand"
+    assert g.twists[0][1].twist.linear.x == pytest.approx(0.1, rel=1e-4)
+    g.until(lambda: g.status.clip_kinds == ["linear_velocity"], "the clips")
+    assert g.status.clip_counts[0] >= 1 and g.status.scale == pytest.approx(0.5)
+    assert g.grippers == [0.0]
+
+
+def test_faults_of_the_model_stop_it_until_it_is_enabled_again(graph):
+    g = graph(stall_timeout=0.5)
+
+    def spoil(msg):
+        msg.steps[1].translation.y = math.nan
+
+    for begin, kind, word in (
+        (lambda: g.send(*[ahead(0.01)] * 3, change=spoil), "bad_chunk", "not finite"),
+        (lambda: g.send(*[ahead(0.01)] * 3, age=1.5), "picture_age", "old"),
+        (lambda: None, "inference_stall", "chunk"),
+    ):
+        before = g.status.refused
+        assert g.enable() == ""
+        g.until(lambda: g.status.state == "enabled", "enabled")
+        g.twists.clear()
+        begin()
+        assert word in g.stopped(kind)
+        assert g.status.refused == before + (kind != "inference_stall")
+        g.send(*[ahead(0.01)] * 3)
+        g.idle(0.25)
+        assert [moves(t) for t in g.twists] == [False, False]
+    errors = lambda: [  # noqa: E731
+        s for d in g.diagnostics for s in d.status if s.level == DiagnosticStatus.ERROR
+    ]
+    g.until(errors, "an error in the diagnostics")
+    assert "stopped" in errors()[0].message
+    assert dict(zip(g.status.stop_kinds, g.status.stop_counts, strict=True)) == {
+        "bad_chunk": 1, "picture_age": 1, "inference_stall": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("topic", ["delta_twist", "action"])
+def test_a_second_publisher_stops_it_in_the_midst_of_a_motion(graph, topic):
+    g = graph()
+    assert g.enable() == ""
+    g.send(*[ahead(0.001)] * 200)
+    g.until(lambda: len(g.twists) > 3, "motion")
+    kind = TwistStamped if topic == "delta_twist" else ActionChunkMsg
+    other = g.client.create_publisher(kind, topic, 10)
+    assert "more publish" in g.stopped("second_publisher")
+    g.idle(0.2)
+    assert [moves(t) for t in g.twists[-3:]] == [True, False, False]
+    assert "more publish" in g.enable()
+    g.client.destroy_publisher(other)
+    g.until(lambda: g.enable() == "", "leave to go on")
+
+
+def test_target_poses_start_at_the_robot_and_are_held(graph):
+    g = graph(publish_pose=True, publish_twist=False, pose_timeout=0.6, base_frame="world")
+    assert "measured pose" in g.enable()
+
+    def measure() -> None:
+        msg = PoseStamped()
+        msg.header.frame_id = "world"
+        msg.pose.position.x, msg.pose.orientation.w = 0.4, 1.0
+        g.pose.publish(msg)
+
+    def ready() -> bool:
+        measure()
+        return g.enable() == ""
+
+    g.until(ready, "a measured pose")
+    g.send(*[ahead(0.01)] * 3)
+
+    def held() -> bool:
+        measure()
+        g.idle(0.05)
+        return len(g.poses) >= 4 and g.poses[-1].pose == g.poses[-3].pose
+
+    g.until(held, "targets, and the last one held")
+    at = [p.pose.position.x for p in g.poses]
+    assert at[:2] == pytest.approx([0.41, 0.42], rel=1e-4) and at == sorted(at)
+    assert at[-1] <= 0.43 + 1e-5
+    assert {p.header.frame_id for p in g.poses} == {"world"} and not g.twists
+    assert "measured pose" in g.stopped("pose_lost")  # nobody measures any more
+    g.idle(0.2)
+    assert g.poses[-1].pose.position.x == pytest.approx(0.4)  # stays where it is
+
+
+def test_a_heartbeat_is_needed_where_asked_for(graph):
+    g = graph(heartbeat_timeout=0.3)
+    assert "heartbeat" in g.enable()
+
+    def ready() -> bool:
+        g.heart.publish(Empty())
+        return g.enable() == ""
+
+    g.until(ready, "a heartbeat")
+    assert "heartbeat" in g.stopped("heartbeat")
+
+
+def test_deactivating_halts_and_senseless_parameters_leave_it_unconfigured(graph):
+    g = graph()
+    assert g.enable() == ""
+    g.send(*[ahead(0.001)] * 200)
+    g.until(lambda: len(g.twists) > 3, "motion")
+    g.node.trigger_deactivate()
+    g.idle(0.3)
+    assert [moves(t) for t in g.twists[-2:]] == [True, False]
+    assert g.status.state == "inactive"
+    assert "not active" in g.enable()
+    assert not g.node.set_parameters([Parameter("scale", value=0.5)])[0].successful
+    g.node.trigger_cleanup()
+    assert g.node.set_parameters([Parameter("workspace", value=[1.0, 2.0])])[0].successful
+    g.node.trigger_configure()
+    g.until(lambda: "workspace" in g.status.message, "the reason")

@@ -1,0 +1,292 @@
+"""The command node: action chunks in; what a robot's controller takes, at its own rate, out.
+
+All that decides is in `vla_inference.control`; here are topics, parameters and clocks. Disabled
+until `~/enable` is called.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType
+from rclpy.parameter import Parameter
+from rclpy.time import Time
+from std_msgs.msg import Empty, Float64MultiArray
+from std_srvs.srv import SetBool
+
+from vla_inference.control import DISABLED, ENABLED, STOPPED, Command, Commander
+from vla_inference.errors import VlaError
+from vla_inference.ros import qos
+from vla_inference.ros.command_parameters import (
+    PARAMETERS,
+    descriptor,
+    read_outputs,
+    read_settings,
+)
+from vla_inference.ros.commands import (
+    command_to_twist,
+    diagnostics,
+    msg_to_pose,
+    pose_to_msg,
+)
+from vla_inference.ros.lifecycle import ACTIVE, ManagedNode, spin_node
+from vla_inference.ros.messages import msg_to_chunk
+from vla_inference.watch import Watch
+from vla_msgs.msg import ActionChunk, CommandStatus
+
+STATUS_PERIOD, DIAGNOSTICS_PERIOD = 0.5, 1.0
+
+
+class CommandNode(ManagedNode):
+    def __init__(self, name: str = "command", **kwargs):
+        super().__init__(name, **kwargs)
+        for key, (default, description, bounds) in PARAMETERS.items():
+            self.declare_parameter(key, default, descriptor(description, bounds))
+        self.add_on_set_parameters_callback(self._check_parameters)
+
+        self.commander: Commander | None = None
+        self._configured = False
+        self._timer = None
+        self._outputs: dict[str, Any] = {}  # name -> publisher
+        self._told: tuple | None = None
+        self._in_tool = False
+        self._sent, self._watch, self._remark = 0, Watch(), ""
+
+        self._status = self.create_publisher(CommandStatus, "~/status", qos.LATCHED)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self.create_subscription(ActionChunk, "action", self._on_chunk, qos.CHUNK)
+        self.create_subscription(PoseStamped, "current_pose", self._on_pose, qos.IMAGE_INPUT)
+        self.create_subscription(Empty, "heartbeat", self._on_heartbeat, qos.IMAGE_INPUT)
+        self.create_service(SetBool, "~/enable", self._enable)
+        # Steady: where simulated time stands still, the watchdogs must not.
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(STATUS_PERIOD, self._publish_status, clock=self._steady)
+        self.create_timer(DIAGNOSTICS_PERIOD, self._publish_diagnostics, clock=self._steady)
+
+    # -- lifecycle ----------------------------------------------------------------------------
+
+    def do_configure(self) -> None:
+        self._settings = read_settings(self._value)
+        self._out = out = read_outputs(self._value)
+        kinds = {
+            "delta_twist": (TwistStamped, out.twist),
+            "target_pose": (PoseStamped, out.pose),
+            "gripper": (Float64MultiArray, out.gripper),
+        }
+        for name, (kind, on) in kinds.items():
+            if on:
+                self._outputs[name] = self.create_lifecycle_publisher(kind, name, qos.COMMAND)
+        self._configured = True
+
+    def do_activate(self) -> None:
+        self.commander = Commander(self._settings)
+        self._sent, self._watch, self._remark = 0, Watch(), ""
+        self._timer = self.create_timer(self.commander.period, self._tick, clock=self._steady)
+
+    def do_deactivate(self) -> None:
+        if self._timer is not None:
+            self.destroy_timer(self._timer)
+            self._timer = None
+        commander, self.commander = self.commander, None
+        if commander is not None and commander.safety.enabled:
+            # There will be no further period to tell it in.
+            self._send(Command(target=commander.target.measured))
+
+    def do_cleanup(self) -> None:
+        self._configured = False
+        for publisher in self._outputs.values():
+            self.destroy_publisher(publisher)
+        self._outputs = {}
+
+    def state_changed(self) -> None:
+        self._publish_status()
+
+    def _value(self, name: str) -> Any:
+        return self.get_parameter(name).value
+
+    def _check_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
+        for p in parameters:
+            if self._configured and p.name in PARAMETERS:
+                reason = f"{p.name} is read when the node is configured; clean it up first"
+                return SetParametersResult(successful=False, reason=reason)
+        return SetParametersResult(successful=True)
+
+    # -- what comes in ------------------------------------------------------------------------
+
+    def _now(self) -> float:
+        return 1e-9 * self.get_clock().now().nanoseconds
+
+    def _on_chunk(self, msg: ActionChunk) -> None:
+        if self.commander is None:
+            return
+        now, stamp = self._now(), 1e-9 * Time.from_msg(msg.header.stamp).nanoseconds
+        try:
+            chunk = msg_to_chunk(msg)
+            if not stamp:
+                raise VlaError("the chunk has no stamp", "give it that of its picture")
+        except VlaError as error:
+            self.commander.bad_chunk(str(error), now)
+        else:
+            executed = self.commander.accept(chunk, stamp, now, time.monotonic())
+            late = not executed and self.commander.player.late
+            self._remark = (
+                "chunks come too late to execute any of their steps; choose a faster model, "
+                "longer chunks, or align: arrival" if late else ""
+            )  # fmt: skip
+        self._tell_changes()
+
+    def _on_pose(self, msg: PoseStamped) -> None:
+        if self.commander is None:
+            return
+        frame = msg.header.frame_id
+        try:
+            if frame != self._out.base_frame:
+                raise VlaError(
+                    f"current_pose is in frame {frame!r}, not {self._out.base_frame!r}",
+                    "set base_frame, or have the pose published in it",
+                )
+            self.commander.measured(msg_to_pose(msg), time.monotonic())
+        except VlaError as error:
+            # Without usable poses the watchdog stops the robot.
+            self._remark = str(error)
+            self.get_logger().warning(self._remark, throttle_duration_sec=5.0)
+
+    def _on_heartbeat(self, msg: Empty) -> None:
+        if self.commander is not None:
+            self.commander.safety.heartbeat(time.monotonic())
+
+    def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        commander = self.commander
+        if commander is None:
+            response.success = not request.data
+            response.message = "the node is not active; configure and activate it first"
+            return response
+        if request.data:
+            response.message = commander.enable(time.monotonic(), self._others())
+            response.success = not response.message
+        else:
+            commander.disable()
+            response.success = True
+        self._tell_changes()
+        return response
+
+    # -- what goes out ------------------------------------------------------------------------
+
+    def _others(self) -> int:
+        """Publishers on our topics that ought not to be there."""
+        count = self.count_publishers
+        ours = sum(max(0, count(p.topic_name) - 1) for p in self._outputs.values())
+        return ours + max(0, count(self.resolve_topic_name("action")) - 1)
+
+    def _tick(self) -> None:
+        if self.commander is None:
+            return
+        command = self.commander.tick(self._now(), time.monotonic(), self._others())
+        if command is not None and command.live:
+            self._send(command)
+        self._tell_changes()
+
+    def _send(self, command: Command) -> None:
+        stamp, out = self.get_clock().now().to_msg(), self._out
+        if self.commander is not None:
+            self._in_tool = self.commander.in_tool
+        if out.twist:
+            frame = out.tool_frame if self._in_tool else out.base_frame
+            self._outputs["delta_twist"].publish(command_to_twist(command, stamp, frame))
+        if out.pose and command.target is not None:
+            msg = pose_to_msg(command.target, stamp, out.base_frame)
+            self._outputs["target_pose"].publish(msg)
+        if out.gripper and command.gripper is not None:
+            value = out.gripper_values[round(command.gripper)]
+            self._outputs["gripper"].publish(Float64MultiArray(data=[value]))
+        self._sent += 1
+        self._watch.add(0.0, time.monotonic())
+
+    # -- status -------------------------------------------------------------------------------
+
+    def _tell_changes(self) -> None:
+        """Publish the status at once where the state is another one."""
+        if self.commander is None:
+            return
+        safety = self.commander.safety
+        seen = safety.state, safety.last_stop, safety.refusals.total()
+        if seen == self._told:
+            return
+        stopped = self._told is None or safety.last_stop is not self._told[1]
+        self._told = seen
+        if stopped and safety.last_stop is not None:
+            self.get_logger().error(f"stopped: {safety.last_stop.reason}")
+        self._publish_status()
+
+    def _publish_status(self) -> None:
+        status = CommandStatus(state=CommandStatus.INACTIVE, message=self.failure)
+        status.header.stamp = self.get_clock().now().to_msg()
+        status.picture_age_ms = math.nan
+        commander = self.commander
+        if commander is not None and self.state == ACTIVE:
+            safety = commander.safety
+            status.state = safety.state
+            stop = safety.last_stop
+            if stop is not None:
+                status.stop_kind, status.stop_reason = stop.kind, stop.reason
+                status.stop_time = Time(nanoseconds=max(0, int(1e9 * stop.now))).to_msg()
+            status.warning = "" if safety.enabled else safety.warning
+            status.command_rate = self._watch.rate(time.monotonic())
+            status.nominal_rate = 1.0 / commander.period
+            status.scale = commander.scale
+            if commander.picture_stamp is not None:
+                status.picture_age_ms = 1e3 * (self._now() - commander.picture_stamp)
+            status.commands, status.chunks = self._sent, commander.chunks
+            status.refused = safety.refusals.total()
+            status.stale_steps = commander.player.stale
+            status.last_refusal = safety.last_refusal
+            status.clip_kinds = list(safety.clips)
+            status.clip_counts = list(safety.clips.values())
+            status.stop_kinds = list(safety.stops)
+            status.stop_counts = list(safety.stops.values())
+            status.message = self._remark or {
+                DISABLED: "dry run: call ~/enable to publish commands",
+                STOPPED: "stopped; mend the reason, then call ~/enable",
+            }.get(safety.state, "")
+        self._status.publish(status)
+
+    def _publish_diagnostics(self) -> None:
+        level, message, values = DiagnosticStatus.OK, self.state, {}
+        commander = self.commander
+        if self.failure:
+            level, message = DiagnosticStatus.ERROR, self.failure
+        elif commander is not None:
+            safety = commander.safety
+            message = safety.state
+            if safety.state == STOPPED:
+                level, message = DiagnosticStatus.ERROR, f"stopped: {safety.last_stop.reason}"
+            elif safety.state == ENABLED and self._remark:
+                level, message = DiagnosticStatus.WARN, self._remark
+            values = {
+                "state": safety.state,
+                "commands": self._sent,
+                "command rate [Hz]": f"{self._watch.rate(time.monotonic()):.1f}",
+                "chunks": commander.chunks,
+                **{f"clips {k}": n for k, n in safety.clips.items()},
+                **{f"stops {k}": n for k, n in safety.stops.items()},
+                **{f"refusals {k}": n for k, n in safety.refusals.items()},
+            }
+        stamp, name = self.get_clock().now().to_msg(), self.get_fully_qualified_name()
+        self._diagnostics.publish(
+            diagnostics(stamp, f"{name.lstrip('/')}: commands", name, level, message, values)
+        )
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    return spin_node(CommandNode, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""The command node's parameters, and the core's settings made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+
+from vla_inference.actions import find_statistics
+from vla_inference.control import SafetyLimits, Settings, Watchdogs
+from vla_inference.control.safety import Distribution
+from vla_inference.errors import VlaError
+
+
+def _real(low: float, high: float) -> FloatingPointRange:
+    return FloatingPointRange(from_value=low, to_value=high)
+
+
+_LIMIT = _real(0.0, 1e6)
+_SECONDS = _real(0.0, 3600.0)
+
+# name: (default, description, range). All are read when the node is configured.
+PARAMETERS: dict[str, tuple[Any, str, Any]] = {
+    "publish_twist": (True, "publish delta_twist (geometry_msgs/TwistStamped)", None),
+    "publish_pose": (False, "publish target_pose (PoseStamped); needs current_pose", None),
+    "publish_gripper": (True, "publish gripper (std_msgs/Float64MultiArray) on change", None),
+    "command_rate": (20.0, "commands per second [Hz]", _real(1.0, 1000.0)),
+    "base_frame": ("base_link", "frame of target_pose, current_pose and base deltas", None),
+    "tool_frame": ("tool0", "frame_id of delta_twist where deltas are in tool axes", None),
+    "deltas_in": ("", "axes of the deltas: base, tool; empty: what the chunk says", None),
+    "scale": (1.0, "share of the model's motion carried out; small at first", _real(1e-3, 1.0)),
+    "execute_steps": (
+        0,
+        "steps of each chunk to execute; 0: all",
+        IntegerRange(from_value=0, to_value=10000),
+    ),
+    "align": ("stamp", "chunks begin at their picture's stamp or on arrival", None),
+    "ensemble": (
+        -1.0,
+        "weight exp(-ensemble * i) of temporal ensembling; negative: off",
+        _real(-1.0, 100.0),
+    ),
+    "blend": (0.1, "time in which a chunk takes over from the last one [s]", _real(0.0, 10.0)),
+    "max_drift": (0.05, "target to measured pose before re-anchoring [m]", _real(1e-4, 10.0)),
+    "max_drift_angle": (0.3, "the same [rad]", _real(1e-3, 3.2)),
+    "gripper_hysteresis": (0.1, "around 0.5, of the model's gripper", _real(0.0, 0.49)),
+    "gripper_open": (1.0, "what is published for open", None),
+    "gripper_closed": (0.0, "what is published for closed", None),
+    "max_translation_per_step": (0.05, "of a chunk's step [m]; 0: no limit", _LIMIT),
+    "max_rotation_per_step": (0.5, "of a chunk's step [rad]; 0: no limit", _LIMIT),
+    "max_linear_velocity": (0.25, "[m/s]; 0: no limit", _LIMIT),
+    "max_angular_velocity": (1.0, "[rad/s]; 0: no limit", _LIMIT),
+    "max_linear_acceleration": (2.5, "[m/s^2]; 0: no limit", _LIMIT),
+    "max_angular_acceleration": (10.0, "[rad/s^2]; 0: no limit", _LIMIT),
+    "max_linear_jerk": (50.0, "[m/s^3]; 0: no limit", _LIMIT),
+    "max_angular_jerk": (200.0, "[rad/s^3]; 0: no limit", _LIMIT),
+    "workspace": (
+        [0.0],
+        "box in the base frame, x y z lowest then highest [m]; [0.0]: none. Needs current_pose",
+        None,
+    ),
+    "max_picture_age": (1.0, "of the picture behind the motion [s]; 0: any", _SECONDS),
+    "stall_timeout": (1.0, "without an acceptable chunk [s]; 0: forever", _SECONDS),
+    "heartbeat_timeout": (0.0, "without a heartbeat [s]; 0: none is needed", _SECONDS),
+    "pose_timeout": (0.5, "without a current_pose, where needed [s]; 0: forever", _SECONDS),
+    "max_clock_jump": (0.2, "between two periods [s]; 0: any", _SECONDS),
+    "max_period": (0.5, "between two commands before it counts as overload [s]", _SECONDS),
+    "statistics": (
+        "",
+        "dataset_statistics.json of the model: refuse chunks far outside; empty: don't",
+        None,
+    ),
+    "unnorm_key": ("", "which of these statistics; empty: the only ones there are", None),
+    "distribution_margin": (0.5, "beyond q01 and q99, as a share of their distance", _LIMIT),
+}
+
+
+def descriptor(description: str, bounds: Any) -> ParameterDescriptor:
+    made = ParameterDescriptor(description=description)
+    if isinstance(bounds, FloatingPointRange):
+        made.floating_point_range = [bounds]
+    elif bounds is not None:
+        made.integer_range = [bounds]
+    return made
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the node publishes, and how it is called there."""
+
+    twist: bool
+    pose: bool
+    gripper: bool
+    base_frame: str
+    tool_frame: str
+    gripper_values: tuple[float, float]  # closed, open
+
+
+def read_outputs(value: Callable[[str], Any]) -> Outputs:
+    outputs = Outputs(
+        value("publish_twist"),
+        value("publish_pose"),
+        value("publish_gripper"),
+        value("base_frame"),
+        value("tool_frame"),
+        (value("gripper_closed"), value("gripper_open")),
+    )
+    for name in ("base_frame", "tool_frame"):
+        if not value(name):
+            raise VlaError(f"parameter {name!r} is empty", "controllers drop what has no frame")
+    if not (outputs.twist or outputs.pose or outputs.gripper):
+        raise VlaError("no output is on", "set publish_twist, publish_pose or publish_gripper")
+    return outputs
+
+
+def read_settings(value: Callable[[str], Any]) -> Settings:
+    """value: gives a parameter's value by its name."""
+    box = list(value("workspace"))
+    if len(box) not in (1, 6):
+        raise VlaError(f"parameter 'workspace' has {len(box)} numbers", "give six, or [0.0]")
+    workspace = (tuple(box[:3]), tuple(box[3:])) if len(box) == 6 else None
+    names = [
+        f"{kind}_{what}"
+        for what in ("velocity", "acceleration", "jerk")
+        for kind in ("linear", "angular")
+    ] + ["translation_per_step", "rotation_per_step"]
+    limits = SafetyLimits(**{n: value(f"max_{n}") for n in names}, workspace=workspace)
+    watchdogs = Watchdogs(
+        picture_age=value("max_picture_age"),
+        stall=value("stall_timeout"),
+        clock_jump=value("max_clock_jump"),
+        late=value("max_period"),
+        heartbeat=value("heartbeat_timeout"),
+        pose_age=value("pose_timeout"),
+    )
+    return Settings(
+        rate=value("command_rate"),
+        scale=value("scale"),
+        deltas_in=value("deltas_in"),
+        execute_steps=value("execute_steps"),
+        align=value("align"),
+        ensemble=value("ensemble") if value("ensemble") >= 0 else None,
+        blend=value("blend"),
+        drift=(value("max_drift"), value("max_drift_angle")),
+        gripper_hysteresis=value("gripper_hysteresis"),
+        needs_pose=value("publish_pose") or workspace is not None,
+        limits=limits,
+        watchdogs=watchdogs,
+        distribution=_distribution(
+            value("statistics"), value("unnorm_key"), value("distribution_margin")
+        ),
+    )
+
+
+def _distribution(path: str, key: str, margin: float) -> Distribution | None:
+    if not path:
+        return None
+    try:
+        spaces = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise VlaError(f"cannot read statistics {path!r}: {error}", "give a JSON file") from None
+    if not isinstance(spaces, dict):
+        raise VlaError(f"{path!r} holds no statistics", "give a dataset_statistics.json")
+    return Distribution.from_statistics(find_statistics(spaces, key or None)[1], margin)

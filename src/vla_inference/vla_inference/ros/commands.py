@@ -1,0 +1,55 @@
+"""`Command` and `Pose` <-> geometry_msgs; the command node's state as diagnostics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from geometry_msgs.msg import PoseStamped, TwistStamped
+
+from vla_inference.control.commands import Pose
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from builtin_interfaces.msg import Time
+
+    from vla_inference.control import Command
+
+
+def command_to_twist(command: Command, stamp: Time, frame_id: str) -> TwistStamped:
+    msg = TwistStamped()
+    msg.header.stamp, msg.header.frame_id = stamp, frame_id
+    linear, angular = msg.twist.linear, msg.twist.angular
+    linear.x, linear.y, linear.z = command.linear
+    angular.x, angular.y, angular.z = command.angular
+    return msg
+
+
+def pose_to_msg(pose: Pose, stamp: Time, frame_id: str) -> PoseStamped:
+    msg = PoseStamped()
+    msg.header.stamp, msg.header.frame_id = stamp, frame_id
+    p, q = msg.pose.position, msg.pose.orientation
+    p.x, p.y, p.z = pose.position
+    q.x, q.y, q.z, q.w = pose.orientation
+    return msg
+
+
+def msg_to_pose(msg: PoseStamped) -> Pose:
+    """Raises VlaError where it is no pose."""
+    p, q = msg.pose.position, msg.pose.orientation
+    return Pose((p.x, p.y, p.z), (q.x, q.y, q.z, q.w))
+
+
+def diagnostics(
+    stamp: Time, name: str, hardware_id: str, level: bytes, message: str, values: Mapping
+) -> DiagnosticArray:
+    msg = DiagnosticArray()
+    msg.header.stamp = stamp
+    pairs = [KeyValue(key=str(k), value=str(v)) for k, v in values.items()]
+    msg.status = [
+        DiagnosticStatus(
+            level=level, name=name, message=message, hardware_id=hardware_id, values=pairs
+        )
+    ]
+    return msg
