@@ -373,6 +373,16 @@ def test_a_model_that_changes_its_frame_is_stopped():
     assert not b.accept(forward(frame="tool")) and b.state == STOPPED
 
 
+def test_a_stop_holds_the_measured_pose_and_an_old_one_is_not_gone_back_to():
+    for age, wanted in ((0.1, 1.0), (0.6, 1.02)):
+        b = Bench(align="arrival", watchdogs=Watchdogs(picture_age=0.0, stall=0.0, late=0.0))
+        b.commander.measured(Pose((1.0, 0.0, 0.0)), b.steady)
+        b.accept(forward(2))
+        b.tick(), b.tick()
+        halt = b.tick(age, others=1)
+        assert not halt.moves and halt.target.position[0] == pytest.approx(wanted, rel=1e-5)
+
+
 def test_disabling_halts_twice():
     b = Bench()
     b.accept(forward(20))

@@ -16,6 +16,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
 from rclpy.parameter import Parameter
 from rclpy.time import Time
 from std_msgs.msg import Empty, Float64MultiArray
@@ -41,6 +42,7 @@ from vla_inference.ros.messages import msg_to_chunk
 from vla_inference.watch import Watch
 from vla_msgs.msg import ActionChunk, CommandStatus
 
+FAREWELL = Duration(seconds=0.2)  # to have a last halt acknowledged
 STATUS_PERIOD, DIAGNOSTICS_PERIOD = 0.5, 1.0
 
 
@@ -97,7 +99,10 @@ class CommandNode(ManagedNode):
         commander, self.commander = self.commander, None
         if commander is not None and commander.safety.enabled:
             # There will be no further period to tell it in.
-            self._send(Command(target=commander.target.measured))
+            self._send(Command(target=commander.pose_to_hold(time.monotonic())))
+            # The process may end right after this, and what is under way with it.
+            for publisher in self._outputs.values():
+                publisher.wait_for_all_acked(FAREWELL)
 
     def do_cleanup(self) -> None:
         self._configured = False
@@ -134,8 +139,9 @@ class CommandNode(ManagedNode):
         except VlaError as error:
             self.commander.bad_chunk(str(error), now)
         else:
-            executed = self.commander.accept(chunk, stamp, now, time.monotonic())
-            late = not executed and self.commander.player.late
+            before = self.commander.player.late
+            self.commander.accept(chunk, stamp, now, time.monotonic())
+            late = self.commander.player.late > before
             self._remark = (
                 "chunks come too late to execute any of their steps; choose a faster model, "
                 "longer chunks, or align: arrival" if late else ""

@@ -108,6 +108,7 @@ class Commander:
         self._window: float | None = None  # where the next command period begins
         self._live = False  # whether the last command may have moved the robot
         self._halts = 0  # how many more times to tell a halt after a stop
+        self._hold: Pose | None = None  # the target of these
         self._zeros = 0  # the same after the end of a motion
         self._last_now: float | None = None
 
@@ -180,13 +181,17 @@ class Commander:
         motion = self.player.motion(begin, self._window)
         going = self.safety.tick(now, steady, others, motion.stamp if motion else None)
         if self._live and not going:
-            self._live, self._halts = False, ZEROS
+            self._live, self._halts, self._hold = False, ZEROS, self.pose_to_hold(steady)
             self._standstill()
         if self._halts:
             self._halts -= 1
-            # The pose to hold is where the robot is, not where it should have got to.
-            return Command(target=self.target.measured)
+            return Command(target=self._hold)
         return None if self.safety.state == STOPPED else self._move(motion)
+
+    def pose_to_hold(self, steady: float) -> Pose | None:
+        """Where the robot is, not where it should have got to; where that isn't known any more,
+        what it was told last: an old pose would drive it back."""
+        return self.target.measured if self.safety.knows_pose(steady) else self.target.pose
 
     def _next_begin(self, now: float) -> float:
         """Periods follow each other without gaps while `tick` is called roughly in time."""

@@ -154,6 +154,10 @@ class Safety:
     def pose(self, steady: float) -> None:
         self._pose = steady
 
+    def knows_pose(self, steady: float) -> bool:
+        """Whether the measured pose is fresh enough to be told to a controller."""
+        return steady - self._pose <= (self.watchdogs.pose_age or math.inf)
+
     def clip(self, kinds: set[str]) -> None:
         self.clips.update(kinds)
 

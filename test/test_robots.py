@@ -1,0 +1,133 @@
+"""The parameter and launch files for controllers: understood by the node, and what they remap."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import rclpy
+import yaml
+from geometry_msgs.msg import TwistStamped
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.time import Time
+from std_srvs.srv import SetBool
+
+from vla_inference.launch_standin import read_launch_file
+from vla_inference.ros import qos
+from vla_inference.ros.command_parameters import PARAMETERS, read_outputs, read_settings
+from vla_inference.ros.messages import chunk_to_msg
+from vla_inference.types import ActionChunk, eef_delta_spec
+from vla_msgs.msg import ActionChunk as ActionChunkMsg
+
+ROOT = Path(__file__).resolve().parent.parent
+ROBOTS = sorted(p.stem for p in (ROOT / "config/robots").glob("*.yaml"))
+TARGETS = {
+    "moveit_servo": "delta_twist:=/servo_node/delta_twist_cmds",
+    "fzi_cartesian": "target_pose:=/cartesian_motion_controller/target_frame",
+    "crisp": "target_pose:=/target_pose",
+}
+_domains = itertools.count(os.getpid() + 50)
+
+
+def parameters(path: Path) -> dict:
+    return yaml.safe_load(path.read_text())["/**"]["ros__parameters"]
+
+
+def test_the_parameter_file_says_what_the_node_would_do_without_it():
+    said = parameters(ROOT / "config/command.yaml")
+    assert said.pop("autostart") is True
+    assert said == {name: default for name, (default, _, _) in PARAMETERS.items()}
+    assert all(type(said[n]) is type(d) for n, (d, _, _) in PARAMETERS.items())
+
+
+@pytest.mark.parametrize("robot", ROBOTS)
+def test_the_node_understands_a_robots_parameters(robot):
+    values = {name: default for name, (default, _, _) in PARAMETERS.items()}
+    changes = parameters(ROOT / f"config/robots/{robot}.yaml")
+    assert changes.keys() <= values.keys()
+    assert all(type(values[name]) is type(v) for name, v in changes.items())
+    values |= changes
+    settings, outputs = read_settings(values.__getitem__), read_outputs(values.__getitem__)
+    assert 20 <= settings.rate <= 50
+    assert outputs.pose == settings.needs_pose and outputs.pose != outputs.twist
+
+
+@pytest.mark.parametrize("robot", ROBOTS)
+def test_a_robots_launch_file_remaps_our_topics_to_its_own(robot):
+    plan = read_launch_file(ROOT / f"launch/{robot}.launch.xml", {})
+    (process,) = plan.processes
+    assert TARGETS[robot] in process.remaps
+    files = [p for p in process.parameters if isinstance(p, Path)]
+    assert [f.name for f in files] == ["command.yaml", f"{robot}.yaml"]
+
+
+def test_servo_hears_what_it_takes_once_enabled(monkeypatch):
+    """Launched as a user does; the listener keeps Servo's rules."""
+    domain = 1 + next(_domains) % 100
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vla_inference.cli", "launch",
+         str(ROOT / "launch/moveit_servo.launch.xml"), "scale:=0.5"],
+        env={**os.environ, "ROS_DOMAIN_ID": str(domain)},
+    )  # fmt: skip
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain)
+    servo = rclpy.create_node("servo", context=context)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(servo)
+    heard: list[tuple[float, TwistStamped]] = []
+
+    def now() -> float:
+        return 1e-9 * servo.get_clock().now().nanoseconds
+
+    servo.create_subscription(
+        TwistStamped, "/servo_node/delta_twist_cmds", lambda m: heard.append((now(), m)), 100
+    )
+    actions = servo.create_publisher(ActionChunkMsg, "action", qos.CHUNK)
+    enabler = servo.create_client(SetBool, "/command/enable")
+
+    def until(condition) -> None:
+        end = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < end and process.poll() is None
+            executor.spin_once(timeout_sec=0.02)
+
+    try:
+        until(enabler.service_is_ready)
+        until(actions.get_subscription_count)
+        enabled = enabler.call_async(SetBool.Request(data=True))
+        until(enabled.done)
+        assert enabled.result().success, enabled.result().message
+        stamp = Time(seconds=now()).to_msg()
+        steps = [[0.004, 0, 0, 0, 0, 0, 1.0]] * 5
+        actions.publish(chunk_to_msg(ActionChunk(steps, eef_delta_spec(dt=0.1)), stamp))
+        until(lambda: len(heard) > 10 and not heard[-1][1].twist.linear.x)
+        assert max(m.twist.linear.x for _, m in heard) == pytest.approx(0.02, rel=1e-3)
+        for arrived, msg in heard:
+            age = arrived - 1e-9 * Time.from_msg(msg.header.stamp).nanoseconds
+            assert msg.header.frame_id == "base_link" and 0 <= age < 0.1
+        # Ctrl-C in the midst of a motion: the last thing it says is a halt.
+        heard.clear()
+        stamp = Time(seconds=now()).to_msg()
+        actions.publish(chunk_to_msg(ActionChunk(steps, eef_delta_spec(dt=0.1)), stamp))
+        until(lambda: len(heard) > 5)
+        assert heard[-1][1].twist.linear.x
+        process.send_signal(signal.SIGINT)
+        end = time.monotonic() + 5
+        while heard[-1][1].twist.linear.x and time.monotonic() < end:
+            executor.spin_once(timeout_sec=0.02)
+        assert not heard[-1][1].twist.linear.x
+        assert len(heard) < 20  # of 25 that the motion would have had
+    finally:
+        process.send_signal(signal.SIGINT)
+        status = process.wait(10)
+        executor.shutdown()
+        servo.destroy_node()
+        rclpy.shutdown(context=context)
+    assert status in (0, 130)
