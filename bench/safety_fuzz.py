@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict
 
 from vla_inference.control.fuzz import fuzz
 
@@ -25,7 +24,7 @@ def main() -> int:
     begun = time.perf_counter()
     findings = fuzz(args.chunks, args.seed)
     seconds = time.perf_counter() - begun
-    figures = {"seed": args.seed, **asdict(findings), "wrong_in_all": findings.wrong.total()}
+    figures = {"seed": args.seed, **vars(findings), "wrong_in_all": findings.wrong.total()}
     figures |= {
         "seconds": round(seconds, 1),
         "us_per_command_period": round(1e6 * seconds / findings.ticks, 1),
