@@ -57,8 +57,12 @@ def test_killed_generation_loses_no_success_and_ends_the_same(reference, tmp_pat
     while not list(parts.glob("*.hdf5")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers must end by themselves
     process.wait()
+    deadline = time.monotonic() + 60
+    while _group_lives(process.pid):
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.1)
     kept = sorted(p.name for p in parts.glob("*.hdf5"))
     stamps = {name: (parts / name).stat().st_mtime_ns for name in kept}
     reused = []
@@ -71,6 +75,14 @@ def test_killed_generation_loses_no_success_and_ends_the_same(reference, tmp_pat
     one, two = read(reference), read(path)
     for key in one:
         np.testing.assert_array_equal(one[key], two[key], err_msg=key)
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_second_call_does_nothing(reference):

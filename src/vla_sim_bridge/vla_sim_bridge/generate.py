@@ -28,6 +28,7 @@ from vla_sim_bridge.hdf5 import write_episode, write_header
 from vla_sim_bridge.simulation import Simulation, episode_rng, to_robosuite
 from vla_sim_bridge.statistics import wilson_interval
 from vla_sim_bridge.tasks import get_task
+from vla_sim_bridge.workers import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,7 @@ _source = None
 
 def _start_worker(config: GenerateConfig) -> None:
     global _sim, _source
+    end_with_parent()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     _sim = Simulation(config.task, config.cameras, config.width, config.height)

@@ -10,6 +10,7 @@ from vla_inference.types import ActionChunk, Observation
 from vla_sim_bridge.episode_run import EpisodeResult, EpisodeRun
 from vla_sim_bridge.simulation import Simulation
 from vla_sim_bridge.statistics import wilson_interval
+from vla_sim_bridge.workers import end_with_parent
 
 Act = Callable[[Observation], ActionChunk]
 
@@ -58,6 +59,7 @@ def _start(model: str, task: str, size: int, device: str | None) -> None:
 
     from vla_inference.policy import Policy
 
+    end_with_parent()
     torch.set_num_threads(1)
     policy = Policy.from_pretrained(model, device=device)
     _state = Simulation(task, width=size, height=size), policy.predict_action
