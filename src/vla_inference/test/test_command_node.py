@@ -31,7 +31,7 @@ from vla_msgs.msg import ActionChunk as ActionChunkMsg
 from vla_msgs.msg import CommandStatus
 
 NUMBERS = itertools.count()
-DOMAIN = 101 + os.getpid() % 100
+DOMAIN = 1 + (os.getpid() + 30) % 100
 PATIENCE = 15.0  # seconds until a test gives up
 FREE = {
     f"max_{k}_{w}": 0.0
