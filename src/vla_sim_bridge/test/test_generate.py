@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 
 import h5py
@@ -128,6 +129,15 @@ def test_episodes_are_settled_and_in_si_units(reference):
         assert set(np.unique(actions[:, 6])) == {0.0, 1.0}
         assert actions[0, 6] == 1.0
         assert all("red block" in t for t in data.instructions(i))
+
+
+def test_workers_that_always_die_end_it_with_a_reason(tmp_path, monkeypatch):
+    def die(*_):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr("vla_sim_bridge.generate._work", die)
+    with pytest.raises(VlaError, match="worker processes die"):
+        generate(CONFIG, tmp_path / "data")
 
 
 def test_enough_waits_for_earlier_attempts():

@@ -224,9 +224,11 @@ def generate(
         typer.Option(help="HDF5 with sources for mimicgen; the human's that ships."),
     ] = None,
     noise: Annotated[
-        float, typer.Option(help="Largest deviation of executed noise, in full actions, 0 to 1.")
+        float, typer.Option(help="scripted: most executed noise, full actions, 0 to 1.")
     ] = 0.2,
-    horizon: Annotated[int, typer.Option(help="Control steps until an attempt has failed.")] = 200,
+    horizon: Annotated[
+        int, typer.Option(help="Steps until an attempt has failed; mimicgen: ten times that.")
+    ] = 200,
     pictures: Annotated[
         bool, typer.Option(help="Render the cameras; leave out for speed.")
     ] = True,

@@ -43,7 +43,8 @@ class GenerateConfig:
     seed: int = 0
     method: str = "scripted"  # or "mimicgen"
     source: str | None = None  # mimicgen: HDF5 with sources; None: the human's that ships
-    noise: float = 0.2  # largest standard deviation, in full actions, of executed noise
+    # scripted only: largest standard deviation of executed noise, in full actions
+    noise: float = 0.2
     horizon: int = 200
     compression: str | None = "gzip"
     pictures: bool = True
@@ -100,12 +101,20 @@ def generate(
         seconds = time.perf_counter() - begun
         report(Progress(good - done_before, len(outcome), config.episodes - done_before, seconds))
 
+    deaths = 0
     while not _enough(outcome, config.episodes):
+        known = len(outcome)
         try:
             _work(config, parts, outcome, workers, tell)
-        except BrokenProcessPool:
+        except BrokenProcessPool as error:
             # A worker was killed (out of memory, say). What it was at is done again.
             outcome.update(_recall(parts))
+            deaths = deaths + 1 if len(outcome) == known else 0
+            if deaths == 3:
+                raise VlaError(
+                    "worker processes die before they finish an episode",
+                    "use fewer with --parallel: memory may be short; the same call resumes",
+                ) from error
     _merge(config, task.name, parts, outcome, final)
     return final
 
