@@ -1,0 +1,241 @@
+"""What writes a data set, and the one place where writers are named.
+
+A writer is opened with what all episodes have in common (`DataForm`), takes one episode after the
+other, and shows its result under the asked name only when all of it is there: until then it
+stands beside it under a hidden name, which goes away with any error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar
+
+from vla_inference.errors import DataError
+from vla_inference.types import ActionSpec, Episode
+from vla_training.datasets.base import READERS
+
+PARTIAL = "partial"
+
+
+@dataclass(frozen=True)
+class DataForm:
+    """What every episode of a data set has: known before the first one is written.
+
+    cameras: name -> (height, width) in pixels; all pictures of a camera have one size.
+    state: how many numbers of proprioception a step has; 0 where there is none.
+    metadata: names of the episodes' metadata that are to be kept.
+    """
+
+    name: str
+    spec: ActionSpec
+    cameras: Mapping[str, tuple[int, int]]
+    state: int = 0
+    metadata: tuple[str, ...] = ()
+
+
+class EpisodeWriter(ABC):
+    """Base of all writers; use it as a context manager.
+
+    A subclass writes to `self.partial` (a file or a folder, which it creates) in `add`, and what
+    can only be known at the end in `finish`. Where encoding costs time it overrides `encoder`, so
+    that other processes can share the work.
+    options: what `__init__` takes beside path, form and overwrite, each with a line of help.
+    """
+
+    options: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, path: str | os.PathLike, form: DataForm, overwrite: bool = False):
+        self.path, self.form, self.overwrite = Path(path), form, overwrite
+        self.notes: list[str] = []  # what was changed or left out in writing, for people
+        self.count = 0  # episodes written
+        check_target(self.path, overwrite)
+        with self.mishaps():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_stale(self.path)
+        self.partial = self.path.with_name(f".{self.path.name}.{PARTIAL}-{os.getpid()}")
+
+    def encoder(self) -> Callable[[Episode], Any]:
+        """What makes of an episode what `add` takes; it and its results can be pickled."""
+        return _as_it_is
+
+    @abstractmethod
+    def add(self, encoded: Any) -> None:
+        """Write the next episode, as `encoder` gave it."""
+
+    def finish(self) -> None:  # noqa: B027  nothing to do is a fair answer
+        """Write what belongs behind the last episode and close all files."""
+
+    def release(self) -> None:  # noqa: B027
+        """Close all files, after an error too."""
+
+    def put(self, encoded: Any) -> None:
+        """`add`, counted, with errors of the disk as DataError."""
+        with self.mishaps():
+            self.add(encoded)
+        self.count += 1
+
+    def write(self, episode: Episode) -> None:
+        self.put(self.encoder()(episode))
+
+    def close(self) -> None:
+        """Finish, and give the data set its name."""
+        if not self.count:
+            self.abort()
+            raise DataError(f"no episode was written to {self.path}", "check the source")
+        try:
+            with self.mishaps():
+                self.finish()
+                self.release()
+                _move_into_place(self.partial, self.path, self.overwrite)
+        except BaseException:
+            self.abort()
+            raise
+
+    def abort(self) -> None:
+        """Remove all that was written."""
+        with contextlib.suppress(Exception):
+            self.release()
+        _remove(self.partial)
+
+    @contextlib.contextmanager
+    def mishaps(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"{self.path} cannot be written ({error.strerror or error})",
+                "make room or choose another place; nothing half-written is left",
+            ) from error
+
+    def __enter__(self) -> EpisodeWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+
+def _as_it_is(episode: Episode) -> Episode:
+    return episode
+
+
+# -- the place --------------------------------------------------------------------------------
+
+
+def check_target(path: Path, overwrite: bool) -> None:
+    """Refuse to write over anything but, if asked to, a data set."""
+    if not path.name:
+        raise DataError(f"{path} is no name for a data set", "name a file or folder")
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise DataError(f"{path} exists", "choose another output, or give --overwrite")
+    empty = path.is_dir() and not any(path.iterdir())
+    if path.is_symlink() or not (empty or any(r.recognises(path) for r in READERS.values())):
+        raise DataError(
+            f"{path} is no data set, --overwrite replaces nothing else",
+            "remove it yourself, or choose another output",
+        )
+
+
+def _move_into_place(partial: Path, path: Path, overwrite: bool) -> None:
+    check_target(path, overwrite)  # somebody else may have been quicker
+    if not os.path.lexists(path):
+        os.rename(partial, path)
+        return
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    os.rename(path, old)
+    try:
+        os.rename(partial, path)
+    except OSError:
+        os.rename(old, path)
+        raise
+    _remove(old)
+
+
+def _remove_stale(path: Path) -> None:
+    """What killed processes left half-written."""
+    for left in path.parent.glob(f".{path.name}.{PARTIAL}-*"):
+        pid = left.name.rsplit("-", 1)[1]
+        if pid.isdigit() and not _alive(int(pid)):
+            _remove(left)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# -- the writers ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Writer:
+    """target: "module:Class", imported only when it is needed."""
+
+    kind: str
+    target: str
+    about: str = field(default="", compare=False)
+
+    def load(self) -> type[EpisodeWriter]:
+        module, cls = self.target.split(":")
+        return getattr(importlib.import_module(module), cls)
+
+
+WRITERS = {
+    w.kind: w
+    for w in (
+        Writer("rlds", "vla_training.datasets.rlds_writer:RldsWriter", "RLDS/TFDS, tfrecord"),
+        Writer("hdf5", "vla_training.datasets.hdf5_writer:Hdf5Writer", "robomimic's HDF5"),
+        Writer("lerobot", "vla_training.datasets.lerobot_writer:LerobotWriter", "LeRobot v3.0"),
+    )
+}
+
+
+def get_writer(kind: str) -> type[EpisodeWriter]:
+    if kind not in WRITERS:
+        raise DataError(f"cannot write data sets of type {kind!r}", f"known: {', '.join(WRITERS)}")
+    return WRITERS[kind].load()
+
+
+def open_writer(
+    path: str | os.PathLike, kind: str, form: DataForm, overwrite: bool = False, **options: Any
+) -> EpisodeWriter:
+    """Begin a data set of a kind (`WRITERS`).
+
+    options: what that writer takes; None counts as left out. Raises DataError.
+    """
+    cls = get_writer(kind)
+    options = {k: v for k, v in options.items() if v is not None}
+    for name in options:
+        if name not in cls.options:
+            raise DataError(
+                f"a data set of type {kind} takes no {name}",
+                f"it takes {', '.join(cls.options) or 'no options'}",
+            )
+    return cls(path, form, overwrite, **options)
