@@ -26,7 +26,9 @@ class Settings:
 
     deltas_in: axes of the deltas, "base" or "tool"; empty: "tool" where the chunk's frame is
         called so, else "base".
-    drift: of the target from the measured pose [m, rad].
+    stretch: how many times as long each step takes, its motion as much slower; at least 1. What a
+        slow model's chunk needs to last until the next one.
+    drift: of the target from the measured pose [m, rad]; 0 m: targets always start there.
     needs_pose: whether commands need a measured pose: for target poses and a workspace.
     distribution: what the model was trained with; None: anything goes.
     The others are `ChunkPlayer`'s and `Gripper`'s.
@@ -39,6 +41,7 @@ class Settings:
     align: str = "stamp"
     ensemble: float | None = None
     blend: float = 0.1
+    stretch: float = 1.0
     drift: tuple[float, float] = (0.05, 0.3)
     gripper_hysteresis: float = 0.1
     needs_pose: bool = False
@@ -51,6 +54,8 @@ class Settings:
             raise VlaError(f"the command rate is {self.rate} Hz", "give one above 0")
         if not 0 < self.scale <= 1:
             raise VlaError(f"scale is {self.scale}", "give a share, 0 < scale <= 1")
+        if not 1 <= self.stretch <= 100:
+            raise VlaError(f"stretch is {self.stretch}", "give 1 to 100; 1: as the model says")
         if self.align not in ("stamp", "arrival"):
             raise VlaError(f"unknown align {self.align!r}", "use stamp or arrival")
         if self.deltas_in not in ("", "base", "tool"):
@@ -152,9 +157,10 @@ class Commander:
             return False
         self._in_tool = in_tool
         velocities, grippers = chunk_velocities(chunk)
-        dt, steps = chunk.spec.dt, []
+        stretch = self.settings.stretch
+        dt, steps = stretch * chunk.spec.dt, []
         for (x, y, z, rx, ry, rz), gripper in zip(
-            (self.scale * velocities).tolist(), grippers.tolist(), strict=True
+            (self.scale / stretch * velocities).tolist(), grippers.tolist(), strict=True
         ):
             linear, angular, clips = self.settings.limits.clip_step((x, y, z), (rx, ry, rz), dt)
             self.safety.clip(clips)

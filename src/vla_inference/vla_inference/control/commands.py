@@ -72,7 +72,8 @@ class Target:
     """The pose asked for: the last one plus what was commanded since.
 
     drift: how far it may be from the measured pose [m, rad] before it is anchored there anew. A
-    robot that was held up must not catch up with all it missed.
+    robot that was held up must not catch up with all it missed. With 0 m every target starts at
+    the measured pose, as deltas do that were recorded so (robosuite's).
     """
 
     drift: tuple[float, float] = (0.05, 0.3)
@@ -86,7 +87,7 @@ class Target:
         """Anchor anew where target and robot are too far apart; the kinds of clips."""
         if self.measured is None:
             return set()
-        if self.pose is None:
+        if self.pose is None or not self.drift[0]:
             self.anchor()
             return set()
         far = v.norm(v.subtract(self.pose.position, self.measured.position)) > self.drift[0]
