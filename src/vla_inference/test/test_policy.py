@@ -70,7 +70,7 @@ def test_picture_and_sentence_both_matter(policies, head):
             context = policy.model.context(policy._ids(obs.instruction), pixels, proprio)
             if policy.config.head.decoding == "parallel":
                 return policy.model.action_hidden(context)
-            return policy.model.prefill(context)[0]
+            return policy.model.action_logits(policy.model.prefill(context)[0])
 
     plain = tensors(observation())
     other_picture = tensors(observation(images={"agent": 255 - PICTURE, "wrist": PICTURE}))

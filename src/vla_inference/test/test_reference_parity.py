@@ -98,7 +98,7 @@ def compare_openvla(model: VLA, embeddings: Callable[[int], torch.Tensor], i: in
     )
     text = model.embed_tokens(prompt_ids(config, cases[f"{i}/input_ids"]))
     context = torch.cat([text[:, :1], embeddings(i)[None], text[:, 1:]], dim=1)
-    logits, _ = model.prefill(context)
+    logits = model.action_logits(model.prefill(context)[0])
     assert distance(logits, cases[f"{i}/action_logits"]) < 1e-3
     tokens = model.generate_tokens(context)[0].numpy()
     np.testing.assert_array_equal(tokens, cases[f"{i}/action_tokens"].ravel())

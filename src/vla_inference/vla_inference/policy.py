@@ -14,6 +14,7 @@ import torch
 
 from vla_inference.actions import ActionTokens, Normalisation, find_statistics, unit_statistics
 from vla_inference.checkpoint import load_config, load_model, load_tokenizer
+from vla_inference.engines import Engine, make_engine
 from vla_inference.errors import CheckpointError, ObservationError, VlaError
 from vla_inference.hub import resolve
 from vla_inference.model import VLA, ModelConfig
@@ -105,8 +106,17 @@ class Policy:
         chunk.actions  # float32 [T, 7]: m, rad, gripper 1 open
     """
 
-    def __init__(self, model: VLA, tokenizer, device, dtype, name: str = "vla"):
+    def __init__(
+        self,
+        model: VLA,
+        tokenizer,
+        device,
+        dtype,
+        name: str = "vla",
+        engine: str | Engine = "plain",
+    ):
         self.model, self.config, self.name = model, model.config, name
+        self.engine = make_engine(engine, model) if isinstance(engine, str) else engine
         self.device, self.dtype = torch.device(device), dtype
         self.preprocess = PicturePreprocessor(self.config)
         self.prompt = PromptTokenizer(self.config, tokenizer)
@@ -122,6 +132,7 @@ class Policy:
         dtype: str | None = None,
         revision: str | None = None,
         overrides: Mapping[str, Any] | None = None,
+        engine: str = "plain",
     ) -> Policy:
         """Load a checkpoint: a folder, or a Hugging Face Hub id like `openvla/openvla-7b`.
 
@@ -130,6 +141,7 @@ class Policy:
         revision: branch, tag or commit of a Hub id.
         overrides: keys of config.json that win over the file's, such as {"center_crop": True} or
             {"action_head": {"num_images": 1}}; `vla.json` beside config.json does the same.
+        engine: how the model is run, by name (`engines.ENGINES`): "plain", "torch", ...
         """
         folder = resolve(path_or_id, revision)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -152,7 +164,7 @@ class Policy:
                 "the two must come from one training run",
             )
         model = load_model(folder, device, DTYPES[dtype], config)
-        return cls(model, tokenizer, device, DTYPES[dtype], checkpoint_name(folder))
+        return cls(model, tokenizer, device, DTYPES[dtype], checkpoint_name(folder), engine)
 
     # -- what the actions mean ----------------------------------------------------------------
 
@@ -276,10 +288,10 @@ class Policy:
             return chunk
         tokens: list[torch.Tensor] = []
         hidden: list[torch.Tensor] = []
-        for i, (token, state) in enumerate(_inferring(self.model.generate(context))):
+        for i, (token, state) in enumerate(_inferring(self.engine.generate(context))):
             if int(token) < 0:
                 raise VlaError(*NOT_FINITE)
-            timer.mark("decode" if i else "prefill", add=True)
+            timer.mark("decode" if i else "prefill")
             tokens.append(token)
             hidden.append(state)
             row = np.zeros(len(request.spec))
@@ -358,7 +370,7 @@ class Policy:
     ) -> torch.Tensor:
         """The embeddings that the language model begins with: [B, n, H]"""
         wanted = self.config.head.num_images
-        pixels, ids, proprio = [], [], []
+        pictures, ids, proprio = [], [], []
         for observation, text in zip(observations, instructions, strict=True):
             images = list(observation.images.values())
             if len(images) < wanted:
@@ -366,14 +378,13 @@ class Policy:
                     f"the model needs {wanted} pictures, got {len(images)}",
                     "give one per camera it was trained with",
                 )
-            pixels.append(torch.from_numpy(self.preprocess(images[:wanted])))
+            pictures.append(torch.from_numpy(self.preprocess.sized(images[:wanted])))
             ids.append(self._ids(observation.instruction if text is None else text))
             if self.config.head.proprio_dim:
                 proprio.append(self._proprio(observation, action_space))
-        stacked = torch.stack(pixels).to(self.device, self.dtype)
         states = torch.cat(proprio) if proprio else None
         timer.mark("preprocess")
-        context = self.model.context(torch.cat(ids), stacked, states)
+        context = self.engine.observe(torch.cat(ids), torch.stack(pictures), states)
         timer.mark("vision")
         return context
 
@@ -385,7 +396,7 @@ class Policy:
         head = self.config.head
         if head.decoding == "autoregressive":
             tokens, hidden = [], []
-            for token, state in self.model.generate(context):
+            for token, state in self.engine.generate(context):
                 tokens.append(token)
                 hidden.append(state)
                 if len(tokens) == 1:
@@ -393,12 +404,12 @@ class Policy:
             result = self._decoded(torch.stack(tokens, 1)[:, None], hidden, request)
             timer.mark("decode")
             return result
-        slots = self.model.action_hidden(context)
+        slots = self.engine.action_hidden(context)
         if head.type == "l1":
-            result = self.model.action_head(slots).double().cpu().numpy(), None, None
+            result = self.engine.read_chunk(slots).double().cpu().numpy(), None, None
         else:
             states = list(slots.unbind(1))
-            result = self._decoded(self.model.chunk_tokens(slots), states, request)
+            result = self._decoded(self.engine.chunk_tokens(slots), states, request)
         timer.mark("language")
         return result
 
@@ -413,7 +424,7 @@ class Policy:
         counts = None
         if request.count_unrestricted:
             states = torch.stack(hidden, 1)
-            counts = self.model.differs(tokens.flatten(1), states).sum(1).cpu().numpy()
+            counts = self.engine.differs(tokens.flatten(1), states).sum(1).cpu().numpy()
         return self.tokens.decode(ids), ids, counts
 
     def _finish(
@@ -476,7 +487,7 @@ class Policy:
                 "choose those it was trained with",
             )
         values = normalisation.normalise(np.asarray(state, np.float64))
-        return torch.from_numpy(values)[None].to(self.device, self.dtype)
+        return torch.from_numpy(values)[None]
 
 
 def check_statistics(config: ModelConfig, folder: Path) -> None:
@@ -523,20 +534,30 @@ def _inferring(steps: Iterator) -> Iterator:
 
 
 class _Timer:
-    """Milliseconds by stage; waits for the device so that each stage pays for itself."""
+    """Milliseconds by stage. On CUDA by events, so that no stage waits for the one before it."""
 
     def __init__(self, device: torch.device):
         self.cuda = device.type == "cuda"
-        self.begin = self.last = time.perf_counter()
-        self.stages: dict[str, float] = {}
+        self.begin = time.perf_counter()
+        self.marks: list[tuple[str, float, torch.cuda.Event | None]] = []
 
-    def mark(self, stage: str, add: bool = False) -> None:
+    def mark(self, stage: str) -> None:
+        event = None
         if self.cuda:
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        before = self.stages.get(stage, 0.0) if add else 0.0
-        self.stages[stage] = before + 1e3 * (now - self.last)
-        self.last = now
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+        self.marks.append((stage, time.perf_counter(), event))
 
     def finish(self) -> dict[str, float]:
-        return {**self.stages, "total": 1e3 * (time.perf_counter() - self.begin)}
+        if self.cuda:
+            torch.cuda.synchronize()
+        total = 1e3 * (time.perf_counter() - self.begin)
+        stages: dict[str, float] = {}
+        last, last_event = self.begin, None
+        for stage, now, event in self.marks:
+            spent = 1e3 * (now - last)
+            if last_event is not None:
+                spent = last_event.elapsed_time(event)
+            stages[stage] = stages.get(stage, 0.0) + spent
+            last, last_event = now, event
+        return {**stages, "total": total}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image
 
 from vla_inference.model.config import ModelConfig
@@ -21,27 +22,32 @@ class PicturePreprocessor:
 
     def __init__(self, config: ModelConfig):
         self.config = config
-        self.mean = [np.array(t.mean, np.float32)[:, None, None] for t in config.towers]
-        self.std = [np.array(t.std, np.float32)[:, None, None] for t in config.towers]
+        self.mean = torch.tensor([t.mean for t in config.towers])[:, :, None, None]
+        self.std = torch.tensor([t.std for t in config.towers])[:, :, None, None]
 
     def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        return np.concatenate([self._picture(image) for image in images])
+        return self.normalise(torch.from_numpy(self.sized(images))).numpy()
 
-    def _picture(self, image: np.ndarray) -> np.ndarray:
+    def sized(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Cut and resized, still bytes: uint8 [images, S, S, 3]"""
+        return np.stack([self._sized(image) for image in images])
+
+    def normalise(self, pictures: torch.Tensor) -> torch.Tensor:
+        """uint8 [images, S, S, 3] on any device -> float32 [images * towers * 3, S, S] there"""
+        mean, std = self.mean.to(pictures.device), self.std.to(pictures.device)
+        pixels = pictures.permute(0, 3, 1, 2)[:, None].float() / 255  # [images, 1, 3, S, S]
+        return ((pixels - mean) / std).flatten(0, 2)
+
+    def _sized(self, image: np.ndarray) -> np.ndarray:
         image = check_image(image)
+        size = self.config.towers[0].image_size
         if self.config.center_crop:
-            size = self.config.towers[0].image_size
             image = center_crop(image, self.config.center_crop, size)
         picture = Image.fromarray(image)
         if self.config.image_resize_strategy == "letterbox":
             # The original fills with the mean of the last tower, for all of them.
             picture = letterbox(picture, self.config.towers[-1].mean)
-        towers = []
-        for tower, mean, std in zip(self.config.towers, self.mean, self.std, strict=True):
-            sized = self._resize(picture, tower.image_size)
-            pixels = np.asarray(sized, np.float32).transpose(2, 0, 1) / np.float32(255)
-            towers.append((pixels - mean) / std)
-        return np.concatenate(towers)
+        return np.asarray(self._resize(picture, size))
 
     def _resize(self, picture: Image.Image, size: int) -> Image.Image:
         if self.config.image_resize_strategy == "resize-naive":

@@ -1,0 +1,87 @@
+"""The interface of the engines: ways of running a model's parts.
+
+An engine is an `ActionDecoder`. This one runs the plain modules and lets parts be replaced:
+`vision` (ONNX Runtime, TensorRT) and `language` (TVM, MLC). What passes between parts is
+embeddings.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vla_inference.model import VLA
+from vla_inference.model.decoding import ActionDecoder
+from vla_inference.preprocess import PicturePreprocessor
+
+
+class Vision(Protocol):
+    """Both towers and the projector."""
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Normalised pictures [B, images * towers * 3, S, S] -> [B, P, H]"""
+
+
+class Language(Protocol):
+    """The Llama between embeddings and normed hidden states; shapes as in `ActionDecoder`."""
+
+    def prefill(self, embeddings: Tensor) -> tuple[Tensor, Any]: ...
+    def decode(self, embedding: Tensor, cache: Any) -> tuple[Tensor, Any]: ...
+    def encode(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor: ...
+
+
+class Engine(ActionDecoder):
+    """The model's own modules, or other parts in their places."""
+
+    name = "plain"
+
+    def __init__(self, model: VLA, vision: Vision | None = None, language: Language | None = None):
+        self.model, self.config = model, model.config
+        self.vision: Vision = vision or model.embed_pictures
+        self.language: Language = language or model
+        self._preprocess = PicturePreprocessor(model.config)
+        some = model.language_model.model.embed_tokens.weight
+        self.device, self.dtype = some.device, some.dtype
+
+    def observe(self, ids: Tensor, pictures: Tensor, proprio: Tensor | None = None) -> Tensor:
+        """From what the host holds to the context's embeddings [B, n, H].
+
+        ids: [B, n] on the device; pictures: uint8 [B, images, S, S, 3] on the host;
+        proprio: normalised float [B, S] on the host, or None.
+        """
+        pixels = torch.stack([self._preprocess.normalise(p) for p in pictures.to(self.device)])
+        if proprio is not None:
+            proprio = proprio.to(self.device, self.dtype)
+        return self.context(ids, pixels.to(self.dtype), proprio)
+
+    def embed_pictures(self, pixels: Tensor) -> Tensor:
+        return self.vision(pixels)
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        return self.model.embed_tokens(ids)
+
+    def embed_proprio(self, proprio: Tensor) -> Tensor:
+        return self.model.embed_proprio(proprio)
+
+    def embed_slots(self, count: int) -> Tensor:
+        return self.model.embed_slots(count)
+
+    def prefill(self, embeddings: Tensor) -> tuple[Tensor, Any]:
+        return self.language.prefill(embeddings)
+
+    def decode(self, embedding: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        return self.language.decode(embedding, cache)
+
+    def encode(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
+        return self.language.encode(embeddings, padding)
+
+    def action_logits(self, hidden: Tensor) -> Tensor:
+        return self.model.action_logits(hidden)
+
+    def all_logits(self, hidden: Tensor) -> Tensor:
+        return self.model.all_logits(hidden)
+
+    def read_chunk(self, hidden: Tensor) -> Tensor:
+        return self.model.read_chunk(hidden)
