@@ -5,22 +5,14 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable
 
 import numpy as np
 import pytest
-import rclpy
 from builtin_interfaces.msg import Time
+from graphs import NodeGraph, domain, processes
 from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState, GetState
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
@@ -32,10 +24,8 @@ from vla_inference.ros.images import rgb_to_compressed, rgb_to_image
 from vla_msgs.msg import ActionChunk, InferenceStatus
 from vla_msgs.srv import SetInstruction
 
-NUMBERS = itertools.count()
-DOMAIN = 1 + os.getpid() % 100
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-PATIENCE = 30.0  # seconds until a test gives up
+PATIENCE = NodeGraph.patience
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +33,11 @@ def checkpoint(tmp_path_factory):
     return write_random_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
 
 
-class Graph:
-    """A node under test, spun in a thread of its own, and a client that talks to it."""
+class Graph(NodeGraph):
+    """An inference node, and the camera and listeners around it."""
 
     def __init__(self, parameters: dict, start: bool = True):
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context, domain_id=DOMAIN)
-        # Graphs live beside each other, each in a namespace: all names of the node are relative.
-        where = {"context": self.context, "namespace": f"/graph{next(NUMBERS)}"}
-        overrides = [Parameter(k, value=v) for k, v in parameters.items()]
-        self.node = InferenceNode(parameter_overrides=overrides, **where)
-        self.client = rclpy.create_node("client", **where)
-        self.executor = SingleThreadedExecutor(context=self.context)
-        self.executor.add_node(self.client)
+        super().__init__(InferenceNode, parameters)
         self.chunks: list[ActionChunk] = []
         self.status = InferenceStatus()
         self.active: list[str] = []
@@ -70,10 +52,6 @@ class Graph:
         self.compressed = self.client.create_publisher(
             CompressedImage, "image/compressed", qos.IMAGE_OUTPUT
         )
-        self._stamp = 0
-        self._ending = False
-        self._thread = threading.Thread(target=self._spin)
-        self._thread.start()
         if start:
             assert self.change(Transition.TRANSITION_CONFIGURE), self.node.failure
             assert self.change(Transition.TRANSITION_ACTIVATE), self.node.failure
@@ -81,43 +59,8 @@ class Graph:
     def _keep(self, status: InferenceStatus) -> None:
         self.status = status
 
-    def _spin(self) -> None:
-        executor = SingleThreadedExecutor(context=self.context)
-        executor.add_node(self.node)
-        while not self._ending:
-            executor.spin_once(timeout_sec=0.05)
-        executor.shutdown()
-
-    def close(self) -> None:
-        self._ending = True
-        self._thread.join()
-        self.node.trigger_shutdown()
-        self.executor.shutdown()
-        self.node.destroy_node()
-        self.client.destroy_node()
-        rclpy.shutdown(context=self.context)
-
-    def until(self, condition: Callable[[], object], what: str = "") -> None:
-        end = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < end, f"waited in vain for {what}; {self.status}"
-            self.executor.spin_once(timeout_sec=0.05)
-
-    def call(self, kind, name: str, request):
-        client = self.client.create_client(kind, name)
-        assert client.wait_for_service(PATIENCE)
-        future = client.call_async(request)
-        self.until(future.done, name)
-        self.client.destroy_client(client)
-        return future.result()
-
-    def change(self, transition: int) -> bool:
-        request = ChangeState.Request(transition=Transition(id=transition))
-        return self.call(ChangeState, "inference/change_state", request).success
-
-    def state(self) -> str:
-        request = GetState.Request()
-        return self.call(GetState, "inference/get_state", request).current_state.label
+    def said(self) -> InferenceStatus:
+        return self.status
 
     def instruct(self, text: str) -> SetInstruction.Response:
         request = SetInstruction.Request(instruction=text)
@@ -152,7 +95,7 @@ class Graph:
 
     def refuse(self, msg, publisher=None) -> str:
         """Send a picture that must be refused; returns the reason the status gives."""
-        before = self.node._refused
+        before = self.node._figures.refused
         (publisher or self.images).publish(msg)
         self.until(lambda: self.status.refused > before, "a refusal")
         return self.status.last_refusal
@@ -166,9 +109,8 @@ class Graph:
 
 
 @pytest.fixture
-def graph(checkpoint, monkeypatch):
+def graph(checkpoint):
     """Makes a graph of this test's own."""
-    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     graphs = []
 
     def make(start: bool = True, **parameters) -> Graph:
@@ -184,7 +126,6 @@ def graph(checkpoint, monkeypatch):
 @pytest.fixture(scope="module")
 def shared(checkpoint):
     """One graph for the tests that leave it as they found it."""
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     parameters = {"model": str(checkpoint), "instruction": "stack it", "num_threads": 1}
     g = Graph(parameters)
     g.meet()
@@ -268,10 +209,10 @@ def test_of_many_pictures_the_newest_is_answered(graph):
 
     g.node.policy.predict_action = slow
     frames = [g.frame(header=g.frame().header) for _ in range(4)]
-    before = g.node._mailbox.received
+    before = g.node._model.mailbox.received
     for i, msg in enumerate(frames, start=1):
         g.images.publish(msg)
-        g.until(lambda n=i: g.node._mailbox.received == before + n, "its arrival")
+        g.until(lambda n=i: g.node._model.mailbox.received == before + n, "its arrival")
         if i == 1:
             assert begun.wait(PATIENCE)
     go_on.set()
@@ -391,7 +332,7 @@ def test_of_two_sentences_the_later_stays_in_force(shared, monkeypatch, order):
     monkeypatch.setattr(shared.node, "_follow", followed.append)
     said = {"v": ["lift it", "turn it"], "l": ["lift it", "turn it"]}
     for ear in order.replace(" ", ""):
-        shared.node._hear("vl".index(ear), String(data=said[ear].pop(0)))
+        shared.node._ears.hear("vl".index(ear), String(data=said[ear].pop(0)))
     assert followed == ["lift it", "turn it"]
 
 
@@ -446,8 +387,8 @@ def test_the_whole_life_by_services(graph):
     assert g.change(Transition.TRANSITION_ACTIVATE)
     g.meet()
     assert g.change(Transition.TRANSITION_DEACTIVATE)
-    arrived, receive = threading.Event(), g.node._images.callback
-    g.node._images.callback = lambda m: (receive(m), arrived.set())
+    arrived, receive = threading.Event(), g.node._inputs._receive
+    g.node._inputs._receive = lambda view: (receive(view), arrived.set())
     g.images.publish(g.frame())
     g.until(arrived.is_set, "the picture that comes while it is inactive")
     assert g.change(Transition.TRANSITION_ACTIVATE)
@@ -509,11 +450,11 @@ def test_parameters_that_make_no_sense_are_named(graph, parameters, words):
     assert words in g.node.failure
 
 
-def test_a_model_of_two_cameras_is_refused(graph, tmp_path):
+def test_a_model_of_two_cameras_is_refused_where_one_is_named(graph, tmp_path):
     folder = write_random_checkpoint(tmp_path / "two", head="l1-two-cameras")
     g = graph(start=False, model=str(folder))
     assert not g.change(Transition.TRANSITION_CONFIGURE)
-    assert "takes 2 pictures" in g.node.failure
+    assert "takes 2 pictures, parameter 'cameras' names 1" in g.node.failure
 
 
 def test_what_is_read_when_configuring_cannot_be_changed_later(shared):
@@ -526,25 +467,25 @@ def test_a_second_model_on_the_same_topic_is_told(shared):
     topic = shared.node._action.topic_name
     shared.until(lambda: f"1 more publish on {topic}" in shared.status.message, "the remark")
     shared.client.destroy_publisher(other)
-    shared.until(lambda: not shared.status.message, "its end")
+    shared.until(lambda: "publish" not in shared.status.message, "its end")
 
 
 # -- the process ------------------------------------------------------------------------------
 
 
-def start(*arguments: str) -> subprocess.Popen:
-    environment = {
-        **os.environ,
-        "ROS_DOMAIN_ID": str(1 + (DOMAIN + 50) % 100),
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-    }
-    command = [sys.executable, "-m", "vla_inference.inference_node", "--ros-args"]
-    for argument in arguments:
-        command += ["-p", argument]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+@pytest.fixture
+def start():
+    """Starts the node in a process of its own."""
+    with processes(domain(50)) as run:
+
+        def node(*parameters: str):
+            words = [word for p in parameters for word in ("-p", p)]
+            return run("-m", "vla_inference.inference_node", "--ros-args", *words)
+
+        yield node
 
 
-def test_a_bad_model_ends_the_process_with_one_line_and_status_2():
+def test_a_bad_model_ends_the_process_with_one_line_and_status_2(start):
     process = start("model:=/nowhere/model")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
@@ -552,17 +493,12 @@ def test_a_bad_model_ends_the_process_with_one_line_and_status_2():
     assert "cannot configure: there is no checkpoint folder /nowhere/model; check the path" in err
 
 
-def test_ctrl_c_ends_the_process_in_time_with_status_0(checkpoint):
+def test_ctrl_c_ends_the_process_in_time_with_status_0(start, checkpoint):
     process = start(f"model:={checkpoint}", "num_threads:=1")
-    try:
-        for line in process.stderr:
-            if "model tiny on cpu" in line:
-                break
-        process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=3)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    for line in process.stderr:
+        if "model tiny on cpu" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=3)
     assert process.returncode == 0 and "Traceback" not in err

@@ -43,6 +43,20 @@ class Mailbox(Generic[T]):
             self._item = None
             self.received = self.dropped = 0
 
+    def take_over(self, other: Mailbox[T]) -> None:
+        """Close another mailbox and go on with its counts and what lies in it."""
+        with other._changed:
+            item, other._item = other._item, None
+            received, dropped = other.received, other.dropped
+            other._closed = True
+            other._changed.notify_all()
+        with self._changed:
+            self.received += received
+            self.dropped += dropped
+            if self._item is None:
+                self._item = item
+            self._changed.notify()
+
     def close(self) -> None:
         """Wake whoever waits; from now on `take` gives None."""
         with self._changed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -22,6 +23,7 @@ class Worker(Generic[T]):
         self._load, self._handle, self._mailbox = load, handle, mailbox
         self._ready = threading.Event()
         self._error: BaseException | None = None
+        self.busy_since: float | None = None  # monotonic, while `handle` is at an item
         # A daemon, so that a long computation does not outlive the process's will to end.
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
@@ -50,4 +52,6 @@ class Worker(Generic[T]):
         while not self._mailbox.closed:
             item = self._mailbox.take()
             if item is not None:
+                self.busy_since = time.monotonic()
                 self._handle(item)
+                self.busy_since = None

@@ -19,6 +19,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.signals import SignalHandlerOptions
 
 from vla_inference.errors import VlaError
+from vla_inference.ros import diagnostics
 
 UNCONFIGURED, INACTIVE, ACTIVE, ERROR = "unconfigured", "inactive", "active", "error"
 
@@ -32,8 +33,11 @@ class ManagedNode(LifecycleNode):
     makes the transition fail. `do_deactivate` and `do_cleanup` must bear half-built states: they
     are called as well after a `do_activate` or `do_configure` that did not come through.
     `state` is "unconfigured", "inactive", "active", or "error" where the last
-    start failed, and `failure` says why.
+    start failed, and `failure` says why. A subclass that names its `TASK` has its `diagnose`
+    published on /diagnostics.
     """
+
+    TASK = ""
 
     def __init__(self, name: str, **kwargs):
         self.state, self.failure = UNCONFIGURED, ""
@@ -48,6 +52,8 @@ class ManagedNode(LifecycleNode):
             ),
         )
         self._survive_wrong_transitions()
+        if self.TASK:
+            diagnostics.Diagnostics(self, self.TASK, self._diagnose)
 
     # -- what subclasses fill in --------------------------------------------------------------
 
@@ -61,6 +67,10 @@ class ManagedNode(LifecycleNode):
 
     def state_changed(self) -> None:
         """Called after `state` or `failure` changed."""
+
+    def diagnose(self) -> diagnostics.Report:
+        """Level, one line and further values, while there is no `failure`."""
+        return diagnostics.OK, self.state, {}
 
     # -- transitions --------------------------------------------------------------------------
 
@@ -133,6 +143,9 @@ class ManagedNode(LifecycleNode):
                 action()
             except Exception as error:
                 self._tell("let go", error)
+
+    def _diagnose(self) -> diagnostics.Report:
+        return (diagnostics.ERROR, self.failure, {}) if self.failure else self.diagnose()
 
     def _survive_wrong_transitions(self) -> None:
         """rclpy lets a request for a transition that doesn't exist here end the whole node."""

@@ -11,12 +11,14 @@ from geometry_msgs.msg import Vector3
 from vla_inference.errors import VlaError
 from vla_inference.types import ActionChunk, eef_delta_spec
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
-from vla_msgs.msg import EefDelta
+from vla_msgs.msg import EefDelta, ModelInfo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from builtin_interfaces.msg import Time
+
+    from vla_inference.model_thread import ModelThread
 
 CONVENTIONS = (EefDelta.ROTVEC, EefDelta.RPY)
 
@@ -102,6 +104,22 @@ def msg_to_chunk(msg: ActionChunkMsg) -> ActionChunk:
     chunk = steps_to_chunk(msg.steps)
     chunk.timing = dict(zip(msg.stage_names, msg.stage_ms, strict=False))
     return chunk
+
+
+def model_info(
+    model: ModelThread, stamp: Time, cameras: Sequence[str], frame_id: str = ""
+) -> ModelInfo:
+    """What a loaded model is; frame_id as for `chunk_to_msg`."""
+    spec = model.spec
+    msg = ModelInfo(
+        model=model.policy.name, unnorm_key=model.unnorm_key or "", cameras=list(cameras),
+        state_dim=model.settings.state_dim, chunk=model.policy.config.head.chunk, dt=spec.dt,
+        frame_id=frame_id or spec.frame, rotation_convention=spec.rotation,
+        dims=list(spec.names), units=[d.unit for d in spec.dims],
+        load_time=model.load_seconds, latency_ms=model.latency_ms,
+    )  # fmt: skip
+    msg.header.stamp = stamp
+    return msg
 
 
 def _check_step(convention: str, dt: float, frame: str) -> None:

@@ -14,6 +14,14 @@ IMAGE_INPUT = QoSProfile(
     durability=DurabilityPolicy.VOLATILE,
 )
 
+# States are matched with pictures by their stamps, so that some of the past are needed too.
+STATE_INPUT = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST,
+    depth=30,
+    reliability=ReliabilityPolicy.BEST_EFFORT,
+    durability=DurabilityPolicy.VOLATILE,
+)
+
 # Publishing reliably serves best-effort and reliable subscribers alike (REP-2003).
 IMAGE_OUTPUT = QoSProfile(
     history=HistoryPolicy.KEEP_LAST,

@@ -1,0 +1,33 @@
+"""`/diagnostics` at 1 Hz, as `diagnostic_aggregator` and rqt's monitor read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+
+from vla_inference.ros.commands import diagnostics
+
+PERIOD = 1.0
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+
+Report = tuple[bytes, str, Mapping[str, Any]]  # level, one line, further values
+
+
+class Diagnostics:
+    """Publishes what `report` says, once a second by a clock that neither jumps nor stands."""
+
+    def __init__(self, node: Node, task: str, report: Callable[[], Report]):
+        self._node, self._task, self._report = node, task, report
+        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        node.create_timer(PERIOD, self._publish, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def _publish(self) -> None:
+        level, message, values = self._report()
+        name = self._node.get_fully_qualified_name()
+        stamp = self._node.get_clock().now().to_msg()
+        title = f"{name.lstrip('/')}: {self._task}"
+        self._publisher.publish(diagnostics(stamp, title, name, level, message, values))

@@ -1,0 +1,146 @@
+"""What the inference node sees: cameras and the robot's state, as sets of one moment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped
+from rclpy.node import Node
+from rclpy.time import Time
+from sensor_msgs.msg import CompressedImage, Image, JointState
+
+from vla_inference.errors import ObservationError, VlaError
+from vla_inference.frozen import FrozenWatch
+from vla_inference.robot_state import StateLayout
+from vla_inference.ros import qos
+from vla_inference.ros.images import compressed_to_rgb, image_to_rgb
+from vla_inference.synchronise import Synchroniser
+from vla_inference.types import Observation
+
+POSE, JOINTS = "current_pose", "joint_states"
+
+
+@dataclass(frozen=True)
+class View:
+    """Messages of one moment: a picture per camera, the first one leading, then the state's."""
+
+    images: tuple[Image | CompressedImage, ...]
+    pose: PoseStamped | None = None
+    joints: JointState | None = None
+
+    @property
+    def header(self) -> Any:
+        return self.images[0].header
+
+
+class Inputs:
+    """Subscriptions whose messages come back as `View`s.
+
+    cameras: names of topics, in the order the model takes them; the first one leads.
+    transport: raw, or compressed (CAMERA/compressed).
+    receive: called with each view, in the executor's thread.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        cameras: Sequence[str],
+        transport: str,
+        layout: StateLayout,
+        tolerance: float,
+        receive: Callable[[View], None],
+    ):
+        self.cameras, self.layout = check_cameras(cameras), layout
+        self._node, self._receive = node, receive
+        self._frozen = FrozenWatch()
+        kind, decode = (
+            (Image, image_to_rgb) if transport == "raw" else (CompressedImage, compressed_to_rgb)
+        )
+        self._decode = decode
+        kinds = dict.fromkeys(self.cameras, kind)
+        kinds |= {POSE: PoseStamped} if layout.needs_pose else {}
+        kinds |= {JOINTS: JointState} if layout.needs_joints else {}
+        self._synchroniser: Synchroniser[Any] = Synchroniser(list(kinds), tolerance)
+        self._begun = time.monotonic()
+        self._subscriptions = []
+        for name, message in kinds.items():
+            topic = name
+            if message is CompressedImage:
+                # As image_transport does it: remapping `image` moves the compressed one along.
+                topic = node.resolve_topic_name(name) + "/compressed"
+            # States come fast: the newest alone might be too new for a picture that lags.
+            profile = qos.IMAGE_INPUT if name in self.cameras else qos.STATE_INPUT
+            made = node.create_subscription(
+                message, topic, partial(self._put, name), profile,
+                qos_overriding_options=qos.overridable(),
+            )  # fmt: skip
+            self._subscriptions.append(made)
+
+    def close(self) -> None:
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions = []
+
+    def reset(self) -> None:
+        self._synchroniser.reset()
+        self._frozen = FrozenWatch()
+        self._begun = time.monotonic()
+
+    def _put(self, name: str, message: Any) -> None:
+        stamp = 1e-9 * Time.from_msg(message.header.stamp).nanoseconds
+        found = self._synchroniser.put(name, stamp, message, time.monotonic())
+        if found is not None:
+            by_name = dict(zip(self._synchroniser.names, found, strict=True))
+            images = tuple(by_name[c] for c in self.cameras)
+            self._receive(View(images, by_name.get(POSE), by_name.get(JOINTS)))
+
+    def missing(self, patience: float = 1.0) -> str:
+        """What is missing or late, in words; empty: nothing."""
+        now = time.monotonic()
+        return self._synchroniser.missing(now, patience) if now - self._begun > patience else ""
+
+    # -- in the model's thread ----------------------------------------------------------------
+
+    def observe(self, view: View, text: str, most_same: float = 0.0) -> Observation:
+        """The observation of a view; raises ObservationError, naming the input at fault.
+
+        most_same: seconds a camera may show the very same picture; 0: any time.
+        """
+        stamp = 1e-9 * Time.from_msg(view.header.stamp).nanoseconds
+        images: dict[str, np.ndarray] = {}
+        for name, message in zip(self.cameras, view.images, strict=True):
+            if most_same:
+                self._frozen.check(name, message.data, stamp, most_same)
+            try:
+                images[name] = self._decode(message)
+            except ObservationError as error:
+                if len(self.cameras) == 1:
+                    raise
+                raise ObservationError(f"{name}: {error.problem}", error.remedy) from None
+        return Observation(images, text, self._state(view), stamp)
+
+    def _state(self, view: View) -> np.ndarray | None:
+        if not len(self.layout):
+            return None
+        pose = None
+        if view.pose is not None:
+            p, q = view.pose.pose.position, view.pose.pose.orientation
+            pose = (p.x, p.y, p.z), (q.x, q.y, q.z, q.w)
+        joints = None
+        if view.joints is not None:
+            joints = dict(zip(view.joints.name, view.joints.position, strict=False))
+        return self.layout.read(pose, joints)
+
+
+def check_cameras(names: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(names)
+    twice = {n for n in names if names.count(n) > 1}
+    if not names or not all(names) or twice:
+        what = f"names {', '.join(sorted(twice))} twice" if twice else "is empty"
+        raise VlaError(f"parameter 'cameras' {what}", "name each camera's topic, such as image")
+    return names

@@ -1,0 +1,132 @@
+"""What tests that start ROS graphs share: a node under test beside a client, and processes.
+
+Test files import it by its plain name (`pythonpath` in pyproject.toml).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import rclpy
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+
+_numbers = itertools.count()
+
+
+def domain(offset: int = 0) -> int:
+    """A ROS domain that tests running beside ours hardly have; 1 to 100."""
+    return 1 + (os.getpid() + offset) % 100
+
+
+def environment(number: int) -> dict[str, str]:
+    """For processes: this domain, this machine alone."""
+    more = {"ROS_LOCALHOST_ONLY": "1"} if os.environ.get("ROS_DISTRO") == "humble" else {}
+    return {
+        **os.environ,
+        "ROS_DOMAIN_ID": str(number),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "PYTHONUNBUFFERED": "1",
+        **more,
+    }
+
+
+class NodeGraph:
+    """A managed node under test, spun in a thread of its own, and a client that talks to it.
+
+    Graphs live beside each other, each in a namespace: all names of our nodes are relative.
+    """
+
+    patience = 30.0  # seconds until a test gives up
+
+    def __init__(self, make: Callable[..., Any], parameters: Mapping[str, Any], **kwargs):
+        """make: the node's class. kwargs: more for it."""
+        os.environ.update(ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST")
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=domain())
+        where = {"context": self.context, "namespace": f"/graph{next(_numbers)}"}
+        overrides = [Parameter(k, value=v) for k, v in parameters.items()]
+        self.node = make(parameter_overrides=overrides, **kwargs, **where)
+        self.client = rclpy.create_node("client", **where)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.client)
+        self._ending = False
+        self._thread = threading.Thread(target=self._spin)
+        self._thread.start()
+
+    def _spin(self) -> None:
+        executor = SingleThreadedExecutor(context=self.context)
+        executor.add_node(self.node)
+        while not self._ending:
+            executor.spin_once(timeout_sec=0.05)
+        executor.shutdown()
+
+    def close(self) -> None:
+        self._ending = True
+        self._thread.join()
+        self.node.trigger_shutdown()
+        self.executor.shutdown()
+        self.node.destroy_node()
+        self.client.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+    def said(self) -> Any:
+        """What tells most about a wait that was in vain."""
+        return self.node.failure
+
+    def until(self, condition: Callable[[], object], what: str = "") -> None:
+        end = time.monotonic() + self.patience
+        while not condition():
+            assert time.monotonic() < end, f"waited in vain for {what}; {self.said()}"
+            self.executor.spin_once(timeout_sec=0.05)
+
+    def idle(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.executor.spin_once(timeout_sec=0.02)
+
+    def call(self, kind: Any, name: str, request: Any) -> Any:
+        client = self.client.create_client(kind, name)
+        assert client.wait_for_service(self.patience)
+        future = client.call_async(request)
+        self.until(future.done, name)
+        self.client.destroy_client(client)
+        return future.result()
+
+    def change(self, transition: int) -> bool:
+        request = ChangeState.Request(transition=Transition(id=transition))
+        return self.call(ChangeState, f"{self.node.get_name()}/change_state", request).success
+
+    def state(self) -> str:
+        answer = self.call(GetState, f"{self.node.get_name()}/get_state", GetState.Request())
+        return answer.current_state.label
+
+
+@contextlib.contextmanager
+def processes(number: int) -> Iterator[Callable[..., subprocess.Popen]]:
+    """A function that starts Python processes in this domain; all end with the block."""
+    started: list[subprocess.Popen] = []
+
+    def start(*command: str, **more: Any) -> subprocess.Popen:
+        given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
+        process = subprocess.Popen(
+            [sys.executable, *map(str, command)], env=environment(number), text=True, **given
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
