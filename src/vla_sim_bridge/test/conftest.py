@@ -14,12 +14,16 @@ settings.load_profile("no_deadline")
 
 
 class FakeSimulation:
-    """Success at step i is `script[i]`, False after its end. `log` says what was done."""
+    """Success at step i is `script[i]` (or the name of a wrong end), False after its end.
+
+    `log` says what was done.
+    """
 
     def __init__(self, script=()):
         self.script, self.log = list(script), []
         self.task = SimpleNamespace(name="Fake")
         self.instruction, self.gripper, self.at = "", 1.0, 0
+        self.language = "train"
 
     def reset(self, rng):
         self.at, self.instruction = 0, f"do {rng.integers(1000)}"
@@ -34,9 +38,10 @@ class FakeSimulation:
         return self._result()
 
     def _result(self):
-        success = self.at < len(self.script) and self.script[self.at]
+        now = self.script[self.at] if self.at < len(self.script) else False
         self.at += 1
-        return StepResult(success, float(success))
+        success = now is True
+        return StepResult(success, float(success), now if isinstance(now, str) else "")
 
     def render(self, camera, width=64, height=64):
         return np.full((height, width, 3), self.at % 256, np.uint8)

@@ -73,3 +73,15 @@ def test_every_control_step_is_told(fake_simulation):
     run.on_step = lambda: told.append(sim.at)
     play(run)
     assert told == list(range(1, 13))
+
+
+def test_a_settled_wrong_end_is_an_outcome_of_its_own_and_no_success(fake_simulation):
+    sim = fake_simulation([False, False, *["wrong_order"] * (SETTLE_STEPS + 1)])
+    result = play(EpisodeRun(sim, 0, 0, 100))
+    assert (result.outcome, result.frames) == ("wrong_order", 3)
+    assert not result.success and not result.ever_success
+
+
+def test_after_a_momentary_wrong_end_success_is_still_possible(fake_simulation):
+    sim = fake_simulation(["wrong_order", False, *[True] * (SETTLE_STEPS + 1)])
+    assert play(EpisodeRun(sim, 0, 0, 100)).outcome == "success"

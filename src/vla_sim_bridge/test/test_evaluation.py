@@ -52,6 +52,23 @@ def test_counts(played):
     assert json.loads(json.dumps(results)) == results
 
 
+def test_the_other_order_is_counted_apart_and_shown(fake_simulation, tmp_path):
+    sim = fake_simulation()
+    evaluation = Evaluation(sim, 0, 2, 20)
+    for name in ("wrong_order", True):
+        evaluation.begin()
+        sim.script = [name] * (SETTLE_STEPS + 1)
+        while not evaluation.step(ACTION):
+            pass
+    results = settled(evaluation, language="held-out")
+    assert (results["episodes"], results["successes"], results["wrong_order"]) == (2, 1, 1)
+    assert evaluation.complete
+    rows = dict(report.summary_rows(results))
+    assert rows["wrong order"] == "1 of 2" and rows["language"] == "held-out"
+    assert "--language held-out" in report.command_to_repeat(results)
+    assert 'class="bar wrong_order"' in report.write_html(tmp_path, results, []).read_text()
+
+
 def test_the_episode_under_way_is_listed_as_aborted_and_counts_for_nothing(fake_simulation):
     evaluation = Evaluation(fake_simulation(), 0, 2, 50)
     evaluation.begin()

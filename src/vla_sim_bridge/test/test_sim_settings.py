@@ -11,7 +11,8 @@ from vla_sim_bridge.sim_settings import SimSettings
     [
         ({"episodes": 0}, "0 episodes were asked for; ask for at least 1"),
         ({"task": "Stak_D0"}, "no task 'Stak_D0'; did you mean Stack_D0"),
-        ({"horizon": 0}, "horizon is 0; give at least 1"),
+        ({"horizon": -1}, "horizon is -1; give at least 1"),
+        ({"language": "french"}, "language is 'french'; give train or held-out"),
         ({"execute_steps": -1}, "execute_steps is -1"),
         ({"seed": -5}, "seed is -5"),
         ({"width": 8}, "width is 8"),
@@ -47,3 +48,8 @@ def test_a_folder_with_results_is_not_overwritten(tmp_path):
 
 def test_without_a_folder_the_task_and_time_name_one():
     assert SimSettings(task="Stack_D1").output_folder().name.startswith("Stack_D1_2")
+
+
+def test_without_a_horizon_the_task_has_its_own():
+    assert SimSettings.from_values({"task": "Stack_D1"}).horizon == 200
+    assert SimSettings.from_values({"task": "Stack_D1", "horizon": 30}).horizon == 30

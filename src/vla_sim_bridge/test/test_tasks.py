@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vla_inference.errors import VlaError
-from vla_sim_bridge.tasks import TASKS, get_task
+from vla_sim_bridge.tasks import TASKS, get_task, stack_language
 from vla_sim_bridge.tasks.stack import PALETTE
 
 SENTENCE = re.compile(
@@ -13,9 +13,10 @@ SENTENCE = re.compile(
 )
 
 
-def test_five_stack_tasks():
-    assert list(TASKS) == [f"Stack_D{i}" for i in range(5)]
+def test_tasks_are_found_by_name_and_without_a_variant():
+    assert [f"Stack_D{i}" for i in range(5)] == list(TASKS)[:5]
     assert get_task("stack_d2") is TASKS["Stack_D2"]
+    assert get_task("stack") is TASKS["Stack_D0"]
 
 
 def test_unknown_task_lists_the_known_and_guesses():
@@ -62,3 +63,44 @@ def test_the_same_generator_draws_the_same():
 
     assert draw(5) == draw(5)
     assert len({draw(i)[1] for i in range(50)}) > 30
+
+
+def sentences(task, language, n=400):
+    rng = np.random.default_rng(2)
+    return {task.instruct(rng, task.draw_scene(rng), language) for _ in range(n)}
+
+
+def words(said):
+    return {word for sentence in said for word in re.findall(r"[\w-]+", sentence)}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_held_out_sentences_are_new_and_their_words_known(name):
+    task = get_task(name)
+    train, held_out = sentences(task, "train", 3000), sentences(task, "held-out")
+    assert len(held_out) >= 3 and not train & held_out
+    # Stack_D0 and D1 have one sentence: what their family says counts
+    family = [t for t in TASKS.values() if t.env == task.env]
+    known = words(train).union(*(words(sentences(t, "train")) for t in family))
+    assert words(held_out) <= known
+    with pytest.raises(VlaError, match="no language 'french'"):
+        task.instruct(
+            np.random.default_rng(0), task.draw_scene(np.random.default_rng(0)), "french"
+        )
+
+
+def test_stack_l_has_thirty_templates_and_only_the_sentence_tells_which_goes_on_which():
+    assert len(stack_language.TRAIN.templates) >= 30
+    values = {"a": "red", "b": "blue"}
+    said, held_out = (set(g.sentences(**values)) for g in (stack_language.TRAIN,
+                                                           stack_language.HELD_OUT))  # fmt: skip
+    assert not said & held_out
+    swapped = set(stack_language.TRAIN.sentences(a="blue", b="red"))
+    assert not (said | held_out) & swapped  # no sentence can mean both
+    task, rng = get_task("Stack_L"), np.random.default_rng(0)
+    scenes = [task.draw_scene(rng) for _ in range(400)]
+    share = np.mean([s.roles["moved"] == "cubeA" for s in scenes])
+    assert share == pytest.approx(0.5, abs=0.1)
+    for scene in scenes[:50]:
+        assert {*scene.roles.values()} == {"cubeA", "cubeB"}
+        assert {*scene.colours.values()} <= words([task.instruct(rng, scene, "train")])

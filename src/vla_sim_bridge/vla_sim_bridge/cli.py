@@ -20,14 +20,20 @@ from vla_sim_bridge.sim_settings import SimSettings
 
 SHIPPED_MODEL = "models/stack-small"
 
-Task = Annotated[str, typer.Option(help="Task, Stack_D0 to Stack_D4.")]
+Task = Annotated[str, typer.Option(help="Task, such as Stack_D2; docs/reference.md lists them.")]
 Episodes = Annotated[int, typer.Option(help="Episodes to play.")]
 Seed = Annotated[int, typer.Option(help="All chance comes from it; the same seed, the same run.")]
 Model = Annotated[
     str | None,
     typer.Option(help="Checkpoint folder; the small model that ships, if left out."),
 ]
-Horizon = Annotated[int, typer.Option(help="Control steps (0.05 s) until an episode has failed.")]
+Horizon = Annotated[
+    int | None,
+    typer.Option(help="Control steps (0.05 s) until an episode has failed; the task's own."),
+]
+Language = Annotated[
+    str, typer.Option(help="Sentences: train, or held-out (words known, wordings not).")
+]
 ExecuteSteps = Annotated[
     int, typer.Option(help="Steps of each predicted chunk that are executed, in lock step.")
 ]
@@ -59,7 +65,8 @@ def rollout(
     episodes: Episodes = 100,
     seed: Seed = 7,
     model: Model = None,
-    horizon: Horizon = 200,
+    horizon: Horizon = None,
+    language: Language = "train",
     execute_steps: ExecuteSteps = 4,
     lock_step: LockStep = True,
     output: Output = None,
@@ -75,9 +82,11 @@ def rollout(
     """Evaluate a model in closed loop over ROS 2: success over N episodes, report and film."""
     if min_success is not None and not 0 <= min_success <= 1:
         raise VlaError(f"--min-success is {min_success}", "give a share, 0 to 1")
+    if horizon is not None and horizon < 1:
+        raise VlaError(f"--horizon is {horizon}", "give at least 1")
     settings = SimSettings(
         task=task, episodes=episodes, seed=seed, camera=camera, width=width, height=height,
-        horizon=horizon, lock_step=lock_step, execute_steps=execute_steps,
+        horizon=horizon or 0, language=language, lock_step=lock_step, execute_steps=execute_steps,
         record_episodes=record, output=str(output or ""), model=find_model(model), summary=False,
     )  # fmt: skip
     status, results = play(settings, device, unnorm_key, quiet=as_json)
@@ -104,14 +113,16 @@ def demo(
     episodes: Episodes = 3,
     seed: Seed = 7,
     model: Model = None,
+    language: Language = "train",
     output: Output = None,
     device: Device = None,
     as_json: JsonOption = False,
 ) -> int:
     """Watch a model stack blocks over ROS 2: three episodes, a film and a report."""
     return rollout(
-        task, episodes, seed, model, output=output, device=device, record=episodes, as_json=as_json
-    )
+        task, episodes, seed, model, language=language, output=output, device=device,
+        record=episodes, as_json=as_json,
+    )  # fmt: skip
 
 
 def find_model(given: str | None) -> str:
@@ -145,8 +156,8 @@ def play(
     given = {
         name: getattr(settings, name)
         for name in ("task", "episodes", "seed", "camera", "width", "height", "horizon",
-                     "lock_step", "execute_steps", "output", "record_episodes", "model",
-                     "summary")
+                     "language", "lock_step", "execute_steps", "output", "record_episodes",
+                     "model", "summary")
     }  # fmt: skip
     # ros2 launch refuses an argument without a value: what is empty is left to its default.
     given.update({k: v for k, v in (("device", device), ("unnorm_key", unnorm_key)) if v})
@@ -227,8 +238,11 @@ def generate(
         float, typer.Option(help="scripted: most executed noise, full actions, 0 to 1.")
     ] = 0.2,
     horizon: Annotated[
-        int, typer.Option(help="Steps until an attempt has failed; mimicgen: ten times that.")
-    ] = 200,
+        int | None,
+        typer.Option(
+            help="Steps until an attempt has failed, the task's own; mimicgen: 10 times."
+        ),
+    ] = None,
     pictures: Annotated[
         bool, typer.Option(help="Render the cameras; leave out for speed.")
     ] = True,
@@ -246,7 +260,8 @@ def generate(
     for name in names:
         config = GenerateConfig(
             name, episodes, tuple(cameras.replace(",", " ").split()), camera_width, camera_height,
-            seed, method, None if source is None else str(source), noise, horizon,
+            seed, method, None if source is None else str(source), noise,
+            horizon or get_task(name).horizon,
             pictures=pictures,
         )  # fmt: skip
         folder = Path("datasets") / name if output is None else output
@@ -271,7 +286,7 @@ def _check_generate(width, height, noise, horizon, parallel, method, source) -> 
             raise VlaError(f"{name} is {value}", "give 16 to 4096 pixels")
     if not 0 <= noise <= 1:
         raise VlaError(f"--noise is {noise}", "give 0 to 1")
-    if horizon < 1:
+    if horizon is not None and horizon < 1:
         raise VlaError(f"--horizon is {horizon}", "give at least 1")
     if parallel < 1 and parallel != -1:
         raise VlaError(f"--parallel is {parallel}", "give at least 1, or -1 for one per core")

@@ -10,7 +10,8 @@ import numpy as np
 
 from vla_sim_bridge.simulation import Simulation, episode_rng
 
-Outcome = Literal["running", "success", "timeout", "aborted"]
+# "wrong_order" is a task's own: what was reached is something else than was asked for
+Outcome = Literal["running", "success", "timeout", "wrong_order", "aborted"]
 SETTLE_STEPS = 10  # extra steps of zero motion over which success must last
 
 
@@ -38,7 +39,8 @@ class EpisodeRun:
     Success is counted by the settle rule: a step whose state is successful is followed by
     `SETTLE_STEPS` steps of zero motion, and only if success lasts through all of them has the
     episode succeeded, at the frame where it began. Otherwise the episode goes on, those steps
-    spent, and `ever_success` alone remembers.
+    spent, and `ever_success` alone remembers. A wrong end by the task's rules (`Task.wrong`) is
+    settled in the same way, and ends the episode under its own name.
     """
 
     def __init__(self, sim: Simulation, seed: int, index: int, horizon: int, purpose="evaluate"):
@@ -66,15 +68,20 @@ class EpisodeRun:
             frames = self.step_count
             if all(self._settle_step() for _ in range(SETTLE_STEPS)):
                 self.outcome, self.step_count = "success", frames
+        elif result.wrong:
+            frames = self.step_count
+            if all(self._settle_step(result.wrong) for _ in range(SETTLE_STEPS)):
+                self.outcome, self.step_count = result.wrong, frames
         if not self.done and self.step_count >= self.horizon:
             self.outcome, self.step_count = "timeout", self.horizon
         return self.done
 
-    def _settle_step(self) -> bool:
+    def _settle_step(self, wrong: str = "") -> bool:
+        """One step without motion; whether success, or the same wrong end, lasts."""
         self.step_count += 1
-        success = self.sim.hold().success
+        result = self.sim.hold()
         self.on_step()
-        return success
+        return result.wrong == wrong if wrong else result.success
 
     def abort(self) -> None:
         if not self.done:

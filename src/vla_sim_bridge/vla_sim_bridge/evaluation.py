@@ -109,7 +109,7 @@ class Evaluation:
 
     @property
     def counted(self) -> list[EpisodeResult]:
-        return [r for r in self.results if r.outcome in ("success", "timeout")]
+        return [r for r in self.results if r.outcome != "aborted"]
 
     @property
     def successes(self) -> int:
@@ -163,6 +163,7 @@ class Evaluation:
         return {
             **summarise(self.counted),
             "task": self.sim.task.name,
+            "language": self.sim.language,
             "seed": self.seed,
             "horizon": self.horizon,
             "episodes_asked": self.episodes,

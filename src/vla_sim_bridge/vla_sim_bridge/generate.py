@@ -185,8 +185,9 @@ def _attempt(config: GenerateConfig, index: int, parts: str) -> bool:
 
 def attempt_episode(sim: Simulation, config: GenerateConfig, index: int, sources=None):
     """One attempt: the demonstration as `write_episode` takes it, or None if it failed."""
+    from vla_sim_bridge.experts import expert_for
+    from vla_sim_bridge.experts.motion import Noise
     from vla_sim_bridge.mimicgen import mimicgen_policy
-    from vla_sim_bridge.scripted import Noise, stack_expert
 
     rng = episode_rng("generate", config.seed, index)
     sim.reset(rng)
@@ -195,7 +196,7 @@ def attempt_episode(sim: Simulation, config: GenerateConfig, index: int, sources
         horizon = 10 * config.horizon  # a human's demonstration takes its time
     else:
         noise = Noise(rng, rng.uniform(0, config.noise))
-        steps = _expert_steps(sim, noise, stack_expert)
+        steps = _expert_steps(sim, noise, expert_for(sim.task))
         horizon = config.horizon
     recorder = Recorder(sim, config.pictures)
     settled = 0
@@ -229,6 +230,7 @@ class Recorder:
     def __init__(self, sim: Simulation, pictures: bool = True):
         self.sim, self.pictures = sim, pictures
         self.instruction = sim.instruction
+        self.scene = sim.scene_record()
         self.rows: list[dict] = []
         self.images: dict[str, list[np.ndarray]] = {c: [] for c in sim.cameras}
 
@@ -288,7 +290,12 @@ class Recorder:
                     n: np.array([r["signals"][n] for r in self.rows], np.int64) for n in signals
                 },
             },
-            "attrs": {"task": config.task, "seed": config.seed, "attempt": index},
+            "attrs": {
+                "task": config.task,
+                "seed": config.seed,
+                "attempt": index,
+                "scene": json.dumps(self.scene),
+            },
         }
 
 

@@ -8,6 +8,7 @@ action without the noise.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,19 +86,20 @@ class SourceDemo:
         return ends
 
 
-HUMAN = {"Stack": Path(__file__).parent / "demonstrations" / "stack_human.hdf5"}
+DEMONSTRATIONS = Path(__file__).parent / "demonstrations"
 
 
 def load_sources(sim: Simulation, path: str | None) -> list[SourceDemo]:
     """Read source demonstrations (`states` and `actions`) from HDF5, by posing the simulation.
 
-    path: None takes the human demonstration that ships for the task's environment.
+    path: None takes the human demonstration that ships for the task.
     """
-    path = path or HUMAN.get(sim.task.env)
-    if path is None:
+    if path is None and not sim.task.human:
         raise VlaError(
-            f"no demonstration of {sim.task.env} ships here", "give --source FILE with your own"
+            f"no demonstration of {sim.task.name} ships here",
+            "give --source FILE, which may be one that `vla generate` made",
         )
+    path = path or str(DEMONSTRATIONS / sim.task.human)
     try:
         with h5py.File(path, "r") as file:
             groups = sorted(file["data"], key=lambda d: int(d.rsplit("_", 1)[1]))
@@ -107,11 +109,16 @@ def load_sources(sim: Simulation, path: str | None) -> list[SourceDemo]:
                 for key in ("states", "actions"):
                     if key not in demo:
                         raise DataError(f"{path}: {name} has no {key!r}", "record it with states")
-                raw.append((demo["states"][:], demo["actions"][:]))
-    except (OSError, KeyError) as error:
+                scene = json.loads(demo.attrs.get("scene", "{}"))
+                raw.append((demo["states"][:], demo["actions"][:], scene))
+    except (OSError, KeyError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error})", "check the path") from error
     sim.reset(np.random.default_rng(0))
-    return [source_from_states(sim, states, actions) for states, actions in raw]
+    sources = []
+    for states, actions, scene in raw:
+        sim.set_scene({"roles": sim.task.roles, **scene})
+        sources.append(source_from_states(sim, states, actions))
+    return sources
 
 
 def source_from_states(sim: Simulation, states: np.ndarray, actions: np.ndarray) -> SourceDemo:

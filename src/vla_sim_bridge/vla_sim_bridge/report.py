@@ -46,6 +46,8 @@ def command_to_repeat(results: dict) -> str:
     words = ["./vla", "rollout"]
     words += ["--task", results["task"], "--episodes", str(results["episodes_asked"])]
     words += ["--seed", str(results["seed"]), "--horizon", str(results["horizon"])]
+    if results.get("language", "train") != "train":
+        words += ["--language", results["language"]]
     if results.get("lock_step", True):
         words += ["--execute-steps", str(results["execute_steps"])]
     else:
@@ -93,6 +95,11 @@ def summary_rows(results: dict) -> list[tuple[str, str]]:
          f"{number(beyond[1]['p95'], 1, ' ms')} p95"),
         ("action rate", number(results["action_steps_per_s"], 1, " steps/s")),
     ]  # fmt: skip
+    if results.get("language", "train") != "train":
+        rows.insert(1, ("language", results["language"]))
+    if results.get("wrong_order"):
+        at = next(i for i, row in enumerate(rows) if row[0] == "ever successful")
+        rows.insert(at + 1, ("wrong order", f"{results['wrong_order']} of {counted}"))
     if not results["complete"]:
         rows.insert(0, ("incomplete", results.get("ended", "") or "the run was stopped"))
     return rows
@@ -123,6 +130,7 @@ td, th { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px so
 table.small { width: 22rem; } td.n, th.n { text-align: right; } .warn { color: var(--bad); }
 .bar { display: inline-block; height: .6rem; border-radius: 3px; background: #aaa;
   min-width: 2px; } .success { background: var(--good); } .timeout { background: var(--bad); }
+.wrong_order { background: #c977d1; }
 .track { width: 10rem; background: #f2f4f6; border-radius: 3px; line-height: 0; }
 pre { background: #f6f8fa; padding: .8rem 1rem; border-radius: 6px; overflow-x: auto;
   font-size: 13px; } svg text { font: 11px system-ui, sans-serif; fill: var(--pale); }

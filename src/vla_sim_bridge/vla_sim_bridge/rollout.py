@@ -10,6 +10,7 @@ from vla_inference.types import ActionChunk, Observation
 from vla_sim_bridge.episode_run import EpisodeResult, EpisodeRun
 from vla_sim_bridge.simulation import Simulation
 from vla_sim_bridge.statistics import wilson_interval
+from vla_sim_bridge.tasks import Language
 from vla_sim_bridge.workers import end_with_parent
 
 Act = Callable[[Observation], ActionChunk]
@@ -38,10 +39,11 @@ def rollout(
     workers: int = 1,
     device: str | None = None,
     size: int = 224,
+    language: Language = "train",
     report: Callable[[EpisodeResult], None] = lambda _: None,
 ) -> list[EpisodeResult]:
     """Evaluate a checkpoint on episodes 0..N-1 of `seed`, spread over processes."""
-    args = (model, task, size, device)
+    args = (model, task, size, device, language)
     context = get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_start, initargs=args) as pool:
         jobs = [pool.submit(_episode, seed, i, horizon, execute_steps) for i in range(episodes)]
@@ -53,7 +55,7 @@ def rollout(
 _state: tuple[Simulation, Act] | None = None
 
 
-def _start(model: str, task: str, size: int, device: str | None) -> None:
+def _start(model: str, task: str, size: int, device: str | None, language: Language) -> None:
     global _state
     import torch
 
@@ -62,7 +64,7 @@ def _start(model: str, task: str, size: int, device: str | None) -> None:
     end_with_parent()
     torch.set_num_threads(1)
     policy = Policy.from_pretrained(model, device=device)
-    _state = Simulation(task, width=size, height=size), policy.predict_action
+    _state = Simulation(task, width=size, height=size, language=language), policy.predict_action
 
 
 def _episode(seed: int, index: int, horizon: int, execute_steps: int) -> EpisodeResult:
@@ -83,6 +85,7 @@ def summarise(results: list[EpisodeResult]) -> dict:
         "success_rate": len(good) / max(1, len(results)),
         "success_rate_wilson95": [low, high],
         "ever_successes": sum(r.ever_success for r in results),
+        "wrong_order": sum(r.outcome == "wrong_order" for r in results),
         "mean_frames_success": sum(r.frames for r in good) / len(good) if good else None,
         "mean_frames_all": sum(r.frames for r in results) / max(1, len(results)),
         "failed_episodes": [r.index for r in results if not r.success],

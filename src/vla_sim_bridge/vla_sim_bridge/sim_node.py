@@ -70,7 +70,7 @@ class SimNode(Node):
     def load(self) -> None:
         """Build the simulation, make sure that no other one is there, publish the first frame."""
         s = self.settings
-        sim = Simulation(s.task, (s.camera,), s.width, s.height)
+        sim = Simulation(s.task, (s.camera,), s.width, s.height, s.language)
         sim.render(s.camera)  # the first picture takes a second
         self.evaluation = Evaluation(sim, s.seed, s.episodes, s.horizon)
         self._refuse_company()
@@ -333,7 +333,7 @@ class SimNode(Node):
         """End the episode under way and begin the run's next one, or another seed's first."""
         s, sim = self.settings, self.sim
         if task and get_task(task) is not sim.task:
-            sim = Simulation(task, (s.camera,), s.width, s.height)
+            sim = Simulation(task, (s.camera,), s.width, s.height, s.language)
         under_way = not self.evaluation.run.done
         self.evaluation.abort()
         if under_way:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_inference.errors import VlaError
-from vla_sim_bridge.tasks import get_task
+from vla_sim_bridge.tasks import LANGUAGES, get_task
 
 
 def _say(default: Any, text: str) -> Any:
@@ -25,12 +25,19 @@ class SimSettings:
     camera: str = _say("agentview", "Camera whose pictures are published")
     width: int = _say(224, "Width of the pictures [pixels]")
     height: int = _say(224, "Height of the pictures [pixels]")
-    horizon: int = _say(200, "Control steps after which an episode has failed")
+    horizon: int = _say(0, "Control steps after which an episode has failed; 0: the task's own")
+    language: str = _say("train", "Sentences: train, or held-out (never generated from)")
+    driven_by: str = _say(
+        "chunks", "What moves the arm: chunks, or commands to a robot: twist, pose"
+    )
     lock_step: bool = _say(True, "Wait for each frame's answer; false: real time")
     execute_steps: int = _say(4, "Lock step: how many steps of each chunk are executed")
     control_rate: float = _say(20.0, "Real time: control periods per second [Hz]")
     frame_rate: float = _say(10.0, "Real time: frames per second [Hz]")
     action_timeout: float = _say(10.0, "How long to wait for a frame's answer [s]")
+    command_wait: float = _say(
+        1.0, "Driven by commands in lock step: how long to wait for one [s]"
+    )
     start_timeout: float = _say(120.0, "How long to wait for the first answer of all [s]")
     discovery_time: float = _say(1.5, "How long to look for another simulation first [s]")
     output: str = _say("", "Results folder; empty: results/<task>_<time>")
@@ -50,7 +57,10 @@ class SimSettings:
         return settings
 
     def check(self) -> None:
-        self.task = get_task(self.task).name
+        task = get_task(self.task)
+        self.task, self.horizon = task.name, self.horizon or task.horizon
+        if self.language not in LANGUAGES:
+            raise VlaError(f"language is {self.language!r}", f"give {' or '.join(LANGUAGES)}")
         if self.episodes < 1:
             raise VlaError(f"{self.episodes} episodes were asked for", "ask for at least 1")
         lowest = {"seed": 0, "horizon": 1, "execute_steps": 1, "record_episodes": 0,
@@ -61,9 +71,12 @@ class SimSettings:
         for name in ("width", "height"):
             if getattr(self, name) > 4096:
                 raise VlaError(f"{name} is {getattr(self, name)}", "give at most 4096 pixels")
-        for name in ("control_rate", "frame_rate", "action_timeout", "start_timeout"):
+        for name in ("control_rate", "frame_rate", "action_timeout", "start_timeout",
+                     "command_wait"):  # fmt: skip
             if not 0 < getattr(self, name) < 1e6:
                 raise VlaError(f"{name} is {getattr(self, name)}", "give a number above 0")
+        if self.driven_by not in ("chunks", "twist", "pose"):
+            raise VlaError(f"driven_by is {self.driven_by!r}", "use chunks, twist or pose")
         if not 0 <= self.discovery_time < 60:
             raise VlaError(f"discovery_time is {self.discovery_time}", "give 0 to 60 seconds")
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from vla_inference.errors import VlaError
 from vla_inference.types import ActionSpec, Observation, eef_delta_spec
-from vla_sim_bridge.tasks import Task, get_task
+from vla_sim_bridge.tasks import Language, Scene, Task, get_task
 
 # MuJoCo picks its way of drawing at import. Without a screen that is EGL on a GPU, OSMesa else.
 if "MUJOCO_GL" not in os.environ and not os.environ.get("DISPLAY"):
@@ -59,14 +59,18 @@ def episode_rng(purpose: str, seed: int, index: int) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class StepResult:
-    """After a control step: success by the task's rule at this very moment (not yet settled)."""
+    """After a control step: success by the task's rule at this very moment (not yet settled).
+
+    wrong: name of the outcome that it is instead, by the task's other rules; empty: none.
+    """
 
     success: bool
     reward: float
+    wrong: str = ""
 
 
 class Simulation:
-    """One robot, one task, some cameras.
+    """One robot, one task, some cameras; sentences of the language trained on or held out.
 
     Poses are 4 x 4 matrices in the world frame, metres. `eef_pose` is the gripper's grip site, the
     frame that the controller moves.
@@ -78,8 +82,10 @@ class Simulation:
         cameras: Sequence[str] = ("agentview",),
         width: int = 224,
         height: int = 224,
+        language: Language = "train",
     ):
         self.task = get_task(task) if isinstance(task, str) else task
+        self.language = language
         self.cameras, self.width, self.height = tuple(cameras), width, height
         with _silence():
             self._env = _make(self.task)
@@ -90,12 +96,18 @@ class Simulation:
             if name not in known:
                 raise VlaError(f"there is no camera {name!r}", f"cameras: {', '.join(known)}")
         self._renderers: dict[tuple[int, int], object] = {}
+        self._contact_geoms: dict[int, list[str]] = {}
         self._bodies = {n: self.model.body(b).id for n, b in self.task.objects.items()}
         self._site = self._env.robots[0].eef_site_id["right"]
         self._arm_dofs = self._env.robots[0]._ref_joint_pos_indexes
         for name, (position, quaternion) in self.task.camera_poses.items():
             camera = self.model.camera(name)
             camera.pos, camera.quat = position, quaternion
+        self._fixtures = {
+            n: (self.model.body(n).pos.copy(), self.model.body(n).quat.copy())
+            for n in self.task.fixtures
+        }
+        self.scene = Scene()
         self.rng = np.random.default_rng(0)
         self.instruction = ""
         self.gripper = 1.0
@@ -106,17 +118,20 @@ class Simulation:
         """Start an episode. All that is random in it is drawn from `rng`."""
         self.rng = rng
         self._env.rng = rng
-        self._env.placement_initializer.rng = rng
+        sampler = self._env.placement_initializer
+        for part in (sampler, *getattr(sampler, "samplers", {}).values()):
+            part.rng = rng
         # The gripper's ramp and the controller's goal outlive a soft reset of robosuite; without
         # this an episode would depend on the one before it.
         gripper = self._env.robots[0].gripper["right"]
         gripper.current_action = np.zeros_like(gripper.current_action)
         self._env.reset()
+        self._place_fixtures(rng)
         self.data.qacc_warmstart[:] = 0
         self._env.robots[0].composite_controller.reset()
         self.scene = self.task.draw_scene(rng)
         self._paint()
-        self.instruction = self.task.draw_instruction(rng, self.scene)
+        self.instruction = self.task.instruct(rng, self.scene, self.language)
         self.gripper = 1.0
 
     def step(self, action: np.ndarray) -> StepResult:
@@ -130,22 +145,27 @@ class Simulation:
             self.scene = self.task.draw_scene(self.rng)
             self._paint()
         if self.task.language == "step":
-            self.instruction = self.task.draw_instruction(self.rng, self.scene)
+            self.instruction = self.task.instruct(self.rng, self.scene, self.language)
         success = self.succeeded()
-        return StepResult(success, float(success))
+        wrong = "" if success else self.wrong()
+        return StepResult(success, float(success), wrong)
 
     def hold(self) -> StepResult:
         """One control period without motion, the gripper as it is."""
         return self.step(np.array([0, 0, 0, 0, 0, 0, self.gripper]))
 
     def succeeded(self) -> bool:
-        """Success at this moment: the environment's own rule, and the moved object at rest."""
-        if not self._env._check_success():
+        """Success at this moment: the task's rule or the environment's own, its object at rest."""
+        rule = self.task.success
+        if not (self._env._check_success() if rule is None else rule(self)):
             return False
         if not self.task.still_object:
             return True
-        velocity = self.data.cvel[self._bodies[self.task.still_object]][3:]
-        return bool(np.linalg.norm(velocity) <= self.task.still_speed)
+        return self.speed(self.task.still_object) <= self.task.still_speed
+
+    def wrong(self) -> str:
+        """Name of the wrong end that this moment is, by the task's rules; empty: none."""
+        return next((name for name, rule in self.task.wrong.items() if rule(self)), "")
 
     def observation(self) -> Observation:
         """Pictures of all cameras, instruction and state (see `state`)."""
@@ -170,23 +190,56 @@ class Simulation:
         return velocity[3:]
 
     def object_poses(self) -> dict[str, np.ndarray]:
-        poses = {}
-        for name, body in self._bodies.items():
-            pose = np.eye(4)
-            pose[:3, :3] = self.data.xmat[body].reshape(3, 3)
-            pose[:3, 3] = self.data.xpos[body]
-            poses[name] = pose
-        return poses
+        """Of every object by its name, and of those that play a role by that as well."""
+        names = [*self._bodies, *self.scene.roles]
+        return {name: self.pose(name) for name in names}
 
     def signals(self) -> dict[str, bool]:
         """The subtasks' termination signals at this moment."""
-        names = {s.signal for s in self.task.subtasks if s.signal}
-        signals = {}
-        if "grasp" in names:
-            first = getattr(self._env, next(iter(self.task.objects)))
-            gripper = self._env.robots[0].gripper
-            signals["grasp"] = bool(self._env._check_grasp(gripper, first))
-        return signals
+        return {s.signal: bool(s.until(self)) for s in self.task.subtasks if s.signal}
+
+    # -- what rules ask (name: an object's, or a role's) ----------------------------------------
+
+    def body(self, name: str) -> int:
+        return self._bodies[self.scene.roles.get(name, name)]
+
+    def pose(self, name: str) -> np.ndarray:
+        body, pose = self.body(name), np.eye(4)
+        pose[:3, :3] = self.data.xmat[body].reshape(3, 3)
+        pose[:3, 3] = self.data.xpos[body]
+        return pose
+
+    def position(self, name: str) -> np.ndarray:
+        return self.data.xpos[self.body(name)]
+
+    def speed(self, name: str) -> float:
+        """m/s"""
+        return float(np.linalg.norm(self.data.cvel[self.body(name)][3:]))
+
+    def holds(self, name: str) -> bool:
+        """Whether both fingers touch it."""
+        gripper = self._env.robots[0].gripper
+        return bool(self._env._check_grasp(gripper, self._geoms(name)))
+
+    def touching(self, one: str, other: str) -> bool:
+        return bool(self._env.check_contact(self._geoms(one), self._geoms(other)))
+
+    def joint(self, name: str) -> float:
+        """Position of a hinge or slide, rad or m."""
+        return float(self.data.joint(name).qpos[0])
+
+    def _geoms(self, name: str) -> list[str]:
+        """Names of the geoms of a body and of what is fixed to it that can touch anything."""
+        body = self.body(name)
+        if body not in self._contact_geoms:
+            root = self.model.body_weldid[body]
+            self._contact_geoms[body] = [
+                self.model.geom(i).name
+                for i in range(self.model.ngeom)
+                if self.model.body_weldid[self.model.geom_bodyid[i]] == root
+                and self.model.geom_contype[i]
+            ]
+        return self._contact_geoms[body]
 
     def state(self) -> np.ndarray:
         """float32 [8]: end-effector position m, rotation vector rad, both fingers' position m."""
@@ -200,6 +253,23 @@ class Simulation:
     def get_mujoco_state(self) -> np.ndarray:
         """float64 [1 + nq + nv]: time, positions, velocities (robomimic's `states`)."""
         return np.concatenate([[self.data.time], self.data.qpos, self.data.qvel])
+
+    def scene_record(self) -> dict:
+        """What of the scene is no part of the state, as JSON values: see `set_scene`."""
+        fixtures = {
+            n: [*self.model.body(n).pos.tolist(), *self.model.body(n).quat.tolist()]
+            for n in self._fixtures
+        }
+        record = {**asdict(self.scene), "fixtures": fixtures}
+        return {name: value for name, value in record.items() if value}
+
+    def set_scene(self, record: Mapping) -> None:
+        """Colours, roles and fixed bodies as `scene_record` told them."""
+        self.scene = Scene(record.get("colours", {}), record.get("roles", {}))
+        for name, pose in record.get("fixtures", {}).items():
+            body = self.model.body(name)
+            body.pos, body.quat = pose[:3], pose[3:]
+        self._paint()
 
     def set_mujoco_state(self, state: np.ndarray) -> None:
         """Put the world into a recorded state, for reading poses; no motion is computed."""
@@ -252,6 +322,20 @@ class Simulation:
             renderer.close()
         self._renderers.clear()
 
+    def _place_fixtures(self, rng: np.random.Generator) -> None:
+        import mujoco
+
+        for name, place in self.task.fixtures.items():
+            position, quaternion = self._fixtures[name]
+            yaw = rng.uniform(*(place.yaw or (0, 2 * np.pi))) / 2
+            turned = np.zeros(4)
+            mujoco.mju_mulQuat(turned, np.array([np.cos(yaw), 0, 0, np.sin(yaw)]), quaternion)
+            body = self.model.body(name)
+            body.pos = position + np.array([rng.uniform(*place.x), rng.uniform(*place.y), 0])
+            body.quat = turned
+        if self.task.fixtures:
+            mujoco.mj_forward(self.model, self.data)
+
     def _paint(self) -> None:
         from vla_sim_bridge.tasks.stack import PALETTE
 
@@ -269,24 +353,27 @@ def _make(task: Task):
         import robosuite
         from robosuite.controllers import load_composite_controller_config
         from robosuite.utils.placement_samplers import UniformRandomSampler
+
+        import vla_sim_bridge.environments  # noqa: F401  registers ours
     except ImportError as error:
         raise VlaError(f"robosuite cannot be imported ({error})", "run `make setup`") from error
-    sampler = UniformRandomSampler(
-        name="ObjectSampler",
-        x_range=list(task.x_range),
-        y_range=list(task.y_range),
-        rotation=None,
-        ensure_object_boundary_in_range=False,
-        ensure_valid_placement=True,
-        reference_pos=np.array((0, 0, 0.8)),
-        z_offset=0.01,
-        rng=np.random.default_rng(0),
-    )
+    arguments = dict(task.make)
+    if task.x_range is not None:
+        arguments["placement_initializer"] = UniformRandomSampler(
+            name="ObjectSampler",
+            x_range=list(task.x_range),
+            y_range=list(task.y_range),
+            rotation=None,
+            ensure_object_boundary_in_range=False,
+            ensure_valid_placement=True,
+            reference_pos=np.array((0, 0, 0.8)),
+            z_offset=0.01,
+            rng=np.random.default_rng(0),
+        )
     env = robosuite.make(
         task.env,
         robots=ROBOT,
         controller_configs=load_composite_controller_config(robot=ROBOT),
-        placement_initializer=sampler,
         has_renderer=False,
         has_offscreen_renderer=False,
         use_camera_obs=False,
@@ -295,7 +382,13 @@ def _make(task: Task):
         ignore_done=True,
         control_freq=CONTROL_FREQ,
         seed=0,
+        **arguments,
     )
+    samplers = getattr(env.placement_initializer, "samplers", {})
+    for name, place in task.placements.items():
+        sampler = samplers.get(name, env.placement_initializer)
+        sampler.x_range, sampler.y_range = list(place.x), list(place.y)
+        sampler.rotation = place.yaw
     # We read poses from MuJoCo ourselves; robosuite would sample every sensor at 500 Hz.
     env._observables.clear()
     return env

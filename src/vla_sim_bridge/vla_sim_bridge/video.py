@@ -13,7 +13,10 @@ SIZE = 400  # pixels, the picture's width and height
 STRIP = 48  # pixels below it
 END_FRAMES = 16  # how long an outcome stays
 INK, PALE, BACK = (235, 238, 242), (150, 158, 168), (22, 25, 29)
-COLOURS = {"success": (76, 175, 110), "timeout": (214, 96, 77), "aborted": (160, 160, 160)}
+COLOURS = {
+    "success": (76, 175, 110), "timeout": (214, 96, 77), "wrong_order": (201, 119, 209),
+    "aborted": (160, 160, 160),
+}  # fmt: skip
 
 
 @dataclass

@@ -5,20 +5,24 @@ from __future__ import annotations
 import difflib
 
 from vla_inference.errors import VlaError
-from vla_sim_bridge.tasks.base import Scene, Subtask, Task
+from vla_sim_bridge.tasks.base import LANGUAGES, Language, Placement, Scene, Subtask, Task
 from vla_sim_bridge.tasks.stack import STACK_TASKS
+from vla_sim_bridge.tasks.stack_language import STACK_L
 
-TASKS: dict[str, Task] = {task.name: task for task in STACK_TASKS}
+TASKS: dict[str, Task] = {task.name: task for task in (*STACK_TASKS, STACK_L)}
 
 
 def get_task(name: str) -> Task:
-    """The task of that name (case-insensitive); an unknown one lists what there is."""
-    for known, task in TASKS.items():
-        if known.lower() == name.lower():
-            return task
+    """The task of that name (case-insensitive; without a variant: its D0), or what there is."""
+    by_name = {known.lower(): task for known, task in TASKS.items()}
+    for wanted in (name.lower(), f"{name.lower()}_d0"):
+        if wanted in by_name:
+            return by_name[wanted]
     near = difflib.get_close_matches(name, TASKS, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise VlaError(f"there is no task {name!r}", f"{hint}known tasks: {', '.join(TASKS)}")
 
 
-__all__ = ["TASKS", "Scene", "Subtask", "Task", "get_task"]
+__all__ = [
+    "LANGUAGES", "TASKS", "Language", "Placement", "Scene", "Subtask", "Task", "get_task",
+]  # fmt: skip

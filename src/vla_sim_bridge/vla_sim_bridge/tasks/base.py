@@ -4,49 +4,92 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from vla_inference.errors import VlaError
+
+if TYPE_CHECKING:
+    from vla_sim_bridge.simulation import Simulation
+
 Vary = Literal["never", "episode", "step"]
+Language = Literal["train", "held-out"]
+LANGUAGES: tuple[Language, ...] = ("train", "held-out")
+Rule = Callable[["Simulation"], bool]  # a question about the world at this moment
 
 
 @dataclass(frozen=True)
 class Subtask:
     """A stretch of a demonstration that is tied to one object (MimicGen, arXiv 2310.17596).
 
-    object: name of the reference object, whose frame the motion is carried over in.
+    object: name of the reference object (or role), whose frame the motion is carried over in.
     signal: name of the termination signal; None for the last subtask, which runs to the end.
     offset: steps, drawn uniformly from this closed range, added to the end of the subtask.
     symmetry: fold of the object's rotational symmetry about z (4 for a cube): motions may be
         carried over turned by any multiple of 360/fold degrees, and the nearest one is taken.
+    until: what the signal is, see `rules.py`; needed where there is a signal.
     """
 
     object: str
     signal: str | None = None
     offset: tuple[int, int] = (0, 0)
     symmetry: int = 1
+    until: Rule | None = None
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What varies between episodes besides poses: colours by object name (RGB 0-255)."""
+    """What varies between episodes besides poses.
+
+    colours: object name -> name in `stack.PALETTE`. roles: role -> object name, where the
+    episode decides which object plays which part; rules and subtasks may name roles.
+    """
 
     colours: Mapping[str, str] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where something may stand at the start: m from its reference point, yaw in rad.
+
+    yaw: None for any.
+    """
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    yaw: tuple[float, float] | None = None
+
+
+def plain_scene(rng: np.random.Generator) -> Scene:
+    """Nothing but poses varies."""
+    return Scene()
 
 
 @dataclass(frozen=True)
 class Task:
     """A page of data that makes a task.
 
-    env: name of the robosuite environment.
+    env: name of the robosuite environment, or of one of ours (`environments.py`); `make`: further
+        arguments of it.
     objects: name -> MuJoCo body name.
-    x_range, y_range: metres from the table centre, for all objects alike.
+    draw_scene, draw_instruction: from a random generator; no other source of chance.
+    draw_held_out: the same for the sentences that are never generated from, for testing.
+    x_range, y_range: metres from the table centre, for all objects alike. None: as the
+        environment places them, but for the samplers named in `placements`.
+    fixtures: fixed body -> where it is moved to at a reset, in m from where the model has it.
     camera_poses: camera name -> (position m, quaternion wxyz), where it differs from robosuite's.
     colour_geoms: object name -> geom name prefix, for the objects that are recoloured.
     colours, language: when they are drawn anew.
-    draw_scene, draw_instruction: from a random generator; no other source of chance.
-    still_object: the object that must be at rest (below `still_speed` m/s) for success to count.
+    success: the rule; None for the environment's own.
+    wrong: name of an outcome -> rule, for ends that are no success and are counted apart.
+    still_object: the object that must be at rest (below `still_speed` m/s) for an end to count;
+        an empty name: none.
+    expert: name of the scripted expert in `experts`; an empty name: there is none.
+    human: file in `demonstrations/` that MimicGen's method starts from; an empty name: none.
+    roles: who plays which part in a source demonstration that does not say.
+    horizon: control steps (0.05 s) until an attempt has failed.
     """
 
     name: str
@@ -55,14 +98,33 @@ class Task:
     subtasks: tuple[Subtask, ...]
     draw_scene: Callable[[np.random.Generator], Scene]
     draw_instruction: Callable[[np.random.Generator, Scene], str]
-    x_range: tuple[float, float]
-    y_range: tuple[float, float]
+    x_range: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
+    make: Mapping[str, object] = field(default_factory=dict)
+    placements: Mapping[str, Placement] = field(default_factory=dict)
+    fixtures: Mapping[str, Placement] = field(default_factory=dict)
     camera_poses: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = field(
         default_factory=dict
     )
     colour_geoms: Mapping[str, str] = field(default_factory=dict)
     colours: Vary = "never"
     language: Vary = "never"
+    draw_held_out: Callable[[np.random.Generator, Scene], str] | None = None
+    success: Rule | None = None
+    wrong: Mapping[str, Rule] = field(default_factory=dict)
     still_object: str = ""
     still_speed: float = 0.1
+    expert: str = ""
+    human: str = ""
+    roles: Mapping[str, str] = field(default_factory=dict)
     horizon: int = 200
+
+    def instruct(self, rng: np.random.Generator, scene: Scene, language: Language) -> str:
+        """A sentence for the scene, from the language trained on or the one held out."""
+        if language not in LANGUAGES:
+            raise VlaError(f"there is no language {language!r}", f"use {' or '.join(LANGUAGES)}")
+        if language == "train":
+            return self.draw_instruction(rng, scene)
+        if self.draw_held_out is None:
+            raise VlaError(f"{self.name} has no held-out sentences", "use language 'train'")
+        return self.draw_held_out(rng, scene)

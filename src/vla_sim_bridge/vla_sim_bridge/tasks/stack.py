@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from vla_sim_bridge.tasks.base import Scene, Subtask, Task, Vary
+from vla_sim_bridge.tasks.base import Scene, Subtask, Task, Vary, plain_scene
+from vla_sim_bridge.tasks.grammar import Grammar
+from vla_sim_bridge.tasks.rules import held
 
 PALETTE = {
     "red": (255, 0, 0),
@@ -25,8 +27,21 @@ FULL_TABLE_CAMERA = {
 }
 
 
-def _plain_scene(rng: np.random.Generator) -> Scene:
-    return Scene()
+# Held out from the published grammar, in its own words: the block on top named last or without
+# a verb, and "one" for it.
+HELD_OUT = Grammar(
+    (
+        "on top of the {big} {block} {put} the {small} {block}",
+        "on the {big} {block} {put} the {small} one",
+        "on the {big} one {put} the {small} {block}",
+        "{put} on the {big} {block} the {small} {block}",
+        "{put} the {small} one on top of the {big} {block}",
+        "{put} the {small} one on the {big} one",
+        "the {small} {block} on top of the {big} {block}",
+        "the {small} one on the {big} {block}",
+    ),
+    {"put": ("stack", "place", "put"), "block": ("block", "cube")},
+)
 
 
 def _plain_instruction(rng: np.random.Generator, scene: Scene) -> str:
@@ -44,15 +59,24 @@ def _sentence(rng: np.random.Generator, scene: Scene) -> str:
     def pick(*words: str) -> str:
         return str(rng.choice(words))
 
-    def adjective(colour: str, sizes: tuple[str, ...]) -> str:
-        return colour if rng.random() < 5 / 8 else pick(*sizes)
-
-    small = adjective(scene.colours["cubeA"], ("small", "smaller", "little"))
-    big = adjective(scene.colours["cubeB"], ("big", "larger", "other"))
+    small, big = _adjectives(rng, scene)
     return (
         f"{pick('stack', 'place', 'put')} the {small} {pick('block', 'cube')} "
         f"{pick('on the', 'on top of the')} {big} {pick('block', 'cube', 'one')}"
     )
+
+
+def _held_out(rng: np.random.Generator, scene: Scene) -> str:
+    small, big = _adjectives(rng, scene)
+    return HELD_OUT.draw(rng, small=small, big=big)
+
+
+def _adjectives(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
+    def adjective(colour: str, sizes: tuple[str, ...]) -> str:
+        return colour if rng.random() < 5 / 8 else str(rng.choice(sizes))
+
+    small = adjective(scene.colours.get("cubeA", "red"), ("small", "smaller", "little"))
+    return small, adjective(scene.colours.get("cubeB", "green"), ("big", "larger", "other"))
 
 
 def _stack(variant: int, reach: float, colours: Vary, language: Vary) -> Task:
@@ -62,10 +86,10 @@ def _stack(variant: int, reach: float, colours: Vary, language: Vary) -> Task:
         env="Stack",
         objects={"cubeA": "cubeA_main", "cubeB": "cubeB_main"},
         subtasks=(
-            Subtask("cubeA", signal="grasp", offset=(10, 20), symmetry=4),
+            Subtask("cubeA", "grasp", offset=(10, 20), symmetry=4, until=held("cubeA")),
             Subtask("cubeB", symmetry=4),
         ),
-        draw_scene=_plain_scene if plain else _two_colours,
+        draw_scene=plain_scene if plain else _two_colours,
         draw_instruction=_plain_instruction if plain else _sentence,
         x_range=(-reach, reach),
         y_range=(-reach, reach),
@@ -73,7 +97,10 @@ def _stack(variant: int, reach: float, colours: Vary, language: Vary) -> Task:
         colour_geoms={} if plain else {"cubeA": "cubeA_g0", "cubeB": "cubeB_g0"},
         colours=colours,
         language=language,
+        draw_held_out=_held_out,
         still_object="cubeA",
+        expert="stack",
+        human="stack_human.hdf5",
     )
 
 

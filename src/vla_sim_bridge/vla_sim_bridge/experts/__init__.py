@@ -1,0 +1,28 @@
+"""Scripted experts by the name that a task calls them: from the world as it is to an action."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from vla_inference.errors import VlaError
+from vla_sim_bridge.experts.stack import stack_expert
+from vla_sim_bridge.simulation import Simulation
+from vla_sim_bridge.tasks import Task
+
+Expert = Callable[[Simulation], np.ndarray]  # -> SI end-effector delta [7]
+
+EXPERTS: dict[str, Expert] = {
+    "stack": stack_expert,
+    "stack_by_sentence": partial(stack_expert, moved="moved", base="base", stacked=0.04),
+}
+
+
+def expert_for(task: Task) -> Expert:
+    if task.expert not in EXPERTS:
+        raise VlaError(
+            f"{task.name} has no scripted expert", "generate with --method mimicgen --source FILE"
+        )
+    return EXPERTS[task.expert]
