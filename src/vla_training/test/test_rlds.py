@@ -238,9 +238,9 @@ def test_folders_that_are_no_data_set(tmp_path, toy):
     with pytest.raises(DataError, match="there is no data set at"):
         open_dataset(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"no data set of a known type \(rlds, hdf5\)"):
+    with pytest.raises(DataError, match=r"no data set of a known type \(rlds, hdf5, lerobot"):
         open_dataset(tmp_path / "empty")
-    with pytest.raises(DataError, match="unknown data set type 'csv'; known: rlds, hdf5"):
+    with pytest.raises(DataError, match="unknown data set type 'csv'; known: rlds, hdf5, lerobot"):
         open_dataset(toy, "csv")
     with pytest.raises(DataError, match="has no split 'test'; splits: train"):
         open_dataset(toy, split="test")

@@ -24,10 +24,11 @@ def frames_from_paths(
 ) -> Frames:
     """All frames of some data sets, with pictures of size x size.
 
-    HDF5 files of that size are taken as they are, with what their simulator knew.
+    HDF5 files of that size in robosuite's own form are taken as they are, with what their
+    simulator knew.
     """
     sets = [open_dataset(p) for p in paths]
-    if all(isinstance(s, Hdf5Set) and _picture_size(s) == (size, size) for s in sets):
+    if all(isinstance(s, Hdf5Set) and s.plain and _picture_size(s) == (size, size) for s in sets):
         return load_frames([s.path for s in sets], device=device, report=report)
     return frames_from_episodes(sets, size=size, device=device, report=report)
 

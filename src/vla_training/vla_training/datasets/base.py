@@ -36,6 +36,10 @@ class EpisodeSet(Sequence[Episode]):
     def cameras(self) -> list[str]:
         """Names of the cameras, the one a model with a single picture should see first."""
 
+    def left_out(self) -> list[str]:
+        """Names of what is stored and no `Episode` carries."""
+        return []
+
     def __iter__(self) -> Iterator[Episode]:
         return (self[i] for i in range(len(self)))
 
@@ -118,12 +122,17 @@ def _is_hdf5(path: Path) -> bool:
     return path.suffix in (".hdf5", ".h5")
 
 
+def _is_lerobot(path: Path) -> bool:
+    return (path / "meta" / "info.json").is_file()
+
+
 READERS = {
     r.kind: r
     for r in (
         Reader("rlds", "vla_training.datasets.rlds:RldsEpisodes", _is_rlds,
                ("split", "conventions")),
         Reader("hdf5", "vla_training.datasets.hdf5:Hdf5Set", _is_hdf5),
+        Reader("lerobot", "vla_training.datasets.lerobot:LerobotSet", _is_lerobot),
     )
 }  # fmt: skip
 
@@ -146,6 +155,7 @@ def open_dataset(path: str | os.PathLike, kind: str | None = None, **options: An
     if kind is None:
         raise DataError(
             f"{path} is no data set of a known type ({known})",
-            "an RLDS folder holds features.json and dataset_info.json, HDF5 files end in .hdf5",
+            "an RLDS folder holds features.json and dataset_info.json, HDF5 files end in .hdf5, a "
+            "LeRobot folder holds meta/info.json",
         )
     return READERS[kind].open(path, {k: v for k, v in options.items() if v is not None})

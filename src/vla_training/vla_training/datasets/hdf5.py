@@ -5,66 +5,250 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
+import h5py
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from vla_inference.errors import DataError
-from vla_inference.types import Episode
+from vla_inference.types import ActionSpec, Episode, Observation, Step, eef_delta_spec
 from vla_sim_bridge.hdf5 import CONVENTION, Hdf5Episodes
+from vla_training.datasets.action_form import absolute_to_delta, spec_from_json
 from vla_training.datasets.base import EpisodeSet
 
-CHECKED = ("scale", "gripper", "control_freq")
+GRIPPERS = {  # offset and factor that make 1 open, 0 closed
+    "-1 open, +1 closed": (0.5, -0.5),
+    "+1 open, -1 closed": (0.5, 0.5),
+    "1 open, 0 closed": (0.0, 1.0),
+    "0 open, 1 closed": (1.0, -1.0),
+}
+READ = ("actions", "instructions", "rewards", "dones")
+EEF = ("obs/robot0_eef_pos", "obs/robot0_eef_quat")
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How a file's numbers become those of `spec`: motion * scale, gripper offset + factor * g.
+
+    absolute: the first six are a target pose (m, rotation vector), not a delta.
+    """
+
+    spec: ActionSpec
+    scale: tuple[float, ...]
+    gripper: tuple[float, float]
+    absolute: bool = False
+
+    def read(self, actions: np.ndarray) -> np.ndarray:
+        """float64 [T, D] in the units of `spec`."""
+        actions = np.asarray(actions, np.float64)
+        offset, factor = self.gripper
+        motion = actions[:, :-1] * np.array(self.scale)
+        return np.concatenate([motion, offset + factor * actions[:, -1:]], axis=1)
+
+    def write(self, actions: np.ndarray) -> np.ndarray:
+        """Undoes `read`."""
+        actions = np.asarray(actions, np.float64)
+        offset, factor = self.gripper
+        motion = actions[:, :-1] / np.array(self.scale)
+        return np.concatenate([motion, (actions[:, -1:] - offset) / factor], axis=1)
+
+
+def default_convention() -> Convention:
+    """robosuite's OSC_POSE: what robomimic's and MimicGen's files hold."""
+    spec = eef_delta_spec("rotvec", "base", 1 / CONVENTION["control_freq"])
+    return Convention(spec, tuple(CONVENTION["scale"]), GRIPPERS[CONVENTION["gripper"]])
+
+
+def read_convention(data: h5py.Group, where: str) -> tuple[Convention, bool]:
+    """What a file states about its actions, and whether it states anything."""
+    usual = default_convention()
+    text, control = data.attrs.get("action_convention"), _absolute(data)
+    if text is None:
+        return Convention(usual.spec, usual.scale, usual.gripper, control), False
+    where = f"{where}: data.attrs['action_convention']"
+    try:
+        given = dict(json.loads(text))
+        rate = float(given.get("control_freq", CONVENTION["control_freq"]))
+        scale = tuple(float(s) for s in given.get("scale", CONVENTION["scale"]))
+        spec = spec_from_json(given["spec"], where) if "spec" in given else usual.spec
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{where} is no JSON object of ours ({error})", "write it anew") from error
+    gripper = given.get("gripper", CONVENTION["gripper"])
+    if gripper not in GRIPPERS:
+        raise DataError(f"{where} has gripper {gripper!r}", f"known: {'; '.join(GRIPPERS)}")
+    if "spec" not in given:
+        spec = eef_delta_spec("rotvec", "base", 1 / rate if rate > 0 else 0)
+    if not rate > 0 or len(scale) != len(spec) - 1 or not all(scale):
+        raise DataError(
+            f"{where} has control_freq {rate:g} and {len(scale)} scales",
+            f"give a rate above 0 and {len(spec) - 1} scales other than 0",
+        )
+    delta = given.get("delta", CONVENTION["delta"])
+    if "spec" not in given and delta != CONVENTION["delta"]:
+        raise DataError(f"{where} has delta {delta!r}", f"we read {CONVENTION['delta']!r}")
+    return Convention(spec, scale, GRIPPERS[gripper], control), True
+
+
+def _absolute(data: h5py.Group) -> bool:
+    """Whether env_args name a controller that takes poses (robosuite 1.4 and 1.5 alike)."""
+    try:
+        tree = json.loads(data.attrs.get("env_args", "{}"))
+    except ValueError:
+        return False
+    found = []
+
+    def walk(node) -> None:
+        if isinstance(node, dict):
+            if node.get("type") in ("OSC_POSE", None):
+                found.append(
+                    node.get("control_delta") is False or node.get("input_type") == "absolute"
+                )
+            for value in node.values():
+                walk(value)
+
+    walk(tree.get("env_kwargs", {}) if isinstance(tree, dict) else {})
+    return any(found)
+
+
+class StoredPictures(Mapping[str, np.ndarray]):
+    """Camera name -> picture of one step, read on each access."""
+
+    __slots__ = ("_columns", "_step")
+
+    def __init__(self, columns: Mapping[str, PictureColumn], step: int):
+        self._columns, self._step = columns, step
+
+    def __getitem__(self, camera: str) -> np.ndarray:
+        return self._columns[camera].read(self._step)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+
+class PictureColumn:
+    """The pictures of one camera of an episode; whole chunks are read where they hold several."""
+
+    def __init__(self, data: h5py.Dataset):
+        self._data = data
+
+    @cached_property
+    def _source(self) -> h5py.Dataset | np.ndarray:
+        chunks = self._data.chunks
+        return self._data if chunks is None or chunks[0] == 1 else self._data[:]
+
+    def read(self, step: int) -> np.ndarray:
+        try:
+            return self._source[step]
+        except OSError as error:
+            raise _damaged(self._data, error) from error
+
+
+def _damaged(item: h5py.Group | h5py.Dataset, error: Exception) -> DataError:
+    return DataError(
+        f"{item.file.filename}: {item.name} cannot be read ({error})",
+        "the file is damaged: generate or copy it again",
+    )
 
 
 class Hdf5Set(EpisodeSet):
-    """The episodes of an HDF5 file, or of a folder of such files."""
+    """The episodes of an HDF5 file, or of a folder of such files.
+
+    Actions come out in SI units whatever their scale and gripper convention, as far as the file
+    states them in `data.attrs["action_convention"]`; poses become deltas where `obs` has the pose
+    of the arm.
+    """
 
     def __init__(self, path: str | os.PathLike):
         self.episodes = Hdf5Episodes(path)
-        self.path, self.spec = self.episodes.path, self.episodes.spec
+        self.path = self.episodes.path
         self.name = self.path.stem if self.path.is_file() else self.path.resolve().name
         self.notes: list[str] = []
-        checked: set[str] = set()
+        self._conventions: dict[str, Convention] = {}
         for i in range(len(self.episodes)):
             file = self.episodes.group(i).file
-            if file.filename not in checked:
-                checked.add(file.filename)
-                self._check(file)
+            if file.filename not in self._conventions:
+                self._conventions[file.filename] = self._convention(file)
+        specs = {c.spec: name for name, c in self._conventions.items()}
+        if len(specs) > 1:
+            raise DataError(
+                f"{' and '.join(list(specs.values())[:2])} hold actions of different meaning",
+                "read them one by one, or convert one",
+            )
+        self.spec = next(iter(specs))
 
-    def _check(self, file) -> None:
-        """Refuse a file whose actions mean something else than we take them for."""
-        text = file["data"].attrs.get("action_convention")
-        if text is None:
+    def _convention(self, file: h5py.File) -> Convention:
+        found, stated = read_convention(file["data"], file.filename)
+        if not stated:
             self.notes.append(
                 f"{file.filename} states no action_convention: taken for robosuite's OSC_POSE "
                 "(0.05 m, 0.5 rad, gripper -1 open) at 20 Hz"
             )
-            return
-        where = f"{file.filename}: data.attrs['action_convention']"
-        try:
-            given = dict(json.loads(text))
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{where} is no JSON object ({error})", "write it anew") from error
-        for key in CHECKED:
-            if key in given and given[key] != CONVENTION[key]:
-                raise DataError(
-                    f"{where} has {key} {given[key]!r}, we read {CONVENTION[key]!r}",
-                    "convert the actions first",
-                )
+        if found.absolute:
+            self.notes.append(f"{file.filename} holds target poses: read as deltas")
+        return found
+
+    @property
+    def plain(self) -> bool:
+        """Whether `Hdf5Episodes` reads the same actions: all files are in robosuite's own form."""
+        return set(self._conventions.values()) == {default_convention()}
 
     def __len__(self) -> int:
         return len(self.episodes)
 
     def __getitem__(self, index: int) -> Episode:
         index = self._checked(index)
+        group = self.episodes.group(index)
         with self._readable(index):
-            return self.episodes[index]
+            actions = self._actions(group).astype(np.float32)
+            texts = self.episodes.instructions(index)
+            state = self.episodes.states(index)
+            rewards = _column(group, "rewards", len(actions))
+            last = np.arange(len(actions)) == len(actions) - 1
+            ended = _column(group, "dones", len(actions)) != 0 if "dones" in group else last
+        columns = {
+            c: PictureColumn(group[f"obs/{c}_image"])
+            for c in self.cameras()
+            if f"obs/{c}_image" in group
+        }
+        steps = [
+            Step(
+                Observation(
+                    StoredPictures(columns, t), texts[t], None if state is None else state[t]
+                ),
+                actions[t], float(rewards[t]), t == 0, bool(last[t]), bool(ended[t]),
+            )
+            for t in range(len(actions))
+        ]  # fmt: skip
+        return Episode(steps, self.spec, _metadata(group))
 
     def actions(self, index: int) -> np.ndarray:
         index = self._checked(index)
         with self._readable(index):
-            return self.episodes.actions(index)
+            return self._actions(self.episodes.group(index))
+
+    def _actions(self, group: h5py.Group) -> np.ndarray:
+        convention = self._conventions[group.file.filename]
+        raw = np.asarray(group["actions"][:], np.float64)
+        if not convention.absolute:
+            return convention.read(raw)
+        for key in EEF:
+            if key not in group:
+                raise DataError(
+                    f"{group.file.filename}: {group.name} holds target poses, and no {key} to "
+                    "tell the motion from",
+                    "store the arm's pose with them",
+                )
+        poses = np.tile(np.eye(4), (len(raw), 1, 1))
+        poses[:, :3, 3] = group[EEF[0]][:]
+        poses[:, :3, :3] = Rotation.from_quat(group[EEF[1]][:]).as_matrix()
+        gripper = convention.read(raw)[:, -1:]
+        return np.concatenate([absolute_to_delta(raw[:, :6], poses), gripper], axis=1)
 
     def _checked(self, index: int) -> int:
         """`index`, if all that belongs to a step is there for each action."""
@@ -80,7 +264,7 @@ class Hdf5Set(EpisodeSet):
                 f"({', '.join(self.spec.names)})",
                 "convert its actions to an end-effector delta and gripper",
             )
-        for key in ("instructions", "rewards", *(f"obs/{n}" for n in group.get("obs", ()))):
+        for key in (*READ[1:], *(f"obs/{n}" for n in group.get("obs", ()))):
             if key in group and len(group[key]) != len(actions):
                 raise DataError(
                     f"{where}/{key} has {len(group[key])} entries for {len(actions)} actions",
@@ -93,12 +277,37 @@ class Hdf5Set(EpisodeSet):
         try:
             yield
         except OSError as error:
-            group = self.episodes.group(index)
-            raise DataError(
-                f"{group.file.filename}: {group.name} cannot be read ({error})",
-                "the file is damaged: generate or copy it again",
-            ) from error
+            raise _damaged(self.episodes.group(index), error) from error
 
     def cameras(self) -> list[str]:
         """robosuite's third-person view first: it is what our models are trained on."""
         return sorted(self.episodes.cameras(), key=lambda name: (name != "agentview", name))
+
+    def left_out(self) -> list[str]:
+        group = self.episodes.group(0)
+        used = {*READ, "obs/robot0_state", *(f"obs/{c}_image" for c in self.cameras())}
+        found: set[str] = set()
+
+        def visit(name: str, item) -> None:
+            if isinstance(item, h5py.Dataset) and name not in used:
+                parts = name.split("/")
+                found.add(name if parts[0] == "obs" else parts[0])
+
+        group.visititems(visit)
+        return sorted(found) + [a for a in ("model_file",) if a in group.attrs]
+
+
+def _column(group: h5py.Group, name: str, length: int) -> np.ndarray:
+    return group[name][:] if name in group else np.zeros(length)
+
+
+def _metadata(group: h5py.Group) -> dict:
+    """The attributes as plain values; those JSON alone can hold stand in one of them."""
+    values = {}
+    for key, value in group.attrs.items():
+        if key in ("model_file", "num_samples", "metadata_json"):
+            continue
+        values[key] = value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+    with contextlib.suppress(ValueError, TypeError):
+        values |= json.loads(group.attrs.get("metadata_json", "{}"))
+    return values

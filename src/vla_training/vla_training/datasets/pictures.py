@@ -36,6 +36,21 @@ def decode_picture(data: bytes, what: str) -> np.ndarray:
     raise DataError(f"{what} has colour mode {mode}", "store 8-bit RGB")
 
 
+def encode_picture(picture: np.ndarray, encoding: str = "jpeg", quality: int = 95) -> bytes:
+    """uint8 [H, W, 3] -> JPEG with full colour resolution, or PNG."""
+    if encoding == "jpeg":
+        picture = np.ascontiguousarray(picture)
+        return simplejpeg.encode_jpeg(picture, quality, "RGB", "444", fastdct=False)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def picture_encoding(data: bytes) -> str:
+    """ "jpeg" or "png", by how it begins."""
+    return "jpeg" if data[:2] == b"\xff\xd8" else "png"
+
+
 class LazyPictures(Mapping[str, np.ndarray]):
     """Camera name -> picture of one step, decoded on each access."""
 
@@ -46,6 +61,10 @@ class LazyPictures(Mapping[str, np.ndarray]):
 
     def __getitem__(self, camera: str) -> np.ndarray:
         return decode_picture(self._encoded[camera], f"{self._where}, picture {camera!r}")
+
+    def encoded(self, camera: str) -> bytes:
+        """As it is stored: JPEG or PNG."""
+        return self._encoded[camera]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._encoded)

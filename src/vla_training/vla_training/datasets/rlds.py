@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_inference.errors import DataError, VlaError
-from vla_inference.types import ActionSpec, Episode, Observation, Step, eef_delta_spec
+from vla_inference.errors import DataError
+from vla_inference.types import Episode, Observation, Step
+from vla_training.datasets.action_form import SPEC_FILE, read_spec
 from vla_training.datasets.base import EpisodeSet
 from vla_training.datasets.features import Feature, read_features
 from vla_training.datasets.pictures import LazyPictures
@@ -28,7 +29,8 @@ from vla_training.datasets.transforms import Conventions, find_conventions, get_
 
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 OBSERVATION = "steps/observation/"
-SPEC_FILE = "action_spec.json"  # ours: what the actions mean, where the name does not tell
+READ = ("action", "language_instruction", "reward", "is_first", "is_last", "is_terminal")
+METADATA = "metadata_json"  # ours: what an episode's metadata holds beside texts
 COPY_AGAIN = "the data set is incomplete or mixed with another: copy it again"
 
 
@@ -82,6 +84,8 @@ class RldsEpisodes(EpisodeSet):
         found = find_conventions(self.name) if name is None else get_conventions(name)
         given = self.path / SPEC_FILE
         if given.is_file():
+            if name is None:  # it tells of the actions as they are stored
+                found = get_conventions("rlds_dataset_builder")
             return replace(found, spec=read_spec(given), known=True)
         if not found.known:
             self.notes.append(
@@ -115,7 +119,19 @@ class RldsEpisodes(EpisodeSet):
             if f.kind == "image" and k.startswith(OBSERVATION)
         ]
         first = [n for n in self.conventions.primary if n in names]
-        return first + sorted(n for n in names if n not in first)
+        # A set of ours has them in their order.
+        others = names if (self.path / SPEC_FILE).is_file() else sorted(names)
+        return first + [n for n in others if n not in first]
+
+    def left_out(self) -> list[str]:
+        used = {f"steps/{n}" for n in READ} | {OBSERVATION + c for c in self.cameras()}
+        used |= {OBSERVATION + "state"} if self._has_state() else set()
+        found = [
+            n.removeprefix("steps/")
+            for n in self.features
+            if n not in used and not n.startswith("episode_metadata/")
+        ]
+        return found + self.not_read
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -268,14 +284,18 @@ class RldsEpisodes(EpisodeSet):
             for name, feature in self.features.items()
             if name.startswith("episode_metadata/") and feature.kind != "image"
         }
+        if METADATA in metadata:
+            metadata |= _read_metadata(metadata.pop(METADATA), where)
         return Episode(steps, self.spec, {"source": where, **metadata})
 
     def _state(self, record: Mapping, where: str, length: int) -> np.ndarray | None:
-        name = OBSERVATION + "state"
-        feature = self.features.get(name)
-        if feature is None or feature.kind != "tensor" or len(feature.shape) != 1:
+        if not self._has_state():
             return None
-        return self._value(record, name, where, length).astype(np.float32)
+        return self._value(record, OBSERVATION + "state", where, length).astype(np.float32)
+
+    def _has_state(self) -> bool:
+        feature = self.features.get(OBSERVATION + "state")
+        return feature is not None and feature.kind == "tensor" and len(feature.shape) == 1
 
 
 # -- the folder -------------------------------------------------------------------------------
@@ -328,25 +348,18 @@ def read_splits(folder: Path, info: Mapping) -> dict[str, Split]:
     return splits
 
 
-def read_spec(path: Path) -> ActionSpec:
-    """action_spec.json: {"rotation", "frame", "dt"} of an end-effector delta."""
-    given = _read_json(path)
-    unknown = set(given) - {"rotation", "frame", "dt"}
-    if unknown:
-        raise DataError(
-            f"{path} names unknown {', '.join(sorted(unknown))}", "known: rotation, frame, dt"
-        )
-    try:
-        return eef_delta_spec(**given)
-    except VlaError as error:
-        raise DataError(f"{path}: {error.problem}", error.remedy) from error
-
-
 def _read_json(path: Path) -> dict:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({error})", "copy the data set again") from error
+
+
+def _read_metadata(text: str, where: str) -> dict:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{where}: {METADATA} is no JSON object ({error})", COPY_AGAIN) from error
 
 
 def _text(data: bytes, where: str) -> str:

@@ -117,15 +117,22 @@ class RecordWriter:
     def __enter__(self) -> RecordWriter:
         return self
 
+    def close(self) -> None:
+        self._file.close()
+        os.replace(self._temporary, self.path)
+
+    def discard(self) -> None:
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
-        self._file.close()
         if kind is None:
-            os.replace(self._temporary, self.path)
+            self.close()
         else:
-            self._temporary.unlink(missing_ok=True)
+            self.discard()
 
 
 def write_records(path: str | os.PathLike, records: Iterable[bytes]) -> int:

@@ -31,14 +31,12 @@ class DataForm:
 
     cameras: name -> (height, width) in pixels; all pictures of a camera have one size.
     state: how many numbers of proprioception a step has; 0 where there is none.
-    metadata: names of the episodes' metadata that are to be kept.
     """
 
     name: str
     spec: ActionSpec
     cameras: Mapping[str, tuple[int, int]]
     state: int = 0
-    metadata: tuple[str, ...] = ()
 
 
 class EpisodeWriter(ABC):

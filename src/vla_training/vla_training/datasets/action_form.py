@@ -1,0 +1,154 @@
+"""What actions mean, as a file says it, and how they are brought from one meaning to another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from vla_inference.errors import DataError, VlaError
+from vla_inference.types import ActionSpec, DimSpec, eef_delta_spec
+
+SPEC_FILE = "action_spec.json"
+ANGLES = {"rotvec": ("rx", "ry", "rz"), "rpy": ("roll", "pitch", "yaw")}
+
+
+def spec_to_json(spec: ActionSpec) -> dict:
+    """All of a spec as plain JSON; `control` says that motion is relative to where the arm is."""
+    return {
+        "control": "delta",
+        "rotation": spec.rotation,
+        "frame": spec.frame,
+        "dt": spec.dt,
+        "dims": [{"name": d.name, "unit": d.unit, "polarity": d.polarity} for d in spec.dims],
+    }
+
+
+def spec_from_json(given: Mapping, where: str) -> ActionSpec:
+    """Undoes `spec_to_json`; what is left out is that of an end-effector delta."""
+    known = {"control", "rotation", "frame", "dt", "dims"}
+    if unknown := set(given) - known:
+        raise DataError(
+            f"{where} names unknown {', '.join(sorted(unknown))}",
+            f"known: {', '.join(sorted(known))}",
+        )
+    if given.get("control", "delta") != "delta":
+        raise DataError(
+            f"{where}: control is {given['control']!r}", "convert its actions to deltas first"
+        )
+    try:
+        spec = eef_delta_spec(**{k: given[k] for k in ("rotation", "frame", "dt") if k in given})
+        if "dims" in given:
+            spec = replace(spec, dims=tuple(DimSpec(**d) for d in given["dims"]))
+        if not float(spec.dt) > 0:
+            raise DataError(f"{where}: dt is {spec.dt!r}", "give seconds per step")
+    except (VlaError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{where}: {getattr(error, 'problem', error)}",
+            getattr(error, "remedy", None) or "see docs/reference.md for what stands there",
+        ) from error
+    return spec
+
+
+def read_spec(path: Path) -> ActionSpec:
+    """That of an action_spec.json."""
+    try:
+        given = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} cannot be read ({error})", "copy the data set again") from error
+    return spec_from_json(given, str(path))
+
+
+def is_eef_delta(spec: ActionSpec) -> bool:
+    """Whether it is x y z, three angles and the gripper, 1 open."""
+    wanted = ("x", "y", "z", *ANGLES.get(spec.rotation, ()), "gripper")
+    return spec.names == wanted and spec.dims[-1].polarity in ("", "1 open, 0 closed")
+
+
+def _check_eef_delta(spec: ActionSpec, what: str) -> None:
+    if not is_eef_delta(spec):
+        raise DataError(
+            f"{what} needs an end-effector delta and gripper, the actions are "
+            f"{', '.join(spec.names)}",
+            "convert without it",
+        )
+
+
+# -- conversions ------------------------------------------------------------------------------
+
+
+def with_rotation(spec: ActionSpec, rotation: str) -> ActionSpec:
+    """The same spec with angles of another convention ("rotvec" or "rpy")."""
+    if rotation not in ANGLES:
+        raise DataError(f"unknown rotation convention {rotation!r}", "use 'rotvec' or 'rpy'")
+    if spec.rotation == rotation:
+        return spec
+    _check_eef_delta(spec, f"rotation {rotation}")
+    if spec.dims[3].unit != "rad":
+        raise DataError(
+            f"the angles are in unit {spec.dims[3].unit!r}, not rad",
+            "their convention cannot be changed",
+        )
+    dims = list(spec.dims)
+    dims[3:6] = [replace(d, name=n) for d, n in zip(dims[3:6], ANGLES[rotation], strict=True)]
+    return replace(spec, dims=tuple(dims), rotation=rotation)
+
+
+def convert_rotation(actions: np.ndarray, old: ActionSpec, new: ActionSpec) -> np.ndarray:
+    """Actions [T, 7] of `old` -> those of `new`, which differ in rotation only; float64."""
+    actions = np.array(actions, np.float64)
+    if old.rotation != new.rotation:
+        turns = _turns(actions[:, 3:6], old.rotation)
+        actions[:, 3:6] = _angles(turns, new.rotation)
+    return actions
+
+
+def _turns(angles: np.ndarray, rotation: str) -> Rotation:
+    if rotation == "rpy":
+        return Rotation.from_euler("xyz", angles)  # fixed axes
+    return Rotation.from_rotvec(angles)
+
+
+def _angles(turns: Rotation, rotation: str) -> np.ndarray:
+    return turns.as_euler("xyz") if rotation == "rpy" else turns.as_rotvec()
+
+
+def join_actions(actions: np.ndarray, spec: ActionSpec, every: int) -> np.ndarray:
+    """Each `every` deltas [T, 7] as one: the motion they add up to, and the last one's gripper.
+
+    In the base frame positions add up and each rotation is applied from the left; in the tool's
+    frame each delta is applied where the one before has led. A remainder makes a shorter window.
+    """
+    actions = np.asarray(actions, np.float64)
+    if every == 1 or not len(actions):
+        return actions
+    _check_eef_delta(spec, "joining actions")
+    if spec.dims[0].unit != "m" or spec.dims[3].unit != "rad":
+        raise DataError(
+            "the actions are not in m and rad, so they cannot be added up", "leave every action"
+        )
+    result = []
+    for start in range(0, len(actions), every):
+        window = actions[start : start + every]
+        turn, way = Rotation.identity(), np.zeros(3)
+        for row in window:
+            step = _turns(row[3:6], spec.rotation)
+            if spec.frame == "tool":
+                way, turn = way + turn.apply(row[:3]), turn * step
+            else:
+                way, turn = way + row[:3], step * turn
+        result.append(np.concatenate([way, _angles(turn, spec.rotation), window[-1, 6:]]))
+    return np.stack(result)
+
+
+def absolute_to_delta(targets: np.ndarray, poses: np.ndarray) -> np.ndarray:
+    """Targets [T, 6] (m, rotation vector) and the poses [T, 4, 4] they were given at -> deltas.
+
+    In the base frame, the rotation applied from the left: R_target = R_delta R.
+    """
+    turns = Rotation.from_rotvec(targets[:, 3:6]) * Rotation.from_matrix(poses[:, :3, :3]).inv()
+    return np.concatenate([targets[:, :3] - poses[:, :3, 3], turns.as_rotvec()], axis=1)

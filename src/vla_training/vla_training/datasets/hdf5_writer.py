@@ -1,0 +1,176 @@
+"""robomimic's HDF5 layout, as `vla generate` writes it.
+
+Motion that is in m and rad is stored in robosuite's [-1, 1] with its gripper, -1 open; whatever
+else it is stands as it came. `data.attrs["action_convention"]` says which.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+
+from vla_inference.errors import DataError
+from vla_inference.types import ActionSpec, Episode
+from vla_sim_bridge.hdf5 import CONVENTION
+from vla_training.datasets.action_form import (
+    convert_rotation,
+    is_eef_delta,
+    spec_to_json,
+    with_rotation,
+)
+from vla_training.datasets.hdf5 import GRIPPERS, Convention, default_convention
+from vla_training.datasets.writers import DataForm, EpisodeWriter
+
+COMPRESSIONS = ("gzip", "none")
+PLAIN = (str, int, float, bool)
+
+
+class Hdf5Writer(EpisodeWriter):
+    """One file. Pictures are compressed where they are encoded, one chunk a picture."""
+
+    options = {"compression": "of pictures: gzip or none"}
+
+    def __init__(
+        self, path: str | os.PathLike, form: DataForm, overwrite: bool = False,
+        compression: str = "gzip",
+    ):  # fmt: skip
+        super().__init__(path, form, overwrite)
+        if self.path.suffix not in (".hdf5", ".h5"):
+            raise DataError(f"{self.path} does not end in .hdf5", "call the file NAME.hdf5")
+        if compression not in COMPRESSIONS:
+            raise DataError(f"unknown compression {compression!r}", "use gzip or none")
+        self.compression = compression
+        self.spec, self.convention = stored_form(form.spec)
+        if self.spec != form.spec:
+            self.notes.append("rotations are stored as rotation vectors, as robosuite takes them")
+        self.notes.append("simulator states are not part of an episode: no replay in simulation")
+        self._total = self._beyond = 0
+        self._task = ""
+        with self.mishaps():
+            self._file: h5py.File | None = h5py.File(self.partial, "w")
+            self._data = self._file.create_group("data")
+
+    def encoder(self) -> Hdf5Encoder:
+        return Hdf5Encoder(self.form, self.spec, self.convention, self.compression == "gzip")
+
+    def add(self, encoded: dict) -> None:
+        group = self._data.create_group(f"demo_{self.count}")
+        for key, value in encoded["columns"].items():
+            group.create_dataset(key, data=value)
+        text = h5py.string_dtype("utf-8")
+        group.create_dataset(
+            "instructions", data=np.array(encoded["instructions"], object), dtype=text
+        )
+        length = len(encoded["instructions"])
+        for camera, chunks in encoded["pictures"].items():
+            shape = (*self.form.cameras[camera], 3)
+            data = group.create_dataset(
+                f"obs/{camera}_image", (length, *shape), np.uint8, chunks=(1, *shape),
+                compression="gzip" if self.compression == "gzip" else None,
+                compression_opts=1 if self.compression == "gzip" else None,
+            )  # fmt: skip
+            for step, chunk in enumerate(chunks):
+                data.id.write_direct_chunk((step, 0, 0, 0), chunk)
+        others = {}
+        for key, value in encoded["metadata"].items():
+            if isinstance(value, PLAIN) and key not in ("num_samples", "model_file"):
+                group.attrs[key] = value
+            else:
+                others[key] = value
+        if others:
+            group.attrs["metadata_json"] = json.dumps(others)
+        group.attrs["num_samples"] = length
+        self._total += length
+        self._beyond += encoded["beyond"]
+        self._task = self._task or str(encoded["metadata"].get("task", ""))
+
+    def finish(self) -> None:
+        if self._beyond:
+            self.notes.append(
+                f"{self._beyond} of {self._total} actions go beyond robosuite's [-1, 1]; they "
+                "stand as they are"
+            )
+        data, spec = self._data, self.spec
+        data.attrs["total"] = self._total
+        rate = 1 / spec.dt
+        data.attrs["env_args"] = json.dumps(
+            {
+                "env_name": self._task or self.form.name,
+                "env_type": 1,
+                "env_kwargs": {"control_freq": round(rate, 6)},
+            }
+        )
+        stated = dict(CONVENTION)
+        if self.convention != default_convention():
+            gripper = next(k for k, v in GRIPPERS.items() if v == self.convention.gripper)
+            stated |= {
+                "delta": "see spec",
+                "scale": list(self.convention.scale),
+                "gripper": gripper,
+                "control_freq": rate,
+                "spec": spec_to_json(spec),
+            }
+        data.attrs["action_convention"] = json.dumps(stated)
+
+    def release(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
+
+
+def stored_form(spec: ActionSpec) -> tuple[ActionSpec, Convention]:
+    """The spec that a file has for actions of `spec`, and how its numbers stand there."""
+    usual = default_convention()
+    units = {d.unit for d in spec.dims[:3]}, {d.unit for d in spec.dims[3:6]}
+    if not is_eef_delta(spec) or units != ({"m"}, {"rad"}):
+        scale = (1.0,) * (len(spec) - 1)
+        return spec, Convention(spec, scale, GRIPPERS["1 open, 0 closed"])
+    spec = with_rotation(spec, "rotvec")
+    return spec, Convention(spec, usual.scale, usual.gripper)
+
+
+@dataclass(frozen=True)
+class Hdf5Encoder:
+    """Episode -> arrays by key, and pictures as finished chunks."""
+
+    form: DataForm
+    spec: ActionSpec
+    convention: Convention
+    compress: bool
+
+    def __call__(self, episode: Episode) -> dict:
+        steps = episode.steps
+        actions = self.convention.write(
+            convert_rotation(episode.actions, self.form.spec, self.spec)
+        )
+        ended = [s.is_terminal for s in steps]
+        columns = {
+            "actions": actions,
+            "rewards": np.array([s.reward for s in steps], np.float64),
+            "dones": np.array(ended, np.int64),
+        }
+        if self.form.state:
+            columns["obs/robot0_state"] = np.stack(
+                [np.asarray(s.observation.state, np.float32) for s in steps]
+            )
+        pictures = {
+            camera: [self._chunk(s.observation.images[camera]) for s in steps]
+            for camera in self.form.cameras
+        }
+        scaled = set(self.convention.scale) != {1.0}
+        return {
+            "columns": columns,
+            "instructions": episode.instructions,
+            "pictures": pictures,
+            "metadata": episode.metadata,
+            "beyond": int((np.abs(actions) > 1 + 1e-6).any(1).sum()) if scaled else 0,
+        }
+
+    def _chunk(self, picture: np.ndarray) -> bytes:
+        data = np.ascontiguousarray(picture).tobytes()
+        return zlib.compress(data, 1) if self.compress else data

@@ -1,0 +1,77 @@
+"""Names and numbers of LeRobotDataset v3.0, for its reader and its writer.
+
+Source: huggingface/lerobot src/lerobot/datasets (format, v3.0).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+VERSION = "v3.0"
+INFO, STATS, TASKS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
+EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+CHUNK_SIZE = 1000  # files in a chunk's folder
+PICTURES = "observation.images."
+STATE, ACTION, REWARD, DONE = "observation.state", "action", "next.reward", "next.done"
+TERMINAL = "next.terminal"  # ours: that the episode ended there, rather than was cut off
+INDICES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+METADATA = "vla_metadata"  # ours: a column of the episodes' table, JSON
+QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+
+
+def file_number(number: int) -> dict[str, int]:
+    """Chunk and file of the n-th file."""
+    return {"chunk_index": number // CHUNK_SIZE, "file_index": number % CHUNK_SIZE}
+
+
+def statistics(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Of [N, D] along N, as `meta/stats.json` has them."""
+    values = np.asarray(values, np.float64)
+    quantiles = np.quantile(values, list(QUANTILES.values()), axis=0)
+    return {
+        "min": values.min(0),
+        "max": values.max(0),
+        "mean": values.mean(0),
+        "std": values.std(0),
+        "count": np.array([len(values)]),
+        **dict(zip(QUANTILES, quantiles, strict=True)),
+    }
+
+
+class RunningStatistics:
+    """Statistics of all episodes from those of each; quantiles as a weighted mean, as LeRobot."""
+
+    def __init__(self):
+        self._sums: dict[str, dict[str, np.ndarray]] = {}
+
+    def add(self, name: str, one: dict[str, np.ndarray]) -> None:
+        n = float(one["count"][0])
+        moments = {
+            "count": n,
+            "mean": n * one["mean"],
+            "square": n * (one["std"] ** 2 + one["mean"] ** 2),
+            **{q: n * one[q] for q in QUANTILES},
+        }
+        if name not in self._sums:
+            self._sums[name] = {**moments, "min": one["min"], "max": one["max"]}
+            return
+        sums = self._sums[name]
+        for key, value in moments.items():
+            sums[key] = sums[key] + value
+        sums["min"] = np.minimum(sums["min"], one["min"])
+        sums["max"] = np.maximum(sums["max"], one["max"])
+
+    def result(self) -> dict[str, dict[str, list]]:
+        return {name: self._of(sums) for name, sums in self._sums.items()}
+
+    def _of(self, sums: dict) -> dict[str, list]:
+        n = sums["count"]
+        mean = sums["mean"] / n
+        variance = np.maximum(sums["square"] / n - mean**2, 0)
+        found = {
+            "min": sums["min"], "max": sums["max"], "mean": mean, "std": np.sqrt(variance),
+            **{q: sums[q] / n for q in QUANTILES},
+        }  # fmt: skip
+        return {**{k: v.tolist() for k, v in found.items()}, "count": [int(n)]}
