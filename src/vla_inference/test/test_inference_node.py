@@ -11,20 +11,17 @@ import threading
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
-from graphs import NodeGraph, domain, processes
+from graphs import PICTURE, InferenceGraph, NodeGraph, domain, processes
 from lifecycle_msgs.msg import Transition
 from rclpy.parameter import Parameter
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
-from vla_inference.inference_node import InferenceNode
 from vla_inference.random_checkpoint import write_random_checkpoint
 from vla_inference.ros import qos
 from vla_inference.ros.images import rgb_to_compressed, rgb_to_image
-from vla_msgs.msg import ActionChunk, InferenceStatus
-from vla_msgs.srv import SetInstruction
+from vla_msgs.msg import ActionChunk
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 PATIENCE = NodeGraph.patience
 
 
@@ -33,89 +30,14 @@ def checkpoint(tmp_path_factory):
     return write_random_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
 
 
-class Graph(NodeGraph):
-    """An inference node, and the camera and listeners around it."""
-
-    def __init__(self, parameters: dict, start: bool = True):
-        super().__init__(InferenceNode, parameters)
-        self.chunks: list[ActionChunk] = []
-        self.status = InferenceStatus()
-        self.active: list[str] = []
-        make = self.client.create_subscription
-        make(ActionChunk, "action", self.chunks.append, qos.CHUNK)
-        make(InferenceStatus, "inference/status", self._keep, qos.LATCHED)
-        make(
-            String, "inference/active_instruction", lambda m: self.active.append(m.data),
-            qos.LATCHED,
-        )  # fmt: skip
-        self.images = self.client.create_publisher(Image, "image", qos.IMAGE_OUTPUT)
-        self.compressed = self.client.create_publisher(
-            CompressedImage, "image/compressed", qos.IMAGE_OUTPUT
-        )
-        if start:
-            assert self.change(Transition.TRANSITION_CONFIGURE), self.node.failure
-            assert self.change(Transition.TRANSITION_ACTIVATE), self.node.failure
-
-    def _keep(self, status: InferenceStatus) -> None:
-        self.status = status
-
-    def said(self) -> InferenceStatus:
-        return self.status
-
-    def instruct(self, text: str) -> SetInstruction.Response:
-        request = SetInstruction.Request(instruction=text)
-        return self.call(SetInstruction, "inference/set_instruction", request)
-
-    def now(self) -> Time:
-        return self.client.get_clock().now().to_msg()
-
-    def frame(self, **changes) -> Image:
-        """A good picture of this moment, with some fields changed."""
-        msg = rgb_to_image(PICTURE, self.now(), "camera")
-        for name, value in changes.items():
-            setattr(msg, name, value)
-        return msg
-
-    def meet(self, publisher=None, frame=None) -> None:
-        """Send pictures until one is answered: now everybody has found everybody."""
-        publisher, frame = publisher or self.images, frame or self.frame
-        while not self.chunks:
-            publisher.publish(frame())
-            for _ in range(4):
-                self.executor.spin_once(timeout_sec=0.05)
-        self.answer(frame(), publisher)
-        self.chunks.clear()
-
-    def answer(self, msg, publisher=None) -> ActionChunk:
-        """Send a picture and wait for the chunk that answers it."""
-        (publisher or self.images).publish(msg)
-        stamp = msg.header.stamp
-        self.until(lambda: any(c.header.stamp == stamp for c in self.chunks), "an answer")
-        return next(c for c in self.chunks if c.header.stamp == stamp)
-
-    def refuse(self, msg, publisher=None) -> str:
-        """Send a picture that must be refused; returns the reason the status gives."""
-        before = self.node._figures.refused
-        (publisher or self.images).publish(msg)
-        self.until(lambda: self.status.refused > before, "a refusal")
-        return self.status.last_refusal
-
-    def sentinel(self, publisher=None, frame=None) -> None:
-        """Nothing but the answer to this good picture has been published."""
-        before = self.node._sequence
-        chunk = self.answer((frame or self.frame)(), publisher)
-        assert [c.sequence for c in self.chunks] == [before] == [chunk.sequence]
-        self.chunks.clear()
-
-
 @pytest.fixture
 def graph(checkpoint):
     """Makes a graph of this test's own."""
     graphs = []
 
-    def make(start: bool = True, **parameters) -> Graph:
+    def make(start: bool = True, **parameters) -> InferenceGraph:
         defaults = {"model": str(checkpoint), "instruction": "stack it", "num_threads": 1}
-        graphs.append(Graph({**defaults, **parameters}, start))
+        graphs.append(InferenceGraph({**defaults, **parameters}, start))
         return graphs[-1]
 
     yield make
@@ -127,7 +49,7 @@ def graph(checkpoint):
 def shared(checkpoint):
     """One graph for the tests that leave it as they found it."""
     parameters = {"model": str(checkpoint), "instruction": "stack it", "num_threads": 1}
-    g = Graph(parameters)
+    g = InferenceGraph(parameters)
     g.meet()
     yield g
     g.close()

@@ -8,37 +8,44 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from rcl_interfaces.msg import ParameterDescriptor
+from rcl_interfaces.msg import FloatingPointRange
 from sensor_msgs.msg import CompressedImage, Image
 
 from vla_inference.errors import VlaError
-from vla_inference.ros import qos
+from vla_inference.ros import diagnostics, qos
 from vla_inference.ros.images import rgb_to_compressed, rgb_to_image
-from vla_inference.ros.lifecycle import ManagedNode, spin_node
+from vla_inference.ros.lifecycle import ACTIVE, ManagedNode, spin_node
+from vla_inference.ros.parameters import Table, declare
 from vla_inference.sources import Frame, Source, open_source
+from vla_inference.watch import Watch
 
-PARAMETERS: dict[str, tuple[Any, str]] = {
-    "source": ("", "folder of pictures, video file, /dev/videoN or rtsp:// address"),
-    "rate": (10.0, "pictures per second: published at most so often, asked of a camera"),
-    "loop": (True, "begin again at the end of a folder or file; else the node ends there"),
-    "image_transport": ("raw", "raw (topic image) or compressed (topic image/compressed)"),
-    "frame_id": ("camera", "frame of the pictures"),
+PARAMETERS: Table = {
+    "source": ("", "folder of pictures, video file, /dev/videoN or rtsp:// address", None),
+    "rate": (
+        10.0,
+        "pictures per second: published at most so often, asked of a camera",
+        FloatingPointRange(from_value=0.01, to_value=1000.0),
+    ),
+    "loop": (True, "begin again at the end of a folder or file; else the node ends there", None),
+    "image_transport": ("raw", "raw (topic image) or compressed (topic image/compressed)", None),
+    "frame_id": ("camera", "frame of the pictures", None),
 }
 
 
 class CameraNode(ManagedNode):
     """Reads in a thread of its own; a source that fails ends the node with status 2."""
 
+    TASK = "camera"
+
     def __init__(self, name: str = "camera", **kwargs):
         super().__init__(name, **kwargs)
-        for key, (default, description) in PARAMETERS.items():
-            about = ParameterDescriptor(description=description, read_only=True)
-            self.declare_parameter(key, default, about)
+        declare(self, PARAMETERS, read_only=True)
         self.exit_status: int | None = None
         self._source: Source | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._publisher = None
+        self._watch = Watch()
 
     def _value(self, name: str) -> Any:
         return self.get_parameter(name).value
@@ -117,6 +124,17 @@ class CameraNode(ManagedNode):
         publisher = self._publisher
         if publisher is not None and not self._stop.is_set():
             publisher.publish(message)
+            self._watch.add(0.0, time.monotonic())
+
+    # -- health -------------------------------------------------------------------------------
+
+    def diagnose(self) -> diagnostics.Report:
+        rate, wanted = self._watch.rate(time.monotonic()), self._value("rate")
+        values = {"rate [Hz]": f"{rate:.1f}", "source": self._value("source")}
+        if self.state == ACTIVE and rate < 0.5 * wanted:
+            slow = f"{rate:.1f} pictures per second of {wanted:g}; check the source"
+            return diagnostics.WARN, slow, values
+        return diagnostics.OK, self.state, values
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -65,11 +65,11 @@ class StateLayout:
                         f"the joint states lack {', '.join(lacking)}",
                         "check joint_names, and who publishes the joint states",
                     )
-                values += [joints[n] for n in self.joints]
+                values.extend(joints[n] for n in self.joints)
             elif part == "position":
-                values += pose[0]
+                values.extend(pose[0])
             else:
-                values += _rotation(pose[1], part)
+                values.extend(_rotation(pose[1], part))
         state = np.array(values, np.float32)
         if not np.isfinite(state).all():
             raise ObservationError(

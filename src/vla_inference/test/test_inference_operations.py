@@ -1,0 +1,276 @@
+"""The inference node on a robot: cameras and state, another model while it runs, health."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from geometry_msgs.msg import PoseStamped
+from graphs import PICTURE, InferenceGraph
+from rclpy.parameter import Parameter
+from rclpy.time import Time
+from sensor_msgs.msg import Image, JointState
+
+from vla_inference.random_checkpoint import STATISTICS, write_random_checkpoint
+from vla_inference.ros import qos
+from vla_inference.ros.images import rgb_to_image
+from vla_inference.types import Observation
+from vla_msgs.msg import ModelInfo
+from vla_msgs.srv import LoadModel
+
+WRIST = PICTURE[:, ::-1].copy()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Models: two of a kind, one whose actions are others, and some that will not do."""
+    folder = tmp_path_factory.mktemp("models")
+    write_random_checkpoint(folder / "one", seed=1)
+    write_random_checkpoint(folder / "two", seed=2)
+    write_random_checkpoint(folder / "eyes", head="l1-two-cameras")
+    spec = {"rotation": "rpy", "frame": "tool", "dt": 0.2}
+    tool = {"random": {**STATISTICS["random"], "spec": spec}}
+    write_random_checkpoint(folder / "tool", head="tokens", statistics=tool)
+    broken = write_random_checkpoint(folder / "broken")
+    (broken / "model.safetensors").write_bytes(b"\0" * 100)
+    return folder
+
+
+@pytest.fixture
+def graph(root):
+    graphs = []
+
+    def make(start: bool = True, **parameters) -> InferenceGraph:
+        defaults = {"model": str(root / "one"), "instruction": "stack it", "num_threads": 1,
+                    "model_root": str(root)}  # fmt: skip
+        graphs.append(InferenceGraph({**defaults, **parameters}, start))
+        return graphs[-1]
+
+    yield make
+    for g in graphs:
+        g.close()
+
+
+# -- several cameras and state ----------------------------------------------------------------
+
+
+class Robot:
+    """Two cameras, a pose and the fingers, of one moment or not."""
+
+    def __init__(self, g: InferenceGraph):
+        make = g.client.create_publisher
+        self.g = g
+        self.wrist = make(Image, "image_wrist", qos.IMAGE_OUTPUT)
+        self.pose = make(PoseStamped, "current_pose", 10)
+        self.joints = make(JointState, "joint_states", 10)
+
+    def publish(self, without: str = "", late: str = "") -> Image:
+        """Everything but what it is `without`; the `late` one is half a second old."""
+        now = self.g.client.get_clock().now().nanoseconds
+        then = now - 500_000_000 * (late == "wrist")
+        wrist = rgb_to_image(WRIST, Time(nanoseconds=then).to_msg(), "wrist")
+        msg = rgb_to_image(PICTURE, Time(nanoseconds=now).to_msg(), "camera")
+        pose, joints = PoseStamped(), JointState(name=["f2", "f1"], position=[0.2, 0.1])
+        pose.header.stamp = joints.header.stamp = msg.header.stamp
+        pose.pose.position.x, pose.pose.orientation.w = 0.5, 1.0
+        for name, publisher, message in (
+            ("pose", self.pose, pose), ("joints", self.joints, joints),
+            ("wrist", self.wrist, wrist), ("image", self.g.images, msg),
+        ):  # fmt: skip
+            if name != without:
+                publisher.publish(message)
+        return msg
+
+    def meet(self) -> None:
+        while not self.g.chunks:
+            self.publish()
+            self.g.idle(0.1)
+        self.g.chunks.clear()
+
+
+EYES = {
+    "cameras": ["image", "image_wrist"], "state": ["position", "rotvec", "joints"],
+    "joint_names": ["f1", "f2"], "max_image_age": 5.0,
+}  # fmt: skip
+
+
+def test_two_cameras_and_the_state_of_one_moment_are_what_the_policy_sees(graph, root):
+    g = graph(model=str(root / "eyes"), **EYES)
+    robot = Robot(g)
+    robot.meet()
+    g.idle(0.3)
+    g.chunks.clear()
+    msg = robot.publish()
+    g.until(lambda: any(c.header.stamp == msg.header.stamp for c in g.chunks), "the answer")
+    state = np.float32([0.5, 0, 0, 0, 0, 0, 0.1, 0.2])
+    seen = Observation({"image": PICTURE, "image_wrist": WRIST}, "stack it", state)
+    wanted = g.node.policy.predict_action(seen).actions
+    got = [[s.translation.x, s.rotation.z, s.gripper] for s in g.chunks[-1].steps]
+    np.testing.assert_array_equal(np.float32(got), wanted[:, [0, 5, 6]])
+    other = Observation({"image": WRIST, "image_wrist": PICTURE}, "stack it", state)
+    assert (g.node.policy.predict_action(other).actions != wanted).any()
+
+    # What is missing or late is told, and nothing is answered until it is back.
+    before = g.node._sequence
+    end = time.monotonic() + 30
+    while "nothing on joint_states" not in g.status.message:
+        assert time.monotonic() < end, g.status
+        robot.publish(without="joints")
+        g.idle(0.1)
+    while "image_wrist is" not in g.status.message:
+        assert time.monotonic() < end, g.status
+        robot.publish(late="wrist")
+        g.idle(0.1)
+    assert "behind image, more than the tolerance (0.05 s)" in g.status.message
+    assert g.node._sequence <= before + 5  # pictures that a later state came just in time for
+    g.chunks.clear()
+    robot.meet()
+    g.until(lambda: g.status.message == "", "recovery")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({**EYES, "cameras": ["image"]}, "takes 2 pictures, parameter 'cameras' names 1"),
+        ({**EYES, "state": ["position"], "joint_names": [""]}, "8 numbers of state, parameter"),
+        ({**EYES, "cameras": ["image", "image"]}, "'cameras' names image twice"),
+        ({**EYES, "state": ["height"]}, "unknown part 'height'"),
+    ],
+)
+def test_inputs_that_are_not_the_models_leave_it_unconfigured(graph, root, parameters, words):
+    g = graph(start=False, model=str(root / "eyes"), **parameters)
+    assert not g.node.start() and words in g.node.failure
+    assert g.state() == "unconfigured"
+
+
+def test_a_frozen_camera_is_refused_and_forgiven(graph):
+    g = graph()
+    g.meet()
+    assert g.node.set_parameters([Parameter("max_same_picture", value=0.2)])[0].successful
+    g.answer(g.frame())
+    g.idle(0.3)
+    assert "has shown the very same picture" in g.refuse(g.frame())
+    g.answer(rgb_to_image(WRIST, g.now(), "camera"))
+    refused = g.node.set_parameters([Parameter("max_same_picture", value=-1.0)])[0]
+    assert not refused.successful and "range" in refused.reason
+
+
+# -- another model ----------------------------------------------------------------------------
+
+
+def load(g: InferenceGraph, model: str, key: str = "") -> LoadModel.Response:
+    return g.call(
+        LoadModel, "inference/load_model", LoadModel.Request(model=model, unnorm_key=key)
+    )
+
+
+def test_a_model_takes_over_without_stopping_the_stream(graph, root):
+    g = graph()
+    infos: list[ModelInfo] = []
+    g.client.create_subscription(ModelInfo, "inference/model", infos.append, qos.LATCHED)
+    g.meet()
+    camera = g.client.create_timer(0.05, lambda: g.images.publish(g.frame()))
+    g.until(lambda: len(g.chunks) > 3, "a stream")
+    for name in ("two", "one", "two"):
+        answer = load(g, name)
+        assert answer.success and answer.message == "" and answer.load_time > 0
+        g.until(lambda n=name: g.chunks[-1].model == n, "an answer of the new model")
+        wanted = g.node.policy.predict_action(PICTURE, "stack it").actions[:, 0]
+        np.testing.assert_array_equal(
+            np.float32([s.translation.x for s in g.chunks[-1].steps]), wanted
+        )
+    # The stream has no gap, nor does an old model answer after a new one.
+    assert [c.sequence - g.chunks[0].sequence for c in g.chunks] == list(range(len(g.chunks)))
+    answered = [c.model for c in g.chunks]
+    assert sum(a != b for a, b in itertools.pairwise(answered)) == 3
+    assert answered.count("one") > 3  # while the first change was under way
+    g.client.destroy_timer(camera)
+    assert sum(t.name == "model" for t in threading.enumerate()) == 1
+    g.until(lambda: infos and infos[-1].model == "two", "the announcement")
+
+    # One whose actions mean something else is announced.
+    answer = load(g, "tool")
+    assert answer.success
+    for change in ("frame: base -> tool", "rotation: rotvec -> rpy", "dt: 0.05 s -> 0.2 s",
+                   "chunk: 8 steps -> 1 steps"):  # fmt: skip
+        assert change in answer.message
+    g.until(lambda: infos[-1].model == "tool", "the announcement")
+    assert (infos[-1].frame_id, infos[-1].rotation_convention) == ("tool", "rpy")
+    assert (infos[-1].dt, infos[-1].chunk, infos[-1].dims[3]) == (0.2, 1, "roll")
+
+
+def test_a_model_that_will_not_do_leaves_the_old_one_in_charge(graph, root):
+    g = graph()
+    g.meet()
+    for name, key, words in (
+        ("broken", "", "model.safetensors"),
+        ("eyes", "", "takes 2 pictures"),
+        ("two", "bridge", "unknown unnorm_key 'bridge'"),
+        ("none", "", "there is no model none"),
+        ("../one", "", "leads out of model_root"),
+        ("/etc", "", "leads out of model_root"),
+        ("openvla/openvla-7b", "", "there is no model openvla/openvla-7b"),
+    ):
+        answer = load(g, name, key)
+        assert not answer.success and words in answer.message
+    g.sentinel()
+    assert g.node.policy.name == "one" and g.status.state == "active"
+    assert sum(t.name == "model" for t in threading.enumerate()) == 1
+
+
+def test_without_a_model_root_or_a_model_none_is_loaded(graph):
+    g = graph(start=False, model_root="")
+    assert "unconfigured; configure it first" in load(g, "two").message
+    assert g.node.start()
+    assert "set parameter 'model_root'" in load(g, "two").message
+
+
+# -- health -----------------------------------------------------------------------------------
+
+
+def test_diagnostics_say_how_it_is(graph):
+    g = graph()
+    heard: list[DiagnosticStatus] = []
+    name = g.node.get_fully_qualified_name()
+    g.client.create_subscription(
+        DiagnosticArray, "/diagnostics",
+        lambda m: heard.extend(s for s in m.status if s.hardware_id == name), 10,
+    )  # fmt: skip
+
+    def until(level: bytes, words: str) -> DiagnosticStatus:
+        g.until(lambda: heard and heard[-1].level == level and words in heard[-1].message, words)
+        return heard[-1]
+
+    g.meet()
+    camera = g.client.create_timer(0.1, lambda: g.images.publish(g.frame()))
+    good = until(DiagnosticStatus.OK, "active")
+    assert good.name == f"{name.lstrip('/')}: inference"
+    assert {"rate [Hz]", "latency [ms]", "refused"} <= {v.key for v in good.values}
+    g.client.destroy_timer(camera)
+    until(DiagnosticStatus.WARN, "nothing on image for")
+    g.images.publish(g.frame(encoding="mono16"))
+    until(DiagnosticStatus.WARN, "mono16")
+
+    begun, go_on = threading.Event(), threading.Event()
+    predict = g.node.policy.predict_action
+
+    def hang(*args, **kwargs):
+        begun.set()
+        assert go_on.wait(30)
+        return predict(*args, **kwargs)
+
+    g.node.policy.predict_action = hang
+    g.images.publish(g.frame())
+    assert begun.wait(10)
+    g.node._model._worker.busy_since -= 100  # rather than wait
+    until(DiagnosticStatus.WARN, "the model has been at one picture for 10")
+    go_on.set()
+    g.node.trigger_deactivate()
+    g.node.trigger_cleanup()
+    g.node.set_parameters([Parameter("model", value="/nowhere/model")])
+    assert not g.node.start()
+    until(DiagnosticStatus.ERROR, "there is no checkpoint folder /nowhere/model")

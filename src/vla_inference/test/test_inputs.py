@@ -1,0 +1,174 @@
+"""Several inputs of one moment: what goes together, what is missing, what the state is."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from vla_inference.errors import ObservationError, VlaError
+from vla_inference.frozen import FrozenWatch
+from vla_inference.model_root import find_model
+from vla_inference.robot_state import StateLayout
+from vla_inference.synchronise import DEPTH, Synchroniser
+
+MILLISECONDS = st.integers(0, 3000)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), MILLISECONDS), max_size=60),
+    st.sampled_from([0, 10, 50]),
+)
+def test_whatever_comes_sets_are_of_one_moment_and_in_order(arrivals, tolerance):
+    arrivals = sorted(arrivals, key=lambda a: a[1] // 500)  # out of order within half a second
+    s = Synchroniser("abc", tolerance / 1000)
+    leads, last = [], {}
+    for name, stamp in arrivals:
+        found = s.put(name, stamp / 1000, (name, stamp))
+        if name == "a" and stamp < last.get("a", 0) - tolerance:
+            leads.clear()  # the clock went back
+        last[name] = stamp
+        if found is None:
+            continue
+        assert [n for n, _ in found] == list("abc")
+        lead = found[0][1]
+        assert all(abs(t - lead) <= tolerance for _, t in found)
+        leads.append(lead)
+        assert leads[-1] >= max(leads) - tolerance
+
+
+@given(st.integers(0, DEPTH - 2), st.integers(0, DEPTH - 2), st.integers(1, 40), st.integers(0, 9))
+def test_a_constant_lag_delays_sets_and_loses_none(lag_b, lag_c, count, jitter):
+    """Three inputs of one rate; messages of b and c come so many periods late."""
+    s = Synchroniser("abc", 0.010)
+    events = [(i, "a", i) for i in range(count)]
+    events += [(i + lag_b, "b", i) for i in range(count)]
+    events += [(i + lag_c, "c", i) for i in range(count)]
+    answered = []
+    for _, name, i in sorted(events):
+        stamp = 0.1 * i + (0.001 * jitter if name == "b" else 0.0)
+        found = s.put(name, stamp, i)
+        if found is not None:
+            assert set(found) == {found[0]}
+            answered.append(found[0])
+    assert answered == list(range(count))
+
+
+def test_of_several_that_fit_the_nearest_is_taken():
+    s = Synchroniser(["image", "state"], 0.05)
+    for stamp in (0.96, 0.99, 1.02):
+        s.put("state", stamp, stamp)
+    assert s.put("image", 1.0, "picture") == ("picture", 0.99)
+    assert s.put("image", 1.0, "again") == ("again", 0.99)
+
+
+def test_what_holds_it_up_is_named():
+    s = Synchroniser(["image", "wrist", "state"], 0.05)
+    assert s.missing(0.0) == "nothing has come on image, wrist, state yet"
+    s.put("image", 10.0, 0, now=1.0)
+    s.put("wrist", 9.7, 0, now=1.0)
+    assert s.missing(1.0) == "nothing has come on state yet"
+    assert s.put("state", 10.0, 0, now=1.0) is None
+    assert s.missing(1.5) == ("wrist is 0.300 s behind image, more than the tolerance (0.05 s)")
+    assert s.put("wrist", 10.04, 0, now=2.0) == (0, 0, 0)
+    assert s.missing(2.5, patience=2.0) == ""
+    assert s.missing(3.5, patience=2.0) == "nothing on image for 2.5 s, nothing on state for 2.5 s"
+
+
+def test_a_clock_that_goes_back_begins_anew():
+    s = Synchroniser(["image", "wrist"], 0.05)
+    s.put("image", 100.0, "old")
+    s.put("wrist", 5.0, "new")
+    assert s.put("image", 5.0, "new") == ("new", "new")
+    assert s.put("wrist", 100.0, "old") is None
+
+
+def test_a_single_input_is_passed_on_at_once():
+    s = Synchroniser(["image"], 0.0)
+    assert [s.put("image", t, t) for t in (3.0, 3.0, 1.0)] == [(3.0,), (3.0,), (1.0,)]
+
+
+@given(st.lists(st.floats(-3, 3), min_size=3, max_size=3))
+def test_the_state_is_in_the_order_of_its_parts(vector):
+    rotation = Rotation.from_rotvec(vector)
+    pose = (0.1, 0.2, 0.3), tuple(rotation.as_quat())
+    layout = StateLayout(("joints", "position", "rotvec", "rpy", "quaternion"), ("f2", "f1"))
+    state = layout.read(pose, {"f1": 1.0, "other": 9.0, "f2": 2.0})
+    assert len(layout) == len(state) == 15 and state.dtype == np.float32
+    np.testing.assert_allclose(state[:5], [2, 1, 0.1, 0.2, 0.3], rtol=1e-6)
+    for turned in (
+        Rotation.from_rotvec(state[5:8]),
+        Rotation.from_euler("xyz", state[8:11]),
+        Rotation.from_quat(state[11:]),
+    ):
+        assert (turned * rotation.inv()).magnitude() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("parts", "joints", "words"),
+    [
+        (("height",), (), "unknown part 'height'"),
+        (("joints",), (), "has part 'joints', 0 joints"),
+        (("position",), ("f1",), "has no part 'joints', 1 joints"),
+    ],
+)
+def test_a_layout_that_makes_no_sense_is_refused(parts, joints, words):
+    with pytest.raises(VlaError, match=words):
+        StateLayout(parts, joints)
+
+
+def test_a_state_that_cannot_be_read_is_refused():
+    both = StateLayout(("position", "rotvec", "joints"), ("f1",))
+    unit = (0.0, 0.0, 0.0, 1.0)
+    for pose, joints, words in (
+        (((0, 0, 0), unit), {"f2": 1.0}, "lack f1"),
+        (((0, 0, 0), (0.0, 0.0, 0.0, 0.0)), {"f1": 1.0}, "no unit quaternion"),
+        (((0, 0, float("nan")), unit), {"f1": 1.0}, "not finite"),
+    ):
+        with pytest.raises(ObservationError, match=words):
+            both.read(pose, joints)
+
+
+def test_a_camera_is_frozen_once_its_bytes_stay_the_same_for_too_long():
+    watch = FrozenWatch()
+    for stamp in (0.0, 0.2, 0.5):
+        watch.check("image", b"same", stamp, 0.5)
+        watch.check("wrist", bytes([int(10 * stamp)]), stamp, 0.5)
+    with pytest.raises(ObservationError, match=r"image has .* same picture for 0\.60 s"):
+        watch.check("image", b"same", 0.6, 0.5)
+    watch.check("image", b"other", 0.7, 0.5)
+    watch.check("image", b"same", 0.8, 0.5)
+
+
+def test_models_are_found_inside_the_root_alone(tmp_path):
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for folder in (root / "good", root / "leaky", root / "org" / "name", outside):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    (root / "leaky" / "model.safetensors").symlink_to(outside / "config.json")
+    (root / "link").symlink_to(outside)
+    cached = root / "models--openvla--small"
+    (cached / "snapshots" / "abc").mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc\n")
+    assert find_model(root, "good") == find_model(root, str(root / "good")) == root / "good"
+    assert find_model(root, "good/../org/name") == root / "org" / "name"
+    assert find_model(root, "openvla/small") == cached / "snapshots" / "abc"
+    for name in ("../outside", str(outside), "link", "good/../../outside", "/", ".", "leaky"):
+        with pytest.raises(VlaError, match="leads out of model_root"):
+            find_model(root, name)
+    for name, words in (("none", "there is no model none"), ("", "no model is named"),
+                        ("good/config.json", "there is no model"), ("a\0b", "no model is named"),
+                        ("org/other", "there is no model org/other")):  # fmt: skip
+        with pytest.raises(VlaError, match=words):
+            find_model(root, name)
+    (cached / "refs" / "main").write_text("../../../outside")
+    with pytest.raises(VlaError, match="leads out"):
+        find_model(root, "openvla/small")
+    for bad in ("", "/", os.fspath(root / "good" / "config.json")):
+        with pytest.raises(VlaError, match=r"model_root|cannot be changed"):
+            find_model(bad, "good")
