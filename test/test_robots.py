@@ -32,6 +32,7 @@ TARGETS = {
     "fzi_cartesian": "target_pose:=/cartesian_motion_controller/target_frame",
     "crisp": "target_pose:=/target_pose",
 }
+SIMULATED = "robosuite"  # has a launch file of the whole loop
 _domains = itertools.count(os.getpid() + 50)
 
 
@@ -55,16 +56,32 @@ def test_the_node_understands_a_robots_parameters(robot):
     values |= changes
     settings, outputs = read_settings(values.__getitem__), read_outputs(values.__getitem__)
     assert 20 <= settings.rate <= 50
-    assert outputs.pose == settings.needs_pose and outputs.pose != outputs.twist
+    assert outputs.pose != outputs.twist
+    assert settings.needs_pose == (outputs.pose or settings.limits.workspace is not None)
 
 
-@pytest.mark.parametrize("robot", ROBOTS)
+@pytest.mark.parametrize("robot", sorted(set(ROBOTS) - {SIMULATED}))
 def test_a_robots_launch_file_remaps_our_topics_to_its_own(robot):
     plan = read_launch_file(ROOT / f"launch/{robot}.launch.xml", {})
     (process,) = plan.processes
     assert TARGETS[robot] in process.remaps
     files = [p for p in process.parameters if isinstance(p, Path)]
     assert [f.name for f in files] == ["command.yaml", f"{robot}.yaml"]
+
+
+@pytest.mark.parametrize("path", ["twist", "pose"])
+def test_the_simulated_robot_hears_what_the_command_node_says(path):
+    robot = ROOT / f"config/robots/{SIMULATED}.yaml"
+    arguments = {"path": path, "robot_config": str(robot)}
+    plan = read_launch_file(ROOT / f"launch/{SIMULATED}.launch.xml", arguments)
+    values = [
+        {k: v for p in process.parameters if isinstance(p, dict) for k, v in p.items()}
+        for process in plan.processes
+    ]
+    assert [v["use_sim_time"] for v in values[:2]] == [True, True]
+    command, sim = values[1:]
+    assert (command["publish_twist"], command["publish_pose"]) == (path == "twist", path == "pose")
+    assert sim["driven_by"] == path and sim["lock_step"] is command["lock_step"] is True
 
 
 def test_servo_hears_what_it_takes_once_enabled(monkeypatch):

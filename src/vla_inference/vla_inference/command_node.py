@@ -54,7 +54,7 @@ class CommandNode(ManagedNode):
         self.add_on_set_parameters_callback(self._check_parameters)
 
         self.commander: Commander | None = None
-        self._configured = False
+        self._configured = self._lock_step = False
         self._timer = None
         self._outputs: dict[str, Any] = {}  # name -> publisher
         self._told: tuple | None = None
@@ -77,6 +77,9 @@ class CommandNode(ManagedNode):
     def do_configure(self) -> None:
         self._settings = read_settings(self._value)
         self._out = out = read_outputs(self._value)
+        self._lock_step = self._value("lock_step")
+        if self._lock_step and not self._value("use_sim_time"):
+            raise VlaError("lock_step without use_sim_time", "set both, or neither")
         kinds = {
             "delta_twist": (TwistStamped, out.twist),
             "target_pose": (PoseStamped, out.pose),
@@ -90,7 +93,8 @@ class CommandNode(ManagedNode):
     def do_activate(self) -> None:
         self.commander = Commander(self._settings)
         self._sent, self._watch, self._remark = 0, Watch(), ""
-        self._timer = self.create_timer(self.commander.period, self._tick, clock=self._steady)
+        clock = None if self._lock_step else self._steady
+        self._timer = self.create_timer(self.commander.period, self._tick, clock=clock)
 
     def do_deactivate(self) -> None:
         if self._timer is not None:
@@ -99,7 +103,7 @@ class CommandNode(ManagedNode):
         commander, self.commander = self.commander, None
         if commander is not None and commander.safety.enabled:
             # There will be no further period to tell it in.
-            self._send(Command(target=commander.pose_to_hold(time.monotonic())))
+            self._send(Command(target=commander.pose_to_hold(self._steadily())))
             # The process may end right after this, and what is under way with it.
             for publisher in self._outputs.values():
                 publisher.wait_for_all_acked(FAREWELL)
@@ -128,6 +132,10 @@ class CommandNode(ManagedNode):
     def _now(self) -> float:
         return 1e-9 * self.get_clock().now().nanoseconds
 
+    def _steadily(self) -> float:
+        """The time that watchdogs go by: where a simulation waits for us, its own."""
+        return self._now() if self._lock_step else time.monotonic()
+
     def _on_chunk(self, msg: ActionChunk) -> None:
         if self.commander is None:
             return
@@ -140,7 +148,7 @@ class CommandNode(ManagedNode):
             self.commander.bad_chunk(str(error), now)
         else:
             before = self.commander.player.late
-            self.commander.accept(chunk, stamp, now, time.monotonic())
+            self.commander.accept(chunk, stamp, now, self._steadily())
             late = self.commander.player.late > before
             self._remark = (
                 "chunks come too late to execute any of their steps; choose a faster model, "
@@ -158,7 +166,7 @@ class CommandNode(ManagedNode):
                     f"current_pose is in frame {frame!r}, not {self._out.base_frame!r}",
                     "set base_frame, or have the pose published in it",
                 )
-            self.commander.measured(msg_to_pose(msg), time.monotonic())
+            self.commander.measured(msg_to_pose(msg), self._steadily())
         except VlaError as error:
             # Without usable poses the watchdog stops the robot.
             self._remark = str(error)
@@ -166,7 +174,7 @@ class CommandNode(ManagedNode):
 
     def _on_heartbeat(self, msg: Empty) -> None:
         if self.commander is not None:
-            self.commander.safety.heartbeat(time.monotonic())
+            self.commander.safety.heartbeat(self._steadily())
 
     def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         commander = self.commander
@@ -175,7 +183,7 @@ class CommandNode(ManagedNode):
             response.message = "the node is not active; configure and activate it first"
             return response
         if request.data:
-            response.message = commander.enable(time.monotonic(), self._others())
+            response.message = commander.enable(self._steadily(), self._others())
             response.success = not response.message
         else:
             commander.disable()
@@ -194,7 +202,7 @@ class CommandNode(ManagedNode):
     def _tick(self) -> None:
         if self.commander is None:
             return
-        command = self.commander.tick(self._now(), time.monotonic(), self._others())
+        command = self.commander.tick(self._now(), self._steadily(), self._others())
         if command is not None and command.live:
             self._send(command)
         self._tell_changes()
@@ -203,15 +211,15 @@ class CommandNode(ManagedNode):
         stamp, out = self.get_clock().now().to_msg(), self._out
         if self.commander is not None:
             self._in_tool = self.commander.in_tool
+        if out.gripper and command.gripper is not None:
+            value = out.gripper_values[round(command.gripper)]
+            self._outputs["gripper"].publish(Float64MultiArray(data=[value]))
         if out.twist:
             frame = out.tool_frame if self._in_tool else out.base_frame
             self._outputs["delta_twist"].publish(command_to_twist(command, stamp, frame))
         if out.pose and command.target is not None:
             msg = pose_to_msg(command.target, stamp, out.base_frame)
             self._outputs["target_pose"].publish(msg)
-        if out.gripper and command.gripper is not None:
-            value = out.gripper_values[round(command.gripper)]
-            self._outputs["gripper"].publish(Float64MultiArray(data=[value]))
         self._sent += 1
         self._watch.add(0.0, time.monotonic())
 

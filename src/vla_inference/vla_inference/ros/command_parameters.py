@@ -29,6 +29,11 @@ PARAMETERS: dict[str, tuple[Any, str, Any]] = {
     "publish_pose": (False, "publish target_pose (PoseStamped); needs current_pose", None),
     "publish_gripper": (True, "publish gripper (std_msgs/Float64MultiArray) on change", None),
     "command_rate": (20.0, "commands per second [Hz]", _real(1.0, 1000.0)),
+    "lock_step": (
+        False,
+        "periods and watchdogs by simulated time, of a simulation that waits for each command",
+        None,
+    ),
     "base_frame": ("base_link", "frame of target_pose, current_pose and base deltas", None),
     "tool_frame": ("tool0", "frame_id of delta_twist where deltas are in tool axes", None),
     "deltas_in": ("", "axes of the deltas: base, tool; empty: what the chunk says", None),

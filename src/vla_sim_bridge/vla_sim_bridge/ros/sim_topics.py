@@ -15,11 +15,13 @@ from vla_sim_bridge.evaluation import Evaluation
 
 
 class SimTopics:
-    """Publishers of one simulation. Stamps are integers, nanoseconds of the node's clock."""
+    """Publishers of one simulation. Stamps are integers, nanoseconds of `time`, the node's clock
+    or a simulated one."""
 
     def __init__(self, node: Node, camera: str):
         self.node, self.frame_id = node, f"{camera}_optical"
         self.last_stamp = 0
+        self.time = lambda: node.get_clock().now().nanoseconds
         self._text: str | None = None
         self._image = node.create_publisher(Image, "image", IMAGE_OUTPUT)
         self._info = node.create_publisher(CameraInfo, "camera_info", IMAGE_OUTPUT)
@@ -35,7 +37,7 @@ class SimTopics:
 
     def now(self) -> int:
         """A stamp that was never given before."""
-        self.last_stamp = max(self.node.get_clock().now().nanoseconds, self.last_stamp + 1)
+        self.last_stamp = max(self.time(), self.last_stamp + 1)
         return self.last_stamp
 
     def instruction(self, text: str) -> None:

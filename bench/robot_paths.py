@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Success of the model that ships, by the way its commands take to the simulated arm; JSON.
+
+    python bench/robot_paths.py --path direct|twist|pose [--episodes 20] [--seed 7]
+    python bench/robot_paths.py --path twist --real-time [--delay 0.3] [--stretch 2]
+
+direct: chunks go straight into the simulation, in lock step. twist, pose: model, command node with
+its safety on, and the simulation that keeps MoveIt Servo's or a target-pose controller's rules; in
+lock step of simulated time, or in real time at 20 Hz. --delay makes each answer of the model so
+much slower. gaps: control periods without a fresh command; zeros: periods for which standing still
+was commanded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = (
+    "task", "seed", "episodes", "successes", "success_rate_wilson95", "failed_episodes",
+    "mean_frames_success", "mean_frames_all", "latency_ms", "round_trip_ms", "action_steps_per_s",
+    "ended", "real_time", "robot",
+)  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--path", choices=("direct", "twist", "pose"), default="twist")
+    parser.add_argument("--task", default="Stack_D0")
+    parser.add_argument("--episodes", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--real-time", action="store_true")
+    parser.add_argument("--frame-rate", type=float, default=10.0)
+    parser.add_argument("--delay", type=float, default=0.0, help="s, of each answer")
+    parser.add_argument("--stretch", type=float, default=1.0)
+    parser.add_argument("--blend", type=float, help="s; default: config/robots/robosuite.yaml's")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        status = play(args, Path(folder))
+        path = Path(folder, "run", "results.json")
+        if not path.exists():
+            return status or 1
+        results = json.loads(path.read_text())
+        found = {**vars(args), **{k: results[k] for k in KEPT if k in results}}
+        found["per_episode_frames"] = [e["frames"] for e in results["per_episode"]]
+        found["seconds"] = round(time.perf_counter() - begun, 1)
+        print(json.dumps(found, indent=2))
+        return status
+
+
+def play(args: argparse.Namespace, folder: Path) -> int:
+    """The launch file as it is; only the model's node may be a slow one."""
+    from vla_inference.launch_standin import read_launch_file
+    from vla_inference.launch_standin.runner import run
+
+    robot = ROOT / "config/robots/robosuite.yaml"
+    arguments = {
+        "task": args.task, "episodes": str(args.episodes), "seed": str(args.seed),
+        "lock_step": str(not args.real_time).lower(), "output": str(folder / "run"),
+        "record_episodes": "0", "summary": "false",
+        "sim_config": str(ROOT / "config/sim.yaml"),
+        "inference_config": str(ROOT / "config/inference.yaml"),
+    }  # fmt: skip
+    launch = ROOT / "launch/sim_eval.launch.xml"
+    if args.path != "direct":
+        launch = ROOT / "launch/robosuite.launch.xml"
+        arguments |= {
+            "path": args.path, "frame_rate": str(args.frame_rate), "stretch": str(args.stretch),
+            "config": str(ROOT / "config/command.yaml"), "robot_config": str(robot),
+        }  # fmt: skip
+    plan = read_launch_file(launch, arguments)
+    for process in plan.processes:
+        process.environment.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+        if "inference_node" in process.label:
+            process.command = [sys.executable, __file__, "--slow-model", str(args.delay)]
+        if "command_node" in process.label and args.blend is not None:
+            process.parameters.append({"blend": args.blend})
+    # What the nodes say goes to standard error: standard output is the JSON's.
+    sys.stdout.flush()
+    out = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        return run(plan)
+    finally:
+        sys.stdout.flush()
+        os.dup2(out, 1)
+
+
+def slow_model(delay: float, args: list[str]) -> int:
+    """The inference node with a model that takes `delay` s longer."""
+    from vla_inference import inference_node
+    from vla_inference.policy import Policy
+
+    predict = Policy.predict_action
+
+    def delayed(self, *args, **more):
+        time.sleep(delay)
+        return predict(self, *args, **more)
+
+    if delay:
+        Policy.predict_action = delayed
+    return inference_node.main(args)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--slow-model"]:
+        raise SystemExit(slow_model(float(sys.argv[2]), [__file__, *sys.argv[3:]]))
+    raise SystemExit(main())

@@ -1,0 +1,235 @@
+"""The simulation as a robot: it obeys twists or target poses and the gripper's topic, no chunks.
+
+In lock step simulated time (/clock) moves on by one control period after each command, and stands
+still while the model thinks or the command node is asked; so a run is the same each time, however
+fast the machine. In real time it is the ROS clock that counts. Chunks are heard only to know that
+the model has answered.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from rclpy.qos import qos_profile_sensor_data
+from rclpy.time import Time
+from rosgraph_msgs.msg import Clock
+from scipy.spatial.transform import Rotation
+from std_msgs.msg import Float64MultiArray
+
+from vla_inference.ros.qos import CHUNK, COMMAND
+from vla_msgs.msg import ActionChunk, SimStatus
+from vla_sim_bridge.robot_contract import PoseController, TwistController
+from vla_sim_bridge.ros.drive import Drive
+from vla_sim_bridge.ros.operator import Operator
+from vla_sim_bridge.simulation import CONTROL_FREQ
+
+if TYPE_CHECKING:
+    from vla_sim_bridge.sim_node import SimNode
+
+BASE_BODY, BASE_FRAME = "robot0_base", "base"
+PERIOD = round(1e9 / CONTROL_FREQ)  # ns
+BEGINNING = 100 * 10**9  # ns, of simulated time: 0 would be "no time"
+CLOCK_AGAIN = 0.1  # s: /clock is best effort
+
+
+class RobotDrive(Drive):
+    def __init__(self, node: SimNode):
+        super().__init__(node)
+        s = self.settings
+        self.controller = TwistController() if s.driven_by == "twist" else PoseController()
+        self.operator = Operator(node, s.start_timeout)
+        self._gripper = 1.0
+        self._clock, self._seen_since = BEGINNING, 0
+        self._left = 0  # control periods until the next frame
+        self._asked: float | None = None  # when the command of the period under way was asked for
+        self._asked_again = 0.0
+        self._heard = self._seen = False
+        self.unanswered = 0  # periods in which no command came, though it was waited for
+        self._stops: dict[str, int] = {}
+        if s.lock_step:
+            node.topics.time = lambda: self._clock
+            self._clock_topic = node.create_publisher(Clock, "/clock", qos_profile_sensor_data)
+        self._pose_topic = node.create_publisher(PoseStamped, "current_pose", COMMAND)
+
+    def start(self) -> None:
+        super().start()
+        node = self.node
+        # The gripper first: it is told before the motion of the same period.
+        node.create_subscription(
+            Float64MultiArray, "gripper", node.guard(self._on_gripper), COMMAND
+        )
+        if self.settings.driven_by == "twist":
+            node.create_subscription(
+                TwistStamped, "delta_twist", node.guard(self._on_twist), CHUNK
+            )
+        else:
+            node.create_subscription(PoseStamped, "target_pose", node.guard(self._on_pose), CHUNK)
+
+    # -- episodes -----------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        self.controller.reset()
+        self._gripper, self._seen = self.node.sim.gripper, False
+        self._asked, self._left = None, 0
+        self._seen_since = self._now()
+        self.operator.begin()
+        self._tell_where()
+
+    def withdraw(self) -> None:
+        super().withdraw()
+        self._asked, self._left = None, 0
+
+    # -- what comes in ------------------------------------------------------------------------
+
+    def _now(self) -> int:
+        if self.settings.lock_step:
+            return self._clock
+        return self.node.get_clock().now().nanoseconds
+
+    def _on_twist(self, msg: TwistStamped) -> None:
+        linear, angular = msg.twist.linear, msg.twist.angular
+        twist = np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])
+        stamp = Time.from_msg(msg.header.stamp).nanoseconds
+        if self.controller.receive(msg.header.frame_id, 1e-9 * stamp, twist, 1e-9 * self._now()):
+            self._heard = self._heard or stamp >= self._clock
+
+    def _on_pose(self, msg: PoseStamped) -> None:
+        p, q = msg.pose.position, msg.pose.orientation
+        position, quaternion = np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
+        frame, now = msg.header.frame_id, 1e-9 * self._now()
+        if self.controller.receive(frame, position, quaternion, now):
+            stamp = Time.from_msg(msg.header.stamp).nanoseconds
+            self._heard = self._heard or stamp >= self._clock
+
+    def _on_gripper(self, msg: Float64MultiArray) -> None:
+        if len(msg.data) and math.isfinite(msg.data[0]):
+            self._gripper = float(msg.data[0] > 0.5)
+
+    # -- what goes out ------------------------------------------------------------------------
+
+    def _pose(self) -> np.ndarray:
+        """Of the end effector in the robot's base [4, 4]; the base stands upright."""
+        sim = self.node.sim
+        pose = sim.eef_pose()
+        pose[:3, 3] -= sim.data.body(BASE_BODY).xpos
+        return pose
+
+    def _tell_where(self) -> None:
+        """The measured pose, then what time it is."""
+        now, pose = self._now(), self._pose()
+        msg = PoseStamped()
+        msg.header.stamp, msg.header.frame_id = Time(nanoseconds=now).to_msg(), BASE_FRAME
+        p, q = msg.pose.position, msg.pose.orientation
+        p.x, p.y, p.z = pose[:3, 3].tolist()
+        q.x, q.y, q.z, q.w = Rotation.from_matrix(pose[:3, :3]).as_quat().tolist()
+        self._pose_topic.publish(msg)
+
+    def _tell_time(self) -> None:
+        """Between periods it is still the last one's time: the next has to be a new one."""
+        at = self._clock - (PERIOD if self._asked is None else 0)
+        self._clock_topic.publish(Clock(clock=Time(nanoseconds=at).to_msg()))
+
+    # -- control periods ----------------------------------------------------------------------
+
+    def _period(self) -> bool:
+        """One control period; whether the episode is over."""
+        node, now = self.node, 1e-9 * self._now()
+        delta = self.controller.delta(self._pose(), now, PERIOD * 1e-9)
+        action = np.append(np.zeros(6) if delta is None else delta, self._gripper)
+        return node.execute(action, held=delta is None)
+
+    def answered(self, msg: ActionChunk) -> None:
+        self.node.measure(msg, 1e3 * self.lock.round_trip)
+        self.node.set_state(SimStatus.RUNNING)
+        self._left = self.settings.execute_steps
+        self._ask()
+
+    def _ask(self) -> None:
+        """A control period is due: tell the command node the pose and the time."""
+        self._heard = False
+        self._asked = self._asked_again = time.monotonic()
+        self._tell_where()
+        self._tell_time()
+
+    def accept(self, msg: ActionChunk, stamp: int, now: int) -> bool:
+        self._seen = self._seen or stamp > self._seen_since
+        return stamp > self._seen_since
+
+    def _control_period(self) -> None:
+        node = self.node
+        self._tell_where()
+        if node.paused or not self.operator.ready:
+            return
+        self._period()
+        node.go_on()
+
+    def poll(self) -> None:
+        super().poll()
+        lock_step, before = self.settings.lock_step, self.operator.ready
+        # In real time the model must have been seen to answer; in lock step it is waited for.
+        if not lock_step and not self.lock.started:
+            self.operator.begin()  # its patience begins with the model's first answer
+            return
+        self._count_stops()
+        if not self.operator.poll(lock_step or self._seen):
+            self._remind()
+            return
+        if not lock_step:
+            return
+        if not before:
+            self.node.publish_frame()
+        elif self._asked is not None:
+            self._lock_step()
+
+    def _remind(self) -> None:
+        """Whoever came up late has missed pose and time."""
+        now = time.monotonic()
+        if self.settings.lock_step and now - self._asked_again > CLOCK_AGAIN:
+            self._asked_again = now
+            self._tell_where()
+            self._tell_time()
+
+    def _lock_step(self) -> None:
+        """A command was asked for: go on once it is there, or won't come."""
+        if not self._heard and not self.operator.stopped:
+            if time.monotonic() - self._asked < self.settings.command_wait:
+                return self._remind()
+            self.unanswered += 1
+        self._asked = None
+        done = self._period()
+        self._clock += PERIOD
+        self._left -= 1
+        if done or not self._left:
+            self.node.go_on()
+        else:
+            self._ask()
+
+    # -- results ------------------------------------------------------------------------------
+
+    def _count_stops(self) -> None:
+        status = self.operator.status
+        if status is not None:
+            self._stops = dict(zip(status.stop_kinds, map(int, status.stop_counts), strict=True))
+
+    def results(self) -> dict:
+        self._count_stops()
+        status, found = self.operator.status, super().results()
+        heard = self.controller.heard
+        robot = {**vars(heard), "rejected": dict(heard.rejected), "stops": self._stops}
+        robot["unanswered_periods"] = self.unanswered
+        if status is not None:
+            clips = zip(status.clip_kinds, map(int, status.clip_counts), strict=True)
+            robot["clips"] = dict(clips)
+            robot |= {
+                "commands": int(status.commands),
+                "chunks": int(status.chunks),
+                "chunks_refused": int(status.refused),
+                "last_refusal": status.last_refusal,
+                "stale_steps": int(status.stale_steps),
+                "stop_reason": status.stop_reason,
+            }
+        return {**found, "robot": robot}

@@ -1,0 +1,88 @@
+"""One simulation node in a process of its own: signals, errors, exit status."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.signals import SignalHandlerOptions
+
+from vla_inference.errors import VlaError
+
+if TYPE_CHECKING:
+    from vla_sim_bridge.sim_node import SimNode
+
+
+class _Stop:
+    """Ctrl-C and SIGTERM: raise while loading, later only ask, so that results can be written."""
+
+    def __init__(self):
+        self.number = 0
+        self.raising = True
+
+    def __call__(self, number, frame) -> None:
+        first, self.number = not self.number, self.number or number
+        if first and self.raising:
+            # What is half built at this moment complains when it is let go of.
+            sys.unraisablehook = lambda _: None
+            raise KeyboardInterrupt
+
+
+def run(factory: Callable[[], SimNode], args: Sequence[str] | None = None) -> int:
+    """Run the node; 0 all episodes done, 1 the run failed, 2 refused, 128 + n by signal n."""
+    stop = _Stop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    node = executor = None
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+        executor = SingleThreadedExecutor()
+        node = factory()
+        node.stop = lambda: bool(stop.number)
+        executor.add_node(node)
+        node.load()
+        stop.raising = False
+        while not node.finished and not stop.number:
+            executor.spin_once(timeout_sec=0.05)
+            node.tick()
+        if node.failure is not None:
+            raise node.failure
+        if not stop.number:
+            node.finish("all episodes done")
+    except KeyboardInterrupt:
+        pass
+    except Exception as error:
+        stop.raising = False
+        return _fail(node, error)
+    finally:
+        stop.raising = False
+        if stop.number and node is not None and node.failure is None:
+            node.finish(f"stopped by {signal.Signals(stop.number).name}")
+        _close(node, executor)
+    return 128 + stop.number if stop.number else 0
+
+
+def _fail(node: SimNode | None, error: Exception) -> int:
+    text = " ".join(str(error).split())
+    if not isinstance(error, VlaError) and not type(error).__module__.startswith("rclpy"):
+        traceback.print_exc()
+        text = f"unexpected {type(error).__name__}: {text}; please report it with the above"
+    begun = node is not None and node.begun
+    if node is not None:
+        node.failure = error
+        node.finish(text, error=True)
+    print(f"error: {text}", file=sys.stderr, flush=True)
+    return 1 if begun else 2
+
+
+def _close(node: SimNode | None, executor: SingleThreadedExecutor | None) -> None:
+    if executor is not None:
+        executor.shutdown(timeout_sec=0.5)
+    if node is not None:
+        node.destroy_node()
+    rclpy.try_shutdown()
