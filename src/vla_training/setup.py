@@ -26,6 +26,8 @@ setup(
             "training_node = vla_training.training_node:main",
         ],
         "vla.verbs": [
+            "convert = vla_training.cli_convert:convert",
+            "data = vla_training.cli_data:data",
             "eval = vla_training.cli_eval:evaluate",
             "train = vla_training.cli:train",
         ],

@@ -117,32 +117,37 @@ def _angles(turns: Rotation, rotation: str) -> np.ndarray:
     return turns.as_euler("xyz") if rotation == "rpy" else turns.as_rotvec()
 
 
-def join_actions(actions: np.ndarray, spec: ActionSpec, every: int) -> np.ndarray:
-    """Each `every` deltas [T, 7] as one: the motion they add up to, and the last one's gripper.
+def join_actions(
+    actions: np.ndarray, spec: ActionSpec, size: int, starts: np.ndarray | None = None
+) -> np.ndarray:
+    """`size` deltas as one, for each window of actions [T, 7] that begins at one of `starts`.
 
-    In the base frame positions add up and each rotation is applied from the left; in the tool's
-    frame each delta is applied where the one before has led. A remainder makes a shorter window.
+    The motion is what they add up to, the gripper the last one's. In the base frame positions add
+    up and each rotation is applied from the left; in the tool's frame each delta is applied where
+    the one before has led. A window that reaches beyond the end is shorter.
+    starts: [K], each `size`-th step if left out. Returns float64 [K, 7].
     """
     actions = np.asarray(actions, np.float64)
-    if every == 1 or not len(actions):
-        return actions
+    starts = np.arange(0, len(actions), size) if starts is None else np.asarray(starts)
+    if size == 1 or not len(actions):
+        return actions[starts]
     _check_eef_delta(spec, "joining actions")
     if spec.dims[0].unit != "m" or spec.dims[3].unit != "rad":
         raise DataError(
             "the actions are not in m and rad, so they cannot be added up", "leave every action"
         )
-    result = []
-    for start in range(0, len(actions), every):
-        window = actions[start : start + every]
-        turn, way = Rotation.identity(), np.zeros(3)
-        for row in window:
-            step = _turns(row[3:6], spec.rotation)
-            if spec.frame == "tool":
-                way, turn = way + turn.apply(row[:3]), turn * step
-            else:
-                way, turn = way + row[:3], step * turn
-        result.append(np.concatenate([way, _angles(turn, spec.rotation), window[-1, 6:]]))
-    return np.stack(result)
+    still = np.zeros((1, actions.shape[1]))
+    padded = np.concatenate([actions, np.repeat(still, size, axis=0)])
+    way, turn = np.zeros((len(starts), 3)), Rotation.from_rotvec(np.zeros((len(starts), 3)))
+    for k in range(size):
+        rows = padded[starts + k]
+        step = _turns(rows[:, 3:6], spec.rotation)
+        if spec.frame == "tool":
+            way, turn = way + turn.apply(rows[:, :3]), turn * step
+        else:
+            way, turn = way + rows[:, :3], step * turn
+    last = np.minimum(starts + size, len(actions)) - 1
+    return np.concatenate([way, _angles(turn, spec.rotation), actions[last, 6:]], axis=1)
 
 
 def absolute_to_delta(targets: np.ndarray, poses: np.ndarray) -> np.ndarray:

@@ -211,6 +211,7 @@ WRITERS = {
         Writer("rlds", "vla_training.datasets.rlds_writer:RldsWriter", "RLDS/TFDS, tfrecord"),
         Writer("hdf5", "vla_training.datasets.hdf5_writer:Hdf5Writer", "robomimic's HDF5"),
         Writer("lerobot", "vla_training.datasets.lerobot_writer:LerobotWriter", "LeRobot v3.0"),
+        Writer("bag", "vla_training.datasets.bag_writer:BagWriter", "rosbag2, a bag an episode"),
     )
 }
 

@@ -50,9 +50,9 @@ KINDS: Mapping[str, Kind] = {
         _kind(
             "convert",
             paths="dataset output",
-            values="dataset-type convert remap-keys width height sample-steps sample-actions "
-            "max-episodes workers",
-            flags="overwrite",
+            values="dataset-type convert split conventions remap-keys width height sample-steps "
+            "sample-actions rotation max-episodes option workers",
+            flags="overwrite lossless",
         ),
         _kind(
             "train",
