@@ -126,6 +126,13 @@ def _is_lerobot(path: Path) -> bool:
     return (path / "meta" / "info.json").is_file()
 
 
+def _is_bag(path: Path) -> bool:
+    if path.is_dir():
+        depths = ("metadata.yaml", "*.mcap", "*.db3", "*/metadata.yaml", "*/*.mcap", "*/*.db3")
+        return any(next(path.glob(d), None) is not None for d in depths)
+    return path.suffix in (".mcap", ".db3")
+
+
 READERS = {
     r.kind: r
     for r in (
@@ -133,6 +140,10 @@ READERS = {
                ("split", "conventions")),
         Reader("hdf5", "vla_training.datasets.hdf5:Hdf5Set", _is_hdf5),
         Reader("lerobot", "vla_training.datasets.lerobot:LerobotSet", _is_lerobot),
+        Reader("bag", "vla_training.datasets.bag:BagSet", _is_bag,
+               ("image_topic", "action_topic", "instruction_topic", "state_topic",
+                "gripper_topic", "tolerance", "episode_gap", "frame", "gripper_range",
+                "robot_model", "robot_tip", "gripper_joint")),
     )
 }  # fmt: skip
 
@@ -156,6 +167,6 @@ def open_dataset(path: str | os.PathLike, kind: str | None = None, **options: An
         raise DataError(
             f"{path} is no data set of a known type ({known})",
             "an RLDS folder holds features.json and dataset_info.json, HDF5 files end in .hdf5, a "
-            "LeRobot folder holds meta/info.json",
+            "LeRobot folder holds meta/info.json, a bag metadata.yaml or .mcap or .db3",
         )
     return READERS[kind].open(path, {k: v for k, v in options.items() if v is not None})

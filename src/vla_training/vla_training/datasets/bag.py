@@ -1,0 +1,183 @@
+"""rosbag2 bags as a data set: a bag an episode, or several episodes in one bag."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_inference.errors import DataError, VlaError
+from vla_inference.types import Episode, Observation, Step
+from vla_training.datasets.bag_actions import Chunk
+from vla_training.datasets.bag_episodes import BagEpisode, BagReading, read_bag
+from vla_training.datasets.bag_file import BagFile, find_bags
+from vla_training.datasets.bag_streams import decode_image, header_stamp
+from vla_training.datasets.bag_topics import BagOptions, read_about
+from vla_training.datasets.base import EpisodeSet
+
+OPTIONS = tuple(f.name for f in fields(BagOptions))
+
+
+class BagSet(EpisodeSet):
+    """The episodes of one bag, or of all bags in a folder, in the order of their names.
+
+    A bag whose metadata says that it is one episode is read when that episode is; another one at
+    once. What was left out or assumed is in `notes`. Raises DataError.
+    """
+
+    def __init__(self, path: str | os.PathLike, **options: Any):
+        self.path = Path(path)
+        self.options = BagOptions(**options)
+        self.name = self.path.stem if self.path.is_file() else self.path.resolve().name
+        self.notes: list[str] = []
+        paths = find_bags(self.path)
+        if not paths:
+            raise DataError(
+                f"{self.path} holds no bag", "a bag is a folder with metadata.yaml, or .mcap/.db3"
+            )
+        self._files: list[BagFile] = []
+        self._readings: list[BagReading | None] = []
+        self._where: list[tuple[int, int]] = []  # by episode: bag, episode in it
+        troubles: list[VlaError] = []
+        for bag in paths:
+            try:
+                self._take(bag)
+            except DataError as error:
+                troubles.append(error)
+        if not self._where:
+            raise troubles[0] if troubles else DataError(f"{self.path} holds no episode")
+        self.notes += [f"left out: {error.problem}" for error in troubles]
+        self.spec = self._reading(self._where[0][0]).spec
+        self.name = self._files[0].custom.get("dataset", self.name)
+
+    def _take(self, path: Path) -> None:
+        file = BagFile(path)
+        whole = read_about(file).get("episodes") == 1 and not file.lost
+        reading = None if whole else self._read(file)
+        number = len(self._files)
+        self._files.append(file)
+        self._readings.append(reading)
+        self._where += [(number, i) for i in range(1 if reading is None else len(reading))]
+
+    def _read(self, file: BagFile) -> BagReading:
+        reading = read_bag(file, self.options)
+        prefix = "" if file.path == self.path else f"{file.path.name}: "
+        self.notes += [prefix + note for note in reading.notes]
+        return reading
+
+    def _reading(self, number: int) -> BagReading:
+        reading = self._readings[number]
+        if reading is None:
+            reading = self._readings[number] = self._read(self._files[number])
+        if hasattr(self, "spec") and reading.spec != self.spec:
+            raise DataError(
+                f"{self._files[number].path}: its actions are of another kind than those of "
+                f"{self._files[self._where[0][0]].path} ({reading.spec} and {self.spec})",
+                "read bags of one kind at a time",
+            )
+        return reading
+
+    def read_all(self) -> None:
+        """Read every bag, so that `notes` are complete; those without a step are left out."""
+        for number in {n for n, _ in self._where}:
+            try:
+                self._reading(number)
+            except DataError as error:
+                self.notes.append(f"left out: {error.problem}")
+                self._where = [w for w in self._where if w[0] != number]
+        if not self._where:
+            raise DataError(f"{self.path} holds no step that could be used", "; ".join(self.notes))
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def episode(self, index: int) -> BagEpisode:
+        """All but the pictures."""
+        number, inner = self._where[self.check_index(index)]
+        return self._reading(number).episodes[inner]
+
+    def bag_path(self, index: int) -> Path:
+        return self._files[self._where[self.check_index(index)][0]].path
+
+    def actions(self, index: int) -> np.ndarray:
+        return self.episode(index).actions
+
+    def chunks(self, index: int) -> list[Chunk] | None:
+        """The recorded chunk of each step, where chunks were recorded."""
+        return self.episode(index).chunks
+
+    def cameras(self) -> list[str]:
+        return list(self._reading(self._where[0][0]).topics.cameras)
+
+    def __getitem__(self, index: int) -> Episode:
+        number, inner = self._where[self.check_index(index)]
+        file, reading = self._files[number], self._reading(number)
+        found = reading.episodes[inner]
+        encoded = {
+            camera: file.reading(
+                lambda topic=topic, camera=camera: _pictures(file, topic, found.pictures[camera])
+            )
+            for camera, topic in reading.topics.cameras.items()
+            if camera in found.pictures
+        }
+        last = len(found) - 1
+        steps = [
+            Step(
+                Observation(
+                    _LazyPictures(file, {c: reading.topics.cameras[c] for c in encoded},
+                                  {c: encoded[c][t] for c in encoded}, t),
+                    found.instructions[t],
+                    None if found.states is None else found.states[t].astype(np.float32),
+                    float(found.stamps[t]) / 1e9,
+                ),
+                found.actions[t].astype(np.float32),
+                float(found.rewards[t]),
+                bool(found.flags[t] & 1) if found.flags is not None else t == 0,
+                bool(found.flags[t] & 2) if found.flags is not None else t == last,
+                bool(found.flags[t] & 4) if found.flags is not None else found.terminal
+                and t == last,
+            )
+            for t in range(len(found))
+        ]  # fmt: skip
+        return Episode(steps, self.spec, dict(found.metadata))
+
+
+def _pictures(file: BagFile, topic: str, keys: np.ndarray) -> list[Any]:
+    """The messages of a topic whose (stamp, log) stand in keys [T, 2], in that order."""
+    wanted = {(int(s), int(log)) for s, log in keys}
+    low, high = int(keys[:, 1].min()), int(keys[:, 1].max())
+    found = {}
+    for message in file.messages({topic}, low, high + 1):
+        stamp = header_stamp(message.data)
+        for key in ((stamp, message.log), (message.log, message.log)):
+            if key in wanted:
+                found[key] = message
+    missing = len(wanted) - len(found)
+    if missing:
+        raise DataError(f"{file.path}: {missing} pictures of {topic} are gone", "copy it again")
+    return [found[int(s), int(log)] for s, log in keys]
+
+
+class _LazyPictures(Mapping[str, np.ndarray]):
+    """Camera -> picture of one step, decoded on each access as the inference node does it."""
+
+    __slots__ = ("_encoded", "_file", "_step", "_topics")
+
+    def __init__(self, file: BagFile, topics: dict[str, str], encoded: dict, step: int):
+        self._file, self._topics, self._encoded, self._step = file, topics, encoded, step
+
+    def __getitem__(self, camera: str) -> np.ndarray:
+        topic = self._topics[camera]
+        message = self._file.decode(self._encoded[camera])
+        where = f"{self._file.path}, {topic}, step {self._step}"
+        return decode_image(self._file.topics[topic].type, message, where)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._encoded)
+
+    def __len__(self) -> int:
+        return len(self._encoded)

@@ -1,0 +1,213 @@
+"""Which topics of a bag hold what: as asked for, as the bag's metadata says, or by their types."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vla_inference.errors import DataError
+from vla_training.datasets.bag_file import BagFile
+from vla_training.datasets.bag_types import (
+    ARRAY,
+    CHUNK,
+    COMPRESSED,
+    DOUBLE,
+    EEF_DELTA,
+    EPISODE,
+    FLOAT,
+    IMAGE,
+    JOINTS,
+    POSE,
+    STRING,
+    TWIST,
+)
+
+OURS = "vla_episode"  # key of custom_data: JSON, see bag_writer.py
+PICTURES = (COMPRESSED, IMAGE)
+ACTIONS = (CHUNK, EEF_DELTA, TWIST, POSE)  # the first type there is
+STATES = (ARRAY, JOINTS, POSE)
+GRIPPERS = (ARRAY, DOUBLE, FLOAT, JOINTS)
+REWARDS = (DOUBLE, FLOAT)
+INSTRUCTION_WORDS = ("instruction", "language", "task", "prompt", "command")
+
+
+@dataclass(frozen=True)
+class BagOptions:
+    """How to read bags. None: told from the bag.
+
+    image_topic: of one camera, or several separated by commas; the first sets the steps.
+    tolerance: seconds by which stamps that belong together may differ.
+    episode_gap: seconds without a picture that end an episode, where no EpisodeStatus does.
+    frame: axes of deltas whose messages name neither "base" nor "tool".
+    gripper_range: what the gripper's topic says for closed and open.
+    robot_model, robot_tip, gripper_joint: see `bag_joints.py`.
+    """
+
+    image_topic: str | None = None
+    action_topic: str | None = None
+    instruction_topic: str | None = None
+    state_topic: str | None = None
+    gripper_topic: str | None = None
+    tolerance: float = 0.05
+    episode_gap: float = 5.0
+    frame: str = "base"
+    gripper_range: tuple[float, float] = (0.0, 1.0)
+    robot_model: str | None = None
+    robot_tip: str | None = None
+    gripper_joint: str | None = None
+
+    def __post_init__(self):
+        if not self.tolerance >= 0 or not self.episode_gap > 0:
+            raise DataError(
+                f"tolerance is {self.tolerance}, episode gap {self.episode_gap}",
+                "give seconds: at least 0, above 0",
+            )
+        if self.frame not in ("base", "tool"):
+            raise DataError(f"unknown frame {self.frame!r}", "use base or tool")
+        if self.gripper_range[0] == self.gripper_range[1]:
+            raise DataError("the gripper is open and closed at one value", "give two")
+
+
+@dataclass(frozen=True)
+class BagTopics:
+    """Names of topics; cameras by name, the one that sets the steps first."""
+
+    cameras: Mapping[str, str]
+    action: str
+    instruction: str | None = None
+    state: str | None = None
+    gripper: str | None = None
+    reward: str | None = None
+    episode: str | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def small(self) -> list[str]:
+        """All but the cameras."""
+        found = (self.action, self.instruction, self.state, self.gripper, self.reward,
+                 self.episode)  # fmt: skip
+        return list(dict.fromkeys(t for t in found if t))
+
+
+def read_about(bag: BagFile) -> dict[str, Any]:
+    """What our writers put into the metadata; {} where somebody else wrote the bag."""
+    try:
+        about = json.loads(bag.custom.get(OURS, "{}"))
+    except ValueError:
+        bag.lost.append(f"its metadata {OURS!r} is no JSON")
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def camera_name(topic: str) -> str:
+    """/front/color/image_raw/compressed -> color; /image -> image."""
+    parts = [p for p in topic.split("/") if p]
+    while len(parts) > 1 and (parts[-1] == "compressed" or parts[-1].startswith("image")):
+        parts.pop()
+    return parts[-1]
+
+
+def choose_topics(bag: BagFile, options: BagOptions) -> BagTopics:
+    """Raises DataError where an asked topic isn't there, is of another kind, or several could be
+    meant; the remedy lists what there is."""
+    about = read_about(bag)
+    noted = about.get("topics", {})
+    action = _one(
+        bag, "action", "--action-topic", options.action_topic or noted.get("action"),
+        (*ACTIONS, *((JOINTS,) if options.robot_model else ()), *((ARRAY,) if about else ())),
+    )  # fmt: skip
+    if action is None:
+        raise DataError(
+            f"{bag.path} has no actions (none of {', '.join(ACTIONS)})",
+            f"name them with --action-topic; joint states need --robot-model; {_has(bag)}",
+        )
+    gripper = options.gripper_topic or noted.get("gripper")
+    if gripper is None and bag.topics[action].type in (TWIST, POSE, JOINTS):
+        gripper = next((t for t in sorted(bag.topics) if t.split("/")[-1] == "gripper"), None)
+    reward = noted.get("reward") or next(
+        (t for t in sorted(bag.topics)
+         if t.split("/")[-1] == "reward" and bag.topics[t].type in REWARDS), None,
+    )  # fmt: skip
+    return BagTopics(
+        _cameras(bag, options, noted.get("cameras", {})),
+        action,
+        _instruction(bag, options.instruction_topic or noted.get("instruction")),
+        _given(bag, "--state-topic", options.state_topic or noted.get("state"), STATES),
+        _given(bag, "--gripper-topic", gripper, GRIPPERS),
+        reward if reward in bag.topics else None,
+        next((t for t in sorted(bag.topics) if bag.topics[t].type == EPISODE), None),
+        about,
+    )
+
+
+def _cameras(bag: BagFile, options: BagOptions, noted: Mapping[str, str]) -> dict[str, str]:
+    if options.image_topic is None and noted:
+        return {name: topic for name, topic in noted.items() if topic in bag.topics}
+    if options.image_topic is not None:
+        names = options.image_topic.replace(",", " ").split()
+    else:
+        names = sorted(
+            n for n, t in bag.topics.items() if t.type in PICTURES and "depth" not in n.lower()
+        )
+        # of one camera the raw pictures, which lost nothing
+        names = [n for n in names if n.removesuffix("/compressed") == n
+                 or n.removesuffix("/compressed") not in names]  # fmt: skip
+    topics = [_given(bag, "--image-topic", name, PICTURES) for name in names]
+    found: dict[str, str] = {}
+    known = {topic: name for name, topic in noted.items()}
+    for topic in topics:
+        name = known.get(topic) or camera_name(topic)
+        found[name if name not in found else topic.strip("/").replace("/", "_")] = topic
+    if not found:
+        raise DataError(f"{bag.path} has no pictures", _has(bag))
+    return found
+
+
+def _instruction(bag: BagFile, given: str | None) -> str | None:
+    if given is not None:
+        return _given(bag, "--instruction-topic", given, (STRING,))
+    texts = sorted(n for n, t in bag.topics.items() if t.type == STRING)
+    for word in INSTRUCTION_WORDS:
+        for name in texts:
+            if word in name.split("/")[-1].lower():
+                return name
+    return None
+
+
+def _one(
+    bag: BagFile, what: str, option: str, given: str | None, kinds: tuple[str, ...]
+) -> str | None:
+    """The given topic, or the only one of the first kind there is."""
+    if given is not None:
+        return _given(bag, option, given, (*ACTIONS, JOINTS, ARRAY))
+    for kind in kinds:
+        names = [n for n, t in bag.topics.items() if t.type == kind]
+        if len(names) > 1:
+            raise DataError(
+                f"{bag.path} has {len(names)} topics that could hold the {what}s "
+                f"({', '.join(sorted(names))})",
+                f"name one with {option}",
+            )
+        if names:
+            return names[0]
+    return None
+
+
+def _given(bag: BagFile, option: str, name: str | None, kinds: tuple[str, ...]) -> str | None:
+    if name is None:
+        return None
+    topic = bag.topics.get(name) or bag.topics.get("/" + name)
+    if topic is None:
+        raise DataError(f"{bag.path} has no topic {name!r} ({option})", _has(bag))
+    if topic.type not in kinds:
+        raise DataError(
+            f"{bag.path}: {topic.name} is {topic.type}, {option} takes {', '.join(kinds)}",
+            _has(bag),
+        )
+    return topic.name
+
+
+def _has(bag: BagFile) -> str:
+    return f"it holds {bag.listing()}"
