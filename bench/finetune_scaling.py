@@ -1,0 +1,332 @@
+#!/usr/bin/env python3
+"""Full fine-tuning of the 7B shape by FSDP2: samples/s, utilisation, memory, what is lost where.
+
+    torchrun --standalone --nproc-per-node 8 bench/finetune_scaling.py [--batch 32]
+    ... --save FOLDER        # write the state, tell the loss of the steps that follow
+    ... --resume FOLDER      # on another number of GPUs: the same losses
+
+The trainer's own pieces: weights drawn on each device and sharded (float32 masters, bf16 weights
+and gradients on the wire), each layer compiled, batches read from an HDF5 file of pictures by
+worker processes, gradients clipped, fused AdamW. One JSON line per measurement, by the first
+process. Seconds lost to communication are those of a step less those of one that neither gathers
+nor reduces; those lost to data are spent waiting for the next batch. Utilisation counts 6
+operations per weight and token (`vla_training.flops`) over the GPU's dense bf16 peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src" / "vla_training"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src" / "vla_sim_bridge"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src" / "vla_inference"))
+
+from vla_inference.model import ModelConfig
+from vla_inference.model.config import PROMPTS
+from vla_inference.random_checkpoint import SIZES, STATISTICS, random_config, random_model
+from vla_training import parallel
+from vla_training.flops import peak_of, step_flops
+from vla_training.frame_index import Source, index_frames
+from vla_training.mixture import Samples, batches, mix
+from vla_training.objective import Batch, Objective
+from vla_training.training_forms import prepare
+from vla_training.training_state import find_states, load_state, save_state
+
+SENTENCES = (
+    "stack the red block on top of the green block",
+    "put the little cube on the blue one",
+    "place the yellow block on the other one",
+)
+
+
+def main() -> None:
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="openvla-7b" if cuda else "tiny", choices=SIZES)
+    parser.add_argument("--layers", type=int, help="of the Llama, where less than all will do")
+    parser.add_argument(
+        "--batch", default="32" if cuda else "2",
+        help="samples per GPU and step; several, by commas, are measured one after the other",
+    )  # fmt: skip
+    parser.add_argument("--recompute", type=float, default=0.0, help="share of layers")
+    parser.add_argument("--reshard", action="store_true", help="gather layers twice, save memory")
+    parser.add_argument("--compile", default="inductor" if cuda else "no", help="or eager, no")
+    parser.add_argument("--steps", type=int, default=10 if cuda else 3)
+    parser.add_argument("--warmup", type=int, default=4 if cuda else 1)
+    parser.add_argument("--workers", type=int, default=6 if cuda else 0, help="per GPU")
+    parser.add_argument("--dataset", help="train on this one; noise is written if left out")
+    parser.add_argument("--save", type=Path)
+    parser.add_argument("--resume", type=Path)
+    parser.add_argument("--check-batch", type=int, default=16, help="samples of a checked step")
+    args = parser.parse_args()
+    torch.set_float32_matmul_precision("high")
+    place = parallel.start(sharded=True)
+    Bench(args, place).run()
+    place.barrier()
+    parallel.stop()
+
+
+class Bench:
+    def __init__(self, args: argparse.Namespace, place: parallel.Place):
+        self.args, self.place, self.cuda = args, place, place.device.startswith("cuda")
+        raw = {**random_config(args.size, "tokens"), "norm_stats": STATISTICS}
+        config = ModelConfig.from_json(raw)
+        if args.layers:
+            llm = dataclasses.replace(config.llm, num_hidden_layers=args.layers)
+            config = dataclasses.replace(config, llm=llm)
+        self.config = config
+        begin = time.perf_counter()
+        dtype = torch.bfloat16 if self.cuda else torch.float32
+        model = random_model(config, place.device, dtype).requires_grad_(True)
+        modes = {"inductor": (True, "inductor"), "eager": (True, "eager"), "no": (False, "eager")}
+        compiled, backend = modes[args.compile]
+        prepare(model, compiled, args.recompute, backend)
+        self.objective = Objective(model).train()
+        parallel.shard(self.objective, place, args.reshard)
+        self.parameters = list(self.objective.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=1e-6, weight_decay=0.0, fused=True
+        )  # fmt: skip
+        self.empty_cache()
+        self.tell(
+            point="start", gpus=place.world, parameters=sum(p.numel() for p in self.parameters),
+            make_s=round(time.perf_counter() - begin, 1), held_gb=self.held(),
+        )  # fmt: skip
+        self.samples = self.open_data()
+
+    def run(self) -> None:
+        args = self.args
+        if args.save or args.resume:
+            self.check_state()
+            return
+        for text in args.batch.split(","):
+            try:
+                self.measure(int(text))
+            except torch.cuda.OutOfMemoryError as error:  # on all alike
+                self.tell(point="full", batch_per_gpu=int(text), out_of_memory=str(error)[:120])
+                self.optimizer.zero_grad(set_to_none=True)
+                self.empty_cache()
+
+    # -- data ---------------------------------------------------------------------------------
+
+    def open_data(self) -> Samples:
+        tokenizer = word_tokenizer()
+        folder = [tempfile.mkdtemp() if self.place.first else None]
+        dist.broadcast_object_list(folder, 0)
+        path = self.args.dataset or f"{folder[0]}/noise.hdf5"
+        if not self.args.dataset and self.place.first:
+            write_noise(path, self.config.towers[0].image_size)
+        self.place.barrier()
+        source = Source(path)
+        if self.place.first:
+            index_frames(source, folder[0])
+        self.place.barrier()
+        mixture, _ = mix([source], [index_frames(source, folder[0])], self.config)
+        config = dataclasses.replace(self.config, center_crop=0.9)
+        return Samples(mixture, config, tokenizer.to_str(), 0, augmented=True)
+
+    # -- steps --------------------------------------------------------------------------------
+
+    def forward_backward(self, batch: Batch) -> torch.Tensor:
+        loss, _ = self.objective(batch)
+        loss.backward()
+        return loss.detach()
+
+    def update(self) -> None:
+        norm = parallel.gradient_norm(self.parameters)
+        parallel.scale_gradients(self.parameters, (1.0 / norm).clamp(max=1.0))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def measure(self, size: int) -> None:
+        args, place = self.args, self.place
+        total = args.warmup + args.steps
+        loader = batches(
+            self.samples, 0, total, size, args.workers, place.rank, place.world, pin=self.cuda
+        )
+        step_s, update_s, wait_s = [], [], []
+        begin = time.perf_counter()
+        for i in range(total):
+            if i == args.warmup:
+                self.wait()
+                warm = time.perf_counter() - begin
+                self.reset_peak()
+            self.wait()
+            t0 = time.perf_counter()
+            batch = next(loader).to(place.device)
+            t1 = time.perf_counter()
+            loss = self.forward_backward(batch)
+            self.wait()
+            t2 = time.perf_counter()
+            self.update()
+            self.wait()
+            t3 = time.perf_counter()
+            if i >= args.warmup:
+                step_s.append(t3 - t0)
+                wait_s.append(t1 - t0)
+                update_s.append(t3 - t2)
+        step, update, wait = median(step_s), median(update_s), median(wait_s)
+        peak = self.peak()
+        alone = self.without_communication(batch, args.warmup)
+        samples_per_s = size * place.world / step
+        prompt = batch.ids.shape[1]
+        flops = step_flops(self.config, size, prompt)
+        ceiling = peak_of(torch.cuda.get_device_name()) if self.cuda else None
+        lost = max(0.0, step - wait - update - alone)
+        self.tell(
+            point="full", gpus=place.world, batch_per_gpu=size, recompute=args.recompute,
+            reshard=args.reshard, compile=args.compile, prompt=prompt,
+            samples_per_s=round(place.agree(samples_per_s, "avg"), 2), step_s=round(step, 4),
+            mfu=ceiling and round(flops / step / ceiling, 4), tflops=round(flops / step / 1e12, 1),
+            communication_s=round(lost, 4), communication_share=round(lost / step, 4),
+            data_wait_s=round(place.agree(wait), 4), update_s=round(update, 4),
+            graphs=torch._dynamo.utils.counters["stats"]["unique_graphs"],
+            peak_gb=place.agree(peak), warm_up_s=round(warm, 1), loss=round(loss.item(), 4),
+        )  # fmt: skip
+
+    def without_communication(self, batch: Batch, warmup: int) -> float:
+        """Seconds of forward and backward with every weight at hand and no gradient sent."""
+        self.objective.set_requires_gradient_sync(False)
+        self.objective.set_is_last_backward(False)
+        self.objective.set_reshard_after_backward(False)
+        self.set_reshard(False)
+        seconds = []
+        try:
+            for i in range(2 + 5):
+                self.wait()
+                begin = time.perf_counter()
+                self.forward_backward(batch)
+                self.wait()
+                if i >= 2:
+                    seconds.append(time.perf_counter() - begin)
+        except torch.cuda.OutOfMemoryError:
+            seconds = [float("nan")]
+        self.optimizer.zero_grad(set_to_none=True)
+        self.objective.set_requires_gradient_sync(True)
+        self.objective.set_is_last_backward(True)
+        self.objective.set_reshard_after_backward(True)
+        self.set_reshard(self.args.reshard)
+        # One more step ends what was kept unsharded.
+        self.forward_backward(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.empty_cache()
+        return median(seconds)
+
+    def set_reshard(self, on: bool) -> None:
+        from vla_training.training_forms import layers_of
+
+        for layer in layers_of(self.objective.vla):
+            layer.set_reshard_after_forward(on)
+
+    # -- saving on one number of GPUs, going on on another ------------------------------------
+
+    def check_state(self) -> None:
+        """Two steps on given global batches, then two more: on any number of GPUs the same."""
+        args, place = self.args, self.place
+        size = args.check_batch // place.world
+        if size * place.world != args.check_batch:
+            raise SystemExit(f"{place.world} GPUs cannot share {args.check_batch} samples evenly")
+        first = 2
+        if args.resume:
+            begin = time.perf_counter()
+            about = load_state(find_states(args.resume)[-1], self.objective, self.optimizer)
+            self.tell(point="loaded", seconds=round(time.perf_counter() - begin, 1), about=about)
+        else:
+            self.tell(point="before", losses=self.losses(0, first, size))
+            begin = time.perf_counter()
+            save_state(args.save, first, self.objective, self.optimizer, {}, place)
+            self.tell(point="saved", seconds=round(time.perf_counter() - begin, 1))
+        self.tell(point="after", gpus=place.world, losses=self.losses(first, first + 2, size))
+
+    def losses(self, begin: int, end: int, size: int) -> list[float]:
+        found = []
+        place = self.place
+        loader = batches(self.samples, begin, end, size, 0, place.rank, place.world)
+        for batch in loader:
+            loss = self.forward_backward(batch.to(place.device))
+            self.update()
+            found.append(round(place.agree(loss.item(), "avg"), 6))
+        return found
+
+    # -- small things -------------------------------------------------------------------------
+
+    def tell(self, **values) -> None:
+        if self.place.first:
+            print(json.dumps(values), flush=True)
+
+    def wait(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def held(self) -> float:
+        return round(torch.cuda.memory_allocated() / 1e9, 2) if self.cuda else 0.0
+
+    def peak(self) -> float:
+        return round(torch.cuda.max_memory_allocated() / 1e9, 2) if self.cuda else 0.0
+
+    def reset_peak(self) -> None:
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+
+    def empty_cache(self) -> None:
+        gc.collect()
+        if self.cuda:
+            torch.cuda.empty_cache()
+
+
+def median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def word_tokenizer():
+    """An id per word: prompts of some 22 tokens, about as many as Llama's tokenizer makes."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    split = pre_tokenizers.Whitespace()
+    text = PROMPTS["openvla"] + " ".join(SENTENCES)
+    words = ["<unk>", *sorted({w for w, _ in split.pre_tokenize_str(text)})]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "<unk>"))
+    tokenizer.pre_tokenizer = split
+    return tokenizer
+
+
+def write_noise(path: str, size: int, episodes: int = 8, length: int = 60) -> None:
+    """An HDF5 file as the generator writes it, of blurred noise."""
+    import h5py
+
+    from vla_sim_bridge.hdf5 import write_episode, write_header
+
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        write_header(file, "noise", episodes, {})
+        for i in range(episodes):
+            cells = rng.integers(0, 256, (length, 16, 16, 3), np.uint8)
+            pictures = cells.repeat(size // 16, 1).repeat(size // 16, 2)
+            write_episode(
+                file["data"].create_group(f"demo_{i}"),
+                {
+                    "actions": rng.uniform(-1, 1, (length, 7)),
+                    "states": np.zeros((length, 8)),
+                    "rewards": np.zeros(length), "dones": np.zeros(length),
+                    "instructions": [SENTENCES[i % len(SENTENCES)]] * length,
+                    "obs": {"agentview_image": pictures},
+                },
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

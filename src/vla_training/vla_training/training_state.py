@@ -1,0 +1,135 @@
+"""What a run needs to go on, on disk: whole or not at all, for any number of devices.
+
+Written by `torch.distributed.checkpoint`: each process writes its own part of sharded tensors, and
+reading deals them out anew. Only trained parameters are kept, with their optimiser's state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+
+from vla_inference.errors import CheckpointError
+from vla_training.parallel import Place
+
+ABOUT = "about.json"
+NAME = re.compile(r"step-(\d+)")
+
+
+def find_states(folder: Path) -> list[Path]:
+    """Complete states below `folder`, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [p for p in folder.iterdir() if NAME.fullmatch(p.name) and (p / ABOUT).is_file()]
+    return sorted(found, key=lambda p: int(NAME.fullmatch(p.name)[1]))
+
+
+def save_state(
+    folder: Path,
+    step: int,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    about: dict[str, Any],
+    place: Place,
+    keep: int = 1,
+) -> Path:
+    """Write `folder`/step-N and then remove all but the `keep` newest."""
+    target, partial = folder / f"step-{step}", folder / f".step-{step}.tmp"
+    if place.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".step-*.tmp"):  # of a run that was killed while writing
+            shutil.rmtree(left)
+    place.barrier()
+    model, optim = get_state_dict(objective, optimizer, options=_options())
+    try:
+        _quiet(dcp.save, {"model": model, "optimizer": optim}, partial)
+        if place.first:
+            (partial / ABOUT).write_text(json.dumps({**about, "step": step}))
+            if target.exists():
+                shutil.rmtree(target)
+            _sync(partial)
+            os.replace(partial, target)
+            for old in find_states(folder)[:-keep]:
+                shutil.rmtree(old)
+    except OSError as error:
+        if place.first:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"the state of step {step} cannot be written to {folder} ({error})",
+            "make room; the earlier state is still there, go on from it with --resume",
+        ) from error
+    place.barrier()
+    return target
+
+
+def read_about(state: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((state / ABOUT).read_text()))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{state} is no training state ({error})", "give another, or start anew"
+        ) from error
+
+
+def load_state(state: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """Fill model and optimiser; what else was saved comes back. Any number of devices will do."""
+    about = read_about(state)
+    model, optim = get_state_dict(objective, optimizer, options=_options())
+    content = {"model": model, "optimizer": optim}
+    try:
+        _quiet(dcp.load, content, state)
+    except Exception as error:  # the library raises its own and bare ones
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{state} does not fit this run ({reason})",
+            "resume with the model, the LoRA rank and the mode it was saved with",
+        ) from error
+    set_state_dict(
+        objective, optimizer, model_state_dict=content["model"],
+        optim_state_dict=content["optimizer"],
+        options=StateDictOptions(ignore_frozen_params=True, strict=False),
+    )  # fmt: skip
+    return about
+
+
+def _options() -> StateDictOptions:
+    return StateDictOptions(ignore_frozen_params=True)
+
+
+def _quiet(function, content: dict, folder: Path) -> None:
+    import logging
+    import warnings
+
+    logger = logging.getLogger("torch.distributed.checkpoint")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            function(content, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
+        finally:
+            logger.setLevel(level)
+
+
+def _sync(folder: Path) -> None:
+    """Everything is on the disk before the folder takes its name."""
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            handle = os.open(path, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
