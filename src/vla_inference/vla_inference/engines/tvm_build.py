@@ -1,0 +1,168 @@
+"""From the decoder to a library: cache, schedules, target. Needs TVM's compiler, no GPU."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import tvm
+from tvm import relax, s_tir, tirx
+from tvm.relax.backend.cpu_generic import pipeline as cpu
+from tvm.relax.backend.cuda import pipeline as cuda
+from tvm.relax.frontend import nn
+from tvm.relax.frontend.nn.llm.kv_cache import RopeMode, TIRPagedKVCache
+from tvm.s_tir import dlight as dl
+
+from vla_inference.model.config import LlamaConfig
+
+CREATE_CACHE = "create_tir_paged_kv_cache"
+CACHE_SIZES = (
+    "max_batch_size", "max_total_seq_len", "prefill_chunk_size", "page_size",
+    "support_sliding_window",
+)  # fmt: skip
+
+
+def make_target(name: str, host: str | None = None) -> tvm.target.Target:
+    """ "llvm" or "cuda:sm_NN"; host: a triple such as aarch64-linux-gnu, None for this machine."""
+    here = {"kind": "llvm"}
+    if host:
+        here["mtriple"] = host
+    elif platform.machine() == "x86_64":
+        here["mcpu"] = "x86-64-v3"
+    if name == "llvm":
+        return tvm.target.Target(here)
+    return tvm.target.Target(
+        {
+            "kind": "cuda",
+            "arch": name.removeprefix("cuda:"),
+            # What TVM would else ask the driver of a card that isn't here.
+            "max_threads_per_block": 1024,
+            "max_shared_memory_per_block": 49152,
+            "thread_warp_size": 32,
+            "registers_per_block": 65536,
+            "host": here,
+        }
+    )
+
+
+def add_cache(
+    mod: tvm.IRModule, c: LlamaConfig, dtype: str, target: tvm.target.Target
+) -> tvm.IRModule:
+    """Add the function that creates the paged cache; its arguments are CACHE_SIZES."""
+    builder = relax.BlockBuilder(mod)
+    sizes = {name: tirx.Var(name, "int64") for name in CACHE_SIZES}
+    parameters = [relax.Var(f"{n}_", relax.ShapeType([v])) for n, v in sizes.items()]
+    with builder.function(CREATE_CACHE, params=parameters):
+        cache = TIRPagedKVCache(
+            attn_kind="mha",
+            **sizes,
+            layer_partition=relax.ShapeExpr([0, c.num_hidden_layers]),
+            num_hidden_layers=c.num_hidden_layers,
+            num_attention_heads=c.num_attention_heads,
+            num_key_value_heads=c.num_key_value_heads,
+            qk_head_dim=c.head_dim,
+            v_head_dim=c.head_dim,
+            mla_original_qk_head_dim=0,
+            mla_original_v_head_dim=0,
+            rope_mode=RopeMode.NORMAL,
+            rope_scale=1,
+            rope_theta=c.rope_theta,
+            rope_scaling={},
+            rope_ext_factors=relax.prim_value(0),
+            rotary_dim=c.head_dim,
+            enable_disaggregation=False,
+            dtype=dtype,
+            target=target,
+        )
+        builder.emit_func_output(cache._expr)
+    return builder.finalize()
+
+
+def build(
+    model: nn.Module,
+    c: LlamaConfig,
+    dtype: str,
+    target: tvm.target.Target,
+    library: Path,
+    linker: str | None = None,
+) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Compile `model` (its `spec()` says which functions) into `library`.
+
+    library: *.so, linked by `linker`, a C++ compiler for the host; or *.tar of its objects.
+    Returns the parameters the functions take: name -> shape, dtype; in that order.
+    """
+    spec = nn.spec.ModuleSpec.from_raw(model.spec(), model)
+    mod, parameters, _ = model.export_tvm(spec=spec, allow_extern=True)
+    with target:
+        mod = add_cache(mod, c, dtype, target)
+        with _nvcc(), tvm.transform.PassContext(opt_level=3):
+            built = tvm.compile(mod, target=target, relax_pipeline=_pipeline(target))
+            link = tvm.support.cc.cross_compiler(linker) if linker else None
+            built.export_library(str(library), fcompile=link)
+    return {name: (tuple(int(n) for n in p.shape), str(p.dtype)) for name, p in parameters}
+
+
+@contextmanager
+def _nvcc() -> Iterator[None]:
+    """Kernels by nvcc, which needs neither driver nor CUDA's Python bindings."""
+    before = os.environ.get("TVM_CUDA_COMPILE_MODE")
+    os.environ["TVM_CUDA_COMPILE_MODE"] = before or "nvcc"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TVM_CUDA_COMPILE_MODE"]
+
+
+def _pipeline(target: tvm.target.Target):
+    """TVM's own passes; for a CPU with schedules, which it has none of there."""
+    if target.kind.name == "cuda":
+        return cuda.get_default_pipeline(target)
+
+    @tvm.transform.module_pass(opt_level=0)
+    def passes(mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+        with target:
+            return tvm.transform.Sequential(
+                cpu.library_dispatch_passes(target)
+                + cpu.legalize_passes(target)
+                + [dl.ApplyDefaultSchedule(CpuProduct())]
+                + cpu.dataflow_lower_passes(target)
+                + cpu.finalize_passes(target)
+            )(mod)
+
+    return passes
+
+
+class CpuProduct(dl.base.ScheduleRule):
+    """A matrix product whose innermost loop runs along the output, where memory is contiguous:
+    LLVM vectorises that one, but never a sum (it may not change the order of additions)."""
+
+    def apply(self, func, target, _):
+        if not isinstance(func, tirx.PrimFunc) or target.kind.name != "llvm":
+            return None
+        schedule = s_tir.Schedule(func)
+        try:
+            blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
+        except Exception:
+            return None
+        reductions = [
+            b
+            for b in blocks
+            if any(i.iter_type == tirx.IterVar.CommReduce for i in schedule.get(b).iter_vars)
+        ]
+        if len(reductions) != 1:
+            return None
+        block = reductions[0]
+        reduced, spatial = [], []
+        iterators = schedule.get(block).iter_vars
+        for loop, i in zip(schedule.get_loops(block), iterators, strict=True):
+            (reduced if i.iter_type == tirx.IterVar.CommReduce else spatial).append(loop)
+        if len(reduced) != 1 or len(spatial) != 3:
+            return None
+        schedule.reorder(*spatial[:2], reduced[0], spatial[2])
+        schedule.parallel(schedule.fuse(*spatial[:2]))
+        schedule.decompose_reduction(block, reduced[0])
+        return schedule
