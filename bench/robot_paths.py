@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--path", choices=("direct", "twist", "pose"), default="twist")
     parser.add_argument("--task", default="Stack_D0")
     parser.add_argument("--episodes", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="index of the first episode")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--real-time", action="store_true")
     parser.add_argument("--frame-rate", type=float, default=10.0)
@@ -80,6 +81,8 @@ def play(args: argparse.Namespace, folder: Path) -> int:
         process.environment.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
         if "inference_node" in process.label:
             process.command = [sys.executable, __file__, "--slow-model", str(args.delay)]
+        if "sim_node" in process.label:
+            process.parameters.append({"first_episode": args.first})
         if "command_node" in process.label and args.blend is not None:
             process.parameters.append({"blend": args.blend})
     # What the nodes say goes to standard error: standard output is the JSON's.

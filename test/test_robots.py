@@ -18,6 +18,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.time import Time
 from std_srvs.srv import SetBool
 
+from vla_inference.ik_node import PARAMETERS as IK_PARAMETERS
 from vla_inference.launch_standin import read_launch_file
 from vla_inference.ros import qos
 from vla_inference.ros.command_parameters import PARAMETERS, read_outputs, read_settings
@@ -31,6 +32,7 @@ TARGETS = {
     "moveit_servo": "delta_twist:=/servo_node/delta_twist_cmds",
     "fzi_cartesian": "target_pose:=/cartesian_motion_controller/target_frame",
     "crisp": "target_pose:=/target_pose",
+    "joint_trajectory": "joint_trajectory:=/joint_trajectory_controller/joint_trajectory",
 }
 SIMULATED = "robosuite"  # has a launch file of the whole loop
 _domains = itertools.count(os.getpid() + 50)
@@ -45,6 +47,12 @@ def test_the_parameter_file_says_what_the_node_would_do_without_it():
     assert said.pop("autostart") is True
     assert said == {name: default for name, (default, _, _) in PARAMETERS.items()}
     assert all(type(said[n]) is type(d) for n, (d, _, _) in PARAMETERS.items())
+
+
+def test_the_ik_nodes_parameter_file_says_what_it_would_do_without_it():
+    said = parameters(ROOT / "config/ik.yaml")
+    assert said.pop("autostart") is True
+    assert said == {name: default for name, (default, _, _) in IK_PARAMETERS.items()}
 
 
 @pytest.mark.parametrize("robot", ROBOTS)
@@ -62,10 +70,13 @@ def test_the_node_understands_a_robots_parameters(robot):
 
 @pytest.mark.parametrize("robot", sorted(set(ROBOTS) - {SIMULATED}))
 def test_a_robots_launch_file_remaps_our_topics_to_its_own(robot):
-    plan = read_launch_file(ROOT / f"launch/{robot}.launch.xml", {})
-    (process,) = plan.processes
-    assert TARGETS[robot] in process.remaps
-    files = [p for p in process.parameters if isinstance(p, Path)]
+    given = {"robot_config": str(ROOT / f"config/robots/{robot}.yaml")}
+    if robot == "joint_trajectory":
+        given |= {"robot": "/arm.urdf", "ik_config": str(ROOT / "config/ik.yaml")}
+    plan = read_launch_file(ROOT / f"launch/{robot}.launch.xml", given)
+    command, last = plan.processes[0], plan.processes[-1]
+    assert TARGETS[robot] in last.remaps
+    files = [p for p in command.parameters if isinstance(p, Path)]
     assert [f.name for f in files] == ["command.yaml", f"{robot}.yaml"]
 
 

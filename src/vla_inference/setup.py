@@ -40,6 +40,7 @@ setup(
     entry_points={
         "console_scripts": [
             "command_node = vla_inference.command_node:main",
+            "ik_node = vla_inference.ik_node:main",
             "inference_node = vla_inference.inference_node:main",
             "camera_node = vla_inference.camera_node:main",
         ],

@@ -62,6 +62,7 @@ class SimNode(Node):
         sim = Simulation(s.task, (s.camera,), s.width, s.height, s.language)
         sim.render(s.camera)  # the first picture takes a second
         self.evaluation = Evaluation(sim, s.seed, s.episodes, s.horizon)
+        self.evaluation.next_index = s.first_episode
         self._refuse_company()
         self._make_folder()
         every = 1 if s.lock_step else 2  # real time has no time to draw more

@@ -21,6 +21,7 @@ class SimSettings:
 
     task: str = _say("Stack_D0", "Task, such as Stack_D0 to Stack_D4")
     episodes: int = _say(3, "Episodes until the run ends, at least 1")
+    first_episode: int = _say(0, "Index of the first one, to play a part of a longer run")
     seed: int = _say(7, "All chance comes from it; episode i of a seed is always the same")
     camera: str = _say("agentview", "Camera whose pictures are published")
     width: int = _say(224, "Width of the pictures [pixels]")
@@ -63,8 +64,8 @@ class SimSettings:
             raise VlaError(f"language is {self.language!r}", f"give {' or '.join(LANGUAGES)}")
         if self.episodes < 1:
             raise VlaError(f"{self.episodes} episodes were asked for", "ask for at least 1")
-        lowest = {"seed": 0, "horizon": 1, "execute_steps": 1, "record_episodes": 0,
-                  "width": 16, "height": 16}  # fmt: skip
+        lowest = {"seed": 0, "first_episode": 0, "horizon": 1, "execute_steps": 1,
+                  "record_episodes": 0, "width": 16, "height": 16}  # fmt: skip
         for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise VlaError(f"{name} is {getattr(self, name)}", f"give at least {least}")
