@@ -14,16 +14,19 @@ class FrozenWatch:
     """
 
     def __init__(self):
-        self._last: dict[str, tuple[int, float]] = {}  # camera -> checksum, stamp it began with
+        self._last: dict[str, tuple[int, float]] = {}  # camera -> checksum, since when
 
-    def check(self, camera: str, data, stamp: float, most: float) -> None:
-        """Raise where the bytes have been the same for longer than `most` seconds of stamps."""
+    def check(self, camera: str, data, arrived: float, most: float) -> None:
+        """Raise where the bytes of what arrives have been the same for more than `most` seconds.
+
+        By the time of arrival, since the stamps of a fault may stand still as well.
+        """
         checksum = zlib.crc32(data)
         last = self._last.get(camera)
-        if last is None or last[0] != checksum or stamp < last[1]:
-            self._last[camera] = checksum, stamp
-        elif stamp - last[1] > most:
+        if last is None or last[0] != checksum:
+            self._last[camera] = checksum, arrived
+        elif arrived - last[1] > most:
             raise ObservationError(
-                f"{camera} has shown the very same picture for {stamp - last[1]:.2f} s",
+                f"{camera} has shown the very same picture for {arrived - last[1]:.2f} s",
                 "the camera is frozen: restart it; or raise max_same_picture",
             )

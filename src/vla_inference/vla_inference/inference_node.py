@@ -50,10 +50,9 @@ HANGING = 5.0  # seconds at one picture before the status says so
 
 @dataclass(frozen=True)
 class Letter:
-    """What was seen, when it came (monotonic clock), and in which activation of the node."""
+    """What was seen, and in which activation of the node."""
 
     view: View
-    arrived: float
     activation: int
 
 
@@ -214,7 +213,7 @@ class InferenceNode(ManagedNode):
     def _receive(self, view: View) -> None:
         model = self._model
         if self._open and model is not None:
-            model.mailbox.put(Letter(view, time.monotonic(), self._activation))
+            model.mailbox.put(Letter(view, self._activation))
 
     def _hear(self, sentence: str) -> None:
         try:
@@ -289,7 +288,7 @@ class InferenceNode(ManagedNode):
             answer.latency_ms = 1e3 * (done - begin)
             self._action.publish(answer)
             self._sequence += 1
-        if self._figures.answered(1e3 * (done - letter.arrived), 1e3 * age, chunk.timing):
+        if self._figures.answered(1e3 * (done - letter.view.arrived), 1e3 * age, chunk.timing):
             self._publish_status()
 
     def _age(self, taken: Any) -> float:

@@ -32,6 +32,7 @@ class View:
     images: tuple[Image | CompressedImage, ...]
     pose: PoseStamped | None = None
     joints: JointState | None = None
+    arrived: float = 0.0  # when it was complete (monotonic clock)
 
     @property
     def header(self) -> Any:
@@ -93,11 +94,12 @@ class Inputs:
 
     def _put(self, name: str, message: Any) -> None:
         stamp = 1e-9 * Time.from_msg(message.header.stamp).nanoseconds
-        found = self._synchroniser.put(name, stamp, message, time.monotonic())
+        now = time.monotonic()
+        found = self._synchroniser.put(name, stamp, message, now)
         if found is not None:
             by_name = dict(zip(self._synchroniser.names, found, strict=True))
             images = tuple(by_name[c] for c in self.cameras)
-            self._receive(View(images, by_name.get(POSE), by_name.get(JOINTS)))
+            self._receive(View(images, by_name.get(POSE), by_name.get(JOINTS), now))
 
     def missing(self, patience: float = 1.0) -> str:
         """What is missing or late, in words; empty: nothing."""
@@ -115,7 +117,7 @@ class Inputs:
         images: dict[str, np.ndarray] = {}
         for name, message in zip(self.cameras, view.images, strict=True):
             if most_same:
-                self._frozen.check(name, message.data, stamp, most_same)
+                self._frozen.check(name, message.data, view.arrived, most_same)
             try:
                 images[name] = self._decode(message)
             except ObservationError as error:

@@ -1,0 +1,34 @@
+"""Faults in a running graph of processes: each ends in a stop with its reason, and passes.
+
+`bench/faults.py` measures the same, 20 times each.
+"""
+
+from __future__ import annotations
+
+import pytest
+from faults import FAULTS, Failed, Graph, graph_for, once
+
+
+def go_through(graph: Graph, *names: str) -> None:
+    for name in names:
+        try:
+            once(graph, FAULTS[name])
+        except Failed as error:
+            pytest.fail(f"{name}: {error}")
+
+
+def test_the_command_node_is_safe_whatever_goes_wrong_around_it():
+    with graph_for("camera") as graph:
+        go_through(
+            graph, "camera freezes", "camera sends garbage", "model hangs", "model returns NaN",
+            "executor overloaded", "camera dies", "Ctrl-C twice",
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_same_for_what_takes_longer():
+    with graph_for("camera") as graph:
+        go_through(graph, "camera repeats", "model is killed")
+    for kind, name in (("clock", "clock jumps back"), ("sim", "simulator dies")):
+        with graph_for(kind) as graph:
+            go_through(graph, name)
