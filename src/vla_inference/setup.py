@@ -38,6 +38,7 @@ setup(
     ],
     zip_safe=False,
     entry_points={
+        "ros2doctor.checks": ["VlaCheck = vla_inference.ros.doctor_check:VlaCheck"],
         "console_scripts": [
             "command_node = vla_inference.command_node:main",
             "ik_node = vla_inference.ik_node:main",
@@ -46,6 +47,7 @@ setup(
         ],
         "vla.verbs": [
             "launch = vla_inference.cli_launch:launch",
+            "doctor = vla_inference.cli_doctor:doctor",
             "info = vla_inference.cli_info:info",
             "infer = vla_inference.cli_infer:infer",
         ],
