@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vla_inference.checkpoint import load_config
 from vla_inference.engines.compiled import (
@@ -32,16 +32,13 @@ from vla_inference.engines.compiled import (
 from vla_inference.errors import VlaError
 from vla_inference.model.config import LlamaConfig
 from vla_inference.published import checkpoint_name
+from vla_inference.quantization.formats import FORMATS, Format, get_format
+from vla_inference.quantization.rounding import quantize_linear
 
 INSTALL = "pip install -r requirements/tvm.txt"
 TARGET = re.compile(r"llvm|cuda:sm_\d{2,3}")
-LEVELS = 7  # q4f16_1's nibbles stand for -7 .. 7
-QUANTIZATIONS = {
-    "float32": ("float32", 0), "float16": ("float16", 0), "int4": ("", 32),
-    # the names that mlc_llm has for the same
-    "q0f32": ("float32", 0), "q0f16": ("float16", 0), "q4f16_1": ("float16", 32),
-    "q4f32_1": ("float32", 32),
-}  # fmt: skip
+SYMMETRIC_ZERO = 8  # the nibble, in our symmetric formats
+PLAIN = {"fp32": "float32", "fp16": "float16", "q0f32": "float32", "q0f16": "float16"}
 
 
 def import_tvm():
@@ -64,17 +61,28 @@ def check_target(name: str) -> str:
     return name
 
 
-def weights_of(quantization: str, target: str):
-    """The layout that a quantisation's name stands for on a target."""
+def weights_of(quantization: str, target: str, llm: LlamaConfig):
+    """The layout that a quantisation's name stands for on a target.
+
+    quantization: "float32", "float16", or an int4 format of `vla quantize`.
+    """
     from vla_inference.engines.tvm_model import Weights
 
-    if quantization not in QUANTIZATIONS:
-        raise VlaError(
-            f"unknown quantization {quantization!r}", f"known: {', '.join(QUANTIZATIONS)}"
-        )
-    dtype, group = QUANTIZATIONS[quantization]
     cpu = target == "llvm"
-    return Weights(dtype or ("float32" if cpu else "float16"), group, LEVELS, transposed=cpu)
+    plain = PLAIN.get(quantization, quantization)
+    if plain in PLAIN.values():
+        return Weights(plain, transposed=cpu)
+    format = get_format(quantization)
+    if format.kind != "int4" or not format.group:
+        raise VlaError(
+            f"engine tvm has no {format.name}",
+            "use float32, float16, or int4 with groups: "
+            + ", ".join(f.name for f in FORMATS.values() if f.kind == "int4" and f.group),
+        )
+    for width in (llm.hidden_size, llm.intermediate_size):
+        format.check(0, width, "the language model")
+    zero = SYMMETRIC_ZERO if format.symmetric else None
+    return Weights("float32" if cpu else "float16", format.group, zero, transposed=cpu)
 
 
 def compile_library(
@@ -89,15 +97,7 @@ def compile_library(
     from vla_inference.engines.tvm_model import Decoder
 
     host = host or host_triple()
-    weights = weights_of(quantization, check_target(target))
-    if weights.group and (
-        llm.hidden_size % weights.group or llm.intermediate_size % weights.group
-    ):
-        raise VlaError(
-            f"widths {llm.hidden_size} and {llm.intermediate_size} are no multiples of the "
-            f"{weights.group} weights that share a scale",
-            "compile without quantization",
-        )
+    weights = weights_of(quantization, check_target(target), llm)
     if target != "llvm" and shutil.which("nvcc") is None:
         raise VlaError("there is no nvcc on PATH", "install CUDA's toolkit (no driver is needed)")
     foreign = host != host_triple()
@@ -150,12 +150,15 @@ def compile_checkpoint(
         record["model"] = checkpoint_name(checkpoint)
         record["digest"] = language_digest(tensors, config)
         weights = Weights(**record["quantization"])
+        format = get_format(quantization) if weights.group else None
         shapes = {p["name"]: (tuple(p["shape"]), p["dtype"]) for p in record["parameters"]}
         files = [record["library"]]
         (folder / "parameters").mkdir()
         groups = _by_layer(shapes)
         for i, names in enumerate(groups):
-            made = dict(item for n in names for item in make(n, shapes[n], tensors, weights))
+            made = dict(
+                item for n in names for item in make(n, shapes[n], tensors, format, weights)
+            )
             name = f"parameters/{i:03d}.safetensors"
             save_file(made, folder / name)
             files.append(name)
@@ -171,21 +174,23 @@ def compile_checkpoint(
 def _by_layer(names: Mapping[str, Any]) -> list[list[str]]:
     groups: dict[str, list[str]] = {}
     for name in names:
-        if not name.endswith(".q_scale"):  # comes with its q_weight
+        if not name.endswith((".q_scale", ".q_zero")):  # come with their q_weight
             groups.setdefault(".".join(name.split(".")[:3]), []).append(name)
     return list(groups.values())
 
 
 def make(
-    name: str, expected: tuple[tuple[int, ...], str], tensors: Mapping[str, Tensor], weights
+    name: str,
+    expected: tuple[tuple[int, ...], str],
+    tensors: Mapping[str, Tensor],
+    format: Format | None,
+    weights,
 ) -> Iterator[tuple[str, Tensor]]:
     """A parameter of the library from the checkpoint's tensors; with its scales if it has any."""
     plain = name.replace(".q_weight", ".weight")
-    tensor = torch.cat([tensors[f"language_model.{n}"].float() for n in _sources(plain)])
-    if plain != name:
-        packed, scale = quantise(tensor, weights.group)
-        yield name, packed
-        yield name.replace(".q_weight", ".q_scale"), scale
+    tensor = torch.cat([tensors[f"language_model.{n}"].float() for n in sources(plain)])
+    if format is not None and plain != name:
+        yield from quantised(name, tensor, format).items()
         return
     if tensor.ndim == 2 and weights.transposed:
         tensor = tensor.T
@@ -194,7 +199,7 @@ def make(
     yield name, tensor.to(getattr(torch, expected[1])).contiguous()
 
 
-def _sources(name: str) -> list[str]:
+def sources(name: str) -> list[str]:
     """The checkpoint's tensors that a parameter holds, one above the other."""
     for whole, parts in (("qkv_proj", "qkv"), ("gate_up_proj", ("gate", "up"))):
         if whole in name:
@@ -202,25 +207,13 @@ def _sources(name: str) -> list[str]:
     return [name]
 
 
-def quantise(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """[N, K] -> uint32 [N, K / 8] of nibbles, lowest first, and float16 scales [N, K / group].
-
-    mlc_llm's q4f16_1: a group's largest magnitude becomes 7, and w = (nibble - 7) * scale.
-    """
-    n, k = weight.shape
-    grouped = weight.float().view(n, k // group, group)
-    scale = (grouped.abs().amax(-1) / LEVELS).half()
-    safe = torch.where(scale > 0, scale, 1).float()[..., None]
-    nibbles = (grouped / safe).round().clamp(-LEVELS, LEVELS).add(LEVELS).to(torch.int64)
-    shifts = torch.arange(0, 32, 4, device=weight.device)
-    packed = (nibbles.view(n, k // 8, 8) << shifts).sum(-1)
-    packed = torch.where(packed >= 1 << 31, packed - (1 << 32), packed).to(torch.int32)
-    return packed.view(torch.uint32), scale
-
-
-def dequantise(packed: Tensor, scale: Tensor) -> Tensor:
-    """What the library multiplies by: float32 [N, K]."""
-    shifts = torch.arange(0, 32, 4, device=packed.device)
-    nibbles = (packed.view(torch.int32)[..., None] >> shifts) & 15
-    values = nibbles.flatten(1) - LEVELS
-    return values.float() * scale.float().repeat_interleave(values.shape[1] // scale.shape[1], 1)
+def quantised(name: str, weight: Tensor, format: Format) -> dict[str, Tensor]:
+    """The parameter `name` (*.q_weight) and its scales, from a weight [N, K]."""
+    layer = nn.Linear(1, 1, bias=False)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    made = quantize_linear(layer, format, name=name)
+    found = {name: made.codes.view(torch.uint32)}
+    found[name.replace(".q_weight", ".q_scale")] = made.scales
+    if made.zeros is not None:
+        found[name.replace(".q_weight", ".q_zero")] = made.zeros
+    return found

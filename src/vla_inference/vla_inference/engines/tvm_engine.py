@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from vla_inference.engines.compiled import (
     require,
 )
 from vla_inference.errors import CheckpointError, VlaError
-from vla_inference.model import VLA
+from vla_inference.model import VLA, ModelConfig
 from vla_inference.model.llama import rotary
 
 INSTALL = "pip install -r requirements/tvm.txt"
@@ -120,14 +121,18 @@ class PagedCache:
 
 
 class TvmLanguage:
-    """`Language` by a folder of `vla compile --engine tvm`."""
+    """`Language` by a folder of `vla compile --engine tvm`.
+
+    parameters: the library's, on the device, in the place of those in the folder.
+    """
 
     def __init__(
         self,
         folder: str | os.PathLike,
         device: str | torch.device,
-        config,
+        config: ModelConfig,
         checkpoint: str | os.PathLike | None = None,
+        parameters: Mapping[str, Tensor] | None = None,
     ):
         folder, device = Path(folder), torch.device(device)
         record = read_record(folder, "tvm")
@@ -145,14 +150,13 @@ class TvmLanguage:
         self._here = tvm.cuda(device.index or 0) if device.type == "cuda" else tvm.cpu()
         library = _load(tvm, linked(folder / record["library"]))
         self._machine = tvm.runtime.vm.VirtualMachine(library, self._here)
-        self._parameters = self._read(folder, record)
+        self._parameters = self._check(parameters or self._read(folder), folder)
         self._cache = PagedCache(tvm, self._machine["create_tir_paged_kv_cache"])
         self._tables: tuple[Tensor, Tensor] | None = None
 
-    def _read(self, folder: Path, record: dict) -> list:
-        """The parameters on the device in the library's order."""
+    def _read(self, folder: Path) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
-        for name in record["files"]:
+        for name in self.record["files"]:
             if name.endswith(".safetensors"):
                 try:
                     found |= load_file(folder / name, device=str(self.device))
@@ -160,7 +164,11 @@ class TvmLanguage:
                     raise CheckpointError(
                         f"{folder / name} cannot be read ({error})", "copy it again"
                     ) from None
-        for entry in record["parameters"]:
+        return found
+
+    def _check(self, found: Mapping[str, Tensor], folder: Path) -> list:
+        """The parameters in the library's order, each as the library wants it."""
+        for entry in self.record["parameters"]:
             tensor, dtype = found.get(entry["name"]), getattr(torch, entry["dtype"])
             if tensor is None:
                 raise CheckpointError(f"{folder} lacks {entry['name']}", "copy it again")
@@ -170,7 +178,7 @@ class TvmLanguage:
                     f"library wants {entry['dtype']} {entry['shape']}",
                     "copy it again",
                 )
-        return [self._give(found[e["name"]]) for e in record["parameters"]]
+        return [self._give(found[e["name"]]) for e in self.record["parameters"]]
 
     def _give(self, tensor: Tensor):
         tensor = tensor.detach().contiguous()

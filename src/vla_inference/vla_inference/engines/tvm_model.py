@@ -30,13 +30,13 @@ class Weights:
 
     dtype: of everything that isn't quantised: "float32" or "float16".
     group: input channels that share a scale, 0 for weights that aren't quantised.
-    zero: the nibble that stands for 0.
+    zero: the nibble that stands for 0, or None where each group has its own.
     transposed: plain matrices as [K, N], which is what a CPU's vector lanes like.
     """
 
     dtype: str = "float32"
     group: int = 0
-    zero: int = 7
+    zero: int | None = 8
     transposed: bool = False
 
 
@@ -50,11 +50,15 @@ class Linear(nn.Module):
         if w.group:
             self.q_weight = nn.Parameter((n, k // NIBBLES), "uint32")
             self.q_scale = nn.Parameter((n, k // w.group), "float16")
+            if w.zero is None:
+                self.q_zero = nn.Parameter((n, k // w.group), "float16")
         else:
             self.weight = nn.Parameter((k, n) if w.transposed else (n, k), w.dtype)
 
     def forward(self, x: nn.Tensor) -> nn.Tensor:
-        parts = [self.q_weight, self.q_scale] if self.w.group else [self.weight]
+        parts = [self.weight] if not self.w.group else [self.q_weight, self.q_scale]
+        if self.w.group and self.w.zero is None:
+            parts.append(self.q_zero)
         return op.tensor_expr_op(self._expression, "linear", [x, *parts])
 
     def _expression(self, x, *parts):
@@ -70,14 +74,14 @@ class Linear(nn.Module):
             return y
         return te.compute(y.shape, lambda *i: y(*i).astype(self.out), "cast")
 
-    def _dequantised(self, packed, scale):
-        dtype, group, zero = self.w.dtype, self.w.group, self.w.zero
+    def _dequantised(self, packed, scale, zeros=None):
+        dtype, group = self.w.dtype, self.w.group
 
         def value(i, j):
             shift = tirx.Cast("uint32", (j % NIBBLES) * 4)
             nibble = (packed[i, j // NIBBLES] >> shift) & tirx.const(15, "uint32")
-            centred = nibble.astype(dtype) - tirx.const(zero, dtype)
-            return centred * scale[i, j // group].astype(dtype)
+            zero = tirx.const(self.w.zero, dtype) if zeros is None else zeros[i, j // group]
+            return (nibble.astype(dtype) - zero.astype(dtype)) * scale[i, j // group].astype(dtype)
 
         return te.compute((self.n, self.k), value, "dequantised")
 
