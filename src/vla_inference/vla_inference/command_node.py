@@ -37,6 +37,7 @@ from vla_inference.ros.commands import (
     msg_to_pose,
     pose_to_msg,
 )
+from vla_inference.ros.gripper_action import GripperAction
 from vla_inference.ros.lifecycle import ACTIVE, ManagedNode, spin_node
 from vla_inference.ros.messages import msg_to_chunk
 from vla_inference.watch import Watch
@@ -57,6 +58,7 @@ class CommandNode(ManagedNode):
         self._configured = self._lock_step = False
         self._timer = None
         self._outputs: dict[str, Any] = {}  # name -> publisher
+        self._gripper: GripperAction | None = None
         self._told: tuple | None = None
         self._in_tool = False
         self._sent, self._watch, self._remark = 0, Watch(), ""
@@ -88,6 +90,8 @@ class CommandNode(ManagedNode):
         for name, (kind, on) in kinds.items():
             if on:
                 self._outputs[name] = self.create_lifecycle_publisher(kind, name, qos.COMMAND)
+        if out.action:
+            self._gripper = GripperAction(self, out.action, out.action_type, out.joint, out.effort)
         self._configured = True
 
     def do_activate(self) -> None:
@@ -104,6 +108,8 @@ class CommandNode(ManagedNode):
         if commander is not None and commander.safety.enabled:
             # There will be no further period to tell it in.
             self._send(Command(target=commander.pose_to_hold(self._steadily())))
+            if self._gripper is not None:
+                self._gripper.stop()
             # The process may end right after this, and what is under way with it.
             for publisher in self._outputs.values():
                 publisher.wait_for_all_acked(FAREWELL)
@@ -113,6 +119,9 @@ class CommandNode(ManagedNode):
         for publisher in self._outputs.values():
             self.destroy_publisher(publisher)
         self._outputs = {}
+        if self._gripper is not None:
+            self._gripper.close()
+            self._gripper = None
 
     def state_changed(self) -> None:
         self._publish_status()
@@ -183,7 +192,9 @@ class CommandNode(ManagedNode):
             response.message = "the node is not active; configure and activate it first"
             return response
         if request.data:
-            response.message = commander.enable(self._steadily(), self._others())
+            response.message = (self._gripper.missing() if self._gripper else "") or (
+                commander.enable(self._steadily(), self._others())
+            )
             response.success = not response.message
         else:
             commander.disable()
@@ -205,15 +216,20 @@ class CommandNode(ManagedNode):
         command = self.commander.tick(self._now(), self._steadily(), self._others())
         if command is not None and command.live:
             self._send(command)
+        if self._gripper is not None and not self.commander.safety.enabled:
+            self._gripper.stop()
         self._tell_changes()
 
     def _send(self, command: Command) -> None:
         stamp, out = self.get_clock().now().to_msg(), self._out
         if self.commander is not None:
             self._in_tool = self.commander.in_tool
-        if out.gripper and command.gripper is not None:
+        if command.gripper is not None:
             value = out.gripper_values[round(command.gripper)]
-            self._outputs["gripper"].publish(Float64MultiArray(data=[value]))
+            if out.gripper:
+                self._outputs["gripper"].publish(Float64MultiArray(data=[value]))
+            if self._gripper is not None:
+                self._gripper.move(value)
         if out.twist:
             frame = out.tool_frame if self._in_tool else out.base_frame
             self._outputs["delta_twist"].publish(command_to_twist(command, stamp, frame))
@@ -222,6 +238,9 @@ class CommandNode(ManagedNode):
             self._outputs["target_pose"].publish(msg)
         self._sent += 1
         self._watch.add(0.0, time.monotonic())
+
+    def _remarks(self) -> str:
+        return self._remark or (self._gripper.remark if self._gripper else "")
 
     # -- status -------------------------------------------------------------------------------
 
@@ -265,7 +284,7 @@ class CommandNode(ManagedNode):
             status.clip_counts = list(safety.clips.values())
             status.stop_kinds = list(safety.stops)
             status.stop_counts = list(safety.stops.values())
-            status.message = self._remark or {
+            status.message = self._remarks() or {
                 DISABLED: "dry run: call ~/enable to publish commands",
                 STOPPED: "stopped; mend the reason, then call ~/enable",
             }.get(safety.state, "")
@@ -281,8 +300,8 @@ class CommandNode(ManagedNode):
             message = safety.state
             if safety.state == STOPPED:
                 level, message = DiagnosticStatus.ERROR, f"stopped: {safety.last_stop.reason}"
-            elif safety.state == ENABLED and self._remark:
-                level, message = DiagnosticStatus.WARN, self._remark
+            elif safety.state == ENABLED and self._remarks():
+                level, message = DiagnosticStatus.WARN, self._remarks()
             values = {
                 "state": safety.state,
                 "commands": self._sent,

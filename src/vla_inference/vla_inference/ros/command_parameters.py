@@ -60,6 +60,14 @@ PARAMETERS: dict[str, tuple[Any, str, Any]] = {
     "gripper_hysteresis": (0.1, "around 0.5, of the model's gripper", _real(0.0, 0.49)),
     "gripper_open": (1.0, "what is published for open", None),
     "gripper_closed": (0.0, "what is published for closed", None),
+    "gripper_action": ("", "name of the gripper's action; empty: none", None),
+    "gripper_action_type": (
+        "ParallelGripperCommand",
+        "ParallelGripperCommand or GripperCommand, of control_msgs",
+        None,
+    ),
+    "gripper_joint": ("", "the joint that ParallelGripperCommand names", None),
+    "gripper_effort": (0.0, "the most effort in an action's goal [N or Nm]", _real(0.0, 1e4)),
     "max_translation_per_step": (0.05, "of a chunk's step [m]; 0: no limit", _LIMIT),
     "max_rotation_per_step": (0.5, "of a chunk's step [rad]; 0: no limit", _LIMIT),
     "max_linear_velocity": (0.25, "[m/s]; 0: no limit", _LIMIT),
@@ -108,6 +116,10 @@ class Outputs:
     base_frame: str
     tool_frame: str
     gripper_values: tuple[float, float]  # closed, open
+    action: str  # the gripper's; empty: none
+    action_type: str
+    joint: str
+    effort: float
 
 
 def read_outputs(value: Callable[[str], Any]) -> Outputs:
@@ -118,11 +130,15 @@ def read_outputs(value: Callable[[str], Any]) -> Outputs:
         value("base_frame"),
         value("tool_frame"),
         (value("gripper_closed"), value("gripper_open")),
+        value("gripper_action"),
+        value("gripper_action_type"),
+        value("gripper_joint"),
+        value("gripper_effort"),
     )
     for name in ("base_frame", "tool_frame"):
         if not value(name):
             raise VlaError(f"parameter {name!r} is empty", "controllers drop what has no frame")
-    if not (outputs.twist or outputs.pose or outputs.gripper):
+    if not (outputs.twist or outputs.pose or outputs.gripper or outputs.action):
         raise VlaError("no output is on", "set publish_twist, publish_pose or publish_gripper")
     return outputs
 
