@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 FAKE_MODEL = Path(__file__).with_name("fake_model.py")
+ROOT = Path(__file__).resolve().parent.parent
 # Domains of our own: other tests may run on this machine at the same time.
 _domains = itertools.count(os.getpid())
 
@@ -197,6 +198,54 @@ def test_real_time_goes_on_whatever_arrives(graph, tmp_path):
     assert found["complete"] and found["per_episode"][0]["frames"] == 40
     assert found["real_time"]["held_periods"] > 10
     assert 1 <= found["action_steps"] <= 30
+
+
+def command_node(graph, path: str) -> subprocess.Popen:
+    """As robosuite.launch.xml starts it."""
+    files = ("config/command.yaml", "config/robots/robosuite.yaml")
+    words = [w for f in files for w in ("--params-file", str(ROOT / f))]
+    for name, value in (
+        ("use_sim_time", True), ("lock_step", True),
+        ("publish_twist", path == "twist"), ("publish_pose", path == "pose"),
+    ):  # fmt: skip
+        words += ["-p", f"{name}:={json.dumps(value)}"]
+    return graph("-m", "vla_inference.command_node", "--ros-args", *words)
+
+
+@pytest.mark.parametrize("path", ["twist", pytest.param("pose", marks=pytest.mark.slow)])
+def test_driven_by_commands_no_period_goes_without_one(graph, tmp_path, path):
+    model(graph, "good")
+    command_node(graph, path)
+    status, _, err = ended(sim(graph, tmp_path / "r", driven_by=path, record_episodes=0))
+    assert status == 0, err
+    found = results(tmp_path / "r")
+    assert [e["frames"] for e in found["per_episode"]] == [8, 8]
+    assert found["frames_published"] == 4 and found["action_steps"] == 16
+    robot = found["robot"]
+    assert robot["accepted"] >= 16 and robot["rejected"] == robot["stops"] == {}
+    assert robot["gaps"] == robot["zeros"] == robot["unanswered_periods"] == 0
+
+
+def test_driven_by_commands_of_a_senseless_model_it_stands_still(graph, tmp_path):
+    model(graph, "nan")
+    command_node(graph, "twist")
+    status, _, err = ended(sim(graph, tmp_path / "r", driven_by="twist", record_episodes=0))
+    assert status == 0, err
+    found = results(tmp_path / "r")
+    assert [e["outcome"] for e in found["per_episode"]] == ["timeout"] * 2
+    robot = found["robot"]
+    assert robot["stops"] == {"bad_chunk": 2}  # enabled anew for the second episode
+    assert robot["accepted"] <= 4 and "not finite" in robot["stop_reason"]
+    assert found["action_steps"] == robot["zeros"]  # whatever it was told was to stand still
+
+
+@pytest.mark.slow
+def test_driven_by_commands_of_nobody_it_says_so(graph, tmp_path):
+    model(graph, "good")
+    short = {"driven_by": "twist", "start_timeout": 3.0}
+    status, _, err = ended(sim(graph, tmp_path / "r", **short))
+    assert status == 1
+    assert "the command node was not enabled within 3 s" in one_error(err)
 
 
 @pytest.fixture
