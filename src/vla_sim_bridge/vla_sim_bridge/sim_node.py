@@ -18,6 +18,7 @@ from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.node import Node
 
 from vla_inference.errors import VlaError
+from vla_inference.ros.diagnostics import ERROR, OK, Diagnostics, Report
 from vla_msgs.msg import ActionChunk, SimStatus
 from vla_sim_bridge import report
 from vla_sim_bridge.evaluation import Evaluation
@@ -72,6 +73,7 @@ class SimNode(Node):
         self.evaluation.on_step = self.recorder.step
         self.topics = SimTopics(self, s.camera)
         SimServices(self)
+        Diagnostics(self, "simulation", self._diagnose)
         self.drive = ChunkDrive(self) if s.driven_by == "chunks" else RobotDrive(self)
         self.drive.start()
         self._say(f"{s.task}, {s.episodes} episodes of seed {s.seed}; results: {self.folder}")
@@ -246,6 +248,15 @@ class SimNode(Node):
         # WAITING and RUNNING alternate many times a second: those go with the timer
         if changed and state not in (SimStatus.WAITING, SimStatus.RUNNING):
             self._publish_status()
+
+    def _diagnose(self) -> Report:
+        e = self.evaluation
+        values = {
+            "episodes": f"{len(e.results)} of {e.episodes}",
+            "successes": e.successes,
+            "action rate [Hz]": f"{e.recent_rate:.1f}",
+        }
+        return ERROR if self.state == SimStatus.ERROR else OK, self.message or self.state, values
 
     def _publish_status(self) -> None:
         self.topics.status(self.evaluation, self.state, self.message)

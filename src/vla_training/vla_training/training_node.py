@@ -16,7 +16,7 @@ from rclpy.action import ActionServer, CancelResponse
 from rclpy.action.server import ServerGoalHandle
 
 from vla_inference.errors import VlaError
-from vla_inference.ros import qos
+from vla_inference.ros import diagnostics, qos
 from vla_inference.ros.lifecycle import ManagedNode, spin_node
 from vla_msgs.action import RunJob
 from vla_msgs.msg import JobStatus
@@ -46,6 +46,8 @@ PARAMETERS: dict[str, tuple[Any, str, Any]] = {
 
 class TrainingNode(ManagedNode):
     """kinds, command: what may be run and what it is run with, as `JobRunner` takes them."""
+
+    TASK = "jobs"
 
     def __init__(
         self,
@@ -123,6 +125,10 @@ class TrainingNode(ManagedNode):
             goal.execute(lambda g: self._refuse_goal(g, "the node let go of the job; it goes on"))
         self._goals.clear()
         self._runner = None
+
+    def diagnose(self) -> diagnostics.Report:
+        jobs = self._runner.running() if self._runner else []
+        return diagnostics.OK, self.state, {j.job_id: f"{j.state} {j.fraction:.0%}" for j in jobs}
 
     def _value(self, name: str) -> Any:
         return self.get_parameter(name).value

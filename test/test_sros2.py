@@ -1,0 +1,130 @@
+"""The SROS 2 policy: of the form of its schema, and our nodes may do by it what they do."""
+
+from __future__ import annotations
+
+import os
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rclpy
+from graphs import domain
+from PIL import Image
+from rclpy.parameter import Parameter
+
+from vla_inference.camera_node import CameraNode
+from vla_inference.command_node import CommandNode
+from vla_inference.inference_node import InferenceNode
+from vla_inference.random_checkpoint import write_random_checkpoint
+from vla_inference.ros.lifecycle import SUCCESS
+from vla_training.training_node import TrainingNode
+
+POLICY = Path(__file__).resolve().parent.parent / "config/sros2/policy.xml"
+
+# element -> (attributes that must be there, that may be, children), as in sros2's policy.xsd
+FORM = {
+    "policy": ({"version"}, set(), {"enclaves"}),
+    "enclaves": (set(), set(), {"enclave"}),
+    "enclave": ({"path"}, set(), {"profiles"}),
+    "profiles": (set(), {"type"}, {"profile"}),
+    "profile": ({"ns", "node"}, set(), {"topics", "services", "actions"}),
+    "topics": (set(), {"publish", "subscribe"}, {"topic"}),
+    "services": (set(), {"reply", "request"}, {"service"}),
+    "actions": (set(), {"call", "execute"}, {"action"}),
+    "topic": (set(), set(), set()),
+    "service": (set(), set(), set()),
+    "action": (set(), set(), set()),
+}
+
+
+def resolve(expression: str, node: str) -> str:
+    if expression.startswith("~/"):
+        return f"/{node}/{expression[2:]}"
+    return expression if expression.startswith("/") else f"/{expression}"
+
+
+def allowed() -> dict[tuple[str, str], set[str]]:
+    """(node, what it does) -> full names."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for profile in ElementTree.parse(POLICY).iter("profile"):
+        node = profile.get("node")
+        for group in profile:
+            for rule, value in group.items():
+                assert value == "ALLOW"
+                names = {resolve(e.text, node) for e in group}
+                found.setdefault((node, rule), set()).update(names)
+    return found
+
+
+def test_it_has_the_form_of_the_schema():
+    def check(element: ElementTree.Element) -> None:
+        must, may, children = FORM[element.tag]
+        assert must <= set(element.keys()) <= must | may
+        assert {c.tag for c in element} <= children and bool(children) == bool(len(element))
+        if not children:
+            assert element.text and element.text == element.text.strip()
+        for child in element:
+            check(child)
+
+    check(ElementTree.parse(POLICY).getroot())
+    paths = [e.get("path") for e in ElementTree.parse(POLICY).iter("enclave")]
+    assert len(paths) == len(set(paths)) and all(p.startswith("/") for p in paths)
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    """Our nodes with all they can do, in the root namespace as the policy has them."""
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    folder = tmp_path_factory.mktemp("sros2")
+    model = write_random_checkpoint(folder / "model", head="l1-two-cameras")
+    (folder / "pictures").mkdir()
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(folder / "pictures" / "one.png")
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain(65))
+    made = []
+    for kind, parameters in (
+        (InferenceNode, {
+            "model": str(model), "cameras": ["image", "image_wrist"],
+            "state": ["position", "rotvec", "joints"], "joint_names": ["a", "b"],
+        }),
+        (CommandNode, {"publish_pose": True}),
+        (CameraNode, {"source": str(folder / "pictures")}),
+        (TrainingNode, {"root": str(folder)}),
+    ):  # fmt: skip
+        overrides = [Parameter(k, value=v) for k, v in parameters.items()]
+        made.append(kind(parameter_overrides=overrides, context=context))
+        assert made[-1].trigger_configure() == SUCCESS, made[-1].failure
+    yield made
+    for node in made:
+        node.trigger_shutdown()
+        node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+@pytest.mark.parametrize(
+    "name", ["inference", "_inference_service", "command", "camera", "training"]
+)
+def test_all_that_a_node_does_is_allowed(nodes, name):
+    asker, rules = nodes[1], allowed()
+    looks = {
+        "publish": asker.get_publisher_names_and_types_by_node,
+        "subscribe": asker.get_subscriber_names_and_types_by_node,
+        "reply": asker.get_service_names_and_types_by_node,
+    }
+    end = time.monotonic() + 20
+    while not any(n == name for n, _ in asker.get_node_names_and_namespaces()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    actions = rules.get((name, "execute"), set())
+    for rule, look in looks.items():
+        seen = {n for n, _ in look(name, "/")}
+        assert seen or rule == "subscribe"
+        # An action is topics and services below its name.
+        seen = {n for n in seen if n.split("/_action/")[0] not in actions}
+        assert seen <= rules.get((name, rule), set())
+        # Nor does the policy allow what a node never says.
+        if rule == "publish":
+            may = {"/image/compressed", "/diagnostics", "/target_pose"}
+            assert rules[name, rule] - seen <= may
