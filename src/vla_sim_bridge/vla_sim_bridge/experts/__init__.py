@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 
 from vla_inference.errors import VlaError
-from vla_sim_bridge.experts.stack import stack_expert
+from vla_sim_bridge.experts.nuts import nut_expert, nuts_expert
+from vla_sim_bridge.experts.stack import lift_expert, stack_expert, stack_three_expert
 from vla_sim_bridge.simulation import Simulation
 from vla_sim_bridge.tasks import Task
 
@@ -17,6 +18,10 @@ Expert = Callable[[Simulation], np.ndarray]  # -> SI end-effector delta [7]
 EXPERTS: dict[str, Expert] = {
     "stack": stack_expert,
     "stack_by_sentence": partial(stack_expert, moved="moved", base="base", stacked=0.04),
+    "stack_three": stack_three_expert,
+    "lift": lift_expert,
+    "square": nut_expert,
+    "nuts": nuts_expert,
 }
 
 

@@ -12,6 +12,8 @@ BRAKE = 0.06  # s; less what it will coast. Overshoot at full stretch meets the 
 STRETCHED = 0.12  # m; beyond, the shoulder's torque barely holds the arm: no haste there
 DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # gripper straight down
 FINGER_OPEN = 0.035  # m, one finger
+FINGER_REACH = 0.05  # m, how far the outside of an open finger is from the grip's middle
+FINGER_ROOM = 0.045  # m, from there to the middle of the next block
 
 
 def towards(sim: Simulation, eef: np.ndarray, goal: np.ndarray, gripper: float) -> np.ndarray:
@@ -24,18 +26,74 @@ def towards(sim: Simulation, eef: np.ndarray, goal: np.ndarray, gripper: float) 
     return np.append(delta, gripper)
 
 
-def square_grip(eef: np.ndarray, block: np.ndarray) -> np.ndarray:
-    """The downward orientation, square to the block, that is nearest to the present one."""
+def home_yaw(eef: np.ndarray) -> float:
+    """How far a gripper that points down is turned from its home orientation, rad."""
+    turned = eef[:3, :3] @ DOWN.T
+    return float(np.arctan2(turned[1, 0], turned[0, 0]))
+
+
+def square_grip(
+    eef: np.ndarray, block: np.ndarray, fold: int = 4, limit: float = np.deg2rad(65)
+) -> np.ndarray:
+    """The downward orientation, square to the block, that is nearest to the present one.
+
+    fold: how many of them there are in a full turn; limit: rad from the home orientation beyond
+    which the next one is taken instead.
+    """
     yaw = np.arctan2(block[1, 0], block[0, 0])
-    now = eef[:3, :3] @ DOWN.T
-    now_yaw = np.arctan2(now[1, 0], now[0, 0])
-    quarter = np.pi / 2
-    turn = (yaw - now_yaw + quarter / 2) % quarter - quarter / 2
+    now_yaw = home_yaw(eef)
+    part = 2 * np.pi / fold
+    turn = (yaw - now_yaw + part / 2) % part - part / 2
     # Far from the home orientation the wrist meets its joint limit: take the other side instead.
     best = (now_yaw + turn + np.pi) % (2 * np.pi) - np.pi
-    if abs(best) > np.deg2rad(65):
-        best -= np.sign(best) * quarter
+    if abs(best) > limit:
+        best -= np.sign(best) * part
     return turn_z(best)[:3, :3] @ DOWN
+
+
+def free_grip(eef: np.ndarray, block: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Like `square_grip` for a cube, but rather the side where both open fingers have room.
+
+    others: [N, 2] m, where things stand that they would come down on.
+    """
+    first = square_grip(eef, block)
+    best, least = first, np.inf
+    for turn in (0.0, np.pi / 2, -np.pi / 2):
+        grip = turn_z(turn)[:3, :3] @ first
+        far = abs(home_yaw(grip))
+        room = min(
+            np.linalg.norm(block[:2, 3] + side * FINGER_REACH * grip[:2, 1] - other)
+            for side in (-1, 1)
+            for other in others
+        )
+        cost = 20 * max(0.0, FINGER_ROOM - room) + 0.2 * abs(turn) + 5 * max(0.0, far - 1.9)
+        if cost < least:
+            best, least = grip, cost
+    return best
+
+
+def close_on(
+    sim: Simulation, eef: np.ndarray, grasp: np.ndarray, hover: float, near: float = 0.05
+) -> np.ndarray:
+    """Towards a grip from above, and close the fingers there.
+
+    hover: m above the grip until the hand is over the object; near: the same from 4 cm aside on.
+    """
+    error = delta_between(eef, grasp)
+    off, turn = np.linalg.norm(error[:2]), abs(error[5])
+    fingers = float(np.abs(sim.state()[6:8]).mean())
+    if fingers < FINGER_OPEN - 0.002 and off < 0.02 and abs(error[2]) < 0.02:
+        return towards(sim, eef, grasp, gripper=0.0)
+    # Along the fingers' travel the block centres itself; across it, a grip off centre would let
+    # the block swing.
+    across = abs(eef[:3, 1] @ error[:3])
+    if across < 0.005 and off < 0.013 and abs(error[2]) < 0.007 and turn < 0.15:
+        return towards(sim, eef, grasp, gripper=0.0)
+    if off > 0.015 or turn > 0.25:
+        # Stay above the block's top until the fingers fit around it; come down on the way.
+        grasp = grasp.copy()
+        grasp[2, 3] += hover if off > 0.04 else near
+    return towards(sim, eef, grasp, gripper=1.0)
 
 
 class Noise:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
+
+from vla_sim_bridge.tasks.base import Scene
 
 SLOT = re.compile(r"{(\w+)}")
 
@@ -30,6 +32,10 @@ class Grammar:
             return self.words[name][rng.integers(len(self.words[name]))]
 
         return SLOT.sub(fill, template)
+
+    def for_scene(self) -> Callable[[np.random.Generator, Scene], str]:
+        """As `Task.draw_instruction` takes it, where the scene decides nothing."""
+        return lambda rng, scene: self.draw(rng)
 
     def sentences(self, **values: str) -> Iterator[str]:
         """Every sentence that can be drawn with these values."""
