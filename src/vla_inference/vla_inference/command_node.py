@@ -22,7 +22,7 @@ from rclpy.time import Time
 from std_msgs.msg import Empty, Float64MultiArray
 from std_srvs.srv import SetBool
 
-from vla_inference.control import DISABLED, ENABLED, STOPPED, Command, Commander
+from vla_inference.control import Command, Commander
 from vla_inference.errors import VlaError
 from vla_inference.ros import qos
 from vla_inference.ros.command_parameters import (
@@ -31,6 +31,7 @@ from vla_inference.ros.command_parameters import (
     read_outputs,
     read_settings,
 )
+from vla_inference.ros.command_status import diagnosis, fill_status
 from vla_inference.ros.commands import (
     command_to_twist,
     diagnostics,
@@ -258,59 +259,25 @@ class CommandNode(ManagedNode):
             self.get_logger().error(f"stopped: {safety.last_stop.reason}")
         self._publish_status()
 
+    def _rate(self) -> float:
+        return self._watch.rate(time.monotonic())
+
     def _publish_status(self) -> None:
         status = CommandStatus(state=CommandStatus.INACTIVE, message=self.failure)
         status.header.stamp = self.get_clock().now().to_msg()
         status.picture_age_ms = math.nan
-        commander = self.commander
-        if commander is not None and self.state == ACTIVE:
-            safety = commander.safety
-            status.state = safety.state
-            stop = safety.last_stop
-            if stop is not None:
-                status.stop_kind, status.stop_reason = stop.kind, stop.reason
-                status.stop_time = Time(nanoseconds=max(0, int(1e9 * stop.now))).to_msg()
-            status.warning = "" if safety.enabled else safety.warning
-            status.command_rate = self._watch.rate(time.monotonic())
-            status.nominal_rate = 1.0 / commander.period
-            status.scale = commander.scale
-            if commander.picture_stamp is not None:
-                status.picture_age_ms = 1e3 * (self._now() - commander.picture_stamp)
-            status.commands, status.chunks = self._sent, commander.chunks
-            status.refused = safety.refusals.total()
-            status.stale_steps = commander.player.stale
-            status.last_refusal = safety.last_refusal
-            status.clip_kinds = list(safety.clips)
-            status.clip_counts = list(safety.clips.values())
-            status.stop_kinds = list(safety.stops)
-            status.stop_counts = list(safety.stops.values())
-            status.message = self._remarks() or {
-                DISABLED: "dry run: call ~/enable to publish commands",
-                STOPPED: "stopped; mend the reason, then call ~/enable",
-            }.get(safety.state, "")
+        c = self.commander
+        if c is not None and self.state == ACTIVE:
+            fill_status(status, c, self._now(), self._sent, self._rate(), self._remarks())
         self._status.publish(status)
 
     def _publish_diagnostics(self) -> None:
         level, message, values = DiagnosticStatus.OK, self.state, {}
-        commander = self.commander
         if self.failure:
             level, message = DiagnosticStatus.ERROR, self.failure
-        elif commander is not None:
-            safety = commander.safety
-            message = safety.state
-            if safety.state == STOPPED:
-                level, message = DiagnosticStatus.ERROR, f"stopped: {safety.last_stop.reason}"
-            elif safety.state == ENABLED and self._remarks():
-                level, message = DiagnosticStatus.WARN, self._remarks()
-            values = {
-                "state": safety.state,
-                "commands": self._sent,
-                "command rate [Hz]": f"{self._watch.rate(time.monotonic()):.1f}",
-                "chunks": commander.chunks,
-                **{f"clips {k}": n for k, n in safety.clips.items()},
-                **{f"stops {k}": n for k, n in safety.stops.items()},
-                **{f"refusals {k}": n for k, n in safety.refusals.items()},
-            }
+        elif self.commander is not None:
+            remark = self._remarks()
+            level, message, values = diagnosis(self.commander, self._sent, self._rate(), remark)
         stamp, name = self.get_clock().now().to_msg(), self.get_fully_qualified_name()
         self._diagnostics.publish(
             diagnostics(stamp, f"{name.lstrip('/')}: commands", name, level, message, values)

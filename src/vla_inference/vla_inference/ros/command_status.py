@@ -1,0 +1,67 @@
+"""How the command node stands, as its status and as diagnostics."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.time import Time
+
+from vla_inference.control import DISABLED, ENABLED, STOPPED, Commander
+from vla_msgs.msg import CommandStatus
+
+HINTS = {
+    DISABLED: "dry run: call ~/enable to publish commands",
+    STOPPED: "stopped; mend the reason, then call ~/enable",
+}
+
+
+def fill_status(
+    status: CommandStatus, commander: Commander, now: float, sent: int, rate: float, remark: str
+) -> None:
+    """All but the header, of a node that is active. sent: commands; rate: of these [Hz]."""
+    safety = commander.safety
+    status.state = safety.state
+    stop = safety.last_stop
+    if stop is not None:
+        status.stop_kind, status.stop_reason = stop.kind, stop.reason
+        status.stop_time = Time(nanoseconds=max(0, int(1e9 * stop.now))).to_msg()
+    status.warning = "" if safety.enabled else safety.warning
+    status.command_rate, status.nominal_rate = rate, 1.0 / commander.period
+    status.scale = commander.scale
+    status.picture_age_ms = math.nan
+    if commander.picture_stamp is not None:
+        status.picture_age_ms = 1e3 * (now - commander.picture_stamp)
+    status.commands, status.chunks = sent, commander.chunks
+    status.refused = safety.refusals.total()
+    status.stale_steps = commander.player.stale
+    status.last_refusal = safety.last_refusal
+    status.clip_kinds, status.clip_counts = list(safety.clips), list(safety.clips.values())
+    status.stop_kinds, status.stop_counts = list(safety.stops), list(safety.stops.values())
+    status.message = remark or HINTS.get(safety.state, "")
+
+
+def diagnosis(
+    commander: Commander, sent: int, rate: float, remark: str
+) -> tuple[bytes, str, dict[str, Any]]:
+    """Level, message and values of an active node's diagnostics."""
+    safety = commander.safety
+    level, message = DiagnosticStatus.OK, safety.state
+    if safety.state == STOPPED:
+        level, message = DiagnosticStatus.ERROR, f"stopped: {safety.last_stop.reason}"
+    elif safety.state == ENABLED and remark:
+        level, message = DiagnosticStatus.WARN, remark
+    return (
+        level,
+        message,
+        {
+            "state": safety.state,
+            "commands": sent,
+            "command rate [Hz]": f"{rate:.1f}",
+            "chunks": commander.chunks,
+            **{f"clips {k}": n for k, n in safety.clips.items()},
+            **{f"stops {k}": n for k, n in safety.stops.items()},
+            **{f"refusals {k}": n for k, n in safety.refusals.items()},
+        },
+    )
