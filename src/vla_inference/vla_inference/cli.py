@@ -81,7 +81,12 @@ def run_verb(point: EntryPoint, arguments: list[str]) -> int:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command(
         name=point.name,
-        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 99},
+        context_settings={
+            "help_option_names": ["-h", "--help"],
+            "max_content_width": 99,
+            # --batch_size is --batch-size: tutorials of the field write either.
+            "token_normalize_func": lambda name: name.replace("_", "-"),
+        },
     )(function)
     command = typer.main.get_command(app)
     result = command.main(arguments, prog_name=f"vla {point.name}", standalone_mode=False)

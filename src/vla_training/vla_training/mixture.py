@@ -202,7 +202,6 @@ class Samples(torch.utils.data.Dataset):
         self.prompt = PromptTokenizer(self.config, Tokenizer.from_str(self.tokenizer))
         count = self.config.head.num_images
         self.readers = [FrameReader(s.open(), s.cameras, count) for s in m.sources]
-        torch.set_num_threads(1)
 
     def __getstate__(self):
         return {k: v for k, v in self.__dict__.items() if k not in OPENED} | {"order": None}

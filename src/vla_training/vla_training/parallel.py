@@ -80,18 +80,24 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def shard(objective: Objective, place: Place, reshard: bool = True, ahead: int = 2) -> None:
+def shard(
+    objective: Objective,
+    place: Place,
+    reshard: bool = True,
+    ahead: int = 2,
+    low: torch.dtype | None = None,
+) -> None:
     """Spread the model over all devices, in place; its parameters become float32.
 
     reshard: give up a layer's gathered weights after the forward pass and gather them again on the
         way back. False is faster and keeps the whole model in bfloat16 on each device.
-    ahead: how many layers are gathered before they are needed.
+    ahead: how many layers are gathered before they are needed. low: what layers compute in.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     kind = place.device.split(":")[0]
-    low = torch.bfloat16 if kind == "cuda" else torch.float32
+    low = low or (torch.bfloat16 if kind == "cuda" else torch.float32)
     options = {
         "mesh": init_device_mesh(kind, (place.world,)),
         "mp_policy": MixedPrecisionPolicy(

@@ -1,0 +1,187 @@
+"""`vla finetune` and `vla merge`.
+
+On several GPUs or hosts: `torchrun --nproc-per-node 8 -m vla_training.cli_finetune ...` with the
+same options.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vla_inference import progress
+from vla_inference.cli_output import JsonOption, print_json
+from vla_inference.errors import VlaError
+
+
+def finetune(
+    vla_path: Annotated[str, typer.Option(help="Checkpoint folder or Hub id to begin with.")],
+    dataset_name: Annotated[
+        str,
+        typer.Option(
+            help="Data sets below --data-root-dir (or paths), by commas; NAME:2 weighs double."
+        ),
+    ],
+    run_root_dir: Annotated[Path, typer.Option(help="Folder of runs.")],
+    data_root_dir: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path("."),
+    run_id: Annotated[str, typer.Option(help="Name of the run's folder; made if left out.")] = "",
+    lora_rank: Annotated[int, typer.Option(help="0 trains all weights.")] = 32,
+    lora_alpha: Annotated[float | None, typer.Option(help="min(rank, 16) if left out.")] = None,
+    quantize: Annotated[str, typer.Option(help="Format of a frozen base, int4 (QLoRA).")] = "",
+    train_vision: Annotated[bool, typer.Option(help="Adapt the vision towers too.")] = True,
+    batch_size: Annotated[int, typer.Option(help="Samples per device and pass.")] = 16,
+    grad_accumulation_steps: Annotated[int, typer.Option(help="Passes per update.")] = 1,
+    learning_rate: Annotated[float, typer.Option(help="Highest of the schedule.")] = 5e-4,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.0,
+    warmup_steps: Annotated[int, typer.Option(help="Updates of rising rate.")] = 0,
+    lr_schedule: Annotated[str, typer.Option(help="constant, cosine or linear.")] = "constant",
+    max_grad_norm: Annotated[float, typer.Option(help="Gradients are clipped to it.")] = 1.0,
+    epochs: Annotated[float, typer.Option(help="Passes over all frames.")] = 1.0,
+    max_steps: Annotated[int | None, typer.Option(help="Updates; wins over --epochs.")] = None,
+    image_aug: Annotated[bool, typer.Option(help="Random crops and colours.")] = False,
+    action_head: Annotated[
+        str, typer.Option(help="keep, tokens, or of OpenVLA-OFT parallel and l1.")
+    ] = "keep",
+    chunk: Annotated[int | None, typer.Option(help="Actions per answer (OpenVLA-OFT).")] = None,
+    num_images: Annotated[int | None, typer.Option(help="Cameras the model takes.")] = None,
+    cameras: Annotated[str, typer.Option(help="Their names, by commas, in order.")] = "",
+    proprio_dim: Annotated[
+        int | None, typer.Option(help="Numbers of the state the model takes; 0 for none.")
+    ] = None,
+    dataset_type: Annotated[str | None, typer.Option(help="Guessed if left out.")] = None,
+    action_space: Annotated[
+        str | None, typer.Option(help="One of that name for all data sets of a mixture.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
+    gradient_checkpointing: Annotated[
+        float, typer.Option(help="Share of layers computed twice to save memory, 0 to 1.")
+    ] = 0.0,
+    compile: Annotated[bool, typer.Option(help="Use torch.compile.")] = False,
+    reshard: Annotated[bool, typer.Option(help="Free gathered weights between passes.")] = True,
+    workers: Annotated[int, typer.Option(help="Processes that read ahead, per device.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of order, changes and new weights.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda; CUDA where there is.")] = None,
+    save_steps: Annotated[int, typer.Option(help="Updates between states; 0: at the end.")] = 1000,
+    log_steps: Annotated[int, typer.Option(help="Updates between reports.")] = 10,
+    val_split: Annotated[float, typer.Option(help="Share of episodes held out.")] = 0.05,
+    val_steps: Annotated[int, typer.Option(help="Updates between validations; 0: none.")] = 0,
+    eval_steps: Annotated[int, typer.Option(help="Updates between closed loops; 0: none.")] = 0,
+    eval_task: Annotated[str, typer.Option(help="Task of the closed loop.")] = "Stack_D2",
+    eval_episodes: Annotated[int, typer.Option(help="Its episodes.")] = 20,
+    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard's files.")] = True,
+    merge: Annotated[bool, typer.Option(help="Merge the adapter at the end.")] = True,
+    resume: Annotated[bool, typer.Option(help="Go on from the run's newest state.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Fine-tune a checkpoint on demonstrations: LoRA, QLoRA or all weights."""
+    progress.report(0, max_steps or 0, "starting")
+    # Imported late: `--help` and mistakes in the options should not wait for PyTorch.
+    from vla_training.finetune import FinetuneConfig
+    from vla_training.finetune import finetune as run
+
+    named = [c for c in cameras.split(",") if c]
+    sources = find_sources(data_root_dir, dataset_name, named, dataset_type)
+    if num_images is None and named:
+        num_images = len(named)
+    names = "+".join(Path(s.path).stem for s in sources)
+    mode = f"lora-r{lora_rank}" if lora_rank else "full"
+    run_id = run_id or f"{Path(vla_path).name}+{names}+b{batch_size}+lr-{learning_rate:g}+{mode}"
+    config = FinetuneConfig(
+        vla_path, sources, str(run_root_dir / run_id), lora_rank, lora_alpha, train_vision,
+        "int4-g128-sym" if quantize == "int4" else quantize, batch_size, grad_accumulation_steps,
+        learning_rate, weight_decay, warmup_steps, lr_schedule, max_grad_norm,
+        epochs=epochs, max_steps=max_steps, image_aug=image_aug, action_head=action_head,
+        chunk=chunk, num_images=num_images, proprio_dim=proprio_dim, action_space=action_space,
+        precision=precision, gradient_checkpointing=gradient_checkpointing, compile=compile,
+        reshard=reshard, workers=workers, seed=seed, device=device, save_steps=save_steps,
+        log_steps=log_steps, val_split=val_split, val_steps=val_steps,
+        closed_loop_steps=eval_steps, closed_loop_task=eval_task,
+        closed_loop_episodes=eval_episodes, tensorboard=tensorboard, merge=merge, quiet=as_json,
+    )  # fmt: skip
+    output = run(config, resume)
+    if int(os.environ.get("RANK", 0)) == 0:
+        if as_json:
+            print_json({"output": str(output)})
+        else:
+            print(output)
+    return 0
+
+
+def find_sources(root: Path, names: str, cameras: list[str], kind: str | None) -> tuple:
+    """Data sets by name below `root`, or by path, each perhaps with `:weight`."""
+    from vla_training.frame_index import Source
+
+    sources = []
+    for text in filter(None, (t.strip() for t in names.split(","))):
+        name, weight = text, None
+        head, colon, tail = text.rpartition(":")
+        if colon:
+            try:
+                name, weight = head, float(tail)
+            except ValueError:
+                raise VlaError(f"{tail!r} of {text!r} is no weight", "give NAME:2") from None
+            if not 0 < weight < float("inf"):
+                raise VlaError(f"the weight of {name} is {weight}", "give more than 0")
+        candidates = [root / name, root / f"{name}.hdf5", Path(name)]
+        path = next((p for p in candidates if p.exists()), None)
+        if path is None:
+            raise VlaError(f"there is no data set {name!r} in {root}", "check --data-root-dir")
+        options = {"kind": kind} if kind else {}
+        sources.append(Source(str(path), weight, tuple(cameras), options))
+    return tuple(sources)
+
+
+def merge(
+    base: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id of the base.")],
+    adapter: Annotated[Path, typer.Argument(help="Folder of the LoRA adapter.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    verify: Annotated[bool, typer.Option(help="Compare answers, merged and not.")] = True,
+    device: Annotated[str | None, typer.Option(help="Where to verify; CUDA if there is.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace --output if it exists.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Make a plain checkpoint of a base and a LoRA adapter."""
+    if output.exists() and not overwrite:
+        raise VlaError(f"{output} exists", "choose another place, or give --overwrite")
+    import torch
+
+    from vla_inference.hub import resolve
+    from vla_training.adapter import merge as run
+    from vla_training.merge_check import verify_merge
+
+    folder = resolve(base)
+    run(folder, adapter, output, lambda done, total: progress.report(done, total, "merging"))
+    found = {"output": str(output)}
+    if verify:
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+        found |= verify_merge(folder, adapter, output, device, dtype)
+    if as_json:
+        print_json(found)
+    else:
+        print(output)
+        if verify:
+            print(
+                f"{found['equal']} of {found['answers']} answers equal, outputs differ by "
+                f"{found['difference']:.1e}"
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    from importlib.metadata import EntryPoint
+
+    from vla_inference.cli import complain, handle, run_verb
+
+    try:
+        point = EntryPoint("finetune", "vla_training.cli_finetune:finetune", "vla.verbs")
+        sys.exit(run_verb(point, sys.argv[1:]))
+    except VlaError as error:
+        complain("vla finetune", str(error))
+        sys.exit(2)
+    except Exception as error:
+        sys.exit(handle(error, "vla finetune"))

@@ -1,0 +1,38 @@
+"""The model under training at work in simulation, in the training process itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vla_inference.model import VLA
+from vla_inference.policy import Policy
+from vla_sim_bridge.rollout import run_episode, summarise
+from vla_sim_bridge.simulation import Simulation
+
+SEED = 1_000_003  # of episodes that nothing else draws from
+HORIZON = 200
+
+
+def evaluate(
+    model: VLA, tokenizer, device: str, dtype: torch.dtype, task: str, episodes: int
+) -> dict[str, Any]:
+    """Success over episodes 0..N-1 of a seed of its own; as `summarise` counts it."""
+    policy = Policy(model, tokenizer, device, dtype)
+    chunk, space = model.config.head.chunk, next(iter(model.config.norm_stats))
+    sim = Simulation(task)
+    steps = max(1, chunk // 2)
+    with torch.no_grad():
+        results = [
+            run_episode(
+                sim,
+                lambda o: policy.predict_action(o, action_space=space),
+                SEED,
+                i,
+                HORIZON,
+                steps,
+            )
+            for i in range(episodes)
+        ]
+    return summarise(results)

@@ -1,0 +1,67 @@
+"""From a trained run to files that a policy loads."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vla_inference.checkpoint import save_checkpoint
+from vla_training.adapter import BESIDE, merge, replace_folder, save_adapter
+
+if TYPE_CHECKING:
+    from vla_training.finetune import Finetuner
+
+
+def export(run: Finetuner) -> Path:
+    """Write adapter and merged checkpoint, or the whole model; each appears complete."""
+    folder, first = run.folder, run.place.first
+    if run.lora is not None:
+        adapter = folder / "adapter"
+        if first:
+            save_adapter(
+                adapter, run.model, run.lora, str(run.base), run.model_json, run.statistics
+            )
+            run.log.say(f"adapter {adapter}")
+            if run.config.merge:
+                merge(run.base, adapter, folder / "checkpoint")
+        run.place.barrier()
+        return folder / "checkpoint" if run.config.merge else adapter
+    write_whole(run, folder / "checkpoint")
+    run.place.barrier()
+    return folder / "checkpoint"
+
+
+def write_whole(run: Finetuner, output: Path) -> None:
+    """The model as it stands, in bfloat16; sharded tensors are gathered one at a time by all."""
+    state = {k: v for k, v in run.model.state_dict().items()}
+    if not run.place.first:
+        for value in state.values():
+            _gathered(value)
+        return
+
+    def stream() -> Iterator[tuple[str, Tensor]]:
+        for key, value in state.items():
+            yield key, _gathered(value).to(torch.bfloat16)
+
+    partial = output.with_name(f".{output.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    empty = {
+        k: torch.empty(v.shape, dtype=torch.bfloat16, device="meta") for k, v in state.items()
+    }
+    save_checkpoint(
+        partial, run.model_json, empty, run.tokenizer, run.statistics,
+        stream=stream(), shard_bytes=5_000_000_000,
+    )  # fmt: skip
+    for name in BESIDE:
+        if (run.base / name).is_file():
+            shutil.copyfile(run.base / name, partial / name)
+    replace_folder(partial, output)
+
+
+def _gathered(value: Tensor) -> Tensor:
+    return (value.full_tensor() if hasattr(value, "full_tensor") else value).detach()

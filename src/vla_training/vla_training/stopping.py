@@ -1,0 +1,54 @@
+"""A run is asked to end: by Ctrl-D, Ctrl-C, SIGTERM, or whoever cancels its job."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+PATIENCE = 3  # Ctrl-D or signals after which a run ends at once, without saving
+
+
+class Stop:
+    """`asked` turns true; the trainer looks at it after each step."""
+
+    def __init__(self):
+        self.asked, self.why = False, ""
+        self._times = 0
+
+    def ask(self, why: str) -> None:
+        self._times += 1
+        self.asked, self.why = True, self.why or why
+        if self._times >= PATIENCE:
+            os._exit(130)
+
+    def _signal(self, number: int, _) -> None:
+        self.ask(signal.Signals(number).name)
+
+    def _watch(self) -> None:
+        for _ in range(PATIENCE):
+            try:
+                while sys.stdin.read(1):
+                    pass
+            except (OSError, ValueError):
+                return
+            self.ask("Ctrl-D")
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[Stop]:
+        """Signals and, on a terminal, Ctrl-D ask for the end as long as the block lasts."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        kinds = (signal.SIGINT, signal.SIGTERM)
+        before = {k: signal.signal(k, self._signal) for k in kinds}
+        if sys.stdin is not None and sys.stdin.isatty():
+            threading.Thread(target=self._watch, daemon=True).start()
+        try:
+            yield self
+        finally:
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
