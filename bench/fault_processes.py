@@ -55,7 +55,8 @@ class Camera(ManagedNode):
         if self.fault == "freeze":
             self.last.header.stamp = stamp
         if self.fault == "garbage":
-            bad = rgb_to_image(np.zeros((48, 64, 3), np.uint8), stamp, "camera")
+            pixels = self.random.integers(0, 256, (48, 64, 3), np.uint8)
+            bad = rgb_to_image(pixels, stamp, "camera")
             bad.height = int(self.random.integers(0, 2**31))
             bad.encoding = self.random.choice(["rgb8", "bayer_grbg8", "\x00\xff"])
             self.images.publish(bad)

@@ -349,7 +349,7 @@ class InferenceNode(ManagedNode):
         busy = model.busy(time.monotonic())
         if busy > HANGING:
             return f"the model has been at one picture for {busy:.0f} s; restart the node"
-        return inputs.missing()
+        return inputs.missing(self._value("max_image_age") or 1.0)
 
     def diagnose(self) -> diagnostics.Report:
         values, refused = self._figures.values()

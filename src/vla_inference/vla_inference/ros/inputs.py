@@ -116,14 +116,14 @@ class Inputs:
         stamp = 1e-9 * Time.from_msg(view.header.stamp).nanoseconds
         images: dict[str, np.ndarray] = {}
         for name, message in zip(self.cameras, view.images, strict=True):
-            if most_same:
-                self._frozen.check(name, message.data, view.arrived, most_same)
             try:
                 images[name] = self._decode(message)
             except ObservationError as error:
                 if len(self.cameras) == 1:
                     raise
                 raise ObservationError(f"{name}: {error.problem}", error.remedy) from None
+            if most_same:
+                self._frozen.check(name, message.data, view.arrived, most_same)
         return Observation(images, text, self._state(view), stamp)
 
     def _state(self, view: View) -> np.ndarray | None:
