@@ -62,7 +62,9 @@ class NodeGraph:
 
     def __init__(self, make: Callable[..., Any], parameters: Mapping[str, Any], **kwargs):
         """make: the node's class. kwargs: more for it."""
-        os.environ.update(ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST")
+        os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+        if os.environ.get("ROS_DISTRO") == "humble":
+            os.environ["ROS_LOCALHOST_ONLY"] = "1"  # its word for the same
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=domain())
         where = {"context": self.context, "namespace": f"/graph{next(_numbers)}"}

@@ -6,18 +6,12 @@ for last.
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
-import threading
-import time
-from collections.abc import Callable
 
 import pytest
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, TwistStamped
-from rclpy.executors import SingleThreadedExecutor
+from graphs import NodeGraph
 from rclpy.parameter import Parameter
 from rclpy.time import Time
 from std_msgs.msg import Empty, Float64MultiArray
@@ -30,9 +24,6 @@ from vla_inference.types import ActionChunk, eef_delta_spec
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
 from vla_msgs.msg import CommandStatus
 
-NUMBERS = itertools.count()
-DOMAIN = 1 + (os.getpid() + 30) % 100
-PATIENCE = 15.0  # seconds until a test gives up
 FREE = {
     f"max_{k}_{w}": 0.0
     for k in ("linear", "angular")
@@ -40,20 +31,15 @@ FREE = {
 }
 
 
-class Graph:
-    """A command node, spun in a thread of its own, and the model and controller around it."""
+class Graph(NodeGraph):
+    """A command node, and the model and controller around it."""
+
+    patience = 15.0
 
     def __init__(self, **parameters):
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context, domain_id=DOMAIN)
-        where = {"context": self.context, "namespace": f"/command{next(NUMBERS)}"}
         # In a busy test run a period may be late; that has tests of its own in the core.
         defaults = {**FREE, "align": "arrival", "max_period": 5.0, "stall_timeout": 10.0}
-        overrides = [Parameter(k, value=v) for k, v in {**defaults, **parameters}.items()]
-        self.node = CommandNode(parameter_overrides=overrides, **where)
-        self.client = rclpy.create_node("client", **where)
-        self.executor = SingleThreadedExecutor(context=self.context)
-        self.executor.add_node(self.client)
+        super().__init__(CommandNode, {**defaults, **parameters})
         self.twists: list[tuple[float, TwistStamped]] = []
         self.poses: list[PoseStamped] = []
         self.grippers: list[float] = []
@@ -68,14 +54,11 @@ class Graph:
         self.pose = self.client.create_publisher(PoseStamped, "current_pose", 10)
         self.heart = self.client.create_publisher(Empty, "heartbeat", 10)
         self.enabler = self.client.create_client(SetBool, "command/enable")
-        self._ending = False
-        self._thread = threading.Thread(target=self._spin)
-        self._thread.start()
         assert self.node.start(), self.node.failure
         self.until(lambda: self.actions.get_subscription_count(), "the node's ears")
         self.until(lambda: self.client.count_publishers("action"), "discovery")
         self.until(lambda: self.status.state == "disabled", "a status")
-        assert self.enabler.wait_for_service(PATIENCE)
+        assert self.enabler.wait_for_service(self.patience)
 
     def _twist(self, msg: TwistStamped) -> None:
         self.twists.append((self.now(), msg))
@@ -83,35 +66,11 @@ class Graph:
     def _keep(self, status: CommandStatus) -> None:
         self.status = status
 
-    def _spin(self) -> None:
-        executor = SingleThreadedExecutor(context=self.context)
-        executor.add_node(self.node)
-        while not self._ending:
-            executor.spin_once(timeout_sec=0.05)
-        executor.shutdown()
-
-    def close(self) -> None:
-        self._ending = True
-        self._thread.join()
-        self.node.trigger_shutdown()
-        self.executor.shutdown()
-        self.node.destroy_node()
-        self.client.destroy_node()
-        rclpy.shutdown(context=self.context)
+    def said(self) -> CommandStatus:
+        return self.status
 
     def now(self) -> float:
         return 1e-9 * self.client.get_clock().now().nanoseconds
-
-    def until(self, condition: Callable[[], object], what: str) -> None:
-        end = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < end, f"waited in vain for {what}; {self.status}"
-            self.executor.spin_once(timeout_sec=0.02)
-
-    def idle(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            self.executor.spin_once(timeout_sec=0.02)
 
     def enable(self, on: bool = True) -> str:
         future = self.enabler.call_async(SetBool.Request(data=on))

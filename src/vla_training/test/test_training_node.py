@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
-import rclpy
 from action_msgs.msg import GoalStatus
+from graphs import NodeGraph, domain, environment
 from rclpy.action import ActionClient
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.parameter import Parameter
 
 from vla_inference.cli import find_verbs
 from vla_inference.ros import qos
@@ -39,79 +35,42 @@ sys.exit(int(options.get("status", 0)))
 """
 KIND = Kind("fake", frozenset(["output"]), frozenset(["steps", "status"]))
 LONG = ["--steps", "600"]
-NUMBERS = itertools.count()
-DOMAIN = 101 + os.getpid() % 100
-PATIENCE = 30.0
+PATIENCE = NodeGraph.patience
 
 
-@pytest.fixture(autouse=True, scope="module")
-def this_machine_only():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-        if os.environ.get("ROS_DISTRO") == "humble":
-            patch.setenv("ROS_LOCALHOST_ONLY", "1")
-        yield
-
-
-class Graph:
-    """The node, spun in a thread of its own, and a client that talks to it."""
+class Graph(NodeGraph):
+    """A training node and a client."""
 
     def __init__(self, root, activate=True, **kwargs):
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context, domain_id=DOMAIN)
-        where = {"context": self.context, "namespace": f"/graph{next(NUMBERS)}"}
-        overrides = [Parameter("root", value=str(root)), Parameter("cancel_grace", value=1.0)]
-        self.node = TrainingNode(parameter_overrides=overrides, **kwargs, **where)
-        self.client = rclpy.create_node("client", **where)
-        self.executor = SingleThreadedExecutor(context=self.context)
-        self.executor.add_node(self.client)
+        super().__init__(TrainingNode, {"root": str(root), "cancel_grace": 1.0}, **kwargs)
         self.states: list[JobStatus] = []
         self.client.create_subscription(
             JobStatus, "training/status", self.states.append, qos.LATCHED
         )
         self.action = ActionClient(self.client, RunJob, "training/run")
         self.clients = {}
-        self._ending = False
         if activate:
             assert self.node.start(), self.node.failure
-        self._thread = threading.Thread(target=self._spin)
-        self._thread.start()
-
-    def _spin(self) -> None:
-        executor = SingleThreadedExecutor(context=self.context)
-        executor.add_node(self.node)
-        while not self._ending:
-            executor.spin_once(timeout_sec=0.05)
-        executor.shutdown()
 
     def close(self) -> None:
-        self._ending = True
-        self._thread.join()
-        self.node.trigger_shutdown()
         self.action.destroy()
-        self.executor.shutdown()
-        self.node.destroy_node()
-        self.client.destroy_node()
-        rclpy.shutdown(context=self.context)
+        super().close()
 
-    def until(self, condition, what=""):
-        end = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < end, f"waited in vain for {what}; {self.states[-3:]}"
-            self.executor.spin_once(timeout_sec=0.05)
+    def said(self) -> list[JobStatus]:
+        return self.states[-3:]
 
     def wait(self, future, what=""):
         self.until(future.done, what)
         return future.result()
 
-    def call(self, service, name, **fields):
+    def ask(self, service, name, **fields):
         if name not in self.clients:
             self.clients[name] = self.client.create_client(service, f"training/{name}")
             assert self.clients[name].wait_for_service(PATIENCE)
         return self.wait(self.clients[name].call_async(service.Request(**fields)), name)
 
     def start(self, *arguments, kind="fake"):
-        return self.call(StartJob, "start", kind=kind, arguments=list(arguments))
+        return self.ask(StartJob, "start", kind=kind, arguments=list(arguments))
 
     def last(self, job_id) -> JobStatus:
         found = [s for s in self.states if s.job_id == job_id]
@@ -157,9 +116,9 @@ def test_a_job_by_service(graph):
     running = [s for s in graph.states if s.state == JobStatus.RUNNING]
     assert len({s.step for s in running}) > 2 and any(s.rate > 1 for s in running)
     assert any(s.seconds_left > 0 for s in running)
-    log = graph.call(GetJobLog, "log", job_id=answer.job_id)
+    log = graph.ask(GetJobLog, "log", job_id=answer.job_id)
     assert log.success and log.text == "out of steps\n"
-    [job] = graph.call(ListJobs, "list").jobs
+    [job] = graph.ask(ListJobs, "list").jobs
     assert job.job_id == answer.job_id
 
 
@@ -175,15 +134,15 @@ def test_refusals(graph):
         answer = graph.start(*arguments, kind=kind)
         assert not answer.accepted and not answer.job_id and reason in answer.message
     for kind, name in ((CancelJob, "cancel"), (GetJobLog, "log")):
-        answer = graph.call(kind, name, job_id="../../etc")
+        answer = graph.ask(kind, name, job_id="../../etc")
         assert not answer.success and "there is no job '../../etc'" in answer.message
-    assert graph.call(CancelJob, "cancel", job_id=first.job_id).success
+    assert graph.ask(CancelJob, "cancel", job_id=first.job_id).success
     assert graph.ended(first.job_id).state == JobStatus.CANCELLED
-    assert not graph.call(CancelJob, "cancel", job_id=first.job_id).success
+    assert not graph.ask(CancelJob, "cancel", job_id=first.job_id).success
     failing = graph.start("--status", "2")
     last = graph.ended(failing.job_id)
     assert (last.state, last.exit_code) == (JobStatus.FAILED, 2)
-    assert [j.job_id for j in graph.call(ListJobs, "list", limit=1).jobs] == [failing.job_id]
+    assert [j.job_id for j in graph.ask(ListJobs, "list", limit=1).jobs] == [failing.job_id]
 
 
 def test_the_action(graph):
@@ -224,7 +183,7 @@ def test_lifecycle_and_restart(tmp_path, fake):
     try:
         # The latched status and the list tell of what was before.
         assert graph.ended(job_id).state == JobStatus.CANCELLED
-        [job] = graph.call(ListJobs, "list").jobs
+        [job] = graph.ask(ListJobs, "list").jobs
         assert (job.job_id, job.state) == (job_id, JobStatus.CANCELLED)
     finally:
         graph.close()
@@ -258,9 +217,12 @@ def test_a_real_generation(tmp_path):
 @pytest.mark.skipif("generate" not in find_verbs(), reason="the workspace is not built")
 def test_the_launch_file(tmp_path):
     words = [*VLA, "launch", "vla_training", "training.launch.xml", f"root:={tmp_path}"]
-    environment = {**os.environ, "ROS_DOMAIN_ID": str(DOMAIN), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        words,
+        env=environment(domain(50)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
         said = []
