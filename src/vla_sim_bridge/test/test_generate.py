@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from collections import deque
+from dataclasses import asdict, replace
 
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vla_inference.errors import DataError, VlaError
-from vla_sim_bridge.generate import GenerateConfig, _enough, generate
+from vla_sim_bridge.generate import GenerateConfig, generate
 from vla_sim_bridge.hdf5 import Hdf5Episodes
+from vla_sim_bridge.parts import Ledger, store, to_bytes
+from vla_sim_bridge.workers import WorkerDiedError
 
 CONFIG = GenerateConfig(task="Stack_D0", episodes=3, seed=5, pictures=False)
-
-
-def read(path) -> dict[str, np.ndarray]:
-    found = {}
-    with h5py.File(path, "r") as file:
-        file.visititems(
-            lambda name, item: found.update({name: item[()]}) if hasattr(item, "dtype") else None
-        )
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +31,9 @@ def reference(tmp_path_factory):
     return generate(CONFIG, tmp_path_factory.mktemp("one") / "data", parallel=1)
 
 
-def test_workers_do_not_change_the_data(reference, tmp_path):
+def test_workers_do_not_change_a_byte(reference, tmp_path):
     other = generate(CONFIG, tmp_path / "data", parallel=2)
-    one, two = read(reference), read(other)
-    assert one.keys() == two.keys()
-    for key in one:
-        np.testing.assert_array_equal(one[key], two[key], err_msg=key)
+    assert reference.read_bytes() == other.read_bytes()
 
 
 def test_killed_generation_loses_no_success_and_ends_the_same(reference, tmp_path):
@@ -73,9 +66,7 @@ def test_killed_generation_loses_no_success_and_ends_the_same(reference, tmp_pat
 
     path = generate(CONFIG, output, parallel=1, report=look)
     assert set(reused) == set(kept)
-    one, two = read(reference), read(path)
-    for key in one:
-        np.testing.assert_array_equal(one[key], two[key], err_msg=key)
+    assert reference.read_bytes() == path.read_bytes()
 
 
 def _group_lives(group: int) -> bool:
@@ -109,6 +100,13 @@ def test_a_folder_with_other_things_is_refused(tmp_path):
         ({"episodes": 0}, "at least 1"),
         ({"task": "Stack_D9"}, "known tasks"),
         ({"method": "magic"}, "scripted"),
+        ({"selection": "best"}, "nearest_neighbor_object"),
+        ({"randomize": ("colors",)}, "colours"),
+        ({"randomize_ranges": {"lights": 1}}, "did you mean light"),
+        ({"randomize_ranges": {"mass": [2, 1]}}, "the smaller first"),
+        ({"recovery": 1.5}, "0 to 1"),
+        ({"method": "mimicgen", "source": "nowhere.hdf5"}, "nowhere.hdf5 cannot be read"),
+        ({"task": "Stack_L", "method": "scripted", "cameras": ("none",)}, "no camera 'none'"),
     ],
 )
 def test_bad_requests_are_named_before_any_work(change, words, tmp_path):
@@ -122,7 +120,8 @@ def test_episodes_are_settled_and_in_si_units(reference):
     assert len(data) == 3
     for i in range(3):
         group = data.group(i)
-        assert group["rewards"][-11:].all()
+        assert group["rewards"][-11:].all() and group.attrs["settled"]
+        assert group["obs/robot0_joint_pos"].shape == (len(group["dones"]), 7)
         assert group["dones"][:].tolist() == [0] * (len(group["dones"]) - 1) + [1]
         actions = data.actions(i)
         assert np.abs(actions[:, :3]).max() <= 0.05 + 1e-9
@@ -131,18 +130,164 @@ def test_episodes_are_settled_and_in_si_units(reference):
         assert all("red block" in t for t in data.instructions(i))
 
 
-def test_workers_that_always_die_end_it_with_a_reason(tmp_path, monkeypatch):
-    def die(*_):
-        raise BrokenProcessPool
+# -- without a simulation: scheduling, faults, statistics ---------------------------------------
 
-    monkeypatch.setattr("vla_sim_bridge.generate._work", die)
-    with pytest.raises(VlaError, match="worker processes die"):
-        generate(CONFIG, tmp_path / "data")
+FAKE = replace(CONFIG, episodes=20)
 
 
-def test_enough_waits_for_earlier_attempts():
-    assert not _enough({1: True, 2: True}, 2)
-    assert _enough({0: False, 1: True, 2: True}, 2)
+def fake_episode(index: int) -> dict:
+    n = 5 + index % 7
+    return {
+        "actions": np.full((n, 7), index / 100),
+        "states": np.zeros((n, 45)),
+        "rewards": np.ones(n),
+        "dones": np.zeros(n),
+        "instructions": ["stack"] * n,
+        "obs": {},
+        "attrs": {"attempt": index},
+    }
+
+
+class StandIn:
+    """Workers without processes. Attempts end in an order drawn from `seed`; every fifth fails.
+
+    die: attempts at which a worker dies, once each.
+    """
+
+    def __init__(self, count=3, seed=0, die=()):
+        self.count, self.rng, self.die = count, np.random.default_rng(seed), set(die)
+        self.running, self.played, self.most = deque(), [], 0
+
+    def __call__(self, make):  # a new set of workers
+        self.running.clear()
+        return self
+
+    def start(self, index):
+        self.running.append(index)
+        self.most = max(self.most, len(self.running))
+
+    def finished(self):
+        self.running.rotate(int(self.rng.integers(self.count)))
+        index = self.running.popleft()
+        if index in self.die:
+            self.die.remove(index)
+            raise WorkerDiedError
+        self.played.append(index)
+        if index % 5 == 4:
+            return [(index, ("no_grasp", None, False))]
+        return [(index, ("success", to_bytes(fake_episode(index), None), False))]
+
+    def close(self):
+        pass
+
+
+def kept(path) -> list[int]:
+    with h5py.File(path, "r") as file:
+        return [int(file[f"data/demo_{i}"].attrs["attempt"]) for i in range(len(file["data"]))]
+
+
+def test_the_first_successes_by_number_are_kept_whatever_the_order(tmp_path):
+    wanted = [i for i in range(25) if i % 5 != 4]
+    contents = set()
+    for seed, count in enumerate((1, 2, 7, 40)):
+        workers = StandIn(count, seed)
+        path = generate(FAKE, tmp_path / str(seed), start_workers=workers)
+        assert kept(path) == wanted
+        assert workers.most <= count and sorted(workers.played) == sorted(set(workers.played))
+        assert len(workers.played) <= 25 + 2 * count
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
+
+
+def test_a_dead_worker_costs_only_what_it_was_at(tmp_path):
+    workers = StandIn(3, die=(0, 7, 15))
+    path = generate(FAKE, tmp_path / "data", start_workers=workers)
+    assert kept(path) == [i for i in range(25) if i % 5 != 4]
+    assert sorted(workers.played) == sorted(set(workers.played))
+
+
+def test_workers_that_always_die_end_it_with_a_reason(tmp_path):
+    def start(make):
+        raise WorkerDiedError
+
+    with pytest.raises(VlaError, match="workers die before"):
+        generate(CONFIG, tmp_path / "data", start_workers=start)
+
+
+def test_a_full_disk_is_told_and_the_same_call_goes_on(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    write, room = Path.write_bytes, [6]
+
+    def full(self, content):
+        if self.name.endswith(".tmp"):
+            room[0] -= 1
+            if room[0] < 0:
+                write(self, content[: len(content) // 2])
+                raise OSError(28, "No space left on device")
+        return write(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    output = tmp_path / "data"
+    with pytest.raises(VlaError, match="the disk is full; make room"):
+        generate(FAKE, output, start_workers=StandIn())
+    there = sorted(p.name for p in (output / "parts").iterdir())
+    assert len(there) == 6 and not [n for n in there if n.endswith(".tmp")]
+    monkeypatch.undo()
+    second = StandIn()
+    assert kept(generate(FAKE, output, start_workers=second))[:3] == [0, 1, 2]
+    assert not {int(n.split("_")[1].split(".")[0]) for n in there} & set(second.played)
+
+
+def test_a_damaged_part_is_made_again(tmp_path):
+    workers = StandIn(1)
+    output = tmp_path / "data"
+
+    def damage(progress):
+        if progress.attempts == 10:
+            part = output / "parts" / "attempt_0000002.hdf5"
+            part.write_bytes(part.read_bytes()[:200])
+
+    path = generate(FAKE, output, report=damage, start_workers=workers)
+    assert kept(path) == [i for i in range(25) if i % 5 != 4]
+    assert workers.played.count(2) == 2
+
+
+def test_statistics_say_how_it_went(tmp_path):
+    path = generate(FAKE, tmp_path / "data", start_workers=StandIn())
+    beside = json.loads((path.parent / "statistics.json").read_text())
+    with h5py.File(path, "r") as file:
+        assert json.loads(file["data"].attrs["statistics"]) == beside
+    assert (beside["episodes"], beside["attempts"], beside["success_rate"]) == (20, 24, 20 / 24)
+    assert beside["failures"] == {"no_grasp": 4}
+    low, high = beside["success_rate_wilson95"]
+    assert low < 20 / 24 < high
+    lengths = [5 + i % 7 for i in kept(path)]
+    assert beside["frames"] == sum(lengths)
+    assert beside["length_median"] == np.median(lengths)
+    assert beside["length_p5"] == np.percentile(lengths, 5)
+
+
+@given(st.permutations(range(12)), st.sets(st.integers(0, 11)), st.integers(1, 12))
+def test_the_ledger_waits_for_earlier_attempts(order, bad, wanted):
+    ledger = Ledger()
+    for i, index in enumerate(order):
+        ledger.add(index, "timeout" if index in bad else "success")
+        known, through = set(order[: i + 1]), 0
+        while through in known:
+            through += 1
+        assert ledger.enough(wanted) == (len(set(range(through)) - bad) >= wanted)
+    assert ledger.take() == 12 and ledger.take() == 13
+
+
+def test_failures_are_kept_apart_on_request(tmp_path):
+    config = replace(CONFIG, episodes=1, keep_failures=True)
+    output = tmp_path / "data"
+    (output / "parts").mkdir(parents=True)
+    (output / "generate.json").write_text(json.dumps(asdict(config)))
+    store(output / "parts", 0, "unsettled", to_bytes(fake_episode(0), None))
+    path = generate(config, output, start_workers=StandIn(1))
+    assert kept(path) == [1] and kept(output / "failed.hdf5") == [0]
 
 
 def test_cut_file_is_named(reference, tmp_path):

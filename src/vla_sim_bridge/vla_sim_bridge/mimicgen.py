@@ -8,28 +8,20 @@ action without the noise.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-import h5py
 import numpy as np
 
-from vla_inference.errors import DataError, VlaError
-from vla_sim_bridge.poses import (
-    apply_delta,
-    delta_between,
-    interpolate,
-    invert,
-    rotation_angle,
-    turn_z,
-)
-from vla_sim_bridge.simulation import ACTION_SCALE, Simulation, from_robosuite
+from vla_sim_bridge.poses import delta_between, interpolate, invert, rotation_angle, turn_z
+from vla_sim_bridge.simulation import ACTION_SCALE, Simulation
+from vla_sim_bridge.sources import SourceDemo
 from vla_sim_bridge.tasks import Subtask
 
+FINGER_REACH = 0.05  # m from the grip site to the middle of an open finger, along its x axis
 Selection = Literal["random", "nearest_neighbor_object", "nearest_neighbor_robot_distance"]
+SELECTIONS: tuple[str, ...] = get_args(Selection)
 
 
 @dataclass(frozen=True)
@@ -42,6 +34,11 @@ class MimicGenConfig:
     clearance: m; how high a join rises in its middle, at most as far as it goes sideways. A
         straight one carries one block through the other (0: straight, as in the paper).
     prune_idle: leave out source steps that ask for no motion and no gripper change.
+    tolerance, turn_tolerance: m, rad; a source step waits, at most `patience` steps (`waits` in a
+        segment), until the arm is where the source's arm was. A quick source would else run ahead
+        of it. 0 for no waiting, as in the paper. Before the gripper changes, `precise` times that.
+    finger_room: m; of the object's symmetric sides one is taken where the fingers come down no
+        nearer than this to the middle of another object (0: whatever stands there).
     """
 
     selection: Selection = "nearest_neighbor_object"
@@ -51,95 +48,12 @@ class MimicGenConfig:
     prune_idle: bool = True
     step_length: float = 0.012
     clearance: float = 0.08
-
-
-@dataclass
-class SourceDemo:
-    """T steps of a demonstration, as the method needs them (poses: [T, 4, 4], world, m)."""
-
-    eef_pose: np.ndarray
-    target_pose: np.ndarray
-    gripper: np.ndarray  # [T], 1 open
-    object_poses: dict[str, np.ndarray]
-    signals: dict[str, np.ndarray]  # [T], bool
-
-    def __len__(self) -> int:
-        return len(self.gripper)
-
-    def boundaries(self, subtasks: tuple[Subtask, ...]) -> list[int]:
-        """End index of each subtask: one past the step where its signal rose."""
-        ends, at = [], 0
-        for i, subtask in enumerate(subtasks):
-            if subtask.signal is None:
-                ends.append(len(self))
-                continue
-            signal = self.signals[subtask.signal]
-            risen = np.flatnonzero(signal[1:] & ~signal[:-1]) + 1
-            risen = risen[risen >= at]
-            if not len(risen):
-                raise DataError(
-                    f"the demonstration never gives signal {subtask.signal!r} of subtask {i + 1}",
-                    "use a demonstration that completes the task",
-                )
-            at = int(risen[0]) + 1
-            ends.append(at)
-        return ends
-
-
-DEMONSTRATIONS = Path(__file__).parent / "demonstrations"
-
-
-def load_sources(sim: Simulation, path: str | None) -> list[SourceDemo]:
-    """Read source demonstrations (`states` and `actions`) from HDF5, by posing the simulation.
-
-    path: None takes the human demonstration that ships for the task.
-    """
-    if path is None and not sim.task.human:
-        raise VlaError(
-            f"no demonstration of {sim.task.name} ships here",
-            "give --source FILE, which may be one that `vla generate` made",
-        )
-    path = path or str(DEMONSTRATIONS / sim.task.human)
-    try:
-        with h5py.File(path, "r") as file:
-            groups = sorted(file["data"], key=lambda d: int(d.rsplit("_", 1)[1]))
-            raw = []
-            for name in groups:
-                demo = file["data"][name]
-                for key in ("states", "actions"):
-                    if key not in demo:
-                        raise DataError(f"{path}: {name} has no {key!r}", "record it with states")
-                scene = json.loads(demo.attrs.get("scene", "{}"))
-                raw.append((demo["states"][:], demo["actions"][:], scene))
-    except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error})", "check the path") from error
-    sim.reset(np.random.default_rng(0))
-    sources = []
-    for states, actions, scene in raw:
-        sim.set_scene({"roles": sim.task.roles, **scene})
-        sources.append(source_from_states(sim, states, actions))
-    return sources
-
-
-def source_from_states(sim: Simulation, states: np.ndarray, actions: np.ndarray) -> SourceDemo:
-    """Pose the simulation in every recorded state and read what the method needs."""
-    if actions.ndim != 2 or actions.shape[1] != 7:
-        raise DataError(f"actions have shape {actions.shape}", "7 numbers per step are needed")
-    si = from_robosuite(actions)
-    eef, target, objects, signals = [], [], [], []
-    for state, action in zip(states, si, strict=True):
-        sim.set_mujoco_state(state)
-        eef.append(sim.eef_pose())
-        target.append(apply_delta(eef[-1], np.clip(action[:6], -ACTION_SCALE, ACTION_SCALE)))
-        objects.append(sim.object_poses())
-        signals.append(sim.signals())
-    return SourceDemo(
-        np.stack(eef),
-        np.stack(target),
-        (si[:, 6] > 0.5).astype(float),
-        {n: np.stack([o[n] for o in objects]) for n in objects[0]},
-        {n: np.array([s[n] for s in signals]) for n in signals[0]},
-    )
+    tolerance: float = 0.015
+    turn_tolerance: float = 0.12
+    precise: float = 0.4
+    patience: int = 12
+    waits: int = 60
+    finger_room: float = 0.04
 
 
 def mimicgen_policy(
@@ -154,32 +68,49 @@ def mimicgen_policy(
     """
     config = config or MimicGenConfig()
     subtasks = sim.task.subtasks
-    cuts = [_randomised(s.boundaries(subtasks), subtasks, rng) for s in sources]
+    cuts = [_randomised(s, s.boundaries(subtasks), subtasks, rng) for s in sources]
     last_target = None
     for i, subtask in enumerate(subtasks):
-        now = sim.object_poses()[subtask.object]
-        source, begin, end = _select(sim, sources, cuts, i, subtask, now, rng, config)
-        carry = _carry(subtask, now, source.object_poses[subtask.object][begin], sim.eef_pose(),
-                       source.target_pose[begin])  # fmt: skip
-        steps = range(begin, end)
+        source, begin, end, carry = _select(sim, sources, cuts, i, subtask, rng, config)
+        steps = list(range(begin, end))
         if config.prune_idle:
-            steps = [t for t in steps if not _idle(source, t)]
-        poses = [carry @ source.target_pose[t] for t in steps]
-        grips = [source.gripper[t] for t in steps]
-        if i == 0:
-            poses.insert(0, carry @ source.eef_pose[begin])
-            grips.insert(0, grips[0])
+            steps = [t for t in steps if not _idle(source, t)] or steps[-1:]
+        # The first segment begins where the source's arm was, not where it was told to go.
+        first = carry @ (source.eef_pose if i == 0 else source.target_pose)[steps[0]]
         start = sim.eef_pose() if last_target is None else last_target
-        for pose in _join(start, poses[0], config):
-            action = _action(sim, pose, grips[0])
+        for pose in _join(start, first, config):
+            action = _action(sim, pose, source.gripper[steps[0]])
             yield action, action
-        for pose, grip in zip(poses, grips, strict=True):
-            action = _action(sim, pose, grip)
-            executed = action.copy()
-            executed[:6] += config.noise * rng.standard_normal(6) * ACTION_SCALE
-            executed[:6] = np.clip(executed[:6], -ACTION_SCALE, ACTION_SCALE)
-            yield action, executed
-        last_target = poses[-1]
+        gripper, waited = source.gripper[steps[0]], 0
+        for t in steps:
+            there, change = carry @ source.eef_pose[t], source.gripper[t] != gripper
+            for _ in range(min(config.patience, config.waits - waited)):
+                if _reached(sim, there, config, config.precise if change else 1.0):
+                    break
+                waited += 1
+                action = _action(sim, there, gripper)
+                yield action, _disturb(action, rng, config)
+            gripper = source.gripper[t]
+            action = _action(sim, carry @ source.target_pose[t], gripper)
+            yield action, _disturb(action, rng, config)
+        last_target = carry @ source.target_pose[steps[-1]]
+
+
+def _reached(sim: Simulation, pose: np.ndarray, config: MimicGenConfig, share: float) -> bool:
+    if not config.tolerance:
+        return True
+    error = delta_between(sim.eef_pose(), pose)
+    return bool(
+        np.linalg.norm(error[:3]) <= share * config.tolerance
+        and np.linalg.norm(error[3:]) <= share * config.turn_tolerance
+    )
+
+
+def _disturb(action: np.ndarray, rng: np.random.Generator, config: MimicGenConfig) -> np.ndarray:
+    executed = action.copy()
+    executed[:6] += config.noise * rng.standard_normal(6) * ACTION_SCALE
+    executed[:6] = np.clip(executed[:6], -ACTION_SCALE, ACTION_SCALE)
+    return executed
 
 
 def _join(start: np.ndarray, goal: np.ndarray, config: MimicGenConfig) -> np.ndarray:
@@ -200,51 +131,76 @@ def _action(sim: Simulation, pose: np.ndarray, gripper: float) -> np.ndarray:
     return np.append(delta, gripper)
 
 
-def _randomised(ends: list[int], subtasks, rng) -> list[tuple[int, int]]:
-    """Segments [begin, end), inner boundaries moved by a random offset, never empty."""
+def _randomised(source: SourceDemo, ends: list[int], subtasks, rng) -> list[tuple[int, int]]:
+    """Segments [begin, end), inner boundaries moved by a random offset, never empty.
+
+    A quick demonstration may open the gripper within the offset: the boundary goes at most half
+    the way there, so that the next segment still has an approach of its own.
+    """
     moved = []
     for i, (end, subtask) in enumerate(zip(ends, subtasks, strict=True)):
         if i < len(ends) - 1:
             low, high = subtask.offset
-            end = min(end + int(rng.integers(low, high + 1)), ends[-1] - (len(ends) - 1 - i))
+            change = np.flatnonzero(source.gripper[end:] != source.gripper[end - 1])
+            limit = end + (int(change[0]) // 2 if len(change) else len(source))
+            last = ends[-1] - (len(ends) - 1 - i)
+            end = min(end + int(rng.integers(low, high + 1)), limit, last)
         begin = moved[-1][1] if moved else 0
         moved.append((begin, max(end, begin + 1)))
     return moved
 
 
-def _select(sim, sources, cuts, i, subtask, now, rng, config):
-    """A source demonstration for subtask `i`, and its segment."""
-    segments = [(s, *cut[i]) for s, cut in zip(sources, cuts, strict=True)]
+def _select(sim, sources, cuts, i, subtask, rng, config):
+    """A source demonstration for subtask `i`, its segment, and what carries it over.
+
+    Distances count 1 m as much as 1 rad, among the `nearest` chance decides: as in the paper.
+    """
+    objects, eef = sim.object_poses(), sim.eef_pose()
+    options = []
+    for source, cut in zip(sources, cuts, strict=True):
+        begin, end = cut[i]
+        carry = _carry(subtask, objects, eef, source, begin, end, config)
+        options.append((source, begin, end, carry))
     if config.selection == "random":
-        return segments[rng.integers(len(segments))]
-    eef = sim.eef_pose()
+        return options[rng.integers(len(options))]
 
-    def distance(segment) -> float:
-        source, begin, _ = segment
-        then = source.object_poses[subtask.object][begin]
+    def distance(option) -> float:
+        source, begin, _, carry = option
         if config.selection == "nearest_neighbor_robot_distance":
-            first = now @ invert(then) @ source.eef_pose[begin]
-            return float(np.linalg.norm(first[:3, 3] - eef[:3, 3])) + rotation_angle(first, eef)
-        return float(np.linalg.norm(now[:3, 3] - then[:3, 3])) + rotation_angle(now, then)
+            a, b = carry @ source.eef_pose[begin], eef
+        else:  # with the object as it looks turned by its symmetry: the way it will be carried
+            b = source.object_poses[subtask.object][begin]
+            a = carry @ b
+        return float(np.linalg.norm(a[:3, 3] - b[:3, 3])) + rotation_angle(a, b)
 
-    nearest = sorted(segments, key=distance)[: config.nearest]
+    nearest = sorted(options, key=distance)[: config.nearest]
     return nearest[rng.integers(len(nearest))]
 
 
-def _carry(subtask: Subtask, now, then, eef, target) -> np.ndarray:
-    """What moves the source segment to the object's present pose.
+def _carry(subtask: Subtask, objects, eef, source: SourceDemo, begin, end, config) -> np.ndarray:
+    """What moves the source segment [begin, end) to the object's present pose.
 
     Among the object's rotational symmetries the nearest to the gripper is taken (1 rad counts as
-    much as 0.2 m).
+    much as 0.2 m), unless a finger would come down on another object there.
     """
+    now, then = objects[subtask.object], source.object_poses[subtask.object][begin]
+    closing = np.flatnonzero(source.gripper[begin:end] < source.gripper[begin])
+    # A role is another name of an object: what stands at the very same place is no other.
+    others = [p[:2, 3] for p in objects.values() if not np.array_equal(p, now)]
 
     def cost(carry: np.ndarray) -> float:
-        goal = carry @ target
-        return rotation_angle(goal, eef) + 5 * float(np.linalg.norm(goal[:3, 3] - eef[:3, 3]))
+        goal = carry @ source.target_pose[begin]
+        cost = rotation_angle(goal, eef) + 5 * float(np.linalg.norm(goal[:3, 3] - eef[:3, 3]))
+        if len(closing) and others and config.finger_room:
+            grip = carry @ source.eef_pose[begin + closing[0]]
+            for side in (-FINGER_REACH, FINGER_REACH):
+                finger = grip[:2, 3] + side * grip[:2, 0]
+                room = min(float(np.linalg.norm(finger - o)) for o in others)
+                cost += 100 * max(0.0, config.finger_room - room)
+        return cost
 
     turns = [turn_z(2 * np.pi * k / subtask.symmetry) for k in range(subtask.symmetry)]
-    options = [now @ turn @ invert(then) for turn in turns]
-    return min(options, key=cost)
+    return min((now @ turn @ invert(then) for turn in turns), key=cost)
 
 
 def _idle(source: SourceDemo, t: int) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 
 from vla_inference.errors import VlaError
 from vla_inference.types import ActionSpec, Observation, eef_delta_spec
+from vla_sim_bridge.randomization import Randomize, Randomizer
 from vla_sim_bridge.tasks import Language, Scene, Task, get_task
 
 # MuJoCo picks its way of drawing at import. Without a screen that is EGL on a GPU, OSMesa else.
@@ -83,6 +84,7 @@ class Simulation:
         width: int = 224,
         height: int = 224,
         language: Language = "train",
+        randomize: Randomize | None = None,
     ):
         self.task = get_task(task) if isinstance(task, str) else task
         self.language = language
@@ -107,6 +109,13 @@ class Simulation:
             n: (self.model.body(n).pos.copy(), self.model.body(n).quat.copy())
             for n in self.task.fixtures
         }
+        self._randomizer = None
+        if randomize and randomize.parts:
+            joints = self._env.robots[0]._ref_joint_vel_indexes
+            self._randomizer = Randomizer(
+                self.model, randomize, self.cameras, self._bodies.values(), joints
+            )
+        self.randomized: dict = {}
         self.scene = Scene()
         self.rng = np.random.default_rng(0)
         self.instruction = ""
@@ -117,6 +126,9 @@ class Simulation:
     def reset(self, rng: np.random.Generator) -> None:
         """Start an episode. All that is random in it is drawn from `rng`."""
         self.rng = rng
+        if self._randomizer:  # a generator of its own: poses and sentences stay what they were
+            self._looks = rng.spawn(1)[0]
+            self.randomized = self._randomizer.episode(self._looks)
         self._env.rng = rng
         sampler = self._env.placement_initializer
         for part in (sampler, *getattr(sampler, "samplers", {}).values()):
@@ -146,6 +158,8 @@ class Simulation:
             self._paint()
         if self.task.language == "step":
             self.instruction = self.task.instruct(self.rng, self.scene, self.language)
+        if self._randomizer and self._randomizer.config.every == "frame":
+            self._randomizer.frame(self._looks)
         success = self.succeeded()
         wrong = "" if success else self.wrong()
         return StepResult(success, float(success), wrong)
@@ -249,6 +263,35 @@ class Simulation:
         rotation = Rotation.from_matrix(pose[:3, :3]).as_rotvec()
         fingers = self.data.qpos[self._env.robots[0]._ref_gripper_joint_pos_indexes["right"]]
         return np.concatenate([pose[:3, 3], rotation, fingers]).astype(np.float32)
+
+    def robot_state(self) -> dict[str, np.ndarray]:
+        """By robosuite's names: quaternions xyzw, rad, m, 1/s. `robot0_state` is `state`.
+
+        robot0_eef_pos and _quat_site are the grip site's, robot0_eef_quat is the hand body's.
+        """
+        from scipy.spatial.transform import Rotation
+
+        robot, pose = self._env.robots[0], self.eef_pose()
+        hand = self.data.body(robot.robot_model.eef_name["right"]).xquat
+        fingers = robot._ref_gripper_joint_pos_indexes["right"]
+        return {
+            "robot0_state": self.state(),
+            "robot0_eef_pos": pose[:3, 3].astype(np.float32),
+            "robot0_eef_quat": np.roll(hand, -1),
+            "robot0_eef_quat_site": Rotation.from_matrix(pose[:3, :3]).as_quat(),
+            "robot0_joint_pos": self.data.qpos[robot._ref_joint_pos_indexes].copy(),
+            "robot0_joint_vel": self.data.qvel[robot._ref_joint_vel_indexes].copy(),
+            "robot0_gripper_qpos": self.data.qpos[fingers].astype(np.float32),
+        }
+
+    def free_objects(self) -> list[str]:
+        """Names of the objects that nothing ties to the world, by free joints."""
+        return [n for n, body in self._bodies.items() if self.model.body_dofnum[body] == 6]
+
+    def push(self, name: str, velocity: np.ndarray) -> None:
+        """Add a sideways velocity [2] m/s to a free object, as a short push would."""
+        start = self.model.body_dofadr[self.body(name)]
+        self.data.qvel[start : start + 2] += velocity
 
     def get_mujoco_state(self) -> np.ndarray:
         """float64 [1 + nq + nv]: time, positions, velocities (robomimic's `states`)."""
