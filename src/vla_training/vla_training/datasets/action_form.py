@@ -41,9 +41,11 @@ def spec_from_json(given: Mapping, where: str) -> ActionSpec:
             f"{where}: control is {given['control']!r}", "convert its actions to deltas first"
         )
     try:
-        spec = eef_delta_spec(**{k: given[k] for k in ("rotation", "frame", "dt") if k in given})
-        if "dims" in given:
-            spec = replace(spec, dims=tuple(DimSpec(**d) for d in given["dims"]))
+        rest = {k: given[k] for k in ("rotation", "frame", "dt") if k in given}
+        if "dims" in given:  # anything: joints, wheels, what nobody knows
+            spec = ActionSpec(tuple(DimSpec(**d) for d in given["dims"]), **rest)
+        else:
+            spec = eef_delta_spec(**rest)
         if not float(spec.dt) > 0:
             raise DataError(f"{where}: dt is {spec.dt!r}", "give seconds per step")
     except (VlaError, TypeError, ValueError) as error:
@@ -73,7 +75,7 @@ def _check_eef_delta(spec: ActionSpec, what: str) -> None:
     if not is_eef_delta(spec):
         raise DataError(
             f"{what} needs an end-effector delta and gripper, the actions are "
-            f"{', '.join(spec.names)}",
+            f"{', '.join(spec.names)} with rotation {spec.rotation!r}",
             "convert without it",
         )
 

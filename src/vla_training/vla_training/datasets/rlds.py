@@ -29,6 +29,7 @@ from vla_training.datasets.transforms import Conventions, find_conventions, get_
 
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 OBSERVATION = "steps/observation/"
+GRIPPER = "1 open, 0 closed"
 READ = ("action", "language_instruction", "reward", "is_first", "is_last", "is_terminal")
 METADATA = "metadata_json"  # ours: what an episode's metadata holds beside texts
 COPY_AGAIN = "the data set is incomplete or mixed with another: copy it again"
@@ -236,6 +237,8 @@ class RldsEpisodes(EpisodeSet):
                 f"{where}: action {self.spec.names[column]!r} of step {step} is not finite",
                 "mend the data",
             )
+        if self.spec.dims[-1].polarity != GRIPPER:
+            return
         gripper = actions[:, -1]
         if len(gripper) and not (gripper.min() >= -0.01 and gripper.max() <= 1.01):
             raise DataError(
