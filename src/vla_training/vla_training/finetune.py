@@ -152,6 +152,7 @@ class Finetuner:
         tokenizer = load_tokenizer(self.base)
         text, self.tokenizer = tokenizer.to_str(), tokenizer
         self.samples = Samples(train, shape, text, config.seed, config.image_aug)
+        self.samples.check()
         self.held = Samples(held, shape, text, config.seed, False) if len(held) else None
         self.objective, self.model_json = self._model(head)
         self.model = self.objective.vla

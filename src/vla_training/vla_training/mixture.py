@@ -192,16 +192,22 @@ class Samples(torch.utils.data.Dataset):
                     "fine-tune a model of that size",
                 )
 
+    def check(self) -> None:
+        """Read one frame, so that what is wrong with all of them is known before training."""
+        sample = self[0]
+        if isinstance(sample, VlaError):
+            raise sample
+
     def _open(self) -> None:
         from tokenizers import Tokenizer
 
         from vla_training.frame_reader import FrameReader
 
         m = self.mixture
-        self.order = Order([len(f) for f in m.frames], m.weights, self.seed)
         self.prompt = PromptTokenizer(self.config, Tokenizer.from_str(self.tokenizer))
         count = self.config.head.num_images
         self.readers = [FrameReader(s.open(), s.cameras, count) for s in m.sources]
+        self.order = Order([len(f) for f in m.frames], m.weights, self.seed)
 
     def __getstate__(self):
         return {k: v for k, v in self.__dict__.items() if k not in OPENED} | {"order": None}

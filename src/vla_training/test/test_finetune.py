@@ -1,0 +1,364 @@
+"""Fine-tuning end to end: it learns, ends well, goes on bit for bit, and says what is wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from vla_inference.errors import CheckpointError, DataError, VlaError
+from vla_inference.policy import Policy
+from vla_inference.random_checkpoint import write_random_checkpoint
+from vla_inference.types import Observation
+from vla_sim_bridge.hdf5 import write_episode, write_header
+from vla_training import parallel, training_state
+from vla_training.adapter import Adapter, merge
+from vla_training.cli_finetune import find_sources
+from vla_training.finetune import FinetuneConfig, Finetuner, finetune
+from vla_training.finetune_export import export
+from vla_training.frame_index import Source
+from vla_training.merge_check import verify_merge
+from vla_training.model_setup import choose_head, load_with_adapter
+from vla_training.run_log import SpikeGuard
+from vla_training.stopping import Stop
+
+SENTENCES = ("stack the red block on the green one", "lift the cube")
+
+
+def write_noise(path: Path, episodes: int = 4, length: int = 8, spoil: str = "") -> Path:
+    """Pictures whose brightness tells the action, so that there is something to learn."""
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        write_header(file, "noise", episodes, {})
+        for i in range(episodes):
+            light = rng.uniform(-1, 1, length)
+            pictures = np.full((length, 64, 64, 3), 128, np.uint8)
+            pictures += (light * 100).astype(np.int8).view(np.uint8)[:, None, None, None]
+            actions = np.repeat(light[:, None], 7, 1)
+            if spoil == "nan" and i == 2:
+                actions[3, 1] = np.nan
+            data = {
+                "actions": actions, "states": np.zeros((length, 8)), "rewards": np.zeros(length),
+                "dones": np.zeros(length), "instructions": [SENTENCES[i % 2]] * length,
+                "obs": {"agentview_image": pictures, "robot0_eye_in_hand_image": pictures[::-1],
+                        "robot0_state": rng.standard_normal((length, 8)).astype(np.float32)},
+            }  # fmt: skip
+            write_episode(file["data"].create_group(f"demo_{i}"), data)
+    return path
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finetune")
+    write_noise(folder / "noise.hdf5")
+    for head in ("tokens", "l1"):
+        write_random_checkpoint(folder / head, "tiny", head)
+    return folder
+
+
+def settings(home: Path, folder: Path, base: str = "tokens", **changes) -> FinetuneConfig:
+    usual = {
+        "lora_rank": 4, "batch_size": 4, "max_steps": 4, "log_steps": 1, "val_split": 0.0,
+        "workers": 0, "device": "cpu", "learning_rate": 3e-3, "tensorboard": False, "quiet": True,
+    }  # fmt: skip
+    source = Source(str(home / "noise.hdf5"))
+    return FinetuneConfig(str(home / base), (source,), str(folder), **{**usual, **changes})
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Loss by step; a step that was done twice counts as it was last done."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {e["step"]: e["loss"] for e in lines if e["kind"] == "train"}
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def observation(seed: int = 0, cameras: int = 1) -> Observation:
+    rng = np.random.default_rng(seed)
+    images = {f"c{i}": rng.integers(0, 256, (64, 64, 3), np.uint8) for i in range(cameras)}
+    return Observation(images, SENTENCES[0], rng.standard_normal(8).astype(np.float32))
+
+
+# -- it learns and what comes out is the model that was trained -------------------------------
+
+
+@pytest.mark.parametrize(
+    ("base", "changes"),
+    [
+        ("tokens", {"lora_rank": 16, "learning_rate": 1e-2}),
+        ("tokens", {"lora_rank": 0}),
+        ("tokens", {"action_head": "l1", "chunk": 2, "num_images": 2, "proprio_dim": 8}),
+        ("l1", {"lora_rank": 0, "gradient_checkpointing": 0.5, "image_aug": True}),
+    ],
+)
+def test_loss_falls_and_the_checkpoint_is_the_trained_model(home, tmp_path, base, changes):
+    config = settings(home, tmp_path / "run", base, max_steps=30, batch_size=8, **changes)
+    run = Finetuner(config, parallel.start("cpu"))
+    assert run.run(Stop())
+    found = losses(tmp_path / "run")
+    assert np.mean([found[s] for s in (28, 29, 30)]) < 0.9 * np.mean([found[s] for s in (1, 2, 3)])
+    policy = Policy.from_pretrained(export(run), device="cpu")
+    assert policy.config.head == run.model.config.head
+    assert policy.config.center_crop == (0.9 if config.image_aug else 0.0)
+    trained = Policy(run.model.eval(), run.tokenizer, "cpu", torch.float32)
+    for seed in range(3):
+        seen = observation(seed, policy.config.head.num_images)
+        a, b = (p.predict_action(seen, action_space="noise").actions for p in (policy, trained))
+        # All weights are written in bfloat16; adapters are merged in the base's float32.
+        assert np.allclose(a, b, atol=1e-6 if config.lora_rank else 0.05)
+
+
+def test_quantised_base_is_trained_by_adapters_alone(home, tmp_path):
+    config = settings(home, tmp_path / "run", quantize="int4-g32-sym", merge=False)
+    adapter = finetune(config)
+    model = load_with_adapter(home / "tokens", adapter)
+    layer = model.language_model.model.layers[0].self_attn.q_proj
+    assert float(layer.delta().abs().max()) > 0
+
+
+def test_two_processes_train_as_one_and_their_state_goes_on_in_one(home, tmp_path):
+    words = [
+        sys.executable, "-m", "vla_training.cli_finetune", "--vla_path", str(home / "tokens"),
+        "--dataset_name=noise", "--data_root_dir", str(home), "--run_root_dir", str(tmp_path),
+        "--run-id=run", "--batch_size=2", "--lora_rank=0", "--log-steps=1", "--workers=0",
+        "--device=cpu", "--no-tensorboard", "--learning-rate=1e-3", "--max-steps=2",
+    ]  # fmt: skip
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared["OMP_NUM_THREADS"] = "1"
+    ranks = [
+        subprocess.Popen(words, env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in "01"
+    ]
+    assert [r.wait(120) for r in ranks] == [0, 0]
+    config = settings(
+        home, tmp_path / "run", lora_rank=0, batch_size=4, max_steps=4, learning_rate=1e-3
+    )
+    config = replace(config, val_split=0.05, sources=(Source(str(home / "noise.hdf5")),))
+    finetune(config, resume=True)
+    whole = replace(config, folder=str(tmp_path / "whole"))
+    finetune(whole)
+    a, b = losses(tmp_path / "run"), losses(tmp_path / "whole")
+    assert sorted(a) == sorted(b) == [1, 2, 3, 4]
+    assert all(abs(a[s] - b[s]) < 1e-4 for s in a)
+
+
+# -- it ends well -----------------------------------------------------------------------------
+
+
+def test_asked_to_stop_it_saves_and_goes_on_bit_for_bit(home, tmp_path):
+    config = settings(home, tmp_path / "whole", max_steps=5, image_aug=True)
+    finetune(config)
+    part = replace(config, folder=str(tmp_path / "part"))
+    run = Finetuner(part, parallel.start("cpu"))
+    with Stop().watching() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert not run.run(stop)
+    assert run.progress.step == 1
+    checkpoint = finetune(part, resume=True)
+    assert losses(tmp_path / "part") == losses(tmp_path / "whole")
+    weights = [tmp_path / run / "checkpoint" / "model.safetensors" for run in ("part", "whole")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert Policy.from_pretrained(checkpoint).predict_action(observation()).actions.shape[1] == 7
+
+
+def kill_and_resume(home: Path, tmp_path: Path, kills: int, steps: int) -> None:
+    """A run that is killed at random again and again has the losses of one that never was."""
+    finetune(settings(home, tmp_path / "whole", max_steps=steps))
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys, time\n"
+        "from vla_training.finetune import *\n"
+        "from vla_training.frame_index import Source\n"
+        "import vla_training.finetune as f\n"
+        "torch.set_num_threads(1)\n"
+        "report = f.RunLog.train\n"
+        "def slowly(self, step, values):\n"
+        "    report(self, step, values)\n"
+        "    time.sleep(0.05)\n"
+        "f.RunLog.train = slowly\n"
+        f"config = {settings(home, tmp_path / 'part', max_steps=steps, save_steps=2)!r}\n"
+        "finetune(config, resume=bool(find_states(Path(config.folder) / 'state')))\n"
+    )
+    rng, log = random.Random(0), tmp_path / "part" / "metrics.jsonl"
+    for _ in range(kills):
+        if not training_state.find_states(tmp_path / "part" / "state"):
+            (tmp_path / "part" / "finetune.json").unlink(missing_ok=True)
+        process = subprocess.Popen([sys.executable, str(script)])
+        before = log.stat().st_size if log.exists() else 0
+        deadline = time.monotonic() + 100
+        while (log.stat().st_size if log.exists() else 0) == before:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.4))
+        process.kill()
+        process.wait()
+    states = training_state.find_states(tmp_path / "part" / "state")
+    if not states:
+        (tmp_path / "part" / "finetune.json").unlink()
+    finetune(settings(home, tmp_path / "part", max_steps=steps, save_steps=2), resume=bool(states))
+    assert losses(tmp_path / "part") == losses(tmp_path / "whole")
+
+
+def test_killed_once_it_goes_on_with_the_same_losses(home, tmp_path):
+    kill_and_resume(home, tmp_path, kills=1, steps=12)
+
+
+@pytest.mark.slow
+def test_killed_five_times_it_goes_on_with_the_same_losses(home, tmp_path):
+    kill_and_resume(home, tmp_path, kills=5, steps=60)
+
+
+def test_full_disk_leaves_the_last_state(home, tmp_path, monkeypatch):
+    run = Finetuner(settings(home, tmp_path / "run"), parallel.start("cpu"))
+    run.progress.step = 2
+    run.save()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(training_state.dcp, "save", full)
+    run.progress.step = 3
+    with pytest.raises(CheckpointError, match=r"No space left.*make room"):
+        run.save()
+    assert [p.name for p in training_state.find_states(tmp_path / "run" / "state")] == ["step-2"]
+
+
+def test_gradients_out_of_bounds_are_skipped_and_end_a_hopeless_run(home, tmp_path):
+    run = Finetuner(settings(home, tmp_path / "run", max_steps=60), parallel.start("cpu"))
+    before = [p.detach().clone() for p in run.trained]
+    run.model.language_model.model.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(VlaError, match="20 steps in a row"):
+        run.run(Stop())
+    assert all(torch.equal(a, b) for a, b in zip(before, run.trained, strict=True))
+    assert training_state.find_states(tmp_path / "run" / "state")
+
+
+def test_spikes_are_told_from_a_new_level():
+    guard = SpikeGuard(factor=10)
+    assert not any(guard.skips(n) for n in [1.0, 2.0, 1.5] * 5)
+    assert guard.skips(40.0) and guard.skips(float("nan")) and not guard.skips(2.0)
+    assert guard.skipped == 2 and guard.in_a_row == 0
+    told = [guard.skips(40.0) for _ in range(30)]
+    assert told[0] and not told[-1] and not guard.hopeless
+
+
+# -- adapters ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapted(home, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("adapted") / "run"
+    finetune(settings(home, folder, merge=False, learning_rate=3e-2, max_steps=3))
+    return folder / "adapter"
+
+
+def test_merged_answers_as_base_and_adapter(home, adapted, tmp_path):
+    output = merge(home / "tokens", adapted, tmp_path / "merged")
+    assert verify_merge(home / "tokens", adapted, output)["equal"] == 4
+    with pytest.raises(CheckpointError, match="answers otherwise"):
+        verify_merge(home / "tokens", adapted, home / "tokens")
+
+
+def test_adapter_of_another_base_is_refused(home, adapted, tmp_path):
+    other = write_random_checkpoint(tmp_path / "small", "small", "tokens")
+    with pytest.raises(CheckpointError, match="give the base it was trained on"):
+        merge(other, adapted, tmp_path / "merged")
+    with pytest.raises(CheckpointError, match="give the base it was trained on"):
+        load_with_adapter(other, adapted)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_peft_reads_our_adapter(home, adapted):
+    peft = pytest.importorskip("peft")
+    from vla_inference.checkpoint import load_model
+
+    ours = load_with_adapter(home / "tokens", adapted)
+    theirs = peft.PeftModel.from_pretrained(load_model(home / "tokens"), adapted)
+    x = torch.randn(1, 5, 32)
+    with torch.no_grad():
+        a = ours.language_model.model(x)[0]
+        b = theirs.base_model.model.language_model.model(x)[0]
+    assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_adapter_of_a_kind_we_do_not_read_is_refused(adapted, tmp_path):
+    about = json.loads((adapted / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**about, "use_dora": True}))
+    with pytest.raises(CheckpointError, match="use_dora"):
+        Adapter(tmp_path)
+
+
+# -- bad input --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"lr_schedule": "stairs"}, "unknown schedule"),
+        ({"quantize": "int4", "lora_rank": 0}, "quantised base"),
+        ({"action_head": "diffusion"}, "unknown action head"),
+        ({"chunk": 8}, "tokens one after the other give 1"),
+        ({"num_images": 3}, "takes 3 pictures"),
+        ({"proprio_dim": 5, "action_head": "l1"}, "have 8 numbers, the model takes 5"),
+    ],
+)
+def test_bad_settings_are_named_before_anything_is_trained(home, tmp_path, changes, message):
+    with pytest.raises(VlaError, match=message):
+        finetune(settings(home, tmp_path / "run", **changes))
+
+
+def test_bad_data_is_named(home, tmp_path):
+    spoilt = Source(str(write_noise(tmp_path / "nan.hdf5", spoil="nan")))
+    with pytest.raises(DataError, match=r"nan.hdf5: action 'y' is not finite"):
+        finetune(replace(settings(home, tmp_path / "run"), sources=(spoilt,)))
+    with h5py.File(tmp_path / "empty.hdf5", "w") as file:
+        write_header(file, "empty", 0, {})
+    with pytest.raises(DataError, match="holds no demonstration"):
+        none = Source(str(tmp_path / "empty.hdf5"))
+        finetune(replace(settings(home, tmp_path / "run"), sources=(none,)))
+    with pytest.raises(VlaError, match="no data set 'nowhere'"):
+        find_sources(tmp_path, "nowhere", [], None)
+    with pytest.raises(VlaError, match="is no weight"):
+        find_sources(tmp_path, "nan:heavy", [], None)
+
+
+def test_resuming_something_else_is_refused(home, tmp_path):
+    config = settings(home, tmp_path / "run", max_steps=1)
+    with pytest.raises(VlaError, match="no saved state"):
+        finetune(config, resume=True)
+    finetune(replace(config, folder=str(tmp_path / "other")))
+    other = replace(config, folder=str(tmp_path / "other"))
+    with pytest.raises(VlaError, match="earlier run"):
+        finetune(other)
+    with pytest.raises(VlaError, match="saved with lora_rank 4, now it is 8"):
+        finetune(replace(other, lora_rank=8), resume=True)
+    with pytest.raises(VlaError, match="samples_per_step"):
+        finetune(replace(other, batch_size=2), resume=True)
+
+
+def test_heads_that_cannot_be_are_refused(home):
+    from vla_inference.checkpoint import load_config
+
+    head = load_config(home / "tokens").head
+    assert choose_head(head, "l1").chunk == 8
+    with pytest.raises(VlaError, match="unknown action head"):
+        choose_head(head, "flow")
