@@ -19,6 +19,7 @@ from vla_inference.types import ActionChunk, DimSpec, eef_delta_spec
 from vla_sim_bridge.hdf5 import write_episode, write_header
 from vla_sim_bridge.simulation import to_robosuite
 from vla_training import cli_eval, eval_report
+from vla_training.convert import convert
 from vla_training.datasets import open_dataset
 from vla_training.evaluate import EvalConfig, evaluate
 
@@ -98,6 +99,15 @@ def test_a_perfect_model_is_100_percent(data):
     assert [f.number for f in told] == list(range(1, 9)) and told[0].total == 8
     assert [f.episode for f in told] == [0] * 5 + [1] * 3
     assert told[-1].mean_accuracy == pytest.approx(mean["accuracy"])
+
+
+def test_a_lerobot_set_is_evaluated_like_any_other(data, tmp_path):
+    convert(data.path, tmp_path / "set", "lerobot", workers=1)
+    films = open_dataset(tmp_path / "set", "lerobot")
+    policy = FakePolicy(data)
+    mean = evaluate(policy, films).statistics()["mean"]
+    assert (mean["timesteps"], mean["accuracy"]) == (8, pytest.approx(1, abs=1e-5))
+    assert policy.seen[0] == (["agentview"], "stack the red block")
 
 
 def test_figures_of_a_model_that_is_off(data):

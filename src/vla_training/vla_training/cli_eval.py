@@ -20,7 +20,7 @@ def evaluate(
         str | None, typer.Option(help="Checkpoint; the small model that ships, if left out.")
     ] = None,
     dataset_type: Annotated[
-        str | None, typer.Option(help="rlds or hdf5; told from the path, if left out.")
+        str | None, typer.Option(help="rlds, hdf5, lerobot or bag; told from the path.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of an RLDS set; train.")] = None,
     conventions: Annotated[
