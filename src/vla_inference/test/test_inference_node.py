@@ -376,7 +376,7 @@ def test_a_model_of_two_cameras_is_refused_where_one_is_named(graph, tmp_path):
     folder = write_random_checkpoint(tmp_path / "two", head="l1-two-cameras")
     g = graph(start=False, model=str(folder))
     assert not g.change(Transition.TRANSITION_CONFIGURE)
-    assert "takes 2 pictures, parameter 'cameras' names 1" in g.node.failure
+    assert "takes 2 pictures, parameters 'cameras' and 'history' give 1" in g.node.failure
 
 
 def test_what_is_read_when_configuring_cannot_be_changed_later(shared):

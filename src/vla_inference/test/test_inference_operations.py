@@ -135,7 +135,10 @@ def test_two_cameras_and_the_state_of_one_moment_are_what_the_policy_sees(graph,
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
-        ({**EYES, "cameras": ["image"]}, "takes 2 pictures, parameter 'cameras' names 1"),
+        (
+            {**EYES, "cameras": ["image"]},
+            "takes 2 pictures, parameters 'cameras' and 'history' give 1",
+        ),
         ({**EYES, "state": ["position"], "joint_names": [""]}, "8 numbers of state, parameter"),
         ({**EYES, "cameras": ["image", "image"]}, "'cameras' names image twice"),
         ({**EYES, "state": ["height"]}, "unknown part 'height'"),
@@ -145,6 +148,25 @@ def test_inputs_that_are_not_the_models_leave_it_unconfigured(graph, root, param
     g = graph(start=False, model=str(root / "eyes"), **parameters)
     assert not g.node.start() and words in g.node.failure
     assert g.state() == "unconfigured"
+
+
+def test_past_pictures_come_with_the_present_one(graph, tmp_path):
+    head = {"type": "l1", "decoding": "parallel", "chunk": 8, "num_images": 3}
+    model = write_random_checkpoint(tmp_path / "past", head=head)
+    g = graph(model=str(model), history=2, history_interval=0.05, max_image_age=60.0)
+    g.meet()
+    pictures = [np.roll(PICTURE, i, axis=0) for i in range(4)]
+    begun = g.client.get_clock().now().nanoseconds
+    for i, picture in enumerate(pictures):
+        stamp = Time(nanoseconds=begun + 50_000_000 * i).to_msg()
+        chunk = g.answer(rgb_to_image(picture, stamp, "camera"))
+        if i < 3:
+            continue
+        seen = {str(k): p for k, p in enumerate(pictures[3:0:-1])}
+        wanted = g.node.policy.predict_action(Observation(seen, "stack it")).actions
+        np.testing.assert_array_equal(
+            np.float32([s.translation.x for s in chunk.steps]), wanted[:, 0]
+        )
 
 
 def test_a_frozen_camera_is_refused_and_forgiven(graph):

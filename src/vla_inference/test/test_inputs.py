@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from vla_inference.errors import ObservationError, VlaError
 from vla_inference.frozen import FrozenWatch
+from vla_inference.history import History
 from vla_inference.model_root import find_model
 from vla_inference.robot_state import StateLayout
 from vla_inference.synchronise import DEPTH, Synchroniser
@@ -90,6 +91,21 @@ def test_a_clock_that_goes_back_begins_anew():
 def test_a_single_input_is_passed_on_at_once():
     s = Synchroniser(["image"], 0.0)
     assert [s.put("image", t, t) for t in (3.0, 3.0, 1.0)] == [(3.0,), (3.0,), (1.0,)]
+
+
+@given(st.lists(MILLISECONDS, min_size=1, max_size=40), st.integers(0, 4), st.integers(1, 300))
+def test_the_past_is_the_nearest_there_is(stamps, count, interval):
+    history, kept = History(count, interval / 1000), []
+    for stamp in stamps:
+        if kept and stamp < kept[-1]:
+            kept = []
+        kept.append(stamp)
+        found = history.put(stamp / 1000, stamp)
+        wanted = [stamp - i * interval for i in range(1, count + 1)]
+        assert len(found) == count
+        for got, want in zip(found, wanted, strict=True):
+            assert abs(got - want) == min(abs(k - want) for k in kept)
+    assert len(history._items) <= max(2, count * interval + 3)
 
 
 @given(st.lists(st.floats(-3, 3), min_size=3, max_size=3))

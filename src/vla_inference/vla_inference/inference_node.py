@@ -110,7 +110,7 @@ class InferenceNode(ManagedNode):
         self._frame_id = self._value("frame_id")
         self._inputs = Inputs(
             self, self._value("cameras"), transport, self._layout, self._value("tolerance"),
-            self._receive,
+            self._receive, self._value("history"), self._value("history_interval"),
         )  # fmt: skip
         model = self._make_model(self._value("model"), self._value("unnorm_key"))
         model.start()

@@ -48,9 +48,9 @@ def load_policy(settings: ModelSettings) -> Any:
     head = policy.config.head
     if head.num_images != settings.cameras:
         raise VlaError(
-            f"model {policy.name} takes {head.num_images} pictures, parameter 'cameras' names "
-            f"{settings.cameras}",
-            "name as many, in the order it was trained with",
+            f"model {policy.name} takes {head.num_images} pictures, parameters 'cameras' and "
+            f"'history' give {settings.cameras}",
+            "name as many cameras, in the order it was trained with",
         )
     if head.proprio_dim != settings.state_dim:
         raise VlaError(

@@ -25,6 +25,12 @@ AT_CONFIGURE: Table = {
     "model_root": ("", "folder ~/load_model may load from; empty: it refuses", None),
     "image_transport": ("raw", "raw (topic image) or compressed (topic image/compressed)", None),
     "cameras": (["image"], "topics of the cameras, in the order the model takes them", None),
+    "history": (
+        0,
+        "past pictures of each camera that the model takes after the present ones, newest first",
+        IntegerRange(from_value=0, to_value=64),
+    ),
+    "history_interval": (0.1, "time between these [s]", SECONDS),
     "state": (
         [""],
         "parts of the robot's state, in the model's order: position, rotvec, rpy, quaternion (of "
@@ -66,6 +72,6 @@ def read_settings(
         device=value("device"),
         dtype=value("dtype"),
         num_threads=value("num_threads"),
-        cameras=len(value("cameras")),
+        cameras=len(value("cameras")) * (1 + value("history")),
         state_dim=len(layout),
     )

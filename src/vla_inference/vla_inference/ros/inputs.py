@@ -16,6 +16,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from vla_inference.errors import ObservationError, VlaError
 from vla_inference.frozen import FrozenWatch
+from vla_inference.history import History
 from vla_inference.robot_state import StateLayout
 from vla_inference.ros import qos
 from vla_inference.ros.images import compressed_to_rgb, image_to_rgb
@@ -33,6 +34,7 @@ class View:
     pose: PoseStamped | None = None
     joints: JointState | None = None
     arrived: float = 0.0  # when it was complete (monotonic clock)
+    past: tuple[tuple[Image | CompressedImage, ...], ...] = ()  # pictures before these
 
     @property
     def header(self) -> Any:
@@ -45,6 +47,7 @@ class Inputs:
     cameras: names of topics, in the order the model takes them; the first one leads.
     transport: raw, or compressed (CAMERA/compressed).
     receive: called with each view, in the executor's thread.
+    history, interval: how many views before it, and how far apart [s], come with each.
     """
 
     def __init__(
@@ -55,7 +58,11 @@ class Inputs:
         layout: StateLayout,
         tolerance: float,
         receive: Callable[[View], None],
+        history: int = 0,
+        interval: float = 0.0,
     ):
+        self._past = partial(History, history, interval)
+        self._history: History[tuple[Any, ...]] = self._past()
         self.cameras, self.layout = check_cameras(cameras), layout
         self._node, self._receive = node, receive
         self._frozen = FrozenWatch()
@@ -90,6 +97,7 @@ class Inputs:
     def reset(self) -> None:
         self._synchroniser.reset()
         self._frozen = FrozenWatch()
+        self._history = self._past()
         self._begun = time.monotonic()
 
     def _put(self, name: str, message: Any) -> None:
@@ -99,7 +107,9 @@ class Inputs:
         if found is not None:
             by_name = dict(zip(self._synchroniser.names, found, strict=True))
             images = tuple(by_name[c] for c in self.cameras)
-            self._receive(View(images, by_name.get(POSE), by_name.get(JOINTS), now))
+            lead = 1e-9 * Time.from_msg(images[0].header.stamp).nanoseconds
+            past = tuple(self._history.put(lead, images))
+            self._receive(View(images, by_name.get(POSE), by_name.get(JOINTS), now, past))
 
     def missing(self, patience: float = 1.0) -> str:
         """What is missing or late, in words; empty: nothing."""
@@ -115,16 +125,21 @@ class Inputs:
         """
         stamp = 1e-9 * Time.from_msg(view.header.stamp).nanoseconds
         images: dict[str, np.ndarray] = {}
-        for name, message in zip(self.cameras, view.images, strict=True):
-            try:
-                images[name] = self._decode(message)
-            except ObservationError as error:
-                if len(self.cameras) == 1:
-                    raise
-                raise ObservationError(f"{name}: {error.problem}", error.remedy) from None
-            if most_same:
-                self._frozen.check(name, message.data, view.arrived, most_same)
+        for ago, seen in enumerate((view.images, *view.past)):
+            for name, message in zip(self.cameras, seen, strict=True):
+                key = f"{name}-{ago}" if ago else name
+                images[key] = self._picture(key, message)
+                if most_same and not ago:
+                    self._frozen.check(name, message.data, view.arrived, most_same)
         return Observation(images, text, self._state(view), stamp)
+
+    def _picture(self, name: str, message: Image | CompressedImage) -> np.ndarray:
+        try:
+            return self._decode(message)
+        except ObservationError as error:
+            if len(self.cameras) == 1:
+                raise
+            raise ObservationError(f"{name}: {error.problem}", error.remedy) from None
 
     def _state(self, view: View) -> np.ndarray | None:
         if not len(self.layout):
