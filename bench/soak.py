@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """The closed loop in real time for an hour: what grows, what is missed, what is left behind.
 
-    python bench/soak.py [--minutes 60] [--task Stack_D2] [--job-every 120] [--json]
+    python bench/soak.py [--minutes 60] [--task Stack_D2] [--job-every 120] [--swap-every 300]
 
 Simulation, inference, command and training node, a process each. The simulation executes the
 chunks in real time; the command node, enabled, makes commands of the same ones. Every so often a
-job is started and cancelled. Sampled every 5 s: resident memory, threads and open files of each.
+job is started and cancelled, and the model is loaded anew and takes over. Sampled every 5 s:
+resident memory, threads and open files of each.
 Growth: the median of the last tenth of the samples less that of the first tenth after warm-up.
 A missed command period: a gap in the stamps of the commands. Exit status 1 beyond 20 MB
 of growth in one process, 1 % of the periods missed, or with a thread or job left behind.
@@ -31,7 +32,7 @@ from std_srvs.srv import SetBool
 
 from vla_inference.ros import qos
 from vla_msgs.msg import CommandStatus, InferenceStatus, JobStatus
-from vla_msgs.srv import CancelJob, StartJob
+from vla_msgs.srv import CancelJob, LoadModel, StartJob
 from vla_sim_bridge.cli import find_model
 
 EVERY = 5.0  # seconds between samples
@@ -73,6 +74,7 @@ def descendants(pid: int) -> int:
 class Soak:
     def __init__(self, args: argparse.Namespace, folder: Path):
         self.args, self.folder = args, folder
+        self.model = Path(find_model(None)).resolve()
         domain = 1 + (os.getpid() + 20) % 100
         self.environment = {
             **os.environ, "ROS_DOMAIN_ID": str(domain),
@@ -90,11 +92,12 @@ class Soak:
         make(JobStatus, "training/status", self.hear_job, qos.LATCHED)
         self.enabler = self.node.create_client(SetBool, "command/enable")
         self.starter = self.node.create_client(StartJob, "training/start")
+        self.loader = self.node.create_client(LoadModel, "inference/load_model")
         self.canceller = self.node.create_client(CancelJob, "training/cancel")
         self.command, self.inference = CommandStatus(), InferenceStatus()
         self.last_job = "", ""
         self.last = None  # stamp of the last command [s]
-        self.periods = self.missed = self.jobs = self.left = 0
+        self.periods = self.missed = self.jobs = self.left = self.swaps = 0
         self.processes = {name: self.start(name) for name in ("sim", "model", "command", "jobs")}
 
     def start(self, name: str) -> subprocess.Popen:
@@ -106,7 +109,9 @@ class Soak:
                 "record_episodes": 0, "lock_step": False, "summary": False,
                 "output": str(self.folder / "sim"),
             }),
-            "model": ("vla_inference.inference_node", {"model": str(find_model(None))}),
+            "model": ("vla_inference.inference_node", {
+                "model": str(self.model), "model_root": str(self.model.parent),
+            }),
             "command": ("vla_inference.command_node", {"command_rate": 1 / PERIOD}),
             "jobs": ("vla_training.training_node", {"root": str(jobs)}),
         }[name]  # fmt: skip
@@ -172,6 +177,13 @@ class Soak:
         self.spin(1.0)
         self.left = max(self.left, descendants(self.processes["jobs"].pid))
 
+    def swap(self) -> None:
+        """Another copy of the model takes over."""
+        answer = self.call(self.loader, LoadModel.Request(model=self.model.name))
+        if answer is None or not answer.success:
+            raise SystemExit(f"the model was not changed: {answer and answer.message}")
+        self.swaps += 1
+
     def run(self) -> dict:
         begun = time.monotonic()
         while not self.inference.processed:
@@ -179,6 +191,7 @@ class Soak:
             self.spin(0.5)
         begun = time.monotonic()
         end, next_job = begun + 60 * self.args.minutes, begun + self.args.job_every
+        next_swap = begun + self.args.swap_every
         samples: list[tuple[float, dict]] = []
         while time.monotonic() < end:
             self.alive(begun, float("inf"))
@@ -186,6 +199,9 @@ class Soak:
             if self.args.job_every and time.monotonic() > next_job:
                 self.job()
                 next_job += self.args.job_every
+            if self.args.swap_every and time.monotonic() > next_swap:
+                self.swap()
+                next_swap += self.args.swap_every
             due = begun + EVERY * (len(samples) + 1)
             self.spin(max(0.1, due - time.monotonic()))
             at = time.monotonic() - begun
@@ -225,6 +241,7 @@ class Soak:
             "stops": {k: int(n) for k, n in stops.items()},
             "jobs": self.jobs,
             "job_processes_left": self.left,
+            "model_changes": self.swaps,
             "episodes": sim.get("episodes"),
             "sim_real_time": sim.get("real_time"),
             "model_rate": round(self.inference.rate, 2),
@@ -276,6 +293,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--task", default="Stack_D2")
     parser.add_argument("--job-every", type=float, default=120.0, help="seconds; 0: no jobs")
+    parser.add_argument("--swap-every", type=float, default=300.0, help="seconds; 0: never")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="vla_soak_", ignore_cleanup_errors=True) as folder:
