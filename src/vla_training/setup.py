@@ -16,20 +16,29 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", ["resource/" + PACKAGE]),
         ("share/" + PACKAGE, ["package.xml"]),
-        ("share/" + PACKAGE + "/launch", ["launch/training.launch.xml"]),
-        ("share/" + PACKAGE + "/config", ["config/training.yaml"]),
+        (
+            "share/" + PACKAGE + "/launch",
+            ["launch/bag_validation.launch.xml", "launch/training.launch.xml"],
+        ),
+        ("share/" + PACKAGE + "/config", ["config/bags.yaml", "config/training.yaml"]),
     ],
     zip_safe=False,
     entry_points={
         "console_scripts": [
             "evaluate = vla_training.cli_eval:main",
+            "record_node = vla_training.record_node:main",
             "training_node = vla_training.training_node:main",
+            "validation_node = vla_training.validation_node:main",
         ],
         "vla.verbs": [
             "convert = vla_training.cli_convert:convert",
             "data = vla_training.cli_data:data",
             "eval = vla_training.cli_eval:evaluate",
+            "finetune = vla_training.cli_finetune:finetune",
+            "merge = vla_training.cli_finetune:merge",
+            "record = vla_training.cli_record:record",
             "train = vla_training.cli:train",
+            "validate = vla_training.cli_validate:validate",
         ],
     },
 )

@@ -7,6 +7,8 @@ import html
 import io
 import json
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -37,12 +39,26 @@ def write_statistics(path: Path, statistics: dict[str, Any]) -> Path:
     return write_whole(path, text.encode())
 
 
-def write_report(folder: Path, evaluation: Evaluation, statistics: dict[str, Any]) -> Path:
+@dataclass(frozen=True)
+class Extra:
+    """What a page holds beside an evaluation's figures.
+
+    rows: name and value, in the table of figures. sections: HTML, at the end.
+    """
+
+    title: str = "offline evaluation"
+    rows: Sequence[tuple[str, str]] = ()
+    sections: str = ""
+
+
+def write_report(
+    folder: Path, evaluation: Evaluation, statistics: dict[str, Any], extra: Extra = Extra()
+) -> Path:
     """evaluation.json, actions.png and report.html, which needs neither of the others."""
     plot = draw_actions(evaluation)
     write_statistics(folder / STATISTICS, statistics)
     write_whole(folder / PLOT, plot)
-    return write_whole(folder / PAGE_NAME, page(evaluation, statistics, plot).encode())
+    return write_whole(folder / PAGE_NAME, page(evaluation, statistics, plot, extra).encode())
 
 
 # -- the plot ---------------------------------------------------------------------------------
@@ -135,7 +151,7 @@ raw</p>
 <th class="n">95 %</th><th class="n">largest</th><th>unit</th></tr>$dimensions</table>
 <h2>True and predicted actions</h2><img src="data:image/png;base64,$plot" alt="actions">
 <h2>Latency</h2>$latency
-</body></html>
+$sections</body></html>
 """)
 
 
@@ -172,19 +188,21 @@ def summary_rows(statistics: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def page(evaluation: Evaluation, statistics: dict[str, Any], plot: bytes) -> str:
+def page(
+    evaluation: Evaluation, statistics: dict[str, Any], plot: bytes, extra: Extra = Extra()
+) -> str:
     escape, mean = html.escape, statistics["mean"]
     warnings = [*statistics["notes"]]
     if not statistics["complete"]:
         warnings.insert(0, "Incomplete: the evaluation was stopped")
     return PAGE.substitute(
-        title=escape(f"{evaluation.model} on {evaluation.dataset}: offline evaluation"),
+        title=escape(f"{evaluation.model} on {evaluation.dataset}: {extra.title}"),
         subtitle=escape(f"action space {evaluation.action_space}; rotation as "
                         f"{evaluation.spec.rotation} in the {evaluation.spec.frame} frame"),
         warnings="".join(f'<p class="warn">{escape(w)}</p>' for w in warnings),
         headline=f"{100 * mean['accuracy_clipped']:.1f} % · {100 * mean['accuracy']:.1f} %",
         summary="".join(f"<tr><th>{escape(n)}</th><td>{escape(v)}</td></tr>"
-                        for n, v in summary_rows(statistics)),
+                        for n, v in [*summary_rows(statistics), *extra.rows]),
         dimensions="".join(
             f"<tr><td>{escape(d['name'])}</td>"
             + "".join(f'<td class="n">{d[k]:.3g}</td>' for k in ("mean", "median", "p95", "max"))
@@ -193,4 +211,5 @@ def page(evaluation: Evaluation, statistics: dict[str, Any], plot: bytes) -> str
         ),
         plot=base64.b64encode(plot).decode(),
         latency=histogram([1e3 * v for v in statistics["latency"]]),
+        sections=extra.sections,
     )  # fmt: skip

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vla_inference.errors import DataError, VlaError
-from vla_inference.types import Episode, Observation, Step
+from vla_inference.types import ActionSpec, Episode, Observation, Step
+from vla_training.datasets.action_form import (
+    ANGLES,
+    convert_rotation,
+    is_eef_delta,
+    with_rotation,
+)
 from vla_training.datasets.bag_actions import Chunk
 from vla_training.datasets.bag_episodes import BagEpisode, BagReading, read_bag
 from vla_training.datasets.bag_file import BagFile, find_bags
 from vla_training.datasets.bag_streams import decode_image, header_stamp
 from vla_training.datasets.bag_topics import BagOptions, read_about
+from vla_training.datasets.bag_types import JOINTS, POSE, TWIST
 from vla_training.datasets.base import EpisodeSet
 
-OPTIONS = tuple(f.name for f in fields(BagOptions))
+CONTINUOUS = (TWIST, POSE, JOINTS)
 
 
 class BagSet(EpisodeSet):
@@ -51,7 +58,8 @@ class BagSet(EpisodeSet):
         if not self._where:
             raise troubles[0] if troubles else DataError(f"{self.path} holds no episode")
         self.notes += [f"left out: {error.problem}" for error in troubles]
-        self.spec = self._reading(self._where[0][0]).spec
+        self._stored = self._read_first()
+        self.spec = self._stored
         self.name = self._files[0].custom.get("dataset", self.name)
 
     def _take(self, path: Path) -> None:
@@ -69,17 +77,34 @@ class BagSet(EpisodeSet):
         self.notes += [prefix + note for note in reading.notes]
         return reading
 
+    def _read_first(self) -> ActionSpec:
+        self._stored: ActionSpec | None = None
+        return self._reading(self._where[0][0]).spec
+
     def _reading(self, number: int) -> BagReading:
         reading = self._readings[number]
         if reading is None:
             reading = self._readings[number] = self._read(self._files[number])
-        if hasattr(self, "spec") and reading.spec != self.spec:
+        if self._stored is not None and not _alike(reading.spec, self._stored):
             raise DataError(
                 f"{self._files[number].path}: its actions are of another kind than those of "
-                f"{self._files[self._where[0][0]].path} ({reading.spec} and {self.spec})",
+                f"{self._files[self._where[0][0]].path} ({reading.spec} and {self._stored})",
                 "read bags of one kind at a time",
             )
         return reading
+
+    def read_as(self, spec: ActionSpec) -> None:
+        """Give actions as a model of this spec does: with its convention of rotations, and, where
+        they are velocities or poses, over its length of a step."""
+        kind = self._files[0].topics[self._reading(self._where[0][0]).topics.action].type
+        if kind in CONTINUOUS and abs(self.spec.dt - spec.dt) > 1e-3 * spec.dt:
+            self.options = replace(self.options, step_length=spec.dt)
+            self._readings = [None] * len(self._readings)
+            self.notes.clear()
+            self._stored = self._read_first()
+        self.spec = self._stored
+        if is_eef_delta(self.spec) and is_eef_delta(spec) and spec.rotation in ANGLES:
+            self.spec = with_rotation(self.spec, spec.rotation)
 
     def read_all(self) -> None:
         """Read every bag, so that `notes` are complete; those without a step are left out."""
@@ -104,11 +129,22 @@ class BagSet(EpisodeSet):
         return self._files[self._where[self.check_index(index)][0]].path
 
     def actions(self, index: int) -> np.ndarray:
-        return self.episode(index).actions
+        return convert_rotation(self.episode(index).actions, self._stored, self.spec)
 
     def chunks(self, index: int) -> list[Chunk] | None:
         """The recorded chunk of each step, where chunks were recorded."""
         return self.episode(index).chunks
+
+    def left_out(self) -> list[str]:
+        return sorted(
+            {
+                topic
+                for file, reading in zip(self._files, self._readings, strict=True)
+                if reading is not None
+                for topic in set(file.topics)
+                - {*reading.topics.cameras.values(), *reading.topics.small}
+            }
+        )
 
     def cameras(self) -> list[str]:
         return list(self._reading(self._where[0][0]).topics.cameras)
@@ -116,7 +152,7 @@ class BagSet(EpisodeSet):
     def __getitem__(self, index: int) -> Episode:
         number, inner = self._where[self.check_index(index)]
         file, reading = self._files[number], self._reading(number)
-        found = reading.episodes[inner]
+        found, actions = reading.episodes[inner], self.actions(index)
         encoded = {
             camera: file.reading(
                 lambda topic=topic, camera=camera: _pictures(file, topic, found.pictures[camera])
@@ -134,7 +170,7 @@ class BagSet(EpisodeSet):
                     None if found.states is None else found.states[t].astype(np.float32),
                     float(found.stamps[t]) / 1e9,
                 ),
-                found.actions[t].astype(np.float32),
+                actions[t].astype(np.float32),
                 float(found.rewards[t]),
                 bool(found.flags[t] & 1) if found.flags is not None else t == 0,
                 bool(found.flags[t] & 2) if found.flags is not None else t == last,
@@ -144,6 +180,11 @@ class BagSet(EpisodeSet):
             for t in range(len(found))
         ]  # fmt: skip
         return Episode(steps, self.spec, dict(found.metadata))
+
+
+def _alike(one: ActionSpec, other: ActionSpec) -> bool:
+    """The usual time between pictures differs a little from bag to bag."""
+    return replace(one, dt=other.dt) == other and abs(one.dt - other.dt) <= 0.05 * other.dt
 
 
 def _pictures(file: BagFile, topic: str, keys: np.ndarray) -> list[Any]:

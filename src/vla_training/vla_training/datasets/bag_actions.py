@@ -107,12 +107,13 @@ def step_length(times: np.ndarray, fallback: float = 0.05) -> float:
 
 def episode_actions(
     kind: str, stream: Stream, times: np.ndarray, tolerance: int, frame: str,
-    about: dict[str, Any],
+    about: dict[str, Any], length: float | None = None,
 ) -> Actions:  # fmt: skip
     """Actions of the pictures at `times` (sorted, ns, on the stream's clock).
 
     tolerance: ns. frame: axes where the messages name neither "base" nor "tool".
-    about: our writer's remarks on the spec. Raises DataError.
+    about: our writer's remarks on the spec. length: of a step where actions are velocities or
+    poses, s; None: up to the next picture. Raises DataError.
     """
     if kind in (CHUNK, EEF_DELTA):
         return _from_chunks(kind, stream, times, tolerance, frame)
@@ -124,8 +125,11 @@ def episode_actions(
             )
         spec = spec_from_json(about["spec"], "the bag's metadata")
         return _from_arrays(stream, times, tolerance, spec)
-    length = step_length(times, about.get("spec", {}).get("dt", 0.05))
-    ends = np.append(times[1:], times[-1:] + round(length * NS))
+    if length is None:
+        length = step_length(times, about.get("spec", {}).get("dt", 0.05))
+        ends = np.append(times[1:], times[-1:] + round(length * NS))
+    else:
+        ends = times + round(length * NS)
     notes = []
     if kind == JOINTS:
         frame_id = frame

@@ -167,7 +167,7 @@ class _Cutter:
         times = stamps if both else logs
         found = episode_actions(
             kind, poses if kind == JOINTS else stream, times, self.tolerance,
-            self.options.frame, self.topics.about,
+            self.options.frame, self.topics.about, self.options.step_length,
         )  # fmt: skip
         self.missing.update(found.missing)
         for note in found.notes:

@@ -41,6 +41,8 @@ class BagOptions:
     tolerance: seconds by which stamps that belong together may differ.
     episode_gap: seconds without a picture that end an episode, where no EpisodeStatus does.
     frame: axes of deltas whose messages name neither "base" nor "tool".
+    step_length: seconds a step lasts where actions are velocities or poses; to the next picture,
+        if left out.
     gripper_range: what the gripper's topic says for closed and open.
     robot_model, robot_tip, gripper_joint: see `bag_joints.py`.
     """
@@ -53,6 +55,7 @@ class BagOptions:
     tolerance: float = 0.05
     episode_gap: float = 5.0
     frame: str = "base"
+    step_length: float | None = None
     gripper_range: tuple[float, float] = (0.0, 1.0)
     robot_model: str | None = None
     robot_tip: str | None = None
@@ -64,6 +67,8 @@ class BagOptions:
                 f"tolerance is {self.tolerance}, episode gap {self.episode_gap}",
                 "give seconds: at least 0, above 0",
             )
+        if self.step_length is not None and not self.step_length > 0:
+            raise DataError(f"a step of {self.step_length} s", "give more than 0")
         if self.frame not in ("base", "tool"):
             raise DataError(f"unknown frame {self.frame!r}", "use base or tool")
         if self.gripper_range[0] == self.gripper_range[1]:

@@ -142,8 +142,8 @@ READERS = {
         Reader("lerobot", "vla_training.datasets.lerobot:LerobotSet", _is_lerobot),
         Reader("bag", "vla_training.datasets.bag:BagSet", _is_bag,
                ("image_topic", "action_topic", "instruction_topic", "state_topic",
-                "gripper_topic", "tolerance", "episode_gap", "frame", "gripper_range",
-                "robot_model", "robot_tip", "gripper_joint")),
+                "gripper_topic", "tolerance", "episode_gap", "frame", "step_length",
+                "gripper_range", "robot_model", "robot_tip", "gripper_joint")),
     )
 }  # fmt: skip
 

@@ -1,0 +1,272 @@
+"""What is published, sorted into bags: one for each episode. No ROS in here; time is passed in.
+
+Messages of different topics come in any order. Those with a stamp go to the episode in which they
+were made, however late they come; a bag is closed `GRACE` seconds after its episode has ended.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_inference.errors import DataError, VlaError
+from vla_training.datasets import bag_types as types
+from vla_training.datasets.bag_streams import NS, decode_image, header_stamp
+from vla_training.datasets.bag_topics import camera_name
+from vla_training.datasets.bag_writer import STORAGES, EpisodeBag
+from vla_training.datasets.pictures import encode_picture
+
+GRACE = 1.0  # s
+MOST_PENDING = 500  # messages kept between two episodes
+SPLITS = ("status", "service", "off")
+KEPT = ("png", "jpeg", "raw")
+LOSSLESS = ("rgb8", "bgr8", "mono8", "rgba8", "bgra8")  # what three channels of PNG can hold
+STAMPED = (types.IMAGE, types.COMPRESSED, types.CHUNK, types.EPISODE, types.TWIST, types.POSE,
+           types.JOINTS)  # fmt: skip
+UNFINISHED = "unfinished"
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A message as it came. role: "image", "action", "instruction", "episode" or ""."""
+
+    role: str
+    topic: str
+    type: str
+    log: int
+    data: bytes
+    latched: bool = False
+
+    @property
+    def stamp(self) -> int:
+        """ns; 0 where it has none."""
+        return header_stamp(self.data) if self.type in STAMPED else 0
+
+
+@dataclass
+class _Open:
+    """An episode's bag. begin, end: first and last stamp."""
+
+    bag: EpisodeBag
+    name: str
+    begin: int
+    end: int | None = None
+    deadline: int = 0
+    step: int = 0
+    topics: dict[str, str] = field(default_factory=dict)
+    cameras: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class Recording:
+    """split: an episode by EpisodeStatus ("status"), by `begin` and `end` ("service"), or all in
+    one bag ("off"). pictures: raw ones as PNG (lossless), JPEG, or as they are.
+    saved: told (path, episode's metadata, messages by topic) of each bag that is complete.
+
+    Raises DataError where nothing can be written.
+    """
+
+    def __init__(
+        self, folder: Path, storage: str = "mcap", pictures: str = "png", split: str = "status",
+        saved: Callable[[Path, dict[str, Any], dict[str, int]], None] = lambda *_: None,
+    ):  # fmt: skip
+        known_values = {
+            "storage": (storage, tuple(STORAGES)),
+            "pictures": (pictures, KEPT),
+            "split": (split, SPLITS),
+        }
+        for what, (value, known) in known_values.items():
+            if value not in known:
+                raise VlaError(f"unknown {what} {value!r}", f"use {', '.join(known)}")
+        self.folder, self.storage, self.pictures, self.split = folder, storage, pictures, split
+        self.saved, self.count = saved, 0
+        self.store = types.our_types()
+        self._place = folder / f".recording-{os.getpid()}"
+        try:
+            self._place.mkdir(parents=True)
+        except OSError as error:
+            raise DataError(
+                f"cannot write into {folder} ({error.strerror})", "choose another --output"
+            ) from error
+        used = [int(p.name[8:]) for p in folder.glob("episode_*") if p.name[8:].isdigit()]
+        self._next = max(used, default=-1) + 1
+        self._current: _Open | None = None
+        self._closing: _Open | None = None
+        self._pending: deque[Heard] = deque(maxlen=MOST_PENDING)
+        self._instruction: Heard | None = None
+        self._ended = 0  # stamp at which the last episode ended
+        self.late = 0  # messages that belong to no episode
+
+    @property
+    def left_behind(self) -> list[Path]:
+        """What killed recorders left: bags that were not closed, but can be read."""
+        found = []
+        for place in sorted(self.folder.glob(".recording-*")):
+            pid = place.name.rsplit("-", 1)[1]
+            if place != self._place and pid.isdigit() and not Path("/proc", pid).exists():
+                found += sorted(place.iterdir())
+        return found
+
+    @property
+    def recording(self) -> bool:
+        return self._current is not None
+
+    # -- what comes in ------------------------------------------------------------------------
+
+    def hear(self, message: Heard) -> None:
+        if message.role == "instruction":
+            self._instruction = message
+        if self.split == "off" and self._current is None:
+            self._begin(message.log, 0)
+        if message.role == "episode" and self.split == "status":
+            self._follow(message)
+        else:
+            self._file(message)
+        self.tick(message.log)
+
+    def _follow(self, message: Heard) -> None:
+        """An EpisodeStatus: may begin or end an episode."""
+        status = self.store.deserialize_cdr(message.data, types.EPISODE)
+        stamp, current = message.stamp, self._current
+        if current is not None and status.step == 0 and not status.done and current.step > 0:
+            self._end(stamp - 1, message.log)  # its end was not heard
+            current = None
+        if current is None and not status.done:
+            # with a step above 0 the recording begins in the middle
+            self._begin(message.log, stamp if status.step == 0 else self._ended + 1)
+            current = self._current
+        if current is None:
+            return
+        current.step = int(status.step)
+        current.metadata = {
+            "task": status.task, "seed": int(status.seed), "episode_index": int(status.index),
+            "outcome": status.outcome if status.done else UNFINISHED,
+            "success": bool(status.success), "instruction": status.instruction,
+        }  # fmt: skip
+        self._write(current, message)
+        if status.done:
+            self._end(stamp, message.log)
+
+    def _file(self, message: Heard) -> None:
+        """Into the bag of the episode it belongs to."""
+        stamp, current, closing = message.stamp, self._current, self._closing
+        if current is not None and (not stamp or stamp >= current.begin):
+            self._write(current, message)
+        elif closing is not None and stamp <= (closing.end or 0):
+            self._write(closing, message)
+        elif current is None:
+            self._pending.append(message)
+        else:
+            self.late += 1
+
+    # -- episodes -----------------------------------------------------------------------------
+
+    def begin(self, now: int) -> str:
+        """By hand; returns the bag's name."""
+        if self._current is not None:
+            raise VlaError(f"{self._current.name} is being recorded", "end it first")
+        self._pending.clear()
+        return self._begin(now, now).name
+
+    def end(self, now: int, outcome: str = "") -> None:
+        if self._current is None:
+            raise VlaError("nothing is being recorded", "begin an episode first")
+        self._current.metadata.setdefault("outcome", outcome or UNFINISHED)
+        self._end(now, now)
+
+    def _begin(self, now: int, stamp: int) -> _Open:
+        name = f"episode_{self._next:06d}"
+        self._next += 1
+        self._current = _Open(EpisodeBag(self._place / name, self.storage), name, stamp)
+        if self._instruction is not None:
+            told = self._instruction
+            self._write(
+                self._current, Heard(told.role, told.topic, told.type, now, told.data, True)
+            )
+        for message in list(self._pending):
+            belongs = not message.stamp or message.stamp >= stamp
+            if belongs and message.role != "instruction":
+                self._write(self._current, message)
+        self._pending.clear()
+        return self._current
+
+    def _end(self, stamp: int, now: int) -> None:
+        if self._closing is not None:
+            self._close(self._closing)
+        self._closing, self._current = self._current, None
+        self._closing.end, self._closing.deadline = stamp, now + round(GRACE * NS)
+        self._ended = stamp
+
+    def tick(self, now: int) -> None:
+        """Close what is due."""
+        if self._closing is not None and now >= self._closing.deadline:
+            closing, self._closing = self._closing, None
+            self._close(closing)
+
+    def close(self) -> None:
+        """All bags; an episode that goes on is kept as unfinished."""
+        for bag in (self._closing, self._current):
+            if bag is not None:
+                bag.metadata.setdefault("outcome", UNFINISHED)
+                self._close(bag)
+        self._closing = self._current = None
+        shutil.rmtree(self._place, ignore_errors=True)
+
+    def _close(self, done: _Open) -> None:
+        if "action" not in done.topics and not done.cameras:
+            done.bag.abort()  # nothing but words
+            return
+        about = {
+            "episodes": 1, "topics": {"cameras": done.cameras, **done.topics},
+            "metadata": done.metadata,
+        }  # fmt: skip
+        readable = {
+            "instruction": str(done.metadata.get("instruction", "")),
+            "outcome": str(done.metadata.get("outcome", "")),
+        }
+        counts = dict(done.bag.messages)
+        done.bag.close(about, readable)
+        path = self.folder / done.name
+        os.rename(done.bag.path, path)
+        self.count += 1
+        self.saved(path, done.metadata, counts)
+
+    # -- messages -----------------------------------------------------------------------------
+
+    def _write(self, into: _Open, message: Heard) -> None:
+        topic, kind, data = message.topic, message.type, message.data
+        if message.role == "image":
+            if kind == types.IMAGE and self.pictures != "raw":
+                topic, kind, data = self._compress(message)
+            frame = _frame_id(message.data)
+            name = frame.removesuffix("_optical") if frame.endswith("_optical") else ""
+            into.cameras.setdefault(name or camera_name(topic), topic)
+        elif message.role in ("action", "instruction"):
+            into.topics[message.role] = topic
+        into.bag.write(topic, kind, message.log, data, latched=message.latched)
+
+    def _compress(self, message: Heard) -> tuple[str, str, bytes | memoryview]:
+        image = self.store.deserialize_cdr(message.data, types.IMAGE)
+        if image.encoding not in LOSSLESS:
+            return message.topic, message.type, message.data
+        picture = decode_image(types.IMAGE, image, message.topic)
+        packed = self.store.types[types.COMPRESSED](
+            header=image.header, format=f"rgb8; {self.pictures} compressed bgr8",
+            data=np.frombuffer(encode_picture(picture, self.pictures), np.uint8),
+        )  # fmt: skip
+        data = self.store.serialize_cdr(packed, types.COMPRESSED)
+        return f"{message.topic}/compressed", types.COMPRESSED, data
+
+
+def _frame_id(data: bytes) -> str:
+    """That of a message that begins with a header."""
+    order = "little" if data[1] & 1 else "big"
+    length = int.from_bytes(data[12:16], order)
+    return data[16 : 16 + max(0, length - 1)].decode("utf-8", "replace")
