@@ -278,11 +278,15 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     config: ModelConfig | None = None,
+    leave_out: tuple[str, ...] = (),
 ) -> VLA:
     """Build the model a folder describes and fill it, one tensor at a time.
 
     Missing, unexpected and misshapen tensors are named before anything is read; nothing is
     filled in silently.
+
+    leave_out: beginnings of the names of tensors that stay on "meta", because compiled parts
+        (`engines.left_out`) take their places.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -298,6 +302,8 @@ def load_model(
         if UNUSED.search(key) or any(key.startswith(s) for s in skipped):
             return False
         expected = wanted.pop(key, None)
+        if key.startswith(leave_out):
+            return False
         if expected is None:
             problems.append(f"{key} is not part of the model ({path.name})")
         elif expected != shape:

@@ -14,7 +14,7 @@ import torch
 
 from vla_inference.actions import ActionTokens, Normalisation, find_statistics, unit_statistics
 from vla_inference.checkpoint import load_config, load_model, load_tokenizer
-from vla_inference.engines import Engine, make_engine
+from vla_inference.engines import Engine, left_out, make_engine
 from vla_inference.errors import CheckpointError, ObservationError, VlaError
 from vla_inference.hub import resolve
 from vla_inference.model import VLA, ModelConfig
@@ -133,6 +133,7 @@ class Policy:
         revision: str | None = None,
         overrides: Mapping[str, Any] | None = None,
         engine: str = "plain",
+        vision: str = "",
     ) -> Policy:
         """Load a checkpoint: a folder, or a Hugging Face Hub id like `openvla/openvla-7b`.
 
@@ -141,8 +142,10 @@ class Policy:
         revision: branch, tag or commit of a Hub id.
         overrides: keys of config.json that win over the file's, such as {"center_crop": True} or
             {"action_head": {"num_images": 1}}; `vla.json` beside config.json does the same.
-        engine: how the model is run, by name (`engines.ENGINES`): "plain", "torch", ...
+        engine: how the model is run, by name (`engines.ENGINES`): "plain", "torch", "tvm:FOLDER".
+        vision: "onnx:FOLDER" or "tensorrt:FOLDER" for the vision towers; "" for the engine's own.
         """
+        leave_out = left_out(engine, vision)
         folder = resolve(path_or_id, revision)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -163,8 +166,9 @@ class Policy:
                 f"{folder / 'tokenizer.json'} has {words} tokens, the model {rows} embeddings",
                 "the two must come from one training run",
             )
-        model = load_model(folder, device, DTYPES[dtype], config)
-        return cls(model, tokenizer, device, DTYPES[dtype], checkpoint_name(folder), engine)
+        model = load_model(folder, device, DTYPES[dtype], config, leave_out)
+        run_by = make_engine(engine, model, vision=vision, checkpoint=folder)
+        return cls(model, tokenizer, device, DTYPES[dtype], checkpoint_name(folder), run_by)
 
     # -- what the actions mean ----------------------------------------------------------------
 

@@ -7,6 +7,7 @@ an `Engine`. It is imported only when it is asked for.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 from vla_inference.engines.base import Engine, Language, Vision
@@ -16,21 +17,72 @@ from vla_inference.model import VLA
 ENGINES = {
     "plain": "vla_inference.engines.base:Engine",
     "torch": "vla_inference.engines.fast:make",
+    "tvm": "vla_inference.engines.tvm_engine:make",
+    "mlc": "vla_inference.engines.mlc_engine:make",
 }
 # What may take the place of the engine's own vision towers and projector.
-VISIONS: dict[str, str] = {}
+VISIONS = {
+    "onnx": "vla_inference.engines.onnx_vision:make",
+    "tensorrt": "vla_inference.engines.tensorrt_vision:make",
+}
+# Parts of the model that are compiled, and the tensors that nobody needs to load then.
+COMPILED = {
+    "tvm": ("language_model.model.layers.", "language_model.model.norm."),
+    "mlc": ("language_model.model.layers.", "language_model.model.norm."),
+    "onnx": ("vision_backbone.", "projector."),
+    "tensorrt": ("vision_backbone.", "projector."),
+}
 
 
-def make_engine(name: str, model: VLA, **options: Any) -> Engine:
-    """The engine of that name around a model; an unknown one lists what there is."""
-    return _find(ENGINES, name, "engine")(model, **options)
+def make_engine(
+    name: str,
+    model: VLA,
+    *,
+    vision: str = "",
+    checkpoint: str | os.PathLike | None = None,
+    **options: Any,
+) -> Engine:
+    """The engine of that name around a model; an unknown one lists what there is.
+
+    name: of a compiled one with its folder, "tvm:FOLDER".
+    vision: "onnx:FOLDER" or "tensorrt:FOLDER" for the towers and the projector, "" for the
+        engine's own.
+    checkpoint: folder of the model's weights, which compiled parts must have been made from.
+    """
+    kind, folder = _split(name, ENGINES, "engine")
+    if kind in COMPILED:
+        options |= {"folder": folder, "checkpoint": checkpoint}
+    if vision:
+        part, where = _split(vision, VISIONS, "vision")
+        options["vision"] = _find(VISIONS, part)(model, where, checkpoint)
+    return _find(ENGINES, kind)(model, **options)
 
 
-def _find(known: dict[str, str], name: str, what: str):
-    if name not in known:
-        raise VlaError(f"there is no {what} {name!r}", f"known: {', '.join(known)}")
-    module, function = known[name].split(":")
+def left_out(name: str, vision: str = "") -> tuple[str, ...]:
+    """Beginnings of the names of tensors that these compiled parts take the places of."""
+    kinds = [_split(name, ENGINES, "engine")[0]]
+    kinds += [_split(vision, VISIONS, "vision")[0]] if vision else []
+    return tuple(prefix for kind in kinds for prefix in COMPILED.get(kind, ()))
+
+
+def _split(name: str, known: dict[str, str], what: str) -> tuple[str, str]:
+    """ "tvm:FOLDER" -> its parts, checked."""
+    kind, _, folder = name.partition(":")
+    if kind not in known:
+        raise VlaError(f"there is no {what} {kind!r}", f"known: {', '.join(known)}")
+    if kind in COMPILED and not folder:
+        raise VlaError(
+            f"{what} {kind!r} needs a compiled folder",
+            f"say {kind}:FOLDER; `vla compile --engine {kind}` makes one",
+        )
+    if folder and kind not in COMPILED:
+        raise VlaError(f"{what} {kind!r} takes no folder", f"say {kind}")
+    return kind, folder
+
+
+def _find(known: dict[str, str], kind: str):
+    module, function = known[kind].split(":")
     return getattr(importlib.import_module(module), function)
 
 
-__all__ = ["ENGINES", "VISIONS", "Engine", "Language", "Vision", "make_engine"]
+__all__ = ["ENGINES", "VISIONS", "Engine", "Language", "Vision", "left_out", "make_engine"]

@@ -107,11 +107,12 @@ def check_free(folder: Path, overwrite: bool) -> None:
         raise VlaError(f"{folder} is no compiled folder", "it is left alone: choose another")
 
 
-def write_record(folder: Path, record: Mapping[str, Any], files: Iterable[str]) -> None:
+def write_record(folder: Path, record: Mapping[str, Any], files: Iterable[str]) -> dict[str, Any]:
     """engine.json: `record` and the lengths of `files`, by which a truncated one is found."""
     sizes = {name: (folder / name).stat().st_size for name in files}
     content = {"format": FORMAT, **record, "files": sizes}
     (folder / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return content
 
 
 def read_record(folder: str | os.PathLike, engine: str) -> dict[str, Any]:

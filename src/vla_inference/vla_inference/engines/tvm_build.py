@@ -81,28 +81,28 @@ def add_cache(
     return builder.finalize()
 
 
-def build(
-    model: nn.Module,
-    c: LlamaConfig,
-    dtype: str,
-    target: tvm.target.Target,
-    library: Path,
-    linker: str | None = None,
-) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Compile `model` (its `spec()` says which functions) into `library`.
+Parameters = dict[str, tuple[tuple[int, ...], str]]  # name -> shape, dtype; in the library's order
 
-    library: *.so, linked by `linker`, a C++ compiler for the host; or *.tar of its objects.
-    Returns the parameters the functions take: name -> shape, dtype; in that order.
-    """
+
+def lower(
+    model: nn.Module, c: LlamaConfig, dtype: str, target: tvm.target.Target
+) -> tuple[tvm.IRModule, Parameters]:
+    """The functions of `model.spec()` and the cache's creator, not yet compiled."""
     spec = nn.spec.ModuleSpec.from_raw(model.spec(), model)
     mod, parameters, _ = model.export_tvm(spec=spec, allow_extern=True)
     with target:
         mod = add_cache(mod, c, dtype, target)
-        with _nvcc(), tvm.transform.PassContext(opt_level=3):
-            built = tvm.compile(mod, target=target, relax_pipeline=_pipeline(target))
-            link = tvm.support.cc.cross_compiler(linker) if linker else None
-            built.export_library(str(library), fcompile=link)
-    return {name: (tuple(int(n) for n in p.shape), str(p.dtype)) for name, p in parameters}
+    return mod, {n: (tuple(int(s) for s in p.shape), str(p.dtype)) for n, p in parameters}
+
+
+def finish(
+    mod: tvm.IRModule, target: tvm.target.Target, library: Path, linker: str | None = None
+) -> None:
+    """Compile into `library`: *.so, linked by a C++ compiler for the host; or *.tar of objects."""
+    link = tvm.support.cc.cross_compiler(linker) if linker else None
+    with target, _nvcc(), tvm.transform.PassContext(opt_level=3):
+        built = tvm.compile(mod, target=target, relax_pipeline=_pipeline(target))
+        built.export_library(str(library), fcompile=link)
 
 
 @contextmanager

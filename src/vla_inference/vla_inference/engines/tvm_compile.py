@@ -93,7 +93,7 @@ def compile_library(
     host: triple such as aarch64-linux-gnu; None for this machine's.
     """
     tvm = import_tvm()
-    from vla_inference.engines.tvm_build import build, make_target
+    from vla_inference.engines.tvm_build import finish, lower, make_target
     from vla_inference.engines.tvm_model import Decoder
 
     host = host or host_triple()
@@ -103,14 +103,9 @@ def compile_library(
     foreign = host != host_triple()
     linker = shutil.which(f"{host}-g++") if foreign else shutil.which("g++")
     library = folder / ("decoder.so" if linker else "decoder.tar")
-    parameters = build(
-        Decoder(llm, weights),
-        llm,
-        weights.dtype,
-        make_target(target, host if foreign else None),
-        library,
-        linker,
-    )
+    chosen = make_target(target, host if foreign else None)
+    mod, parameters = lower(Decoder(llm, weights), llm, weights.dtype, chosen)
+    finish(mod, chosen, library, linker)
     # A process takes a second library of one name for the first: let the name tell.
     content = hashlib.sha256(library.read_bytes()).hexdigest()[:8]
     library = library.rename(folder / f"decoder-{content}{library.suffix}")
@@ -164,8 +159,7 @@ def compile_checkpoint(
             files.append(name)
             if progress:
                 progress(i + 1, len(groups))
-        write_record(folder, record, files)
-    return record
+        return write_record(folder, record, files)
 
 
 # -- parameters -------------------------------------------------------------------------------
