@@ -22,9 +22,7 @@ def finetune(
     vla_path: Annotated[str, typer.Option(help="Checkpoint folder or Hub id to begin with.")],
     dataset_name: Annotated[
         str,
-        typer.Option(
-            help="Data sets below --data-root-dir (or paths), by commas; NAME:2 weighs double."
-        ),
+        typer.Option(help="Data sets below --data-root-dir, by commas; NAME:2 weighs double."),
     ],
     run_root_dir: Annotated[Path, typer.Option(help="Folder of runs.")],
     data_root_dir: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path("."),
@@ -90,6 +88,8 @@ def finetune(
     names = "+".join(Path(s.path).stem for s in sources)
     mode = f"lora-r{lora_rank}" if lora_rank else "full"
     run_id = run_id or f"{Path(vla_path).name}+{names}+b{batch_size}+lr-{learning_rate:g}+{mode}"
+    if Path(run_id).name != run_id or run_id in (".", ".."):
+        raise VlaError(f"--run-id is {run_id!r}", "give a folder's name without a path")
     config = FinetuneConfig(
         vla_path, sources, str(run_root_dir / run_id), lora_rank, lora_alpha, train_vision,
         "int4-g128-sym" if quantize == "int4" else quantize, batch_size, grad_accumulation_steps,
@@ -112,7 +112,7 @@ def finetune(
 
 
 def find_sources(root: Path, names: str, cameras: list[str], kind: str | None) -> tuple:
-    """Data sets by name below `root`, or by path, each perhaps with `:weight`."""
+    """Data sets by name below `root`, each perhaps with `:weight`."""
     from vla_training.frame_index import Source
 
     sources = []
@@ -126,8 +126,10 @@ def find_sources(root: Path, names: str, cameras: list[str], kind: str | None) -
                 raise VlaError(f"{tail!r} of {text!r} is no weight", "give NAME:2") from None
             if not 0 < weight < float("inf"):
                 raise VlaError(f"the weight of {name} is {weight}", "give more than 0")
-        candidates = [root / name, root / f"{name}.hdf5", Path(name)]
-        path = next((p for p in candidates if p.exists()), None)
+        # Never above `root`: a job's names come from the network.
+        below = ".." not in Path(name).parts and not Path(name).is_absolute()
+        candidates = [root / name, root / f"{name}.hdf5"]
+        path = next((p for p in candidates if below and p.exists()), None)
         if path is None:
             raise VlaError(f"there is no data set {name!r} in {root}", "check --data-root-dir")
         options = {"kind": kind} if kind else {}

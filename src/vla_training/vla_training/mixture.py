@@ -7,6 +7,7 @@ alone: a run that is resumed, or spread over another number of devices, sees the
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -283,6 +284,12 @@ def collate(samples: Sequence[dict | VlaError]) -> Batch | VlaError:
     )  # fmt: skip
 
 
+def _leave_signals(_: int) -> None:
+    """What asks the run's whole process group to end must not end the reading before the run."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def batches(
     samples: Samples,
     begin: int,
@@ -305,6 +312,7 @@ def batches(
     if workers:
         # Fresh processes: those that run the training hold threads, files and a GPU.
         options = {"multiprocessing_context": "forkserver", "prefetch_factor": 4}
+        options["worker_init_fn"] = _leave_signals
     loader = torch.utils.data.DataLoader(
         samples, batch_sampler=share, num_workers=workers, collate_fn=collate, pin_memory=pin,
         **options,
