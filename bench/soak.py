@@ -126,12 +126,12 @@ class Soak:
 
     def hear(self, msg: TwistStamped) -> None:
         stamp = 1e-9 * Time.from_msg(msg.header.stamp).nanoseconds
-        # Where a motion has ended there is silence: that is no gap within one.
-        if self.last is not None and stamp - self.last < 1.0:
+        # After a motion's two zeros there is silence: only what follows a motion must be in time.
+        if self.last is not None:
             passed = max(1, round((stamp - self.last) / PERIOD))
             self.periods += passed
             self.missed += passed - 1
-        self.last = stamp
+        self.last = stamp if msg.twist != TwistStamped().twist else None
 
     def stand(self, msg: CommandStatus) -> None:
         self.command = msg

@@ -62,6 +62,7 @@ class JobRunner:
         self.warnings: list[str] = []  # records that could not be read
         self._jobs: dict[str, Job] = {}
         self._processes: dict[str, subprocess.Popen] = {}
+        self._ending: list[subprocess.Popen] = []  # of jobs that are over
         self._signalled: dict[str, int] = {}
         self._records = self.root / RECORDS
         self._lock = self._claim()
@@ -131,6 +132,7 @@ class JobRunner:
 
     def poll(self) -> list[Job]:
         """Look after what runs; returns the jobs of which there is news."""
+        self._ending = [p for p in self._ending if p.poll() is None]
         return [job for job in self.running() if self._look(job)]
 
     def close(self, keep_running: bool = False) -> None:
@@ -201,6 +203,8 @@ class JobRunner:
         if process is not None and code is None:
             process.poll()
             code = process.returncode  # killed with all its group
+        if process is not None:
+            self._ending.append(process)  # the exit code is there a moment before it has gone
         job.exit_code, job.ended, job.seconds_left = code, time.time(), 0.0
         job.rate = 0.0
         said = [x for x in tail(job.log_file, 50).splitlines() if x.strip()]
