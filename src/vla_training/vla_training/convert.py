@@ -242,6 +242,9 @@ class ChangedPictures(Mapping[str, np.ndarray]):
             return None
         return self._images.encoded(self._change.cameras[camera])
 
+    def __contains__(self, camera: object) -> bool:  # without decoding
+        return camera in self._change.cameras
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._change.cameras)
 

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import h5py
 import numpy as np
+from isal import isal_zlib
 from scipy.spatial.transform import Rotation
 
 from vla_inference.errors import DataError
@@ -124,6 +125,9 @@ class StoredPictures(Mapping[str, np.ndarray]):
     def __getitem__(self, camera: str) -> np.ndarray:
         return self._columns[camera].read(self._step)
 
+    def __contains__(self, camera: object) -> bool:  # without decoding
+        return camera in self._columns
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._columns)
 
@@ -142,11 +146,28 @@ class PictureColumn:
         chunks = self._data.chunks
         return self._data if chunks is None or chunks[0] == 1 else self._data[:]
 
+    @cached_property
+    def _whole_chunks(self) -> bool:
+        """Whether each chunk is one picture under gzip and nothing else: read without HDF5's own
+        zlib, which takes twice the time."""
+        data = self._data
+        return (
+            data.chunks == (1, *data.shape[1:])
+            and data.dtype == np.uint8
+            and data.compression == "gzip"
+            and not (data.shuffle or data.fletcher32 or data.scaleoffset)
+        )
+
     def read(self, step: int) -> np.ndarray:
+        data = self._data
         try:
-            return self._source[step]
-        except OSError as error:
-            raise _damaged(self._data, error) from error
+            if not self._whole_chunks:
+                return self._source[step]
+            unfiltered, raw = data.id.read_direct_chunk((step, *(0 for _ in data.shape[1:])))
+            pixels = raw if unfiltered else isal_zlib.decompress(raw)
+            return np.frombuffer(pixels, np.uint8).reshape(data.shape[1:])
+        except (OSError, ValueError, isal_zlib.error) as error:
+            raise _damaged(data, error) from error
 
 
 def _damaged(item: h5py.Group | h5py.Dataset, error: Exception) -> DataError:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from dataclasses import dataclass
 
 import h5py
 import numpy as np
+from isal import isal_zlib
 
 from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec, Episode
@@ -173,4 +173,4 @@ class Hdf5Encoder:
 
     def _chunk(self, picture: np.ndarray) -> bytes:
         data = np.ascontiguousarray(picture).tobytes()
-        return zlib.compress(data, 1) if self.compress else data
+        return isal_zlib.compress(data, 1) if self.compress else data

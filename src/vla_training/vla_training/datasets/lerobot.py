@@ -314,6 +314,9 @@ class VideoPictures(Mapping[str, np.ndarray]):
     def __getitem__(self, camera: str) -> np.ndarray:
         return self._columns[camera].read(self._step)
 
+    def __contains__(self, camera: object) -> bool:  # without decoding
+        return camera in self._columns
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._columns)
 

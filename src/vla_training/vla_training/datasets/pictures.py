@@ -66,6 +66,9 @@ class LazyPictures(Mapping[str, np.ndarray]):
         """As it is stored: JPEG or PNG."""
         return self._encoded[camera]
 
+    def __contains__(self, camera: object) -> bool:  # without decoding
+        return camera in self._encoded
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._encoded)
 
