@@ -50,6 +50,7 @@ setup(
             "doctor = vla_inference.cli_doctor:doctor",
             "info = vla_inference.cli_info:info",
             "infer = vla_inference.cli_infer:infer",
+            "compile = vla_inference.cli_compile:compile_model",
         ],
     },
 )

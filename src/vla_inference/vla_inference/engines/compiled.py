@@ -51,6 +51,9 @@ class Tensors(Mapping):
     def __len__(self) -> int:
         return len(self._where)
 
+    def shape(self, name: str) -> list[int]:
+        return self._where[name][2]["shape"]
+
     def digest(self, prefixes: tuple[str, ...], config: Any) -> str:
         """Of names, shapes, dtypes and a sample of each tensor under `prefixes`, and `config`.
 

@@ -189,7 +189,7 @@ class TensorrtVision:
 
     def _one(self, pixels: Tensor) -> Tensor:
         given = pixels.to(self.dtype).contiguous()
-        answer = torch.empty(self._answer, dtype=self.dtype, device=self.device)
+        answer = given.new_empty(self._answer)
         self._context.set_tensor_address(INPUT, given.data_ptr())
         self._context.set_tensor_address(OUTPUT, answer.data_ptr())
         # `given` may go before the kernels have read it: PyTorch gives its memory to nobody but
