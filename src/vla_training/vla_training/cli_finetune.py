@@ -30,7 +30,9 @@ def finetune(
     lora_rank: Annotated[int, typer.Option(help="0 trains all weights.")] = 32,
     lora_alpha: Annotated[float | None, typer.Option(help="min(rank, 16) if left out.")] = None,
     quantize: Annotated[str, typer.Option(help="Format of a frozen base, int4 (QLoRA).")] = "",
-    train_vision: Annotated[bool, typer.Option(help="Adapt the vision towers too.")] = True,
+    freeze_vision: Annotated[
+        bool, typer.Option("--freeze-vision", help="Leave the vision towers as they are.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(help="Samples per device and pass.")] = 16,
     grad_accumulation_steps: Annotated[int, typer.Option(help="Passes per update.")] = 1,
     learning_rate: Annotated[float, typer.Option(help="Highest of the schedule.")] = 5e-4,
@@ -59,7 +61,9 @@ def finetune(
         float, typer.Option(help="Share of layers computed twice to save memory, 0 to 1.")
     ] = 0.0,
     compile: Annotated[bool, typer.Option(help="Use torch.compile.")] = False,
-    reshard: Annotated[bool, typer.Option(help="Free gathered weights between passes.")] = True,
+    no_reshard: Annotated[
+        bool, typer.Option("--no-reshard", help="Keep gathered weights between passes: faster.")
+    ] = False,
     workers: Annotated[int, typer.Option(help="Processes that read ahead, per device.")] = 4,
     seed: Annotated[int, typer.Option(help="Of order, changes and new weights.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda; CUDA where there is.")] = None,
@@ -70,8 +74,12 @@ def finetune(
     eval_steps: Annotated[int, typer.Option(help="Updates between closed loops; 0: none.")] = 0,
     eval_task: Annotated[str, typer.Option(help="Task of the closed loop.")] = "Stack_D2",
     eval_episodes: Annotated[int, typer.Option(help="Its episodes.")] = 20,
-    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard's files.")] = True,
-    merge: Annotated[bool, typer.Option(help="Merge the adapter at the end.")] = True,
+    no_tensorboard: Annotated[
+        bool, typer.Option("--no-tensorboard", help="Leave out TensorBoard's files.")
+    ] = False,
+    no_merge: Annotated[
+        bool, typer.Option("--no-merge", help="Leave the adapter by itself at the end.")
+    ] = False,
     resume: Annotated[bool, typer.Option(help="Go on from the run's newest state.")] = False,
     as_json: JsonOption = False,
 ) -> int:
@@ -91,16 +99,17 @@ def finetune(
     if Path(run_id).name != run_id or run_id in (".", ".."):
         raise VlaError(f"--run-id is {run_id!r}", "give a folder's name without a path")
     config = FinetuneConfig(
-        vla_path, sources, str(run_root_dir / run_id), lora_rank, lora_alpha, train_vision,
+        vla_path, sources, str(run_root_dir / run_id), lora_rank, lora_alpha, not freeze_vision,
         "int4-g128-sym" if quantize == "int4" else quantize, batch_size, grad_accumulation_steps,
         learning_rate, weight_decay, warmup_steps, lr_schedule, max_grad_norm,
         epochs=epochs, max_steps=max_steps, image_aug=image_aug, action_head=action_head,
         chunk=chunk, num_images=num_images, proprio_dim=proprio_dim, action_space=action_space,
         precision=precision, gradient_checkpointing=gradient_checkpointing, compile=compile,
-        reshard=reshard, workers=workers, seed=seed, device=device, save_steps=save_steps,
+        reshard=not no_reshard, workers=workers, seed=seed, device=device, save_steps=save_steps,
         log_steps=log_steps, val_split=val_split, val_steps=val_steps,
         closed_loop_steps=eval_steps, closed_loop_task=eval_task,
-        closed_loop_episodes=eval_episodes, tensorboard=tensorboard, merge=merge, quiet=as_json,
+        closed_loop_episodes=eval_episodes, tensorboard=not no_tensorboard,
+        merge=not no_merge, quiet=as_json,
     )  # fmt: skip
     output = run(config, resume)
     if int(os.environ.get("RANK", 0)) == 0:
