@@ -61,6 +61,17 @@ KINDS: Mapping[str, Kind] = {
             flags="compile resume",
         ),
         _kind(
+            "finetune",
+            paths="data-root-dir run-root-dir",
+            values="dataset-name run-id lora-rank lora-alpha quantize batch-size "
+            "grad-accumulation-steps learning-rate weight-decay warmup-steps lr-schedule "
+            "max-grad-norm epochs max-steps action-head chunk num-images cameras proprio-dim "
+            "dataset-type action-space precision gradient-checkpointing workers seed device "
+            "save-steps log-steps val-split val-steps eval-steps eval-task eval-episodes",
+            flags="image-aug compile freeze-vision no-reshard no-merge no-tensorboard resume",
+            names="vla-path",
+        ),
+        _kind(
             "eval",
             paths="dataset model reference-model save-stats report",
             values="dataset-type split conventions max-episodes max-steps camera instruction "
