@@ -160,6 +160,20 @@ def test_any_number_of_workers_and_shards_makes_the_same_set(source, tmp_path):
     assert len(open_dataset(tmp_path / "two" / "set")) == len(LENGTHS)
 
 
+@pytest.mark.parametrize("pictures", ["video", "png"])
+def test_a_lerobot_set_of_many_files(source, tmp_path, pictures):
+    writing = {"pictures": pictures, "file_mb": 0.002}
+    convert(source, tmp_path / "set", "lerobot", workers=1, writing=writing)
+    kind, folder = ("*.mp4", "videos") if pictures == "video" else ("*.parquet", "data")
+    assert len(list((tmp_path / "set" / folder).rglob(kind))) > 2
+    data = open_dataset(tmp_path / "set")
+    assert worst_picture(open_dataset(source), data) >= 35
+    last = data[2].steps[4].observation.images  # out of order, and again
+    assert psnr(last["agentview"], picture(4, 0)) > 35
+    assert psnr(data[2].steps[1].observation.images["wrist"], picture(1, 60)) > 35
+    assert psnr(last["agentview"], picture(4, 0)) > 35
+
+
 # -- what is changed on the way ---------------------------------------------------------------
 
 
@@ -427,7 +441,8 @@ print(json.dumps({
 
 @pytest.mark.parametrize("pictures, apart", [("video", 12), ("png", 0.01)])
 def test_lerobot_reads_it(source, tmp_path, pictures, apart):
-    convert(source, tmp_path / "set", "lerobot", workers=1, writing={"pictures": pictures})
+    writing = {"pictures": pictures, "file_mb": 0.002}  # several files of each kind
+    convert(source, tmp_path / "set", "lerobot", workers=1, writing=writing)
     found = elsewhere("VLA_LEROBOT_PYTHON", LEROBOT, tmp_path / "set")
     steps = [s for e in open_dataset(source) for s in e.steps]
     assert (found["episodes"], found["fps"], len(found["texts"])) == (3, 20, len(steps))

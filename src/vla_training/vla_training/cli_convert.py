@@ -14,7 +14,11 @@ from vla_inference import progress
 from vla_inference.cli_output import JsonOption, print_json
 from vla_inference.errors import VlaError
 
-LOSSLESS = {"rlds": {"encoding": "png"}, "lerobot": {"pictures": "png"}, "hdf5": {}}
+LOSSLESS = {
+    "rlds": {"encoding": "png"},
+    "lerobot": {"pictures": "png"},
+    "bag": {"pictures": "png"},
+}
 
 
 def convert(

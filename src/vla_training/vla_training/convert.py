@@ -8,6 +8,7 @@ memory does not grow with the number of episodes. Whatever of the source has no 
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -319,6 +320,7 @@ _data: EpisodeSet
 
 def _start_worker(work: Work) -> None:
     global _work, _data
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     end_with_parent()
     _work, _data = work, work.source.open()
 

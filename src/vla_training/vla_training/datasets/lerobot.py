@@ -21,7 +21,7 @@ from vla_inference.types import ActionSpec, DimSpec, Episode, Observation, Step
 from vla_training.datasets import lerobot_layout as layout
 from vla_training.datasets.action_form import SPEC_FILE, read_spec
 from vla_training.datasets.base import EpisodeSet
-from vla_training.datasets.pictures import LazyPictures
+from vla_training.datasets.pictures import decode_picture
 
 COPY_AGAIN = "the data set is incomplete or damaged: copy it again"
 READ = (layout.ACTION, layout.STATE, layout.REWARD, layout.DONE, layout.TERMINAL, *layout.INDICES)
@@ -108,7 +108,7 @@ class LerobotSet(EpisodeSet):
         return [
             name.removeprefix(layout.PICTURES)
             for name, feature in self.features.items()
-            if feature["dtype"] in ("video", "image")
+            if feature["dtype"] in ("video", "image") and not _is_depth(feature)
         ]
 
     def left_out(self) -> list[str]:
@@ -160,8 +160,8 @@ class LerobotSet(EpisodeSet):
         row = self._rows[index]
         length = row["length"]
         images = [self._key(c) for c in self.cameras()]
-        stored = [k for k in images if self.features[k]["dtype"] == "image"]
-        wanted = [n for n in READ if n in self.features] + stored
+        stored = {k for k in images if self.features[k]["dtype"] == "image"}
+        wanted = [n for n in READ if n in self.features] + sorted(stored)
         columns = self._columns(index, wanted)
         actions = self._actions(columns, index)
         state = _vectors(columns[layout.STATE]) if layout.STATE in columns else None
@@ -172,22 +172,18 @@ class LerobotSet(EpisodeSet):
         texts = [self._task(n, index) for n in columns["task_index"].to_pylist()]
         rewards = scalars(layout.REWARD, [0.0] * length)
         ended = scalars(layout.TERMINAL, scalars(layout.DONE, [False] * length))
-        encoded = {
-            c: [p["bytes"] for p in columns[self._key(c)].to_pylist()]
-            for c in self.cameras()
-            if self._key(c) in stored
-        }
-        videos = {
-            c: VideoColumn(*self._video(row, self._key(c)), length, self.fps)
-            for c in self.cameras()
-            if self._key(c) not in stored
-        }
+        pictures: dict[str, list[bytes] | VideoColumn] = {}
+        for camera in self.cameras():
+            key = self._key(camera)
+            if key in stored:
+                pictures[camera] = [p["bytes"] for p in columns[key].to_pylist()]
+            else:
+                pictures[camera] = VideoColumn(*self._video(row, key), length, self.fps)
         where = f"{self.path}, episode {index}"
         steps = [
             Step(
                 Observation(
-                    VideoPictures(videos, t) if videos
-                    else LazyPictures({c: v[t] for c, v in encoded.items()}, f"{where}, step {t}"),
+                    StepPictures(pictures, t, where),
                     texts[t],
                     None if state is None else state[t].astype(np.float32),
                 ),
@@ -303,16 +299,27 @@ class VideoColumn:
         return VideoColumn, (self._file, self._begins, self._length, self._fps)
 
 
-class VideoPictures(Mapping[str, np.ndarray]):
-    """Camera name -> picture of one step, decoded on each access."""
+class StepPictures(Mapping[str, np.ndarray]):
+    """Camera name -> picture of one step, from a table or a film, decoded on each access."""
 
-    __slots__ = ("_columns", "_step")
+    __slots__ = ("_columns", "_step", "_where")
 
-    def __init__(self, columns: Mapping[str, VideoColumn], step: int):
-        self._columns, self._step = columns, step
+    def __init__(self, columns: Mapping[str, list[bytes] | VideoColumn], step: int, where: str):
+        self._columns, self._step, self._where = columns, step, where
 
     def __getitem__(self, camera: str) -> np.ndarray:
-        return self._columns[camera].read(self._step)
+        column = self._columns[camera]
+        if isinstance(column, VideoColumn):
+            return column.read(self._step)
+        what = f"{self._where}, step {self._step}, picture {camera!r}"
+        if column[self._step] is None:
+            raise DataError(f"{what} is not in the table", COPY_AGAIN)
+        return decode_picture(column[self._step], what)
+
+    def encoded(self, camera: str) -> bytes | None:
+        """As it is stored, JPEG or PNG; None of a film."""
+        column = self._columns[camera]
+        return None if isinstance(column, VideoColumn) else column[self._step]
 
     def __contains__(self, camera: object) -> bool:  # without decoding
         return camera in self._columns
@@ -322,3 +329,8 @@ class VideoPictures(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._columns)
+
+
+def _is_depth(feature: Mapping) -> bool:
+    info = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
+    return bool(info.get("is_depth_map") or info.get("video.is_depth_map"))
