@@ -151,20 +151,36 @@ class Recording:
             "success": bool(status.success), "instruction": status.instruction,
         }  # fmt: skip
         self._write(current, message)
+        self._settle(lambda m: m.stamp <= stamp)
         if status.done:
             self._end(stamp, message.log)
 
     def _file(self, message: Heard) -> None:
-        """Into the bag of the episode it belongs to."""
+        """Into the bag of the episode it belongs to, or to those that wait for one."""
         stamp, current, closing = message.stamp, self._current, self._closing
-        if current is not None and (not stamp or stamp >= current.begin):
-            self._write(current, message)
-        elif closing is not None and stamp <= (closing.end or 0):
+        if closing is not None and stamp <= (closing.end or 0) and (stamp or current is None):
             self._write(closing, message)
-        elif current is None:
+        elif current is None or (stamp and self.split == "status"):
+            # whether the episode was over by then only its next status tells
+            if current is not None and len(self._pending) == MOST_PENDING:
+                self._write(current, self._pending.popleft())
             self._pending.append(message)
+        elif not stamp or stamp >= current.begin:
+            self._write(current, message)
         else:
             self.late += 1
+
+    def _settle(self, due: Callable[[Heard], bool]) -> None:
+        """Write those of the waiting messages that belong to the current episode for sure."""
+        waiting = list(self._pending)
+        self._pending.clear()
+        for message in waiting:
+            if message.stamp and message.stamp < self._current.begin:
+                self.late += 1
+            elif not message.stamp or due(message):
+                self._write(self._current, message)
+            else:
+                self._pending.append(message)
 
     # -- episodes -----------------------------------------------------------------------------
 
@@ -178,6 +194,7 @@ class Recording:
     def end(self, now: int, outcome: str = "") -> None:
         if self._current is None:
             raise VlaError("nothing is being recorded", "begin an episode first")
+        self._settle(lambda _: True)
         self._current.metadata.setdefault("outcome", outcome or UNFINISHED)
         self._end(now, now)
 
@@ -190,11 +207,7 @@ class Recording:
             self._write(
                 self._current, Heard(told.role, told.topic, told.type, now, told.data, True)
             )
-        for message in list(self._pending):
-            belongs = not message.stamp or message.stamp >= stamp
-            if belongs and message.role != "instruction":
-                self._write(self._current, message)
-        self._pending.clear()
+        self._pending = deque((m for m in self._pending if m.role != "instruction"), MOST_PENDING)
         return self._current
 
     def _end(self, stamp: int, now: int) -> None:
@@ -205,13 +218,18 @@ class Recording:
         self._ended = stamp
 
     def tick(self, now: int) -> None:
-        """Close what is due."""
+        """Close what is due; what has waited long enough belongs to the current episode."""
+        if self._pending and self._current is not None:
+            long_ago = now - round(GRACE * NS)
+            self._settle(lambda m: m.log <= long_ago)
         if self._closing is not None and now >= self._closing.deadline:
             closing, self._closing = self._closing, None
             self._close(closing)
 
     def close(self) -> None:
         """All bags; an episode that goes on is kept as unfinished."""
+        if self._current is not None:
+            self._settle(lambda _: True)
         for bag in (self._closing, self._current):
             if bag is not None:
                 bag.metadata.setdefault("outcome", UNFINISHED)

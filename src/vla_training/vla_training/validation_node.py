@@ -125,9 +125,10 @@ class ValidationNode(ManagedNode):
                 f"{path}: pictures of different episodes have the same stamp",
                 "validate one bag at a time",
             )
-        self._image = self.create_publisher(Image, "image", qos.IMAGE_OUTPUT)
-        self._text = self.create_publisher(String, "instruction", qos.LATCHED)
-        self._clock = self.create_publisher(ClockMsg, "/clock", qos.CHUNK)
+        if self._value("play"):
+            self._image = self.create_publisher(Image, "image", qos.IMAGE_OUTPUT)
+            self._text = self.create_publisher(String, "instruction", qos.LATCHED)
+            self._clock_out = self.create_publisher(ClockMsg, "/clock", qos.CHUNK)
         self.create_subscription(ActionChunkMsg, "action", self._hear, qos.CHUNK)
         self.create_subscription(
             InferenceStatus, "inference/status", self._hear_status, qos.LATCHED
@@ -222,7 +223,7 @@ class ValidationNode(ManagedNode):
         return last in self._answers or now - self._sent[last] > self._value("answer_timeout")
 
     def _publish_clock(self) -> None:
-        self._clock.publish(ClockMsg(clock=Time(nanoseconds=self._now).to_msg()))
+        self._clock_out.publish(ClockMsg(clock=Time(nanoseconds=self._now).to_msg()))
 
     # -- answers ------------------------------------------------------------------------------
 

@@ -1,0 +1,276 @@
+"""Recording and live validation: what is published goes into the bag of its own episode."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+
+import numpy as np
+import pytest
+from bags import write_bags
+from geometry_msgs.msg import Vector3
+from graphs import NodeGraph
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lifecycle_msgs.msg import Transition
+from rclpy.time import Time
+from sensor_msgs.msg import Image
+from std_msgs.msg import Float32, String
+from std_srvs.srv import SetBool
+
+from vla_inference.errors import DataError, VlaError
+from vla_inference.ros import qos
+from vla_inference.ros.images import rgb_to_image
+from vla_msgs.msg import ActionChunk, EefDelta, EpisodeStatus, InferenceStatus
+from vla_training.datasets import bag_types as types
+from vla_training.datasets.bag import BagSet
+from vla_training.datasets.bag_streams import NS
+from vla_training.datasets.bag_writer import _header, make_message
+from vla_training.record_node import RecordNode
+from vla_training.recording import Heard, Recording
+from vla_training.validation_node import ValidationNode
+
+
+class Maker:
+    """`make` as bags have it, for `_header`."""
+
+    store = types.known_types()
+
+    def make(self, kind, **fields):
+        return make_message(self.store, kind, **fields)
+
+    def heard(self, role, kind, stamp, log, **fields):
+        message = self.make(kind, header=_header(self, stamp, "base"), **fields)
+        data = bytes(self.store.serialize_cdr(message, kind))
+        return Heard(role, f"/{role}", kind, log, data)
+
+
+def run_of(episodes: int, frames: int, rng: random.Random) -> list[Heard]:
+    """Messages of a run in lock step, each topic late by times of its own but in order."""
+    m, at, heard = Maker(), 100 * NS, []
+    last = {"episode": 0, "image": 0, "action": 0}
+
+    def say(role, kind, **fields):
+        # later than made, never before what was said on the topic before; 0.3 s at most
+        last[role] = max(at + rng.randrange(NS * 3 // 10), last[role] + 1)
+        heard.append(m.heard(role, kind, at, last[role], **fields))
+
+    delta = m.make(types.EEF_DELTA, rotation_convention="rotvec", dt=0.05, frame_id="base")
+    for index in range(episodes):
+        at += NS // 10
+        say("episode", types.EPISODE, index=index, step=0, outcome="running")
+        for t in range(frames):
+            at += NS // 10
+            pixel = np.full(256, 16 * index + t, np.uint8)
+            say("image", types.IMAGE, encoding="mono8", height=16, width=16, step=16, data=pixel)
+            say("action", types.CHUNK, steps=[delta], instruction=f"do {index}")
+            done = t == frames - 1
+            say("episode", types.EPISODE, index=index, step=t + 1, done=done,
+                outcome="success" if done else "running")  # fmt: skip
+    return sorted(heard, key=lambda h: h.log)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 4))
+def test_every_message_gets_into_its_episode_however_late(tmp_path_factory, seed, count, frames):
+    folder = tmp_path_factory.mktemp("run") / "bags"
+    recording = Recording(folder)
+    for message in run_of(count, frames, random.Random(seed)):
+        recording.hear(message)
+    recording.close()
+    read = BagSet(folder)
+    assert len(read) == count and recording.late == 0
+    for index, episode in enumerate(read):
+        grey = [int(s.observation.images["image"][0, 0, 0]) for s in episode.steps]
+        assert grey == [16 * index + t for t in range(frames)]
+        assert episode.metadata["outcome"] == "success"
+        assert episode.metadata["episode_index"] == index
+        assert episode.instructions == [f"do {index}"] * frames
+    assert sorted(p.name for p in folder.iterdir()) == [f"episode_{i:06d}" for i in range(count)]
+
+
+def test_an_unfinished_episode_is_kept_and_numbers_go_on(tmp_path):
+    for outcome in ("first", "second"):
+        recording = Recording(tmp_path, pictures="raw", storage="sqlite3")
+        for message in run_of(1, 3, random.Random(0))[:-2]:
+            recording.hear(message)
+        assert recording.recording, outcome
+        recording.close()
+    read = BagSet(tmp_path)
+    assert [read[i].metadata["outcome"] for i in range(2)] == ["unfinished"] * 2
+    assert [read.bag_path(i).name for i in range(2)] == ["episode_000000", "episode_000001"]
+    with pytest.raises(VlaError, match="unknown split 'x'; use status, service, off"):
+        Recording(tmp_path, split="x")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write into"):
+        Recording(tmp_path / "file")
+
+
+def test_what_a_killed_recorder_leaves_can_be_read(tmp_path):
+    recording = Recording(tmp_path)
+    for message in run_of(1, 60, random.Random(0))[:-15]:
+        recording.hear(message)
+    recording._current.bag._writer.storage.close_chunk()  # as happens each MB
+    recording._current.bag._writer.storage.bio.flush()
+    dead = tmp_path / ".recording-99999999"
+    os.rename(recording._place, dead)
+    (left,) = Recording(tmp_path).left_behind
+    read = BagSet(left)
+    assert left == dead / "episode_000000" and len(read[0]) > 50
+    assert any("the recorder may have been killed" in n for n in read.notes)
+
+
+# -- in a graph -------------------------------------------------------------------------------
+
+
+class RecordGraph(NodeGraph):
+    def __init__(self, output, **parameters):
+        super().__init__(RecordNode, {"output": str(output), **parameters})
+        make = self.client.create_publisher
+        self.images = make(Image, "image", qos.IMAGE_OUTPUT)
+        self.chunks = make(ActionChunk, "action", qos.CHUNK)
+        self.episodes = make(EpisodeStatus, "sim/episode", qos.CHUNK)
+        self.texts = make(String, "instruction", qos.LATCHED)
+        self.rewards = make(Float32, "reward", qos.CHUNK)
+        assert self.change(Transition.TRANSITION_CONFIGURE), self.node.failure
+        assert self.change(Transition.TRANSITION_ACTIVATE), self.node.failure
+        everything = (self.images, self.chunks, self.episodes, self.texts, self.rewards)
+        self.until(lambda: all(p.get_subscription_count() for p in everything), "the recorder")
+        self.stamp = 5 * NS
+
+    def play(self, index: int, pictures: list[np.ndarray]) -> list[list[float]]:
+        self.texts.publish(String(data=f"task {index}"))
+        self.status(index, 0)
+        done = []
+        for t, picture in enumerate(pictures):
+            self.stamp += NS // 20
+            stamp = Time(nanoseconds=self.stamp).to_msg()
+            self.images.publish(rgb_to_image(picture, stamp, "front_optical"))
+            chunk = ActionChunk(instruction=f"task {index}", model="m")
+            chunk.header.stamp = stamp
+            done.append([0.001 * t, 0.1 / 3, -index])
+            x, y, z = map(float, done[-1])
+            chunk.steps = [EefDelta(translation=Vector3(x=x, y=y, z=z), gripper=1.0, dt=0.05,
+                                    rotation_convention="rotvec", frame_id="base")]  # fmt: skip
+            self.chunks.publish(chunk)
+            self.rewards.publish(Float32(data=float(t)))
+            self.idle(0.02)
+            self.status(index, t + 1, t == len(pictures) - 1)
+        return done
+
+    def status(self, index, step, done=False):
+        self.stamp += NS // 100
+        msg = EpisodeStatus(index=index, step=step, done=done, task="T", seed=9,
+                            outcome="success" if done else "running")  # fmt: skip
+        msg.header.stamp = Time(nanoseconds=self.stamp).to_msg()
+        self.episodes.publish(msg)
+
+
+def test_episodes_of_a_graph_pixel_for_pixel(tmp_path):
+    rng = np.random.default_rng(0)
+    graph = RecordGraph(tmp_path / "bags", episodes=2)
+    try:
+        wanted = []
+        for index in range(2):
+            pictures = [rng.integers(0, 256, (32, 40, 3), np.uint8) for _ in range(3)]
+            wanted.append((pictures, graph.play(index, pictures)))
+        graph.until(lambda: graph.node.exit_status == 0, "both bags")
+    finally:
+        graph.close()
+    read = BagSet(tmp_path / "bags")
+    assert read.cameras() == ["front"] and len(read) == 2
+    for index, (pictures, done) in enumerate(wanted):
+        np.testing.assert_array_equal(read.actions(index)[:, :3], done)
+        assert read[index].instructions == [f"task {index}"] * 3
+        assert read[index].metadata["seed"] == 9
+        for step, picture in zip(read[index].steps, pictures, strict=True):
+            np.testing.assert_array_equal(step.observation.images["front"], picture)
+
+
+def test_episodes_by_hand(tmp_path):
+    graph = RecordGraph(tmp_path / "bags", split="service")
+    try:
+
+        def ask(data):
+            return graph.call(SetBool, "recorder/record", SetBool.Request(data=data))
+
+        assert not ask(False).success
+        assert ask(True).message == "episode_000000"
+        assert "is being recorded" in ask(True).message
+        graph.stamp = graph.client.get_clock().now().nanoseconds
+        graph.play(0, [np.zeros((16, 16, 3), np.uint8)] * 2)
+        graph.idle(0.1)
+        assert ask(False).success
+    finally:
+        graph.close()
+    assert len(BagSet(tmp_path / "bags")[0]) == 2
+
+
+class Model:
+    """Answers each picture with what was recorded, but for those of `silent`."""
+
+    def __init__(self, graph: NodeGraph, bags: BagSet, silent=()):
+        self.answers = {
+            int(s): a
+            for i in range(len(bags))
+            for s, a in zip(bags.episode(i).stamps, bags.actions(i), strict=True)
+            if int(s) not in silent
+        }
+        self.out = graph.client.create_publisher(ActionChunk, "action", qos.CHUNK)
+        self.status = graph.client.create_publisher(
+            InferenceStatus, "inference/status", qos.LATCHED
+        )
+        graph.client.create_subscription(Image, "image", self.see, qos.IMAGE_OUTPUT)
+        self.heard = []
+        graph.client.create_subscription(
+            String, "instruction", lambda m: self.heard.append(m.data), qos.LATCHED
+        )
+
+    def see(self, msg: Image) -> None:
+        stamp = Time.from_msg(msg.header.stamp).nanoseconds
+        if stamp not in self.answers:
+            return
+        x, y, z, rx, ry, rz, gripper = self.answers[stamp].tolist()
+        step = EefDelta(translation=Vector3(x=x, y=y, z=z), rotation=Vector3(x=rx, y=ry, z=rz),
+                        gripper=gripper, dt=0.05, rotation_convention="rotvec",
+                        frame_id="base")  # fmt: skip
+        chunk = ActionChunk(steps=[step])
+        chunk.header.stamp = msg.header.stamp
+        chunk.produced = Time(nanoseconds=stamp + NS // 25).to_msg()
+        self.out.publish(chunk)
+
+
+def test_a_bag_is_played_into_the_graph_and_its_answers_compared(tmp_path):
+    path = write_bags(tmp_path / "set", (4, 3))
+    bags = BagSet(path)
+    silent = {int(bags.episode(1).stamps[1])}
+    parameters = {"bag": str(path), "wait": True, "answer_timeout": 0.3, "rate": 5.0,
+                  "output": str(tmp_path / "out"), "min_coverage": 0.99}  # fmt: skip
+    graph = NodeGraph(ValidationNode, parameters)
+    try:
+        model = Model(graph, bags, silent)
+        assert graph.change(Transition.TRANSITION_CONFIGURE), graph.node.failure
+        assert graph.change(Transition.TRANSITION_ACTIVATE), graph.node.failure
+        graph.until(lambda: model.out.get_subscription_count(), "the validation")
+        model.status.publish(InferenceStatus(state=InferenceStatus.ACTIVE))
+        graph.until(lambda: graph.node.exit_status is not None, "the end")
+    finally:
+        graph.close()
+    assert graph.node.exit_status == 1  # 6 of 7 pictures were answered
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    v = found["validation"]
+    assert found["mean"]["accuracy"] == pytest.approx(1, abs=1e-6)
+    assert (v["unanswered"], found["mean"]["timesteps"]) == (1, 6) and model.heard == ["go"]
+    assert v["input_age_ms"]["median"] == pytest.approx(40)
+    assert found["failures"] == ["coverage 0.8571 is below 0.99"]
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_bag_that_is_not_there_leaves_the_node_unconfigured(tmp_path):
+    graph = NodeGraph(ValidationNode, {"bag": str(tmp_path / "nowhere")})
+    try:
+        assert not graph.change(Transition.TRANSITION_CONFIGURE)
+        assert "there is no bag at" in graph.node.failure
+    finally:
+        graph.close()

@@ -1,0 +1,156 @@
+"""`vla validate`: figures of motion over time, thresholds, and bags of others beside a model."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from bags import SPEC, write_bags
+
+from vla_inference.errors import DataError
+from vla_inference.random_checkpoint import write_random_checkpoint
+from vla_inference.types import ActionChunk, eef_delta_spec
+from vla_training import validation_report
+from vla_training.datasets.bag import BagSet
+from vla_training.validate import Thresholds, ValidationConfig, validate
+
+STATISTICS = {
+    "action": {"q01": [-0.02] * 6 + [0.0], "q99": [0.02] * 6 + [1.0]},
+    "spec": {"rotation": "rotvec", "frame": "base", "dt": 0.05},
+}
+
+
+class Grey:
+    """Knows by a picture's grey what was done; `change` makes a chunk [T, 7] of that action."""
+
+    def __init__(self, bags, change=lambda action: action[None], spec=SPEC):
+        self.name, self.spec, self.change = "grey", spec, change
+        self.config = SimpleNamespace(head=SimpleNamespace(num_images=1))
+        self.done = {
+            20 * i + t: a for i in range(len(bags)) for t, a in enumerate(bags.actions(i))
+        }
+        self.action_spaces = {"mine": STATISTICS}
+
+    def action_spec(self, space=None):
+        return self.spec
+
+    def warm_up(self, space=None):
+        return 0.0
+
+    def predict_action(self, seen, *, unnorm_key=None):
+        assert seen.instruction == "go"
+        (image,) = seen.images.values()
+        return ActionChunk(self.change(self.done[int(image[0, 0, 0])]), self.spec)
+
+
+def figures(path, change=lambda a: a[None], **config):
+    bags = BagSet(path)
+    result = validate(Grey(bags, change), bags, ValidationConfig(**config))
+    return result, result.statistics()
+
+
+@pytest.mark.parametrize("action", ["chunk", "twist", "pose"])
+def test_what_was_done_is_100_percent(action, tmp_path):
+    _, found = figures(write_bags(tmp_path / "set", action=action))
+    v = found["validation"]
+    assert found["mean"]["accuracy"] == pytest.approx(1, abs=1e-5)
+    assert v["direction"]["translation"]["cosine"] == pytest.approx(1, abs=1e-6)
+    assert v["gripper_flips"] == 0 and v["coverage"] == 1 and v["beyond_statistics"] == 0
+    assert [(e["frames"], e["outcome"]) for e in v["episodes"]] == [(6, "success"), (4, "success")]
+    assert Thresholds(min_accuracy=0.999, min_direction=0.99, max_gripper_flips=0.0).failures(
+        found
+    ) == []  # fmt: skip
+
+
+def test_a_model_that_goes_the_other_way(tmp_path):
+    def back(action):
+        return np.append(-action[:6], 1 - action[6])[None]
+
+    _, found = figures(write_bags(tmp_path / "set"), back)
+    v = found["validation"]
+    assert v["direction"]["translation"]["cosine"] == pytest.approx(-1, abs=1e-6)
+    assert v["direction"]["rotation"]["opposite"] == 1
+    assert v["gripper_flips"] == 1 and v["gripper_changes"] == {"predicted": 8, "recorded": 8}
+    bounds = Thresholds(min_accuracy=0.9, min_direction=0, max_gripper_flips=0.1)
+    assert [f.split(" is ")[0].rsplit(" ", 1)[0] for f in bounds.failures(found)] == [
+        "accuracy", "direction", "gripper flips",
+    ]  # fmt: skip
+    assert Thresholds(max_jump_mm=1.0).failures({
+        **found, "validation": {**v, "joins": {"jump_translation_mm": None}},
+    }) == ["jump mm is not known, 1 is asked for"]  # fmt: skip
+
+
+def test_jumps_where_one_chunk_takes_over_from_the_other(tmp_path):
+    """Chunks of 4 that end 0.03 m/step away from where the next begins, all of them executed or
+    only the first step."""
+    path = write_bags(tmp_path / "set", (5,))
+
+    def ramp(action):
+        chunk = np.zeros((4, 7))
+        chunk[:, 0] = [0.0, 0.01, 0.02, 0.03]
+        return chunk
+
+    for steps, jump in ((1, 0.0), (4, 30.0), (None, 0.0)):  # the bag says one step a picture
+        joins = figures(path, ramp, execute_steps=steps)[1]["validation"]["joins"]
+        assert joins["count"] == 4
+        assert joins["jump_translation_mm"]["median"] == pytest.approx(jump, abs=1e-4)
+        assert joins["within_translation_mm"]["max"] == pytest.approx(10, rel=1e-4)
+    _, found = figures(path, ramp)
+    assert found["validation"]["clip_rate"] == 0.5  # 0.25 m/s at 20 Hz: above 12.5 mm
+    assert found["validation"]["beyond_statistics"] == 0.25
+
+
+def test_twists_are_compared_over_the_step_of_the_model(tmp_path):
+    """A camera at 20 Hz, a model at 10 Hz: its steps last for two pictures."""
+    bags = BagSet(write_bags(tmp_path / "set", (8,), action="twist"))
+    short = bags.actions(0).copy()
+    policy = Grey(bags, spec=eef_delta_spec("rpy", "base", 0.1))
+    result = validate(policy, bags)
+    assert bags.spec.dt == 0.1 and bags.spec.rotation == "rpy"
+    np.testing.assert_allclose(
+        result.evaluation.truth[:7, :3], short[:-1, :3] + short[1:, :3], atol=1e-7
+    )
+
+
+def test_command_line_report_and_exit_status(tmp_path, capsys):
+    from vla_inference.cli import main
+
+    path = write_bags(tmp_path / "set", (3,))
+    model = write_random_checkpoint(tmp_path / "model", head="l1")
+    given = ["validate", str(path), "--model", str(model), "--device", "cpu", "--max-steps", "2"]
+    asked = ["--min-accuracy", "1", "--max-latency-ms", "0"]
+    assert main([*given, *asked, "--json", "--report", str(tmp_path / "out")]) == 1
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert found["mean"]["timesteps"] == 2 and found["validation"]["episodes"][0]["frames"] == 2
+    assert len(found["failures"]) == 2
+    assert "vla validate: accuracy" in told.err and "latency ms" in told.err
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "validation on recorded bags" in page and "direction of translation" in page
+    assert (tmp_path / "out" / "actions.png").exists()
+    assert main([*given, "--min-raw-accuracy", "0"]) == 0
+    assert "accuracy, raw" in capsys.readouterr().out
+    for words, complaint in (
+        (["--image-topic", "/nope"], "no topic '/nope'"),
+        (["--min-accuracy", "99"], "--min-accuracy is 99; give a share, 0 to 1"),
+        (["--max-steps", "0"], "--max-steps is 0"),
+    ):
+        assert main([*given, *words]) == 2
+        assert complaint in capsys.readouterr().err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main(["validate", str(empty)]) == 2
+    assert "holds no bag" in capsys.readouterr().err
+
+
+def test_sentences_that_are_missing_are_asked_for(tmp_path):
+    bags = BagSet(write_bags(tmp_path / "set", (2,)))
+    episode = bags.episode(0)
+    episode.instructions[:] = [" ", " "]
+    with pytest.raises(DataError, match="no instruction; name its topic with --instruction-topic"):
+        validate(Grey(bags), bags)
+    result = validate(Grey(bags), bags, ValidationConfig(instruction="go"))
+    text = validation_report.text(result.statistics())
+    assert "accuracy, raw" in text and "pictures answered" in text
