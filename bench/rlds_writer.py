@@ -8,7 +8,8 @@ our writer is measured. --data is a file of `vla generate`; without it pictures 
 made up. Its episodes are repeated (by links) up to --episodes. Both sides start from the same
 compressed file and write JPEGs of quality 95: ours in --workers processes, the other's
 GeneratorBasedBuilder in one, as it does. Memory is the largest process' peak, at --episodes and at
-four times as many. The median of --repeat runs counts.
+four times as many. The median of --repeat runs counts; CPU time, which other work on the machine
+changes less, covers start-up and imports too.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def repeated(source: Path, path: Path, episodes: int) -> int:
 
 def ours(source: Path, output: Path, workers: int) -> float:
     """Seconds, processes and all."""
-    from vla_training.convert import ConvertConfig, convert
+    from vla_training.convert import convert
+    from vla_training.episode_change import ConvertConfig
 
     config = ConvertConfig({"agentview": "image"})
     return convert(source, output, "rlds", config, workers=workers).seconds
@@ -158,8 +160,10 @@ def theirs(source: Path, output: Path) -> float:
     return time.perf_counter() - begun
 
 
-def measured(python: str, side: str, source: Path, workers: int, clean: bool) -> tuple[float, int]:
-    """Seconds, and the peak of the largest process in MB."""
+def measured(
+    python: str, side: str, source: Path, workers: int, clean: bool
+) -> tuple[float, float, int]:
+    """Seconds, CPU seconds of all its processes, and the peak of the largest one in MB."""
     with tempfile.TemporaryDirectory(dir=source.parent) as scratch:
         result = Path(scratch, "seconds")
         hidden = HIDDEN if clean else ()
@@ -174,7 +178,8 @@ def measured(python: str, side: str, source: Path, workers: int, clean: bool) ->
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             sys.exit(f"{side} failed:\n{errors[-2000:]}")
-        return float(result.read_text()), usage.ru_maxrss // 1024
+        cpu = usage.ru_utime + usage.ru_stime
+        return float(result.read_text()), cpu, usage.ru_maxrss // 1024
 
 
 def main() -> None:
@@ -205,20 +210,26 @@ def main() -> None:
 
 def compare(args, small: Path, frames: int, large: Path, more: int) -> dict:
     rival = os.environ.get("VLA_TF_PYTHON")
-    rates: dict[str, list[float]] = {"vla": [], "tfds": []}
+    sides = {"vla": (sys.executable, args.workers, False)}
+    if rival:
+        sides["tfds"] = (rival, 1, True)
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    cpu: dict[str, list[float]] = {side: [] for side in sides}
     memory = []
     for _ in range(args.repeat):
-        seconds, peak = measured(sys.executable, "vla", small, args.workers, False)
-        rates["vla"].append(frames / seconds)
-        memory.append(peak)
-        if rival:
-            rates["tfds"].append(frames / measured(rival, "tfds", small, 1, True)[0])
-    _, peak = measured(sys.executable, "vla", large, args.workers, False)
+        for side, (python, workers, clean) in sides.items():
+            seconds, used, peak = measured(python, side, small, workers, clean)
+            rates[side].append(frames / seconds)
+            cpu[side].append(1e3 * used / frames)
+            if side == "vla":
+                memory.append(peak)
+    *_, peak = measured(sys.executable, "vla", large, args.workers, False)
     result = {
         "episodes": args.episodes,
         "frames": frames,
         "workers": args.workers,
-        "frames_per_s": {k: round(statistics.median(v)) for k, v in rates.items() if v},
+        "frames_per_s": {k: round(statistics.median(v)) for k, v in rates.items()},
+        "cpu_ms_per_frame": {k: round(statistics.median(v), 2) for k, v in cpu.items()},
         "largest_process_mb": {
             f"{frames} frames": statistics.median(memory), f"{more} frames": peak,
         },

@@ -28,7 +28,7 @@ from vla_inference.cli import main as vla
 from vla_inference.errors import DataError, VlaError
 from vla_inference.types import Episode, Observation, Step, eef_delta_spec
 from vla_sim_bridge.hdf5 import write_episode, write_header
-from vla_training.convert import Change, ConvertConfig, Source, Work, _encoded, convert
+from vla_training.convert import Source, Work, _encoded, convert
 from vla_training.datasets import open_dataset
 from vla_training.datasets.action_form import (
     absolute_to_delta,
@@ -38,6 +38,7 @@ from vla_training.datasets.action_form import (
 )
 from vla_training.datasets.tfrecord import RecordWriter
 from vla_training.datasets.writers import WRITERS, DataForm, open_writer
+from vla_training.episode_change import Change, ConvertConfig
 from vla_training.jobs import JobRunner
 
 SIZE = (48, 64)  # height, width
@@ -116,6 +117,7 @@ FORMS = [
     ("hdf5", {"compression": "none"}, np.inf),
     ("lerobot", {}, 35),
     ("lerobot", {"pictures": "png"}, np.inf),
+    ("bag", {}, np.inf),
 ]
 
 

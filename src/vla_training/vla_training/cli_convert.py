@@ -55,8 +55,8 @@ def convert(
     as_json: JsonOption = False,
 ) -> int:
     """Write a data set anew in another format."""
-    from vla_training.convert import ConvertConfig
     from vla_training.convert import convert as run
+    from vla_training.episode_change import ConvertConfig
 
     config = ConvertConfig(
         parse_remap(remap_keys), width, height, sample_steps, sample_actions, max_episodes,

@@ -14,44 +14,20 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from vla_inference.errors import DataError, VlaError
-from vla_inference.types import ActionSpec, Episode, Observation, Step, check_image
+from vla_inference.types import Episode
 from vla_sim_bridge.workers import end_with_parent
-from vla_training.datasets.action_form import convert_rotation, join_actions, with_rotation
 from vla_training.datasets.base import EpisodeSet, open_dataset
-from vla_training.datasets.writers import DataForm, check_target, open_writer
+from vla_training.datasets.writers import check_target, open_writer
+from vla_training.episode_change import Change, ConvertConfig
 
-STATE = "state"
 EPISODES_A_WORKER = 4  # fewer are not worth another process
 AHEAD = 2  # episodes each worker may be ahead of the writing
-
-
-@dataclass(frozen=True)
-class ConvertConfig:
-    """What becomes of the episodes.
-
-    remap: camera -> its new name, None to leave it out; "state" may be left out too.
-    width, height: pixels; one of the two keeps the proportions, both squash.
-    sample_steps: every n-th step stays. sample_actions: a step's action is the motion of n, which
-    must be end-effector deltas. A step that stays has the reward of the last one it stands for.
-    rotation: "rotvec" or "rpy", of the actions; None keeps it.
-    """
-
-    remap: Mapping[str, str | None] = field(default_factory=dict)
-    width: int | None = None
-    height: int | None = None
-    sample_steps: int = 1
-    sample_actions: int = 1
-    max_episodes: int | None = None
-    rotation: str | None = None
 
 
 @dataclass
@@ -117,7 +93,7 @@ def _keep_apart(source: Path, output: Path) -> None:
         raise DataError(f"{output} and {source} overlap", "choose an output elsewhere")
 
 
-# -- what is done to an episode ---------------------------------------------------------------
+# -- the work, in processes -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -130,174 +106,6 @@ class Source:
 
     def open(self) -> EpisodeSet:
         return open_dataset(self.path, self.kind, **self.options)
-
-
-@dataclass(frozen=True)
-class Change:
-    """How an episode of the source becomes one of the result.
-
-    cameras: new name -> old name. sizes: new name -> (height, width).
-    """
-
-    config: ConvertConfig
-    old: ActionSpec
-    form: DataForm
-    cameras: Mapping[str, str]
-    resized: bool
-    dropped: tuple[str, ...]
-
-    @classmethod
-    def of(cls, data: EpisodeSet, config: ConvertConfig, name: str) -> Change:
-        for what in ("width", "height", "sample_steps", "sample_actions", "max_episodes"):
-            value = getattr(config, what)
-            if value is not None and value < 1:
-                raise VlaError(f"--{what.replace('_', '-')} is {value}", "give at least 1")
-        first = next((e for e in data if len(e)), None)
-        if first is None:
-            raise DataError(f"{data.path} holds no step", "check how it was made")
-        seen = first.steps[0].observation
-        names, dropped = _renamed(data, config.remap, seen)
-        sizes = {new: _size(seen.images[old], config) for new, old in names.items()}
-        spec = data.spec if config.rotation is None else with_rotation(data.spec, config.rotation)
-        spec = replace(spec, dt=spec.dt * config.sample_actions)
-        state = 0 if seen.state is None or STATE in dropped else len(seen.state)
-        return cls(
-            config, data.spec, DataForm(name, spec, sizes, state), names,
-            bool(config.width or config.height), tuple(dropped),
-        )  # fmt: skip
-
-    def __call__(self, episode: Episode, where: str) -> Episode:
-        starts = np.arange(0, len(episode), self.config.sample_steps)
-        if not len(episode):
-            return Episode([], self.form.spec, dict(episode.metadata))
-        actions = episode.actions
-        if not np.isfinite(actions).all():
-            step, column = np.argwhere(~np.isfinite(actions))[0]
-            raise DataError(
-                f"{where}: action {self.old.names[column]!r} of step {step} is not finite",
-                "mend the data",
-            )
-        if self.config.sample_actions > 1:
-            joined = join_actions(actions, self.old, self.config.sample_actions, starts)
-        else:
-            joined = actions[starts]
-        # What is converted to what it is stays the same to the bit.
-        if self.old.rotation != self.form.spec.rotation:
-            joined = convert_rotation(joined, self.old, self.form.spec)
-        joined = np.asarray(joined, np.float32)
-        steps = []
-        for number, start in enumerate(starts):
-            span = episode.steps[start : start + self.config.sample_steps]
-            seen = self._observation(span[0].observation, f"{where}, step {start}")
-            steps.append(
-                Step(
-                    seen, joined[number], span[-1].reward, number == 0, number == len(starts) - 1,
-                    any(s.is_terminal for s in span),
-                )
-            )  # fmt: skip
-        return Episode(steps, self.form.spec, {"source": where, **episode.metadata})
-
-    def _observation(self, seen: Observation, where: str) -> Observation:
-        state = None
-        if self.form.state:
-            if seen.state is None or len(seen.state) != self.form.state:
-                size = "none" if seen.state is None else len(seen.state)
-                raise DataError(
-                    f"{where} has a state of {size} numbers, the first had {self.form.state}",
-                    f"leave it out with --remap-keys {STATE}:None",
-                )
-            state = seen.state
-        return Observation(ChangedPictures(seen.images, self, where), seen.instruction, state)
-
-
-class ChangedPictures(Mapping[str, np.ndarray]):
-    """The pictures of one step under their new names and sizes, made on each access."""
-
-    __slots__ = ("_change", "_images", "_where")
-
-    def __init__(self, images: Mapping[str, np.ndarray], change: Change, where: str):
-        self._images, self._change, self._where = images, change, where
-
-    def __getitem__(self, camera: str) -> np.ndarray:
-        old = self._change.cameras[camera]
-        if old not in self._images:
-            raise DataError(
-                f"{self._where} has no picture of camera {old!r}",
-                f"leave it out with --remap-keys {old}:None",
-            )
-        picture = check_image(self._images[old], f"{self._where}: picture {old!r}")
-        height, width = self._change.form.cameras[camera]
-        if self._change.resized:
-            return np.asarray(Image.fromarray(picture).resize((width, height), Image.BICUBIC))
-        if picture.shape[:2] != (height, width):
-            raise DataError(
-                f"{self._where}: picture {old!r} is {picture.shape[1]}x{picture.shape[0]}, the "
-                f"first was {width}x{height}",
-                "give --width and --height",
-            )
-        return picture
-
-    def encoded(self, camera: str) -> bytes | None:
-        """As it is stored, where it is encoded there and keeps its size."""
-        if self._change.resized or not hasattr(self._images, "encoded"):
-            return None
-        return self._images.encoded(self._change.cameras[camera])
-
-    def __contains__(self, camera: object) -> bool:  # without decoding
-        return camera in self._change.cameras
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._change.cameras)
-
-    def __len__(self) -> int:
-        return len(self._change.cameras)
-
-
-def _renamed(
-    data: EpisodeSet, remap: Mapping[str, str | None], seen: Observation
-) -> tuple[dict[str, str], list[str]]:
-    """New camera name -> old one, and what is left out on request."""
-    known = data.cameras()
-    others = [STATE] if seen.state is not None else []
-    for key, new in remap.items():
-        if key not in known and key not in others:
-            raise DataError(
-                f"--remap-keys names {key!r}, which {data.path} does not have",
-                f"there is {', '.join(known + others) or 'nothing to rename'}",
-            )
-        if key in others and new not in (None, key):
-            raise DataError(f"{key!r} cannot be called {new!r}", f"leave it, or give {key}:None")
-        if new is not None and (not new or "/" in new or (new == STATE and key != STATE)):
-            raise DataError(f"{new!r} is no name for a camera", "choose another in --remap-keys")
-    names: dict[str, str] = {}
-    for old in known:
-        new = remap.get(old, old)
-        if new is None:
-            continue
-        if new in names:
-            raise DataError(
-                f"cameras {names[new]!r} and {old!r} would both be called {new!r}",
-                f"give --remap-keys {old}:OTHER, or {old}:None",
-            )
-        names[new] = old
-    # Those that were named come first, in that order: "image" is what many trainers look for.
-    order = [new for new in remap.values() if new in names]
-    names = {new: names[new] for new in [*order, *(n for n in names if n not in order)]}
-    return names, [key for key, new in remap.items() if new is None]
-
-
-def _size(picture: np.ndarray, config: ConvertConfig) -> tuple[int, int]:
-    height, width = picture.shape[:2]
-    if config.width and config.height:
-        return config.height, config.width
-    if config.width:
-        return max(1, round(height * config.width / width)), config.width
-    if config.height:
-        return config.height, max(1, round(width * config.height / height))
-    return height, width
-
-
-# -- the work, in processes -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

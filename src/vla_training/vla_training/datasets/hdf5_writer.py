@@ -23,7 +23,7 @@ from vla_training.datasets.action_form import (
     spec_to_json,
     with_rotation,
 )
-from vla_training.datasets.hdf5 import GRIPPERS, Convention, default_convention
+from vla_training.datasets.hdf5_convention import GRIPPERS, Convention, default_convention
 from vla_training.datasets.writers import DataForm, EpisodeWriter
 
 COMPRESSIONS = ("gzip", "none")

@@ -5,7 +5,6 @@ Many episodes share a file, of tables as of pictures; `meta/episodes` says where
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,11 +20,12 @@ from vla_inference.errors import DataError
 from vla_inference.types import Episode
 from vla_training.datasets import lerobot_layout as layout
 from vla_training.datasets.action_form import SPEC_FILE, spec_to_json
+from vla_training.datasets.lerobot_files import PIXELS, TableFiles, VideoFiles, encode_video
 from vla_training.datasets.pictures import encode_picture
 from vla_training.datasets.writers import DataForm, EpisodeWriter
 
 PICTURES = ("video", "png")
-CODEC, PIXELS = "h264", ("yuv444p", "yuv420p")
+CODEC = "h264"
 TABLE_EPISODES = 100  # rows of the episodes' table that are held in memory
 
 
@@ -72,10 +71,13 @@ class LerobotWriter(EpisodeWriter):
         self._limit = file_mb * 1e6
         self._statistics = layout.RunningStatistics()
         self._rows: list[dict] = []
-        self._data = _Tables(self, layout.DATA, self._limit)
-        self._episodes = _Tables(self, layout.EPISODES, self._limit)
+        self._data = TableFiles(self.partial, layout.DATA, self._limit)
+        self._episodes = TableFiles(self.partial, layout.EPISODES, self._limit)
         self._videos = (
-            {c: _Video(self, layout.PICTURES + c, 2 * self._limit) for c in form.cameras}
+            {
+                c: VideoFiles(self.partial, layout.PICTURES + c, rate, 2 * self._limit)
+                for c in form.cameras
+            }
             if self.video
             else {}
         )
@@ -257,86 +259,6 @@ def _array(values: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
-class _Tables:
-    """Parquet files, one row group for each table written, a new file when one is large."""
-
-    def __init__(self, owner: LerobotWriter, pattern: str, limit: float):
-        self._owner, self._pattern, self._limit = owner, pattern, limit
-        self._number = 0
-        self._writer: pq.ParquetWriter | None = None
-        self._path = None
-
-    def next_file(self) -> dict[str, int]:
-        """Chunk and file that the next table goes into."""
-        if self._writer is not None and self._path.stat().st_size > self._limit:
-            self.close()
-            self._number += 1
-        return layout.file_number(self._number)
-
-    def write(self, table: pa.Table) -> dict[str, int]:
-        place = self.next_file()
-        if self._writer is None:
-            self._path = self._owner.partial / self._pattern.format(**place)
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(self._path, table.schema, compression="snappy")
-        self._writer.write_table(table)
-        return place
-
-    def close(self) -> None:
-        if self._writer is not None:
-            writer, self._writer = self._writer, None
-            writer.close()
-
-
-class _Video:
-    """MP4 files of one camera: encoded episodes, one after the other, copied packet by packet."""
-
-    def __init__(self, owner: LerobotWriter, key: str, limit: float):
-        self._owner, self._key, self._limit = owner, key, limit
-        self._number = self._frames = self._bytes = 0
-        self._container: Any = None
-        self._stream: Any = None
-
-    def append(self, data: bytes, length: int) -> dict[str, float]:
-        if self._container is not None and self._bytes + len(data) > self._limit:
-            self.close()
-            self._number += 1
-        place = layout.file_number(self._number)
-        with av.open(io.BytesIO(data)) as source:
-            stream = source.streams.video[0]
-            if self._container is None:
-                self._begin(place, stream)
-            step = Fraction(1, 1) / self._owner.rate / stream.time_base  # ticks of a frame
-            for packet in source.demux(stream):
-                if packet.dts is None:
-                    continue  # the demuxer's end
-                packet.pts += round(self._frames * step)
-                packet.dts += round(self._frames * step)
-                packet.stream = self._stream
-                self._container.mux(packet)
-        begun = self._frames
-        self._frames += length
-        self._bytes += len(data)
-        return {
-            **place,
-            "from_timestamp": float(begun / self._owner.rate),
-            "to_timestamp": float(self._frames / self._owner.rate),
-        }
-
-    def _begin(self, place: dict[str, int], template: Any) -> None:
-        path = self._owner.partial / layout.VIDEO.format(video_key=self._key, **place)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._container = av.open(str(path), "w", format="mp4")
-        self._stream = self._container.add_stream_from_template(template)
-        self._stream.time_base = template.time_base
-        self._frames = self._bytes = 0
-
-    def close(self) -> None:
-        if self._container is not None:
-            container, self._container = self._container, None
-            container.close()
-
-
 @dataclass(frozen=True)
 class LerobotEncoder:
     """Episode -> columns, sentences, finished pictures and their statistics."""
@@ -376,29 +298,6 @@ class LerobotEncoder:
             "statistics": statistics,
             "metadata": episode.metadata,
         }
-
-
-def encode_video(
-    frames: Sequence[np.ndarray], rate: Fraction, crf: int = 14, pixels: str = PIXELS[0]
-) -> bytes:
-    """uint8 [H, W, 3] each -> MP4.
-
-    Every second picture stands alone, so that any is found fast, and none refers to a later one,
-    so that films can be joined.
-    """
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=rate)
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = pixels
-        stream.options = {
-            "preset": "veryfast", "crf": str(crf), "g": "2", "bf": "0", "threads": "1",
-        }  # fmt: skip
-        for frame in frames:
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
-    return buffer.getvalue()
 
 
 def _picture_statistics(frames: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
