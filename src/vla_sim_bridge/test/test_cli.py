@@ -4,7 +4,8 @@ from types import SimpleNamespace
 import pytest
 
 from vla_inference.errors import VlaError
-from vla_sim_bridge import cli
+from vla_sim_bridge import cli, cli_generate
+from vla_sim_bridge.parts import summarise
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,11 @@ from vla_sim_bridge import cli
         ({"source": Path("nowhere.hdf5")}, "no source file nowhere.hdf5"),
         ({"episodes": 0}, "0 episodes were asked for; ask for at least 1"),
         ({"method": "magic"}, "no method 'magic'"),
+        ({"randomize": "colors"}, "'colors' cannot be randomised; use colours, camera"),
+        ({"randomize_every": "day"}, "use 'episode' or 'frame'"),
+        ({"recovery": 2.0}, "give 0 to 1"),
+        ({"select_source": "best"}, "use random, nearest_neighbor_object"),
+        ({"tasks": ["Stack_D0,Stack_D1"], "nearest": 0}, "give at least 1"),
     ],
 )
 def test_generate_refuses_by_name_before_it_begins(tmp_path, options, complaint):
@@ -28,12 +34,21 @@ def test_generate_refuses_by_name_before_it_begins(tmp_path, options, complaint)
     assert not (tmp_path / "out").exists()
 
 
+def test_summary_says_rate_interval_lengths_and_reasons():
+    outcomes = {0: "success", 1: "no_grasp", 2: "timeout", 3: "no_grasp", 4: "success"}
+    text = cli_generate.summary(summarise("Stack_D0", [80, 90], 5, outcomes))
+    assert text == (
+        "2 episodes, 170 frames (80 to 90, median 85); 40.0 % of 5 attempts [12 to 77]; "
+        "failed: 2 no_grasp, 1 timeout"
+    )
+
+
 def test_progress_tells_counts_rate_and_time_left():
     progress = SimpleNamespace(successes=3, wanted=10, attempts=4, rate=0.5, seconds_left=14.0)
-    text = cli.progress_text(progress)
+    text = cli_generate.progress_text(progress)
     assert text == "3/10 episodes, 4 attempts, 30.0 per minute, 14 s left"
     progress.seconds_left = float("inf")
-    assert cli.progress_text(progress).endswith("- left")
+    assert cli_generate.progress_text(progress).endswith("- left")
 
 
 def test_the_model_that_ships_is_looked_for_in_the_share_folder(tmp_path, monkeypatch):

@@ -6,18 +6,18 @@ import contextlib
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vla_inference import progress
 from vla_inference.cli_output import JsonOption, print_json
 from vla_inference.errors import VlaError
+from vla_sim_bridge.cli_generate import generate
 from vla_sim_bridge.sim_settings import SimSettings
 
+__all__ = ["demo", "generate", "rollout"]  # the verbs
 SHIPPED_MODEL = "models/stack-small"
 
 Task = Annotated[str, typer.Option(help="Task, such as Stack_D2; docs/reference.md lists them.")]
@@ -209,133 +209,3 @@ def _short(path: Path) -> Path:
     with contextlib.suppress(ValueError):
         return path.relative_to(Path.cwd())
     return path
-
-
-# -- demonstrations ---------------------------------------------------------------------------
-
-
-def generate(
-    tasks: Annotated[
-        list[str],
-        typer.Option("--task", "--tasks", help="Task; repeat it or separate by commas."),
-    ] = ["Stack_D2"],  # noqa: B006
-    episodes: Annotated[int, typer.Option(help="Successful episodes per task.")] = 100,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Folder, a folder per task in it if several; datasets/TASK if not set."),
-    ] = None,
-    cameras: Annotated[str, typer.Option(help="Cameras, separated by commas.")] = "agentview",
-    camera_width: Annotated[int, typer.Option(help="Width of the pictures, pixels.")] = 224,
-    camera_height: Annotated[int, typer.Option(help="Height of the pictures, pixels.")] = 224,
-    seed: Annotated[int, typer.Option(help="All chance comes from it.")] = 0,
-    parallel: Annotated[int, typer.Option(help="Worker processes; -1: one per core.")] = -1,
-    method: Annotated[str, typer.Option(help="scripted, or mimicgen.")] = "scripted",
-    source: Annotated[
-        Path | None,
-        typer.Option(help="HDF5 with sources for mimicgen; the human's that ships."),
-    ] = None,
-    noise: Annotated[
-        float, typer.Option(help="scripted: most executed noise, full actions, 0 to 1.")
-    ] = 0.2,
-    horizon: Annotated[
-        int | None,
-        typer.Option(
-            help="Steps until an attempt has failed, the task's own; mimicgen: 10 times."
-        ),
-    ] = None,
-    pictures: Annotated[
-        bool, typer.Option(help="Render the cameras; leave out for speed.")
-    ] = True,
-    as_json: JsonOption = False,
-) -> int:
-    """Generate demonstrations in simulation; the same call resumes one that was stopped."""
-    from vla_sim_bridge.generate import GenerateConfig
-    from vla_sim_bridge.tasks import get_task
-
-    names = [get_task(n).name for words in tasks for n in words.replace(",", " ").split()]
-    if not names:
-        raise VlaError("no task was given", "give --task Stack_D2")
-    _check_generate(camera_width, camera_height, noise, horizon, parallel, method, source)
-    made = []
-    for name in names:
-        config = GenerateConfig(
-            name, episodes, tuple(cameras.replace(",", " ").split()), camera_width, camera_height,
-            seed, method, None if source is None else str(source), noise,
-            horizon or get_task(name).horizon,
-            pictures=pictures,
-        )  # fmt: skip
-        folder = Path("datasets") / name if output is None else output
-        if output is not None and len(names) > 1:
-            folder = output / name
-        path = _generate_one(config, folder, parallel)
-        statistics = json.loads((path.parent / "statistics.json").read_text())
-        made.append({"path": str(path), **statistics})
-        if not as_json:
-            print(
-                f"{path}: {statistics['episodes']} episodes, {statistics['frames']} frames, "
-                f"{100 * statistics['success_rate']:.1f} % of {statistics['attempts']} attempts"
-            )
-    if as_json:
-        print_json(made[0] if len(made) == 1 else {"data_sets": made})
-    return 0
-
-
-def _check_generate(width, height, noise, horizon, parallel, method, source) -> None:
-    for name, value in (("--camera-width", width), ("--camera-height", height)):
-        if not 16 <= value <= 4096:
-            raise VlaError(f"{name} is {value}", "give 16 to 4096 pixels")
-    if not 0 <= noise <= 1:
-        raise VlaError(f"--noise is {noise}", "give 0 to 1")
-    if horizon is not None and horizon < 1:
-        raise VlaError(f"--horizon is {horizon}", "give at least 1")
-    if parallel < 1 and parallel != -1:
-        raise VlaError(f"--parallel is {parallel}", "give at least 1, or -1 for one per core")
-    if source is not None and not source.is_file():
-        raise VlaError(f"there is no source file {source}", "correct --source")
-
-
-def _generate_one(config, folder: Path, parallel: int) -> Path:
-    """Generate with a progress bar on a terminal, a line every 10 s elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    from vla_sim_bridge.generate import generate
-
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        told = [time.monotonic()]
-
-        def line(p) -> None:
-            report_progress(config, p)
-            if time.monotonic() - told[0] >= 10:
-                told[0] = time.monotonic()
-                print(f"{config.task}: {progress_text(p)}", file=sys.stderr, flush=True)
-
-        return generate(config, folder, parallel, line)
-    columns = TextColumn(config.task), BarColumn(), TextColumn("{task.fields[text]}")
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=config.episodes, text="starting")
-
-        def move(p) -> None:
-            report_progress(config, p)
-            done = config.episodes - p.wanted + p.successes
-            bar.update(task, completed=done, text=progress_text(p))
-
-        return generate(config, folder, parallel, move)
-
-
-def report_progress(config, p) -> None:
-    done = config.episodes - p.wanted + p.successes
-    progress.report(
-        min(done, config.episodes), config.episodes, f"{config.task}: {p.attempts} attempts",
-        rate=p.rate, seconds_left=p.seconds_left,
-    )  # fmt: skip
-
-
-def progress_text(p) -> str:
-    """Counts, rate and time left of a generation's `Progress`."""
-    left = "-" if p.seconds_left == float("inf") else f"{max(0, p.seconds_left):.0f} s"
-    return (
-        f"{p.successes}/{p.wanted} episodes, {p.attempts} attempts, "
-        f"{60 * p.rate:.1f} per minute, {left} left"
-    )

@@ -126,6 +126,8 @@ class Randomizer:
 
     def episode(self, rng: np.random.Generator) -> dict:
         """All parts for a new episode; returns what was drawn, as plain data."""
+        for name, array in self._arrays.items():
+            array[:] = self._nominal[name]
         drawn = self.frame(rng)
         if "dynamics" in self.config.parts:
             drawn["dynamics"] = self._dynamics(rng)

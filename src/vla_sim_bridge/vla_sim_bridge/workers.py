@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -99,6 +100,21 @@ class Processes:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _reach(address: str) -> None:
+    """Ray itself tries for minutes, and then ends the process."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        if address in ("local", "auto"):
+            return
+        raise VlaError(f"--ray-address is {address!r}", "give HOST:PORT, auto or local")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise VlaError(
+            f"there is no Ray cluster at {address} ({error})", "correct --ray-address"
+        ) from error
+
+
 class RayWorkers:
     """On a Ray cluster, one actor per worker; address "local" starts one on this machine.
 
@@ -114,6 +130,7 @@ class RayWorkers:
             ) from error
         self._ray = ray
         local = address == "local"
+        _reach(address)
         try:
             ray.init(
                 address=address,

@@ -43,9 +43,10 @@ KINDS: Mapping[str, Kind] = {
     for kind in (
         _kind(
             "generate",
-            paths="output source",
+            paths="output source randomize-ranges",
             values="task tasks episodes cameras camera-width camera-height seed parallel method "
-            "noise horizon",
+            "noise horizon select-source nearest randomize randomize-every recovery",
+            flags="keep-failures no-pictures",
         ),
         _kind(
             "convert",
