@@ -162,10 +162,9 @@ class InferenceNode(ManagedNode):
 
     def _introduce(self, model: ModelThread[Letter]) -> None:
         stamp = self.get_clock().now().to_msg()
-        self._info.publish(model_info(model, stamp, self._inputs.cameras, self._frame_id))
+        self._info.publish(model_info(model, stamp, self._value("cameras"), self._frame_id))
         self.get_logger().info(
-            f"model {model.policy.name} on {model.policy.device}, "
-            f"{model.latency_ms:.0f} ms per answer"
+            f"model {model.name} on {model.device}, {model.latency_ms:.0f} ms per answer"
         )
 
     def _load_model(self, request, response):

@@ -71,13 +71,19 @@ class ModelThread(Generic[T]):
         self.settings = settings
         self.mailbox: Mailbox[T] = Mailbox()
         self.policy: Any = None
+        self.name = self.device = ""
+        self.chunk = 0  # steps
         self.spec: ActionSpec | None = None
         self.load_seconds = self.latency_ms = 0.0
         self._worker = Worker(self._load, lambda item: answer(self, item), self.mailbox)
 
     def start(self) -> None:
         """Load; raises what loading raised. Ctrl-C gets through."""
-        self._worker.start()
+        try:
+            self._worker.start()
+        except BaseException:
+            self.mailbox.close()  # a load that was interrupted ends when it is through
+            raise
 
     def stop(self, timeout: float) -> bool:
         """Let go of the model; False where it is still busy with an answer."""
@@ -101,6 +107,8 @@ class ModelThread(Generic[T]):
         policy.warm_up(self.unnorm_key)
         # The second time as it will be; and numbers that are not finite raise here.
         self.latency_ms = policy.warm_up(self.unnorm_key)
+        self.name, self.device = policy.name, str(policy.device)
+        self.chunk = policy.config.head.chunk
         self.load_seconds = time.monotonic() - begun
         self.policy = policy
 
@@ -115,7 +123,7 @@ def changes(old: ModelThread, new: ModelThread) -> list[str]:
         ("dt", f"{a.dt:g} s", f"{b.dt:g} s"),
         ("dimensions", " ".join(a.names), " ".join(b.names)),
         ("units", " ".join(d.unit for d in a.dims), " ".join(d.unit for d in b.dims)),
-        ("chunk", *(f"{m.policy.config.head.chunk} steps" for m in (old, new))),
+        ("chunk", f"{old.chunk} steps", f"{new.chunk} steps"),
     ):
         if before != after:
             found.append(f"{what}: {before} -> {after}")
