@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=4 if cuda else 1)
     parser.add_argument("--workers", type=int, default=6 if cuda else 0, help="per GPU")
     parser.add_argument("--dataset", help="train on this one; noise is written if left out")
+    parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--save", type=Path)
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--check-batch", type=int, default=16, help="samples of a checked step")
@@ -96,10 +97,14 @@ class Bench:
         compiled, backend = modes[args.compile]
         prepare(model, compiled, args.recompute, backend)
         self.objective = Objective(model).train()
-        parallel.shard(self.objective, place, args.reshard)
+        low = None
+        if args.save or args.resume:  # in float32, so that what differs is the state
+            torch.set_float32_matmul_precision("highest")
+            low = torch.float32
+        parallel.shard(self.objective, place, args.reshard, low=low)
         self.parameters = list(self.objective.parameters())
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=1e-6, weight_decay=0.0, fused=True
+            self.parameters, lr=args.learning_rate, weight_decay=0.0, fused=True
         )  # fmt: skip
         self.empty_cache()
         self.tell(
@@ -158,7 +163,7 @@ class Bench:
         loader = batches(
             self.samples, 0, total, size, args.workers, place.rank, place.world, pin=self.cuda
         )
-        step_s, update_s, wait_s = [], [], []
+        step_s, update_s, wait_s, losses = [], [], [], []
         begin = time.perf_counter()
         for i in range(total):
             if i == args.warmup:
@@ -169,7 +174,7 @@ class Bench:
             t0 = time.perf_counter()
             batch = next(loader).to(place.device)
             t1 = time.perf_counter()
-            loss = self.forward_backward(batch)
+            losses.append(self.forward_backward(batch))
             self.wait()
             t2 = time.perf_counter()
             self.update()
@@ -195,7 +200,8 @@ class Bench:
             communication_s=round(lost, 4), communication_share=round(lost / step, 4),
             data_wait_s=round(place.agree(wait), 4), update_s=round(update, 4),
             graphs=torch._dynamo.utils.counters["stats"]["unique_graphs"],
-            peak_gb=place.agree(peak), warm_up_s=round(warm, 1), loss=round(loss.item(), 4),
+            peak_gb=place.agree(peak), warm_up_s=round(warm, 1),
+            losses=[round(v.item(), 3) for v in losses],
         )  # fmt: skip
 
     def without_communication(self, batch: Batch, warmup: int) -> float:
