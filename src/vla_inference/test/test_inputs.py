@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
@@ -18,8 +18,10 @@ from vla_inference.robot_state import StateLayout
 from vla_inference.synchronise import DEPTH, Synchroniser
 
 MILLISECONDS = st.integers(0, 3000)
+CALM = settings(deadline=None, max_examples=60)  # how long an example takes says nothing here
 
 
+@CALM
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), MILLISECONDS), max_size=60),
     st.sampled_from([0, 10, 50]),
@@ -42,6 +44,7 @@ def test_whatever_comes_sets_are_of_one_moment_and_in_order(arrivals, tolerance)
         assert leads[-1] >= max(leads) - tolerance
 
 
+@CALM
 @given(st.integers(0, DEPTH - 2), st.integers(0, DEPTH - 2), st.integers(1, 40), st.integers(0, 9))
 def test_a_constant_lag_delays_sets_and_loses_none(lag_b, lag_c, count, jitter):
     """Three inputs of one rate; messages of b and c come so many periods late."""
@@ -93,6 +96,7 @@ def test_a_single_input_is_passed_on_at_once():
     assert [s.put("image", t, t) for t in (3.0, 3.0, 1.0)] == [(3.0,), (3.0,), (1.0,)]
 
 
+@CALM
 @given(st.lists(MILLISECONDS, min_size=1, max_size=40), st.integers(0, 4), st.integers(1, 300))
 def test_the_past_is_the_nearest_there_is(stamps, count, interval):
     history, kept = History(count, interval / 1000), []
@@ -108,6 +112,7 @@ def test_the_past_is_the_nearest_there_is(stamps, count, interval):
     assert len(history._items) <= max(2, count * interval + 3)
 
 
+@CALM
 @given(st.lists(st.floats(-3, 3), min_size=3, max_size=3))
 def test_the_state_is_in_the_order_of_its_parts(vector):
     rotation = Rotation.from_rotvec(vector)
