@@ -376,7 +376,11 @@ def main() -> int:
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    rows = [measure(name, args.times, tell) for name in args.only]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes end too
+    rows = []
+    for name in args.only:
+        rows.append(measure(name, args.times, tell))
+        tell(table(rows[-1:]))
     print(json.dumps(rows, indent=2) if args.json else table(rows))
     return 0 if all(map(good, rows)) else 1
 

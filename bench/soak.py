@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -296,6 +297,7 @@ def main() -> int:
     parser.add_argument("--swap-every", type=float, default=300.0, help="seconds; 0: never")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes end too
     with tempfile.TemporaryDirectory(prefix="vla_soak_", ignore_cleanup_errors=True) as folder:
         soak = Soak(args, Path(folder))
         try:
