@@ -53,6 +53,8 @@ def infer(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    engine: Annotated[str, typer.Option(help="plain, torch, tvm:FOLDER or mlc:FOLDER.")] = "plain",
+    vision: Annotated[str, typer.Option(help="onnx:FOLDER or tensorrt:FOLDER.")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Predict actions for each picture of a folder, video file, camera or stream.
@@ -63,7 +65,9 @@ def infer(
 
     check_instruction(instruction)
     with open_source(source, rate=rate) as frames:
-        policy = Policy.from_pretrained(model, device=device, dtype=dtype)
+        policy = Policy.from_pretrained(
+            model, device=device, dtype=dtype, engine=engine, vision=vision
+        )
         policy.action_spec(action_space)
         head = policy.config.head
         if head.num_images > 1 or head.proprio_dim:

@@ -27,6 +27,8 @@ class ModelSettings:
     unnorm_key: str = ""
     device: str = ""
     dtype: str = ""
+    engine: str = ""
+    vision: str = ""
     num_threads: int = 0
     cameras: int = 1
     state_dim: int = 0
@@ -43,7 +45,11 @@ def load_policy(settings: ModelSettings) -> Any:
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     policy = Policy.from_pretrained(
-        settings.model, device=settings.device or None, dtype=settings.dtype or None
+        settings.model,
+        device=settings.device or None,
+        dtype=settings.dtype or None,
+        engine=settings.engine or "plain",
+        vision=settings.vision,
     )
     head = policy.config.head
     if head.num_images != settings.cameras:

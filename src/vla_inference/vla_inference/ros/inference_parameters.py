@@ -17,6 +17,8 @@ AT_CONFIGURE: Table = {
     "unnorm_key": ("", "statistics to un-normalise with; empty: the only ones there are", None),
     "device": ("", "cpu, cuda, cuda:1 ...; empty: CUDA where there is one", None),
     "dtype": ("", "float32, bfloat16 or float16; empty: the device's usual one", None),
+    "engine": ("", "plain, torch, tvm:FOLDER or mlc:FOLDER; empty: plain", None),
+    "vision": ("", "onnx:FOLDER or tensorrt:FOLDER; empty: the engine's own towers", None),
     "num_threads": (
         0,
         "CPU threads of the model; 0: as many as PyTorch likes",
@@ -71,6 +73,8 @@ def read_settings(
         unnorm_key=unnorm_key,
         device=value("device"),
         dtype=value("dtype"),
+        engine=value("engine"),
+        vision=value("vision"),
         num_threads=value("num_threads"),
         cameras=len(value("cameras")) * (1 + value("history")),
         state_dim=len(layout),
