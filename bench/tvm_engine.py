@@ -60,7 +60,9 @@ def main() -> None:
 def make_library(args: argparse.Namespace, config: ModelConfig) -> dict:
     begin = time.perf_counter()
     with new_folder(args.folder, overwrite=True) as folder:
-        record = compile_library(config.llm, args.quantization, args.target, folder, args.host)
+        record = compile_library(
+            config.llm, args.quantization, args.target, folder, host=args.host
+        )
         write_record(folder, {**record, "model": "random", "digest": ""}, [record["library"]])
     seconds = round(time.perf_counter() - begin, 1)
     size = (args.folder / record["library"]).stat().st_size

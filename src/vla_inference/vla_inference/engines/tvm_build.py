@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import tvm
 from tvm import relax, s_tir, tirx
@@ -52,6 +53,13 @@ def add_cache(
     mod: tvm.IRModule, c: LlamaConfig, dtype: str, target: tvm.target.Target
 ) -> tvm.IRModule:
     """Add the function that creates the paged cache; its arguments are CACHE_SIZES."""
+    with target:
+        return _with_cache(mod, c, dtype, target)
+
+
+def _with_cache(
+    mod: tvm.IRModule, c: LlamaConfig, dtype: str, target: tvm.target.Target
+) -> tvm.IRModule:
     builder = relax.BlockBuilder(mod)
     sizes = {name: tirx.Var(name, "int64") for name in CACHE_SIZES}
     parameters = [relax.Var(f"{n}_", relax.ShapeType([v])) for n, v in sizes.items()]
@@ -85,13 +93,11 @@ Parameters = dict[str, tuple[tuple[int, ...], str]]  # name -> shape, dtype; in 
 
 
 def lower(
-    model: nn.Module, c: LlamaConfig, dtype: str, target: tvm.target.Target
+    model: nn.Module, spec: dict[str, Any], target: tvm.target.Target
 ) -> tuple[tvm.IRModule, Parameters]:
-    """The functions of `model.spec()` and the cache's creator, not yet compiled."""
-    spec = nn.spec.ModuleSpec.from_raw(model.spec(), model)
-    mod, parameters, _ = model.export_tvm(spec=spec, allow_extern=True)
-    with target:
-        mod = add_cache(mod, c, dtype, target)
+    """The functions that `spec` describes, not yet compiled."""
+    described = nn.spec.ModuleSpec.from_raw(spec, model)
+    mod, parameters, _ = model.export_tvm(spec=described, allow_extern=True)
     return mod, {n: (tuple(int(s) for s in p.shape), str(p.dtype)) for n, p in parameters}
 
 

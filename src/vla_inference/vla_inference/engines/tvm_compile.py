@@ -86,14 +86,21 @@ def weights_of(quantization: str, target: str, llm: LlamaConfig):
 
 
 def compile_library(
-    llm: LlamaConfig, quantization: str, target: str, folder: Path, host: str | None = None
+    llm: LlamaConfig,
+    quantization: str,
+    target: str,
+    folder: Path,
+    *,
+    host: str | None = None,
+    decoding: str = "autoregressive",
 ) -> dict[str, Any]:
     """Compile the library alone, which needs no weights, and say what it is for engine.json.
 
     host: triple such as aarch64-linux-gnu; None for this machine's.
+    decoding: "autoregressive" or "parallel", which need different functions.
     """
     tvm = import_tvm()
-    from vla_inference.engines.tvm_build import finish, lower, make_target
+    from vla_inference.engines.tvm_build import add_cache, finish, lower, make_target
     from vla_inference.engines.tvm_model import Decoder
 
     host = host or host_triple()
@@ -104,7 +111,10 @@ def compile_library(
     linker = shutil.which(f"{host}-g++") if foreign else shutil.which("g++")
     library = folder / ("decoder.so" if linker else "decoder.tar")
     chosen = make_target(target, host if foreign else None)
-    mod, parameters = lower(Decoder(llm, weights), llm, weights.dtype, chosen)
+    model = Decoder(llm, weights)
+    mod, parameters = lower(model, model.spec(decoding), chosen)
+    if decoding != "parallel":
+        mod = add_cache(mod, llm, weights.dtype, chosen)
     finish(mod, chosen, library, linker)
     # A process takes a second library of one name for the first: let the name tell.
     content = hashlib.sha256(library.read_bytes()).hexdigest()[:8]
@@ -115,6 +125,7 @@ def compile_library(
         "host": host,
         "tvm": tvm.__version__,
         "quantization": dataclasses.asdict(weights),
+        "decoding": decoding,
         "llm": dataclasses.asdict(llm),
         "library": library.name,
         "parameters": [{"name": n, "shape": s, "dtype": d} for n, (s, d) in parameters.items()],
@@ -141,7 +152,10 @@ def compile_checkpoint(
     config = load_config(checkpoint)
     tensors = Tensors(checkpoint)
     with new_folder(output, overwrite) as folder:
-        record = compile_library(config.llm, quantization, target, folder, host)
+        decoding = config.head.decoding
+        record = compile_library(
+            config.llm, quantization, target, folder, host=host, decoding=decoding
+        )
         record["model"] = checkpoint_name(checkpoint)
         record["digest"] = language_digest(tensors, config)
         weights = Weights(**record["quantization"])

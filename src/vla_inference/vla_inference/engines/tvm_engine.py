@@ -72,7 +72,7 @@ class TvmLanguage(TvmRunner):
         folder, device = Path(folder), torch.device(device)
         self.record = record = read_record(folder, "tvm")
         require(folder, record, target=chip(device), host=host_triple())
-        require(folder, record, llm=asdict(config.llm))
+        require(folder, record, llm=asdict(config.llm), decoding=config.head.decoding)
         if checkpoint is not None:
             digest = language_digest(Tensors(Path(checkpoint)), config)
             require(folder, record, digest=digest)
@@ -84,7 +84,8 @@ class TvmLanguage(TvmRunner):
         super().__init__(tvm, library, device, config)
         self.dtype = getattr(torch, record["quantization"]["dtype"])
         self._parameters = self._check(parameters or self._read(folder), folder)
-        self._cache = PagedCache(tvm, self.function("create_tir_paged_kv_cache"))
+        if config.head.decoding != "parallel":
+            self._cache = PagedCache(tvm, self.function("create_tir_paged_kv_cache"))
         self._tables: tuple[Tensor, Tensor] | None = None
 
     def _read(self, folder: Path) -> dict[str, Tensor]:

@@ -227,20 +227,20 @@ class Decoder(nn.Module):
             x = layer(x, lambda attention, y: attention.all_to_all(y, cos, sin))
         return self.model.norm(x)
 
-    def spec(self) -> dict[str, Any]:
-        """The signatures of the three functions, for nn's exporter."""
+    def spec(self, decoding: str) -> dict[str, Any]:
+        """The signatures of the functions that a way of decoding needs, for nn's exporter."""
         c, dtype = self.config, self.weights.dtype
         packed = {"param_mode": "packed", "effect_mode": "none"}
         cache = nn.spec.Object(object_type=PagedKVCache)
         table = nn.spec.Tensor(["n", c.head_dim], "float32")
         many, one = ([1, n, c.hidden_size] for n in ("n", 1))
+        if decoding == "parallel":
+            x = nn.spec.Tensor(many, dtype)
+            return {"parallel": {"x": x, "cos": table, "sin": table, "$": packed}}
         return {
-            "prefill": {"x": nn.spec.Tensor(many, dtype), "cache": cache, "$": packed},
-            "decode": {"x": nn.spec.Tensor(one, dtype), "cache": cache, "$": packed},
-            "parallel": {
-                "x": nn.spec.Tensor(many, dtype), "cos": table, "sin": table, "$": packed,
-            },
-        }  # fmt: skip
+            name: {"x": nn.spec.Tensor(shape, dtype), "cache": cache, "$": packed}
+            for name, shape in (("prefill", many), ("decode", one))
+        }
 
 
 def _last(x):
