@@ -6,9 +6,10 @@
 
 direct: chunks go straight into the simulation, in lock step. twist, pose: model, command node with
 its safety on, and the simulation that keeps MoveIt Servo's or a target-pose controller's rules; in
-lock step of simulated time, or in real time at 20 Hz. --delay makes each answer of the model so
-much slower. gaps: control periods without a fresh command; zeros: periods for which standing still
-was commanded.
+lock step of simulated time, or in real time at 20 Hz (--factor 0.5: all at half the pace, for slow
+or busy machines). --delay: seconds that each answer takes longer; in lock step, exactly that long
+by simulated time, while the robot goes on. gaps: control periods without a fresh command; zeros:
+periods for which standing still was commanded.
 """
 
 from __future__ import annotations
@@ -37,9 +38,12 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="index of the first episode")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--real-time", action="store_true")
+    parser.add_argument("--factor", type=float, default=1.0, help="of real time")
     parser.add_argument("--frame-rate", type=float, default=10.0)
     parser.add_argument("--delay", type=float, default=0.0, help="s, of each answer")
     parser.add_argument("--stretch", type=float, default=1.0)
+    parser.add_argument("--catch-up", type=float, default=0.0, help="s")
+    parser.add_argument("--horizon", type=int, default=200, help="control steps")
     parser.add_argument("--blend", type=float, help="s; default: config/robots/robosuite.yaml's")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -64,6 +68,7 @@ def play(args: argparse.Namespace, folder: Path) -> int:
     robot = ROOT / "config/robots/robosuite.yaml"
     arguments = {
         "task": args.task, "episodes": str(args.episodes), "seed": str(args.seed),
+        "horizon": str(args.horizon),
         "lock_step": str(not args.real_time).lower(), "output": str(folder / "run"),
         "record_episodes": "0", "summary": "false",
         "sim_config": str(ROOT / "config/sim.yaml"),
@@ -74,17 +79,30 @@ def play(args: argparse.Namespace, folder: Path) -> int:
         launch = ROOT / "launch/robosuite.launch.xml"
         arguments |= {
             "path": args.path, "frame_rate": str(args.frame_rate), "stretch": str(args.stretch),
-            "config": str(ROOT / "config/command.yaml"), "robot_config": str(robot),
+            "real_time_factor": str(args.factor), "robot_config": str(robot),
+            "config": str(ROOT / "config/command.yaml"),
         }  # fmt: skip
     plan = read_launch_file(launch, arguments)
     for process in plan.processes:
         process.environment.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
         if "inference_node" in process.label:
-            process.command = [sys.executable, __file__, "--slow-model", str(args.delay)]
+            process.command = [
+                sys.executable,
+                __file__,
+                "--slow-model",
+                str(args.delay / args.factor),
+            ]
         if "sim_node" in process.label:
-            process.parameters.append({"first_episode": args.first})
-        if "command_node" in process.label and args.blend is not None:
-            process.parameters.append({"blend": args.blend})
+            more = {"first_episode": args.first}
+            if args.delay and not args.real_time:
+                more |= {"answer_delay": args.delay, "command_wait": 0.3}
+            process.parameters.append(more)
+        if "command_node" in process.label:
+            process.parameters.append({"catch_up": args.catch_up})
+            if args.blend is not None:
+                process.parameters.append({"blend": args.blend})
+            if args.delay and not args.real_time:
+                process.remaps += ["-r", "action:=delayed_action"]
     # What the nodes say goes to standard error: standard output is the JSON's.
     sys.stdout.flush()
     out = os.dup(1)

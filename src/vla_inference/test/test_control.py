@@ -21,7 +21,7 @@ from vla_inference.control import (
     Watchdogs,
 )
 from vla_inference.control import vectors as v
-from vla_inference.control.chunk_player import ChunkPlayer
+from vla_inference.control.chunk_player import ChunkPlayer, History, planned
 from vla_inference.control.commands import Gripper, Pose, Target, chunk_velocities
 from vla_inference.control.fuzz import fuzz
 from vla_inference.control.limits import LINEAR, Ramp
@@ -240,6 +240,21 @@ def test_temporal_ensembling_weighs_the_oldest_most():
     assert motion.gripper == 2
 
 
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=8), st.floats(0, 1.0))
+def test_what_steps_have_come_to_is_what_the_player_would_execute(xs, time):
+    player = ChunkPlayer()
+    player.accept(10.0, 0.1, steps(*xs), begin=10.0)
+    history, edges = History(), [10.0 + 0.02 * i for i in range(60)]
+    for a, b in itertools.pairwise(edges):
+        motion = player.motion(a, b)
+        if motion is not None:
+            history.add(a, b, motion.linear, motion.angular)
+    whole = round(time / 0.02) * 0.02
+    wanted, _ = planned(0.1, steps(*xs), whole)
+    assert history.way(10.0, 10.0 + whole)[0][0] == pytest.approx(wanted[0], abs=1e-4)
+    assert history.way(9.0, 12.0)[0][0] == pytest.approx(0.1 * sum(xs), abs=1e-4)
+
+
 # -- targets and gripper ----------------------------------------------------------------------
 
 
@@ -305,6 +320,35 @@ def test_scale_and_target_pose():
     assert second.target.position[0] == pytest.approx(1.01, rel=1e-5)
     b.tick(), b.tick()
     assert b.tick() is None and b.commander.target.pose == second.target  # held, not zero
+
+
+def way(b: Bench, ticks: int) -> float:
+    return sum(0.05 * c.linear[0] for c in (b.tick() for _ in range(ticks)) if c)
+
+
+def test_stretched_steps_take_longer_and_lead_as_far():
+    b = Bench(stretch=2.0, align="arrival")
+    b.accept(forward(3))
+    told = [b.tick() for _ in range(8)]
+    assert [c.linear[0] for c in told[:6]] == pytest.approx([0.1] * 6, rel=1e-4)
+    assert not told[6].moves
+
+
+@pytest.mark.parametrize(("catch_up", "wanted"), [(0.0, 0.04), (0.1, 0.08)])
+def test_a_late_chunk_makes_up_for_what_was_not_done_in_the_meantime(catch_up, wanted):
+    b = Bench(catch_up=catch_up, blend=0.0)
+    b.tick()
+    # It wanted 0.01 m a step from its picture on; four of its eight steps are over.
+    b.accept(forward(8), age=0.15)
+    assert way(b, 8) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_what_was_done_in_the_meantime_is_not_done_twice():
+    b = Bench(catch_up=0.1, blend=0.0)
+    b.accept(forward(8), age=-0.05)
+    done = way(b, 4)
+    assert b.accept(forward(8), age=0.1499)  # says the same of the same moment
+    assert done + way(b, 8) == pytest.approx(0.08, rel=1e-3)
 
 
 def faults() -> dict:

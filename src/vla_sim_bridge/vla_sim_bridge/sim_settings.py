@@ -35,9 +35,15 @@ class SimSettings:
     execute_steps: int = _say(4, "Lock step: how many steps of each chunk are executed")
     control_rate: float = _say(20.0, "Real time: control periods per second [Hz]")
     frame_rate: float = _say(10.0, "Real time: frames per second [Hz]")
+    real_time_factor: float = _say(
+        1.0, "Real time, driven by commands: seconds of simulation in one of the clock on the wall"
+    )
     action_timeout: float = _say(10.0, "How long to wait for a frame's answer [s]")
     command_wait: float = _say(
         1.0, "Driven by commands in lock step: how long to wait for one [s]"
+    )
+    answer_delay: float = _say(
+        0.0, "The same: simulated time that an answer takes, to topic delayed_action [s]"
     )
     start_timeout: float = _say(120.0, "How long to wait for the first answer of all [s]")
     discovery_time: float = _say(1.5, "How long to look for another simulation first [s]")
@@ -73,11 +79,18 @@ class SimSettings:
             if getattr(self, name) > 4096:
                 raise VlaError(f"{name} is {getattr(self, name)}", "give at most 4096 pixels")
         for name in ("control_rate", "frame_rate", "action_timeout", "start_timeout",
-                     "command_wait"):  # fmt: skip
+                     "command_wait", "real_time_factor"):  # fmt: skip
             if not 0 < getattr(self, name) < 1e6:
                 raise VlaError(f"{name} is {getattr(self, name)}", "give a number above 0")
         if self.driven_by not in ("chunks", "twist", "pose"):
             raise VlaError(f"driven_by is {self.driven_by!r}", "use chunks, twist or pose")
+        if self.real_time_factor != 1 and (self.lock_step or self.driven_by == "chunks"):
+            raise VlaError(
+                f"real_time_factor is {self.real_time_factor:g}",
+                "only what is driven by commands in real time has one; set lock_step: false",
+            )
+        if not 0 <= self.answer_delay < 60:
+            raise VlaError(f"answer_delay is {self.answer_delay}", "give 0 to 60 seconds")
         if not 0 <= self.discovery_time < 60:
             raise VlaError(f"discovery_time is {self.discovery_time}", "give 0 to 60 seconds")
 

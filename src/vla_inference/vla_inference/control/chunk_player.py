@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,12 +24,17 @@ Step = tuple[Vector, Vector, float]  # m/s, rad/s, gripper
 
 @dataclass(frozen=True)
 class Segment:
-    """The steps of one chunk that may be executed, from `start` on, `dt` seconds each."""
+    """The steps of one chunk that may be executed, from `start` on, `dt` seconds each.
+
+    extra: further velocities until `extra_end`, which make up for what was missed before.
+    """
 
     stamp: float
     start: float
     dt: float
     steps: tuple[Step, ...]
+    extra: tuple[Vector, Vector] = (v.ZERO, v.ZERO)
+    extra_end: float = -math.inf
 
     @property
     def end(self) -> float:
@@ -36,7 +42,12 @@ class Segment:
 
     def at(self, time: float) -> Step | None:
         index = math.floor((time - self.start) / self.dt)
-        return self.steps[index] if 0 <= index < len(self.steps) else None
+        if not 0 <= index < len(self.steps):
+            return None
+        linear, angular, gripper = self.steps[index]
+        if time >= self.extra_end:
+            return linear, angular, gripper
+        return v.add(linear, self.extra[0]), v.add(angular, self.extra[1]), gripper
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,45 @@ class Motion:
     angular: Vector
     gripper: float | None
     stamp: float  # of the newest picture behind it
+
+
+def planned(dt: float, steps: Sequence[Step], time: float) -> tuple[Vector, Vector]:
+    """Displacements (m, rad) that these steps have come to `time` s after they began."""
+    linear = angular = v.ZERO
+    for k, step in enumerate(steps):
+        share = min(dt, time - k * dt)
+        if share <= 0:
+            break
+        linear = v.add(linear, v.scale(step[0], share))
+        angular = v.add(angular, v.scale(step[1], share))
+    return linear, angular
+
+
+class History:
+    """What was commanded lately: velocities by command period."""
+
+    def __init__(self, keep: float = 5.0):
+        self.keep = keep
+        self._entries: deque[tuple[float, float, Vector, Vector]] = deque()
+
+    def add(self, begin: float, end: float, linear: Vector, angular: Vector) -> None:
+        if self._entries and begin < self._entries[-1][0]:
+            self._entries.clear()  # the clock has changed
+        self._entries.append((begin, end, linear, angular))
+        while self._entries[0][1] < end - self.keep:
+            self._entries.popleft()
+
+    def way(self, begin: float, end: float) -> tuple[Vector, Vector]:
+        """Displacements (m, rad) commanded between two moments."""
+        linear = angular = v.ZERO
+        for a, b, lin, ang in reversed(self._entries):
+            if b <= begin:
+                break
+            share = min(b, end) - max(a, begin)
+            if share > 0:
+                linear = v.add(linear, v.scale(lin, share))
+                angular = v.add(angular, v.scale(ang, share))
+        return linear, angular
 
 
 class ChunkPlayer:
@@ -83,10 +133,19 @@ class ChunkPlayer:
         """The clock has changed: also forget which pictures were seen."""
         self._segments, self._newest = [], -math.inf
 
-    def accept(self, stamp: float, dt: float, steps: Sequence[Step], begin: float) -> bool:
+    def accept(
+        self,
+        stamp: float,
+        dt: float,
+        steps: Sequence[Step],
+        begin: float,
+        extra: tuple[Vector, Vector] = (v.ZERO, v.ZERO),
+        extra_end: float = -math.inf,
+    ) -> bool:
         """A chunk arrived; whether any of it will be executed.
 
         begin: when the next command period begins: nothing can be executed before.
+        extra, extra_end: see `Segment`.
         """
         if stamp <= self._newest:
             self.ignored += 1
@@ -104,13 +163,14 @@ class ChunkPlayer:
         self._segments = [s for s in self._segments if s.end > begin]
         if self.ensemble is None:
             self._segments = self._segments[-1:]
-        self._segments.append(Segment(stamp, start, dt, chosen))
+        self._segments.append(Segment(stamp, start, dt, chosen, extra, extra_end))
         self._segments = self._segments[-32:]
         return True
 
     def motion(self, begin: float, end: float) -> Motion | None:
         """The mean motion from `begin` to `end`, or None where nothing is planned."""
         edges = {begin, end}
+        edges |= {s.extra_end for s in self._segments if begin < s.extra_end < end}
         for s in self._segments:
             first = max(0, math.floor((begin - s.start) / s.dt))
             for k in range(first, len(s.steps) + 1):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vla_inference.control import vectors as v
-from vla_inference.control.chunk_player import ChunkPlayer, Motion
+from vla_inference.control.chunk_player import ChunkPlayer, History, Motion, Step, planned
 from vla_inference.control.commands import Gripper, Pose, Target, chunk_velocities
 from vla_inference.control.limits import ANGULAR, LINEAR, Ramp, SafetyLimits
 from vla_inference.control.safety import STOPPED, Distribution, Safety, Watchdogs
@@ -28,6 +28,9 @@ class Settings:
         called so, else "base".
     stretch: how many times as long each step takes, its motion as much slower; at least 1. What a
         slow model's chunk needs to last until the next one.
+    catch_up: seconds over which a chunk makes up for what it wanted to be done between its picture
+        and its arrival and was not; 0: it isn't. Else the corrections that a slow model sees a
+        need for lie in steps that are always dropped.
     drift: of the target from the measured pose [m, rad]; 0 m: targets always start there.
     needs_pose: whether commands need a measured pose: for target poses and a workspace.
     distribution: what the model was trained with; None: anything goes.
@@ -42,6 +45,7 @@ class Settings:
     ensemble: float | None = None
     blend: float = 0.1
     stretch: float = 1.0
+    catch_up: float = 0.0
     drift: tuple[float, float] = (0.05, 0.3)
     gripper_hysteresis: float = 0.1
     needs_pose: bool = False
@@ -56,6 +60,8 @@ class Settings:
             raise VlaError(f"scale is {self.scale}", "give a share, 0 < scale <= 1")
         if not 1 <= self.stretch <= 100:
             raise VlaError(f"stretch is {self.stretch}", "give 1 to 100; 1: as the model says")
+        if not 0 <= self.catch_up <= 60:
+            raise VlaError(f"catch_up is {self.catch_up}", "give 0 to 60 seconds; 0: off")
         if self.align not in ("stamp", "arrival"):
             raise VlaError(f"unknown align {self.align!r}", "use stamp or arrival")
         if self.deltas_in not in ("", "base", "tool"):
@@ -110,6 +116,7 @@ class Commander:
         self.picture_stamp: float | None = None
         self.chunks = 0
         self._in_tool: bool | None = None  # whose axes the deltas are in: known by a chunk
+        self._history = History()
         self._window: float | None = None  # where the next command period begins
         self._live = False  # whether the last command may have moved the robot
         self._halts = 0  # how many more times to tell a halt after a stop
@@ -167,7 +174,24 @@ class Commander:
             steps.append((linear, angular, gripper))
         self.chunks += 1
         self.picture_stamp = stamp
-        return self.player.accept(stamp, dt, steps, self._next_begin(now))
+        begin = self._next_begin(now)
+        extra, end = self._made_up_for(stamp, dt, steps, begin)
+        return self.player.accept(stamp, dt, steps, begin, extra, end)
+
+    def _made_up_for(
+        self, stamp: float, dt: float, steps: list[Step], begin: float
+    ) -> tuple[tuple[Vector, Vector], float]:
+        """Velocities beyond the chunk's own, and until when."""
+        time = self.settings.catch_up
+        if not time or begin <= stamp or self.settings.align != "stamp" or len(steps) < 2:
+            return (v.ZERO, v.ZERO), begin
+        wanted, done = planned(dt, steps, begin - stamp), self._history.way(stamp, begin)
+        linear, angular = (
+            v.scale(v.subtract(a, b), 1 / time) for a, b in zip(wanted, done, strict=True)
+        )
+        linear, angular, clips = self.settings.limits.clip_step(linear, angular, dt)
+        self.safety.clip(clips)
+        return (linear, angular), begin + time
 
     def bad_chunk(self, reason: str, now: float) -> None:
         """A message that is no chunk."""
@@ -192,7 +216,12 @@ class Commander:
         if self._halts:
             self._halts -= 1
             return Command(target=self._hold)
-        return None if self.safety.state == STOPPED else self._move(motion)
+        if self.safety.state == STOPPED:
+            return None
+        command = self._move(motion)
+        if command is not None and command.live:
+            self._history.add(begin, self._window, command.linear, command.angular)
+        return command
 
     def pose_to_hold(self, steady: float) -> Pose | None:
         """Where the robot is, not where it should have got to; where that isn't known any more,

@@ -81,6 +81,7 @@ def random_settings(rng: random.Random) -> Settings:
         ensemble=rng.choice((None, 0.1)),
         blend=rng.choice((0.0, 0.1)),
         stretch=rng.choice((1.0, 1.0, 2.0)),
+        catch_up=rng.choice((0.0, 0.0, 0.2)),
         drift=rng.choice(((0.05, 0.3), (0.0, 0.3))),
         needs_pose=box is not None or rng.random() < 0.5,
         limits=limits,

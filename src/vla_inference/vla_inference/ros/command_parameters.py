@@ -51,6 +51,11 @@ PARAMETERS: dict[str, tuple[Any, str, Any]] = {
     ),
     "blend": (0.1, "time in which a chunk takes over from the last one [s]", _real(0.0, 10.0)),
     "stretch": (1.0, "how many times as long, and slower, each step is", _real(1.0, 100.0)),
+    "catch_up": (
+        0.0,
+        "time in which a late chunk makes up for what it wanted done before it came [s]; 0: never",
+        _real(0.0, 60.0),
+    ),
     "max_drift": (
         0.05,
         "target to measured pose before re-anchoring [m]; 0: every target starts there",
@@ -172,6 +177,7 @@ def read_settings(value: Callable[[str], Any]) -> Settings:
         ensemble=value("ensemble") if value("ensemble") >= 0 else None,
         blend=value("blend"),
         stretch=value("stretch"),
+        catch_up=value("catch_up"),
         drift=(value("max_drift"), value("max_drift_angle")),
         gripper_hysteresis=value("gripper_hysteresis"),
         needs_pose=value("publish_pose") or workspace is not None,

@@ -42,8 +42,9 @@ class Drive:
         node.create_subscription(ActionChunk, "action", node.guard(self._on_chunk), CHUNK)
         node.create_subscription(InferenceStatus, "inference/status", self._on_inference, LATCHED)
         if not s.lock_step:
-            node.create_timer(1.0 / s.control_rate, node.guard(self._control_period))
-            node.create_timer(1.0 / s.frame_rate, node.guard(self._frame_period))
+            pace = 1.0 / s.real_time_factor
+            node.create_timer(pace / s.control_rate, node.guard(self._control_period))
+            node.create_timer(pace / s.frame_rate, node.guard(self._frame_period))
 
     # -- what a drive fills in ----------------------------------------------------------------
 
@@ -87,7 +88,7 @@ class Drive:
     def _on_chunk(self, msg: ActionChunk) -> None:
         node, stamp = self.node, Time.from_msg(msg.header.stamp).nanoseconds
         if not self.settings.lock_step:
-            now = node.get_clock().now().nanoseconds
+            now = node.topics.time()
             if self.accept(msg, stamp, now):
                 self.lock.started = True
                 node.measure(msg, (now - stamp) / 1e6)

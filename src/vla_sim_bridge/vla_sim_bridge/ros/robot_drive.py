@@ -2,8 +2,9 @@
 
 In lock step simulated time (/clock) moves on by one control period after each command, and stands
 still while the model thinks or the command node is asked; so a run is the same each time, however
-fast the machine. In real time it is the ROS clock that counts. Chunks are heard only to know that
-the model has answered.
+fast the machine. In real time it is the ROS clock that counts, or, at a real-time factor other
+than 1, simulated time that passes by itself at that pace. Chunks are heard only to know that the
+model has answered.
 """
 
 from __future__ import annotations
@@ -45,14 +46,21 @@ class RobotDrive(Drive):
         self._gripper = 1.0
         self._clock, self._seen_since = BEGINNING, 0
         self._left = 0  # control periods until the next frame
+        self._delay = round(1e9 * s.answer_delay) if s.lock_step else 0
+        self._due = 0  # when the answer under way reaches the command node
+        self._answer: ActionChunk | None = None
+        self._awaiting = False  # it is due
         self._asked: float | None = None  # when the command of the period under way was asked for
         self._asked_again = 0.0
         self._heard = self._seen = False
         self.unanswered = 0  # periods in which no command came, though it was waited for
         self._stops: dict[str, int] = {}
-        if s.lock_step:
+        self._own_time = s.lock_step or s.real_time_factor != 1.0
+        if self._own_time:
             node.topics.time = lambda: self._clock
             self._clock_topic = node.create_publisher(Clock, "/clock", qos_profile_sensor_data)
+        if self._delay:
+            self._late_answers = node.create_publisher(ActionChunk, "delayed_action", CHUNK)
         self._pose_topic = node.create_publisher(PoseStamped, "current_pose", COMMAND)
 
     def start(self) -> None:
@@ -74,21 +82,23 @@ class RobotDrive(Drive):
     def begin(self) -> None:
         self.controller.reset()
         self._gripper, self._seen = self.node.sim.gripper, False
-        self._asked, self._left = None, 0
+        self._forget()
         self._seen_since = self._now()
         self.operator.begin()
         self._tell_where()
 
     def withdraw(self) -> None:
         super().withdraw()
+        self._forget()
+
+    def _forget(self) -> None:
         self._asked, self._left = None, 0
+        self._answer, self._awaiting = None, False
 
     # -- what comes in ------------------------------------------------------------------------
 
     def _now(self) -> int:
-        if self.settings.lock_step:
-            return self._clock
-        return self.node.get_clock().now().nanoseconds
+        return self.node.topics.time()
 
     def _on_twist(self, msg: TwistStamped) -> None:
         linear, angular = msg.twist.linear, msg.twist.angular
@@ -130,7 +140,8 @@ class RobotDrive(Drive):
 
     def _tell_time(self) -> None:
         """Between periods it is still the last one's time: the next has to be a new one."""
-        at = self._clock - (PERIOD if self._asked is None else 0)
+        between = self.settings.lock_step and self._asked is None
+        at = self._clock - (PERIOD if between else 0)
         self._clock_topic.publish(Clock(clock=Time(nanoseconds=at).to_msg()))
 
     # -- control periods ----------------------------------------------------------------------
@@ -145,8 +156,25 @@ class RobotDrive(Drive):
     def answered(self, msg: ActionChunk) -> None:
         self.node.measure(msg, 1e3 * self.lock.round_trip)
         self.node.set_state(SimStatus.RUNNING)
+        if self._delay:
+            self._answer = msg
+            return
         self._left = self.settings.execute_steps
         self._ask()
+
+    def _new_frame(self) -> None:
+        """Where answers take simulated time, it goes on while the model thinks."""
+        started = self.lock.started
+        self._answer, self._awaiting = None, not started
+        self.node.publish_frame()
+        if self._delay and started:
+            self._due = self._clock + self._delay
+            self._ask()
+
+    def _deliver(self) -> None:
+        """The answer has taken its time: now it is heard, and the next picture taken."""
+        self._late_answers.publish(self._answer)
+        self._new_frame()
 
     def _ask(self) -> None:
         """A control period is due: tell the command node the pose and the time."""
@@ -162,10 +190,12 @@ class RobotDrive(Drive):
     def _control_period(self) -> None:
         node = self.node
         self._tell_where()
-        if node.paused or not self.operator.ready:
-            return
-        self._period()
-        node.go_on()
+        if self._own_time:
+            self._tell_time()
+        if not node.paused and self.operator.ready:
+            self._period()
+            node.go_on()
+        self._clock += PERIOD
 
     def poll(self) -> None:
         super().poll()
@@ -181,7 +211,9 @@ class RobotDrive(Drive):
         if not lock_step:
             return
         if not before:
-            self.node.publish_frame()
+            self._new_frame()
+        elif self._awaiting and self._answer is not None:
+            self._deliver()
         elif self._asked is not None:
             self._lock_step()
 
@@ -203,7 +235,9 @@ class RobotDrive(Drive):
         done = self._period()
         self._clock += PERIOD
         self._left -= 1
-        if done or not self._left:
+        if self._delay and not done and self._clock >= self._due:
+            self._awaiting = True
+        elif done or self._left == 0:
             self.node.go_on()
         else:
             self._ask()
