@@ -6,12 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from vla_inference.errors import DataError, VlaError
 from vla_inference.types import ActionSpec, DimSpec, eef_delta_spec
+
+if TYPE_CHECKING:
+    from scipy.spatial.transform import Rotation
 
 SPEC_FILE = "action_spec.json"
 ANGLES = {"rotvec": ("rx", "ry", "rz"), "rpy": ("roll", "pitch", "yaw")}
@@ -110,6 +113,8 @@ def convert_rotation(actions: np.ndarray, old: ActionSpec, new: ActionSpec) -> n
 
 
 def _turns(angles: np.ndarray, rotation: str) -> Rotation:
+    from scipy.spatial.transform import Rotation  # half of a worker's start, seldom needed
+
     if rotation == "rpy":
         return Rotation.from_euler("xyz", angles)  # fixed axes
     return Rotation.from_rotvec(angles)
@@ -140,7 +145,7 @@ def join_actions(
         )
     still = np.zeros((1, actions.shape[1]))
     padded = np.concatenate([actions, np.repeat(still, size, axis=0)])
-    way, turn = np.zeros((len(starts), 3)), Rotation.from_rotvec(np.zeros((len(starts), 3)))
+    way, turn = np.zeros((len(starts), 3)), _turns(np.zeros((len(starts), 3)), "rotvec")
     for k in range(size):
         rows = padded[starts + k]
         step = _turns(rows[:, 3:6], spec.rotation)
@@ -157,5 +162,7 @@ def absolute_to_delta(targets: np.ndarray, poses: np.ndarray) -> np.ndarray:
 
     In the base frame, the rotation applied from the left: R_target = R_delta R.
     """
+    from scipy.spatial.transform import Rotation
+
     turns = Rotation.from_rotvec(targets[:, 3:6]) * Rotation.from_matrix(poses[:, :3, :3]).inv()
     return np.concatenate([targets[:, :3] - poses[:, :3, 3], turns.as_rotvec()], axis=1)

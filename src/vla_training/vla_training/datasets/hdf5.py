@@ -11,7 +11,6 @@ from functools import cached_property
 import h5py
 import numpy as np
 from isal import isal_zlib
-from scipy.spatial.transform import Rotation
 
 from vla_inference.errors import DataError
 from vla_inference.types import Episode, Observation, Step
@@ -179,6 +178,8 @@ class Hdf5Set(EpisodeSet):
                     "tell the motion from",
                     "store the arm's pose with them",
                 )
+        from scipy.spatial.transform import Rotation
+
         poses = np.tile(np.eye(4), (len(raw), 1, 1))
         poses[:, :3, 3] = group[EEF[0]][:]
         poses[:, :3, :3] = Rotation.from_quat(group[EEF[1]][:]).as_matrix()

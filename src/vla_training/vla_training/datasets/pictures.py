@@ -36,11 +36,19 @@ def decode_picture(data: bytes, what: str) -> np.ndarray:
     raise DataError(f"{what} has colour mode {mode}", "store 8-bit RGB")
 
 
+HALF_COLOURS = 192  # pixels; of smaller pictures colours are stored at full resolution
+
+
 def encode_picture(picture: np.ndarray, encoding: str = "jpeg", quality: int = 95) -> bytes:
-    """uint8 [H, W, 3] -> JPEG with full colour resolution, or PNG."""
+    """uint8 [H, W, 3] -> JPEG or PNG.
+
+    JPEGs halve the resolution of colours, as TFDS's do, but for small pictures, whose coloured
+    edges would lose too much.
+    """
     if encoding == "jpeg":
         picture = np.ascontiguousarray(picture)
-        return simplejpeg.encode_jpeg(picture, quality, "RGB", "444", fastdct=False)
+        colours = "420" if min(picture.shape[:2]) >= HALF_COLOURS else "444"
+        return simplejpeg.encode_jpeg(picture, quality, "RGB", colours, fastdct=False)
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
