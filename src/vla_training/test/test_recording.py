@@ -125,10 +125,10 @@ def test_what_a_killed_recorder_leaves_can_be_read(tmp_path):
 
 
 class RecordGraph(NodeGraph):
-    def __init__(self, output, **parameters):
+    def __init__(self, output, camera=qos.IMAGE_OUTPUT, **parameters):
         super().__init__(RecordNode, {"output": str(output), **parameters})
         make = self.client.create_publisher
-        self.images = make(Image, "image", qos.IMAGE_OUTPUT)
+        self.images = make(Image, "image", camera)
         self.chunks = make(ActionChunk, "action", qos.CHUNK)
         self.episodes = make(EpisodeStatus, "sim/episode", qos.CHUNK)
         self.texts = make(String, "instruction", qos.LATCHED)
@@ -189,7 +189,7 @@ def test_episodes_of_a_graph_pixel_for_pixel(tmp_path):
 
 
 def test_episodes_by_hand(tmp_path):
-    graph = RecordGraph(tmp_path / "bags", split="service")
+    graph = RecordGraph(tmp_path / "bags", qos.IMAGE_INPUT, split="service")  # best effort
     try:
 
         def ask(data):
@@ -265,6 +265,26 @@ def test_a_bag_is_played_into_the_graph_and_its_answers_compared(tmp_path):
     assert v["input_age_ms"]["median"] == pytest.approx(40)
     assert found["failures"] == ["coverage 0.8571 is below 0.99"]
     assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_it_listens_while_somebody_else_plays(tmp_path):
+    path = write_bags(tmp_path / "set", (3,))
+    bags = BagSet(path)
+    graph = NodeGraph(ValidationNode, {"bag": str(path), "play": False, "min_accuracy": 0.99})
+    try:
+        model = Model(graph, bags)
+        assert graph.change(Transition.TRANSITION_CONFIGURE), graph.node.failure
+        assert graph.change(Transition.TRANSITION_ACTIVATE), graph.node.failure
+        graph.until(lambda: model.out.get_subscription_count(), "the validation")
+        model.status.publish(InferenceStatus(state=InferenceStatus.ACTIVE))
+        for stamp in bags.episode(0).stamps.tolist():
+            header = Time(nanoseconds=stamp).to_msg()
+            model.see(rgb_to_image(np.zeros((16, 16, 3), np.uint8), header, "x"))
+        graph.until(lambda: graph.node.exit_status is not None, "the end")
+    finally:
+        graph.close()
+    assert graph.node.exit_status == 0
+    assert graph.node.statistics["validation"]["coverage"] == 1
 
 
 def test_a_bag_that_is_not_there_leaves_the_node_unconfigured(tmp_path):

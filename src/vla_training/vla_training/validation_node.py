@@ -94,6 +94,8 @@ class ValidationNode(ManagedNode):
         self._cues: list[Cue] = []
         self._answers: dict[int, Answer] = {}
         self._sent: dict[int, float] = {}  # stamp -> when it was published (monotonic)
+        self._entities: list[Any] = []  # publishers and subscriptions
+        self._timer = None
         self._ready = False
         self._told = ""
         self._refused: dict[str, int] = {}
@@ -129,17 +131,33 @@ class ValidationNode(ManagedNode):
             self._image = self.create_publisher(Image, "image", qos.IMAGE_OUTPUT)
             self._text = self.create_publisher(String, "instruction", qos.LATCHED)
             self._clock_out = self.create_publisher(ClockMsg, "/clock", qos.CHUNK)
-        self.create_subscription(ActionChunkMsg, "action", self._hear, qos.CHUNK)
-        self.create_subscription(
-            InferenceStatus, "inference/status", self._hear_status, qos.LATCHED
-        )
+            self._entities += [self._image, self._text, self._clock_out]
+        hear = self.create_subscription
+        self._entities += [
+            hear(ActionChunkMsg, "action", self._hear, qos.CHUNK),
+            hear(InferenceStatus, "inference/status", self._hear_status, qos.LATCHED),
+        ]
 
     def do_activate(self) -> None:
         self._begun = self._heard = time.monotonic()
         self._next, self._episode, self._steps = 0, -1, None
         self._now = self._cues[0].log - 2 * LEAD
         self._ticked = time.monotonic()
-        self.create_timer(TICK, self._guarded_tick, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timer = self.create_timer(TICK, self._guarded_tick, clock=steady)
+
+    def do_deactivate(self) -> None:
+        if self._timer is not None:
+            self.destroy_timer(self._timer)
+            self._timer = None
+
+    def do_cleanup(self) -> None:
+        for entity in self._entities:
+            destroy = self.destroy_publisher if hasattr(entity, "publish") else None
+            (destroy or self.destroy_subscription)(entity)
+        self._entities.clear()
+        self._answers.clear()
+        self._sent.clear()
 
     def _read_bounds(self) -> Range:
         """And make the bag's actions those of the model."""
@@ -240,7 +258,9 @@ class ValidationNode(ManagedNode):
             return
         self._heard = now
         produced = Time.from_msg(msg.produced).nanoseconds
+        # Of a picture that somebody else published only the model knows.
         latency = now - self._sent[stamp] if stamp in self._sent else msg.latency_ms / 1e3
+        latency = max(latency, 1e-6)
         age = (produced - stamp) / NS if produced else math.nan
         try:
             self._answers[stamp] = Answer(msg_to_chunk(msg), latency, age)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from vla_training.datasets.bag_topics import BagOptions, read_about
 from vla_training.datasets.bag_types import JOINTS, POSE, TWIST
 from vla_training.datasets.base import EpisodeSet
 
+MOST_READ = 64  # bags of one episode whose messages, without pictures, are kept
 CONTINUOUS = (TWIST, POSE, JOINTS)
 
 
@@ -48,6 +50,7 @@ class BagSet(EpisodeSet):
             )
         self._files: list[BagFile] = []
         self._readings: list[BagReading | None] = []
+        self._recent: deque[int] = deque()
         self._where: list[tuple[int, int]] = []  # by episode: bag, episode in it
         troubles: list[VlaError] = []
         for bag in paths:
@@ -74,7 +77,7 @@ class BagSet(EpisodeSet):
     def _read(self, file: BagFile) -> BagReading:
         reading = read_bag(file, self.options)
         prefix = "" if file.path == self.path else f"{file.path.name}: "
-        self.notes += [prefix + note for note in reading.notes]
+        self.notes += [n for note in reading.notes if (n := prefix + note) not in self.notes]
         return reading
 
     def _read_first(self) -> ActionSpec:
@@ -85,6 +88,9 @@ class BagSet(EpisodeSet):
         reading = self._readings[number]
         if reading is None:
             reading = self._readings[number] = self._read(self._files[number])
+            self._recent.append(number)
+            if len(self._recent) > MOST_READ:  # can be read again
+                self._readings[self._recent.popleft()] = None
         if self._stored is not None and not _alike(reading.spec, self._stored):
             raise DataError(
                 f"{self._files[number].path}: its actions are of another kind than those of "
@@ -100,6 +106,7 @@ class BagSet(EpisodeSet):
         if kind in CONTINUOUS and abs(self.spec.dt - spec.dt) > 1e-3 * spec.dt:
             self.options = replace(self.options, step_length=spec.dt)
             self._readings = [None] * len(self._readings)
+            self._recent.clear()
             self.notes.clear()
             self._stored = self._read_first()
         self.spec = self._stored

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -138,9 +138,8 @@ class BagEncoder:
                 for s in episode.steps]
             for c in self.cameras
         }  # fmt: skip
-        for step in episode.steps:
-            step.observation.images = {}
-        return episode, encoded
+        steps = [replace(s, observation=replace(s.observation, images={})) for s in episode.steps]
+        return replace(episode, steps=steps), encoded
 
 
 class BagWriter(EpisodeWriter):
