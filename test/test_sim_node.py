@@ -200,7 +200,7 @@ def test_real_time_goes_on_whatever_arrives(graph, tmp_path):
     assert 1 <= found["action_steps"] <= 30
 
 
-def command_node(graph, path: str) -> subprocess.Popen:
+def command_node(graph, path: str, *more: str) -> subprocess.Popen:
     """As robosuite.launch.xml starts it."""
     files = ("config/command.yaml", "config/robots/robosuite.yaml")
     words = [w for f in files for w in ("--params-file", str(ROOT / f))]
@@ -209,7 +209,7 @@ def command_node(graph, path: str) -> subprocess.Popen:
         ("publish_twist", path == "twist"), ("publish_pose", path == "pose"),
     ):  # fmt: skip
         words += ["-p", f"{name}:={json.dumps(value)}"]
-    return graph("-m", "vla_inference.command_node", "--ros-args", *words)
+    return graph("-m", "vla_inference.command_node", "--ros-args", *words, *more)
 
 
 @pytest.mark.parametrize("path", ["twist", pytest.param("pose", marks=pytest.mark.slow)])
@@ -237,6 +237,19 @@ def test_driven_by_commands_of_a_senseless_model_it_stands_still(graph, tmp_path
     assert robot["stops"] == {"bad_chunk": 2}  # enabled anew for the second episode
     assert robot["accepted"] <= 4 and "not finite" in robot["stop_reason"]
     assert found["action_steps"] == robot["zeros"]  # whatever it was told was to stand still
+
+
+@pytest.mark.slow
+def test_answers_that_take_half_as_long_as_they_last_leave_no_gap(graph, tmp_path):
+    """Steps of 0.05 s, eight a chunk: after 0.2 s four are stale, and four last until the next."""
+    model(graph, "good")
+    command_node(graph, "twist", "-r", "action:=delayed_action")
+    short = {"driven_by": "twist", "answer_delay": 0.2, "horizon": 24, "episodes": 1}
+    status, _, err = ended(sim(graph, tmp_path / "r", record_episodes=0, **short))
+    assert status == 0, err
+    robot = results(tmp_path / "r")["robot"]
+    assert robot["gaps"] == robot["zeros"] == robot["unanswered_periods"] == 0
+    assert robot["stale_steps"] == 4 * (robot["chunks"] - 1) >= 16  # the first is waited for
 
 
 @pytest.mark.slow
