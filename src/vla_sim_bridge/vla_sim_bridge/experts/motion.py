@@ -73,11 +73,17 @@ def free_grip(eef: np.ndarray, block: np.ndarray, others: np.ndarray) -> np.ndar
 
 
 def close_on(
-    sim: Simulation, eef: np.ndarray, grasp: np.ndarray, hover: float, near: float = 0.05
+    sim: Simulation,
+    eef: np.ndarray,
+    grasp: np.ndarray,
+    hover: float,
+    near: float = 0.05,
+    tight: float = 0.015,
 ) -> np.ndarray:
     """Towards a grip from above, and close the fingers there.
 
     hover: m above the grip until the hand is over the object; near: the same from 4 cm aside on.
+    tight: m aside; closer, the fingers go down around it.
     """
     error = delta_between(eef, grasp)
     off, turn = np.linalg.norm(error[:2]), abs(error[5])
@@ -89,7 +95,7 @@ def close_on(
     across = abs(eef[:3, 1] @ error[:3])
     if across < 0.005 and off < 0.013 and abs(error[2]) < 0.007 and turn < 0.15:
         return towards(sim, eef, grasp, gripper=0.0)
-    if off > 0.015 or turn > 0.25:
+    if off > tight or turn > 0.25:
         # Stay above the block's top until the fingers fit around it; come down on the way.
         grasp = grasp.copy()
         grasp[2, 3] += hover if off > 0.04 else near

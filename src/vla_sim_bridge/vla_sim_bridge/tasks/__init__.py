@@ -6,15 +6,25 @@ import difflib
 
 from vla_inference.errors import VlaError
 from vla_sim_bridge.tasks.base import LANGUAGES, Language, Placement, Scene, Subtask, Task
+from vla_sim_bridge.tasks.door import DOOR
 from vla_sim_bridge.tasks.lift import LIFT_TASKS
 from vla_sim_bridge.tasks.nut_assembly import NUT_TASKS
+from vla_sim_bridge.tasks.pick_place import PICK_PLACE
 from vla_sim_bridge.tasks.stack import STACK_TASKS
 from vla_sim_bridge.tasks.stack_language import STACK_L
 from vla_sim_bridge.tasks.stack_three import STACK_THREE_TASKS
 
 TASKS: dict[str, Task] = {
     task.name: task
-    for task in (*STACK_TASKS, STACK_L, *STACK_THREE_TASKS, *LIFT_TASKS, *NUT_TASKS)
+    for task in (
+        *STACK_TASKS,
+        STACK_L,
+        *STACK_THREE_TASKS,
+        *LIFT_TASKS,
+        *NUT_TASKS,
+        PICK_PLACE,
+        DOOR,
+    )
 }
 
 

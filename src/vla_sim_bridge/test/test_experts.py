@@ -1,0 +1,70 @@
+"""Each task's scripted expert in robosuite: an episode of it succeeds and stays successful."""
+
+import numpy as np
+import pytest
+
+from vla_inference.errors import VlaError
+from vla_sim_bridge.episode_run import EpisodeRun
+from vla_sim_bridge.experts import EXPERTS, expert_for
+from vla_sim_bridge.experts.motion import DOWN, FINGER_ROOM, free_grip
+from vla_sim_bridge.simulation import Simulation
+from vla_sim_bridge.tasks import TASKS, get_task
+
+
+def play(name, index=0):
+    sim = Simulation(name)
+    run = EpisodeRun(sim, 3, index, sim.task.horizon, purpose="generate")
+    expert, seen = expert_for(sim.task), {}
+    while not run.done:
+        run.step(expert(sim))
+        for signal, there in sim.signals().items():
+            if there:
+                seen.setdefault(signal, run.step_count)
+    return run.result(), list(seen)
+
+
+@pytest.mark.parametrize(
+    ("name", "signals"),
+    [
+        ("Lift_D1", ["grasp"]),
+        ("StackThree_D1", ["grasp_1", "stack_1", "grasp_2"]),
+        ("Square_D1", ["grasp"]),
+        pytest.param(
+            "NutAssembly_D0", ["grasp_square", "square_on", "grasp_round"], marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_an_episode_succeeds_and_gives_its_signals_in_order(name, signals):
+    result, seen = play(name)
+    assert result.outcome == "success" and seen == signals
+
+
+def test_every_task_names_an_expert_and_one_without_says_what_else_to_do():
+    assert {task.expert for task in TASKS.values()} <= {*EXPERTS}
+    from dataclasses import replace
+
+    with pytest.raises(VlaError, match="no scripted expert; generate with --method mimicgen"):
+        expert_for(replace(get_task("Lift"), expert=""))
+
+
+def test_open_fingers_turn_away_from_what_stands_beside():
+    hand = np.eye(4)
+    hand[:3, :3] = DOWN
+    block = np.eye(4)
+    for angle in (0.0, np.pi / 2):
+        beside = np.array([[0.05 * np.cos(angle), 0.05 * np.sin(angle)]])
+        fingers = 0.05 * free_grip(hand, block, beside)[:2, 0]
+        assert min(np.linalg.norm(s * fingers - beside[0]) for s in (-1, 1)) > FINGER_ROOM
+
+
+def test_a_peg_moves_with_the_seed_and_is_written_with_the_scene():
+    sim = Simulation("Square_D2")
+    places = []
+    for seed in (0, 1, 0):
+        sim.reset(np.random.default_rng(seed))
+        places.append(sim.position("peg1").copy())
+        record = sim.scene_record()
+        assert record["fixtures"]["peg1"][:3] == places[-1].tolist()
+    assert np.array_equal(places[0], places[2]) and not np.array_equal(places[0], places[1])
+    sim.set_scene({"fixtures": {"peg1": [0.2, 0.1, 0.85, 1, 0, 0, 0]}})
+    assert sim.model.body("peg1").pos.tolist() == [0.2, 0.1, 0.85]
