@@ -27,20 +27,24 @@ from vla_sim_bridge.hdf5 import write_episode, write_header
 from vla_training import parallel, training_state
 from vla_training.adapter import Adapter, merge
 from vla_training.cli_finetune import find_sources
-from vla_training.finetune import FinetuneConfig, Finetuner, finetune
+from vla_training.finetune import Finetuner, finetune
+from vla_training.finetune_config import FinetuneConfig
 from vla_training.finetune_export import export
 from vla_training.frame_index import Source
 from vla_training.merge_check import verify_merge
 from vla_training.model_setup import choose_head, load_with_adapter
+from vla_training.online import Online, Stream
 from vla_training.run_log import SpikeGuard
 from vla_training.stopping import Stop
 
 SENTENCES = ("stack the red block on the green one", "lift the cube")
 
 
-def write_noise(path: Path, episodes: int = 4, length: int = 8, spoil: str = "") -> Path:
+def write_noise(
+    path: Path, episodes: int = 4, length: int = 8, spoil: str = "", seed: int = 0
+) -> Path:
     """Pictures whose brightness tells the action, so that there is something to learn."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     with h5py.File(path, "w") as file:
         write_header(file, "noise", episodes, {})
         for i in range(episodes):
@@ -74,8 +78,8 @@ def settings(home: Path, folder: Path, base: str = "tokens", **changes) -> Finet
         "lora_rank": 4, "batch_size": 4, "max_steps": 4, "log_steps": 1, "val_split": 0.0,
         "workers": 0, "device": "cpu", "learning_rate": 3e-3, "tensorboard": False, "quiet": True,
     }  # fmt: skip
-    source = Source(str(home / "noise.hdf5"))
-    return FinetuneConfig(str(home / base), (source,), str(folder), **{**usual, **changes})
+    sources = changes.pop("sources", (Source(str(home / "noise.hdf5")),))
+    return FinetuneConfig(str(home / base), sources, str(folder), **{**usual, **changes})
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -159,6 +163,43 @@ def test_two_processes_train_as_one_and_their_state_goes_on_in_one(home, tmp_pat
     assert all(abs(a[s] - b[s]) < 1e-4 for s in a)
 
 
+def test_the_base_s_own_action_space_keeps_its_bounds(home, tmp_path):
+    config = settings(home, tmp_path / "run", action_space="random", max_steps=1, merge=False)
+    known = Policy.from_pretrained(home / "tokens").config.norm_stats
+    assert Adapter(finetune(config)).statistics == {"random": known["random"]}
+
+
+def test_rounds_of_online_training_are_awaited_and_drawn_from(home, tmp_path, monkeypatch):
+    made: list[str] = []
+
+    def make(stream, path, number):  # in the generator's place
+        if not path.exists():
+            made.append(str(path.relative_to(stream.folder)))
+            path.parent.mkdir(parents=True)
+            write_noise(path, episodes=1 + number, length=5, seed=number)
+
+    monkeypatch.setattr(Stream, "_begin", make)
+    online = Online(("A", "B"), episodes=1, steps=2)
+    config = settings(home, tmp_path / "whole", sources=(), online=online, max_steps=5)
+    finetune(config)
+    assert made == [f"round-0000{r}/{t}/demo.hdf5" for r in range(3) for t in "AB"]
+    part = replace(config, folder=str(tmp_path / "part"))
+    run = Finetuner(part, parallel.start("cpu"))
+    stop = Stop()
+    stop.ask("the test")
+    assert not run.run(stop)
+    finetune(part, resume=True)
+    assert losses(tmp_path / "part") == losses(tmp_path / "whole")
+    with pytest.raises(VlaError, match="have no end"):
+        finetune(replace(config, max_steps=None))
+
+
+def test_a_round_that_cannot_be_made_ends_the_run_with_the_reason(home, tmp_path):
+    online = Online(("Stack_D99",), parallel=1)
+    with pytest.raises(VlaError, match=r"round 0 of Stack_D99 was not made .*Stack_D99"):
+        finetune(settings(home, tmp_path / "run", sources=(), online=online))
+
+
 # -- it ends well -----------------------------------------------------------------------------
 
 
@@ -184,8 +225,12 @@ def kill_and_resume(home: Path, tmp_path: Path, kills: int, steps: int) -> None:
     script = tmp_path / "run.py"
     script.write_text(
         "import sys, time\n"
-        "from vla_training.finetune import *\n"
+        "from pathlib import Path\n"
+        "import torch\n"
+        "from vla_training.finetune import finetune, find_states\n"
+        "from vla_training.finetune_config import FinetuneConfig\n"
         "from vla_training.frame_index import Source\n"
+        "from vla_training.online import Online\n"
         "import vla_training.finetune as f\n"
         "torch.set_num_threads(1)\n"
         "report = f.RunLog.train\n"

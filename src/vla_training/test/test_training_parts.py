@@ -27,8 +27,9 @@ from vla_training.augment import NEUTRAL, Pixels, augment, draw
 from vla_training.flops import forward_macs
 from vla_training.frame_index import FrameIndex, Source, index_frames
 from vla_training.lora import LoraConfig, LoraLinear, add_lora
-from vla_training.mixture import BLOCK, Order, Samples, batches, mix
+from vla_training.mixture import Samples, batches, mix
 from vla_training.objective import Batch, Objective
+from vla_training.order import BLOCK, Order
 from vla_training.training_forms import prepare
 
 

@@ -20,11 +20,11 @@ from vla_inference.errors import VlaError
 
 def finetune(
     vla_path: Annotated[str, typer.Option(help="Checkpoint folder or Hub id to begin with.")],
+    run_root_dir: Annotated[Path, typer.Option(help="Folder of runs.")],
     dataset_name: Annotated[
         str,
         typer.Option(help="Data sets below --data-root-dir, by commas; NAME:2 weighs double."),
-    ],
-    run_root_dir: Annotated[Path, typer.Option(help="Folder of runs.")],
+    ] = "",
     data_root_dir: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path("."),
     run_id: Annotated[str, typer.Option(help="Name of the run's folder; made if left out.")] = "",
     lora_rank: Annotated[int, typer.Option(help="0 trains all weights.")] = 32,
@@ -54,7 +54,10 @@ def finetune(
     ] = None,
     dataset_type: Annotated[str | None, typer.Option(help="Guessed if left out.")] = None,
     action_space: Annotated[
-        str | None, typer.Option(help="One of that name for all data sets of a mixture.")
+        str | None,
+        typer.Option(
+            help="One for all data sets: a new name, or one of the base's, whose bounds stay."
+        ),
     ] = None,
     precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
     gradient_checkpointing: Annotated[
@@ -74,6 +77,13 @@ def finetune(
     eval_steps: Annotated[int, typer.Option(help="Updates between closed loops; 0: none.")] = 0,
     eval_task: Annotated[str, typer.Option(help="Task of the closed loop.")] = "Stack_D2",
     eval_episodes: Annotated[int, typer.Option(help="Its episodes.")] = 20,
+    online_tasks: Annotated[
+        str, typer.Option(help="Tasks to generate while training, by commas.")
+    ] = "",
+    online_episodes: Annotated[int, typer.Option(help="Of each task in each round.")] = 50,
+    online_steps: Annotated[int, typer.Option(help="Updates that a round lasts.")] = 500,
+    online_parallel: Annotated[int, typer.Option(help="Workers; -1 one per core.")] = -1,
+    ray_address: Annotated[str, typer.Option(help="Ray cluster that generates.")] = "",
     no_tensorboard: Annotated[
         bool, typer.Option("--no-tensorboard", help="Leave out TensorBoard's files.")
     ] = False,
@@ -86,14 +96,17 @@ def finetune(
     """Fine-tune a checkpoint on demonstrations: LoRA, QLoRA or all weights."""
     progress.report(0, max_steps or 0, "starting")
     # Imported late: `--help` and mistakes in the options should not wait for PyTorch.
-    from vla_training.finetune import FinetuneConfig
     from vla_training.finetune import finetune as run
+    from vla_training.finetune_config import FinetuneConfig
+    from vla_training.online import Online
 
     named = [c for c in cameras.split(",") if c]
     sources = find_sources(data_root_dir, dataset_name, named, dataset_type)
     if num_images is None and named:
         num_images = len(named)
-    names = "+".join(Path(s.path).stem for s in sources)
+    tasks = tuple(filter(None, (t.strip() for t in online_tasks.split(","))))
+    online = Online(tasks, online_episodes, online_steps, online_parallel, seed, ray_address)
+    names = "+".join([*(Path(s.path).stem for s in sources), *tasks])
     mode = f"lora-r{lora_rank}" if lora_rank else "full"
     run_id = run_id or f"{Path(vla_path).name}+{names}+b{batch_size}+lr-{learning_rate:g}+{mode}"
     if Path(run_id).name != run_id or run_id in (".", ".."):
@@ -109,7 +122,7 @@ def finetune(
         log_steps=log_steps, val_split=val_split, val_steps=val_steps,
         closed_loop_steps=eval_steps, closed_loop_task=eval_task,
         closed_loop_episodes=eval_episodes, tensorboard=not no_tensorboard,
-        merge=not no_merge, quiet=as_json,
+        merge=not no_merge, online=online, quiet=as_json,
     )  # fmt: skip
     output = run(config, resume)
     if int(os.environ.get("RANK", 0)) == 0:

@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,106 +20,19 @@ from vla_inference.checkpoint import load_config, load_tokenizer
 from vla_inference.errors import VlaError
 from vla_inference.hub import resolve
 from vla_training import parallel
+from vla_training.finetune_config import PRECISIONS, FinetuneConfig
+from vla_training.finetune_eval import closed_loop, validate
 from vla_training.finetune_export import export
-from vla_training.frame_index import Source, index_frames
-from vla_training.lora import LoraConfig, add_lora
-from vla_training.mixture import Samples, batches, mix
+from vla_training.frame_index import FrameIndex, index_frames
+from vla_training.lora import add_lora
+from vla_training.mixture import Mixture, Samples, batches, mix
 from vla_training.model_setup import choose_head, open_model
 from vla_training.objective import Batch, Objective
+from vla_training.online import Stream
 from vla_training.run_log import Meter, Rate, RunLog, SpikeGuard, memory_gb
 from vla_training.stopping import Stop
 from vla_training.training_forms import prepare
 from vla_training.training_state import find_states, load_state, read_about, save_state
-
-SCHEDULES = ("constant", "cosine", "linear")
-PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """How to fine-tune. Batches count per device; what must be equal to resume is `identity`.
-
-    lora_rank: 0 fine-tunes all weights. quantize: format of the frozen base (QLoRA), "" for none.
-    gradient_checkpointing: share of layers that are computed twice to save memory, 0 to 1.
-    precision: "bf16", "fp32", or "auto": bf16 on a GPU. save_steps: 0 saves at the end alone.
-    spike_factor: a gradient this many times the usual one is skipped.
-    """
-
-    vla_path: str
-    sources: tuple[Source, ...]
-    folder: str
-    lora_rank: int = 32
-    lora_alpha: float | None = None
-    train_vision: bool = True
-    quantize: str = ""
-    batch_size: int = 16
-    grad_accumulation_steps: int = 1
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
-    lr_schedule: str = "constant"
-    max_grad_norm: float = 1.0
-    spike_factor: float = 10.0
-    epochs: float = 1.0
-    max_steps: int | None = None
-    image_aug: bool = False
-    action_head: str = "keep"
-    chunk: int | None = None
-    num_images: int | None = None
-    proprio_dim: int | None = None
-    action_space: str | None = None
-    precision: str = "auto"
-    gradient_checkpointing: float = 0.0
-    compile: bool = False
-    reshard: bool = True
-    workers: int = 4
-    seed: int = 0
-    device: str | None = None
-    save_steps: int = 1000
-    log_steps: int = 10
-    val_split: float = 0.05
-    val_steps: int = 0
-    val_batches: int = 20
-    closed_loop_steps: int = 0
-    closed_loop_task: str = ""
-    closed_loop_episodes: int = 20
-    tensorboard: bool = True
-    merge: bool = True
-    quiet: bool = False
-
-    def check(self) -> None:
-        least = {"batch_size": 1, "grad_accumulation_steps": 1, "lora_rank": 0, "workers": 0,
-                 "warmup_steps": 0, "save_steps": 0, "log_steps": 1, "val_steps": 0}  # fmt: skip
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise VlaError(f"{name} is {getattr(self, name)}", f"give at least {low}")
-        above = ("learning_rate", "epochs", "max_grad_norm", "spike_factor")
-        for name in above:
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise VlaError(f"{name} is {value}", "give a number above 0")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise VlaError(f"max_steps is {self.max_steps}", "give at least 1")
-        if not 0 <= self.gradient_checkpointing <= 1 or not 0 <= self.val_split < 1:
-            raise VlaError("gradient_checkpointing and val_split are shares", "give 0 to 1")
-        if self.lr_schedule not in SCHEDULES:
-            known = ", ".join(SCHEDULES)
-            raise VlaError(f"unknown schedule {self.lr_schedule!r}", f"known: {known}")
-        if self.precision not in ("auto", *PRECISIONS):
-            raise VlaError(f"unknown precision {self.precision!r}", "use auto, bf16 or fp32")
-        if self.quantize and not self.lora_rank:
-            raise VlaError("a quantised base cannot be trained itself", "give --lora-rank")
-        if not self.sources:
-            raise VlaError("no data set was named", "give --dataset-name")
-
-    def identity(self, world: int) -> dict[str, Any]:
-        """What a resumed run must have in common with the saved one."""
-        return {
-            "samples_per_step": self.batch_size * self.grad_accumulation_steps * world,
-            "lora_rank": self.lora_rank, "quantize": self.quantize, "seed": self.seed,
-            "data": [str(s.path) for s in self.sources], "image_aug": self.image_aug,
-            "vla_path": self.vla_path,
-        }  # fmt: skip
 
 
 @dataclass
@@ -145,22 +57,26 @@ class Finetuner:
             given.head, config.action_head, config.chunk, config.num_images, config.proprio_dim
         )
         crop = 0.9 if config.image_aug else given.center_crop
-        shape = dataclasses.replace(given, head=head, center_crop=crop)
-        indices = self._index(head.proprio_dim > 0)
-        train, held = mix(config.sources, indices, shape, config.val_split, config.action_space)
+        self.shape = dataclasses.replace(given, head=head, center_crop=crop)
+        self.tokenizer = load_tokenizer(self.base)
+        self.progress = Progress(guard=SpikeGuard(config.spike_factor))
+        o = config.online
+        rounds = math.ceil(config.max_steps / o.steps) if o.tasks else 0
+        self.stream = Stream(o, self.folder / "online", place, rounds) if o.tasks else None
+        # A name of the base's own keeps its bounds, and with them what its outputs mean.
+        name, known = config.action_space, given.norm_stats
+        self.statistics = {name: known[name]} if name in known else None
+        train, held = self._mix(0)
         self.statistics = train.statistics
-        tokenizer = load_tokenizer(self.base)
-        text, self.tokenizer = tokenizer.to_str(), tokenizer
-        self.samples = Samples(train, shape, text, config.seed, config.image_aug)
+        self.samples = self._samples(train, config.image_aug)
         self.samples.check()
-        self.held = Samples(held, shape, text, config.seed, False) if len(held) else None
+        self.held = self._samples(held, False) if len(held) else None
         self.objective, self.model_json = self._model(head)
         self.model = self.objective.vla
         self.trained = [p for p in self.objective.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        self.progress = Progress(guard=SpikeGuard(config.spike_factor))
         self.total = config.max_steps or math.ceil(config.epochs * len(train) / self.per_step)
         self.log.total = self.total
         self.log.say(
@@ -173,30 +89,35 @@ class Finetuner:
         c = self.config
         return c.batch_size * c.grad_accumulation_steps * self.place.world
 
-    @property
-    def lora(self) -> LoraConfig | None:
-        c = self.config
-        return LoraConfig(c.lora_rank, c.lora_alpha, c.train_vision) if c.lora_rank else None
+    def _mix(self, number: int) -> tuple[Mixture, Mixture]:
+        """What round `number` of online training is trained on, and what is held out of it.
 
-    def _index(self, proprio: bool) -> list:
-        """Each data set's index: the first process makes what is missing, the others read it."""
-        where = self.folder.parent / "statistics"
+        The first process makes the indices that are missing, the others read them.
+        """
+        c, where = self.config, self.folder.parent / "statistics"
+        sources = [*c.sources, *(self.stream.sources(number) if self.stream else ())]
+        proprio = self.shape.head.proprio_dim > 0
 
-        def read() -> list:
-            return [index_frames(s, where, proprio, self.log.say) for s in self.config.sources]
+        def read() -> list[FrameIndex]:
+            return [index_frames(s, where, proprio, self.log.say) for s in sources]
 
-        if self.place.first:
-            indices = read()
+        indices = read() if self.place.first else []
         self.place.barrier()
-        return indices if self.place.first else read()
+        # Rounds are one data set to the model: what the first says of actions holds for all.
+        space = c.action_space or ("online" if self.stream else None)
+        return mix(sources, indices or read(), self.shape, c.val_split, space, self.statistics)
+
+    def _samples(self, mixture: Mixture, augmented: bool) -> Samples:
+        text = self.tokenizer.to_str()
+        return Samples(mixture, self.shape, text, self.config.seed, augmented)
 
     def _model(self, head) -> tuple[Objective, dict]:
         c, device = self.config, self.place.device
         cuda = device.startswith("cuda")
         precision = c.precision if c.precision != "auto" else ("bf16" if cuda else "fp32")
-        sharded = not self.lora and torch.distributed.is_initialized()
+        sharded = not self.config.lora and torch.distributed.is_initialized()
         # A float32 copy of all weights exists only where they are trained on one device.
-        dtype = PRECISIONS[precision] if self.lora or sharded else torch.float32
+        dtype = PRECISIONS[precision] if self.config.lora or sharded else torch.float32
         model, raw = open_model(
             self.base, head, self.statistics, c.image_aug, device, dtype, c.seed
         )
@@ -205,8 +126,8 @@ class Finetuner:
             from vla_inference.quantization.rounding import quantize_model
 
             quantize_model(model, get_format(c.quantize), "rtn")
-        if self.lora:
-            add_lora(model, self.lora, c.seed)
+        if self.config.lora:
+            add_lora(model, self.config.lora, c.seed)
         else:
             model.requires_grad_(True)
             if not c.train_vision:
@@ -215,23 +136,11 @@ class Finetuner:
         objective = Objective(model, model.config.center_crop > 0).train()
         if sharded:
             parallel.shard(objective, self.place, c.reshard, low=PRECISIONS[precision])
-        elif not self.lora and precision == "bf16":
+        elif not self.config.lora and precision == "bf16":
             objective.autocast = torch.bfloat16
         return objective, raw
 
     # -- the loop -----------------------------------------------------------------------------
-
-    def learning_rate(self, step: int) -> float:
-        c = self.config
-        if step < c.warmup_steps:
-            return c.learning_rate * (step + 1) / c.warmup_steps
-        done = (step - c.warmup_steps) / max(1, self.total - c.warmup_steps)
-        factor = {
-            "constant": 1.0,
-            "cosine": 0.5 * (1 + math.cos(math.pi * min(1.0, done))),
-            "linear": max(0.0, 1 - done),
-        }[c.lr_schedule]
-        return c.learning_rate * factor
 
     def resume(self) -> None:
         """Go on from the newest state in the run's folder."""
@@ -255,13 +164,21 @@ class Finetuner:
 
     def _batches(self) -> Iterator[Batch]:
         c, place = self.config, self.place
-        micro = c.batch_size * place.world
-        begin = self.progress.samples // micro
+        begin = self.progress.samples // (c.batch_size * place.world)
         end = begin + (self.total - self.progress.step) * c.grad_accumulation_steps
-        pin = place.device.startswith("cuda")
-        return batches(
-            self.samples, begin, end, c.batch_size, c.workers, place.rank, place.world, pin
-        )
+        pin, length = place.device.startswith("cuda"), c.online.steps * c.grad_accumulation_steps
+        while begin < end:
+            upto = end
+            if self.stream:
+                number = begin // length
+                upto = min(end, (number + 1) * length)
+                if number:
+                    self.samples = self._samples(self._mix(number)[0], c.image_aug)
+                    self.log.say(f"round {number}: {len(self.samples.mixture)} frames")
+            yield from batches(
+                self.samples, begin, upto, c.batch_size, c.workers, place.rank, place.world, pin
+            )
+            begin = upto
 
     def run(self, stop: Stop) -> bool:
         """Train to the end; returns False where it was stopped early. Either way it is saved."""
@@ -269,16 +186,16 @@ class Finetuner:
         meter, rate, loader = Meter(), Rate(self.total, p.step), self._batches()
         while p.step < self.total:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate(p.step)
+                group["lr"] = c.rate(p.step, self.total)
             norm = self._step(loader, meter)
             p.step += 1
             p.samples += self.per_step
             if p.step % c.log_steps == 0 or p.step == self.total:
                 self._report(meter, rate, norm)
             if c.val_steps and p.step % c.val_steps == 0:
-                self.validate()
+                validate(self)
             if c.closed_loop_steps and p.step % c.closed_loop_steps == 0:
-                self.closed_loop()
+                closed_loop(self)
             asked = place.agree(float(stop.asked)) > 0
             if p.guard.hopeless:
                 self.save()
@@ -333,46 +250,6 @@ class Finetuner:
         }  # fmt: skip
         self.log.train(self.progress.step, values)
 
-    # -- now and then -------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def validate(self) -> dict[str, Any] | None:
-        """Loss and errors on held-out episodes, the same frames each time."""
-        c, place = self.config, self.place
-        if self.held is None:
-            return None
-        meter = Meter()
-        self.objective.eval()
-        frames = len(self.held.mixture)
-        count = min(c.val_batches, math.ceil(frames / (c.batch_size * place.world)))
-        for batch in batches(self.held, 0, count, c.batch_size, 0, place.rank, place.world):
-            loss, measured = self.objective(batch.to(place.device))
-            meter.add({"loss": loss, **measured})
-        self.objective.train()
-        values = meter.means()
-        error = [place.agree(e, "avg") for e in values.pop("error")]
-        values = {k: place.agree(v, "avg") for k, v in values.items()}
-        values |= {"l1": sum(error) / len(error), "error": error}
-        self.log.write("validation", self.progress.step, values)
-        self.log.say(f"validation  loss {values['loss']:.4f}  L1 {values['l1']:.4f}")
-        return values
-
-    def closed_loop(self) -> dict[str, Any] | None:
-        from vla_training.closed_loop import evaluate
-
-        c = self.config
-        if parallel.is_sharded(self.objective) or not self.place.first:
-            return None
-        self.objective.eval()
-        values = evaluate(
-            self.model, self.tokenizer, self.place.device, self.objective.dtype,
-            c.closed_loop_task, c.closed_loop_episodes,
-        )  # fmt: skip
-        self.objective.train()
-        self.log.write("closed_loop", self.progress.step, values)
-        self.log.say(f"closed loop  {values['successes']} of {values['episodes']}")
-        return values
-
     def save(self) -> None:
         p = self.progress
         about = {
@@ -395,6 +272,7 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> Path:
         )
     cuda = torch.cuda.is_available() and config.device != "cpu"
     place = parallel.start(config.device, sharded=cuda and not config.lora_rank)
+    run = None
     try:
         torch.set_float32_matmul_precision("high")
         if config.closed_loop_steps and not config.lora_rank and place.world > 1:
@@ -417,4 +295,6 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> Path:
             run.log.close()
             return export(run)
     finally:
+        if run is not None and run.stream:
+            run.stream.close()
         parallel.stop()

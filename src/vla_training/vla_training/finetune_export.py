@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 def export(run: Finetuner) -> Path:
     """Write adapter and merged checkpoint, or the whole model; each appears complete."""
     folder, first = run.folder, run.place.first
-    if run.lora is not None:
+    if run.config.lora is not None:
         adapter = folder / "adapter"
         if first:
             save_adapter(
-                adapter, run.model, run.lora, str(run.base), run.model_json, run.statistics
+                adapter, run.model, run.config.lora, str(run.base), run.model_json, run.statistics
             )
             run.log.say(f"adapter {adapter}")
             if run.config.merge:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -23,59 +22,9 @@ from vla_inference.preprocess import PromptTokenizer, crop, letterbox, resize, s
 from vla_training.augment import draw
 from vla_training.frame_index import FrameIndex, Source
 from vla_training.objective import Batch
+from vla_training.order import Order, rng
 
-BLOCK = 1000  # positions in which the data sets have exactly their shares
 WIDTH = 8  # prompts are padded to a multiple, so that few shapes occur
-
-
-class Order:
-    """Position -> data set and frame.
-
-    Each data set is gone through whole, newly shuffled, before it begins again; the sets alternate
-    by their shares.
-    """
-
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int):
-        self.sizes, self.seed = list(sizes), seed
-        exact = BLOCK * np.asarray(weights, float) / sum(weights)
-        counts = np.floor(exact).astype(int)
-        for i in np.argsort(counts - exact, kind="stable")[: BLOCK - counts.sum()]:
-            counts[i] += 1
-        if (counts == 0).any():
-            raise VlaError(
-                f"data set {int(np.argmin(counts)) + 1} has less than 1/{BLOCK} of the mixture",
-                "raise its weight, or leave it out",
-            )
-        self.counts = counts
-        self._block = lru_cache(4)(self._draw_block)
-        self._epoch = lru_cache(2 * len(self.sizes))(self._draw_epoch)
-
-    def _draw_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Data set of each position of a block, and how many of it came before in the block."""
-        source = np.repeat(np.arange(len(self.sizes)), self.counts)
-        _rng(self.seed, 1, block).shuffle(source)
-        before = np.empty(BLOCK, int)
-        for i, count in enumerate(self.counts):
-            before[source == i] = np.arange(count)
-        return source, before
-
-    def _draw_epoch(self, source: int, epoch: int) -> np.ndarray:
-        return _rng(self.seed, 2, source, epoch).permutation(self.sizes[source])
-
-    def __call__(self, position: int) -> tuple[int, int]:
-        if len(self.sizes) == 1:
-            source, count = 0, position
-        else:
-            block, at = divmod(position, BLOCK)
-            sources, before = self._block(block)
-            source = int(sources[at])
-            count = block * int(self.counts[source]) + int(before[at])
-        epoch, at = divmod(count, self.sizes[source])
-        return source, int(self._epoch(source, epoch)[at])
-
-
-def _rng(*key: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
 @dataclass
@@ -109,11 +58,13 @@ def mix(
     config: ModelConfig,
     validation: float = 0.0,
     shared: str | None = None,
+    statistics: Mapping[str, dict] | None = None,
 ) -> tuple[Mixture, Mixture]:
     """What is trained on, and what is held out.
 
     shared: one action space of that name for all data sets, whose actions then have to mean the
         same; None gives each its own, as OpenVLA has it.
+    statistics: those of `shared`, where they are not to be worked out of these data sets.
     """
     size = config.head.action_dim
     for index, source in zip(indices, sources, strict=True):
@@ -133,7 +84,7 @@ def mix(
             spaces.append(name)
     else:
         spaces = [shared] * len(indices)
-        statistics = {shared: _joined(indices, shared)}
+        statistics = dict(statistics or {shared: _joined(indices, shared)})
     held = [i.held_out(validation) for i in indices]
     parts = []
     for chosen in ([~h for h in held], held):
@@ -238,7 +189,7 @@ class Samples(torch.utils.data.Dataset):
             "source": source,
         }
         if self.augmented:
-            sample["numbers"] = draw(_rng(self.seed, 3, position))
+            sample["numbers"] = draw(rng(self.seed, 3, position))
         if head.proprio_dim:
             state = index.states[frame].astype(np.float64)
             sample["proprio"] = self.proprio[source].normalise(state).astype(np.float32)

@@ -1,0 +1,62 @@
+"""Which frame of which data set stands at a position: by the seed and the position alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from vla_inference.errors import VlaError
+
+BLOCK = 1000  # positions in which the data sets have exactly their shares
+
+
+class Order:
+    """Position -> data set and frame.
+
+    Each data set is gone through whole, newly shuffled, before it begins again; the sets alternate
+    by their shares.
+    """
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int):
+        self.sizes, self.seed = list(sizes), seed
+        exact = BLOCK * np.asarray(weights, float) / sum(weights)
+        counts = np.floor(exact).astype(int)
+        for i in np.argsort(counts - exact, kind="stable")[: BLOCK - counts.sum()]:
+            counts[i] += 1
+        if (counts == 0).any():
+            raise VlaError(
+                f"data set {int(np.argmin(counts)) + 1} has less than 1/{BLOCK} of the mixture",
+                "raise its weight, or leave it out",
+            )
+        self.counts = counts
+        self._block = lru_cache(4)(self._draw_block)
+        self._epoch = lru_cache(2 * len(self.sizes))(self._draw_epoch)
+
+    def _draw_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Data set of each position of a block, and how many of it came before in the block."""
+        source = np.repeat(np.arange(len(self.sizes)), self.counts)
+        rng(self.seed, 1, block).shuffle(source)
+        before = np.empty(BLOCK, int)
+        for i, count in enumerate(self.counts):
+            before[source == i] = np.arange(count)
+        return source, before
+
+    def _draw_epoch(self, source: int, epoch: int) -> np.ndarray:
+        return rng(self.seed, 2, source, epoch).permutation(self.sizes[source])
+
+    def __call__(self, position: int) -> tuple[int, int]:
+        if len(self.sizes) == 1:
+            source, count = 0, position
+        else:
+            block, at = divmod(position, BLOCK)
+            sources, before = self._block(block)
+            source = int(sources[at])
+            count = block * int(self.counts[source]) + int(before[at])
+        epoch, at = divmod(count, self.sizes[source])
+        return source, int(self._epoch(source, epoch)[at])
+
+
+def rng(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
