@@ -21,6 +21,7 @@ from scipy.spatial.transform import Rotation
 from vla_inference.errors import DataError
 from vla_inference.types import Episode, Observation, Step, eef_delta_spec
 from vla_training.datasets import bag_types as types
+from vla_training.datasets import open_dataset
 from vla_training.datasets.bag import BagSet
 from vla_training.datasets.bag_actions import _from_targets, _from_twists
 from vla_training.datasets.bag_streams import NS, Stream, decode_image
@@ -406,6 +407,24 @@ def test_several_episodes_in_one_bag_by_their_status(tmp_path):
     assert read.episode(0).executed.tolist() == [2, 2, 2]
     assert [c.actions.shape for c in read.chunks(1)] == [(8, 7)] * 4
     assert [s.reward for s in read[0].steps] == [0, 0, 1] and read[0].steps[-1].is_terminal
+
+
+def test_a_bag_of_others_is_converted(tmp_path, capsys):
+    from vla_inference.cli import main
+
+    frames = [100 + 0.1 * i for i in range(4)]
+    twists = [twist(100 + 0.1 * i, 0.1) for i in range(4)]
+    path = bag_with(tmp_path / "bag", frames, types.TWIST, twists,
+                    [text(1, "pick"), number("/hand", 99, 0.08)])  # fmt: skip
+    words = ["convert", "--dataset", str(path), "--convert", "hdf5", "--workers", "1",
+             "--output", str(tmp_path / "out.hdf5"), "--read", "gripper_topic=/hand"]  # fmt: skip
+    assert main([*words, "--read", "gripper_range=[0.0, 0.08]"]) == 0
+    read = open_dataset(tmp_path / "out.hdf5")
+    np.testing.assert_allclose(read.actions(0)[:, 0], 0.01, rtol=1e-6)
+    assert read.actions(0)[:, 6].tolist() == [1] * 4 and read[0].instructions == ["pick"] * 4
+    capsys.readouterr()
+    assert main([*words, "--overwrite", "--read", "gripper_range=wide"]) == 2
+    assert "gripper_range is 'wide'; give [CLOSED, OPEN]" in capsys.readouterr().err
 
 
 def test_writer_refuses_what_it_cannot_store(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -50,6 +51,10 @@ def convert(
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE for the writer, such as quality=90.")
     ] = None,
+    read: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE for the reader, such as action_topic=/servo/twist."),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Worker processes; -1: one per core.")] = -1,
     overwrite: Annotated[bool, typer.Option(help="Replace a data set at --output.")] = False,
     as_json: JsonOption = False,
@@ -81,7 +86,8 @@ def convert(
 
     result = run(
         dataset, output, convert, config, dataset_type=dataset_type,
-        reading={"split": split, "conventions": conventions}, writing=writing,
+        reading={"split": split, "conventions": conventions, **parse_reading(read or ())},
+        writing=writing,
         overwrite=overwrite, workers=workers, report=follow,
     )  # fmt: skip
     if as_json:
@@ -107,6 +113,20 @@ def parse_remap(text: str) -> dict[str, str | None]:
         if old in found:
             raise VlaError(f"--remap-keys names {old!r} twice", "give each key once")
         found[old] = None if new == "None" else new
+    return found
+
+
+def parse_reading(pairs: Sequence[str]) -> dict[str, Any]:
+    """What --read says: numbers and lists as JSON has them, the rest is text."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise VlaError(f"--read is {pair!r}", "give NAME=VALUE")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
     return found
 
 

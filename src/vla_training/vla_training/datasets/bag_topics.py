@@ -62,6 +62,16 @@ class BagOptions:
     gripper_joint: str | None = None
 
     def __post_init__(self):
+        for name in ("tolerance", "episode_gap", *(("step_length",) if self.step_length else ())):
+            if not isinstance(getattr(self, name), (int, float)):
+                raise DataError(f"{name} is {getattr(self, name)!r}", "give seconds")
+        try:
+            closed, opened = map(float, self.gripper_range)
+        except (TypeError, ValueError):
+            raise DataError(
+                f"gripper_range is {self.gripper_range!r}", "give [CLOSED, OPEN]"
+            ) from None
+        object.__setattr__(self, "gripper_range", (closed, opened))
         if not self.tolerance >= 0 or not self.episode_gap > 0:
             raise DataError(
                 f"tolerance is {self.tolerance}, episode gap {self.episode_gap}",
