@@ -68,7 +68,8 @@ KINDS: Mapping[str, Kind] = {
             "grad-accumulation-steps learning-rate weight-decay warmup-steps lr-schedule "
             "max-grad-norm epochs max-steps action-head chunk num-images cameras proprio-dim "
             "dataset-type action-space precision gradient-checkpointing workers seed device "
-            "save-steps log-steps val-split val-steps eval-steps eval-task eval-episodes",
+            "save-steps log-steps val-split val-steps eval-steps eval-task eval-episodes "
+            "online-tasks online-episodes online-steps online-parallel",
             flags="image-aug compile freeze-vision no-reshard no-merge no-tensorboard resume",
             names="vla-path",
         ),
