@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10 if cuda else 2)
     parser.add_argument("--warmup", type=int, default=3 if cuda else 1)
     parser.add_argument("--compile", default="inductor" if cuda else "no", help="or eager, no")
+    parser.add_argument("--profile", action="store_true", help="kernels of the first lora point")
     args = parser.parse_args()
     torch.set_float32_matmul_precision("high")
     for point in args.points.split(","):
@@ -140,6 +141,22 @@ def timed(step, batch, args) -> dict:
     }
 
 
+def profile(step, batch, args) -> None:
+    """Milliseconds of a step by kernel, the longest first."""
+    from torch.profiler import ProfilerActivity
+
+    cuda = args.device.startswith("cuda")
+    with torch.profiler.profile(
+        activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]
+    ) as found:
+        step(batch)
+        synchronize(args.device)
+    key = "self_device_time_total" if cuda else "self_cpu_time_total"
+    events = sorted(found.key_averages(), key=lambda e: -getattr(e, key))[:30]
+    for e in events:
+        tell(point="kernel", ms=round(getattr(e, key) / 1e3, 3), calls=e.count, name=e.key[:90])
+
+
 def utilisation(args, config, batch: int, adapters: int, step_s: float) -> dict:
     flops = step_flops(config, batch, PROMPT, adapters)
     found = {"samples_per_s": round(batch / step_s, 2), "tflops": round(flops / step_s / 1e12, 1)}
@@ -182,6 +199,9 @@ def lora(args) -> None:
                     torch.cuda.empty_cache()
             share_of = utilisation(args, model.config, size, adapters, found["step_s"])
             tell(**about, **found, **share_of, adapters=adapters)
+            if args.profile:
+                profile(loop.step, random_batch(model.config, size, args.device), args)
+                args.profile = False
             break
     if args.compile != "no":
         frames = torch._dynamo.utils.counters
