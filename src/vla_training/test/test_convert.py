@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import importlib
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -36,7 +37,6 @@ from vla_training.datasets.action_form import (
     join_actions,
     with_rotation,
 )
-from vla_training.datasets.tfrecord import RecordWriter
 from vla_training.datasets.writers import WRITERS, DataForm, open_writer
 from vla_training.episode_change import Change, ConvertConfig
 from vla_training.jobs import JobRunner
@@ -524,31 +524,21 @@ def test_nothing_is_overwritten_unasked_and_nothing_but_a_data_set_ever(source, 
     assert (precious / "thesis.tex").read_text() == "years"
 
 
-def full_rlds(monkeypatch):
-    def write(self, data):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(RecordWriter, "write", write)
-
-
-def full_lerobot(monkeypatch):
-    def write(self, table):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(pq.ParquetWriter, "write_table", write)
+@contextlib.contextmanager
+def files_up_to(size: int):
+    """Writing further fails, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def full_hdf5(monkeypatch):
-    def write(self, *args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(h5py.Group, "create_dataset", write)
-
-
+@pytest.mark.parametrize("size", [100, 5000, 20_000])
 @pytest.mark.parametrize("kind", ["rlds", "lerobot", "hdf5"])
-def test_a_full_disk_leaves_nothing(source, tmp_path, monkeypatch, kind):
-    {"rlds": full_rlds, "lerobot": full_lerobot, "hdf5": full_hdf5}[kind](monkeypatch)
-    with pytest.raises(DataError, match=r"cannot be written \(No space left on device\); make"):
+def test_a_full_disk_leaves_nothing(source, tmp_path, kind, size):
+    with files_up_to(size), pytest.raises(DataError, match=r"cannot be written \(.*; make room"):
         convert(source, tmp_path / "out.hdf5", kind, workers=1)
     assert list(tmp_path.iterdir()) == []
 

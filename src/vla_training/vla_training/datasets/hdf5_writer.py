@@ -6,9 +6,11 @@ else it is stands as it came. `data.attrs["action_convention"]` says which.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -51,14 +53,23 @@ class Hdf5Writer(EpisodeWriter):
         self.notes.append("simulator states are not part of an episode: no replay in simulation")
         self._total = self._beyond = 0
         self._task = ""
+        self._file: h5py.File | None = None
         with self.mishaps():
-            self._file: h5py.File | None = h5py.File(self.partial, "w")
+            self._disk = Disk(self.partial)
+            self._file = h5py.File(self._disk, "w")
             self._data = self._file.create_group("data")
 
     def encoder(self) -> Hdf5Encoder:
         return Hdf5Encoder(self.form, self.spec, self.convention, self.compression == "gzip")
 
     def add(self, encoded: dict) -> None:
+        try:
+            self._add(encoded)
+            self._file.flush()
+        finally:
+            self._disk.check()
+
+    def _add(self, encoded: dict) -> None:
         group = self._data.create_group(f"demo_{self.count}")
         for key, value in encoded["columns"].items():
             group.create_dataset(key, data=value)
@@ -121,6 +132,72 @@ class Hdf5Writer(EpisodeWriter):
         if self._file is not None:
             file, self._file = self._file, None
             file.close()
+            self._disk.close()
+            self._disk.check()
+
+
+class Disk(io.RawIOBase):
+    """The file under HDF5, which would flush over and over, loudly, what a full disk refuses.
+
+    After a first error, which `check` raises, all that comes is kept in memory: little, for HDF5
+    only tidies up from there on, and must find what it wrote.
+    """
+
+    def __init__(self, path: Path):
+        self._file = path.open("w+b", buffering=0)
+        self._at = self._end = 0
+        self._error: OSError | None = None
+        self._later: list[tuple[int, bytes]] = []
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data) -> int:
+        view, at = memoryview(data).cast("B"), self._at
+        try:
+            done = 0
+            while self._error is None and done < len(view):
+                done += os.pwrite(self._file.fileno(), view[done:], at + done)
+        except OSError as error:
+            self._error = error
+        if self._error is not None:
+            self._later.append((at, bytes(view)))
+        self._at += len(view)
+        self._end = max(self._end, self._at)
+        return len(view)
+
+    def readinto(self, data) -> int:
+        view, at = memoryview(data).cast("B"), self._at
+        size = max(0, min(len(view), self._end - at))
+        found = bytearray(os.pread(self._file.fileno(), size, at).ljust(size, b"\0"))
+        for start, more in self._later:
+            first, last = max(start, at), min(start + len(more), at + size)
+            if first < last:
+                found[first - at : last - at] = more[first - start : last - start]
+        view[:size] = found
+        self._at += size
+        return size
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._end)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def truncate(self, size: int | None = None) -> int:
+        self._end = self._at if size is None else size
+        try:
+            if self._error is None:
+                self._file.truncate(self._end)
+        except OSError as error:
+            self._error = error
+        return self._end
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def stored_form(spec: ActionSpec) -> tuple[ActionSpec, Convention]:

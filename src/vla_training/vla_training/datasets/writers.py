@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -109,7 +110,7 @@ class EpisodeWriter(ABC):
             yield
         except OSError as error:
             raise DataError(
-                f"{self.path} cannot be written ({error.strerror or error})",
+                f"{self.path} cannot be written ({_reason(error)})",
                 "make room or choose another place; nothing half-written is left",
             ) from error
 
@@ -124,6 +125,12 @@ class EpisodeWriter(ABC):
             self.close()
         else:
             self.abort()
+
+
+def _reason(error: OSError) -> str:
+    """In a few words; HDF5 tells a page."""
+    told = re.search(r"error message = '([^']+)'", str(error))
+    return told[1] if told else error.strerror or str(error)
 
 
 def _as_it_is(episode: Episode) -> Episode:
