@@ -50,6 +50,7 @@ class RobotDrive(Drive):
         self._due = 0  # when the answer under way reaches the command node
         self._answer: ActionChunk | None = None
         self._awaiting = False  # it is due
+        self._pictured = BEGINNING  # when the frame that is out was taken
         self._asked: float | None = None  # when the command of the period under way was asked for
         self._asked_again = 0.0
         self._heard = self._seen = False
@@ -57,7 +58,8 @@ class RobotDrive(Drive):
         self._stops: dict[str, int] = {}
         self._own_time = s.lock_step or s.real_time_factor != 1.0
         if self._own_time:
-            node.topics.time = lambda: self._clock
+            # A copy of a frame shows what was to be seen when the first one was taken.
+            node.topics.time = lambda: self._clock if not self._delay else self._pictured
             self._clock_topic = node.create_publisher(Clock, "/clock", qos_profile_sensor_data)
         if self._delay:
             self._late_answers = node.create_publisher(ActionChunk, "delayed_action", CHUNK)
@@ -98,7 +100,7 @@ class RobotDrive(Drive):
     # -- what comes in ------------------------------------------------------------------------
 
     def _now(self) -> int:
-        return self.node.topics.time()
+        return self._clock if self._own_time else self.node.topics.time()
 
     def _on_twist(self, msg: TwistStamped) -> None:
         linear, angular = msg.twist.linear, msg.twist.angular
@@ -166,6 +168,7 @@ class RobotDrive(Drive):
         """Where answers take simulated time, it goes on while the model thinks."""
         started = self.lock.started
         self._answer, self._awaiting = None, not started
+        self._pictured = self._clock
         self.node.publish_frame()
         if self._delay and started:
             self._due = self._clock + self._delay
