@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,16 +24,9 @@ def evaluate(
     chunk, space = model.config.head.chunk, next(iter(model.config.norm_stats))
     sim = Simulation(task)
     steps = max(1, chunk // 2)
-    with torch.no_grad():
-        results = [
-            run_episode(
-                sim,
-                lambda o: policy.predict_action(o, action_space=space),
-                SEED,
-                i,
-                HORIZON,
-                steps,
-            )
-            for i in range(episodes)
-        ]
+    # Heads that are trained in float32 beside a bfloat16 base are run in bfloat16.
+    low = dtype != torch.float32
+    with torch.no_grad(), torch.autocast(device.split(":")[0], dtype, enabled=low):
+        act = partial(policy.predict_action, action_space=space)
+        results = [run_episode(sim, act, SEED, i, HORIZON, steps) for i in range(episodes)]
     return summarise(results)

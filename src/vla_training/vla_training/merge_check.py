@@ -16,7 +16,7 @@ from vla_inference.preprocess import PicturePreprocessor, PromptTokenizer
 from vla_training.model_setup import load_with_adapter
 
 # The merged weight is rounded once more, to the base's dtype: what it may change of the answers.
-TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.05, torch.float16: 0.05}
+TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.1, torch.float16: 0.05}
 TEXT = "put the red block on the green one"
 
 

@@ -17,6 +17,7 @@ from vla_inference.model import VLA, ModelConfig
 from vla_inference.model.config import TRAINED_CROP, HeadConfig
 from vla_inference.model.heads import L1ActionHead, ProprioProjector
 from vla_training.adapter import Adapter, raw_config
+from vla_training.lora import WHOLE
 
 HEADS = ("keep", "tokens", "parallel", "l1")
 
@@ -133,4 +134,7 @@ def load_with_adapter(
         )
         attach_head(model, wanted, device, dtype)
     given.apply(model)
+    for name, parameter in model.named_parameters():
+        if name.startswith(WHOLE):  # trained in float32
+            parameter.data = parameter.data.to(dtype)
     return model.eval().requires_grad_(False)
