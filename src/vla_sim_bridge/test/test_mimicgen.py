@@ -85,7 +85,9 @@ def still(then, target, eef=None, closes=False) -> SourceDemo:
 
 def carried(source, now, eef, symmetry=1, others=()):
     objects = {"a": now, **{f"other{i}": o for i, o in enumerate(others)}}
-    return _carry(Subtask("a", symmetry=symmetry), objects, eef, source, 0, 2, MimicGenConfig())
+    return _carry(
+        Subtask("a", symmetry=symmetry), objects, eef, source, 0, 2, MimicGenConfig(), np.zeros(3)
+    )
 
 
 @given(coordinate, coordinate, angle, coordinate, coordinate, angle, angle)
@@ -117,6 +119,13 @@ def test_no_finger_comes_down_on_a_neighbour(yaw):
     assert abs(finger_axis @ grip[:3, 0]) < 1e-6  # a quarter turned
 
 
+def test_of_equal_sides_one_within_the_arms_reach_is_taken():
+    """The source came from 0.3 m beside its block; beyond the block, the arm is too short."""
+    block, eef = pose(0.6, 0, 0.8, 0), pose(0.9, 0, 0.9, 0)
+    moved = carried(still(block, eef), block, eef, 4) @ eef
+    assert np.linalg.norm(moved[:2, 3]) < 0.7
+
+
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_selection_takes_one_of_the_nearest(selection):
     """Five sources, their block (and the arm over it) further away each: 0 to 2 are nearest."""
@@ -127,7 +136,11 @@ def test_selection_takes_one_of_the_nearest(selection):
         still(pose(0 if robot else 0.1 * i, 0, 0.8, 0), eef, pose(0.1 * i, 0, 0.9, 0))
         for i in range(5)
     ]
-    sim = SimpleNamespace(object_poses=lambda: {"a": pose(0, 0, 0.8, 0)}, eef_pose=lambda: eef)
+    sim = SimpleNamespace(
+        object_poses=lambda: {"a": pose(0, 0, 0.8, 0)},
+        eef_pose=lambda: eef,
+        base_position=lambda: np.zeros(3),
+    )
     rng, config = np.random.default_rng(0), MimicGenConfig(selection=selection)
     arguments = sim, sources, [[(0, 2)]] * 5, 0, Subtask("a"), rng, config
     chosen = {id(_select(*arguments)[0]) for _ in range(60)}
@@ -169,7 +182,10 @@ def test_a_quick_source_waits_for_an_arm_that_is_held_back():
         arm = pose(0, 0, 1, 0)
         task = SimpleNamespace(subtasks=(Subtask("a"),))
         sim = SimpleNamespace(
-            task=task, object_poses=lambda: {"a": np.eye(4)}, eef_pose=lambda: arm
+            task=task,
+            object_poses=lambda: {"a": np.eye(4)},
+            eef_pose=lambda: arm,
+            base_position=lambda: np.zeros(3),
         )
         config = MimicGenConfig(noise=0, tolerance=tolerance, prune_idle=False)
         for action, _ in mimicgen_policy(sim, [source], np.random.default_rng(0), config):

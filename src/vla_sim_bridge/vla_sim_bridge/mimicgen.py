@@ -39,6 +39,7 @@ class MimicGenConfig:
         of it. 0 for no waiting, as in the paper. Before the gripper changes, `precise` times that.
     finger_room: m; of the object's symmetric sides one is taken where the fingers come down no
         nearer than this to the middle of another object (0: whatever stands there).
+    reach: m; likewise a side where the arm is not stretched further than this (0: however far).
     """
 
     selection: Selection = "nearest_neighbor_object"
@@ -54,6 +55,7 @@ class MimicGenConfig:
     patience: int = 12
     waits: int = 60
     finger_room: float = 0.04
+    reach: float = 0.7
 
 
 def mimicgen_policy(
@@ -159,7 +161,7 @@ def _select(sim, sources, cuts, i, subtask, rng, config):
     options = []
     for source, cut in zip(sources, cuts, strict=True):
         begin, end = cut[i]
-        carry = _carry(subtask, objects, eef, source, begin, end, config)
+        carry = _carry(subtask, objects, eef, source, begin, end, config, sim.base_position())
         options.append((source, begin, end, carry))
     if config.selection == "random":
         return options[rng.integers(len(options))]
@@ -177,11 +179,14 @@ def _select(sim, sources, cuts, i, subtask, rng, config):
     return nearest[rng.integers(len(nearest))]
 
 
-def _carry(subtask: Subtask, objects, eef, source: SourceDemo, begin, end, config) -> np.ndarray:
+def _carry(
+    subtask: Subtask, objects, eef, source: SourceDemo, begin, end, config, base
+) -> np.ndarray:
     """What moves the source segment [begin, end) to the object's present pose.
 
     Among the object's rotational symmetries the nearest to the gripper is taken (1 rad counts as
-    much as 0.2 m), unless a finger would come down on another object there.
+    much as 0.2 m), unless a finger would come down on another object there, or the way leads
+    further from the robot's base ([3], m) than its arm goes.
     """
     now, then = objects[subtask.object], source.object_poses[subtask.object][begin]
     closing = np.flatnonzero(source.gripper[begin:end] < source.gripper[begin])
@@ -191,6 +196,10 @@ def _carry(subtask: Subtask, objects, eef, source: SourceDemo, begin, end, confi
     def cost(carry: np.ndarray) -> float:
         goal = carry @ source.target_pose[begin]
         cost = rotation_angle(goal, eef) + 5 * float(np.linalg.norm(goal[:3, 3] - eef[:3, 3]))
+        if config.reach:
+            way = (carry @ source.eef_pose[begin:end])[:, :3, 3]
+            far = float(np.linalg.norm(way[:, :2] - base[:2], axis=1).max())
+            cost += 20 * max(0.0, far - config.reach)
         if len(closing) and others and config.finger_room:
             grip = carry @ source.eef_pose[begin + closing[0]]
             for side in (-FINGER_REACH, FINGER_REACH):

@@ -194,6 +194,10 @@ class Simulation:
         pose[:3, 3] = self.data.site_xpos[self._site]
         return pose
 
+    def base_position(self) -> np.ndarray:
+        """[3] m, where the arm is mounted."""
+        return self.data.body("robot0_base").xpos.copy()
+
     def eef_velocity(self) -> np.ndarray:
         """[3] m/s, world axes."""
         import mujoco
