@@ -90,11 +90,13 @@ class Recording:
         self.store = types.our_types()
         self._place = folder / f".recording-{os.getpid()}"
         try:
-            self._place.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(
                 f"cannot write into {folder} ({error.strerror})", "choose another --output"
             ) from error
+        if not os.access(folder, os.W_OK):
+            raise DataError(f"cannot write into {folder}", "choose another --output")
         used = [int(p.name[8:]) for p in folder.glob("episode_*") if p.name[8:].isdigit()]
         self._next = max(used, default=-1) + 1
         self._current: _Open | None = None
@@ -201,6 +203,7 @@ class Recording:
     def _begin(self, now: int, stamp: int) -> _Open:
         name = f"episode_{self._next:06d}"
         self._next += 1
+        self._place.mkdir(exist_ok=True)
         self._current = _Open(EpisodeBag(self._place / name, self.storage), name, stamp)
         if self._instruction is not None:
             told = self._instruction
