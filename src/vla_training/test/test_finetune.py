@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import h5py
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 
+from vla_inference.cli import run_verb
 from vla_inference.errors import CheckpointError, DataError, VlaError
 from vla_inference.policy import Policy
 from vla_inference.random_checkpoint import write_random_checkpoint
@@ -407,3 +409,22 @@ def test_heads_that_cannot_be_are_refused(home):
     assert choose_head(head, "l1").chunk == 8
     with pytest.raises(VlaError, match="unknown action head"):
         choose_head(head, "flow")
+
+
+def test_both_spellings_of_options_and_what_must_not_be_replaced(home, adapted, tmp_path):
+    def verb(name: str, *words: str) -> int:
+        point = EntryPoint(name, f"vla_training.cli_finetune:{name}", "vla.verbs")
+        return run_verb(point, [str(w) for w in words])
+
+    where = ["--vla_path", home / "tokens", "--data-root-dir", home, "--dataset_name=noise"]
+    for spelling in ("--batch_size", "--batch-size"):
+        with pytest.raises(VlaError, match="batch_size is 0"):
+            verb("finetune", *where, "--run_root_dir", tmp_path, spelling, "0")
+    with pytest.raises(VlaError, match="a folder's name"):
+        verb("finetune", *where, "--run_root_dir", tmp_path, "--run-id", "../up")
+    with pytest.raises(VlaError, match="no data set"):
+        verb("finetune", *where[:4], "--dataset_name=../noise", "--run_root_dir", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert verb("merge", home / "tokens", adapted, tmp_path / "merged", "--json") == 0
+    with pytest.raises(VlaError, match=r"merged exists.*--overwrite"):
+        verb("merge", home / "tokens", adapted, tmp_path / "merged")

@@ -13,7 +13,6 @@ from vla_sim_bridge.rollout import run_episode, summarise
 from vla_sim_bridge.simulation import Simulation
 
 SEED = 1_000_003  # of episodes that nothing else draws from
-HORIZON = 200
 
 
 def evaluate(
@@ -28,5 +27,6 @@ def evaluate(
     low = dtype != torch.float32
     with torch.no_grad(), torch.autocast(device.split(":")[0], dtype, enabled=low):
         act = partial(policy.predict_action, action_space=space)
-        results = [run_episode(sim, act, SEED, i, HORIZON, steps) for i in range(episodes)]
+        horizon = sim.task.horizon
+        results = [run_episode(sim, act, SEED, i, horizon, steps) for i in range(episodes)]
     return summarise(results)
