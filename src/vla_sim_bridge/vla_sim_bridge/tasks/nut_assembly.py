@@ -79,7 +79,6 @@ def _square(variant: int, nut: Placement | None, moved: float, camera: bool) -> 
         language="episode",
         still_object="SquareNut",
         expert="square",
-        human="nut_assembly_human.hdf5",
         horizon=300,
     )
 
@@ -105,7 +104,6 @@ NUT_ASSEMBLY = Task(
     language="episode",
     success=all_of(SQUARE_ON, ROUND_ON),
     expert="nuts",
-    human="nut_assembly_human.hdf5",
     horizon=600,
 )
 

@@ -7,7 +7,7 @@ from vla_sim_bridge.tasks.grammar import Grammar
 from vla_sim_bridge.tasks.rules import held
 
 ITEMS = ("Milk", "Bread", "Cereal", "Can")
-ORDER = ("Cereal", "Milk", "Can", "Bread")  # the tall ones would be in the way
+ORDER = ("Cereal", "Milk", "Bread", "Can")  # the tall ones first; the farthest place last
 HALF = (0.0975, 0.1225)  # m, of a compartment in x and y
 FLOOR = 0.80  # m, where robosuite has the bin's origin
 
