@@ -67,6 +67,8 @@ class RldsEpisodes(EpisodeSet):
         self.notes: list[str] = []
         self.conventions = self._conventions(conventions)
         self.spec = self.conventions.spec
+        if self.conventions.note:
+            self.notes.append(self.conventions.note)
         self._check_features()
 
     # -- what there is ------------------------------------------------------------------------

@@ -67,6 +67,7 @@ class Conventions:
     primary: names of pictures in the order models want them; others follow.
     needs: arrays the transform takes beside "action".
     known: False where nothing but the layout is known, so that readers can say so.
+    note: what the transform leaves out, for people.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Conventions:
     primary: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     known: bool = True
+    note: str = ""
 
 
 def _normalised(spec: ActionSpec) -> ActionSpec:
@@ -83,14 +85,17 @@ def _normalised(spec: ActionSpec) -> ActionSpec:
 
 
 OXE = eef_delta_spec("rpy", "base", 0.2)
+BRIDGE_NOTE = (
+    "motion is read as the difference of states, without the first and last step of each episode"
+)
 BRIDGE_CAMERAS = ("image_0", "image_1", "image_2", "image_3")
 LIBERO_SPEC = _normalised(eef_delta_spec("rotvec", "base", 0.05))
 
 CONVENTIONS = {
     c.name: c
     for c in (
-        Conventions("bridge_orig", bridge, OXE, BRIDGE_CAMERAS, ("state",)),
-        Conventions("bridge_dataset", bridge, OXE, BRIDGE_CAMERAS, ("state",)),
+        Conventions("bridge_orig", bridge, OXE, BRIDGE_CAMERAS, ("state",), note=BRIDGE_NOTE),
+        Conventions("bridge_dataset", bridge, OXE, BRIDGE_CAMERAS, ("state",), note=BRIDGE_NOTE),
         Conventions("bridge_raw", identity, OXE, BRIDGE_CAMERAS),
         Conventions("libero", libero, LIBERO_SPEC, ("image", "wrist_image")),
         Conventions("rlds_dataset_builder", identity, OXE, ("image", "wrist_image")),
