@@ -19,7 +19,7 @@ def _say(default: Any, text: str) -> Any:
 class SimSettings:
     """Each field is a parameter of the node, with its description in `metadata`."""
 
-    task: str = _say("Stack_D0", "Task, such as Stack_D0 to Stack_D4")
+    task: str = _say("Stack_D0", "Task, such as Stack_D2 or Stack_L")
     episodes: int = _say(3, "Episodes until the run ends, at least 1")
     first_episode: int = _say(0, "Index of the first one, to play a part of a longer run")
     seed: int = _say(7, "All chance comes from it; episode i of a seed is always the same")
