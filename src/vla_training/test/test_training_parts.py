@@ -26,6 +26,7 @@ from vla_inference.types import eef_delta_spec
 from vla_training.augment import NEUTRAL, Pixels, augment, draw
 from vla_training.flops import forward_macs
 from vla_training.frame_index import FrameIndex, Source, index_frames
+from vla_training.frame_reader import FrameReader
 from vla_training.lora import LoraConfig, LoraLinear, add_lora
 from vla_training.mixture import Samples, batches, mix
 from vla_training.objective import Batch, Objective
@@ -137,6 +138,29 @@ def test_index_is_made_once_and_anew_when_the_data_changes(noise, tmp_path):
     noise.touch()
     index_frames(source, tmp_path / "index", report=told.append)
     assert len(told) == 2
+
+
+def test_formats_are_mixed_and_give_the_same_frames(noise, tmp_path):
+    from vla_training.convert import convert
+
+    config = tiny()
+    sources = [Source(str(noise), 1.0)]
+    for kind in ("rlds", "lerobot"):
+        made = convert(noise, tmp_path / kind, kind, workers=1)
+        sources.append(Source(str(made.path), 1.0))
+    indices = [index_frames(s, tmp_path / "index") for s in sources]
+    readers = [FrameReader(s.open(), (), 1) for s in sources]
+    for index, reader in zip(indices, readers, strict=True):
+        assert np.allclose(index.actions, indices[0].actions, atol=1e-6)
+        assert np.array_equal(index.ends, indices[0].ends)
+        for frame in (0, 7, 14):
+            (picture,), text = reader.read(*index.locate(frame))
+            (expected,), sentence = readers[0].read(*indices[0].locate(frame))
+            assert text == sentence and picture.shape == expected.shape
+    mixture, _ = mix(sources, indices, config)
+    samples = Samples(mixture, config, byte_tokenizer().to_str(), 0, augmented=False)
+    drawn = torch.cat([b.source for b in batches(samples, 0, 15, 8)])
+    assert torch.bincount(drawn, minlength=3).min() > 20
 
 
 def test_actions_of_another_length_are_refused():
