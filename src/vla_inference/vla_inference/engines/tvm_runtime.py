@@ -50,13 +50,13 @@ class PagedCache:
 
     def restart(self, sequences: int, positions: int) -> int:
         """Room for so many sequences of so many positions, all empty; which generation it is."""
+        if self._most and positions > self._most:
+            raise VlaError(
+                f"{positions} positions are more than the library's {self._most}",
+                "shorten the instruction, or compile with a longer context",
+            )
         if sequences > self.sequences or positions > self.positions:
             self.sequences = max(sequences, self.sequences)
-            if self._most and positions > self._most:
-                raise VlaError(
-                    f"{positions} positions are more than the library's {self._most}",
-                    "shorten the instruction, or compile with a longer context",
-                )
             self.positions = max(512, 1 << (positions - 1).bit_length(), self.positions)
             self.positions = min(self.positions, self._most or self.positions)
             total = self.sequences * self.positions
@@ -104,6 +104,8 @@ class TvmRunner:
         cuda = self.device.type == "cuda"
         self._here = tvm.cuda(self.device.index or 0) if cuda else tvm.cpu()
         self._machine = tvm.runtime.vm.VirtualMachine(library, self._here)
+        if not cuda:  # TVM's threads wait by spinning: not more of them than PyTorch's
+            tvm.get_global_func("runtime.config_threadpool")(1, torch.get_num_threads())
 
     def function(self, name: str):
         """The library's function, or None."""
