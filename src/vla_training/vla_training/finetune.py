@@ -292,6 +292,13 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> Path:
                     f"({str(error).split('. ')[0]})",
                     "lower --batch-size, or raise --gradient-checkpointing; --resume goes on",
                 ) from error
+            except RuntimeError as error:
+                if not parallel.is_lost(error, place):
+                    raise
+                raise VlaError(
+                    f"another process of the run has ended ({' '.join(str(error).split())[:160]})",
+                    "its own error says why; --resume goes on from the last state",
+                ) from error
             run.log.close()
             return export(run)
     finally:

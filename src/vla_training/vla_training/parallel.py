@@ -7,6 +7,7 @@ and averages the adapters' gradients alone.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 from collections.abc import Sequence
@@ -75,9 +76,16 @@ def start(device: str | None = None, sharded: bool = False) -> Place:
     return Place(rank, world, where)
 
 
+def is_lost(error: RuntimeError, place: Place) -> bool:
+    """Whether it says that another process no longer answers."""
+    words = ("Connection closed", "Connection reset", "Broken pipe", "imed out", "NCCL", "gloo")
+    return place.world > 1 and any(w in str(error) for w in words)
+
+
 def stop() -> None:
     if dist.is_initialized():
-        dist.destroy_process_group()
+        with contextlib.suppress(RuntimeError):  # of one whose peers have gone
+            dist.destroy_process_group()
 
 
 def shard(
