@@ -1,0 +1,130 @@
+#!/usr/bin/env python3
+"""Vision engines against PyTorch in float32, at the real size: error, action tokens, time.
+
+    python bench/vision_engines.py [--engines onnx] [--dtype float16] [--observations 200]
+
+Towers and projector have the size of openvla-7b and weights by the rules of the reference cases
+(src/vla_inference/test/data/openvla/README.md), the language model its reduced shape. The first
+pictures are those cases'; the others are blurred noise. Needs an NVIDIA GPU for tensorrt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src/vla_inference/test"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src/vla_inference"))
+
+from test_reference_parity import OPENVLA, prompt_ids, read, reference_weight
+
+from vla_inference.checkpoint import save_checkpoint
+from vla_inference.engines import make_engine, onnx_vision
+from vla_inference.model import VLA, ModelConfig
+from vla_inference.preprocess import PicturePreprocessor
+from vla_inference.random_checkpoint import byte_tokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--engines", nargs="+", default=["onnx"], choices=("onnx", "tensorrt"))
+    parser.add_argument("--dtype", default="float16", choices=onnx_vision.DTYPES)
+    parser.add_argument("--observations", type=int, default=200)
+    parser.add_argument("--output", type=Path, help="write the JSON here as well")
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    raw = read(OPENVLA / "config.json")
+    config = ModelConfig.from_json(raw)
+    with torch.device("meta"):
+        model = VLA(config)
+    shapes = {k: list(p.shape) for k, p in model.state_dict().items()}
+    state = {k: reference_weight(k, s) for k, s in shapes.items()}
+    model.load_state_dict(state, assign=True)
+    model.eval().requires_grad_(False)
+    with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
+        checkpoint = save_checkpoint(Path(scratch) / "model", raw, state, byte_tokenizer())
+        begin = time.perf_counter()
+        folder = Path(scratch) / "onnx"
+        record = onnx_vision.export(checkpoint, folder, dtype=args.dtype)
+        report = {
+            "device": device,
+            "dtype": args.dtype,
+            "versions": record["versions"],
+            "export_s": round(time.perf_counter() - begin, 1),
+            "relative_error_at_export": float(f"{record['relative_error']:.3g}"),
+            "graph_mb": round(sum(record["files"].values()) / 1e6, 1),
+        }
+        model.to(device)
+        for name in args.engines:
+            where = folder
+            if name == "tensorrt":
+                from vla_inference.engines import tensorrt_vision
+
+                where = Path(scratch) / "tensorrt"
+                begin = time.perf_counter()
+                tensorrt_vision.build(folder, where)
+                report["build_s"] = round(time.perf_counter() - begin, 1)
+            engine = make_engine("plain", model, vision=f"{name}:{where}", checkpoint=checkpoint)
+            report[name] = compare(engine, model, args, device)
+    text = json.dumps(report, indent=2)
+    print(text)
+    if args.output:
+        args.output.write_text(text + "\n")
+
+
+def compare(engine, model: VLA, args: argparse.Namespace, device: str) -> dict:
+    cases, rng = read(OPENVLA / "cases.npz"), np.random.default_rng(0)
+    preprocess = PicturePreprocessor(model.config)
+    errors, same, tokens, right, ours_ms, plain_ms = [], 0, 0, 0, [], []
+    for i in range(max(4, args.observations)):
+        if i < 4:
+            picture = cases[f"{i}/image"]
+        else:
+            cells = int(rng.integers(2, 32))
+            small = rng.integers(0, 256, (cells, cells, 3), np.uint8)
+            picture = small.repeat(-(-256 // cells), 0).repeat(-(-256 // cells), 1)[:256, :256]
+        pixels = torch.from_numpy(preprocess([np.ascontiguousarray(picture)]))[None].to(device)
+        ids = prompt_ids(model.config, cases[f"{i % 4}/input_ids"]).to(device)
+        ours, spent = clock(engine.embed_pictures, pixels)
+        theirs, plain = clock(model.embed_pictures, pixels)
+        ours_ms.append(spent)
+        plain_ms.append(plain)
+        if i < 4:
+            errors.append(onnx_vision.relative_error(ours, theirs))
+        text = model.embed_tokens(ids)
+        a, b = (
+            model.generate_tokens(torch.cat([text[:, :1], e, text[:, 1:]], 1))
+            for e in (ours, theirs)
+        )
+        same += bool((a == b).all())
+        tokens += a.numel()
+        right += int((a == b).sum())
+    count = len(ours_ms)
+    return {
+        "relative_error_on_reference_pictures": [float(f"{e:.3g}") for e in errors],
+        "equal_answers": f"{same} of {count}",
+        "equal_tokens": f"{right} of {tokens}",
+        "median_ms": round(float(np.median(ours_ms)), 2),
+        "pytorch_float32_median_ms": round(float(np.median(plain_ms)), 2),
+    }
+
+
+def clock(function, x: torch.Tensor) -> tuple[torch.Tensor, float]:
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    y = function(x)
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    return y, 1e3 * (time.perf_counter() - begin)
+
+
+if __name__ == "__main__":
+    main()
