@@ -122,6 +122,7 @@ class Policy:
         self.prompt = PromptTokenizer(self.config, tokenizer)
         self.tokens = ActionTokens(self.config.action_vocab_end, self.config.n_action_bins)
         self._prompts: dict[str, torch.Tensor] = {}
+        self._requests: dict[tuple, _Request] = {}
 
     @classmethod
     def from_pretrained(
@@ -324,6 +325,9 @@ class Policy:
     def _request(
         self, action_space: str | Mapping | None, return_tensors: str, count_unrestricted: bool
     ) -> _Request:
+        key = (action_space, return_tensors, count_unrestricted)
+        if not isinstance(action_space, Mapping) and key in self._requests:
+            return self._requests[key]
         if return_tensors not in ("np", "pt"):
             raise VlaError(f"unknown return_tensors {return_tensors!r}", "use 'np' or 'pt'")
         _, statistics = find_statistics(self.action_spaces, action_space)
@@ -336,7 +340,10 @@ class Policy:
                 "choose those it was trained with",
             )
         spec = self.action_spec(action_space)
-        return _Request(normalisation, spec, return_tensors, count_unrestricted)
+        request = _Request(normalisation, spec, return_tensors, count_unrestricted)
+        if not isinstance(action_space, Mapping):
+            self._requests[key] = request
+        return request
 
     def _predict(
         self,

@@ -34,7 +34,9 @@ class PicturePreprocessor:
 
     def normalise(self, pictures: torch.Tensor) -> torch.Tensor:
         """uint8 [images, S, S, 3] on any device -> float32 [images * towers * 3, S, S] there"""
-        mean, std = self.mean.to(pictures.device), self.std.to(pictures.device)
+        if self.mean.device != pictures.device:
+            self.mean, self.std = self.mean.to(pictures.device), self.std.to(pictures.device)
+        mean, std = self.mean, self.std
         pixels = pictures.permute(0, 3, 1, 2)[:, None].float() / 255  # [images, 1, 3, S, S]
         return ((pixels - mean) / std).flatten(0, 2)
 
@@ -43,6 +45,8 @@ class PicturePreprocessor:
         size = self.config.towers[0].image_size
         if self.config.center_crop:
             image = center_crop(image, self.config.center_crop, size)
+        if image.shape[:2] == (size, size):
+            return image
         picture = Image.fromarray(image)
         if self.config.image_resize_strategy == "letterbox":
             # The original fills with the mean of the last tower, for all of them.

@@ -1,0 +1,128 @@
+"""The Llama decoder for one observation on CUDA: fused weights, static cache, few kernels.
+
+A pass over many positions is bound by arithmetic and uses the libraries' matrix products; a
+decode pass is bound by bytes and uses `kernels.gemv`, five kernels a layer.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vla_inference.engines.weights import make_weight
+from vla_inference.kernels.layers import (
+    attend,
+    attend_scratch,
+    choose,
+    quantize_rows,
+    rms_norm,
+    silu_mul,
+    split_heads,
+)
+from vla_inference.model import VLA
+from vla_inference.model.llama import Layer, rotary
+
+
+class FusedLayer:
+    def __init__(self, layer: Layer, many_by: str, dtype: torch.dtype):
+        a, m = layer.self_attn, layer.mlp
+        self.qkv = make_weight([a.q_proj, a.k_proj, a.v_proj], many_by, dtype)
+        self.o = make_weight([a.o_proj], many_by, dtype)
+        self.gate_up = make_weight([m.gate_proj, m.up_proj], many_by, dtype)
+        self.down = make_weight([m.down_proj], many_by, dtype)
+        # Norm weights act on the inputs, where they cost nothing: folded into 16-bit weights they
+        # would round these a second time.
+        self.norm1 = layer.input_layernorm.weight.float()
+        self.norm2 = layer.post_attention_layernorm.weight.float()
+        self.inner = m.down_proj.in_features
+
+
+class CudaLlama:
+    """positions: how many the cache holds. many_by: see `weights.QuantWeight`."""
+
+    def __init__(self, model: VLA, positions: int, many_by: str):
+        c = model.config.llm
+        words = model.language_model.model.embed_tokens.weight
+        self.c, self.dtype, self.device = c, words.dtype, words.device
+        self.words, self.eps, self.heads = words, c.rms_norm_eps, c.num_attention_heads
+        self.layers = []
+        for layer in model.language_model.model.layers:
+            self.layers.append(FusedLayer(layer, many_by, self.dtype))
+        self.norm = model.language_model.model.norm.weight.float()
+        end, bins = model.config.action_vocab_end, model.config.n_action_bins
+        self.first = end - bins
+        self.head = model.language_model.lm_head.weight[end - bins : end]
+        every = torch.arange(positions, device=self.device)
+        half = c.head_dim // 2
+        self.rotary = tuple(t[:, :half].contiguous() for t in rotary(every, c))
+        shape = (len(self.layers), 2, c.num_key_value_heads, positions, c.head_dim)
+        self.cache = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        self.scratch = attend_scratch(positions, self.heads, c.head_dim, self.device)
+
+    def prefill(self, x: Tensor) -> Tensor:
+        """Embeddings [n, H] (overwritten) -> state of the last position, before the norm [H].
+
+        In the last layer only that position goes on beyond keys and values.
+        """
+        n = len(x)
+        add = None
+        for i, layer in enumerate(self.layers[:-1]):
+            x, add = self._layer(i, layer, x, add, causal=True)
+        layer, i = self.layers[-1], len(self.layers) - 1
+        normed, scales = rms_norm(x, add, layer.norm1, self.eps, layer.qkv.activations)
+        split_heads(layer.qkv.many(normed, scales), self.rotary, *self.cache[i], self.heads)
+        return self._decode_layer(i, layer, x[n - 1], n - 1)
+
+    def decode(self, x: Tensor, position: int) -> Tensor:
+        """One more embedding [H] -> its state, before the norm [H]."""
+        for i, layer in enumerate(self.layers):
+            x = self._decode_layer(i, layer, x, position)
+        return x
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Every position sees every other: [n, H] (overwritten) -> normed states [n, H]"""
+        add = None
+        for i, layer in enumerate(self.layers):
+            x, add = self._layer(i, layer, x, add, causal=False)
+        return rms_norm(x, add, self.norm, self.eps)[0]
+
+    def read_token(self, state: Tensor, token: Tensor, hidden: Tensor, embedding: Tensor) -> None:
+        """Of a state before the norm [H]: its token, its normed state, the token's embedding."""
+        hidden.copy_(rms_norm(state[None], None, self.norm, self.eps)[0][0])
+        logits = self._dense_one(self.head, hidden)
+        choose(logits, self.words, token, embedding, self.first)
+
+    def _dense_one(self, weight: Tensor, x: Tensor) -> Tensor:
+        from vla_inference.kernels.gemv import gemv
+
+        return gemv(x, weight, torch.empty(len(weight), device=self.device))
+
+    def _layer(self, i, layer: FusedLayer, x, add, causal: bool):
+        """The residual x lacks what the last layer added: it is handed on as `add`."""
+        normed, scales = rms_norm(x, add, layer.norm1, self.eps, layer.qkv.activations)
+        keys, values = self.cache[i]
+        n = len(x)
+        q = split_heads(layer.qkv.many(normed, scales), self.rotary, keys, values, self.heads)
+        y = F.scaled_dot_product_attention(
+            q[None], keys[None, :, :n], values[None, :, :n], is_causal=causal,
+            enable_gqa=self.heads != len(keys),
+        )  # fmt: skip
+        y = y[0].transpose(0, 1).reshape(n, -1)
+        y = layer.o.many(*quantize_rows(y, layer.o.activations))
+        normed, scales = rms_norm(x, y, layer.norm2, self.eps, layer.gate_up.activations)
+        y = layer.gate_up.many(normed, scales)
+        return x, layer.down.many(*silu_mul(y, self.dtype, layer.down.activations))
+
+    def _decode_layer(self, i, layer: FusedLayer, x: Tensor, position: int) -> Tensor:
+        new = self._new
+        c = self.c
+        qkv = new((c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim)
+        layer.qkv.one(x, qkv, norm=layer.norm1, eps=self.eps)
+        y = attend(qkv, self.rotary, *self.cache[i], position, self.heads, self.scratch)
+        x = layer.o.one(y, new(c.hidden_size), residual=x)
+        y = layer.gate_up.one(x, new(layer.inner), norm=layer.norm2, eps=self.eps, pair=True)
+        return layer.down.one(y, new(c.hidden_size), residual=x)
+
+    def _new(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=self.dtype, device=self.device)

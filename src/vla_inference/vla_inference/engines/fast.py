@@ -1,0 +1,24 @@
+"""`engine: torch`: our own fast path, on whatever device the model is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vla_inference.engines.base import Engine
+from vla_inference.errors import VlaError
+from vla_inference.model import VLA
+
+
+def make(model: VLA, **options: Any) -> Engine:
+    """The CUDA engine of a model on CUDA. Raises VlaError where Triton is missing."""
+    device = model.language_model.model.embed_tokens.weight.device
+    if device.type != "cuda":
+        return Engine(model, **options)
+    try:
+        from vla_inference.engines.cuda import CudaEngine
+    except ImportError as error:
+        raise VlaError(
+            f"the torch engine on CUDA needs Triton ({error})",
+            "pip install triton, or use the plain engine",
+        ) from error
+    return CudaEngine(model, **options)

@@ -1,0 +1,1 @@
+"""Triton kernels for one observation at a time, for sm_80 and later."""

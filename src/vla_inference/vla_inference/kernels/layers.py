@@ -1,0 +1,353 @@
+"""What stands between the matrix products of a transformer, one kernel each.
+
+Rows are positions; arithmetic is float32, results are rounded once. Where a following product
+takes rounded inputs ("int8", "fp8"), a row comes with its scale: largest magnitude over the
+largest code.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vla_inference.kernels.launching import early_launch
+
+QUANT_TYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+
+
+class Product(NamedTuple):
+    """values [n, N], to be multiplied by `rows` [n, 1] and `columns` [N] where there are some.
+
+    Of rounded inputs and weights the plain product of codes is fastest; the kernel that reads it
+    next applies the scales.
+    """
+
+    values: Tensor
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+
+
+NOTHING = (None, None, None)
+
+
+@triton.jit
+def _store_row(out, scales, row, K, k, inside, y, QUANT: tl.constexpr):
+    if QUANT == "":
+        tl.store(out + row * K + k, y.to(out.dtype.element_ty), inside)
+    else:
+        top: tl.constexpr = 127.0 if QUANT == "int8" else 448.0
+        scale = tl.maximum(tl.max(tl.abs(y), 0) / top, 1e-12)
+        tl.store(scales + row, scale)
+        y = y / scale
+        if QUANT == "int8":
+            y = tl.floor(y + 0.5)
+        tl.store(out + row * K + k, y.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _product(x, rows, columns, row, N, k, inside):
+    """Part of a row of a product, times its scales where it has some."""
+    v = tl.load(x + row * N + k, inside, 0).to(tl.float32)
+    if rows is not None:
+        v = v * tl.load(rows + row) * tl.load(columns + k, inside, 0.0)
+    return v
+
+
+@triton.jit
+def _rms_norm(
+    x, y, y_rows, y_columns, w, out, scales, K, eps,
+    ADD: tl.constexpr, QUANT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    k = tl.arange(0, BLOCK)
+    inside = k < K
+    v = tl.load(x + row * K + k, inside, 0.0).to(tl.float32)
+    if ADD:
+        v += _product(y, y_rows, y_columns, row, K, k, inside)
+        v = v.to(x.dtype.element_ty)
+        tl.store(x + row * K + k, v, inside)
+        v = v.to(tl.float32)
+    v = v * tl.rsqrt(tl.sum(v * v, 0) / K + eps) * tl.load(w + k, inside, 0.0)
+    _store_row(out, scales, row, K, k, inside, v, QUANT)
+
+
+def rms_norm(x: Tensor, add: Product | None, weight: Tensor, eps: float, quant: str = ""):
+    """x [n, K] += add, then RMSNorm: (normed [n, K], its scales [n, 1] or None)."""
+    out, scales = _empty(x, quant)
+    n, k = x.shape
+    _rms_norm[(n,)](
+        x, *(add or NOTHING), weight, out, scales, k, eps, add is not None, quant, _block(k),
+        num_warps=8,
+    )  # fmt: skip
+    return out, scales
+
+
+@triton.jit
+def _layer_norm(x, y, gamma, w, b, out, K, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    k = tl.arange(0, BLOCK)
+    inside = k < K
+    v = tl.load(x + row * K + k, inside, 0.0).to(tl.float32)
+    if ADD:
+        step = tl.load(y + row * K + k, inside, 0.0).to(tl.float32)
+        if gamma is not None:
+            step *= tl.load(gamma + k, inside, 0.0).to(tl.float32)
+        v = (v + step).to(x.dtype.element_ty)
+        tl.store(x + row * K + k, v, inside)
+        v = v.to(tl.float32)
+    mean = tl.sum(v, 0) / K
+    centred = tl.where(inside, v - mean, 0.0)
+    v = centred * tl.rsqrt(tl.sum(centred * centred, 0) / K + eps)
+    v = v * tl.load(w + k, inside, 0.0).to(tl.float32) + tl.load(b + k, inside, 0.0).to(tl.float32)
+    tl.store(out + row * K + k, v.to(out.dtype.element_ty), inside)
+
+
+def layer_norm(
+    x: Tensor,
+    add: Tensor | None,
+    gamma: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> Tensor:
+    """x [n, K] += gamma * add, then LayerNorm [n, K]."""
+    out = torch.empty_like(x)
+    n, k = x.shape
+    _layer_norm[(n,)](x, add, gamma, weight, bias, out, k, eps, add is not None, _block(k),
+                      num_warps=4)  # fmt: skip
+    return out
+
+
+@triton.jit
+def _silu_mul(x, rows, columns, out, scales, K, QUANT: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    k = tl.arange(0, BLOCK)
+    inside = k < K
+    gate = _product(x, rows, columns, row, 2 * K, k, inside)
+    up = _product(x, rows, columns, row, 2 * K, K + k, inside)
+    _store_row(out, scales, row, K, k, inside, gate * tl.sigmoid(gate) * up, QUANT)
+
+
+def silu_mul(x: Product, dtype: torch.dtype, quant: str = ""):
+    """[n, 2 K], gates first -> (silu(gate) * up [n, K], its scales or None)."""
+    n, k = x.values.shape[0], x.values.shape[1] // 2
+    out, scales = _empty(x.values[:, :k], quant, dtype)
+    _silu_mul[(n,)](*x, out, scales, k, quant, _block(k), num_warps=8)
+    return out, scales
+
+
+@triton.jit
+def _quantize(x, out, scales, K, QUANT: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    k = tl.arange(0, BLOCK)
+    inside = k < K
+    v = tl.load(x + row * K + k, inside, 0.0).to(tl.float32)
+    _store_row(out, scales, row, K, k, inside, v, QUANT)
+
+
+def quantize_rows(x: Tensor, quant: str = ""):
+    """[n, K] -> (codes [n, K], scales [n, 1]); unchanged where nothing is to be rounded."""
+    if not quant:
+        return x, None
+    out, scales = _empty(x, quant)
+    _quantize[(len(x),)](x, out, scales, x.shape[1], quant, _block(x.shape[1]), num_warps=8)
+    return out, scales
+
+
+@triton.jit
+def _gelu(x, N, BLOCK: tl.constexpr):
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = n < N
+    v = tl.load(x + n, inside, 0.0).to(tl.float32)
+    v = 0.5 * v * (1 + tl.erf(v * 0.7071067811865476))
+    tl.store(x + n, v.to(x.dtype.element_ty), inside)
+
+
+def gelu_(x: Tensor) -> Tensor:
+    """The exact GELU, in place."""
+    _gelu[(triton.cdiv(x.numel(), 1024),)](x, x.numel(), 1024, num_warps=4)
+    return x
+
+
+@triton.jit
+def _rotated(base, half, cos, sin):
+    a = tl.load(base + half).to(tl.float32)
+    b = tl.load(base + half + half.shape[0]).to(tl.float32)
+    return a * cos - b * sin, b * cos + a * sin
+
+
+@triton.jit
+def _split_heads(qkv, rows, columns, cos, sin, q, keys, values, n, S, HEADS: tl.constexpr,
+                 KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    # A program takes BLOCK heads of one position: of queries, then keys, then values.
+    position = tl.program_id(0)
+    head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    half = tl.arange(0, HALF)
+    D: tl.constexpr = 2 * HALF
+    row = qkv + position * (HEADS + 2 * KV_HEADS) * D
+    at = head[:, None] * D + half[None, :]
+    x, y = tl.load(row + at).to(tl.float32), tl.load(row + at + HALF).to(tl.float32)
+    if rows is not None:
+        gain = tl.load(rows + position)
+        x *= gain * tl.load(columns + at)
+        y *= gain * tl.load(columns + at + HALF)
+    a, b = x.to(q.dtype.element_ty), y.to(q.dtype.element_ty)
+    if tl.program_id(1) * BLOCK < HEADS + KV_HEADS:
+        c = tl.load(cos + position * HALF + half)[None, :]
+        s = tl.load(sin + position * HALF + half)[None, :]
+        a = (x * c - y * s).to(q.dtype.element_ty)
+        b = (y * c + x * s).to(q.dtype.element_ty)
+    if tl.program_id(1) * BLOCK < HEADS:
+        to = q + (head[:, None] * n + position) * D + half[None, :]
+    elif tl.program_id(1) * BLOCK < HEADS + KV_HEADS:
+        to = keys + ((head[:, None] - HEADS) * S + position) * D + half[None, :]
+    else:
+        to = values + ((head[:, None] - HEADS - KV_HEADS) * S + position) * D + half[None, :]
+    tl.store(to, a)
+    tl.store(to + HALF, b)
+
+
+def split_heads(qkv: Product, rotary, keys: Tensor, values: Tensor, heads: int) -> Tensor:
+    """Rotate queries and keys; keys and values go into the cache: queries [heads, n, d].
+
+    qkv: [n, (heads + 2 kv_heads) d]; rotary: cos and sin, float32 [positions, d / 2];
+    keys, values: [kv_heads, S, d], filled from position 0.
+    """
+    n, (kv_heads, s, d) = qkv.values.shape[0], keys.shape
+    q = keys.new_empty(heads, n, d)
+    block = 8
+    while heads % block or kv_heads % block:
+        block //= 2
+    _split_heads[(n, (heads + 2 * kv_heads) // block)](
+        *qkv, *rotary, q, keys, values, n, s, heads, kv_heads, d // 2, block, num_warps=4
+    )  # fmt: skip
+    return q
+
+
+@triton.jit
+def _attend(qkv, cos, sin, keys, values, parts, counters, out, position, S, scale,
+            HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
+            PARTS: tl.constexpr, PARTS_2: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    # A program takes BLOCK of a head's past positions; the last one to finish joins the parts.
+    head, part = tl.program_id(0), tl.program_id(1)
+    kv = head // (HEADS // KV_HEADS)
+    D: tl.constexpr = 2 * HALF
+    half, both = tl.arange(0, HALF), tl.arange(0, D)
+    kind = keys.dtype.element_ty
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    past = part * BLOCK + tl.arange(0, BLOCK)
+    seen = past < position
+    rows = (kv * S + past[:, None]) * D
+    k1 = tl.load(keys + rows + half[None, :], seen[:, None], 0.0).to(tl.float32)
+    k2 = tl.load(keys + rows + HALF + half[None, :], seen[:, None], 0.0).to(tl.float32)
+    v = tl.load(values + rows + both[None, :], seen[:, None], 0.0).to(tl.float32)
+    c = tl.load(cos + position * HALF + half)
+    s = tl.load(sin + position * HALF + half)
+    q1, q2 = _rotated(qkv + head * D, half, c, s)
+    score = (tl.sum(k1 * q1[None, :], 1) + tl.sum(k2 * q2[None, :], 1)) * scale
+    score = tl.where(seen, score, float("-inf"))
+    top = tl.max(score, 0)
+    share = tl.exp(score - top)
+    total = tl.sum(share, 0)
+    acc = tl.sum(v * share[:, None], 0)
+    if part == 0:  # the new position as well
+        n1, n2 = _rotated(qkv + (HEADS + kv) * D, half, c, s)
+        n1, n2 = n1.to(kind), n2.to(kind)
+        new = tl.load(qkv + (HEADS + KV_HEADS + kv) * D + both)
+        at = (kv * S + position) * D
+        tl.store(keys + at + half, n1)
+        tl.store(keys + at + HALF + half, n2)
+        tl.store(values + at + both, new)
+        own = (tl.sum(q1 * n1.to(tl.float32), 0) + tl.sum(q2 * n2.to(tl.float32), 0)) * scale
+        higher = tl.maximum(top, own)
+        shrink, share_own = tl.exp(top - higher), tl.exp(own - higher)
+        acc = acc * shrink + new.to(tl.float32) * share_own
+        total = total * shrink + share_own
+        top = higher
+    mine = parts + (head * PARTS + part) * (D + 2)
+    tl.store(mine + both, acc)
+    tl.store(mine + D, top)
+    tl.store(mine + D + 1, total)
+    tl.debug_barrier()
+    if tl.atomic_add(counters + head, 1) == PARTS - 1:
+        tl.store(counters + head, 0)
+        p = tl.arange(0, PARTS_2)
+        there = p < PARTS
+        theirs = parts + (head * PARTS + p) * (D + 2)
+        tops = tl.load(theirs + D, there, float("-inf"), cache_modifier=".cg")
+        totals = tl.load(theirs + D + 1, there, 0.0, cache_modifier=".cg")
+        accs = tl.load(theirs[:, None] + both[None, :], there[:, None], 0.0, cache_modifier=".cg")
+        shares = tl.exp(tops - tl.max(tops, 0))
+        joined = tl.sum(accs * shares[:, None], 0) / tl.sum(totals * shares, 0)
+        tl.store(out + head * D + both, joined.to(out.dtype.element_ty))
+
+
+PAST = 64  # positions a program of `attend` looks at
+
+
+def attend_scratch(positions: int, heads: int, d: int, device) -> tuple[Tensor, Tensor]:
+    """What `attend` keeps its parts in; one pair serves any number of calls in a row."""
+    parts = triton.cdiv(positions, PAST)
+    return (
+        torch.empty(heads * parts * (d + 2), device=device),
+        torch.zeros(heads, dtype=torch.int32, device=device),
+    )
+
+
+def attend(
+    qkv: Tensor, rotary, keys: Tensor, values: Tensor, position: int, heads: int, scratch
+) -> Tensor:
+    """Attention of one new position to itself and those before it; it joins the cache.
+
+    qkv: [(heads + 2 kv_heads) d] -> [heads d]
+    """
+    kv_heads, s, d = keys.shape
+    out = qkv.new_empty(heads * d)
+    parts = max(1, triton.cdiv(position, PAST))
+    _attend[(heads, parts)](
+        qkv, *rotary, keys, values, *scratch, out, position, s, d**-0.5, heads, kv_heads,
+        d // 2, PAST, parts, triton.next_power_of_2(parts), early_launch(),
+        num_warps=4, **({"launch_pdl": True} if early_launch() else {}),
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _choose(logits, words, token, x, first, H, BINS: tl.constexpr, BLOCK: tl.constexpr):
+    bins = tl.arange(0, BINS)
+    scores = tl.load(logits + bins)
+    finite = tl.sum((tl.abs(scores) < float("inf")).to(tl.int32), 0) == BINS
+    best = tl.argmax(scores, 0) + first
+    if tl.program_id(0) == 0:
+        tl.store(token, tl.where(finite, best, -1).to(tl.int64))
+    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = k < H
+    row = best.to(tl.int64) * H
+    tl.store(x + k, tl.load(words + row + k, inside), inside)
+
+
+def choose(logits: Tensor, words: Tensor, token: Tensor, x: Tensor, first: int) -> None:
+    """The likeliest token of `logits` [256] into `token`, and its embedding into `x` [H].
+
+    words: the embeddings; first: id of the first logit. -1 where a logit is not finite.
+    """
+    h = words.shape[1]
+    grid = (triton.cdiv(h, 1024),)
+    _choose[grid](logits, words, token, x, first, h, len(logits), 1024, num_warps=4)
+
+
+def _block(k: int) -> int:
+    return triton.next_power_of_2(k)
+
+
+def _empty(like: Tensor, quant: str, dtype: torch.dtype | None = None):
+    dtype = QUANT_TYPES[quant] if quant else dtype or like.dtype
+    out = torch.empty(like.shape, dtype=dtype, device=like.device)
+    scales = torch.empty(len(like), 1, device=like.device) if quant else None
+    return out, scales
