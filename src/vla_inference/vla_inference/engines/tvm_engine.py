@@ -118,12 +118,14 @@ class TvmLanguage(TvmRunner):
 
     def prefill(self, embeddings: Tensor) -> tuple[Tensor, int]:
         rows, n, _ = embeddings.shape
-        generation = self._cache.restart(rows, n + self.config.head.action_dim)
-        return self.forward("prefill", embeddings), generation
+        with self.stream():
+            generation = self._cache.restart(rows, n + self.config.head.action_dim)
+            return self.forward("prefill", embeddings), generation
 
     def decode(self, embedding: Tensor, cache: int) -> tuple[Tensor, int]:
         self._cache.check(cache)
-        return self.forward("decode", embedding), cache
+        with self.stream():
+            return self.forward("decode", embedding), cache
 
     def encode(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
         rows, n, _ = embeddings.shape
@@ -131,7 +133,9 @@ class TvmLanguage(TvmRunner):
         out = torch.zeros_like(embeddings)
         for i, (row, m) in enumerate(zip(embeddings.to(self.dtype), lengths, strict=True)):
             cos, sin = (self.give(t[:m]) for t in self._turns(m))
-            hidden = self.call("parallel", self.give(row[None, :m]), cos, sin, self._parameters)
+            with self.stream():
+                given = self.give(row[None, :m])
+                hidden = self.call("parallel", given, cos, sin, self._parameters)
             out[i, :m] = torch.from_dlpack(hidden)[0].to(out.dtype)
         return out
 

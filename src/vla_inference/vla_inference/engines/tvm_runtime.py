@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -121,13 +122,17 @@ class TvmRunner:
             tensor = tensor.clone()
         return self.tvm.runtime.from_dlpack(tensor)
 
-    def call(self, name: str, *arguments):
+    def stream(self):
+        """A context in which TVM works on PyTorch's current stream, its cache included."""
         if self.device.type != "cuda":
-            return self._machine[name](*arguments)
+            return contextlib.nullcontext()
         import tvm_ffi
 
-        with tvm_ffi.use_torch_stream(torch.cuda.current_stream(self.device)):
-            return self._machine[name](*arguments)
+        stream = torch.cuda.current_stream(self.device)
+        return tvm_ffi.use_raw_stream(self._here, stream.cuda_stream)
+
+    def call(self, name: str, *arguments):
+        return self._machine[name](*arguments)
 
     def forward(self, function: str, x: Tensor) -> Tensor:
         """`prefill` or `decode` of each row on its own sequence: [B, n, H] -> [B, width]"""
