@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from vla_inference.checkpoint import load_model
 from vla_inference.engines import make_engine
@@ -148,6 +149,25 @@ def test_int4_multiplies_by_what_the_codes_stand_for(tiny):
         engine.decode(x[:, :1], mine)
 
 
+def test_codes_of_a_quantised_checkpoint_are_taken_as_they_are(tiny):
+    checkpoint, folder = tiny
+    record = json.loads((folder / RECORD).read_text())
+    model = load_model(checkpoint)
+    quantize_model(model, get_format("int4-g32"))
+    state = model.state_dict()
+    written = load_file(folder / "parameters" / "000.safetensors")
+    for entry in record["parameters"]:
+        if entry["name"].endswith("q_weight") and ".layers.0." in entry["name"]:
+            given = (tuple(entry["shape"]), entry["dtype"])
+            for name, tensor in tvm_compile.make(entry["name"], given, state, None, None):
+                torch.testing.assert_close(
+                    tensor.view(torch.uint8), written[name].view(torch.uint8), atol=0, rtol=0
+                )
+    with pytest.raises(VlaError, match="own int4 format"):
+        name = "model.layers.0.mlp.down_proj.weight"
+        list(tvm_compile.make(name, ((32, 64), "float32"), state, None, None))
+
+
 @torch.inference_mode()
 def test_a_folder_compiled_anew_is_linked_and_loaded_anew(tiny, tmp_path, monkeypatch):
     checkpoint, made = tiny
@@ -192,8 +212,6 @@ def forge(folder: Path) -> None:
 
 
 def lose_a_parameter(folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     path = folder / "parameters" / "000.safetensors"
     found = load_file(path)
     found.popitem()

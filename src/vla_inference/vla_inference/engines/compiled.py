@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from vla_inference.checkpoint import canonical, inventory, iterate_tensors
+from vla_inference.checkpoint import DTYPES, canonical, inventory, iterate_tensors
 from vla_inference.errors import CheckpointError, VlaError
 from vla_inference.model.config import ModelConfig
 
@@ -43,6 +43,8 @@ class Tensors(Mapping):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         path, key, entry = self._where[name]
+        if entry["dtype"] not in DTYPES:
+            raise CheckpointError(f"{path}: {name} has dtype {entry['dtype']}", "convert it")
         return next(iterate_tensors(path, {key: entry}))[1]
 
     def __iter__(self) -> Iterator[str]:

@@ -29,7 +29,7 @@ from vla_inference.engines.compiled import (
     new_folder,
     write_record,
 )
-from vla_inference.errors import VlaError
+from vla_inference.errors import CheckpointError, VlaError
 from vla_inference.model.config import LlamaConfig
 from vla_inference.published import checkpoint_name
 from vla_inference.quantization.formats import FORMATS, Format, get_format
@@ -168,12 +168,24 @@ def compile_checkpoint(
             made = dict(
                 item for n in names for item in make(n, shapes[n], tensors, format, weights)
             )
+            _check(made, shapes)
             name = f"parameters/{i:03d}.safetensors"
             save_file(made, folder / name)
             files.append(name)
             if progress:
                 progress(i + 1, len(groups))
         return write_record(folder, record, files)
+
+
+def _check(made: Mapping[str, Tensor], shapes: Mapping[str, tuple]) -> None:
+    for name, tensor in made.items():
+        wanted = shapes.get(name)
+        if wanted is None or tuple(tensor.shape) != wanted[0]:
+            raise VlaError(
+                f"the checkpoint's {name} is {list(tensor.shape)}, the library wants "
+                f"{list(wanted[0]) if wanted else 'none'}",
+                "compile for the checkpoint's own int4 format",
+            )
 
 
 # -- parameters -------------------------------------------------------------------------------
@@ -196,7 +208,15 @@ def make(
 ) -> Iterator[tuple[str, Tensor]]:
     """A parameter of the library from the checkpoint's tensors; with its scales if it has any."""
     plain = name.replace(".q_weight", ".weight")
-    tensor = torch.cat([tensors[f"language_model.{n}"].float() for n in sources(plain)])
+    names = [f"language_model.{n}" for n in sources(plain)]
+    codes = [n.removesuffix("weight") + "codes" for n in names]
+    if all(n in tensors for n in codes):  # a checkpoint of `vla quantize`
+        yield from _as_stored(name, codes, expected, tensors)
+        return
+    missing = [n for n in names if n not in tensors]
+    if missing:
+        raise CheckpointError(f"the checkpoint lacks {missing[0]}", "copy it again")
+    tensor = torch.cat([tensors[n].float() for n in names])
     if format is not None and plain != name:
         yield from quantised(name, tensor, format).items()
         return
@@ -205,6 +225,28 @@ def make(
     if tuple(tensor.shape) != expected[0]:
         raise VlaError(f"{name} is {tuple(tensor.shape)}, the library wants {expected[0]}")
     yield name, tensor.to(getattr(torch, expected[1])).contiguous()
+
+
+def _as_stored(
+    name: str, codes: list[str], expected: tuple, tensors: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """Codes that the checkpoint holds already, one matrix above the other."""
+
+    def joined(kind: str) -> Tensor | None:
+        parts = [n.removesuffix("codes") + kind for n in codes]
+        return torch.cat([tensors[p] for p in parts]) if all(p in tensors for p in parts) else None
+
+    packed, scales, zeros = joined("codes"), joined("scales"), joined("zeros")
+    if not name.endswith(".q_weight") or tuple(packed.shape) != expected[0]:
+        raise VlaError(
+            f"the checkpoint holds {codes[0]} {packed.dtype} {list(packed.shape)}, which is not "
+            "what this library multiplies by",
+            "compile for the checkpoint's own int4 format, or from the unquantised one",
+        )
+    yield name, packed.view(torch.uint32)
+    yield name.replace(".q_weight", ".q_scale"), scales
+    if zeros is not None:
+        yield name.replace(".q_weight", ".q_zero"), zeros
 
 
 def sources(name: str) -> list[str]:
