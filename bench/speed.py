@@ -148,7 +148,7 @@ def observation(seed: int, images: int, state: int) -> Observation:
 
 def measure(run, several: list[Observation], repeats: int) -> tuple[list[float], list]:
     answers = []
-    for o in several[:3]:
+    for o in several[:10]:
         run(o)
     times = []
     for i in range(repeats):

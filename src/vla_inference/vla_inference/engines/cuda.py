@@ -62,6 +62,7 @@ class CudaEngine(Engine):
         self._context = torch.zeros(1, self.positions, wide, dtype=self.dtype, device=self.device)
         self._tokens = torch.zeros(c.head.action_dim, 1, dtype=torch.long, device=self.device)
         self._hidden = torch.zeros(c.head.action_dim, wide, dtype=self.dtype, device=self.device)
+        self._stop = torch.full((1, 1), c.stop_token_id, device=self.device)
         self._word = torch.zeros(wide, dtype=self.dtype, device=self.device)
         self._graphs: OrderedDict[tuple, Captured] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
@@ -122,8 +123,12 @@ class CudaEngine(Engine):
         return hidden
 
     def _slots(self, n: int) -> tuple[Tensor, Tensor | None]:
-        hidden = ActionSlots(self).action_hidden(self._context[:, :n])
-        chunk = self.model.read_chunk(hidden) if self.config.head.type == "l1" else None
+        head, context = self.config.head, self._context[:, :n]
+        stop = self.model.embed_tokens(self._stop)
+        sequence = torch.cat([context, self.model.embed_slots(head.num_slots), stop], dim=1)
+        kept = slice(n - 1, n - 1 + head.num_slots)  # each is read one position early
+        hidden = self.llama.encode(sequence[0], kept)[None]
+        chunk = self.model.read_chunk(hidden) if head.type == "l1" else None
         return hidden, chunk
 
     def read_chunk(self, hidden: Tensor) -> Tensor:
@@ -156,16 +161,6 @@ class CudaEngine(Engine):
         while len(self._graphs) > KEPT * (1 + self.config.head.action_dim):
             self._graphs.popitem(last=False)
         return self._graphs[key]
-
-
-class ActionSlots(Engine):
-    """`action_hidden` as it is written once, over the fused decoder."""
-
-    def __init__(self, engine: CudaEngine):
-        self.model, self.config, self.llama = engine.model, engine.config, engine.llama
-
-    def encode(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
-        return self.llama.encode(embeddings[0].contiguous())[None]
 
 
 def usual_many_by() -> str:

@@ -13,7 +13,6 @@ from torch import Tensor
 from vla_inference.engines.weights import make_weight
 from vla_inference.kernels.layers import (
     attend,
-    attend_scratch,
     choose,
     quantize_rows,
     rms_norm,
@@ -58,7 +57,6 @@ class CudaLlama:
         self.rotary = tuple(t[:, :half].contiguous() for t in rotary(every, c))
         shape = (len(self.layers), 2, c.num_key_value_heads, positions, c.head_dim)
         self.cache = torch.zeros(shape, dtype=self.dtype, device=self.device)
-        self.scratch = attend_scratch(positions, self.heads, c.head_dim, self.device)
 
     def prefill(self, x: Tensor) -> Tensor:
         """Embeddings [n, H] (overwritten) -> state of the last position, before the norm [H].
@@ -68,7 +66,7 @@ class CudaLlama:
         n = len(x)
         add = None
         for i, layer in enumerate(self.layers[:-1]):
-            x, add = self._layer(i, layer, x, add, causal=True)
+            x, add = self._layer(i, layer, x, add, True)
         layer, i = self.layers[-1], len(self.layers) - 1
         normed, scales = rms_norm(x, add, layer.norm1, self.eps, layer.qkv.activations)
         split_heads(layer.qkv.many(normed, scales), self.rotary, *self.cache[i], self.heads)
@@ -80,11 +78,15 @@ class CudaLlama:
             x = self._decode_layer(i, layer, x, position)
         return x
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Every position sees every other: [n, H] (overwritten) -> normed states [n, H]"""
+    def encode(self, x: Tensor, kept: slice = slice(None)) -> Tensor:
+        """Every position sees every other: [n, H] (overwritten) -> normed states of those kept.
+
+        In the last layer only the kept positions go on beyond keys and values.
+        """
         add = None
+        last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            x, add = self._layer(i, layer, x, add, causal=False)
+            x, add = self._layer(i, layer, x, add, False, kept if i == last else slice(None))
         return rms_norm(x, add, self.norm, self.eps)[0]
 
     def read_token(self, state: Tensor, token: Tensor, hidden: Tensor, embedding: Tensor) -> None:
@@ -98,17 +100,18 @@ class CudaLlama:
 
         return gemv(x, weight, torch.empty(len(weight), device=self.device))
 
-    def _layer(self, i, layer: FusedLayer, x, add, causal: bool):
+    def _layer(self, i, layer: FusedLayer, x, add, causal: bool, kept: slice = slice(None)):
         """The residual x lacks what the last layer added: it is handed on as `add`."""
         normed, scales = rms_norm(x, add, layer.norm1, self.eps, layer.qkv.activations)
         keys, values = self.cache[i]
         n = len(x)
         q = split_heads(layer.qkv.many(normed, scales), self.rotary, keys, values, self.heads)
+        q, x = q[:, kept], x[kept]
         y = F.scaled_dot_product_attention(
             q[None], keys[None, :, :n], values[None, :, :n], is_causal=causal,
             enable_gqa=self.heads != len(keys),
         )  # fmt: skip
-        y = y[0].transpose(0, 1).reshape(n, -1)
+        y = y[0].transpose(0, 1).reshape(len(x), -1)
         y = layer.o.many(*quantize_rows(y, layer.o.activations))
         normed, scales = rms_norm(x, y, layer.norm2, self.eps, layer.gate_up.activations)
         y = layer.gate_up.many(normed, scales)
@@ -119,7 +122,7 @@ class CudaLlama:
         c = self.c
         qkv = new((c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim)
         layer.qkv.one(x, qkv, norm=layer.norm1, eps=self.eps)
-        y = attend(qkv, self.rotary, *self.cache[i], position, self.heads, self.scratch)
+        y = attend(qkv, self.rotary, *self.cache[i], position, self.heads)
         x = layer.o.one(y, new(c.hidden_size), residual=x)
         y = layer.gate_up.one(x, new(layer.inner), norm=layer.norm2, eps=self.eps, pair=True)
         return layer.down.one(y, new(c.hidden_size), residual=x)

@@ -13,20 +13,16 @@ while the one before it still runs.
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import asdict, dataclass
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vla_inference.kernels.launching import chip, early_launch
+from vla_inference.kernels.launching import early, early_launch, tuned
 
-TUNED = Path(__file__).with_name("tuned.json")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -76,6 +72,13 @@ def _dot_words(words, xa, xb, KIND: tl.constexpr, EMULATE: tl.constexpr):
 
 
 @triton.jit
+def _tile(w, rows, at, held, N, V: tl.constexpr):
+    """Words of some rows, all chunks: [BN, V, 4]"""
+    mask = (rows < N)[:, None, None] & held
+    return tl.load(w + rows[:, None, None] * (V * 4) + at, mask, 0, eviction_policy="evict_first")
+
+
+@triton.jit
 def _gemv_int(
     x, w, scales, zeros, norm, residual, y,
     N, eps, TURNS,
@@ -94,12 +97,11 @@ def _gemv_int(
     # The first weights don't wait for the kernel before this one.
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    mask = (rows < N)[:, None, None] & held
-    words = tl.load(w + rows[:, None, None] * (V * 4) + at, mask, 0, eviction_policy="evict_first")
+    words = _tile(w, rows, at, held, N, V)
+    words_next = _tile(w, rows + BLOCK_N, at, held, N, V)
     if PAIR:
-        ups = tl.load(
-            w + (rows + N)[:, None, None] * (V * 4) + at, mask, 0, eviction_policy="evict_first"
-        )
+        ups = _tile(w + N * V * 4, rows, at, held, N, V)
+        ups_next = _tile(w + N * V * 4, rows + BLOCK_N, at, held, N, V)
     if PDL:
         tl.extra.cuda.gdc_wait()
     # All of x, in codes: once for all rows of the program.
@@ -111,7 +113,7 @@ def _gemv_int(
         gain = tl.rsqrt(tl.sum(tl.sum(xs * xs, 1), 0) / K + eps)
         xs *= tl.load(norm + where, inside[:, None], 0.0)
     step = tl.maximum(tl.max(tl.abs(xs), 1) / 127, 1e-20)
-    codes = tl.floor(xs / step[:, None] + 0.5).to(tl.int32)
+    codes = tl.floor(xs * (1 / step)[:, None] + 0.5).to(tl.int32)
     total = tl.sum(codes, 1).to(tl.float32) * step
     codes = (codes & 255) << (8 * (span % 4))[None, :]
     if KIND == "int4":
@@ -125,17 +127,12 @@ def _gemv_int(
         t = _dot_words(words, xa, xb, KIND, EMULATE) * step[None, :]
         if PAIR:
             u = _dot_words(ups, xa, xb, KIND, EMULATE) * step[None, :]
-        # The next rows' weights are on their way while these are added up.
-        ahead = rows + BLOCK_N
-        mask = (ahead < N)[:, None, None] & held
-        words = tl.load(
-            w + ahead[:, None, None] * (V * 4) + at, mask, 0, eviction_policy="evict_first"
-        )
+        # Weights of rows to come are on their way while these are added up.
+        words = words_next
+        words_next = _tile(w, rows + 2 * BLOCK_N, at, held, N, V)
         if PAIR:
-            ups = tl.load(
-                w + (ahead + N)[:, None, None] * (V * 4) + at, mask, 0,
-                eviction_policy="evict_first",
-            )  # fmt: skip
+            ups = ups_next
+            ups_next = _tile(w + N * V * 4, rows + 2 * BLOCK_N, at, held, N, V)
         if KIND == "int4":
             group = rows[:, None] * (K // GROUP) + (chunk // (GROUP // 32))[None, :]
             known = there[:, None] & inside[None, :]
@@ -161,7 +158,7 @@ def _gemv_int(
         if RESIDUAL:
             out += tl.load(residual + rows, there, 0.0).to(tl.float32)
         tl.store(y + rows, out.to(y.dtype.element_ty), there)
-        rows = ahead
+        rows += BLOCK_N
 
 
 @triton.jit
@@ -242,9 +239,7 @@ def gemv(
     n, k = y.shape[-1], x.shape[-1]
     launch = launch or launch_for(kind, n, k, pair)
     flags = norm is not None, pair, residual is not None
-    more = {"num_warps": launch.warps}
-    if early_launch():
-        more["launch_pdl"] = True
+    more = {"num_warps": launch.warps, **early()}
     if kind in ("int8", "int4"):
         turns = triton.cdiv(n, launch.block_n * launch.programs)
         span = 32 if kind == "int4" else 16
@@ -286,14 +281,9 @@ def candidates(kind: str, n: int, k: int) -> list[Launch]:
     return found
 
 
-@cache
-def _tuned() -> dict[str, dict]:
-    return json.loads(TUNED.read_text()) if TUNED.exists() else {}
-
-
 def launch_for(kind: str, n: int, k: int, pair: bool) -> Launch:
     """The launch measured best for this shape on this chip (`tuned.json`), else a fair one."""
-    entry = _tuned().get(chip(), {}).get(key(kind, n, k, pair))
+    entry = tuned().get(key(kind, n, k, pair))
     if entry:
         return Launch(**entry)
     if kind in ("int8", "int4"):
@@ -303,10 +293,3 @@ def launch_for(kind: str, n: int, k: int, pair: bool) -> Launch:
 
 def key(kind: str, n: int, k: int, pair: bool) -> str:
     return f"gemv {kind} {n}x{k}{' pair' if pair else ''}"
-
-
-def write_tuned(entries: dict[str, Launch], path: Path = TUNED) -> None:
-    """Add this chip's entries to the data file."""
-    known = json.loads(path.read_text()) if path.exists() else {}
-    known.setdefault(chip(), {}).update({k: asdict(v) for k, v in entries.items()})
-    path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
+from pathlib import Path
 
 import torch
+
+TUNED = Path(__file__).with_name("tuned.json")
 
 
 @cache
@@ -19,3 +23,21 @@ def chip() -> str:
 def early_launch() -> bool:
     """Whether a kernel may begin before the one ahead of it has ended (sm_90 on)."""
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+
+
+def early() -> dict[str, bool]:
+    """What a launch is told for that."""
+    return {"launch_pdl": True} if early_launch() else {}
+
+
+@cache
+def tuned() -> dict[str, dict]:
+    """What was measured best on this chip, by kernel and shape (`bench/tune_kernels.py`)."""
+    return json.loads(TUNED.read_text()).get(chip(), {}) if TUNED.exists() else {}
+
+
+def write_tuned(entries: dict[str, dict], path: Path = TUNED) -> None:
+    """Add this chip's entries to the data file."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known.setdefault(chip(), {}).update(entries)
+    path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vla_inference.kernels.launching import early_launch
+from vla_inference.kernels.launching import early, early_launch
 
 QUANT_TYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
@@ -87,18 +87,11 @@ def rms_norm(x: Tensor, add: Product | None, weight: Tensor, eps: float, quant: 
 
 
 @triton.jit
-def _layer_norm(x, y, gamma, w, b, out, K, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
+def _layer_norm(x, w, b, out, K, eps, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     k = tl.arange(0, BLOCK)
     inside = k < K
     v = tl.load(x + row * K + k, inside, 0.0).to(tl.float32)
-    if ADD:
-        step = tl.load(y + row * K + k, inside, 0.0).to(tl.float32)
-        if gamma is not None:
-            step *= tl.load(gamma + k, inside, 0.0).to(tl.float32)
-        v = (v + step).to(x.dtype.element_ty)
-        tl.store(x + row * K + k, v, inside)
-        v = v.to(tl.float32)
     mean = tl.sum(v, 0) / K
     centred = tl.where(inside, v - mean, 0.0)
     v = centred * tl.rsqrt(tl.sum(centred * centred, 0) / K + eps)
@@ -106,19 +99,11 @@ def _layer_norm(x, y, gamma, w, b, out, K, eps, ADD: tl.constexpr, BLOCK: tl.con
     tl.store(out + row * K + k, v.to(out.dtype.element_ty), inside)
 
 
-def layer_norm(
-    x: Tensor,
-    add: Tensor | None,
-    gamma: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-) -> Tensor:
-    """x [n, K] += gamma * add, then LayerNorm [n, K]."""
+def layer_norm(x: Tensor, norm: torch.nn.LayerNorm, eps: float) -> Tensor:
+    """LayerNorm of every row of [n, K]."""
     out = torch.empty_like(x)
     n, k = x.shape
-    _layer_norm[(n,)](x, add, gamma, weight, bias, out, k, eps, add is not None, _block(k),
-                      num_warps=4)  # fmt: skip
+    _layer_norm[(n,)](x, norm.weight, norm.bias, out, k, eps, _block(k), num_warps=4)
     return out
 
 
@@ -136,7 +121,7 @@ def silu_mul(x: Product, dtype: torch.dtype, quant: str = ""):
     """[n, 2 K], gates first -> (silu(gate) * up [n, K], its scales or None)."""
     n, k = x.values.shape[0], x.values.shape[1] // 2
     out, scales = _empty(x.values[:, :k], quant, dtype)
-    _silu_mul[(n,)](*x, out, scales, k, quant, _block(k), num_warps=8)
+    _silu_mul[(n,)](*x, out, scales, k, quant, _block(k), num_warps=16)
     return out, scales
 
 
@@ -229,91 +214,80 @@ def split_heads(qkv: Product, rotary, keys: Tensor, values: Tensor, heads: int) 
 
 
 @triton.jit
-def _attend(qkv, cos, sin, keys, values, parts, counters, out, position, S, scale,
-            HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
-            PARTS: tl.constexpr, PARTS_2: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    # A program takes BLOCK of a head's past positions; the last one to finish joins the parts.
-    head, part = tl.program_id(0), tl.program_id(1)
+def _turned(base, d, cos, sin, HALF: tl.constexpr):
+    """A whole head, rotated: float32 [D]"""
+    x = tl.load(base + d).to(tl.float32)
+    other = tl.load(base + (d + HALF) % (2 * HALF)).to(tl.float32)
+    return x * cos + tl.where(d < HALF, -other, other) * sin
+
+
+@triton.jit
+def _attend(
+    qkv, cos, sin, keys, values, out, position, S, scale,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
+    STAGES: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    # One head. The query stands in all 16 rows that the tensor cores want.
+    head = tl.program_id(0)
     kv = head // (HEADS // KV_HEADS)
     D: tl.constexpr = 2 * HALF
-    half, both = tl.arange(0, HALF), tl.arange(0, D)
+    d = tl.arange(0, D)
     kind = keys.dtype.element_ty
+    c = tl.load(cos + position * HALF + d % HALF)
+    s = tl.load(sin + position * HALF + d % HALF)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    past = part * BLOCK + tl.arange(0, BLOCK)
-    seen = past < position
-    rows = (kv * S + past[:, None]) * D
-    k1 = tl.load(keys + rows + half[None, :], seen[:, None], 0.0).to(tl.float32)
-    k2 = tl.load(keys + rows + HALF + half[None, :], seen[:, None], 0.0).to(tl.float32)
-    v = tl.load(values + rows + both[None, :], seen[:, None], 0.0).to(tl.float32)
-    c = tl.load(cos + position * HALF + half)
-    s = tl.load(sin + position * HALF + half)
-    q1, q2 = _rotated(qkv + head * D, half, c, s)
-    score = (tl.sum(k1 * q1[None, :], 1) + tl.sum(k2 * q2[None, :], 1)) * scale
-    score = tl.where(seen, score, float("-inf"))
-    top = tl.max(score, 0)
-    share = tl.exp(score - top)
-    total = tl.sum(share, 0)
-    acc = tl.sum(v * share[:, None], 0)
-    if part == 0:  # the new position as well
-        n1, n2 = _rotated(qkv + (HEADS + kv) * D, half, c, s)
-        n1, n2 = n1.to(kind), n2.to(kind)
-        new = tl.load(qkv + (HEADS + KV_HEADS + kv) * D + both)
-        at = (kv * S + position) * D
-        tl.store(keys + at + half, n1)
-        tl.store(keys + at + HALF + half, n2)
-        tl.store(values + at + both, new)
-        own = (tl.sum(q1 * n1.to(tl.float32), 0) + tl.sum(q2 * n2.to(tl.float32), 0)) * scale
-        higher = tl.maximum(top, own)
-        shrink, share_own = tl.exp(top - higher), tl.exp(own - higher)
-        acc = acc * shrink + new.to(tl.float32) * share_own
-        total = total * shrink + share_own
+    q = _turned(qkv + head * D, d, c, s, HALF).to(kind)
+    k = _turned(qkv + (HEADS + kv) * D, d, c, s, HALF).to(kind)
+    v = tl.load(qkv + (HEADS + KV_HEADS + kv) * D + d)
+    at = (kv * S + position) * D
+    tl.store(keys + at + d, k)
+    tl.store(values + at + d, v)
+    # The new position first; then blocks of those before it.
+    ones = tl.full((16,), 1.0, tl.float32)
+    top = ones * (tl.sum(q.to(tl.float32) * k.to(tl.float32), 0) * scale)
+    total = ones
+    acc = ones[:, None] * v.to(tl.float32)[None, :]
+    rows = tl.full((16, D), 1.0, kind) * q[None, :]
+    for begin in tl.range(0, position, BLOCK, num_stages=STAGES):
+        past = begin + tl.arange(0, BLOCK)
+        seen = past < position
+        where = (kv * S + past[:, None]) * D + d[None, :]
+        ks = tl.load(keys + where, seen[:, None], 0.0)
+        vs = tl.load(values + where, seen[:, None], 0.0)
+        score = tl.dot(rows, tl.trans(ks), input_precision="ieee") * scale
+        score = tl.where(seen[None, :], score, float("-inf"))
+        higher = tl.maximum(top, tl.max(score, 1))
+        share = tl.exp(score - higher[:, None])
+        shrink = tl.exp(top - higher)
+        acc = acc * shrink[:, None]
+        acc = tl.dot(share.to(kind), vs, acc, input_precision="ieee")
+        total = total * shrink + tl.sum(share, 1)
         top = higher
-    mine = parts + (head * PARTS + part) * (D + 2)
-    tl.store(mine + both, acc)
-    tl.store(mine + D, top)
-    tl.store(mine + D + 1, total)
-    tl.debug_barrier()
-    if tl.atomic_add(counters + head, 1) == PARTS - 1:
-        tl.store(counters + head, 0)
-        p = tl.arange(0, PARTS_2)
-        there = p < PARTS
-        theirs = parts + (head * PARTS + p) * (D + 2)
-        tops = tl.load(theirs + D, there, float("-inf"), cache_modifier=".cg")
-        totals = tl.load(theirs + D + 1, there, 0.0, cache_modifier=".cg")
-        accs = tl.load(theirs[:, None] + both[None, :], there[:, None], 0.0, cache_modifier=".cg")
-        shares = tl.exp(tops - tl.max(tops, 0))
-        joined = tl.sum(accs * shares[:, None], 0) / tl.sum(totals * shares, 0)
-        tl.store(out + head * D + both, joined.to(out.dtype.element_ty))
-
-
-PAST = 64  # positions a program of `attend` looks at
-
-
-def attend_scratch(positions: int, heads: int, d: int, device) -> tuple[Tensor, Tensor]:
-    """What `attend` keeps its parts in; one pair serves any number of calls in a row."""
-    parts = triton.cdiv(positions, PAST)
-    return (
-        torch.empty(heads * parts * (d + 2), device=device),
-        torch.zeros(heads, dtype=torch.int32, device=device),
-    )
+    result = tl.sum(acc / total[:, None], 0) / 16
+    tl.store(out + head * D + d, result.to(out.dtype.element_ty))
 
 
 def attend(
-    qkv: Tensor, rotary, keys: Tensor, values: Tensor, position: int, heads: int, scratch
+    qkv: Tensor,
+    rotary,
+    keys: Tensor,
+    values: Tensor,
+    position: int,
+    heads: int,
+    launch: tuple[int, int, int] | None = None,
 ) -> Tensor:
     """Attention of one new position to itself and those before it; it joins the cache.
 
-    qkv: [(heads + 2 kv_heads) d] -> [heads d]
+    qkv: [(heads + 2 kv_heads) d] -> [heads d]; launch: positions a turn, warps, stages.
     """
     kv_heads, s, d = keys.shape
     out = qkv.new_empty(heads * d)
-    parts = max(1, triton.cdiv(position, PAST))
-    _attend[(heads, parts)](
-        qkv, *rotary, keys, values, *scratch, out, position, s, d**-0.5, heads, kv_heads,
-        d // 2, PAST, parts, triton.next_power_of_2(parts), early_launch(),
-        num_warps=4, **({"launch_pdl": True} if early_launch() else {}),
+    block, warps, stages = launch or (64, 4, 3)
+    _attend[(heads,)](
+        qkv, *rotary, keys, values, out, position, s, d**-0.5, heads, kv_heads, d // 2,
+        block, stages, early_launch(), num_warps=warps, **early(),
     )  # fmt: skip
     return out
 
