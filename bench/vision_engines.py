@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src/vla_inferen
 
 from test_reference_parity import OPENVLA, prompt_ids, read, reference_weight
 
-from vla_inference.checkpoint import save_checkpoint
 from vla_inference.engines import make_engine, onnx_vision
 from vla_inference.model import VLA, ModelConfig
 from vla_inference.preprocess import PicturePreprocessor
 from vla_inference.random_checkpoint import byte_tokenizer
+from vla_inference.saving import save_checkpoint
 
 
 def main() -> None:

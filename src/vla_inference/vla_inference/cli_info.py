@@ -11,12 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from vla_inference.actions import Normalisation
-from vla_inference.checkpoint import load_config, load_tokenizer, tensor_headers, weight_files
+from vla_inference.checkpoint import load_config, load_tokenizer
 from vla_inference.cli_output import JsonOption, print_json
 from vla_inference.errors import CheckpointError
 from vla_inference.hub import resolve
 from vla_inference.model import ModelConfig
 from vla_inference.policy import statistics_spec
+from vla_inference.tensor_files import tensor_headers, weight_files
 
 
 def describe(model: str | Path) -> dict[str, Any]:

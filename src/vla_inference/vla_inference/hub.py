@@ -97,7 +97,7 @@ def _from_cache(repo: str, revision: str | None, reason: Exception) -> Path:
 
 def missing_files(folder: Path) -> list[str]:
     """Names of the files a checkpoint folder lacks, as far as those that are there tell."""
-    from vla_inference.checkpoint import INDEX, read_json
+    from vla_inference.tensor_files import INDEX, read_json
 
     missing = [n for n in ("config.json", "tokenizer.json") if not (folder / n).is_file()]
     index = folder / INDEX

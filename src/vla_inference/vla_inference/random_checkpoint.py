@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from vla_inference.checkpoint import place, save_checkpoint
+from vla_inference.checkpoint import place
 from vla_inference.errors import VlaError
 from vla_inference.model import VLA, ModelConfig
 from vla_inference.policy import Policy
+from vla_inference.saving import save_checkpoint
 
 # A few 10,000 parameters; 64x64 pictures, 16 patches.
 TINY: dict[str, Any] = {

@@ -14,19 +14,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vla_inference.checkpoint import (
-    DTYPES,
-    canonical,
-    inventory,
-    iterate_tensors,
-    load_tokenizer,
-    read_json,
-    save_checkpoint,
-)
+from vla_inference.checkpoint import load_tokenizer
 from vla_inference.errors import CheckpointError
 from vla_inference.model import VLA
 from vla_inference.published import OVERRIDES, checkpoint_name, complete, load_component, override
 from vla_inference.published import component_files as published_parts
+from vla_inference.saving import save_checkpoint
+from vla_inference.tensor_files import DTYPES, canonical, inventory, iterate_tensors, read_json
 from vla_training.lora import WHOLE, LoraConfig, adapters, add_lora
 
 CONFIG, WEIGHTS, OURS = "adapter_config.json", "adapter_model.safetensors", "vla_config.json"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vla_inference.checkpoint import save_checkpoint
+from vla_inference.saving import save_checkpoint
 from vla_training.adapter import BESIDE, merge, replace_folder, save_adapter
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +26,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vla_inference.actions import Normalisation
-from vla_inference.checkpoint import save_checkpoint
 from vla_inference.errors import VlaError
 from vla_inference.model import VLA, ModelConfig
 from vla_inference.preprocess import PromptTokenizer
+from vla_inference.saving import save_checkpoint
 from vla_training.episode_frames import frames_from_paths
 from vla_training.frames import Frames, action_statistics
 from vla_training.vocabulary import task_sentences, train_tokenizer
@@ -80,6 +80,9 @@ class TrainConfig:
     validation: float = 0.02  # share of the episodes
     seed: int = 0
     compile: bool = False
+    layers: int = SMALL["text_config"]["num_hidden_layers"]  # of the language model
+    shares: bool = False  # each device holds its share of the data sets, not all of them
+    start: str | None = None  # checkpoint whose weights are begun with, where shapes agree
 
 
 class SceneHead(nn.Module):
@@ -108,11 +111,14 @@ class Trainer:
                 "choose a multiple",
             )
         self.model_json = model_json
-        self.tokenizer = train_tokenizer(task_sentences())
-        torch.manual_seed(config.seed)
         self.model_config = ModelConfig.from_json(model_json)
+        words = self.model_config.action_vocab_end - self.model_config.n_action_bins
+        self.tokenizer = train_tokenizer(task_sentences(), words)
+        torch.manual_seed(config.seed)
         model = VLA(self.model_config)
         initialise(model)
+        if config.start:
+            begin_with(model, config.start)
         self.model = model.to(device)
         self.scene_head = SceneHead(self.model_config.llm.hidden_size).to(device)
         self.trained = nn.ModuleDict({"model": self.model, "scene_head": self.scene_head})
@@ -128,7 +134,7 @@ class Trainer:
             betas=(0.9, 0.95),
             fused=device.startswith("cuda"),
         )
-        self.statistics = {frames.name: action_statistics(frames)}
+        self.statistics = {frames.name: self._statistics(frames)}
         normalisation = Normalisation.from_statistics(self.statistics[frames.name]["action"])
         normal = normalisation.normalise(frames.actions.numpy().astype(np.float64))
         self.targets = torch.from_numpy(normal).float().to(device)
@@ -144,6 +150,18 @@ class Trainer:
             raise VlaError("no frame is left to train on", "generate more episodes")
         self.step, self.elapsed = 0, 0.0
         self._forward = torch.compile(self._loss) if config.compile else self._loss
+
+    def _statistics(self, frames: Frames) -> dict:
+        """Of all processes' frames, where each holds a share of its own."""
+        if self.world == 1 or not self.config.shares:
+            return action_statistics(frames)
+        actions = [None] * self.world
+        episodes = [None] * self.world
+        dist.all_gather_object(actions, frames.actions.numpy())
+        dist.all_gather_object(episodes, int(frames.episode.max()) + 1)
+        everything = torch.from_numpy(np.concatenate(actions))
+        statistics = action_statistics(replace(frames, actions=everything))
+        return {**statistics, "num_trajectories": sum(episodes)}
 
     def _held_out(self, frames: Frames) -> Tensor:
         """Every k-th episode is for validation: bool [N]."""
@@ -373,6 +391,27 @@ def initialise(model: VLA) -> None:
             nn.init.normal_(parameter, std=std)
 
 
+def begin_with(model: VLA, checkpoint: str | Path) -> list[str]:
+    """Take over a checkpoint's weights by name where shapes agree; returns what was not there.
+
+    Layers that the checkpoint does not have begin as if they were not there: their output is 0.
+    """
+    path = Path(checkpoint) / "model.safetensors"
+    if not path.exists():
+        raise VlaError(f"there is no {path}", "name the folder of a checkpoint in one file")
+    there, state = load_file(path), model.state_dict()
+    taken = {k: v.to(state[k]) for k, v in there.items()
+             if k in state and state[k].shape == v.shape}  # fmt: skip
+    if not taken:
+        raise VlaError(f"{path} has no weight of this model's shape", "name another checkpoint")
+    new = [k for k in state if k not in taken]
+    for name in new:
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            taken[name] = torch.zeros_like(state[name])
+    model.load_state_dict({**state, **taken})
+    return new
+
+
 def grid_positions(patches: int, dim: int) -> Tensor:
     """Sines and cosines of row and column at dim/4 frequencies each: [1, patches, dim]"""
     side = math.isqrt(patches)
@@ -424,8 +463,15 @@ def _train_rank(rank, world, cuda, data, output, config, resume, report) -> None
         report = _quiet
     torch.set_float32_matmul_precision("high")
     size = SMALL["vision_towers"][0]["image_size"]
+    if config.shares and world > 1:
+        if len(data) < world:
+            raise VlaError(
+                f"{len(data)} data sets cannot be shared by {world} devices", "give more"
+            )
+        data = data[rank::world]
     frames = frames_from_paths(data, size, device, lambda text: report({"message": text}))
-    trainer = Trainer(frames, config, device)
+    text_config = {**SMALL["text_config"], "num_hidden_layers": config.layers}
+    trainer = Trainer(frames, config, device, {**SMALL, "text_config": text_config})
     state, checkpoint = Path(output) / "state.safetensors", Path(output) / "checkpoint"
     if resume and state.exists():
         trainer.load(state)

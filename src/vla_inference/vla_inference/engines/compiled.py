@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from vla_inference.checkpoint import DTYPES, canonical, inventory, iterate_tensors
 from vla_inference.errors import CheckpointError, VlaError
 from vla_inference.model.config import ModelConfig
+from vla_inference.tensor_files import DTYPES, canonical, inventory, iterate_tensors
 
 RECORD = "engine.json"
 FORMAT = 1

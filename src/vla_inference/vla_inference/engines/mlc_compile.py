@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vla_inference.checkpoint import load_config, load_tokenizer, save_checkpoint
+from vla_inference.checkpoint import load_config, load_tokenizer
 from vla_inference.engines.compiled import (
     Tensors,
     check_free,
@@ -30,6 +30,7 @@ from vla_inference.engines.tvm_runtime import import_runtime
 from vla_inference.errors import VlaError
 from vla_inference.model import ModelConfig
 from vla_inference.published import checkpoint_name
+from vla_inference.saving import save_checkpoint
 
 INSTALL = (
     "build it for your board (https://llm.mlc.ai/docs/install/mlc_llm.html), take a container "

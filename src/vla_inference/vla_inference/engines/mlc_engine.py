@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vla_inference.checkpoint import read_json
 from vla_inference.engines.base import Engine, Vision
 from vla_inference.engines.compiled import (
     RECORD,
@@ -31,6 +30,7 @@ from vla_inference.engines.compiled import (
 from vla_inference.engines.tvm_runtime import PagedCache, TvmRunner, import_runtime, load_library
 from vla_inference.errors import CheckpointError, VlaError
 from vla_inference.model import VLA, ModelConfig
+from vla_inference.tensor_files import read_json
 
 CACHE = "tensor-cache.json"
 OLD_CACHE = "ndarray-cache.json"

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vla_inference.errors import CheckpointError
+from vla_inference.quantization.formats import FORMATS
+from vla_inference.quantization.swap import WHERE
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class ModelConfig:
 
     center_crop: share of the picture's area the model sees, 0 for all of it. In the file `true`
         stands for 0.9, what OpenVLA's fine-tuning with image augmentation calls for.
+    quantization: format of the decoder's weights (`quantization.FORMATS`); "": as they were.
     assumed: what the files don't say and was taken from the published recipe.
     """
 
@@ -153,6 +156,7 @@ class ModelConfig:
     stop_token_id: int = 2
     center_crop: float = 0.0
     name: str = "openvla"
+    quantization: str = ""
     assumed: tuple[str, ...] = ()
 
     @property
@@ -232,6 +236,7 @@ class ModelConfig:
             image_resize_strategy=strategy,
             prompt=prompt,
             center_crop=_area(raw.get("center_crop", False), f"{where}: center_crop"),
+            quantization=_quantization(raw.get("quantization"), f"{where}: quantization"),
             assumed=tuple(raw.get("assumed", ())),
             **others,
         )._checked(where)
@@ -251,6 +256,19 @@ class ModelConfig:
                     "mend the file",
                 )
         return self
+
+
+def _quantization(value: Any, where: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, Mapping) or not isinstance(value.get("format"), str):
+        raise CheckpointError(f"{where} is {value!r:.60}", "it must be an object with a format")
+    _one_of(value["format"], tuple(FORMATS), f"{where}.format")
+    if value.get("modules", [WHERE]) != [WHERE]:
+        raise CheckpointError(
+            f"{where}.modules is {value['modules']!r:.80}", f"only [{WHERE!r}] can be quantised"
+        )
+    return value["format"]
 
 
 def _area(value: Any, where: str) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vla_inference.errors import VlaError
 from vla_inference.quantization.formats import Format
 from vla_inference.quantization.linear import FP8_MAX, QuantLinear, pack
+from vla_inference.quantization.swap import put, quantisable
 
 
 @torch.no_grad()
@@ -103,11 +104,5 @@ def _best_scale(w: Tensor, scale: Tensor, steps: int = 16) -> Tensor:
 
 def quantize_model(model: nn.Module, format: Format, method: str = "hqq") -> None:
     """Swap the decoder layers' linear layers, one at a time. Towers, embeddings, heads stay."""
-    layers = model.language_model.model.layers
-    for name, module in list(layers.named_modules()):
-        if isinstance(module, nn.Linear):
-            parent = layers.get_submodule(name.rpartition(".")[0])
-            where = f"language_model.model.layers.{name}.weight"
-            setattr(
-                parent, name.rpartition(".")[2], quantize_linear(module, format, method, where)
-            )
+    for name, layer in quantisable(model):
+        put(model, name, quantize_linear(layer, format, method, f"{name}.weight"))
