@@ -24,16 +24,6 @@ SHAPES = {
     "down": (4096, 11008, False), "head": (256, 4096, False),
 }  # fmt: skip
 COPY_BYTES = 400e6
-# The towers' layers and the projector: positions, outputs, inputs, GELU, residual.
-LINEAR = {
-    "dino qkv": (261, 3072, 1024, False, False), "dino proj": (261, 1024, 1024, False, True),
-    "dino fc1": (261, 4096, 1024, True, False), "dino fc2": (261, 1024, 4096, False, True),
-    "siglip qkv": (256, 3456, 1152, False, False), "siglip proj": (256, 1152, 1152, False, True),
-    "siglip fc1": (256, 4304, 1152, True, False), "siglip fc2": (256, 1152, 4304, False, True),
-    "projector fc1": (256, 8704, 2176, True, False),
-    "projector fc2": (256, 4096, 8704, True, False),
-    "projector fc3": (256, 4096, 4096, False, False),
-}  # fmt: skip
 
 
 def weights(kind: str, n: int, k: int, seed: int):
@@ -136,63 +126,6 @@ def _time(x, copies, n, pair, launch, more) -> float:
     return _graph_time(all_of_them) / len(copies)
 
 
-def tune_linear(kind: str, shape: str, lock) -> tuple[str, dict | None, list[str]]:
-    """The fastest tile where two such layers run side by side, as the two towers do."""
-    from dataclasses import asdict
-
-    import torch
-
-    from vla_inference.kernels.linear import key, linear, tiles
-
-    m, n, k, gelu, add = LINEAR[shape]
-    torch.manual_seed(0)
-    x = torch.randn(m, k, device="cuda").bfloat16()
-    layer = torch.nn.Linear(k, n, device="cuda").bfloat16()
-    residual = torch.randn(m, n, device="cuda").bfloat16() if add else None
-    with torch.no_grad():
-        exact = x.double() @ layer.weight.double().T + layer.bias.double()
-        exact = torch.nn.functional.gelu(exact) if gelu else exact
-        exact = exact + residual.double() if add else exact
-    tried, notes = [], []
-    for tile in [None, *tiles()]:
-        try:
-            with torch.no_grad():
-                y = linear(x, layer, gelu=gelu, residual=residual, tile=tile)
-            torch.cuda.synchronize()
-        except Exception as error:
-            notes.append(f"{tile}: {str(error)[:80]}")
-            continue
-        error = ((y.double() - exact).norm() / exact.norm()).item()
-        if error < 0.01:
-            tried.append(tile)
-        else:
-            notes.append(f"{tile}: error {error:.2g}")
-    side = torch.cuda.Stream()
-    repeats = 20
-
-    def both(tile):
-        here = torch.cuda.current_stream()
-        if shape.startswith("projector"):
-            return [linear(x, layer, gelu=gelu, tile=tile) for _ in range(repeats)]
-        side.wait_stream(here)
-        for _ in range(repeats):
-            linear(x, layer, gelu=gelu, residual=residual, tile=tile)
-        with torch.cuda.stream(side):
-            for _ in range(repeats):
-                linear(x, layer, gelu=gelu, residual=residual, tile=tile)
-        here.wait_stream(side)
-
-    with lock, torch.no_grad():
-        timed = [(_graph_time(lambda t=t: both(t)) / repeats, i) for i, t in enumerate(tried)]
-    library = timed[0][0]
-    best, i = min(timed)
-    print(
-        f"{kind:6} {shape:14} {best * 1e6:6.2f} us {tried[i]}; the library {library * 1e6:.2f} us",
-        flush=True,
-    )
-    return key(n, k, gelu), asdict(tried[i]) if tried[i] else {}, notes
-
-
 def _graph_time(work) -> float:
     import torch
 
@@ -212,7 +145,7 @@ def _graph_time(work) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kinds", nargs="+", default=["dense", "int8", "fp8", "int4", "linear"])
+    parser.add_argument("--kinds", nargs="+", default=["dense", "int8", "fp8", "int4"])
     parser.add_argument("--workers", type=int, default=10)
     parser.add_argument("--output", type=Path, help="write the entries here as well")
     args = parser.parse_args()
@@ -222,13 +155,10 @@ def main() -> None:
     begin = time.perf_counter()
     with context.Manager() as manager:
         lock = manager.Lock()
-        jobs = [(k, shape, lock) for k in args.kinds if k != "linear" for shape in SHAPES]
-        jobs = [(tune, j) for j in jobs if j[0] == "dense" or j[1] != "head"]
-        if "linear" in args.kinds:
-            jobs += [(tune_linear, ("linear", shape, lock)) for shape in LINEAR]
+        jobs = [(kind, shape, lock) for kind in args.kinds for shape in SHAPES]
+        jobs = [j for j in jobs if j[0] == "dense" or j[1] != "head"]
         with context.Pool(min(args.workers, len(jobs)), maxtasksperchild=1) as pool:
-            waiting = [pool.apply_async(work, arguments) for work, arguments in jobs]
-            results = [w.get() for w in waiting]
+            results = pool.starmap(tune, jobs, chunksize=1)
     entries = {name: launch for name, launch, _ in results if launch is not None}
     for name, _, notes in results:
         if notes:

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vla_inference.kernels.layers import layer_norm
-from vla_inference.kernels.linear import linear
+from vla_inference.kernels.layers import gelu_, layer_norm
 from vla_inference.model import VLA
 from vla_inference.model.vision import EPS, PatchEmbed, Projector, VisionTower
 
@@ -23,16 +22,18 @@ class CudaTower:
         x = self._patches(picture) + t.pos_embed[0]
         prefix = [p[0] for p in (t.cls_token, t.reg_token) if p is not None]
         x = torch.cat([*prefix, x]) if prefix else x.contiguous()
+        add = gamma = None
         for block in t.blocks:
             a, m = block.attn, block.mlp
-            y = layer_norm(x, block.norm1, EPS)
-            q, k, v = linear(y, a.qkv).view(len(x), 3, a.heads, -1).permute(1, 2, 0, 3)[:, None]
-            y = F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).reshape(len(x), -1)
+            y = layer_norm(x, add, gamma, block.norm1.weight, block.norm1.bias, EPS)
+            q, k, v = a.qkv(y).view(len(x), 3, a.heads, -1).permute(1, 2, 0, 3)[:, None]
+            y = F.scaled_dot_product_attention(q, k, v)
+            add = a.proj(y[0].transpose(0, 1).reshape(len(x), -1))
             gamma = getattr(block.ls1, "scale_factor", None)
-            x = linear(y, a.proj, gamma=gamma, residual=x)
-            y = linear(layer_norm(x, block.norm2, EPS), m.fc1, gelu=True)
+            y = layer_norm(x, add, gamma, block.norm2.weight, block.norm2.bias, EPS)
+            add = m.fc2(gelu_(m.fc1(y)))
             gamma = getattr(block.ls2, "scale_factor", None)
-            x = linear(y, m.fc2, gamma=gamma, residual=x)
+        x = x + (add if gamma is None else add * gamma)
         return x[t.prefix :]
 
     def _patches(self, picture: Tensor) -> Tensor:
@@ -71,8 +72,7 @@ class CudaVision:
                 features.append(torch.cat([tower(p) for p in pictures[i::towers]]))
         for stream in self.streams:
             here.wait_stream(stream)
-        x = torch.cat(features, dim=1)
-        for i in range(1, self.projector.layers + 1):
-            layer = getattr(self.projector, f"fc{i}")
-            x = linear(x, layer, gelu=i < self.projector.layers)
+        x = self.projector.fc1(torch.cat(features, dim=1))
+        for i in range(2, self.projector.layers + 1):
+            x = getattr(self.projector, f"fc{i}")(gelu_(x))
         return x[None]

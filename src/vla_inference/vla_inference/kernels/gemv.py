@@ -72,13 +72,6 @@ def _dot_words(words, xa, xb, KIND: tl.constexpr, EMULATE: tl.constexpr):
 
 
 @triton.jit
-def _tile(w, rows, at, held, N, V: tl.constexpr):
-    """Words of some rows, all chunks: [BN, V, 4]"""
-    mask = (rows < N)[:, None, None] & held
-    return tl.load(w + rows[:, None, None] * (V * 4) + at, mask, 0, eviction_policy="evict_first")
-
-
-@triton.jit
 def _gemv_int(
     x, w, scales, zeros, norm, residual, y,
     N, eps, TURNS,
@@ -97,11 +90,12 @@ def _gemv_int(
     # The first weights don't wait for the kernel before this one.
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    words = _tile(w, rows, at, held, N, V)
-    words_next = _tile(w, rows + BLOCK_N, at, held, N, V)
+    mask = (rows < N)[:, None, None] & held
+    words = tl.load(w + rows[:, None, None] * (V * 4) + at, mask, 0, eviction_policy="evict_first")
     if PAIR:
-        ups = _tile(w + N * V * 4, rows, at, held, N, V)
-        ups_next = _tile(w + N * V * 4, rows + BLOCK_N, at, held, N, V)
+        ups = tl.load(
+            w + (rows + N)[:, None, None] * (V * 4) + at, mask, 0, eviction_policy="evict_first"
+        )
     if PDL:
         tl.extra.cuda.gdc_wait()
     # All of x, in codes: once for all rows of the program.
@@ -113,7 +107,7 @@ def _gemv_int(
         gain = tl.rsqrt(tl.sum(tl.sum(xs * xs, 1), 0) / K + eps)
         xs *= tl.load(norm + where, inside[:, None], 0.0)
     step = tl.maximum(tl.max(tl.abs(xs), 1) / 127, 1e-20)
-    codes = tl.floor(xs * (1 / step)[:, None] + 0.5).to(tl.int32)
+    codes = tl.floor(xs / step[:, None] + 0.5).to(tl.int32)
     total = tl.sum(codes, 1).to(tl.float32) * step
     codes = (codes & 255) << (8 * (span % 4))[None, :]
     if KIND == "int4":
@@ -127,12 +121,17 @@ def _gemv_int(
         t = _dot_words(words, xa, xb, KIND, EMULATE) * step[None, :]
         if PAIR:
             u = _dot_words(ups, xa, xb, KIND, EMULATE) * step[None, :]
-        # Weights of rows to come are on their way while these are added up.
-        words = words_next
-        words_next = _tile(w, rows + 2 * BLOCK_N, at, held, N, V)
+        # The next rows' weights are on their way while these are added up.
+        ahead = rows + BLOCK_N
+        mask = (ahead < N)[:, None, None] & held
+        words = tl.load(
+            w + ahead[:, None, None] * (V * 4) + at, mask, 0, eviction_policy="evict_first"
+        )
         if PAIR:
-            ups = ups_next
-            ups_next = _tile(w + N * V * 4, rows + 2 * BLOCK_N, at, held, N, V)
+            ups = tl.load(
+                w + (ahead + N)[:, None, None] * (V * 4) + at, mask, 0,
+                eviction_policy="evict_first",
+            )  # fmt: skip
         if KIND == "int4":
             group = rows[:, None] * (K // GROUP) + (chunk // (GROUP // 32))[None, :]
             known = there[:, None] & inside[None, :]
@@ -158,7 +157,7 @@ def _gemv_int(
         if RESIDUAL:
             out += tl.load(residual + rows, there, 0.0).to(tl.float32)
         tl.store(y + rows, out.to(y.dtype.element_ty), there)
-        rows += BLOCK_N
+        rows = ahead
 
 
 @triton.jit

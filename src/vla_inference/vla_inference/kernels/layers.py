@@ -87,11 +87,18 @@ def rms_norm(x: Tensor, add: Product | None, weight: Tensor, eps: float, quant: 
 
 
 @triton.jit
-def _layer_norm(x, w, b, out, K, eps, BLOCK: tl.constexpr):
+def _layer_norm(x, y, gamma, w, b, out, K, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     k = tl.arange(0, BLOCK)
     inside = k < K
     v = tl.load(x + row * K + k, inside, 0.0).to(tl.float32)
+    if ADD:
+        step = tl.load(y + row * K + k, inside, 0.0).to(tl.float32)
+        if gamma is not None:
+            step *= tl.load(gamma + k, inside, 0.0).to(tl.float32)
+        v = (v + step).to(x.dtype.element_ty)
+        tl.store(x + row * K + k, v, inside)
+        v = v.to(tl.float32)
     mean = tl.sum(v, 0) / K
     centred = tl.where(inside, v - mean, 0.0)
     v = centred * tl.rsqrt(tl.sum(centred * centred, 0) / K + eps)
@@ -99,11 +106,19 @@ def _layer_norm(x, w, b, out, K, eps, BLOCK: tl.constexpr):
     tl.store(out + row * K + k, v.to(out.dtype.element_ty), inside)
 
 
-def layer_norm(x: Tensor, norm: torch.nn.LayerNorm, eps: float) -> Tensor:
-    """LayerNorm of every row of [n, K]."""
+def layer_norm(
+    x: Tensor,
+    add: Tensor | None,
+    gamma: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> Tensor:
+    """x [n, K] += gamma * add, then LayerNorm [n, K]."""
     out = torch.empty_like(x)
     n, k = x.shape
-    _layer_norm[(n,)](x, norm.weight, norm.bias, out, k, eps, _block(k), num_warps=4)
+    _layer_norm[(n,)](x, add, gamma, weight, bias, out, k, eps, add is not None, _block(k),
+                      num_warps=4)  # fmt: skip
     return out
 
 
@@ -121,7 +136,7 @@ def silu_mul(x: Product, dtype: torch.dtype, quant: str = ""):
     """[n, 2 K], gates first -> (silu(gate) * up [n, K], its scales or None)."""
     n, k = x.values.shape[0], x.values.shape[1] // 2
     out, scales = _empty(x.values[:, :k], quant, dtype)
-    _silu_mul[(n,)](*x, out, scales, k, quant, _block(k), num_warps=16)
+    _silu_mul[(n,)](*x, out, scales, k, quant, _block(k), num_warps=8)
     return out, scales
 
 
