@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import math
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 from vla_inference.errors import DataError, VlaError
 from vla_inference.policy import Policy
-from vla_training.frames import Frames, action_statistics, load_frames
-from vla_training.train import SMALL, TrainConfig, Trainer, grid_positions
+from vla_sim_bridge.hdf5 import write_episode
+from vla_training.frames import Frames, action_statistics, load_frames, scene_of
+from vla_training.train import SMALL, TrainConfig, Trainer, begin_with, grid_positions
 from vla_training.vocabulary import task_sentences, train_tokenizer
 
 TINY = copy.deepcopy(SMALL)
@@ -150,3 +152,62 @@ def test_grid_positions_tell_all_patches_apart():
     rows = grid_positions(196, 256)[0]
     distances = torch.cdist(rows, rows) + 1e9 * torch.eye(196)
     assert distances.min() > 0.1
+
+
+def demonstration(tmp_path, task: str, poses: dict, roles: dict, signals: dict) -> h5py.Group:
+    """Two steps; poses: object -> [2, 3] m."""
+
+    def frames(positions):
+        matrices = np.tile(np.eye(4), (2, 1, 1))
+        matrices[:, :3, 3] = positions
+        return matrices
+
+    info = {
+        "eef_pose": frames(np.zeros(3)),
+        "object_poses": {n: frames(p) for n, p in {**poses, **roles}.items()},
+        "subtask_term_signals": signals,
+    }
+    rows = {k: np.zeros((2, n)) for k, n in {"actions": 7, "states": 3, "rewards": 1}.items()}
+    data = {**rows, "dones": np.zeros(2), "instructions": ["a", "a"], "obs": {}}
+    group = h5py.File(tmp_path / f"{task}.hdf5", "w").create_group("demo")
+    write_episode(group, {**data, "datagen_info": info, "attrs": {"task": task}})
+    return group
+
+
+A, B, C = ([[x, 0, 0]] * 2 for x in (0.1, 0.2, 0.4))
+
+
+@pytest.mark.parametrize(
+    ("task", "poses", "roles", "signals", "lifted", "goes"),
+    [
+        ("Stack_D2", {"cubeA": A, "cubeB": B}, {}, {}, [1, 1], [1, 1]),
+        ("Stack_L", {"cubeA": A, "cubeB": B}, {"moved": B, "base": A}, {}, [2, 2], [-1, -1]),
+        ("Lift_D1", {"cube": B}, {}, {}, [2, 2], [0, 0]),
+        (
+            "StackThree_D0", {"cubeA": A, "cubeB": B, "cubeC": C}, {}, {"stack_1": [0, 1]},
+            [1, 4], [1, -3],
+        ),
+    ],
+)  # fmt: skip
+def test_scene_is_about_the_objects_of_the_step_by_their_roles(
+    tmp_path, task, poses, roles, signals, lifted, goes
+):
+    group = demonstration(tmp_path, task, poses, roles, signals)
+    scene = scene_of(group, np.zeros((2, 8), np.float32))
+    np.testing.assert_allclose(scene[:, 0], lifted, atol=1e-6)
+    np.testing.assert_allclose(scene[:, 3], goes, atol=1e-6)
+
+
+def test_a_deeper_model_begins_as_the_checkpoint_it_starts_from(tmp_path):
+    first = make_trainer()
+    checkpoint = first.export(tmp_path / "checkpoint", torch.float32)
+    deeper = copy.deepcopy(TINY)
+    deeper["text_config"]["num_hidden_layers"] = 3
+    config = TrainConfig(batch_size=8, validation=0.0, start=str(checkpoint))
+    second = Trainer(make_frames(), config, "cpu", deeper)
+    context = torch.randn(2, 14, 32)
+    with torch.no_grad():
+        one, two = (t.model.predict_chunk(context) for t in (first, second))
+    torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+    with pytest.raises(VlaError, match="there is no"):
+        begin_with(second.model, tmp_path)

@@ -12,6 +12,7 @@ import torch
 from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec, eef_delta_spec
 from vla_sim_bridge.hdf5 import Hdf5Episodes
+from vla_sim_bridge.tasks import TASKS
 from vla_training.datasets.base import action_statistics as dataset_statistics
 
 
@@ -93,14 +94,16 @@ def load_frames(
 def scene_of(group, states: np.ndarray | None) -> np.ndarray | None:
     """What a picture must tell a policy that stacks, as numbers of about unit size [T, 9].
 
-    Gripper to first object and first to second object (each 3, in decimetres), the angle of the
-    first object in the gripper (cosine and sine of 4 times it) and the opening of the fingers.
+    Gripper to the object to lift and from there to where it goes (each 3, in decimetres), the
+    angle of the former in the gripper (cosine and sine of 4 times it) and the opening of the
+    fingers. Which objects these are is the task's: by role, where only the sentence decides it.
     """
     info = group.get("datagen_info")
-    if info is None or states is None or len(info["object_poses"]) < 2:
+    if info is None or states is None or not len(info["object_poses"]):
         return None
     eef = info["eef_pose"][:]
-    first, second = (info["object_poses"][name][:] for name in sorted(info["object_poses"])[:2])
+    poses = {name: pose[:] for name, pose in info["object_poses"].items()}
+    first, second = _under_way(group, poses, info.get("subtask_term_signals", {}))
 
     def yaw(pose):
         return np.arctan2(pose[:, 1, 0], pose[:, 0, 0])
@@ -115,6 +118,26 @@ def scene_of(group, states: np.ndarray | None) -> np.ndarray | None:
             50 * np.abs(states[:, 6:8]).mean(1),
         ]
     ).astype(np.float32)
+
+
+def _under_way(group, poses: dict[str, np.ndarray], signals) -> tuple[np.ndarray, np.ndarray]:
+    """Poses [T, 4, 4] of the objects that each step is about: what is lifted, where it goes.
+
+    A task's subtasks come in such pairs; the next pair begins when the one before has been done.
+    """
+    task = TASKS.get(group.attrs.get("task", ""))
+    names = [s.object for s in task.subtasks] if task else sorted(poses)[:2]
+    if not set(names) <= set(poses):
+        names = sorted(poses)[:2]
+    if len(names) < 2:
+        names *= 2
+    first, second = poses[names[0]].copy(), poses[names[1]].copy()
+    for i in range(2, len(names) - 1, 2):
+        done = signals.get(task.subtasks[i - 1].signal)
+        if done is not None:
+            later = np.maximum.accumulate(done[:].astype(bool))
+            first[later], second[later] = poses[names[i]][later], poses[names[i + 1]][later]
+    return first, second
 
 
 def action_statistics(frames: Frames) -> dict:

@@ -47,7 +47,7 @@ SMALL = {
     ],
     "text_config": {
         "hidden_size": 320, "intermediate_size": 896, "num_hidden_layers": 4,
-        "num_attention_heads": 5, "num_key_value_heads": 5, "vocab_size": 768,
+        "num_attention_heads": 5, "num_key_value_heads": 5, "vocab_size": 832,
         "rms_norm_eps": 1e-5,
     },
     "action_head": {
@@ -175,7 +175,7 @@ class Trainer:
     def _tokenise(self) -> tuple[Tensor, Tensor]:
         prompt = PromptTokenizer(self.model_config, self.tokenizer)
         rows = [prompt(s) for s in self.frames.sentences]
-        width = max(map(len, rows))
+        width = 8 * math.ceil(max(map(len, rows)) / 8)  # few widths: each is compiled anew
         ids = torch.tensor([r + [0] * (width - len(r)) for r in rows], device=self.device)
         return ids, torch.tensor([len(r) for r in rows], device=self.device)
 
