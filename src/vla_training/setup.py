@@ -36,6 +36,7 @@ setup(
             "eval = vla_training.cli_eval:evaluate",
             "finetune = vla_training.cli_finetune:finetune",
             "merge = vla_training.cli_finetune:merge",
+            "quantize = vla_training.cli_quantize:quantize",
             "record = vla_training.cli_record:record",
             "train = vla_training.cli:train",
             "validate = vla_training.cli_validate:validate",

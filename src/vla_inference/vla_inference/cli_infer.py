@@ -10,7 +10,13 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from vla_inference.cli_output import JsonOption, plain
+from vla_inference.cli_output import (
+    EngineOption,
+    JsonOption,
+    QuantizationOption,
+    VisionOption,
+    plain,
+)
 from vla_inference.errors import VlaError
 from vla_inference.sources import Frame, open_source
 from vla_inference.types import ActionChunk, check_instruction
@@ -53,8 +59,9 @@ def infer(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    engine: Annotated[str, typer.Option(help="plain, torch, tvm:FOLDER or mlc:FOLDER.")] = "plain",
-    vision: Annotated[str, typer.Option(help="onnx:FOLDER or tensorrt:FOLDER.")] = "",
+    engine: EngineOption = "plain",
+    vision: VisionOption = "",
+    quantization: QuantizationOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict actions for each picture of a folder, video file, camera or stream.
@@ -66,8 +73,9 @@ def infer(
     check_instruction(instruction)
     with open_source(source, rate=rate) as frames:
         policy = Policy.from_pretrained(
-            model, device=device, dtype=dtype, engine=engine, vision=vision
-        )
+            model, device=device, dtype=dtype, engine=engine, vision=vision,
+            quantization=quantization,
+        )  # fmt: skip
         policy.action_spec(action_space)
         head = policy.config.head
         if head.num_images > 1 or head.proprio_dim:

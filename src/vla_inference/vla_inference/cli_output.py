@@ -14,6 +14,17 @@ import typer
 
 # Use as the type of a verb's argument: `def info(..., as_json: JsonOption = False)`.
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+# How a model is run, for verbs that load one.
+EngineOption = Annotated[
+    str, typer.Option(help="How it is run: plain, torch, tvm:FOLDER or mlc:FOLDER.")
+]
+VisionOption = Annotated[
+    str, typer.Option(help="onnx:FOLDER or tensorrt:FOLDER for the vision towers.")
+]
+QuantizationOption = Annotated[
+    str | None,
+    typer.Option(help="int4, int4-g32, int8, fp8, q4f16_ft, fp16 ...; as stored, if left out."),
+]
 
 
 def plain(value: Any) -> Any:

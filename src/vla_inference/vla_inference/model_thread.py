@@ -29,6 +29,8 @@ class ModelSettings:
     dtype: str = ""
     engine: str = ""
     vision: str = ""
+    quantization: str = ""
+    draft: bool = False
     num_threads: int = 0
     cameras: int = 1
     state_dim: int = 0
@@ -50,6 +52,8 @@ def load_policy(settings: ModelSettings) -> Any:
         dtype=settings.dtype or None,
         engine=settings.engine or "plain",
         vision=settings.vision,
+        quantization=settings.quantization or None,
+        draft=settings.draft,
     )
     head = policy.config.head
     if head.num_images != settings.cameras:

@@ -20,6 +20,8 @@ from vla_inference.hub import resolve
 from vla_inference.model import VLA, ModelConfig
 from vla_inference.preprocess import PicturePreprocessor, PromptTokenizer
 from vla_inference.published import checkpoint_name
+from vla_inference.quantization.formats import read_quantization
+from vla_inference.quantization.swap import WHERE, make_dense
 from vla_inference.types import ActionChunk, ActionSpec, DimSpec, Observation, eef_delta_spec
 
 NOT_FINITE = ("the model answered with numbers that are not finite", "check its weights")
@@ -135,6 +137,8 @@ class Policy:
         overrides: Mapping[str, Any] | None = None,
         engine: str = "plain",
         vision: str = "",
+        quantization: str | None = None,
+        draft: bool = False,
     ) -> Policy:
         """Load a checkpoint: a folder, or a Hugging Face Hub id like `openvla/openvla-7b`.
 
@@ -145,8 +149,18 @@ class Policy:
             {"action_head": {"num_images": 1}}; `vla.json` beside config.json does the same.
         engine: how the model is run, by name (`engines.ENGINES`): "plain", "torch", "tvm:FOLDER".
         vision: "onnx:FOLDER" or "tensorrt:FOLDER" for the vision towers; "" for the engine's own.
+        quantization: format of the language model's weights (`quantization.FORMATS`, or "fp16",
+            "bf16", "fp32"), rounded as they are loaded; None leaves them as they are stored. The
+            plain engine on the CPU calculates with dense weights that hold the rounded values.
+        draft: the last action's tokens are tried first (`engines.draft`).
         """
         leave_out = left_out(engine, vision)
+        format, dtype = read_quantization(quantization or "", dtype)
+        if format is not None and any(WHERE.startswith(p.rstrip(".")) for p in leave_out):
+            raise VlaError(
+                f"engine {engine!r} brings the language model's weights with it",
+                "leave the quantisation out, or compile for it",
+            )
         folder = resolve(path_or_id, revision)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -167,9 +181,21 @@ class Policy:
                 f"{folder / 'tokenizer.json'} has {words} tokens, the model {rows} embeddings",
                 "the two must come from one training run",
             )
-        model = load_model(folder, device, DTYPES[dtype], config, leave_out)
-        run_by = make_engine(engine, model, vision=vision, checkpoint=folder)
+        if quantization and format is None and config.quantization:
+            raise CheckpointError(
+                f"{folder} is quantised to {config.quantization}, {quantization} was asked",
+                "leave the quantisation out, or give the checkpoint that it was made from",
+            )
+        model = load_model(folder, device, DTYPES[dtype], config, leave_out, format)
+        if engine == "plain" and device == "cpu" and model.config.quantization:
+            make_dense(model, DTYPES[dtype])
+        run_by = make_engine(engine, model, vision=vision, checkpoint=folder, draft=draft)
         return cls(model, tokenizer, device, DTYPES[dtype], checkpoint_name(folder), run_by)
+
+    @property
+    def quantization(self) -> str:
+        """Format of the language model's weights; "": they are not quantised."""
+        return self.config.quantization
 
     # -- what the actions mean ----------------------------------------------------------------
 

@@ -6,13 +6,19 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vla_inference.cli_output import JsonOption, print_json
+from vla_inference.cli_output import (
+    EngineOption,
+    JsonOption,
+    QuantizationOption,
+    VisionOption,
+    print_json,
+)
 from vla_inference.errors import VlaError
 from vla_sim_bridge.cli_generate import generate
 from vla_sim_bridge.sim_settings import SimSettings
@@ -72,6 +78,9 @@ def rollout(
     output: Output = None,
     device: Device = None,
     unnorm_key: UnnormKey = None,
+    engine: EngineOption = "plain",
+    vision: VisionOption = "",
+    quantization: QuantizationOption = None,
     record: Record = 3,
     camera: Camera = "agentview",
     width: Width = 224,
@@ -89,7 +98,9 @@ def rollout(
         horizon=horizon or 0, language=language, lock_step=lock_step, execute_steps=execute_steps,
         record_episodes=record, output=str(output or ""), model=find_model(model), summary=False,
     )  # fmt: skip
-    status, results = play(settings, device, unnorm_key, quiet=as_json)
+    how = {"device": device, "unnorm_key": unnorm_key, "engine": engine, "vision": vision,
+           "quantization": quantization}  # fmt: skip
+    status, results = play(settings, how, quiet=as_json)
     if results is None:  # the reason stands above, as the nodes told it
         print("vla rollout: no action was executed, so there are no results", file=sys.stderr)
         return status or 1
@@ -116,12 +127,15 @@ def demo(
     language: Language = "train",
     output: Output = None,
     device: Device = None,
+    engine: EngineOption = "plain",
+    vision: VisionOption = "",
+    quantization: QuantizationOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Watch a model stack blocks over ROS 2: three episodes, a film and a report."""
     return rollout(
         task, episodes, seed, model, language=language, output=output, device=device,
-        record=episodes, as_json=as_json,
+        engine=engine, vision=vision, quantization=quantization, record=episodes, as_json=as_json,
     )  # fmt: skip
 
 
@@ -145,9 +159,12 @@ def find_model(given: str | None) -> str:
 
 
 def play(
-    settings: SimSettings, device: str | None, unnorm_key: str | None, quiet: bool
+    settings: SimSettings, how: Mapping[str, str | None], quiet: bool
 ) -> tuple[int, dict | None]:
-    """Run the launch file with these settings: exit status and results.json, if there is one."""
+    """Run the launch file with these settings: exit status and results.json, if there is one.
+
+    how: more arguments of the launch file, of the model's node.
+    """
     from vla_inference.cli_launch import start
 
     settings.check()
@@ -160,7 +177,7 @@ def play(
                      "model", "summary")
     }  # fmt: skip
     # ros2 launch refuses an argument without a value: what is empty is left to its default.
-    given.update({k: v for k, v in (("device", device), ("unnorm_key", unnorm_key)) if v})
+    given.update({k: v for k, v in how.items() if v})
     words = [f"{k}:={str(v).lower() if isinstance(v, bool) else v}" for k, v in given.items()]
     with _stdout_to_stderr() if quiet else contextlib.nullcontext():
         status = start(["vla_sim_bridge", "sim_eval.launch.xml", *words])

@@ -10,7 +10,13 @@ from typing import Annotated
 import typer
 
 from vla_inference import progress
-from vla_inference.cli_output import JsonOption, print_json
+from vla_inference.cli_output import (
+    EngineOption,
+    JsonOption,
+    QuantizationOption,
+    VisionOption,
+    print_json,
+)
 from vla_inference.errors import VlaError
 
 
@@ -52,6 +58,9 @@ def evaluate(
         str | None, typer.Option(help="cpu, cuda ...; CUDA where there is one, if left out.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    engine: EngineOption = "plain",
+    vision: VisionOption = "",
+    quantization: QuantizationOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Measure a model offline: its answer to every frame of a data set, beside what was done."""
@@ -72,7 +81,10 @@ def evaluate(
     from vla_training.evaluate import EvalConfig
     from vla_training.evaluate import evaluate as run
 
-    policy = Policy.from_pretrained(model or find_model(None), device=device, dtype=dtype)
+    policy = Policy.from_pretrained(
+        model or find_model(None), device=device, dtype=dtype, engine=engine, vision=vision,
+        quantization=quantization,
+    )  # fmt: skip
     reference = None
     if reference_model is not None:
         reference = Policy.from_pretrained(reference_model, device=device, dtype=dtype)

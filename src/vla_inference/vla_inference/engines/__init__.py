@@ -40,6 +40,7 @@ def make_engine(
     *,
     vision: str = "",
     checkpoint: str | os.PathLike | None = None,
+    draft: bool = False,
     **options: Any,
 ) -> Engine:
     """The engine of that name around a model; an unknown one lists what there is.
@@ -48,13 +49,20 @@ def make_engine(
     vision: "onnx:FOLDER" or "tensorrt:FOLDER" for the towers and the projector, "" for the
         engine's own.
     checkpoint: folder of the model's weights, which compiled parts must have been made from.
+    draft: the last action's tokens are tried first (`draft.DraftEngine`); engine plain alone.
     """
     kind, folder = _split(name, ENGINES, "engine")
+    if draft and kind != "plain":
+        raise VlaError(f"engine {kind!r} takes no draft", "use engine plain, or leave it out")
     if kind in COMPILED:
         options |= {"folder": folder, "checkpoint": checkpoint}
     if vision:
         part, where = _split(vision, VISIONS, "vision")
         options["vision"] = _find(VISIONS, part)(model, where, checkpoint)
+    if draft:
+        from vla_inference.engines.draft import DraftEngine
+
+        return DraftEngine(model, **options)
     return _find(ENGINES, kind)(model, **options)
 
 

@@ -56,6 +56,11 @@ class Tensors(Mapping):
     def shape(self, name: str) -> list[int]:
         return self._where[name][2]["shape"]
 
+    def empty(self, name: str) -> torch.Tensor:
+        """The tensor's shape and dtype, on "meta"."""
+        entry = self._where[name][2]
+        return torch.empty(entry["shape"], dtype=DTYPES.get(entry["dtype"]), device="meta")
+
     def digest(self, prefixes: tuple[str, ...], config: Any) -> str:
         """Of names, shapes, dtypes and a sample of each tensor under `prefixes`, and `config`.
 

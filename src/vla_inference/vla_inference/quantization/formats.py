@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from vla_inference.errors import VlaError
 
 
@@ -65,7 +63,20 @@ ALIASES = {
     "q8f16_ft": "int8wo",
     "q8f16_1": "int8wo",
 }
-UNQUANTISED = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+UNQUANTISED = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+
+
+def read_quantization(name: str, dtype: str | None) -> tuple[Format | None, str | None]:
+    """What is asked for by the name of a quantisation ("": none) and of a dtype (None: open).
+
+    "fp16", "bf16" and "fp32" are names of dtypes here, as in the tutorial.
+    """
+    plain = UNQUANTISED.get(name.lower())
+    if plain is None:
+        return (get_format(name) if name else None), dtype
+    if dtype not in (None, plain):
+        raise VlaError(f"quantisation {name!r} and dtype {dtype!r} contradict", "give one of them")
+    return None, plain
 
 
 def get_format(name: str) -> Format:
@@ -73,6 +84,7 @@ def get_format(name: str) -> Format:
     known = ALIASES.get(name.lower(), name.lower())
     if known not in FORMATS:
         raise VlaError(
-            f"there is no quantisation {name!r}", f"known: {', '.join([*FORMATS, *ALIASES])}"
+            f"there is no quantisation {name!r}",
+            f"known: {', '.join([*FORMATS, *ALIASES, *UNQUANTISED])}",
         )
     return FORMATS[known]

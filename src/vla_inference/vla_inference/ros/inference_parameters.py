@@ -19,6 +19,8 @@ AT_CONFIGURE: Table = {
     "dtype": ("", "float32, bfloat16 or float16; empty: the device's usual one", None),
     "engine": ("", "plain, torch, tvm:FOLDER or mlc:FOLDER; empty: plain", None),
     "vision": ("", "onnx:FOLDER or tensorrt:FOLDER; empty: the engine's own towers", None),
+    "quantization": ("", "int4, int8, fp8 ...; empty: as the weights are stored", None),
+    "draft": (False, "try the last action's tokens first (engine plain)", None),
     "num_threads": (
         0,
         "CPU threads of the model; 0: as many as PyTorch likes",
@@ -75,6 +77,8 @@ def read_settings(
         dtype=value("dtype"),
         engine=value("engine"),
         vision=value("vision"),
+        quantization=value("quantization"),
+        draft=value("draft"),
         num_threads=value("num_threads"),
         cameras=len(value("cameras")) * (1 + value("history")),
         state_dim=len(layout),

@@ -77,7 +77,7 @@ KINDS: Mapping[str, Kind] = {
             "eval",
             paths="dataset model reference-model save-stats report",
             values="dataset-type split conventions max-episodes max-steps camera instruction "
-            "device dtype",
+            "device dtype quantization",
             names="action-space",
         ),
     )
