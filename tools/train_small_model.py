@@ -95,9 +95,14 @@ def generate(args) -> list[str]:
         counts: dict[str, dict[str, float]] = {}
         with ProcessPoolExecutor(len(jobs), get_context("spawn")) as pool:
             for job in as_completed([pool.submit(fill, n, *j, options) for n, j in jobs]):
+                if job.exception():  # the others have made theirs
+                    say({"process_failed": repr(job.exception())})
+                    continue
                 entry, found = job.result()
                 total = counts.setdefault(entry, dict.fromkeys(found, 0))
                 counts[entry] = {k: total[k] + v for k, v in found.items()}
+        if not counts:
+            sys.exit("no process made any data")
         done.write_text(json.dumps(counts, indent=2))
         say({"generated": counts})
     return [str(p) for p in sorted((args.workdir / "shards").glob("*.hdf5"))]
