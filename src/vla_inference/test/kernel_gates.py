@@ -1,0 +1,290 @@
+"""Every Triton kernel against float64; `test_kernels.py` runs these in a process of their own.
+
+On the CPU by Triton's interpreter, on a GPU compiled. Outputs are poisoned: what a kernel doesn't
+write is NaN, what it must not write or read is as well.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from vla_inference.engines.cuda_llama import CudaLlama
+from vla_inference.engines.cuda_vision import CudaTower
+from vla_inference.kernels.gemv import Launch, gemv
+from vla_inference.kernels.layers import (
+    Product,
+    attend,
+    choose,
+    gelu_,
+    layer_norm,
+    quantize_rows,
+    rms_norm,
+    silu_mul,
+    split_heads,
+)
+from vla_inference.model.llama import rotate
+from vla_inference.quantization import get_format
+from vla_inference.quantization.rounding import quantize_linear, quantize_model
+from vla_inference.random_checkpoint import random_policy
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+EXACT = 2e-6  # float32 arithmetic
+FEW = settings(deadline=None, max_examples=6, derandomize=True)
+SEEDS = st.integers(0, 2**31)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def poison():
+    """Whatever `torch.empty` gives is full of NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def off(found: Tensor, wanted: Tensor) -> float:
+    """Relative error; NaN where there is one."""
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def within(found: Tensor, wanted: Tensor, bound: float) -> bool:
+    return off(found, wanted) < bound  # False for NaN
+
+
+class Draw:
+    def __init__(self, seed: int):
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator).to(DEVICE)
+
+    def positive(self, *shape: int) -> Tensor:
+        return (torch.rand(*shape, generator=self.generator) + 0.5).to(DEVICE)
+
+
+def fenced(x: Tensor, room: int = 64) -> tuple[Tensor, Tensor]:
+    """A copy of x with poison around it, and all of that."""
+    whole = torch.full((x.numel() + 2 * room,), float("nan"), dtype=x.dtype, device=x.device)
+    view = whole[room : room + x.numel()].view(x.shape)
+    view.copy_(x)
+    return view, whole
+
+
+def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    x = x.double()
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.double()
+
+
+def half_steps(x: Tensor, kind: str) -> Tensor:
+    """How far x [K] may be off once it is rounded to 8 bits, 32 (int8: 16) numbers a scale."""
+    span = 32 if kind.startswith("int4") else 16
+    return (x.view(-1, span).abs().amax(1) / 127).repeat_interleave(span).double() / 2
+
+
+def rounded(x: Tensor, kind: str) -> Tensor:
+    step = 2 * half_steps(x, kind).float()
+    return torch.floor(x / step + 0.5).double() * step.double()
+
+
+KINDS = ["dense", "int8", "fp8", "int4-g32", "int4-g64-sym", "int4-channel"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(
+    seed=SEEDS,
+    n=st.sampled_from([5, 48]),
+    k=st.sampled_from([128, 320]),
+    norm=st.booleans(),
+    pair=st.booleans(),
+    add=st.booleans(),
+    odd=st.booleans(),
+)
+@FEW
+def test_gemv(kind, seed, n, k, norm, pair, add, odd):
+    draw = Draw(seed)
+    layer = nn.Linear(k, 2 * n if pair else n, bias=False)
+    layer.weight = nn.Parameter(draw(*layer.weight.shape), requires_grad=False)
+    more: dict = {}
+    if kind == "dense":
+        weight, exact = fenced(layer.weight.data)[0], layer.weight.double()
+    else:
+        made = quantize_linear(layer, get_format(kind), "rtn")
+        exact = made.dequantize().double()
+        made.interleave_()
+        f = made.format
+        weight, more = made.codes, {"kind": f.kind, "scales": made.scales, "group": f.group}
+        more["zeros"] = made.zeros
+    x, gains, residual = fenced(draw(k))[0], draw.positive(k), draw(n)
+    y, whole = fenced(torch.zeros(n, device=DEVICE))
+    y.fill_(float("nan"))
+    launch = None
+    if odd:  # a launch whose blocks divide nothing
+        launch = Launch(2, 256, 2) if kind in ("dense", "fp8") else Launch(2, 0, 2, 0, 3)
+    gemv(
+        x, weight, y, norm=gains if norm else None, eps=1e-5, pair=pair,
+        residual=residual if add else None, launch=launch, **more,
+    )  # fmt: skip
+    plain = x * gains if norm else x
+    gain = torch.rsqrt(x.double().square().mean() + 1e-5) if norm else 1.0
+    seen = rounded(plain, kind) if kind.startswith("int") else plain.double()
+    wanted = gain * (exact @ seen)
+    if kind.startswith("int"):  # no further from the unrounded than half steps of x allow
+        apart = (wanted - gain * (exact @ plain.double())).abs()
+        assert (apart <= 1.001 * gain * (exact.abs() @ half_steps(plain, kind))).all()
+    if pair:
+        wanted = F.silu(wanted[:n]) * wanted[n:]
+    if add:
+        wanted = wanted + residual.double()
+    assert within(y, wanted, EXACT)
+    assert int(whole.isnan().sum()) == len(whole) - n
+
+
+@pytest.mark.parametrize("quant", ["", "int8", "fp8"])
+@given(seed=SEEDS, n=st.integers(1, 5), k=st.sampled_from([33, 96]), scaled=st.booleans())
+@FEW
+def test_norms_and_activations(quant, seed, n, k, scaled):
+    if quant == "fp8" and DEVICE == "cpu":
+        pytest.skip("the interpreter rounds to FP8 its own way")
+    draw = Draw(seed)
+    x, y, weight = draw(n, k), draw(n, k), draw.positive(k)
+    rows, columns = (draw.positive(n, 1), draw.positive(2 * k)) if scaled else (None, None)
+
+    def agree(out: Tensor, scales: Tensor | None, wanted: Tensor) -> bool:
+        if scales is None:
+            return within(out, wanted, EXACT)
+        top = 127 if quant == "int8" else 448
+        assert within(scales, wanted.abs().amax(1, keepdim=True) / top, EXACT)
+        # Half a step off at most; of FP8 that is a 16th of the value, or of the smallest normal.
+        steps = scales if quant == "int8" else (wanted.abs() / 8).clamp(min=scales * 2**-9)
+        return bool(((out.double() * scales.double() - wanted).abs() <= 0.5001 * steps).all())
+
+    def real(p: Tensor) -> Tensor:
+        width = p.shape[1]
+        return p.double() * rows.double() * columns[:width].double() if scaled else p.double()
+
+    product = Product(y, rows, columns[:k].contiguous() if scaled else None)
+    residual = x.clone()
+    out = rms_norm(residual, product, weight, 1e-5, quant)
+    assert within(residual, x.double() + real(y), EXACT)
+    assert agree(*out, rms(x.double() + real(y), weight, 1e-5))
+    assert agree(*rms_norm(x.clone(), None, weight, 1e-5, quant), rms(x, weight, 1e-5))
+
+    both = draw(n, 2 * k)
+    out = silu_mul(Product(both, rows, columns), torch.float32, quant)
+    gates, ups = real(both).split(k, 1)
+    assert agree(*out, F.silu(gates) * ups)
+    if quant:
+        assert agree(*quantize_rows(x, quant), x.double())
+
+
+@given(seed=SEEDS, n=st.integers(1, 4), k=st.sampled_from([40, 96]))
+@FEW
+def test_layer_norm_and_gelu(seed, n, k):
+    draw = Draw(seed)
+    x, y, gamma, weight, bias = draw(n, k), draw(n, k), draw(k), draw(k), draw(k)
+    for add, scale in ((None, None), (y, None), (y, gamma)):
+        wanted = x.double()
+        if add is not None:
+            wanted = wanted + (add if scale is None else add * scale).double()
+        residual = x.clone()
+        out = layer_norm(residual, add, scale, weight, bias, 1e-6)
+        assert within(residual, wanted, EXACT)
+        normed = F.layer_norm(wanted, (k,), weight.double(), bias.double(), 1e-6)
+        assert within(out, normed, EXACT)
+    view, whole = fenced(draw(n, k))
+    wanted = F.gelu(view.double())
+    assert within(gelu_(view), wanted, EXACT)
+    assert int(whole.isnan().sum()) == len(whole) - n * k
+
+
+@given(seed=SEEDS, n=st.integers(1, 70), kv=st.sampled_from([1, 2, 4]), scaled=st.booleans())
+@FEW
+def test_heads_and_attention(seed, n, kv, scaled):
+    draw, heads, d, s = Draw(seed), 4, 16, 80
+    qkv, angles = draw(n, (heads + 2 * kv) * d), draw(s, d // 2)
+    rotary = angles.cos(), angles.sin()
+    rows, columns = (draw.positive(n, 1), draw.positive(qkv.shape[1])) if scaled else (None, None)
+    keys = torch.full((kv, s, d), float("nan"), device=DEVICE)
+    values = keys.clone()
+    q = split_heads(Product(qkv, rows, columns), rotary, keys, values, heads)
+    real = qkv * rows * columns if scaled else qkv
+    parts = real.split([heads * d, kv * d, kv * d], 1)
+    plain = [p.view(n, -1, d).transpose(0, 1).double() for p in parts]
+    cos, sin = (torch.cat([t, t], -1)[:n].double() for t in rotary)
+    wanted = rotate(plain[0], cos, sin), rotate(plain[1], cos, sin), plain[2]
+    for found, right in zip((q, keys[:, :n], values[:, :n]), wanted, strict=True):
+        assert within(found, right, EXACT)
+    assert keys[:, n:].isnan().all() and values[:, n:].isnan().all()
+    # The last position once more, on its own, over a cache that lacks it and poison beyond.
+    keys[:, n - 1 :], values[:, n - 1 :] = float("nan"), float("nan")
+    y = attend(real[n - 1].contiguous(), rotary, keys, values, n - 1, heads)
+    right = F.scaled_dot_product_attention(
+        wanted[0][None, :, n - 1 :], wanted[1][None], wanted[2][None], enable_gqa=heads != kv
+    )
+    assert within(y, right.flatten(), 1e-5)
+    assert within(keys[:, :n], wanted[1], EXACT) and keys[:, n:].isnan().all()
+
+
+@given(seed=SEEDS, broken=st.sampled_from([None, "nan", "inf", "-inf"]))
+@FEW
+def test_choice_of_a_token(seed, broken):
+    draw = Draw(seed)
+    words, logits = draw(300, 72), draw(256)
+    token = torch.full((1,), -5, device=DEVICE)
+    x = torch.full((72,), float("nan"), device=DEVICE)
+    if broken:
+        logits[seed % 256] = float(broken)
+    choose(logits, words, token, x, 20)
+    if broken:
+        assert int(token) == -1
+    else:
+        assert int(token) == int(logits.argmax()) + 20
+        assert torch.equal(x, words[int(token)])
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "many"),
+    [("", "dense"), ("int8", "int8"), ("int4-g32", "dense"),
+     pytest.param("int8wo", "dense", marks=pytest.mark.slow),
+     pytest.param("int4-g32-sym", "int8", marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_the_fused_llama_is_the_plain_one(quantisation, many):
+    model = random_policy("tiny", "tokens", DEVICE).model
+    if quantisation:
+        quantize_model(model, get_format(quantisation))
+    bound = 2e-5 if not quantisation else 3e-2
+    x = Draw(1)(1, 9, 32)
+    with torch.inference_mode():
+        plain = [(int(t), h[0].clone()) for t, h in model.generate(x)]
+        steps = plain if not quantisation else plain[:2]  # the interpreter takes its time
+        encoded = model.encode(x)[0]
+        llama = CudaLlama(model, 32, many)
+        token = torch.zeros(1, dtype=torch.long, device=DEVICE)
+        hidden, word = torch.zeros(32, device=DEVICE), torch.zeros(32, device=DEVICE)
+        state = llama.prefill(x[0].clone())
+        for i, (wanted, right) in enumerate(steps):
+            llama.read_token(state, token, hidden, word)
+            assert within(hidden, right, bound), i
+            if not quantisation:
+                assert int(token) == wanted
+            # From here on as the plain one went on, so that every step is compared.
+            word = model.embed_tokens(torch.tensor([wanted], device=DEVICE))[0].clone()
+            if i < len(steps) - 1:
+                state = llama.decode(word, 9 + i)
+        assert within(llama.encode(x[0].clone()), encoded, bound)
+        # The plain modules still work, on the engine's own weights.
+        again = [int(t) for t, _ in model.generate(x)]
+        assert again == [t for t, _ in plain]
+
+
+def test_the_fused_tower_is_the_plain_one():
+    tower = random_policy("tiny", "tokens", DEVICE).model.vision_backbone.featurizer
+    picture = Draw(2)(3, 64, 64)
+    with torch.inference_mode():
+        assert within(CudaTower(tower)(picture), tower(picture[None])[0], 1e-5)
