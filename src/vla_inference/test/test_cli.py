@@ -123,3 +123,19 @@ def test_verb_help_tells_options_and_defaults(verbs, capsys):
 def test_json_holds_plain_values_only(capsys):
     print_json({"a": np.arange(2), "n": float("nan"), "f": np.float32(0.5)})
     assert json.loads(capsys.readouterr().out) == {"a": [0, 1], "n": None, "f": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("words", "joined"),
+    [
+        ("--tasks A B --seed 1", "--tasks A,B --seed 1"),
+        ("--tasks A, B C,D", "--tasks A,,B,C,D"),  # whoever splits it skips what is empty
+        ("--tasks A --tasks B C", "--tasks A --tasks B,C"),
+        ("--camera_names x y", "--camera_names x,y"),
+        ("--tasks A --flag B", "--tasks A --flag B"),
+        ("--tasks=A B", "--tasks=A B"),
+        ("A B", "A B"),
+    ],
+)
+def test_several_words_after_an_option_that_takes_a_list_are_one(words, joined):
+    assert cli.join_words(words.split(), {"--tasks", "--camera-names"}) == joined.split()

@@ -12,7 +12,7 @@ import importlib.machinery
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
@@ -89,8 +89,28 @@ def run_verb(point: EntryPoint, arguments: list[str]) -> int:
         },
     )(function)
     command = typer.main.get_command(app)
+    arguments = join_words(arguments, getattr(function, "several", ()))
     result = command.main(arguments, prog_name=f"vla {point.name}", standalone_mode=False)
     return result if isinstance(result, int) else 0
+
+
+def join_words(words: Sequence[str], several: Collection[str]) -> list[str]:
+    """`--tasks A B` -> `--tasks A,B` for the options in `several`, an attribute of the verb.
+
+    Tutorials of the field write lists so. The verb splits them at commas.
+    """
+    joined: list[str] = []
+    values = None  # how many the list at the end has; None: there is no such list
+    for word in words:
+        if word.startswith("-"):
+            values = 0 if word.replace("_", "-") in several else None
+        elif values is not None:
+            values += 1
+            if values > 1:
+                joined[-1] += f",{word}"
+                continue
+        joined.append(word)
+    return joined
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from vla_inference.cli import main
 from vla_inference.errors import VlaError
 from vla_sim_bridge import cli, cli_generate
 from vla_sim_bridge.parts import summarise
@@ -59,3 +60,22 @@ def test_the_model_that_ships_is_looked_for_in_the_share_folder(tmp_path, monkey
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     assert cli.find_model(None) == cli.find_model(str(folder)) == str(folder)
+
+
+def test_tasks_and_cameras_may_be_several_words_as_tutorials_write_them(monkeypatch, tmp_path):
+    made = []
+
+    def generate(config, folder, parallel, ray_address):
+        made.append((config.task, config.cameras, folder.name))
+        folder.mkdir(parents=True)
+        (folder / "statistics.json").write_text("{}")
+        return folder / "demo.hdf5"
+
+    monkeypatch.setattr(cli_generate, "_generate_one", generate)
+    words = (
+        f"generate --tasks Stack_D0 Stack_L --output {tmp_path} --cameras agentview wrist --json"
+    )
+    assert main([*words.split(), "--json"]) == 0
+    cameras = ("agentview", "robot0_eye_in_hand")
+    assert made == [("Stack_D0", cameras, "Stack_D0"), ("Stack_L", cameras, "Stack_L")]
+    assert main(["generate", "--episodes", "1", "2"]) == 2  # these take one word

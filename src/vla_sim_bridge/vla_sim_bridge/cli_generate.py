@@ -81,8 +81,15 @@ def generate(
     """Generate demonstrations in simulation; the same call resumes one that was stopped."""
     from vla_sim_bridge.generate import GenerateConfig
     from vla_sim_bridge.tasks import get_task
+    from vla_sim_bridge.tasks.mimicgen_package import PREFIX
 
-    names = list(dict.fromkeys(get_task(n).name for n in _words(",".join(tasks))))
+    asked = _words(",".join(tasks))
+    if of_package := [n for n in asked if n.lower().startswith(PREFIX)]:
+        raise VlaError(
+            f"{of_package[0]} can be rolled out, not generated from",
+            "generate with the package's own tools, or name one of our tasks",
+        )
+    names = list(dict.fromkeys(get_task(n).name for n in asked))
     if not names:
         raise VlaError("no task was given", "give --task Stack_D2")
     _check(camera_width, camera_height, noise, horizon, parallel, source)
@@ -115,6 +122,9 @@ def generate(
     if as_json:
         print_json(made[0] if len(made) == 1 else {"data_sets": made})
     return 0
+
+
+generate.several = {"--task", "--tasks", "--cameras"}  # see `vla_inference.cli.join_words`
 
 
 def summary(statistics: dict) -> str:
