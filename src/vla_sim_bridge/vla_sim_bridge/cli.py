@@ -60,6 +60,10 @@ Record = Annotated[int, typer.Option(help="Episodes to film, from the first; 0 f
 Camera = Annotated[str, typer.Option(help="Camera that the model sees.")]
 Width = Annotated[int, typer.Option(help="Width of its pictures, pixels.")]
 Height = Annotated[int, typer.Option(help="Height of its pictures, pixels.")]
+MimicgenPython = Annotated[
+    str | None,
+    typer.Option(help="For tasks mimicgen/...: the Python that has the package installed."),
+]
 MinSuccess = Annotated[
     float | None,
     typer.Option(help="Exit status 1 below this share of settled successes, 0 to 1."),
@@ -85,6 +89,7 @@ def rollout(
     camera: Camera = "agentview",
     width: Width = 224,
     height: Height = 224,
+    mimicgen_python: MimicgenPython = None,
     min_success: MinSuccess = None,
     as_json: JsonOption = False,
 ) -> int:
@@ -93,6 +98,8 @@ def rollout(
         raise VlaError(f"--min-success is {min_success}", "give a share, 0 to 1")
     if horizon is not None and horizon < 1:
         raise VlaError(f"--horizon is {horizon}", "give at least 1")
+    if mimicgen_python:
+        os.environ["VLA_MIMICGEN_PYTHON"] = mimicgen_python  # the node reads it, too
     settings = SimSettings(
         task=task, episodes=episodes, seed=seed, camera=camera, width=width, height=height,
         horizon=horizon or 0, language=language, lock_step=lock_step, execute_steps=execute_steps,

@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from vla_sim_bridge.simulation import Simulation, episode_rng
+from vla_sim_bridge.simulation import episode_rng
+from vla_sim_bridge.world import World
 
 # "wrong_order" is a task's own: what was reached is something else than was asked for
 Outcome = Literal["running", "success", "timeout", "wrong_order", "aborted"]
@@ -43,7 +44,7 @@ class EpisodeRun:
     settled in the same way, and ends the episode under its own name.
     """
 
-    def __init__(self, sim: Simulation, seed: int, index: int, horizon: int, purpose="evaluate"):
+    def __init__(self, sim: World, seed: int, index: int, horizon: int, purpose="evaluate"):
         self.sim, self.seed, self.index, self.horizon = sim, seed, index, horizon
         sim.reset(episode_rng(purpose, seed, index))
         self.first_instruction = sim.instruction

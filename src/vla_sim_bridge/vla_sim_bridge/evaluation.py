@@ -11,7 +11,7 @@ import numpy as np
 
 from vla_sim_bridge.episode_run import EpisodeResult, EpisodeRun
 from vla_sim_bridge.rollout import summarise
-from vla_sim_bridge.simulation import Simulation
+from vla_sim_bridge.world import World
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Evaluation:
     An episode that was ended from outside ("aborted") is listed but counts for nothing.
     """
 
-    def __init__(self, sim: Simulation, seed: int, episodes: int, horizon: int):
+    def __init__(self, sim: World, seed: int, episodes: int, horizon: int):
         self.sim, self.seed, self.episodes, self.horizon = sim, seed, episodes, horizon
         self.run: EpisodeRun | None = None
         self.results: list[EpisodeResult] = []

@@ -8,16 +8,16 @@ from multiprocessing import get_context
 
 from vla_inference.types import ActionChunk, Observation
 from vla_sim_bridge.episode_run import EpisodeResult, EpisodeRun
-from vla_sim_bridge.simulation import Simulation
 from vla_sim_bridge.statistics import wilson_interval
 from vla_sim_bridge.tasks import Language
 from vla_sim_bridge.workers import end_with_parent
+from vla_sim_bridge.world import World, make_world
 
 Act = Callable[[Observation], ActionChunk]
 
 
 def run_episode(
-    sim: Simulation, act: Act, seed: int, index: int, horizon: int, execute_steps: int
+    sim: World, act: Act, seed: int, index: int, horizon: int, execute_steps: int
 ) -> EpisodeResult:
     """One episode: look, predict a chunk, execute its first `execute_steps` steps, repeat."""
     run = EpisodeRun(sim, seed, index, horizon)
@@ -52,7 +52,7 @@ def rollout(
     return [job.result() for job in jobs]
 
 
-_state: tuple[Simulation, Act] | None = None
+_state: tuple[World, Act] | None = None
 
 
 def _start(model: str, task: str, size: int, device: str | None, language: Language) -> None:
@@ -64,7 +64,8 @@ def _start(model: str, task: str, size: int, device: str | None, language: Langu
     end_with_parent()
     torch.set_num_threads(1)
     policy = Policy.from_pretrained(model, device=device)
-    _state = Simulation(task, width=size, height=size, language=language), policy.predict_action
+    world = make_world(task, width=size, height=size, language=language)
+    _state = world, policy.predict_action
 
 
 def _episode(seed: int, index: int, horizon: int, execute_steps: int) -> EpisodeResult:

@@ -29,8 +29,8 @@ from vla_sim_bridge.ros.sim_process import run
 from vla_sim_bridge.ros.sim_services import SimServices
 from vla_sim_bridge.ros.sim_topics import SimTopics
 from vla_sim_bridge.sim_settings import SimSettings
-from vla_sim_bridge.simulation import Simulation
 from vla_sim_bridge.tasks import get_task
+from vla_sim_bridge.world import World, make_world
 
 PROGRESS_EVERY = 5.0  # s between progress lines within an episode
 
@@ -60,7 +60,7 @@ class SimNode(Node):
     def load(self) -> None:
         """Build the simulation, make sure that no other one is there, publish the first frame."""
         s = self.settings
-        sim = Simulation(s.task, (s.camera,), s.width, s.height, s.language)
+        sim = make_world(s.task, (s.camera,), s.width, s.height, s.language)
         sim.render(s.camera)  # the first picture takes a second
         self.evaluation = Evaluation(sim, s.seed, s.episodes, s.horizon)
         self.evaluation.next_index = s.first_episode
@@ -82,7 +82,7 @@ class SimNode(Node):
         self.create_timer(1.0, self._publish_status)
 
     @property
-    def sim(self) -> Simulation:
+    def sim(self) -> World:
         return self.evaluation.sim
 
     def _refuse_company(self) -> None:
@@ -229,7 +229,7 @@ class SimNode(Node):
         """End the episode under way and begin the run's next one, or another seed's first."""
         s, sim = self.settings, self.sim
         if task and get_task(task) is not sim.task:
-            sim = Simulation(task, (s.camera,), s.width, s.height, s.language)
+            sim = make_world(task, (s.camera,), s.width, s.height, s.language)
         under_way = not self.evaluation.run.done
         self.evaluation.abort()
         if under_way:

@@ -87,6 +87,11 @@ class Simulation:
         randomize: Randomize | None = None,
     ):
         self.task = get_task(task) if isinstance(task, str) else task
+        if self.task.package:
+            raise VlaError(
+                f"{self.task.name} runs in the Python that has {self.task.package}",
+                "it is for rollouts, not for generation or experts",
+            )
         self.language = language
         self.cameras, self.width, self.height = tuple(cameras), width, height
         with _silence():

@@ -10,7 +10,7 @@ import torch
 from vla_inference.model import VLA
 from vla_inference.policy import Policy
 from vla_sim_bridge.rollout import run_episode, summarise
-from vla_sim_bridge.simulation import Simulation
+from vla_sim_bridge.world import make_world
 
 SEED = 1_000_003  # of episodes that nothing else draws from
 
@@ -21,7 +21,7 @@ def evaluate(
     """Success over episodes 0..N-1 of a seed of its own; as `summarise` counts it."""
     policy = Policy(model, tokenizer, device, dtype)
     chunk, space = model.config.head.chunk, next(iter(model.config.norm_stats))
-    sim = Simulation(task)
+    sim = make_world(task)
     steps = max(1, chunk // 2)
     # Heads that are trained in float32 beside a bfloat16 base are run in bfloat16.
     low = dtype != torch.float32

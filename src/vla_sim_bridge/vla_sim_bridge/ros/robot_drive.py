@@ -31,7 +31,7 @@ from vla_sim_bridge.simulation import CONTROL_FREQ
 if TYPE_CHECKING:
     from vla_sim_bridge.sim_node import SimNode
 
-BASE_BODY, BASE_FRAME = "robot0_base", "base"
+BASE_FRAME = "base"
 PERIOD = round(1e9 / CONTROL_FREQ)  # ns
 BEGINNING = 100 * 10**9  # ns, of simulated time: 0 would be "no time"
 CLOCK_AGAIN = 0.1  # s: /clock is best effort
@@ -127,7 +127,7 @@ class RobotDrive(Drive):
         """Of the end effector in the robot's base [4, 4]; the base stands upright."""
         sim = self.node.sim
         pose = sim.eef_pose()
-        pose[:3, 3] -= sim.data.body(BASE_BODY).xpos
+        pose[:3, 3] -= sim.base_position()
         return pose
 
     def _tell_where(self) -> None:

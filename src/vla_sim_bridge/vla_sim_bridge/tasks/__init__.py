@@ -8,6 +8,7 @@ from vla_inference.errors import VlaError
 from vla_sim_bridge.tasks.base import LANGUAGES, Language, Placement, Scene, Subtask, Task
 from vla_sim_bridge.tasks.door import DOOR
 from vla_sim_bridge.tasks.lift import LIFT_TASKS
+from vla_sim_bridge.tasks.mimicgen_package import PREFIX, mimicgen_task
 from vla_sim_bridge.tasks.nut_assembly import NUT_TASKS
 from vla_sim_bridge.tasks.pick_place import PICK_PLACE
 from vla_sim_bridge.tasks.stack import STACK_TASKS
@@ -29,7 +30,12 @@ TASKS: dict[str, Task] = {
 
 
 def get_task(name: str) -> Task:
-    """The task of that name (case-insensitive; without a variant: its D0), or what there is."""
+    """The task of that name (case-insensitive; without a variant: its D0), or what there is.
+
+    `mimicgen/NAME` is the installed package's, see `mimicgen_package`.
+    """
+    if name.lower().startswith(PREFIX):
+        return mimicgen_task(name)
     by_name = {known.lower(): task for known, task in TASKS.items()}
     for wanted in (name.lower(), f"{name.lower()}_d0"):
         if wanted in by_name:

@@ -73,6 +73,8 @@ class Task:
 
     env: name of the robosuite environment, or of one of ours (`environments.py`); `make`: further
         arguments of it.
+    package: the installed package that has the environment, in a Python of its own; an empty name:
+        ours.
     objects: name -> MuJoCo body name.
     draw_scene, draw_instruction: from a random generator; no other source of chance.
     draw_held_out: the same for the sentences that are never generated from, for testing.
@@ -114,6 +116,7 @@ class Task:
     wrong: Mapping[str, Rule] = field(default_factory=dict)
     still_object: str = ""
     still_speed: float = 0.1
+    package: str = ""
     expert: str = ""
     human: str = ""
     roles: Mapping[str, str] = field(default_factory=dict)
