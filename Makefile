@@ -7,7 +7,7 @@ TASK ?= Stack_D0
 EPISODES ?= 100
 SEED ?= 7
 ARGS ?=
-BENCHES ?= closed_loop generation rlds_reader
+BENCHES ?= closed_loop generation rlds_reader speed
 TESTS ?= test src/vla_inference/test src/vla_sim_bridge/test src/vla_training/test
 
 .PHONY: help setup demo test eval bench lint generate train clean

@@ -50,6 +50,7 @@ setup(
             "doctor = vla_inference.cli_doctor:doctor",
             "info = vla_inference.cli_info:info",
             "infer = vla_inference.cli_infer:infer",
+            "bench = vla_inference.cli_bench:bench",
             "compile = vla_inference.cli_compile:compile_model",
         ],
     },

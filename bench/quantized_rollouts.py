@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""What fewer bits cost in closed loop: success on the same episodes, without ROS.
+
+    python bench/quantized_rollouts.py --task Stack_D2 --episodes 200 --seed 7 --workers 2
+
+Weights are rounded as `vla quantize` writes them, arithmetic is float32. Differences are paired by
+episode: Agresti & Min's interval (2005) for the difference of dependent proportions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+from pathlib import Path
+
+from vla_inference.checkpoint import load_config, load_tokenizer
+from vla_inference.engines.compiled import Tensors
+from vla_inference.quantization import get_format
+from vla_inference.quantization.write import quantize_checkpoint
+from vla_inference.saving import save_checkpoint
+from vla_inference.tensor_files import read_json
+from vla_sim_bridge.rollout import rollout
+from vla_sim_bridge.statistics import wilson_interval
+
+MODEL = Path(__file__).resolve().parent.parent / "models" / "stack-small"
+
+
+def paired_difference(a: list[bool], b: list[bool]) -> tuple[float, float, float]:
+    """Share of successes of b minus that of a: (difference, low, high), 95 %."""
+    n = len(a) + 2
+    lost = sum(x and not y for x, y in zip(a, b, strict=True)) + 0.5
+    won = sum(y and not x for x, y in zip(a, b, strict=True)) + 0.5
+    middle = (won - lost) / n
+    spread = 1.959964 * math.sqrt(won + lost - (won - lost) ** 2 / n) / n
+    return (sum(b) - sum(a)) / len(a), middle - spread, middle + spread
+
+
+def rounded_to_bf16(folder: Path, output: Path) -> None:
+    tensors = Tensors(folder)
+    save_checkpoint(
+        output, read_json(folder / "config.json"),
+        {name: tensors[name].bfloat16() for name in tensors},
+        load_tokenizer(folder), dict(load_config(folder).norm_stats),
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--formats", nargs="+", default=["bf16", "int8", "int4-g32"])
+    parser.add_argument("--method", default="hqq", help="of int4: hqq or rtn")
+    parser.add_argument("--task", default="Stack_D2")
+    parser.add_argument("--episodes", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--horizon", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    report: dict = {
+        "model": args.model.name, "task": args.task, "seed": args.seed,
+        "episodes": args.episodes, "formats": {},
+    }  # fmt: skip
+    base: list[bool] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in ["fp32", *args.formats]:
+            folder = args.model if name == "fp32" else Path(scratch) / name
+            if name == "bf16":
+                rounded_to_bf16(args.model, folder)
+            elif name != "fp32":
+                quantize_checkpoint(args.model, folder, get_format(name), args.method)
+            results = rollout(
+                str(folder), args.task, args.episodes, args.seed, args.horizon,
+                workers=args.workers, device=args.device,
+            )  # fmt: skip
+            won = [r.success for r in results]
+            base = base or won
+            low, high = wilson_interval(sum(won), len(won))
+            row = {"successes": sum(won), "rate": sum(won) / len(won), "wilson95": [low, high]}
+            if name != "fp32":
+                row["minus_fp32"] = dict(
+                    zip(("difference", "low", "high"), paired_difference(base, won), strict=True)
+                )
+                row["other_outcomes"] = sum(x != y for x, y in zip(base, won, strict=True))
+            report["formats"][name] = row
+            print(name, json.dumps(row), flush=True)
+    if args.output:
+        args.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""`vla bench`: every path measured on the same inputs, with what the table says about each."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from vla_inference.bench.ceilings import floor_ms
+from vla_inference.bench.speed import Plan, lines, run, table
+from vla_inference.cli_bench import bench
+from vla_inference.errors import VlaError
+from vla_inference.random_checkpoint import random_policy, write_random_checkpoint
+
+
+def test_every_path_is_measured_on_the_same_inputs(tmp_path, capsys):
+    model = str(write_random_checkpoint(tmp_path / "ck", head="tokens"))
+    output = tmp_path / "speed.json"
+    bench(model, paths="plain,plain:fp32,plain:int8", device="cpu", repeats=3, output=output)
+    report = json.loads(output.read_text())
+    rows = report["paths"]
+    assert list(rows) == ["plain", "plain:fp32", "plain:int8"]
+    for row in rows.values():
+        assert 0 < row["median_ms"] <= row["p95_ms"]
+        assert set(row["stages_ms"]) == {"preprocess", "vision", "prefill", "decode", "total"}
+    assert rows["plain:fp32"]["tokens_equal_plain"] == 1.0
+    assert rows["plain:int8"]["tokens_equal_plain"] < 1.0  # it was quantised
+    assert rows["plain"]["times_first"] == 1.0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == lines(table(report)) and len(err.splitlines()) == 4
+
+
+def test_what_cannot_be_measured_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(VlaError, match="needs transformers"):
+        run(Plan(size="tiny", device="cpu", paths=["reference"], repeats=1))
+    with pytest.raises(VlaError, match="give --model"):
+        run(Plan(size="tiny", device="cpu", paths=["tvm:somewhere"]))
+    with pytest.raises(VlaError, match="no engine 'warp'"):
+        run(Plan(size="tiny", device="cpu", paths=["warp"]))
+    with pytest.raises(VlaError, match="leave one out"):
+        Plan(size="tiny", model="models/stack-small")
+
+
+def test_the_floor_is_arithmetic_and_bytes():
+    policy = random_policy("tiny", "tokens")
+    weights = 2 * (4 * 32 * 32 + 3 * 32 * 64)  # layers' linear ones
+    # Bytes alone: six passes over 2 bytes a weight, or over 4 bits and group scales and zeros.
+    slow = {"bf16": 1e30, "fp8": 1e30, "int8": 1e30, "copy": 1e3}
+    assert floor_ms(policy, 40, "", slow) == pytest.approx(6 * 2 * weights)
+    assert floor_ms(policy, 40, "int4-g32", slow) == pytest.approx(6 * weights * 5 / 8)
+    # Arithmetic alone.
+    fast = {**slow, "bf16": 1e3, "copy": 1e30}
+    towers = sum(
+        p.numel()
+        for n, p in policy.model.named_parameters()
+        if n.startswith(("vision_backbone", "projector"))
+    )
+    assert floor_ms(policy, 40, "", fast) == pytest.approx(2 * (40 * weights + 16 * towers))

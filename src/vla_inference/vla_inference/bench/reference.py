@@ -1,0 +1,50 @@
+"""The original's way of running OpenVLA, to compare with."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from vla_inference.errors import VlaError
+from vla_inference.policy import Policy
+from vla_inference.types import Observation
+
+
+class Reference:
+    """The original's way: transformers' `generate` fed by embeddings, vision eager, bf16."""
+
+    def __init__(self, policy: Policy):
+        try:
+            from transformers import LlamaConfig, LlamaForCausalLM
+        except ImportError as error:
+            raise VlaError(
+                f"path reference needs transformers ({error})",
+                "pip install transformers, or name other --paths",
+            ) from None
+
+        c = policy.config.llm
+        config = LlamaConfig(
+            hidden_size=c.hidden_size, intermediate_size=c.intermediate_size,
+            num_hidden_layers=c.num_hidden_layers, num_attention_heads=c.num_attention_heads,
+            num_key_value_heads=c.num_key_value_heads, vocab_size=c.vocab_size,
+            rms_norm_eps=c.rms_norm_eps, attn_implementation="sdpa", pad_token_id=0,
+        )  # fmt: skip
+        with torch.device("meta"):
+            self.llama = LlamaForCausalLM(config)
+        state = policy.model.language_model.state_dict()
+        self.llama.load_state_dict(state, assign=True)
+        rotary = self.llama.model.rotary_emb
+        self.llama.model.rotary_emb = type(rotary)(config=config).to(policy.device)
+        self.llama.eval()
+        self.policy = policy
+
+    @torch.inference_mode()
+    def __call__(self, observation: Observation) -> np.ndarray:
+        p = self.policy
+        pixels = torch.from_numpy(p.preprocess(list(observation.images.values())))[None]
+        context = p.model.context(p._ids(observation.instruction), pixels.to(p.device, p.dtype))
+        out = self.llama.generate(
+            inputs_embeds=context, max_new_tokens=7, min_new_tokens=7, do_sample=False,
+            attention_mask=torch.ones(context.shape[:2], dtype=torch.long, device=p.device),
+        )  # fmt: skip
+        return out[0, -7:].cpu().numpy()

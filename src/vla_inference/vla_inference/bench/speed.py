@@ -1,0 +1,233 @@
+"""From an observation in host memory to an action in host memory: every path in one run.
+
+A path is ENGINE[:QUANTISATION], and the inputs are the same for all. The reference is the code
+path of the original: transformers' Llama and its `generate`, eager vision. The floor is the time
+that the arithmetic of a prefill and the bytes of the decode passes' weights take at the rates that
+this run measured for a copy and a matrix product.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from vla_inference.bench.ceilings import ceilings, floor_ms
+from vla_inference.bench.reference import Reference
+from vla_inference.engines import COMPILED
+from vla_inference.errors import VlaError
+from vla_inference.policy import Policy
+from vla_inference.quantization import get_format
+from vla_inference.quantization.rounding import quantize_model
+from vla_inference.quantization.swap import make_dense
+from vla_inference.random_checkpoint import USUAL_HEAD, random_policy
+from vla_inference.types import Observation
+
+PATHS = ("reference", "plain", "torch", "torch:int8", "torch:fp8", "torch:int4")
+OFT_PATHS = ("plain", "torch", "torch:fp8")
+CPU_PATHS = ("plain", "torch", "torch:int8")
+SENTENCE = "put the red block on the green block"
+
+
+@dataclass
+class Plan:
+    """What to measure. model: a checkpoint; without, random weights of `size`.
+
+    repeats: of the slow paths (reference, plain) 50 at most. method: of rounding random weights.
+    profile: rows of kernels to print, on CUDA.
+    """
+
+    size: str = ""
+    model: str = ""
+    head: str = ""
+    device: str = ""
+    dtype: str = ""
+    paths: Sequence[str] = ()
+    repeats: int = 50
+    method: str = "rtn"
+    profile: int = 0
+    vision: str = ""
+
+    def __post_init__(self):
+        if self.size and self.model:
+            raise VlaError("both a size and a model were given", "leave one out")
+        cuda = torch.cuda.is_available()
+        self.device = self.device or ("cuda" if cuda else "cpu")
+        self.dtype = self.dtype or ("float32" if self.device == "cpu" else "bfloat16")
+        if not self.size and not self.model:
+            self.size = "small" if self.device == "cpu" else "openvla-7b"
+        self.head = self.head or USUAL_HEAD.get(self.size, "tokens")
+        if not self.paths:
+            many = OFT_PATHS if "oft" in self.size else PATHS
+            self.paths = CPU_PATHS if self.device == "cpu" else many
+
+
+def run(plan: Plan, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Measure every path; `tell` is told each line as it is there. -> the report"""
+    cuda = plan.device.startswith("cuda")
+    rates = ceilings(plan.device)
+    report: dict[str, Any] = {
+        "size": plan.size or plan.model, "head": plan.head, "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "ceilings": {k: f"{v / 1e12:.3g} T" for k, v in rates.items()}, "paths": {},
+    }  # fmt: skip
+    tell(json.dumps(report))
+    answers: dict[str, np.ndarray] = {}
+    for path in plan.paths:
+        gc.collect()
+        if cuda:
+            torch.cuda.empty_cache()
+        row, found = _measured(plan, path, rates, tell)
+        answers[path] = found
+        plain = answers.get("plain")
+        if plain is not None and path != "plain" and plain.shape == found.shape:
+            if found.dtype.kind == "i":
+                row["tokens_equal_plain"] = float((found == plain).mean().round(4))
+            apart = np.abs(found.astype(float) - plain).mean()
+            row["mean_abs_difference"] = float(apart.round(5))
+        first = next(iter(report["paths"].values()), row)
+        row["times_first"] = round(first["median_ms"] / row["median_ms"], 2)
+        report["paths"][path] = row
+        tell(f"{path} {json.dumps(row)}")
+    return report
+
+
+def _measured(plan: Plan, path: str, rates: dict, tell) -> tuple[dict[str, Any], np.ndarray]:
+    cuda = plan.device.startswith("cuda")
+    begin = time.perf_counter()
+    policy, quantisation = _policy(plan, path)
+    prepared = time.perf_counter() - begin
+    c = policy.config.head
+    several = [observation(s, c.num_images, c.proprio_dim) for s in range(16)]
+    space = next(iter(policy.config.norm_stats), "normalized")
+
+    def predict(o: Observation):
+        return policy.predict_action(o, action_space=space)
+
+    work = Reference(policy) if path == "reference" else predict
+    begin = time.perf_counter()
+    work(several[0])
+    first = time.perf_counter() - begin
+    if cuda:
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats()
+    slow = path in ("reference", "plain")
+    times, answers = measure(work, several, min(plan.repeats, 50) if slow else plan.repeats)
+    positions = policy.config.num_patches * c.num_images + policy._ids(SENTENCE).shape[1]
+    if c.decoding == "parallel":
+        positions += c.num_slots + 1 + bool(c.proprio_dim)
+    row: dict[str, Any] = {
+        "median_ms": round(float(np.median(times)), 3),
+        "p95_ms": round(float(np.percentile(times, 95)), 3),
+        "p99_over_median": round(float(np.percentile(times, 99) / np.median(times)), 3),
+        "stages_ms": stages(answers),
+        "prepare_s": round(prepared, 2), "first_s": round(first, 2), "positions": positions,
+    }  # fmt: skip
+    if cuda:
+        row["peak_gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+        row["floor_ms"] = round(floor_ms(policy, positions, quantisation, rates), 2)
+        row["of_floor"] = round(row["median_ms"] / row["floor_ms"], 3)
+        if plan.profile:
+            tell("\n".join(profile(work, several[0], plan.profile)))
+    return row, np.stack([_values(a) for a in answers[: len(several)]])
+
+
+def _policy(plan: Plan, path: str) -> tuple[Policy, str]:
+    engine, _, quantisation = path.partition(":")
+    if engine in COMPILED:  # what follows is a folder
+        engine, quantisation = path, ""
+    engine = "plain" if engine == "reference" else engine
+    if plan.model:
+        policy = Policy.from_pretrained(
+            plan.model, device=plan.device, dtype=plan.dtype, engine=engine, vision=plan.vision,
+            quantization=quantisation or None,
+        )  # fmt: skip
+        return policy, quantisation
+    if engine in COMPILED or plan.vision:
+        raise VlaError("compiled parts belong to a checkpoint", "give --model")
+    drawn = random_policy(plan.size, plan.head, plan.device, plan.dtype)
+    if quantisation:
+        quantize_model(drawn.model, get_format(quantisation), plan.method)
+        if engine == "plain" and plan.device == "cpu":
+            make_dense(drawn.model, drawn.dtype)
+    tokenizer = drawn.prompt.tokenizer
+    policy = Policy(drawn.model, tokenizer, drawn.device, drawn.dtype, drawn.name, engine)
+    # As long as a usual prompt; the random checkpoint's tokenizer has one token per byte.
+    policy._prompts[SENTENCE] = torch.arange(4, 28, device=policy.device)[None]
+    return policy, quantisation
+
+
+def _values(answer) -> np.ndarray:
+    if isinstance(answer, np.ndarray):
+        return answer
+    return np.asarray(answer.actions if answer.tokens is None else answer.tokens[0])
+
+
+def table(report: dict[str, Any]) -> list[list[str]]:
+    """The report's paths as rows of words, the heading first."""
+    rows = [["path", "median ms", "p95", "stages ms", "GB", "times first", "of the floor"]]
+    for path, row in report["paths"].items():
+        parts = [f"{k} {v:.1f}" for k, v in row["stages_ms"].items() if k != "total"]
+        rows.append([
+            path, f"{row['median_ms']:.1f}", f"{row['p95_ms']:.1f}", ", ".join(parts),
+            f"{row['peak_gpu_gb']:.1f}" if "peak_gpu_gb" in row else "",
+            f"{row['times_first']:.2f}",
+            f"{row['of_floor']:.2f} x {row['floor_ms']:.1f} ms" if "of_floor" in row else "",
+        ])  # fmt: skip
+    return rows
+
+
+def lines(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Columns under each other."""
+    rows = list(rows)
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    return ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+
+
+def observation(seed: int, images: int, state: int) -> Observation:
+    rng = np.random.default_rng(seed)
+    pictures = {}
+    for i in range(images):
+        small = rng.integers(0, 256, (8, 8, 3), np.uint8)
+        pictures[f"camera_{i}"] = np.ascontiguousarray(small.repeat(28, 0).repeat(28, 1))
+    return Observation(pictures, SENTENCE, np.zeros(state, np.float32))
+
+
+def measure(run, several: list[Observation], repeats: int) -> tuple[list[float], list]:
+    answers = []
+    for o in several[:10]:
+        run(o)
+    times = []
+    for i in range(repeats):
+        begin = time.perf_counter()
+        answer = run(several[i % len(several)])
+        times.append(1e3 * (time.perf_counter() - begin))
+        answers.append(answer)
+    return times, answers
+
+
+def stages(answers: list) -> dict[str, float]:
+    timings = [a.timing for a in answers if hasattr(a, "timing")]
+    if not timings:
+        return {}
+    return {k: round(float(np.median([t[k] for t in timings])), 3) for k in timings[0]}
+
+
+def profile(run, observation: Observation, rows: int) -> list[str]:
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    with profiler(activities=[ProfilerActivity.CUDA]) as p:
+        for _ in range(3):
+            run(observation)
+        torch.cuda.synchronize()
+    found = sorted(p.key_averages(), key=lambda e: -e.self_device_time_total)[:rows]
+    return [
+        f"{e.self_device_time_total / 3e3:8.3f} ms {e.count // 3:5d} x {e.key[:90]}" for e in found
+    ]
