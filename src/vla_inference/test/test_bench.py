@@ -17,15 +17,15 @@ from vla_inference.random_checkpoint import random_policy, write_random_checkpoi
 def test_every_path_is_measured_on_the_same_inputs(tmp_path, capsys):
     model = str(write_random_checkpoint(tmp_path / "ck", head="tokens"))
     output = tmp_path / "speed.json"
-    bench(model, paths="plain,plain:fp32,plain:int8", device="cpu", repeats=3, output=output)
+    bench(model, paths="plain,plain:fp32,plain:int4-g32", device="cpu", repeats=3, output=output)
     report = json.loads(output.read_text())
     rows = report["paths"]
-    assert list(rows) == ["plain", "plain:fp32", "plain:int8"]
+    assert list(rows) == ["plain", "plain:fp32", "plain:int4-g32"]
     for row in rows.values():
         assert 0 < row["median_ms"] <= row["p95_ms"]
         assert set(row["stages_ms"]) == {"preprocess", "vision", "prefill", "decode", "total"}
     assert rows["plain:fp32"]["tokens_equal_plain"] == 1.0
-    assert rows["plain:int8"]["tokens_equal_plain"] < 1.0  # it was quantised
+    assert rows["plain:int4-g32"]["tokens_equal_plain"] < 1.0  # it was quantised
     assert rows["plain"]["times_first"] == 1.0
     out, err = capsys.readouterr()
     assert out.splitlines() == lines(table(report)) and len(err.splitlines()) == 4

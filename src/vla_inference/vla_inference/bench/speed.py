@@ -139,8 +139,9 @@ def _measured(plan: Plan, path: str, rates: dict, tell) -> tuple[dict[str, Any],
 
 
 def _policy(plan: Plan, path: str) -> tuple[Policy, str]:
-    engine, _, quantisation = path.partition(":")
-    if engine in COMPILED:  # what follows is a folder
+    kind, _, quantisation = path.partition(":")
+    engine = kind
+    if kind in COMPILED:  # what follows is a folder
         engine, quantisation = path, ""
     engine = "plain" if engine == "reference" else engine
     if plan.model:
@@ -149,7 +150,7 @@ def _policy(plan: Plan, path: str) -> tuple[Policy, str]:
             quantization=quantisation or None,
         )  # fmt: skip
         return policy, quantisation
-    if engine in COMPILED or plan.vision:
+    if kind in COMPILED or plan.vision:
         raise VlaError("compiled parts belong to a checkpoint", "give --model")
     drawn = random_policy(plan.size, plan.head, plan.device, plan.dtype)
     if quantisation:
