@@ -228,7 +228,7 @@ class SimNode(Node):
     def reset(self, task: str, seed: int | None, instruction: str) -> None:
         """End the episode under way and begin the run's next one, or another seed's first."""
         s, sim = self.settings, self.sim
-        if task and get_task(task) is not sim.task:
+        if task and get_task(task).name != sim.task.name:
             sim = make_world(task, (s.camera,), s.width, s.height, s.language)
         under_way = not self.evaluation.run.done
         self.evaluation.abort()

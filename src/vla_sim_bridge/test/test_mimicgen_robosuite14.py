@@ -1,0 +1,80 @@
+"""With a real robosuite 1.4, where VLA_TEST_ROBOSUITE14_PYTHON names a Python that has one.
+
+The `mimicgen` it finds is a stand-in: robosuite's own Stack under the package's names.
+"""
+
+import os
+
+import numpy as np
+import pytest
+
+from vla_sim_bridge import mimicgen_process
+from vla_sim_bridge.episode_run import EpisodeRun
+from vla_sim_bridge.world import make_world
+
+PYTHON = os.environ.get("VLA_TEST_ROBOSUITE14_PYTHON", "")
+pytestmark = pytest.mark.skipif(not PYTHON, reason="VLA_TEST_ROBOSUITE14_PYTHON is not set")
+
+MIMICGEN = """
+from robosuite.environments.manipulation.stack import Stack
+
+class Stack_D0(Stack):
+    pass
+
+class Stack_D1(Stack):
+    pass
+"""
+# Joints 7, fingers 2, then position and quaternion of the red and of the green block
+RED, GREEN = slice(10, 13), slice(17, 20)
+HOVER, GRASP, ON_TOP = 0.10, 0.0, 0.05  # m of the grip site over a block
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    (tmp_path / "mimicgen.py").write_text(MIMICGEN)
+    path = tmp_path / "python"
+    path.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {PYTHON} "$@"\n')
+    path.chmod(0o755)
+    mimicgen_process.installed.cache_clear()
+    monkeypatch.setenv(mimicgen_process.PYTHON_VARIABLE, str(path))
+    sim = make_world("mimicgen/Stack_D1", ("agentview", "robot0_eye_in_hand"), 96, 64)
+    yield sim
+    sim.close()
+    mimicgen_process.installed.cache_clear()
+
+
+def stack(run):
+    """By script, to the episode's end: the actions, and what the cameras saw last."""
+    sim, actions, seen = run.sim, [], None
+    start = sim.get_mujoco_state()
+    red, green = start[RED], start[GREEN]
+    legs = [(red, HOVER, 1.0, 25), (red, GRASP, 1.0, 25), (red, GRASP, 0.0, 10),
+            (red, HOVER, 0.0, 20), (green, HOVER, 0.0, 30), (green, ON_TOP, 0.0, 25),
+            (green, ON_TOP, 1.0, 10), (green, HOVER + ON_TOP, 1.0, 30)]  # fmt: skip
+    for block, height, gripper, steps in legs:
+        for _ in range(steps):
+            error = block + [0, 0, height] - sim.eef_pose()[:3, 3]
+            actions.append(np.array([*np.clip(error, -0.05, 0.05), 0, 0, 0, gripper]))
+            if run.step(actions[-1]):
+                return actions, sim.observation()
+    return actions, seen
+
+
+def test_our_actions_stack_there_and_their_replay_is_the_same_to_the_bit(world):
+    run = EpisodeRun(world, 5, 0, 400)
+    first = world.observation()
+    actions, last = stack(run)
+    result = run.result()
+    assert (result.outcome, result.task) == ("success", "mimicgen/Stack_D1")
+    assert set(last.images) == {"agentview", "robot0_eye_in_hand"}
+    for name, picture in last.images.items():
+        assert picture.shape == (64, 96, 3) and picture.std() > 10
+        assert np.abs(picture.astype(int) - first.images[name]).mean() > 1
+    end = world.get_mujoco_state()
+    again = EpisodeRun(world, 5, 0, 400)
+    for action in actions:
+        again.step(action)
+    assert again.result() == result
+    np.testing.assert_array_equal(world.get_mujoco_state(), end)
+    # upright: the arm hangs into the picture from above, the table's far edge is light below it
+    assert world.render("agentview")[:8].mean() < world.render("agentview")[-8:].mean()
