@@ -1,0 +1,80 @@
+"""Every engine that runs on this machine, against the plain one on random observations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from vla_inference.errors import VlaError
+from vla_inference.policy import Policy
+from vla_inference.quantization import get_format
+from vla_inference.quantization.write import quantize_checkpoint
+from vla_inference.random_checkpoint import HEADS, write_random_checkpoint
+from vla_inference.types import Observation
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SEVERAL = 12
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    base = tmp_path_factory.mktemp("engines")
+    return {h: write_random_checkpoint(base / h, "small", h) for h in HEADS}
+
+
+def answers(policy: Policy) -> tuple[np.ndarray, np.ndarray | None]:
+    head, size = policy.config.head, policy.config.towers[0].image_size
+    actions, tokens = [], []
+    for seed in range(SEVERAL):
+        rng = np.random.default_rng(seed)
+        pictures = {
+            f"c{i}": rng.integers(0, 256, (size, size, 3), np.uint8)
+            for i in range(head.num_images)
+        }
+        text = "go" * (1 + seed % 3)  # three lengths of context
+        seen = Observation(pictures, text, rng.uniform(-1, 1, head.proprio_dim))
+        chunk = policy.predict_action(seen)
+        actions.append(chunk.actions)
+        tokens.append(chunk.tokens)
+    return np.stack(actions), None if tokens[0] is None else np.stack(tokens)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_torch_engine_answers_as_the_plain_one(folders, head):
+    plain, fast = (
+        Policy.from_pretrained(folders[head], device=DEVICE, dtype="float32", engine=engine)
+        for engine in ("plain", "torch")
+    )
+    (a, ids), (b, same) = answers(plain), answers(fast)
+    statistics = plain.config.norm_stats["random"]["action"]
+    span = np.subtract(statistics["q99"], statistics["q01"])
+    if ids is None:
+        assert np.abs((a - b) / span).max() < 1e-3
+    else:
+        # A tie under rounding may fall the other way, and what follows it with it.
+        assert (ids == same).mean() > 0.95
+        assert (
+            fast.predict_batch([np.zeros((64, 64, 3), np.uint8)] * 2, "go")[0].tokens is not None
+        )
+
+
+@pytest.mark.parametrize("format", ["int8", "int4-g32"])
+def test_the_torch_engine_on_quantised_weights(folders, tmp_path, format):
+    """Inputs may be rounded there as well, by which random weights' answers move a little."""
+    quantize_checkpoint(folders["l1"], tmp_path / "q", get_format(format), "rtn")
+    plain, fast = (
+        Policy.from_pretrained(tmp_path / "q", device=DEVICE, dtype="float32", engine=engine)
+        for engine in ("plain", "torch")
+    )
+    (a, _), (b, _) = answers(plain), answers(fast)
+    statistics = plain.config.norm_stats["random"]["action"]
+    span = np.subtract(statistics["q99"], statistics["q01"])
+    assert np.sqrt((((a - b) / span) ** 2).mean()) < 0.03
+
+
+def test_options_that_contradict_are_refused_before_weights_are_read(folders, tmp_path):
+    with pytest.raises(VlaError, match="no engine 'warp'; known: plain, torch"):
+        Policy.from_pretrained(folders["l1"], engine="warp")
+    with pytest.raises(VlaError, match=r"'tvm:x' brings the language model's weights"):
+        Policy.from_pretrained(folders["l1"], engine="tvm:x", quantization="int8")
