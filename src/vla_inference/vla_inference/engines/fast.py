@@ -10,8 +10,15 @@ from vla_inference.model import VLA
 
 
 def make(model: VLA, **options: Any) -> Engine:
-    """The CUDA engine of a model on CUDA. Raises VlaError where Triton is missing."""
+    """The CUDA engine of a model on CUDA, the CPU engine of one on the CPU.
+
+    Raises VlaError where Triton is missing on CUDA.
+    """
     device = model.language_model.model.embed_tokens.weight.device
+    if device.type == "cpu":
+        from vla_inference.engines import cpu
+
+        return cpu.make(model, **options)
     if device.type != "cuda":
         return Engine(model, **options)
     try:
