@@ -28,10 +28,8 @@ def answers(policy: Policy) -> tuple[np.ndarray, np.ndarray | None]:
     actions, tokens = [], []
     for seed in range(SEVERAL):
         rng = np.random.default_rng(seed)
-        pictures = {
-            f"c{i}": rng.integers(0, 256, (size, size, 3), np.uint8)
-            for i in range(head.num_images)
-        }
+        shape = (head.num_images, size, size, 3)
+        pictures = {f"c{i}": p for i, p in enumerate(rng.integers(0, 256, shape, np.uint8))}
         text = "go" * (1 + seed % 3)  # three lengths of context
         seen = Observation(pictures, text, rng.uniform(-1, 1, head.proprio_dim))
         chunk = policy.predict_action(seen)
