@@ -65,6 +65,8 @@ def main() -> None:
             times[name].append(spent)
             if name == "plain":
                 reference = answers[name]
+    for line in lines.values():
+        line.send(None)
     medians = {name: np.median(times[name], axis=1) for name in names}
     report = {"threads": args.threads, "rounds": args.rounds, "per_round": PER_ROUND}
     for name in names:
@@ -110,8 +112,7 @@ def serve(line, engine: str, dtype: str, model: str, threads: int, observations:
     for observation in observations * 2:
         policy.predict_action(observation, action_space="normalized")
     line.send("ready")
-    while True:
-        line.recv()
+    while line.recv() is not None:
         policy.predict_action(observations[0])  # wakes threads and caches
         spent, actions = [], []
         for observation in observations:
