@@ -15,6 +15,7 @@ from torch import nn
 
 from vla_inference.checkpoint import load_model
 from vla_inference.errors import CheckpointError, VlaError
+from vla_inference.model_thread import ModelSettings, load_policy
 from vla_inference.policy import Policy
 from vla_inference.quantization import FORMATS, QuantLinear, get_format
 from vla_inference.quantization.calibration import Calibrator, LayerByLayer
@@ -183,6 +184,15 @@ def test_plain_arithmetic_on_the_cpu_takes_rounded_dense_weights(folder):
     weight = policy.model.language_model.model.layers[0].mlp.up_proj.weight
     other = plain.model.language_model.model.layers[0].mlp.up_proj.weight
     assert 0 < (weight - other).norm() / other.norm() < 0.2
+
+
+def test_the_nodes_settings_reach_the_model(folder):
+    settings = ModelSettings(str(folder), device="cpu", quantization="int8", draft=True)
+    policy = load_policy(settings)
+    assert policy.quantization == "int8" and policy.engine.drafted == 0
+    policy.warm_up()
+    policy.warm_up()
+    assert policy.engine.drafted == 6
 
 
 def test_mismatches_are_named(folder, tmp_path):
