@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from vla_inference import cli_info
 from vla_inference.checkpoint import load_model
 from vla_inference.errors import CheckpointError, VlaError
 from vla_inference.model_thread import ModelSettings, load_policy
@@ -174,6 +175,9 @@ def test_a_quantised_checkpoint_is_the_model_quantised(folder, tmp_path, name):
         assert np.array_equal(policy.predict_action(seen).tokens, want)
     about = json.loads((tmp_path / "q" / "config.json").read_text())["quantization"]
     assert about["format"] == name and about["modules"] == ["language_model.model.layers"]
+    told = cli_info.describe(tmp_path / "q")
+    assert told["parameters"] == cli_info.describe(folder)["parameters"]
+    assert f"the language model's layers, {name}" in cli_info.text(told)
     assert not [p for p in tmp_path.iterdir() if p.name != "q"]
 
 

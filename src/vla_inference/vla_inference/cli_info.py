@@ -32,7 +32,7 @@ def describe(model: str | Path) -> dict[str, Any]:
     files = weight_files(folder)
     for path in files:
         for key, entry in tensor_headers(path).items():
-            parts[_part(key, config)] += math.prod(entry["shape"])
+            parts[_part(key, config)] += _parameters(key, entry)
             dtypes.add(entry["dtype"])
     return {
         "name": config.name,
@@ -45,6 +45,7 @@ def describe(model: str | Path) -> dict[str, Any]:
             {"key": t.key, "image_size": t.image_size, "patches": t.num_patches, "stem": t.stem}
             for t in config.towers
         ],
+        "quantization": config.quantization,
         "resize": config.image_resize_strategy,
         "center_crop": config.center_crop,
         "assumed": list(config.assumed),
@@ -59,6 +60,14 @@ def describe(model: str | Path) -> dict[str, Any]:
         },
         "action_spaces": {name: _space(name, s, config) for name, s in config.norm_stats.items()},
     }
+
+
+def _parameters(key: str, entry: Mapping[str, Any]) -> int:
+    """Of a quantised weight what its codes stand for; scales and zeros are none."""
+    kind = key.rpartition(".")[2]
+    if kind in ("scales", "zeros"):
+        return 0
+    return math.prod(entry["shape"]) * (8 if kind == "codes" and entry["dtype"] == "I32" else 1)
 
 
 def _part(key: str, config: ModelConfig) -> str:
@@ -104,6 +113,8 @@ def text(d: Mapping[str, Any]) -> str:
         f"{d['size_mb']} MB",
     ]
     lines += [f"    {name:<28} {n / 1e6:9.3f} M" for name, n in d["parts"].items()]
+    if d["quantization"]:
+        lines.append(f"  quantised   the language model's layers, {d['quantization']}")
     for t in d["towers"]:
         lines.append(
             f"  vision      {t['key']}: {t['image_size']} x {t['image_size']} pixels "
