@@ -151,6 +151,7 @@ def test_an_episode_counts_by_the_settle_rule_and_its_seed_alone_decides_it(worl
         assert (result.task, result.outcome, result.frames) == ("mimicgen/Stack_D1", "success", 2)
         assert result.instruction == "stack the red block on top of the green block"
         np.testing.assert_allclose(sim.eef_pose()[:3, 3], starts[-1] + [0, 0, 0.1], atol=1e-12)
+    assert sim.versions["robosuite"] == "1.4.1" and sim.versions["mujoco"] == "2.3.2"
     assert (starts[0] == starts[2]).all() and (starts[0] != starts[1]).all()
     assert SETTLE_STEPS == 10
 

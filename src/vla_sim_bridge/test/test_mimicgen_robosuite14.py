@@ -53,7 +53,7 @@ def stack(run):
             (green, ON_TOP, 1.0, 10), (green, HOVER + ON_TOP, 1.0, 30)]  # fmt: skip
     for block, height, gripper, steps in legs:
         for _ in range(steps):
-            error = block + [0, 0, height] - sim.eef_pose()[:3, 3]
+            error = block + np.array([0, 0, height]) - sim.eef_pose()[:3, 3]
             actions.append(np.array([*np.clip(error, -0.05, 0.05), 0, 0, 0, gripper]))
             if run.step(actions[-1]):
                 return actions, sim.observation()
@@ -76,5 +76,5 @@ def test_our_actions_stack_there_and_their_replay_is_the_same_to_the_bit(world):
         again.step(action)
     assert again.result() == result
     np.testing.assert_array_equal(world.get_mujoco_state(), end)
-    # upright: the arm hangs into the picture from above, the table's far edge is light below it
+    # upright: the arm comes into the picture from above, the near edge of the table is below
     assert world.render("agentview")[:8].mean() < world.render("agentview")[-8:].mean()

@@ -211,13 +211,14 @@ def _stdout_to_stderr() -> Iterator[None]:
 def show(results: dict, folder: Path) -> None:
     """The table at the end, and where everything is."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from vla_sim_bridge.report import summary_rows
 
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, value in summary_rows(results):
-        table.add_row(name, value, style="bold" if name.startswith("success") else None)
+        table.add_row(name, escape(value), style="bold" if name.startswith("success") else None)
     console = Console(highlight=False)
     console.print()
     console.print(table)

@@ -36,7 +36,10 @@ class MimicgenWorld:
         self.instruction, self.gripper = "", 1.0
         self._process = process or MimicgenProcess(find_python())
         try:
-            known = self._process.about["environments"]
+            about = self._process.about
+            self.versions = {n: about[n] for n in ("robosuite", "mujoco")}
+            self.versions["mimicgen_python"] = f"{self._process.python} ({about['python']})"
+            known = about["environments"]
             if task.env not in known:
                 raise VlaError(
                     f"the package registers no environment {task.env!r}",

@@ -279,7 +279,7 @@ class SimNode(Node):
             "picture": {"camera": s.camera, "width": s.width, "height": s.height},
             "driven_by": s.driven_by,
             "instruction_mismatches": self.drive.lock.mismatched,
-            "versions": report.versions(),
+            "versions": {**report.versions(), **self.sim.versions},
             **self.drive.results(),
         }
         results["command"] = report.command_to_repeat(results)

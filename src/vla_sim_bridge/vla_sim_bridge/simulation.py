@@ -121,6 +121,7 @@ class Simulation:
                 self.model, randomize, self.cameras, self._bodies.values(), joints
             )
         self.randomized: dict = {}
+        self.versions: dict[str, str] = {}
         self.scene = Scene()
         self.rng = np.random.default_rng(0)
         self.instruction = ""
