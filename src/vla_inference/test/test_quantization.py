@@ -194,6 +194,7 @@ def test_the_nodes_settings_reach_the_model(folder):
     settings = ModelSettings(str(folder), device="cpu", quantization="int8", draft=True)
     policy = load_policy(settings)
     assert policy.quantization == "int8" and policy.engine.drafted == 0
+    assert policy.name == "ck:int8"
     policy.warm_up()
     policy.warm_up()
     assert policy.engine.drafted == 6

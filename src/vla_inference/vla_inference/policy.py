@@ -190,7 +190,10 @@ class Policy:
         if engine == "plain" and device == "cpu" and model.config.quantization:
             make_dense(model, DTYPES[dtype])
         run_by = make_engine(engine, model, vision=vision, checkpoint=folder, draft=draft)
-        return cls(model, tokenizer, device, DTYPES[dtype], checkpoint_name(folder), run_by)
+        name = checkpoint_name(folder)
+        if format is not None and not config.quantization:
+            name += f":{format.name}"  # results tell it from the checkpoint as it is
+        return cls(model, tokenizer, device, DTYPES[dtype], name, run_by)
 
     @property
     def quantization(self) -> str:
