@@ -4,8 +4,8 @@
     python bench/quantization_error.py [--size openvla-oft-7b --device cuda --observations 32]
 
 Weights are random, of the published shape. The L1 head's actions are compared, because tokens of
-random weights are a coin's toss. Errors are relative: RMS of the difference over RMS of the plain
-model's deviations from their mean.
+random weights are a coin's toss. An error is the RMS of the difference over the RMS by which the
+plain model's answers vary among observations, which of random weights is little.
 """
 
 from __future__ import annotations
