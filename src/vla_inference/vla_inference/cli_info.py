@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
+from vla_inference.action_specs import statistics_spec
 from vla_inference.actions import Normalisation
 from vla_inference.checkpoint import load_config, load_tokenizer
 from vla_inference.cli_output import JsonOption, print_json
 from vla_inference.errors import CheckpointError
 from vla_inference.hub import resolve
 from vla_inference.model import ModelConfig
-from vla_inference.policy import statistics_spec
 from vla_inference.tensor_files import tensor_headers, weight_files
 
 

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from vla_inference.action_specs import check_statistics, statistics_spec
 from vla_inference.actions import ActionTokens, Normalisation, find_statistics, unit_statistics
 from vla_inference.checkpoint import load_config, load_model, load_tokenizer
 from vla_inference.engines import Engine, left_out, make_engine
 from vla_inference.errors import CheckpointError, ObservationError, VlaError
 from vla_inference.hub import resolve
-from vla_inference.model import VLA, ModelConfig
+from vla_inference.model import VLA
 from vla_inference.preprocess import PicturePreprocessor, PromptTokenizer
 from vla_inference.published import checkpoint_name
 from vla_inference.quantization.formats import read_quantization
 from vla_inference.quantization.swap import WHERE, make_dense
-from vla_inference.types import ActionChunk, ActionSpec, DimSpec, Observation, eef_delta_spec
+from vla_inference.stage_timer import StageTimer
+from vla_inference.types import ActionChunk, ActionSpec, DimSpec, Observation
 
 NOT_FINITE = ("the model answered with numbers that are not finite", "check its weights")
 OFT_EPSILON = 1e-8  # OpenVLA-OFT adds it to the range when it un-normalises
@@ -32,50 +32,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
-
-def statistics_spec(statistics: Mapping, action_dim: int = 7) -> ActionSpec:
-    """What the actions of a set of statistics mean.
-
-    They may carry a `spec` ({"rotation", "frame", "dt", "dims": [{"name", "unit", "polarity"}]}).
-    Those of the Open X-Embodiment sets don't: 7 dimensions are then fixed-axis angles in the base
-    frame at about 5 Hz, 14 are ALOHA's two arms as OpenVLA-OFT has them, and others have no name.
-    """
-    defaults = {"rotation": "rpy", "frame": "base", "dt": 0.2}
-    given = dict(statistics.get("spec", {}))
-    dims = given.pop("dims", None)
-    unknown = set(given) - set(defaults)
-    if unknown:
-        raise CheckpointError(
-            f"the statistics' spec names unknown {', '.join(sorted(unknown))}",
-            f"known: {', '.join(defaults)}, dims",
-        )
-    values = {**defaults, **given}
-    if dims is not None:
-        try:
-            named = tuple(DimSpec(**d) for d in dims)
-        except TypeError as error:
-            raise CheckpointError(
-                f"the statistics' spec has dims {dims!r:.80} ({error})",
-                "give a list of {name, unit, polarity}",
-            ) from None
-        return ActionSpec(named, values["frame"], values["rotation"], values["dt"])
-    if action_dim == 7:
-        return eef_delta_spec(**values)
-    joints = {"rotation": "joints", "frame": "joints"}
-    if action_dim == 14:
-        return ActionSpec(ALOHA, **{**joints, "dt": 0.04, **given})
-    nameless = tuple(DimSpec(f"dim_{i}", "?") for i in range(action_dim))
-    return ActionSpec(nameless, **{**values, "rotation": "?", "frame": "?", **given})
-
-
-def _arm(side: str) -> tuple[DimSpec, ...]:
-    names = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
-    joints = tuple(DimSpec(f"{side}_{n}", "rad") for n in names)
-    return (*joints, DimSpec(f"{side}_gripper", "1", "1 open, 0 closed"))
-
-
-ALOHA = _arm("left") + _arm("right")
 
 
 @dataclass(frozen=True)
@@ -309,7 +265,7 @@ class Policy:
         request = self._request(
             one_name(action_space, unnorm_key), return_tensors, count_unrestricted
         )
-        timer = _Timer(self.device)
+        timer = StageTimer(self.device)
         observation = _observation(observation)
         space = one_name(action_space, unnorm_key)
         context = self._context([observation], [instruction], space, timer)
@@ -392,7 +348,7 @@ class Policy:
             groups.setdefault(self._ids(text).shape[1], []).append(i)
         chunks: dict[int, ActionChunk] = {}
         for group in groups.values():
-            timer = _Timer(self.device)
+            timer = StageTimer(self.device)
             context = self._context(
                 [observations[i] for i in group], [texts[i] for i in group], action_space, timer
             )
@@ -406,7 +362,7 @@ class Policy:
         observations: Sequence[Observation],
         instructions: Sequence[str | None],
         action_space: str | Mapping | None,
-        timer: _Timer,
+        timer: StageTimer,
     ) -> torch.Tensor:
         """The embeddings that the language model begins with: [B, n, H]"""
         wanted = self.config.head.num_images
@@ -430,7 +386,7 @@ class Policy:
 
     @torch.inference_mode()
     def _act(
-        self, context: torch.Tensor, request: _Request, timer: _Timer
+        self, context: torch.Tensor, request: _Request, timer: StageTimer
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """Normalised actions float64 [B, T, D]; tokens alike and counts [B], or None."""
         head = self.config.head
@@ -473,7 +429,7 @@ class Policy:
         tokens: np.ndarray | None,
         counts: np.ndarray | None,
         request: _Request,
-        timer: _Timer,
+        timer: StageTimer,
     ) -> list[ActionChunk]:
         actions = request.normalisation.denormalise(normalised, self._epsilon)
         if not np.isfinite(actions).all():
@@ -530,24 +486,6 @@ class Policy:
         return torch.from_numpy(values)[None]
 
 
-def check_statistics(config: ModelConfig, folder: Path) -> None:
-    """Refuse statistics of another length than the model's actions, naming file and field."""
-    file = "dataset_statistics.json"
-    where = folder / (file if (folder / file).is_file() else "config.json")
-    for name, space in config.norm_stats.items():
-        if not isinstance(space, Mapping):
-            raise CheckpointError(f"{where}: {name!r} is {space!r:.60}", "it must be an object")
-        entry = space.get("action", space)
-        for key in (*config.head.bounds.split("_"), "mask"):
-            values = entry.get(key) if isinstance(entry, Mapping) else None
-            if isinstance(values, list) and len(values) != config.head.action_dim:
-                raise CheckpointError(
-                    f"{where}: {name!r} has {len(values)} numbers in {key}, the model's actions "
-                    f"have {config.head.action_dim}",
-                    "the statistics and the weights must come from one training run",
-                )
-
-
 def one_name(action_space: str | Mapping | None, unnorm_key: str | Mapping | None):
     """`action_space` and `unnorm_key` are two names of one thing."""
     if action_space is not None and unnorm_key is not None:
@@ -571,33 +509,3 @@ def _observation(given: Observation | np.ndarray) -> Observation:
 def _inferring(steps: Iterator) -> Iterator:
     """Without gradients inside the steps, and with the caller's own setting between them."""
     yield from steps
-
-
-class _Timer:
-    """Milliseconds by stage. On CUDA by events, so that no stage waits for the one before it."""
-
-    def __init__(self, device: torch.device):
-        self.cuda = device.type == "cuda"
-        self.begin = time.perf_counter()
-        self.marks: list[tuple[str, float, torch.cuda.Event | None]] = []
-
-    def mark(self, stage: str) -> None:
-        event = None
-        if self.cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-        self.marks.append((stage, time.perf_counter(), event))
-
-    def finish(self) -> dict[str, float]:
-        if self.cuda:
-            torch.cuda.synchronize()
-        total = 1e3 * (time.perf_counter() - self.begin)
-        stages: dict[str, float] = {}
-        last, last_event = self.begin, None
-        for stage, now, event in self.marks:
-            spent = 1e3 * (now - last)
-            if last_event is not None:
-                spent = last_event.elapsed_time(event)
-            stages[stage] = stages.get(stage, 0.0) + spent
-            last, last_event = now, event
-        return {**stages, "total": total}

@@ -1,0 +1,37 @@
+"""How long each stage of an answer takes."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+
+class StageTimer:
+    """Milliseconds by stage. On CUDA by events, so that no stage waits for the one before it."""
+
+    def __init__(self, device: torch.device):
+        self.cuda = device.type == "cuda"
+        self.begin = time.perf_counter()
+        self.marks: list[tuple[str, float, torch.cuda.Event | None]] = []
+
+    def mark(self, stage: str) -> None:
+        event = None
+        if self.cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+        self.marks.append((stage, time.perf_counter(), event))
+
+    def finish(self) -> dict[str, float]:
+        if self.cuda:
+            torch.cuda.synchronize()
+        total = 1e3 * (time.perf_counter() - self.begin)
+        stages: dict[str, float] = {}
+        last, last_event = self.begin, None
+        for stage, now, event in self.marks:
+            spent = 1e3 * (now - last)
+            if last_event is not None:
+                spent = last_event.elapsed_time(event)
+            stages[stage] = stages.get(stage, 0.0) + spent
+            last, last_event = now, event
+        return {**stages, "total": total}
