@@ -34,7 +34,7 @@ from vla_inference.random_checkpoint import random_policy
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EXACT = 2e-6  # float32 arithmetic
-FEW = settings(deadline=None, max_examples=6, derandomize=True)
+FEW = settings(deadline=None, max_examples=4, derandomize=True)
 SEEDS = st.integers(0, 2**31)
 
 
@@ -262,7 +262,7 @@ def test_the_fused_llama_is_the_plain_one(quantisation, many):
     x = Draw(1)(1, 9, 32)
     with torch.inference_mode():
         plain = [(int(t), h[0].clone()) for t, h in model.generate(x)]
-        steps = plain if not quantisation else plain[:2]  # the interpreter takes its time
+        steps = plain[: 2 if quantisation else 4]  # the interpreter takes its time
         encoded = model.encode(x)[0]
         llama = CudaLlama(model, 32, many)
         token = torch.zeros(1, dtype=torch.long, device=DEVICE)

@@ -10,17 +10,20 @@ from vla_inference.errors import VlaError
 from vla_inference.policy import Policy
 from vla_inference.quantization import get_format
 from vla_inference.quantization.write import quantize_checkpoint
-from vla_inference.random_checkpoint import HEADS, write_random_checkpoint
+from vla_inference.random_checkpoint import write_random_checkpoint
 from vla_inference.types import Observation
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SEVERAL = 12
+SEVERAL = 6
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     base = tmp_path_factory.mktemp("engines")
-    return {h: write_random_checkpoint(base / h, "small", h) for h in HEADS}
+    return {
+        h: write_random_checkpoint(base / h, "small", h)
+        for h in ("tokens", "parallel", "l1", "l1-two-cameras")
+    }
 
 
 def answers(policy: Policy) -> tuple[np.ndarray, np.ndarray | None]:
@@ -38,7 +41,7 @@ def answers(policy: Policy) -> tuple[np.ndarray, np.ndarray | None]:
     return np.stack(actions), None if tokens[0] is None else np.stack(tokens)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", ["tokens", "parallel", "l1-two-cameras"])
 def test_the_torch_engine_answers_as_the_plain_one(folders, head):
     plain, fast = (
         Policy.from_pretrained(folders[head], device=DEVICE, dtype="float32", engine=engine)
