@@ -303,7 +303,10 @@ def test_every_path_of_a_verb_is_known_as_one(kind):
             kinds, info = hint.__args__[0], hint.__metadata__[0]
             given = [info.default, *(info.param_decls or ())]
             words = [w for w in given if isinstance(w, str)] or [name.replace("_", "-")]
-            options.update({w.removeprefix("--"): kinds for w in words})
+            words = [w.removeprefix("--") for both in words for w in both.split("/")]
+            if kinds is bool:  # a flag without a name of its own can be turned off
+                words += [f"no-{w}" for w in words]
+            options.update(dict.fromkeys(words, kinds))
     assert KINDS[kind].options <= set(options)
     for name in KINDS[kind].options:
         if "Path" in str(options[name]):
