@@ -60,15 +60,26 @@ def picture_encoding(data: bytes) -> str:
 
 
 class LazyPictures(Mapping[str, np.ndarray]):
-    """Camera name -> picture of one step, decoded on each access."""
+    """Camera name -> picture of one step, decoded on each access.
 
-    __slots__ = ("_encoded", "_where")
+    seen: what the steps of an episode share, so that a picture which stays the same byte for byte
+        (that of a camera which isn't there) is decoded twice at most.
+    """
 
-    def __init__(self, encoded: Mapping[str, bytes], where: str):
+    __slots__ = ("_encoded", "_seen", "_where")
+
+    def __init__(self, encoded: Mapping[str, bytes], where: str, seen: dict | None = None):
         self._encoded, self._where = encoded, where
+        self._seen = {} if seen is None else seen
 
     def __getitem__(self, camera: str) -> np.ndarray:
-        return decode_picture(self._encoded[camera], f"{self._where}, picture {camera!r}")
+        data = self._encoded[camera]
+        before, kept = self._seen.get(camera, (b"", None))
+        if data == before and kept is not None:
+            return kept.copy()
+        picture = decode_picture(data, f"{self._where}, picture {camera!r}")
+        self._seen[camera] = (data, picture.copy() if data == before else None)
+        return picture
 
     def encoded(self, camera: str) -> bytes:
         """As it is stored: JPEG or PNG."""

@@ -264,13 +264,14 @@ class RldsEpisodes(EpisodeSet):
 
         cameras = self.cameras()
         pictures = {c: column(OBSERVATION + c, b"") for c in cameras}
+        seen: dict = {}
         texts = [_text(t, where) for t in column("steps/language_instruction", b"")]
         state = self._state(record, where, length)
         rewards, terminal = column("steps/reward", 0.0), column("steps/is_terminal", False)
         steps = [
             Step(
                 Observation(
-                    LazyPictures({c: pictures[c][t] for c in cameras}, f"{where}, step {t}"),
+                    LazyPictures({c: pictures[c][t] for c in cameras}, f"{where}, step {t}", seen),
                     texts[t],
                     None if state is None else state[t],
                 ),

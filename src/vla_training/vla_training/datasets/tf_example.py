@@ -98,10 +98,16 @@ def _numbers(data: bytes, start: int, end: int) -> Iterator[tuple[int, tuple[int
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, tuple[int, int]]]:
     """(field number, span of its value) of a message in data[at:end]."""
     while at < end:
-        key, at = _varint(data, at, end)
+        # Most keys take one byte and most lengths one or two: no call for these.
+        key, at = (data[at], at + 1) if data[at] < 0x80 else _varint(data, at, end)
         kind = key & 7
         if kind == BYTES:
-            size, at = _varint(data, at, end)
+            if at < end and data[at] < 0x80:
+                size, at = data[at], at + 1
+            elif at + 1 < end and data[at + 1] < 0x80:
+                size, at = data[at] & 0x7F | data[at + 1] << 7, at + 2
+            else:
+                size, at = _varint(data, at, end)
         elif kind == VARINT:
             size = _varint(data, at, end)[1] - at
         elif kind in (FIXED32, FIXED64):
