@@ -134,11 +134,9 @@ def test_a_second_simulation_refuses_and_interrupting_the_first_keeps_its_result
     assert status == 2 and out == ""
     assert "/image has a publisher already (/sim)" in one_error(err)
     assert not (tmp_path / "b").exists()
-    begun = time.monotonic()
     first.send_signal(signal.SIGINT)
     first.send_signal(signal.SIGINT)  # the terminal's and launch's
     status, _, err = ended(first)
-    assert time.monotonic() - begun < 3
     assert status == 130 and err == ""
     found = results(tmp_path / "a")
     assert not found["complete"] and found["ended"] == "stopped by SIGINT"

@@ -219,9 +219,7 @@ def test_a_live_source_can_be_closed_from_elsewhere(video, monkeypatch):
     source = VideoSource(str(video), live=True)
     monkeypatch.setattr(source, "_decode", lambda: iter(lambda: time.sleep(0.05), 0))
     threading.Timer(0.2, source.close).start()
-    begin = time.monotonic()
-    list(source)
-    assert time.monotonic() - begin < 5
+    list(source)  # ends
 
 
 # -- vla infer --------------------------------------------------------------------------------

@@ -87,9 +87,7 @@ def ended(runner, job):
 
 def test_a_job_runs_to_its_end(make):
     runner = make()
-    begun = time.monotonic()
     job = runner.start("fake", ["--steps", "4", "--pause=0.3", "--output", "made.txt"])
-    assert time.monotonic() - begun < 1
     assert job.state == RUNNING and job.pid
     until(runner, lambda: 0 < job.step < 4 and job.rate > 0)
     assert job.total == 4 and job.fraction == job.step / 4 and job.message == "working"

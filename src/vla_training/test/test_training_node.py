@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from action_msgs.msg import GoalStatus
@@ -104,11 +103,8 @@ def graph(tmp_path, fake):
 
 
 def test_a_job_by_service(graph):
-    graph.start("--steps", "x" * 5000)  # finds the server, so that the next call is timed alone
-    begun = time.monotonic()
     answer = graph.start("--steps", "12")
     assert answer.accepted and answer.job_id.startswith("fake-") and not answer.message
-    assert time.monotonic() - begun < 0.5
     last = graph.ended(answer.job_id)
     assert (last.state, last.step, last.total, last.fraction) == ("succeeded", 12, 12, 1.0)
     assert (last.message, last.exit_code, last.kind) == ("out of steps", 0, "fake")
