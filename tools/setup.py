@@ -465,18 +465,14 @@ def setup(dev: bool) -> None:
     start = time.monotonic()
     ros = machine_ros()
     names = ["torch", "runtime", "build" if ros else "ros_jazzy"] + (["dev"] if dev else [])
-    if dev and platform.machine() == "x86_64":
-        names += ["onnx", "tvm"]  # optional engines, tested where their wheels are
-        if not has_nvidia():
-            names.append("triton")  # PyTorch for a GPU brings its own
+    if dev and not has_nvidia() and platform.machine() == "x86_64":
+        names.append("triton")  # PyTorch for a GPU brings its own
     titles = {
         "torch": "installing PyTorch",
         "runtime": "installing simulator and libraries",
         "build": "installing colcon",
         "ros_jazzy": "installing ROS 2 Jazzy wheels and colcon",
         "dev": "installing test tools",
-        "onnx": "installing ONNX Runtime",
-        "tvm": "installing TVM",
         "triton": "installing Triton's interpreter",
     }
     venv_key = digest("venv", str(VENV), str(ros))
