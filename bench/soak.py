@@ -3,10 +3,10 @@
 
     python bench/soak.py [--minutes 60] [--task Stack_D2] [--job-every 120] [--swap-every 300]
 
-Simulation, inference, command and training node, a process each. The simulation executes the
-chunks in real time; the command node, enabled, makes commands of the same ones. Every so often a
-job is started and cancelled, and the model is loaded anew and takes over. Sampled every 5 s:
-resident memory, threads and open files of each.
+Simulation, inference, command and training node, a process each. The simulated arm is driven by
+the command node's twists alone, in real time. Every so often a job is started and cancelled, and
+the model is loaded anew and takes over (first in the warm-up: two models at once make the peak).
+Sampled every 5 s: resident memory, threads and open files of each.
 Growth: the median of the last tenth of the samples less that of the first tenth after warm-up.
 A missed command period: a gap in the stamps of the commands. Exit status 1 beyond 20 MB
 of growth in one process, 1 % of the periods missed, or with a thread or job left behind.
@@ -29,13 +29,13 @@ import rclpy
 from geometry_msgs.msg import TwistStamped
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.time import Time
-from std_srvs.srv import SetBool
 
 from vla_inference.ros import qos
 from vla_msgs.msg import CommandStatus, InferenceStatus, JobStatus
 from vla_msgs.srv import CancelJob, LoadModel, StartJob
-from vla_sim_bridge.cli import find_model
 
+ROOT = Path(__file__).resolve().parents[1]
+ROBOT = ROOT / "config/robots/robosuite.yaml"
 EVERY = 5.0  # seconds between samples
 WARM_UP = 60.0  # seconds, or a fifth of the run
 PERIOD = 0.05  # seconds of a command
@@ -75,7 +75,7 @@ def descendants(pid: int) -> int:
 class Soak:
     def __init__(self, args: argparse.Namespace, folder: Path):
         self.args, self.folder = args, folder
-        self.model = Path(find_model(None)).resolve()
+        self.model = ROOT / "models/stack-small"
         domain = 1 + (os.getpid() + 20) % 100
         self.environment = {
             **os.environ, "ROS_DOMAIN_ID": str(domain),
@@ -91,7 +91,6 @@ class Soak:
         make(CommandStatus, "command/status", self.stand, qos.LATCHED)
         make(InferenceStatus, "inference/status", self.answer, qos.LATCHED)
         make(JobStatus, "training/status", self.hear_job, qos.LATCHED)
-        self.enabler = self.node.create_client(SetBool, "command/enable")
         self.starter = self.node.create_client(StartJob, "training/start")
         self.loader = self.node.create_client(LoadModel, "inference/load_model")
         self.canceller = self.node.create_client(CancelJob, "training/cancel")
@@ -107,7 +106,7 @@ class Soak:
         module, parameters = {
             "sim": ("vla_sim_bridge.sim_node", {
                 "task": self.args.task, "episodes": 1_000_000, "horizon": 200, "seed": 7,
-                "record_episodes": 0, "lock_step": False, "summary": False,
+                "record_episodes": 0, "lock_step": False, "driven_by": "twist", "summary": False,
                 "output": str(self.folder / "sim"),
             }),
             "model": ("vla_inference.inference_node", {
@@ -117,6 +116,8 @@ class Soak:
             "jobs": ("vla_training.training_node", {"root": str(jobs)}),
         }[name]  # fmt: skip
         words = [w for k, v in parameters.items() for w in ("-p", f"{k}:={json.dumps(v)}")]
+        if name == "command":
+            words = ["--params-file", str(ROBOT), *words]
         with (self.folder / f"{name}.log").open("w") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", module, "--ros-args", *words],
@@ -157,10 +158,6 @@ class Soak:
             self.executor.spin_once(timeout_sec=0.02)
         return future.result()
 
-    def keep_enabled(self) -> None:
-        if self.command.state != CommandStatus.ENABLED and self.enabler.service_is_ready():
-            self.call(self.enabler, SetBool.Request(data=True))
-
     def job(self) -> None:
         """Begin to generate, cancel it, and see whether anything of it is left."""
         words = ["--task", "Stack_D0", "--episodes", "5", "--parallel", "1", "--output",
@@ -192,11 +189,10 @@ class Soak:
             self.spin(0.5)
         begun = time.monotonic()
         end, next_job = begun + 60 * self.args.minutes, begun + self.args.job_every
-        next_swap = begun + self.args.swap_every
+        next_swap = begun + min(self.args.swap_every, WARM_UP / 2)
         samples: list[tuple[float, dict]] = []
         while time.monotonic() < end:
             self.alive(begun, float("inf"))
-            self.keep_enabled()
             if self.args.job_every and time.monotonic() > next_job:
                 self.job()
                 next_job += self.args.job_every
@@ -244,6 +240,7 @@ class Soak:
             "job_processes_left": self.left,
             "model_changes": self.swaps,
             "episodes": sim.get("episodes"),
+            "successes": sim.get("successes"),
             "sim_real_time": sim.get("real_time"),
             "model_rate": round(self.inference.rate, 2),
             "model_latency_p95_ms": round(self.inference.latency_p95_ms, 1),

@@ -183,6 +183,27 @@ def test_norms_and_activations(quant, seed, n, k, scaled):
         assert agree(*quantize_rows(x, quant), x.double())
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4-g32"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_rounding_hides_no_number_that_is_not_finite(kind, bad):
+    draw = Draw(3)
+    layer = nn.Linear(128, 8, bias=False).to(DEVICE)
+    made = quantize_linear(layer, get_format(kind), "rtn")
+    made.interleave_()
+    x, f = draw(128), made.format
+    x[70] = bad
+    more = {"kind": f.kind, "scales": made.scales, "zeros": made.zeros, "group": f.group}
+    y = gemv(x, made.codes, torch.zeros(8, device=DEVICE), residual=draw(8), **more)
+    assert not y.isfinite().any()
+
+    rows = draw(2, 40)
+    rows[1, 7] = bad
+    codes, scales = quantize_rows(rows, "int8")
+    product = codes.float().sum(1, keepdim=True) * scales
+    assert product[0].isfinite() and not scales[1].isfinite()
+
+
 @given(seed=SEEDS, n=st.integers(1, 4), k=st.sampled_from([40, 96]))
 @FEW
 def test_layer_norm_and_gelu(seed, n, k):

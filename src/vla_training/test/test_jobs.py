@@ -115,6 +115,13 @@ def test_a_command_that_cannot_be_run_fails(make):
     assert (job.state, job.exit_code) == (FAILED, 127) and "/no/such/program" in job.message
 
 
+def test_a_job_gives_way_to_what_else_runs(make):
+    runner = make(nice=7)
+    job = runner.start("fake", LONG)
+    until(runner, lambda: job.step)
+    assert os.getpriority(os.PRIO_PGRP, job.pid) == min(19, os.nice(0) + 7)
+
+
 def test_cancel_interrupts(make):
     runner = make()
     job = runner.start("fake", LONG)

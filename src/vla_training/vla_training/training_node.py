@@ -40,6 +40,11 @@ PARAMETERS: dict[str, tuple[Any, str, Any]] = {
         "seconds from SIGINT to SIGTERM when a job is cancelled",
         FloatingPointRange(from_value=0.0, to_value=3600.0),
     ),
+    "nice": (
+        10,
+        "how far jobs give way to what else runs here, such as a control loop",
+        IntegerRange(from_value=0, to_value=19),
+    ),
     "keep_running": (False, "leave jobs running when the node ends", None),
 }
 
@@ -99,6 +104,7 @@ class TrainingNode(ManagedNode):
             self._command,
             per_kind=self._value("jobs_per_kind"),
             cancel_grace=self._value("cancel_grace"),
+            nice=self._value("nice"),
         )
         for warning in self._runner.warnings:
             self.get_logger().warning(warning)

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vla_inference.kernels.launching import early, early_launch, tuned
+from vla_inference.kernels.launching import early, early_launch, largest, tuned
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -106,7 +106,8 @@ def _gemv_int(
     if NORM:
         gain = tl.rsqrt(tl.sum(tl.sum(xs * xs, 1), 0) / K + eps)
         xs *= tl.load(norm + where, inside[:, None], 0.0)
-    step = tl.maximum(tl.max(tl.abs(xs), 1) / 127, 1e-20)
+    step = largest(xs, 1) / 127
+    step = tl.where(step < 1e-20, 1e-20, step)
     codes = tl.floor(xs / step[:, None] + 0.5).to(tl.int32)
     total = tl.sum(codes, 1).to(tl.float32) * step
     codes = (codes & 255) << (8 * (span % 4))[None, :]

@@ -1,4 +1,4 @@
-"""What the kernels need to know of the chip."""
+"""What the kernels need to know of the chip, and share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import triton
+import triton.language as tl
 
 TUNED = Path(__file__).with_name("tuned.json")
 
@@ -41,3 +43,13 @@ def write_tuned(entries: dict[str, dict], path: Path = TUNED) -> None:
     known = json.loads(path.read_text()) if path.exists() else {}
     known.setdefault(chip(), {}).update(entries)
     path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+@triton.jit
+def largest(x, axis: tl.constexpr):
+    """Largest magnitude of float32 numbers; NaN where one is, which a maximum passes over.
+
+    As integers, the bits of magnitudes come in the same order, NaN above all.
+    """
+    bits = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    return tl.max(bits, axis).to(tl.float32, bitcast=True)

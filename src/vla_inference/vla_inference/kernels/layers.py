@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vla_inference.kernels.launching import early, early_launch
+from vla_inference.kernels.launching import early, early_launch, largest
 
 QUANT_TYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
@@ -40,7 +40,8 @@ def _store_row(out, scales, row, K, k, inside, y, QUANT: tl.constexpr):
         tl.store(out + row * K + k, y.to(out.dtype.element_ty), inside)
     else:
         top: tl.constexpr = 127.0 if QUANT == "int8" else 448.0
-        scale = tl.maximum(tl.max(tl.abs(y), 0) / top, 1e-12)
+        scale = largest(y, 0) / top
+        scale = tl.where(scale < 1e-12, 1e-12, scale)
         tl.store(scales + row, scale)
         y = y / scale
         if QUANT == "int8":

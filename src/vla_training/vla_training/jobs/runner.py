@@ -46,6 +46,7 @@ class JobRunner:
     command: what a verb and its options are appended to.
     per_kind: how many jobs of a kind may run at once.
     cancel_grace: seconds from SIGINT to SIGTERM when a job is cancelled.
+    nice: 0 to 19, how far jobs give way to others on this machine, such as a control loop.
     """
 
     def __init__(
@@ -55,10 +56,11 @@ class JobRunner:
         command: Sequence[str] = VLA,
         per_kind: int = 1,
         cancel_grace: float = 10.0,
+        nice: int = 10,
     ):
         self.root = check_root(root)
         self.kinds, self.command = kinds, list(command)
-        self.per_kind, self.cancel_grace = per_kind, cancel_grace
+        self.per_kind, self.cancel_grace, self.nice = per_kind, cancel_grace, nice
         self.warnings: list[str] = []  # records that could not be read
         self._jobs: dict[str, Job] = {}
         self._processes: dict[str, subprocess.Popen] = {}
@@ -154,7 +156,7 @@ class JobRunner:
         lock = os.open(job.lock_file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            supervise = [sys.executable, "-IS", SUPERVISE, str(job.exit_file), str(lock)]
+            supervise = [sys.executable, "-IS", SUPERVISE, str(job.exit_file), str(lock), str(self.nice)]
             with job.log_file.open("wb") as log:
                 process = subprocess.Popen(
                     supervise + job.command,

@@ -1,9 +1,9 @@
 """Runs one command and notes how it ended, even where whoever started it has gone.
 
-    python -IS supervise.py EXIT_FILE LOCK_FD COMMAND...
+    python -IS supervise.py EXIT_FILE LOCK_FD NICE COMMAND...
 
 Leads the job's process group. Holds LOCK_FD, as the command itself does: while the lock on it is
-held, the job is alive. Only the standard library, so that it costs little.
+held, the job is alive. NICE: how far the command gives way to others. Only the standard library, so that it costs little.
 """
 
 import os
@@ -14,7 +14,8 @@ import time
 
 
 def main() -> None:
-    exit_file, lock, command = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+    exit_file, lock, command = sys.argv[1], int(sys.argv[2]), sys.argv[4:]
+    os.nice(int(sys.argv[3]))
     # Signals to the group are for the command. Handlers, since what is ignored stays so for it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
