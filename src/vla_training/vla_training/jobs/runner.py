@@ -156,7 +156,8 @@ class JobRunner:
         lock = os.open(job.lock_file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            supervise = [sys.executable, "-IS", SUPERVISE, str(job.exit_file), str(lock), str(self.nice)]
+            words = [str(job.exit_file), str(lock), str(self.nice)]
+            supervise = [sys.executable, "-IS", SUPERVISE, *words]
             with job.log_file.open("wb") as log:
                 process = subprocess.Popen(
                     supervise + job.command,

@@ -3,7 +3,8 @@
     python -IS supervise.py EXIT_FILE LOCK_FD NICE COMMAND...
 
 Leads the job's process group. Holds LOCK_FD, as the command itself does: while the lock on it is
-held, the job is alive. NICE: how far the command gives way to others. Only the standard library, so that it costs little.
+held, the job is alive. NICE: how far the command gives way to others. Only the standard library,
+so that it costs little.
 """
 
 import os
