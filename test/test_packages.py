@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from vla_inference.cli import find_verbs, summary
+
 SRC = Path(__file__).resolve().parent.parent / "src"
 ORDER = ["vla_msgs", "vla_inference", "vla_sim_bridge", "vla_training"]
 ROS = re.compile(r"rclpy|\w+_msgs|std_srvs|rcl_interfaces|builtin_interfaces")
@@ -37,3 +39,9 @@ def test_a_package_imports_what_it_may_and_names_it(package):
         for wanted in imports(path, everywhere=False):
             if ROS.fullmatch(wanted):
                 assert f"depend>{wanted}<" in said, f"{name} imports {wanted}: not in package.xml"
+
+
+@pytest.mark.skipif(not find_verbs(), reason="the workspace is not built")
+def test_every_verb_says_in_a_line_what_it_does():
+    for name, point in find_verbs().items():
+        assert re.fullmatch(r"[A-Z].{10,}\.", summary(point)), f"vla {name}: {summary(point)!r}"

@@ -41,7 +41,7 @@ setup(
             "sim_node = vla_sim_bridge.sim_node:main",
         ],
         "vla.verbs": [
-            "generate = vla_sim_bridge.cli:generate",
+            "generate = vla_sim_bridge.cli_generate:generate",
             "rollout = vla_sim_bridge.cli:rollout",
             "demo = vla_sim_bridge.cli:demo",
         ],

@@ -30,7 +30,7 @@ from vla_sim_bridge.parts import summarise
 )
 def test_generate_refuses_by_name_before_it_begins(tmp_path, options, complaint):
     with pytest.raises(VlaError) as caught:
-        cli.generate(**{"tasks": ["Stack_D0"], "output": tmp_path / "out", **options})
+        cli_generate.generate(**{"tasks": ["Stack_D0"], "output": tmp_path / "out", **options})
     assert complaint in str(caught.value)
     assert not (tmp_path / "out").exists()
 

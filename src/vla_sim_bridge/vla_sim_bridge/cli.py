@@ -1,4 +1,4 @@
-"""`vla rollout`, `vla demo` and `vla generate`."""
+"""`vla rollout` and `vla demo`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,8 @@ from vla_inference.cli_output import (
     print_json,
 )
 from vla_inference.errors import VlaError
-from vla_sim_bridge.cli_generate import generate
 from vla_sim_bridge.sim_settings import SimSettings
 
-__all__ = ["demo", "generate", "rollout"]  # the verbs
 SHIPPED_MODEL = "models/stack-small"
 
 Task = Annotated[str, typer.Option(help="Task, such as Stack_D2; docs/reference.md lists them.")]
