@@ -73,7 +73,7 @@ def test_table_paths_and_a_success_rate_that_is_too_low(vla, checkpoint, tmp_pat
     assert "success 0.000 is below 0.5" in err
     assert "0 of 1 = 0.0 %" in out and "out/report.html" in out and "out/results.json" in out
     again = vla("rollout", "--model", checkpoint, "--output", "out")
-    assert again.wait(30) == 2
+    assert again.wait(100) == 2
     assert "holds results already" in again.stderr.read()
 
 
@@ -93,7 +93,7 @@ def test_ctrl_c_keeps_what_was_measured(vla, checkpoint, tmp_path):
         if "episode 2/500" in line:
             break
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=100)
     assert process.returncode == 130 and "Traceback" not in err
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert not found["complete"] and found["episodes"] >= 2
@@ -113,7 +113,7 @@ def test_ctrl_c_keeps_what_was_measured(vla, checkpoint, tmp_path):
 def test_mistakes_are_told_before_anything_starts(vla, checkpoint, words, complaint):
     given = words if "--model" in words else ("--model", checkpoint, *words)
     process = vla("rollout", *given)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=100)
     assert process.returncode == 2 and out == ""
     assert len(err.splitlines()) == 1 and complaint in err
 

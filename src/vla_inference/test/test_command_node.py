@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, TwistStamped
@@ -33,8 +34,6 @@ FREE = {
 
 class Graph(NodeGraph):
     """A command node, and the model and controller around it."""
-
-    patience = 15.0
 
     def __init__(self, **parameters):
         # In a busy test run a period may be late; that has tests of its own in the core.
@@ -96,6 +95,13 @@ def moves(heard: tuple[float, TwistStamped]) -> bool:
     return heard[1].twist != TwistStamped().twist
 
 
+def assert_stamped_when_published(heard: list[tuple[float, TwistStamped]], begun: float) -> None:
+    """Each later than the one before, none before the motion was sent or after it arrived."""
+    stamps = [1e-9 * Time.from_msg(msg.header.stamp).nanoseconds for _, msg in heard]
+    assert stamps[0] >= begun and (np.diff(stamps) > 0).all()
+    assert all(s <= arrived for s, (arrived, _) in zip(stamps, heard, strict=True))
+
+
 def ahead(x: float, gripper: float = 1.0) -> list[float]:
     return [x, 0, 0, 0, 0, 0, gripper]
 
@@ -121,6 +127,7 @@ def test_nothing_before_enabling_then_twists_two_zeros_and_silence(graph):
     g.idle(0.3)
     assert g.status.commands == 0 and "dry run" in g.status.message
     assert g.enable() == "" and g.status.state in ("disabled", "enabled")
+    begun = g.now()
     g.send(*[[0.01, -0.02, 0.005, 0.1, 0, -0.05, 1.0]] * 6)
     halted = lambda: len(g.twists) > 5 and not any(map(moves, g.twists[-2:]))  # noqa: E731
     g.until(halted, "six twists and two zeros")
@@ -129,9 +136,8 @@ def test_nothing_before_enabling_then_twists_two_zeros_and_silence(graph):
     # on a busy machine may cost a step.
     assert 6 <= len(g.twists) <= 9 and g.grippers == [1.0]
     assert [moves(t) for t in g.twists] == [True] * (len(g.twists) - 2) + [False] * 2
-    for arrived, msg in g.twists:
-        assert msg.header.frame_id == "base_link"
-        assert abs(arrived - 1e-9 * Time.from_msg(msg.header.stamp).nanoseconds) < 0.1
+    assert {msg.header.frame_id for _, msg in g.twists} == {"base_link"}
+    assert_stamped_when_published(g.twists, begun)
     for _, msg in g.twists[:3]:
         linear, angular = msg.twist.linear, msg.twist.angular
         assert (linear.x, linear.y, linear.z) == pytest.approx((0.2, -0.4, 0.1), rel=1e-4)
@@ -153,7 +159,7 @@ def test_limits_scale_and_the_tool_frame(graph):
 
 
 def test_faults_of_the_model_stop_it_until_it_is_enabled_again(graph):
-    g = graph(stall_timeout=0.5)
+    g = graph(stall_timeout=2.0)
 
     def spoil(msg):
         msg.steps[1].translation.y = math.nan
@@ -170,6 +176,7 @@ def test_faults_of_the_model_stop_it_until_it_is_enabled_again(graph):
         begin()
         assert word in g.stopped(kind)
         assert g.status.refused == before + (kind != "inference_stall")
+        g.until(lambda: len(g.twists) >= 2, "two zeros")
         g.send(*[ahead(0.01)] * 3)
         g.idle(0.25)
         assert [moves(t) for t in g.twists] == [False, False]
@@ -192,6 +199,7 @@ def test_a_second_publisher_stops_it_in_the_midst_of_a_motion(graph, topic):
     kind = TwistStamped if topic == "delta_twist" else ActionChunkMsg
     other = g.client.create_publisher(kind, topic, 10)
     assert "more publish" in g.stopped("second_publisher")
+    g.until(lambda: not any(map(moves, g.twists[-2:])), "two zeros")
     g.idle(0.2)
     assert [moves(t) for t in g.twists[-3:]] == [True, False, False]
     assert "more publish" in g.enable()
@@ -200,7 +208,7 @@ def test_a_second_publisher_stops_it_in_the_midst_of_a_motion(graph, topic):
 
 
 def test_target_poses_start_at_the_robot_and_are_held(graph):
-    g = graph(publish_pose=True, publish_twist=False, pose_timeout=0.6, base_frame="world")
+    g = graph(publish_pose=True, publish_twist=False, pose_timeout=1.5, base_frame="world")
     assert "measured pose" in g.enable()
 
     def measure() -> None:
@@ -223,8 +231,9 @@ def test_target_poses_start_at_the_robot_and_are_held(graph):
 
     g.until(held, "targets, and the last one held")
     at = [p.pose.position.x for p in g.poses]
-    assert at[:2] == pytest.approx([0.41, 0.42], rel=1e-4) and at == sorted(at)
-    assert at[-1] <= 0.43 + 1e-5
+    # From where the robot is, by no more than was asked for: a late period may cost some.
+    assert 0.4 < at[0] <= 0.41 + 1e-5 and at == sorted(at)
+    assert 0.41 < at[-1] <= 0.43 + 1e-5
     assert {p.header.frame_id for p in g.poses} == {"world"} and not g.twists
     assert "measured pose" in g.stopped("pose_lost")  # nobody measures any more
     g.idle(0.2)
@@ -250,9 +259,9 @@ def test_deactivating_halts_and_senseless_parameters_leave_it_unconfigured(graph
     g.send(*[ahead(0.001)] * 200)
     g.until(lambda: len(g.twists) > 3, "motion")
     g.node.trigger_deactivate()
-    g.idle(0.3)
+    g.until(lambda: g.status.state == "inactive" and not moves(g.twists[-1]), "a halt")
+    g.idle(0.2)
     assert [moves(t) for t in g.twists[-2:]] == [True, False]
-    assert g.status.state == "inactive"
     assert "not active" in g.enable()
     assert not g.node.set_parameters([Parameter("scale", value=0.5)])[0].successful
     g.node.trigger_cleanup()

@@ -330,7 +330,7 @@ def test_signals_reach_the_nodes_once(tmp_path, prefix, number, status):
     assert any("[polite-1] up" in line for line in lines)
     process.send_signal(number)
     rest = "".join(lines)
-    assert process.wait(3) == status
+    assert process.wait(30) == status
     assert rest.count("[polite-1] interrupted") == 1
 
 
@@ -339,10 +339,15 @@ def test_respawn_brings_a_node_back(read, tmp_path, prefix):
     once.write_text(f"#!/bin/sh\nn=$(ls {tmp_path}/n* | wc -l)\ntouch {tmp_path}/n$$\n"
                     "[ $n -lt 2 ] || sleep 9\n")  # fmt: skip
     once.chmod(0o755)
+    third = prefix / "lib/robot/third"  # ends when `once` has come up for the third time
+    third.write_text(
+        f"#!/bin/sh\nuntil [ $(ls {tmp_path}/n* | wc -l) = 3 ]; do sleep 0.05; done\n"
+    )
+    third.chmod(0o755)
     plan = read(
         """
         <node pkg="robot" exec="once" respawn="true"/>
-        <executable cmd="sleep 0.6" on_exit="shutdown"/>
+        <node pkg="robot" exec="third" on_exit="shutdown"/>
         """
     )
     assert run(plan) == 0

@@ -40,7 +40,7 @@ class Probe(ManagedNode):
 
 sys.exit(spin_node(Probe))
 """
-END = 3.0  # seconds a node may take to end
+END = 20.0  # seconds until a test gives up; those that mustn't be waited for take 60
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from vla_sim_bridge.tasks import get_task
 from vla_sim_bridge.world import World, make_world
 
 PROGRESS_EVERY = 5.0  # s between progress lines within an episode
+UNNAMED = "_NODE_NAME_UNKNOWN_"  # rmw: the node of an endpoint, before it is known
 
 
 class SimNode(Node):
@@ -87,11 +88,15 @@ class SimNode(Node):
 
     def _refuse_company(self) -> None:
         """Two simulations on the same topics would each execute what the other's model said."""
-        end = self._created + self.settings.discovery_time
-        while time.monotonic() < end and not self.stop():
-            time.sleep(0.05)
         topic = self.resolve_topic_name("image")
-        others = self.get_publishers_info_by_topic(topic)
+        end = self._created + self.settings.discovery_time
+        while True:
+            others = self.get_publishers_info_by_topic(topic)
+            # What a node is called is told later than what it publishes.
+            known = others and all(o.node_name != UNNAMED for o in others)
+            if known or time.monotonic() >= end or self.stop():
+                break
+            time.sleep(0.05)
         if others:
             names = {f"{o.node_namespace.rstrip('/')}/{o.node_name}" for o in others}
             raise VlaError(
@@ -120,7 +125,7 @@ class SimNode(Node):
                 return
             try:
                 callback(*args)
-            except Exception as error:
+            except Exception as error:  # `run` raises it again
                 self.failure, self.finished = error, True
 
         return guarded

@@ -69,7 +69,7 @@ def make(tmp_path):
         runner.close()
 
 
-def until(runner, condition, patience=15.0):
+def until(runner, condition, patience=60.0):
     end = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < end, runner.list()
@@ -198,7 +198,7 @@ def test_close_cancels_what_runs(make):
 
 def test_the_next_runner_takes_over_what_still_runs(make):
     runner = make()
-    job = runner.start("fake", ["--steps", "10", "--pause", "0.1"])
+    job = runner.start("fake", ["--steps", "20", "--pause", "0.1"])
     until(runner, lambda: job.step > 1)
     runner.close(keep_running=True)  # as if killed: nothing is written down
     second = make()

@@ -200,7 +200,12 @@ def test_episodes_by_hand(tmp_path):
         assert "is being recorded" in ask(True).message
         graph.stamp = graph.client.get_clock().now().nanoseconds
         graph.play(0, [np.zeros((16, 16, 3), np.uint8)] * 2)
-        graph.idle(0.1)
+        heard = graph.node._recording._current.bag.messages
+        # Four steps' worth: each topic is heard when its turn comes.
+        graph.until(
+            lambda: sum(n for t, n in heard.items() if "/image" in t or "/action" in t) == 4,
+            "both pictures and chunks",
+        )
         assert ask(False).success
     finally:
         graph.close()
@@ -245,7 +250,7 @@ def test_a_bag_is_played_into_the_graph_and_its_answers_compared(tmp_path):
     path = write_bags(tmp_path / "set", (4, 3))
     bags = BagSet(path)
     silent = {int(bags.episode(1).stamps[1])}
-    parameters = {"bag": str(path), "wait": True, "answer_timeout": 0.3, "rate": 5.0,
+    parameters = {"bag": str(path), "wait": True, "answer_timeout": 2.0, "rate": 5.0,
                   "output": str(tmp_path / "out"), "min_coverage": 0.99}  # fmt: skip
     graph = NodeGraph(ValidationNode, parameters)
     try:
