@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; keep Python from complaining once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:
+    except Exception as error:  # a verb may raise anything: it becomes a line and a status
         return handle(error, where)
 
 

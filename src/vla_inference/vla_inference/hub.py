@@ -80,7 +80,7 @@ def _from_cache(repo: str, revision: str | None, reason: Exception) -> Path:
     why = f"{type(reason).__name__}: {' '.join(str(reason).split()):.120}"
     try:
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except Exception:
+    except (OSError, ValueError):  # the library's own kinds are among them
         raise CheckpointError(
             f"{repo} was never downloaded here and the Hub cannot be reached ({why})",
             "connect once, or copy the folder here and give its path",

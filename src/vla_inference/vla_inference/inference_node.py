@@ -175,7 +175,7 @@ class InferenceNode(ManagedNode):
             response.success = True
         except VlaError as error:
             response.message = " ".join(str(error).split())
-        except Exception as error:
+        except Exception as error:  # a fault of the new model's must not end the old one
             traceback.print_exc()
             response.message = f"unexpected {type(error).__name__}: {error}; please report it"
         response.load_time = time.monotonic() - begun
@@ -269,7 +269,7 @@ class InferenceNode(ManagedNode):
             if self._expects(model, letter):
                 self._refuse(str(error), pictures=1)
             return
-        except Exception as error:
+        except Exception as error:  # a model's fault is a refused picture; the node lives on
             if not self._expects(model, letter):
                 return
             traceback.print_exc()

@@ -159,10 +159,10 @@ class VideoSource(Source):
                     return
                 mailbox.put(frame)
             mailbox.put(self._failure("ended", EOFError("no more pictures come")))
-        except Exception as error:
+        except Exception as error:  # raised again where the frames are taken out
             mailbox.put(error)
         finally:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # a stream that broke may not close
                 self._container.close()
 
     def _decode(self) -> Iterator[Frame]:
@@ -192,7 +192,7 @@ class VideoSource(Source):
         if self._mailbox is not None:
             self._mailbox.close()
         else:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # a file that broke may not close
                 self._container.close()
 
 

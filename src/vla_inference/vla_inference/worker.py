@@ -44,7 +44,7 @@ class Worker(Generic[T]):
     def _run(self) -> None:
         try:
             self._load()
-        except BaseException as error:
+        except BaseException as error:  # raised again by `start`, where somebody waits for it
             self._error = error
             return
         finally:

@@ -178,7 +178,7 @@ def serve(world, receive, send):
             reply, out = getattr(world, request["do"])(request, arrays)
         except Refusal as refusal:
             reply, out = {"error": refusal.args[0], "remedy": "".join(refusal.args[1:])}, {}
-        except Exception as error:
+        except Exception as error:  # the package and robosuite raise all kinds
             import traceback
 
             traceback.print_exc()

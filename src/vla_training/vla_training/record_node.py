@@ -142,7 +142,7 @@ class RecordNode(ManagedNode):
                 raise VlaError(f"the type {name} is not known", "")
             package, _, kind = name.split("/")
             return getattr(importlib.import_module(f"{package}.msg"), kind)
-        except Exception as error:
+        except (VlaError, ImportError, AttributeError) as error:
             self._refused.add(topic)
             self.get_logger().error(f"{topic} is not recorded: {error}")
             return None

@@ -152,7 +152,7 @@ class CpuProduct(dl.base.ScheduleRule):
         schedule = s_tir.Schedule(func)
         try:
             blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
-        except Exception:
+        except Exception:  # no block to begin at; tvm_ffi raises what it likes
             return None
         reductions = [
             b

@@ -114,7 +114,7 @@ class ManagedNode(LifecycleNode):
             with interruptible():
                 first()
                 second()
-        except Exception as error:
+        except Exception as error:  # a fault of the node's own code is a failed transition too
             self.failure = self._tell(name, error)
             self.state = ERROR
             if name == "configure":
@@ -141,7 +141,7 @@ class ManagedNode(LifecycleNode):
         for action in [*actions, self.do_cleanup]:
             try:
                 action()
-            except Exception as error:
+            except Exception as error:  # must not keep the rest from being let go of
                 self._tell("let go", error)
 
     def _diagnose(self) -> diagnostics.Report:
@@ -157,7 +157,7 @@ class ManagedNode(LifecycleNode):
         def guarded(request, response):
             try:
                 return change(request, response)
-            except Exception as error:
+            except Exception as error:  # rclpy's kind depends on its version
                 self.get_logger().warning(
                     f"refused transition {request.transition.label or request.transition.id} "
                     f"in state {self.state}: {' '.join(str(error).split())[:200]}"
@@ -217,7 +217,7 @@ def spin_node(factory: Callable[[], ManagedNode], args: Sequence[str] | None = N
         status = _spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):
         status = 0
-    except Exception as error:
+    except Exception as error:  # whatever it is becomes a line and a status
         status = _complain(error)
     finally:
         _close(node)
@@ -252,7 +252,7 @@ def _close(node: ManagedNode | None) -> None:
             node.trigger_shutdown()
         except Exception:  # in the middle of a transition, or the context has gone
             node._release()
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # the context may have gone, here and below
             node.destroy_node()
     with contextlib.suppress(Exception):
         rclpy.try_shutdown()

@@ -56,7 +56,7 @@ def run(factory: Callable[[], SimNode], args: Sequence[str] | None = None) -> in
             node.finish("all episodes done")
     except KeyboardInterrupt:
         pass
-    except Exception as error:
+    except Exception as error:  # whatever it is: what was measured is kept
         stop.raising = False
         return _fail(node, error)
     finally:

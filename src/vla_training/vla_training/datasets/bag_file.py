@@ -133,7 +133,7 @@ class BagFile:
                 return work()
             except VlaError:
                 raise
-            except Exception as error:
+            except Exception as error:  # as on opening
                 self._fall_back(error)
         return work()
 
@@ -166,7 +166,7 @@ class BagFile:
                 f"{self.path}: the type {kind} of {message.topic} is defined nowhere",
                 "record it with definitions (MCAP), or source the workspace it is from",
             ) from error
-        except Exception as error:
+        except Exception as error:  # struct.error, IndexError ...: whatever its bytes bring about
             raise DataError(
                 f"{self.path}: a message of {message.topic} is no {kind} ({error})",
                 "the bag is damaged: copy it again",
@@ -188,7 +188,7 @@ class BagFile:
         self.lost, self.topics, self._definitions = [], {}, {}
         reader = _open_readers.pop(_identity(self.path), None)
         if reader is not None:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # what broke may not close
                 reader.close()
         expected = self._read_metadata()
         files = [self.path] if self.path.is_file() else sorted(_files(self.path))
@@ -232,6 +232,6 @@ class BagFile:
             }
         except FileNotFoundError:
             self.lost.append(f"{METADATA} is not there: the recorder may have been killed")
-        except Exception as error:
+        except Exception as error:  # any YAML may stand in it, or none
             self.lost.append(f"{METADATA} cannot be read ({type(error).__name__})")
         return {}

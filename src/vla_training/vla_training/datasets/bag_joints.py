@@ -24,7 +24,7 @@ class ForwardKinematics:
             raise DataError(f"there is no robot model {model}", "give an MJCF or URDF file")
         try:
             self.model = mujoco.MjModel.from_xml_path(str(model))
-        except Exception as error:
+        except (ValueError, mujoco.FatalError) as error:
             raise DataError(
                 f"the robot model {model} cannot be loaded ({' '.join(str(error).split())})",
                 "give a whole MJCF or URDF; its meshes must be beside it",

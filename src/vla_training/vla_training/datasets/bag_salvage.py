@@ -96,7 +96,7 @@ def _mcap_records(path: Path, lost: list[str]) -> Iterator[McapRecord]:
                 continue
             try:
                 inner = list(breakup_chunk(record, validate_crc=True))
-            except Exception as error:
+            except Exception as error:  # mcap, lz4 and zstandard each have kinds of their own
                 lost.append(f"a chunk at byte {position} is damaged ({type(error).__name__})")
                 yield from _readable(_unpack(record.data, record.compression))
             else:
@@ -127,7 +127,7 @@ def _unpack(data: bytes, compression: str) -> bytes:
             return b""
         for i in range(0, len(data), 4096):  # so that an error takes no more than its own block
             whole.write(machine.decompress(data[i : i + 4096]))
-    except Exception:
+    except Exception:  # as above: what came before the damage counts
         pass
     return whole.getvalue()
 
@@ -135,7 +135,7 @@ def _unpack(data: bytes, compression: str) -> bytes:
 def _readable(content: bytes) -> Iterator[McapRecord]:
     try:
         yield from StreamReader(io.BytesIO(content), skip_magic=True).records
-    except Exception:
+    except Exception:  # the records before the damage were yielded
         return
 
 

@@ -100,7 +100,7 @@ class EpisodeWriter(ABC):
 
     def abort(self) -> None:
         """Remove all that was written."""
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # what broke may not close; it is removed anyway
             self.release()
         _remove(self.partial)
 
