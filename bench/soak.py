@@ -107,6 +107,7 @@ class Soak:
             "sim": ("vla_sim_bridge.sim_node", {
                 "task": self.args.task, "episodes": 1_000_000, "horizon": 200, "seed": 7,
                 "record_episodes": 0, "lock_step": False, "driven_by": "twist", "summary": False,
+                "frame_rate": self.args.frame_rate,
                 "output": str(self.folder / "sim"),
             }),
             "model": ("vla_inference.inference_node", {
@@ -290,6 +291,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--task", default="Stack_D2")
+    parser.add_argument("--frame-rate", type=float, default=5.0, help="pictures per second")
     parser.add_argument("--job-every", type=float, default=120.0, help="seconds; 0: no jobs")
     parser.add_argument("--swap-every", type=float, default=300.0, help="seconds; 0: never")
     parser.add_argument("--json", action="store_true")
