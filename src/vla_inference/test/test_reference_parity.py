@@ -19,7 +19,7 @@ import torch
 
 from vla_inference.actions import ActionTokens, Normalisation, find_statistics
 from vla_inference.model import VLA, ModelConfig
-from vla_inference.policy import OFT_EPSILON
+from vla_inference.prediction import OFT_EPSILON
 from vla_inference.preprocess import PicturePreprocessor, PromptTokenizer
 
 DATA = Path(__file__).parent / "data"

@@ -4,54 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from vla_inference.action_specs import check_statistics, statistics_spec
-from vla_inference.actions import ActionTokens, Normalisation, find_statistics, unit_statistics
-from vla_inference.checkpoint import load_config, load_model, load_tokenizer
-from vla_inference.engines import Engine, left_out, make_engine
-from vla_inference.errors import CheckpointError, ObservationError, VlaError
-from vla_inference.hub import resolve
+from vla_inference.action_spaces import ActionSpaces, one_name
+from vla_inference.actions import ActionTokens
+from vla_inference.engines import Engine, make_engine
+from vla_inference.errors import ObservationError, VlaError
+from vla_inference.loading import load_parts
 from vla_inference.model import VLA
+from vla_inference.prediction import PartialAction, Prediction, Request
 from vla_inference.preprocess import PicturePreprocessor, PromptTokenizer
-from vla_inference.published import checkpoint_name
-from vla_inference.quantization.formats import read_quantization
-from vla_inference.quantization.swap import WHERE, make_dense
 from vla_inference.stage_timer import StageTimer
-from vla_inference.types import ActionChunk, ActionSpec, DimSpec, Observation
-
-NOT_FINITE = ("the model answered with numbers that are not finite", "check its weights")
-OFT_EPSILON = 1e-8  # OpenVLA-OFT adds it to the range when it un-normalises
-
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-
-
-@dataclass(frozen=True)
-class PartialAction:
-    """One dimension of one step, as soon as it is decoded, in the unit of its `DimSpec`."""
-
-    step: int
-    index: int
-    dim: DimSpec
-    value: float
-
-
-@dataclass
-class _Request:
-    """What a prediction needs beside the model's inputs."""
-
-    normalisation: Normalisation
-    spec: ActionSpec
-    return_tensors: str
-    count_unrestricted: bool
+from vla_inference.types import ActionChunk, ActionSpec, Observation
 
 
 class Policy:
@@ -80,7 +47,8 @@ class Policy:
         self.prompt = PromptTokenizer(self.config, tokenizer)
         self.tokens = ActionTokens(self.config.action_vocab_end, self.config.n_action_bins)
         self._prompts: dict[str, torch.Tensor] = {}
-        self._requests: dict[tuple, _Request] = {}
+        self._spaces = ActionSpaces(self.config)
+        self._requests: dict[tuple, Request] = {}
 
     @classmethod
     def from_pretrained(
@@ -110,46 +78,10 @@ class Policy:
             plain engine on the CPU calculates with dense weights that hold the rounded values.
         draft: the last action's tokens are tried first (`engines.draft`).
         """
-        leave_out = left_out(engine, vision)
-        format, dtype = read_quantization(quantization or "", dtype)
-        if format is not None and any(WHERE.startswith(p.rstrip(".")) for p in leave_out):
-            raise VlaError(
-                f"engine {engine!r} brings the language model's weights with it",
-                "leave the quantisation out, or compile for it",
-            )
-        folder = resolve(path_or_id, revision)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            torch.device(device)
-        except RuntimeError:
-            raise VlaError(f"unknown device {device!r}", "use cpu, cuda or cuda:N") from None
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise VlaError(f"device {device!r} was asked for, but there is no CUDA", "use cpu")
-        dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-        if dtype not in DTYPES:
-            raise VlaError(f"unknown dtype {dtype!r}", f"known: {', '.join(DTYPES)}")
-        config = load_config(folder, overrides)
-        check_statistics(config, folder)
-        tokenizer = load_tokenizer(folder)
-        words, rows = tokenizer.get_vocab_size(), config.llm.vocab_size
-        if words > rows:
-            raise CheckpointError(
-                f"{folder / 'tokenizer.json'} has {words} tokens, the model {rows} embeddings",
-                "the two must come from one training run",
-            )
-        if quantization and format is None and config.quantization:
-            raise CheckpointError(
-                f"{folder} is quantised to {config.quantization}, {quantization} was asked",
-                "leave the quantisation out, or give the checkpoint that it was made from",
-            )
-        model = load_model(folder, device, DTYPES[dtype], config, leave_out, format)
-        if engine == "plain" and device == "cpu" and model.config.quantization:
-            make_dense(model, DTYPES[dtype])
-        run_by = make_engine(engine, model, vision=vision, checkpoint=folder, draft=draft)
-        name = checkpoint_name(folder)
-        if format is not None and not config.quantization:
-            name += f":{format.name}"  # results tell it from the checkpoint as it is
-        return cls(model, tokenizer, device, DTYPES[dtype], name, run_by)
+        parts = load_parts(
+            path_or_id, device, dtype, revision, overrides, engine, vision, quantization, draft
+        )
+        return cls(*parts)
 
     @property
     def quantization(self) -> str:
@@ -161,27 +93,11 @@ class Policy:
     @property
     def action_spaces(self) -> dict[str, Mapping]:
         """Statistics by name, "normalized" (actions in [-1, 1]) among them."""
-        unit = unit_statistics(self.config.head.action_dim)
-        return {**self.config.norm_stats, "normalized": {"action": unit}}
+        return self._spaces.all
 
     def action_spec(self, action_space: str | Mapping | None = None) -> ActionSpec:
         """Name, unit, frame and polarity of each action dimension."""
-        _, space = self._space(action_space)
-        spec = statistics_spec(space, self.config.head.action_dim)
-        if len(spec) != self.config.head.action_dim:
-            raise VlaError(
-                f"the statistics' spec names {len(spec)} dimensions, the model's actions have "
-                f"{self.config.head.action_dim}",
-                "mend the statistics",
-            )
-        return spec
-
-    def _space(self, action_space: str | Mapping | None) -> tuple[str, Mapping]:
-        """Name and whole entry (action, proprio, spec) of an action space."""
-        name, statistics = find_statistics(self.action_spaces, action_space)
-        if isinstance(action_space, Mapping):
-            return name, action_space if "action" in action_space else {"action": statistics}
-        return name, self.action_spaces[name]
+        return self._spaces.spec(action_space)
 
     # -- prediction ---------------------------------------------------------------------------
 
@@ -262,34 +178,11 @@ class Policy:
 
         Models that decode in parallel give all of them after their one pass.
         """
-        request = self._request(
-            one_name(action_space, unnorm_key), return_tensors, count_unrestricted
-        )
-        timer = StageTimer(self.device)
-        observation = _observation(observation)
         space = one_name(action_space, unnorm_key)
-        context = self._context([observation], [instruction], space, timer)
-        if self.config.head.decoding == "parallel":
-            chunk = self._finish(*self._act(context, request, timer), request, timer)[0]
-            values = np.asarray(chunk.actions.cpu() if return_tensors == "pt" else chunk.actions)
-            for step, row in enumerate(values):
-                for i, dim in enumerate(request.spec.dims):
-                    yield PartialAction(step, i, dim, float(row[i]))
-            return chunk
-        tokens: list[torch.Tensor] = []
-        hidden: list[torch.Tensor] = []
-        for i, (token, state) in enumerate(_inferring(self.engine.generate(context))):
-            if int(token) < 0:
-                raise VlaError(*NOT_FINITE)
-            timer.mark("decode" if i else "prefill")
-            tokens.append(token)
-            hidden.append(state)
-            row = np.zeros(len(request.spec))
-            row[i] = self.tokens.decode(token.cpu().numpy())[0]
-            value = float(request.normalisation.denormalise(row, self._epsilon)[i])
-            yield PartialAction(0, i, request.spec.dims[i], float(np.float32(value)))
-        result = self._decoded(torch.stack(tokens, 1)[:, None], hidden, request)
-        return self._finish(*result, request, timer)[0]
+        prediction = self._begin(self._request(space, return_tensors, count_unrestricted))
+        observation = _observation(observation)
+        context = self._context([observation], [instruction], space, prediction.timer)
+        return (yield from prediction.stream(context))
 
     def warm_up(self, unnorm_key: str | Mapping | None = None) -> float:
         """Predict once on a grey picture, so that the first real one is not slow; milliseconds."""
@@ -303,32 +196,24 @@ class Policy:
 
     # -- its steps ----------------------------------------------------------------------------
 
-    @property
-    def _epsilon(self) -> float:
-        return OFT_EPSILON if self.config.head.decoding == "parallel" else 0.0
-
     def _request(
         self, action_space: str | Mapping | None, return_tensors: str, count_unrestricted: bool
-    ) -> _Request:
+    ) -> Request:
         key = (action_space, return_tensors, count_unrestricted)
         if not isinstance(action_space, Mapping) and key in self._requests:
             return self._requests[key]
         if return_tensors not in ("np", "pt"):
             raise VlaError(f"unknown return_tensors {return_tensors!r}", "use 'np' or 'pt'")
-        _, statistics = find_statistics(self.action_spaces, action_space)
-        bounds = self.config.head.bounds
-        normalisation = Normalisation.from_statistics(statistics, bounds=bounds)
-        if len(normalisation) != self.config.head.action_dim:
-            raise VlaError(
-                f"the statistics have {len(normalisation)} dimensions, the model's actions "
-                f"{self.config.head.action_dim}",
-                "choose those it was trained with",
-            )
-        spec = self.action_spec(action_space)
-        request = _Request(normalisation, spec, return_tensors, count_unrestricted)
+        normalisation = self._spaces.normalisation(action_space)
+        spec = self._spaces.spec(action_space)
+        request = Request(normalisation, spec, return_tensors, count_unrestricted)
         if not isinstance(action_space, Mapping):
             self._requests[key] = request
         return request
+
+    def _begin(self, request: Request) -> Prediction:
+        """A pass that is timed from now on."""
+        return Prediction(self.engine, self.config, self.tokens, request, self.device)
 
     def _predict(
         self,
@@ -348,12 +233,10 @@ class Policy:
             groups.setdefault(self._ids(text).shape[1], []).append(i)
         chunks: dict[int, ActionChunk] = {}
         for group in groups.values():
-            timer = StageTimer(self.device)
-            context = self._context(
-                [observations[i] for i in group], [texts[i] for i in group], action_space, timer
-            )
-            answers = self._finish(*self._act(context, request, timer), request, timer)
-            chunks.update(zip(group, answers, strict=True))
+            prediction = self._begin(request)
+            seen, told = [observations[i] for i in group], [texts[i] for i in group]
+            context = self._context(seen, told, action_space, prediction.timer)
+            chunks.update(zip(group, prediction.chunks(context), strict=True))
         return [chunks[i] for i in range(len(observations))]
 
     @torch.inference_mode()
@@ -377,76 +260,13 @@ class Policy:
             pictures.append(torch.from_numpy(self.preprocess.sized(images[:wanted])))
             ids.append(self._ids(observation.instruction if text is None else text))
             if self.config.head.proprio_dim:
-                proprio.append(self._proprio(observation, action_space))
+                state = self._spaces.normalise_state(observation.state, action_space)
+                proprio.append(torch.from_numpy(state)[None])
         states = torch.cat(proprio) if proprio else None
         timer.mark("preprocess")
         context = self.engine.observe(torch.cat(ids), torch.stack(pictures), states)
         timer.mark("vision")
         return context
-
-    @torch.inference_mode()
-    def _act(
-        self, context: torch.Tensor, request: _Request, timer: StageTimer
-    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """Normalised actions float64 [B, T, D]; tokens alike and counts [B], or None."""
-        head = self.config.head
-        if head.decoding == "autoregressive":
-            tokens, hidden = [], []
-            for token, state in self.engine.generate(context):
-                tokens.append(token)
-                hidden.append(state)
-                if len(tokens) == 1:
-                    timer.mark("prefill")
-            result = self._decoded(torch.stack(tokens, 1)[:, None], hidden, request)
-            timer.mark("decode")
-            return result
-        slots = self.engine.action_hidden(context)
-        if head.type == "l1":
-            result = self.engine.read_chunk(slots).double().cpu().numpy(), None, None
-        else:
-            states = list(slots.unbind(1))
-            result = self._decoded(self.engine.chunk_tokens(slots), states, request)
-        timer.mark("language")
-        return result
-
-    @torch.inference_mode()
-    def _decoded(
-        self, tokens: torch.Tensor, hidden: list[torch.Tensor], request: _Request
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """tokens: [B, T, D]; hidden: the states they were read from, T * D times [B, H]."""
-        ids = tokens.cpu().numpy()
-        if (ids < 0).any():
-            raise VlaError(*NOT_FINITE)
-        counts = None
-        if request.count_unrestricted:
-            states = torch.stack(hidden, 1)
-            counts = self.engine.differs(tokens.flatten(1), states).sum(1).cpu().numpy()
-        return self.tokens.decode(ids), ids, counts
-
-    def _finish(
-        self,
-        normalised: np.ndarray,
-        tokens: np.ndarray | None,
-        counts: np.ndarray | None,
-        request: _Request,
-        timer: StageTimer,
-    ) -> list[ActionChunk]:
-        actions = request.normalisation.denormalise(normalised, self._epsilon)
-        if not np.isfinite(actions).all():
-            raise VlaError(*NOT_FINITE)
-        timing, chunks = timer.finish(), []
-        for i, values in enumerate(actions.astype(np.float32)):
-            chunk = ActionChunk(
-                torch.from_numpy(values).to(self.device)
-                if request.return_tensors == "pt"
-                else values,
-                request.spec,
-                None if tokens is None else tokens[i],
-                dict(timing),
-                None if counts is None else int(counts[i]),
-            )
-            chunks.append(chunk)
-        return chunks
 
     def _ids(self, instruction: str) -> torch.Tensor:
         if instruction not in self._prompts:
@@ -455,44 +275,6 @@ class Policy:
             ids = self.prompt(instruction)
             self._prompts[instruction] = torch.tensor([ids], device=self.device)
         return self._prompts[instruction]
-
-    def _proprio(
-        self, observation: Observation, action_space: str | Mapping | None
-    ) -> torch.Tensor:
-        wanted = self.config.head.proprio_dim
-        state = observation.state
-        if state is None or len(state) != wanted:
-            have = "none" if state is None else len(state)
-            raise ObservationError(
-                f"the model needs a state of {wanted} numbers, got {have}",
-                "give the robot's state",
-            )
-        if not np.isfinite(state).all():
-            raise ObservationError("the state holds numbers that are not finite", "mend it")
-        name, space = self._space(action_space)
-        statistics = space.get("proprio")
-        if statistics is None:
-            raise VlaError(f"statistics {name!r} have no 'proprio'", "add them to the checkpoint")
-        normalisation = Normalisation.from_statistics(
-            statistics, f"the proprio statistics {name!r}", self.config.head.bounds
-        )
-        if len(normalisation) != wanted:
-            raise VlaError(
-                f"the proprio statistics {name!r} have {len(normalisation)} dimensions, the "
-                f"model's state {wanted}",
-                "choose those it was trained with",
-            )
-        values = normalisation.normalise(np.asarray(state, np.float64))
-        return torch.from_numpy(values)[None]
-
-
-def one_name(action_space: str | Mapping | None, unnorm_key: str | Mapping | None):
-    """`action_space` and `unnorm_key` are two names of one thing."""
-    if action_space is not None and unnorm_key is not None:
-        raise VlaError(
-            "both action_space and unnorm_key were given", "they mean the same: drop one"
-        )
-    return unnorm_key if action_space is None else action_space
 
 
 def _observation(given: Observation | np.ndarray) -> Observation:
@@ -503,9 +285,3 @@ def _observation(given: Observation | np.ndarray) -> Observation:
             f"the observation is a {type(given).__name__}", "give an Observation or one picture"
         )
     return given
-
-
-@torch.inference_mode()
-def _inferring(steps: Iterator) -> Iterator:
-    """Without gradients inside the steps, and with the caller's own setting between them."""
-    yield from steps
