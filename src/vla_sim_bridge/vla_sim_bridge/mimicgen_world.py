@@ -8,13 +8,14 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from vla_inference.errors import VlaError
-from vla_inference.types import ActionSpec, Observation, eef_delta_spec
+from vla_inference.types import ActionSpec, eef_delta_spec
 from vla_sim_bridge.mimicgen_process import SLOW, MimicgenProcess, find_python
-from vla_sim_bridge.simulation import CONTROL_FREQ, StepResult, to_robosuite
+from vla_sim_bridge.robosuite_env import CONTROL_FREQ, to_robosuite
 from vla_sim_bridge.tasks import Language, Scene, Task
+from vla_sim_bridge.world_base import StepResult, WorldBase
 
 
-class MimicgenWorld:
+class MimicgenWorld(WorldBase):
     """Runs in the other Python. Success is the environment's own rule, at each moment.
 
     Frames and units as in `Simulation`. robosuite 1.4's OSC_POSE scales actions as 1.5's does
@@ -66,26 +67,14 @@ class MimicgenWorld:
 
     def step(self, action: np.ndarray) -> StepResult:
         """Hold an SI end-effector delta [7] for one control period (0.05 s)."""
-        action = np.asarray(action, np.float64)
-        if action.shape != (7,) or not np.isfinite(action).all():
-            raise VlaError(f"action {action} is not 7 finite numbers", "nothing was moved")
-        self.gripper = float(action[6] > 0.5)
+        action = self._take_action(action)
         turn = self._now["base_rotation"]
         turned = np.concatenate([turn @ action[:3], turn @ action[3:6], action[6:]])
         self._take(*self._process.ask("step", {"action": to_robosuite(turned)}))
         return StepResult(self._success, float(self._success))
 
-    def hold(self) -> StepResult:
-        """One control period without motion, the gripper as it is."""
-        return self.step(np.array([0, 0, 0, 0, 0, 0, self.gripper]))
-
     def succeeded(self) -> bool:
         return self._success
-
-    def observation(self) -> Observation:
-        """Pictures of all cameras, instruction and state (see `state`)."""
-        images = {name: self.render(name) for name in self.cameras}
-        return Observation(images, self.instruction, self.state())
 
     # -- where things are ---------------------------------------------------------------------
 
