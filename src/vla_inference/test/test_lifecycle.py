@@ -98,6 +98,17 @@ def test_a_second_ctrl_c_does_not_disturb_the_end():
     assert process.returncode == 0 and err == "" and out == ["through"]
 
 
+def test_nor_does_one_while_python_itself_ends():
+    late = "import atexit; atexit.register(lambda: (say('ending'), time.sleep(0.5)))"
+    with probe(on_init=late) as process:
+        wait_for(process, "activating")
+        process.send_signal(signal.SIGINT)
+        wait_for(process, "ending")
+        process.send_signal(signal.SIGINT)
+        _, err = end(process)
+    assert process.returncode == 0 and err == ""
+
+
 def test_ctrl_c_while_configuring_ends_it_and_cleans_up():
     with probe(on_configure="time.sleep(60)") as process:
         wait_for(process, "configuring")

@@ -222,7 +222,9 @@ def spin_node(factory: Callable[[], ManagedNode], args: Sequence[str] | None = N
     finally:
         _close(node)
     for number, handler in previous.items():
-        signal.signal(number, handler)
+        # After a Ctrl-C the process is about to end, and Python's own end takes a while: with any
+        # handler but this one it puts the default back, and a second Ctrl-C would be its status.
+        signal.signal(number, signal.SIG_IGN if _signals.asked else handler)
     sys.stdout.flush()
     sys.stderr.flush()
     if any(t.daemon and t is not threading.current_thread() for t in threading.enumerate()):
