@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vla_inference.cli_output import plain
 from vla_sim_bridge.report import histogram, number
-from vla_training.evaluate import Evaluation
+from vla_training.eval_result import Evaluation
 
 PLOT, PAGE_NAME, STATISTICS = "actions.png", "report.html", "evaluation.json"
 INK, PALE, LINE, TRUE, PREDICTED = "#1f2328", "#6a737d", "#e3e6ea", "#9aa4ae", "#2f6fdf"

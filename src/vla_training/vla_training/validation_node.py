@@ -37,7 +37,8 @@ from vla_training import validation_report
 from vla_training.accuracy import Range
 from vla_training.datasets.bag import BagSet
 from vla_training.datasets.bag_streams import NS
-from vla_training.validate import Thresholds, Validation, check_form
+from vla_training.validate import Thresholds, check_form
+from vla_training.validation import Validation
 
 TICK = 0.01  # s
 LEAD = NS // 2  # ns that the clock runs before an episode's first picture

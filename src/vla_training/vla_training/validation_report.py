@@ -9,7 +9,7 @@ from typing import Any
 
 from vla_training.eval_report import Extra, summary_rows
 from vla_training.eval_report import write_report as write_evaluation
-from vla_training.validate import Validation
+from vla_training.validation import Validation
 
 Rows = list[tuple[str, str]]
 
