@@ -6,13 +6,10 @@ tf.train.Example whose features are flattened ("steps/observation/image") and ho
 
 from __future__ import annotations
 
-import bisect
 import json
 import os
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,24 +20,21 @@ from vla_training.datasets.action_form import SPEC_FILE, read_spec
 from vla_training.datasets.base import EpisodeSet
 from vla_training.datasets.features import Feature, read_features
 from vla_training.datasets.pictures import LazyPictures
-from vla_training.datasets.tf_example import ExampleError, parse_example
-from vla_training.datasets.tfrecord import RecordFile
+from vla_training.datasets.rlds_folder import (
+    COPY_AGAIN,
+    TEMPLATE,
+    Shards,
+    find_version,
+    read_json,
+    read_splits,
+)
 from vla_training.datasets.transforms import Conventions, find_conventions, get_conventions
 
-TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+__all__ = ["METADATA", "OBSERVATION", "TEMPLATE", "RldsEpisodes", "find_version"]
 OBSERVATION = "steps/observation/"
 GRIPPER = "1 open, 0 closed"
 READ = ("action", "language_instruction", "reward", "is_first", "is_last", "is_terminal")
 METADATA = "metadata_json"  # ours: what an episode's metadata holds beside texts
-COPY_AGAIN = "the data set is incomplete or mixed with another: copy it again"
-
-
-@dataclass(frozen=True)
-class Split:
-    """Files of a split and how many episodes each holds (None where it was not written down)."""
-
-    files: tuple[Path, ...]
-    lengths: tuple[int, ...]
 
 
 class RldsEpisodes(EpisodeSet):
@@ -56,14 +50,12 @@ class RldsEpisodes(EpisodeSet):
         self, path: str | os.PathLike, split: str | None = None, conventions: str | None = None
     ):
         self.path = find_version(Path(path))
-        info = _read_json(self.path / "dataset_info.json")
+        info = read_json(self.path / "dataset_info.json")
         self.features, self.not_read = read_features(self.path / "features.json")
         self.name = str(info.get("name") or self.path.parent.name)
         self.splits = read_splits(self.path, info)
         self.split = self._choose(split)
-        self._shards: dict[int, RecordFile] = {}
-        self._open = -1  # number of the one shard that is held open
-        self._ends = list(accumulate(self.splits[self.split].lengths))
+        self._shards = Shards(self.splits[self.split])
         self.notes: list[str] = []
         self.conventions = self._conventions(conventions)
         self.spec = self.conventions.spec
@@ -137,41 +129,12 @@ class RldsEpisodes(EpisodeSet):
         return found + self.not_read
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._shards)
 
     # -- episodes as stored -------------------------------------------------------------------
 
-    def _shard(self, number: int) -> RecordFile:
-        if number not in self._shards:
-            split = self.splits[self.split]
-            file, wanted = split.files[number], split.lengths[number]
-            if not file.is_file():
-                raise DataError(f"shard {file} is missing", COPY_AGAIN)
-            records = RecordFile(file)
-            if len(records) != wanted:
-                raise DataError(
-                    f"{file} holds {len(records)} episodes, shardLengths in dataset_info.json "
-                    f"says {wanted}",
-                    COPY_AGAIN,
-                )
-            self._shards[number] = records
-        if number != self._open:
-            if self._open in self._shards:
-                self._shards[self._open].close()
-            self._open = number
-        return self._shards[number]
-
     def _record(self, index: int) -> tuple[dict, str]:
-        """Features of an episode as they stand in its Example, and its place for messages."""
-        index = self.check_index(index)
-        number = bisect.bisect_right(self._ends, index)
-        at = index - (self._ends[number - 1] if number else 0)
-        shard = self._shard(number)
-        where = f"{shard.path}, record {at}"
-        try:
-            return parse_example(shard[at]), where
-        except ExampleError as error:
-            raise DataError(f"{where} is no tf.train.Example ({error})", COPY_AGAIN) from error
+        return self._shards.record(self.check_index(index))
 
     def raw(self, index: int) -> dict[str, np.ndarray | list[bytes]]:
         """All features of an episode as they are stored, before any transform.
@@ -302,63 +265,6 @@ class RldsEpisodes(EpisodeSet):
     def _has_state(self) -> bool:
         feature = self.features.get(OBSERVATION + "state")
         return feature is not None and feature.kind == "tensor" and len(feature.shape) == 1
-
-
-# -- the folder -------------------------------------------------------------------------------
-
-
-def find_version(path: Path) -> Path:
-    """The folder with features.json: `path`, its newest version, or the one data set in it."""
-    if not path.is_dir():
-        raise DataError(f"there is no data set folder {path}", "check the path")
-    for pattern in ("features.json", "*/features.json", "*/*/features.json"):
-        found = [f.parent for f in path.glob(pattern)]
-        if not found:
-            continue
-        names = {f.parent for f in found}
-        if len(found) > 1 and len(names) > 1:
-            raise DataError(
-                f"{path} holds several data sets ({', '.join(sorted(n.name for n in names))})",
-                "name one of them",
-            )
-        folder = max(found, key=lambda f: [int(n) for n in re.findall(r"\d+", f.name)])
-        if not (folder / "dataset_info.json").is_file():
-            raise DataError(f"{folder / 'dataset_info.json'} is missing", COPY_AGAIN)
-        return folder
-    raise DataError(f"{path} holds no features.json", "give the folder NAME/VERSION of a data set")
-
-
-def read_splits(folder: Path, info: Mapping) -> dict[str, Split]:
-    """Splits by name, from dataset_info.json."""
-    where = folder / "dataset_info.json"
-    kind = info.get("fileFormat", "tfrecord")
-    if kind != "tfrecord":
-        raise DataError(f"{where}: fileFormat {kind!r} is not read", "store it as tfrecord")
-    splits = {}
-    try:
-        for entry in info["splits"]:
-            lengths = tuple(int(n) for n in entry["shardLengths"])
-            template = entry.get("filepathTemplate") or TEMPLATE
-            names = [
-                template.format(
-                    DATASET=info["name"], SPLIT=entry["name"], FILEFORMAT=kind,
-                    SHARD_INDEX=f"{i:05d}", NUM_SHARDS=f"{len(lengths):05d}",
-                    SHARD_X_OF_Y=f"{i:05d}-of-{len(lengths):05d}",
-                )
-                for i in range(len(lengths))
-            ]  # fmt: skip
-            files = tuple(folder / Path(n).name for n in names)
-            splits[str(entry["name"])] = Split(files, lengths)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{where} is not laid out as TFDS has it ({error!r})") from error
-    return splits
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path} cannot be read ({error})", "copy the data set again") from error
 
 
 def _read_metadata(text: str, where: str) -> dict:
