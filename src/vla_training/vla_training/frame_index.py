@@ -19,7 +19,7 @@ import numpy as np
 from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec
 from vla_training.datasets import EpisodeSet, open_dataset
-from vla_training.datasets.base import action_statistics
+from vla_training.datasets.base import action_statistics, column_statistics
 
 
 @dataclass(frozen=True)
@@ -110,16 +110,7 @@ def fingerprint(source: Source, proprio: bool) -> str:
 
 def bounds(values: np.ndarray) -> dict:
     """Statistics of states [N, P]; all dimensions are scaled."""
-    v = values.astype(np.float64)
-    return {
-        "mean": v.mean(0).tolist(),
-        "std": v.std(0).tolist(),
-        "min": v.min(0).tolist(),
-        "max": v.max(0).tolist(),
-        "q01": np.quantile(v, 0.01, axis=0).tolist(),
-        "q99": np.quantile(v, 0.99, axis=0).tolist(),
-        "mask": [True] * v.shape[1],
-    }
+    return {**column_statistics(values.astype(np.float64)), "mask": [True] * values.shape[1]}
 
 
 def _states(data: EpisodeSet, episode: int, length: int) -> np.ndarray:

@@ -57,6 +57,18 @@ class EpisodeSet(Sequence[Episode]):
         return self._statistics
 
 
+def column_statistics(values: np.ndarray) -> dict[str, list[float]]:
+    """Of each column of [N, D]."""
+    return {
+        "mean": values.mean(0).tolist(),
+        "std": values.std(0).tolist(),
+        "min": values.min(0).tolist(),
+        "max": values.max(0).tolist(),
+        "q01": np.quantile(values, 0.01, axis=0).tolist(),
+        "q99": np.quantile(values, 0.99, axis=0).tolist(),
+    }
+
+
 def action_statistics(episodes: Sequence[np.ndarray], spec: ActionSpec, name: str = "") -> dict:
     """q01/q99 bounds and the like of actions [T, D] per episode; the gripper is left as it is."""
     episodes = [e for e in episodes if len(e)]
@@ -69,15 +81,7 @@ def action_statistics(episodes: Sequence[np.ndarray], spec: ActionSpec, name: st
             f"{name}: action {spec.names[column]!r} is not finite at step {row}", "mend the data"
         )
     return {
-        "action": {
-            "mean": a.mean(0).tolist(),
-            "std": a.std(0).tolist(),
-            "min": a.min(0).tolist(),
-            "max": a.max(0).tolist(),
-            "q01": np.quantile(a, 0.01, axis=0).tolist(),
-            "q99": np.quantile(a, 0.99, axis=0).tolist(),
-            "mask": [d.name != "gripper" for d in spec.dims],
-        },
+        "action": {**column_statistics(a), "mask": [d.name != "gripper" for d in spec.dims]},
         "spec": {"rotation": spec.rotation, "frame": spec.frame, "dt": spec.dt},
         "num_transitions": len(a),
         "num_trajectories": len(episodes),

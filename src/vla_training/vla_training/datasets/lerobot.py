@@ -21,7 +21,7 @@ from vla_inference.types import ActionSpec, DimSpec, Episode, Observation, Step
 from vla_training.datasets import lerobot_layout as layout
 from vla_training.datasets.action_form import SPEC_FILE, read_spec
 from vla_training.datasets.base import EpisodeSet
-from vla_training.datasets.pictures import decode_picture
+from vla_training.datasets.pictures import StoredPictures, decode_picture
 
 COPY_AGAIN = "the data set is incomplete or damaged: copy it again"
 READ = (layout.ACTION, layout.STATE, layout.REWARD, layout.DONE, layout.TERMINAL, *layout.INDICES)
@@ -299,16 +299,17 @@ class VideoColumn:
         return VideoColumn, (self._file, self._begins, self._length, self._fps)
 
 
-class StepPictures(Mapping[str, np.ndarray]):
+class StepPictures(StoredPictures):
     """Camera name -> picture of one step, from a table or a film, decoded on each access."""
 
-    __slots__ = ("_columns", "_step", "_where")
+    __slots__ = ("_step", "_where")
 
     def __init__(self, columns: Mapping[str, list[bytes] | VideoColumn], step: int, where: str):
-        self._columns, self._step, self._where = columns, step, where
+        super().__init__(columns)
+        self._step, self._where = step, where
 
     def __getitem__(self, camera: str) -> np.ndarray:
-        column = self._columns[camera]
+        column = self._stored[camera]
         if isinstance(column, VideoColumn):
             return column.read(self._step)
         what = f"{self._where}, step {self._step}, picture {camera!r}"
@@ -318,17 +319,8 @@ class StepPictures(Mapping[str, np.ndarray]):
 
     def encoded(self, camera: str) -> bytes | None:
         """As it is stored, JPEG or PNG; None of a film."""
-        column = self._columns[camera]
+        column = self._stored[camera]
         return None if isinstance(column, VideoColumn) else column[self._step]
-
-    def __contains__(self, camera: object) -> bool:  # without decoding
-        return camera in self._columns
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._columns)
-
-    def __len__(self) -> int:
-        return len(self._columns)
 
 
 def _is_depth(feature: Mapping) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -59,21 +60,40 @@ def picture_encoding(data: bytes) -> str:
     return "jpeg" if data[:2] == b"\xff\xd8" else "png"
 
 
-class LazyPictures(Mapping[str, np.ndarray]):
+class StoredPictures(Mapping[str, np.ndarray]):
+    """Camera name -> picture; which cameras there are is told without decoding."""
+
+    __slots__ = ("_stored",)
+
+    def __init__(self, stored: Mapping[str, Any]):
+        self._stored = stored
+
+    def __contains__(self, camera: object) -> bool:
+        return camera in self._stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+
+class LazyPictures(StoredPictures):
     """Camera name -> picture of one step, decoded on each access.
 
     seen: what the steps of an episode share, so that a picture which stays the same byte for byte
         (that of a camera which isn't there) is decoded twice at most.
     """
 
-    __slots__ = ("_encoded", "_seen", "_where")
+    __slots__ = ("_seen", "_where")
 
     def __init__(self, encoded: Mapping[str, bytes], where: str, seen: dict | None = None):
-        self._encoded, self._where = encoded, where
+        super().__init__(encoded)
+        self._where = where
         self._seen = {} if seen is None else seen
 
     def __getitem__(self, camera: str) -> np.ndarray:
-        data = self._encoded[camera]
+        data = self._stored[camera]
         before, kept = self._seen.get(camera, (b"", None))
         if data == before and kept is not None:
             return kept.copy()
@@ -83,13 +103,4 @@ class LazyPictures(Mapping[str, np.ndarray]):
 
     def encoded(self, camera: str) -> bytes:
         """As it is stored: JPEG or PNG."""
-        return self._encoded[camera]
-
-    def __contains__(self, camera: object) -> bool:  # without decoding
-        return camera in self._encoded
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._encoded)
-
-    def __len__(self) -> int:
-        return len(self._encoded)
+        return self._stored[camera]
