@@ -18,6 +18,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 EngineOption = Annotated[
     str, typer.Option(help="How it is run: plain, torch, tvm:FOLDER or mlc:FOLDER.")
 ]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda ...; CUDA where there is one, if left out.")
+]
 VisionOption = Annotated[
     str, typer.Option(help="onnx:FOLDER or tensorrt:FOLDER for the vision towers.")
 ]

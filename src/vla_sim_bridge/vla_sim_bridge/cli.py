@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from vla_inference.cli_output import (
+    DeviceOption,
     EngineOption,
     JsonOption,
     QuantizationOption,
@@ -48,9 +49,6 @@ LockStep = Annotated[
 Output = Annotated[
     Path | None, typer.Option(help="Results folder; results/TASK_TIME, if left out.")
 ]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda ...; CUDA where there is one, if left out.")
-]
 UnnormKey = Annotated[
     str | None, typer.Option(help="Name of the action statistics, where a model has several.")
 ]
@@ -78,7 +76,7 @@ def rollout(
     execute_steps: ExecuteSteps = 4,
     lock_step: LockStep = True,
     output: Output = None,
-    device: Device = None,
+    device: DeviceOption = None,
     unnorm_key: UnnormKey = None,
     engine: EngineOption = "plain",
     vision: VisionOption = "",
@@ -131,7 +129,7 @@ def demo(
     model: Model = None,
     language: Language = "train",
     output: Output = None,
-    device: Device = None,
+    device: DeviceOption = None,
     engine: EngineOption = "plain",
     vision: VisionOption = "",
     quantization: QuantizationOption = None,

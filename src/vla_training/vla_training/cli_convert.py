@@ -14,6 +14,7 @@ import typer
 from vla_inference import progress
 from vla_inference.cli_output import JsonOption, print_json
 from vla_inference.errors import VlaError
+from vla_training.cli_options import ConventionsOption, DatasetTypeOption, SplitOption
 
 LOSSLESS = {
     "rlds": {"encoding": "png"},
@@ -26,13 +27,9 @@ def convert(
     dataset: Annotated[Path, typer.Option(help="Data set: a folder or file.")],
     convert: Annotated[str, typer.Option(help="Format to write: rlds, hdf5, lerobot or bag.")],
     output: Annotated[Path, typer.Option(help="Where to; a file NAME.hdf5 for hdf5.")],
-    dataset_type: Annotated[
-        str | None, typer.Option(help="Format that is read; told from the path, if left out.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of an RLDS set; train.")] = None,
-    conventions: Annotated[
-        str | None, typer.Option(help="What an RLDS set's actions mean; goes by its name.")
-    ] = None,
+    dataset_type: DatasetTypeOption = None,
+    split: SplitOption = None,
+    conventions: ConventionsOption = None,
     remap_keys: Annotated[
         str,
         typer.Option(help="Cameras by new names, agentview:image,wrist:None; None leaves out."),

@@ -13,6 +13,7 @@ import typer
 
 from vla_inference.cli_output import JsonOption, print_json
 from vla_inference.errors import DataError, VlaError
+from vla_training.cli_options import ConventionsOption, DatasetTypeOption, SplitOption
 
 
 class View(str, Enum):
@@ -36,13 +37,9 @@ def data(
         ),
     ],
     path: Annotated[Path, typer.Argument(help="Data set of any format: a folder or file.")],
-    dataset_type: Annotated[
-        str | None, typer.Option(help="Its format; told from the path, if left out.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of an RLDS set; train.")] = None,
-    conventions: Annotated[
-        str | None, typer.Option(help="What an RLDS set's actions mean; goes by its name.")
-    ] = None,
+    dataset_type: DatasetTypeOption = None,
+    split: SplitOption = None,
+    conventions: ConventionsOption = None,
     max_episodes: Annotated[
         int | None, typer.Option(help="Episodes to read; all, and 8 for show.")
     ] = None,

@@ -11,6 +11,7 @@ import typer
 
 from vla_inference import progress
 from vla_inference.cli_output import (
+    DeviceOption,
     EngineOption,
     JsonOption,
     QuantizationOption,
@@ -18,30 +19,33 @@ from vla_inference.cli_output import (
     print_json,
 )
 from vla_inference.errors import VlaError
+from vla_training.cli_options import (
+    CameraOption,
+    ConventionsOption,
+    DatasetTypeOption,
+    DtypeOption,
+    ModelOption,
+    ReportOption,
+    SplitOption,
+    check_counts,
+    check_report,
+    names,
+)
 
 
 def evaluate(
     dataset: Annotated[Path, typer.Option(help="Data set: a folder or file.")],
-    model: Annotated[
-        str | None, typer.Option(help="Checkpoint; the small model that ships, if left out.")
-    ] = None,
-    dataset_type: Annotated[
-        str | None, typer.Option(help="rlds, hdf5, lerobot or bag; told from the path.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of an RLDS set; train.")] = None,
-    conventions: Annotated[
-        str | None,
-        typer.Option(help="What an RLDS set's actions mean, by name; goes by the set's name."),
-    ] = None,
+    model: ModelOption = None,
+    dataset_type: DatasetTypeOption = None,
+    split: SplitOption = None,
+    conventions: ConventionsOption = None,
     max_episodes: Annotated[int | None, typer.Option(help="Episodes to evaluate; all.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Frames to evaluate in all; all.")] = None,
     action_space: Annotated[
         str | None,
         typer.Option(help="Statistics by name, 'normalized', or a JSON file of statistics."),
     ] = None,
-    camera: Annotated[
-        str | None, typer.Option(help="Camera(s) that the model sees, separated by commas.")
-    ] = None,
+    camera: CameraOption = None,
     instruction: Annotated[
         str | None, typer.Option(help="In place of the data set's own instructions.")
     ] = None,
@@ -51,26 +55,19 @@ def evaluate(
     save_stats: Annotated[
         Path | None, typer.Option(help="JSON file for the figures of every frame.")
     ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Folder for report.html, plot and figures.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda ...; CUDA where there is one, if left out.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    report: ReportOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     engine: EngineOption = "plain",
     vision: VisionOption = "",
     quantization: QuantizationOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Measure a model offline: its answer to every frame of a data set, beside what was done."""
-    for name, value in (("--max-episodes", max_episodes), ("--max-steps", max_steps)):
-        if value is not None and value < 1:
-            raise VlaError(f"{name} is {value}", "give at least 1")
+    check_counts(max_episodes=max_episodes, max_steps=max_steps)
     if save_stats is not None and save_stats.is_dir():
         raise VlaError(f"--save-stats {save_stats} is a folder", "name a file")
-    if report is not None and report.exists() and not report.is_dir():
-        raise VlaError(f"--report {report} is a file", "name a folder")
+    check_report(report)
     from vla_training.datasets import open_dataset
 
     # The data set first: a mistake in it shows before a large model is loaded.
@@ -88,8 +85,7 @@ def evaluate(
     reference = None
     if reference_model is not None:
         reference = Policy.from_pretrained(reference_model, device=device, dtype=dtype)
-    cameras = tuple(camera.replace(",", " ").split()) if camera else ()
-    config = EvalConfig(max_episodes, max_steps, action_space, cameras, instruction)
+    config = EvalConfig(max_episodes, max_steps, action_space, names(camera), instruction)
 
     def follow(frame) -> None:
         progress.report(frame.number, frame.total)

@@ -12,6 +12,7 @@ import typer
 from vla_inference import progress
 from vla_inference.cli_output import JsonOption, print_json
 from vla_inference.errors import VlaError
+from vla_training.cli_options import CameraOption, DatasetTypeOption, names
 
 
 def quantize(
@@ -26,13 +27,9 @@ def quantize(
     calibration: Annotated[
         Path | None, typer.Option(help="Data set whose observations gptq rounds for.")
     ] = None,
-    dataset_type: Annotated[
-        str | None, typer.Option(help="rlds, hdf5, lerobot or bag; told from the path.")
-    ] = None,
+    dataset_type: DatasetTypeOption = None,
     samples: Annotated[int, typer.Option(help="Frames of it, spread evenly.", min=1)] = 128,
-    camera: Annotated[
-        str | None, typer.Option(help="Camera(s) that the model sees, separated by commas.")
-    ] = None,
+    camera: CameraOption = None,
     device: Annotated[
         str | None, typer.Option(help="Where to round; CUDA where there is one.")
     ] = None,
@@ -83,11 +80,11 @@ def quantize(
 def _samples(policy, path: Path, kind: str | None, count: int, camera: str | None) -> Iterator:
     """Observations with their actions, evenly spread over a data set."""
     from vla_inference.types import Observation
+    from vla_training.agreement import choose_cameras
     from vla_training.datasets import open_dataset
-    from vla_training.evaluate import choose_cameras
 
     data = open_dataset(path, kind)
-    given = tuple(camera.replace(",", " ").split()) if camera else ()
+    given = names(camera)
     cameras = choose_cameras(policy, data, given)
     lengths = [len(data.actions(i)) for i in range(len(data))]
     total = sum(lengths)

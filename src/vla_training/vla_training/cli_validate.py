@@ -11,15 +11,22 @@ from typing import Annotated
 import typer
 
 from vla_inference import progress
-from vla_inference.cli_output import JsonOption, print_json
+from vla_inference.cli_output import DeviceOption, JsonOption, print_json
 from vla_inference.errors import VlaError
+from vla_training.cli_options import (
+    CameraOption,
+    DtypeOption,
+    ModelOption,
+    ReportOption,
+    check_counts,
+    check_report,
+    names,
+)
 
 
 def validate(
     bag: Annotated[Path, typer.Argument(help="Bag, or folder of bags (MCAP or SQLite).")],
-    model: Annotated[
-        str | None, typer.Option(help="Checkpoint; the small model that ships, if left out.")
-    ] = None,
+    model: ModelOption = None,
     image_topic: Annotated[
         str | None, typer.Option(help="Pictures; of several cameras separated by commas.")
     ] = None,
@@ -54,9 +61,7 @@ def validate(
     instruction: Annotated[
         str | None, typer.Option(help="In place of the recorded instructions.")
     ] = None,
-    camera: Annotated[
-        str | None, typer.Option(help="Camera(s) that the model sees, separated by commas.")
-    ] = None,
+    camera: CameraOption = None,
     action_space: Annotated[str | None, typer.Option(help="Statistics by name.")] = None,
     execute_steps: Annotated[
         int | None, typer.Option(help="Steps of a chunk until the next; by the recording.")
@@ -84,22 +89,14 @@ def validate(
     max_jump_mm: Annotated[
         float | None, typer.Option(help="Fail above this jump at chunk joins (95 %), mm.")
     ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Folder for report.html, plot and figures.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda ...; CUDA where there is one, if left out.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    report: ReportOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Check a model on recorded bags: its answer to each picture, beside what was done."""
-    for name, value in (("--max-episodes", max_episodes), ("--max-steps", max_steps),
-                        ("--execute-steps", execute_steps)):  # fmt: skip
-        if value is not None and value < 1:
-            raise VlaError(f"{name} is {value}", "give at least 1")
-    if report is not None and report.exists() and not report.is_dir():
-        raise VlaError(f"--report {report} is a file", "name a folder")
+    check_counts(max_episodes=max_episodes, max_steps=max_steps, execute_steps=execute_steps)
+    check_report(report)
     from vla_training.datasets import open_dataset
     from vla_training.validate import Thresholds, ValidationConfig
     from vla_training.validate import validate as run
@@ -124,9 +121,8 @@ def validate(
     from vla_training import validation_report
 
     policy = Policy.from_pretrained(model or find_model(None), device=device, dtype=dtype)
-    cameras = tuple(camera.replace(",", " ").split()) if camera else ()
     config = ValidationConfig(
-        max_episodes, max_steps, action_space, cameras, instruction, execute_steps
+        max_episodes, max_steps, action_space, names(camera), instruction, execute_steps
     )
 
     def follow(frame) -> None:

@@ -1,0 +1,49 @@
+"""Options that several verbs take, and the checks that go with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vla_inference.errors import VlaError
+
+# Of a data set.
+DatasetTypeOption = Annotated[
+    str | None, typer.Option(help="rlds, hdf5, lerobot or bag; told from the path.")
+]
+SplitOption = Annotated[str | None, typer.Option(help="Split of an RLDS set; train.")]
+ConventionsOption = Annotated[
+    str | None,
+    typer.Option(help="What an RLDS set's actions mean, by name; goes by the set's name."),
+]
+# Of a model and what it sees.
+ModelOption = Annotated[
+    str | None, typer.Option(help="Checkpoint; the small model that ships, if left out.")
+]
+CameraOption = Annotated[
+    str | None, typer.Option(help="Camera(s) that the model sees, separated by commas.")
+]
+DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+# Of what is written.
+ReportOption = Annotated[
+    Path | None, typer.Option(help="Folder for report.html, plot and figures.")
+]
+
+
+def check_counts(**counts: int | None) -> None:
+    """By the options' names in Python; None: not given."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise VlaError(f"--{name.replace('_', '-')} is {value}", "give at least 1")
+
+
+def check_report(folder: Path | None) -> None:
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise VlaError(f"--report {folder} is a file", "name a folder")
+
+
+def names(text: str | None) -> tuple[str, ...]:
+    """Those in a list that commas separate."""
+    return tuple(text.replace(",", " ").split()) if text else ()
