@@ -118,9 +118,8 @@ def test_compressed_pictures(graph):
     g.sentinel(g.compressed, png)
 
 
-def test_of_many_pictures_the_newest_is_answered(graph):
-    g = graph()
-    g.meet()
+def hold_up(g) -> tuple[threading.Event, threading.Event]:
+    """Answers wait from now on: set when the first is asked for; to be set when they may go on."""
     begun, go_on = threading.Event(), threading.Event()
     predict = g.node.policy.predict_action
 
@@ -130,6 +129,13 @@ def test_of_many_pictures_the_newest_is_answered(graph):
         return predict(*args, **kwargs)
 
     g.node.policy.predict_action = slow
+    return begun, go_on
+
+
+def test_of_many_pictures_the_newest_is_answered(graph):
+    g = graph()
+    g.meet()
+    begun, go_on = hold_up(g)
     frames = [g.frame(header=g.frame().header) for _ in range(4)]
     before = g.node._model.mailbox.received
     for i, msg in enumerate(frames, start=1):
@@ -251,10 +257,10 @@ def test_both_kinds_of_publishers_are_heard_once(shared, profile):
 @pytest.mark.parametrize("order", ["vv ll", "ll vv", "vl vl", "lv vl"])
 def test_of_two_sentences_the_later_stays_in_force(shared, monkeypatch, order):
     followed = []
-    monkeypatch.setattr(shared.node, "_follow", followed.append)
+    monkeypatch.setattr(shared.node._instructions, "follow", followed.append)
     said = {"v": ["lift it", "turn it"], "l": ["lift it", "turn it"]}
     for ear in order.replace(" ", ""):
-        shared.node._ears.hear("vl".index(ear), String(data=said[ear].pop(0)))
+        shared.node._instructions.ears.hear("vl".index(ear), String(data=said[ear].pop(0)))
     assert followed == ["lift it", "turn it"]
 
 
@@ -326,20 +332,11 @@ def test_the_whole_life_by_services(graph):
 def test_deactivating_holds_back_the_answer_under_way(graph):
     g = graph()
     g.meet()
-    begun, go_on = threading.Event(), threading.Event()
-    predict = g.node.policy.predict_action
-
-    def slow(*args, **kwargs):
-        begun.set()
-        assert go_on.wait(PATIENCE)
-        return predict(*args, **kwargs)
-
-    g.node.policy.predict_action = slow
+    begun, go_on = hold_up(g)
     g.images.publish(g.frame())
     assert begun.wait(PATIENCE)
     assert g.change(Transition.TRANSITION_DEACTIVATE)
     assert g.change(Transition.TRANSITION_ACTIVATE)  # nor is it wanted when active again
-    g.node.policy.predict_action = predict
     go_on.set()
     g.sentinel()
 

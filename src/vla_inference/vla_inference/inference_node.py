@@ -19,8 +19,6 @@ from typing import Any
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.parameter import Parameter
-from rclpy.time import Time
-from std_msgs.msg import String
 
 from vla_inference.errors import ObservationError, VlaError
 from vla_inference.figures import Figures
@@ -34,16 +32,15 @@ from vla_inference.ros.inference_parameters import (
     read_settings,
 )
 from vla_inference.ros.inputs import Inputs, View
-from vla_inference.ros.instruction_ears import InstructionEars
+from vla_inference.ros.instructions import Instructions
 from vla_inference.ros.lifecycle import ACTIVE, ERROR, INACTIVE, ManagedNode, spin_node
 from vla_inference.ros.messages import chunk_to_msg, model_info
 from vla_inference.ros.parameters import declare
 from vla_inference.ros.side_service import SideService
 from vla_inference.types import check_instruction
 from vla_msgs.msg import ActionChunk, InferenceStatus, ModelInfo
-from vla_msgs.srv import LoadModel, SetInstruction
+from vla_msgs.srv import LoadModel
 
-MAX_FUTURE = 0.5  # seconds a picture's stamp may be ahead of our clock
 STATUS_PERIOD = 0.5
 HANGING = 5.0  # seconds at one picture before the status says so
 
@@ -66,7 +63,6 @@ class InferenceNode(ManagedNode):
 
         self._model: ModelThread[Letter] | None = None
         self._inputs: Inputs | None = None
-        self._instruction = ""
         self._gate = threading.Lock()  # holds off deactivation and a new model while a chunk goes
         self._open, self._activation = False, 0
         self._sequence = 0
@@ -77,11 +73,9 @@ class InferenceNode(ManagedNode):
         )
         self._status = self.create_publisher(InferenceStatus, "~/status", qos.LATCHED)
         self._info = self.create_publisher(ModelInfo, "~/model", qos.LATCHED)
-        self._active = self.create_publisher(String, "~/active_instruction", qos.LATCHED)
         # Before the picture's subscription, so that of a sentence and a picture that are both
         # there the sentence is read first.
-        self._ears = InstructionEars(self, self._hear)
-        self.create_service(SetInstruction, "~/set_instruction", self._set_instruction)
+        self._instructions = Instructions(self, self._publish_status, self._refuse)
         self._loader = SideService(self, LoadModel, "~/load_model", self._load_model)
         # Steady: where simulated time stands still, the status must not.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -90,6 +84,10 @@ class InferenceNode(ManagedNode):
     def destroy_node(self) -> None:
         self._loader.close()
         super().destroy_node()
+
+    @property
+    def _instruction(self) -> str:
+        return self._instructions.text
 
     @property
     def policy(self) -> Any:
@@ -104,7 +102,7 @@ class InferenceNode(ManagedNode):
         if transport not in ("raw", "compressed"):
             raise VlaError(f"unknown image_transport {transport!r}", "use raw or compressed")
         if text and not self._instruction:
-            self._follow(check_instruction(text))
+            self._instructions.follow(check_instruction(text))
         self._publish_status("loading the model")
         self._layout = read_layout(self._value)
         self._frame_id = self._value("frame_id")
@@ -214,32 +212,6 @@ class InferenceNode(ManagedNode):
         if self._open and model is not None:
             model.mailbox.put(Letter(view, self._activation))
 
-    def _hear(self, sentence: str) -> None:
-        try:
-            text = check_instruction(sentence)
-        except ObservationError as error:
-            # Whoever sent it no longer wants what was asked before.
-            self._follow("")
-            self._refuse(str(error))
-            return
-        if text != self._instruction:
-            self._follow(text)
-
-    def _set_instruction(self, request, response):
-        try:
-            self._follow(check_instruction(request.instruction))
-            response.success = True
-        except ObservationError as error:
-            response.success, response.message = False, str(error)
-        return response
-
-    def _follow(self, text: str) -> None:
-        self._instruction = text
-        self._active.publish(String(data=text))
-        # Some tasks change their sentence with every frame: the log need not.
-        self.get_logger().info(f"instruction: {text!r}", throttle_duration_sec=10.0)
-        self._publish_status()
-
     # -- what goes out (in the worker's thread) -----------------------------------------------
 
     def _answer(self, model: ModelThread[Letter], letter: Letter) -> None:
@@ -253,7 +225,8 @@ class InferenceNode(ManagedNode):
                 raise ObservationError(
                     "there is no instruction", "publish one or call ~/set_instruction"
                 )
-            age = self._age(header.stamp)
+            now = self.get_clock().now().nanoseconds
+            age = letter.view.age(now, self._value("max_image_age"))
             seen = inputs.observe(letter.view, text, self._value("max_same_picture"))
             decoded = time.monotonic()
             chunk = policy.predict_action(seen, unnorm_key=model.unnorm_key)
@@ -290,26 +263,6 @@ class InferenceNode(ManagedNode):
         if self._figures.answered(1e3 * (done - letter.view.arrived), 1e3 * age, chunk.timing):
             self._publish_status()
 
-    def _age(self, taken: Any) -> float:
-        """Seconds since the picture was taken; raises ObservationError where that won't do."""
-        stamp = Time.from_msg(taken).nanoseconds
-        now = self.get_clock().now().nanoseconds
-        if not stamp:
-            raise ObservationError("the picture has no stamp", "set header.stamp when taking it")
-        if not now:
-            raise ObservationError("there is no time yet", "publish /clock or unset use_sim_time")
-        age, limit = 1e-9 * (now - stamp), self._value("max_image_age")
-        if limit and age > limit:
-            raise ObservationError(
-                f"the picture is {age:.2f} s old, more than max_image_age ({limit:g} s)",
-                "check the camera's clock and the network",
-            )
-        if age < -MAX_FUTURE:
-            raise ObservationError(
-                f"the picture's stamp is {-age:.2f} s in the future", "synchronise the clocks"
-            )
-        return age
-
     def _expects(self, model: ModelThread[Letter], letter: Letter) -> bool:
         """Whether this picture's answer is still wanted: it may be from an earlier life."""
         return self._open and model is self._model and letter.activation == self._activation
@@ -337,6 +290,7 @@ class InferenceNode(ManagedNode):
         self._status.publish(status)
 
     def _remark(self) -> str:
+        """What keeps an active node from answering, in words; empty: nothing."""
         model, inputs = self._model, self._inputs
         if self.state != ACTIVE or model is None or inputs is None:
             return ""

@@ -24,6 +24,7 @@ from vla_inference.synchronise import Synchroniser
 from vla_inference.types import Observation
 
 POSE, JOINTS = "current_pose", "joint_states"
+MAX_FUTURE = 0.5  # seconds a picture's stamp may be ahead of our clock
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,28 @@ class View:
     @property
     def header(self) -> Any:
         return self.images[0].header
+
+    def age(self, now: int, limit: float) -> float:
+        """Seconds since it was taken; raises ObservationError where that won't do.
+
+        now: by the clock that stamps are of, ns. limit: of the age, s; 0: any.
+        """
+        stamp = Time.from_msg(self.header.stamp).nanoseconds
+        if not stamp:
+            raise ObservationError("the picture has no stamp", "set header.stamp when taking it")
+        if not now:
+            raise ObservationError("there is no time yet", "publish /clock or unset use_sim_time")
+        age = 1e-9 * (now - stamp)
+        if limit and age > limit:
+            raise ObservationError(
+                f"the picture is {age:.2f} s old, more than max_image_age ({limit:g} s)",
+                "check the camera's clock and the network",
+            )
+        if age < -MAX_FUTURE:
+            raise ObservationError(
+                f"the picture's stamp is {-age:.2f} s in the future", "synchronise the clocks"
+            )
+        return age
 
 
 class Inputs:

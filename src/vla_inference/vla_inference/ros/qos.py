@@ -5,63 +5,42 @@ from __future__ import annotations
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
+
+def _keep_last(
+    depth: int,
+    reliability: ReliabilityPolicy = ReliabilityPolicy.RELIABLE,
+    durability: DurabilityPolicy = DurabilityPolicy.VOLATILE,
+) -> QoSProfile:
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=depth,
+        reliability=reliability,
+        durability=durability,
+    )
+
+
 # A picture is worth answering only while it is the newest; best effort hears every camera,
 # whichever way it publishes.
-IMAGE_INPUT = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST,
-    depth=1,
-    reliability=ReliabilityPolicy.BEST_EFFORT,
-    durability=DurabilityPolicy.VOLATILE,
-)
+IMAGE_INPUT = _keep_last(1, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 # States are matched with pictures by their stamps, so that some of the past are needed too.
-STATE_INPUT = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST,
-    depth=30,
-    reliability=ReliabilityPolicy.BEST_EFFORT,
-    durability=DurabilityPolicy.VOLATILE,
-)
+STATE_INPUT = _keep_last(30, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 # Publishing reliably serves best-effort and reliable subscribers alike (REP-2003).
-IMAGE_OUTPUT = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST,
-    depth=1,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.VOLATILE,
-)
+IMAGE_OUTPUT = _keep_last(1)
 
 # Actions must neither be lost nor come back from the past.
-CHUNK = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST,
-    depth=10,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.VOLATILE,
-)
+CHUNK = _keep_last(10)
 
 # Of commands only the newest counts; controllers subscribe either way (CRISP: depth 1).
-COMMAND = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST,
-    depth=1,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.VOLATILE,
-)
+COMMAND = _keep_last(1)
 
 # Whoever joins late gets the last value: states, instructions in force.
-LATCHED = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST,
-    depth=1,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL,
-)
+LATCHED = _keep_last(1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 # Instructions are heard through two subscriptions, because a transient-local one does not match
 # volatile publishers (`ros2 topic pub`) and a volatile one misses what was latched before.
-INSTRUCTION_VOLATILE = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST,
-    depth=10,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.VOLATILE,
-)
+INSTRUCTION_VOLATILE = _keep_last(10)
 INSTRUCTION_LATCHED = LATCHED
 
 
