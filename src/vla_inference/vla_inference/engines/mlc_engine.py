@@ -162,17 +162,6 @@ class MlcLanguage(TvmRunner):
 
     # -- Language -----------------------------------------------------------------------------
 
-    def prefill(self, embeddings: Tensor) -> tuple[Tensor, int]:
-        rows, n, _ = embeddings.shape
-        with self.stream():
-            generation = self._cache.restart(rows, n + self.config.head.action_dim)
-            return self.forward("prefill", embeddings), generation
-
-    def decode(self, embedding: Tensor, cache: int) -> tuple[Tensor, int]:
-        self._cache.check(cache)
-        with self.stream():
-            return self.forward("decode", embedding), cache
-
     def encode(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
         raise VlaError("a library of mlc_llm cannot look at all positions", "use engine tvm")
 

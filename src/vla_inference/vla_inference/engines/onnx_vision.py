@@ -188,7 +188,26 @@ def run_on_cpu(session, pixels: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(session.run([OUTPUT], {INPUT: given})[0])
 
 
-class OnnxVision:
+class OneByOne:
+    """`Vision` by something compiled for one picture at a time."""
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return torch.cat([self._one(row[None]) for row in pixels]).to(pixels.dtype)
+
+    def _one(self, pixels: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def check_record(
+    folder: Path, record: dict, config: ModelConfig, checkpoint: str | os.PathLike | None
+) -> None:
+    """Refuse towers of another shape, or not of the checkpoint's weights if one is given."""
+    require(folder, record, shape=list(shape_of(config)))
+    if checkpoint is not None:
+        require(folder, record, digest=vision_digest(Tensors(Path(checkpoint)), config))
+
+
+class OnnxVision(OneByOne):
     """`Vision` by a folder of `vla compile --engine onnx`."""
 
     def __init__(
@@ -200,14 +219,9 @@ class OnnxVision:
     ):
         folder, self.device = Path(folder), torch.device(device)
         self.record = record = read_record(folder, "onnx")
-        require(folder, record, shape=list(shape_of(config)))
-        if checkpoint is not None:
-            require(folder, record, digest=vision_digest(Tensors(Path(checkpoint)), config))
+        check_record(folder, record, config, checkpoint)
         self.dtype = DTYPES[record["dtype"]]
         self._session = open_session(import_runtime(), folder / GRAPH, self.device)
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        return torch.cat([self._one(row[None]) for row in pixels]).to(pixels.dtype)
 
     def _one(self, pixels: Tensor) -> Tensor:
         if self.device.type != "cuda":

@@ -16,16 +16,21 @@ import torch
 from torch import Tensor
 
 from vla_inference.engines.compiled import (
-    Tensors,
     check_free,
     chip,
     new_folder,
     read_record,
     require,
-    vision_digest,
     write_record,
 )
-from vla_inference.engines.onnx_vision import DTYPES, GRAPH, INPUT, OUTPUT, shape_of
+from vla_inference.engines.onnx_vision import (
+    DTYPES,
+    GRAPH,
+    INPUT,
+    OUTPUT,
+    OneByOne,
+    check_record,
+)
 from vla_inference.errors import CheckpointError, VlaError
 from vla_inference.model import VLA, ModelConfig
 
@@ -146,7 +151,7 @@ def build_checkpoint(
 # -- running ----------------------------------------------------------------------------------
 
 
-class TensorrtVision:
+class TensorrtVision(OneByOne):
     """`Vision` by a folder of `vla compile --engine tensorrt`; on the caller's stream."""
 
     def __init__(
@@ -160,9 +165,7 @@ class TensorrtVision:
         record = read_record(folder, "tensorrt")
         if self.device.type != "cuda":
             raise VlaError(f"vision tensorrt runs on CUDA, not on {device}", "use vision onnx")
-        require(folder, record, shape=list(shape_of(config)))
-        if checkpoint is not None:
-            require(folder, record, digest=vision_digest(Tensors(Path(checkpoint)), config))
+        check_record(folder, record, config, checkpoint)
         index = self.device.index or 0
         require(folder, record, target=chip(self.device), device=device_of(index))
         tensorrt = import_tensorrt()
@@ -183,9 +186,6 @@ class TensorrtVision:
             if have != shape:
                 raise CheckpointError(f"{folder / PLAN} has {name} {have} instead of {shape}")
         self._answer = record["answer"]
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        return torch.cat([self._one(row[None]) for row in pixels]).to(pixels.dtype)
 
     def _one(self, pixels: Tensor) -> Tensor:
         given = pixels.to(self.dtype).contiguous()

@@ -116,17 +116,6 @@ class TvmLanguage(TvmRunner):
 
     # -- Language -----------------------------------------------------------------------------
 
-    def prefill(self, embeddings: Tensor) -> tuple[Tensor, int]:
-        rows, n, _ = embeddings.shape
-        with self.stream():
-            generation = self._cache.restart(rows, n + self.config.head.action_dim)
-            return self.forward("prefill", embeddings), generation
-
-    def decode(self, embedding: Tensor, cache: int) -> tuple[Tensor, int]:
-        self._cache.check(cache)
-        with self.stream():
-            return self.forward("decode", embedding), cache
-
     def encode(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
         rows, n, _ = embeddings.shape
         lengths = [n] * rows if padding is None else (~padding).sum(1).tolist()

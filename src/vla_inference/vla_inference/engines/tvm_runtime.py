@@ -146,6 +146,19 @@ class TvmRunner:
             rows.append(torch.from_dlpack(self._cache.step(i, x.shape[1], run))[:, 0])
         return torch.cat(rows).to(x.dtype)
 
+    # -- of `Language`, through the cache -----------------------------------------------------
+
+    def prefill(self, embeddings: Tensor) -> tuple[Tensor, int]:
+        rows, n, _ = embeddings.shape
+        with self.stream():
+            generation = self._cache.restart(rows, n + self.config.head.action_dim)
+            return self.forward("prefill", embeddings), generation
+
+    def decode(self, embedding: Tensor, cache: int) -> tuple[Tensor, int]:
+        self._cache.check(cache)
+        with self.stream():
+            return self.forward("decode", embedding), cache
+
 
 # -- loading ----------------------------------------------------------------------------------
 
