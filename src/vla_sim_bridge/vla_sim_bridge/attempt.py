@@ -11,17 +11,14 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vla_sim_bridge.episode_run import SETTLE_STEPS
+from vla_sim_bridge.generate_config import GenerateConfig
 from vla_sim_bridge.poses import apply_delta
 from vla_sim_bridge.recovery import Perturbation
 from vla_sim_bridge.simulation import Simulation, episode_rng, to_robosuite
-
-if TYPE_CHECKING:
-    from vla_sim_bridge.generate import GenerateConfig
 
 
 @dataclass

@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vla_sim_bridge.generate_config import GenerateConfig
 from vla_sim_bridge.simulation import ACTION_SCALE, Simulation, episode_rng
-
-if TYPE_CHECKING:
-    from vla_sim_bridge.generate import GenerateConfig
 
 FIRST, LAST = 4, 45  # control steps between which it happens
 KNOCK_STEPS = (3, 7)
