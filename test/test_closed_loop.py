@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
+from functools import partial
 
 import pytest
+from graphs import domain, processes
 
 from vla_inference.random_checkpoint import write_random_checkpoint
 
@@ -19,29 +19,11 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def vla(tmp_path):
+def vla(tmp_path, monkeypatch):
     """Start `vla WORDS...` in a ROS domain of its own, in an empty folder."""
-    environment = {
-        **os.environ,
-        "ROS_DOMAIN_ID": str(1 + (os.getpid() + 50) % 100),
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "ROS_LOG_DIR": str(tmp_path / "log"),
-    }
-    started = []
-
-    def start(*words) -> subprocess.Popen:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vla_inference.cli", *map(str, words)], env=environment,
-            cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+    monkeypatch.setenv("ROS_LOG_DIR", str(tmp_path / "log"))
+    with processes(domain(50)) as start:
+        yield partial(start, "-m", "vla_inference.cli", cwd=tmp_path)
 
 
 SMALL = ("--horizon", 8, "--record", 1, "--width", 96, "--height", 64)

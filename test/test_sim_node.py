@@ -8,11 +8,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from graphs import processes
 
 FAKE_MODEL = Path(__file__).with_name("fake_model.py")
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,32 +22,11 @@ _domains = itertools.count(os.getpid())
 
 @pytest.fixture
 def graph():
-    """Environment of a fresh ROS domain, and a way to start things in it that all end with it."""
+    """Starts processes in a fresh ROS domain, all of which end with it."""
     domain = 1 + next(_domains) % 100
-    environment = {
-        **os.environ,
-        "ROS_DOMAIN_ID": str(domain),
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "PYTHONUNBUFFERED": "1",
-    }
-    if os.environ.get("ROS_DISTRO") == "humble":
-        environment["ROS_LOCALHOST_ONLY"] = "1"  # its word for the same
-    started = []
-
-    def start(*command: str, **more) -> subprocess.Popen:
-        process = subprocess.Popen(
-            [sys.executable, *command], env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more,
-        )  # fmt: skip
-        started.append(process)
-        return process
-
-    start.domain = domain
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+    with processes(domain) as start:
+        start.domain = domain
+        yield start
 
 
 def sim(graph, folder: Path, /, **parameters) -> subprocess.Popen:
@@ -63,7 +42,7 @@ def model(graph, behaviour: str) -> subprocess.Popen:
     return graph(str(FAKE_MODEL), behaviour)
 
 
-def ended(process: subprocess.Popen, timeout: float = 60) -> tuple[int, str, str]:
+def ended(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err
 
@@ -281,16 +260,16 @@ def client(graph):
 
         def call(self, kind, name, request):
             service = node.create_client(kind, name)
-            assert service.wait_for_service(timeout_sec=10)
+            assert service.wait_for_service(timeout_sec=30)
             future = service.call_async(request)
-            executor.spin_until_future_complete(future, timeout_sec=20)
+            executor.spin_until_future_complete(future, timeout_sec=60)
             return future.result()
 
         def listen(self, kind, topic, qos):
             self.heard[topic] = []
             node.create_subscription(kind, topic, self.heard[topic].append, qos)
 
-        def spin(self, until, timeout=10):
+        def spin(self, until, timeout=60):
             end = time.monotonic() + timeout
             while not until() and time.monotonic() < end:
                 executor.spin_once(timeout_sec=0.05)
@@ -368,7 +347,7 @@ def test_interrupting_while_it_loads_leaves_nothing_behind(graph, tmp_path):
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(1.5)
     process.send_signal(signal.SIGINT)
-    status, _, err = ended(process, timeout=10)
+    status, _, err = ended(process)
     assert status in (130, -signal.SIGINT)
     if status == 130:
         assert "Traceback" not in err

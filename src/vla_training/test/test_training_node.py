@@ -110,7 +110,7 @@ def test_a_job_by_service(graph):
     assert (last.message, last.exit_code, last.kind) == ("out of steps", 0, "fake")
     assert last.arguments == ["--steps", "12"] and last.ended.sec >= last.started.sec > 0
     running = [s for s in graph.states if s.state == JobStatus.RUNNING]
-    assert len({s.step for s in running}) > 2 and any(s.rate > 1 for s in running)
+    assert len({s.step for s in running}) > 2 and any(s.rate > 0 for s in running)
     assert any(s.seconds_left > 0 for s in running)
     log = graph.ask(GetJobLog, "log", job_id=answer.job_id)
     assert log.success and log.text == "out of steps\n"
@@ -198,6 +198,7 @@ def test_a_root_that_will_not_do(root, reason):
 @pytest.mark.skipif("generate" not in find_verbs(), reason="the workspace is not built")
 def test_a_real_generation(tmp_path):
     graph = Graph(tmp_path, kinds=KINDS, command=VLA)
+    graph.patience = 200.0  # a whole verb, at a low priority
     try:
         words = "--task Stack_D0 --episodes 1 --parallel 1 --camera-width 16 --camera-height 16"
         answer = graph.start(*words.split(), "--output", "made", kind="generate")
