@@ -10,16 +10,19 @@ import math
 
 import numpy as np
 import pytest
+import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, TwistStamped
-from graphs import NodeGraph
+from graphs import NodeGraph, domain
 from rclpy.parameter import Parameter
+from rclpy.qos import ReliabilityPolicy
 from rclpy.time import Time
 from std_msgs.msg import Empty, Float64MultiArray
 from std_srvs.srv import SetBool
 
 from vla_inference.command_node import CommandNode
 from vla_inference.ros import qos
+from vla_inference.ros.lifecycle import SUCCESS
 from vla_inference.ros.messages import chunk_to_msg
 from vla_inference.types import ActionChunk, eef_delta_spec
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
@@ -268,3 +271,32 @@ def test_deactivating_halts_and_senseless_parameters_leave_it_unconfigured(graph
     assert g.node.set_parameters([Parameter("workspace", value=[1.0, 2.0])])[0].successful
     g.node.trigger_configure()
     g.until(lambda: "workspace" in g.status.message, "the reason")
+
+
+def test_a_topics_qos_is_overridden_and_no_other_topics(monkeypatch):
+    """rclpy writes an override into the profile it is given, which topics share."""
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain())
+    here = "qos_overrides./here"
+    overrides = {
+        f"{here}/current_pose.subscription.reliability": "reliable",
+        f"{here}/delta_twist.publisher.depth": 7,
+    }
+    node = CommandNode(
+        context=context, namespace="/here",
+        parameter_overrides=[Parameter(k, value=v) for k, v in overrides.items()],
+    )  # fmt: skip
+    try:
+        assert node.trigger_configure() == SUCCESS, node.failure
+        heard = {s.topic_name: s.qos_profile.reliability for s in node.subscriptions}
+        assert heard["/here/current_pose"] == ReliabilityPolicy.RELIABLE
+        assert heard["/here/heartbeat"] == ReliabilityPolicy.BEST_EFFORT
+        for _ in range(2):  # also when it is configured anew
+            depths = {p.topic_name: p.qos_profile.depth for p in node.publishers}
+            assert (depths["/here/delta_twist"], depths["/here/gripper"]) == (7, 1)
+            assert node.trigger_cleanup() == node.trigger_configure() == SUCCESS
+    finally:
+        node.trigger_shutdown()
+        node.destroy_node()
+        rclpy.shutdown(context=context)

@@ -60,9 +60,7 @@ class CameraNode(ManagedNode):
         kind, topic = Image, "image"
         if transport == "compressed":
             kind, topic = CompressedImage, self.resolve_topic_name("image") + "/compressed"
-        self._publisher = self.create_publisher(
-            kind, topic, qos.IMAGE_OUTPUT, qos_overriding_options=qos.overridable()
-        )
+        self._publisher = self.create_publisher(kind, topic, **qos.overridable(qos.IMAGE_OUTPUT))
 
     def do_activate(self) -> None:
         self._stop.clear()

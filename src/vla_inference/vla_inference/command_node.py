@@ -66,9 +66,10 @@ class CommandNode(ManagedNode):
 
         self._status = self.create_publisher(CommandStatus, "~/status", qos.LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self.create_subscription(ActionChunk, "action", self._on_chunk, qos.CHUNK)
-        self.create_subscription(PoseStamped, "current_pose", self._on_pose, qos.IMAGE_INPUT)
-        self.create_subscription(Empty, "heartbeat", self._on_heartbeat, qos.IMAGE_INPUT)
+        hear, newest = self.create_subscription, qos.IMAGE_INPUT
+        hear(ActionChunk, "action", self._on_chunk, **qos.overridable(qos.CHUNK))
+        hear(PoseStamped, "current_pose", self._on_pose, **qos.overridable(newest))
+        hear(Empty, "heartbeat", self._on_heartbeat, **qos.overridable(newest))
         self.create_service(SetBool, "~/enable", self._enable)
         # Steady: where simulated time stands still, the watchdogs must not.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -90,7 +91,9 @@ class CommandNode(ManagedNode):
         }
         for name, (kind, on) in kinds.items():
             if on:
-                self._outputs[name] = self.create_lifecycle_publisher(kind, name, qos.COMMAND)
+                self._outputs[name] = self.create_lifecycle_publisher(
+                    kind, name, **qos.overridable(qos.COMMAND)
+                )
         if out.action:
             self._gripper = GripperAction(self, out.action, out.action_type, out.joint, out.effort)
         self._configured = True

@@ -72,9 +72,9 @@ class IkNode(ManagedNode):
         self._pose = self.create_publisher(PoseStamped, "current_pose", qos.COMMAND)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         make = self.create_subscription
-        make(JointState, "joint_states", self._on_joints, qos.IMAGE_INPUT)
-        make(TwistStamped, "delta_twist", self._on_twist, qos.COMMAND)
-        make(PoseStamped, "target_pose", self._on_target, qos.COMMAND)
+        make(JointState, "joint_states", self._on_joints, **qos.overridable(qos.IMAGE_INPUT))
+        make(TwistStamped, "delta_twist", self._on_twist, **qos.overridable(qos.COMMAND))
+        make(PoseStamped, "target_pose", self._on_target, **qos.overridable(qos.COMMAND))
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(DIAGNOSTICS_PERIOD, self._publish_diagnostics, clock=self._steady)
 
@@ -98,7 +98,7 @@ class IkNode(ManagedNode):
         )
         self.commander = JointCommander(arm, settings)
         self._trajectory = self.create_lifecycle_publisher(
-            JointTrajectory, "joint_trajectory", qos.COMMAND
+            JointTrajectory, "joint_trajectory", **qos.overridable(qos.COMMAND)
         )
 
     def do_activate(self) -> None:

@@ -69,7 +69,7 @@ class InferenceNode(ManagedNode):
         self._figures = Figures()
 
         self._action = self.create_lifecycle_publisher(
-            ActionChunk, "action", qos.CHUNK, qos_overriding_options=qos.overridable()
+            ActionChunk, "action", **qos.overridable(qos.CHUNK)
         )
         self._status = self.create_publisher(InferenceStatus, "~/status", qos.LATCHED)
         self._info = self.create_publisher(ModelInfo, "~/model", qos.LATCHED)

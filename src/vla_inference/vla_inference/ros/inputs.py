@@ -107,8 +107,7 @@ class Inputs:
             # States come fast: the newest alone might be too new for a picture that lags.
             profile = qos.IMAGE_INPUT if name in self.cameras else qos.STATE_INPUT
             made = node.create_subscription(
-                message, topic, partial(self._put, name), profile,
-                qos_overriding_options=qos.overridable(),
+                message, topic, partial(self._put, name), **qos.overridable(profile)
             )  # fmt: skip
             self._subscriptions.append(made)
 

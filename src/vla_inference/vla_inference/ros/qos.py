@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
@@ -44,6 +47,13 @@ INSTRUCTION_VOLATILE = _keep_last(10)
 INSTRUCTION_LATCHED = LATCHED
 
 
-def overridable() -> QoSOverridingOptions:
-    """Lets `qos_overrides.<topic>.<subscription|publisher>.{history,depth,reliability}` be set."""
-    return QoSOverridingOptions.with_default_policies()
+def overridable(profile: QoSProfile) -> dict[str, Any]:
+    """Lets `qos_overrides.<topic>.<subscription|publisher>.{history,depth,reliability}` be set.
+
+    Arguments for create_publisher and create_subscription. A copy, since rclpy writes what is set
+    into the profile it is given: else one topic's override would be the next one's default.
+    """
+    return {
+        "qos_profile": copy.copy(profile),
+        "qos_overriding_options": QoSOverridingOptions.with_default_policies(),
+    }
