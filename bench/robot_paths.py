@@ -2,14 +2,17 @@
 """Success of the model that ships, by the way its commands take to the simulated arm; JSON.
 
     python bench/robot_paths.py --path direct|twist|pose [--episodes 20] [--seed 7]
-    python bench/robot_paths.py --path twist --real-time [--delay 0.3] [--stretch 2]
+    python bench/robot_paths.py --path twist --delay 0.35 --stretch 2 --catch-up 0.3 --blend 0.1
+    python bench/robot_paths.py --path twist --real-time --delay 0.3 --stretch 2.25 ...
 
 direct: chunks go straight into the simulation, in lock step. twist, pose: model, command node with
 its safety on, and the simulation that keeps MoveIt Servo's or a target-pose controller's rules; in
 lock step of simulated time, or in real time at 20 Hz (--factor 0.5: all at half the pace, for slow
 or busy machines). --delay: seconds that each answer takes longer; in lock step, exactly that long
-by simulated time, while the robot goes on. gaps: control periods without a fresh command; zeros:
-periods for which standing still was commanded.
+by simulated time, while the robot goes on. Under `robot`: gaps, control periods whose last command
+was 0.1 s old or older; unanswered_periods (lock step), those without a new one; zeros, those for
+which standing still was commanded; all from an episode's first command on. command_gap: whether
+there were any of the first two. A run with --delay is set beside the same without it.
 """
 
 from __future__ import annotations
@@ -43,9 +46,10 @@ def main() -> int:
     parser.add_argument("--delay", type=float, default=0.0, help="s, of each answer")
     parser.add_argument("--stretch", type=float, default=1.0)
     parser.add_argument("--catch-up", type=float, default=0.0, help="s")
-    parser.add_argument("--horizon", type=int, default=200, help="control steps")
+    parser.add_argument("--horizon", type=int, help="control steps; 200, times --stretch")
     parser.add_argument("--blend", type=float, help="s; default: config/robots/robosuite.yaml's")
     args = parser.parse_args()
+    args.horizon = args.horizon or round(200 * args.stretch)
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
         status = play(args, Path(folder))
@@ -54,6 +58,9 @@ def main() -> int:
             return status or 1
         results = json.loads(path.read_text())
         found = {**vars(args), **{k: results[k] for k in KEPT if k in results}}
+        if "robot" in found:
+            robot = found["robot"]
+            found["command_gap"] = bool(robot["gaps"] or robot["unanswered_periods"])
         found["per_episode_frames"] = [e["frames"] for e in results["per_episode"]]
         found["seconds"] = round(time.perf_counter() - begun, 1)
         print(json.dumps(found, indent=2))
@@ -90,12 +97,14 @@ def play(args: argparse.Namespace, folder: Path) -> int:
                 sys.executable,
                 __file__,
                 "--slow-model",
-                str(args.delay / args.factor),
+                str(args.delay / args.factor if args.real_time else 0.0),
             ]
         if "sim_node" in process.label:
             more = {"first_episode": args.first}
             if args.delay and not args.real_time:
-                more |= {"answer_delay": args.delay, "command_wait": 0.3}
+                # Without a stretch the command node is silent often, and each time waited for.
+                wait = 0.3 if args.stretch == 1 else 1.0
+                more |= {"answer_delay": args.delay, "command_wait": wait}
             process.parameters.append(more)
         if "command_node" in process.label:
             process.parameters.append({"catch_up": args.catch_up})

@@ -54,7 +54,8 @@ class RobotDrive(Drive):
         self._asked: float | None = None  # when the command of the period under way was asked for
         self._asked_again = 0.0
         self._heard = self._seen = False
-        self.unanswered = 0  # periods in which no command came, though it was waited for
+        self._begun = False  # whether a command has come in this episode
+        self.unanswered = 0  # periods from then on in which none came, though it was waited for
         self._stops: dict[str, int] = {}
         self._own_time = s.lock_step or s.real_time_factor != 1.0
         if self._own_time:
@@ -83,7 +84,7 @@ class RobotDrive(Drive):
 
     def begin(self) -> None:
         self.controller.reset()
-        self._gripper, self._seen = self.node.sim.gripper, False
+        self._gripper, self._seen, self._begun = self.node.sim.gripper, False, False
         self._forget()
         self._seen_since = self._now()
         self.operator.begin()
@@ -233,7 +234,8 @@ class RobotDrive(Drive):
         if not self._heard and not self.operator.stopped:
             if time.monotonic() - self._asked < self.settings.command_wait:
                 return self._remind()
-            self.unanswered += 1
+            self.unanswered += self._begun
+        self._begun |= self._heard
         self._asked = None
         done = self._period()
         self._clock += PERIOD
