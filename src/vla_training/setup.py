@@ -38,6 +38,7 @@ setup(
             "merge = vla_training.cli_finetune:merge",
             "quantize = vla_training.cli_quantize:quantize",
             "record = vla_training.cli_record:record",
+            "study = vla_training.cli_study:study",
             "train = vla_training.cli:train",
             "validate = vla_training.cli_validate:validate",
         ],

@@ -74,6 +74,13 @@ KINDS: Mapping[str, Kind] = {
             names="vla-path",
         ),
         _kind(
+            "study",
+            paths="output data start",
+            values="task episodes passes minutes seeds batch-size learning-rate eval-episodes "
+            "eval-seed horizon execute-steps devices parallel",
+            flags="compile",
+        ),
+        _kind(
             "eval",
             paths="dataset model reference-model save-stats report",
             values="dataset-type split conventions max-episodes max-steps camera instruction "

@@ -1,0 +1,218 @@
+"""`vla study`: a grid at equal cost, killed and taken up, told by table and plot."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from fake_world import FakeWorld
+from PIL import Image
+
+from vla_inference.errors import VlaError
+from vla_sim_bridge.hdf5 import write_episode, write_header
+from vla_sim_bridge.statistics import wilson_interval
+from vla_training import study_worker
+from vla_training.cli_study import _numbers
+from vla_training.study import Study, study
+from vla_training.study_config import Cell, StudyConfig
+from vla_training.train import SMALL, Trainer
+
+TINY = copy.deepcopy(SMALL)
+TINY["vision_towers"][0].update(image_size=32, embed_dim=64, num_heads=2, mlp_hidden=64)
+TINY["text_config"].update(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+    num_attention_heads=2, num_key_value_heads=2,
+)  # fmt: skip
+
+
+def write_noise(path: Path, size: int, episodes: int = 5, length: int = 6) -> Path:
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        write_header(file, "noise", episodes, {})
+        for i in range(episodes):
+            pictures = rng.integers(0, 256, (length, size, size, 3), np.uint8)
+            data = {
+                "actions": rng.uniform(-1, 1, (length, 7)), "states": np.zeros((length, 8)),
+                "rewards": np.zeros(length), "dones": np.zeros(length),
+                "instructions": ["lift the cube"] * length, "obs": {"agentview_image": pictures},
+            }  # fmt: skip
+            write_episode(file["data"].create_group(f"demo_{i}"), data)
+    return path
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch) -> StudyConfig:
+    """Four cells of a tiny model in a world without a simulator, all in this process."""
+    made = write_noise(tmp_path / "noise.hdf5", 32)
+    monkeypatch.setattr(study_worker, "SMALL", TINY)
+    monkeypatch.setattr(study_worker, "Trainer", partial(Trainer, model_json=TINY))
+    monkeypatch.setattr(study_worker, "make_world", lambda task: FakeWorld())
+    study_worker.read_frames.cache_clear()
+    study_worker._world.cache_clear()
+    study_worker._policy = None
+    yield StudyConfig(
+        str(tmp_path / "study"), (str(made),), "Lift_D0", (2, 4), (8,), seeds=2, batch_size=4,
+        eval_episodes=4, devices=0, parallel=0,
+    )  # fmt: skip
+    study_worker.read_frames.cache_clear()
+    study_worker._world.cache_clear()
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def rows(found: dict) -> list:
+    return json.loads(json.dumps(found["rows"]))
+
+
+def test_killed_and_taken_up_it_finds_what_an_unbroken_one_does(toy, tmp_path, monkeypatch):
+    toy = replace(toy, seeds=1)
+    whole = study(replace(toy, output=str(tmp_path / "whole")), quiet)
+    count = itertools.count()
+    play = study_worker.play
+
+    def killed(*args):
+        if next(count) == 6:  # in the midst of the second cell's episodes
+            raise KeyboardInterrupt
+        return play(*args)
+
+    monkeypatch.setattr(study_worker, "play", killed)
+    with pytest.raises(KeyboardInterrupt):
+        study(toy, quiet)
+    done = sorted(Path(toy.output).glob("cells/*/result.json"))
+    trained = sorted(Path(toy.output).glob("cells/*/trained.json"))
+    assert (len(done), len(trained)) == (1, 2)
+    assert "Incomplete: 1 of 2 cells" in (Path(toy.output) / "report.md").read_text()
+    before = {p: p.stat().st_mtime_ns for p in (*done, *trained)}
+    monkeypatch.setattr(study_worker, "play", play)
+    found = study(toy, quiet)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert found["complete"] and rows(found) == rows(whole)
+
+
+def test_cells_cost_the_same_and_intervals_are_those_of_all_episodes(toy):
+    found = study(toy, quiet)
+    output = Path(toy.output)
+    cells = [json.loads(p.read_text()) for p in sorted(output.glob("cells/*/result.json"))]
+    # 8 passes of 6 frames in batches of 4: 12 steps each, be it of 2 episodes or of 4.
+    assert [c["episodes"] for c in cells] == [4] * 4
+    assert [c["training"]["steps"] for c in cells] == [12] * 4
+    assert [r["epochs"] for r in found["rows"]] == [4.0, 2.0]
+    for row in found["rows"]:
+        assert (row["seeds"], row["tried"]) == (2, 8)
+        assert row["successes"] == sum(round(4 * v) for v in row["seed_rates"])
+        assert row["success_rate_wilson95"] == list(wilson_interval(row["successes"], 8))
+    assert found["rows"][0]["held_out_l1"] > 0
+    text = (output / "report.md").read_text()
+    assert "| 2 | 4.0 | 48 | " in text and "| 4 | 2.0 | 48 | " in text
+    assert Image.open(output / "success.png").size == (1440, 840)
+    assert not list(output.glob("cells/*/state.safetensors"))
+
+
+def test_smaller_sets_lie_in_larger_ones_and_none_in_what_is_held_out():
+    for seed in range(3):
+        few, held = study_worker.choose(100, 10, 80, seed)
+        many, again = study_worker.choose(100, 80, 80, seed)
+        assert set(few) <= set(many) and not set(many) & set(held)
+        assert np.array_equal(held, again) and len(held) == 20
+    others = study_worker.choose(100, 10, 80, 0)[0], study_worker.choose(100, 10, 80, 1)[0]
+    assert set(others[0]) != set(others[1])
+
+
+def test_minutes_become_steps_by_the_speed_that_was_measured(toy, monkeypatch):
+    config = replace(toy, minutes=10.0)
+    begun = Study(config, quiet)
+    found = {"episodes": 5, "frames": 30, "samples_per_s": 8.0}
+    monkeypatch.setattr(study_worker, "survey", lambda _: found)
+    trainers, _ = begun._executors()
+    begun._decide(trainers)
+    ((passes, steps),) = begun.plan["steps"].items()
+    # 4 cells one after the other, 8 samples/s, batches of 4: some 0.85 * 150 s * 2 steps/s each.
+    assert 200 <= steps <= 255 and int(passes) == round(steps / 1.5)
+    # It stands from then on: a study that goes on does not measure again.
+    monkeypatch.setattr(study_worker, "survey", None)
+    again = Study(config, quiet)
+    again._decide(trainers)
+    assert again.plan["steps"] == {passes: steps}
+
+
+def test_a_study_measures_its_own_speed(toy):
+    found = study_worker.survey(replace(toy, minutes=1.0))
+    assert found["episodes"] == 5 and found["frames"] == 30 and found["samples_per_s"] > 0
+
+
+def test_mistakes_are_named_before_anything_is_trained(toy, tmp_path):
+    for changes, message in (
+        ({"episodes": (2, 2)}, "episodes is 2, 2"), ({"passes": ()}, "passes is empty"),
+        ({"seeds": 0}, "seeds is 0"), ({"minutes": -1.0}, "minutes is -1"),
+        ({"minutes": 1.0, "passes": (8, 9)}, "both minutes and several passes"),
+        ({"task": "Stack_D99"}, "Stack_D99"), ({"devices": 99}, "99 GPUs were asked for"),
+    ):  # fmt: skip
+        with pytest.raises(VlaError, match=message):
+            study(replace(toy, **changes), quiet)
+    assert not Path(toy.output).exists()
+    with pytest.raises(VlaError, match="holds 5 episodes, the study asks for 9"):
+        study(replace(toy, episodes=(9,)), quiet)
+    with pytest.raises(VlaError, match=r"has episodes \[9\], now it is \[2, 4\]"):
+        study(toy, quiet)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").touch()
+    with pytest.raises(VlaError, match="not empty, and no study"):
+        study(replace(toy, output=str(tmp_path / "mine")), quiet)
+    assert _numbers("--episodes", "1, 2") == (1, 2)
+    with pytest.raises(VlaError, match="--episodes is '1;2'"):
+        _numbers("--episodes", "1;2")
+
+
+def test_a_cell_killed_between_its_last_step_and_its_checkpoint_is_finished(toy, tmp_path):
+    cell, where = Cell(2, 8, 0), tmp_path / "cell"
+    told = study_worker.train_cell(toy, cell, 12, str(where))
+    trainer = study_worker.make_trainer(toy, cell, 12)
+    trainer.run()
+    trainer.save(where / "state.safetensors")
+    (where / "trained.json").unlink()
+    again = study_worker.train_cell(toy, cell, 12, str(where))
+    assert again["loss"] == told["loss"] and (where / "trained.json").is_file()
+
+
+def test_cells_are_done_seed_by_seed():
+    config = StudyConfig("x", episodes=(1, 2), seeds=2)
+    assert config.cells([8]) == [Cell(1, 8, 0), Cell(2, 8, 0), Cell(1, 8, 1), Cell(2, 8, 1)]
+
+
+@pytest.mark.slow
+def test_real_processes_and_a_real_world_after_kill_9(tmp_path):
+    """The shipping model's shape, robosuite, and the command line."""
+    write_noise(tmp_path / "noise.hdf5", 224, episodes=2)
+    words = [
+        sys.executable, "-m", "vla_training.cli_study",
+        "--data", tmp_path / "noise.hdf5", "--output", tmp_path / "study", "--task", "Lift_D0",
+        "--episodes", "1,2", "--passes", "2", "--seeds", "1", "--batch-size", "4",
+        "--eval-episodes", "1", "--horizon", "8", "--devices", "0", "--parallel", "1",
+    ]  # fmt: skip
+    results = tmp_path / "study" / "cells"
+    process = subprocess.Popen(list(map(str, words)), env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 200
+    while not (done := list(results.glob("*/result.json"))):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = [p.stat().st_mtime_ns for p in done]
+    subprocess.run(list(map(str, words)), check=True, timeout=250)
+    assert [p.stat().st_mtime_ns for p in done] == before
+    found = json.loads((tmp_path / "study" / "results.json").read_text())
+    assert found["complete"] and [r["tried"] for r in found["rows"]] == [1, 1]
