@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vla_inference.camera_node import PARAMETERS as CAMERA
 from vla_inference.launch_standin import read_launch_file
 from vla_inference.ros.inference_parameters import AT_CONFIGURE, AT_ONCE
 
@@ -24,8 +25,13 @@ def test_camera_model_and_the_controllers_command_node(robot):
     for process in plan.processes:
         profile = process.environment["FASTRTPS_DEFAULT_PROFILES_FILE"]
         assert Path(profile).is_file()
+    # Nothing is set that a node does not have: rclpy would not tell.
+    names = {k for p in camera.parameters if isinstance(p, dict) for k in p}
+    assert names and names <= CAMERA.keys()
     without = read_launch_file(LAUNCH, {"model": "/models/mine"})
     assert len(without.processes) == 2
+    servo = read_launch_file(LAUNCH, {"model": "/models/mine", "servo_api": "jazzy"})
+    assert servo.processes[-1].command[3] == "/servo_node/switch_command_type"
 
 
 def test_the_parameter_file_says_what_the_node_would_do_without_it():

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import rclpy
 import yaml
-from geometry_msgs.msg import TwistStamped
+from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.time import Time
+from sensor_msgs.msg import JointState
+from six_axes import HOME, urdf
+from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import SetBool
+from trajectory_msgs.msg import JointTrajectory
 
 from vla_inference.ik_node import PARAMETERS as IK_PARAMETERS
 from vla_inference.launch_standin import read_launch_file
@@ -34,6 +42,8 @@ TARGETS = {
     "crisp": "target_pose:=/target_pose",
     "joint_trajectory": "joint_trajectory:=/joint_trajectory_controller/joint_trajectory",
 }
+GRIPPERS = {robot: "/gripper_controller/commands" for robot in TARGETS}
+GRIPPERS["crisp"] = "/gripper/gripper_position_controller/commands"
 SIMULATED = "robosuite"  # has a launch file of the whole loop
 _domains = itertools.count(os.getpid() + 50)
 
@@ -95,70 +105,177 @@ def test_the_simulated_robot_hears_what_the_command_node_says(path):
     assert sim["driven_by"] == path and sim["lock_step"] is command["lock_step"] is True
 
 
-def test_servo_hears_what_it_takes_once_enabled(monkeypatch):
-    """Launched as a user does; the listener keeps Servo's rules."""
-    domain = 1 + next(_domains) % 100
-    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vla_inference.cli", "launch",
-         str(ROOT / "launch/moveit_servo.launch.xml"), "scale:=0.5"],
-        env={**os.environ, "ROS_DOMAIN_ID": str(domain)},
-    )  # fmt: skip
-    context = rclpy.Context()
-    rclpy.init(context=context, domain_id=domain)
-    servo = rclpy.create_node("servo", context=context)
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(servo)
-    heard: list[tuple[float, TwistStamped]] = []
+class Arm:
+    """A launch file started as a user does it, and the controller that it is for."""
 
-    def now() -> float:
-        return 1e-9 * servo.get_clock().now().nanoseconds
+    def __init__(self, robot: str, *words: str):
+        number = 1 + next(_domains) % 100
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vla_inference.cli", "launch",
+             str(ROOT / f"launch/{robot}.launch.xml"), "scale:=0.5", *words],
+            env={**os.environ, "ROS_DOMAIN_ID": str(number)},
+        )  # fmt: skip
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=number)
+        self.node = rclpy.create_node("controller", context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.heard: list[tuple[float, Any]] = []
+        self.grippers: list[float] = []
+        self.actions = self.node.create_publisher(ActionChunkMsg, "action", qos.CHUNK)
+        self.enabler = self.node.create_client(SetBool, "/command/enable")
+        self.node.create_subscription(
+            Float64MultiArray, GRIPPERS[robot], lambda m: self.grippers.extend(m.data), 10
+        )
 
-    servo.create_subscription(
-        TwistStamped, "/servo_node/delta_twist_cmds", lambda m: heard.append((now(), m)), 100
-    )
-    actions = servo.create_publisher(ActionChunkMsg, "action", qos.CHUNK)
-    enabler = servo.create_client(SetBool, "/command/enable")
+    def now(self) -> float:
+        return 1e-9 * self.node.get_clock().now().nanoseconds
 
-    def until(condition) -> None:
+    def hear(self, kind: Any, topic: str) -> None:
+        self.node.create_subscription(
+            kind, topic, lambda m: self.heard.append((self.now(), m)), 100
+        )
+
+    def tell(self, topic: str, make: Callable[[], Any]) -> None:
+        """Publish what `make` gives, 20 times a second."""
+        publisher = self.node.create_publisher(type(make()), topic, 10)
+        self.node.create_timer(0.05, lambda: publisher.publish(make()))
+
+    def spin(self) -> None:
+        self.executor.spin_once(timeout_sec=0.02)
+
+    def until(self, condition: Callable[[], object]) -> None:
         end = time.monotonic() + 20
         while not condition():
-            assert time.monotonic() < end and process.poll() is None
-            executor.spin_once(timeout_sec=0.02)
+            assert time.monotonic() < end and self.process.poll() is None
+            self.spin()
 
-    try:
-        until(enabler.service_is_ready)
-        until(actions.get_subscription_count)
-        enabled = enabler.call_async(SetBool.Request(data=True))
-        until(enabled.done)
-        assert enabled.result().success, enabled.result().message
-        begun = now()
-        stamp = Time(seconds=begun).to_msg()
-        step = [0.004, 0, 0, 0, 0, 0, 1.0]
-        actions.publish(chunk_to_msg(ActionChunk([step] * 5, eef_delta_spec(dt=0.1)), stamp))
-        until(lambda: len(heard) > 10 and not heard[-1][1].twist.linear.x)
-        assert max(m.twist.linear.x for _, m in heard) == pytest.approx(0.02, rel=1e-3)
-        assert {m.header.frame_id for _, m in heard} == {"base_link"}
-        # Servo takes what is 0.1 s old at the most: each is stamped when it is published.
-        times = [1e-9 * Time.from_msg(m.header.stamp).nanoseconds for _, m in heard]
-        assert times[0] >= begun and times == sorted(set(times))
-        assert all(t <= arrived for t, (arrived, _) in zip(times, heard, strict=True))
-        # Ctrl-C in the midst of a motion: the last thing it says is a halt.
-        heard.clear()
-        stamp = Time(seconds=now()).to_msg()
-        actions.publish(chunk_to_msg(ActionChunk([step] * 200, eef_delta_spec(dt=0.1)), stamp))
-        until(lambda: len(heard) > 5)
-        assert heard[-1][1].twist.linear.x
-        process.send_signal(signal.SIGINT)
-        end = time.monotonic() + 15
-        while heard[-1][1].twist.linear.x and time.monotonic() < end:
-            executor.spin_once(timeout_sec=0.02)
-        assert not heard[-1][1].twist.linear.x
-        assert len(heard) < 900  # of 1000 that the motion would have had
-    finally:
-        process.send_signal(signal.SIGINT)
-        status = process.wait(30)
-        executor.shutdown()
-        servo.destroy_node()
-        rclpy.shutdown(context=context)
-    assert status in (0, 130)
+    def enable(self) -> None:
+        self.until(self.enabler.service_is_ready)
+        self.until(self.actions.get_subscription_count)
+
+        def enabled() -> bool:
+            answer = self.enabler.call_async(SetBool.Request(data=True))
+            self.until(answer.done)
+            return answer.result().success
+
+        self.until(enabled)
+
+    def act(self) -> None:
+        """A chunk: 0.02 m ahead in half a second."""
+        steps = [[0.004, 0, 0, 0, 0, 0, 1.0]] * 5
+        stamp = Time(seconds=self.now()).to_msg()
+        self.actions.publish(chunk_to_msg(ActionChunk(steps, eef_delta_spec(dt=0.1)), stamp))
+
+    def close(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        status = self.process.wait(10)
+        self.executor.shutdown()
+        self.node.destroy_node()
+        rclpy.shutdown(context=self.context)
+        return status
+
+
+@pytest.fixture
+def arm(monkeypatch):
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    made = []
+
+    def make(*words: str) -> Arm:
+        made.append(Arm(*words))
+        return made[-1]
+
+    yield make
+    assert all(a.close() in (0, 130) for a in made)
+
+
+def test_servo_hears_what_it_takes_once_enabled(arm):
+    """The listener keeps Servo's rules."""
+    servo = arm("moveit_servo")
+    heard = servo.heard
+    servo.hear(TwistStamped, "/servo_node/delta_twist_cmds")
+    servo.enable()
+    servo.act()
+    servo.until(lambda: len(heard) > 10 and not heard[-1][1].twist.linear.x)
+    assert max(m.twist.linear.x for _, m in heard) == pytest.approx(0.02, rel=1e-3)
+    assert servo.grippers == [1.0]
+    for arrived, msg in heard:
+        age = arrived - 1e-9 * Time.from_msg(msg.header.stamp).nanoseconds
+        assert msg.header.frame_id == "base_link" and 0 <= age < 0.1
+    # Ctrl-C in the midst of a motion: the last thing it says is a halt.
+    heard.clear()
+    servo.act()
+    servo.until(lambda: len(heard) > 5)
+    assert heard[-1][1].twist.linear.x
+    servo.process.send_signal(signal.SIGINT)
+    end = time.monotonic() + 5
+    while heard[-1][1].twist.linear.x and time.monotonic() < end:
+        servo.spin()
+    assert not heard[-1][1].twist.linear.x
+    assert len(heard) < 20  # of 25 that the motion would have had
+
+
+@pytest.mark.parametrize(
+    ("robot", "target", "pose", "frame"),
+    [
+        ("fzi_cartesian", "/cartesian_motion_controller/target_frame",
+         "/cartesian_motion_controller/current_pose", "base_link"),
+        ("crisp", "/target_pose", "/current_pose", "base"),
+    ],
+)  # fmt: skip
+def test_a_controller_of_target_poses_hears_what_it_takes(arm, robot, target, pose, frame):
+    """FZI's drops another frame than its own, CRISP all while there is a second publisher."""
+    controller = arm(robot)
+    heard, here = controller.heard, PoseStamped()
+    here.header.frame_id, here.pose.position.x, here.pose.orientation.w = frame, 0.4, 1.0
+    controller.hear(PoseStamped, target)
+    controller.tell(pose, lambda: here)
+    controller.enable()
+    controller.act()
+
+    def held() -> bool:
+        return len(heard) > 10 and heard[-1][1].pose == heard[-2][1].pose
+
+    controller.until(held)
+    assert controller.node.count_publishers(target) == 1 and controller.grippers == [1.0]
+    way = [m.pose.position.x for _, m in heard]
+    assert way == sorted(way) and 0.4 < way[0] < 0.402
+    assert 0.405 < way[-1] < 0.4101  # less what had passed when the chunk came
+    for arrived, msg in heard:
+        q, stamp = msg.pose.orientation, Time.from_msg(msg.header.stamp).nanoseconds
+        assert msg.header.frame_id == frame and 0 <= arrived - 1e-9 * stamp < 0.1
+        assert math.hypot(q.x, q.y, q.z, q.w) == pytest.approx(1)
+
+
+def test_a_controller_of_joints_hears_trajectories_of_one_point(arm, tmp_path):
+    """Jazzy's refuses a last point that moves, and a stamp of another time."""
+    path = tmp_path / "arm.urdf"
+    path.write_text(urdf())
+    controller = arm("joint_trajectory", f"robot:={path}")
+    heard, names = controller.heard, [f"j{i}" for i in range(6)]
+    controller.hear(JointTrajectory, "/joint_trajectory_controller/joint_trajectory")
+    controller.tell("/joint_states", lambda: JointState(name=names, position=HOME.tolist()))
+    controller.enable()
+    controller.act()
+    controller.until(lambda: len(heard) > 10)
+    for _, msg in heard:
+        (point,) = msg.points
+        assert msg.joint_names == names and msg.header.stamp == Time().to_msg()
+        assert not point.velocities and point.time_from_start.nanosec == 100_000_000
+        assert np.abs(np.array(point.positions) - HOME).max() < 0.2
+    assert list(heard[-1][1].points[0].positions) != HOME.tolist()
+
+
+@pytest.mark.parametrize(
+    ("api", "call"),
+    [
+        ("jazzy", ["/arm/switch_command_type", "moveit_msgs/srv/ServoCommandType",
+                   "{command_type: 1}"]),
+        ("humble", ["/arm/start_servo", "std_srvs/srv/Trigger"]),
+        ("none", None),
+    ],
+)  # fmt: skip
+def test_servo_is_made_to_take_twists_by_its_distributions_api(api, call):
+    given = {"servo_api": api, "servo_node": "/arm"}
+    _, *more = read_launch_file(ROOT / "launch/moveit_servo.launch.xml", given).processes
+    assert [p.command for p in more] == ([["ros2", "service", "call", *call]] if call else [])
