@@ -1,8 +1,12 @@
-"""The SROS 2 policy: of the form of its schema, and our nodes may do by it what they do."""
+"""The SROS 2 policy: of the form of its schema, and our nodes may do by it what they do.
+
+And what holds for the parameters of all nodes.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -10,16 +14,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rclpy
+from bags import write_bags
 from graphs import domain
 from PIL import Image
 from rclpy.parameter import Parameter
+from six_axes import urdf
 
 from vla_inference.camera_node import CameraNode
 from vla_inference.command_node import CommandNode
+from vla_inference.ik_node import IkNode
 from vla_inference.inference_node import InferenceNode
 from vla_inference.random_checkpoint import write_random_checkpoint
-from vla_inference.ros.lifecycle import SUCCESS
+from vla_inference.ros.diagnostics import Diagnostics
+from vla_inference.ros.lifecycle import SUCCESS, ManagedNode
+from vla_sim_bridge.ros.robot_drive import RobotDrive
+from vla_sim_bridge.ros.sim_services import SimServices
+from vla_sim_bridge.ros.sim_topics import SimTopics
+from vla_sim_bridge.sim_node import SimNode
+from vla_training.record_node import RecordNode
 from vla_training.training_node import TrainingNode
+from vla_training.validation_node import ValidationNode
 
 POLICY = Path(__file__).resolve().parent.parent / "config/sros2/policy.xml"
 
@@ -81,6 +95,8 @@ def nodes(tmp_path_factory):
     model = write_random_checkpoint(folder / "model", head="l1-two-cameras")
     (folder / "pictures").mkdir()
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(folder / "pictures" / "one.png")
+    (folder / "arm.urdf").write_text(urdf())
+    bags = write_bags(folder / "bags", (2,))
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=domain(65))
     made = []
@@ -92,26 +108,57 @@ def nodes(tmp_path_factory):
         (CommandNode, {"publish_pose": True}),
         (CameraNode, {"source": str(folder / "pictures")}),
         (TrainingNode, {"root": str(folder)}),
+        (IkNode, {"robot": str(folder / "arm.urdf")}),
+        (RecordNode, {"output": str(folder / "recorded")}),
+        (ValidationNode, {"bag": str(bags)}),
     ):  # fmt: skip
         overrides = [Parameter(k, value=v) for k, v in parameters.items()]
         made.append(kind(parameter_overrides=overrides, context=context))
         assert made[-1].trigger_configure() == SUCCESS, made[-1].failure
+        if kind is RecordNode:  # hears nothing before
+            assert made[-1].trigger_activate() == SUCCESS, made[-1].failure
+    made.append(all_but_the_world(context))
     yield made
     for node in made:
-        node.trigger_shutdown()
+        if isinstance(node, ManagedNode):
+            node.trigger_shutdown()
         node.destroy_node()
     rclpy.shutdown(context=context)
 
 
-@pytest.mark.parametrize(
-    "name", ["inference", "_inference_service", "command", "camera", "training"]
-)
+def all_but_the_world(context) -> SimNode:
+    """The simulation's node as a robot, without what takes seconds to build."""
+    settings = {"driven_by": "twist", "answer_delay": 0.1}
+    overrides = [Parameter(k, value=v) for k, v in settings.items()]
+    node = SimNode(parameter_overrides=overrides, context=context)
+    node.topics = SimTopics(node, "agentview")
+    SimServices(node)
+    Diagnostics(node, "simulation", node._diagnose)
+    RobotDrive(node).start()
+    return node
+
+
+NODES = ["inference", "_inference_service", "command", "camera", "training", "ik", "recorder",
+         "validation", "sim"]  # fmt: skip
+
+
+def test_every_node_that_can_be_run_has_rights():
+    """By the entry points, so that a new one is not forgotten."""
+    ends = {line.split()[0] for p in POLICY.parents[2].glob("src/*/setup.py")
+            for line in re.findall(r'"(\w+_node) = ', p.read_text())}  # fmt: skip
+    named = {n.removesuffix("_node").replace("record", "recorder") for n in ends}
+    assert named and named == set(NODES) - {"_inference_service"}
+    assert {node for node, _ in allowed()} == {*NODES, "operator"}
+
+
+@pytest.mark.parametrize("name", NODES)
 def test_all_that_a_node_does_is_allowed(nodes, name):
     asker, rules = nodes[1], allowed()
     looks = {
         "publish": asker.get_publisher_names_and_types_by_node,
         "subscribe": asker.get_subscriber_names_and_types_by_node,
         "reply": asker.get_service_names_and_types_by_node,
+        "request": asker.get_client_names_and_types_by_node,
     }
     end = time.monotonic() + 20
     while not any(n == name for n, _ in asker.get_node_names_and_namespaces()):
@@ -120,7 +167,7 @@ def test_all_that_a_node_does_is_allowed(nodes, name):
     actions = rules.get((name, "execute"), set())
     for rule, look in looks.items():
         seen = {n for n, _ in look(name, "/")}
-        assert seen or rule == "subscribe"
+        assert seen or rule in ("subscribe", "request")
         # An action is topics and services below its name.
         seen = {n for n in seen if n.split("/_action/")[0] not in actions}
         assert seen <= rules.get((name, rule), set())
@@ -128,3 +175,22 @@ def test_all_that_a_node_does_is_allowed(nodes, name):
         if rule == "publish":
             may = {"/image/compressed", "/diagnostics", "/target_pose"}
             assert rules[name, rule] - seen <= may
+
+
+RCLPY = ("use_sim_time", "start_type_description_service", "qos_overrides.")
+NUMBERS = (Parameter.Type.DOUBLE, Parameter.Type.INTEGER)
+
+
+def test_every_parameter_says_what_it_is_and_every_number_has_its_range(nodes):
+    """The simulation checks its own, all at once and before it begins."""
+    for node in nodes:
+        seen = 0
+        for name, parameter in node.get_parameters_by_prefix("").items():
+            if name.startswith(RCLPY):
+                continue
+            about, seen = node.describe_parameter(name), seen + 1
+            assert about.description, f"{node.get_name()}: {name}"
+            if parameter.type_ in NUMBERS and not isinstance(node, SimNode):
+                bounds = about.floating_point_range or about.integer_range
+                assert bounds, f"{node.get_name()}: {name}"
+        assert seen > 1

@@ -63,8 +63,8 @@ PARAMETERS: dict[str, tuple[Any, str, Any]] = {
     ),
     "max_drift_angle": (0.3, "the same [rad]", _real(1e-3, 3.2)),
     "gripper_hysteresis": (0.1, "around 0.5, of the model's gripper", _real(0.0, 0.49)),
-    "gripper_open": (1.0, "what is published for open", None),
-    "gripper_closed": (0.0, "what is published for closed", None),
+    "gripper_open": (1.0, "what is published for open", _real(-1e6, 1e6)),
+    "gripper_closed": (0.0, "what is published for closed", _real(-1e6, 1e6)),
     "gripper_action": ("", "name of the gripper's action; empty: none", None),
     "gripper_action_type": (
         "ParallelGripperCommand",
