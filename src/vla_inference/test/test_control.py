@@ -230,6 +230,15 @@ def test_a_chunk_takes_over_without_a_jump():
     np.testing.assert_allclose(got, [0.1, 0.3, 0.5, 0.7, 0.9, 1.0], atol=1e-6)
 
 
+@given(st.floats(0, 0.0999))
+def test_nor_does_one_that_comes_in_the_midst_of_a_step(late):
+    player, begin = ChunkPlayer(blend=0.1), 10.2 + late
+    player.accept(10.0, 0.1, steps(*[0.0] * 8), begin=10.0)
+    player.accept(10.1, 0.1, steps(*[1.0] * 8), begin=begin)
+    assert x_of(player, begin, begin + 0.01) == pytest.approx(0.05, abs=1e-3)
+    assert x_of(player, begin + 0.1, begin + 0.15) == pytest.approx(1)
+
+
 def test_temporal_ensembling_weighs_the_oldest_most():
     player = ChunkPlayer(ensemble=0.5)
     for i, x in enumerate((1.0, 2.0, 4.0)):
@@ -444,11 +453,15 @@ def test_disabling_halts_twice():
         {"scale": 1.5},
         {"align": "x"},
         {"rate": 0.0},
+        {"watchdogs": {"stall": math.nan}},
+        {"watchdogs": {"heartbeat": -1.0}},
         {"limits": SafetyLimits(workspace=((0,) * 3, (1,) * 3))},
     ],
 )
 def test_senseless_settings_are_refused(bad):  # fmt: skip
     with pytest.raises(VlaError):
+        if "watchdogs" in bad:
+            bad = {"watchdogs": Watchdogs(**bad["watchdogs"])}
         Settings(**bad)
 
 

@@ -26,6 +26,7 @@ Step = tuple[Vector, Vector, float]  # m/s, rad/s, gripper
 class Segment:
     """The steps of one chunk that may be executed, from `start` on, `dt` seconds each.
 
+    since: when it began to be executed, in the midst of its first step perhaps.
     extra: further velocities until `extra_end`, which make up for what was missed before.
     """
 
@@ -33,6 +34,7 @@ class Segment:
     start: float
     dt: float
     steps: tuple[Step, ...]
+    since: float
     extra: tuple[Vector, Vector] = (v.ZERO, v.ZERO)
     extra_end: float = -math.inf
 
@@ -163,7 +165,7 @@ class ChunkPlayer:
         self._segments = [s for s in self._segments if s.end > begin]
         if self.ensemble is None:
             self._segments = self._segments[-1:]
-        self._segments.append(Segment(stamp, start, dt, chosen, extra, extra_end))
+        self._segments.append(Segment(stamp, start, dt, chosen, begin, extra, extra_end))
         self._segments = self._segments[-32:]
         return True
 
@@ -204,7 +206,7 @@ class ChunkPlayer:
         if self.ensemble is not None:
             weights = [math.exp(-self.ensemble * i) for i in range(len(due))]
         else:
-            taken = (time - due[-1][0].start) / self.blend if self.blend > 0 else 1.0
+            taken = (time - due[-1][0].since) / self.blend if self.blend > 0 else 1.0
             weights = [1.0 - min(1.0, taken), min(1.0, taken)]
         total = sum(weights)
         linear = angular = v.ZERO

@@ -54,6 +54,11 @@ class Watchdogs:
     heartbeat: float = 0.0
     pose_age: float = 0.5
 
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not (math.isfinite(value) and value >= 0):  # NaN would switch it off unnoticed
+                raise VlaError(f"watchdog {name} is {value}", "give seconds >= 0; 0: off")
+
 
 @dataclass(frozen=True)
 class Stop:

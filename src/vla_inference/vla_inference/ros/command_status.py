@@ -60,6 +60,8 @@ def diagnosis(
             "commands": sent,
             "command rate [Hz]": f"{rate:.1f}",
             "chunks": commander.chunks,
+            "last stop": safety.last_stop.reason if safety.last_stop else "",
+            "last refusal": safety.last_refusal,
             **{f"clips {k}": n for k, n in safety.clips.items()},
             **{f"stops {k}": n for k, n in safety.stops.items()},
             **{f"refusals {k}": n for k, n in safety.refusals.items()},
