@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from vla_inference.errors import VlaError
 
@@ -150,6 +149,8 @@ class Randomizer:
         return dict(zip(names, tints.tolist(), strict=True))
 
     def _camera(self, rng) -> dict:
+        from scipy.spatial.transform import Rotation  # half of the start of whoever reads HDF5
+
         ranges, drawn = self.config.ranges, {}
         for camera in self.cameras:
             moved = rng.uniform(-1, 1, 3) * ranges.camera_position

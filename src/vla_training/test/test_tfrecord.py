@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from vla_inference.errors import DataError
 from vla_training.datasets.tf_example import ExampleError, build_example, parse_example
-from vla_training.datasets.tfrecord import RecordFile, RecordWriter, frame, write_records
+from vla_training.datasets.tfrecord import RecordFile, RecordWriter, write_records
 
 QUICK = settings(deadline=None, max_examples=60)
 INTEGERS = hnp.arrays(np.int64, st.integers(0, 40), elements=st.integers(-(2**63), 2**63 - 1))
@@ -56,9 +56,10 @@ def test_any_bytes_are_an_example_or_an_error(data):
         assert str(error)
 
 
-def test_records_and_examples_have_the_bytes_tensorflow_writes():
+def test_records_and_examples_have_the_bytes_tensorflow_writes(tmp_path):
     """Written by tf.io.TFRecordWriter and tf.train.Example of TensorFlow 2.21."""
-    assert frame(b"abc").hex() == "0300000000000000b099490e6162636e57f121"
+    write_records(tmp_path / "one", [b"abc"])
+    assert (tmp_path / "one").read_bytes().hex() == "0300000000000000b099490e6162636e57f121"
     features = {"a": np.array([300, -1]), "b": [b"x", b""], "f": np.array([1.5], np.float32)}
     data = bytes.fromhex(
         "0a340a150a016112101a0e0a0cac02ffffffffffffffffff010a0c0a016212070a050a01780a00"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
+import deflate
 import h5py
 import numpy as np
-from isal import isal_zlib
 
 from vla_inference.errors import DataError
 from vla_inference.types import Episode, Observation, Step
@@ -77,9 +78,10 @@ class PictureColumn:
             if not self._whole_chunks:
                 return self._source[step]
             unfiltered, raw = data.id.read_direct_chunk((step, *(0 for _ in data.shape[1:])))
-            pixels = raw if unfiltered else isal_zlib.decompress(raw)
-            return np.frombuffer(pixels, np.uint8).reshape(data.shape[1:])
-        except (OSError, ValueError, isal_zlib.error) as error:
+            shape = data.shape[1:]
+            pixels = raw if unfiltered else deflate.zlib_decompress(raw, math.prod(shape))
+            return np.frombuffer(pixels, np.uint8).reshape(shape)
+        except (OSError, ValueError, deflate.DeflateError) as error:
             raise _damaged(data, error) from error
 
 
@@ -105,7 +107,7 @@ class Hdf5Set(EpisodeSet):
         self.notes: list[str] = []
         self._conventions: dict[str, Convention] = {}
         for i in range(len(self.episodes)):
-            file = self.episodes.group(i).file
+            file = self.episodes.file(i)
             if file.filename not in self._conventions:
                 self._conventions[file.filename] = self._convention(file)
         specs = {c.spec: name for name, c in self._conventions.items()}

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from isal import isal_zlib
 
 from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec, Episode
-from vla_sim_bridge.hdf5 import CONVENTION
+from vla_sim_bridge.hdf5 import CONVENTION, compress, write_pictures
 from vla_training.datasets.action_form import (
     convert_rotation,
     is_eef_delta,
@@ -80,13 +79,7 @@ class Hdf5Writer(EpisodeWriter):
         length = len(encoded["instructions"])
         for camera, chunks in encoded["pictures"].items():
             shape = (*self.form.cameras[camera], 3)
-            data = group.create_dataset(
-                f"obs/{camera}_image", (length, *shape), np.uint8, chunks=(1, *shape),
-                compression="gzip" if self.compression == "gzip" else None,
-                compression_opts=1 if self.compression == "gzip" else None,
-            )  # fmt: skip
-            for step, chunk in enumerate(chunks):
-                data.id.write_direct_chunk((step, 0, 0, 0), chunk)
+            write_pictures(group, f"{camera}_image", chunks, length, shape, self.compression)
         others = {}
         for key, value in encoded["metadata"].items():
             if isinstance(value, PLAIN) and key not in ("num_samples", "model_file"):
@@ -249,5 +242,4 @@ class Hdf5Encoder:
         }
 
     def _chunk(self, picture: np.ndarray) -> bytes:
-        data = np.ascontiguousarray(picture).tobytes()
-        return isal_zlib.compress(data, 1) if self.compress else data
+        return compress(picture) if self.compress else np.ascontiguousarray(picture).tobytes()

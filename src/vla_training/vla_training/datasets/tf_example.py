@@ -139,29 +139,31 @@ def build_example(features: Mapping[str, Sequence[bytes] | np.ndarray]) -> bytes
 
     Names are written in order, so that equal features give equal bytes.
     """
-    entries = []
+    entries: list[bytes] = []
     for name in sorted(features):
         values = features[name]
         if isinstance(values, np.ndarray):
             flat = values.reshape(-1)
             if flat.dtype.kind == "f":
-                inner = _field(2, _packed(flat.astype("<f4").tobytes()))
+                kind, packed = 2, flat.astype("<f4").tobytes()
             elif flat.dtype.kind in "iub":
-                inner = _field(3, _packed(_encode_integers(flat.astype(np.int64))))
+                kind, packed = 3, _encode_integers(flat.astype(np.int64))
             else:
                 raise ExampleError(f"feature {name!r} has dtype {flat.dtype}")
+            inner = _field(1, [packed]) if packed else []
         else:
-            inner = _field(1, b"".join(_field(1, bytes(v)) for v in values))
-        entries.append(_field(1, _field(1, name.encode()) + _field(2, inner)))
-    return _field(1, b"".join(entries))
+            kind, inner = 1, [part for v in values for part in (_head(1, len(v)), v)]
+        entries += _field(1, [*_field(1, [name.encode()]), *_field(2, _field(kind, inner))])
+    return b"".join(_field(1, entries))
 
 
-def _packed(data: bytes) -> bytes:
-    return _field(1, data) if data else b""
+def _field(number: int, parts: list[bytes]) -> list[bytes]:
+    """A field whose value is all the parts, which are copied once, when everything is joined."""
+    return [_head(number, sum(map(len, parts))), *parts]
 
 
-def _field(number: int, data: bytes) -> bytes:
-    return bytes([number << 3 | BYTES]) + _encode_varint(len(data)) + data
+def _head(number: int, size: int) -> bytes:
+    return bytes([number << 3 | BYTES]) + _encode_varint(size)
 
 
 def _encode_varint(value: int) -> bytes:

@@ -27,12 +27,10 @@ def masked_crc(data: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def frame(data: bytes) -> bytes:
-    """One record as it stands in a file."""
+def _frame(data: bytes) -> tuple[bytes, bytes]:
+    """What stands before and behind a record in a file."""
     length = struct.pack("<Q", len(data))
-    return b"".join(
-        (length, struct.pack("<I", masked_crc(length)), data, struct.pack("<I", masked_crc(data)))
-    )
+    return length + struct.pack("<I", masked_crc(length)), struct.pack("<I", masked_crc(data))
 
 
 class RecordFile:
@@ -110,7 +108,8 @@ class RecordWriter:
         self.count = self.num_bytes = 0
 
     def write(self, data: bytes) -> None:
-        self._file.write(frame(data))
+        header, footer = _frame(data)
+        self._file.writelines((header, data, footer))
         self.count += 1
         self.num_bytes += len(data)
 
