@@ -2,12 +2,17 @@
 """How often an attempt at a demonstration succeeds, for every task and method.
 
     python bench/task_rates.py [--attempts 200] [--workers 2] [--only Stack_D1] [--json FILE]
+    python bench/task_rates.py --merge FILE FILE ... [--into docs/reference.md]
 
 Scripted experts (noise up to 0.2 of a full action) for every task; MimicGen's method from the
 human's one demonstration where it ships, and from 10 scripted ones (of another seed). Success is
 settled, as everywhere. No pictures. A row is printed as it is done; at the end all of them as a
 table with Wilson's 95 % interval, mean length of a success, and why the others failed.
 `--reach 0` adds MimicGen's rows again without its limit on how far the arm is stretched.
+
+`--merge` measures nothing: it makes the table of rows that several runs left with --json, and
+--into puts it between the marks that a document has for it. A row that is in two files with
+different seeds is added up; with the same one, or none, the larger run stands.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -33,6 +39,10 @@ from vla_sim_bridge.tasks import TASKS
 
 SLOW = 250  # a task with a longer horizon has half the attempts
 HUMAN, SCRIPTED = "1 human", "10 scripted"
+BEGIN, END = (
+    "<!-- task rates: python bench/task_rates.py --merge -->",
+    "<!-- end of task rates -->",
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="tasks; all if left out")
     parser.add_argument("--reach", type=float, help="MimicGen's rows again with this reach, m")
     parser.add_argument("--json", type=Path, help="file for all figures")
+    parser.add_argument("--merge", type=Path, nargs="+", help="files of --json: their table")
+    parser.add_argument("--into", type=Path, help="document that gets the table of --merge")
     args = parser.parse_args()
+    if args.merge:
+        merged = table(merge([json.loads(f.read_text()) for f in args.merge]))
+        print(merged)
+        if args.into:
+            insert(merged, args.into)
+        return
     chosen = [r for r in rows(args.reach) if not args.only or r.task in args.only]
     found = []
     context = get_context("spawn")
@@ -88,7 +106,7 @@ def main() -> None:
             path = str(source(row.task)) if row.source == SCRIPTED else None
             jobs[row] = [pool.submit(attempt, row, args.seed, i, path) for i in range(count)]
         for row in chosen:
-            found.append(figures(row, [job.result() for job in jobs[row]]))
+            found.append(figures(row, [job.result() for job in jobs[row]], args.seed))
             print(json.dumps(found[-1]), flush=True)
             if args.json:
                 temporary = args.json.with_suffix(".tmp")
@@ -159,12 +177,13 @@ def make_sources(task: str, seed: int, path: str, count: int = 10) -> None:
                 kept += 1
 
 
-def figures(row: Row, results: list[tuple[str, int, float]]) -> dict:
+def figures(row: Row, results: list[tuple[str, int, float]], seed: int) -> dict:
     good = [steps for outcome, steps, _ in results if outcome == "success"]
     low, high = wilson_interval(len(good), len(results))
     return {
         "task": row.task,
         "method": row.name,
+        "seeds": [seed],
         "attempts": len(results),
         "successes": len(good),
         "wilson95": [round(low, 4), round(high, 4)],
@@ -174,17 +193,59 @@ def figures(row: Row, results: list[tuple[str, int, float]]) -> dict:
     }
 
 
+def merge(files: list[list[dict]]) -> list[dict]:
+    """Rows of several runs, each task and method once."""
+    found: dict[tuple[str, str], dict] = {}
+    for row in (row for rows in files for row in rows):
+        key = row["task"], row["method"]
+        known = found.get(key)
+        if known is None:
+            found[key] = row
+        elif not set(known.get("seeds", ())).isdisjoint(row.get("seeds", ())) or not (
+            known.get("seeds") and row.get("seeds")
+        ):
+            found[key] = max(known, row, key=lambda r: r["attempts"])
+        else:
+            found[key] = added(known, row)
+    return list(found.values())
+
+
+def added(a: dict, b: dict) -> dict:
+    attempts, successes = (a[k] + b[k] for k in ("attempts", "successes"))
+    lengths = sum((r["length_mean"] or 0) * r["successes"] for r in (a, b))
+    seconds = sum(r["seconds_per_attempt"] * r["attempts"] for r in (a, b))
+    return {
+        **a,
+        "seeds": a["seeds"] + b["seeds"],
+        "attempts": attempts,
+        "successes": successes,
+        "wilson95": [round(v, 4) for v in wilson_interval(successes, attempts)],
+        "length_mean": round(lengths / successes, 1) if successes else None,
+        "seconds_per_attempt": round(seconds / attempts, 2),
+        "failures": dict((Counter(a["failures"]) + Counter(b["failures"])).most_common()),
+    }
+
+
+def insert(text: str, document: Path) -> None:
+    """Between the marks, in place of what is there."""
+    before, begin, rest = document.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        sys.exit(f"{document} has no lines {BEGIN} and {END}")
+    document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
 def table(found: list[dict]) -> str:
     lines = [
         "| task | method | success | Wilson 95 % | steps | failures |", "|---|---|---|---|---|---|"
     ]  # fmt: skip
-    for row in sorted(found, key=lambda r: list(TASKS).index(r["task"])):
+    for row in sorted(found, key=lambda r: (list(TASKS).index(r["task"]), r["method"])):
         low, high = (100 * v for v in row["wilson95"])
         share = 100 * row["successes"] / row["attempts"]
         failures = ", ".join(f"{n} {reason}" for reason, n in row["failures"].items())
         lines.append(
             f"| {row['task']} | {row['method']} | {share:.0f} % of {row['attempts']} | "
-            f"{low:.1f} to {high:.1f} % | {row['length_mean'] or ''} | {failures} |"
+            f"{low:.1f} to {high:.1f} % | {row['length_mean'] or ''} | {failures or 'none'} |"
         )
     return "\n".join(lines)
 
