@@ -129,6 +129,8 @@ def test_command_line_report_and_exit_status(tmp_path, capsys):
     assert "vla validate: accuracy" in told.err and "latency ms" in told.err
     page = (tmp_path / "out" / "report.html").read_text()
     assert "validation on recorded bags" in page and "direction of translation" in page
+    assert page.index("not reached: accuracy") < page.index("Figures")
+    assert "stamps belong together" in page and "within 50 ms" in page
     assert (tmp_path / "out" / "actions.png").exists()
     assert main([*given, "--min-raw-accuracy", "0"]) == 0
     assert "accuracy, raw" in capsys.readouterr().out

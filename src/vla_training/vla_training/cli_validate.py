@@ -141,7 +141,7 @@ def validate(
     statistics["failures"] = failures
     written = None
     if report is not None:
-        written = validation_report.write_report(report, result, statistics, failures)
+        written = validation_report.write_report(report, result, statistics)
     if as_json:
         print_json({**statistics, "thresholds": asdict(bounds), "report": written})
     else:

@@ -21,7 +21,7 @@ from vla_sim_bridge.report import histogram, number
 from vla_training.eval_result import Evaluation
 
 PLOT, PAGE_NAME, STATISTICS = "actions.png", "report.html", "evaluation.json"
-INK, PALE, LINE, TRUE, PREDICTED = "#1f2328", "#6a737d", "#e3e6ea", "#9aa4ae", "#2f6fdf"
+INK, PALE, LINE, TRUE, PREDICTED = "#1f2328", "#6a737d", "#e3e6ea", "#b7c0c9", "#2f6fdf"
 MOST_FRAMES = 2000  # a plot shows the first ones
 
 
@@ -109,7 +109,8 @@ def draw_actions(evaluation: Evaluation, width: int = 1100, height: int = 130) -
         if low < 0 < high:
             zero = y0 + height * high / (high - low)
             line([(left, zero), (width - right, zero)], LINE)
-        for curve, color, thick in zip(values, (TRUE, PREDICTED), (2.0, 1.0), strict=True):
+        # The true one broad and pale: where both agree it is still to be seen.
+        for curve, color, thick in zip(values, (TRUE, PREDICTED), (4.5, 1.2), strict=True):
             y = y0 + height * (high - curve) / (high - low)
             points = list(zip(x.tolist(), y.tolist(), strict=True))
             if len(points) > 1:
@@ -192,7 +193,8 @@ def page(
     evaluation: Evaluation, statistics: dict[str, Any], plot: bytes, extra: Extra = Extra()
 ) -> str:
     escape, mean = html.escape, statistics["mean"]
-    warnings = [*statistics["notes"]]
+    failures = statistics.get("failures", ())
+    warnings = [*(f"not reached: {f}" for f in failures), *statistics["notes"]]
     if not statistics["complete"]:
         warnings.insert(0, "Incomplete: the evaluation was stopped")
     return PAGE.substitute(

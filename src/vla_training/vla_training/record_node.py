@@ -114,6 +114,11 @@ class RecordNode(ManagedNode):
         recording, self._recording = self._recording, None
         if recording is not None:
             recording.close()
+            if recording.late:
+                self.get_logger().warning(
+                    f"{recording.late} messages are in no bag: they belong to episodes closed "
+                    "before they came; check clocks and network"
+                )
 
     # -- subscriptions ------------------------------------------------------------------------
 

@@ -71,6 +71,7 @@ class Validation:
         answered = len(self.evaluation.frames)
         found["validation"] = {
             "bags": str(self.bags.path),
+            "tolerance_s": self.bags.options.tolerance,
             "coverage": answered / (answered + self.unanswered),
             "unanswered": self.unanswered,
             "direction": {

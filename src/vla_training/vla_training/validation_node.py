@@ -304,7 +304,7 @@ class ValidationNode(ManagedNode):
         if self._value("output"):
             folder = Path(self._value("output")).expanduser()
             statistics["failures"] = failures
-            path = validation_report.write_report(folder, result, statistics, failures)
+            path = validation_report.write_report(folder, result, statistics)
             print(f"report {path}", flush=True)
         for failure in failures:
             self.get_logger().error(failure)

@@ -18,6 +18,7 @@ def motion_rows(v: Mapping[str, Any]) -> Rows:
     """Name and value of what a validation has beyond an evaluation."""
     joins = v["joins"]
     rows = [
+        ("stamps belong together", f"within {1e3 * v['tolerance_s']:g} ms"),
         ("pictures answered", f"{100 * v['coverage']:.1f} % ({v['unanswered']} were not)"),
         ("direction of translation", _direction(v["direction"]["translation"])),
         ("direction of rotation", _direction(v["direction"]["rotation"])),
@@ -78,7 +79,7 @@ def episode_rows(episodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]
 
 def accuracy_bars(episodes: Sequence[Mapping[str, Any]], width: int = 700) -> str:
     """Inline SVG: clipped accuracy by episode, from 0 to 1."""
-    height, step = 110, width / max(1, len(episodes))
+    height, step = 110, min(60.0, width / max(1, len(episodes)))
     bars = "".join(
         f'<rect x="{i * step:.1f}" y="{height * (1 - max(0.0, e["accuracy_clipped"])):.1f}" '
         f'width="{max(1.0, step - 2):.1f}" '
@@ -87,27 +88,26 @@ def accuracy_bars(episodes: Sequence[Mapping[str, Any]], width: int = 700) -> st
         for i, e in enumerate(episodes)
     )
     return (
-        f'<svg viewBox="0 -8 {width} {height + 30}" width="{width}">{bars}'
+        f'<svg viewBox="0 -8 {width} {height + 30}" width="{width}" style="max-width:100%">{bars}'
+        f'<path d="M0 0H{width} M0 {height / 2:g}H{width} M0 {height}H{width}" '
+        f'stroke="#1f2328" stroke-opacity=".15"/>'
         f'<text x="0" y="{height + 16}">accuracy by episode, 0 to 100 %</text></svg>'
     )
 
 
-def extra(statistics: Mapping[str, Any], failures: Sequence[str]) -> Extra:
+def extra(statistics: Mapping[str, Any]) -> Extra:
     v = statistics["validation"]
     heading, *rows = episode_rows(v["episodes"])
     table = "<tr>" + "".join(f"<th>{html.escape(h)}</th>" for h in heading) + "</tr>"
     for row in rows:
         table += "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>"
-    verdict = "".join(f'<p class="warn">not reached: {html.escape(f)}</p>' for f in failures)
-    sections = f"{verdict}<h2>Episodes</h2>{accuracy_bars(v['episodes'])}<table>{table}</table>\n"
+    sections = f"<h2>Episodes</h2>{accuracy_bars(v['episodes'])}<table>{table}</table>\n"
     return Extra("validation on recorded bags", motion_rows(v), sections)
 
 
-def write_report(
-    folder: Path, validation: Validation, statistics: dict[str, Any], failures: Sequence[str]
-) -> Path:
-    """report.html, actions.png, evaluation.json."""
-    return write_evaluation(folder, validation.evaluation, statistics, extra(statistics, failures))
+def write_report(folder: Path, validation: Validation, statistics: dict[str, Any]) -> Path:
+    """report.html, actions.png, evaluation.json. statistics: with "failures", if there are any."""
+    return write_evaluation(folder, validation.evaluation, statistics, extra(statistics))
 
 
 def text(statistics: dict[str, Any]) -> str:
