@@ -138,7 +138,7 @@ def main() -> int:
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--horizon", type=int, default=200, help="control steps")
+    parser.add_argument("--horizon", type=int, help="control steps; 200, times --stretch")
     parser.add_argument("--delay", type=float, default=0.0, help="s")
     parser.add_argument("--jitter", type=float, default=0.0, help="s")
     parser.add_argument("--frame-rate", type=float, default=10.0)
@@ -149,6 +149,7 @@ def main() -> int:
     parser.add_argument("--execute-steps", type=int, default=0)
     parser.add_argument("--align", default="stamp", choices=("stamp", "arrival"))
     args = parser.parse_args()
+    args.horizon = args.horizon or round(200 * args.stretch)
     import torch
 
     torch.set_num_threads(1)
@@ -179,6 +180,7 @@ def main() -> int:
                 "bridged": not any(r["gaps"] or r["zeros"] for r in rows),
                 "stops": [r["stop"] for r in rows if r["stop"]],
                 "failed_episodes": [r["index"] for r in rows if not r["success"]],
+                "per_episode_frames": [r["frames"] for r in rows],
             },
             indent=2,
         )
