@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,18 +17,18 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from finetune_runs import SENTENCES, free_port, losses, make_home, settings, write_noise
 
 from vla_inference.cli import run_verb
 from vla_inference.errors import CheckpointError, DataError, VlaError
 from vla_inference.policy import Policy
 from vla_inference.random_checkpoint import write_random_checkpoint
 from vla_inference.types import Observation
-from vla_sim_bridge.hdf5 import write_episode, write_header
+from vla_sim_bridge.hdf5 import write_header
 from vla_training import parallel, training_state
 from vla_training.adapter import Adapter, merge
 from vla_training.cli_finetune import find_sources
 from vla_training.finetune import Finetuner, finetune
-from vla_training.finetune_config import FinetuneConfig
 from vla_training.finetune_export import export
 from vla_training.frame_index import Source
 from vla_training.merge_check import verify_merge
@@ -39,61 +37,10 @@ from vla_training.online import Online, Stream
 from vla_training.run_log import SpikeGuard
 from vla_training.stopping import Stop
 
-SENTENCES = ("stack the red block on the green one", "lift the cube")
-
-
-def write_noise(
-    path: Path, episodes: int = 4, length: int = 8, spoil: str = "", seed: int = 0
-) -> Path:
-    """Pictures whose brightness tells the action, so that there is something to learn."""
-    rng = np.random.default_rng(seed)
-    with h5py.File(path, "w") as file:
-        write_header(file, "noise", episodes, {})
-        for i in range(episodes):
-            light = rng.uniform(-1, 1, length)
-            pictures = np.full((length, 64, 64, 3), 128, np.uint8)
-            pictures += (light * 100).astype(np.int8).view(np.uint8)[:, None, None, None]
-            actions = np.repeat(light[:, None], 7, 1)
-            if spoil == "nan" and i == 2:
-                actions[3, 1] = np.nan
-            data = {
-                "actions": actions, "states": np.zeros((length, 8)), "rewards": np.zeros(length),
-                "dones": np.zeros(length), "instructions": [SENTENCES[i % 2]] * length,
-                "obs": {"agentview_image": pictures, "robot0_eye_in_hand_image": pictures[::-1],
-                        "robot0_state": rng.standard_normal((length, 8)).astype(np.float32)},
-            }  # fmt: skip
-            write_episode(file["data"].create_group(f"demo_{i}"), data)
-    return path
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("finetune")
-    write_noise(folder / "noise.hdf5")
-    for head in ("tokens", "l1"):
-        write_random_checkpoint(folder / head, "tiny", head)
-    return folder
-
-
-def settings(home: Path, folder: Path, base: str = "tokens", **changes) -> FinetuneConfig:
-    usual = {
-        "lora_rank": 4, "batch_size": 4, "max_steps": 4, "log_steps": 1, "val_split": 0.0,
-        "workers": 0, "device": "cpu", "learning_rate": 3e-3, "tensorboard": False, "quiet": True,
-    }  # fmt: skip
-    sources = changes.pop("sources", (Source(str(home / "noise.hdf5")),))
-    return FinetuneConfig(str(home / base), sources, str(folder), **{**usual, **changes})
-
-
-def losses(folder: Path) -> dict[int, float]:
-    """Loss by step; a step that was done twice counts as it was last done."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {e["step"]: e["loss"] for e in lines if e["kind"] == "train"}
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    return make_home(tmp_path_factory.mktemp("finetune"))
 
 
 def observation(seed: int = 0, cameras: int = 1) -> Observation:
@@ -272,21 +219,6 @@ def test_killed_five_times_it_goes_on_with_the_same_losses(home, tmp_path):
     kill_and_resume(home, tmp_path, kills=5, steps=60)
 
 
-def test_full_disk_leaves_the_last_state(home, tmp_path, monkeypatch):
-    run = Finetuner(settings(home, tmp_path / "run"), parallel.start("cpu"))
-    run.progress.step = 2
-    run.save()
-
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(training_state.dcp, "save", full)
-    run.progress.step = 3
-    with pytest.raises(CheckpointError, match=r"No space left.*make room"):
-        run.save()
-    assert [p.name for p in training_state.find_states(tmp_path / "run" / "state")] == ["step-2"]
-
-
 def test_gradients_out_of_bounds_are_skipped_and_end_a_hopeless_run(home, tmp_path):
     run = Finetuner(settings(home, tmp_path / "run", max_steps=60), parallel.start("cpu"))
     before = [p.detach().clone() for p in run.trained]
@@ -295,6 +227,8 @@ def test_gradients_out_of_bounds_are_skipped_and_end_a_hopeless_run(home, tmp_pa
         run.run(Stop())
     assert all(torch.equal(a, b) for a, b in zip(before, run.trained, strict=True))
     assert training_state.find_states(tmp_path / "run" / "state")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail) for line in lines]  # no NaN: it is JSON
 
 
 def test_spikes_are_told_from_a_new_level():

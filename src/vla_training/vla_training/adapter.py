@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vla_inference.checkpoint import load_tokenizer
+from vla_inference.engines.compiled import Tensors
 from vla_inference.errors import CheckpointError
 from vla_inference.model import VLA
 from vla_inference.published import OVERRIDES, checkpoint_name, complete, load_component, override
@@ -24,6 +25,7 @@ from vla_inference.tensor_files import DTYPES, canonical, inventory, iterate_ten
 from vla_training.lora import WHOLE, LoraConfig, adapters, add_lora
 
 CONFIG, WEIGHTS, OURS = "adapter_config.json", "adapter_model.safetensors", "vla_config.json"
+BASE = "vla_base.json"  # which weights it was trained beside
 PREFIX = "base_model.model."
 BESIDE = ("preprocessor_config.json",)  # files that belong to a model whatever its weights
 
@@ -57,11 +59,17 @@ def save_adapter(
         "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
         "target_modules": names, "modules_to_save": whole or None,
     }  # fmt: skip
-    files = {CONFIG: about, OURS: dict(model_json), "dataset_statistics.json": dict(statistics)}
+    files = {CONFIG: about, OURS: dict(model_json), "dataset_statistics.json": dict(statistics),
+             BASE: {"name": base, "digest": base_digest(Path(base))}}  # fmt: skip
     for name, content in files.items():
         (partial / name).write_text(json.dumps(content, indent=2))
     replace_folder(partial, folder)
     return folder
+
+
+def base_digest(folder: Path) -> str:
+    """Of the names, shapes and a sample of every tensor: tells two models of one shape apart."""
+    return Tensors(folder).digest(("",), None)
 
 
 def replace_folder(new: Path, old: Path) -> None:
@@ -147,6 +155,22 @@ class Adapter:
         path = self.folder / "dataset_statistics.json"
         return read_json(path) if path.is_file() else None
 
+    def check_base(self, folder: Path) -> None:
+        """Where our own training wrote the adapter: that these are the weights it belongs to.
+
+        Another model of the same shape would take it without a word, and answer nonsense.
+        """
+        path = self.folder / BASE
+        if not path.is_file():
+            return
+        known = read_json(path)
+        if known.get("digest") != base_digest(folder):
+            raise CheckpointError(
+                f"{self.folder} was trained on other weights than {folder} has, on those of "
+                f"{known.get('name')}",
+                "give the base it was trained on",
+            )
+
     def delta(self, layer: str) -> Tensor | None:
         """float32 [out, in], or None where the layer has no adapter."""
         pair = self.low.get(layer)
@@ -219,6 +243,7 @@ def merge(
                 f"{'none' if have is None else list(have.shape)}",
                 "give the base it was trained on",
             )
+    given.check_base(base)
 
     def stream() -> Iterator[tuple[str, Tensor]]:
         for path, header in files:

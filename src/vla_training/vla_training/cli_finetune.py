@@ -87,6 +87,7 @@ def finetune(
     no_tensorboard: Annotated[
         bool, typer.Option("--no-tensorboard", help="Leave out TensorBoard's files.")
     ] = False,
+    wandb: Annotated[str, typer.Option(help="Project of Weights & Biases to tell as well.")] = "",
     no_merge: Annotated[
         bool, typer.Option("--no-merge", help="Leave the adapter by itself at the end.")
     ] = False,
@@ -122,7 +123,7 @@ def finetune(
         log_steps=log_steps, val_split=val_split, val_steps=val_steps,
         closed_loop_steps=eval_steps, closed_loop_task=eval_task,
         closed_loop_episodes=eval_episodes, tensorboard=not no_tensorboard,
-        merge=not no_merge, online=online, quiet=as_json,
+        wandb=wandb, merge=not no_merge, online=online, quiet=as_json,
     )  # fmt: skip
     output = run(config, resume)
     if int(os.environ.get("RANK", 0)) == 0:

@@ -1,32 +1,55 @@
-"""The model under training at work in simulation, in the training process itself."""
+"""The model under training at work in simulation, in the training processes themselves."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
+import numpy as np
+import torch.distributed as dist
 
-from vla_inference.model import VLA
 from vla_inference.policy import Policy
 from vla_sim_bridge.rollout import run_episode, summarise
 from vla_sim_bridge.world import make_world
+from vla_training.parallel import Place
 
 SEED = 1_000_003  # of episodes that nothing else draws from
 
 
-def evaluate(
-    model: VLA, tokenizer, device: str, dtype: torch.dtype, task: str, episodes: int
-) -> dict[str, Any]:
-    """Success over episodes 0..N-1 of a seed of its own; as `summarise` counts it."""
-    policy = Policy(model, tokenizer, device, dtype)
-    chunk, space = model.config.head.chunk, next(iter(model.config.norm_stats))
-    sim = make_world(task)
-    steps = max(1, chunk // 2)
-    # Heads that are trained in float32 beside a bfloat16 base are run in bfloat16.
-    low = dtype != torch.float32
-    with torch.no_grad(), torch.autocast(device.split(":")[0], dtype, enabled=low):
-        act = partial(policy.predict_action, action_space=space)
-        horizon = sim.task.horizon
-        results = [run_episode(sim, act, SEED, i, horizon, steps) for i in range(episodes)]
-    return summarise(results)
+class ClosedLoop:
+    """Episodes 0..N-1 of a seed of its own; each process plays its share of them.
+
+    cameras: what the model sees, in its order. The world is made at once, so that what is wrong
+    with it shows before training.
+    """
+
+    def __init__(self, task: str, cameras: Sequence[str], episodes: int, place: Place):
+        self.world = make_world(task, tuple(cameras))
+        self.episodes, self.place = episodes, place
+
+    def act(self, policy: Policy):
+        space = next(iter(policy.config.norm_stats))
+        return partial(policy.predict_action, action_space=space)
+
+    def try_once(self, policy: Policy) -> None:
+        """One answer, so that a model which cannot look at this world is known of."""
+        self.world.reset(np.random.default_rng(0))
+        self.act(policy)(self.world.observation())
+
+    def play(self, policy: Policy) -> dict[str, Any]:
+        """All episodes, as `summarise` counts them; every process gets the same."""
+        place, results = self.place, []
+        steps = max(1, policy.config.head.chunk // 2)
+        for begin in range(0, self.episodes, place.world):
+            index = begin + place.rank
+            if index < self.episodes:
+                act, horizon = self.act(policy), self.world.task.horizon
+                results.append(run_episode(self.world, act, SEED, index, horizon, steps))
+            # Together after each episode: nobody waits for longer than one lasts.
+            place.barrier()
+        if place.world > 1:
+            parts: list = [None] * place.world
+            dist.all_gather_object(parts, results)
+            results = sorted((r for part in parts for r in part), key=lambda r: r.index)
+        return summarise(results)

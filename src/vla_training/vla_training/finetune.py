@@ -11,22 +11,22 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from vla_inference.checkpoint import load_config, load_tokenizer
+from vla_inference.checkpoint import load_tokenizer
 from vla_inference.errors import VlaError
-from vla_inference.hub import resolve
 from vla_training import parallel
 from vla_training.finetune_config import PRECISIONS, FinetuneConfig
-from vla_training.finetune_eval import closed_loop, validate
+from vla_training.finetune_eval import closed_loop, make_closed_loop, validate
 from vla_training.finetune_export import export
+from vla_training.finetune_faults import explained
 from vla_training.frame_index import FrameIndex, index_frames
 from vla_training.lora import add_lora
 from vla_training.mixture import Mixture, Samples, batches, mix
-from vla_training.model_setup import choose_head, open_model
+from vla_training.model_setup import choose_head, find_base, open_model
 from vla_training.objective import Batch, Objective
 from vla_training.online import Stream
 from vla_training.run_log import Meter, Rate, RunLog, SpikeGuard, memory_gb
@@ -50,9 +50,11 @@ class Finetuner:
     def __init__(self, config: FinetuneConfig, place: parallel.Place):
         config.check()
         self.config, self.place, self.folder = config, place, Path(config.folder)
-        self.log = RunLog(self.folder, 0, place.first, config.quiet, config.tensorboard)
-        self.base = resolve(config.vla_path)
-        given = load_config(self.base)
+        self.log = RunLog(
+            self.folder, 0, place.first, config.quiet, config.tensorboard, config.wandb,
+            config.settings(),
+        )  # fmt: skip
+        self.base, given = find_base(config.vla_path)
         head = choose_head(
             given.head, config.action_head, config.chunk, config.num_images, config.proprio_dim
         )
@@ -74,6 +76,7 @@ class Finetuner:
         self.objective, self.model_json = self._model(head)
         self.model = self.objective.vla
         self.trained = [p for p in self.objective.parameters() if p.requires_grad]
+        self.loop = make_closed_loop(self) if config.closed_loop_steps else None
         self.optimizer = torch.optim.AdamW(
             self.trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
@@ -83,6 +86,12 @@ class Finetuner:
             f"{len(train)} frames to train on, {len(held)} held out; {self.total} steps of "
             f"{self.per_step}; {sum(p.numel() for p in self.trained):,} weights are trained"
         )
+
+    @property
+    def precision(self) -> str:
+        """What layers compute in, by name."""
+        usual = "bf16" if self.place.device.startswith("cuda") else "fp32"
+        return usual if self.config.precision == "auto" else self.config.precision
 
     @property
     def per_step(self) -> int:
@@ -112,9 +121,7 @@ class Finetuner:
         return Samples(mixture, self.shape, text, self.config.seed, augmented)
 
     def _model(self, head) -> tuple[Objective, dict]:
-        c, device = self.config, self.place.device
-        cuda = device.startswith("cuda")
-        precision = c.precision if c.precision != "auto" else ("bf16" if cuda else "fp32")
+        c, device, precision = self.config, self.place.device, self.precision
         sharded = not self.config.lora and torch.distributed.is_initialized()
         # A float32 copy of all weights exists only where they are trained on one device.
         dtype = PRECISIONS[precision] if self.config.lora or sharded else torch.float32
@@ -261,6 +268,11 @@ class Finetuner:
         )
         self.log.write("event", p.step, {"saved": True})
 
+    def close(self) -> None:
+        self.log.close()
+        if self.stream:
+            self.stream.close()
+
 
 def finetune(config: FinetuneConfig, resume: bool = False) -> Path:
     """Run to the end, or until asked to stop; returns the finished checkpoint (or the adapter)."""
@@ -275,33 +287,16 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> Path:
     run = None
     try:
         torch.set_float32_matmul_precision("high")
-        if config.closed_loop_steps and not config.lora_rank and place.world > 1:
-            raise VlaError("no closed loop while weights are sharded", "use vla rollout after")
-        run = Finetuner(config, place)
-        if resume:
-            run.resume()
-        if place.first:
-            settings = {k: v for k, v in asdict(config).items() if k != "quiet"}
-            (folder / "finetune.json").write_text(json.dumps(settings, indent=2))
-        with Stop().watching() as stop:
-            try:
+        with explained(config, place):
+            run = Finetuner(config, place)
+            if resume:
+                run.resume()
+            if place.first:
+                (folder / "finetune.json").write_text(json.dumps(config.settings(), indent=2))
+            with Stop().watching() as stop:
                 run.run(stop)
-            except torch.cuda.OutOfMemoryError as error:
-                raise VlaError(
-                    f"the GPU's memory is too small for {config.batch_size} samples "
-                    f"({str(error).split('. ')[0]})",
-                    "lower --batch-size, or raise --gradient-checkpointing; --resume goes on",
-                ) from error
-            except RuntimeError as error:
-                if not parallel.is_lost(error, place):
-                    raise
-                raise VlaError(
-                    f"another process of the run has ended ({' '.join(str(error).split())[:160]})",
-                    "its own error says why; --resume goes on from the last state",
-                ) from error
-            run.log.close()
-            return export(run)
+                return export(run)
     finally:
-        if run is not None and run.stream:
-            run.stream.close()
+        if run is not None:
+            run.close()
         parallel.stop()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
 from vla_inference.errors import VlaError
+from vla_sim_bridge.tasks import get_task
 from vla_training.frame_index import Source
 from vla_training.lora import LoraConfig
 from vla_training.online import Online
@@ -24,7 +25,7 @@ class FinetuneConfig:
     lora_rank: 0 fine-tunes all weights. quantize: format of the frozen base (QLoRA), "" for none.
     gradient_checkpointing: share of layers that are computed twice to save memory, 0 to 1.
     precision: "bf16", "fp32", or "auto": bf16 on a GPU. save_steps: 0 saves at the end alone.
-    spike_factor: a gradient this many times the usual one is skipped.
+    spike_factor: a gradient this many times the usual one is skipped. wandb: a project's name.
     """
 
     vla_path: str
@@ -66,13 +67,15 @@ class FinetuneConfig:
     closed_loop_task: str = ""
     closed_loop_episodes: int = 20
     tensorboard: bool = True
+    wandb: str = ""
     merge: bool = True
     online: Online = field(default_factory=Online)
     quiet: bool = False
 
     def check(self) -> None:
         least = {"batch_size": 1, "grad_accumulation_steps": 1, "lora_rank": 0, "workers": 0,
-                 "warmup_steps": 0, "save_steps": 0, "log_steps": 1, "val_steps": 0}  # fmt: skip
+                 "warmup_steps": 0, "save_steps": 0, "log_steps": 1, "val_steps": 0,
+                 "closed_loop_steps": 0, "closed_loop_episodes": 1}  # fmt: skip
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise VlaError(f"{name} is {getattr(self, name)}", f"give at least {low}")
@@ -97,6 +100,12 @@ class FinetuneConfig:
         if self.online.tasks and self.max_steps is None:
             raise VlaError("episodes made online have no end", "give --max-steps")
         self.online.check()
+        if self.closed_loop_steps:
+            get_task(self.closed_loop_task)
+
+    def settings(self) -> dict[str, Any]:
+        """All of it as JSON has it, to be kept with the run."""
+        return {k: v for k, v in asdict(self).items() if k != "quiet"}
 
     def identity(self, world: int) -> dict[str, Any]:
         """What a resumed run must have in common with the saved one, as JSON has it."""

@@ -18,6 +18,7 @@ from PIL import Image
 from vla_inference.actions import Normalisation
 from vla_inference.errors import DataError, VlaError
 from vla_inference.model import ModelConfig
+from vla_inference.model.config import HeadConfig
 from vla_inference.preprocess import PromptTokenizer, crop, letterbox, resize, shortest_edge
 from vla_training.augment import draw
 from vla_training.frame_index import FrameIndex, Source
@@ -116,6 +117,26 @@ def _joined(indices: Sequence[FrameIndex], name: str) -> dict:
     return joined
 
 
+def _bounds(
+    statistics: Mapping[str, dict], space: str, part: str, size: int, head: HeadConfig
+) -> Normalisation:
+    """What -1 and 1 stand for; part: "action" or "proprio"."""
+    entry = statistics[space].get(part)
+    if not isinstance(entry, Mapping):
+        raise DataError(
+            f"the statistics of {space!r} have no {part!r}",
+            "give --action-space another name, so that they are worked out of the data",
+        )
+    found = Normalisation.from_statistics(entry, f"the statistics of {space!r}", head.bounds)
+    if len(found) != size:
+        what = "actions" if part == "action" else "states"
+        raise DataError(
+            f"the {what} of {space!r} have {len(found)} numbers, the model takes {size}",
+            "fine-tune a model of that size",
+        )
+    return found
+
+
 class Samples(torch.utils.data.Dataset):
     """Samples by position; what a worker process holds. Data sets are opened in the worker."""
 
@@ -125,24 +146,11 @@ class Samples(torch.utils.data.Dataset):
         self.mixture, self.config, self.seed = mixture, config, seed
         self.augmented, self.tokenizer = augmented, tokenizer
         self.order = None
-        bounds = config.head.bounds
-        self.normalise = [
-            Normalisation.from_statistics(mixture.statistics[s]["action"], s, bounds)
-            for s in mixture.spaces
-        ]
-        self.proprio = [
-            Normalisation.from_statistics(mixture.statistics[s]["proprio"], s, bounds)
-            if config.head.proprio_dim
-            else None
-            for s in mixture.spaces
-        ]
-        for n in self.proprio:
-            if n is not None and len(n) != config.head.proprio_dim:
-                raise DataError(
-                    f"the data's states have {len(n)} numbers, the model takes "
-                    f"{config.head.proprio_dim}",
-                    "fine-tune a model of that size",
-                )
+        head = config.head
+        known, spaces = mixture.statistics, mixture.spaces
+        self.normalise = [_bounds(known, s, "action", head.action_dim, head) for s in spaces]
+        size = head.proprio_dim
+        self.proprio = [_bounds(known, s, "proprio", size, head) if size else None for s in spaces]
 
     def check(self) -> None:
         """Read one frame, so that what is wrong with all of them is known before training."""

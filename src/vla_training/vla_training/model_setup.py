@@ -13,6 +13,7 @@ from torch import nn
 
 from vla_inference.checkpoint import load_config, load_model
 from vla_inference.errors import VlaError
+from vla_inference.hub import resolve
 from vla_inference.model import VLA, ModelConfig
 from vla_inference.model.config import TRAINED_CROP, HeadConfig
 from vla_inference.model.heads import L1ActionHead, ProprioProjector
@@ -20,6 +21,18 @@ from vla_training.adapter import Adapter, raw_config
 from vla_training.lora import WHOLE
 
 HEADS = ("keep", "tokens", "parallel", "l1")
+
+
+def find_base(vla_path: str) -> tuple[Path, ModelConfig]:
+    """The folder of the checkpoint to begin with, and what it says about itself."""
+    folder = resolve(vla_path)
+    config = load_config(folder)
+    if config.quantization:
+        raise VlaError(
+            f"{vla_path} is quantised to {config.quantization}, no adapter can be merged into it",
+            "give the checkpoint that it was made from, and --quantize if memory is short",
+        )
+    return folder, config
 
 
 def choose_head(
@@ -134,6 +147,7 @@ def load_with_adapter(
         )
         attach_head(model, wanted, device, dtype)
     given.apply(model)
+    given.check_base(base)
     for name, parameter in model.named_parameters():
         if name.startswith(WHOLE):  # trained in float32
             parameter.data = parameter.data.to(dtype)

@@ -1,11 +1,12 @@
-"""What a run tells while it trains: a line on the terminal, metrics.jsonl, TensorBoard."""
+"""What a run tells while it trains: a line on the terminal, metrics.jsonl, TensorBoard, W&B."""
 
 from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from vla_inference import progress
+from vla_inference.cli_output import plain
+from vla_inference.errors import VlaError
 
 
 class Meter:
@@ -70,15 +73,27 @@ class SpikeGuard:
 
 
 class RunLog:
-    """Writes to `folder`; of several processes only the first does."""
+    """Writes to `folder`; of several processes only the first does.
+
+    wandb: project of Weights & Biases that is told as well, with `settings`; "" for none.
+    """
 
     def __init__(
-        self, folder: Path, total: int, first: bool, quiet: bool, tensorboard: bool = True
+        self,
+        folder: Path,
+        total: int,
+        first: bool,
+        quiet: bool,
+        tensorboard: bool = True,
+        wandb: str = "",
+        settings: Mapping[str, Any] | None = None,
     ):
         self.folder, self.total, self.first, self.quiet = folder, total, first, quiet
-        self.writer = None
+        self.writer = self.wandb = None
         if first:
             folder.mkdir(parents=True, exist_ok=True)
+            if wandb:
+                self.wandb = open_wandb(wandb, folder, plain(settings or {}))
             if tensorboard:
                 self.writer = self._writer()
 
@@ -99,14 +114,18 @@ class RunLog:
         if not self.first:
             return
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            file.write(json.dumps(plain({"kind": kind, "step": step, **values})) + "\n")
+        scalars: dict[str, float] = {}
+        for key, value in values.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                scalars[f"{kind}/{key}"] = value
+            elif isinstance(value, list) and value and isinstance(value[0], float):
+                scalars |= {f"{kind}/{key}_{i}": v for i, v in enumerate(value)}
         if self.writer is not None:
-            for key, value in values.items():
-                if isinstance(value, (int, float)) and not isinstance(value, bool):
-                    self.writer.add_scalar(f"{kind}/{key}", value, step)
-                elif isinstance(value, list) and value and isinstance(value[0], float):
-                    for i, v in enumerate(value):
-                        self.writer.add_scalar(f"{kind}/{key}_{i}", v, step)
+            for key, value in scalars.items():
+                self.writer.add_scalar(key, value, step)
+        if self.wandb is not None and scalars:
+            self.wandb.log({"step": step, **scalars})
 
     def train(self, step: int, values: dict[str, Any]) -> None:
         self.write("train", step, values)
@@ -126,6 +145,35 @@ class RunLog:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def open_wandb(project: str, folder: Path, settings: Mapping[str, Any]) -> Any:
+    """The run in Weights & Biases; one that is resumed goes on in the same."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise VlaError(
+            f"Weights & Biases cannot be imported ({error})",
+            "pip install -r requirements/wandb.txt, or leave --wandb out",
+        ) from error
+    name = folder / "wandb_id"
+    if not name.is_file():
+        name.write_text(uuid.uuid4().hex[:12])
+    try:
+        run = wandb.init(
+            project=project, name=folder.name, id=name.read_text(), dir=str(folder),
+            resume="allow", config=dict(settings),
+        )  # fmt: skip
+        # By our own count: a resumed run tells the steps since its last state once more.
+        run.define_metric("*", step_metric="step")
+    except Exception as error:  # the library raises its own and bare ones
+        raise VlaError(
+            f"Weights & Biases did not begin ({' '.join(str(error).split())[:200]})",
+            "wandb login, or WANDB_MODE=offline, or leave --wandb out",
+        ) from error
+    return run
 
 
 def _clock(seconds: float) -> str:

@@ -33,6 +33,8 @@ class Stop:
             try:
                 while sys.stdin.read(1):
                     pass
+                if not sys.stdin.isatty():  # it has gone, and the run is to go on (nohup)
+                    return
             except (OSError, ValueError):
                 return
             self.ask("Ctrl-D")

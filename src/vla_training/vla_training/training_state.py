@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
@@ -66,11 +67,11 @@ def save_state(
             os.replace(partial, target)
             for old in find_states(folder)[:-keep]:
                 shutil.rmtree(old)
-    except OSError as error:
+    except (OSError, CheckpointException) as error:
         if place.first:
             shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
-            f"the state of step {step} cannot be written to {folder} ({error})",
+            f"the state of step {step} cannot be written to {folder} ({_reason(error)})",
             "make room; the earlier state is still there, go on from it with --resume",
         ) from error
     place.barrier()
@@ -93,10 +94,9 @@ def load_state(state: Path, objective: nn.Module, optimizer: torch.optim.Optimiz
     content = {"model": model, "optimizer": optim}
     try:
         _quiet(dcp.load, content, state)
-    except Exception as error:  # the library raises its own and bare ones
-        reason = " ".join(str(error).split())[:300]
+    except (Exception, CheckpointException) as error:  # the library raises its own and bare ones
         raise CheckpointError(
-            f"{state} does not fit this run ({reason})",
+            f"{state} does not fit this run ({_reason(error)})",
             "resume with the model, the LoRA rank and the mode it was saved with",
         ) from error
     set_state_dict(
@@ -109,6 +109,13 @@ def load_state(state: Path, objective: nn.Module, optimizer: torch.optim.Optimiz
 
 def _options() -> StateDictOptions:
     return StateDictOptions(ignore_frozen_params=True)
+
+
+def _reason(error: BaseException) -> str:
+    """In a few words; what the library wraps, with a traceback for each process, by its core."""
+    if isinstance(error, CheckpointException):
+        error = next((e for e, _ in error.failures.values()), error)
+    return " ".join(str(error).split())[:300]
 
 
 def _quiet(function, content: dict, folder: Path) -> None:

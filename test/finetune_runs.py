@@ -1,0 +1,70 @@
+"""Small runs of fine-tuning, for the tests of several modules."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from vla_inference.random_checkpoint import write_random_checkpoint
+from vla_sim_bridge.hdf5 import write_episode, write_header
+from vla_training.finetune_config import FinetuneConfig
+from vla_training.frame_index import Source
+
+SENTENCES = ("stack the red block on the green one", "lift the cube")
+
+
+def write_noise(
+    path: Path, episodes: int = 4, length: int = 8, spoil: str = "", seed: int = 0
+) -> Path:
+    """Pictures whose brightness tells the action, so that there is something to learn."""
+    rng = np.random.default_rng(seed)
+    with h5py.File(path, "w") as file:
+        write_header(file, "noise", episodes, {})
+        for i in range(episodes):
+            light = rng.uniform(-1, 1, length)
+            pictures = np.full((length, 64, 64, 3), 128, np.uint8)
+            pictures += (light * 100).astype(np.int8).view(np.uint8)[:, None, None, None]
+            actions = np.repeat(light[:, None], 7, 1)
+            if spoil == "nan" and i == 2:
+                actions[3, 1] = np.nan
+            data = {
+                "actions": actions, "states": np.zeros((length, 8)), "rewards": np.zeros(length),
+                "dones": np.zeros(length), "instructions": [SENTENCES[i % 2]] * length,
+                "obs": {"agentview_image": pictures, "robot0_eye_in_hand_image": pictures[::-1],
+                        "robot0_state": rng.standard_normal((length, 8)).astype(np.float32)},
+            }  # fmt: skip
+            write_episode(file["data"].create_group(f"demo_{i}"), data)
+    return path
+
+
+def make_home(folder: Path) -> Path:
+    """A data set and two models, of tokens and of chunks, that runs begin with."""
+    write_noise(folder / "noise.hdf5")
+    for head in ("tokens", "l1"):
+        write_random_checkpoint(folder / head, "tiny", head)
+    return folder
+
+
+def settings(home: Path, folder: Path, base: str = "tokens", **changes) -> FinetuneConfig:
+    usual = {
+        "lora_rank": 4, "batch_size": 4, "max_steps": 4, "log_steps": 1, "val_split": 0.0,
+        "workers": 0, "device": "cpu", "learning_rate": 3e-3, "tensorboard": False, "quiet": True,
+    }  # fmt: skip
+    sources = changes.pop("sources", (Source(str(home / "noise.hdf5")),))
+    return FinetuneConfig(str(home / base), sources, str(folder), **{**usual, **changes})
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Loss by step; a step that was done twice counts as it was last done."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {e["step"]: e["loss"] for e in lines if e["kind"] == "train"}
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
