@@ -360,6 +360,28 @@ def test_what_was_done_in_the_meantime_is_not_done_twice():
     assert done + way(b, 8) == pytest.approx(0.08, rel=1e-3)
 
 
+def swing(catch_up: float, delay: int = 7) -> float:
+    """How far commands differ, 1 to 3 s after a push, under answers of 0.35 s [m/s]."""
+    b = Bench(catch_up=catch_up, stretch=2.0, watchdogs=Watchdogs(0, 0, 0, 0, 0, 0))
+    here, due, told = 0.0, None, []
+    for tick in range(90):
+        if due is not None and tick == due[0]:
+            b.commander.accept(due[2], due[1], b.now, b.steady)
+            due = None
+        if due is None:  # on to a goal far away, at the same speed from wherever it is
+            due = tick + delay, b.now, forward(8, x=min(0.01, 0.3 * (9.0 - here)))
+        command = b.tick()
+        told.append(command.linear[0] if command else 0.0)
+        here += 0.05 * told[-1] + 0.05 * (tick == 30)
+    return max(told[50:]) - min(told[50:])
+
+
+def test_what_is_made_up_for_over_twice_the_answers_time_dies_down():
+    """The next picture is taken before a chunk has made up for anything. What is made up for in
+    full before the next chunk comes is undone by that one, and so on."""
+    assert swing(0.7) < 1e-3 and swing(0.3) > 0.02
+
+
 def faults() -> dict:
     nan = forward()
     nan.actions[0, 2] = np.nan
