@@ -53,8 +53,8 @@ PARAMETERS: dict[str, tuple[Any, str, Any]] = {
     "stretch": (1.0, "how many times as long, and slower, each step is", _real(1.0, 100.0)),
     "catch_up": (
         0.0,
-        "time in which a late chunk makes up for what it wanted done before it came [s]; 0: never. "
-        "Twice as long as an answer takes: over a shorter time the arm swings",
+        "time in which a late chunk makes up for what it wanted done before it came [s]; 0: "
+        "never, else twice as long as an answer takes: over a shorter time the arm swings",
         _real(0.0, 60.0),
     ),
     "max_drift": (
