@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 
 from vla_sim_bridge.hdf5 import write_episode, write_header
+from vla_sim_bridge.simulation import from_robosuite, to_robosuite
 
 SIZE = (48, 64)  # height, width
 LENGTHS = (7, 4, 5)
@@ -21,6 +22,11 @@ def picture(t: int, shift: int) -> np.ndarray:
     return rgb.clip(0, 255).astype(np.uint8)
 
 
+def recorded(motion: np.ndarray) -> np.ndarray:
+    """Actions of [-1, 1] as `vla generate` writes them: in SI units they are float32."""
+    return to_robosuite(from_robosuite(motion).astype(np.float32))
+
+
 def write_set(path: Path, edit=None, **header) -> Path:
     rng = np.random.default_rng(5)
     with h5py.File(path, "w") as file:
@@ -28,7 +34,9 @@ def write_set(path: Path, edit=None, **header) -> Path:
         for i, n in enumerate(LENGTHS):
             gripper = np.where(np.arange(n) < n // 2, -1.0, 1.0)
             data = {
-                "actions": np.column_stack([rng.uniform(-1, 1, (n, 6)), gripper]),
+                "actions": recorded(
+                    np.column_stack([rng.uniform(-1.2, 1.2, (n, 6)).clip(-1, 1), gripper])
+                ),
                 "states": np.zeros((n, 3)),
                 "rewards": (np.arange(n) == n - 1) * 1.0,
                 "dones": (np.arange(n) == n - 1) * np.int64(i != 1),  # the second was cut off

@@ -21,6 +21,7 @@ from vla_inference.errors import DataError, VlaError
 from vla_sim_bridge.generate import GenerateConfig, generate
 from vla_sim_bridge.hdf5 import Hdf5Episodes
 from vla_sim_bridge.parts import Ledger, store, to_bytes
+from vla_sim_bridge.simulation import to_robosuite
 from vla_sim_bridge.workers import WorkerDiedError
 
 CONFIG = GenerateConfig(task="Stack_D0", episodes=3, seed=5, pictures=False)
@@ -124,6 +125,8 @@ def test_episodes_are_settled_and_in_si_units(reference):
         assert group["obs/robot0_joint_pos"].shape == (len(group["dones"]), 7)
         assert group["dones"][:].tolist() == [0] * (len(group["dones"]) - 1) + [1]
         actions = data.actions(i)
+        again = to_robosuite(actions.astype(np.float32))
+        assert (again == group["actions"][:]).all()  # nothing is lost to formats of float32
         assert np.abs(actions[:, :3]).max() <= 0.05 + 1e-9
         assert set(np.unique(actions[:, 6])) == {0.0, 1.0}
         assert actions[0, 6] == 1.0

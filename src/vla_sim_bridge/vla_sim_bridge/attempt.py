@@ -139,7 +139,8 @@ class Recorder:
         eef = sim.eef_pose()
         self.rows.append(
             {
-                "action": to_robosuite(action),
+                # float32 first, as every format has it: so it comes back to the bit
+                "action": to_robosuite(np.asarray(action, np.float32)),
                 "state": sim.get_mujoco_state(),
                 "robot": sim.robot_state(),
                 "instruction": sim.instruction,

@@ -71,10 +71,7 @@ def test_there_and_back(source, tmp_path, kind, options, least):
         for key in ("actions", "obs/robot0_state", "rewards", "dones", "instructions"):
             one, two = a[f"data/demo_1/{key}"][:], b[f"data/demo_1/{key}"][:]
             assert one.dtype == two.dtype and one.shape == two.shape
-            if key == "actions":  # stored as float32 in SI on the way
-                np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-12)
-            else:
-                np.testing.assert_array_equal(one, two)
+            np.testing.assert_array_equal(one, two)
         assert a["data"].attrs["action_convention"] == b["data"].attrs["action_convention"]
         assert a["data"].attrs["total"] == b["data"].attrs["total"]
 

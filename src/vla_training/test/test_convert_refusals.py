@@ -66,7 +66,7 @@ def files_up_to(size: int):
 
 
 @pytest.mark.parametrize("size", [100, 5000, 20_000])
-@pytest.mark.parametrize("kind", ["rlds", "lerobot", "hdf5"])
+@pytest.mark.parametrize("kind", ["rlds", "lerobot", "hdf5", "bag"])
 def test_a_full_disk_leaves_nothing(source, tmp_path, kind, size):
     with files_up_to(size), pytest.raises(DataError, match=r"cannot be written \(.*; make room"):
         convert(source, tmp_path / "out.hdf5", kind, workers=1)
@@ -75,6 +75,15 @@ def test_a_full_disk_leaves_nothing(source, tmp_path, kind, size):
 
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9000])
+
+
+def flipped(path: Path) -> None:
+    with h5py.File(path) as file:
+        pictures = file["data/demo_2/obs/wrist_image"].id
+        at = pictures.get_chunk_info_by_coord((3, 0, 0, 0)).byte_offset
+    raw = bytearray(path.read_bytes())
+    raw[at + 30] ^= 8
+    path.write_bytes(raw)
 
 
 def other_length(path: Path) -> None:
@@ -100,6 +109,7 @@ def no_state(path: Path) -> None:
 
 
 DAMAGE = {
+    flipped: r"demo\.hdf5: /data/demo_2/obs/wrist_image cannot be read .*damaged",
     cut: r"demo\.hdf5 is not a readable robomimic file",
     other_length: r"demo_1/actions has shape \(4, 14\), \[T, 7\] is due",
     not_finite: "episode 1: action 'y' of step 2 is not finite",

@@ -47,7 +47,7 @@ def test_a_job_converts(source, tmp_path):
         runner.close()
 
 
-@pytest.mark.parametrize("kind", ["hdf5", "rlds", "lerobot"])
+@pytest.mark.parametrize("kind", ["hdf5", "rlds", "lerobot", "bag"])
 def test_data_info_of_any_format(source, tmp_path, capsys, kind):
     path = source
     if kind != "hdf5":

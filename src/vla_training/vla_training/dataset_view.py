@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections import Counter
@@ -20,6 +21,7 @@ from vla_training.datasets.base import EpisodeSet, action_statistics
 BARS = " ▁▂▃▄▅▆▇█"
 BINS = 40
 SENTENCES = 20  # instructions that are listed
+COMPARED = 20  # episodes whose actions set the scale of a film's bars
 TILE, GAP, LINE = 128, 4, 16  # pixels
 INK, PALE, BACK, BAR = (235, 238, 242), (150, 158, 168), (22, 25, 29), (92, 148, 214)
 
@@ -173,19 +175,30 @@ def _fitted(picture: Image.Image, size: int) -> Image.Image:
 
 
 def film_episode(data: EpisodeSet, index: int, camera: str, path: Path) -> int:
-    """An MP4 of an episode, each picture beside bars of the action that followed it."""
+    """An MP4 of an episode, each picture beside bars of the action that followed it.
+
+    The bars reach as far as the actions of this episode and of some others.
+    """
     episode = get_episode(data, index)
-    every = data.statistics()["action"]
-    low, high = np.array(every["min"]), np.array(every["max"])
+    some = [data.actions(i) for i in range(min(len(data), COMPARED))]
+    every = np.concatenate([episode.actions, *some])
+    low, high = every.min(0), every.max(0)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}.mp4")
     film = Film(partial, rate=max(1, round(1 / data.spec.dt)))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         for number, step in enumerate(episode.steps):
             film.add(draw_step(episode, number, step.observation.images[camera], low, high))
         film.close()
         os.replace(partial, path)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written ({error.strerror or error})",
+            "make room or choose another --output",
+        ) from error
     finally:
-        film.close()
+        with contextlib.suppress(OSError):  # a full disk refuses the end of a film too
+            film.close()
         partial.unlink(missing_ok=True)
     return film.frames
 

@@ -215,9 +215,12 @@ class Hdf5Encoder:
 
     def __call__(self, episode: Episode) -> dict:
         steps = episode.steps
-        actions = self.convention.write(
-            convert_rotation(episode.actions, self.form.spec, self.spec)
-        )
+        motion = convert_rotation(episode.actions, self.form.spec, self.spec)
+        actions = self.convention.write(motion)
+        # 0.05 m is a full action; as float32 it is a hair more
+        full = actions.clip(-1, 1)
+        same = self.convention.read(full).astype(np.float32) == motion.astype(np.float32)
+        actions = np.where(same, full, actions)
         ended = [s.is_terminal for s in steps]
         columns = {
             "actions": actions,
