@@ -2,8 +2,9 @@
 """Make the small model that ships: generate, train, evaluate, in one go on a machine with GPUs.
 
     python tools/train_small_model.py WORKDIR --data Stack_D2:1100:21 --data Stack_L:2100:22 \
-        --data Stack_D0:250:23 --data Lift_D1:350:24 --minutes 4.5 --start models/stack-small \
-        --evaluate Stack_D2:200 --evaluate Stack_L:200 --evaluate Stack_L:200:held-out
+        --data Stack_D0:250:23 --data Lift_D1:350:24 --stills Stack_L:8000:31 --minutes 4.5 \
+        --start models/stack-small --evaluate Stack_D2:200 --evaluate Stack_L:200 \
+        --evaluate Stack_L:200:held-out
 
 All tasks are generated side by side, each by its share of the processes. What a stage has made is
 taken up by the next call, unless it was stopped in its midst. Of each task some further episodes
@@ -36,6 +37,8 @@ def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     p.add_argument("workdir", type=Path)
     p.add_argument("--data", action="append", default=[], help="TASK:EPISODES:SEED")
+    p.add_argument("--stills", action="append", default=[], help="TASK:STILLS:SEED")
+    p.add_argument("--still-steps", type=int, default=4, help="the expert takes from a still")
     p.add_argument("--noise", type=float, default=0.2)
     p.add_argument("--recovery", type=float, default=0.0, help="share of episodes with a mishap")
     p.add_argument("--unseen", type=int, default=24, help="further episodes a task, to validate")
@@ -50,6 +53,9 @@ def parse() -> argparse.Namespace:
     p.add_argument("--batch-size", type=int, default=1024)
     p.add_argument("--learning-rate", type=float, default=1.5e-3)
     p.add_argument("--scene-weight", type=float, default=0.3)
+    p.add_argument("--other-order", type=float, default=0.4, help="share of frames asked about it")
+    p.add_argument("--wordings", type=int, default=64, help="sentences drawn for a scene")
+    p.add_argument("--report-every", type=int, default=250, help="steps")
     p.add_argument("--ema", type=float, default=0.999)
     p.add_argument("--layers", type=int, default=4, help="of the language model")
     p.add_argument("--start", help="checkpoint to begin with")
@@ -81,17 +87,20 @@ def main() -> None:
 
 
 def generate(args) -> list[str]:
-    """HDF5 files below WORKDIR/shards, one of each process; the unseen ones in WORKDIR/unseen."""
+    """One HDF5 file of each process below WORKDIR/shards or stills; the unseen in WORKDIR/unseen.
+
+    -> paths, episodes first
+    """
     done = args.workdir / "data.json"
     if not done.exists():
-        for name in ("shards", "unseen"):
+        for name in ("shards", "stills", "unseen"):
             (args.workdir / name).mkdir(parents=True, exist_ok=True)
         options = {
             "folder": str(args.workdir), "noise": args.noise, "recovery": args.recovery,
-            "unseen": args.unseen, "gpus": args.render_gpus,
+            "unseen": args.unseen, "gpus": args.render_gpus, "still_steps": args.still_steps,
             "until": time.time() + 60 * (args.generate_minutes or 1e6),
         }  # fmt: skip
-        jobs = list(enumerate(places(args.data, args.parallel)))
+        jobs = list(enumerate(places(args.data, args.stills, args.parallel)))
         counts: dict[str, dict[str, float]] = {}
         with ProcessPoolExecutor(len(jobs), get_context("spawn")) as pool:
             for job in as_completed([pool.submit(fill, n, *j, options) for n, j in jobs]):
@@ -105,12 +114,19 @@ def generate(args) -> list[str]:
             sys.exit("no process made any data")
         done.write_text(json.dumps(counts, indent=2))
         say({"generated": counts})
-    return [str(p) for p in sorted((args.workdir / "shards").glob("*.hdf5"))]
+    found = [sorted((args.workdir / n).glob("*.hdf5")) for n in ("shards", "stills")]
+    return [str(path) for paths in found for path in paths]
 
 
-def places(data: list[str], count: int) -> list[tuple[str, int, int]]:
+STILLS = "stills "  # ahead of their entries
+COST = 1 / 16  # of a still, in episodes
+
+
+def places(data: list[str], stills: list[str], count: int) -> list[tuple[str, int, int]]:
     """What each process makes: entry, number among its processes, how many there are."""
-    wanted = [int(entry.split(":")[1]) for entry in data]
+    wanted = [float(entry.split(":")[1]) for entry in data]
+    wanted += [COST * float(entry.split(":")[1]) for entry in stills]
+    data = data + [STILLS + entry for entry in stills]
     count = max(count, len(data))
     shares = [max(1, int(count * w / sum(wanted))) for w in wanted]
     while sum(shares) < count:
@@ -133,7 +149,9 @@ def fill(number: int, entry: str, place: int, among: int, options: dict) -> tupl
     from vla_sim_bridge.simulation import Simulation
     from vla_sim_bridge.tasks import get_task
 
-    name, episodes, seed = entry.split(":")
+    name, episodes, seed = entry.removeprefix(STILLS).split(":")
+    if entry.startswith(STILLS):
+        return entry, _stills(name, int(seed), range(place, int(episodes), among), number, options)
     sim, horizon = Simulation(name), get_task(name).horizon
     made = {"episodes": 0, "attempts": 0, "frames": 0}
 
@@ -170,6 +188,17 @@ def fill(number: int, entry: str, place: int, among: int, options: dict) -> tupl
     return entry, made
 
 
+def _stills(task: str, seed: int, indices: range, number: int, options: dict) -> dict:
+    from itertools import takewhile
+
+    from vla_sim_bridge.simulation import Simulation
+    from vla_training.stills import write_stills
+
+    path = Path(options["folder"], "stills", f"{number:03d}_{task}.hdf5")
+    in_time = takewhile(lambda _: time.time() < options["until"], indices)
+    return {"stills": write_stills(path, Simulation(task), seed, in_time, options["still_steps"])}
+
+
 # -- training -------------------------------------------------------------------------------
 
 
@@ -189,6 +218,9 @@ def train(args, shards: list[str]) -> Path:
         minutes=None if args.steps else minutes,
         learning_rate=args.learning_rate,
         scene_weight=args.scene_weight,
+        other_order=args.other_order,
+        wordings=args.wordings,
+        every=args.report_every,
         ema=args.ema,
         compile=not args.no_compile,
         layers=args.layers,

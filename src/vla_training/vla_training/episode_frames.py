@@ -13,7 +13,8 @@ from vla_inference.errors import DataError
 from vla_inference.preprocess import resize
 from vla_training.datasets import EpisodeSet, open_dataset
 from vla_training.datasets.hdf5 import Hdf5Set
-from vla_training.frames import Frames, load_frames
+from vla_training.frames import WORDINGS, Frames, load_frames
+from vla_training.stills import is_stills
 
 
 def frames_from_paths(
@@ -21,15 +22,23 @@ def frames_from_paths(
     size: int,
     device: str = "cpu",
     report: Callable[[str], None] = lambda _: None,
+    wordings: int = WORDINGS,
 ) -> Frames:
     """All frames of some data sets, with pictures of size x size.
 
     HDF5 files of that size in robosuite's own form are taken as they are, with what their
-    simulator knew.
+    simulator knew; stills go with these alone.
+    wordings: sentences drawn for a recorded scene, see `load_frames`.
     """
-    sets = [open_dataset(p) for p in paths]
+    stills = [p for p in paths if is_stills(p)]
+    sets = [open_dataset(p) for p in paths if p not in stills]
     if all(isinstance(s, Hdf5Set) and s.plain and _picture_size(s) == (size, size) for s in sets):
-        return load_frames([s.path for s in sets], device=device, report=report)
+        return load_frames([s.path for s in sets] + stills, "agentview", device, report, wordings)
+    if stills:
+        raise DataError(
+            f"{stills[0]} holds stills, which go with episodes as `vla generate` writes them",
+            f"leave it out, or give such episodes with pictures of {size} x {size}",
+        )
     return frames_from_episodes(sets, size=size, device=device, report=report)
 
 

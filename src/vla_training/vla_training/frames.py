@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,19 +12,51 @@ import torch
 from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec, eef_delta_spec
 from vla_sim_bridge.hdf5 import Hdf5Episodes
-from vla_sim_bridge.tasks import TASKS
 from vla_training.datasets.base import action_statistics as dataset_statistics
+from vla_training.scenes import (
+    SIZE,
+    other_order,
+    other_scene_of,
+    recorded_scene,
+    scene_of,
+    wordings,
+)
+from vla_training.stills import Stills, is_stills
+
+WORDINGS = 64  # sentences drawn for a scene
+BLOCK = 256  # stills read at a time
+
+
+@dataclass
+class Other:
+    """What the frames would call for if their sentences asked for the other order.
+
+    text [N]: as in `Frames`, -1 where there is no other order. scene [N, SIZE]: NaN there.
+    start, end [N]: as in `Frames`; the same where nobody knows what would be done.
+    """
+
+    text: torch.Tensor
+    scene: torch.Tensor
+    start: torch.Tensor
+    end: torch.Tensor
 
 
 @dataclass
 class Frames:
-    """All steps of all episodes, one after the other.
+    """All steps of all episodes, one after the other, and stills (`stills.py`) after their kind.
 
-    pictures: uint8 [N, H, W, 3]; actions: float32 [N, 7], SI; text: index of each frame's
-    instruction in `sentences` [N]; end: index one past the last frame of its episode [N];
-    episode: number of its episode [N]; scene: what the simulator knew [N, 9] (see `scene_of`), or
-    None where a data set does not tell; name: of the action space that a model learns from them;
-    spec: what the actions mean.
+    pictures: uint8 [N, H, W, 3]. actions: float32 [M, 7], SI.
+    text: row of `wordings` that fits each frame [N].
+    end: index in `actions` one past the last of the frame's episode [N].
+    episode: number of its episode [N]; each still is its own.
+    sentences: all there are.
+    scene: what the simulator knew [N, SIZE] (`scenes.scene_numbers`), NaN for the frames where it
+        does not tell; None for all.
+    name: of the action space that a model learns from them. spec: what the actions mean.
+    start: index in `actions` of what is done at the frame [N]; its own number if left out.
+    wordings: indices in `sentences` of which any may be said [W, K]; each sentence alone if left
+        out.
+    recorded: how many of `actions` are episodes', ahead of the stills'; all if left out.
     """
 
     pictures: torch.Tensor
@@ -36,9 +68,26 @@ class Frames:
     scene: torch.Tensor | None = None
     name: str = "generated"
     spec: ActionSpec = field(default_factory=eef_delta_spec)
+    start: torch.Tensor | None = None
+    wordings: torch.Tensor | None = None
+    other: Other | None = None
+    recorded: int | None = None
+
+    def __post_init__(self):
+        if self.start is None:
+            self.start = torch.arange(len(self.text))
+        if self.wordings is None:
+            self.wordings = torch.arange(len(self.sentences))[:, None]
+        if self.recorded is None:
+            self.recorded = len(self.actions)
 
     def __len__(self) -> int:
-        return len(self.actions)
+        return len(self.text)
+
+    @property
+    def episodes(self) -> int:
+        """How many there are, stills left out."""
+        return len(self.episode[self.start < self.recorded].unique())
 
 
 def load_frames(
@@ -46,101 +95,154 @@ def load_frames(
     camera: str = "agentview",
     device: str = "cpu",
     report: Callable[[str], None] = lambda _: None,
+    count: int = WORDINGS,
 ) -> Frames:
-    """Read HDF5 data sets into memory, the pictures straight onto `device`."""
-    sets = [Hdf5Episodes(p) for p in paths]
-    lengths = [len(s.group(i)["actions"]) for s in sets for i in range(len(s))]
-    total = sum(lengths)
-    first = sets[0].images(0, camera)
-    pictures = torch.empty((total, *first.shape[1:]), dtype=torch.uint8, device=device)
-    actions = np.empty((total, 7), np.float32)
-    text, end = np.empty(total, np.int64), np.empty(total, np.int64)
-    episode = np.empty(total, np.int64)
-    scene = np.zeros((total, 9), np.float32)
-    known = True
-    sentences: dict[str, int] = {}
-    at = number = 0
+    """Read HDF5 data sets and stills into memory, the pictures straight onto `device`.
+
+    count: sentences that are drawn for a scene whose task can say it in several ways; 0 keeps the
+        recorded ones. Stills have no recorded one.
+    """
+    sets = [Stills(p) if is_stills(p) else Hdf5Episodes(p) for p in paths]
+    total = sum(_frames(s) for s in sets)
+    recorded = sum(_frames(s) for s in sets if isinstance(s, Hdf5Episodes))
+    if not recorded:
+        raise DataError("there are stills alone", "name a data set of episodes as well")
+    filling, pictures, at = _Filling(recorded), None, 0
     for data, path in zip(sets, paths, strict=True):
-        for i in range(len(data)):
-            images = data.images(i, camera)
-            if images.shape[1:] != first.shape[1:]:
+        still = isinstance(data, Stills)
+        parts = _stills(data, count) if still else _episodes(data, camera, count)
+        for images, part in parts:
+            if pictures is None:
+                shape = (total, *images.shape[1:])
+                pictures = torch.empty(shape, dtype=torch.uint8, device=device)
+            if images.shape[1:] != pictures.shape[1:]:
                 raise DataError(
-                    f"{path} has pictures of {images.shape[1:3]}, the first of {first.shape[1:3]}",
+                    f"{path} has pictures of {images.shape[1:3]}, the first of "
+                    f"{tuple(pictures.shape[1:3])}",
                     "generate both with one size",
                 )
-            values = data.actions(i)
-            if not np.isfinite(values).all():
-                raise DataError(f"{path}: demonstration {i} has actions that are not finite")
-            n = len(values)
-            pictures[at : at + n] = torch.from_numpy(images).to(device)
-            actions[at : at + n] = values
-            text[at : at + n] = [
-                sentences.setdefault(t, len(sentences)) for t in data.instructions(i)
-            ]
-            end[at : at + n], episode[at : at + n] = at + n, number
-            seen = scene_of(data.group(i), data.states(i))
-            known = known and seen is not None
-            if known:
-                scene[at : at + n] = seen
-            at, number = at + n, number + 1
-        report(f"{path}: {len(data)} episodes, {at} frames so far")
-    as_tensor = torch.from_numpy
-    return Frames(
-        pictures, as_tensor(actions), as_tensor(text), as_tensor(end), as_tensor(episode),
-        list(sentences), as_tensor(scene) if known else None,
-    )  # fmt: skip
+            pictures[at : at + len(images)] = torch.from_numpy(images).to(device)
+            filling.add(**part)
+            at += len(images)
+        kind = "stills" if still else "episodes"
+        report(f"{path}: {len(data)} {kind}, {at} frames so far")
+    return filling.frames(pictures)
 
 
-def scene_of(group, states: np.ndarray | None) -> np.ndarray | None:
-    """What a picture must tell a policy that stacks, as numbers of about unit size [T, 9].
-
-    Gripper to the object to lift and from there to where it goes (each 3, in decimetres), the
-    angle of the former in the gripper (cosine and sine of 4 times it) and the opening of the
-    fingers. Which objects these are is the task's: by role, where only the sentence decides it.
-    """
-    info = group.get("datagen_info")
-    if info is None or states is None or not len(info["object_poses"]):
-        return None
-    eef = info["eef_pose"][:]
-    poses = {name: pose[:] for name, pose in info["object_poses"].items()}
-    first, second = _under_way(group, poses, info.get("subtask_term_signals", {}))
-
-    def yaw(pose):
-        return np.arctan2(pose[:, 1, 0], pose[:, 0, 0])
-
-    turn = 4 * (yaw(first) - yaw(eef))
-    return np.column_stack(
-        [
-            10 * (first[:, :3, 3] - eef[:, :3, 3]),
-            10 * (second[:, :3, 3] - first[:, :3, 3]),
-            np.cos(turn),
-            np.sin(turn),
-            50 * np.abs(states[:, 6:8]).mean(1),
-        ]
-    ).astype(np.float32)
+def _frames(data: Stills | Hdf5Episodes) -> int:
+    if isinstance(data, Stills):
+        return len(data)
+    return sum(len(data.group(i)["actions"]) for i in range(len(data)))
 
 
-def _under_way(group, poses: dict[str, np.ndarray], signals) -> tuple[np.ndarray, np.ndarray]:
-    """Poses [T, 4, 4] of the objects that each step is about: what is lifted, where it goes.
+def _episodes(data: Hdf5Episodes, camera: str, count: int) -> Iterator[tuple[np.ndarray, dict]]:
+    for i in range(len(data)):
+        group, values, states = data.group(i), data.actions(i), data.states(i)
+        n = len(values)
+        if not np.isfinite(values).all():
+            raise DataError(f"{data.path}: demonstration {i} has actions that are not finite")
+        task, drawn = group.attrs.get("task", ""), recorded_scene(group)
+        said = count and wordings(task, drawn, count)
+        part = {
+            "actions": values,
+            "text": [said] * n if said else [(t,) for t in data.instructions(i)],
+            "scene": scene_of(group, states),
+        }
+        if said and (scene := other_scene_of(group, states)) is not None:
+            text = wordings(task, other_order(drawn), count)
+            part["other"] = {"text": [text] * n, "scene": scene}
+        yield data.images(i, camera), part
 
-    A task's subtasks come in such pairs; the next pair begins when the one before has been done.
-    """
-    task = TASKS.get(group.attrs.get("task", ""))
-    names = [s.object for s in task.subtasks] if task else sorted(poses)[:2]
-    if not set(names) <= set(poses):
-        names = sorted(poses)[:2]
-    if len(names) < 2:
-        names *= 2
-    first, second = poses[names[0]].copy(), poses[names[1]].copy()
-    for i in range(2, len(names) - 1, 2):
-        done = signals.get(task.subtasks[i - 1].signal)
-        if done is not None:
-            later = np.maximum.accumulate(done[:].astype(bool))
-            first[later], second[later] = poses[names[i]][later], poses[names[i + 1]][later]
-    return first, second
+
+def _stills(data: Stills, count: int) -> Iterator[tuple[np.ndarray, dict]]:
+    for begin in range(0, len(data), BLOCK):
+        end = min(begin + BLOCK, len(data))
+        drawn = data.drawn[begin:end]
+
+        def part(order: int, scenes: list, begin=begin, end=end) -> dict:
+            text = [wordings(data.task, s, count or 1) for s in scenes]
+            scene = data.scenes[begin:end, order]
+            return {"text": text, "scene": scene, "actions": data.actions[begin:end, order]}
+
+        other = part(1, [other_order(s) for s in drawn])
+        yield data.pictures(begin, end), {**part(0, drawn), "other": other}
+
+
+class _Filling:
+    """Collects parts: an episode (actions [T, 7]), or stills (actions [n, T, 7])."""
+
+    def __init__(self, recorded: int):
+        self.recorded = recorded
+        self.columns: dict[str, list] = {}
+        self.actions: list[np.ndarray] = []
+        self.stills: list[np.ndarray] = []
+        self.sentences: dict[str, int] = {}
+        self.rows: dict[tuple[str, ...], int] = {}
+        self.episode = 0
+
+    def add(self, actions, text, scene, other=None) -> None:
+        n, still = len(text), actions.ndim == 3
+        episode = self.episode + np.arange(n) if still else np.full(n, self.episode)
+        self.episode = int(episode[-1]) + 1
+        self._column("episode", episode)
+        self._order("", n, text, scene, actions)
+        if other is None:
+            other = {"text": [None] * n, "scene": None}
+        self._order("other_", n, **other)
+
+    def _order(self, prefix, n, text, scene, actions=None) -> None:
+        """One order's part; without actions nobody knows what would be done."""
+        start = end = np.zeros(n, np.int64)
+        if actions is not None and actions.ndim == 3:
+            done = self.recorded + sum(map(len, self.stills))
+            start = done + actions.shape[1] * np.arange(n)
+            end = start + actions.shape[1]
+            self.stills.append(actions.reshape(-1, 7))
+        elif actions is not None:
+            start = sum(map(len, self.actions)) + np.arange(n)
+            end = np.full(n, start[-1] + 1)
+            self.actions.append(actions)
+        unknown = np.full((n, SIZE), np.nan, np.float32)
+        self._column(prefix + "text", [self._row(t) for t in text])
+        self._column(prefix + "scene", unknown if scene is None else scene)
+        self._column(prefix + "start", start)
+        self._column(prefix + "end", end)
+
+    def _column(self, name: str, values) -> None:
+        self.columns.setdefault(name, []).append(np.asarray(values))
+
+    def _row(self, said: tuple[str, ...] | None) -> int:
+        if said is None:
+            return -1
+        for sentence in said if said not in self.rows else ():
+            self.sentences.setdefault(sentence, len(self.sentences))
+        return self.rows.setdefault(said, len(self.rows))
+
+    def frames(self, pictures: torch.Tensor) -> Frames:
+        columns = {k: torch.from_numpy(np.concatenate(v)) for k, v in self.columns.items()}
+        other = {k: columns.pop("other_" + k) for k in ("text", "scene", "start", "end")}
+        other["text"][other["scene"][:, 0].isnan()] = -1
+        width = max(map(len, self.rows))
+        table = [[self.sentences[said[k % len(said)]] for k in range(width)] for said in self.rows]
+        scene = columns.pop("scene")
+        actions = np.concatenate([*self.actions, *self.stills]).astype(np.float32)
+        return Frames(
+            pictures=pictures,
+            actions=torch.from_numpy(actions),
+            sentences=list(self.sentences),
+            wordings=torch.tensor(table),
+            scene=None if scene.isnan().all() else scene,
+            other=Other(**other) if (other["text"] >= 0).any() else None,
+            recorded=self.recorded,
+            **columns,
+        )
 
 
 def action_statistics(frames: Frames) -> dict:
-    """The dataset_statistics.json entry of these frames: q01/q99 bounds, gripper left as it is."""
-    statistics = dataset_statistics([frames.actions.numpy()], frames.spec, frames.name)
-    return {**statistics, "num_trajectories": int(frames.episode.max()) + 1}
+    """The dataset_statistics.json entry of these frames: q01/q99 bounds, gripper left as it is.
+
+    Of the episodes alone: stills show but the way there.
+    """
+    actions = frames.actions[: frames.recorded].numpy()
+    statistics = dataset_statistics([actions], frames.spec, frames.name)
+    return {**statistics, "num_trajectories": frames.episodes}

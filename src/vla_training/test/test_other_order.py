@@ -1,0 +1,229 @@
+"""Sentences drawn anew, the other order, stills: what makes a model read, from file to batch."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from vla_inference.errors import DataError, VlaError
+from vla_sim_bridge.hdf5 import write_episode, write_header
+from vla_sim_bridge.simulation import Simulation, to_robosuite
+from vla_sim_bridge.tasks import Scene
+from vla_sim_bridge.tasks.stack_language import HELD_OUT, TRAIN
+from vla_training.episode_frames import frames_from_paths
+from vla_training.frames import load_frames
+from vla_training.obedience import obedience
+from vla_training.scenes import COLOURS, NUMBERS, SIZE, other_order, wordings
+from vla_training.small_model import SceneHead
+from vla_training.stills import Stills, make_still, write_stills
+from vla_training.train import SMALL, TrainConfig, Trainer
+
+SIDE, LENGTH = 32, 6
+TINY = copy.deepcopy(SMALL)
+TINY["vision_towers"][0].update(image_size=SIDE, embed_dim=64, num_heads=2, mlp_hidden=64)
+TINY["text_config"].update(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+    num_attention_heads=2, num_key_value_heads=2,
+)  # fmt: skip
+SCENE = Scene({"cubeA": "red", "cubeB": "blue"}, {"moved": "cubeB", "base": "cubeA"})
+PLACES = {"cubeA": (0.1, 0.0), "cubeB": (0.0, 0.2)}
+
+
+def poses(place, length: int = LENGTH) -> np.ndarray:
+    matrices = np.tile(np.eye(4), (length, 1, 1))
+    matrices[:, :2, 3] = place
+    return matrices
+
+
+@pytest.fixture(scope="module")
+def episodes(tmp_path_factory):
+    """Two demonstrations of Stack_L, grasped from step 4 on, and one of Lift_D1."""
+    path = tmp_path_factory.mktemp("data") / "demo.hdf5"
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        write_header(file, "Stack_L", 0, {})
+        for i, task in enumerate(("Stack_L", "Stack_L", "Lift_D1")):
+            objects = {n: poses(p) for n, p in PLACES.items()}
+            objects |= {role: objects[n] for role, n in SCENE.roles.items()}
+            if task == "Lift_D1":
+                objects = {"cube": poses((0.3, 0.3))}
+            record = {"colours": SCENE.colours, "roles": SCENE.roles} if i < 2 else {}
+            data = {
+                "actions": to_robosuite(rng.uniform(-0.04, 0.04, (LENGTH, 7))),
+                "states": np.zeros((LENGTH, 3)), "rewards": np.zeros(LENGTH),
+                "dones": np.zeros(LENGTH), "instructions": ["as it was recorded"] * LENGTH,
+                "obs": {
+                    "agentview_image": np.full((LENGTH, SIDE, SIDE, 3), 40 * i, np.uint8),
+                    "robot0_state": np.zeros((LENGTH, 8), np.float32),
+                },
+                "datagen_info": {
+                    "eef_pose": poses((0, 0)), "object_poses": objects,
+                    "subtask_term_signals": {"grasp": np.arange(LENGTH) >= 4},
+                },
+                "attrs": {"task": task, "scene": json.dumps(record)},
+            }  # fmt: skip
+            write_episode(file["data"].create_group(f"demo_{i}"), data, None)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sim():
+    simulation = Simulation("Stack_L", width=SIDE, height=SIDE)
+    yield simulation
+    simulation.close()
+
+
+@pytest.fixture(scope="module")
+def stills(sim, tmp_path_factory):
+    path = tmp_path_factory.mktemp("stills") / "stills.hdf5"
+    assert write_stills(path, sim, 5, range(1, 6, 2), 3) == 3
+    return path
+
+
+def test_sentences_fit_the_scene_and_are_of_the_language_trained_on():
+    said = wordings("Stack_L", SCENE, 300)
+    assert said == wordings("Stack_L", SCENE, 300)
+    assert set(said) <= set(TRAIN.sentences(a="blue", b="red"))
+    turned = wordings("Stack_L", other_order(SCENE), 300)
+    assert set(turned) <= set(TRAIN.sentences(a="red", b="blue"))
+    held_out = set(HELD_OUT.sentences(a="blue", b="red"))
+    assert not held_out & set(said) and len(set(said)) > 150
+
+
+@pytest.mark.parametrize("task", ["Stack_D0", "Stack_D3", "Stack_D4", "unheard of"])
+def test_a_recorded_sentence_stays_where_it_is_not_for_a_whole_episode(task):
+    assert wordings(task, Scene({"cubeA": "red", "cubeB": "blue"}), 4) is None
+
+
+def test_a_still_is_always_the_same_and_knows_both_orders(sim, stills):
+    data = Stills(stills)
+    still = make_still(sim, 5, 3, 3)
+    np.testing.assert_array_equal(data.pictures(1, 2)[0], still["picture"])
+    np.testing.assert_array_equal(data.actions[1], still["actions"])
+    asked, other = still["scenes"]
+    # the gripper to the other block is the way to the first one, and on
+    np.testing.assert_allclose(other[:3], asked[:3] + asked[3:6], atol=1e-5)
+    np.testing.assert_allclose(other[3:6], -asked[3:6], atol=1e-5)
+    for scene, actions in zip(still["scenes"], still["actions"], strict=True):
+        assert actions[0, :2] @ scene[:2] > 0  # the expert sets off to it
+
+
+def test_stills_of_a_task_without_two_roles_are_refused(tmp_path):
+    lift = Simulation("Lift", width=SIDE, height=SIDE)
+    with pytest.raises(VlaError, match="Lift_D0 has no other order"):
+        write_stills(tmp_path / "s.hdf5", lift, 0, range(1), 1)
+    assert not (tmp_path / "s.hdf5").exists()
+
+
+def test_frames_have_the_other_order_until_the_grasp(episodes, stills):
+    frames = load_frames([episodes, stills], count=8)
+    known = frames.other.text >= 0
+    assert known.tolist() == ([True] * 4 + [False] * 2) * 2 + [False] * 6 + [True] * 3
+    np.testing.assert_allclose(frames.scene[0, :2], [0, 2], atol=1e-6)
+    np.testing.assert_allclose(frames.other.scene[0, :2], [1, 0], atol=1e-6)
+    assert frames.episode.tolist() == [0] * 6 + [1] * 6 + [2] * 6 + [3, 4, 5]
+    assert (frames.episodes, frames.recorded, len(frames.actions)) == (3, 18, 18 + 2 * 9)
+    data = Stills(stills)
+    for order, where in enumerate((frames, frames.other)):
+        for i in range(3):
+            rows = frames.actions[where.start[18 + i] : where.end[18 + i]]
+            np.testing.assert_array_equal(rows, data.actions[i, order])
+
+    def said(text: int) -> set[str]:
+        return {frames.sentences[i] for i in frames.wordings[text]}
+
+    assert said(frames.text[0]) <= set(TRAIN.sentences(a="blue", b="red"))
+    assert said(frames.other.text[0]) <= set(TRAIN.sentences(a="red", b="blue"))
+    as_it_was = load_frames([episodes], count=0)
+    assert as_it_was.sentences == ["as it was recorded"] and as_it_was.other is None
+
+
+def test_a_batch_asks_for_the_other_order_with_its_answer_and_no_action(episodes, stills):
+    frames = load_frames([episodes, stills], count=8)
+    config = TrainConfig(batch_size=8, shift=0, validation=0.0, other_order=1.0)
+    trainer = Trainer(frames, config, "cpu", TINY)
+    index = torch.tensor([0, 5, 13, 18])  # before and after the grasp, lifting, a still
+    drawn = trainer.batch(index, torch.Generator().manual_seed(0))
+    turned = [True, False, False, True]
+    expected = [w.scene[i] for i, w in zip(index, _which(frames, turned), strict=True)]
+    torch.testing.assert_close(drawn["scene"], torch.stack(expected), equal_nan=True)
+    assert drawn["inside"].sum((1, 2)).tolist() == [0, 1, 5, 3]
+    plain = trainer.batch(index)
+    assert plain["inside"].sum((1, 2)).tolist() == [6, 1, 5, 3]
+    ids = {tuple(trainer.batch(index, g)["ids"][3].tolist()) for g in _generators(12)}
+    assert len(ids) > 3 and tuple(plain["ids"][3].tolist()) not in ids
+    losses = []
+    trainer.config = trainer.batches.config = TrainConfig(batch_size=8, steps=2, shift=0)
+    trainer.run(lambda r: losses.append(r["loss"]), every=1)
+    assert all(np.isfinite(losses))
+
+
+def answered(scene: torch.Tensor) -> torch.Tensor:
+    """A scene as the head that knows it would say it."""
+    named = scene[:, NUMBERS:].nan_to_num(0).long()
+    logits = torch.nn.functional.one_hot(named, len(COLOURS)).flatten(1).float()
+    return torch.cat([scene[:, :NUMBERS], 9 * logits], 1)
+
+
+def test_the_scene_head_is_asked_for_what_is_known_alone():
+    scene = torch.full((2, SIZE), torch.nan)
+    scene[0, :3], scene[0, NUMBERS:] = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 1.0])
+    seen = answered(scene).nan_to_num(7.0).requires_grad_()
+    loss = SceneHead.loss(seen, scene)
+    assert 0 < loss < 1e-3
+    loss.backward()
+    assert seen.grad.isfinite().all() and not seen.grad[1].any() and not seen.grad[0, 3:9].any()
+    assert SceneHead.loss(seen + 1, scene) > 0.99
+
+
+def test_parts_of_a_scene_are_by_colour(episodes):
+    frames = load_frames([episodes], count=8)
+    red, blue = (9 + 3 * COLOURS.index(c) for c in ("red", "blue"))
+    for where, named in ((frames, ("blue", "red")), (frames.other, ("red", "blue"))):
+        row = where.scene[0]
+        torch.testing.assert_close(row[red : red + 3], torch.tensor([1.0, 0.0, 0.0]))
+        torch.testing.assert_close(row[blue : blue + 3], torch.tensor([0.0, 2.0, 0.0]))
+        assert row[9:NUMBERS].isfinite().sum() == 6
+        assert [COLOURS[int(i)] for i in row[NUMBERS:]] == list(named)
+
+
+def _which(frames, turned):
+    return [frames.other if t else frames for t in turned]
+
+
+def _generators(count: int):
+    return (torch.Generator().manual_seed(i) for i in range(count))
+
+
+def test_obedience_tells_a_reader_from_one_that_follows_its_arm(episodes, stills):
+    frames = load_frames([episodes, stills], count=8)
+    trainer = Trainer(frames, TrainConfig(batch_size=8, validation=0.0), "cpu", TINY)
+    index = torch.arange(len(frames))
+
+    def reader(batch):
+        return batch["targets"], answered(batch["scene"])
+
+    found = obedience(trainer.batches, index, reader)
+    assert found == {"seen": [1.0, 1.0], "read": [1.0, 1.0], "acted": [1.0, 1.0]}
+    asked = {int(p.sum()): trainer.batch(index[i : i + 1]) for i, p in enumerate(frames.pictures)}
+
+    def follower(batch):
+        recorded = [asked[int(p.sum())] for p in batch["pictures"]]
+        targets, scene = (torch.cat([r[n] for r in recorded]) for n in ("targets", "scene"))
+        return targets, answered(scene)
+
+    found = obedience(trainer.batches, index, follower)
+    assert found == {"seen": [1.0, 0.0], "read": [1.0, 0.0], "acted": [1.0, 0.0]}
+    assert not any(obedience(trainer.batches, index[12:18], reader).values())
+
+
+def test_stills_go_with_episodes_of_their_own_kind_alone(episodes, stills):
+    with pytest.raises(DataError, match="stills alone"):
+        frames_from_paths([stills], SIDE)
+    with pytest.raises(DataError, match="stills, which go with episodes"):
+        frames_from_paths([episodes, stills], SIDE + 8)

@@ -1,0 +1,158 @@
+"""What the simulator knew of a demonstration: numbers for the scene head, sentences, other orders.
+
+Where only the sentence says which object is lifted, the arm gives the answer away as soon as it
+moves, and a model that follows its own arm need not read. So the same picture is asked about in
+the other order as well: then nothing but the sentence tells the answers apart.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+
+from vla_sim_bridge.tasks import TASKS, Scene, Task
+from vla_sim_bridge.tasks.stack import PALETTE
+
+COLOURS = tuple(PALETTE)
+NUMBERS = 9 + 3 * len(COLOURS)  # of a scene; behind them
+NAMED = 2  # indices of colours, of what is lifted and of where it goes
+SIZE = NUMBERS + NAMED
+
+
+def scene_numbers(
+    eef: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    fingers: np.ndarray,
+    colours: Sequence[str] | None = None,
+) -> np.ndarray:
+    """What a picture and a sentence must tell a policy that stacks [T, SIZE], of about unit size.
+
+    Gripper to the object to lift and from there to where it goes (each 3, in decimetres), the
+    angle of the former in the gripper (cosine and sine of 4 times it), the opening of the
+    fingers. Then the parts that this is put together from: for each colour from the gripper to
+    what has it (3 each, NaN where nothing has), and the indices of the two objects' colours.
+
+    eef, first, second: poses [T, 4, 4] in m; fingers: m, the mean of both [T]; colours: names in
+    `COLOURS` of first and second, None where they have none.
+    """
+
+    def yaw(pose):
+        return np.arctan2(pose[:, 1, 0], pose[:, 0, 0])
+
+    turn = 4 * (yaw(first) - yaw(eef))
+    ways = [10 * (pose[:, :3, 3] - eef[:, :3, 3]) for pose in (first, second)]
+    numbers = np.full((len(eef), SIZE), np.nan, np.float32)
+    numbers[:, :9] = np.column_stack(
+        [ways[0], ways[1] - ways[0], np.cos(turn), np.sin(turn), 50 * fingers]
+    )
+    for i, colour in enumerate(colours or ()):
+        index = COLOURS.index(colour)
+        numbers[:, 9 + 3 * index : 12 + 3 * index] = ways[i]
+        numbers[:, NUMBERS + i] = index
+    return numbers
+
+
+def colours_of(task: Task | None, scene: Scene | None) -> tuple[str, ...] | None:
+    """Colours of what a task lifts and of where it goes, if they are the same all the time."""
+    if task is None or scene is None or task.colours != "episode" or len(task.subtasks) != 2:
+        return None
+    names = [scene.roles.get(s.object, s.object) for s in task.subtasks]
+    found = tuple(scene.colours[name] for name in names if name in scene.colours)
+    return found if len(found) == 2 else None
+
+
+def scene_of(group, states: np.ndarray | None) -> np.ndarray | None:
+    """The scene of every step [T, SIZE] of a demonstration, None where it was not recorded.
+
+    Which objects it is about is the task's: by role, where only the sentence decides it.
+    """
+    info = group.get("datagen_info")
+    if info is None or states is None or not len(info["object_poses"]):
+        return None
+    poses = {name: pose[:] for name, pose in info["object_poses"].items()}
+    first, second = _under_way(group, poses, info.get("subtask_term_signals", {}))
+    colours = colours_of(TASKS.get(group.attrs.get("task", "")), recorded_scene(group))
+    fingers = np.abs(states[:, 6:8]).mean(1)
+    return scene_numbers(info["eef_pose"][:], first, second, fingers, colours)
+
+
+def other_scene_of(group, states: np.ndarray | None) -> np.ndarray | None:
+    """The scene of every step if the sentence had asked for the other order [T, SIZE].
+
+    NaN once the first object has been taken; None where there is no other order.
+    """
+    task, scene = TASKS.get(group.attrs.get("task", "")), recorded_scene(group)
+    other = scene and other_order(scene)
+    info = group.get("datagen_info")
+    if task is None or other is None or info is None or states is None:
+        return None
+    if not set(other.roles) <= set(info["object_poses"]):
+        return None
+    lifted, under = (info["object_poses"][s.object][:] for s in task.subtasks[:2])
+    fingers = np.abs(states[:, 6:8]).mean(1)
+    colours = colours_of(task, other)
+    numbers = scene_numbers(info["eef_pose"][:], under, lifted, fingers, colours)
+    taken = info["subtask_term_signals"][task.subtasks[0].signal][:].astype(bool)
+    numbers[np.maximum.accumulate(taken)] = np.nan
+    return numbers
+
+
+def recorded_scene(group) -> Scene | None:
+    """Colours and roles as a demonstration's attributes tell them."""
+    if "scene" not in group.attrs:
+        return None
+    record = json.loads(group.attrs["scene"])
+    return Scene(record.get("colours", {}), record.get("roles", {}))
+
+
+def other_order(scene: Scene) -> Scene | None:
+    """The same scene with its two roles exchanged; None where it has not two."""
+    if len(scene.roles) != 2:
+        return None
+    (one, first), (other, second) = scene.roles.items()
+    return Scene(scene.colours, {one: second, other: first})
+
+
+def wordings(task: str, scene: Scene | None, count: int) -> tuple[str, ...] | None:
+    """`count` sentences that may be said of a scene, in the language that is trained on.
+
+    Always the same for the same arguments. None where the scene was not recorded, or where a
+    recorded sentence is not for a whole episode.
+    """
+    known = TASKS.get(task)
+    if scene is None or known is None or known.language != "episode" or known.colours == "step":
+        return None
+    return _draw(task, tuple(scene.colours.items()), tuple(scene.roles.items()), count)
+
+
+@cache
+def _draw(task: str, colours: tuple, roles: tuple, count: int) -> tuple[str, ...]:
+    key = json.dumps([task, sorted(colours), sorted(roles)])
+    rng = np.random.default_rng(zlib.crc32(key.encode()))
+    scene = Scene(dict(colours), dict(roles))
+    return tuple(TASKS[task].instruct(rng, scene, "train") for _ in range(count))
+
+
+def _under_way(group, poses: dict[str, np.ndarray], signals) -> tuple[np.ndarray, np.ndarray]:
+    """Poses [T, 4, 4] of the objects that each step is about: what is lifted, where it goes.
+
+    A task's subtasks come in such pairs; the next pair begins when the one before has been done.
+    """
+    task = TASKS.get(group.attrs.get("task", ""))
+    names = [s.object for s in task.subtasks] if task else sorted(poses)[:2]
+    if not set(names) <= set(poses):
+        names = sorted(poses)[:2]
+    if len(names) < 2:
+        names *= 2
+    first, second = poses[names[0]].copy(), poses[names[1]].copy()
+    for i in range(2, len(names) - 1, 2):
+        done = signals.get(task.subtasks[i - 1].signal)
+        if done is not None:
+            later = np.maximum.accumulate(done[:].astype(bool))
+            first[later], second[later] = poses[names[i]][later], poses[names[i + 1]][later]
+    return first, second
