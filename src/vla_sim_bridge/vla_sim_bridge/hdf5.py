@@ -108,7 +108,7 @@ class Hdf5Episodes:
             try:
                 data = h5py.File(name, "r")["data"]
                 demos = sorted(data, key=lambda d: int(d.rsplit("_", 1)[1]))
-            except (OSError, KeyError, ValueError, IndexError) as error:
+            except (OSError, KeyError, ValueError, IndexError, RuntimeError, TypeError) as error:
                 raise DataError(
                     f"{name} is not a readable robomimic file ({error})",
                     "it may be cut short; generate or copy it again",
@@ -133,6 +133,11 @@ class Hdf5Episodes:
         data, name = self._demos[index]
         link = data.id.links.get_info(name.encode())
         return self.group(index).file if link.type == h5py.h5l.TYPE_EXTERNAL else data.file
+
+    def where(self, index: int) -> str:
+        """Names a demonstration in messages."""
+        data, name = self._demos[index]
+        return f"{data.file.filename}: {data.name}/{name}"
 
     def cameras(self) -> list[str]:
         names = self.group(0).get("obs", {})

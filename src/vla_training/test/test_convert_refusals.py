@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import random
 import resource
 import subprocess
 import sys
@@ -125,6 +126,25 @@ def test_damage_in_the_source_is_named_and_nothing_half_is_left(tmp_path, damage
     with pytest.raises(DataError, match=DAMAGE[damage]):
         convert(path, tmp_path / "out", "rlds", workers=1)
     assert [p.name for p in tmp_path.iterdir()] == ["demo.hdf5"]
+
+
+def test_an_hdf5_file_with_other_bytes_anywhere_is_read_or_refused(source, tmp_path):
+    rng, whole, refused = random.Random(1), source.read_bytes(), 0
+    for number in range(60):
+        raw = bytearray(whole)
+        at = rng.randrange(len(raw) if number % 2 else 20_000)
+        raw[at : at + 4] = rng.randbytes(len(raw[at : at + 4]))
+        path = tmp_path / f"{number}.hdf5"
+        path.write_bytes(raw)
+        try:
+            data = open_dataset(path)
+            data.left_out()
+            for step in (s for e in data for s in e.steps):
+                dict(step.observation.images)
+        except DataError as error:
+            refused += 1
+            assert path.name in str(error)
+    assert 10 < refused < 55
 
 
 def test_a_wrong_crc_ends_a_conversion(source, tmp_path):

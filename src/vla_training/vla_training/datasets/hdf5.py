@@ -23,30 +23,23 @@ from vla_training.datasets.hdf5_convention import (
     default_convention,
     read_convention,
 )
+from vla_training.datasets.pictures import StoredPictures
 
 READ = ("actions", "instructions", "rewards", "dones")
 EEF = ("obs/robot0_eef_pos", "obs/robot0_eef_quat")
 
 
-class StoredPictures(Mapping[str, np.ndarray]):
+class StepPictures(StoredPictures):
     """Camera name -> picture of one step, read on each access."""
 
-    __slots__ = ("_columns", "_step")
+    __slots__ = ("_step",)
 
     def __init__(self, columns: Mapping[str, PictureColumn], step: int):
-        self._columns, self._step = columns, step
+        super().__init__(columns)
+        self._step = step
 
     def __getitem__(self, camera: str) -> np.ndarray:
-        return self._columns[camera].read(self._step)
-
-    def __contains__(self, camera: object) -> bool:  # without decoding
-        return camera in self._columns
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._columns)
-
-    def __len__(self) -> int:
-        return len(self._columns)
+        return self._stored[camera].read(self._step)
 
 
 class PictureColumn:
@@ -81,14 +74,29 @@ class PictureColumn:
             shape = data.shape[1:]
             pixels = raw if unfiltered else deflate.zlib_decompress(raw, math.prod(shape))
             return np.frombuffer(pixels, np.uint8).reshape(shape)
-        except (OSError, ValueError, deflate.DeflateError) as error:
-            raise _damaged(data, error) from error
+        except FAULTS as error:
+            raise _damaged(f"{data.file.filename}: {data.name}", error) from error
 
 
-def _damaged(item: h5py.Group | h5py.Dataset, error: Exception) -> DataError:
+# What h5py raises where the file is damaged, depending on which byte it is.
+FAULTS = (
+    OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError,
+    deflate.DeflateError,
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Damage as DataError that names the file and what lies in it."""
+    try:
+        yield
+    except FAULTS as error:
+        raise _damaged(where, error) from error
+
+
+def _damaged(where: str, error: Exception) -> DataError:
     return DataError(
-        f"{item.file.filename}: {item.name} cannot be read ({error})",
-        "the file is damaged: generate or copy it again",
+        f"{where} cannot be read ({error})", "the file is damaged: generate or copy it again"
     )
 
 
@@ -107,9 +115,10 @@ class Hdf5Set(EpisodeSet):
         self.notes: list[str] = []
         self._conventions: dict[str, Convention] = {}
         for i in range(len(self.episodes)):
-            file = self.episodes.file(i)
-            if file.filename not in self._conventions:
-                self._conventions[file.filename] = self._convention(file)
+            with readable(self.episodes.where(i)):
+                file = self.episodes.file(i)
+                if file.filename not in self._conventions:
+                    self._conventions[file.filename] = self._convention(file)
         specs = {c.spec: name for name, c in self._conventions.items()}
         if len(specs) > 1:
             raise DataError(
@@ -138,34 +147,37 @@ class Hdf5Set(EpisodeSet):
         return len(self.episodes)
 
     def __getitem__(self, index: int) -> Episode:
-        index = self._checked(index)
-        group = self.episodes.group(index)
-        with self._readable(index):
+        index = self.check_index(index)
+        with readable(self.episodes.where(index)):
+            self._check(index)
+            group = self.episodes.group(index)
             actions = self._actions(group).astype(np.float32)
             texts = self.episodes.instructions(index)
             state = self.episodes.states(index)
             rewards = _column(group, "rewards", len(actions))
             last = np.arange(len(actions)) == len(actions) - 1
             ended = _column(group, "dones", len(actions)) != 0 if "dones" in group else last
-        columns = {
-            c: PictureColumn(group[f"obs/{c}_image"])
-            for c in self.cameras()
-            if f"obs/{c}_image" in group
-        }
+            columns = {
+                c: PictureColumn(group[f"obs/{c}_image"])
+                for c in self.cameras()
+                if f"obs/{c}_image" in group
+            }
+            metadata = _metadata(group)
         steps = [
             Step(
                 Observation(
-                    StoredPictures(columns, t), texts[t], None if state is None else state[t]
+                    StepPictures(columns, t), texts[t], None if state is None else state[t]
                 ),
                 actions[t], float(rewards[t]), t == 0, bool(last[t]), bool(ended[t]),
             )
             for t in range(len(actions))
         ]  # fmt: skip
-        return Episode(steps, self.spec, _metadata(group))
+        return Episode(steps, self.spec, metadata)
 
     def actions(self, index: int) -> np.ndarray:
-        index = self._checked(index)
-        with self._readable(index):
+        index = self.check_index(index)
+        with readable(self.episodes.where(index)):
+            self._check(index)
             return self._actions(self.episodes.group(index))
 
     def _actions(self, group: h5py.Group) -> np.ndarray:
@@ -188,9 +200,8 @@ class Hdf5Set(EpisodeSet):
         gripper = convention.read(raw)[:, -1:]
         return np.concatenate([absolute_to_delta(raw[:, :6], poses), gripper], axis=1)
 
-    def _checked(self, index: int) -> int:
-        """`index`, if all that belongs to a step is there for each action."""
-        index = self.check_index(index)
+    def _check(self, index: int) -> None:
+        """Whether all that belongs to a step is there for each action."""
         group = self.episodes.group(index)
         where = f"{group.file.filename}: {group.name}"
         actions = group.get("actions")
@@ -208,21 +219,18 @@ class Hdf5Set(EpisodeSet):
                     f"{where}/{key} has {len(group[key])} entries for {len(actions)} actions",
                     "generate or copy it again",
                 )
-        return index
-
-    @contextlib.contextmanager
-    def _readable(self, index: int) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise _damaged(self.episodes.group(index), error) from error
 
     def cameras(self) -> list[str]:
         """robosuite's third-person view first: it is what our models are trained on."""
-        return sorted(self.episodes.cameras(), key=lambda name: (name != "agentview", name))
+        with readable(self.episodes.where(0)):
+            found = self.episodes.cameras()
+        return sorted(found, key=lambda name: (name != "agentview", name))
 
     def left_out(self) -> list[str]:
-        group = self.episodes.group(0)
+        with readable(self.episodes.where(0)):
+            return self._left_out(self.episodes.group(0))
+
+    def _left_out(self, group: h5py.Group) -> list[str]:
         used = {*READ, "obs/robot0_state", *(f"obs/{c}_image" for c in self.cameras())}
         found: set[str] = set()
 
