@@ -36,7 +36,7 @@ def draw(picture: np.ndarray, caption: Caption) -> np.ndarray:
     canvas.paste(Image.fromarray(picture), (0, 0))
     pen = ImageDraw.Draw(canvas)
     large, small = _font(13), _font(12)
-    text = _fit(pen, caption.instruction, large, SIZE - 20)
+    text = fitted_text(pen, caption.instruction, large, SIZE - 20)
     pen.text((10, SIZE + 6), text, font=large, fill=INK)
     line = f"episode {caption.episode} of {caption.episodes}"
     pen.text((10, SIZE + 27), line, font=small, fill=PALE)
@@ -55,7 +55,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size=size)  # Pillow's own: no font need be installed
 
 
-def _fit(pen: ImageDraw.ImageDraw, text: str, font, width: int) -> str:
+def fitted_text(pen: ImageDraw.ImageDraw, text: str, font, width: int) -> str:
+    """As much of a text as is no wider than `width` pixels."""
     if pen.textlength(text, font=font) <= width:
         return text
     while text and pen.textlength(text + "…", font=font) > width:

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vla_inference.errors import DataError, VlaError
 from vla_inference.types import Episode
-from vla_sim_bridge.video import Film
+from vla_sim_bridge.video import Film, fitted_text
 from vla_training.datasets.base import EpisodeSet, action_statistics
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -114,13 +114,16 @@ def get_camera(data: EpisodeSet, camera: str | None) -> str:
 
 def draw_histograms(description: dict, columns: int = 4) -> Image.Image:
     """One panel for each dimension, with its bounds and its 1 % and 99 % quantiles."""
-    width, height = 300, 170
+    width, height, head = 300, 170, 30
     dims, statistics = description["spec"]["dims"], description["action"]
     rows = -(-len(dims) // columns)
-    canvas = Image.new("RGB", (columns * width, rows * height), BACK)
+    canvas = Image.new("RGB", (columns * width, head + rows * height), BACK)
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=12)
+    told = f"{description['name']}: {description['episodes_read']} episodes, "
+    told += f"{description['frames']} frames; lines: 1 % and 99 % of the values are below"
+    pen.text((12, 8), fitted_text(pen, told, font, canvas.width - 24), font=font, fill=PALE)
     for i, (dim, histogram) in enumerate(zip(dims, description["histograms"], strict=True)):
-        left, top = i % columns * width + 12, i // columns * height + 8
+        left, top = i % columns * width + 12, head + i // columns * height + 8
         right, base = left + width - 24, top + height - 40
         pen.text((left, top), f"{dim['name']} ({dim['unit']})", font=font, fill=INK)
         low, high = histogram["low"], histogram["high"]
@@ -154,7 +157,8 @@ def contact_sheet(
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=11)
     for r, episode in enumerate(rows):
         top = GAP + r * (TILE + LINE + GAP)
-        pen.text((GAP, top), _caption(episode, r), font=font, fill=INK)
+        text = fitted_text(pen, _caption(episode, r), font, canvas.width - 2 * GAP)
+        pen.text((GAP, top), text, font=font, fill=INK)
         for c, step in enumerate(np.linspace(0, len(episode) - 1, columns).round().astype(int)):
             picture = Image.fromarray(episode.steps[step].observation.images[camera])
             canvas.paste(_fitted(picture, TILE), (GAP + c * (TILE + GAP), top + LINE))
@@ -212,14 +216,16 @@ def draw_step(
     canvas.paste(_fitted(Image.fromarray(picture), size), (0, 0))
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
     step = episode.steps[number]
-    pen.text((10, size + 6), step.observation.instruction, font=font, fill=INK)
+    text = fitted_text(pen, step.observation.instruction, font, canvas.width - 20)
+    pen.text((10, size + 6), text, font=font, fill=INK)
     told = f"step {number + 1} of {len(episode)}" + ("  reward" if step.reward else "")
     pen.text((10, size + 26), told, font=font, fill=PALE)
     left, right = size + 16, size + side - 16
     for i, (dim, value) in enumerate(zip(episode.spec.dims, step.action, strict=True)):
         top = 12 + i * min(52, (size - 12) / len(episode.spec))
         pen.text((left, top), dim.name, font=font, fill=PALE)
-        text = f"{value:+.4f}"
+        unit = "" if dim.unit in ("1", "unknown") else f" {dim.unit}"
+        text = f"{round(float(value), 4) + 0:+.4f}{unit}"
         pen.text((right - pen.textlength(text, font), top), text, font=font, fill=INK)
         bounds = min(low[i], 0.0), max(high[i], 0.0)
         scale = (right - left) / ((bounds[1] - bounds[0]) or 1.0)
