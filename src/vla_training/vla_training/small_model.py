@@ -13,7 +13,7 @@ from vla_inference.errors import VlaError
 from vla_inference.model import VLA
 from vla_training.scenes import COLOURS, NAMED, NUMBERS
 
-COLOUR_WEIGHT = 0.5  # of naming colours, beside the L1 of places
+COLOUR_WEIGHT = 1.0  # of naming colours, beside the L1 of places
 
 
 class SceneHead(nn.Module):
