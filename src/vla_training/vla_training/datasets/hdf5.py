@@ -116,9 +116,9 @@ class Hdf5Set(EpisodeSet):
         self._conventions: dict[str, Convention] = {}
         for i in range(len(self.episodes)):
             with readable(self.episodes.where(i)):
-                file = self.episodes.file(i)
-                if file.filename not in self._conventions:
-                    self._conventions[file.filename] = self._convention(file)
+                name = self.episodes.filename(i)
+                if name not in self._conventions:
+                    self._conventions[name] = self._convention(self.episodes.group(i).file)
         specs = {c.spec: name for name, c in self._conventions.items()}
         if len(specs) > 1:
             raise DataError(
@@ -222,6 +222,10 @@ class Hdf5Set(EpisodeSet):
 
     def cameras(self) -> list[str]:
         """robosuite's third-person view first: it is what our models are trained on."""
+        return list(self._cameras)
+
+    @cached_property
+    def _cameras(self) -> list[str]:
         with readable(self.episodes.where(0)):
             found = self.episodes.cameras()
         return sorted(found, key=lambda name: (name != "agentview", name))
