@@ -102,7 +102,7 @@ class Hdf5Episodes:
         if not self.path.exists():
             raise DataError(f"there is no data set at {self.path}", "check the path")
         files = sorted(self.path.glob("**/*.hdf5")) if self.path.is_dir() else [self.path]
-        self._demos: list[tuple[h5py.Group, str]] = []
+        self._demos: list[tuple[h5py.Group, str, str]] = []  # data, demo, file
         self._last: tuple[int, h5py.Group] | None = None
         for name in files:
             try:
@@ -113,7 +113,7 @@ class Hdf5Episodes:
                     f"{name} is not a readable robomimic file ({error})",
                     "it may be cut short; generate or copy it again",
                 ) from error
-            self._demos += [(data, d) for d in demos]
+            self._demos += [(data, d, data.file.filename) for d in demos]
         if not self._demos:
             raise DataError(f"{self.path} holds no demonstration", "generate some first")
         self.spec = eef_delta_spec("rotvec", "base", 1 / CONTROL_FREQ)
@@ -124,20 +124,20 @@ class Hdf5Episodes:
     def group(self, index: int) -> h5py.Group:
         """The raw HDF5 group of a demonstration."""
         if self._last is None or self._last[0] != index:
-            data, name = self._demos[index]
+            data, name, _ = self._demos[index]
             self._last = index, data[name]
         return self._last[1]
 
-    def file(self, index: int) -> h5py.File:
-        """The file a demonstration is in: another one where `data` holds a link to it."""
-        data, name = self._demos[index]
+    def filename(self, index: int) -> str:
+        """Of the file a demonstration is in: another one where `data` holds a link to it."""
+        data, name, file = self._demos[index]
         link = data.id.links.get_info(name.encode())
-        return self.group(index).file if link.type == h5py.h5l.TYPE_EXTERNAL else data.file
+        return self.group(index).file.filename if link.type == h5py.h5l.TYPE_EXTERNAL else file
 
     def where(self, index: int) -> str:
         """Names a demonstration in messages."""
-        data, name = self._demos[index]
-        return f"{data.file.filename}: {data.name}/{name}"
+        _, name, file = self._demos[index]
+        return f"{file}: /data/{name}"
 
     def cameras(self) -> list[str]:
         names = self.group(0).get("obs", {})
