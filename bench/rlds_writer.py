@@ -7,7 +7,8 @@ VLA_TF_PYTHON names an interpreter with tensorflow, tensorflow-datasets and h5py
 our writer is measured. --data is a file of `vla generate`; without it pictures of 224x224 are
 made up. Its episodes are repeated (by links) up to --episodes. Both sides start from the same
 compressed file and write JPEGs of quality 95: ours in --workers processes, the other's
-GeneratorBasedBuilder in one, as it does. Memory is the largest process' peak, at --episodes and at
+GeneratorBasedBuilder in one, as it does. Ours counts the start of its processes, the other not its
+imports. Memory is the largest process' peak, at --episodes and at
 four times as many. The median of --repeat runs counts; CPU time, which other work on the machine
 changes less, covers start-up and imports too.
 """
@@ -185,7 +186,7 @@ def measured(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--episodes", type=int, default=64)
+    parser.add_argument("--episodes", type=int, default=128)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     for hidden in ("--side", "--output", "--result"):
