@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Does the recipe learn to read? A tiny model on drawn pictures of two blocks, on a CPU.
 
-    python bench/obedience.py --minutes 4 --other-order 0 --stills 0
-    python bench/obedience.py --minutes 4
+    python bench/obedience.py
+    python bench/obedience.py --other-order 0 --stills 0   # as demonstrations alone would have it
 
 An episode's frames show a dot (the hand) on its way to the block that the sentence names, so that
 nearly every picture gives the answer away, as in real demonstrations. Sentences are Stack_L's.
@@ -36,15 +36,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--episodes", type=int, default=600)
-    parser.add_argument("--stills", type=int, default=3000)
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--stills", type=int, default=8000)
     parser.add_argument("--acted", type=int, choices=(0, 1), default=1, help="stills with actions")
-    parser.add_argument("--other-order", type=float, default=0.4, help="see TrainConfig")
-    parser.add_argument("--scene-weight", type=float, default=0.5)
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
-    parser.add_argument("--batch-size", type=int, default=96)
-    parser.add_argument("--layers", type=int, default=4, help="of the language model")
-    parser.add_argument("--minutes", type=float, default=4)
+    parser.add_argument("--other-order", type=float, default=0.5, help="see TrainConfig")
+    parser.add_argument("--scene-weight", type=float, default=1.0)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--batch-size", type=int, default=48)
+    parser.add_argument("--layers", type=int, default=3, help="of the language model")
+    parser.add_argument("--minutes", type=float, default=4.8)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     frames = draw(args.episodes, args.stills, bool(args.acted), args.seed)
@@ -64,6 +64,7 @@ def main() -> None:
 
 def shape(layers: int) -> dict:
     model = copy.deepcopy(SMALL)
+    model["prompt"] = "{instruction}"  # fewer tokens
     model["vision_towers"][0].update(
         image_size=SIDE, patch_size=8, embed_dim=64, num_heads=2, mlp_hidden=128
     )

@@ -40,8 +40,8 @@ class TrainConfig:
     steps: int = 15_000
     minutes: float | None = None
     learning_rate: float = 1.5e-3
-    scene_weight: float = 0.3  # of the loss on the simulator's own poses
-    other_order: float = 0.4  # share of the frames that have one and are asked about it
+    scene_weight: float = 1.0  # of the loss on the simulator's own poses
+    other_order: float = 0.5  # share of the frames that have one and are asked about it
     wordings: int = 64  # sentences drawn for a scene; 0: the recorded ones alone
     weight_decay: float = 0.05
     warmup: float = 0.03  # share of the schedule
