@@ -11,6 +11,8 @@ import time
 
 import rclpy
 from rclpy.executors import ExternalShutdownException
+from rclpy.qos import qos_profile_sensor_data
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
@@ -19,6 +21,7 @@ from vla_msgs.msg import ActionChunk, EefDelta
 
 BEHAVIOURS = {
     "good": "answers at once",
+    "timed": "answers once it has heard the time, for which it listens from the first picture on",
     "wrong_stamp": "answers every picture twice, first with another stamp",
     "late": "answers three pictures, then keeps silent",
     "wrong_text": "answers to an instruction that nobody gave, every other time",
@@ -32,6 +35,7 @@ class FakeModel:
     def __init__(self, behaviour: str):
         self.node = rclpy.create_node("inference")
         self.behaviour, self.count, self.text = behaviour, 0, ""
+        self.clock, self.times = None, []
         self.out = self.node.create_publisher(ActionChunk, "action", CHUNK)
         self.node.create_subscription(String, "instruction", self.hear, LATCHED)
         self.node.create_subscription(Image, "image", self.see, IMAGE_OUTPUT)
@@ -42,6 +46,8 @@ class FakeModel:
     def see(self, msg: Image) -> None:
         if not self.text:
             return
+        if self.behaviour == "timed" and not self.has_time():
+            return
         self.count += 1
         if self.behaviour == "late" and self.count > 3:
             return
@@ -50,6 +56,13 @@ class FakeModel:
         wrong = self.behaviour == "deaf" or (self.behaviour == "wrong_text" and self.count % 2)
         stamp = msg.header.stamp
         self.answer(stamp.sec, stamp.nanosec, "do the dishes" if wrong else self.text)
+
+    def has_time(self) -> bool:
+        if self.clock is None:
+            self.clock = self.node.create_subscription(
+                Clock, "/clock", self.times.append, qos_profile_sensor_data
+            )
+        return bool(self.times)
 
     def answer(self, sec: int, nanosec: int, text: str) -> None:
         chunk = ActionChunk(instruction=text, model="fake", latency_ms=1.0)

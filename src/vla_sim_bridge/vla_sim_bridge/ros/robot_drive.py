@@ -220,6 +220,8 @@ class RobotDrive(Drive):
             self._deliver()
         elif self._asked is not None:
             self._lock_step()
+        else:  # a model that comes up after the command node has no time yet
+            self._remind()
 
     def _remind(self) -> None:
         """Whoever came up late has missed pose and time."""
