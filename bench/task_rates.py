@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=20_000)
     parser.add_argument("--only", nargs="+", help="tasks; all if left out")
+    parser.add_argument("--method", default="", help="part of the method's name, such as human")
     parser.add_argument("--reach", type=float, help="MimicGen's rows again with this reach, m")
     parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument("--merge", type=Path, nargs="+", help="files of --json: their table")
@@ -88,6 +89,7 @@ def main() -> None:
             insert(merged, args.into)
         return
     chosen = [r for r in rows(args.reach) if not args.only or r.task in args.only]
+    chosen = [r for r in chosen if args.method in r.name]
     found = []
     context = get_context("spawn")
     with (

@@ -148,6 +148,18 @@ def test_selection_takes_one_of_the_nearest(selection):
     assert chosen == {id(s) for s in allowed}
 
 
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_a_source_that_leads_beyond_the_arms_reach_is_left_out(selection):
+    block, eef = pose(0.6, 0, 0.8, 0), pose(0.8, 0, 0.9, 0)
+    near, far = (still(block, eef, pose(x, 0, 0.9, 0)) for x in (0.65, 0.75))
+    sim = SimpleNamespace(
+        object_poses=lambda: {"a": block}, eef_pose=lambda: eef, base_position=lambda: np.zeros(3)
+    )
+    rng, config = np.random.default_rng(0), MimicGenConfig(selection=selection)
+    arguments = sim, [far, near], [[(0, 2)]] * 2, 0, Subtask("a"), rng, config
+    assert all(_select(*arguments)[0] is near for _ in range(20))
+
+
 @pytest.fixture(scope="module")
 def sim():
     return Simulation("Stack_D0")

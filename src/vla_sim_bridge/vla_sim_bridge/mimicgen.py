@@ -39,7 +39,8 @@ class MimicGenConfig:
         of it. 0 for no waiting, as in the paper. Before the gripper changes, `precise` times that.
     finger_room: m; of the object's symmetric sides one is taken where the fingers come down no
         nearer than this to the middle of another object (0: whatever stands there).
-    reach: m; likewise a side where the arm is not stretched further than this (0: however far).
+    reach: m; likewise a side, and among the sources one, where the arm is not stretched further
+        than this: with its elbow straight it gets stuck (0: however far).
     """
 
     selection: Selection = "nearest_neighbor_object"
@@ -157,12 +158,14 @@ def _select(sim, sources, cuts, i, subtask, rng, config):
 
     Distances count 1 m as much as 1 rad, among the `nearest` chance decides: as in the paper.
     """
-    objects, eef = sim.object_poses(), sim.eef_pose()
-    options = []
+    objects, eef, base = sim.object_poses(), sim.eef_pose(), sim.base_position()
+    options, beyond = [], []
     for source, cut in zip(sources, cuts, strict=True):
         begin, end = cut[i]
-        carry = _carry(subtask, objects, eef, source, begin, end, config, sim.base_position())
+        carry = _carry(subtask, objects, eef, source, begin, end, config, base)
         options.append((source, begin, end, carry))
+        beyond.append(_beyond_reach(carry, source, begin, end, config, base))
+    options = [o for o, far in zip(options, beyond, strict=True) if far <= min(beyond)]
     if config.selection == "random":
         return options[rng.integers(len(options))]
 
@@ -196,10 +199,7 @@ def _carry(
     def cost(carry: np.ndarray) -> float:
         goal = carry @ source.target_pose[begin]
         cost = rotation_angle(goal, eef) + 5 * float(np.linalg.norm(goal[:3, 3] - eef[:3, 3]))
-        if config.reach:
-            way = (carry @ source.eef_pose[begin:end])[:, :3, 3]
-            far = float(np.linalg.norm(way[:, :2] - base[:2], axis=1).max())
-            cost += 20 * max(0.0, far - config.reach)
+        cost += 20 * _beyond_reach(carry, source, begin, end, config, base)
         if len(closing) and others and config.finger_room:
             grip = carry @ source.eef_pose[begin + closing[0]]
             for side in (-FINGER_REACH, FINGER_REACH):
@@ -210,6 +210,14 @@ def _carry(
 
     turns = [turn_z(2 * np.pi * k / subtask.symmetry) for k in range(subtask.symmetry)]
     return min((now @ turn @ invert(then) for turn in turns), key=cost)
+
+
+def _beyond_reach(carry, source: SourceDemo, begin, end, config, base) -> float:
+    """How much further from the robot's base than `reach` the carried segment leads [m]."""
+    if not config.reach:
+        return 0.0
+    way = (carry @ source.eef_pose[begin:end])[:, :2, 3]
+    return max(0.0, float(np.linalg.norm(way - base[:2], axis=1).max()) - config.reach)
 
 
 def _idle(source: SourceDemo, t: int) -> bool:
