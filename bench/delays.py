@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Success and gaps by the delay of answers: model, commander and simulated robot in one process.
 
-    python bench/delays.py --delay 0.35 [--stretch 2.5 --catch-up 0.7 --blend 0.1] [--episodes 20]
+    python bench/delays.py --delay 0.35 [--stretch 2.5 --catch-up 0.3 --blend 0.1] [--episodes 20]
 
 Time is simulated, so that a busy machine gives the same figures as an idle one; no ROS. As in the
 graph: the model takes the newest picture of `--frame-rate` when it is free, its chunk arrives

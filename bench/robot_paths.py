@@ -2,7 +2,7 @@
 """Success of the model that ships, by the way its commands take to the simulated arm; JSON.
 
     python bench/robot_paths.py --path direct|twist|pose [--episodes 20] [--seed 7]
-    python bench/robot_paths.py --path twist --delay 0.35 --stretch 2 --catch-up 0.7 --blend 0.1
+    python bench/robot_paths.py --path twist --delay 0.35 --stretch 2 --catch-up 0.3 --blend 0.1
     python bench/robot_paths.py --path twist --real-time --delay 0.3 --stretch 2.25 ...
 
 direct: chunks go straight into the simulation, in lock step. twist, pose: model, command node with

@@ -30,8 +30,8 @@ class Settings:
         slow model's chunk needs to last until the next one.
     catch_up: seconds over which a chunk makes up for what it wanted to be done between its picture
         and its arrival and was not; 0: it isn't. Else the corrections that a slow model sees a
-        need for lie in steps that are always dropped. Twice as long as an answer takes: what is
-        made up for before the next chunk comes, whose picture is older, is undone by that one.
+        need for lie in steps that are always dropped. About as long as an answer takes:
+        over twice that commands swing less, and the arm follows what the model saw later.
     drift: of the target from the measured pose [m, rad]; 0 m: targets always start there.
     needs_pose: whether commands need a measured pose: for target poses and a workspace.
     distribution: what the model was trained with; None: anything goes.

@@ -54,7 +54,7 @@ PARAMETERS: dict[str, tuple[Any, str, Any]] = {
     "catch_up": (
         0.0,
         "time in which a late chunk makes up for what it wanted done before it came [s]; 0: "
-        "never, else twice as long as an answer takes: over a shorter time the arm swings",
+        "never, else about as long as an answer takes; longer is smoother and further behind",
         _real(0.0, 60.0),
     ),
     "max_drift": (
