@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 
 import h5py
 import numpy as np
@@ -12,13 +11,12 @@ import pytest
 import torch
 
 from vla_inference.errors import DataError, VlaError
-from vla_inference.model.config import PROMPTS
 from vla_sim_bridge.hdf5 import write_episode, write_header
 from vla_sim_bridge.simulation import Simulation, to_robosuite
 from vla_sim_bridge.tasks import Scene
 from vla_sim_bridge.tasks.stack_language import HELD_OUT, TRAIN
 from vla_training.episode_frames import frames_from_paths
-from vla_training.frames import Frames, load_frames
+from vla_training.frames import load_frames
 from vla_training.obedience import obedience
 from vla_training.scenes import COLOURS, NUMBERS, SIZE, other_order, wordings
 from vla_training.small_model import SceneHead
@@ -163,41 +161,6 @@ def test_a_batch_asks_for_the_other_order_with_its_answer_and_no_action(episodes
     trainer.config = trainer.batches.config = TrainConfig(batch_size=8, steps=2, shift=0)
     trainer.run(lambda r: losses.append(r["loss"]), every=1)
     assert all(np.isfinite(losses))
-
-
-@pytest.mark.parametrize("prompt", [PROMPTS["openvla"], "{instruction}"])
-def test_words_are_dropped_whole_but_no_colour(prompt):
-    sentence = "Cover the purple one, un-été, with   the red one"
-    frames = Frames(
-        torch.zeros(1, SIDE, SIDE, 3, dtype=torch.uint8), torch.zeros(1, 7),
-        torch.tensor([0]), torch.tensor([1]), torch.tensor([0]), [sentence],
-    )  # fmt: skip
-    config = TrainConfig(shift=0, validation=0.0, word_dropout=0.9)
-    trainer = Trainer(frames, config, "cpu", {**TINY, "prompt": prompt})
-    whole = trainer.batch(torch.tensor([0]))
-    before, after = prompt.split("{instruction}")
-
-    def said(batch: dict) -> str:
-        assert torch.equal(batch["lengths"], whole["lengths"])
-        ids = batch["ids"][0, 1 : batch["lengths"][0]].tolist()
-        text = trainer.tokenizer.decode(ids, skip_special_tokens=False)
-        assert text.startswith(before.rstrip()) and text.endswith(after)
-        return text[len(before.rstrip()) : len(text) - len(after)]
-
-    def left(text: str) -> list[str]:
-        return re.findall(r"\w+", text.replace("<empty>", " "))
-
-    words = left(sentence.lower())
-    assert left(said(whole)) == words
-    drawn = [left(said(trainer.batch(torch.tensor([0]), g))) for g in _generators(200)]
-    for text in drawn:
-        rest = iter(words)
-        assert all(word in rest for word in text)  # in their order, none of them in part
-    for word in set(words):
-        kept = sum(text.count(word) == words.count(word) for text in drawn)
-        assert kept == 200 if word in COLOURS else 20 < kept < 180
-    trainer.batches.config = TrainConfig(shift=0, word_dropout=0.0)
-    assert left(said(trainer.batch(torch.tensor([0]), next(_generators(1))))) == words
 
 
 def answered(scene: torch.Tensor) -> torch.Tensor:

@@ -1,22 +1,17 @@
-"""Batches of frames on the device: sentences drawn, their words dropped, pictures changed."""
+"""Batches of frames on the device: a sentence drawn, pictures shifted and recoloured at random."""
 
 from __future__ import annotations
 
 import math
-import re
 
 import torch
 from torch import Tensor
 
 from vla_inference.model import ModelConfig
 from vla_inference.preprocess import PromptTokenizer
-from vla_inference.types import check_instruction
 from vla_training.frames import Frames
 from vla_training.recipe import TrainConfig
-from vla_training.scenes import COLOURS, SIZE
-from vla_training.vocabulary import SPECIAL
-
-DROPPED = SPECIAL.index("<empty>")  # what stands for a word that was dropped
+from vla_training.scenes import SIZE
 
 
 class Batches:
@@ -37,8 +32,9 @@ class Batches:
         self.targets = targets.to(device)
         self.chunk = torch.arange(model.head.chunk, device=device)
         self.wordings = frames.wordings.to(device)
-        prompt = PromptTokenizer(model, tokenizer)
-        self.ids, self.words, self.lengths = self._tokenise(prompt, frames.sentences)
+        self.ids, self.lengths = self._tokenise(
+            PromptTokenizer(model, tokenizer), frames.sentences
+        )
         scene = frames.scene
         if scene is None:
             scene = torch.full((len(frames), SIZE), torch.nan)
@@ -49,16 +45,11 @@ class Batches:
             o = frames.other
             self.other = [t.to(device) for t in (o.text, o.scene, o.start, o.end)]
 
-    def _tokenise(self, prompt: PromptTokenizer, sentences: list[str]) -> tuple[Tensor, ...]:
-        """Ids, the words they are part of (`words_of`) [S, L]; lengths [S]."""
+    def _tokenise(self, prompt: PromptTokenizer, sentences: list[str]) -> tuple[Tensor, Tensor]:
         rows = [prompt(s) for s in sentences]
-        words = [words_of(prompt, s) for s in sentences]
         width = 8 * math.ceil(max(map(len, rows)) / 8)  # few widths: each is compiled anew
-        ids, words = (
-            torch.tensor([r + [0] * (width - len(r)) for r in table], device=self.device)
-            for table in (rows, words)
-        )
-        return ids, words, torch.tensor([len(r) for r in rows], device=self.device)
+        ids = torch.tensor([r + [0] * (width - len(r)) for r in rows], device=self.device)
+        return ids, torch.tensor([len(r) for r in rows], device=self.device)
 
     def batch(
         self, index: Tensor, generator: torch.Generator | None = None, other: bool = False
@@ -86,25 +77,16 @@ class Batches:
         else:
             pick = torch.randint(said.shape[1], (b, 1), **options)
             sentence = said.gather(1, pick)[:, 0]
-        ids, lengths = self.ids[sentence], self.lengths[sentence]
-        if generator is not None and self.config.word_dropout:
-            ids, lengths = self._drop(ids, self.words[sentence], lengths, options)
         future = start[:, None] + self.chunk
         inside = future < end[:, None]
         return {
             **self._pictures(index, generator),
-            "ids": ids,
-            "lengths": lengths,
+            "ids": self.ids[sentence],
+            "lengths": self.lengths[sentence],
             "targets": self.targets[torch.where(inside, future, 0)],
             "inside": inside[..., None],
             "scene": scene,
         }
-
-    def _drop(self, ids: Tensor, words: Tensor, lengths: Tensor, options: dict):
-        share = self.config.word_dropout * torch.rand(len(ids), 1, **options)
-        dropped = torch.rand(ids.shape, **options) < share  # by number of the word
-        dropped[:, 0] = False
-        return torch.where(dropped.gather(1, words), DROPPED, ids), lengths
 
     def _pictures(self, index: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
         """uint8 [B, H, W, 3], and what their channels are multiplied by and raised by."""
@@ -122,20 +104,3 @@ class Batches:
             "gain": 1 + c.brightness * noise[0, :, :1] + c.channel * noise[0],
             "lift": 0.5 * c.brightness * noise[1, :, :1],
         }
-
-
-def words_of(prompt: PromptTokenizer, sentence: str) -> list[int]:
-    """For each token of a prompt the number, from 1, of the word that may be dropped with it.
-
-    0 where there is none: what stands around the sentence, its colours, its punctuation.
-    """
-    before, _, after = prompt.config.prompt.partition("{instruction}")
-    said = check_instruction(sentence).lower()
-    number = [0] * len(before + said + after)  # of the word that each character is part of
-    loose = [m for m in re.finditer(r"\w+", said) if m[0] not in COLOURS]
-    for i, word in enumerate(loose, 1):
-        for k in range(*word.span()):
-            number[len(before) + k] = i
-    encoded = prompt.tokenizer.encode(before + said + after, add_special_tokens=False)
-    words = [0, *(number[end - 1] for _, end in encoded.offsets)]  # a space comes before its word
-    return words + [0] * (len(prompt(sentence)) - len(words))

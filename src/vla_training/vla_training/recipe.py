@@ -43,7 +43,6 @@ class TrainConfig:
     scene_weight: float = 1.0  # of the loss on the simulator's own poses
     other_order: float = 0.5  # share of the frames that have one and are asked about it
     wordings: int = 64  # sentences drawn for a scene; 0: the recorded ones alone
-    word_dropout: float = 0.6  # up to this share of a sentence's words, but for colours, is hidden
     weight_decay: float = 0.05
     warmup: float = 0.03  # share of the schedule
     ema: float = 0.999
