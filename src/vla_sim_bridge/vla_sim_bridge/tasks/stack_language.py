@@ -59,6 +59,17 @@ TRAIN = Grammar(
         "{a} {block} on {b} {base}",
         "{b} at the bottom, {a} on top",
         "{b} below, {a} above",
+        # "below" and "above" tied to their colours, wherever they stand in a sentence
+        "{put} the {a} {block} above the {b} {base}",
+        "the {a} {block} above the {b} {base}",
+        "the {b} {base} below the {a} {block}",
+        "above the {b} {base} goes the {a} {block}",
+        "under the {a} {block} is the {b} {base}",
+        "{b} under {a}",
+        "keep the {b} {base} below, the {a} {block} goes above it",
+        "have the {a} one above the {b} one",
+        "with the {b} {base} at the bottom, {put} the {a} {block} on top",
+        "{a} is the top, {b} is the bottom",
     ),
     {
         "put": ("put", "place", "stack", "set", "move"),
