@@ -100,7 +100,7 @@ class Recording:
         used = [int(p.name[8:]) for p in folder.glob("episode_*") if p.name[8:].isdigit()]
         self._next = max(used, default=-1) + 1
         self._current: _Open | None = None
-        self._closing: _Open | None = None
+        self._closing: list[_Open] = []  # ended, the first one first; what is late still comes
         self._pending: deque[Heard] = deque(maxlen=MOST_PENDING)
         self._instruction: Heard | None = None
         self._ended = 0  # stamp at which the last episode ended
@@ -159,9 +159,10 @@ class Recording:
 
     def _file(self, message: Heard) -> None:
         """Into the bag of the episode it belongs to, or to those that wait for one."""
-        stamp, current, closing = message.stamp, self._current, self._closing
-        if closing is not None and stamp <= (closing.end or 0) and (stamp or current is None):
-            self._write(closing, message)
+        stamp, current = message.stamp, self._current
+        ended = [bag for bag in self._closing if stamp <= bag.end]
+        if ended and (stamp or current is None):
+            self._write(ended[0] if stamp else ended[-1], message)
         elif current is None or (stamp and self.split == "status"):
             # whether the episode was over by then only its next status tells
             if current is not None and len(self._pending) == MOST_PENDING:
@@ -214,10 +215,9 @@ class Recording:
         return self._current
 
     def _end(self, stamp: int, now: int) -> None:
-        if self._closing is not None:
-            self._close(self._closing)
-        self._closing, self._current = self._current, None
-        self._closing.end, self._closing.deadline = stamp, now + round(GRACE * NS)
+        ended, self._current = self._current, None
+        ended.end, ended.deadline = stamp, now + round(GRACE * NS)
+        self._closing.append(ended)
         self._ended = stamp
 
     def tick(self, now: int) -> None:
@@ -225,19 +225,19 @@ class Recording:
         if self._pending and self._current is not None:
             long_ago = now - round(GRACE * NS)
             self._settle(lambda m: m.log <= long_ago)
-        if self._closing is not None and now >= self._closing.deadline:
-            closing, self._closing = self._closing, None
-            self._close(closing)
+        while self._closing and now >= self._closing[0].deadline:
+            self._close(self._closing.pop(0))
 
     def close(self) -> None:
         """All bags; an episode that goes on is kept as unfinished."""
         if self._current is not None:
             self._settle(lambda _: True)
-        for bag in (self._closing, self._current):
-            if bag is not None:
-                bag.metadata.setdefault("outcome", UNFINISHED)
-                self._close(bag)
-        self._closing = self._current = None
+            self._closing.append(self._current)
+            self._current = None
+        while self._closing:
+            bag = self._closing.pop(0)
+            bag.metadata.setdefault("outcome", UNFINISHED)
+            self._close(bag)
         shutil.rmtree(self._place, ignore_errors=True)
 
     def _close(self, done: _Open) -> None:
