@@ -12,9 +12,10 @@ import importlib.machinery
 import os
 import sys
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any
 
 from vla_inference.errors import VlaError
 
@@ -115,21 +116,32 @@ def join_words(words: Sequence[str], several: Collection[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; 0 is success, 2 a user's mistake, 130 Ctrl-C, 1 a fault of ours."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    where = "vla"
+    return _status("vla", _choose, list(sys.argv[1:] if arguments is None else arguments))
+
+
+def run_alone(name: str, function: str) -> int:
+    """What `main` returns, of one verb (MODULE:FUNCTION) run by `python -m` without a workspace."""
+    return _status(f"vla {name}", run_verb, EntryPoint(name, function, GROUP), sys.argv[1:])
+
+
+def _choose(arguments: list[str]) -> int:
+    verbs = find_verbs()
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(help_text(verbs))
+        return 0 if arguments else 2
+    verb = arguments[0]
+    if verb not in verbs:
+        close = difflib.get_close_matches(verb, verbs, n=3, cutoff=0.6)
+        hint = f"did you mean {' or '.join(close)}?" if close else "vla --help lists all"
+        complain("vla", f"there is no verb '{verb}'; {hint}")
+        return 2
+    return _status(f"vla {verb}", run_verb, verbs[verb], arguments[1:])
+
+
+def _status(where: str, function: Callable[..., int], *arguments: Any) -> int:
+    """What the function returns, or the exit status of what it raises, told in a line."""
     try:
-        verbs = find_verbs()
-        if not arguments or arguments[0] in ("-h", "--help", "help"):
-            print(help_text(verbs))
-            return 0 if arguments else 2
-        verb = arguments[0]
-        if verb not in verbs:
-            close = difflib.get_close_matches(verb, verbs, n=3, cutoff=0.6)
-            hint = f"did you mean {' or '.join(close)}?" if close else "vla --help lists all"
-            complain("vla", f"there is no verb '{verb}'; {hint}")
-            return 2
-        where = f"vla {verb}"
-        return run_verb(verbs[verb], arguments[1:])
+        return function(*arguments)
     except VlaError as error:
         if os.environ.get("VLA_DEBUG") == "1":
             traceback.print_exc()
@@ -142,10 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # a verb may raise anything: it becomes a line and a status
-        return handle(error, where)
+        return _handle(error, where)
 
 
-def handle(error: Exception, where: str) -> int:
+def _handle(error: Exception, where: str) -> int:
     """Exit status for what typer raises, told by its shape (its home moved between versions)."""
     if type(error).__name__ == "Abort":
         return 130

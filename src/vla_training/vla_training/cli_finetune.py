@@ -198,15 +198,6 @@ def merge(
 
 
 if __name__ == "__main__":
-    from importlib.metadata import EntryPoint
+    from vla_inference.cli import run_alone
 
-    from vla_inference.cli import complain, handle, run_verb
-
-    try:
-        point = EntryPoint("finetune", "vla_training.cli_finetune:finetune", "vla.verbs")
-        sys.exit(run_verb(point, sys.argv[1:]))
-    except VlaError as error:
-        complain("vla finetune", str(error))
-        sys.exit(2)
-    except Exception as error:
-        sys.exit(handle(error, "vla finetune"))
+    sys.exit(run_alone("finetune", "vla_training.cli_finetune:finetune"))

@@ -89,15 +89,6 @@ def _quiet(_: str) -> None:
 
 
 if __name__ == "__main__":
-    from importlib.metadata import EntryPoint
+    from vla_inference.cli import run_alone
 
-    from vla_inference.cli import complain, handle, run_verb
-
-    try:
-        point = EntryPoint("study", "vla_training.cli_study:study", "vla.verbs")
-        sys.exit(run_verb(point, sys.argv[1:]))
-    except VlaError as error:
-        complain("vla study", str(error))
-        sys.exit(2)
-    except Exception as error:
-        sys.exit(handle(error, "vla study"))
+    sys.exit(run_alone("study", "vla_training.cli_study:study"))
