@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_alone(name: str, function: str) -> int:
-    """What `main` returns, of one verb (MODULE:FUNCTION) run by `python -m` without a workspace."""
+    """What `main` returns, of one verb (MODULE:FUNCTION): `python -m` without a workspace."""
     return _status(f"vla {name}", run_verb, EntryPoint(name, function, GROUP), sys.argv[1:])
 
 

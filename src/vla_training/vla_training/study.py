@@ -44,7 +44,7 @@ class Inline(Executor):
         future: Future = Future()
         try:
             future.set_result(function(*args, **kwargs))
-        except Exception as error:
+        except Exception as error:  # whatever it is, `result` raises it again, as a pool's does
             future.set_exception(error)
         return future
 
@@ -133,7 +133,7 @@ class Study:
         try:
             self._decide(trainers)
             self._work(trainers, players)
-        except BaseException as error:
+        except BaseException as error:  # Ctrl-C too, and raised again
             for process in multiprocessing.active_children():  # a cell may last for hours
                 process.terminate()
             if not isinstance(error, BrokenProcessPool):
