@@ -18,212 +18,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import json
 import math
-import os
 import random
-import shutil
 import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import rclpy
-from geometry_msgs.msg import TwistStamped
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.time import Time
-from rosgraph_msgs.msg import Clock
-from std_msgs.msg import String
-from std_srvs.srv import SetBool
+from fault_graph import SAME, WATCHDOG, Failed, Graph, graph_for
 
-from vla_inference.random_checkpoint import write_random_checkpoint
-from vla_inference.ros import qos
-from vla_msgs.msg import CommandStatus, InferenceStatus
-
-ROOT = Path(__file__).resolve().parent.parent
-PROCESSES = str(Path(__file__).with_name("fault_processes.py"))
-WATCHDOG, SAME = 0.5, 0.3  # seconds
 ALLOWED = 0.2  # seconds beyond the watchdogs' bounds
 EARLY = 0.2  # seconds before them: what was seen last before a fault may be as old
-PATIENCE = 60.0
 QUIET = 0.3  # seconds without a moving command that show a safe state
-
-_domains = itertools.count(os.getpid() + 70)
-
-
-class Failed(Exception):
-    """A graph that did not come up, did not become safe or did not recover."""
-
-
-class Graph:
-    """The processes, and who watches them."""
-
-    def __init__(
-        self, folder: Path, sim_time: bool = False, camera: str = "camera",
-        watchdog: float = WATCHDOG,
-    ):  # fmt: skip
-        self.folder, self.sim_time, self.camera = folder, sim_time, camera
-        self.watchdog = watchdog
-        domain = 1 + next(_domains) % 100
-        self.environment = {
-            **os.environ,
-            "ROS_DOMAIN_ID": str(domain),
-            "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-            "FASTRTPS_DEFAULT_PROFILES_FILE": str(ROOT / "config/fastdds/quick_discovery.xml"),
-            "OMP_NUM_THREADS": "1",
-        }
-        os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context, domain_id=domain)
-        self.node = rclpy.create_node("watcher", context=self.context)
-        self.executor = SingleThreadedExecutor(context=self.context)
-        self.executor.add_node(self.node)
-        self.processes: dict[str, subprocess.Popen] = {}
-        self.dead: set[str] = set()  # killed, and not started again
-        self.moved = self.heard = 0.0  # when a moving command, and any, came last (monotonic)
-        self.command, self.inference = CommandStatus(), InferenceStatus()
-        self.stopped_at, self.delivery = 0.0, math.nan
-        make = self.node.create_subscription
-        make(TwistStamped, "delta_twist", self._twist, 10)
-        make(CommandStatus, "command/status", self._command_status, qos.LATCHED)
-        make(InferenceStatus, "inference/status", self._inference_status, qos.LATCHED)
-        self.faults = {
-            name: self.node.create_publisher(String, f"{name}/fault", qos.LATCHED)
-            for name in ("camera", "model")
-        }
-        self.enabler = self.node.create_client(SetBool, "command/enable")
-        self.ahead = 0.0  # of the simulated clock
-        if sim_time:
-            self.clock = self.node.create_publisher(Clock, "/clock", 10)
-            self.node.create_timer(0.01, self.tell_time)
-
-    # -- what is heard ------------------------------------------------------------------------
-
-    def _twist(self, msg: TwistStamped) -> None:
-        self.heard = time.monotonic()
-        if msg.twist != TwistStamped().twist:
-            self.moved = self.heard
-
-    def _command_status(self, msg: CommandStatus) -> None:
-        if msg.state == CommandStatus.STOPPED and self.command.state != CommandStatus.STOPPED:
-            self.stopped_at = time.monotonic()
-            if not self.sim_time:
-                self.delivery = time.time() - 1e-9 * Time.from_msg(msg.stop_time).nanoseconds
-        self.command = msg
-
-    def _inference_status(self, msg: InferenceStatus) -> None:
-        self.inference = msg
-
-    def tell_time(self) -> None:
-        now = time.time_ns() + int(1e9 * self.ahead)
-        msg = Clock()
-        msg.clock.sec, msg.clock.nanosec = divmod(now, 10**9)
-        self.clock.publish(msg)
-
-    # -- what is done -------------------------------------------------------------------------
-
-    def start(self, name: str) -> None:
-        """Start one of camera, model, command, sim; again where it was before."""
-        model = {
-            "model": str(self.folder / "model"), "instruction": "stack it", "num_threads": 1,
-            "max_image_age": WATCHDOG, "max_same_picture": SAME if name == "model" else 0.0,
-        }  # fmt: skip
-        watchdogs = dict.fromkeys(("max_picture_age", "stall_timeout"), self.watchdog)
-        watchdogs["max_period"] = WATCHDOG
-        results = tempfile.mkdtemp(dir=self.folder)
-        sim = {
-            "episodes": 1000, "horizon": 1000, "record_episodes": 0, "lock_step": False,
-            "width": 64, "height": 64, "discovery_time": 0.5, "output": results + "/r",
-        }  # fmt: skip
-        if self.camera == "sim":
-            model["max_same_picture"] = 0.0  # an arm that stands still is no frozen camera
-        command, parameters = {
-            "camera": ([PROCESSES, "camera"], {}),
-            "model": ([PROCESSES, "model"], model),
-            "command": (["-m", "vla_inference.command_node"], watchdogs),
-            "sim": (["-m", "vla_sim_bridge.sim_node"], sim),
-        }[name]
-        if self.sim_time:
-            parameters = {**parameters, "use_sim_time": True}
-        words = [w for k, v in parameters.items() for w in ("-p", f"{k}:={json.dumps(v)}")]
-        log = (self.folder / f"{name}.log").open("a")
-        self.processes[name] = subprocess.Popen(
-            [sys.executable, *command, "--ros-args", *words],
-            env=self.environment, stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        log.close()
-        self.dead.discard(name)
-
-    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
-        self.processes[name].send_signal(number)
-        if number == signal.SIGKILL:
-            self.dead.add(name)
-
-    def running(self, name: str) -> bool:
-        return name not in self.dead and self.processes[name].poll() is None
-
-    def fault(self, name: str, what: str) -> None:
-        self.faults[name].publish(String(data=what))
-
-    def spin(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            self.executor.spin_once(timeout_sec=0.02)
-
-    def until(
-        self, condition: Callable[[], object], what: str, patience: float = PATIENCE
-    ) -> None:
-        end = time.monotonic() + patience
-        while not condition():
-            if time.monotonic() > end:
-                raise Failed(
-                    f"waited in vain for {what}; command: {self.command.state} "
-                    f"{self.command.stop_reason or self.command.message}; inference: "
-                    f"{self.inference.state} {self.inference.message}"
-                )
-            self.executor.spin_once(timeout_sec=0.02)
-
-    def run(self) -> None:
-        """Enable, as soon as that is accepted, and wait until commands have flowed a while."""
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end:
-            if self.command.state != CommandStatus.ENABLED:
-                self._enable()
-            begun = time.monotonic()
-            with contextlib.suppress(Failed):
-                self.until(lambda: self.command.state == CommandStatus.STOPPED, "", 0.6)
-            if self.command.state == CommandStatus.ENABLED and self.moved > begun + 0.4:
-                return
-        raise Failed(f"does not run: {self.command.stop_reason}; {self.inference.message}")
-
-    def _enable(self) -> None:
-        if not self.enabler.service_is_ready():
-            self.spin(0.1)
-            return
-        answer = self.enabler.call_async(SetBool.Request(data=True))
-        with contextlib.suppress(Failed):
-            self.until(answer.done, "an answer", 2.0)
-            if answer.result().success:
-                self.until(lambda: self.command.state == CommandStatus.ENABLED, "enabling", 1.0)
-            else:
-                self.spin(0.2)
-
-    def close(self) -> None:
-        for process in self.processes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.kill()
-            process.wait()
-        self.executor.shutdown()
-        self.node.destroy_node()
-        rclpy.shutdown(context=self.context)
-
 
 # -- the faults -------------------------------------------------------------------------------
 
@@ -315,21 +124,6 @@ FAULTS = {
     "executor overloaded": Fault(overload, lambda g: None, ("late",), watched=False),
     "Ctrl-C twice": Fault(twice, after_ctrl_c, (), watched=False),
 }
-
-
-@contextlib.contextmanager
-def graph_for(kind: str, watchdog: float = WATCHDOG) -> Iterator[Graph]:
-    folder = Path(tempfile.mkdtemp(prefix="vla_faults_"))
-    write_random_checkpoint(folder / "model", head="parallel")  # keeps within its bounds
-    camera = "sim" if kind == "sim" else "camera"
-    graph = Graph(folder, kind == "clock", camera, watchdog)
-    try:
-        for name in (camera, "model", "command"):
-            graph.start(name)
-        yield graph
-    finally:
-        graph.close()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import pytest
-from faults import FAULTS, Failed, Graph, graph_for, once
+from fault_graph import Failed, Graph, graph_for
+from faults import FAULTS, once
 
 
 def go_through(graph: Graph, *names: str) -> None:
