@@ -1,4 +1,4 @@
-"""Chunks in time, limits, safety and commands; and a fuzz of all of them together."""
+"""What commands are made of: velocities, limits, chunks in time, targets, the gripper."""
 
 from __future__ import annotations
 
@@ -7,66 +7,19 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from vla_inference.control import (
-    DISABLED,
-    ENABLED,
-    STOPPED,
-    Commander,
-    SafetyLimits,
-    Settings,
-    Watchdogs,
-)
+from vla_inference.control import SafetyLimits
 from vla_inference.control import vectors as v
 from vla_inference.control.chunk_player import ChunkPlayer, History, planned
 from vla_inference.control.commands import Gripper, Pose, Target, chunk_velocities
-from vla_inference.control.fuzz import fuzz
 from vla_inference.control.limits import LINEAR, Ramp
-from vla_inference.control.safety import Distribution
 from vla_inference.errors import VlaError
 from vla_inference.types import ActionChunk, eef_delta_spec
 
-NO_LIMITS = SafetyLimits(0, 0, 0, 0, 0, 0, 0, 0)
 vectors = st.tuples(*[st.floats(-3, 3)] * 3)
-
-
-def chunk(*rows, rotation="rotvec", frame="base", dt=0.05) -> ActionChunk:
-    return ActionChunk(np.array(rows), eef_delta_spec(rotation, frame, dt))
-
-
-def forward(steps: int = 1, x: float = 0.01, gripper: float = 1.0, **more) -> ActionChunk:
-    return chunk(*[[x, 0, 0, 0, 0, 0, gripper]] * steps, **more)
-
-
-class Bench:
-    """A commander at 20 Hz and its two clocks."""
-
-    def __init__(self, limits: SafetyLimits = NO_LIMITS, enable: bool = True, **more):
-        self.commander = Commander(Settings(limits=limits, **more))
-        self.now, self.steady = 100.0, 7.0
-        self.tick()
-        if enable:
-            assert self.commander.enable(self.steady) == ""
-
-    def tick(self, passed: float = 0.05, **more):
-        self.now += passed
-        self.steady += passed
-        return self.commander.tick(self.now, self.steady, **more)
-
-    def accept(self, c: ActionChunk, age: float = 0.0) -> bool:
-        return self.commander.accept(c, self.now - age, self.now, self.steady)
-
-    @property
-    def state(self) -> str:
-        return self.commander.safety.state
-
-    @property
-    def stop(self):
-        return self.commander.safety.last_stop
-
 
 # -- vectors and velocities -------------------------------------------------------------------
 
@@ -87,8 +40,9 @@ def test_a_velocity_is_the_delta_over_dt_as_a_rotation_vector():
         ("rotvec", angles),
         ("rpy", Rotation.from_euler("xyz", angles).as_rotvec()),
     ):
+        actions = np.array([[0.01, 0.02, -0.03, *angles, 0.7]])
         velocities, grippers = chunk_velocities(
-            chunk([0.01, 0.02, -0.03, *angles, 0.7], rotation=rotation, dt=0.1)
+            ActionChunk(actions, eef_delta_spec(rotation, "base", 0.1))
         )
         np.testing.assert_allclose(velocities[0, :3], [0.1, 0.2, -0.3], rtol=1e-6)
         np.testing.assert_allclose(velocities[0, 3:], np.array(wanted) / 0.1, rtol=1e-6)
@@ -127,7 +81,7 @@ def test_a_ramp_comes_to_what_is_wanted_and_stays_there(wish, top, steepest, jer
 def test_without_limits_nothing_is_clipped():
     ramp = Ramp(0.05, (0, 0, 0), LINEAR)
     assert ramp.follow((5.0, 0.0, -7.0)) == ((5.0, 0.0, -7.0), set())
-    step = NO_LIMITS.clip_step((50.0, 0.0, 0.0), (0.0, 90.0, 0.0), 0.05)
+    step = SafetyLimits(0, 0, 0, 0, 0, 0, 0, 0).clip_step((50.0, 0.0, 0.0), (0.0, 90.0, 0.0), 0.05)
     assert step == ((50.0, 0.0, 0.0), (0.0, 90.0, 0.0), set())
 
 
@@ -296,224 +250,3 @@ def test_the_gripper_is_told_changes_alone():
     gripper = Gripper(hysteresis=0.1)
     told = [gripper.follow(x) for x in (0.9, 1.0, 0.55, 0.45, 0.3, 0.1, 0.55, 0.7)]
     assert told == [1.0, None, None, None, 0.0, None, None, 1.0]
-
-
-# -- commander and safety ---------------------------------------------------------------------
-
-
-def test_disabled_at_first_and_everything_is_computed_but_not_live():
-    b = Bench(enable=False)
-    assert b.state == DISABLED
-    assert b.accept(forward())
-    command = b.tick()
-    assert command.moves and not command.live
-    assert b.commander.enable(b.steady) == "" and b.tick() is None  # old plans are void
-
-
-def test_a_motion_its_end_and_silence():
-    b = Bench(align="arrival")
-    b.accept(forward(2, gripper=0.0))
-    told = [b.tick() for _ in range(6)]
-    assert [c.linear[0] for c in told[:2]] == pytest.approx([0.2, 0.2], rel=1e-5)
-    assert [c.gripper for c in told[:2]] == [0.0, None]
-    assert [c.moves for c in told[2:4]] == [False, False]
-    assert told[4:] == [None, None] and b.state == ENABLED
-
-
-def test_scale_and_target_pose():
-    b = Bench(scale=0.5, align="arrival")
-    b.commander.measured(Pose((1.0, 0.0, 0.0)), b.steady)
-    b.accept(forward(2))
-    first, second = b.tick(), b.tick()
-    assert first.linear[0] == pytest.approx(0.1, rel=1e-5)
-    assert second.target.position[0] == pytest.approx(1.01, rel=1e-5)
-    b.tick(), b.tick()
-    assert b.tick() is None and b.commander.target.pose == second.target  # held, not zero
-
-
-def way(b: Bench, ticks: int) -> float:
-    return sum(0.05 * c.linear[0] for c in (b.tick() for _ in range(ticks)) if c)
-
-
-def test_stretched_steps_take_longer_and_lead_as_far():
-    b = Bench(stretch=2.0, align="arrival")
-    b.accept(forward(3))
-    told = [b.tick() for _ in range(8)]
-    assert [c.linear[0] for c in told[:6]] == pytest.approx([0.1] * 6, rel=1e-4)
-    assert not told[6].moves
-
-
-@pytest.mark.parametrize(("catch_up", "wanted"), [(0.0, 0.04), (0.1, 0.08)])
-def test_a_late_chunk_makes_up_for_what_was_not_done_in_the_meantime(catch_up, wanted):
-    b = Bench(catch_up=catch_up, blend=0.0)
-    b.tick()
-    # It wanted 0.01 m a step from its picture on; four of its eight steps are over.
-    b.accept(forward(8), age=0.15)
-    assert way(b, 8) == pytest.approx(wanted, rel=1e-3)
-
-
-def test_what_was_done_in_the_meantime_is_not_done_twice():
-    b = Bench(catch_up=0.1, blend=0.0)
-    b.accept(forward(8), age=-0.05)
-    done = way(b, 4)
-    assert b.accept(forward(8), age=0.1499)  # says the same of the same moment
-    assert done + way(b, 8) == pytest.approx(0.08, rel=1e-3)
-
-
-def swing(catch_up: float, delay: int = 7) -> float:
-    """How far commands differ, 1 to 3 s after a push, under answers of 0.35 s [m/s]."""
-    b = Bench(catch_up=catch_up, stretch=2.0, watchdogs=Watchdogs(0, 0, 0, 0, 0, 0))
-    here, due, told = 0.0, None, []
-    for tick in range(90):
-        if due is not None and tick == due[0]:
-            b.commander.accept(due[2], due[1], b.now, b.steady)
-            due = None
-        if due is None:  # on to a goal far away, at the same speed from wherever it is
-            due = tick + delay, b.now, forward(8, x=min(0.01, 0.3 * (9.0 - here)))
-        command = b.tick()
-        told.append(command.linear[0] if command else 0.0)
-        here += 0.05 * told[-1] + 0.05 * (tick == 30)
-    return max(told[50:]) - min(told[50:])
-
-
-def test_what_is_made_up_for_over_twice_the_answers_time_dies_down():
-    """The next picture is taken before a chunk has made up for anything. What is made up for in
-    full before the next chunk comes is undone by that one, and so on."""
-    assert swing(0.7) < 1e-3 and swing(0.3) > 0.02
-
-
-def faults() -> dict:
-    nan = forward()
-    nan.actions[0, 2] = np.nan
-    return {
-        "bad_chunk": lambda b: b.accept(nan),
-        "picture_age": lambda b: b.accept(forward(40), age=1.2),
-        "second_publisher": lambda b: b.tick(others=1),
-        "clock_back": lambda b: setattr(b, "now", b.now - 60),
-        "clock_forward": lambda b: setattr(b, "now", b.now + 0.5),
-        "late": lambda b: b.tick(0.8),
-        "inference_stall": lambda b: [b.tick() for _ in range(21)],
-    }
-
-
-@pytest.mark.parametrize("kind", faults())
-def test_a_fault_halts_at_once_and_nothing_moves_until_enabled_again(kind):
-    b = Bench()
-    b.accept(forward(80))
-    assert b.tick().moves
-    if kind == "inference_stall":  # the plan is still good for seconds
-        b.commander.settings.watchdogs.__dict__["picture_age"] = 0.0
-    faults()[kind](b)
-    # Whatever the fault didn't tell yet comes with the next period.
-    told = [b.tick() for _ in range(4)]
-    assert b.state == STOPPED and b.stop.kind == kind and len(b.stop.reason) > 15
-    assert b.commander.safety.stops == {kind: 1}
-    assert not any(c.moves for c in told if c) and told[2:] == [None, None]
-    b.accept(forward(80))
-    assert b.tick() is None
-    b.now += 0.001
-    assert b.commander.enable(b.steady) == "" and b.state == ENABLED
-    b.accept(forward(2))
-    assert b.tick().moves
-
-
-def test_heartbeat_and_pose_are_asked_for_before_and_while_moving():
-    b = Bench(enable=False, needs_pose=True, watchdogs=Watchdogs(heartbeat=0.2))
-    assert "heartbeat" in b.commander.enable(b.steady)
-    b.commander.safety.heartbeat(b.steady)
-    assert "measured pose" in b.commander.enable(b.steady)
-    b.commander.measured(Pose((0.0, 0.0, 0.0)), b.steady)
-    assert "more publish" in b.commander.enable(b.steady, others=1)
-    assert b.commander.enable(b.steady) == ""
-    for _ in range(5):
-        b.tick()
-    assert b.stop.kind == "heartbeat"
-
-
-def test_what_training_never_saw_is_left_out_and_the_rest_goes_on():
-    mask = [True] * 6 + [False]
-    statistics = {"q01": [-0.01] * 7, "q99": [0.01] * 7, "mask": mask}
-    b = Bench(distribution=Distribution.from_statistics(statistics, margin=0.5))
-    assert b.accept(forward(x=0.019))
-    b.now += 0.01
-    assert not b.accept(forward(x=0.021))
-    assert b.commander.safety.refusals == {"out_of_distribution": 1}
-    assert "x of step 0" in b.commander.safety.last_refusal and b.state == ENABLED
-
-
-def test_a_model_that_changes_its_frame_is_stopped():
-    b = Bench()
-    assert b.accept(forward())
-    b.tick()
-    assert not b.accept(forward(frame="tool")) and b.state == STOPPED
-
-
-def test_a_stop_holds_the_measured_pose_and_an_old_one_is_not_gone_back_to():
-    for age, wanted in ((0.1, 1.0), (0.6, 1.02)):
-        b = Bench(align="arrival", watchdogs=Watchdogs(picture_age=0.0, stall=0.0, late=0.0))
-        b.commander.measured(Pose((1.0, 0.0, 0.0)), b.steady)
-        b.accept(forward(2))
-        b.tick(), b.tick()
-        halt = b.tick(age, others=1)
-        assert not halt.moves and halt.target.position[0] == pytest.approx(wanted, rel=1e-5)
-
-
-def test_disabling_halts_twice():
-    b = Bench()
-    b.accept(forward(20))
-    b.tick()
-    b.commander.disable()
-    told = [b.tick() for _ in range(3)]
-    assert [c is not None and not c.moves and c.live for c in told] == [True, True, False]
-    assert b.state == DISABLED
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"scale": 0.0},
-        {"scale": 1.5},
-        {"align": "x"},
-        {"rate": 0.0},
-        {"watchdogs": {"stall": math.nan}},
-        {"watchdogs": {"heartbeat": -1.0}},
-        {"limits": SafetyLimits(workspace=((0,) * 3, (1,) * 3))},
-    ],
-)
-def test_senseless_settings_are_refused(bad):  # fmt: skip
-    with pytest.raises(VlaError):
-        if "watchdogs" in bad:
-            bad = {"watchdogs": Watchdogs(**bad["watchdogs"])}
-        Settings(**bad)
-
-
-# -- all of it --------------------------------------------------------------------------------
-
-
-def test_fuzz_finds_nothing_wrong():
-    found = fuzz(20_000, seed=1)
-    assert not found.wrong, found
-    assert found.slowest_stop == 1  # command period
-    assert found.moving > 10_000 and len(found.faults) == 14 and len(found.stops) == 9
-
-
-@pytest.mark.slow
-def test_long_fuzz_finds_nothing_wrong():
-    assert not fuzz(200_000, seed=2).wrong
-
-
-@given(st.integers(0, 2**32))
-@settings(max_examples=10, deadline=None)
-def test_short_fuzzes_of_any_seed_find_nothing_wrong(seed):
-    assert not fuzz(100, seed=seed, per_trial=25).wrong
-
-
-def test_the_fuzz_would_notice(monkeypatch):
-    monkeypatch.setattr(Ramp, "follow", lambda self, wish: (wish, set()))
-    assert {"linear_velocity", "angular_jerk"} <= set(fuzz(300, seed=3).wrong)
-    monkeypatch.undo()
-    monkeypatch.setattr(SafetyLimits, "clip_to_workspace", lambda s, a, p, t: (a, set()))
-    assert "workspace" in fuzz(2000, seed=3).wrong
-    monkeypatch.undo()
-    monkeypatch.setattr("vla_inference.control.commands.np.isfinite", lambda a: np.ones(1, bool))
-    assert fuzz(1000, seed=3).wrong
