@@ -25,7 +25,8 @@ from vla_training.datasets import open_dataset
 from vla_training.datasets.bag import BagSet
 from vla_training.datasets.bag_actions import _from_targets, _from_twists
 from vla_training.datasets.bag_streams import NS, Stream, decode_image
-from vla_training.datasets.bag_writer import BagWriter, EpisodeBag, _header, _vector
+from vla_training.datasets.bag_writer import BagWriter, _header, _vector
+from vla_training.datasets.episode_bag import EpisodeBag, make_message
 from vla_training.datasets.writers import DataForm
 
 CAMERAS = {"agentview": (48, 64), "wrist": (32, 40)}
@@ -333,8 +334,6 @@ def test_encodings_with_padded_rows(encoding, pixel, channels):
     store = types.known_types()
     row = np.tile(np.array(pixel, np.uint8), 20)
     data = np.tile(np.append(row, np.zeros(4, np.uint8)), 16)
-    from vla_training.datasets.bag_writer import make_message
-
     image = make_message(store, types.IMAGE, height=16, width=20, encoding=encoding,
                          step=20 * channels + 4, data=data)  # fmt: skip
     picture = decode_image(types.IMAGE, image, "x")
@@ -347,8 +346,6 @@ def test_encodings_with_padded_rows(encoding, pixel, channels):
      ("bayer_gbrg8", (1, 0), (0, 1)), ("bayer_grbg8", (0, 1), (1, 0))],
 )  # fmt: skip
 def test_bayer_patterns(encoding, red, blue):
-    from vla_training.datasets.bag_writer import make_message
-
     pixels = np.full((16, 20), 100, np.uint8)
     pixels[red[0] :: 2, red[1] :: 2] = 200
     pixels[blue[0] :: 2, blue[1] :: 2] = 50
@@ -359,8 +356,6 @@ def test_bayer_patterns(encoding, red, blue):
 
 
 def test_deeper_and_yuv_pictures():
-    from vla_training.datasets.bag_writer import make_message
-
     wide = np.tile(np.array([10, 20, 30], "<u2") << 8, (16, 20)).view(np.uint8)
     yuv = np.tile(np.array([128, 90, 128, 90], np.uint8), (16, 10))
     store = types.known_types()

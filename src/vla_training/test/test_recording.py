@@ -26,7 +26,8 @@ from vla_msgs.msg import ActionChunk, EefDelta, EpisodeStatus, InferenceStatus
 from vla_training.datasets import bag_types as types
 from vla_training.datasets.bag import BagSet
 from vla_training.datasets.bag_streams import NS
-from vla_training.datasets.bag_writer import _header, make_message
+from vla_training.datasets.bag_writer import _header
+from vla_training.datasets.episode_bag import make_message
 from vla_training.record_node import RecordNode
 from vla_training.recording import Heard, Recording
 from vla_training.validation_node import ValidationNode
