@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vla_inference.errors import CheckpointError
+from vla_inference.model.fields import MAY_BE_ZERO, check, one_of, pick
 from vla_inference.quantization.formats import FORMATS
 from vla_inference.quantization.swap import WHERE
 
@@ -176,7 +177,7 @@ class ModelConfig:
                 f"{where} has no 'text_config'", "is this an OpenVLA checkpoint?"
             )
         towers = _towers(raw, where)
-        llm = _pick(LlamaConfig, raw["text_config"], f"{where}: text_config")
+        llm = pick(LlamaConfig, raw["text_config"], f"{where}: text_config")
         if llm.num_attention_heads % llm.num_key_value_heads:
             raise CheckpointError(
                 f"{where}: num_attention_heads {llm.num_attention_heads} is not a multiple of "
@@ -189,11 +190,11 @@ class ModelConfig:
                 f"num_attention_heads {llm.num_attention_heads}",
                 "mend the file",
             )
-        head = _pick(HeadConfig, raw.get("action_head", {}), f"{where}: action_head", strict=True)
-        _one_of(head.type, ("tokens", "l1"), f"{where}: action_head.type")
-        _one_of(head.decoding, ("autoregressive", "parallel"), f"{where}: action_head.decoding")
-        _one_of(head.slots, ("zero", "learned"), f"{where}: action_head.slots")
-        _one_of(head.bounds, ("q01_q99", "min_max"), f"{where}: action_head.bounds")
+        head = pick(HeadConfig, raw.get("action_head", {}), f"{where}: action_head", strict=True)
+        one_of(head.type, ("tokens", "l1"), f"{where}: action_head.type")
+        one_of(head.decoding, ("autoregressive", "parallel"), f"{where}: action_head.decoding")
+        one_of(head.slots, ("zero", "learned"), f"{where}: action_head.slots")
+        one_of(head.bounds, ("q01_q99", "min_max"), f"{where}: action_head.bounds")
         if head.type == "tokens" and head.slots_per_step != head.action_dim:
             raise CheckpointError(
                 f"{where}: action_head.slots_per_step is {head.slots_per_step}, tokens need one "
@@ -205,10 +206,10 @@ class ModelConfig:
                 f"{where}: action_head.type 'l1' needs decoding 'parallel'", "mend the file"
             )
         arch = raw.get("arch_specifier", "no-align+fused-gelu-mlp").removeprefix("no-align+")
-        _one_of(arch, ("gelu-mlp", "fused-gelu-mlp"), f"{where}: arch_specifier")
+        one_of(arch, ("gelu-mlp", "fused-gelu-mlp"), f"{where}: arch_specifier")
         strategy = raw.get("image_resize_strategy", "resize-naive")
         strategies = ("resize-naive", "letterbox", "resize-crop")
-        _one_of(strategy, strategies, f"{where}: image_resize_strategy")
+        one_of(strategy, strategies, f"{where}: image_resize_strategy")
         llm_id = raw.get("llm_backbone_id", "llama2-7b-pure")
         prompt = raw.get("prompt", PROMPTS["vicuna" if "vicuna" in str(llm_id) else "openvla"])
         if not isinstance(prompt, str) or prompt.count("{instruction}") != 1:
@@ -226,7 +227,7 @@ class ModelConfig:
             if name == "empty_token_id" and value is None:
                 continue
             kind = kinds[name].removesuffix(" | None")
-            _check(value, kind, f"{where}: {name}", least=int(name not in MAY_BE_ZERO))
+            check(value, kind, f"{where}: {name}", least=int(name not in MAY_BE_ZERO))
         return cls(
             towers=towers,
             llm=llm,
@@ -263,7 +264,7 @@ def _quantization(value: Any, where: str) -> str:
         return ""
     if not isinstance(value, Mapping) or not isinstance(value.get("format"), str):
         raise CheckpointError(f"{where} is {value!r:.60}", "it must be an object with a format")
-    _one_of(value["format"], tuple(FORMATS), f"{where}.format")
+    one_of(value["format"], tuple(FORMATS), f"{where}.format")
     if value.get("modules", [WHERE]) != [WHERE]:
         raise CheckpointError(
             f"{where}.modules is {value['modules']!r:.80}", f"only [{WHERE!r}] can be quantised"
@@ -282,12 +283,12 @@ def _area(value: Any, where: str) -> float:
 def _towers(raw: Mapping[str, Any], where: str) -> tuple[TowerConfig, ...]:
     if "vision_towers" in raw:
         label = f"{where}: vision_towers"
-        towers = tuple(_pick(TowerConfig, t, label, strict=True) for t in raw["vision_towers"])
+        towers = tuple(pick(TowerConfig, t, label, strict=True) for t in raw["vision_towers"])
         for tower in towers:
             _check_tower(tower, label)
     else:
         backbone = raw.get("vision_backbone_id")
-        _one_of(backbone, tuple(BACKBONES), f"{where}: vision_backbone_id")
+        one_of(backbone, tuple(BACKBONES), f"{where}: vision_backbone_id")
         towers = BACKBONES[backbone]
     if not towers or len({t.num_patches for t in towers}) != 1:
         raise CheckpointError(
@@ -298,7 +299,7 @@ def _towers(raw: Mapping[str, Any], where: str) -> tuple[TowerConfig, ...]:
 
 
 def _check_tower(tower: TowerConfig, where: str) -> None:
-    _one_of(tower.stem, ("patch", "conv"), f"{where}.stem")
+    one_of(tower.stem, ("patch", "conv"), f"{where}.stem")
     patch = tower.patch_size
     if tower.image_size % patch or (tower.stem == "conv" and patch & (patch - 1)):
         raise CheckpointError(
@@ -311,51 +312,3 @@ def _check_tower(tower: TowerConfig, where: str) -> None:
             f"{tower.num_heads}",
             "mend the file",
         )
-
-
-def _pick(cls, raw: Mapping[str, Any], where: str, strict: bool = False):
-    """Build dataclass `cls` from the fields it knows; with `strict`, refuse any other."""
-    if not isinstance(raw, Mapping):
-        raise CheckpointError(f"{where} is {raw!r:.60}", "it must be an object")
-    fields = {f.name: f.type for f in dataclasses.fields(cls)}
-    unknown = set(raw) - set(fields)
-    if strict and unknown:
-        raise CheckpointError(
-            f"{where} names unknown {', '.join(sorted(unknown))}",
-            f"known fields: {', '.join(sorted(fields))}",
-        )
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in fields}
-    for key, value in values.items():
-        _check(value, str(fields[key]), f"{where}.{key}", least=int(key not in MAY_BE_ZERO))
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise CheckpointError(f"{where}: {error}", "complete the file") from error
-
-
-MAY_BE_ZERO = ("reg_tokens", "proprio_dim", "pad_to_multiple_of", "bos_token_id", "stop_token_id")
-
-
-def _check(value: Any, kind: str, where: str, least: int = 0) -> None:
-    """Refuse a value that is not of the annotated kind, or a whole number below `least`."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    whole = number and isinstance(value, int)
-    good = {
-        "int": whole and value >= least,
-        "float": number and value > 0,
-        "bool": isinstance(value, bool),
-        "tuple[float, ...]": isinstance(value, tuple)
-        and len(value) == 3
-        and all(isinstance(v, (int, float)) for v in value),
-    }.get(kind, isinstance(value, str))
-    if not good:
-        words = {"int": f"a whole number from {least} on", "float": "a number above 0"}
-        words |= {"bool": "true or false", "tuple[float, ...]": "three numbers"}
-        raise CheckpointError(
-            f"{where} is {value!r:.60}", f"it must be {words.get(kind, 'a string')}"
-        )
-
-
-def _one_of(value, known: tuple[str, ...], where: str) -> None:
-    if value not in known:
-        raise CheckpointError(f"{where} is {value!r}", f"known: {', '.join(known)}")
