@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -85,8 +86,6 @@ def test_a_share_too_small_to_come_up_is_refused():
 
 @pytest.fixture
 def noise(tmp_path: Path) -> Path:
-    import h5py
-
     from vla_sim_bridge.hdf5 import write_episode, write_header
 
     rng = np.random.default_rng(1)
@@ -161,6 +160,31 @@ def test_formats_are_mixed_and_give_the_same_frames(noise, tmp_path):
     samples = Samples(mixture, config, byte_tokenizer().to_str(), 0, augmented=False)
     drawn = torch.cat([b.source for b in batches(samples, 0, 15, 8)])
     assert torch.bincount(drawn, minlength=3).min() > 20
+
+
+@pytest.mark.parametrize(
+    "stored", [{"chunks": (2, 8, 8, 3), "compression": "gzip"}, {"compression": "lzf"}, {}]
+)
+def test_frames_of_hdf5_are_read_however_pictures_are_stored(noise, stored):
+    with h5py.File(noise, "r+") as file:
+        group = file["data/demo_1"]
+        pictures, group["instructions"][3] = group["obs/agentview_image"][:], "another"
+        del group["obs/agentview_image"]
+        group.create_dataset("obs/agentview_image", data=pictures, **stored)
+    reader = FrameReader(Source(str(noise)).open(), (), 1)
+    for step in (3, 0, 3):
+        (picture,), text = reader.read(1, step)
+        assert np.array_equal(picture, pictures[step])
+        assert text == ("another" if step == 3 else reader.read(0, 0)[1])
+
+
+def test_a_damaged_frame_of_hdf5_is_told_with_its_place(noise):
+    with h5py.File(noise, "r+") as file:
+        file["data/demo_1/obs/agentview_image"].id.write_direct_chunk((2, 0, 0, 0), b"broken")
+    reader = FrameReader(Source(str(noise)).open(), (), 1)
+    reader.read(1, 1)
+    with pytest.raises(DataError, match=r"noise\.hdf5: /data/demo_1/obs/agentview_image cannot"):
+        reader.read(1, 2)
 
 
 def test_actions_of_another_length_are_refused():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
 from vla_inference.errors import DataError
 from vla_training.datasets import EpisodeSet
+from vla_training.datasets.hdf5 import Hdf5Set, PictureColumn, readable
 
 
 class FrameReader:
@@ -33,15 +34,15 @@ class FrameReader:
                 f"({', '.join(self.cameras) or 'none'})",
                 "name that many cameras",
             )
-        stored = getattr(data, "episodes", None)
-        self.group = getattr(stored, "group", None)  # HDF5: one frame is one chunk of the file
         # Neighbours are rarely asked for: frames come shuffled.
         self.episode = lru_cache(4)(data.__getitem__)
+        self.stored = lru_cache(64)(partial(_stored, data, self.cameras))
 
     def read(self, episode: int, step: int) -> tuple[list[np.ndarray], str]:
         """uint8 [H, W, 3] of each camera, and the sentence."""
-        if self.group is not None:
-            pictures, text = self._stored(episode, step)
+        if isinstance(self.data, Hdf5Set):  # one frame at a time
+            columns, texts = self.stored(episode)
+            pictures, text = [c.read(step) for c in columns], texts[step]
         else:
             seen = self.episode(episode).steps[step].observation
             pictures, text = [seen.images[c] for c in self.cameras], seen.instruction
@@ -52,14 +53,11 @@ class FrameReader:
             )
         return pictures, text
 
-    def _stored(self, episode: int, step: int) -> tuple[list[np.ndarray], str]:
-        group = self.group(episode)
-        try:
-            pictures = [group[f"obs/{c}_image"][step] for c in self.cameras]
-            text = group["instructions"][step].decode() if "instructions" in group else ""
-        except (KeyError, OSError, ValueError) as error:
-            raise DataError(
-                f"{group.file.filename}: step {step} of {group.name} cannot be read ({error})",
-                "the file is damaged: generate or copy it again",
-            ) from error
-        return pictures, text
+
+def _stored(
+    data: Hdf5Set, cameras: Sequence[str], episode: int
+) -> tuple[list[PictureColumn], list[str]]:
+    with readable(data.episodes.where(episode)):
+        group = data.episodes.group(episode)
+        columns = [PictureColumn(group[f"obs/{c}_image"], shuffled=True) for c in cameras]
+        return columns, data.episodes.instructions(episode)

@@ -43,15 +43,19 @@ class StepPictures(StoredPictures):
 
 
 class PictureColumn:
-    """The pictures of one camera of an episode; whole chunks are read where they hold several."""
+    """The pictures of one camera of an episode.
 
-    def __init__(self, data: h5py.Dataset):
-        self._data = data
+    shuffled: they are not read one after the other. Else, all are read at once where a chunk
+        holds several.
+    """
+
+    def __init__(self, data: h5py.Dataset, shuffled: bool = False):
+        self._data, self._shuffled = data, shuffled
 
     @cached_property
     def _source(self) -> h5py.Dataset | np.ndarray:
         chunks = self._data.chunks
-        return self._data if chunks is None or chunks[0] == 1 else self._data[:]
+        return self._data if self._shuffled or chunks is None or chunks[0] == 1 else self._data[:]
 
     @cached_property
     def _whole_chunks(self) -> bool:
