@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import json
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from tiny_model import tiny_model
 
 from vla_inference.errors import DataError, VlaError
 from vla_sim_bridge.hdf5 import write_episode, write_header
@@ -21,15 +21,10 @@ from vla_training.obedience import obedience
 from vla_training.scenes import COLOURS, NUMBERS, SIZE, other_order, wordings
 from vla_training.small_model import SceneHead
 from vla_training.stills import Stills, make_still, write_stills
-from vla_training.train import SMALL, TrainConfig, Trainer
+from vla_training.train import TrainConfig, Trainer
 
 SIDE, LENGTH = 32, 6
-TINY = copy.deepcopy(SMALL)
-TINY["vision_towers"][0].update(image_size=SIDE, embed_dim=64, num_heads=2, mlp_hidden=64)
-TINY["text_config"].update(
-    hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-    num_attention_heads=2, num_key_value_heads=2,
-)  # fmt: skip
+TINY = tiny_model(layers=1)
 SCENE = Scene({"cubeA": "red", "cubeB": "blue"}, {"moved": "cubeB", "base": "cubeA"})
 PLACES = {"cubeA": (0.1, 0.0), "cubeB": (0.0, 0.2)}
 

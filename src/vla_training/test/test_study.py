@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import os
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 from fake_world import FakeWorld
 from PIL import Image
+from tiny_model import tiny_model
 
 from vla_inference.errors import VlaError
 from vla_sim_bridge.hdf5 import write_episode, write_header
@@ -27,14 +27,9 @@ from vla_training import study_worker
 from vla_training.cli_study import _numbers
 from vla_training.study import Study, study
 from vla_training.study_config import Cell, StudyConfig
-from vla_training.train import SMALL, Trainer
+from vla_training.train import Trainer
 
-TINY = copy.deepcopy(SMALL)
-TINY["vision_towers"][0].update(image_size=32, embed_dim=64, num_heads=2, mlp_hidden=64)
-TINY["text_config"].update(
-    hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-    num_attention_heads=2, num_key_value_heads=2,
-)  # fmt: skip
+TINY = tiny_model()
 
 
 def write_noise(path: Path, size: int, episodes: int = 5, length: int = 6) -> Path:

@@ -9,21 +9,17 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from tiny_model import tiny_model
 
 from vla_inference.errors import DataError, VlaError
 from vla_inference.policy import Policy
 from vla_sim_bridge.hdf5 import write_episode
 from vla_training.frames import Frames, action_statistics, load_frames
 from vla_training.scenes import SIZE, scene_of
-from vla_training.train import SMALL, TrainConfig, Trainer, begin_with, grid_positions
+from vla_training.train import TrainConfig, Trainer, begin_with, grid_positions
 from vla_training.vocabulary import task_sentences, train_tokenizer
 
-TINY = copy.deepcopy(SMALL)
-TINY["vision_towers"][0].update(image_size=32, embed_dim=64, num_heads=2, mlp_hidden=64)
-TINY["text_config"].update(
-    hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-    num_attention_heads=2, num_key_value_heads=2,
-)  # fmt: skip
+TINY = tiny_model()
 
 
 def make_frames(episodes: int = 4, length: int = 6) -> Frames:
