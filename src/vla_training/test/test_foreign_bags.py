@@ -1,0 +1,233 @@
+"""rosbag2 bags of others: other messages, joints, encodings, disorder."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from vla_inference.errors import DataError
+from vla_training.datasets import bag_types as types
+from vla_training.datasets import open_dataset
+from vla_training.datasets.bag import BagSet
+from vla_training.datasets.bag_actions import _from_targets, _from_twists
+from vla_training.datasets.bag_streams import NS, Stream, decode_image
+from vla_training.datasets.bag_writer import _header, _vector
+from vla_training.datasets.episode_bag import EpisodeBag, make_message
+
+
+def bag_with(path, frames, action_kind, messages, more=()):
+    """frames: stamps in s; messages, more: (topic, kind, log in s, fields)."""
+    bag = EpisodeBag(path)
+    for number, stamp in enumerate(frames):
+        ns = round(stamp * NS)
+        data = np.full(20 * 16 * 3, number % 250, np.uint8)
+        image = bag.make(types.IMAGE, header=_header(bag, ns, "cam"), height=16, width=20,
+                         encoding="rgb8", step=60, data=data)  # fmt: skip
+        bag.put("/cam/image_raw", types.IMAGE, ns, image)
+    for topic, kind, log, make in (*messages, *more):
+        bag.put(topic, kind, round(log * NS), make(bag))
+    bag._writer.close()
+    return path
+
+
+def twist(stamp, vx, wz=0.0, frame="base_link"):
+    def make(bag):
+        inner = bag.make("geometry_msgs/msg/Twist", linear=_vector(bag, vx, 0, 0),
+                         angular=_vector(bag, 0, 0, wz))  # fmt: skip
+        return bag.make(types.TWIST, header=_header(bag, round(stamp * NS), frame), twist=inner)
+
+    return "/servo/delta_twist_cmds", types.TWIST, stamp, make
+
+
+def text(log, words):
+    return "/task", types.STRING, log, lambda bag: bag.make(types.STRING, data=words)
+
+
+def number(topic, log, value):
+    return topic, types.DOUBLE, log, lambda bag: bag.make(types.DOUBLE, data=value)
+
+
+def test_twists_faster_than_the_camera_and_a_gripper_of_its_own(tmp_path):
+    frames = [100 + 0.1 * i for i in range(10)]
+    twists = [twist(99.99 + 0.02 * i, 0.1, 0.5) for i in range(60)]
+    more = [text(90, "pick"), number("/gripper", 99, 0.04), number("/gripper", 100.45, 0.0)]
+    path = bag_with(tmp_path / "bag", frames, types.TWIST, twists, more)
+    read = BagSet(path, gripper_range=(0.0, 0.04))
+    np.testing.assert_allclose(read.actions(0)[:, 0], 0.01, rtol=1e-6)
+    np.testing.assert_allclose(read.actions(0)[:, 5], 0.05, rtol=1e-6)
+    assert read.actions(0)[:, 6].tolist() == [1] * 4 + [0] * 6
+    assert read.spec.dt == 0.1 and read[0].instructions == ["pick"] * 10
+    assert any("'base_link' are taken for those in the base axes" in n for n in read.notes)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=6, max_size=6), st.integers(1, 5), st.integers(2, 8))
+def test_constant_motion_integrates_to_itself(velocity, per_frame, count):
+    """Whatever the rates: a twist held for a step is its velocity times the step's length."""
+    frames = NS + np.arange(count) * NS // 10
+    at = NS + np.arange(count * per_frame) * (NS // 10) // per_frame
+    ends = np.append(frames[1:], frames[-1] + NS // 10)
+    stream = Stream(at, at, [(tuple(velocity), "base")] * len(at), True)
+    motion, known, _ = _from_twists(stream, frames, ends, 0)
+    assert known.all()
+    np.testing.assert_allclose(motion, np.tile(0.1 * np.array(velocity), (count, 1)), atol=1e-6)
+    poses, turn = [], Rotation.identity()
+    step = Rotation.from_rotvec(0.1 * np.array(velocity[3:]))
+    for i in range(count + 1):
+        poses.append(((*(i * 0.1 * np.array(velocity[:3])), *turn.as_quat()), "base"))
+        turn = step * turn
+    stream = Stream(np.append(frames[0] - 1, frames), np.zeros(0), poses, True)
+    motion, known, _ = _from_targets(stream, frames, ends, 0)
+    assert known.all()
+    np.testing.assert_allclose(motion, np.tile(0.1 * np.array(velocity), (count, 1)), atol=1e-6)
+
+
+def test_joint_states_by_forward_kinematics(tmp_path):
+    model = tmp_path / "arm.urdf"
+    joint = ('<joint name="{0}" type="{1}"><parent link="{2}"/><child link="{3}"/>'
+             '<axis xyz="0 0 1"/><limit lower="-9" upper="9" effort="1" velocity="1"/>'
+             '<origin xyz="{4} 0 0"/></joint>')  # fmt: skip
+    mass = ('<inertial><mass value="1"/><inertia ixx="1" iyy="1" izz="1" ixy="0" ixz="0" '
+            'iyz="0"/></inertial>')  # fmt: skip
+    model.write_text(
+        '<robot name="a"><mujoco><compiler fusestatic="false"/></mujoco><link name="base"/>'
+        + "".join(f'<link name="{n}">{mass}</link>' for n in ("arm", "tip"))
+        + joint.format("lift", "prismatic", "base", "arm", 0)
+        + joint.format("turn", "revolute", "arm", "tip", 0.5) + "</robot>"
+    )  # fmt: skip
+
+    def joints(t):
+        def make(bag):
+            return bag.make(types.JOINTS, header=_header(bag, round(t * NS), ""),
+                            name=["lift", "turn", "finger"],
+                            position=np.array([0.2 * (t - 50), 0.3 * (t - 50), 0.04]))  # fmt: skip
+
+        return "/joint_states", types.JOINTS, t, make
+
+    frames = [50 + 0.1 * i for i in range(8)]
+    path = bag_with(tmp_path / "bag", frames, types.JOINTS,
+                    [joints(49.9 + 0.03 * i) for i in range(40)])  # fmt: skip
+    with pytest.raises(DataError, match="joint states need --robot-model"):
+        BagSet(path)
+    read = BagSet(path, robot_model=str(model), robot_tip="tip", gripper_joint="finger",
+                  gripper_range=(0.0, 0.04), instruction_topic=None)  # fmt: skip
+    want = [0, 0, 0.02, 0, 0, 0.03, 1]
+    np.testing.assert_allclose(read.actions(0), np.tile(want, (8, 1)), atol=1e-9)
+    with pytest.raises(DataError, match=r"no site or body 'hand'.*arm, tip"):
+        BagSet(path, robot_model=str(model), robot_tip="hand")
+
+
+def test_disorder_missing_actions_and_gaps_are_told(tmp_path):
+    frames = [100 + 0.1 * i for i in range(10)] + [130 + 0.1 * i for i in range(5)]
+    twists = [twist(100 + 0.1 * i, 0.1) for i in range(6)]
+    twists += [twist(130 + 0.1 * i, 0.2) for i in range(5)]
+    shuffled = [(t, k, 200 - i, m) for i, (t, k, _, m) in enumerate(twists)]
+    path = bag_with(tmp_path / "bag", frames, types.TWIST, shuffled, [text(1, "a")])
+    read = BagSet(path)
+    assert len(read) == 2
+    np.testing.assert_allclose(read.actions(1)[:, 0], 0.02, atol=1e-9)
+    assert any("messages of /servo/delta_twist_cmds were out of order" in n for n in read.notes)
+    with pytest.raises(DataError, match=r"no topic '/nope'.*it holds /cam/image_raw"):
+        BagSet(path, action_topic="/nope")
+    with pytest.raises(DataError, match="/task is std_msgs/msg/String, --image-topic takes"):
+        BagSet(path, image_topic="task")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pixel", "channels"),
+    [("rgb8", (10, 20, 30), 3), ("bgr8", (30, 20, 10), 3), ("rgba8", (10, 20, 30, 9), 4),
+     ("bgra8", (30, 20, 10, 9), 4), ("8UC3", (30, 20, 10), 3)],
+)  # fmt: skip
+def test_encodings_with_padded_rows(encoding, pixel, channels):
+    store = types.known_types()
+    row = np.tile(np.array(pixel, np.uint8), 20)
+    data = np.tile(np.append(row, np.zeros(4, np.uint8)), 16)
+    image = make_message(store, types.IMAGE, height=16, width=20, encoding=encoding,
+                         step=20 * channels + 4, data=data)  # fmt: skip
+    picture = decode_image(types.IMAGE, image, "x")
+    assert picture.shape == (16, 20, 3) and (picture == (10, 20, 30)).all()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "red", "blue"),
+    [("bayer_rggb8", (0, 0), (1, 1)), ("bayer_bggr8", (1, 1), (0, 0)),
+     ("bayer_gbrg8", (1, 0), (0, 1)), ("bayer_grbg8", (0, 1), (1, 0))],
+)  # fmt: skip
+def test_bayer_patterns(encoding, red, blue):
+    pixels = np.full((16, 20), 100, np.uint8)
+    pixels[red[0] :: 2, red[1] :: 2] = 200
+    pixels[blue[0] :: 2, blue[1] :: 2] = 50
+    image = make_message(types.known_types(), types.IMAGE, height=16, width=20,
+                         encoding=encoding, step=20, data=pixels.ravel())  # fmt: skip
+    picture = decode_image(types.IMAGE, image, "x")
+    assert (picture[4:-4, 4:-4] == (200, 100, 50)).all()
+
+
+def test_deeper_and_yuv_pictures():
+    wide = np.tile(np.array([10, 20, 30], "<u2") << 8, (16, 20)).view(np.uint8)
+    yuv = np.tile(np.array([128, 90, 128, 90], np.uint8), (16, 10))
+    store = types.known_types()
+    for encoding, data, step, want in (("rgb16", wide, 120, (10, 20, 30)),
+                                       ("yuv422", yuv, 40, (86, 86, 86))):  # fmt: skip
+        image = make_message(store, types.IMAGE, height=16, width=20, encoding=encoding,
+                             step=step, data=data.ravel())  # fmt: skip
+        picture = decode_image(types.IMAGE, image, "x").astype(int)
+        assert np.abs(picture - want).max() <= 1
+    image = make_message(store, types.IMAGE, height=16, width=20, encoding="32FC1", step=80)
+    with pytest.raises(DataError, match="encoding is '32FC1'; known: rgb8"):
+        decode_image(types.IMAGE, image, "x")
+
+
+def test_several_episodes_in_one_bag_by_their_status(tmp_path):
+    bag = EpisodeBag(tmp_path / "bag")
+    stamp, grey = 100 * NS, np.zeros(256, np.uint8)
+
+    def status(step, done, index):
+        bag.put("/sim/episode", types.EPISODE, stamp,
+                bag.make(types.EPISODE, header=_header(bag, stamp, ""), step=step, done=done,
+                         index=index, task="T", outcome="success" if done else "running",
+                         instruction=f"task {index}", reward=float(done)))  # fmt: skip
+
+    for index, length in enumerate((3, 4)):
+        stamp += NS // 100
+        status(0, False, index)
+        for t in range(length):
+            stamp += NS // 20
+            picture = bag.make(types.IMAGE, header=_header(bag, stamp, "c"), height=16, width=16,
+                               encoding="mono8", step=16, data=grey)  # fmt: skip
+            bag.put("/image", types.IMAGE, stamp, picture)
+            delta = bag.make(types.EEF_DELTA, rotation_convention="rotvec", dt=0.05,
+                             frame_id="base", gripper=float(index))  # fmt: skip
+            bag.put("/action", types.CHUNK, stamp,
+                    bag.make(types.CHUNK, header=_header(bag, stamp, "base"), steps=[delta] * 8,
+                             instruction=f"told {index}"))  # fmt: skip
+            status(2 * t + 1, False, index)
+            status(2 * t + 2, t == length - 1, index)
+    bag._writer.close()
+    read = BagSet(tmp_path / "bag")
+    assert [len(e) for e in read] == [3, 4]
+    assert read[1].metadata["outcome"] == "success" and read[1].instructions == ["told 1"] * 4
+    assert read.episode(0).executed.tolist() == [2, 2, 2]
+    assert [c.actions.shape for c in read.chunks(1)] == [(8, 7)] * 4
+    assert [s.reward for s in read[0].steps] == [0, 0, 1] and read[0].steps[-1].is_terminal
+
+
+def test_a_bag_of_others_is_converted(tmp_path, capsys):
+    from vla_inference.cli import main
+
+    frames = [100 + 0.1 * i for i in range(4)]
+    twists = [twist(100 + 0.1 * i, 0.1) for i in range(4)]
+    path = bag_with(tmp_path / "bag", frames, types.TWIST, twists,
+                    [text(1, "pick"), number("/hand", 99, 0.08)])  # fmt: skip
+    words = ["convert", "--dataset", str(path), "--convert", "hdf5", "--workers", "1",
+             "--output", str(tmp_path / "out.hdf5"), "--read", "gripper_topic=/hand"]  # fmt: skip
+    assert main([*words, "--read", "gripper_range=[0.0, 0.08]"]) == 0
+    read = open_dataset(tmp_path / "out.hdf5")
+    np.testing.assert_allclose(read.actions(0)[:, 0], 0.01, rtol=1e-6)
+    assert read.actions(0)[:, 6].tolist() == [1] * 4 and read[0].instructions == ["pick"] * 4
+    capsys.readouterr()
+    assert main([*words, "--overwrite", "--read", "gripper_range=wide"]) == 2
+    assert "gripper_range is 'wide'; give [CLOSED, OPEN]" in capsys.readouterr().err
