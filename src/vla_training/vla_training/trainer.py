@@ -25,7 +25,7 @@ from vla_training.frames import Frames, action_statistics
 from vla_training.obedience import obedience
 from vla_training.recipe import SMALL, TrainConfig
 from vla_training.small_model import SceneHead, begin_with, initialise
-from vla_training.vocabulary import task_sentences, train_tokenizer
+from vla_training.vocabulary import known_tokenizer, task_sentences, train_tokenizer
 
 
 class Trainer:
@@ -43,7 +43,10 @@ class Trainer:
         self.model_json = model_json
         self.model_config = ModelConfig.from_json(model_json)
         words = self.model_config.action_vocab_end - self.model_config.n_action_bins
-        self.tokenizer = train_tokenizer(task_sentences(), words)
+        # Embeddings that are begun with mean what they mean in their own tokenizer.
+        self.tokenizer = known_tokenizer(config.start, words) if config.start else None
+        if self.tokenizer is None:
+            self.tokenizer = train_tokenizer(task_sentences(), words)
         torch.manual_seed(config.seed)
         model = VLA(self.model_config)
         initialise(model)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from vla_inference.checkpoint import load_tokenizer
 from vla_inference.model.config import PROMPTS
 from vla_sim_bridge.tasks import TASKS
 
@@ -37,3 +39,11 @@ def train_tokenizer(sentences: Iterable[str], size: int = 512) -> Tokenizer:
     )
     tokenizer.train_from_iterator(sentences, trainer)
     return tokenizer
+
+
+def known_tokenizer(checkpoint: str | Path, size: int = 512) -> Tokenizer | None:
+    """A checkpoint's own, where it has one of at most `size` ids."""
+    if not (Path(checkpoint) / "tokenizer.json").exists():
+        return None
+    tokenizer = load_tokenizer(Path(checkpoint))
+    return tokenizer if tokenizer.get_vocab_size() <= size else None

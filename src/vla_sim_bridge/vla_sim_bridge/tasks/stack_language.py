@@ -6,6 +6,9 @@ nor name of a block gives the answer away. The other order ends an episode as `w
 
 from __future__ import annotations
 
+import re
+from itertools import product
+
 import numpy as np
 
 from vla_sim_bridge.tasks.base import Scene, Subtask, Task
@@ -15,72 +18,83 @@ from vla_sim_bridge.tasks.stack import FULL_TABLE_CAMERA, PALETTE
 
 HALF = 0.02  # m, half an edge of either block
 
-# {a} goes on {b}. Nouns keep their side: "box" is only ever the block that is moved, "brick" only
-# the one below, and the verbs "lay" and "lower" only follow "pick up" or "lift".
-TRAIN = Grammar(
-    (
-        "{put} the {a} {block} on the {b} {base}",
-        "{put} the {a} {block} on top of the {b} {base}",
-        "{put} the {a} {block} onto the {b} {base}",
-        "{put} the {a} {block} on the {b} one",
-        "{put} the {a} {block} on top of the {b} one",
-        "{put} the {a} one on the {b} {base}",
-        "{put} the {a} one on top of the {b} one",
-        "{put} {a} on {b}",
-        "{put} {a} on top of {b}",
-        "please {put} the {a} {block} on the {b} {base}",
-        "can you {put} the {a} {block} onto the {b} one",
-        "on the {b} {base} {put} the {a} {block}",
-        "on top of the {b} {base} {put} the {a} one",
-        "{take} the {a} {block} and {put} it on the {b} {base}",
-        "{take} the {a} {block} and {put} it on top of the {b} one",
-        "{take} the {a} one and {put} it onto the {b} one",
-        "pick up the {a} {block} and lay it on the {b} {base}",
-        "lift the {a} {block} and lower it onto the {b} {base}",
-        "the {a} {block} goes on the {b} {base}",
-        "the {a} {block} goes on top of the {b} one",
-        "the {a} {block} should be on the {b} {base}",
-        "the {a} {block} is to go on top of the {b} {base}",
-        "I want the {a} {block} on the {b} one",
-        "I want the {a} {block} to sit on top of the {b} {base}",
-        "let the {a} {block} sit on the {b} {base}",
-        "make the {a} {block} the top and the {b} {base} the bottom",
-        "build a tower with the {b} {base} at the bottom and the {a} {block} on top",
-        "build a tower with {a} on top and {b} at the bottom",
-        "the {b} {base} goes under the {a} {block}",
-        "the {b} {base} should be under the {a} one",
-        "the {b} {base} is the bottom and the {a} {block} is the top",
-        "the {b} {base} stays, the {a} {block} goes on top",
-        "leave the {b} {base} where it is and {put} the {a} {block} on it",
-        "use the {b} {base} as the base for the {a} {block}",
-        "cover the {b} {base} with the {a} {block}",
-        "cover the {b} one with the {a} one",
-        "{a} on {b}",
-        "{a} {block} on {b} {base}",
-        "{b} at the bottom, {a} on top",
-        "{b} below, {a} above",
-        # "below" and "above" tied to their colours, wherever they stand in a sentence
-        "{put} the {a} {block} above the {b} {base}",
-        "the {a} {block} above the {b} {base}",
-        "the {b} {base} below the {a} {block}",
-        "above the {b} {base} goes the {a} {block}",
-        "under the {a} {block} is the {b} {base}",
-        "{b} under {a}",
-        "keep the {b} {base} below, the {a} {block} goes above it",
-        "have the {a} one above the {b} one",
-        "with the {b} {base} at the bottom, {put} the {a} {block} on top",
-        "{a} is the top, {b} is the bottom",
-    ),
-    {
-        "put": ("put", "place", "stack", "set", "move"),
-        "take": ("take", "pick up", "lift", "grab"),
-        "block": ("block", "cube", "box"),
-        "base": ("block", "cube", "brick"),
-    },
+# {a} goes on {b}. How a block is called does not depend on what is said about it, so each of
+# FRAMES stands here once and is said with all nine pairs of names.
+MOVED = ("the {a} {block}", "the {a} one", "{a}")
+BASE = ("the {b} {block}", "the {b} one", "{b}")
+FRAMES = (
+    "{put} A on B",
+    "{put} A on top of B",
+    "{put} A onto B",
+    "{put} A above B",
+    "please {put} A on B",
+    "can you {put} A onto B",
+    "on B {put} A",
+    "on top of B {put} A",
+    "{take} A and {put} it on B",
+    "{take} A and {put} it on top of B",
+    "{take} A and {put} it onto B",
+    "pick up A and lay it on B",
+    "lift A and lower it onto B",
+    "take B as the base and {put} A on it",
+    "A goes on B",
+    "A goes on top of B",
+    "A goes on top, B stays where it is",
+    "A should be on B",
+    "A is to go on top of B",
+    "A is the top, B is the bottom",
+    "A covers B",
+    "A on B",
+    "A above B",
+    "B below A",
+    "B under A",
+    "B goes under A",
+    "B should be under A",
+    "B is the bottom and A is the top",
+    "B is the base, {put} A on it",
+    "B stays, A goes on top",
+    "B is to be covered with A",
+    "above B goes A",
+    "under A is B",
+    "I want A on B",
+    "I want A to sit on top of B",
+    "I want A {up} and B {down}",
+    "I want B under A",
+    "let A sit on B",
+    "let B be the base and {put} A on it",
+    "make A the top and B the bottom",
+    "make B the bottom and A the top",
+    "make B the bottom and {put} A on it",
+    "have A above B",
+    "keep B below, A goes above it",
+    "leave B where it is and {put} A on it",
+    "use B as the base for A",
+    "use A to cover B",
+    "use A as the top and B as the bottom",
+    "use B as the bottom and A as the top",
+    "use B as the bottom for A",
+    "cover B with A",
+    "build a tower on B with A",
+    "with B {down}, {put} A {up}",
+    "A {up}, B {down}",
+    "B {down}, A {up}",
+    "A is to be {up}, B {down}",
+    "B is to be {down}, A {up}",
+    "{with} A {up} and B {down}",
+    "{with} B {down} and A {up}",
+    "with A on top of B build a tower",
 )
+WORDS = {
+    "put": ("put", "place", "stack", "set", "move"),
+    "take": ("take", "pick up", "lift", "grab"),
+    "block": ("block", "cube", "box", "brick"),
+    "up": ("on top", "above", "at the top"),
+    "down": ("at the bottom", "below", "underneath"),
+    "with": ("build a tower with", "make a stack with", "have", "keep"),
+}
 
-# Every word is known from TRAIN. Held out are these templates, "brick" for the block that is
-# moved, "box" for the one below, and the verbs "lay" and "lower" by themselves.
+# Every word is known from TRAIN. Held out are these sentences, the frames among them that FRAMES
+# has not, and the verbs "lay" and "lower" by themselves.
 HELD_OUT = Grammar(
     (
         "lay the {a} {block} on the {b} {base}",
@@ -109,6 +123,21 @@ HELD_OUT = Grammar(
         "base": ("block", "cube", "box"),
     },
 )
+
+
+def _train() -> Grammar:
+    """FRAMES with every pair of names, without the templates that can say what HELD_OUT says."""
+    held_out = set(HELD_OUT.sentences(a="A", b="B"))
+    templates = []
+    for frame, moved, base in product(FRAMES, MOVED, BASE):
+        names = {"A": moved, "B": base}
+        template = "".join(names.get(part, part) for part in re.split(r"\b([AB])\b", frame))
+        if held_out.isdisjoint(Grammar((template,), WORDS).sentences(a="A", b="B")):
+            templates.append(template)
+    return Grammar(tuple(templates), WORDS)
+
+
+TRAIN = _train()
 
 
 def _scene(rng: np.random.Generator) -> Scene:
