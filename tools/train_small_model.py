@@ -61,7 +61,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--start", help="checkpoint to begin with")
     p.add_argument("--train-cores", type=int, help="cores that training uses; all by default")
     p.add_argument("--no-compile", action="store_true")
-    p.add_argument("--evaluate", action="append", default=[], help="TASK:EPISODES[:held-out]")
+    p.add_argument("--evaluate", action="append", default=[], help="TASK:EPISODES[:LANGUAGE]")
     p.add_argument("--eval-seed", type=int, default=1000)
     p.add_argument("--eval-parallel", type=int, default=os.cpu_count(), help="processes")
     p.add_argument("--execute-steps", type=int, default=4)

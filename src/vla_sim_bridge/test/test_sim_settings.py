@@ -12,7 +12,7 @@ from vla_sim_bridge.sim_settings import SimSettings
         ({"episodes": 0}, "0 episodes were asked for; ask for at least 1"),
         ({"task": "Stak_D0"}, "no task 'Stak_D0'; did you mean Stack_D0"),
         ({"horizon": -1}, "horizon is -1; give at least 1"),
-        ({"language": "french"}, "language is 'french'; give train or held-out"),
+        ({"language": "french"}, "language is 'french'; give train or held-out or free"),
         ({"execute_steps": -1}, "execute_steps is -1"),
         ({"seed": -5}, "seed is -5"),
         ({"width": 8}, "width is 8"),

@@ -89,6 +89,17 @@ def test_held_out_sentences_are_new_and_their_words_known(name):
         )
 
 
+def test_free_sentences_name_both_colours_and_belong_to_stack_l_alone():
+    task, rng = get_task("Stack_L"), np.random.default_rng(0)
+    for _ in range(100):
+        scene = task.draw_scene(rng)
+        said = re.findall(r"\w+", task.instruct(rng, scene, "free"))
+        assert [said.count(c) for c in scene.colours.values()] == [1, 1]
+    with pytest.raises(VlaError, match="Lift_D0 has no free sentences; use language 'train'"):
+        task = get_task("Lift_D0")
+        task.instruct(rng, task.draw_scene(rng), "free")
+
+
 def test_stack_l_has_thirty_templates_and_only_the_sentence_tells_which_goes_on_which():
     assert len(stack_language.TRAIN.templates) >= 30
     values = {"a": "red", "b": "blue"}

@@ -37,7 +37,8 @@ Horizon = Annotated[
     typer.Option(help="Control steps (0.05 s) until an episode has failed; the task's own."),
 ]
 Language = Annotated[
-    str, typer.Option(help="Sentences: train, or held-out (words known, wordings not).")
+    str,
+    typer.Option(help="Sentences: train, held-out (words known, wordings not), free (as typed)."),
 ]
 ExecuteSteps = Annotated[
     int, typer.Option(help="Steps of each predicted chunk that are executed, in lock step.")

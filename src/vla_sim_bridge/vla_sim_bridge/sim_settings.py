@@ -27,7 +27,9 @@ class SimSettings:
     width: int = _say(224, "Width of the pictures [pixels]")
     height: int = _say(224, "Height of the pictures [pixels]")
     horizon: int = _say(0, "Control steps after which an episode has failed; 0: the task's own")
-    language: str = _say("train", "Sentences: train, or held-out (never generated from)")
+    language: str = _say(
+        "train", "Sentences: train, held-out (never generated from), free (as typed)"
+    )
     driven_by: str = _say(
         "chunks", "What moves the arm: chunks, or commands to a robot: twist, pose"
     )

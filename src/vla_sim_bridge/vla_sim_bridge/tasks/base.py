@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from vla_sim_bridge.simulation import Simulation
 
 Vary = Literal["never", "episode", "step"]
-Language = Literal["train", "held-out"]
-LANGUAGES: tuple[Language, ...] = ("train", "held-out")
+Language = Literal["train", "held-out", "free"]
+LANGUAGES: tuple[Language, ...] = ("train", "held-out", "free")
 Rule = Callable[["Simulation"], bool]  # a question about the world at this moment
 
 
@@ -78,6 +78,7 @@ class Task:
     objects: name -> MuJoCo body name.
     draw_scene, draw_instruction: from a random generator; no other source of chance.
     draw_held_out: the same for the sentences that are never generated from, for testing.
+    draw_free: the same for sentences as people type them, words that no training has among them.
     x_range, y_range: metres from the table centre, for all objects alike. None: as the
         environment places them, but for the samplers named in `placements`.
     fixtures: fixed body -> where it is moved to at a reset, in m from where the model has it.
@@ -112,6 +113,7 @@ class Task:
     colours: Vary = "never"
     language: Vary = "never"
     draw_held_out: Callable[[np.random.Generator, Scene], str] | None = None
+    draw_free: Callable[[np.random.Generator, Scene], str] | None = None
     success: Rule | None = None
     wrong: Mapping[str, Rule] = field(default_factory=dict)
     still_object: str = ""
@@ -123,11 +125,14 @@ class Task:
     horizon: int = 200
 
     def instruct(self, rng: np.random.Generator, scene: Scene, language: Language) -> str:
-        """A sentence for the scene, from the language trained on or the one held out."""
+        """A sentence for the scene: trained on, held out from training, or as people type."""
         if language not in LANGUAGES:
-            raise VlaError(f"there is no language {language!r}", f"use {' or '.join(LANGUAGES)}")
-        if language == "train":
-            return self.draw_instruction(rng, scene)
-        if self.draw_held_out is None:
-            raise VlaError(f"{self.name} has no held-out sentences", "use language 'train'")
-        return self.draw_held_out(rng, scene)
+            raise VlaError(f"there is no language {language!r}", f"use {', '.join(LANGUAGES)}")
+        draw = {
+            "train": self.draw_instruction,
+            "held-out": self.draw_held_out,
+            "free": self.draw_free,
+        }[language]
+        if draw is None:
+            raise VlaError(f"{self.name} has no {language} sentences", "use language 'train'")
+        return draw(rng, scene)

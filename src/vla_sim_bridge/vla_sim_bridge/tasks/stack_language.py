@@ -11,6 +11,7 @@ from itertools import product
 
 import numpy as np
 
+from vla_sim_bridge.tasks import free_sentences
 from vla_sim_bridge.tasks.base import Scene, Subtask, Task
 from vla_sim_bridge.tasks.grammar import Grammar
 from vla_sim_bridge.tasks.rules import held, on_top
@@ -166,6 +167,7 @@ STACK_L = Task(
     draw_scene=_scene,
     draw_instruction=_say(TRAIN),
     draw_held_out=_say(HELD_OUT),
+    draw_free=_say(Grammar(free_sentences.STACK_L)),
     x_range=(-0.20, 0.20),
     y_range=(-0.20, 0.20),
     camera_poses=FULL_TABLE_CAMERA,
