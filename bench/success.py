@@ -1,0 +1,53 @@
+#!/usr/bin/env python3
+"""Success of a model over tasks and languages, without ROS, by several processes.
+
+    python bench/success.py Stack_D2:200 Stack_L:200 Stack_L:200:held-out [--seed 7] [--workers 2]
+
+Each argument is TASK:EPISODES[:LANGUAGE]. The episodes are those of `vla rollout` in lock step, with
+the same outcomes (`bench/closed_loop.py` compares them frame by frame), in about half the time. One
+JSON line each; --output FOLDER keeps every episode as TASK_LANGUAGE_seedN.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process has one core
+
+from vla_sim_bridge.cli import find_model
+from vla_sim_bridge.rollout import rollout, summarise
+from vla_sim_bridge.tasks import get_task
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("entries", nargs="+", metavar="TASK:EPISODES[:LANGUAGE]")
+    parser.add_argument("--model", help="checkpoint; the small model that ships, if left out")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--execute-steps", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    model = find_model(args.model)
+    for entry in args.entries:
+        task, episodes, *rest = entry.split(":")
+        language = rest[0] if rest else "train"
+        results = rollout(
+            model, task, int(episodes), args.seed, get_task(task).horizon, args.execute_steps,
+            args.workers, "cpu", language=language,
+        )  # fmt: skip
+        found = {"language": language, **summarise(results)}
+        print(json.dumps(found), flush=True)
+        if args.output:
+            args.output.mkdir(parents=True, exist_ok=True)
+            rows = [asdict(r) for r in results]
+            path = args.output / f"{task}_{language}_seed{args.seed}.json"
+            path.write_text(json.dumps({**found, "results": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
