@@ -3,9 +3,9 @@
 
     python bench/success.py Stack_D2:200 Stack_L:200 Stack_L:200:held-out [--seed 7] [--workers 2]
 
-Each argument is TASK:EPISODES[:LANGUAGE]. The episodes are those of `vla rollout` in lock step, with
-the same outcomes (`bench/closed_loop.py` compares them frame by frame), in about half the time. One
-JSON line each; --output FOLDER keeps every episode as TASK_LANGUAGE_seedN.json.
+Each argument is TASK:EPISODES[:LANGUAGE]. Episodes are those of `vla rollout` in lock step, and
+so are the outcomes (`bench/closed_loop.py` compares them frame by frame); it takes about half the
+time. One JSON line each; --output FOLDER keeps every episode as TASK_LANGUAGE_seedN.json.
 """
 
 from __future__ import annotations
