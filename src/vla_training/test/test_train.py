@@ -208,3 +208,16 @@ def test_a_deeper_model_begins_as_the_checkpoint_it_starts_from(tmp_path):
     torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
     with pytest.raises(VlaError, match="there is no"):
         begin_with(second.model, tmp_path)
+
+
+def test_what_begins_with_a_checkpoint_reads_by_its_tokenizer(tmp_path):
+    first = make_trainer()
+    first.tokenizer = train_tokenizer(["In: What action should the robot take to xyzzy?"], 300)
+    checkpoint = first.export(tmp_path / "checkpoint")
+    config = TrainConfig(batch_size=8, validation=0.0, start=str(checkpoint))
+    second = Trainer(make_frames(), config, "cpu", TINY)
+    assert second.tokenizer.to_str() == first.tokenizer.to_str()
+    (checkpoint / "tokenizer.json").unlink()  # an older one: a new one is trained
+    assert (
+        Trainer(make_frames(), config, "cpu", TINY).tokenizer.to_str() != first.tokenizer.to_str()
+    )
