@@ -3,9 +3,10 @@
 
     python bench/success.py Stack_D2:200 Stack_L:200 Stack_L:200:held-out [--seed 7] [--workers 2]
 
-Each argument is TASK:EPISODES[:LANGUAGE]. Episodes are those of `vla rollout` in lock step, and
-so are the outcomes (`bench/closed_loop.py` compares them frame by frame); it takes about half the
-time. One JSON line each; --output FOLDER keeps every episode as TASK_LANGUAGE_seedN.json.
+Each argument is TASK:EPISODES[:LANGUAGE]. The episodes and the settle rule are those of
+`vla rollout` in lock step, in about half the time. Single episodes may end otherwise: one thread
+a process rounds differently than several, and contact makes much of little. One JSON line each;
+--output FOLDER keeps every episode as TASK_LANGUAGE_seedN.json.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process has one core
 
 from vla_sim_bridge.cli import find_model
 from vla_sim_bridge.rollout import rollout, summarise
-from vla_sim_bridge.tasks import get_task
+from vla_sim_bridge.tasks import LANGUAGES, get_task
 
 
 def main() -> None:
@@ -33,11 +35,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     model = find_model(args.model)
-    for entry in args.entries:
-        task, episodes, *rest = entry.split(":")
-        language = rest[0] if rest else "train"
+    for task, episodes, language in [parsed(e) for e in args.entries]:
         results = rollout(
-            model, task, int(episodes), args.seed, get_task(task).horizon, args.execute_steps,
+            model, task, episodes, args.seed, get_task(task).horizon, args.execute_steps,
             args.workers, "cpu", language=language,
         )  # fmt: skip
         found = {"language": language, **summarise(results)}
@@ -47,6 +47,16 @@ def main() -> None:
             rows = [asdict(r) for r in results]
             path = args.output / f"{task}_{language}_seed{args.seed}.json"
             path.write_text(json.dumps({**found, "results": rows}, indent=1))
+
+
+def parsed(entry: str) -> tuple[str, int, str]:
+    """Task, episodes, language; all are looked at before the first episode is played."""
+    task, _, rest = entry.partition(":")
+    episodes, _, language = rest.partition(":")
+    language = language or "train"
+    if not episodes.isdigit() or not int(episodes) or language not in LANGUAGES:
+        sys.exit(f"{entry!r} is not TASK:EPISODES[:{'|'.join(LANGUAGES)}]")
+    return get_task(task).name, int(episodes), language
 
 
 if __name__ == "__main__":

@@ -30,6 +30,10 @@ def main() -> None:
         sys.exit(f"{args.output} is there already: remove it or name another folder")
     if not 0 <= args.share <= 1:
         sys.exit(f"--share is {args.share}: give a number from 0 to 1")
+    for folder in (args.before, args.after):
+        for name in ("model.safetensors", "tokenizer.json", "config.json"):
+            if not (folder / name).is_file():
+                sys.exit(f"there is no {folder / name}: name a checkpoint in one file")
     before, after = (load_file(f / "model.safetensors") for f in (args.before, args.after))
     shapes = [{k: tuple(v.shape) for k, v in w.items()} for w in (before, after)]
     if shapes[0] != shapes[1]:
@@ -42,10 +46,13 @@ def main() -> None:
         k: before[k].float().lerp(v.float(), share).to(v.dtype).contiguous()
         for k, v in after.items()
     }
-    shutil.copytree(args.after, args.output, ignore=shutil.ignore_patterns("model.safetensors"))
-    path = args.output / "model.safetensors"
+    unfinished = args.output.with_name(args.output.name + ".tmp")  # half of it never looks whole
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(args.after, unfinished, ignore=shutil.ignore_patterns("model.safetensors"))
+    path = unfinished / "model.safetensors"
     save_file(mixed, path, {"format": "pt"})
-    shutil.copymode(args.output / "config.json", path)  # the library's own is its owner's alone
+    shutil.copymode(unfinished / "config.json", path)  # the library's own is its owner's alone
+    unfinished.rename(args.output)
 
 
 if __name__ == "__main__":

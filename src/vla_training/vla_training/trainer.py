@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -46,6 +47,12 @@ class Trainer:
         # Embeddings that are begun with mean what they mean in their own tokenizer.
         self.tokenizer = known_tokenizer(config.start, words) if config.start else None
         if self.tokenizer is None:
+            if config.start:
+                warnings.warn(
+                    f"{config.start} has no tokenizer of at most {words} ids: a new one is made, "
+                    "in which its embeddings stand for other words",
+                    stacklevel=2,
+                )
             self.tokenizer = train_tokenizer(task_sentences(), words)
         torch.manual_seed(config.seed)
         model = VLA(self.model_config)
