@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from without_compiler import answers, answers_without_compiler
 
 from vla_inference.checkpoint import load_model
 from vla_inference.engines import make_engine
@@ -131,6 +132,13 @@ def test_tokens_equal_on_the_same_rounded_weights(made):
             torch.testing.assert_close(
                 engine.action_logits(logits), model.action_logits(hidden), atol=1e-4, rtol=1e-4
             )
+
+
+def test_a_machine_without_the_compiler_answers_alike(made):
+    checkpoint, folder, _ = made
+    libraries, tokens = answers_without_compiler(checkpoint, f"mlc:{folder}")
+    assert "tvm_compiler" not in libraries and "tvm_runtime_extra" in libraries
+    assert tokens == answers(checkpoint, f"mlc:{folder}")
 
 
 def test_more_than_the_library_can_take_is_told(made):

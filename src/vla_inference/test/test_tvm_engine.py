@@ -7,11 +7,13 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from without_compiler import answers, answers_without_compiler
 
 from vla_inference.checkpoint import load_model
 from vla_inference.engines import make_engine
@@ -24,7 +26,7 @@ from vla_inference.random_checkpoint import TINY, random_tensors, write_random_c
 from vla_inference.types import Observation
 
 pytest.importorskip("tvm", reason="needs requirements/tvm.txt")
-from vla_inference.engines import tvm_compile
+from vla_inference.engines import tvm_compile, tvm_runtime
 from vla_inference.engines.base import Engine
 from vla_inference.engines.compiled import RECORD
 from vla_inference.engines.tvm_engine import TvmLanguage
@@ -187,6 +189,26 @@ def test_a_folder_compiled_anew_is_linked_and_loaded_anew(tiny, tmp_path, monkey
     exact, _ = make_engine(f"tvm:{folder}", model).prefill(x)
     torch.testing.assert_close(exact, model.prefill(x)[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(old.prefill(x)[0], before)  # the first goes on
+
+
+def test_a_machine_without_the_compiler_answers_alike(tiny):
+    checkpoint, folder = tiny
+    libraries, tokens = answers_without_compiler(checkpoint, f"tvm:{folder}")
+    assert "tvm_compiler" not in libraries and "tvm_runtime_extra" in libraries
+    assert tokens == answers(checkpoint, f"tvm:{folder}")
+
+
+def test_what_keeps_cuda_from_being_loaded_is_named(monkeypatch, tmp_path):
+    tvm = tvm_runtime.import_runtime()
+    if tvm.get_global_func("device_api.cuda", allow_missing=True):
+        pytest.skip("TVM's CUDA runtime is loaded here")
+    libraries = dict(tvm.base._LOADED_LIBS)
+    monkeypatch.setattr(tvm.base, "_LOADED_LIBS", libraries)
+    with pytest.raises(VlaError, match=r"cannot be loaded \(libcu.*\.so.*LD_LIBRARY_PATH"):
+        tvm_runtime.import_runtime("cuda:0")
+    libraries["tvm_runtime"] = SimpleNamespace(_name=str(tmp_path / "libtvm_runtime.so"))
+    with pytest.raises(VlaError, match=r"there is no libtvm_runtime_cuda\.so"):
+        tvm_runtime.import_runtime("cuda")
 
 
 def change(**fields):

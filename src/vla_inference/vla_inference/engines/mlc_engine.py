@@ -82,7 +82,7 @@ class MlcLanguage(TvmRunner):
     ):
         folder = Path(folder)
         library = _library(folder)
-        tvm = import_runtime()
+        tvm = import_runtime(device)
         if (folder / RECORD).is_file():  # made by `vla compile`, which keeps a record
             record = read_record(folder, "mlc")
             require(folder, record, target=chip(device), host=host_triple(), tvm=tvm.__version__)

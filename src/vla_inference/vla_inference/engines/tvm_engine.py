@@ -76,7 +76,7 @@ class TvmLanguage(TvmRunner):
         if checkpoint is not None:
             digest = language_digest(Tensors(Path(checkpoint)), config)
             require(folder, record, digest=digest)
-        tvm = import_runtime()
+        tvm = import_runtime(device)
         require(folder, record, tvm=tvm.__version__)
         if device.type == "cpu":
             check_cpu(folder)

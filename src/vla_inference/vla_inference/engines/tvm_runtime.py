@@ -23,14 +23,49 @@ PAGE = 16  # positions in a page of the cache
 ALIGNED = 64  # bytes, of every tensor that TVM takes
 
 
-def import_runtime():
-    """TVM, or one clear error; its runtime is enough."""
+SIDECARS = ("tvm_runtime_cuda", "tvm_runtime_extra")
+
+
+def import_runtime(device: str | torch.device = "cpu"):
+    """TVM, able to run on `device`, or one clear error; its runtime is enough."""
     try:
         import tvm
         from tvm.runtime import vm  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
         raise VlaError(f"TVM cannot be imported ({error})", INSTALL) from None
+    failed = _load_sidecars(tvm)
+    cuda = torch.device(device).type == "cuda"
+    if cuda and tvm.get_global_func("device_api.cuda", allow_missing=True) is None:
+        why = failed.get(
+            "tvm_runtime_cuda", "there is no libtvm_runtime_cuda.so beside its runtime"
+        )
+        raise VlaError(
+            f"TVM's CUDA runtime cannot be loaded ({why})",
+            "put the library that is missing on LD_LIBRARY_PATH (libcudart.so.13: pip install "
+            "nvidia-cuda-runtime; libcuda.so.1 is the driver's), or build TVM for this CUDA",
+        )
     return tvm
+
+
+def _load_sidecars(tvm) -> dict[str, str]:
+    """Load the libraries beside TVM's runtime, which it leaves alone where its compiler is absent.
+
+    Returns what kept any of them from being loaded. An older TVM, all in one library, has none.
+    """
+    loaded = getattr(tvm.base, "_LOADED_LIBS", {})
+    if "tvm_runtime" not in loaded:
+        return {}
+    from tvm_ffi.libinfo import load_lib_ctypes
+
+    folder, failed = Path(loaded["tvm_runtime"]._name).resolve().parent, {}
+    for name in SIDECARS:
+        if name in loaded or not (folder / f"lib{name}.so").is_file():
+            continue
+        try:
+            loaded[name] = load_lib_ctypes("tvm", name, "RTLD_LOCAL", extra_lib_paths=[folder])
+        except (OSError, RuntimeError) as error:  # the one for CUDA, without a driver
+            failed[name] = str(error)
+    return failed
 
 
 class PagedCache:
