@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_inference.errors import VlaError
-from vla_sim_bridge.statistics import wilson_interval
+from vla_sim_bridge.statistics import mean_interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,17 @@ def test_holds_the_rate_and_is_symmetric(good, bad):
 def test_refuses_impossible_counts(successes, trials):
     with pytest.raises(VlaError):
         wilson_interval(successes, trials)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=9))
+def test_a_mean_equals_scipys(values):
+    from scipy.stats import sem, t
+
+    expected = t.interval(0.95, len(values) - 1, sum(values) / len(values), sem(values) or 1e-300)
+    assert mean_interval(values) == pytest.approx(expected, abs=1e-9)
+
+
+def test_one_value_tells_nothing_of_others_and_none_is_refused():
+    assert mean_interval([0.5]) == (-float("inf"), float("inf"))
+    with pytest.raises(VlaError, match="no values"):
+        mean_interval([])

@@ -1,8 +1,9 @@
-"""Intervals for counted successes."""
+"""Intervals for counted successes, and for the mean of a few values."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from vla_inference.errors import VlaError
 
@@ -18,3 +19,18 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     spread = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Student's interval of the mean that the values were drawn around; of one value, infinite."""
+    n = len(values)
+    if n == 0:
+        raise VlaError("an interval of no values", "give at least one")
+    if n == 1:
+        return -math.inf, math.inf
+    from scipy.special import stdtrit
+
+    mean = sum(values) / n
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+    spread = float(stdtrit(n - 1, (1 + confidence) / 2)) * deviation / math.sqrt(n)
+    return mean - spread, mean + spread

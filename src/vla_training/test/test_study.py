@@ -27,6 +27,7 @@ from vla_training import study_worker
 from vla_training.cli_study import _numbers
 from vla_training.study import Study, study
 from vla_training.study_config import Cell, StudyConfig
+from vla_training.study_report import compare, gain_lines, summarise_cells
 from vla_training.train import Trainer
 
 TINY = tiny_model()
@@ -110,11 +111,36 @@ def test_cells_cost_the_same_and_intervals_are_those_of_all_episodes(toy):
         assert (row["seeds"], row["tried"]) == (2, 8)
         assert row["successes"] == sum(round(4 * v) for v in row["seed_rates"])
         assert row["success_rate_wilson95"] == list(wilson_interval(row["successes"], 8))
+        assert row["seed_numbers"] == [0, 1]
+    few, many = (
+        [c["success_rate"] for c in cells if c["training"]["epochs"] == e] for e in (4, 2)
+    )
+    (gain,) = found["comparisons"]
+    assert gain["seed_gains"] == [m - f for f, m in zip(few, many, strict=True)]
     assert found["rows"][0]["held_out_l1"] > 0
     text = (output / "report.md").read_text()
     assert "| 2 | 4.0 | 48 | " in text and "| 4 | 2.0 | 48 | " in text
     assert Image.open(output / "success.png").size == (1440, 840)
     assert not list(output.glob("cells/*/state.safetensors"))
+
+
+def test_more_episodes_are_compared_by_seed_whatever_order_they_ended_in():
+    def result(rate: float) -> dict:
+        training = {"held_out_l1": None, "epochs": 1.0, "frames_seen": 10}
+        return {"successes": round(100 * rate), "episodes": 100, "success_rate": rate,
+                "mean_frames_all": 9.0, "training": training}  # fmt: skip
+
+    rates = {Cell(9, 18, 2): 0.62, Cell(9, 18, 0): 0.63, Cell(3, 18, 1): 0.32,
+             Cell(9, 18, 1): 0.54, Cell(3, 18, 0): 0.50, Cell(3, 18, 2): 0.59,
+             Cell(3, 18, 3): 0.99}  # fmt: skip
+    found = summarise_cells({c: result(r) for c, r in rates.items()})
+    assert [r["seed_rates"] for r in found] == [[0.50, 0.32, 0.59, 0.99], [0.63, 0.54, 0.62]]
+    (gain,) = compare(found)  # of seed 3 there is no pair yet
+    assert gain["seed_gains"] == pytest.approx([0.13, 0.22, 0.03])
+    # 12.67 on average, deviation 9.50, 4.303 deviations of three by Student's table
+    assert gain["gain_t95"] == pytest.approx([-0.1094, 0.3628], abs=2e-4)
+    assert gain_lines([gain])[-1] == "| 9 | 3 | +13, +22, +3 | +12.7 | -10.9 to +36.3 |"
+    assert not compare(found[:1]) and not gain_lines([])
 
 
 def test_smaller_sets_lie_in_larger_ones_and_none_in_what_is_held_out():
