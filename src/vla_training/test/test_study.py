@@ -16,6 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import study_page
 from fake_world import FakeWorld
 from PIL import Image
 from tiny_model import tiny_model
@@ -237,3 +238,10 @@ def test_real_processes_and_a_real_world_after_kill_9(tmp_path):
     assert [p.stat().st_mtime_ns for p in done] == before
     found = json.loads((tmp_path / "study" / "results.json").read_text())
     assert found["complete"] and [r["tried"] for r in found["rows"]] == [1, 1]
+
+
+def test_the_page_in_the_docs_says_what_the_figures_say():
+    page = study_page.PAGE.read_text(encoding="utf-8")
+    found = json.loads(study_page.FIGURES.read_text())
+    assert found["complete"] and page == study_page.filled(page, found["rows"])
+    assert Image.open(study_page.PICTURE).size == (1440, 840)

@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""Fill docs/explanation/study.md: tables and picture of the study in bench/results/study.json.
+
+    python bench/study_page.py                # writes the tables, and docs/images/study.webp
+    python bench/study_page.py --take STUDY   # the same of another folder of `vla study`
+    python bench/study_page.py --check        # exit status 1 where the tables are out of date
+
+--take keeps that study's figures in bench/results/study.json. What the page says of them is prose:
+read it again after another study.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vla_training.eval_report import write_statistics, write_whole
+from vla_training.study_report import compare, draw, gain_lines, rate_lines
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "explanation" / "study.md"
+PICTURE = ROOT / "docs" / "images" / "study.webp"
+FIGURES = ROOT / "bench" / "results" / "study.json"
+
+
+def take(study: Path) -> None:
+    """Figures of a finished study; of its data, the files' names alone."""
+    found = json.loads((study / "results.json").read_text())
+    if not found["complete"]:
+        sys.exit(f"{study} is not finished: {found['finished']} of {found['cells']} cells")
+    found["settings"]["data"] = [Path(p).name for p in found["settings"]["data"]]
+    write_statistics(FIGURES, found)
+
+
+def filled(page: str, rows: list[dict[str, Any]]) -> str:
+    """The page with its tables between `<!-- name -->` and `<!-- /name -->` made anew."""
+    for name, lines in (("rates", rate_lines(rows)), ("gains", gain_lines(compare(rows)))):
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        before, rest = page.split(begin)
+        page = before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
+    return page
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--take", type=Path, help="a folder of `vla study`")
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    args = parser.parse_args()
+    if args.take:
+        take(args.take)
+    rows = json.loads(FIGURES.read_text())["rows"]
+    page = PAGE.read_text(encoding="utf-8")
+    new = filled(page, rows)
+    if args.check:
+        print("as the figures say" if new == page else f"{PAGE.relative_to(ROOT)} is out of date")
+        return int(new != page)
+    PAGE.write_text(new, encoding="utf-8")
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(draw(rows))).save(buffer, "WEBP", lossless=True, method=6)
+    write_whole(PICTURE, buffer.getvalue())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
