@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Find the fastest launches of the matrix-times-vector kernel on this chip; write them down.
+"""Find the fastest launches of the kernels on this chip; write them down.
 
-    python bench/tune_kernels.py [--kinds dense int8 fp8 int4] [--workers 8]
+    python bench/tune_kernels.py [--kinds dense int8 fp8 int4 coded-int8 coded-int4 small]
 
-The shapes are those of Llama-2-7B. Every candidate is compiled by worker processes, checked
-against float64 and timed as a CUDA graph over copies of the weight that together don't fit the
-cache. The winners go to vla_inference/kernels/tuned.json.
+The shapes are those of openvla-7b. Every candidate is compiled by worker processes, checked
+against float64 and timed as a CUDA graph; products over copies of the weight that together don't
+fit the cache. `coded` are products of codes that the kernel ahead made, `small` what stands
+between the products, and attention (beside the library's). The winners go to
+vla_inference/kernels/tuned.json; `coded` kernels are used where they have entries.
 """
 
 from __future__ import annotations
@@ -24,6 +26,11 @@ SHAPES = {
     "down": (4096, 11008, False), "head": (256, 4096, False),
 }  # fmt: skip
 COPY_BYTES = 400e6
+# Width of a head, heads, positions, whether causal: of both towers, of prefill, of OpenVLA-OFT.
+TOGETHER = (
+    (64, 16, 261, False), (72, 16, 256, False), (128, 32, 280, True), (128, 32, 337, False),
+)  # fmt: skip
+KINDS = ["dense", "int8", "fp8", "int4", "coded-int8", "coded-int4", "small"]
 
 
 def weights(kind: str, n: int, k: int, seed: int):
@@ -52,8 +59,10 @@ def tune(kind: str, shape: str, lock) -> tuple[str, dict | None, list[str]]:
 
     import torch
 
-    from vla_inference.kernels.gemv import candidates, gemv, key
+    from vla_inference.kernels import coded, gemv
+    from vla_inference.kernels.codes import encode
 
+    codes, _, kind = kind.rpartition("-")
     n, k, pair = SHAPES[shape]
     rows = 2 * n if pair else n
     parts, dense = weights(kind, rows, k, 0)
@@ -62,7 +71,6 @@ def tune(kind: str, shape: str, lock) -> tuple[str, dict | None, list[str]]:
     norm = torch.rand(k, generator=generator, device="cuda") + 0.5
     residual = torch.randn(n, generator=generator, device="cuda").bfloat16()
     normed = shape in ("qkv", "gate_up", "head")
-    more = {"norm": norm, "eps": 1e-5} if normed else {"residual": residual}
 
     exact = x.double()
     if normed:
@@ -74,17 +82,33 @@ def tune(kind: str, shape: str, lock) -> tuple[str, dict | None, list[str]]:
         exact = exact + residual.double()
     del dense
 
+    more = {"pair": pair, "residual": None if normed else residual}
+    y = torch.empty(n, dtype=torch.bfloat16, device="cuda")
+    if codes:
+        name, candidates = coded.coded_key(kind, n, k, pair), coded.coded_launches()
+        given = encode(x, kind, norm if normed else None)
+        more |= {"normed": normed, "eps": 1e-5, "code": shape != "qkv"}
+
+        def product(weight, launch, **parts):
+            coded.gemv_coded(given, k, weight, y, launch=launch, **more, **parts)
+
+    else:
+        name, candidates = gemv.key(kind, n, k, pair), gemv.candidates(kind, n, k)
+        more |= {"norm": norm, "eps": 1e-5} if normed else {}
+
+        def product(weight, launch, **parts):
+            gemv.gemv(x, weight, y, launch=launch, **more, **parts)
+
     size = sum(p.nbytes for p in parts.values() if isinstance(p, torch.Tensor))
     copies = [parts]
     for _ in range(int(COPY_BYTES // size)):
         copy = {a: b.clone() if isinstance(b, torch.Tensor) else b for a, b in parts.items()}
         copies.append(copy)
     tried, notes = [], []
-    for launch in candidates(kind, n, k):
-        y = torch.full((n,), float("nan"), dtype=torch.bfloat16, device="cuda")
+    for launch in candidates:
+        y.fill_(float("nan"))
         try:
-            gemv(x, parts["weight"], y, pair=pair, launch=launch, **more,
-                 **{a: b for a, b in parts.items() if a != "weight"})  # fmt: skip
+            product(launch=launch, **parts)
             torch.cuda.synchronize()
         except Exception as error:  # a launch that the chip can't run is no candidate
             notes.append(f"{launch}: {str(error)[:80]}")
@@ -97,33 +121,77 @@ def tune(kind: str, shape: str, lock) -> tuple[str, dict | None, list[str]]:
     timed = []
     with lock:
         for launch in tried:
-            timed.append((_time(x, copies, n, pair, launch, more), launch))
+
+            def all_of_them(launch=launch):
+                for c in copies:
+                    product(launch=launch, **c)
+
+            timed.append((_graph_time(all_of_them) / len(copies), launch))
     if not timed:
-        return key(kind, n, k, pair), None, notes
+        return name, None, notes
     timed.sort(key=lambda t: t[0])
     best, launch = timed[0]
-    others = [(round(t * 1e6, 2), str(c)[7:-1]) for t, c in timed[1:3]]
+    others = [(round(t * 1e6, 2), str(c)) for t, c in timed[1:3]]
     print(
-        f"{kind:6} {shape:8} {best * 1e6:7.2f} us {size / best / 1e9:6.0f} GB/s {launch}; "
+        f"{name:28} {best * 1e6:7.2f} us {size / best / 1e9:6.0f} GB/s {launch}; "
         f"{len(timed)} candidates, next {others}",
         flush=True,
     )
-    return key(kind, n, k, pair), asdict(launch), notes
+    return name, asdict(launch), notes
 
 
-def _time(x, copies, n, pair, launch, more) -> float:
+def tune_small() -> dict[str, dict]:
+    """Of what stands between the products: warps a row, attention's launches."""
     import torch
 
-    from vla_inference.kernels.gemv import gemv
+    from vla_inference.kernels import attention, layers
+    from vla_inference.kernels.launching import tuned
 
-    y = torch.empty(n, dtype=torch.bfloat16, device="cuda")
+    known, entries = tuned(), {}
 
-    def all_of_them():
-        for c in copies:
-            gemv(x, c["weight"], y, pair=pair, launch=launch, **more,
-                 **{a: b for a, b in c.items() if a != "weight"})  # fmt: skip
+    def best(name: str, candidates: list[dict], work) -> None:
+        times = []
+        for entry in candidates:
+            known[name] = entry
+            try:
+                work()
+                torch.cuda.synchronize()
+                times.append((_graph_time(lambda: [work() for _ in range(50)]) / 50, entry))
+            except Exception as error:
+                print(f"{name} {entry}: {str(error)[:80]}")
+        times.sort(key=lambda t: t[0])
+        entries[name] = known[name] = times[0][1]
+        print(f"{name:28}", [(round(t * 1e6, 2), *e.values()) for t, e in times], flush=True)
 
-    return _graph_time(all_of_them) / len(copies)
+    def rows(k: int) -> torch.Tensor:
+        return torch.randn(280, k, device="cuda").bfloat16()
+
+    x, y, wide = rows(4096), layers.Product(rows(4096)), layers.Product(rows(22016))
+    gain = torch.rand(4096, device="cuda") + 0.5
+    warps = [{"warps": w} for w in (2, 4, 8, 16, 32)]
+    key = layers.rows_key
+    best(key("rms_norm", 4096), warps, lambda: layers.rms_norm(x, y, gain, 1e-5, "fp8"))
+    best(key("silu_mul", 11008), warps, lambda: layers.silu_mul(wide, x.dtype, "fp8"))
+    best(key("quantize", 4096), warps, lambda: layers.quantize_rows(x, "fp8"))
+    for d in (1024, 1152):
+        a, g = rows(d), gain[:d].bfloat16()
+        best(key("layer_norm", d), warps, lambda a=a, g=g: layers.layer_norm(a, a, g, g, g, 1e-6))
+    best("gelu", [{"block": b} for b in (512, 1024, 2048, 4096)], lambda: layers.gelu_(x))
+    for d, heads, n, causal in TOGETHER:
+        if causal:
+            q = rows(heads * d)[:n].view(n, heads, d).transpose(0, 1)
+            k, v = torch.randn(2, heads, 400, d, device="cuda").bfloat16()[:, :, :n]
+        else:
+            whole = torch.randn(n, 3, heads, d, device="cuda").bfloat16()
+            q, k, v = whole.permute(1, 2, 0, 3)
+        wanted = attention.library_attention(q.double(), k.double(), v.double(), causal)
+        found = attention.attention(q, k, v, causal)
+        error = ((found - wanted).norm() / wanted.norm()).item()
+        print(f"attention {d}: error {error:.2g}")
+        launches = [{"launch": list(a)} for a in [(), *attention.attention_launches()]]
+        work = lambda q=q, k=k, v=v, c=causal: attention.attention(q, k, v, c)  # noqa: E731
+        best(attention.attention_key(d, causal), launches, work)
+    return entries
 
 
 def _graph_time(work) -> float:
@@ -145,7 +213,7 @@ def _graph_time(work) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kinds", nargs="+", default=["dense", "int8", "fp8", "int4"])
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--workers", type=int, default=10)
     parser.add_argument("--output", type=Path, help="write the entries here as well")
     args = parser.parse_args()
@@ -155,11 +223,12 @@ def main() -> None:
     begin = time.perf_counter()
     with context.Manager() as manager:
         lock = manager.Lock()
-        jobs = [(kind, shape, lock) for kind in args.kinds for shape in SHAPES]
+        jobs = [(kind, s, lock) for kind in args.kinds if kind != "small" for s in SHAPES]
         jobs = [j for j in jobs if j[0] == "dense" or j[1] != "head"]
-        with context.Pool(min(args.workers, len(jobs)), maxtasksperchild=1) as pool:
+        with context.Pool(max(1, min(args.workers, len(jobs))), maxtasksperchild=1) as pool:
             results = pool.starmap(tune, jobs, chunksize=1)
-    entries = {name: launch for name, launch, _ in results if launch is not None}
+    entries = tune_small() if "small" in args.kinds else {}
+    entries |= {name: launch for name, launch, _ in results if launch is not None}
     for name, _, notes in results:
         if notes:
             print(f"{name}: {len(notes)} candidates failed, first: {notes[0]}")

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from vla_inference.engines.cuda_llama import CudaLlama
 from vla_inference.engines.cuda_vision import CudaTower
+from vla_inference.kernels.attention import attend, attention
+from vla_inference.kernels.coded import CodedLaunch, gemv_coded
+from vla_inference.kernels.codes import encode
 from vla_inference.kernels.gemv import Launch, gemv
 from vla_inference.kernels.layers import (
     Product,
-    attend,
     choose,
     gelu_,
     layer_norm,
@@ -304,8 +306,71 @@ def test_the_fused_llama_is_the_plain_one(quantisation, many):
         assert again == [t for t, _ in plain]
 
 
+@given(
+    seed=SEEDS, n=st.sampled_from([1, 17, 40]), d=st.sampled_from([16, 24]),
+    groups=st.sampled_from([1, 2]), causal=st.booleans(), together=st.booleans(),
+)  # fmt: skip
+@settings(FEW, max_examples=8)
+def test_attention(seed, n, d, groups, causal, together):
+    draw, heads = Draw(seed), 2
+    if together and groups == 1:  # one tensor of all three, as a tower has it
+        whole, _ = fenced(draw(n, 3 * heads * d))
+        q, k, v = whole.view(n, 3, heads, d).permute(1, 2, 0, 3)
+    else:  # keys and values in a cache that is longer, and full of poison
+        q = draw(n, heads, d).transpose(0, 1)
+        cache = torch.full((2, heads // groups, n + 9, d), float("nan"), device=DEVICE)
+        cache[:, :, :n] = draw(2, heads // groups, n, d)
+        k, v = cache[:, :, :n]
+    wanted = F.scaled_dot_product_attention(
+        q.double(), *(t.double().repeat_interleave(groups, 0) for t in (k, v)), is_causal=causal
+    )
+    found = attention(q, k, v, causal, (16, 16, 2, 2))
+    assert within(found, wanted.transpose(0, 1).reshape(n, -1), EXACT)
+
+
 def test_the_fused_tower_is_the_plain_one():
     tower = random_policy("tiny", "tokens", DEVICE).model.vision_backbone.featurizer
-    picture = Draw(2)(3, 64, 64)
+    draw = Draw(2)
+    picture = draw(3, 64, 64)
     with torch.inference_mode():
-        assert within(CudaTower(tower)(picture), tower(picture[None])[0], 1e-5)
+        for block in tower.blocks:  # gains and shifts that change something
+            for norm in (block.norm1, block.norm2):
+                norm.weight.copy_(draw.positive(len(norm.weight)))
+                norm.bias.copy_(draw(len(norm.bias)))
+        wanted = tower(picture[None])[0]
+        assert within(CudaTower(tower)(picture), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4-g32", "int4-g64-sym", "int4-channel"])
+@given(seed=SEEDS, k=st.sampled_from([128, 320, 1088]), pair=st.booleans(), wide=st.booleans())
+@FEW
+def test_codes_made_by_the_kernel_ahead_change_nothing(kind, seed, k, pair, wide):
+    if kind == "int4-g64-sym" and k == 1088:
+        k = 1152
+    draw, n = Draw(seed), 64
+    x, norms, residual = draw(k), (draw.positive(k), draw.positive(n)), draw(n)
+    f = get_format(kind)
+    made = []
+    for rows, columns in ((2 * n if pair else n, k), (48, n)):
+        layer = nn.Linear(columns, rows, bias=False)
+        layer.weight = nn.Parameter(draw(rows, columns), requires_grad=False)
+        made.append(quantize_linear(layer, f, "rtn"))
+        made[-1].interleave_()
+    more = [{"scales": m.scales, "zeros": m.zeros, "group": f.group, "kind": f.kind} for m in made]
+    wanted = torch.empty(n, device=DEVICE)
+    gemv(
+        x, made[0].codes, wanted, norm=norms[0], eps=1e-5, pair=pair, residual=residual, **more[0]
+    )
+    wanted_next = torch.empty(48, device=DEVICE)
+    gemv(wanted, made[1].codes, wanted_next, norm=norms[1], eps=1e-5, **more[1])
+    launch = CodedLaunch(64, 4, 3) if wide else CodedLaunch(32, 2, 2)
+    y, codes = torch.empty(n, device=DEVICE), encode(x, f.kind, norms[0])
+    codes = gemv_coded(
+        codes, k, made[0].codes, y, normed=True, eps=1e-5, pair=pair, residual=residual,
+        code=True, norm=norms[1], launch=launch, **more[0],
+    )  # fmt: skip
+    assert within(y, wanted, EXACT)
+    following = torch.empty(48, device=DEVICE)  # of rows that no block divides
+    gemv_coded(codes, n, made[1].codes, following, normed=True, eps=1e-5, launch=launch, **more[1])
+    # A last bit of y may round a code the other way.
+    assert within(following, wanted_next, 2e-3)

@@ -7,12 +7,13 @@ decode pass is bound by bytes and uses `kernels.gemv`, five kernels a layer.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vla_inference.engines.weights import make_weight
+from vla_inference.engines.weights import QuantWeight, make_weight
+from vla_inference.kernels.attention import attend, attention
+from vla_inference.kernels.codes import encode
+from vla_inference.kernels.launching import tuned
 from vla_inference.kernels.layers import (
-    attend,
     choose,
     quantize_rows,
     rms_norm,
@@ -56,6 +57,7 @@ class CudaLlama:
         half = c.head_dim // 2
         self.rotary = tuple(t[:, :half].contiguous() for t in rotary(every, c))
         shape = (len(self.layers), 2, c.num_key_value_heads, positions, c.head_dim)
+        self.coded = self._coded_kind()
         self.cache = torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def prefill(self, x: Tensor) -> Tensor:
@@ -74,8 +76,34 @@ class CudaLlama:
 
     def decode(self, x: Tensor, position: int) -> Tensor:
         """One more embedding [H] -> its state, before the norm [H]."""
+        if self.coded:
+            return self._decode_coded(x, position)
         for i, layer in enumerate(self.layers):
             x = self._decode_layer(i, layer, x, position)
+        return x
+
+    def _decode_coded(self, x: Tensor, position: int) -> Tensor:
+        """Each kernel makes the 8-bit codes that the next one reads."""
+        kind, c, new = self.coded, self.c, self._new
+        codes = encode(x, kind, self.layers[0].norm1)
+        following = [layer.norm1 for layer in self.layers[1:]] + [None]
+        for i, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
+            qkv = new((c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim)
+            layer.qkv.one_coded(codes, c.hidden_size, qkv, normed=True, eps=self.eps)
+            y, codes = attend(
+                qkv, self.rotary, *self.cache[i], position, self.heads, code=kind
+            )  # fmt: skip
+            out = new(c.hidden_size)
+            codes = layer.o.one_coded(codes, len(y), out, residual=x, code=True, norm=layer.norm2)
+            x, y = out, new(layer.inner)
+            codes = layer.gate_up.one_coded(
+                codes, c.hidden_size, y, normed=True, eps=self.eps, pair=True, code=True
+            )
+            out = new(c.hidden_size)
+            codes = layer.down.one_coded(
+                codes, layer.inner, out, residual=x, code=norm is not None, norm=norm
+            )
+            x = out
         return x
 
     def encode(self, x: Tensor, kept: slice = slice(None)) -> Tensor:
@@ -106,12 +134,8 @@ class CudaLlama:
         keys, values = self.cache[i]
         n = len(x)
         q = split_heads(layer.qkv.many(normed, scales), self.rotary, keys, values, self.heads)
-        q, x = q[:, kept], x[kept]
-        y = F.scaled_dot_product_attention(
-            q[None], keys[None, :, :n], values[None, :, :n], is_causal=causal,
-            enable_gqa=self.heads != len(keys),
-        )  # fmt: skip
-        y = y[0].transpose(0, 1).reshape(len(x), -1)
+        y = attention(q, keys[:, :n], values[:, :n], causal)[kept]
+        x = x[kept]
         y = layer.o.many(*quantize_rows(y, layer.o.activations))
         normed, scales = rms_norm(x, y, layer.norm2, self.eps, layer.gate_up.activations)
         y = layer.gate_up.many(normed, scales)
@@ -126,6 +150,17 @@ class CudaLlama:
         x = layer.o.one(y, new(c.hidden_size), residual=x)
         y = layer.gate_up.one(x, new(layer.inner), norm=layer.norm2, eps=self.eps, pair=True)
         return layer.down.one(y, new(c.hidden_size), residual=x)
+
+    def _coded_kind(self) -> str:
+        """The kind of weights whose kernels hand on codes; "" where that was not measured to be
+        faster on this chip, or where spans don't fit."""
+        weights = [w for y in self.layers for w in (y.qkv, y.o, y.gate_up, y.down)]
+        kinds = {w.format.kind if isinstance(w, QuantWeight) else "" for w in weights}
+        sizes = self.c.hidden_size, self.layers[0].inner, self.c.head_dim
+        kind = kinds.pop()
+        if kinds or kind not in ("int4", "int8") or any(s % 32 for s in sizes):
+            return ""
+        return kind if any(key.startswith(f"coded {kind} ") for key in tuned()) else ""
 
     def _new(self, size: int) -> Tensor:
         return torch.empty(size, dtype=self.dtype, device=self.device)

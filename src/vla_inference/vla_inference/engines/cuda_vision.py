@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vla_inference.kernels.attention import attention
 from vla_inference.kernels.layers import gelu_, layer_norm
 from vla_inference.model import VLA
 from vla_inference.model.vision import EPS, PatchEmbed, Projector, VisionTower
@@ -26,9 +27,7 @@ class CudaTower:
         for block in t.blocks:
             a, m = block.attn, block.mlp
             y = layer_norm(x, add, gamma, block.norm1.weight, block.norm1.bias, EPS)
-            q, k, v = a.qkv(y).view(len(x), 3, a.heads, -1).permute(1, 2, 0, 3)[:, None]
-            y = F.scaled_dot_product_attention(q, k, v)
-            add = a.proj(y[0].transpose(0, 1).reshape(len(x), -1))
+            add = a.proj(attention(*a.qkv(y).view(len(x), 3, a.heads, -1).permute(1, 2, 0, 3)))
             gamma = getattr(block.ls1, "scale_factor", None)
             y = layer_norm(x, add, gamma, block.norm2.weight, block.norm2.bias, EPS)
             add = m.fc2(gelu_(m.fc1(y)))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vla_inference.kernels.coded import gemv_coded
 from vla_inference.kernels.gemv import gemv
 from vla_inference.kernels.layers import Product
 from vla_inference.quantization import QuantLinear
@@ -62,13 +63,23 @@ class QuantWeight:
             )  # fmt: skip
             return Product(codes, scales, self.wide_scales)
         if self.activations == "int8":
-            return Product(torch._int_mm(x, self.wide.t()), scales, self.wide_scales)
+            few = max(0, 17 - len(x))  # the library's product wants more than 16 rows
+            rows = F.pad(x, (0, 0, 0, few)) if few else x
+            codes = torch._int_mm(rows, self.wide.t())
+            return Product(codes[: len(x)], scales, self.wide_scales)
         dense = torch.cat([layer.dequantize(x.dtype) for layer in self.layers])
         return Product(F.linear(x, dense))
 
     def one(self, x: Tensor, y: Tensor, **more) -> Tensor:
         return gemv(
             x, self.codes, y, kind=self.format.kind, scales=self.scales, zeros=self.zeros,
+            group=self.format.group, **more,
+        )  # fmt: skip
+
+    def one_coded(self, x: Tensor, k: int, y: Tensor, **more):
+        """The same of the codes of a vector [k]; see `gemv_coded`."""
+        return gemv_coded(
+            x, k, self.codes, y, kind=self.format.kind, scales=self.scales, zeros=self.zeros,
             group=self.format.group, **more,
         )  # fmt: skip
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vla_inference.kernels.launching import early, early_launch, largest
+from vla_inference.kernels.launching import early, early_launch, largest, tuned
 
 QUANT_TYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
@@ -61,11 +61,13 @@ def _product(x, rows, columns, row, N, k, inside):
 @triton.jit
 def _rms_norm(
     x, y, y_rows, y_columns, w, out, scales, K, eps,
-    ADD: tl.constexpr, QUANT: tl.constexpr, BLOCK: tl.constexpr,
+    ADD: tl.constexpr, QUANT: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     k = tl.arange(0, BLOCK)
     inside = k < K
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     v = tl.load(x + row * K + k, inside, 0.0).to(tl.float32)
     if ADD:
         v += _product(y, y_rows, y_columns, row, K, k, inside)
@@ -82,16 +84,20 @@ def rms_norm(x: Tensor, add: Product | None, weight: Tensor, eps: float, quant: 
     n, k = x.shape
     _rms_norm[(n,)](
         x, *(add or NOTHING), weight, out, scales, k, eps, add is not None, quant, _block(k),
-        num_warps=8,
+        early_launch(), num_warps=row_warps("rms_norm", k), **early(),
     )  # fmt: skip
     return out, scales
 
 
 @triton.jit
-def _layer_norm(x, y, gamma, w, b, out, K, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
+def _layer_norm(
+    x, y, gamma, w, b, out, K, eps, ADD: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0)
     k = tl.arange(0, BLOCK)
     inside = k < K
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     v = tl.load(x + row * K + k, inside, 0.0).to(tl.float32)
     if ADD:
         step = tl.load(y + row * K + k, inside, 0.0).to(tl.float32)
@@ -118,16 +124,22 @@ def layer_norm(
     """x [n, K] += gamma * add, then LayerNorm [n, K]."""
     out = torch.empty_like(x)
     n, k = x.shape
-    _layer_norm[(n,)](x, add, gamma, weight, bias, out, k, eps, add is not None, _block(k),
-                      num_warps=4)  # fmt: skip
+    _layer_norm[(n,)](
+        x, add, gamma, weight, bias, out, k, eps, add is not None, _block(k), early_launch(),
+        num_warps=row_warps("layer_norm", k), **early(),
+    )  # fmt: skip
     return out
 
 
 @triton.jit
-def _silu_mul(x, rows, columns, out, scales, K, QUANT: tl.constexpr, BLOCK: tl.constexpr):
+def _silu_mul(
+    x, rows, columns, out, scales, K, QUANT: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
     row = tl.program_id(0)
     k = tl.arange(0, BLOCK)
     inside = k < K
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     gate = _product(x, rows, columns, row, 2 * K, k, inside)
     up = _product(x, rows, columns, row, 2 * K, K + k, inside)
     _store_row(out, scales, row, K, k, inside, gate * tl.sigmoid(gate) * up, QUANT)
@@ -137,15 +149,22 @@ def silu_mul(x: Product, dtype: torch.dtype, quant: str = ""):
     """[n, 2 K], gates first -> (silu(gate) * up [n, K], its scales or None)."""
     n, k = x.values.shape[0], x.values.shape[1] // 2
     out, scales = _empty(x.values[:, :k], quant, dtype)
-    _silu_mul[(n,)](*x, out, scales, k, quant, _block(k), num_warps=8)
+    _silu_mul[(n,)](
+        *x, out, scales, k, quant, _block(k), early_launch(),
+        num_warps=row_warps("silu_mul", k), **early(),
+    )  # fmt: skip
     return out, scales
 
 
 @triton.jit
-def _quantize(x, out, scales, K, QUANT: tl.constexpr, BLOCK: tl.constexpr):
+def _quantize(
+    x, out, scales, K, QUANT: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0)
     k = tl.arange(0, BLOCK)
     inside = k < K
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     v = tl.load(x + row * K + k, inside, 0.0).to(tl.float32)
     _store_row(out, scales, row, K, k, inside, v, QUANT)
 
@@ -155,14 +174,20 @@ def quantize_rows(x: Tensor, quant: str = ""):
     if not quant:
         return x, None
     out, scales = _empty(x, quant)
-    _quantize[(len(x),)](x, out, scales, x.shape[1], quant, _block(x.shape[1]), num_warps=8)
+    n, k = x.shape
+    _quantize[(n,)](
+        x, out, scales, k, quant, _block(k), early_launch(),
+        num_warps=row_warps("quantize", k), **early(),
+    )  # fmt: skip
     return out, scales
 
 
 @triton.jit
-def _gelu(x, N, BLOCK: tl.constexpr):
+def _gelu(x, N, BLOCK: tl.constexpr, PDL: tl.constexpr):
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = n < N
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     v = tl.load(x + n, inside, 0.0).to(tl.float32)
     v = 0.5 * v * (1 + tl.erf(v * 0.7071067811865476))
     tl.store(x + n, v.to(x.dtype.element_ty), inside)
@@ -170,7 +195,9 @@ def _gelu(x, N, BLOCK: tl.constexpr):
 
 def gelu_(x: Tensor) -> Tensor:
     """The exact GELU, in place."""
-    _gelu[(triton.cdiv(x.numel(), 1024),)](x, x.numel(), 1024, num_warps=4)
+    block = tuned().get("gelu", {}).get("block", 1024)
+    grid = (triton.cdiv(x.numel(), block),)
+    _gelu[grid](x, x.numel(), block, early_launch(), num_warps=4, **early())
     return x
 
 
@@ -182,14 +209,18 @@ def _rotated(base, half, cos, sin):
 
 
 @triton.jit
-def _split_heads(qkv, rows, columns, cos, sin, q, keys, values, n, S, HEADS: tl.constexpr,
-                 KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def _split_heads(
+    qkv, rows, columns, cos, sin, q, keys, values, S, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
+    HALF: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     # A program takes BLOCK heads of one position: of queries, then keys, then values.
     position = tl.program_id(0)
     head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     half = tl.arange(0, HALF)
     D: tl.constexpr = 2 * HALF
     row = qkv + position * (HEADS + 2 * KV_HEADS) * D
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     at = head[:, None] * D + half[None, :]
     x, y = tl.load(row + at).to(tl.float32), tl.load(row + at + HALF).to(tl.float32)
     if rows is not None:
@@ -203,7 +234,7 @@ def _split_heads(qkv, rows, columns, cos, sin, q, keys, values, n, S, HEADS: tl.
         a = (x * c - y * s).to(q.dtype.element_ty)
         b = (y * c + x * s).to(q.dtype.element_ty)
     if tl.program_id(1) * BLOCK < HEADS:
-        to = q + (head[:, None] * n + position) * D + half[None, :]
+        to = q + (position * HEADS + head[:, None]) * D + half[None, :]
     elif tl.program_id(1) * BLOCK < HEADS + KV_HEADS:
         to = keys + ((head[:, None] - HEADS) * S + position) * D + half[None, :]
     else:
@@ -219,93 +250,15 @@ def split_heads(qkv: Product, rotary, keys: Tensor, values: Tensor, heads: int) 
     keys, values: [kv_heads, S, d], filled from position 0.
     """
     n, (kv_heads, s, d) = qkv.values.shape[0], keys.shape
-    q = keys.new_empty(heads, n, d)
+    q = keys.new_empty(n, heads, d)
     block = 8
     while heads % block or kv_heads % block:
         block //= 2
     _split_heads[(n, (heads + 2 * kv_heads) // block)](
-        *qkv, *rotary, q, keys, values, n, s, heads, kv_heads, d // 2, block, num_warps=4
+        *qkv, *rotary, q, keys, values, s, heads, kv_heads, d // 2, block, early_launch(),
+        num_warps=4, **early(),
     )  # fmt: skip
-    return q
-
-
-@triton.jit
-def _turned(base, d, cos, sin, HALF: tl.constexpr):
-    """A whole head, rotated: float32 [D]"""
-    x = tl.load(base + d).to(tl.float32)
-    other = tl.load(base + (d + HALF) % (2 * HALF)).to(tl.float32)
-    return x * cos + tl.where(d < HALF, -other, other) * sin
-
-
-@triton.jit
-def _attend(
-    qkv, cos, sin, keys, values, out, position, S, scale,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
-    STAGES: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    # One head. The query stands in all 16 rows that the tensor cores want.
-    head = tl.program_id(0)
-    kv = head // (HEADS // KV_HEADS)
-    D: tl.constexpr = 2 * HALF
-    d = tl.arange(0, D)
-    kind = keys.dtype.element_ty
-    c = tl.load(cos + position * HALF + d % HALF)
-    s = tl.load(sin + position * HALF + d % HALF)
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-    q = _turned(qkv + head * D, d, c, s, HALF).to(kind)
-    k = _turned(qkv + (HEADS + kv) * D, d, c, s, HALF).to(kind)
-    v = tl.load(qkv + (HEADS + KV_HEADS + kv) * D + d)
-    at = (kv * S + position) * D
-    tl.store(keys + at + d, k)
-    tl.store(values + at + d, v)
-    # The new position first; then blocks of those before it.
-    ones = tl.full((16,), 1.0, tl.float32)
-    top = ones * (tl.sum(q.to(tl.float32) * k.to(tl.float32), 0) * scale)
-    total = ones
-    acc = ones[:, None] * v.to(tl.float32)[None, :]
-    rows = tl.full((16, D), 1.0, kind) * q[None, :]
-    for begin in tl.range(0, position, BLOCK, num_stages=STAGES):
-        past = begin + tl.arange(0, BLOCK)
-        seen = past < position
-        where = (kv * S + past[:, None]) * D + d[None, :]
-        ks = tl.load(keys + where, seen[:, None], 0.0)
-        vs = tl.load(values + where, seen[:, None], 0.0)
-        score = tl.dot(rows, tl.trans(ks), input_precision="ieee") * scale
-        score = tl.where(seen[None, :], score, float("-inf"))
-        higher = tl.maximum(top, tl.max(score, 1))
-        share = tl.exp(score - higher[:, None])
-        shrink = tl.exp(top - higher)
-        acc = acc * shrink[:, None]
-        acc = tl.dot(share.to(kind), vs, acc, input_precision="ieee")
-        total = total * shrink + tl.sum(share, 1)
-        top = higher
-    result = tl.sum(acc / total[:, None], 0) / 16
-    tl.store(out + head * D + d, result.to(out.dtype.element_ty))
-
-
-def attend(
-    qkv: Tensor,
-    rotary,
-    keys: Tensor,
-    values: Tensor,
-    position: int,
-    heads: int,
-    launch: tuple[int, int, int] | None = None,
-) -> Tensor:
-    """Attention of one new position to itself and those before it; it joins the cache.
-
-    qkv: [(heads + 2 kv_heads) d] -> [heads d]; launch: positions a turn, warps, stages.
-    """
-    kv_heads, s, d = keys.shape
-    out = qkv.new_empty(heads * d)
-    block, warps, stages = launch or (64, 4, 3)
-    _attend[(heads,)](
-        qkv, *rotary, keys, values, out, position, s, d**-0.5, heads, kv_heads, d // 2,
-        block, stages, early_launch(), num_warps=warps, **early(),
-    )  # fmt: skip
-    return out
+    return q.transpose(0, 1)
 
 
 @triton.jit
@@ -330,6 +283,16 @@ def choose(logits: Tensor, words: Tensor, token: Tensor, x: Tensor, first: int) 
     h = words.shape[1]
     grid = (triton.cdiv(h, 1024),)
     _choose[grid](logits, words, token, x, first, h, len(logits), 1024, num_warps=4)
+
+
+def row_warps(kernel: str, k: int) -> int:
+    """Warps that share a row of k numbers: those measured best on this chip, else a fair count."""
+    usual = 4 if kernel == "layer_norm" else 8
+    return tuned().get(rows_key(kernel, k), {}).get("warps", usual)
+
+
+def rows_key(kernel: str, k: int) -> str:
+    return f"{kernel} {k}"
 
 
 def _block(k: int) -> int:

@@ -1,0 +1,190 @@
+"""Attention: of one new position to those before it, and among a few hundred."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vla_inference.kernels.codes import codes_for, store_codes
+from vla_inference.kernels.launching import early, early_launch, tuned
+
+
+@triton.jit
+def _turned(base, d, cos, sin, HALF: tl.constexpr):
+    """A whole head, rotated: float32 [D]"""
+    x = tl.load(base + d).to(tl.float32)
+    other = tl.load(base + (d + HALF) % (2 * HALF)).to(tl.float32)
+    return x * cos + tl.where(d < HALF, -other, other) * sin
+
+
+@triton.jit
+def _attend(
+    qkv, cos, sin, keys, values, out, coded, position, S, scale,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
+    STAGES: tl.constexpr, CODE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    # One head. The query stands in all 16 rows that the tensor cores want.
+    head = tl.program_id(0)
+    kv = head // (HEADS // KV_HEADS)
+    D: tl.constexpr = 2 * HALF
+    d = tl.arange(0, D)
+    kind = keys.dtype.element_ty
+    c = tl.load(cos + position * HALF + d % HALF)
+    s = tl.load(sin + position * HALF + d % HALF)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    q = _turned(qkv + head * D, d, c, s, HALF).to(kind)
+    k = _turned(qkv + (HEADS + kv) * D, d, c, s, HALF).to(kind)
+    v = tl.load(qkv + (HEADS + KV_HEADS + kv) * D + d)
+    at = (kv * S + position) * D
+    tl.store(keys + at + d, k)
+    tl.store(values + at + d, v)
+    # The new position first; then blocks of those before it.
+    ones = tl.full((16,), 1.0, tl.float32)
+    top = ones * (tl.sum(q.to(tl.float32) * k.to(tl.float32), 0) * scale)
+    total = ones
+    acc = ones[:, None] * v.to(tl.float32)[None, :]
+    rows = tl.full((16, D), 1.0, kind) * q[None, :]
+    for begin in tl.range(0, position, BLOCK, num_stages=STAGES):
+        past = begin + tl.arange(0, BLOCK)
+        seen = past < position
+        where = (kv * S + past[:, None]) * D + d[None, :]
+        ks = tl.load(keys + where, seen[:, None], 0.0)
+        vs = tl.load(values + where, seen[:, None], 0.0)
+        score = tl.dot(rows, tl.trans(ks), input_precision="ieee") * scale
+        score = tl.where(seen[None, :], score, float("-inf"))
+        higher = tl.maximum(top, tl.max(score, 1))
+        share = tl.exp(score - higher[:, None])
+        shrink = tl.exp(top - higher)
+        acc = acc * shrink[:, None]
+        acc = tl.dot(share.to(kind), vs, acc, input_precision="ieee")
+        total = total * shrink + tl.sum(share, 1)
+        top = higher
+    result = (tl.sum(acc / total[:, None], 0) / 16).to(out.dtype.element_ty)
+    tl.store(out + head * D + d, result)
+    if CODE != "":
+        store_codes(result.to(tl.float32), head * D, None, coded, HEADS * D, D, CODE)
+
+
+def attend(
+    qkv: Tensor,
+    rotary,
+    keys: Tensor,
+    values: Tensor,
+    position: int,
+    heads: int,
+    launch: tuple[int, int, int] | None = None,
+    code: str = "",
+):
+    """Attention of one new position to itself and those before it; it joins the cache.
+
+    qkv: [(heads + 2 kv_heads) d] -> [heads d]; launch: positions a turn, warps, stages. code: a
+    kind of weights, for which the result's codes are returned as well.
+    """
+    kv_heads, s, d = keys.shape
+    out = qkv.new_empty(heads * d)
+    block, warps, stages = launch or (64, 4, 5)
+    coded = codes_for(heads * d, code, out.device) if code else None
+    _attend[(heads,)](
+        qkv, *rotary, keys, values, out, coded, position, s, d**-0.5, heads, kv_heads, d // 2,
+        block, stages, code, early_launch(), num_warps=warps, **early(),
+    )  # fmt: skip
+    return (out, coded) if code else out
+
+
+@triton.jit
+def _attention(
+    q, k, v, out, N, scale,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr,
+    Q_HEAD: tl.constexpr, Q_ROW: tl.constexpr, K_HEAD: tl.constexpr, K_ROW: tl.constexpr,
+    CAUSAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(1)
+    kv = head // (HEADS // KV_HEADS)
+    first = tl.program_id(0) * ROWS
+    n = first + tl.arange(0, ROWS)
+    d, s = tl.arange(0, WIDE), tl.arange(0, BLOCK)
+    inside = d < D
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    # Positions that are not there are read as the last one; their shares are none.
+    mine = q + head * Q_HEAD + tl.minimum(n, N - 1)[:, None] * Q_ROW + d[None, :]
+    query = tl.load(mine, inside[None, :], 0.0)
+    acc = tl.zeros((ROWS, WIDE), tl.float32)
+    top = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    end = N
+    if CAUSAL:
+        end = tl.minimum(N, first + ROWS)
+    for begin in tl.range(0, end, BLOCK, num_stages=STAGES):
+        at = tl.minimum(begin + s, N - 1) * K_ROW
+        keys = tl.load(k + kv * K_HEAD + at[None, :] + d[:, None], inside[:, None], 0.0)
+        values = tl.load(v + kv * K_HEAD + at[:, None] + d[None, :], inside[None, :], 0.0)
+        share = tl.dot(query, keys, input_precision="ieee") * scale
+        seen = (begin + s < N)[None, :]
+        if CAUSAL:
+            seen = seen & ((begin + s)[None, :] <= n[:, None])
+        share = tl.where(seen, share, float("-inf"))
+        higher = tl.maximum(top, tl.max(share, 1))
+        share = tl.exp2(share - higher[:, None])
+        shrink = tl.exp2(top - higher)
+        acc = tl.dot(share.to(values.dtype), values, acc * shrink[:, None], input_precision="ieee")
+        total = total * shrink + tl.sum(share, 1)
+        top = higher
+    acc = acc / total[:, None]
+    to = out + (n[:, None] * HEADS + head) * D + d[None, :]
+    tl.store(to, acc.to(out.dtype.element_ty), (n < N)[:, None] & inside[None, :])
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool = False,
+    launch: tuple[int, int, int, int] | None = None,
+) -> Tensor:
+    """Of n positions to each other (`causal`: and none later): [n, heads * d], heads side by side.
+
+    q: [heads, n, d]; k, v: [kv_heads, n, d], laid out alike; each any way, but a head's numbers
+    next to each other. launch: positions a program, positions a turn, warps, turns on the way.
+    """
+    (heads, n, d), kv_heads = q.shape, len(k)
+    launch = launch or attention_launch(d, causal)
+    if not launch:
+        return library_attention(q, k, v, causal)
+    rows, block, warps, stages = launch
+    out = torch.empty(n, heads * d, dtype=q.dtype, device=q.device)
+    _attention[(triton.cdiv(n, rows), heads)](
+        q, k, v, out, n, d**-0.5 * 1.4426950408889634, heads, kv_heads, d,
+        max(16, triton.next_power_of_2(d)), *q.stride()[:2], *k.stride()[:2], causal,
+        rows, block, stages, early_launch(), num_warps=warps, **early(),
+    )  # fmt: skip
+    return out
+
+
+def library_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+    # The library answers in the order of its queries: mostly nothing is copied.
+    y = F.scaled_dot_product_attention(
+        q[None], k[None], v[None], is_causal=causal, enable_gqa=len(q) != len(k)
+    )
+    return y[0].transpose(0, 1).reshape(q.shape[1], -1)
+
+
+def attention_launch(d: int, causal: bool) -> tuple[int, ...]:
+    """() where the library was measured faster."""
+    return tuple(tuned().get(attention_key(d, causal), {}).get("launch", (64, 64, 4, 3)))
+
+
+def attention_key(d: int, causal: bool) -> str:
+    return f"attention {d}{' causal' if causal else ''}"
+
+
+def attention_launches() -> list[tuple[int, int, int, int]]:
+    """Worth trying."""
+    return [(64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 3), (64, 128, 4, 2), (128, 64, 8, 2),
+            (64, 64, 8, 3)]  # fmt: skip
