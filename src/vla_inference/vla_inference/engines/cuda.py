@@ -17,6 +17,7 @@ from torch import Tensor
 from vla_inference.engines.base import Engine, Vision
 from vla_inference.engines.cuda_llama import CudaLlama
 from vla_inference.engines.cuda_vision import CudaVision
+from vla_inference.engines.weights import align
 from vla_inference.model import VLA
 
 KEPT = 32  # captured context lengths
@@ -63,10 +64,13 @@ class CudaEngine(Engine):
         self._tokens = torch.zeros(c.head.action_dim, 1, dtype=torch.long, device=self.device)
         self._hidden = torch.zeros(c.head.action_dim, wide, dtype=self.dtype, device=self.device)
         self._stop = torch.full((1, 1), c.stop_token_id, device=self.device)
-        self._word = torch.zeros(wide, dtype=self.dtype, device=self.device)
+        # Embeddings of the first token, and of the last one so far.
+        self._first, self._word = torch.zeros(2, wide, dtype=self.dtype, device=self.device)
         self._graphs: OrderedDict[tuple, Captured] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
         self._chunk: tuple[Tensor, Tensor] | None = None
+        if c.head.type == "l1":
+            model.action_head.model.fc2 = align(model.action_head.model.fc2)
 
     # -- from the host to the context ---------------------------------------------------------
 
@@ -101,16 +105,25 @@ class CudaEngine(Engine):
             return
         n = context.shape[1]
         self._take(context)
-        for i in range(self.config.head.action_dim):
-            self._captured(("token", n, i), lambda i=i: self._token(n, i)).replay()
+        self._captured(("prefill", n), lambda: self._prefill(n)).replay()
+        yield self._tokens[0], self._hidden[:1]
+        # One graph for all that follow: the host cannot come too late between them.
+        self._captured(("decode", n), lambda: self._decode(n)).replay()
+        for i in range(1, self.config.head.action_dim):
             yield self._tokens[i], self._hidden[i : i + 1]
 
-    def _token(self, n: int, i: int) -> None:
-        if i == 0:
-            state = self.llama.prefill(self._context[0, :n].clone())
-        else:
-            state = self.llama.decode(self._word, n + i - 1)
-        self.llama.read_token(state, self._tokens[i], self._hidden[i], self._word)
+    def _prefill(self, n: int) -> None:
+        self._read(self.llama.prefill(self._context[0, :n].clone()), 0, self._first)
+
+    def _decode(self, n: int) -> None:
+        # What is read is not written: a graph is run once before it is captured.
+        word = self._first
+        for i in range(1, self.config.head.action_dim):
+            self._read(self.llama.decode(word, n + i - 1), i, self._word)
+            word = self._word
+
+    def _read(self, state: Tensor, i: int, word: Tensor) -> None:
+        self.llama.read_token(state, self._tokens[i], self._hidden[i], word)
 
     @torch.inference_mode()
     def action_hidden(self, context: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -158,7 +171,7 @@ class CudaEngine(Engine):
         with torch.cuda.graph(graph, pool=self._pool):
             result = work()
         self._graphs[key] = Captured(graph, result)
-        while len(self._graphs) > KEPT * (1 + self.config.head.action_dim):
+        while len(self._graphs) > 3 * KEPT:  # observe, prefill, decode
             self._graphs.popitem(last=False)
         return self._graphs[key]
 
