@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Full fine-tuning of the 7B shape by FSDP2: samples/s, utilisation, memory, what is lost where.
+"""Fine-tuning of the 7B shape on several GPUs: samples/s, utilisation, memory, what is lost where.
 
-    torchrun --standalone --nproc-per-node 8 bench/finetune_scaling.py [--batch 32]
+    torchrun --standalone --nproc-per-node 8 bench/finetune_scaling.py [--batch 32]   # full, FSDP2
+    ... --rank 32            # LoRA: a copy a GPU, gradients averaged
     ... --save FOLDER        # write the state, tell the loss of the steps that follow
     ... --resume FOLDER      # on another number of GPUs: the same losses
 
@@ -10,7 +11,8 @@ and gradients on the wire), each layer compiled, batches read from an HDF5 file 
 worker processes, gradients clipped, fused AdamW. One JSON line per measurement, by the first
 process. Seconds lost to communication are those of a step less those of one that neither gathers
 nor reduces; those lost to data are spent waiting for the next batch. Utilisation counts 6
-operations per weight and token (`vla_training.flops`) over the GPU's dense bf16 peak.
+operations per weight and token, of LoRA 4 and 6 per adapter weight (`vla_training.flops`), over
+the GPU's dense bf16 peak.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from vla_inference.random_checkpoint import SIZES, STATISTICS, random_config, ra
 from vla_training import parallel
 from vla_training.flops import peak_of, step_flops
 from vla_training.frame_index import Source, index_frames
+from vla_training.lora import LoraConfig, add_lora
 from vla_training.mixture import Samples, batches, mix
 from vla_training.objective import Batch, Objective
 from vla_training.training_forms import prepare
@@ -57,6 +60,7 @@ def main() -> None:
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="openvla-7b" if cuda else "tiny", choices=SIZES)
+    parser.add_argument("--rank", type=int, default=0, help="of LoRA; 0 trains all weights")
     parser.add_argument("--layers", type=int, help="of the Llama, where less than all will do")
     parser.add_argument(
         "--batch", default="32" if cuda else "2",
@@ -74,8 +78,10 @@ def main() -> None:
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--check-batch", type=int, default=16, help="samples of a checked step")
     args = parser.parse_args()
+    if args.rank and (args.save or args.resume):
+        parser.error("--save and --resume check the full model's state: leave --rank out")
     torch.set_float32_matmul_precision("high")
-    place = parallel.start(sharded=True)
+    place = parallel.start(sharded=not args.rank)
     Bench(args, place).run()
     place.barrier()
     parallel.stop()
@@ -92,7 +98,11 @@ class Bench:
         self.config = config
         begin = time.perf_counter()
         dtype = torch.bfloat16 if self.cuda else torch.float32
-        model = random_model(config, place.device, dtype).requires_grad_(True)
+        model = random_model(config, place.device, dtype)
+        if args.rank:
+            add_lora(model, LoraConfig(args.rank))
+        else:
+            model.requires_grad_(True)
         modes = {"inductor": (True, "inductor"), "eager": (True, "eager"), "no": (False, "eager")}
         compiled, backend = modes[args.compile]
         prepare(model, compiled, args.recompute, backend)
@@ -101,8 +111,9 @@ class Bench:
         if args.save or args.resume:  # in float32, so that what differs is the state
             torch.set_float32_matmul_precision("highest")
             low = torch.float32
-        parallel.shard(self.objective, place, args.reshard, low=low)
-        self.parameters = list(self.objective.parameters())
+        if not args.rank:
+            parallel.shard(self.objective, place, args.reshard, low=low)
+        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=args.learning_rate, weight_decay=0.0, fused=True
         )  # fmt: skip
@@ -122,7 +133,7 @@ class Bench:
             try:
                 self.measure(int(text))
             except torch.cuda.OutOfMemoryError as error:  # on all alike
-                self.tell(point="full", batch_per_gpu=int(text), out_of_memory=str(error)[:120])
+                self.tell(point="memory", batch_per_gpu=int(text), out_of_memory=str(error)[:120])
                 self.optimizer.zero_grad(set_to_none=True)
                 self.empty_cache()
 
@@ -131,7 +142,8 @@ class Bench:
     def open_data(self) -> Samples:
         tokenizer = word_tokenizer()
         folder = [tempfile.mkdtemp() if self.place.first else None]
-        dist.broadcast_object_list(folder, 0)
+        if dist.is_initialized():
+            dist.broadcast_object_list(folder, 0)
         path = self.args.dataset or f"{folder[0]}/noise.hdf5"
         if not self.args.dataset and self.place.first:
             write_noise(path, self.config.towers[0].image_size)
@@ -163,7 +175,7 @@ class Bench:
         loader = batches(
             self.samples, 0, total, size, args.workers, place.rank, place.world, pin=self.cuda
         )
-        step_s, update_s, wait_s, losses = [], [], [], []
+        step_s, update_s, wait_s, averaging, losses = [], [], [], [], []
         begin = time.perf_counter()
         for i in range(total):
             if i == args.warmup:
@@ -177,6 +189,10 @@ class Bench:
             losses.append(self.forward_backward(batch))
             self.wait()
             t2 = time.perf_counter()
+            if args.rank:
+                parallel.average_gradients(self.parameters, place)
+                self.wait()
+                averaging.append(time.perf_counter() - t2)
             self.update()
             self.wait()
             t3 = time.perf_counter()
@@ -186,15 +202,16 @@ class Bench:
                 update_s.append(t3 - t2)
         step, update, wait = median(step_s), median(update_s), median(wait_s)
         peak = self.peak()
-        alone = self.without_communication(batch, args.warmup)
+        alone = 0.0 if args.rank else self.without_communication(batch, args.warmup)
         samples_per_s = size * place.world / step
         prompt = batch.ids.shape[1]
-        flops = step_flops(self.config, size, prompt)
+        adapters = sum(p.numel() for p in self.parameters) if args.rank else None
+        flops = step_flops(self.config, size, prompt, adapters)
         ceiling = peak_of(torch.cuda.get_device_name()) if self.cuda else None
-        lost = max(0.0, step - wait - update - alone)
+        lost = median(averaging) if args.rank else max(0.0, step - wait - update - alone)
         self.tell(
-            point="full", gpus=place.world, batch_per_gpu=size, recompute=args.recompute,
-            reshard=args.reshard, compile=args.compile, prompt=prompt,
+            point="lora" if args.rank else "full", gpus=place.world, batch_per_gpu=size,
+            recompute=args.recompute, reshard=args.reshard, compile=args.compile, prompt=prompt,
             samples_per_s=round(place.agree(samples_per_s, "avg"), 2), step_s=round(step, 4),
             mfu=ceiling and round(flops / step / ceiling, 4), tflops=round(flops / step / 1e12, 1),
             communication_s=round(lost, 4), communication_share=round(lost / step, 4),
