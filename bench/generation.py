@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """How fast demonstrations are made, what pictures cost, and that kill -9 loses none.
 
-    python bench/generation.py [--episodes 16] [--parallel 2] [--only rendering]
+    python bench/generation.py [--episodes 16] [--parallel 2] [--only rendering|control]
 
 Stack_D2 (colours, positions and sentence drawn anew for each episode), one camera at 224 x 224.
 The same episodes are generated twice: undisturbed, timed without the workers' start; and killed
 with SIGKILL again and again, each time resumed. Both data sets must be equal, number by number.
 Pictures: our renderer beside MuJoCo's as it comes (reflections, antialiasing), frame by frame in
 turn on the same scenes, medians; the physics of a control step is there to compare with.
+Control: attempts without pictures, expert and recording included, by robosuite's own loop and by
+ours in turn; medians of control steps a second. Each attempt must come out the same to the byte.
 """
 
 from __future__ import annotations
@@ -34,12 +36,13 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=16)
     parser.add_argument("--parallel", type=int, default=2)
     parser.add_argument("--kills", type=int, default=3)
-    parser.add_argument("--only", choices=["rendering"])
+    parser.add_argument("--only", choices=["rendering", "control"])
     args = parser.parse_args()
-    figures = rendering(20)
+    parts = {"rendering": lambda: rendering(20), "control": lambda: control(12)}
     if args.only:
-        print(json.dumps(figures, indent=2))
+        print(json.dumps(parts[args.only](), indent=2))
         return
+    figures = parts["rendering"]() | parts["control"]()
     config = GenerateConfig(task="Stack_D2", episodes=args.episodes, seed=11)
     with tempfile.TemporaryDirectory() as folder:
         figures |= timed(config, Path(folder) / "whole", args.parallel)
@@ -90,6 +93,36 @@ def rendering(frames: int) -> dict:
             c: round(medians[f"{c}_as_it_comes_ms"] / medians[f"{c}_ms"], 2) for c in cameras
         },
         "mean_difference_of_255": round(float(np.mean(difference)), 2),
+    }
+
+
+def control(attempts: int) -> dict:
+    """Control steps a second of one process, by robosuite's own loop and by ours."""
+    from vla_sim_bridge.attempt import make_attempt
+    from vla_sim_bridge.control_step import VARIABLE
+    from vla_sim_bridge.parts import to_bytes
+    from vla_sim_bridge.simulation import Simulation
+
+    config = GenerateConfig(task="Stack_D2", seed=11, pictures=False)
+    sim, rates, same_bytes = Simulation(config.task), {"1": [], "0": []}, []
+    before = os.environ.get(VARIABLE)
+    for index in range(attempts + 1):
+        made = []
+        for theirs, rate in rates.items():
+            os.environ[VARIABLE] = theirs
+            begun = time.perf_counter()
+            attempt = make_attempt(sim, config, index)
+            seconds = time.perf_counter() - begun
+            rate.append(sim._env.timestep / seconds)
+            made.append(to_bytes(attempt.episode, None))
+        same_bytes.append(made[0] == made[1])
+    os.environ.pop(VARIABLE) if before is None else os.environ.update({VARIABLE: before})
+    theirs, ours = (float(np.median(rate[1:])) for rate in rates.values())  # the first compiles
+    return {
+        "control_steps_per_s": round(ours, 1),
+        "control_steps_per_s_robosuite": round(theirs, 1),
+        "control_times_faster": round(ours / theirs, 2),
+        "control_same_bytes": all(same_bytes),
     }
 
 

@@ -22,9 +22,16 @@ class SimState(WorldBase):
     def __init__(self, task: Task, env):
         self.task, self._env = task, env
         self.model, self.data = env.sim.model._model, env.sim.data._data
-        self._contact_geoms: dict[int, list[str]] = {}
+        self._contact_geoms: dict[int, frozenset[int]] = {}
         self._bodies = {n: self.model.body(b).id for n, b in task.objects.items()}
-        self._site = env.robots[0].eef_site_id["right"]
+        robot = env.robots[0]
+        self._site = robot.eef_site_id["right"]
+        self._fingers = robot._ref_gripper_joint_pos_indexes["right"]
+        pads = robot.gripper["right"].important_geoms
+        self._pads = [
+            {self.model.geom(n).id for n in pads[f"{side}_fingerpad"]}
+            for side in ("left", "right")
+        ]
         self._fixtures = {
             n: (self.model.body(n).pos.copy(), self.model.body(n).quat.copy())
             for n in task.fixtures
@@ -81,28 +88,38 @@ class SimState(WorldBase):
 
     def holds(self, name: str) -> bool:
         """Whether both fingers touch it."""
-        gripper = self._env.robots[0].gripper
-        return bool(self._env._check_grasp(gripper, self._geoms(name)))
+        touched = self._touched(self._geoms(name))
+        return not any(touched.isdisjoint(pad) for pad in self._pads)
 
     def touching(self, one: str, other: str) -> bool:
-        return bool(self._env.check_contact(self._geoms(one), self._geoms(other)))
+        return not self._touched(self._geoms(one)).isdisjoint(self._geoms(other))
+
+    def _touched(self, geoms: frozenset[int]) -> set[int]:
+        """The geoms in contact with any of these; robosuite asks for names, which takes long."""
+        pairs = self.data.contact.geom.tolist()
+        return {b for a, b in pairs if a in geoms} | {a for a, b in pairs if b in geoms}
 
     def joint(self, name: str) -> float:
         """Position of a hinge or slide, rad or m."""
         return float(self.data.joint(name).qpos[0])
 
-    def _geoms(self, name: str) -> list[str]:
-        """Names of the geoms of a body and of what is fixed to it that can touch anything."""
+    def _geoms(self, name: str) -> frozenset[int]:
+        """The named geoms of a body and of what is fixed to it that can touch anything."""
         body = self.body(name)
         if body not in self._contact_geoms:
             root = self.model.body_weldid[body]
-            self._contact_geoms[body] = [
-                self.model.geom(i).name
+            self._contact_geoms[body] = frozenset(
+                i
                 for i in range(self.model.ngeom)
                 if self.model.body_weldid[self.model.geom_bodyid[i]] == root
                 and self.model.geom_contype[i]
-            ]
+                and self.model.geom(i).name
+            )
         return self._contact_geoms[body]
+
+    def fingers(self) -> float:
+        """m, how far from the middle they are on average, as `state` has it."""
+        return float(np.abs(self.data.qpos[self._fingers].astype(np.float32)).mean())
 
     def state(self) -> np.ndarray:
         """float32 [8]: end-effector position m, rotation vector rad, both fingers' position m."""
@@ -110,7 +127,7 @@ class SimState(WorldBase):
 
         pose = self.eef_pose()
         rotation = Rotation.from_matrix(pose[:3, :3]).as_rotvec()
-        fingers = self.data.qpos[self._env.robots[0]._ref_gripper_joint_pos_indexes["right"]]
+        fingers = self.data.qpos[self._fingers]
         return np.concatenate([pose[:3, 3], rotation, fingers]).astype(np.float32)
 
     def robot_state(self) -> dict[str, np.ndarray]:
@@ -122,7 +139,6 @@ class SimState(WorldBase):
 
         robot, pose = self._env.robots[0], self.eef_pose()
         hand = self.data.body(robot.robot_model.eef_name["right"]).xquat
-        fingers = robot._ref_gripper_joint_pos_indexes["right"]
         return {
             "robot0_state": self.state(),
             "robot0_eef_pos": pose[:3, 3].astype(np.float32),
@@ -130,7 +146,7 @@ class SimState(WorldBase):
             "robot0_eef_quat_site": Rotation.from_matrix(pose[:3, :3]).as_quat(),
             "robot0_joint_pos": self.data.qpos[robot._ref_joint_pos_indexes].copy(),
             "robot0_joint_vel": self.data.qvel[robot._ref_joint_vel_indexes].copy(),
-            "robot0_gripper_qpos": self.data.qpos[fingers].astype(np.float32),
+            "robot0_gripper_qpos": self.data.qpos[self._fingers].astype(np.float32),
         }
 
     def free_objects(self) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from vla_inference.errors import VlaError
 from vla_inference.types import ActionSpec, eef_delta_spec
+from vla_sim_bridge.control_step import control_step
 from vla_sim_bridge.drawing import Pictures
 from vla_sim_bridge.randomization import Randomize, Randomizer
 from vla_sim_bridge.robosuite_env import (
@@ -101,6 +102,7 @@ class Simulation(SimState):
         self.rng = np.random.default_rng(0)
         self.instruction = ""
         self.gripper = 1.0
+        self._control = self._env.step
 
     # -- an episode ---------------------------------------------------------------------------
 
@@ -126,10 +128,11 @@ class Simulation(SimState):
         self._paint()
         self.instruction = self.task.instruct(rng, self.scene, self.language)
         self.gripper = 1.0
+        self._control = control_step(self._env)
 
     def step(self, action: np.ndarray) -> StepResult:
         """Hold an SI end-effector delta [7] for one control period (0.05 s)."""
-        self._env.step(to_robosuite(self._take_action(action)))
+        self._control(to_robosuite(self._take_action(action)))
         if self.task.colours == "step":
             self.scene = self.task.draw_scene(self.rng)
             self._paint()

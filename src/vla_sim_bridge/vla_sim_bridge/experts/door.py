@@ -30,7 +30,7 @@ def door_expert(sim: Simulation) -> np.ndarray:
     level = square_grip(np.block([[DOWN, np.zeros((3, 1))], [np.zeros(3), 1.0]]), door, fold=2)
     grasp[:3, :3] = Rotation.from_rotvec(TILT * door[:3, 0]).as_matrix() @ level
     # The handle slips round between the fingers, which may lose touch on one side for a moment.
-    fingers = float(np.abs(sim.state()[6:8]).mean())
+    fingers = sim.fingers()
     closed = EMPTY < fingers < FINGER_OPEN - 0.001
     if not (closed and np.linalg.norm(eef[:3, 3] - handle) < 0.035):
         if hinge > OPENED - 0.04:

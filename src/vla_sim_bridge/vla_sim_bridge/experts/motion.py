@@ -87,7 +87,7 @@ def close_on(
     """
     error = delta_between(eef, grasp)
     off, turn = np.linalg.norm(error[:2]), abs(error[5])
-    fingers = float(np.abs(sim.state()[6:8]).mean())
+    fingers = sim.fingers()
     if fingers < FINGER_OPEN - 0.002 and off < 0.02 and abs(error[2]) < 0.02:
         return towards(sim, eef, grasp, gripper=0.0)
     # Along the fingers' travel the block centres itself; across it, a grip off centre would let

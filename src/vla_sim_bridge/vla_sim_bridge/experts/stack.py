@@ -34,7 +34,7 @@ def stack_expert(
     block, target = objects[moved], objects[base]
     to_base = target[:3, 3] - block[:3, 3]
     aside, above = np.linalg.norm(to_base[:2]), -to_base[2]
-    fingers = float(np.abs(sim.state()[6:8]).mean())
+    fingers = sim.fingers()
 
     upright = square_grip(eef, eef)
     on_top = aside < 0.03 and abs(above - stacked) < 0.006
