@@ -28,6 +28,7 @@ from vla_inference.checkpoint import place
 from vla_inference.engines.base import Engine
 from vla_inference.engines.compiled import chip, new_folder, read_record, write_record
 from vla_inference.engines.tvm_compile import compile_library, sources
+from vla_inference.engines.tvm_kernels import library_files
 from vla_inference.model import VLA, ModelConfig
 from vla_inference.quantization.linear import unpack
 from vla_inference.random_checkpoint import SIZES, random_config
@@ -63,10 +64,11 @@ def make_library(args: argparse.Namespace, config: ModelConfig) -> dict:
         record = compile_library(
             config.llm, args.quantization, args.target, folder, host=args.host
         )
-        write_record(folder, {**record, "model": "random", "digest": ""}, [record["library"]])
+        files = library_files(record)
+        write_record(folder, {**record, "model": "random", "digest": ""}, files)
     seconds = round(time.perf_counter() - begin, 1)
-    size = (args.folder / record["library"]).stat().st_size
-    keys = ("target", "host", "tvm", "quantization", "library")
+    size = sum((args.folder / name).stat().st_size for name in files)
+    keys = ("target", "host", "tvm", "quantization", "library", "kernels")
     return {**{k: record[k] for k in keys}, "seconds": seconds, "library_mb": round(size / 1e6, 2)}
 
 

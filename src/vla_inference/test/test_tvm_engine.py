@@ -305,6 +305,7 @@ def test_for_a_jetson_without_one(tmp_path, chip):
     else:
         objects = [library.read_bytes()]
     assert objects
+    assert [k["file"] for k in record["kernels"]] == [p.name for p in tmp_path.glob("*.fatbin")]
     for content in objects:
         assert content[:4] == b"\x7fELF"
         assert int.from_bytes(content[18:20], "little") == 183  # aarch64

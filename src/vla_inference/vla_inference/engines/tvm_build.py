@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,9 @@ from tvm.relax.backend.cuda import pipeline as cuda
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn.llm.kv_cache import RopeMode, TIRPagedKVCache
 from tvm.s_tir import dlight as dl
+from tvm.support import nvcc
 
+from vla_inference.errors import VlaError
 from vla_inference.model.config import LlamaConfig
 
 CREATE_CACHE = "create_tir_paged_kv_cache"
@@ -103,24 +106,62 @@ def lower(
 
 def finish(
     mod: tvm.IRModule, target: tvm.target.Target, library: Path, linker: str | None = None
-) -> None:
-    """Compile into `library`: *.so, linked by a C++ compiler for the host; or *.tar of objects."""
+) -> dict[str, bytes]:
+    """Compile into `library`: *.so, linked by a C++ compiler for the host; or *.tar of objects.
+
+    Returns the kernels that the library holds as CUDA source: source -> fatbin for the target.
+    """
     link = tvm.support.cc.cross_compiler(linker) if linker else None
-    with target, _nvcc(), tvm.transform.PassContext(opt_level=3):
+    with target, _source_alone(), tvm.transform.PassContext(opt_level=3):
         built = tvm.compile(mod, target=target, relax_pipeline=_pipeline(target))
         built.export_library(str(library), fcompile=link)
+        kernels = {source: _fatbin(source) for source in _sources(built.mod)}
+    written = _contents(library)
+    if not all(any(source.encode() in part for part in written) for source in kernels):
+        raise VlaError("TVM wrote other CUDA source than it showed", "report it")
+    return kernels
+
+
+def _contents(library: Path) -> list[bytes]:
+    if library.suffix != ".tar":
+        return [library.read_bytes()]
+    with tarfile.open(library) as archive:
+        return [archive.extractfile(m).read() for m in archive if m.isfile()]
 
 
 @contextmanager
-def _nvcc() -> Iterator[None]:
-    """Kernels by nvcc, which needs neither driver nor CUDA's Python bindings."""
-    before = os.environ.get("TVM_CUDA_COMPILE_MODE")
-    os.environ["TVM_CUDA_COMPILE_MODE"] = before or "nvcc"
+def _source_alone() -> Iterator[None]:
+    """Kernels as source wherever this runs; with CUDA's driver TVM would compile them itself."""
+    name = "TVM_COMPILE_FORCE_FALLBACK"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
     try:
         yield
     finally:
         if before is None:
-            del os.environ["TVM_CUDA_COMPILE_MODE"]
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _sources(module) -> Iterator[str]:
+    """CUDA source of a module and of all that it imports."""
+    if module.kind == "cuda":
+        yield str(module.inspect_source("cuda"))
+    for imported in module.imports:
+        yield from _sources(imported)
+
+
+def _fatbin(source: str) -> bytes:
+    """By nvcc, which needs no driver, with TVM's flags for the current target. Of these
+    --use_fast_math shortens exp, division and roots, but leaves sums and products in float32."""
+    try:
+        return bytes(nvcc.compile_cuda(source, target_format="fatbin", compiler="nvcc"))
+    except RuntimeError as error:  # the whole source, then what nvcc said
+        raise VlaError(
+            f"nvcc cannot compile the kernels ({' '.join(str(error)[-400:].split())})",
+            "use the nvcc of CUDA 13, with a g++ that it takes",
+        ) from None
 
 
 def _pipeline(target: tvm.target.Target):

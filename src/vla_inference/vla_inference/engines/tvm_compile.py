@@ -3,6 +3,7 @@
 engine.json      model, target, versions, parameters
 decoder-*.so     the library; decoder-*.tar, objects still to be linked, for a host of another
                  kind where no linker for it is installed
+kernels-*.fatbin for a GPU: machine code of the library's kernels
 parameters/      one safetensors file a layer
 """
 
@@ -29,6 +30,7 @@ from vla_inference.engines.compiled import (
     new_folder,
     write_record,
 )
+from vla_inference.engines.tvm_kernels import library_files, write_kernels
 from vla_inference.errors import CheckpointError, VlaError
 from vla_inference.model.config import LlamaConfig
 from vla_inference.published import checkpoint_name
@@ -115,7 +117,7 @@ def compile_library(
     mod, parameters = lower(model, model.spec(decoding), chosen)
     if decoding != "parallel":
         mod = add_cache(mod, llm, weights.dtype, chosen)
-    finish(mod, chosen, library, linker)
+    kernels = finish(mod, chosen, library, linker)
     # A process takes a second library of one name for the first: let the name tell.
     content = hashlib.sha256(library.read_bytes()).hexdigest()[:8]
     library = library.rename(folder / f"decoder-{content}{library.suffix}")
@@ -128,6 +130,7 @@ def compile_library(
         "decoding": decoding,
         "llm": dataclasses.asdict(llm),
         "library": library.name,
+        "kernels": write_kernels(folder, kernels),
         "parameters": [{"name": n, "shape": s, "dtype": d} for n, (s, d) in parameters.items()],
     }
 
@@ -161,7 +164,7 @@ def compile_checkpoint(
         weights = Weights(**record["quantization"])
         format = get_format(quantization) if weights.group else None
         shapes = {p["name"]: (tuple(p["shape"]), p["dtype"]) for p in record["parameters"]}
-        files = [record["library"]]
+        files = library_files(record)
         (folder / "parameters").mkdir()
         groups = _by_layer(shapes)
         for i, names in enumerate(groups):

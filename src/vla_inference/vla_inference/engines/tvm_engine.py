@@ -25,6 +25,7 @@ from vla_inference.engines.compiled import (
     read_record,
     require,
 )
+from vla_inference.engines.tvm_kernels import read_kernels
 from vla_inference.engines.tvm_runtime import (
     PagedCache,
     TvmRunner,
@@ -76,11 +77,12 @@ class TvmLanguage(TvmRunner):
         if checkpoint is not None:
             digest = language_digest(Tensors(Path(checkpoint)), config)
             require(folder, record, digest=digest)
+        kernels = read_kernels(folder, record)
         tvm = import_runtime(device)
         require(folder, record, tvm=tvm.__version__)
         if device.type == "cpu":
             check_cpu(folder)
-        library = load_library(tvm, linked(folder / record["library"]))
+        library = load_library(tvm, linked(folder / record["library"]), kernels)
         super().__init__(tvm, library, device, config)
         self.dtype = getattr(torch, record["quantization"]["dtype"])
         self._parameters = self._check(parameters or self._read(folder), folder)

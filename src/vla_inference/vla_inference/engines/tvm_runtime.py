@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vla_inference.engines.compiled import host_triple
+from vla_inference.engines.tvm_kernels import provide, refused
 from vla_inference.errors import CheckpointError, VlaError
 from vla_inference.model import ModelConfig
 
@@ -227,10 +229,15 @@ def linked(library: Path) -> Path:
     return shared
 
 
-def load_library(tvm, library: Path):
+def load_library(tvm, library: Path, kernels: Mapping[str, bytes] | None = None):
+    """kernels: machine code of its CUDA source, from `read_kernels`."""
+    provide(tvm, kernels or {})
     try:
         return tvm.runtime.load_module(str(library))
     except Exception as error:  # tvm_ffi raises what it likes
+        without = refused()
+        if without is not None:
+            raise CheckpointError(f"{library}: {without.problem}", without.remedy) from None
         words = " ".join(str(error).split())
         raise CheckpointError(
             f"{library} cannot be loaded ({words[-200:]})",
