@@ -6,7 +6,6 @@ write is NaN, what it must not write or read is as well.
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -31,11 +30,9 @@ from vla_inference.kernels.layers import (
     split_heads,
 )
 from vla_inference.model.llama import rotate
-from vla_inference.policy import Policy
 from vla_inference.quantization import get_format
 from vla_inference.quantization.rounding import quantize_linear, quantize_model
 from vla_inference.random_checkpoint import random_policy
-from vla_inference.types import Observation
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EXACT = 2e-6  # float32 arithmetic
@@ -377,22 +374,3 @@ def test_codes_made_by_the_kernel_ahead_change_nothing(kind, seed, k, pair, wide
     gemv_coded(codes, n, made[1].codes, following, normed=True, eps=1e-5, launch=launch, **more[1])
     # A last bit of y may round a code the other way.
     assert within(following, wanted_next, 2e-3)
-
-
-@pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need CUDA")
-@pytest.mark.parametrize("head", ["tokens", "l1"])
-def test_the_engine_answers_as_the_plain_one_from_the_first_time_on(head):
-    drawn = random_policy("small", head, DEVICE, "float32")
-    fast = Policy(
-        drawn.model, drawn.prompt.tokenizer, drawn.device, drawn.dtype, drawn.name, "torch"
-    )
-    space = next(iter(drawn.config.norm_stats))
-    for sentence in ("lift the cube", "stack the red cube on the green one", "lift the cube"):
-        for seed in range(3):
-            picture = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)
-            seen = Observation({"primary": picture}, sentence)
-            wanted = drawn.predict_action(seen, action_space=space)
-            found = fast.predict_action(seen, action_space=space)
-            if head == "tokens":
-                assert np.array_equal(found.tokens, wanted.tokens)
-            assert np.allclose(found.actions, wanted.actions, atol=1e-4)

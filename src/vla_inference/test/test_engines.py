@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from vla_inference.engines import usual_engine
 from vla_inference.errors import VlaError
 from vla_inference.policy import Policy
 from vla_inference.quantization import get_format
@@ -72,6 +73,14 @@ def test_the_torch_engine_on_quantised_weights(folders, tmp_path, format):
     statistics = plain.config.norm_stats["random"]["action"]
     span = np.subtract(statistics["q99"], statistics["q01"])
     assert np.sqrt((((a - b) / span) ** 2).mean()) < 0.03
+
+
+def test_the_fast_engine_is_the_usual_one_where_it_can_run(monkeypatch):
+    assert usual_engine("cpu") == "torch"
+    assert usual_engine("cpu", draft=True) == "plain"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # no Triton
+    assert usual_engine("cuda:0") == "plain"
+    assert usual_engine("cpu") == "torch"
 
 
 def test_options_that_contradict_are_refused_before_weights_are_read(folders, tmp_path):

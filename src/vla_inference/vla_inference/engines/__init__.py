@@ -7,6 +7,7 @@ an `Engine`. It is imported only when it is asked for.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from typing import Any
 
@@ -64,6 +65,14 @@ def make_engine(
 
         return DraftEngine(model, **options)
     return _find(ENGINES, kind)(model, **options)
+
+
+def usual_engine(device: str, draft: bool = False) -> str:
+    """Where none is named: the fast one, if it can run here (on CUDA it needs Triton)."""
+    cuda = device.startswith("cuda")
+    if draft or (cuda and importlib.util.find_spec("triton") is None):
+        return "plain"
+    return "torch"
 
 
 def left_out(name: str, vision: str = "") -> tuple[str, ...]:
