@@ -46,7 +46,8 @@ def main() -> None:
     config = GenerateConfig(task="Stack_D2", episodes=args.episodes, seed=11)
     with tempfile.TemporaryDirectory() as folder:
         figures |= timed(config, Path(folder) / "whole", args.parallel)
-        figures |= killed(config, Path(folder), args.parallel, args.kills)
+        if args.kills:
+            figures |= killed(config, Path(folder), args.parallel, args.kills)
     print(json.dumps(figures, indent=2))
 
 
