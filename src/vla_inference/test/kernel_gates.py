@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vla_inference.engines.cuda_llama import CudaLlama
 from vla_inference.engines.cuda_vision import CudaTower
-from vla_inference.kernels.attention import attend, attention
+from vla_inference.kernels.attention import Attend, attend, attention
 from vla_inference.kernels.coded import CodedLaunch, gemv_coded
 from vla_inference.kernels.codes import encode
 from vla_inference.kernels.gemv import Launch, gemv
@@ -251,6 +251,13 @@ def test_heads_and_attention(seed, n, kv, scaled):
         wanted[0][None, :, n - 1 :], wanted[1][None], wanted[2][None], enable_gqa=heads != kv
     )
     assert within(y, right.flatten(), 1e-5)
+    assert within(keys[:, :n], wanted[1], EXACT) and keys[:, n:].isnan().all()
+    # And by several programs a head.
+    keys[:, n - 1 :], values[:, n - 1 :] = float("nan"), float("nan")
+    shared = Attend(heads, d, s, DEVICE, (16, 2))
+    for _ in range(2):
+        y = shared(real[n - 1].contiguous(), rotary, keys, values, n - 1)
+        assert within(y, right.flatten(), 1e-5) and not shared.arrived.any()
     assert within(keys[:, :n], wanted[1], EXACT) and keys[:, n:].isnan().all()
 
 

@@ -72,7 +72,8 @@ def test_the_torch_engine_on_quantised_weights(folders, tmp_path, format):
     (a, _), (b, _) = answers(plain), answers(fast)
     statistics = plain.config.norm_stats["random"]["action"]
     span = np.subtract(statistics["q99"], statistics["q01"])
-    assert np.sqrt((((a - b) / span) ** 2).mean()) < 0.03
+    bound = 0.03 if DEVICE == "cpu" else 0.2  # there inputs have the three bits of FP8
+    assert np.sqrt((((a - b) / span) ** 2).mean()) < bound
 
 
 def test_the_fast_engine_is_the_usual_one_where_it_can_run(monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vla_inference.engines.weights import QuantWeight, make_weight
-from vla_inference.kernels.attention import attend, attention
+from vla_inference.kernels.attention import Attend, attention
 from vla_inference.kernels.codes import encode
 from vla_inference.kernels.launching import tuned
 from vla_inference.kernels.layers import (
@@ -58,6 +58,7 @@ class CudaLlama:
         self.rotary = tuple(t[:, :half].contiguous() for t in rotary(every, c))
         shape = (len(self.layers), 2, c.num_key_value_heads, positions, c.head_dim)
         self.coded = self._coded_kind()
+        self.attend = Attend(self.heads, c.head_dim, positions, self.device)
         self.cache = torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def prefill(self, x: Tensor) -> Tensor:
@@ -90,9 +91,7 @@ class CudaLlama:
         for i, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
             qkv = new((c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim)
             layer.qkv.one_coded(codes, c.hidden_size, qkv, normed=True, eps=self.eps)
-            y, codes = attend(
-                qkv, self.rotary, *self.cache[i], position, self.heads, code=kind
-            )  # fmt: skip
+            y, codes = self.attend(qkv, self.rotary, *self.cache[i], position, kind)
             out = new(c.hidden_size)
             codes = layer.o.one_coded(codes, len(y), out, residual=x, code=True, norm=layer.norm2)
             x, y = out, new(layer.inner)
@@ -146,7 +145,7 @@ class CudaLlama:
         c = self.c
         qkv = new((c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim)
         layer.qkv.one(x, qkv, norm=layer.norm1, eps=self.eps)
-        y = attend(qkv, self.rotary, *self.cache[i], position, self.heads)
+        y = self.attend(qkv, self.rotary, *self.cache[i], position)
         x = layer.o.one(y, new(c.hidden_size), residual=x)
         y = layer.gate_up.one(x, new(layer.inner), norm=layer.norm2, eps=self.eps, pair=True)
         return layer.down.one(y, new(c.hidden_size), residual=x)

@@ -97,6 +97,121 @@ def attend(
 
 
 @triton.jit
+def _attend_parts(
+    qkv, cos, sin, keys, values, out, coded, parts, arrived, position, S, scale,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
+    PARTS: tl.constexpr, MANY: tl.constexpr, CODE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    # As `_attend`; a head's earlier positions are shared by PARTS programs, so that all of the
+    # chip reads, and what they read is on its way before the kernel ahead has ended. (Earlier
+    # positions are of earlier passes, each of which ends with a kernel that starts late: `choose`.)
+    head, part = tl.program_id(0), tl.program_id(1)
+    kv = head // (HEADS // KV_HEADS)
+    D: tl.constexpr = 2 * HALF
+    d = tl.arange(0, D)
+    past = part * BLOCK + tl.arange(0, BLOCK)
+    seen = past < position
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    where = (kv * S + tl.minimum(past, S - 1)[:, None]) * D + d[None, :]
+    ks = tl.load(keys + where, seen[:, None], 0.0)
+    vs = tl.load(values + where, seen[:, None], 0.0)
+    c = tl.load(cos + position * HALF + d % HALF)
+    s = tl.load(sin + position * HALF + d % HALF)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    kind = keys.dtype.element_ty
+    q = _turned(qkv + head * D, d, c, s, HALF).to(kind).to(tl.float32)
+    score = tl.sum(ks.to(tl.float32) * q[None, :], 1) * scale
+    score = tl.where(seen, score, float("-inf"))
+    top = tl.max(score, 0)
+    own = float("-inf")
+    v = tl.zeros((D,), tl.float32)
+    if part == 0:  # the new position joins the cache
+        k = _turned(qkv + (HEADS + kv) * D, d, c, s, HALF).to(kind)
+        new = tl.load(qkv + (HEADS + KV_HEADS + kv) * D + d)
+        at = (kv * S + position) * D
+        tl.store(keys + at + d, k)
+        tl.store(values + at + d, new)
+        own = tl.sum(q * k.to(tl.float32), 0) * scale
+        v = new.to(tl.float32)
+        top = tl.maximum(top, own)
+    share = tl.exp(score - top)
+    mine = tl.exp(own - top)
+    acc = tl.sum(share[:, None] * vs.to(tl.float32), 0) + mine * v
+    total = tl.sum(share, 0) + mine
+    last = 0
+    if PARTS > 1:
+        to = parts + (head * PARTS + part) * (D + 2)
+        tl.store(to + d, acc)
+        tl.store(to + D, top)
+        tl.store(to + D + 1, total)
+        tl.debug_barrier()
+        last = tl.atomic_add(arrived + head, 1, sem="acq_rel", scope="gpu")
+    if last == PARTS - 1:  # who comes last puts the parts together, in their own order
+        if PARTS > 1:
+            tl.store(arrived + head, 0)
+            each = tl.arange(0, MANY)
+            there = each < PARTS
+            row = parts + (head * PARTS + each) * (D + 2)
+            tops = tl.load(row + D, there, float("-inf"), cache_modifier=".cg")
+            totals = tl.load(row + D + 1, there, 0.0, cache_modifier=".cg")
+            accs = tl.load(row[:, None] + d[None, :], there[:, None], 0.0, cache_modifier=".cg")
+            shrink = tl.exp(tops - tl.max(tops, 0))
+            acc = tl.sum(accs * shrink[:, None], 0)
+            total = tl.sum(totals * shrink, 0)
+        result = (acc / total).to(out.dtype.element_ty)
+        tl.store(out + head * D + d, result)
+        if CODE != "":
+            store_codes(result.to(tl.float32), head * D, None, coded, HEADS * D, D, CODE)
+
+
+class Attend:
+    """`attend`, by several programs a head where that was measured faster on this chip.
+
+    launch: positions a program, warps; () for one program a head. Programs of a head meet by a
+    counter of this object's, so one object must not be used by two streams at once.
+    """
+
+    def __init__(
+        self, heads: int, d: int, positions: int, device, launch: tuple[int, ...] | None = None
+    ):
+        self.heads = heads
+        self.launch = attend_launch(d) if launch is None else launch
+        if self.launch:
+            most = triton.cdiv(positions, self.launch[0])
+            self.parts = torch.empty(heads * most * (d + 2), device=device)
+            self.arrived = torch.zeros(heads, dtype=torch.int32, device=device)
+
+    def __call__(self, qkv: Tensor, rotary, keys: Tensor, values: Tensor, position: int, code=""):
+        if not self.launch:
+            return attend(qkv, rotary, keys, values, position, self.heads, code=code)
+        (block, warps), heads, (kv_heads, s, d) = self.launch, self.heads, keys.shape
+        out = qkv.new_empty(heads * d)
+        coded = codes_for(heads * d, code, out.device) if code else None
+        parts = max(1, triton.cdiv(position, block))
+        _attend_parts[(heads, parts)](
+            qkv, *rotary, keys, values, out, coded, self.parts, self.arrived, position, s,
+            d**-0.5, heads, kv_heads, d // 2, block, parts, triton.next_power_of_2(parts),
+            code, early_launch(), num_warps=warps, **early(),
+        )  # fmt: skip
+        return (out, coded) if code else out
+
+
+def attend_launch(d: int) -> tuple[int, ...]:
+    return tuple(tuned().get(attend_key(d), {}).get("launch", ()))
+
+
+def attend_key(d: int) -> str:
+    return f"attend {d}"
+
+
+def attend_launches() -> list[tuple[int, ...]]:
+    """Worth trying."""
+    return [(), (64, 2), (64, 4), (64, 8), (128, 4), (128, 8)]
+
+
+@triton.jit
 def _attention(
     q, k, v, out, N, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr,
