@@ -6,7 +6,8 @@
 
 `compile` needs TVM's compiler and nvcc but no GPU; `run` needs torch and TVM's runtime. Weights
 are random: codes, scales and zeros drawn on the device. Tokens are held against the plain model
-in float32 on the very weights that the codes stand for; times beside the plain one in float16.
+in float32 on the very weights that the codes stand for; times beside the plain one in float16 and
+our torch engine on weights of the same format.
 Contexts are random embeddings as long as a picture and a sentence.
 """
 
@@ -25,13 +26,16 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src" / "vla_inference"))
 
 from vla_inference.checkpoint import place
+from vla_inference.engines import make_engine
 from vla_inference.engines.base import Engine
 from vla_inference.engines.compiled import chip, new_folder, read_record, write_record
 from vla_inference.engines.tvm_compile import compile_library, sources
 from vla_inference.engines.tvm_kernels import library_files
 from vla_inference.model import VLA, ModelConfig
+from vla_inference.quantization import get_format
 from vla_inference.quantization.linear import unpack
-from vla_inference.random_checkpoint import SIZES, random_config
+from vla_inference.quantization.rounding import quantize_model
+from vla_inference.random_checkpoint import SIZES, random_config, random_model
 
 LENGTHS = (270, 300)  # of a context: a picture's 256 patches and a sentence
 
@@ -153,15 +157,33 @@ def run(args: argparse.Namespace, config: ModelConfig) -> dict:
         "weights_gb": round(size / 1e9, 3),
     }
     several = contexts(args.observations, config.llm.hidden_size, args.seed, device)
-    report["tokens"] = agreement(engine, model, several)
     context = several[0]
-    report["tvm_ms"] = timed(engine, context, args.repeats)
+
+    def measure(name: str, found) -> None:
+        report[name] = found
+        print(json.dumps({name: found}), file=sys.stderr, flush=True)  # should the rest fail
+
+    measure("tvm_ms", timed(engine, context, args.repeats))
     if args.profile:
-        report["kernels"] = kernels(engine, context)
+        measure("kernels", kernels(engine, context))
+    measure("tokens", agreement(engine, model, several))
     if device.type == "cuda":
         model.language_model.half()
-        report["plain_float16_ms"] = timed(model, context.half(), args.repeats)
+        measure("plain_float16_ms", timed(model, context.half(), args.repeats))
+        del engine, language, model, parameters
+        context, group = context.bfloat16(), record["quantization"]["group"]
+        measure("torch_engine_ms", torch_engine(config, group, context, args.repeats))
     return report
+
+
+def torch_engine(config: ModelConfig, group: int | None, context: Tensor, repeats: int) -> dict:
+    """All tokens by our own engine, on random weights of the same format, bfloat16 beside."""
+    torch.cuda.empty_cache()
+    model = random_model(config, context.device, torch.bfloat16)
+    if group:
+        quantize_model(model, get_format(f"int4-g{group}"), "rtn")
+    engine = make_engine("torch", model)
+    return {"positions": context.shape[1], "answer": timed_answer(engine, context, repeats)}
 
 
 def contexts(count: int, width: int, seed: int, device) -> list[Tensor]:
@@ -205,21 +227,27 @@ def agreement(engine: Engine, model: VLA, several: list[Tensor]) -> dict:
     }
 
 
+def clock(action, repeats: int) -> float:
+    """Median milliseconds."""
+
+    def once() -> float:
+        begin = time.perf_counter()
+        action()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return 1e3 * (time.perf_counter() - begin)
+
+    for _ in range(3):
+        once()
+    return round(float(np.median([once() for _ in range(repeats)])), 3)
+
+
+def timed_answer(engine, context: Tensor, repeats: int) -> float:
+    return clock(lambda: list(engine.generate(context)), repeats)
+
+
 def timed(engine, context: Tensor, repeats: int) -> dict:
     """Median milliseconds of a prefill, of a decode step and of all tokens."""
-
-    def clock(action) -> float:
-        def once() -> float:
-            begin = time.perf_counter()
-            action()
-            if context.is_cuda:
-                torch.cuda.synchronize()
-            return 1e3 * (time.perf_counter() - begin)
-
-        for _ in range(3):
-            once()
-        return round(float(np.median([once() for _ in range(repeats)])), 3)
-
     cached: list = []
 
     def prefill() -> None:
@@ -228,9 +256,9 @@ def timed(engine, context: Tensor, repeats: int) -> dict:
     step = context[:, :1].contiguous()
     return {
         "positions": context.shape[1],
-        "prefill": clock(prefill),
-        "decode": clock(lambda: engine.decode(step, cached[0])),
-        "answer": clock(lambda: engine.generate_tokens(context)),
+        "prefill": clock(prefill, repeats),
+        "decode": clock(lambda: engine.decode(step, cached[0]), repeats),
+        "answer": timed_answer(engine, context, repeats),
     }
 
 
@@ -238,7 +266,7 @@ def kernels(engine: Engine, context: Tensor, most: int = 15) -> list[dict]:
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        engine.generate_tokens(context)
+        list(engine.generate(context))
         torch.cuda.synchronize()
     rows = sorted(seen.key_averages(), key=lambda e: -e.self_device_time_total)[:most]
     return [

@@ -104,7 +104,7 @@ def _attend_parts(
 ):  # fmt: skip
     # As `_attend`; a head's earlier positions are shared by PARTS programs, so that all of the
     # chip reads, and what they read is on its way before the kernel ahead has ended. (Earlier
-    # positions are of earlier passes, each of which ends with a kernel that starts late: `choose`.)
+    # positions are of earlier passes. Each ends with `choose`, which waits for all before it.)
     head, part = tl.program_id(0), tl.program_id(1)
     kv = head // (HEADS // KV_HEADS)
     D: tl.constexpr = 2 * HALF
