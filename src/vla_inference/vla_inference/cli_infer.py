@@ -59,7 +59,7 @@ def infer(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    engine: EngineOption = "plain",
+    engine: EngineOption = "",
     vision: VisionOption = "",
     quantization: QuantizationOption = None,
     as_json: JsonOption = False,

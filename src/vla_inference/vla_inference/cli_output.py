@@ -16,7 +16,12 @@ import typer
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 # How a model is run, for verbs that load one.
 EngineOption = Annotated[
-    str, typer.Option(help="How it is run: plain, torch, tvm:FOLDER or mlc:FOLDER.")
+    str,
+    typer.Option(
+        help="How it is run: plain, torch, tvm:FOLDER or mlc:FOLDER; torch where it can be, if "
+        "left out.",
+        show_default=False,
+    ),
 ]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda ...; CUDA where there is one, if left out.")

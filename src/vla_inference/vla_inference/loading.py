@@ -10,7 +10,7 @@ import torch
 
 from vla_inference.action_specs import check_statistics
 from vla_inference.checkpoint import load_config, load_model, load_tokenizer
-from vla_inference.engines import Engine, left_out, make_engine
+from vla_inference.engines import Engine, left_out, make_engine, usual_engine
 from vla_inference.errors import CheckpointError, VlaError
 from vla_inference.hub import resolve
 from vla_inference.model import VLA
@@ -52,6 +52,7 @@ def load_parts(
         raise VlaError(f"unknown device {device!r}", "use cpu, cuda or cuda:N") from None
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise VlaError(f"device {device!r} was asked for, but there is no CUDA", "use cpu")
+    engine = engine or usual_engine(device, draft)
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     if dtype not in DTYPES:
         raise VlaError(f"unknown dtype {dtype!r}", f"known: {', '.join(DTYPES)}")

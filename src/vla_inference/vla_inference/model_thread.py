@@ -40,19 +40,17 @@ def load_policy(settings: ModelSettings) -> Any:
     """A `Policy` that fits the inputs; raises VlaError where it doesn't."""
     import torch
 
-    from vla_inference.engines import usual_engine
     from vla_inference.policy import Policy
 
     if not settings.model:
         raise VlaError("parameter 'model' is empty", "set it to a checkpoint folder")
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     policy = Policy.from_pretrained(
         settings.model,
-        device=device,
+        device=settings.device or None,
         dtype=settings.dtype or None,
-        engine=settings.engine or usual_engine(device, settings.draft),
+        engine=settings.engine,
         vision=settings.vision,
         quantization=settings.quantization or None,
         draft=settings.draft,

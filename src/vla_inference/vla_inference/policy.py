@@ -71,7 +71,8 @@ class Policy:
         revision: branch, tag or commit of a Hub id.
         overrides: keys of config.json that win over the file's, such as {"center_crop": True} or
             {"action_head": {"num_images": 1}}; `vla.json` beside config.json does the same.
-        engine: how the model is run, by name (`engines.ENGINES`): "plain", "torch", "tvm:FOLDER".
+        engine: how the model is run, by name (`engines.ENGINES`): "plain", "torch", "tvm:FOLDER";
+            "" for the fast one where it can run here.
         vision: "onnx:FOLDER" or "tensorrt:FOLDER" for the vision towers; "" for the engine's own.
         quantization: format of the language model's weights (`quantization.FORMATS`, or "fp16",
             "bf16", "fp32"), rounded as they are loaded; None leaves them as they are stored. The

@@ -58,7 +58,7 @@ def evaluate(
     report: ReportOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
-    engine: EngineOption = "plain",
+    engine: EngineOption = "",
     vision: VisionOption = "",
     quantization: QuantizationOption = None,
     as_json: JsonOption = False,

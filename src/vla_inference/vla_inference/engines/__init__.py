@@ -77,7 +77,7 @@ def usual_engine(device: str, draft: bool = False) -> str:
 
 def left_out(name: str, vision: str = "") -> tuple[str, ...]:
     """Beginnings of the names of tensors that these compiled parts take the places of."""
-    kinds = [_split(name, ENGINES, "engine")[0]]
+    kinds = [_split(name, ENGINES, "engine")[0]] if name else []
     kinds += [_split(vision, VISIONS, "vision")[0]] if vision else []
     return tuple(prefix for kind in kinds for prefix in COMPILED.get(kind, ()))
 
