@@ -73,7 +73,7 @@ class CudaLlama:
         layer, i = self.layers[-1], len(self.layers) - 1
         normed, scales = rms_norm(x, add, layer.norm1, self.eps, layer.qkv.activations)
         split_heads(layer.qkv.many(normed, scales), self.rotary, *self.cache[i], self.heads)
-        return self._decode_layer(i, layer, x[n - 1], n - 1)
+        return self._decode_layer(i, layer, x[n - 1], n - 1, alone=True)
 
     def decode(self, x: Tensor, position: int) -> Tensor:
         """One more embedding [H] -> its state, before the norm [H]."""
@@ -140,12 +140,14 @@ class CudaLlama:
         y = layer.gate_up.many(normed, scales)
         return x, layer.down.many(*silu_mul(y, self.dtype, layer.down.activations))
 
-    def _decode_layer(self, i, layer: FusedLayer, x: Tensor, position: int) -> Tensor:
+    def _decode_layer(
+        self, i, layer: FusedLayer, x: Tensor, position: int, alone: bool = False
+    ) -> Tensor:
         new = self._new
         c = self.c
         qkv = new((c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim)
         layer.qkv.one(x, qkv, norm=layer.norm1, eps=self.eps)
-        y = self.attend(qkv, self.rotary, *self.cache[i], position)
+        y = self.attend(qkv, self.rotary, *self.cache[i], position, alone=alone)
         x = layer.o.one(y, new(c.hidden_size), residual=x)
         y = layer.gate_up.one(x, new(layer.inner), norm=layer.norm2, eps=self.eps, pair=True)
         return layer.down.one(y, new(c.hidden_size), residual=x)

@@ -183,8 +183,12 @@ class Attend:
             self.parts = torch.empty(heads * most * (d + 2), device=device)
             self.arrived = torch.zeros(heads, dtype=torch.int32, device=device)
 
-    def __call__(self, qkv: Tensor, rotary, keys: Tensor, values: Tensor, position: int, code=""):
-        if not self.launch:
+    def __call__(
+        self, qkv: Tensor, rotary, keys: Tensor, values: Tensor, position: int, code: str = "",
+        alone: bool = False,
+    ):  # fmt: skip
+        """alone: one program a head, as there must be where earlier positions are of this pass."""
+        if not self.launch or alone:
             return attend(qkv, rotary, keys, values, position, self.heads, code=code)
         (block, warps), heads, (kv_heads, s, d) = self.launch, self.heads, keys.shape
         out = qkv.new_empty(heads * d)
