@@ -86,6 +86,8 @@ def rendering(frames: int) -> dict:
             other = clock(f"{camera}_as_it_comes_ms", lambda c=camera: draw(c))
             difference.append(np.abs(one.astype(int) - other).mean())
     rival.close()
+    ours.close()
+    plain.close()
     medians = {k: round(1000 * float(np.median(v[2:])), 1) for k, v in times.items()}
     return {
         "mujoco_gl": os.environ.get("MUJOCO_GL", "default"),
