@@ -2,6 +2,7 @@
 """What fewer bits cost in closed loop: success on the same episodes, without ROS.
 
     python bench/quantized_rollouts.py --task Stack_D2 --episodes 200 --seed 7 --workers 2
+    python bench/quantized_rollouts.py --pool REPORT REPORT
 
 Weights are rounded as `vla quantize` writes them, arithmetic is float32. Differences are paired by
 episode: Agresti & Min's interval (2005) for the difference of dependent proportions.
@@ -27,14 +28,30 @@ from vla_sim_bridge.statistics import wilson_interval
 MODEL = Path(__file__).resolve().parent.parent / "models" / "stack-small"
 
 
-def paired_difference(a: list[bool], b: list[bool]) -> tuple[float, float, float]:
-    """Share of successes of b minus that of a: (difference, low, high), 95 %."""
-    n = len(a) + 2
-    lost = sum(x and not y for x, y in zip(a, b, strict=True)) + 0.5
-    won = sum(y and not x for x, y in zip(a, b, strict=True)) + 0.5
-    middle = (won - lost) / n
-    spread = 1.959964 * math.sqrt(won + lost - (won - lost) ** 2 / n) / n
-    return (sum(b) - sum(a)) / len(a), middle - spread, middle + spread
+def paired_difference(won: int, lost: int, episodes: int) -> dict[str, float]:
+    """What `won` more and `lost` episodes mean as shares: the difference and its 95 %."""
+    n, more, less = episodes + 2, won + 0.5, lost + 0.5
+    middle = (more - less) / n
+    spread = 1.959964 * math.sqrt(more + less - (more - less) ** 2 / n) / n
+    return {
+        "difference": (won - lost) / episodes, "low": middle - spread, "high": middle + spread,
+    }  # fmt: skip
+
+
+def pool(reports: list[dict]) -> dict[str, dict]:
+    """Formats that all of the reports have, over their episodes together."""
+    common = set.intersection(*(set(r["formats"]) for r in reports))
+    episodes, found = sum(r["episodes"] for r in reports), {}
+    for name in (n for n in reports[0]["formats"] if n in common):
+        rows = [r["formats"][name] for r in reports]
+        found[name] = {"successes": sum(r["successes"] for r in rows), "episodes": episodes}
+        if name != "fp32":
+            others = sum(r["other_outcomes"] for r in rows)
+            gain = found[name]["successes"] - found["fp32"]["successes"]
+            found[name]["minus_fp32"] = paired_difference(
+                (others + gain) // 2, (others - gain) // 2, episodes
+            )
+    return found
 
 
 def rounded_to_bf16(folder: Path, output: Path) -> None:
@@ -58,7 +75,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--pool", type=Path, nargs="+", help="reports of earlier runs: as one")
     args = parser.parse_args()
+    if args.pool:
+        for name, row in pool([json.loads(p.read_text()) for p in args.pool]).items():
+            print(name, json.dumps(row))
+        return
     report: dict = {
         "model": args.model.name, "task": args.task, "seed": args.seed,
         "episodes": args.episodes, "formats": {},
@@ -80,10 +102,10 @@ def main() -> None:
             low, high = wilson_interval(sum(won), len(won))
             row = {"successes": sum(won), "rate": sum(won) / len(won), "wilson95": [low, high]}
             if name != "fp32":
-                row["minus_fp32"] = dict(
-                    zip(("difference", "low", "high"), paired_difference(base, won), strict=True)
-                )
-                row["other_outcomes"] = sum(x != y for x, y in zip(base, won, strict=True))
+                pairs = list(zip(base, won, strict=True))
+                more, less = (sum(x < y for x, y in pairs), sum(x > y for x, y in pairs))
+                row["minus_fp32"] = paired_difference(more, less, len(won))
+                row["other_outcomes"] = more + less
             report["formats"][name] = row
             print(name, json.dumps(row), flush=True)
     if args.output:

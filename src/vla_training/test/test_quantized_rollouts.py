@@ -44,3 +44,9 @@ def test_each_format_plays_the_same_episodes(tmp_path, monkeypatch):
     assert rows["int4-g32"]["successes"] == good - 1 and rows["int4-g32"]["other_outcomes"] == 1
     cost = rows["int4-g32"]["minus_fp32"]
     assert cost["difference"] == -1 / 8 and cost["low"] < -1 / 8 < cost["high"]
+    # The same run twice over: as many of twice the episodes, and a narrower interval.
+    report = json.loads(output.read_text())
+    twice = bench.pool([report, report])["int4-g32"]
+    assert twice["successes"] == 2 * (good - 1) and twice["episodes"] == 16
+    both = twice["minus_fp32"]
+    assert both["difference"] == -1 / 8 and both["high"] < cost["high"]
