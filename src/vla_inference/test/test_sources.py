@@ -235,7 +235,7 @@ def test_infer_answers_each_picture_of_a_folder(folder, model, capsys):
     out, err = capsys.readouterr()
     records = [json.loads(line) for line in out.splitlines()]
     assert [r["frame"] for r in records] == ["frame1.png", "frame2.png", "frame3.png"]
-    wanted = Policy.from_pretrained(model).predict_action(grey(20), "lift it")
+    wanted = Policy.from_pretrained(model, engine="").predict_action(grey(20), "lift it")
     np.testing.assert_allclose(records[1]["actions"], wanted.actions, rtol=1e-6)
     assert records[0]["names"][-1] == "gripper" and "total" in records[0]["timing_ms"]
     assert err.startswith("3 pictures")
