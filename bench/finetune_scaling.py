@@ -140,7 +140,6 @@ class Bench:
     # -- data ---------------------------------------------------------------------------------
 
     def open_data(self) -> Samples:
-        tokenizer = word_tokenizer()
         folder = [tempfile.mkdtemp() if self.place.first else None]
         if dist.is_initialized():
             dist.broadcast_object_list(folder, 0)
@@ -148,7 +147,7 @@ class Bench:
         if not self.args.dataset and self.place.first:
             write_noise(path, self.config.towers[0].image_size)
         self.place.barrier()
-        source = Source(path)
+        source, tokenizer = Source(path), word_tokenizer(sentences(path))
         if self.place.first:
             index_frames(source, folder[0])
         self.place.barrier()
@@ -315,12 +314,19 @@ def median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def word_tokenizer():
+def sentences(path: str) -> list[str]:
+    import h5py
+
+    with h5py.File(path) as file:
+        return sorted({t for d in file["data"].values() for t in d["instructions"].asstr()[:]})
+
+
+def word_tokenizer(texts: list[str]):
     """An id per word: prompts of some 22 tokens, about as many as Llama's tokenizer makes."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     split = pre_tokenizers.Whitespace()
-    text = PROMPTS["openvla"] + " ".join(SENTENCES)
+    text = " ".join([PROMPTS["openvla"], *texts])
     words = ["<unk>", *sorted({w for w, _ in split.pre_tokenize_str(text)})]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "<unk>"))
     tokenizer.pre_tokenizer = split
