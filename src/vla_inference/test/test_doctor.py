@@ -54,6 +54,15 @@ def test_what_is_amiss_is_named_with_its_remedy(machine, monkeypatch):
     assert level(findings, "PyTorch")[0] == ERROR
 
 
+def test_a_gpu_without_triton_is_named(machine, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "a GPU")
+    for engine, wanted in (("plain", WARN), ("torch", OK)):
+        monkeypatch.setattr("vla_inference.engines.usual_engine", lambda device, e=engine: e)
+        found, text = level(examine(root=machine), "PyTorch")
+        assert found == wanted and "a GPU" in text and ("triton" in text) == (wanted == WARN)
+
+
 @pytest.mark.parametrize(
     ("number", "wanted"), [("0", WARN), ("233", ERROR), ("x", ERROR), ("150", WARN), ("42", OK)]
 )

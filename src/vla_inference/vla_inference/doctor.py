@@ -98,12 +98,18 @@ def _domain(name: str, root: Path) -> Finding:
 def _torch(name: str, root: Path) -> Finding:
     try:
         import torch
+
+        from vla_inference.engines import usual_engine
     except ImportError as error:
         remedy = "install requirements/torch.txt, on a Jetson NVIDIA's own build"
         return Finding(name, ERROR, f"PyTorch cannot be imported ({error})", remedy)
     gpu = (root / "proc/driver/nvidia").exists() or (root / "etc/nv_tegra_release").exists()
     if torch.cuda.is_available():
-        return Finding(name, OK, f"PyTorch {torch.__version__}, {torch.cuda.get_device_name(0)}")
+        found = f"PyTorch {torch.__version__}, {torch.cuda.get_device_name(0)}"
+        if usual_engine("cuda") == "plain":
+            remedy = "install triton: without it models run by the plain engine, far slower"
+            return Finding(name, WARN, f"{found}, no Triton", remedy)
+        return Finding(name, OK, found)
     if gpu:
         remedy = "install a CUDA build (Jetson: NVIDIA's index, not PyPI)"
         return Finding(

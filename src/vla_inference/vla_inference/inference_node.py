@@ -162,7 +162,8 @@ class InferenceNode(ManagedNode):
         stamp = self.get_clock().now().to_msg()
         self._info.publish(model_info(model, stamp, self._value("cameras"), self._frame_id))
         self.get_logger().info(
-            f"model {model.name} on {model.device}, {model.latency_ms:.0f} ms per answer"
+            f"model {model.name} on {model.device} by engine {model.policy.engine.name}, "
+            f"{model.latency_ms:.0f} ms per answer"
         )
 
     def _load_model(self, request, response):
