@@ -18,6 +18,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from pages import fill_tables
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "explanation" / "speed.md"
 RESULTS = ROOT / "bench" / "results"
@@ -107,21 +109,12 @@ def _read(name: str) -> dict:
     return json.loads((RESULTS / name).read_text())
 
 
-def filled(page: str) -> str:
-    """The page with its tables between `<!-- name -->` and `<!-- /name -->` made anew."""
-    for name, lines in (("measured", measurements()), ("projected", projections())):
-        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        before, rest = page.split(begin)
-        page = before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
-    return page
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args()
     page = PAGE.read_text(encoding="utf-8")
-    new = filled(page)
+    new = fill_tables(page, {"measured": measurements(), "projected": projections()})
     if args.check:
         print("as the figures say" if new == page else "docs/explanation/speed.md is out of date")
         return int(new != page)

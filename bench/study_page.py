@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pages import fill_tables
 from PIL import Image
 
 from vla_training.eval_report import write_statistics, write_whole
@@ -39,12 +40,7 @@ def take(study: Path) -> None:
 
 
 def filled(page: str, rows: list[dict[str, Any]]) -> str:
-    """The page with its tables between `<!-- name -->` and `<!-- /name -->` made anew."""
-    for name, lines in (("rates", rate_lines(rows)), ("gains", gain_lines(compare(rows)))):
-        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        before, rest = page.split(begin)
-        page = before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
-    return page
+    return fill_tables(page, {"rates": rate_lines(rows), "gains": gain_lines(compare(rows))})
 
 
 def main() -> int:
