@@ -23,7 +23,7 @@ from pages import fill_tables
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "explanation" / "speed.md"
 RESULTS = ROOT / "bench" / "results"
-MEASURED = ("speed_h200.json", "oft_h200.json")
+MEASURED = ("speed_h200.json", "oft_h200.json", "oft_paced_h200.json")
 # openvla-7b: weights of the Llama's layers; of towers and projector as far as they are run.
 LLAMA = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
 VISION = 22 * 12 * 1024**2 + 25 * (4 * 1152**2 + 2 * 1152 * 4304)
@@ -82,8 +82,10 @@ def measurements() -> list[str]:
     for file in MEASURED:
         report = _read(file)
         rates = ", ".join(f"{k} {v.replace(' ', ' ')}" for k, v in report["ceilings"].items())
+        pause = report["pause_s"]
+        pace = f", {1e3 * pause:.0f} ms of rest between two steps" if pause else ""
         lines += [
-            f"{report['size']} on {report['device']}, PyTorch {report['torch']}; measured "
+            f"{report['size']}{pace} on {report['device']}, PyTorch {report['torch']}; measured "
             f"ceilings (copy in B/s, products in FLOP/s): {rates}.",
             "",
             "| path | median | p95 | vision, language | memory | times the first | of the floor |",

@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="")
     parser.add_argument("--paths", nargs="+", default=())
     parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds between two steps")
     parser.add_argument("--method", default="rtn", help="rounding: rtn or hqq")
     parser.add_argument("--profile", type=int, default=0, help="rows of kernels to print")
     parser.add_argument("--output", type=Path)

@@ -166,7 +166,10 @@ def tune_small() -> dict[str, dict]:
     def rows(k: int) -> torch.Tensor:
         return torch.randn(280, k, device="cuda").bfloat16()
 
-    x, y, wide = rows(4096), layers.Product(rows(4096)), layers.Product(rows(22016))
+    def product(k: int) -> layers.Product:  # of codes, with their scales
+        return layers.Product(rows(k), rows(280)[:, :1].float(), rows(k)[0])
+
+    x, y, wide = rows(4096), product(4096), product(22016)
     gain = torch.rand(4096, device="cuda") + 0.5
     warps = [{"warps": w} for w in (2, 4, 8, 16, 32)]
     key = layers.rows_key

@@ -21,6 +21,7 @@ class ActionSpaces:
 
     def __init__(self, config: ModelConfig):
         self.head, self._statistics = config.head, config.norm_stats
+        self._of_state: dict[str | None, Normalisation] = {}
 
     @property
     def all(self) -> dict[str, Mapping]:
@@ -72,6 +73,16 @@ class ActionSpaces:
             )
         if not np.isfinite(state).all():
             raise ObservationError("the state holds numbers that are not finite", "mend it")
+        if isinstance(asked, Mapping):
+            normalisation = self._state_normalisation(asked)
+        else:
+            if asked not in self._of_state:
+                self._of_state[asked] = self._state_normalisation(asked)
+            normalisation = self._of_state[asked]
+        return normalisation.normalise(np.asarray(state, np.float64))
+
+    def _state_normalisation(self, asked: AskedSpace) -> Normalisation:
+        wanted = self.head.proprio_dim
         name, space = self.find(asked)
         statistics = space.get("proprio")
         if statistics is None:
@@ -85,7 +96,7 @@ class ActionSpaces:
                 f"model's state {wanted}",
                 "choose those it was trained with",
             )
-        return normalisation.normalise(np.asarray(state, np.float64))
+        return normalisation
 
 
 def one_name(action_space: AskedSpace, unnorm_key: AskedSpace) -> AskedSpace:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -23,11 +24,11 @@ class ActionTokens:
     vocab_end: int
     n_bins: int = 256
 
-    @property
+    @cached_property
     def edges(self) -> np.ndarray:
         return np.linspace(-1.0, 1.0, self.n_bins)
 
-    @property
+    @cached_property
     def centers(self) -> np.ndarray:
         """The `n_bins - 1` values a token can mean."""
         return (self.edges[:-1] + self.edges[1:]) / 2
@@ -39,7 +40,7 @@ class ActionTokens:
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """Token ids -> normalised actions (float64). The two lowest ids share the last value."""
         ids = np.asarray(ids)
-        if ((ids < self.vocab_end - self.n_bins) | (ids >= self.vocab_end)).any():
+        if ids.size and (ids.min() < self.vocab_end - self.n_bins or ids.max() >= self.vocab_end):
             raise VlaError(f"{ids} are not all action tokens", "decode only tokens of this model")
         return self.centers[np.clip(self.vocab_end - ids - 1, 0, self.n_bins - 2)]
 

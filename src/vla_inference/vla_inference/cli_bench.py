@@ -32,6 +32,7 @@ def bench(
     device: Annotated[str, typer.Option(help="cpu, cuda; CUDA where there is one.")] = "",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "",
     repeats: Annotated[int, typer.Option(help="Observations to time.", min=1)] = 50,
+    pause: Annotated[float, typer.Option(help="Seconds between two observations.", min=0)] = 0.0,
     method: Annotated[str, typer.Option(help="Rounding of random weights: rtn or hqq.")] = "rtn",
     profile: Annotated[int, typer.Option(help="Kernels to list for each path, CUDA.")] = 0,
     output: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
@@ -46,7 +47,7 @@ def bench(
     if output is not None and output.is_dir():
         raise VlaError(f"--output {output} is a folder", "name a file")
     several = paths.replace(",", " ").split()
-    plan = Plan(size, model, head, device, dtype, several, repeats, method, profile, vision)
+    plan = Plan(size, model, head, device, dtype, several, repeats, pause, method, profile, vision)
     report = run(plan, lambda text: print(text, file=sys.stderr, flush=True))
     if output is not None:
         output.write_text(json.dumps(report, indent=1) + "\n")

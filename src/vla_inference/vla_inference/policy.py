@@ -258,14 +258,14 @@ class Policy:
                     f"the model needs {wanted} pictures, got {len(images)}",
                     "give one per camera it was trained with",
                 )
-            pictures.append(torch.from_numpy(self.preprocess.sized(images[:wanted])))
+            pictures.append(torch.from_numpy(self.preprocess.sized(images[:wanted]))[None])
             ids.append(self._ids(observation.instruction if text is None else text))
             if self.config.head.proprio_dim:
                 state = self._spaces.normalise_state(observation.state, action_space)
                 proprio.append(torch.from_numpy(state)[None])
-        states = torch.cat(proprio) if proprio else None
+        states = _together(proprio) if proprio else None
         timer.mark("preprocess")
-        context = self.engine.observe(torch.cat(ids), torch.stack(pictures), states)
+        context = self.engine.observe(_together(ids), _together(pictures), states)
         timer.mark("vision")
         return context
 
@@ -276,6 +276,10 @@ class Policy:
             ids = self.prompt(instruction)
             self._prompts[instruction] = torch.tensor([ids], device=self.device)
         return self._prompts[instruction]
+
+
+def _together(rows: list[torch.Tensor]) -> torch.Tensor:
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def _observation(given: Observation | np.ndarray) -> Observation:

@@ -106,16 +106,17 @@ class Prediction:
                 hidden.append(state)
                 if len(tokens) == 1:
                     timer.mark("prefill")
-            answer = self._decoded(torch.stack(tokens, 1)[:, None], hidden)
+            ids = torch.stack(tokens, 1)[:, None]
             timer.mark("decode")
-            return answer
+            return self._decoded(ids, hidden)
         slots = self.engine.action_hidden(context)
         if head.type == "l1":
-            answer = _Answer(self.engine.read_chunk(slots).double().cpu().numpy())
-        else:
-            answer = self._decoded(self.engine.chunk_tokens(slots), list(slots.unbind(1)))
+            actions = self.engine.read_chunk(slots).double()
+            timer.mark("language")
+            return _Answer(actions.cpu().numpy())
+        ids = self.engine.chunk_tokens(slots)
         timer.mark("language")
-        return answer
+        return self._decoded(ids, list(slots.unbind(1)))
 
     @torch.inference_mode()
     def _decoded(self, tokens: torch.Tensor, hidden: list[torch.Tensor]) -> _Answer:

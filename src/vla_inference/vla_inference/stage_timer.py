@@ -23,8 +23,8 @@ class StageTimer:
         self.marks.append((stage, time.perf_counter(), event))
 
     def finish(self) -> dict[str, float]:
-        if self.cuda:
-            torch.cuda.synchronize()
+        if self.cuda and self.marks:
+            self.marks[-1][2].synchronize()
         total = 1e3 * (time.perf_counter() - self.begin)
         stages: dict[str, float] = {}
         last, last_event = self.begin, None

@@ -10,7 +10,11 @@ from vla_inference.quantization import get_format
 
 
 def ceilings(device: str) -> dict[str, float]:
-    """What this device does best: bytes/s of a copy (read plus written), FLOP/s by type."""
+    """What this device does best: bytes/s of a copy (read plus written), FLOP/s by type.
+
+    "bf16 for long" is the product after two seconds of it: what the chip's power allows. The floor
+    takes the others.
+    """
     if device == "cpu":
         return {}
     a = torch.empty(4 * 2**30, dtype=torch.uint8, device=device)
@@ -27,6 +31,9 @@ def ceilings(device: str) -> dict[str, float]:
         )
     xi = torch.randint(-9, 9, (m, m), device=device, dtype=torch.int8)
     found["int8"] = 2 * m**3 / timed(lambda: torch._int_mm(xi, xi.t()))
+    for _ in range(int(2 * found["bf16"] / (2 * m**3))):
+        x @ y
+    found["bf16 for long"] = 2 * m**3 / timed(lambda: x @ y)
     return found
 
 

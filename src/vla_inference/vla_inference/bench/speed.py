@@ -39,7 +39,8 @@ SENTENCE = "put the red block on the green block"
 class Plan:
     """What to measure. model: a checkpoint; without, random weights of `size`.
 
-    repeats: of the slow paths (reference, plain) 50 at most. method: of rounding random weights.
+    repeats: of the slow paths (reference, plain) 50 at most. pause: seconds between two steps, as
+    a robot leaves them. method: of rounding random weights.
     profile: rows of kernels to print, on CUDA.
     """
 
@@ -50,6 +51,7 @@ class Plan:
     dtype: str = ""
     paths: Sequence[str] = ()
     repeats: int = 50
+    pause: float = 0.0
     method: str = "rtn"
     profile: int = 0
     vision: str = ""
@@ -74,7 +76,7 @@ def run(plan: Plan, tell: Callable[[str], None] = lambda _: None) -> dict[str, A
     rates = ceilings(plan.device)
     report: dict[str, Any] = {
         "size": plan.size or plan.model, "head": plan.head, "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "device": torch.cuda.get_device_name() if cuda else "cpu", "pause_s": plan.pause,
         "ceilings": {k: f"{v / 1e12:.3g} T" for k, v in rates.items()}, "paths": {},
     }  # fmt: skip
     tell(json.dumps(report))
@@ -118,7 +120,8 @@ def _measured(plan: Plan, path: str, rates: dict, tell) -> tuple[dict[str, Any],
         gc.collect()
         torch.cuda.reset_peak_memory_stats()
     slow = path in ("reference", "plain")
-    times, answers = measure(work, several, min(plan.repeats, 50) if slow else plan.repeats)
+    repeats = min(plan.repeats, 50) if slow else plan.repeats
+    times, answers = measure(work, several, repeats, plan.pause)
     positions = policy.config.num_patches * c.num_images + policy._ids(SENTENCE).shape[1]
     if c.decoding == "parallel":
         positions += c.num_slots + 1 + bool(c.proprio_dim)
@@ -200,7 +203,9 @@ def observation(seed: int, images: int, state: int) -> Observation:
     return Observation(pictures, SENTENCE, np.zeros(state, np.float32))
 
 
-def measure(run, several: list[Observation], repeats: int) -> tuple[list[float], list]:
+def measure(
+    run, several: list[Observation], repeats: int, pause: float = 0.0
+) -> tuple[list[float], list]:
     answers = []
     for o in several[:10]:
         run(o)
@@ -210,6 +215,8 @@ def measure(run, several: list[Observation], repeats: int) -> tuple[list[float],
         answer = run(several[i % len(several)])
         times.append(1e3 * (time.perf_counter() - begin))
         answers.append(answer)
+        if pause:
+            time.sleep(pause)
     return times, answers
 
 

@@ -55,10 +55,10 @@ class CudaEngine(Engine):
             c.head.num_images, size, size, 3, dtype=torch.uint8, device=self.device
         )
         self._staging = torch.zeros(self._pictures.shape, dtype=torch.uint8, pin_memory=True)
-        self._proprio = torch.zeros(
-            1, max(c.head.proprio_dim, 1), dtype=self.dtype, device=self.device
-        )
+        state = torch.zeros(1, max(c.head.proprio_dim, 1), dtype=self.dtype, pin_memory=True)
+        self._state, self._proprio = state, state.to(self.device)
         self._ids = torch.zeros(1, self.positions, dtype=torch.long, device=self.device)
+        self._asked: Tensor | None = None  # what was copied there last
         wide = c.llm.hidden_size
         self._context = torch.zeros(1, self.positions, wide, dtype=self.dtype, device=self.device)
         self._tokens = torch.zeros(c.head.action_dim, 1, dtype=torch.long, device=self.device)
@@ -79,14 +79,17 @@ class CudaEngine(Engine):
         if len(ids) > 1 or ids.shape[1] > PROMPT or not self.own_vision:
             return super().observe(ids, pictures, proprio)
         n = ids.shape[1]
-        self._ids[:, :n].copy_(ids, non_blocking=True)
+        if ids is not self._asked:  # a sentence's ids are made once
+            self._ids[:, :n].copy_(ids, non_blocking=True)
+            self._asked = ids
         self._staging.copy_(pictures[0])  # the last step's transfer is over: its action is known
-        self._pictures.copy_(self._staging, non_blocking=True)
         if proprio is not None:
-            self._proprio.copy_(proprio)
+            self._state.copy_(proprio)
         return self._captured(("observe", n), lambda: self._observe(n)).replay()
 
     def _observe(self, n: int) -> Tensor:
+        self._pictures.copy_(self._staging, non_blocking=True)
+        self._proprio.copy_(self._state, non_blocking=True)
         pixels = self._preprocess.normalise(self._pictures).to(self.dtype)[None]
         text = self.model.embed_tokens(self._ids[:, :n])
         parts = [text[:, :1], self.towers(pixels)]

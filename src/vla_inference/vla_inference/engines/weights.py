@@ -127,13 +127,18 @@ def _join(layers: Sequence[nn.Module], name: str) -> Tensor:
 
 
 def _rounded(layers: Sequence[QuantLinear], kind: str) -> tuple[Tensor, Tensor]:
-    """The weights once more, in 8 bits with a scale a row: codes [N, K], scales [N]."""
+    """The weights once more, in 8 bits with a scale a row: codes [N, K], scales bfloat16 [N].
+
+    What follows a product reads all scales for each row: rounded up to 16 bits they are half the
+    bytes, and the codes are made with what they are rounded to.
+    """
     top, dtype = (127.0, torch.int8) if kind == "int8" else (448.0, torch.float8_e4m3fn)
     codes, scales = [], []
     for layer in layers:
         weight = layer.dequantize()
         scale = (weight.abs().amax(1, keepdim=True) / top).clamp(min=1e-12)
-        weight = weight / scale
+        scale = (scale * (1 + 2**-8)).bfloat16()
+        weight = weight / scale.float()
         codes.append((weight.round() if kind == "int8" else weight).to(dtype))
         scales.append(scale.flatten())
     return torch.cat(codes), torch.cat(scales)

@@ -212,7 +212,7 @@ def attend_key(d: int) -> str:
 
 def attend_launches() -> list[tuple[int, ...]]:
     """Worth trying."""
-    return [(), (64, 2), (64, 4), (64, 8), (128, 4), (128, 8)]
+    return [(), (32, 1), (32, 2), (64, 1), (64, 2), (64, 4), (128, 4), (128, 8)]
 
 
 @triton.jit
