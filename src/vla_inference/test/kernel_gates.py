@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from vla_inference.engines.cuda_head import CudaHead
 from vla_inference.engines.cuda_llama import CudaLlama
 from vla_inference.engines.cuda_vision import CudaTower
 from vla_inference.kernels.attention import Attend, attend, attention
@@ -29,6 +30,7 @@ from vla_inference.kernels.layers import (
     silu_mul,
     split_heads,
 )
+from vla_inference.model.heads import L1ActionHead
 from vla_inference.model.llama import rotate
 from vla_inference.quantization import get_format
 from vla_inference.quantization.rounding import quantize_linear, quantize_model
@@ -224,6 +226,16 @@ def test_layer_norm_and_gelu(seed, n, k):
     wanted = F.gelu(view.double())
     assert within(gelu_(view), wanted, EXACT)
     assert int(whole.isnan().sum()) == len(whole) - n * k
+
+
+@pytest.mark.parametrize("slots, dim", [(7, 7), (1, 8), (14, 14)])
+def test_the_head_of_a_chunk(slots, dim):
+    draw = Draw(dim)
+    head = L1ActionHead(32, dim, slots).to(DEVICE).requires_grad_(False)
+    for p in head.parameters():
+        p.copy_(draw(*p.shape) / p.shape[-1] ** 0.5)
+    hidden = draw(slots * 3, 32)
+    assert within(CudaHead(head)(hidden), head.double()(hidden.double()[None])[0], EXACT)
 
 
 @given(seed=SEEDS, n=st.integers(1, 70), kv=st.sampled_from([1, 2, 4]), scaled=st.booleans())

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from vla_inference.engines.base import Engine, Vision
+from vla_inference.engines.cuda_head import CudaHead
 from vla_inference.engines.cuda_llama import CudaLlama
 from vla_inference.engines.cuda_vision import CudaVision
-from vla_inference.engines.weights import align
 from vla_inference.model import VLA
 
 KEPT = 32  # captured context lengths
@@ -69,8 +69,7 @@ class CudaEngine(Engine):
         self._graphs: OrderedDict[tuple, Captured] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
         self._chunk: tuple[Tensor, Tensor] | None = None
-        if c.head.type == "l1":
-            model.action_head.model.fc2 = align(model.action_head.model.fc2)
+        self.head = CudaHead(model.action_head) if c.head.type == "l1" else None
 
     # -- from the host to the context ---------------------------------------------------------
 
@@ -144,7 +143,7 @@ class CudaEngine(Engine):
         sequence = torch.cat([context, self.model.embed_slots(head.num_slots), stop], dim=1)
         kept = slice(n - 1, n - 1 + head.num_slots)  # each is read one position early
         hidden = self.llama.encode(sequence[0], kept)[None]
-        chunk = self.model.read_chunk(hidden) if head.type == "l1" else None
+        chunk = self.head(hidden[0])[None] if self.head else None
         return hidden, chunk
 
     def read_chunk(self, hidden: Tensor) -> Tensor:

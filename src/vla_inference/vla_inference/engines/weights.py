@@ -84,26 +84,6 @@ class QuantWeight:
         )  # fmt: skip
 
 
-class Aligned(nn.Module):
-    """A layer of few outputs with rows of zeros up to a multiple of 8: the library's product of
-    4,096 inputs and 7 outputs takes 100 us on an H200, of 8 outputs a tenth."""
-
-    def __init__(self, layer: nn.Linear):
-        super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias
-        spare = -len(layer.weight) % 8
-        wide = F.pad(layer.weight.data, (0, 0, 0, spare)), F.pad(layer.bias.data, (0, spare))
-        for name, tensor in zip(("wide", "wide_bias"), wide, strict=True):
-            self.register_buffer(name, tensor, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.wide, self.wide_bias)[..., : len(self.weight)]
-
-
-def align(layer: nn.Linear | Aligned) -> Aligned:
-    return layer if isinstance(layer, Aligned) else Aligned(layer)
-
-
 def make_weight(layers: Sequence[nn.Module], many_by: str, dtype: torch.dtype):
     """One weight of layers that read the same input."""
     if all(isinstance(layer, QuantLinear) for layer in layers):

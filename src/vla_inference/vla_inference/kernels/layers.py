@@ -287,7 +287,7 @@ def choose(logits: Tensor, words: Tensor, token: Tensor, x: Tensor, first: int) 
 
 def row_warps(kernel: str, k: int) -> int:
     """Warps that share a row of k numbers: those measured best on this chip, else a fair count."""
-    usual = 4 if kernel == "layer_norm" else 8
+    usual = min(32, max(4, _block(k) // 1024)) if kernel == "layer_norm" else 8
     return tuned().get(rows_key(kernel, k), {}).get("warps", usual)
 
 
