@@ -346,4 +346,8 @@ def coded_launches() -> list[CodedLaunch]:
              (32, 16, 2), (32, 16, 4))  # fmt: skip
     return [CodedLaunch(*s) for s in sizes] + [
         CodedLaunch(16, 8, 2, 64), CodedLaunch(32, 8, 1, 128), CodedLaunch(32, 16, 2, 64),
+        # So few registers that a third or fourth program is on a multiprocessor.
+        CodedLaunch(16, 8, 2, 40), CodedLaunch(16, 8, 2, 48), CodedLaunch(16, 4, 2, 80),
+        CodedLaunch(32, 8, 1, 64), CodedLaunch(32, 8, 1, 80), CodedLaunch(32, 8, 2, 80),
+        CodedLaunch(32, 16, 1, 40),
     ]  # fmt: skip
