@@ -235,7 +235,12 @@ def test_the_head_of_a_chunk(slots, dim):
     for p in head.parameters():
         p.copy_(draw(*p.shape) / p.shape[-1] ** 0.5)
     hidden = draw(slots * 3, 32)
-    assert within(CudaHead(head)(hidden), head.double()(hidden.double()[None])[0], EXACT)
+    ours = CudaHead(head)
+    found, broken = ours(hidden), hidden.clone()
+    broken[0, 0] = float("nan")
+    answer = ours(broken)
+    assert answer[0].isnan().all() and torch.equal(answer[1:], found[1:])
+    assert within(found, head.double()(hidden.double()[None])[0], EXACT)
 
 
 @given(seed=SEEDS, n=st.integers(1, 70), kv=st.sampled_from([1, 2, 4]), scaled=st.booleans())

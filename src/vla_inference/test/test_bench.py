@@ -31,6 +31,13 @@ def test_every_path_is_measured_on_the_same_inputs(tmp_path, capsys):
     assert out.splitlines() == lines(table(report)) and len(err.splitlines()) == 4
 
 
+def test_steps_can_be_rested_between(monkeypatch):
+    rests = []
+    monkeypatch.setattr("vla_inference.bench.speed.time.sleep", rests.append)
+    report = run(Plan(size="tiny", device="cpu", paths=["plain"], repeats=4, pause=0.25))
+    assert rests == [0.25] * 4 and report["pause_s"] == 0.25
+
+
 def test_what_cannot_be_measured_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(VlaError, match="needs transformers"):

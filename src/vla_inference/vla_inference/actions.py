@@ -26,12 +26,12 @@ class ActionTokens:
 
     @cached_property
     def edges(self) -> np.ndarray:
-        return np.linspace(-1.0, 1.0, self.n_bins)
+        return _read_only(np.linspace(-1.0, 1.0, self.n_bins))
 
     @cached_property
     def centers(self) -> np.ndarray:
         """The `n_bins - 1` values a token can mean."""
-        return (self.edges[:-1] + self.edges[1:]) / 2
+        return _read_only((self.edges[:-1] + self.edges[1:]) / 2)
 
     def encode(self, actions: np.ndarray) -> np.ndarray:
         """Normalised actions -> token ids; values outside [-1, 1] are clipped."""
@@ -43,6 +43,11 @@ class ActionTokens:
         if ids.size and (ids.min() < self.vocab_end - self.n_bins or ids.max() >= self.vocab_end):
             raise VlaError(f"{ids} are not all action tokens", "decode only tokens of this model")
         return self.centers[np.clip(self.vocab_end - ids - 1, 0, self.n_bins - 2)]
+
+
+def _read_only(x: np.ndarray) -> np.ndarray:
+    x.setflags(write=False)  # it is kept: who writes into it would change every later action
+    return x
 
 
 @dataclass(frozen=True)

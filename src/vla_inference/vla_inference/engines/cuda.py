@@ -88,11 +88,11 @@ class CudaEngine(Engine):
 
     def _observe(self, n: int) -> Tensor:
         self._pictures.copy_(self._staging, non_blocking=True)
-        self._proprio.copy_(self._state, non_blocking=True)
         pixels = self._preprocess.normalise(self._pictures).to(self.dtype)[None]
         text = self.model.embed_tokens(self._ids[:, :n])
         parts = [text[:, :1], self.towers(pixels)]
         if self.config.head.proprio_dim:
+            self._proprio.copy_(self._state, non_blocking=True)
             parts.append(self.model.embed_proprio(self._proprio))
         parts.append(text[:, 1:])
         length = sum(p.shape[1] for p in parts)
