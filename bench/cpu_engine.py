@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import multiprocessing
 import os
 import sys
 import tempfile
 import warnings
 from pathlib import Path
+
+from common import add_output, keep
 
 # As in the node: threads that spin while they wait take the processor from one another.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", choices=RIVALS, default=list(RIVALS))
-    parser.add_argument("--output", type=Path, help="write the JSON here as well")
+    add_output(parser)
     args = parser.parse_args()
     observations = look()
     names = ["plain", *(n for n in args.only if n != "plain")]
@@ -81,10 +82,7 @@ def main() -> None:
         if "onnxruntime" in names:
             ratio = np.median(medians["onnxruntime"] / medians[name])
             report[name]["onnxruntime_over_it"] = round(float(ratio), 2)
-    text = json.dumps(report, indent=2)
-    print(text)
-    if args.output:
-        args.output.write_text(text + "\n")
+    keep(report, args.output)
 
 
 def look() -> list:

@@ -5,8 +5,9 @@
 
 One JSON line per measurement, as it is made. Weights are random, of the published shape, drawn on
 the device. The rival is the original recipe's stack in the same run: transformers' Llama with
-peft's LoRA r=32 on all linear layers (vision towers included), bf16 autocast, batch 16, logits of
-the whole sequence, torch's AdamW, no compilation. Utilisation counts 4 operations per weight and
+peft's LoRA r=32 on all linear layers (vision encoders included), bf16 autocast, logits of the
+whole sequence, torch's AdamW; as published (batch 16, not compiled), and at further batches and
+compiled, as a careful user would run it. Utilisation counts 4 operations per weight and
 token plus 6 per adapter weight (`vla_training.flops`) over the GPU's dense bf16 peak.
 Needs torch and numpy; the rival transformers and peft.
 """
@@ -20,6 +21,8 @@ import os
 import sys
 import time
 from pathlib import Path
+
+from common import add_output, keep
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
@@ -55,17 +58,24 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10 if cuda else 2)
     parser.add_argument("--warmup", type=int, default=3 if cuda else 1)
     parser.add_argument("--compile", default="inductor" if cuda else "no", help="or eager, no")
+    parser.add_argument("--rival-batches", default="16,32,64" if cuda else "2")
+    add_output(parser)
     parser.add_argument("--profile", action="store_true", help="kernels of the first lora point")
     args = parser.parse_args()
     torch.set_float32_matmul_precision("high")
     for point in args.points.split(","):
         POINTS[point](args)
+        keep({"size": args.size, "rows": rows}, args.output, show=False)
         gc.collect()
         if cuda:
             torch.cuda.empty_cache()
 
 
+rows: list[dict] = []  # every line told, for --output
+
+
 def tell(**values) -> None:
+    rows.append(values)
     print(json.dumps(values), flush=True)
 
 
@@ -283,13 +293,39 @@ def rival(args) -> None:
     adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
-    size, dim = 16 if cuda else 2, config.head.action_dim
+    versions = {"transformers": transformers.__version__, "peft": peft.__version__}
+    for compiled in (False, True) if cuda else (False,):
+        if compiled:
+            model.compile(dynamic=False)  # in place: what a careful user adds to the recipe
+        for size in map(int, args.rival_batches.split(",")):
+            about = {"point": "rival", "batch": size, "compile": compiled, **versions}
+            try:
+                found = timed(rival_step(model, optimizer, config, size, args), None, args)
+            except torch.cuda.OutOfMemoryError:
+                tell(**about, out_of_memory=True)
+                break
+            except Exception as error:  # a compiler's fault must not end the measurement
+                tell(**about, failed=f"{type(error).__name__}: {error}"[:600])
+                break
+            finally:
+                optimizer.zero_grad()
+                gc.collect()
+                if cuda:
+                    torch.cuda.empty_cache()
+            share = utilisation(args, config, size, adapters, found["step_s"])
+            tell(**about, **found, **share, adapters=adapters)
+
+
+def rival_step(model, optimizer, config: ModelConfig, size: int, args):
+    """A step of the original recipe on `size` samples that lie on the device."""
+    cuda = args.device.startswith("cuda")
+    dtype = torch.bfloat16 if cuda else torch.float32
     ours = random_batch(config, size, args.device)
     side = config.towers[0].image_size
     channels = 3 * len(config.towers)
     pixels = torch.randn(size, channels, side, side, device=args.device).to(dtype)
     end = config.action_vocab_end
-    answer = torch.randint(end - 256, end, (size, dim), device=args.device)
+    answer = torch.randint(end - 256, end, (size, config.head.action_dim), device=args.device)
     stop = torch.full((size, 1), config.stop_token_id, device=args.device)
     ids = torch.cat([ours.ids, answer, stop], dim=1)
     labels = torch.cat([torch.full_like(ours.ids, -100), answer, stop], dim=1)
@@ -309,14 +345,7 @@ def rival(args) -> None:
         optimizer.zero_grad()
         return loss.detach()
 
-    about = {"point": "rival", "batch": size, "transformers": transformers.__version__}
-    try:
-        found = timed(step, None, args)
-    except torch.cuda.OutOfMemoryError:
-        tell(**about, out_of_memory=True)
-        return
-    share = utilisation(args, config, size, adapters, found["step_s"])
-    tell(**about, peft=peft.__version__, **found, **share, adapters=adapters)
+    return step
 
 
 # -- how little memory it takes ---------------------------------------------------------------

@@ -32,6 +32,7 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 import numpy as np
 import torch
 import torch.distributed as dist
+from common import add_output, keep
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src" / "vla_training"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src" / "vla_sim_bridge"))
@@ -77,18 +78,23 @@ def main() -> None:
     parser.add_argument("--save", type=Path)
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--check-batch", type=int, default=16, help="samples of a checked step")
+    add_output(parser)
     args = parser.parse_args()
     if args.rank and (args.save or args.resume):
         parser.error("--save and --resume check the full model's state: leave --rank out")
     torch.set_float32_matmul_precision("high")
     place = parallel.start(sharded=not args.rank)
-    Bench(args, place).run()
+    bench = Bench(args, place)
+    bench.run()
+    if place.first:
+        keep({"size": args.size, "rows": bench.told}, args.output, show=False)
     place.barrier()
     parallel.stop()
 
 
 class Bench:
     def __init__(self, args: argparse.Namespace, place: parallel.Place):
+        self.told: list[dict] = []
         self.args, self.place, self.cuda = args, place, place.device.startswith("cuda")
         raw = {**random_config(args.size, "tokens"), "norm_stats": STATISTICS}
         config = ModelConfig.from_json(raw)
@@ -287,6 +293,7 @@ class Bench:
     # -- small things -------------------------------------------------------------------------
 
     def tell(self, **values) -> None:
+        self.told.append(values)
         if self.place.first:
             print(json.dumps(values), flush=True)
 

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from common import add_output, keep
 
 from vla_sim_bridge.generate import GenerateConfig, generate
 
@@ -37,10 +38,11 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=2)
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--only", choices=["rendering", "control"])
+    add_output(parser)
     args = parser.parse_args()
     parts = {"rendering": lambda: rendering(20), "control": lambda: control(12)}
     if args.only:
-        print(json.dumps(parts[args.only](), indent=2))
+        keep(parts[args.only](), args.output)
         return
     figures = parts["rendering"]() | parts["control"]()
     config = GenerateConfig(task="Stack_D2", episodes=args.episodes, seed=11)
@@ -48,7 +50,7 @@ def main() -> None:
         figures |= timed(config, Path(folder) / "whole", args.parallel)
         if args.kills:
             figures |= killed(config, Path(folder), args.parallel, args.kills)
-    print(json.dumps(figures, indent=2))
+    keep(figures, args.output)
 
 
 def rendering(frames: int) -> dict:

@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from common import add_output, keep
+
 from vla_sim_bridge.generate import GenerateConfig, generate
 from vla_sim_bridge.parts import recall
 
@@ -30,14 +32,16 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=os.cpu_count())
     parser.add_argument("--task", default="Stack_D2")
     parser.add_argument("--ray-address")
-    parser.add_argument("--output", help="folder for the data sets; a temporary one if left out")
+    parser.add_argument("--folder", help="for the datasets; default: a temporary one")
+    add_output(parser)
     args = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory(dir=args.output) as folder:
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         for episodes in args.episodes:
             config = GenerateConfig(task=args.task, episodes=episodes, seed=11, pictures=False)
             rows.append(timed(config, Path(folder) / str(episodes), args))
             print(json.dumps(rows[-1]), flush=True)
+    keep({"task": args.task, "rows": rows}, args.output, show=False)
     merged = [1000 * row["seconds_merging"] / row["episodes"] for row in rows]
     for row, ms in zip(rows[1:], merged[1:], strict=True):
         print(f"merging {row['episodes']}: {ms:.2f} ms an episode, x {ms / merged[0]:.3f}")

@@ -11,13 +11,13 @@ run the same weights, those that bfloat16 holds. Needs torch, numpy, tokenizers 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from common import add_output, keep
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src" / "vla_inference"))
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="write the checkpoint here and load it")
-    parser.add_argument("--output", type=Path, help="write the JSON here as well")
+    add_output(parser)
     args = parser.parse_args()
 
     report: dict = {
@@ -57,10 +57,7 @@ def main() -> None:
     policy.dtype = torch.float32
     high = tokens(policy, several, "float32")
     report["tokens"] = agreement(low, high)
-    text = json.dumps(report, indent=2)
-    print(text)
-    if args.output:
-        args.output.write_text(text + "\n")
+    keep(report, args.output)
 
 
 def device_name(device: str) -> str:

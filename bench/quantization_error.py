@@ -11,11 +11,10 @@ plain model's answers vary among observations, which of random weights is little
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 
 import numpy as np
 import torch
+from common import add_output, keep
 
 from vla_inference.quantization import get_format
 from vla_inference.quantization.rounding import quantize_model
@@ -34,7 +33,7 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", default=FORMATS)
     parser.add_argument("--methods", nargs="+", default=["rtn", "hqq"])
     parser.add_argument("--observations", type=int, default=16)
-    parser.add_argument("--output", type=Path)
+    add_output(parser)
     args = parser.parse_args()
 
     def answers(format: str, method: str) -> np.ndarray:
@@ -68,8 +67,7 @@ def main() -> None:
         if channel and group:
             print(f"per-channel int4 over groups of 128, {method}: {channel / group:.2f} times")
             report[f"channel_over_g128_{method}"] = channel / group
-    if args.output:
-        args.output.write_text(json.dumps(report, indent=1) + "\n")
+    keep(report, args.output, show=False)
 
 
 if __name__ == "__main__":

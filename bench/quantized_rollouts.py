@@ -16,6 +16,8 @@ import math
 import tempfile
 from pathlib import Path
 
+from common import add_output, keep
+
 from vla_inference.checkpoint import load_config, load_tokenizer
 from vla_inference.engines.compiled import Tensors
 from vla_inference.quantization import get_format
@@ -74,7 +76,7 @@ def main() -> None:
     parser.add_argument("--horizon", type=int, default=200)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", type=Path)
+    add_output(parser)
     parser.add_argument("--pool", type=Path, nargs="+", help="reports of earlier runs: as one")
     args = parser.parse_args()
     if args.pool:
@@ -108,8 +110,7 @@ def main() -> None:
                 row["other_outcomes"] = more + less
             report["formats"][name] = row
             print(name, json.dumps(row), flush=True)
-    if args.output:
-        args.output.write_text(json.dumps(report, indent=1) + "\n")
+    keep(report, args.output, show=False)
 
 
 if __name__ == "__main__":

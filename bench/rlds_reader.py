@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from common import add_output, keep
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -144,6 +145,7 @@ def main() -> None:
     default = os.environ.get("VLA_TEST_DATA", str(ROOT.parent / "shared" / "data"))
     parser.add_argument("--data", type=Path, default=Path(default) / "bridge_rlds")
     parser.add_argument("--repeat", type=int, default=5)
+    add_output(parser)
     parser.add_argument("--tensorflow", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.tensorflow:
@@ -166,7 +168,7 @@ def main() -> None:
         result["times_faster"] = {
             k: round(rates[k] / other["tfds"][k], 1) for k in ("steps", "encoded")
         }
-    print(json.dumps(result, indent=2))
+    keep(result, args.output)
 
 
 def compare(python: str, folder: Path, repeat: int, mine: dict) -> dict:

@@ -16,7 +16,6 @@ changes less, covers start-up and imports too.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -27,6 +26,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from common import add_output, keep
 
 HIDDEN = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 
@@ -169,7 +169,7 @@ def measured(
         result = Path(scratch, "seconds")
         hidden = HIDDEN if clean else ()
         process = subprocess.Popen(
-            [python, __file__, "--side", side, "--data", source, "--output", Path(scratch, "out"),
+            [python, __file__, "--side", side, "--data", source, "--folder", Path(scratch, "out"),
              "--workers", str(workers), "--result", result],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             env={k: v for k, v in os.environ.items() if k not in hidden},
@@ -189,14 +189,15 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=128)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
-    for hidden in ("--side", "--output", "--result"):
+    add_output(parser)
+    for hidden in ("--side", "--folder", "--result"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
         if args.side == "vla":
-            seconds = ours(args.data, Path(args.output), args.workers)
+            seconds = ours(args.data, Path(args.folder), args.workers)
         else:
-            seconds = theirs(args.data, Path(args.output))
+            seconds = theirs(args.data, Path(args.folder))
         Path(args.result).write_text(str(seconds))
         return
     with tempfile.TemporaryDirectory() as scratch:
@@ -206,7 +207,7 @@ def main() -> None:
         small, large = Path(scratch, "small.hdf5"), Path(scratch, "large.hdf5")
         frames = repeated(base, small, args.episodes)
         more = repeated(base, large, 4 * args.episodes)
-        print(json.dumps(compare(args, small, frames, large, more), indent=2))
+        keep(compare(args, small, frames, large, more), args.output)
 
 
 def compare(args, small: Path, frames: int, large: Path, more: int) -> dict:

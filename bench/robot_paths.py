@@ -25,6 +25,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import yaml
+from common import add_output, keep
+
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = (
     "task", "seed", "episodes", "successes", "success_rate_wilson95", "failed_episodes",
@@ -48,6 +51,13 @@ def main() -> int:
     parser.add_argument("--catch-up", type=float, default=0.0, help="s")
     parser.add_argument("--horizon", type=int, help="control steps; 200, times --stretch")
     parser.add_argument("--blend", type=float, help="s; default: config/robots/robosuite.yaml's")
+    parser.add_argument(
+        "--limits",
+        choices=("robosuite", "default"),
+        default="robosuite",
+        help="those of config/robots/robosuite.yaml, or those that a robot's config starts from",
+    )
+    add_output(parser)
     args = parser.parse_args()
     args.horizon = args.horizon or round(200 * args.stretch)
     with tempfile.TemporaryDirectory() as folder:
@@ -57,14 +67,26 @@ def main() -> int:
         if not path.exists():
             return status or 1
         results = json.loads(path.read_text())
-        found = {**vars(args), **{k: results[k] for k in KEPT if k in results}}
+        settings = {k: v for k, v in vars(args).items() if k != "output"}
+        found = {**settings, **{k: results[k] for k in KEPT if k in results}}
         if "robot" in found:
             robot = found["robot"]
             found["command_gap"] = bool(robot["gaps"] or robot["unanswered_periods"])
         found["per_episode_frames"] = [e["frames"] for e in results["per_episode"]]
         found["seconds"] = round(time.perf_counter() - begun, 1)
-        print(json.dumps(found, indent=2))
+        keep(found, args.output)
         return status
+
+
+def without_limits(robot: Path, written: Path) -> Path:
+    """The robot's parameters without its own limits of motion: config/command.yaml's hold then."""
+    values = yaml.safe_load(robot.read_text())
+    own = values["/**"]["ros__parameters"]
+    for name in [n for n in own if n.startswith(("max_linear", "max_angular"))]:
+        del own[name]
+    del own["max_translation_per_step"], own["max_rotation_per_step"]
+    written.write_text(yaml.safe_dump(values))
+    return written
 
 
 def play(args: argparse.Namespace, folder: Path) -> int:
@@ -73,6 +95,8 @@ def play(args: argparse.Namespace, folder: Path) -> int:
     from vla_inference.launch_standin.runner import run
 
     robot = ROOT / "config/robots/robosuite.yaml"
+    if args.limits == "default":
+        robot = without_limits(robot, folder / "robot.yaml")
     arguments = {
         "task": args.task, "episodes": str(args.episodes), "seed": str(args.seed),
         "horizon": str(args.horizon),

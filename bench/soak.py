@@ -26,6 +26,7 @@ import time
 from pathlib import Path
 
 import rclpy
+from common import add_output, keep
 from geometry_msgs.msg import TwistStamped
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.time import Time
@@ -294,7 +295,7 @@ def main() -> int:
     parser.add_argument("--frame-rate", type=float, default=5.0, help="pictures per second")
     parser.add_argument("--job-every", type=float, default=120.0, help="seconds; 0: no jobs")
     parser.add_argument("--swap-every", type=float, default=300.0, help="seconds; 0: never")
-    parser.add_argument("--json", action="store_true")
+    add_output(parser)
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes end too
     with tempfile.TemporaryDirectory(prefix="vla_soak_", ignore_cleanup_errors=True) as folder:
@@ -304,7 +305,8 @@ def main() -> int:
         finally:
             soak.close()
     wrong = faults(figures)
-    print(json.dumps({**figures, "wrong": wrong}, indent=2) if args.json else table(figures))
+    print(table(figures))
+    keep({**figures, "wrong": wrong}, args.output, show=False)
     for text in wrong:
         print(f"wrong: {text}", file=sys.stderr)
     return 1 if wrong else 0

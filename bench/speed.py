@@ -7,9 +7,10 @@ python bench/speed.py [--size openvla-7b] [--paths reference plain torch torch:i
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
+
+from common import add_output, keep
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src" / "vla_inference"))
 
@@ -29,12 +30,11 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=0.0, help="seconds between two steps")
     parser.add_argument("--method", default="rtn", help="rounding: rtn or hqq")
     parser.add_argument("--profile", type=int, default=0, help="rows of kernels to print")
-    parser.add_argument("--output", type=Path)
+    add_output(parser)
     args = vars(parser.parse_args())
     output = args.pop("output")
     report = run(Plan(**args), lambda text: print(text, flush=True))
-    if output:
-        output.write_text(json.dumps(report, indent=1) + "\n")
+    keep(report, output, show=False)
     print("\n".join(lines(table(report))))
 
 

@@ -18,6 +18,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from common import keep
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process has one core
 
 from vla_sim_bridge.cli import find_model
@@ -46,7 +48,7 @@ def main() -> None:
             args.output.mkdir(parents=True, exist_ok=True)
             rows = [asdict(r) for r in results]
             path = args.output / f"{task}_{language}_seed{args.seed}.json"
-            path.write_text(json.dumps({**found, "results": rows}, indent=1))
+            keep({**found, "results": rows}, path, show=False)
 
 
 def parsed(entry: str) -> tuple[str, int, str]:

@@ -32,6 +32,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from common import keep
 
 from vla_sim_bridge.generate import GenerateConfig
 from vla_sim_bridge.statistics import wilson_interval
@@ -83,7 +84,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help="document that gets the table of --merge")
     args = parser.parse_args()
     if args.merge:
-        merged = table(merge([json.loads(f.read_text()) for f in args.merge]))
+        merged = table(merge([json.loads(f.read_text())["rows"] for f in args.merge]))
         print(merged)
         if args.into:
             insert(merged, args.into)
@@ -112,7 +113,7 @@ def main() -> None:
             print(json.dumps(found[-1]), flush=True)
             if args.json:
                 temporary = args.json.with_suffix(".tmp")
-                temporary.write_text(json.dumps(found, indent=1))
+                keep({"rows": found}, temporary, show=False)
                 os.replace(temporary, args.json)
     print(table(found))
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import add_output, keep
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src" / "vla_inference"))
@@ -52,14 +53,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--profile", action="store_true", help="time by kernel, over one answer")
-    parser.add_argument("--output", type=Path, help="write the JSON here as well")
+    add_output(parser)
     args = parser.parse_args()
     config = ModelConfig.from_json(random_config(args.size, "tokens"))
     report = make_library(args, config) if args.what == "compile" else run(args, config)
-    text = json.dumps(report, indent=2)
-    print(text)
-    if args.output:
-        args.output.write_text(text + "\n")
+    keep(report, args.output)
 
 
 def make_library(args: argparse.Namespace, config: ModelConfig) -> dict:

@@ -11,7 +11,6 @@ pictures are those cases'; the others are blurred noise. Needs an NVIDIA GPU for
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import add_output, keep
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src/vla_inference/test"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src/vla_inference"))
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=["onnx"], choices=("onnx", "tensorrt"))
     parser.add_argument("--dtype", default="float16", choices=onnx_vision.DTYPES)
     parser.add_argument("--observations", type=int, default=200)
-    parser.add_argument("--output", type=Path, help="write the JSON here as well")
+    add_output(parser)
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     raw = read(OPENVLA / "config.json")
@@ -73,10 +73,7 @@ def main() -> None:
                 report["build_s"] = round(time.perf_counter() - begin, 1)
             engine = make_engine("plain", model, vision=f"{name}:{where}", checkpoint=checkpoint)
             report[name] = compare(engine, model, args, device)
-    text = json.dumps(report, indent=2)
-    print(text)
-    if args.output:
-        args.output.write_text(text + "\n")
+    keep(report, args.output)
 
 
 def compare(engine, model: VLA, args: argparse.Namespace, device: str) -> dict:

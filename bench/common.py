@@ -1,0 +1,129 @@
+"""What every benchmark shares: where a result came from, and how it is kept.
+
+A result is one JSON object. `provenance` in it says how to get it again: the command, the commit,
+the device and the versions of what took part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+# Distributions whose version a figure may depend on, by the module that shows they took part.
+PACKAGES = {
+    "torch": "torch",
+    "triton": "triton",
+    "transformers": "transformers",
+    "peft": "peft",
+    "onnxruntime": "onnxruntime",
+    "tvm": "apache-tvm",
+    "mujoco": "mujoco",
+    "robosuite": "robosuite",
+    "numpy": "numpy",
+    "h5py": "h5py",
+    "pyarrow": "pyarrow",
+}
+
+
+def provenance(**more: Any) -> dict[str, Any]:
+    """command, commit, date (UTC), device and versions of this run; `more` is added as it is."""
+    return {
+        "command": _command(),
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "device": device(),
+        "versions": versions(),
+        **more,
+    }
+
+
+def commit() -> str:
+    """The commit that is checked out, "-dirty" where tracked files differ from it.
+
+    VLA_COMMIT names it where a copy of the tree has no git history.
+    """
+    try:
+        run = ["git", "-C", str(ROOT)]
+        head = subprocess.check_output([*run, "rev-parse", "--short=10", "HEAD"], text=True)
+        changes = subprocess.check_output([*run, "status", "--porcelain", "-uno"], text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("VLA_COMMIT", "unknown")
+    return head.strip() + ("-dirty" if _but_results(changes) else "")
+
+
+def _but_results(changes: str) -> bool:
+    """Whether anything but results has changed: a series of runs keeps each as it comes."""
+    return any(not line[3:].startswith("bench/results/") for line in changes.splitlines())
+
+
+def device() -> str:
+    """ "NVIDIA H200" where CUDA was used, else cores and processor."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        count = torch.cuda.device_count()
+        return (f"{count} x " if count > 1 else "") + torch.cuda.get_device_name()
+    return f"{len(os.sched_getaffinity(0))} cores of {_processor()}"
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.machine()
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for module, package in PACKAGES.items():
+        if module in sys.modules:
+            try:
+                found[module] = metadata.version(package)
+            except metadata.PackageNotFoundError:
+                found[module] = str(getattr(sys.modules[module], "__version__", "unknown"))
+    return found
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, help="write the result there as well, as JSON")
+
+
+def keep(report: Mapping[str, Any], output: Path | None, show: bool = True) -> None:
+    """Print a report and write it, with its provenance, to `output` where that is given."""
+    whole = {"provenance": provenance(), **report}
+    text = json.dumps(whole, indent=1)
+    if show:
+        print(text, flush=True)
+    if output is not None:
+        output.write_text(text + "\n")
+
+
+def read(name: str) -> dict[str, Any]:
+    """A committed result, by its name in bench/results or its path in the repository."""
+    path = RESULTS / name
+    return json.loads((path if path.exists() else ROOT / name).read_text())
+
+
+def _command() -> str:
+    words = [sys.argv[0], *sys.argv[1:]]
+    try:
+        words[0] = str(Path(words[0]).resolve().relative_to(ROOT))
+    except ValueError:
+        words[0] = Path(words[0]).name
+    skipped = {"--output"}
+    kept = [w for i, w in enumerate(words) if w not in skipped and words[i - 1] not in skipped]
+    return "python " + shlex.join(kept)
