@@ -22,7 +22,7 @@ from vla_msgs.msg import ActionChunk, EefDelta
 BEHAVIOURS = {
     "good": "answers at once",
     "timed": "answers once it has heard the time, for which it listens from the first picture on",
-    "wrong_stamp": "answers every picture twice, first with another stamp",
+    "wrong_stamp": "answers thrice, first with another stamp and with one before 1970",
     "late": "answers three pictures, then keeps silent",
     "wrong_text": "answers to an instruction that nobody gave, every other time",
     "deaf": "always answers to an instruction that nobody gave",
@@ -53,6 +53,7 @@ class FakeModel:
             return
         if self.behaviour == "wrong_stamp":
             self.answer(12345, 678, self.text)
+            self.answer(-1, 0, self.text)
         wrong = self.behaviour == "deaf" or (self.behaviour == "wrong_text" and self.count % 2)
         stamp = msg.header.stamp
         self.answer(stamp.sec, stamp.nanosec, "do the dishes" if wrong else self.text)

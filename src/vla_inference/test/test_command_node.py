@@ -193,6 +193,55 @@ def test_faults_of_the_model_stop_it_until_it_is_enabled_again(graph):
     }  # fmt: skip
 
 
+def test_a_chunk_whose_stamp_is_no_time_stops_it_and_the_next_is_executed(graph):
+    g = graph()
+
+    def spoil(msg):
+        msg.header.stamp.sec = -1
+
+    g.send(*[ahead(0.01)] * 3, change=spoil)  # disabled: refused, no more
+    g.until(lambda: g.status.refused == 1, "a refusal")
+    assert "the stamp of the chunk is no time" in g.status.last_refusal
+    assert g.enable() == ""
+    g.send(*[ahead(0.01)] * 3, change=spoil)
+    assert "the stamp of the chunk is no time" in g.stopped("bad_chunk")
+    assert g.enable() == ""
+    g.send(*[ahead(0.01)] * 3)
+    g.until(lambda: any(map(moves, g.twists)), "motion")
+
+
+@pytest.mark.parametrize("where", ["chunk", "period"])
+def test_a_fault_of_the_nodes_own_halts_the_robot_and_the_node_lives_on(graph, where):
+    g = graph()
+    assert g.enable() == ""
+    g.send(*[ahead(0.001)] * 200)
+    g.until(lambda: len(g.twists) > 3, "motion")
+    good, sound = g.node.commander, g.node.commander.accept
+
+    def fail(*_):
+        raise RuntimeError("out of order")
+
+    if where == "chunk":
+        good.accept = fail
+        g.send(*[ahead(0.001)] * 20)
+    else:
+        good.tick = fail  # from now on in every period
+    reason = g.stopped("node_fault")
+    assert "unexpected RuntimeError in" in reason and "out of order" in reason
+    g.until(lambda: not moves(g.twists[-1]), "a halt")
+    told = [moves(t) for t in g.twists]
+    g.idle(0.3)
+    assert not any(map(moves, g.twists[len(told) :]))
+    if where == "chunk":
+        good.accept = sound
+    else:
+        del good.tick
+    assert g.enable() == ""
+    g.twists.clear()
+    g.send(*[ahead(0.001)] * 20)
+    g.until(lambda: any(map(moves, g.twists)), "motion")
+
+
 @pytest.mark.parametrize("topic", ["delta_twist", "action"])
 def test_a_second_publisher_stops_it_in_the_midst_of_a_motion(graph, topic):
     g = graph()

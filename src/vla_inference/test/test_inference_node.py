@@ -168,12 +168,20 @@ def shifted(shared, seconds: float) -> Image:
     return msg
 
 
+def stamped(graph: InferenceGraph, **stamp) -> Image:
+    frame = graph.frame()
+    frame.header.stamp = Time(**stamp)
+    return frame
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda g: shifted(g, -5), "more than max_image_age (1 s)"),
         (lambda g: shifted(g, 5), "in the future"),
         (lambda g: g.frame(header=Image().header), "no stamp"),
+        (lambda g: stamped(g, sec=-1), "the stamp of image is no time (-1 s"),
+        (lambda g: stamped(g, nanosec=10**9), "is no time"),
         (lambda g: g.frame(encoding="mono16"), "'mono16'; publish one of rgb8"),
         (lambda g: g.frame(encoding="yuv422"), "'yuv422'"),
         (lambda g: g.frame(height=47), "this one 9216"),
@@ -181,7 +189,19 @@ def shifted(shared, seconds: float) -> Image:
         (lambda g: g.frame(step=3), "`step` says 3"),
         (lambda g: Image(header=g.frame().header, encoding="rgb8"), "0x0 pixels"),
     ],
-    ids=["stale", "future", "unstamped", "mono16", "yuv", "short", "empty", "step", "blank"],
+    ids=[
+        "stale",
+        "future",
+        "unstamped",
+        "negative",
+        "nanoseconds",
+        "mono16",
+        "yuv",
+        "short",
+        "empty",
+        "step",
+        "blank",
+    ],
 )
 def test_a_picture_no_action_may_come_from_is_refused(shared, make, words):
     assert words in shared.refuse(make(shared))

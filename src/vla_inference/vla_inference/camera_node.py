@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,6 +111,13 @@ class CameraNode(ManagedNode):
             if not self._stop.is_set():
                 self.get_logger().error(f"cannot go on: {error}")
                 self.exit_status = 2
+            return
+        except Exception as error:  # a thread that ends unnoticed would leave a silent node
+            if not self._stop.is_set():
+                traceback.print_exc()
+                what = f"unexpected {type(error).__name__}: {error}; please report it"
+                self.get_logger().error(f"cannot go on: {what}")
+                self.exit_status = 1
             return
         if not self._stop.is_set():
             self.exit_status = 0

@@ -18,11 +18,11 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.parameter import Parameter
-from rclpy.time import Time
 from std_msgs.msg import Empty, Float64MultiArray
 from std_srvs.srv import SetBool
 
 from vla_inference.control import Command, Commander
+from vla_inference.control.safety import FAULT
 from vla_inference.errors import VlaError
 from vla_inference.ros import qos
 from vla_inference.ros.command_parameters import (
@@ -41,6 +41,7 @@ from vla_inference.ros.commands import (
 from vla_inference.ros.gripper_action import GripperAction
 from vla_inference.ros.lifecycle import ACTIVE, ManagedNode, spin_node
 from vla_inference.ros.messages import msg_to_chunk
+from vla_inference.ros.stamps import stamp_seconds
 from vla_inference.watch import Watch
 from vla_msgs.msg import ActionChunk, CommandStatus
 
@@ -152,8 +153,9 @@ class CommandNode(ManagedNode):
     def _on_chunk(self, msg: ActionChunk) -> None:
         if self.commander is None:
             return
-        now, stamp = self._now(), 1e-9 * Time.from_msg(msg.header.stamp).nanoseconds
+        now = self._now()
         try:
+            stamp = stamp_seconds(msg.header.stamp, "the chunk")
             chunk = msg_to_chunk(msg)
             if not stamp:
                 raise VlaError("the chunk has no stamp", "give it that of its picture")
@@ -205,6 +207,16 @@ class CommandNode(ManagedNode):
             response.success = True
         self._tell_changes()
         return response
+
+    def callback_failed(self, where: str, reason: str) -> None:
+        """A node that does not work as it ought to moves no robot: stop, and halt at once."""
+        commander = self.commander
+        if commander is None or not commander.safety.enabled:
+            return
+        commander.safety.stop(FAULT, reason, self._now())
+        # The fault may be the period's own: then it tells nothing any more.
+        self._send(Command(target=commander.pose_to_hold(self._steadily())))
+        self._tell_changes()
 
     # -- what goes out ------------------------------------------------------------------------
 
@@ -281,6 +293,7 @@ class CommandNode(ManagedNode):
         elif self.commander is not None:
             remark = self._remarks()
             level, message, values = diagnosis(self.commander, self._sent, self._rate(), remark)
+        values = {**values, **self.fault_values()}
         stamp, name = self.get_clock().now().to_msg(), self.get_fully_qualified_name()
         self._diagnostics.publish(
             diagnostics(stamp, f"{name.lstrip('/')}: commands", name, level, message, values)

@@ -19,7 +19,6 @@ from rcl_interfaces.msg import FloatingPointRange, SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.parameter import Parameter
-from rclpy.time import Time
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
@@ -32,6 +31,7 @@ from vla_inference.ros import qos
 from vla_inference.ros.command_parameters import descriptor
 from vla_inference.ros.commands import diagnostics, msg_to_pose, pose_to_msg
 from vla_inference.ros.lifecycle import ManagedNode, spin_node
+from vla_inference.ros.stamps import stamp_ns
 
 DIAGNOSTICS_PERIOD = 1.0
 
@@ -148,7 +148,7 @@ class IkNode(ManagedNode):
         if frame not in (self._base, self._tool):
             wanted = f"{self._base!r} or {self._tool!r}"
             return self._refused(f"delta_twist is in frame {frame!r}, not {wanted}")
-        stamp = Time.from_msg(msg.header.stamp).nanoseconds
+        stamp = stamp_ns(msg.header.stamp, "delta_twist")
         age = 1e-9 * (self.get_clock().now().nanoseconds - stamp)
         if not stamp:
             return self._refused("delta_twist has no stamp")
@@ -176,6 +176,12 @@ class IkNode(ManagedNode):
         self._remark = reason or self.commander.refusal
         self.get_logger().warning(f"refused: {self._remark}", throttle_duration_sec=5.0)
 
+    def callback_failed(self, where: str, reason: str) -> None:
+        """What a node that does not work as it ought to was told before is void."""
+        commander, self._remark = self.commander, reason
+        if commander is not None:
+            self.commander = JointCommander(commander.arm, commander.settings)
+
     # -- what goes out ------------------------------------------------------------------------
 
     def _tick(self) -> None:
@@ -201,6 +207,7 @@ class IkNode(ManagedNode):
             values = {"commands": self._sent, "joints": " ".join(commander.arm.names)}
             values |= {f"clips {k}": n for k, n in commander.clips.items()}
             values |= {f"refusals {k}": n for k, n in commander.refusals.items()}
+        values = {**values, **self.fault_values()}
         stamp, name = self.get_clock().now().to_msg(), self.get_fully_qualified_name()
         self._diagnostics.publish(
             diagnostics(stamp, f"{name.lstrip('/')}: joints", name, level, message, values)

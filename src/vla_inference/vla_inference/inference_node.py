@@ -213,6 +213,12 @@ class InferenceNode(ManagedNode):
         if self._open and model is not None:
             model.mailbox.put(Letter(view, self._activation))
 
+    def callback_refused(self, where: str, reason: str) -> None:
+        """A message that cannot be used is a refusal that the status tells of."""
+        cameras = map(self.resolve_topic_name, self._value("cameras"))
+        topic = self.resolve_topic_name(where).removesuffix("/compressed")
+        self._refuse(reason, pictures=int(topic in cameras))
+
     # -- what goes out (in the worker's thread) -----------------------------------------------
 
     def _answer(self, model: ModelThread[Letter], letter: Letter) -> None:

@@ -19,6 +19,7 @@ from rclpy.node import Node
 
 from vla_inference.errors import VlaError
 from vla_inference.ros.diagnostics import ERROR, OK, Diagnostics, Report
+from vla_inference.ros.guard import Guarded
 from vla_msgs.msg import ActionChunk, SimStatus
 from vla_sim_bridge import report
 from vla_sim_bridge.evaluation import Evaluation
@@ -36,7 +37,7 @@ PROGRESS_EVERY = 5.0  # s between progress lines within an episode
 UNNAMED = "_NODE_NAME_UNKNOWN_"  # rmw: the node of an endpoint, before it is known
 
 
-class SimNode(Node):
+class SimNode(Guarded, Node):
     """See config/sim.yaml for the parameters."""
 
     def __init__(self, **kwargs):
@@ -261,6 +262,7 @@ class SimNode(Node):
             "successes": e.successes,
             "action rate [Hz]": f"{e.recent_rate:.1f}",
         }
+        values |= self.fault_values()
         return ERROR if self.state == SimStatus.ERROR else OK, self.message or self.state, values
 
     def _publish_status(self) -> None:

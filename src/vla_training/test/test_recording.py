@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lifecycle_msgs.msg import Transition
 from rclpy.time import Time
+from rosbags.rosbag2 import WriterError
 from sensor_msgs.msg import Image
 from std_msgs.msg import Float32, String
 from std_srvs.srv import SetBool
@@ -190,6 +191,48 @@ def test_episodes_of_a_graph_pixel_for_pixel(tmp_path):
             np.testing.assert_array_equal(step.observation.images["front"], picture)
 
 
+def test_messages_that_cannot_be_read_are_left_out_and_the_rest_recorded(tmp_path):
+    graph = RecordGraph(tmp_path / "bags", split="off")
+    try:
+        pictures = [np.full((16, 16, 3), 10 * i, np.uint8) for i in range(3)]
+        broken = rgb_to_image(pictures[0], Time(nanoseconds=graph.stamp).to_msg(), "front_optical")
+        broken.height = 4000  # its data are not what it says
+        graph.images.publish(broken)
+        topic = graph.images.topic_name
+        graph.until(lambda: graph.node.refused[topic] == 1, "the refusal")
+        short = graph.node._ears[topic][0].callback
+        short(b"\0\1\0\0")  # no header in it: rclpy hands raw messages over as they come
+        assert graph.node.refused[topic] == 2 and graph.node.exit_status is None
+        before = broken.header.stamp
+        before.sec = -1
+        graph.images.publish(rgb_to_image(pictures[0], before, "front_optical"))
+        graph.play(0, pictures)
+        heard = graph.node._recording._current.bag.messages
+        graph.until(lambda: sum(n for t, n in heard.items() if "/action" in t) == 3, "the chunks")
+    finally:
+        graph.close()
+    read = BagSet(tmp_path / "bags")
+    assert len(read[0]) == 3 and graph.node.exit_status is None
+
+
+def test_a_recorder_that_cannot_write_ends_with_one_line(tmp_path, capfd):
+    graph = RecordGraph(tmp_path / "bags", split="off")
+    try:
+
+        def full(*_):
+            raise WriterError("no space left")
+
+        graph.texts.publish(String(data="begin"))
+        graph.until(lambda: graph.node._recording.recording, "a bag")
+        graph.node._recording._current.bag._writer.write = full
+        graph.rewards.publish(Float32(data=1.0))
+        graph.until(lambda: graph.node.exit_status == 2, "the end")
+    finally:
+        graph.close()
+    said = capfd.readouterr().err
+    assert "cannot record: no space left" in said and "Traceback" not in said
+
+
 def test_episodes_by_hand(tmp_path):
     graph = RecordGraph(tmp_path / "bags", qos.IMAGE_INPUT, split="service")  # best effort
     try:
@@ -284,6 +327,12 @@ def test_it_listens_while_somebody_else_plays(tmp_path):
         assert graph.change(Transition.TRANSITION_ACTIVATE), graph.node.failure
         graph.until(lambda: model.out.get_subscription_count(), "the validation")
         model.status.publish(InferenceStatus(state=InferenceStatus.ACTIVE))
+        for bad in ("header.stamp", "produced"):  # no time: left out, and it listens on
+            chunk, (field, *more) = ActionChunk(), bad.split(".")
+            inner = getattr(getattr(chunk, field), more[0]) if more else chunk.produced
+            inner.sec = -1
+            model.out.publish(chunk)
+        graph.until(lambda: graph.node.refused["action"] == 2, "two refusals")
         for stamp in bags.episode(0).stamps.tolist():
             header = Time(nanoseconds=stamp).to_msg()
             model.see(rgb_to_image(np.zeros((16, 16, 3), np.uint8), header, "x"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sqlite3
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 
 from rcl_interfaces.msg import IntegerRange
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rosbags.rosbag2 import WriterError
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
@@ -23,6 +25,7 @@ from vla_training.recording import Heard, Recording
 
 LOOK = 0.1  # s between looks for publishers
 DEPTH = 100
+UNWRITABLE = (OSError, WriterError, sqlite3.Error)
 RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
 LATCHED, VOLATILE = DurabilityPolicy.TRANSIENT_LOCAL, DurabilityPolicy.VOLATILE
 
@@ -166,7 +169,14 @@ class RecordNode(ManagedNode):
 
     def _hear(self, role: str, topic: str, kind: str, latched: bool, data: bytes) -> None:
         now = self.get_clock().now().nanoseconds
-        self._recording.hear(Heard(role, topic, kind, now, bytes(data), latched))
+        try:
+            self._recording.hear(Heard(role, topic, kind, now, bytes(data), latched))
+        except UNWRITABLE:
+            raise
+        except Exception as error:  # whatever its bytes bring about in decoders and rosbags
+            raise DataError(
+                f"a message on {topic} is left out: {error}", "check its publisher"
+            ) from None
 
     def _guard(self, callback: Any) -> Any:
         """A callback whose errors end the node: a recorder that writes nothing is none."""
@@ -176,7 +186,7 @@ class RecordNode(ManagedNode):
                 return
             try:
                 callback(*args)
-            except (OSError, DataError) as error:
+            except UNWRITABLE as error:
                 self.get_logger().error(f"cannot record: {error}")
                 self.exit_status = 2
 

@@ -85,7 +85,7 @@ class TrainingNode(ManagedNode):
             RunJob,
             "~/run",
             execute_callback=self._refuse_goal,  # each goal is given its own, see below
-            handle_accepted_callback=self._begin_goal,
+            handle_accepted_callback=self.guarded("~/run", self._begin_goal),
             cancel_callback=self._cancel_goal,
         )
         self.create_timer(PERIOD, self._poll)

@@ -30,6 +30,7 @@ from vla_inference.ros.images import rgb_to_image
 from vla_inference.ros.lifecycle import ManagedNode, spin_node
 from vla_inference.ros.messages import msg_to_chunk
 from vla_inference.ros.parameters import SECONDS, Table, declare
+from vla_inference.ros.stamps import stamp_ns
 from vla_inference.types import ActionChunk, eef_delta_spec
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
 from vla_msgs.msg import InferenceStatus
@@ -253,12 +254,12 @@ class ValidationNode(ManagedNode):
             self._refused[msg.last_refusal] = int(msg.refused)
 
     def _hear(self, msg: ActionChunkMsg) -> None:
-        now, stamp = time.monotonic(), Time.from_msg(msg.header.stamp).nanoseconds
+        now, stamp = time.monotonic(), stamp_ns(msg.header.stamp, "the chunk")
+        produced = stamp_ns(msg.produced, "the chunk's production")
         cue = self._by_stamp.get(stamp)
         if cue is None or self.exit_status is not None:
             return
         self._heard = now
-        produced = Time.from_msg(msg.produced).nanoseconds
         # Of a picture that somebody else published only the model knows.
         latency = now - self._sent[stamp] if stamp in self._sent else msg.latency_ms / 1e3
         latency = max(latency, 1e-6)

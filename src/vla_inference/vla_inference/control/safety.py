@@ -30,8 +30,10 @@ LATE = "late"
 PUBLISHER = "second_publisher"
 HEARTBEAT = "heartbeat"
 POSE = "pose_lost"
+FAULT = "node_fault"
 STOP_KINDS = (
     BAD_CHUNK, PICTURE_AGE, STALL, CLOCK_BACK, CLOCK_FORWARD, LATE, PUBLISHER, HEARTBEAT, POSE,
+    FAULT,
 )  # fmt: skip
 
 OUT_OF_DISTRIBUTION = "out_of_distribution"  # a refusal, not a stop

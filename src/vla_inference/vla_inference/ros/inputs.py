@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
-from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from vla_inference.errors import ObservationError, VlaError
@@ -20,6 +19,7 @@ from vla_inference.history import History
 from vla_inference.robot_state import StateLayout
 from vla_inference.ros import qos
 from vla_inference.ros.images import compressed_to_rgb, image_to_rgb
+from vla_inference.ros.stamps import stamp_ns, stamp_seconds
 from vla_inference.synchronise import Synchroniser
 from vla_inference.types import Observation
 
@@ -46,7 +46,7 @@ class View:
 
         now: by the clock that stamps are of, ns. limit: of the age, s; 0: any.
         """
-        stamp = Time.from_msg(self.header.stamp).nanoseconds
+        stamp = stamp_ns(self.header.stamp, "the picture")
         if not stamp:
             raise ObservationError("the picture has no stamp", "set header.stamp when taking it")
         if not now:
@@ -123,13 +123,13 @@ class Inputs:
         self._begun = time.monotonic()
 
     def _put(self, name: str, message: Any) -> None:
-        stamp = 1e-9 * Time.from_msg(message.header.stamp).nanoseconds
+        stamp = stamp_seconds(message.header.stamp, name)
         now = time.monotonic()
         found = self._synchroniser.put(name, stamp, message, now)
         if found is not None:
             by_name = dict(zip(self._synchroniser.names, found, strict=True))
             images = tuple(by_name[c] for c in self.cameras)
-            lead = 1e-9 * Time.from_msg(images[0].header.stamp).nanoseconds
+            lead = stamp_seconds(images[0].header.stamp)
             past = tuple(self._history.put(lead, images))
             self._receive(View(images, by_name.get(POSE), by_name.get(JOINTS), now, past))
 
@@ -145,7 +145,7 @@ class Inputs:
 
         most_same: seconds a camera may show the very same picture; 0: any time.
         """
-        stamp = 1e-9 * Time.from_msg(view.header.stamp).nanoseconds
+        stamp = stamp_seconds(view.header.stamp)
         images: dict[str, np.ndarray] = {}
         for ago, seen in enumerate((view.images, *view.past)):
             for name, message in zip(self.cameras, seen, strict=True):

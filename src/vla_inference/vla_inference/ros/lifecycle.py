@@ -20,13 +20,14 @@ from rclpy.signals import SignalHandlerOptions
 
 from vla_inference.errors import VlaError
 from vla_inference.ros import diagnostics
+from vla_inference.ros.guard import Guarded
 
 UNCONFIGURED, INACTIVE, ACTIVE, ERROR = "unconfigured", "inactive", "active", "error"
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
-class ManagedNode(LifecycleNode):
+class ManagedNode(Guarded, LifecycleNode):
     """A lifecycle node that tells why a transition failed and can start itself.
 
     Subclasses fill in `do_configure`, `do_activate`, `do_deactivate`, `do_cleanup`; raising there
@@ -145,7 +146,10 @@ class ManagedNode(LifecycleNode):
                 self._tell("let go", error)
 
     def _diagnose(self) -> diagnostics.Report:
-        return (diagnostics.ERROR, self.failure, {}) if self.failure else self.diagnose()
+        if self.failure:
+            return diagnostics.ERROR, self.failure, {}
+        level, message, values = self.diagnose()
+        return level, message, {**values, **self.fault_values()}
 
     def _survive_wrong_transitions(self) -> None:
         """rclpy lets a request for a transition that doesn't exist here end the whole node."""

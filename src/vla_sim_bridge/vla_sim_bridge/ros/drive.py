@@ -10,11 +10,11 @@ import time
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rclpy.time import Time
 
 from vla_inference.errors import VlaError
 from vla_inference.ros.messages import msg_to_chunk
 from vla_inference.ros.qos import CHUNK, LATCHED
+from vla_inference.ros.stamps import stamp_ns
 from vla_msgs.msg import ActionChunk, InferenceStatus, SimStatus
 from vla_sim_bridge.conventions import sim_actions
 from vla_sim_bridge.lock_step import LockStep, Verdict
@@ -86,7 +86,12 @@ class Drive:
         self.lock.withdraw()
 
     def _on_chunk(self, msg: ActionChunk) -> None:
-        node, stamp = self.node, Time.from_msg(msg.header.stamp).nanoseconds
+        node = self.node
+        try:
+            stamp = stamp_ns(msg.header.stamp, "the chunk")
+        except VlaError as error:  # no frame of ours had that one
+            self.lock.ignored += 1
+            return node.callback_refused("action", str(error))
         if not self.settings.lock_step:
             now = node.topics.time()
             if self.accept(msg, stamp, now):

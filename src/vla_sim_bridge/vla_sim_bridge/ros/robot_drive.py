@@ -21,7 +21,9 @@ from rosgraph_msgs.msg import Clock
 from scipy.spatial.transform import Rotation
 from std_msgs.msg import Float64MultiArray
 
+from vla_inference.errors import VlaError
 from vla_inference.ros.qos import CHUNK, COMMAND
+from vla_inference.ros.stamps import stamp_ns
 from vla_msgs.msg import ActionChunk, SimStatus
 from vla_sim_bridge.robot_contract import PoseController, TwistController
 from vla_sim_bridge.ros.drive import Drive
@@ -106,17 +108,29 @@ class RobotDrive(Drive):
     def _on_twist(self, msg: TwistStamped) -> None:
         linear, angular = msg.twist.linear, msg.twist.angular
         twist = np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])
-        stamp = Time.from_msg(msg.header.stamp).nanoseconds
+        stamp = self._stamp(msg)
+        if stamp is None:
+            return
         if self.controller.receive(msg.header.frame_id, 1e-9 * stamp, twist, 1e-9 * self._now()):
             self._heard = self._heard or stamp >= self._clock
 
     def _on_pose(self, msg: PoseStamped) -> None:
         p, q = msg.pose.position, msg.pose.orientation
         position, quaternion = np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
-        frame, now = msg.header.frame_id, 1e-9 * self._now()
+        frame, now, stamp = msg.header.frame_id, 1e-9 * self._now(), self._stamp(msg)
+        if stamp is None:
+            return
         if self.controller.receive(frame, position, quaternion, now):
-            stamp = Time.from_msg(msg.header.stamp).nanoseconds
             self._heard = self._heard or stamp >= self._clock
+
+    def _stamp(self, msg: TwistStamped | PoseStamped) -> int | None:
+        """Nanoseconds; None: the command is rejected for it."""
+        try:
+            return stamp_ns(msg.header.stamp, "the command")
+        except VlaError as error:
+            self.controller.heard.reject("no time as stamp")
+            self.node.callback_refused("command", str(error))
+            return None
 
     def _on_gripper(self, msg: Float64MultiArray) -> None:
         if len(msg.data) and math.isfinite(msg.data[0]):
