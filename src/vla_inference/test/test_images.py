@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -14,13 +15,15 @@ from PIL import Image as Pillow
 from sensor_msgs.msg import CompressedImage, Image
 
 from vla_inference.errors import ObservationError
-from vla_inference.ros.images import (
+from vla_inference.image_messages import (
+    BGR,
     ENCODINGS,
+    GREY,
+    RGB,
     compressed_to_rgb,
     image_to_rgb,
-    rgb_to_compressed,
-    rgb_to_image,
 )
+from vla_inference.ros.images import rgb_to_compressed, rgb_to_image
 
 sizes = st.tuples(st.integers(1, 20), st.integers(1, 20))
 pictures = sizes.flatmap(lambda s: arrays(np.uint8, (*s, 3)))
@@ -50,20 +53,85 @@ def test_there_and_back(picture):
     np.testing.assert_array_equal(image_to_rgb(rgb_to_image(picture)), picture)
 
 
-@given(pictures, st.integers(0, 9), st.booleans(), st.sampled_from(sorted(ENCODINGS)))
-def test_every_encoding_and_padding_gives_the_same_picture(picture, padding, trim, encoding):
+DIRECT = sorted(n for n, e in ENCODINGS.items() if e.take is not None)
+
+
+@given(pictures, st.integers(0, 9), st.booleans(), st.booleans(), st.sampled_from(DIRECT))
+def test_every_encoding_and_padding_gives_the_same_picture(picture, padding, trim, big, encoding):
     alpha = np.full((*picture.shape[:2], 1), 77, np.uint8)
-    pixels = {
-        "rgb8": picture,
-        "bgr8": picture[..., ::-1],
-        "rgba8": np.dstack([picture, alpha]),
-        "bgra8": np.dstack([picture[..., ::-1], alpha]),
-        "mono8": picture[..., :1],
-    }[encoding]
-    wanted = np.repeat(picture[..., :1], 3, axis=2) if encoding == "mono8" else picture
-    got = image_to_rgb(message(encoding, pixels, padding, trim))
+    about = ENCODINGS[encoding]
+    pixels = {RGB: picture, BGR: picture[..., ::-1], GREY: picture[..., :1]}[about.take]
+    if about.samples == 4:
+        pixels = np.dstack([pixels, alpha])
+    if about.wide:  # the lower byte is noise
+        halves = (np.full_like(pixels, 0xA5), pixels)
+        pixels = np.stack(halves[::-1] if big else halves, -1).reshape(*picture.shape[:2], -1)
+    wanted = np.repeat(picture[..., :1], 3, axis=2) if about.take == GREY else picture
+    msg = message(encoding, pixels, padding, trim)
+    msg.is_bigendian = int(big)
+    got = image_to_rgb(msg)
     np.testing.assert_array_equal(got, wanted)
     assert got.flags.c_contiguous and got.dtype == np.uint8
+
+
+BAYER = {
+    "bayer_rggb8": "RGGB",
+    "bayer_bggr8": "BGGR",
+    "bayer_gbrg8": "GBRG",
+    "bayer_grbg8": "GRBG",
+}
+
+
+def mosaic(encoding: str, colour: tuple[int, int, int], height: int, width: int) -> np.ndarray:
+    """What a sensor with that pattern sees of one colour, [H, W]."""
+    pixels = np.zeros((height, width), np.uint8)
+    for at, letter in enumerate(BAYER[encoding]):
+        pixels[at // 2 :: 2, at % 2 :: 2] = colour["RGB".index(letter)]
+    return pixels
+
+
+@pytest.mark.parametrize("encoding", sorted(BAYER))
+def test_bayer_patterns_are_demosaiced(encoding):
+    pixels = mosaic(encoding, (200, 100, 50), 16, 20)
+    assert (image_to_rgb(message(encoding, pixels[..., None], 3)) == (200, 100, 50)).all()
+    # image_transport compresses the sensor's pixels as they are
+    msg = compressed(Pillow.fromarray(pixels))
+    msg.format = f"{encoding}; png compressed "
+    assert (compressed_to_rgb(msg) == (200, 100, 50)).all()
+
+
+@pytest.mark.parametrize("picture", [(200, 30, 40), (20, 150, 30), (30, 60, 220), (90, 90, 90)])
+@pytest.mark.parametrize("encoding", ["uyvy", "yuv422", "yuyv", "yuv422_yuy2", "nv12", "nv21"])
+def test_yuv_by_the_equations_of_bt_601(encoding, picture):
+    r, g, b = np.array(picture) / 255
+    luma = 0.299 * r + 0.587 * g + 0.114 * b
+    y = round(16 + 219 * luma)
+    u, v = (round(128 + 224 * (c - luma) / s) for c, s in ((b, 1.772), (r, 1.402)))
+    if encoding.startswith("nv"):
+        pixels = np.full((18, 20, 1), y, np.uint8)
+        pixels[12:, 0::2, 0], pixels[12:, 1::2, 0] = (u, v) if encoding == "nv12" else (v, u)
+    else:
+        four = (u, y, v, y) if encoding in ("uyvy", "yuv422") else (y, u, y, v)
+        pixels = np.tile(np.array(four, np.uint8), (12, 10)).reshape(12, 20, 2)
+    msg = message(encoding, pixels, 5)
+    msg.height = 12
+    got = image_to_rgb(msg)
+    assert got.shape == (12, 20, 3) and got.flags.c_contiguous
+    assert np.abs(got.astype(int) - picture).max() <= 3
+
+
+@pytest.mark.parametrize("encoding", ["yuyv", "uyvy", "nv12", "bayer_rggb8"])
+def test_half_a_pair_of_pixels_is_refused(encoding):
+    msg = message(encoding, np.zeros((4, 5, ENCODINGS[encoding].samples), np.uint8))
+    with pytest.raises(ObservationError, match=f"5x4 pixels cannot be in {encoding}"):
+        image_to_rgb(msg)
+
+
+def test_without_opencv_a_bayer_pattern_is_refused_with_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    msg = message("bayer_rggb8", np.zeros((4, 4, 1), np.uint8))
+    with pytest.raises(ObservationError, match="need OpenCV; install python3-opencv"):
+        image_to_rgb(msg)
 
 
 def test_the_header_is_kept():
@@ -83,13 +151,41 @@ def test_views_that_are_not_contiguous_are_sent_right():
 
 
 @pytest.mark.parametrize(
-    "encoding", ["mono16", "rgb16", "16UC1", "32FC1", "bayer_rggb8", "yuv422", "nv12", "8UC3", ""]
+    "encoding", ["8UC2", "bayer_rggb16", "yuv420", "nv24", "jpeg", "RGB8", "rgb8 ", ""]
 )
 def test_other_encodings_are_refused_by_name_and_with_the_known_ones(encoding):
     msg = message("rgb8", np.zeros((4, 4, 3), np.uint8))
     msg.encoding = encoding
     with pytest.raises(ObservationError, match=f"{encoding!r}; publish one of rgb8"):
         image_to_rgb(msg)
+
+
+@pytest.mark.parametrize("encoding", ["mono16", "16UC1", "16SC1", "32FC1", "64FC1"])
+def test_depth_and_infrared_are_never_colour(encoding):
+    msg = message(encoding, np.zeros((4, 4, 2), np.uint8))
+    with pytest.raises(ObservationError, match=f"{encoding!r}: depth .* colour camera"):
+        image_to_rgb(msg)
+    picture = compressed(Pillow.fromarray(np.full((8, 8), 90, np.uint8)))
+    picture.format = f"{encoding}; png compressed"
+    with pytest.raises(ObservationError, match=f"{encoding!r}: depth or infrared"):
+        compressed_to_rgb(picture)
+
+
+@pytest.mark.parametrize("form", ["h264", "H.265", "hevc", "rgb8; h264 compressed"])
+def test_video_in_compressed_images_is_refused_with_what_unpacks_it(form):
+    with pytest.raises(ObservationError, match=r"video.*`ros2 run image_transport republish`"):
+        compressed_to_rgb(CompressedImage(format=form))
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["jpeg", "png", "rgb8; jpeg compressed bgr8", "bgr8; png compressed bgr8", "rgb8;jpeg", ""],
+)
+def test_what_a_format_says_of_its_source_changes_no_colour(form):
+    picture = np.full((8, 8, 3), (200, 100, 50), np.uint8)
+    msg = compressed(Pillow.fromarray(picture), "jpeg" if "jpeg" in form else "png")
+    msg.format = form
+    assert np.abs(compressed_to_rgb(msg).astype(int) - picture).max() <= 2
 
 
 @pytest.mark.parametrize(
@@ -125,7 +221,7 @@ def test_whatever_arrives_is_a_picture_or_refused(height, width, step, data, enc
         picture = image_to_rgb(msg)
     except ObservationError:
         return
-    assert picture.shape == (height, width, 3)
+    assert picture.shape == (height, width, 3) and picture.dtype == np.uint8
     picture.tobytes()  # all of it can be read
 
 
@@ -170,7 +266,7 @@ def test_sixteen_bit_png_is_refused():
 
 
 def test_depth_is_refused():
-    with pytest.raises(ObservationError, match="depth picture"):
+    with pytest.raises(ObservationError, match="depth image"):
         compressed_to_rgb(CompressedImage(format="16UC1; compressedDepth png"))
 
 

@@ -17,6 +17,7 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
+from vla_inference.image_messages import image_to_rgb
 from vla_inference.random_checkpoint import write_random_checkpoint
 from vla_inference.ros import qos
 from vla_inference.ros.images import rgb_to_compressed, rgb_to_image
@@ -96,6 +97,19 @@ def test_bgr_with_padding_is_the_same_picture(shared):
     rows[:, : 64 * 3] = PICTURE[..., ::-1].reshape(48, -1)
     msg = Image(encoding="bgr8", height=48, width=64, step=rows.shape[1])
     msg.data.frombytes(rows.tobytes())
+    msg.header.stamp = shared.now()
+    assert shared.answer(msg).steps == wanted
+    shared.chunks.clear()
+
+
+def test_yuyv_as_usb_cameras_publish_it_is_answered(shared):
+    data = np.tile(np.array([82, 96, 82, 233], np.uint8), 48 * 32)  # Y U Y V of a red
+    msg = Image(encoding="yuv422_yuy2", height=48, width=64, step=128)
+    msg.data.frombytes(data.tobytes())
+    red = image_to_rgb(msg)
+    np.testing.assert_allclose(red, np.full_like(red, (244, 4, 12)), atol=2)
+    wanted = shared.answer(rgb_to_image(red, shared.now(), "camera")).steps
+    shared.chunks.clear()
     msg.header.stamp = shared.now()
     assert shared.answer(msg).steps == wanted
     shared.chunks.clear()
@@ -182,8 +196,9 @@ def stamped(graph: InferenceGraph, **stamp) -> Image:
         (lambda g: g.frame(header=Image().header), "no stamp"),
         (lambda g: stamped(g, sec=-1), "the stamp of image is no time (-1 s"),
         (lambda g: stamped(g, nanosec=10**9), "is no time"),
-        (lambda g: g.frame(encoding="mono16"), "'mono16'; publish one of rgb8"),
-        (lambda g: g.frame(encoding="yuv422"), "'yuv422'"),
+        (lambda g: g.frame(encoding="mono16"), "'mono16': depth or infrared"),
+        (lambda g: g.frame(encoding="nv24"), "'nv24'; publish one of rgb8"),
+        (lambda g: g.frame(encoding="yuv422", width=63), "63x48 pixels cannot be in yuv422"),
         (lambda g: g.frame(height=47), "this one 9216"),
         (lambda g: g.frame(width=0), "0x48 pixels"),
         (lambda g: g.frame(step=3), "`step` says 3"),
@@ -196,7 +211,8 @@ def stamped(graph: InferenceGraph, **stamp) -> Image:
         "negative",
         "nanoseconds",
         "mono16",
-        "yuv",
+        "nv24",
+        "odd",
         "short",
         "empty",
         "step",

@@ -22,11 +22,11 @@ from vla_inference import sources
 from vla_inference.camera_node import CameraNode
 from vla_inference.cli_infer import infer
 from vla_inference.errors import DataError, ObservationError, VlaError
+from vla_inference.image_messages import compressed_to_rgb, image_to_rgb
 from vla_inference.pictures import read_picture
 from vla_inference.policy import Policy
 from vla_inference.random_checkpoint import write_random_checkpoint
 from vla_inference.ros import qos
-from vla_inference.ros.images import compressed_to_rgb, image_to_rgb
 from vla_inference.sources import VideoSource, open_source
 
 PATIENCE = 30.0

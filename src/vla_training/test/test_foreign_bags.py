@@ -177,7 +177,7 @@ def test_deeper_and_yuv_pictures():
         picture = decode_image(types.IMAGE, image, "x").astype(int)
         assert np.abs(picture - want).max() <= 1
     image = make_message(store, types.IMAGE, height=16, width=20, encoding="32FC1", step=80)
-    with pytest.raises(DataError, match="encoding is '32FC1'; known: rgb8"):
+    with pytest.raises(DataError, match="encoding is '32FC1': depth or infrared"):
         decode_image(types.IMAGE, image, "x")
 
 

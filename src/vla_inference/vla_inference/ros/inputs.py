@@ -16,9 +16,9 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from vla_inference.errors import ObservationError, VlaError
 from vla_inference.frozen import FrozenWatch
 from vla_inference.history import History
+from vla_inference.image_messages import compressed_to_rgb, image_to_rgb
 from vla_inference.robot_state import StateLayout
 from vla_inference.ros import qos
-from vla_inference.ros.images import compressed_to_rgb, image_to_rgb
 from vla_inference.ros.stamps import stamp_ns, stamp_seconds
 from vla_inference.synchronise import Synchroniser
 from vla_inference.types import Observation

@@ -14,22 +14,13 @@ from typing import Any
 import numpy as np
 
 from vla_inference.errors import DataError, ObservationError
-from vla_inference.ros.images import ENCODINGS, compressed_to_rgb, image_to_rgb
+from vla_inference.image_messages import compressed_to_rgb, image_to_rgb
 from vla_training.datasets.bag_file import BagFile, Message
 from vla_training.datasets.bag_topics import BagTopics
 from vla_training.datasets.bag_types import COMPRESSED
 
 NS = 1_000_000_000
 HEADERLESS = ("std_msgs/", "vla_msgs/msg/EefDelta")
-# encoding -> channels, and OpenCV's name of the conversion to RGB
-CONVERTED = {
-    "8UC1": (1, "GRAY2RGB"), "8UC3": (3, "BGR2RGB"), "8UC4": (4, "BGRA2RGB"),
-    "bayer_rggb8": (1, "BayerBG2RGB"), "bayer_bggr8": (1, "BayerRG2RGB"),
-    "bayer_gbrg8": (1, "BayerGR2RGB"), "bayer_grbg8": (1, "BayerGB2RGB"),
-    "yuv422": (2, "YUV2RGB_UYVY"), "uyvy": (2, "YUV2RGB_UYVY"),
-    "yuv422_yuy2": (2, "YUV2RGB_YUY2"), "yuyv": (2, "YUV2RGB_YUY2"),
-}  # fmt: skip
-WIDE = {"rgb16": "rgb8", "bgr16": "bgr8", "mono16": "mono8", "rgba16": "rgba8", "bgra16": "bgra8"}
 
 
 @dataclass
@@ -121,58 +112,9 @@ def held(times: np.ndarray, at: np.ndarray) -> np.ndarray:
 def decode_image(kind: str, msg: Any, where: str) -> np.ndarray:
     """uint8 [H, W, 3] RGB of a decoded Image or CompressedImage; raises DataError."""
     try:
-        if kind == COMPRESSED:
-            return compressed_to_rgb(msg)
-        if msg.encoding in ENCODINGS:
-            return image_to_rgb(msg)
-        return _convert(msg)
+        return compressed_to_rgb(msg) if kind == COMPRESSED else image_to_rgb(msg)
     except ObservationError as error:
         raise DataError(f"{where}: {error.problem}", error.remedy) from error
-
-
-def _convert(msg: Any) -> np.ndarray:
-    import cv2
-
-    if msg.encoding in WIDE:
-        return image_to_rgb(_narrowed(msg))
-    if msg.encoding not in CONVERTED:
-        known = ", ".join((*ENCODINGS, *CONVERTED, *WIDE))
-        raise ObservationError(f"the picture's encoding is {msg.encoding!r}", f"known: {known}")
-    channels, code = CONVERTED[msg.encoding]
-    pixels = _rows(msg, msg.width * channels).reshape(msg.height, msg.width, channels)
-    pixels = np.ascontiguousarray(pixels[..., 0] if channels == 1 else pixels)
-    return cv2.cvtColor(pixels, getattr(cv2, f"COLOR_{code}"))
-
-
-def _rows(msg: Any, used: int) -> np.ndarray:
-    """uint8 [H, used]: the rows without their padding."""
-    flat = np.frombuffer(msg.data, np.uint8)
-    if not msg.height or not msg.width or msg.step < used or flat.size < msg.step * msg.height:
-        raise ObservationError(
-            f"a {msg.width}x{msg.height} picture in {msg.encoding} with rows of {msg.step} bytes "
-            f"has {flat.size} bytes",
-            "mend the publisher",
-        )
-    return flat[: msg.step * msg.height].reshape(msg.height, msg.step)[:, :used]
-
-
-@dataclass(frozen=True)
-class _Plain:
-    encoding: str
-    height: int
-    width: int
-    step: int
-    data: np.ndarray
-
-
-def _narrowed(msg: Any) -> _Plain:
-    """16 bits a channel -> 8, the upper ones."""
-    narrow = WIDE[msg.encoding]
-    used = msg.width * ENCODINGS[narrow][0]
-    rows = np.ascontiguousarray(_rows(msg, 2 * used))
-    wide = rows.view(">u2" if msg.is_bigendian else "<u2")
-    small = (wide >> 8).astype(np.uint8)
-    return _Plain(narrow, msg.height, msg.width, used, small.ravel())
 
 
 def values_of(msg: Any, joint: str | None = None) -> Sequence[float]:
