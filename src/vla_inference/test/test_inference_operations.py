@@ -132,6 +132,50 @@ def test_two_cameras_and_the_state_of_one_moment_are_what_the_policy_sees(graph,
     g.until(lambda: g.status.message == "", "recovery")
 
 
+def test_arm_and_gripper_publish_their_own_joints_on_one_topic(graph, root):
+    """Beside them a second robot does, and the gripper's driver is slow and stamps late."""
+    g = graph(model=str(root / "eyes"), **EYES)
+    robot = Robot(g)
+    second, gripper = (g.client.create_publisher(JointState, "joint_states", 10) for _ in range(2))
+
+    def say(publisher, at: Image, names, positions, ago=0.0):
+        message = JointState(name=names, position=positions)
+        stamp = Time.from_msg(at.header.stamp).nanoseconds - round(1e9 * ago)
+        message.header.stamp = Time(nanoseconds=stamp).to_msg()
+        publisher.publish(message)
+
+    def moment() -> Image:
+        image = robot.publish(without="joints")
+        say(gripper, image, ["f2"], [0.2], ago=0.2)
+        say(robot.joints, image, ["a7", "f1"], [9.0, 0.1])
+        say(second, image, ["other_f1", "f3"], [7.0, 8.0])
+        return image
+
+    while not g.chunks:
+        moment()
+        g.idle(0.1)
+    g.idle(0.3)
+    g.chunks.clear()
+    msg = moment()
+    g.until(lambda: any(c.header.stamp == msg.header.stamp for c in g.chunks), "the answer")
+    state = np.float32([0.5, 0, 0, 0, 0, 0, 0.1, 0.2])
+    seen = Observation({"image": PICTURE, "image_wrist": WRIST}, "stack it", state)
+    wanted = g.node.policy.predict_action(seen).actions
+    got = [[s.translation.x, s.rotation.z, s.gripper] for s in g.chunks[-1].steps]
+    np.testing.assert_array_equal(np.float32(got), wanted[:, [0, 5, 6]])
+
+    # The arm's driver dies, the gripper's goes on: what is known of the arm is too old.
+    for positions, words in (
+        ([0.2], "joint f1 was last heard of"),
+        ([], "name 1 joints and give 2"),
+    ):
+        end = time.monotonic() + 30
+        while words not in g.status.last_refusal:
+            assert time.monotonic() < end, g.status
+            say(gripper, robot.publish(without="joints"), ["f2"], positions or [1.0, 2.0])
+            g.idle(0.1)
+
+
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [

@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 from vla_inference.errors import ObservationError, VlaError
 from vla_inference.frozen import FrozenWatch
 from vla_inference.history import History
+from vla_inference.joint_memory import MAX_APART, SET_BACK, JointMemory, positions_at
 from vla_inference.model_root import find_model
 from vla_inference.robot_state import StateLayout
 from vla_inference.synchronise import DEPTH, Synchroniser
@@ -152,6 +153,64 @@ def test_a_state_that_cannot_be_read_is_refused():
     ):
         with pytest.raises(ObservationError, match=words):
             both.read(pose, joints)
+
+
+JOINTS = ("a1", "a2", "f")
+NAMES = st.sets(st.sampled_from((*JOINTS, "other")))
+
+
+@CALM
+@given(
+    st.lists(
+        st.tuples(
+            st.sets(st.sampled_from((*JOINTS, "other"))), st.integers(0, 100), st.booleans()
+        ),
+        max_size=30,
+    )
+)
+def test_whatever_messages_name_each_joint_is_as_its_newest_message_says(messages):
+    memory, newest = JointMemory(JOINTS), {}
+    for number, (names, stamp, velocities) in enumerate(messages):
+        names = sorted(names)
+        positions = [] if velocities else [number + 0.1 * i for i in range(len(names))]
+        known = memory.put(names, positions, stamp / 100)
+        said = set(names) & set(JOINTS) if positions else set()
+        assert bool(known) == bool(said)
+        for name, position in zip(names, positions, strict=False):
+            if name in JOINTS and stamp >= newest.get(name, (0, -1))[1]:
+                newest[name] = position, stamp
+        if known:
+            assert {n: (p, round(100 * s)) for n, (p, s) in known.items()} == newest
+
+
+def test_a_clock_that_was_set_back_makes_joints_unknown():
+    memory = JointMemory()
+    memory.put(["a", "b"], [1, 2], 100.0)
+    assert memory.put(["a"], [3], 100.0 - SET_BACK).keys() == {"a", "b"}
+    assert memory.put(["a"], [3], 99.0 - SET_BACK).keys() == {"a"}
+
+
+def test_joints_that_were_not_heard_of_for_long_are_refused_by_name():
+    memory = JointMemory()
+    memory.put(["arm", "unused"], [1, 2], 10.0)
+    known = memory.put(["finger"], [0.04], 10.0 + MAX_APART)
+    assert positions_at(known, ["finger", "arm"], 10.0 + MAX_APART) == {"finger": 0.04, "arm": 1}
+    with pytest.raises(ObservationError, match=r"joint arm was last heard of 0\.60 s before"):
+        positions_at(known, ["finger", "arm"], 10.6)
+    assert positions_at(known, ["finger"], 10.6) == {"finger": 0.04}
+
+
+@pytest.mark.parametrize(
+    ("names", "positions", "words"),
+    [
+        (["a", "b"], [1], "name 2 joints and give 1 positions"),
+        (["a"], [1, 2], "name 1 joints and give 2 positions"),
+        (["panda_joint1", "panda_joint1"], [1, 2], "name panda_joint1 twice"),
+    ],
+)
+def test_joint_states_that_do_not_say_whose_they_are_are_refused(names, positions, words):
+    with pytest.raises(ObservationError, match=words):
+        JointMemory().put(names, positions, 1.0)
 
 
 def test_a_camera_is_frozen_once_its_bytes_stay_the_same_for_too_long():

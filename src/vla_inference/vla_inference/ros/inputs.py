@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from vla_inference.errors import ObservationError, VlaError
 from vla_inference.frozen import FrozenWatch
 from vla_inference.history import History
 from vla_inference.image_messages import compressed_to_rgb, image_to_rgb
+from vla_inference.joint_memory import Joint, JointMemory, positions_at
 from vla_inference.robot_state import StateLayout
 from vla_inference.ros import qos
 from vla_inference.ros.stamps import stamp_ns, stamp_seconds
@@ -33,7 +34,7 @@ class View:
 
     images: tuple[Image | CompressedImage, ...]
     pose: PoseStamped | None = None
-    joints: JointState | None = None
+    joints: Mapping[str, Joint] | None = None  # of the layout, as last known by then
     arrived: float = 0.0  # when it was complete (monotonic clock)
     past: tuple[tuple[Image | CompressedImage, ...], ...] = ()  # pictures before these
 
@@ -89,6 +90,8 @@ class Inputs:
         self.cameras, self.layout = check_cameras(cameras), layout
         self._node, self._receive = node, receive
         self._frozen = FrozenWatch()
+        self._joints = JointMemory(layout.joints)
+        self._any_joint = False  # of the layout was heard
         kind, decode = (
             (Image, image_to_rgb) if transport == "raw" else (CompressedImage, compressed_to_rgb)
         )
@@ -119,12 +122,20 @@ class Inputs:
     def reset(self) -> None:
         self._synchroniser.reset()
         self._frozen = FrozenWatch()
+        self._joints, self._any_joint = JointMemory(self.layout.joints), False
         self._history = self._past()
         self._begun = time.monotonic()
 
     def _put(self, name: str, message: Any) -> None:
         stamp = stamp_seconds(message.header.stamp, name)
         now = time.monotonic()
+        if name == JOINTS:
+            message = self._joints.put(message.name, message.position, stamp)
+            if message:
+                stamp = max(joint.stamp for joint in message.values())
+            elif self._any_joint:
+                return  # joints of others
+            self._any_joint |= bool(message)
         found = self._synchroniser.put(name, stamp, message, now)
         if found is not None:
             by_name = dict(zip(self._synchroniser.names, found, strict=True))
@@ -172,7 +183,8 @@ class Inputs:
             pose = (p.x, p.y, p.z), (q.x, q.y, q.z, q.w)
         joints = None
         if view.joints is not None:
-            joints = dict(zip(view.joints.name, view.joints.position, strict=False))
+            at = stamp_seconds(view.header.stamp)
+            joints = positions_at(view.joints, self.layout.joints, at)
         return self.layout.read(pose, joints)
 
 
