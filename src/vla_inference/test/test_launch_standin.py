@@ -118,6 +118,8 @@ def test_a_node_gets_what_launch_ros_would_give_it(read, tmp_path, capfd):
         ("$(not true)", "false"),
         ("$(and true $(not 0))", "true"),
         ("$(or False 0)", "false"),
+        ("$(eval '\\'$(anon x)\\' == \\'$(anon x)\\'')", "True"),
+        ("$(eval '\\'$(anon x)\\' == \\'$(anon y)\\'')", "False"),
         ("$(eval '1 + 2 * 3')", "7"),
         ("$(eval '\\'$(var a)\\' == \\'A\\'')", "True"),
         ("$(eval '\\'$(var b)\\' != \\'\\' and 2 > 1')", "True"),
@@ -262,7 +264,10 @@ def test_untyped_parameters_follow_yaml(text, value):
 def test_floats_of_all_spellings():
     assert parameter_value("1e-3", "float") == 1e-3
     assert parameter_value("5", "float") == 5.0
-    assert math.isinf(parameter_value(".inf", "float"))
+    assert math.isinf(parameter_value("inf", "float"))
+    for text, kind in ((".inf", "float"), ("0x10", "int"), ("5.0", "int"), ("true", "float")):
+        with pytest.raises(ValueError, match=f"is not of type {kind}"):  # nor does launch take it
+            parameter_value(text, kind)
 
 
 def test_a_real_node_reads_the_same_types(tmp_path):
@@ -305,13 +310,32 @@ def test_a_failed_node_shows_in_the_status_even_if_the_others_end_well(read):
 def test_a_stubborn_node_is_killed_in_the_end(read):
     plan = read(
         """
+        <let name="sigterm_timeout" value="1.5"/>
+        <let name="sigkill_timeout" value="0.5"/>
         <node pkg="robot" exec="stubborn"/>
         <node pkg="robot" exec="end" args="0" on_exit="shutdown"/>
         """
     )
     start = time.monotonic()
     assert run(plan) == 0
-    assert time.monotonic() - start > 2.4  # its time to end by itself
+    assert 1.9 < time.monotonic() - start < 5  # its time to end by itself
+
+
+def timeouts(plan) -> list[tuple[float, float]]:
+    return [(p.sigterm_timeout, p.sigkill_timeout) for p in plan.processes]
+
+
+def test_the_time_to_end_is_the_variables_at_the_end_as_in_launch(read):
+    node = '<node pkg="robot" exec="end"/>'
+    assert timeouts(read(node)) == [(5, 5)]  # launch's own
+    later = f'{node}<let name="sigterm_timeout" value="20"/>{node}'
+    assert timeouts(read(later)) == [(20, 5)] * 2
+    inner = f'<group><let name="sigkill_timeout" value="9"/>{node}</group>'
+    assert timeouts(read(inner)) == [(5, 5)]  # a group's are gone by then
+    own = '<node pkg="robot" exec="end" sigkill_timeout="1"/>'
+    assert timeouts(read('<let name="sigkill_timeout" value="9"/>' + own)) == [(5, 1)]
+    with pytest.raises(VlaError, match="'soon' is no time in seconds"):
+        read('<let name="sigterm_timeout" value="soon"/>' + node)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -368,6 +392,8 @@ def test_package_and_file_or_path(prefix, tmp_path):
         file, {"x": "1", "y": "a:=b"}
     )  # fmt: skip
     assert split_arguments([str(file)])[0] == Path(file)
+    with pytest.raises(VlaError, match=r"task=Stack_D0 is no launch argument; write task:=Stack"):
+        split_arguments(["robot", "a.launch.xml", "task=Stack_D0"])
     with pytest.raises(VlaError, match=r"no launch file 'b.launch.xml'; it has a.launch.xml"):
         split_arguments(["robot", "b.launch.xml"])
     with pytest.raises(VlaError, match="no package 'robt'"):

@@ -1,12 +1,14 @@
-"""`vla launch`: a launch file through `ros2 launch` where it exists, else the stand-in."""
+"""`vla launch`: a launch file through ROS's own launch where it exists, else the stand-in."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
-import shutil
 import signal
 import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +16,9 @@ import typer
 
 from vla_inference.errors import VlaError
 from vla_inference.launch_standin.description import Declared, read_launch_file
-from vla_inference.launch_standin.runner import run
+from vla_inference.launch_standin.runner import PR_SET_PDEATHSIG, run
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def find_launch_file(package: str, name: str) -> Path:
@@ -45,6 +49,10 @@ def find_launch_file(package: str, name: str) -> Path:
 
 def split_arguments(words: list[str]) -> tuple[Path, dict[str, str]]:
     """FILE or PACKAGE FILE, and the name:=value pairs that follow."""
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals and name.isidentifier() and not Path(word).exists():
+            raise VlaError(f"{word} is no launch argument", f"write {name}:={value}")
     targets = [w for w in words if ":=" not in w]
     pairs = [w.partition(":=") for w in words if ":=" in w]
     for name, _, value in pairs:
@@ -60,36 +68,56 @@ def split_arguments(words: list[str]) -> tuple[Path, dict[str, str]]:
             )
     else:
         raise VlaError(
-            f"{len(targets)} words that are no argument: {' '.join(targets)}",
-            "give FILE or PACKAGE FILE, then name:=value pairs",
+            f"{len(targets)} words instead of FILE or PACKAGE FILE: {' '.join(targets)}",
+            "give one of these, then name:=value pairs",
         )
     return path, {name: value for name, _, value in pairs}
 
 
-def has_ros2_launch() -> bool:
-    return shutil.which("ros2") is not None and importlib.util.find_spec("ros2launch") is not None
+def has_ros_launch() -> bool:
+    return all(map(importlib.util.find_spec, ("launch", "launch_xml", "launch_ros")))
 
 
-def run_ros2_launch(words: list[str]) -> int:
-    """`ros2 launch`, which gets the terminal's Ctrl-C itself and SIGTERM through us."""
-    process = subprocess.Popen(["ros2", "launch", *words])
-    previous = {
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda n, _: process.send_signal(n)),
-    }
+def run_ros_launch(path: Path, given: Mapping[str, str]) -> int:
+    """ROS's own launch, in a process of its own; 128 + n where signal n ended it.
+
+    Whatever signal asks us to stop reaches it as one SIGINT: at SIGTERM it would leave its nodes
+    behind. It is out of the terminal's reach, so that Ctrl-C does not come twice.
+    """
+    words = [str(path), *(f"{k}:={v}" for k, v in given.items())]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vla_inference.ros_launch", *words],
+        start_new_session=True,
+        preexec_fn=end_with_parent,
+    )
+    asked: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        if not asked:
+            process.send_signal(signal.SIGINT)
+        asked.append(number)
+
+    previous = {n: signal.signal(n, stop) for n in STOPPING}
     try:
         code = process.wait()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if asked:
+        return 128 + asked[0]
     return 128 - code if code < 0 else code
+
+
+def end_with_parent() -> None:
+    """In a child, before it becomes its program: SIGINT when the parent ends, however it ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def start(words: list[str], *, stand_in: bool = False) -> int:
     """Launch FILE (or PACKAGE FILE) with name:=value words; returns the exit status."""
     path, given = split_arguments(words)
-    if has_ros2_launch() and not stand_in:
-        return run_ros2_launch([str(path), *(f"{k}:={v}" for k, v in given.items())])
+    if has_ros_launch() and not stand_in:
+        return run_ros_launch(path, given)
     return run(read_launch_file(path, given))
 
 
@@ -112,7 +140,8 @@ def launch(
         bool, typer.Option("--show-args", "-s", help="Print the file's arguments and end.")
     ] = False,
     stand_in: Annotated[
-        bool, typer.Option("--stand-in", help="Don't use ros2 launch even where it is installed.")
+        bool,
+        typer.Option("--stand-in", help="Don't use ROS's own launch even where it is installed."),
     ] = False,
 ) -> int:
     """Start nodes from a launch file, with or without a ROS installation."""

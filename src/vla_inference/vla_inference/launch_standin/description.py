@@ -24,6 +24,7 @@ COMMON = CONDITION | {
     "name", "output", "on_exit", "args", "respawn", "respawn_delay", "cwd",
     "sigterm_timeout", "sigkill_timeout",
 }  # fmt: skip
+TIMEOUT = 5.0  # s, launch's own until SIGTERM and from there to SIGKILL
 NODE = COMMON | {"pkg", "exec", "namespace", "ros_args"}
 ACTIONS = {
     "arg", "let", "node", "executable", "include", "group", "push_ros_namespace",
@@ -61,8 +62,8 @@ class Process:
     respawn: bool = False
     respawn_delay: float = 0.0
     cwd: str | None = None
-    sigterm_timeout: float = 2.0
-    sigkill_timeout: float = 0.5
+    sigterm_timeout: float = TIMEOUT
+    sigkill_timeout: float = TIMEOUT
 
 
 @dataclass
@@ -83,6 +84,7 @@ class Reader:
         self.show_only = show_only
         self.plan = Plan()
         self.files: list[Path] = []
+        self.timeouts: list[tuple[Process, Element, Scope]] = []
 
     def file(self, path: Path, scope: Scope) -> None:
         path = path.absolute()
@@ -93,6 +95,17 @@ class Reader:
         root.check({"version"}, ACTIONS)
         self.body(root, scope)
         self.files.pop()
+
+    def whole(self, path: Path) -> Plan:
+        """The plan of the file that was asked for."""
+        scope = Scope(variables=dict(self.given))
+        self.file(path, scope)
+        # As in launch: what an attribute doesn't say is a variable's, looked up when it all ends.
+        for process, element, own in self.timeouts:
+            for name in ("sigterm_timeout", "sigkill_timeout"):
+                usual = scope.variables.get(name, str(TIMEOUT))
+                setattr(process, name, seconds(self.text(element, name, own, usual), element))
+        return self.plan
 
     def body(self, parent: Element, scope: Scope) -> None:
         for element in parent.children:
@@ -231,15 +244,6 @@ class Reader:
         def flag(name: str) -> bool:
             return parse_bool(self.text(element, name, scope, "false"), element, f"'{name}'")
 
-        def seconds(name: str, default: float) -> float:
-            try:
-                value = float(self.text(element, name, scope, str(default)))
-            except ValueError:
-                value = -1.0
-            if not 0 <= value < 3600:
-                raise element.fail(f"'{name}' is not a time in seconds", "give a number >= 0")
-            return value
-
         output = self.text(element, "output", scope, "log")
         if output not in ("screen", "log", "both"):
             raise element.fail(f"output is {output!r}", "make it screen, log or both")
@@ -259,12 +263,11 @@ class Reader:
             output=output,
             on_exit_shutdown=bool(on_exit),
             respawn=flag("respawn"),
-            respawn_delay=seconds("respawn_delay", 0.0),
+            respawn_delay=seconds(self.text(element, "respawn_delay", scope, "0"), element),
             cwd=self.text(element, "cwd", scope) or None,
-            sigterm_timeout=seconds("sigterm_timeout", 2.0),
-            sigkill_timeout=seconds("sigkill_timeout", 0.5),
         )
         self.plan.processes.append(process)
+        self.timeouts.append((process, element, scope.copy()))
         return process
 
     def parameter(self, element: Element, scope: Scope, process: Process) -> None:
@@ -286,6 +289,17 @@ class Reader:
         if not process.parameters or isinstance(process.parameters[-1], Path):
             process.parameters.append({})
         process.parameters[-1][name] = value
+
+
+def seconds(text: str, element: Element) -> float:
+    """A time of `element` as a number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 3600:
+        raise element.fail(f"{text!r} is no time in seconds", "give a number from 0 to 3600")
+    return value
 
 
 def join_namespace(outer: str, inner: str) -> str:
@@ -327,13 +341,13 @@ def read_launch_file(
     show_only: collect the declared arguments only; none need be given.
     """
     reader = Reader(given or {}, show_only)
-    reader.file(Path(path), Scope(variables=dict(given or {})))
-    declared = reader.plan.declared
+    plan = reader.whole(Path(path))
+    declared = plan.declared
     unknown = [n for n in reader.given if n not in declared]
-    if unknown and reader.plan.shutdown is None:
+    if unknown and plan.shutdown is None:
         known = ", ".join(sorted(declared)) or "none"
         raise LaunchError(
             f"{Path(path).name} has no argument {', '.join(map(repr, unknown))}",
             f"it has: {known}",
         )
-    return reader.plan
+    return plan

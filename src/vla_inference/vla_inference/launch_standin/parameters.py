@@ -23,8 +23,6 @@ def scalar(value: object, kind: str) -> Scalar:
         return value
     if kind == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    if kind == "float" and isinstance(value, str):
-        return float(value)  # 1e-3: a number to everyone but YAML 1.1
     if kind == "str" and isinstance(value, str):
         return value
     raise ValueError(f"{value!r} is not of type {kind}")
@@ -36,6 +34,11 @@ def parameter_value(text: str, kind: str | None = None) -> Value:
         raise ValueError(f"type '{kind}' is unknown (known: {', '.join(TYPES)})")
     if kind == "str":
         return text
+    if kind in ("int", "float"):  # Python's own reading, as in launch: no 0x10, no .inf
+        try:
+            return scalar(int(text) if kind == "int" else float(text), kind)
+        except ValueError:
+            raise ValueError(f"{text!r} is not of type {kind}") from None
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -70,8 +73,6 @@ def typed_list(value: list, text: str) -> Value:
         raise ValueError("an empty list has no type in ROS; leave the parameter out")
     for kind in KINDS:
         try:
-            if kind == "float" and any(isinstance(v, str) for v in value):
-                continue
             return [scalar(v, kind) for v in value]
         except ValueError:
             continue

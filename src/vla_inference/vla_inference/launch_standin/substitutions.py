@@ -6,6 +6,7 @@ import ast
 import operator
 import os
 import re
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +23,11 @@ class Scope:
     variables: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
     namespace: str = ""
+    anonymous: dict[str, str] = field(default_factory=dict)  # shared by all scopes of a launch
 
     def copy(self) -> Scope:
-        return Scope(dict(self.variables), dict(self.environment), self.namespace)
+        variables, environment = dict(self.variables), dict(self.environment)
+        return Scope(variables, environment, self.namespace, self.anonymous)
 
 
 def parse_bool(text: str, element: Element, what: str) -> bool:
@@ -223,11 +226,15 @@ def substitute(inner: str, scope: Scope, element: Element) -> str:
         count(2)
         values = [parse_bool(w, element, f"$({name})") for w in words]
         return str(all(values) if name == "and" else any(values)).lower()
+    if name == "anon":
+        count(1)
+        made = f"{words[0]}_{os.getpid()}_{secrets.randbelow(2**63)}"
+        return scope.anonymous.setdefault(words[0], made)
     if name == "eval":
         count(1)  # launch wants the expression quoted as one, too
         return evaluate(words[0], element)
     raise element.fail(
         f"substitution $({name}) is not supported",
         "use var, env, dirname, filename, find-pkg-share, find-pkg-prefix, exec-in-pkg, not, and, "
-        "or, eval; or install ros2launch",
+        "or, anon, eval; or install ros2launch",
     )
