@@ -101,12 +101,22 @@ class Hdf5Episodes:
         self.path = Path(path)
         if not self.path.exists():
             raise DataError(f"there is no data set at {self.path}", "check the path")
-        files = sorted(self.path.glob("**/*.hdf5")) if self.path.is_dir() else [self.path]
+        files = [self.path]
+        if self.path.is_dir():
+            files = sorted(p for p in self.path.glob("**/*") if p.suffix in (".hdf5", ".h5"))
         self._demos: list[tuple[h5py.Group, str, str]] = []  # data, demo, file
         self._last: tuple[int, h5py.Group] | None = None
         for name in files:
             try:
-                data = h5py.File(name, "r")["data"]
+                file = h5py.File(name, "r")
+                if file.keys() and "data" not in file:
+                    raise DataError(
+                        f"{name} is laid out in a way that is not read: it holds "
+                        f"{', '.join(sorted(file)[:8])}",
+                        "robomimic's layout (data/demo_N/actions, obs) and ALOHA's (action, "
+                        "observations/qpos, images) are read: convert it to one of them",
+                    )
+                data = file["data"]
                 demos = sorted(data, key=lambda d: int(d.rsplit("_", 1)[1]))
             except (OSError, KeyError, ValueError, IndexError, RuntimeError, TypeError) as error:
                 raise DataError(

@@ -171,7 +171,7 @@ def test_target_poses_become_deltas_where_the_arms_pose_is_known(tmp_path):
         n = len(group["actions"])
         if pose:
             group["obs/robot0_eef_pos"] = np.full((n, 3), 0.5)
-            group["obs/robot0_eef_quat"] = turns[n].as_quat()
+            group["obs/robot0_eef_quat_site"] = turns[n].as_quat()
         small = Rotation.from_rotvec(rng.uniform(-0.1, 0.1, (n, 3)))
         targets = np.column_stack([np.full((n, 3), 0.52), (small * turns[n]).as_rotvec()])
         gripper = group["actions"][:, 6:]

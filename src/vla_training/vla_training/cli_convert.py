@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +13,14 @@ import typer
 from vla_inference import progress
 from vla_inference.cli_output import JsonOption, print_json
 from vla_inference.errors import VlaError
-from vla_training.cli_options import ConventionsOption, DatasetTypeOption, SplitOption
+from vla_training.cli_options import (
+    ConventionsOption,
+    DatasetTypeOption,
+    InstructionOption,
+    ReadOption,
+    SplitOption,
+    parse_reading,
+)
 
 LOSSLESS = {
     "rlds": {"encoding": "png"},
@@ -48,10 +54,15 @@ def convert(
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE for the writer, such as quality=90.")
     ] = None,
-    read: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=VALUE for the reader, such as action_topic=/servo/twist."),
-    ] = None,
+    read: ReadOption = None,
+    instruction: InstructionOption = None,
+    allow_no_images: Annotated[
+        bool, typer.Option("--allow-no-images", help="Convert a dataset without images.")
+    ] = False,
+    allow_no_instructions: Annotated[
+        bool,
+        typer.Option("--allow-no-instructions", help="Convert steps without a sentence."),
+    ] = False,
     workers: Annotated[int, typer.Option(help="Worker processes; -1: one per core.")] = -1,
     overwrite: Annotated[bool, typer.Option(help="Replace a data set at --output.")] = False,
     as_json: JsonOption = False,
@@ -62,7 +73,7 @@ def convert(
 
     config = ConvertConfig(
         parse_remap(remap_keys), width, height, sample_steps, sample_actions, max_episodes,
-        rotation,
+        rotation, allow_no_images, allow_no_instructions,
     )  # fmt: skip
     writing = parse_options(convert, option or (), lossless)
     begun = shown = time.monotonic()
@@ -83,7 +94,10 @@ def convert(
 
     result = run(
         dataset, output, convert, config, dataset_type=dataset_type,
-        reading={"split": split, "conventions": conventions, **parse_reading(read or ())},
+        reading={
+            "split": split, "conventions": conventions, "instruction": instruction,
+            **parse_reading(read or ()),
+        },
         writing=writing,
         overwrite=overwrite, workers=workers, report=follow,
     )  # fmt: skip
@@ -110,20 +124,6 @@ def parse_remap(text: str) -> dict[str, str | None]:
         if old in found:
             raise VlaError(f"--remap-keys names {old!r} twice", "give each key once")
         found[old] = None if new == "None" else new
-    return found
-
-
-def parse_reading(pairs: Sequence[str]) -> dict[str, Any]:
-    """What --read says: numbers and lists as JSON has them, the rest is text."""
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise VlaError(f"--read is {pair!r}", "give NAME=VALUE")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
     return found
 
 

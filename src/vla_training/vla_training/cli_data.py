@@ -13,7 +13,14 @@ import typer
 
 from vla_inference.cli_output import JsonOption, print_json
 from vla_inference.errors import DataError, VlaError
-from vla_training.cli_options import ConventionsOption, DatasetTypeOption, SplitOption
+from vla_training.cli_options import (
+    ConventionsOption,
+    DatasetTypeOption,
+    InstructionOption,
+    ReadOption,
+    SplitOption,
+    parse_reading,
+)
 
 
 class View(str, Enum):
@@ -40,6 +47,8 @@ def data(
     dataset_type: DatasetTypeOption = None,
     split: SplitOption = None,
     conventions: ConventionsOption = None,
+    read: ReadOption = None,
+    instruction: InstructionOption = None,
     max_episodes: Annotated[
         int | None, typer.Option(help="Episodes to read; all, and 8 for show.")
     ] = None,
@@ -58,7 +67,8 @@ def data(
     target = None if view is View.info else (output or Path(DEFAULT_NAMES[view]))
     if target is not None:
         _check_target(target, Path(DEFAULT_NAMES[view]).suffix, overwrite)
-    source = open_dataset(path, dataset_type, split=split, conventions=conventions)
+    reading = {"split": split, "conventions": conventions, "instruction": instruction}
+    source = open_dataset(path, dataset_type, **{**reading, **parse_reading(read or ())})
     result: dict = {}
     if view in (View.info, View.plot):
         result = dataset_view.describe(source, max_episodes)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +19,13 @@ SplitOption = Annotated[str | None, typer.Option(help="Split of an RLDS set; tra
 ConventionsOption = Annotated[
     str | None,
     typer.Option(help="What an RLDS set's actions mean, by name; goes by the set's name."),
+]
+ReadOption = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=VALUE for the reader, such as action_topic=/servo/twist."),
+]
+InstructionOption = Annotated[
+    str | None, typer.Option(help="Sentence of every step, in place of the dataset's own.")
 ]
 # Of a model and what it sees.
 ModelOption = Annotated[
@@ -47,3 +56,17 @@ def check_report(folder: Path | None) -> None:
 def names(text: str | None) -> tuple[str, ...]:
     """Those in a list that commas separate."""
     return tuple(text.replace(",", " ").split()) if text else ()
+
+
+def parse_reading(pairs: Sequence[str]) -> dict[str, Any]:
+    """What --read says: numbers and lists as JSON has them, the rest is text."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise VlaError(f"--read is {pair!r}", "give NAME=VALUE")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found

@@ -26,6 +26,8 @@ class ConvertConfig:
     sample_steps: every n-th step stays. sample_actions: a step's action is the motion of n, which
     must be end-effector deltas. A step that stays has the reward of the last one it stands for.
     rotation: "rotvec" or "rpy", of the actions; None keeps it.
+    allow_no_images, allow_no_instructions: whether a dataset without them is converted all the
+        same.
     """
 
     remap: Mapping[str, str | None] = field(default_factory=dict)
@@ -35,6 +37,8 @@ class ConvertConfig:
     sample_actions: int = 1
     max_episodes: int | None = None
     rotation: str | None = None
+    allow_no_images: bool = False
+    allow_no_instructions: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,11 @@ class Change:
         if first is None:
             raise DataError(f"{data.path} holds no step", "check how it was made")
         seen = first.steps[0].observation
+        if not data.cameras() and not config.allow_no_images:
+            raise DataError(
+                f"{data.path} holds no images",
+                "render them first, name another dataset, or give --allow-no-images",
+            )
         names, dropped = _renamed(data, config.remap, seen)
         sizes = {new: _size(seen.images[old], config) for new, old in names.items()}
         spec = data.spec if config.rotation is None else with_rotation(data.spec, config.rotation)
@@ -104,6 +113,11 @@ class Change:
 
     def _observation(self, seen: Observation, where: str) -> Observation:
         state = None
+        if not seen.instruction.strip() and not self.config.allow_no_instructions:
+            raise DataError(
+                f"{where} has no sentence",
+                "give one for all steps with --instruction, or --allow-no-instructions",
+            )
         if self.form.state:
             if seen.state is None or len(seen.state) != self.form.state:
                 size = "none" if seen.state is None else len(seen.state)

@@ -9,7 +9,7 @@ import numpy as np
 
 from vla_inference.errors import DataError
 from vla_training.datasets import EpisodeSet
-from vla_training.datasets.hdf5 import Hdf5Set, PictureColumn, readable
+from vla_training.datasets.hdf5_images import ImageColumn, ImageColumnSet
 
 
 class FrameReader:
@@ -40,7 +40,7 @@ class FrameReader:
 
     def read(self, episode: int, step: int) -> tuple[list[np.ndarray], str]:
         """uint8 [H, W, 3] of each camera, and the sentence."""
-        if isinstance(self.data, Hdf5Set):  # one frame at a time
+        if isinstance(self.data, ImageColumnSet):  # one frame at a time
             columns, texts = self.stored(episode)
             pictures, text = [c.read(step) for c in columns], texts[step]
         else:
@@ -55,9 +55,13 @@ class FrameReader:
 
 
 def _stored(
-    data: Hdf5Set, cameras: Sequence[str], episode: int
-) -> tuple[list[PictureColumn], list[str]]:
-    with readable(data.episodes.where(episode)):
-        group = data.episodes.group(episode)
-        columns = [PictureColumn(group[f"obs/{c}_image"], shuffled=True) for c in cameras]
-        return columns, data.episodes.instructions(episode)
+    data: ImageColumnSet, cameras: Sequence[str], episode: int
+) -> tuple[list[ImageColumn], list[str]]:
+    columns = data.columns(episode, cameras, shuffled=True)
+    missing = [c for c in cameras if c not in columns]
+    if missing:
+        raise DataError(
+            f"{data.path}: episode {episode} has no images of camera {missing[0]!r}",
+            "leave that camera out, or the episode",
+        )
+    return [columns[c] for c in cameras], data.instructions(episode)

@@ -167,13 +167,13 @@ class BagSet(EpisodeSet):
             for camera, topic in reading.topics.cameras.items()
             if camera in found.pictures
         }
-        last = len(found) - 1
+        last, texts = len(found) - 1, self.said(found.instructions)
         steps = [
             Step(
                 Observation(
                     _LazyPictures(file, {c: reading.topics.cameras[c] for c in encoded},
                                   {c: encoded[c][t] for c in encoded}, t),
-                    found.instructions[t],
+                    texts[t],
                     None if found.states is None else found.states[t].astype(np.float32),
                     float(found.stamps[t]) / 1e9,
                 ),

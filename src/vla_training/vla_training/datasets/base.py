@@ -21,12 +21,18 @@ class EpisodeSet(Sequence[Episode]):
 
     name: by which statistics and conventions know the data set.
     notes: what was assumed in reading it, for people.
+    instruction: takes the place of every step's own sentence, where it is not None.
     """
 
     name: str
     path: Path
     spec: ActionSpec
     notes: list[str]
+    instruction: str | None = None
+
+    def said(self, texts: list[str]) -> list[str]:
+        """The sentences that steps come with, for those that are stored with them."""
+        return texts if self.instruction is None else [self.instruction] * len(texts)
 
     @abstractmethod
     def actions(self, index: int) -> np.ndarray:
@@ -95,8 +101,8 @@ def action_statistics(episodes: Sequence[np.ndarray], spec: ActionSpec, name: st
 class Reader:
     """How to tell a format from its path, and where its reader is.
 
-    target: "module:Class", imported only when it is needed.
-    options: names of what the class takes beside the path.
+    target: "module:Class" or "module:function", imported only when it is needed.
+    options: names of what it takes beside the path.
     """
 
     kind: str
@@ -122,7 +128,7 @@ def _is_rlds(path: Path) -> bool:
 
 def _is_hdf5(path: Path) -> bool:
     if path.is_dir():
-        return next(path.glob("**/*.hdf5"), None) is not None
+        return any(next(path.glob(f"**/*{s}"), None) for s in (".hdf5", ".h5"))
     return path.suffix in (".hdf5", ".h5")
 
 
@@ -142,7 +148,8 @@ READERS = {
     for r in (
         Reader("rlds", "vla_training.datasets.rlds:RldsEpisodes", _is_rlds,
                ("split", "conventions")),
-        Reader("hdf5", "vla_training.datasets.hdf5:Hdf5Set", _is_hdf5),
+        Reader("hdf5", "vla_training.datasets.hdf5:open_hdf5", _is_hdf5,
+               ("action_convention", "upside_down", "control_freq")),
         Reader("lerobot", "vla_training.datasets.lerobot:LerobotSet", _is_lerobot),
         Reader("bag", "vla_training.datasets.bag:BagSet", _is_bag,
                ("image_topic", "action_topic", "instruction_topic", "state_topic",
@@ -152,10 +159,16 @@ READERS = {
 }  # fmt: skip
 
 
-def open_dataset(path: str | os.PathLike, kind: str | None = None, **options: Any) -> EpisodeSet:
+def open_dataset(
+    path: str | os.PathLike,
+    kind: str | None = None,
+    instruction: str | None = None,
+    **options: Any,
+) -> EpisodeSet:
     """Open a data set of any format.
 
     kind: name of a reader (`READERS`); guessed from the path if left out.
+    instruction: takes the place of every step's own sentence.
     options: what that reader takes ("split", "conventions" for rlds); None counts as left out.
     Raises DataError.
     """
@@ -173,4 +186,8 @@ def open_dataset(path: str | os.PathLike, kind: str | None = None, **options: An
             "an RLDS folder holds features.json and dataset_info.json, HDF5 files end in .hdf5, a "
             "LeRobot folder holds meta/info.json, a bag metadata.yaml or .mcap or .db3",
         )
-    return READERS[kind].open(path, {k: v for k, v in options.items() if v is not None})
+    if instruction is not None and not instruction.strip():
+        raise DataError("the instruction is empty", "give a sentence")
+    data = READERS[kind].open(path, {k: v for k, v in options.items() if v is not None})
+    data.instruction = instruction
+    return data

@@ -52,8 +52,8 @@ KINDS: Mapping[str, Kind] = {
             "convert",
             paths="dataset output",
             values="dataset-type convert split conventions remap-keys width height sample-steps "
-            "sample-actions rotation max-episodes option workers",
-            flags="overwrite lossless",
+            "sample-actions rotation max-episodes option workers instruction",
+            flags="overwrite lossless allow-no-images allow-no-instructions",
         ),
         _kind(
             "train",

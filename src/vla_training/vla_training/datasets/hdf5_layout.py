@@ -1,0 +1,139 @@
+"""Where HDF5 files of robomimic's layout hold images and sentences, under whose names.
+
+robomimic, MimicGen, RoboCasa: `obs/NAME_image`, upright. LIBERO: `obs/NAME_rgb`, bottom row first.
+Isaac Lab: any name. Sentences stand in one of many places, or nowhere.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from vla_inference.errors import DataError
+
+SUFFIXES = ("_image", "_rgb")
+# Of a demonstration or of all, as datasets or attributes.
+SENTENCES = (
+    "instructions",
+    "language_instruction",
+    "language_instructions",
+    "instruction",
+    "natural_language_instruction",
+    "language_raw",
+    "language",
+    "lang",
+    "task_description",
+)
+JSON_SENTENCES = (("ep_meta", "lang"), ("problem_info", "language_instruction"))
+LIBERO_CAMERAS = {"agentview_rgb", "eye_in_hand_rgb"}
+SCENE = re.compile(r"^.*SCENE\d+_")
+
+
+def find_cameras(demo: h5py.Group) -> dict[str, str]:
+    """Camera -> key in the demonstration; robosuite's third-person views first.
+
+    A camera is what its name says to be one, and any uint8 [T, H, W, 3].
+    """
+    found: dict[str, str] = {}
+    for key, data in demo.get("obs", {}).items():
+        if not isinstance(data, h5py.Dataset):
+            continue
+        suffix = next((s for s in SUFFIXES if key.endswith(s)), "")
+        images = data.dtype == np.uint8 and data.ndim == 4 and data.shape[-1] == 3
+        if images or suffix == SUFFIXES[0]:
+            name = key.removesuffix(suffix)
+            found[key if name in found else name] = f"obs/{key}"
+    order = sorted(found, key=lambda name: (name != "agentview", "agentview" not in name, name))
+    return {name: found[name] for name in order}
+
+
+def find_upside_down(data: h5py.Group, demo: h5py.Group) -> tuple[bool, str]:
+    """Whether images stand on their head, and a note where that is not stated.
+
+    LIBERO states it. What was made of LIBERO's files often has lost the statement.
+    """
+    stated = data.attrs.get("macros_image_convention")
+    if stated is not None:
+        return _text(stated) == "opengl", ""
+    if set(demo.get("obs", {})) >= LIBERO_CAMERAS:
+        return True, (
+            "the cameras are LIBERO's and nothing states which row is first: taken for the bottom "
+            "one, and turned upright (else give --read upside_down=false)"
+        )
+    return False, ""
+
+
+def find_instructions(data: h5py.Group, demo: h5py.Group, length: int) -> list[str] | None:
+    """A sentence for each step; None where there is none. Raises DataError on another number."""
+    for where, value in _stated(data, demo):
+        texts = [_text(v) for v in np.asarray(value, object).ravel()]
+        if len(texts) not in (1, length):
+            raise DataError(
+                f"{where} holds {len(texts)} sentences for {length} steps",
+                "give one for all steps, or one for each",
+            )
+        if any(t.strip() for t in texts):
+            return texts * length if len(texts) == 1 else texts
+    if set(demo.get("obs", {})) >= LIBERO_CAMERAS:
+        return _by_filename(Path(data.file.filename)) * length or None
+    return None
+
+
+def _stated(data: h5py.Group, demo: h5py.Group) -> Iterator[tuple[str, Any]]:
+    """Place and value of all that may be a sentence, the most particular first."""
+    file = data.file.filename
+    places = (demo, demo.get("obs"), data, data.file)
+    for group in (g for g in places if isinstance(g, h5py.Group)):
+        for name in SENTENCES:
+            item = group.get(name)
+            if isinstance(item, h5py.Dataset) and _is_text(item.dtype):
+                yield f"{file}: {item.name}", item[()]
+            if name in group.attrs and _is_text(np.asarray(group.attrs[name]).dtype):
+                yield f"{file}: attribute {name} of {group.name}", group.attrs[name]
+        for name, key in JSON_SENTENCES:
+            if name in group.attrs:
+                yield f"{file}: attribute {name} of {group.name}", _member(group, name, key)
+
+
+def _member(group: h5py.Group, name: str, key: str) -> str:
+    """A text in a JSON object that an attribute holds; LIBERO's own readers take it apart, too."""
+    text = _text(group.attrs[name])
+    try:
+        found = json.loads(text)[key]
+    except (ValueError, TypeError, KeyError):
+        return ""
+    return " ".join(found) if isinstance(found, list) else str(found)
+
+
+def _by_filename(path: Path) -> list[str]:
+    """LIBERO's files are named by their sentence: KITCHEN_SCENE3_turn_on_the_stove_demo.hdf5."""
+    if not path.stem.endswith("_demo"):
+        return []
+    words = SCENE.sub("", path.stem).removesuffix("_demo").replace("_", " ").strip()
+    return [words] if " " in words else []
+
+
+def find_embeddings(demo: h5py.Group) -> list[str]:
+    """Names of what holds sentences as numbers alone, so that nobody can read them."""
+    found: list[str] = []
+
+    def visit(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset) and "lang" in name.lower() and item.dtype.kind == "f":
+            found.append(name)
+
+    demo.visititems(visit)
+    return found
+
+
+def _is_text(dtype: np.dtype) -> bool:
+    return dtype.kind in "SUO"
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8").rstrip("\0") if isinstance(value, bytes) else str(value)
