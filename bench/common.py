@@ -52,14 +52,16 @@ def provenance(**more: Any) -> dict[str, Any]:
 def commit() -> str:
     """The commit that is checked out, "-dirty" where tracked files differ from it.
 
-    VLA_COMMIT names it where a copy of the tree has no git history.
+    VLA_COMMIT, where set, is taken instead: for a copy of the tree without its git history.
     """
+    if given := os.environ.get("VLA_COMMIT"):
+        return given
     try:
         run = ["git", "-C", str(ROOT)]
         head = subprocess.check_output([*run, "rev-parse", "--short=10", "HEAD"], text=True)
         changes = subprocess.check_output([*run, "status", "--porcelain", "-uno"], text=True)
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("VLA_COMMIT", "unknown")
+        return "unknown"
     return head.strip() + ("-dirty" if _but_results(changes) else "")
 
 
