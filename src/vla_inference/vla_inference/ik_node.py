@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, TwistStamped
-from rcl_interfaces.msg import FloatingPointRange, SetParametersResult
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.parameter import Parameter
@@ -50,12 +50,23 @@ PARAMETERS: dict[str, tuple[Any, str, Any]] = {
     "time_from_start": (0.1, "of the trajectory's point [s]", _real(1e-3, 10.0)),
     "damping": (0.01, "of joint motion: rounds off singularities", _real(1e-4, 10.0)),
     "rotation_length": (0.2, "[m] that a radian of rotation weighs as much as", _real(1e-3, 10.0)),
-    "twist_timeout": (0.1, "after which a twist is not followed any more [s]", _real(0.01, 10.0)),
+    "twist_timeout": (
+        0.1,
+        "after which a twist or a target is not followed any more [s]",
+        _real(0.01, 10.0),
+    ),
+    "joint_publishers": (
+        1,
+        "publishers that joint_states may have: with one more it falls silent",
+        IntegerRange(from_value=1, to_value=100),
+    ),
     "joint_timeout": (0.2, "without joint states before it falls silent [s]", _real(0.01, 10.0)),
+    "max_joint_acceleration": (10.0, "of any joint [rad/s^2, m/s^2]", _real(0.01, 1e4)),
     "max_joint_drift": (
-        0.2,
-        "commanded to measured joint before it starts from there again [rad, m]",
-        _real(1e-3, 10.0),
+        0.0,
+        "that a commanded joint may be ahead of the measured one [rad, m]; 0: as far as its "
+        "velocity leads in time_from_start, which is the most",
+        _real(0.0, 10.0),
     ),
 }
 
@@ -68,11 +79,11 @@ class IkNode(ManagedNode):
         self.add_on_set_parameters_callback(self._check_parameters)
         self.commander: JointCommander | None = None
         self._timer = self._trajectory = None
-        self._sent, self._remark = 0, ""
+        self._sent, self._remark, self._trouble = 0, "", ""
         self._pose = self.create_publisher(PoseStamped, "current_pose", qos.COMMAND)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         make = self.create_subscription
-        make(JointState, "joint_states", self._on_joints, **qos.overridable(qos.IMAGE_INPUT))
+        make(JointState, "joint_states", self._on_joints, **qos.overridable(qos.STATE_INPUT))
         make(TwistStamped, "delta_twist", self._on_twist, **qos.overridable(qos.COMMAND))
         make(PoseStamped, "target_pose", self._on_target, **qos.overridable(qos.COMMAND))
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -95,7 +106,10 @@ class IkNode(ManagedNode):
             value("twist_timeout"),
             value("joint_timeout"),
             value("max_joint_drift"),
+            value("time_from_start"),
+            value("max_joint_acceleration"),
         )
+        self._joint_publishers = value("joint_publishers")
         self.commander = JointCommander(arm, settings)
         self._trajectory = self.create_lifecycle_publisher(
             JointTrajectory, "joint_trajectory", **qos.overridable(qos.COMMAND)
@@ -134,8 +148,12 @@ class IkNode(ManagedNode):
         commander = self.commander
         if commander is None:
             return
-        if not commander.measured(msg.name, list(msg.position), time.monotonic()):
-            return self._refused()
+        age, now = self._age(msg, "joint_states"), time.monotonic()
+        known = commander.measured(msg.name, list(msg.position), now, age)
+        if commander.refusal:
+            return self._refused(commander.refusal)
+        if not known or self._others() or commander.states.trouble(now):
+            return  # then the pose is not to be relied on either: the command node stops
         pose = commander.pose()
         quaternion = Rotation.from_matrix(pose[:3, :3]).as_quat().tolist()
         measured = Pose(tuple(pose[:3, 3].tolist()), tuple(quaternion))
@@ -148,16 +166,12 @@ class IkNode(ManagedNode):
         if frame not in (self._base, self._tool):
             wanted = f"{self._base!r} or {self._tool!r}"
             return self._refused(f"delta_twist is in frame {frame!r}, not {wanted}")
-        stamp = stamp_ns(msg.header.stamp, "delta_twist")
-        age = 1e-9 * (self.get_clock().now().nanoseconds - stamp)
-        if not stamp:
-            return self._refused("delta_twist has no stamp")
-        if age >= commander.settings.timeout:
-            return self._refused(f"delta_twist is {age:.2f} s old")
+        age = self._age(msg, "delta_twist")
         linear, angular = msg.twist.linear, msg.twist.angular
         twist = np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])
-        if not commander.twist(twist, frame == self._tool != self._base, time.monotonic()):
-            self._refused()
+        in_tool = frame == self._tool != self._base
+        if not commander.twist(twist, in_tool, time.monotonic(), age):
+            self._refused(commander.refusal)
 
     def _on_target(self, msg: PoseStamped) -> None:
         commander, frame = self.commander, msg.header.frame_id
@@ -165,16 +179,24 @@ class IkNode(ManagedNode):
             return
         if frame != self._base:
             return self._refused(f"target_pose is in frame {frame!r}, not {self._base!r}")
-        try:
-            pose = msg_to_pose(msg)
-        except VlaError as error:
-            return self._refused(str(error))
-        if not commander.target(np.array(pose.position), np.array(pose.orientation)):
-            self._refused()
+        pose, age = msg_to_pose(msg), self._age(msg, "target_pose")
+        position, orientation = np.array(pose.position), np.array(pose.orientation)
+        if not commander.target(position, orientation, time.monotonic(), age):
+            self._refused(commander.refusal)
 
-    def _refused(self, reason: str = "") -> None:
-        self._remark = reason or self.commander.refusal
-        self.get_logger().warning(f"refused: {self._remark}", throttle_duration_sec=5.0)
+    def _age(self, msg: Any, what: str) -> float:
+        """Seconds since its stamp, by the node's clock; negative: it is in the future."""
+        stamp = stamp_ns(msg.header.stamp, what)
+        if not stamp:
+            raise VlaError(f"{what} has no stamp", "set header.stamp when publishing it")
+        return 1e-9 * (self.get_clock().now().nanoseconds - stamp)
+
+    def _refused(self, reason: str) -> None:
+        self._remark = reason
+        self.get_logger().warning(f"refused: {reason}", throttle_duration_sec=5.0)
+
+    def callback_refused(self, where: str, reason: str) -> None:
+        self._refused(reason)
 
     def callback_failed(self, where: str, reason: str) -> None:
         """What a node that does not work as it ought to was told before is void."""
@@ -185,7 +207,10 @@ class IkNode(ManagedNode):
     # -- what goes out ------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        positions = self.commander.tick(time.monotonic())
+        commander = self.commander
+        positions = commander.tick(time.monotonic(), self._others())
+        if commander.trouble != self._trouble:
+            self._tell_trouble(commander.trouble)
         if positions is None:
             return
         # No stamp: at once. No velocities: a last point that moves is refused (Jazzy's JTC).
@@ -194,14 +219,32 @@ class IkNode(ManagedNode):
         self._trajectory.publish(JointTrajectory(joint_names=names, points=[point]))
         self._sent += 1
 
+    def _others(self) -> str:
+        """Who else measures or commands these joints, in words; empty: nobody."""
+        measure, command = self.resolve_topic_name("joint_states"), self._trajectory.topic_name
+        count, most = self.count_publishers(measure), self._joint_publishers
+        if count > most:
+            return (
+                f"{count} publish on {measure}; leave only the arm's own, or set "
+                "joint_publishers where each tells joints of its own"
+            )
+        count = self.count_publishers(command) - 1
+        return f"{count} more publish on {command}; leave only this node" if count > 0 else ""
+
+    def _tell_trouble(self, trouble: str) -> None:
+        self._trouble = trouble
+        if trouble:
+            self.get_logger().warning(f"silent: {trouble}", throttle_duration_sec=5.0)
+
     def _publish_diagnostics(self) -> None:
         level, message, values = DiagnosticStatus.OK, self.state, {}
         commander = self.commander
         if self.failure:
             level, message = DiagnosticStatus.ERROR, self.failure
         elif commander is not None:
-            if not commander.knows_joints(time.monotonic()):
-                level, message = DiagnosticStatus.WARN, "no joint states that tell of all joints"
+            trouble = self._others() or commander.states.trouble(time.monotonic())
+            if trouble:
+                level, message = DiagnosticStatus.WARN, f"silent: {trouble}"
             elif self._remark:
                 level, message = DiagnosticStatus.WARN, f"refused: {self._remark}"
             values = {"commands": self._sent, "joints": " ".join(commander.arm.names)}

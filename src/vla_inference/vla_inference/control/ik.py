@@ -16,23 +16,27 @@ from scipy.optimize import lsq_linear
 from scipy.spatial.transform import Rotation
 
 from vla_inference.control.arm import Arm
+from vla_inference.control.joint_states import JointStates
 from vla_inference.errors import VlaError
 
 INSIDE = 1.0 - 1e-9
+RESTING = 1.0  # seconds in which a command that has ended is rounded off
+THERE = 1e-6  # rad or m
 # What was done to a motion, counted
 VELOCITY, POSITION, DRIFT = "joint_velocity", "joint_position", "joint_drift"
 
 
 @dataclass(frozen=True)
 class IkSettings:
-    """rate: solutions per second [Hz]. velocity: of any joint [rad/s, m/s]; the URDF's own, where
-    lower, goes before.
+    """rate: solutions per second [Hz]. velocity, acceleration: of any joint [rad/s, rad/s^2 or
+    m]; the URDF's own velocity, where lower, goes before.
 
     damping: of joint motion [m per rad]: what singularities are rounded off with.
     length: [m] that a radian of the end effector's rotation weighs as much as.
-    timeout: [s] after which a twist is no longer followed; joint_timeout: the same of the
-        measured joints. drift: of a commanded from a measured joint [rad, m] before it starts
-        from there again.
+    timeout: [s] after which a command is no longer followed; joint_timeout: the same of the
+        measured joints. lead: [s] that the controller has for each way.
+    drift: that a commanded joint may be ahead of the measured one [rad, m]; 0: what its velocity
+        makes of `lead`, which is the most there may be: the controller makes up for it in `lead`.
     """
 
     rate: float = 50.0
@@ -41,19 +45,28 @@ class IkSettings:
     length: float = 0.2
     timeout: float = 0.1
     joint_timeout: float = 0.2
-    drift: float = 0.2
+    drift: float = 0.0
+    lead: float = 0.1
+    acceleration: float = math.inf
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            if not (math.isfinite(value) and value > 0):
+            bounded = math.isfinite(value) or name == "acceleration"
+            if not (bounded and (value > 0 or (name == "drift" and value == 0))):
                 raise VlaError(f"{name} is {value}", "give a number above 0")
+        if self.drift > self.velocity * self.lead * (1 + 1e-9):
+            raise VlaError(
+                f"max_joint_drift is {self.drift:g}: the controller would make up for it at "
+                f"{self.drift / self.lead:g} per second",
+                "set at most max_joint_velocity * time_from_start "
+                f"({self.velocity * self.lead:g}), or 0 for just that",
+            )
 
 
-def solve(
-    arm: Arm, positions: np.ndarray, way: np.ndarray, velocity: np.ndarray, period: float,
-    settings: IkSettings,
-) -> tuple[np.ndarray, set[str]]:  # fmt: skip
-    """Joint positions [n] after a period, and kinds of clips.
+def joint_step(
+    arm: Arm, positions: np.ndarray, way: np.ndarray, settings: IkSettings
+) -> tuple[np.ndarray, set[str]]:
+    """Joint motion [n] that goes the way, and kinds of clips, whatever its velocity.
 
     way: [6] (m, rotation vector; base axes) that the end effector should go. A joint that is
     outside its limits already may come back, not go farther.
@@ -65,67 +78,112 @@ def solve(
     a = np.vstack([jacobian, settings.damping * np.eye(len(arm))])
     b = np.concatenate([way * weights, np.zeros(len(arm))])
     free = high - low > 1e-9
-    step, clips = np.zeros(len(arm)), set()
+    step = np.zeros(len(arm))
     if free.any():
         found = lsq_linear(a[:, free], b, (low[free], high[free]), method="bvls")
         step[free] = found.x
     step = np.clip(step, low, high)
-    if ((step <= low) | (step >= high))[np.isfinite(high - low)].any() and way.any():
-        clips.add(POSITION)
-    excess = float(np.max(np.abs(step) / (velocity * period)))
-    if excess > 1:
-        step *= INSIDE / excess
-        clips.add(VELOCITY)
-    # Rounding must not lead out of a limit again.
+    at_limit = ((step <= low) | (step >= high))[np.isfinite(high - low)].any()
+    return step, {POSITION} if at_limit and way.any() else set()
+
+
+def slowed(step: np.ndarray, most: np.ndarray) -> tuple[np.ndarray, set[str]]:
+    """The step, shortened as a whole until no joint exceeds its `most` [n]."""
+    excess = float(np.max(np.abs(step) / most))
+    return (step * (INSIDE / excess), {VELOCITY}) if excess > 1 else (step, set())
+
+
+def added(arm: Arm, positions: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """Positions after a step; neither it nor rounding leads out of a limit."""
     lowest, highest = np.minimum(positions, arm.lower), np.maximum(positions, arm.upper)
-    return np.clip(positions + step, lowest, highest), clips
+    return np.clip(positions + step, lowest, highest)
+
+
+def solve(
+    arm: Arm, positions: np.ndarray, way: np.ndarray, velocity: np.ndarray, period: float,
+    settings: IkSettings,
+) -> tuple[np.ndarray, set[str]]:  # fmt: skip
+    """Joint positions [n] after a period on the way, and kinds of clips."""
+    step, clips = joint_step(arm, positions, way, settings)
+    step, more = slowed(step, velocity * period)
+    return added(arm, positions, step), clips | more
 
 
 class JointCommander:
-    """The state between periods: `measured`, `twist` and `target` in, joint positions out."""
+    """The state between periods: `measured`, `twist` and `target` in, joint positions out.
+
+    Each command is within a period's motion of the one before, whatever is measured. A twist or
+    target is followed for `timeout` unless repeated; then the arm is told to stay where it is
+    measured, and nothing any more.
+    """
 
     def __init__(self, arm: Arm, settings: IkSettings | None = None):
         self.arm, self.settings = arm, settings or IkSettings()
-        self.period = 1.0 / self.settings.rate
-        self.velocity = np.minimum(arm.velocity, self.settings.velocity)
+        s = self.settings
+        self.period = 1.0 / s.rate
+        self.velocity = np.minimum(arm.velocity, s.velocity)
+        self.drift = np.minimum(s.drift or math.inf, self.velocity * s.lead)
+        self.states = JointStates(arm.names, arm.velocity, s.joint_timeout)
         self.clips: Counter[str] = Counter()
-        self.refusals: Counter[str] = Counter()
+        self.refusals = self.states.refusals
         self.refusal = ""
-        self.joints: np.ndarray | None = None  # measured last
+        self.trouble = ""  # why the last `tick` was silent, where that was no choice
         self.positions: np.ndarray | None = None  # commanded last
-        self._seen = self._told = -math.inf  # steady times of joints and of a twist
+        self._step = np.zeros(len(arm))  # the last command's
+        self._speaking, self._spoke = False, -math.inf  # steady time of it
+        self._told = -math.inf  # and of the twist or target that is followed
         self._twist, self._in_tool = np.zeros(6), False
         self._target: np.ndarray | None = None
+        self._rest: np.ndarray | None = None  # where to stay, after the end of a command
+        self._resting = math.inf  # since when
 
     # -- what comes in ------------------------------------------------------------------------
 
-    def measured(self, names: list[str], positions: list[float], steady: float) -> bool:
-        """A JointState; whether it tells all of the arm's joints. Others in it don't matter."""
-        at = dict(zip(names, positions, strict=False))
-        missing = [n for n in self.arm.names if not math.isfinite(at.get(n, math.nan))]
-        if missing:
-            return self._refuse("joints", f"joint states lack {', '.join(missing)}")
-        self.joints = np.array([at[n] for n in self.arm.names])
-        self._seen = steady
-        return True
+    @property
+    def joints(self) -> np.ndarray | None:
+        """Measured last."""
+        return self.states.positions
 
-    def twist(self, twist: np.ndarray, in_tool: bool, steady: float) -> bool:
+    def measured(
+        self, names: list[str], positions: list[float], steady: float, age: float = 0.0
+    ) -> bool:
+        """A JointState of `age` seconds; whether the arm's pose is known by it."""
+        known = self.states.hear(names, positions, steady, age)
+        self.refusal = self.states.refusal
+        return known
+
+    def twist(
+        self, twist: np.ndarray, in_tool: bool, steady: float, age: float = 0.0
+    ) -> bool:
         """A velocity [6] (m/s, rad/s) in the tool's or the base's axes."""
         if not np.isfinite(twist).all():
             return self._refuse("twist", "the twist holds numbers that are not finite")
-        self._twist, self._in_tool, self._told = np.asarray(twist, float), in_tool, steady
-        self._target = None
+        if not self._in_time("twist", age):
+            return False
+        self._twist, self._in_tool, self._target = np.asarray(twist, float), in_tool, None
+        self._told = steady - max(age, 0.0)
         return True
 
-    def target(self, position: np.ndarray, quaternion: np.ndarray) -> bool:
-        """A pose to go to, in the base: m, x y z w. It stays until there is another command."""
+    def target(
+        self, position: np.ndarray, quaternion: np.ndarray, steady: float, age: float = 0.0
+    ) -> bool:
+        """A pose to go to, in the base: m, x y z w."""
         length = np.linalg.norm(quaternion)
         if not (np.isfinite(position).all() and 0.99 < length < 1.01):
             return self._refuse("target", "the target is no pose")
+        if not self._in_time("target", age):
+            return False
         self._target = np.eye(4)
         self._target[:3, :3] = Rotation.from_quat(quaternion).as_matrix()
         self._target[:3, 3] = position
+        self._told = steady - max(age, 0.0)
         return True
+
+    def _in_time(self, what: str, age: float) -> bool:
+        if abs(age) < self.settings.timeout:
+            return True
+        when = f"{age:.2f} s old" if age > 0 else f"{-age:.2f} s in the future"
+        return self._refuse(what, f"the {what} is {when}; synchronise the clocks")
 
     def _refuse(self, kind: str, reason: str) -> bool:
         self.refusals[kind] += 1
@@ -134,31 +192,53 @@ class JointCommander:
 
     # -- what goes out ------------------------------------------------------------------------
 
-    def knows_joints(self, steady: float) -> bool:
-        return steady - self._seen <= self.settings.joint_timeout
-
     def pose(self) -> np.ndarray | None:
         """Of the end effector as measured last [4, 4]."""
         return None if self.joints is None else self.arm.pose(self.joints)
 
-    def tick(self, steady: float) -> np.ndarray | None:
-        """Joint positions [n] to be reached by the period's end; None: nothing to say."""
-        fresh_twist = steady - self._told < self.settings.timeout
-        if not self.knows_joints(steady) or not (fresh_twist or self._target is not None):
-            # Whoever comes back later finds the arm elsewhere: start anew, forget old targets.
-            self.positions = self._target = None
+    def tick(self, steady: float, others: str = "") -> np.ndarray | None:
+        """Joint positions [n] to be reached by the period's end; None: nothing to say.
+
+        others: who else commands or measures these joints, in words; empty: nobody.
+        """
+        self.trouble = others or self.states.trouble(steady)
+        if self.trouble:
+            # Whoever comes back later finds the arm elsewhere: forget old commands.
+            self._told, self._speaking = -math.inf, False
             return None
-        if self.positions is None:
-            self.positions = self.joints.copy()
-        elif np.abs(self.positions - self.joints).max() > self.settings.drift:
-            self.positions = self.joints.copy()
-            self.clips[DRIFT] += 1
-        way = self._way()
-        self.positions, clips = solve(
-            self.arm, self.positions, way, self.velocity, self.period, self.settings
-        )
-        self.clips.update(clips)
-        return self.positions
+        if steady - self._told < self.settings.timeout:
+            self._begin(steady)
+            step, clips = joint_step(self.arm, self.positions, self._way(), self.settings)
+            braking = self._target is not None
+        elif not self._stays(steady):
+            self._speaking = False
+            return None
+        else:
+            step, clips, braking = self._rest - self.positions, set(), True
+        step, more = self._bounded(step, braking)
+        self.clips.update(clips | more)
+        then = added(self.arm, self.positions, step)
+        self._step, self.positions, self._spoke = then - self.positions, then, steady
+        return then
+
+    def _begin(self, steady: float) -> None:
+        """Go on from the last command; from where the arm is, where that was long ago."""
+        self._rest = None
+        if not self._speaking:
+            self._step = np.zeros(len(self.arm))
+            if steady - self._spoke > self.settings.lead + self.settings.joint_timeout:
+                self.positions = self.joints.copy()
+        self._speaking = True
+
+    def _stays(self, steady: float) -> bool:
+        """The command has ended: whether the arm has still to be told where to stay."""
+        if not self._speaking:
+            return False
+        if self._rest is None:
+            self._rest, self._resting = self.joints.copy(), steady
+        slow = np.abs(self._step).max() <= self.settings.acceleration * self.period**2
+        there = slow and np.abs(self.positions - self._rest).max() < THERE
+        return not there and steady - self._resting <= RESTING
 
     def _way(self) -> np.ndarray:
         pose = self.arm.pose(self.positions)
@@ -167,3 +247,23 @@ class JointCommander:
             return (parts @ pose[:3, :3].T if self._in_tool else parts).ravel()
         turn = Rotation.from_matrix(self._target[:3, :3] @ pose[:3, :3].T).as_rotvec()
         return np.concatenate([self._target[:3, 3] - pose[:3, 3], turn])
+
+    def _bounded(self, step: np.ndarray, braking: bool) -> tuple[np.ndarray, set[str]]:
+        """Within acceleration, then drift, then velocity: what comes last goes before.
+
+        braking: the step ends where the motion does.
+        """
+        gain, left = self.settings.acceleration * self.period**2, float(np.abs(step).max())
+        step, clips = slowed(step, self.velocity * self.period)
+        if math.isfinite(gain):
+            if braking:
+                most = gain * (math.sqrt(0.25 + 2 * left / gain) - 0.5)
+                step = slowed(step, np.full(len(step), max(most, 1e-12)))[0]
+            change = slowed(step - self._step, np.full(len(step), gain))[0]
+            step = self._step + change
+        ahead = self.positions + step - self.joints
+        excess = float(np.max(np.abs(ahead) / self.drift))
+        if excess > 1:
+            step = self.joints + ahead * (INSIDE / excess) - self.positions
+            clips = clips | {DRIFT}
+        return slowed(step, self.velocity * self.period)[0], clips

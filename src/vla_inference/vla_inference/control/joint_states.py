@@ -1,0 +1,116 @@
+"""Measured joints: by name, aged by their own stamps, and believed only while they are plausible.
+
+Joints cannot jump. A sample farther from the one before than the joints' velocities allow is
+refused; where such samples go on, nothing is believed any more: two sources, or a wrong one.
+No clock of its own: `steady` is seconds, passed in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Sequence
+
+import numpy as np
+
+MARGIN = 0.05  # rad or m that a joint may differ beyond its velocity: noise, overshoot
+FASTEST = 2 * math.pi  # rad/s, m/s: of joints whose description tells no velocity
+JUMPS, WINDOW = 3, 1.0  # so many within so many seconds: not believed any more
+SETTLED = 3  # samples in a row that agree, before any is believed
+
+
+class JointStates:
+    """`hear` what is measured; `positions` [n] are to be used while there is no `trouble`.
+
+    velocity: what each joint can do [rad/s, m/s]; infinite: not known. timeout: [s] after which a
+    joint's position is too old. Joints may be told in different messages, with others among them.
+    """
+
+    def __init__(self, names: Sequence[str], velocity: np.ndarray, timeout: float):
+        self.names, self.timeout = tuple(names), timeout
+        self.positions: np.ndarray | None = None  # of all joints, once all were heard of
+        self.refusals: Counter[str] = Counter()
+        self.refusal = ""  # of the last message; empty: none
+        self._velocity = np.where(np.isfinite(velocity), velocity, FASTEST)
+        count = len(self.names)
+        self._values = np.full(count, np.nan)
+        self._at = np.full(count, -math.inf)  # steady time of each joint's value
+        self._after = np.full(count, math.nan)  # and of the first sample since, where refused
+        self._heard = -math.inf  # when there was any sample, good or not
+        self._jumps: deque[float] = deque(maxlen=JUMPS)
+        self._jump = ""
+        self._agreed = 0
+
+    def hear(
+        self, names: Sequence[str], positions: Sequence[float], steady: float, age: float = 0.0
+    ) -> bool:
+        """A message that was measured `age` seconds ago; whether all joints are known by it."""
+        self.refusal = ""
+        told = dict(zip(names, positions, strict=False))
+        joints = [i for i, n in enumerate(self.names) if n in told]
+        values = np.array([told[self.names[i]] for i in joints], float)
+        at = steady - max(age, 0.0)
+        if not joints:  # somebody else's
+            self._lacking()
+            return False
+        if not np.isfinite(values).all():
+            return self._refuse("joints", "joint states hold numbers that are not finite")
+        if abs(age) > self.timeout:
+            when = f"{age:.2f} s old" if age > 0 else f"{-age:.2f} s in the future"
+            return self._refuse("joints_age", f"joint states are {when}; synchronise the clocks")
+        if at < self._at[joints].min() - 1e-3:
+            return self._refuse("joints_age", "joint states go back in time")
+        if steady - self._heard > self.timeout:  # nobody knows what happened meanwhile
+            self._agreed, self._after[:] = 0, math.nan
+        self._heard = steady
+        jump = self._implausible(joints, values, at)
+        if jump:
+            self._jump = jump
+            self._jumps.append(steady)
+            self._agreed = 0 if self._agreed < SETTLED else self._agreed
+            return self._refuse("joints_jump", jump)
+        self._values[joints], self._at[joints], self._after[joints] = values, at, math.nan
+        if self._lacking():
+            return False
+        self._agreed += 1
+        self.positions = self._values.copy()
+        return True
+
+    def _lacking(self) -> bool:
+        """Whether there are joints that nobody has told of yet."""
+        lacking = [n for n, v in zip(self.names, self._values, strict=True) if math.isnan(v)]
+        if lacking:
+            self._refuse("joints", f"joint states lack {', '.join(lacking)}")
+        return bool(lacking)
+
+    def _implausible(self, joints: list[int], values: np.ndarray, at: float) -> str:
+        """Which joint cannot have come here, in words. However long wrong samples go on, they do
+        not become right: time counts up to the first of them."""
+        since = self._after[joints]
+        since = np.where(np.isnan(since), at, since)
+        self._after[joints] = since
+        passed = np.maximum(since - self._at[joints], 0.0)
+        ways = np.abs(values - self._values[joints])
+        excess = ways - (self._velocity[joints] * passed + MARGIN)
+        excess = np.where(np.isfinite(passed), excess, -math.inf)  # the first sample of all
+        worst = int(np.argmax(excess))
+        if excess[worst] <= 0:
+            return ""
+        name = self.names[joints[worst]]
+        return f"joint states jump: {name} by {ways[worst]:.2f} in {passed[worst]:.3f} s"
+
+    def _refuse(self, kind: str, reason: str) -> bool:
+        self.refusals[kind] += 1
+        self.refusal = reason
+        return False
+
+    def trouble(self, steady: float) -> str:
+        """Why the joints are not to be relied on now, in words; empty: they are."""
+        if len(self._jumps) == JUMPS and steady - self._jumps[0] <= WINDOW:
+            return (
+                f"{self._jump}; leave one publisher of joint_states. Where the arm was really set "
+                "elsewhere, deactivate and activate this node"
+            )
+        if self.positions is None or steady - self._at.min() > self.timeout:
+            return "no joint states that tell of all joints"
+        return "" if self._agreed >= SETTLED else "joint states have only begun"
