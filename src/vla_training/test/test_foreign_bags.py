@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from vla_inference.errors import DataError
+from vla_inference.types import eef_delta_spec
 from vla_training.datasets import bag_types as types
 from vla_training.datasets import open_dataset
+from vla_training.datasets.action_form import join_actions
 from vla_training.datasets.bag import BagSet
 from vla_training.datasets.bag_actions import _from_targets, _from_twists
 from vla_training.datasets.bag_streams import NS, Stream, decode_image
@@ -83,6 +85,33 @@ def test_constant_motion_integrates_to_itself(velocity, per_frame, count):
     motion, known, _ = _from_targets(stream, frames, ends, 0)
     assert known.all()
     np.testing.assert_allclose(motion, np.tile(0.1 * np.array(velocity), (count, 1)), atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.floats(-1, 1), min_size=6, max_size=6), min_size=1, max_size=12),
+    st.integers(1, 5), st.sampled_from(["base", "tool"]),
+)  # fmt: skip
+def test_twists_add_up_as_joined_actions_do(twists, per_frame, frame):
+    """Twists of 20 ms each over frames of `per_frame` of them, in either frame."""
+    at = NS + np.arange(len(twists)) * NS // 50
+    frames = at[::per_frame]
+    ends = np.append(frames[1:], at[-1] + NS // 50)
+    stream = Stream(at, at, [(tuple(t), frame) for t in twists], True)
+    motion, known, _ = _from_twists(stream, frames, ends, 0, frame)
+    deltas = np.column_stack([0.02 * np.array(twists), np.ones(len(twists))])
+    wanted = join_actions(deltas, eef_delta_spec("rotvec", frame, 0.02), per_frame)
+    assert known.all()
+    np.testing.assert_allclose(motion, wanted[:, :6], atol=1e-9)
+
+
+def test_a_twist_in_the_tools_frame_goes_round(tmp_path):
+    """0.1 m/s ahead and 1 rad/s about z is an arc: (sin 1, 1 - cos 1) / 10 after a second."""
+    twists = [twist(100 + 0.01 * i, 0.1, 1.0, "tool") for i in range(300)]
+    path = bag_with(tmp_path / "bag", [100, 101, 102], types.TWIST, twists, [text(90, "turn")])
+    arc = [0.1 * np.sin(1), 0.1 * (1 - np.cos(1)), 0, 0, 0, 1]
+    np.testing.assert_allclose(BagSet(path).actions(0)[:, :6], np.tile(arc, (3, 1)), atol=6e-4)
+    assert BagSet(path).spec.frame == "tool"
 
 
 def test_joint_states_by_forward_kinematics(tmp_path):

@@ -38,6 +38,9 @@ def validate(
     state_topic: Annotated[
         str | None, typer.Option(help="Proprioception: Float64MultiArray or JointState.")
     ] = None,
+    state_joints: Annotated[
+        str | None, typer.Option(help="Joints of the state in JointState, in order; commas.")
+    ] = None,
     gripper_topic: Annotated[
         str | None, typer.Option(help="Gripper, where actions are twists, poses or joints.")
     ] = None,
@@ -109,7 +112,7 @@ def validate(
     # The bags first: a mistake in them shows before a large model is loaded.
     bags = open_dataset(
         bag, "bag", image_topic=image_topic, action_topic=action_topic,
-        instruction_topic=instruction_topic, state_topic=state_topic,
+        instruction_topic=instruction_topic, state_topic=state_topic, state_joints=state_joints,
         gripper_topic=gripper_topic, gripper_range=gripper_range, gripper_joint=gripper_joint,
         robot_model=robot_model, robot_tip=robot_tip, frame=frame, tolerance=tolerance,
         episode_gap=episode_gap,

@@ -22,13 +22,12 @@ from vla_training.datasets.action_form import (
 from vla_training.datasets.bag_actions import Chunk
 from vla_training.datasets.bag_episodes import BagEpisode, BagReading, read_bag
 from vla_training.datasets.bag_file import BagFile, find_bags
+from vla_training.datasets.bag_roles import CONTINUOUS
 from vla_training.datasets.bag_streams import decode_image, header_stamp
 from vla_training.datasets.bag_topics import BagOptions, read_about
-from vla_training.datasets.bag_types import JOINTS, POSE, TWIST
 from vla_training.datasets.base import EpisodeSet
 
 MOST_READ = 64  # bags of one episode whose messages, without pictures, are kept
-CONTINUOUS = (TWIST, POSE, JOINTS)
 
 
 class BagSet(EpisodeSet):
@@ -51,6 +50,7 @@ class BagSet(EpisodeSet):
         self._files: list[BagFile] = []
         self._readings: list[BagReading | None] = []
         self._recent: deque[int] = deque()
+        self._first_names: tuple[str, ...] = ()  # joints of the state
         self._where: list[tuple[int, int]] = []  # by episode: bag, episode in it
         troubles: list[VlaError] = []
         for bag in paths:
@@ -96,6 +96,13 @@ class BagSet(EpisodeSet):
                 f"{self._files[number].path}: its actions are of another kind than those of "
                 f"{self._files[self._where[0][0]].path} ({reading.spec} and {self._stored})",
                 "read bags of one kind at a time",
+            )
+        first = self._first_names = self._first_names or reading.state_names
+        if reading.state_names != first:
+            raise DataError(
+                f"{self._files[number].path}: its state is of the joints "
+                f"{', '.join(reading.state_names)}, that of the bags before {', '.join(first)}",
+                "name them and their order with --state-joints",
             )
         return reading
 

@@ -84,7 +84,7 @@ def read_chunk(steps: Sequence[Any], msg: Any = None) -> Chunk:
 
 
 def digest_action(kind: str, msg: Any) -> Any:
-    """What is kept of an action's message."""
+    """What is kept of a chunk, an EefDelta, a twist or a pose."""
     if kind == CHUNK:
         return read_chunk(msg.steps, msg)
     if kind == EEF_DELTA:
@@ -92,12 +92,8 @@ def digest_action(kind: str, msg: Any) -> Any:
     if kind == TWIST:
         v, w = msg.twist.linear, msg.twist.angular
         return (v.x, v.y, v.z, w.x, w.y, w.z), msg.header.frame_id
-    if kind == POSE:
-        p, q = msg.pose.position, msg.pose.orientation
-        return (p.x, p.y, p.z, q.x, q.y, q.z, q.w), msg.header.frame_id
-    if kind == ARRAY:
-        return np.array(msg.data, np.float64)
-    return msg  # joint states: see bag_joints.py
+    p, q = msg.pose.position, msg.pose.orientation
+    return (p.x, p.y, p.z, q.x, q.y, q.z, q.w), msg.header.frame_id
 
 
 def step_length(times: np.ndarray, fallback: float = 0.05) -> float:
@@ -146,8 +142,11 @@ def episode_actions(
         notes.append(f"deltas in frame {known_frame!r} are taken for those in the {frame} axes")
         known_frame = frame
     spec = eef_delta_spec("rotvec", known_frame, round(length, 6))
-    make = {TWIST: _from_twists, POSE: _from_targets, JOINTS: _from_poses}[kind]
-    motion, known, reason = make(stream, times, ends, tolerance)
+    if kind == TWIST:
+        motion, known, reason = _from_twists(stream, times, ends, tolerance, known_frame)
+    else:
+        make = _from_targets if kind == POSE else _from_poses
+        motion, known, reason = make(stream, times, ends, tolerance)
     values = np.column_stack([motion, np.ones(len(times))])
     missing = Counter({reason: int((~known).sum())}) if not known.all() else Counter()
     return Actions(values, known, spec, None, missing, notes)
@@ -208,8 +207,9 @@ def _from_arrays(stream: Stream, times, tolerance, spec: ActionSpec) -> Actions:
     return Actions(values, known, spec, None, missing)
 
 
-def _from_twists(stream: Stream, times, ends, tolerance):
-    """Integrals of velocities over [times, ends)."""
+def _from_twists(stream: Stream, times, ends, tolerance, frame="base"):
+    """Integrals of velocities over [times, ends). In the tool's frame each of them acts where the
+    ones before have led, as in `join_actions`."""
     at = stream.times
     period = int(np.median(np.diff(at))) if len(at) > 1 else int((ends - times).min())
     until = np.append(at[1:], at[-1:] + period) if len(at) else at
@@ -219,14 +219,17 @@ def _from_twists(stream: Stream, times, ends, tolerance):
     for i, (begin, end) in enumerate(zip(times, ends, strict=True)):
         first = max(0, int(np.searchsorted(at, begin, "right")) - 1)
         last = int(np.searchsorted(at, end, "left"))
-        turn = Rotation.identity()
+        way, turn = np.zeros(3), Rotation.identity()
         for k in range(first, last):
             seconds = (min(until[k], end) - max(at[k], begin)) / NS
             if seconds > 0:
-                motion[i, :3] += seconds * twists[k, :3]
-                turn = Rotation.from_rotvec(seconds * twists[k, 3:]) * turn
+                step = Rotation.from_rotvec(seconds * twists[k, 3:])
+                if frame == "tool":
+                    way, turn = way + turn.apply(seconds * twists[k, :3]), turn * step
+                else:
+                    way, turn = way + seconds * twists[k, :3], step * turn
                 known[i] = True
-        motion[i, 3:] = turn.as_rotvec()
+        motion[i] = [*way, *turn.as_rotvec()]
     if len(at):
         # In silence a controller stands still, between the first command and the last.
         known |= (times >= at[0] - tolerance) & (ends <= until[-1] + tolerance)

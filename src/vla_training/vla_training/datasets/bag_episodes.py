@@ -10,19 +10,18 @@ import numpy as np
 
 from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec
-from vla_training.datasets.bag_actions import Chunk, digest_action, episode_actions
+from vla_training.datasets.bag_actions import Chunk, episode_actions
 from vla_training.datasets.bag_file import BagFile
-from vla_training.datasets.bag_joints import ForwardKinematics
+from vla_training.datasets.bag_roles import CONTINUOUS, Roles, check_used, digest, read_roles
 from vla_training.datasets.bag_streams import (
     NS,
     Stream,
     held,
     nearest,
     read_streams,
-    values_of,
 )
 from vla_training.datasets.bag_topics import BagOptions, BagTopics, choose_topics
-from vla_training.datasets.bag_types import JOINTS, POSE, TWIST
+from vla_training.datasets.bag_types import JOINTS
 
 RUNNING = "running"
 INFINITE = np.iinfo(np.int64).max
@@ -59,6 +58,7 @@ class BagReading:
     topics: BagTopics
     spec: ActionSpec
     notes: list[str]
+    state_names: tuple[str, ...] = ()  # of its joints, where it is one of joint states
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -68,35 +68,25 @@ def read_bag(bag: BagFile, options: BagOptions) -> BagReading:
     """All episodes of a bag. Raises DataError where there is none."""
     topics = bag.reading(lambda: choose_topics(bag, options))
     kinds = {t: bag.topics[t].type for t in topics.small}
-    arm = None
-    if kinds[topics.action] == JOINTS:
-        if options.robot_model is None:
-            raise DataError(
-                f"{bag.path}: {topics.action} has joint states", "give --robot-model and its tip"
-            )
-        arm = ForwardKinematics(options.robot_model, options.robot_tip)
-
-    def digest(topic: str, msg: Any, message: Any) -> Any:
-        if topic == topics.action:
-            if arm is None:
-                return digest_action(kinds[topic], msg)
-            joint = options.gripper_joint
-            return arm.pose(msg), values_of(msg, joint)[0] if joint else None
-        if topic in (topics.state, topics.gripper):
-            return values_of(msg, options.gripper_joint if topic == topics.gripper else None)
-        return msg if topic == topics.episode else msg.data
-
-    streams = bag.reading(lambda: read_streams(bag, topics, digest))
-    return _Cutter(bag, options, topics, kinds, streams).cut()
+    if kinds[topics.action] == JOINTS and options.robot_model is None:
+        raise DataError(
+            f"{bag.path}: {topics.action} has joint states", "give --robot-model and its tip"
+        )
+    check_used(str(bag.path), options, topics, kinds)
+    streams = bag.reading(
+        lambda: read_streams(bag, topics, lambda topic, msg: digest(kinds[topic], msg))
+    )
+    roles = read_roles(str(bag.path), options, topics, kinds, streams)
+    return _Cutter(bag, options, topics, kinds, streams, roles).cut()
 
 
 class _Cutter:
-    def __init__(self, bag, options, topics, kinds, streams: dict[str, Stream]):
+    def __init__(self, bag, options, topics, kinds, streams: dict[str, Stream], roles: Roles):
         self.bag, self.options, self.topics, self.kinds = bag, options, topics, kinds
-        self.streams = streams
+        self.streams, self.roles = streams, roles
         self.tolerance = round(options.tolerance * NS)
         self.missing: Counter[str] = Counter()
-        self.notes: list[str] = []
+        self.notes: list[str] = list(roles.notes)
 
     def cut(self) -> BagReading:
         primary = next(iter(self.topics.cameras.values()))
@@ -111,12 +101,12 @@ class _Cutter:
             if episode is not None:
                 episodes.append(episode)
                 spec = spec or kind
-        self._tell(frames, len(spans))
+        self._tell(frames)
         if not episodes:
-            why = "; ".join(self.notes) or "it has no pictures"
+            why = "; ".join(self.notes) or "it has no images"
             raise DataError(f"{self.bag.path} holds no step that could be used ({why})",
                             f"it holds {self.bag.listing()}")  # fmt: skip
-        return BagReading(episodes, self.topics, spec, self.notes)
+        return BagReading(episodes, self.topics, spec, self.notes, self.roles.state_names)
 
     # -- where episodes are -------------------------------------------------------------------
 
@@ -158,17 +148,18 @@ class _Cutter:
 
     def _episode(self, frames: Stream, inside: np.ndarray, remarks: dict[str, Any]):
         logs, stamps = frames.logs[inside], frames.stamps[inside]
-        stream = self.streams[self.topics.action]
-        kind = self.kinds[self.topics.action]
-        if kind == JOINTS:
-            poses = Stream(stream.stamps, stream.logs, [v[0] for v in stream.values],
-                           stream.stamped)  # fmt: skip
+        stream, kind = self.roles.action, self.kinds[self.topics.action]
         both = stream.stamped and frames.stamped
         times = stamps if both else logs
         found = episode_actions(
-            kind, poses if kind == JOINTS else stream, times, self.tolerance,
-            self.options.frame, self.topics.about, self.options.step_length,
+            kind, stream, times, self.tolerance, self.options.frame, self.topics.about,
+            self.options.step_length,
         )  # fmt: skip
+        if self.options.frame == "tool" and found.spec.frame != "tool":
+            raise DataError(
+                f"{self.bag.path}: its deltas name the frame {found.spec.frame}, so --frame tool "
+                "changes nothing", "leave it out",
+            )  # fmt: skip
         self.missing.update(found.missing)
         for note in found.notes:
             if note not in self.notes:
@@ -188,8 +179,8 @@ class _Cutter:
         if not keep.any():
             return None, found.spec
         actions = found.values
-        if kind in (TWIST, POSE, JOINTS):
-            actions[:, 6] = self._gripper(stream if kind == JOINTS else None, stamps, logs)
+        if kind in CONTINUOUS:
+            actions[:, 6] = self._gripper(stamps, logs)
         picked = np.flatnonzero(keep)
         chunks = None if found.chunks is None else [found.chunks[i] for i in picked]
         episode = BagEpisode(
@@ -203,35 +194,33 @@ class _Cutter:
         return episode, found.spec
 
     def _states(self, stamps, logs, keep):
-        if self.topics.state is None:
+        """float64 [T, S] and which images have one; rows of others are 0."""
+        stream = self.roles.state
+        if stream is None:
             return None, keep
-        stream = self.streams[self.topics.state]
         index, distance = nearest(stream.times, stamps if stream.stamped else logs)
-        bad = keep & (distance > self.tolerance)
-        if bad.any():
-            self.missing["no state"] += int(bad.sum())
-            keep = keep & ~bad
-        if not keep.any():
-            return None, keep
-        rows = [stream.values[i] if k else None for i, k in zip(index, keep, strict=True)]
-        sizes = {len(r) for r in rows if r is not None}
+        near = distance <= self.tolerance
+        sizes = {len(stream.values[i]) for i in index[keep & near]}
         if len(sizes) > 1:
             raise DataError(
                 f"{self.bag.path}: states of {self.topics.state} have {sorted(sizes)} numbers",
                 "name another topic with --state-topic",
             )
-        blank = [0.0] * sizes.pop()
-        return np.array([r if r is not None else blank for r in rows]), keep
+        rows = np.zeros((len(keep), *sizes))
+        for i in np.flatnonzero(keep & near):
+            rows[i] = stream.values[index[i]]
+        finite = np.isfinite(rows).all(axis=-1) if sizes else near
+        for reason, good in (("no state", near), ("a state that is not finite", finite)):
+            if bad := int((keep & ~good).sum()):
+                self.missing[reason] += bad
+                keep = keep & good
+        return (rows if keep.any() else None), keep
 
-    def _gripper(self, joints: Stream | None, stamps, logs) -> np.ndarray:
-        """[T], 1 open: what holds when the picture's time is over."""
+    def _gripper(self, stamps, logs) -> np.ndarray:
+        """[T], 1 open: what holds when the image's time is over."""
         closed, opened = self.options.gripper_range
-        if self.topics.gripper is not None:
-            stream = self.streams[self.topics.gripper]
-            values = [v[0] if len(v) else np.nan for v in stream.values]
-        elif joints is not None and self.options.gripper_joint:
-            stream, values = joints, [v[1] for v in joints.values]
-        else:
+        stream = self.roles.gripper
+        if stream is None:
             self._note("no topic tells of the gripper: taken for open (--gripper-topic)")
             return np.ones(len(stamps))
         at = stamps if stream.stamped else logs
@@ -239,7 +228,7 @@ class _Cutter:
         index = held(stream.times, ends - 1)
         if not len(stream) or (index < 0).any():
             self._note("until the gripper's first message it is taken for open")
-        scaled = [(v - closed) / (opened - closed) for v in values]
+        scaled = [(v - closed) / (opened - closed) for v in stream.values]
         return np.array([scaled[i] if i >= 0 else 1.0 for i in index])
 
     def _instructions(self, logs, chunks, remarks) -> list[str]:
@@ -303,7 +292,7 @@ class _Cutter:
         if text not in self.notes:
             self.notes.append(text)
 
-    def _tell(self, frames: Stream, spans: int) -> None:
+    def _tell(self, frames: Stream) -> None:
         self.notes += [f"damaged, lost: {what}" for what in self.bag.lost]
         for topic, stream in sorted(self.streams.items()):
             if stream.disordered:

@@ -7,7 +7,7 @@ both kinds are compared by the time that both have.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from vla_inference.errors import DataError, ObservationError
 from vla_inference.image_messages import compressed_to_rgb, image_to_rgb
-from vla_training.datasets.bag_file import BagFile, Message
+from vla_training.datasets.bag_file import BagFile
 from vla_training.datasets.bag_topics import BagTopics
 from vla_training.datasets.bag_types import COMPRESSED
 
@@ -69,10 +69,10 @@ def header_stamp(data: bytes) -> int:
 
 
 def read_streams(
-    bag: BagFile, topics: BagTopics, digest: Callable[[str, Any, Message], Any]
+    bag: BagFile, topics: BagTopics, digest: Callable[[str, Any], Any]
 ) -> dict[str, Stream]:
-    """Topic -> its stream. digest: (topic, decoded message, message) -> what is kept of it; of
-    pictures nothing is."""
+    """Topic -> its stream. digest: (topic, decoded message) -> what is kept of it; of pictures
+    nothing is."""
     pictures = set(topics.cameras.values())
     wanted = pictures | set(topics.small)
     collected = {topic: _Collected() for topic in wanted}
@@ -81,7 +81,7 @@ def read_streams(
         stamped = not kind.startswith(HEADERLESS)
         value = None
         if message.topic not in pictures:
-            value = digest(message.topic, bag.decode(message), message)
+            value = digest(message.topic, bag.decode(message))
         into.stamps.append(header_stamp(message.data) if stamped else message.log)
         into.logs.append(message.log)
         into.values.append(value)
@@ -115,24 +115,3 @@ def decode_image(kind: str, msg: Any, where: str) -> np.ndarray:
         return compressed_to_rgb(msg) if kind == COMPRESSED else image_to_rgb(msg)
     except ObservationError as error:
         raise DataError(f"{where}: {error.problem}", error.remedy) from error
-
-
-def values_of(msg: Any, joint: str | None = None) -> Sequence[float]:
-    """The numbers of an array, a number, joint states (one joint's, if named) or a pose."""
-    if hasattr(msg, "position") and hasattr(msg, "name"):
-        if joint is None:
-            return [float(v) for v in msg.position]
-        names = list(msg.name)
-        if joint not in names:
-            raise DataError(f"there is no joint {joint!r}", f"joints: {', '.join(names)}")
-        return [float(msg.position[names.index(joint)])]
-    if hasattr(msg, "pose"):
-        return pose_values(msg)
-    data = msg.data
-    return [float(v) for v in data] if np.ndim(data) else [float(data)]
-
-
-def pose_values(msg: Any) -> list[float]:
-    """x y z (m), quaternion x y z w of a PoseStamped."""
-    p, q = msg.pose.position, msg.pose.orientation
-    return [p.x, p.y, p.z, q.x, q.y, q.z, q.w]

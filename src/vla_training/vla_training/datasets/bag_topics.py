@@ -45,6 +45,7 @@ class BagOptions:
         if left out.
     gripper_range: what the gripper's topic says for closed and open.
     robot_model, robot_tip, gripper_joint: see `bag_joints.py`.
+    state_joints: joints that make the state, in this order, separated by commas; all, if left out.
     """
 
     image_topic: str | None = None
@@ -60,6 +61,7 @@ class BagOptions:
     robot_model: str | None = None
     robot_tip: str | None = None
     gripper_joint: str | None = None
+    state_joints: str | None = None
 
     def __post_init__(self):
         for name in ("tolerance", "episode_gap", *(("step_length",) if self.step_length else ())):
@@ -83,6 +85,10 @@ class BagOptions:
             raise DataError(f"unknown frame {self.frame!r}", "use base or tool")
         if self.gripper_range[0] == self.gripper_range[1]:
             raise DataError("the gripper is open and closed at one value", "give two")
+
+    @property
+    def joints_of_state(self) -> list[str]:
+        return (self.state_joints or "").replace(",", " ").split()
 
 
 @dataclass(frozen=True)
