@@ -123,7 +123,9 @@ class JointCommander:
         self.period = 1.0 / s.rate
         self.velocity = np.minimum(arm.velocity, s.velocity)
         self.drift = np.minimum(s.drift or math.inf, self.velocity * s.lead)
-        self.states = JointStates(arm.names, arm.velocity, s.joint_timeout)
+        # A start from a sample that is wrong by the margin is made up for at half the velocity.
+        margin = 0.5 * self.velocity * s.lead
+        self.states = JointStates(arm.names, arm.velocity, margin, s.joint_timeout)
         self.clips: Counter[str] = Counter()
         self.refusals = self.states.refusals
         self.refusal = ""

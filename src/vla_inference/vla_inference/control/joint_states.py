@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-MARGIN = 0.05  # rad or m that a joint may differ beyond its velocity: noise, overshoot
 FASTEST = 2 * math.pi  # rad/s, m/s: of joints whose description tells no velocity
 JUMPS, WINDOW = 3, 1.0  # so many within so many seconds: not believed any more
 SETTLED = 3  # samples in a row that agree, before any is believed
@@ -22,12 +21,14 @@ SETTLED = 3  # samples in a row that agree, before any is believed
 class JointStates:
     """`hear` what is measured; `positions` [n] are to be used while there is no `trouble`.
 
-    velocity: what each joint can do [rad/s, m/s]; infinite: not known. timeout: [s] after which a
-    joint's position is too old. Joints may be told in different messages, with others among them.
+    velocity: what each joint can do [rad/s, m/s]; infinite: not known. margin: [n] by which a
+    sample may be beyond it [rad, m]. timeout: [s] after which a joint's position is too old. Joints may be told in different messages, with others among them.
     """
 
-    def __init__(self, names: Sequence[str], velocity: np.ndarray, timeout: float):
-        self.names, self.timeout = tuple(names), timeout
+    def __init__(
+        self, names: Sequence[str], velocity: np.ndarray, margin: np.ndarray, timeout: float
+    ):
+        self.names, self.timeout, self._margin = tuple(names), timeout, margin
         self.positions: np.ndarray | None = None  # of all joints, once all were heard of
         self.refusals: Counter[str] = Counter()
         self.refusal = ""  # of the last message; empty: none
@@ -91,7 +92,7 @@ class JointStates:
         self._after[joints] = since
         passed = np.maximum(since - self._at[joints], 0.0)
         ways = np.abs(values - self._values[joints])
-        excess = ways - (self._velocity[joints] * passed + MARGIN)
+        excess = ways - (self._velocity[joints] * passed + self._margin[joints])
         excess = np.where(np.isfinite(passed), excess, -math.inf)  # the first sample of all
         worst = int(np.argmax(excess))
         if excess[worst] <= 0:

@@ -1,0 +1,52 @@
+"""An arm that lies about its joints: no step beyond the velocities, and the fuzz would see one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from six_axes import urdf
+
+from vla_inference.control.arm import Arm
+from vla_inference.control.ik import JointCommander
+from vla_inference.control.ik_fuzz import LIES, ik_fuzz
+from vla_inference.control.joint_states import JointStates
+
+
+@pytest.fixture(scope="module")
+def arm(tmp_path_factory):
+    path = tmp_path_factory.mktemp("arm") / "six.urdf"
+    path.write_text(urdf())
+    return Arm(path, "tool0", "base_link")
+
+
+def test_whatever_it_is_told_of_its_joints_the_arm_keeps_to_its_velocities(arm):
+    found = ik_fuzz(arm, 4000, seed=5)
+    assert not found.wrong
+    assert set(found.lies) == set(LIES) and found.fastest <= 1.001
+    # It was tried: it moved at the limit, was silenced by lies and moved by hand meanwhile.
+    assert found.commands > 1000 and found.fastest > 0.95 and found.moved_by_hand
+    assert found.refusals["joints_jump"] and found.refusals["joints_age"]
+    assert {"joint states jump", "no joint states that tell of all joints"} <= set(found.silences)
+
+
+def for_ever(self, position, quaternion, steady, age=0.0):
+    self._told = np.inf
+    self._target = self.pose() if self.joints is not None else np.eye(4)
+    return True
+
+
+@pytest.mark.parametrize(
+    ("where", "method", "broken", "seen"),
+    [
+        (JointStates, "_implausible", lambda *_: "", "joint_speed"),
+        (JointStates, "trouble", lambda self, _: "" if self.positions is not None else "no",
+         "not_believable"),
+        (JointCommander, "_bounded", lambda self, step, _: (step, set()), "command_step"),
+        (JointCommander, "target", for_ever, "after_the_command"),
+    ],
+)  # fmt: skip
+def test_a_commander_without_one_of_its_bounds_is_found_out(
+    arm, monkeypatch, where, method, broken, seen
+):
+    monkeypatch.setattr(where, method, broken)
+    assert ik_fuzz(arm, 4000, seed=5).wrong[seen]
