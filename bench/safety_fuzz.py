@@ -1,25 +1,35 @@
 #!/usr/bin/env python3
 """A million random chunks, delays and faults against the command path; JSON of what was seen.
 
-    python bench/safety_fuzz.py [--chunks 1000000] [--seed 0]
+    python bench/safety_fuzz.py [--chunks 1000000] [--joint-periods 200000] [--seed 0]
 
 `wrong` counts commands outside limits, commands after a stop and stops that came late: it must be
-empty, else the exit status is 1.
+empty, here and in `joints` (the IK path, with an arm that lies about itself), else the exit status
+is 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+import tempfile
 import time
+from pathlib import Path
 
+from vla_inference.control.arm import Arm
 from vla_inference.control.fuzz import fuzz
+from vla_inference.control.ik_fuzz import IkFindings, ik_fuzz
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "test"))
+from six_axes import urdf
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chunks", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--joint-periods", type=int, default=200_000, help="of the IK path")
     args = parser.parse_args()
     begun = time.perf_counter()
     findings = fuzz(args.chunks, args.seed)
@@ -29,8 +39,17 @@ def main() -> int:
         "seconds": round(seconds, 1),
         "us_per_command_period": round(1e6 * seconds / findings.ticks, 1),
     }
+    joints = joint_findings(args.joint_periods, args.seed)
+    figures["joints"] = vars(joints)
     print(json.dumps(figures, indent=2))
-    return 1 if findings.wrong else 0
+    return 1 if findings.wrong or joints.wrong else 0
+
+
+def joint_findings(periods: int, seed: int) -> IkFindings:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "six.urdf"
+        path.write_text(urdf())
+        return ik_fuzz(Arm(path, "tool0", "base_link"), periods, seed)
 
 
 if __name__ == "__main__":

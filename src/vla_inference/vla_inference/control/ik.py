@@ -154,9 +154,7 @@ class JointCommander:
         self.refusal = self.states.refusal
         return known
 
-    def twist(
-        self, twist: np.ndarray, in_tool: bool, steady: float, age: float = 0.0
-    ) -> bool:
+    def twist(self, twist: np.ndarray, in_tool: bool, steady: float, age: float = 0.0) -> bool:
         """A velocity [6] (m/s, rad/s) in the tool's or the base's axes."""
         if not np.isfinite(twist).all():
             return self._refuse("twist", "the twist holds numbers that are not finite")

@@ -27,7 +27,8 @@ BELIEVED = ("truth", "partial", "single", "freeze")  # with these there may be c
 class IkFindings:
     """What was tried and what went wrong; `wrong` must stay empty.
 
-    fastest: of the true arm's joints, as a share of their limits.
+    fastest: of the true arm's joints, as a share of their limits; beyond 1 only by a
+    measurement's noise.
     """
 
     ticks: int = 0

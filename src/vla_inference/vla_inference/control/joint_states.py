@@ -22,7 +22,8 @@ class JointStates:
     """`hear` what is measured; `positions` [n] are to be used while there is no `trouble`.
 
     velocity: what each joint can do [rad/s, m/s]; infinite: not known. margin: [n] by which a
-    sample may be beyond it [rad, m]. timeout: [s] after which a joint's position is too old. Joints may be told in different messages, with others among them.
+    sample may be beyond it [rad, m]. timeout: [s] after which a joint's position is too old.
+    Joints may be told in different messages, with others among them.
     """
 
     def __init__(
