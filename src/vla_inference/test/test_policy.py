@@ -25,15 +25,21 @@ def policies(tmp_path_factory):
     }
 
 
-def observation(**changes) -> Observation:
-    images = {"agent": PICTURE, "wrist": PICTURE[::-1].copy()}
+def views(head: str, agent: np.ndarray, wrist: np.ndarray) -> dict[str, np.ndarray]:
+    """As many images as a model with that head takes."""
+    images = {"agent": agent, "wrist": wrist}
+    return dict(list(images.items())[: HEADS[head].get("num_images", 1)])
+
+
+def observation(head: str = "l1", **changes) -> Observation:
+    images = views(head, PICTURE, PICTURE[::-1].copy())
     return Observation(**{"images": images, "instruction": "lift it", "state": STATE, **changes})
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_answers_within_its_bounds(policies, head):
     policy = policies[head]
-    chunk = policy.predict_action(observation())
+    chunk = policy.predict_action(observation(head))
     assert chunk.actions.shape == (policy.config.head.chunk, 7)
     assert chunk.actions.dtype == np.float32
     if policy.config.head.type == "tokens":
@@ -51,9 +57,9 @@ def test_every_head_answers_within_its_bounds(policies, head):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_the_same_input_gives_the_same_actions(policies, head):
-    first = policies[head].predict_action(observation()).actions
-    policies[head].predict_action(observation(instruction="something else"))
-    np.testing.assert_array_equal(policies[head].predict_action(observation()).actions, first)
+    first = policies[head].predict_action(observation(head)).actions
+    policies[head].predict_action(observation(head, instruction="something else"))
+    np.testing.assert_array_equal(policies[head].predict_action(observation(head)).actions, first)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -61,7 +67,6 @@ def test_picture_and_sentence_both_matter(policies, head):
     def tensors(obs):
         policy = policies[head]
         pixels = torch.from_numpy(policy.preprocess(list(obs.images.values())))[None]
-        pixels = pixels[:, : 3 * policy.config.head.num_images]
         proprio = torch.zeros(1, 8) if policy.config.head.proprio_dim else None
         with torch.inference_mode():
             context = policy.model.context(policy._ids(obs.instruction), pixels, proprio)
@@ -69,9 +74,9 @@ def test_picture_and_sentence_both_matter(policies, head):
                 return policy.model.action_hidden(context)
             return policy.model.action_logits(policy.model.prefill(context)[0])
 
-    plain = tensors(observation())
-    other_picture = tensors(observation(images={"agent": 255 - PICTURE, "wrist": PICTURE}))
-    other_text = tensors(observation(instruction="drop it"))
+    plain = tensors(observation(head))
+    other_picture = tensors(observation(head, images=views(head, 255 - PICTURE, PICTURE)))
+    other_text = tensors(observation(head, instruction="drop it"))
     assert not torch.allclose(plain, other_picture, atol=1e-3)
     assert not torch.allclose(plain, other_text, atol=1e-3)
 
@@ -119,12 +124,20 @@ def test_something_that_is_no_observation_is_refused(policies):
 @pytest.mark.parametrize("state", [None, STATE[:7], np.full(8, np.nan)])
 def test_a_missing_short_or_broken_state_is_refused(policies, state):
     with pytest.raises(ObservationError, match="state"):
-        policies["l1-two-cameras"].predict_action(observation(state=state))
+        policies["l1-two-cameras"].predict_action(observation("l1-two-cameras", state=state))
 
 
 def test_one_picture_where_two_are_needed_is_refused(policies):
     with pytest.raises(ObservationError, match="needs 2 pictures, got 1"):
         policies["l1-two-cameras"].predict_action(observation(images={"agent": PICTURE}))
+
+
+def test_images_beyond_those_it_takes_are_refused_not_dropped(policies):
+    two = observation("l1-two-cameras")
+    with pytest.raises(ObservationError, match=r"needs 1 pictures, got 2 \(agent, wrist\)"):
+        policies["l1"].predict_action(two)
+    with pytest.raises(ObservationError, match="and no others"):
+        policies["l1"].predict_batch([observation(), two])
 
 
 def test_an_unknown_unnorm_key_is_refused_with_the_known_ones(policies):
@@ -159,7 +172,7 @@ def test_a_model_that_goes_wild_is_refused(tmp_path, head, value):
     policy = Policy.from_pretrained(write_random_checkpoint(tmp_path, head=head))
     policy.model.language_model.model.norm.weight.fill_(value)
     with pytest.raises(VlaError, match="not finite"):
-        policy.predict_action(observation())
+        policy.predict_action(observation(head))
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda", "cuda:99", "cpu:x", ""])
@@ -181,10 +194,10 @@ def test_an_unknown_dtype_is_refused_with_the_known_ones(tmp_path):
 def test_bfloat16_answers_like_float32(tmp_path, head, policies):
     folder = write_random_checkpoint(tmp_path, head=head)
     policy = Policy.from_pretrained(folder, device="cpu", dtype="bfloat16")
-    chunk = policy.predict_action(observation())
+    chunk = policy.predict_action(observation(head))
     assert np.isfinite(chunk.actions).all()
     if policy.config.head.type == "l1":
-        exact = policies[head].predict_action(observation()).actions
+        exact = policies[head].predict_action(observation(head)).actions
         assert np.abs(chunk.actions - exact).max() < 0.1 * np.abs(exact).max()
 
 
@@ -213,8 +226,8 @@ def test_statistics_given_themselves_bring_their_own_spec(policies):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_tensors_hold_the_same_numbers(policies, head):
-    arrays_ = policies[head].predict_action(observation())
-    tensors = policies[head].predict_action(observation(), return_tensors="pt")
+    arrays_ = policies[head].predict_action(observation(head))
+    tensors = policies[head].predict_action(observation(head), return_tensors="pt")
     assert isinstance(tensors.actions, torch.Tensor)
     assert tensors.actions.dtype == torch.float32 and not tensors.actions.requires_grad
     np.testing.assert_array_equal(tensors.actions.numpy(), arrays_.actions)
@@ -228,9 +241,9 @@ def test_unknown_tensors_are_refused(policies):
 @pytest.mark.parametrize("head", HEADS)
 def test_streamed_dimensions_are_those_of_the_chunk(policies, head):
     policy = policies[head]
-    wanted = policy.predict_action(observation())
+    wanted = policy.predict_action(observation(head))
     heard = []
-    chunk = policy.predict_action(observation(), stream=heard.append)
+    chunk = policy.predict_action(observation(head), stream=heard.append)
     np.testing.assert_array_equal(chunk.actions, wanted.actions)
     assert [(p.step, p.index) for p in heard] == list(np.ndindex(wanted.actions.shape))
     values = np.array([p.value for p in heard], np.float32).reshape(wanted.actions.shape)
@@ -252,9 +265,9 @@ def test_a_stream_may_be_left_early_and_leaves_gradients_alone(policies):
 def test_a_batch_answers_like_each_alone(policies, head):
     policy = policies[head]
     several = [
-        observation(),
-        observation(instruction="stack the red block on the green one"),
-        observation(images={"agent": 255 - PICTURE, "wrist": PICTURE}),
+        observation(head),
+        observation(head, instruction="stack the red block on the green one"),
+        observation(head, images=views(head, 255 - PICTURE, PICTURE)),
     ]
     together = policy.predict_batch(several)
     for chunk, one in zip(together, several, strict=True):
@@ -263,27 +276,27 @@ def test_a_batch_answers_like_each_alone(policies, head):
         if alone.tokens is not None:
             np.testing.assert_array_equal(chunk.tokens, alone.tokens)
     assert policy.predict_batch([]) == []
-    same = policy.predict_batch([observation()] * 2, "drop it")
+    same = policy.predict_batch([observation(head)] * 2, "drop it")
     np.testing.assert_array_equal(same[0].actions, same[1].actions)
     with pytest.raises(ObservationError, match="2 observations came with 1 instructions"):
-        policy.predict_batch([observation()] * 2, ["drop it"])
+        policy.predict_batch([observation(head)] * 2, ["drop it"])
 
 
 @pytest.mark.parametrize("head", ["tokens", "parallel"])
 def test_tokens_that_all_of_the_vocabulary_would_have_changed_are_counted(tmp_path, head):
     policy = Policy.from_pretrained(write_random_checkpoint(tmp_path, head=head))
     total = policy.config.head.chunk * 7
-    assert policy.predict_action(observation()).unrestricted is None
+    assert policy.predict_action(observation(head)).unrestricted is None
     weight = policy.model.language_model.lm_head.weight
     weight[: 576 - 256] = 0  # never the likeliest, as long as one of the 256 is above 0
-    chunk = policy.predict_action(observation(), count_unrestricted=True)
+    chunk = policy.predict_action(observation(head), count_unrestricted=True)
     assert chunk.unrestricted == 0
     weight[:] = torch.cat([weight[-256:] * 10, weight[256:]])  # every bin has a louder rival
-    loud = policy.predict_action(observation(), count_unrestricted=True)
+    loud = policy.predict_action(observation(head), count_unrestricted=True)
     assert loud.unrestricted == total
     np.testing.assert_array_equal(loud.actions, chunk.actions)
     streamed = policy.predict_action(
-        observation(), count_unrestricted=True, stream=lambda part: None
+        observation(head), count_unrestricted=True, stream=lambda part: None
     )
     assert streamed.unrestricted == total
 

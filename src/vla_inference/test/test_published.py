@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from foreign_checkpoints import edit_json, oft
 from safetensors.torch import load_file, save_file
 
 from vla_inference import cli_info
@@ -31,35 +32,20 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 LIBERO = {"libero_goal_no_noops": STATISTICS["random"]}
 
 
-def edit_json(path: Path, **changes) -> None:
-    """Set keys; None takes one away."""
-    content = json.loads(path.read_text()) if path.exists() else {}
-    content.update(changes)
-    gone = [k for k, v in changes.items() if v is None]
-    path.write_text(json.dumps({k: v for k, v in content.items() if k not in gone}))
+# Cameras as OpenVLA-OFT's instructions have them in the names of runs.
+CAMERAS = {
+    1: "3rd_person_img",
+    2: "3rd_person_img--wrist_img",
+    3: "3rd_person_img--left_right_wrist_imgs",
+}
 
 
-def as_published(folder: Path, action_dim: int = 7, proprio_dim: int = 8, **changes) -> Path:
+def as_published(
+    folder: Path, images: int = 2, action_dim: int = 7, proprio_dim: int = 8, statistics: str = ""
+) -> Path:
     """An L1 checkpoint split up as OpenVLA-OFT's fine-tuning does it, trained on several GPUs."""
-    head = {"type": "l1", "decoding": "parallel", "chunk": 8, "num_images": 2}
-    head |= {"action_dim": action_dim, "slots_per_step": action_dim, "proprio_dim": proprio_dim}
-    bounds = {"q01": [-1.0] * action_dim, "q99": [1.0] * action_dim}
-    bounds |= {"min": [-2.0] * action_dim, "max": [2.0] * action_dim}
-    state = {"q01": [-1.0] * proprio_dim, "q99": [1.0] * proprio_dim}
-    state |= {"min": [-2.0] * proprio_dim, "max": [2.0] * proprio_dim}
-    name = changes.pop("statistics", "libero_goal_no_noops")
-    write_random_checkpoint(
-        folder, head=head, statistics={name: {"action": bounds, "proprio": state}}
-    )
-    edit_json(folder / "config.json", action_head=None)
-    tensors = load_file(folder / "model.safetensors")
-    for part in ("action_head", "proprio_projector"):
-        own = {k: tensors.pop(k) for k in list(tensors) if k.startswith(f"{part}.")}
-        own = {k.replace(f"{part}.", "module."): v for k, v in own.items()}
-        if own:
-            torch.save(own, folder / f"{part}--150000_checkpoint.pt")
-    save_file(tensors, folder / "model.safetensors")
-    return folder
+    folder = folder / f"run--parallel_dec--L1_regression--{CAMERAS[images]}--150000_chkpt"
+    return oft(folder, images, proprio_dim, name=statistics, action_dim=action_dim)
 
 
 def refusal(folder: Path) -> str:
@@ -69,7 +55,7 @@ def refusal(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_an_oft_checkpoint_is_told_by_the_files_beside_its_shards(tmp_path):
+def test_an_oft_checkpoint_is_told_by_its_name_and_the_files_beside_its_shards(tmp_path):
     whole = write_random_checkpoint(tmp_path / "a", head="l1-two-cameras", statistics=LIBERO)
     split = as_published(tmp_path / "b")
     (split / "dataset_statistics.json").write_text(json.dumps(LIBERO))
@@ -84,9 +70,17 @@ def test_an_oft_checkpoint_is_told_by_the_files_beside_its_shards(tmp_path):
     assert "assumed     action_head.chunk 8" in text
 
 
-def test_alohas_two_arms_are_told_by_their_dimensions(tmp_path):
+def test_two_arms_of_a_robot_nobody_names_are_asked_about(tmp_path):
+    folder = as_published(tmp_path, 3, action_dim=14, proprio_dim=14, statistics="fold_shirt")
+    message = refusal(folder)
+    assert "how long its chunks are, which statistics its actions are scaled by" in message
+    given = {"action_head": {"chunk": 25, "bounds": "min_max"}}
+    assert load_config(folder, given).head.bounds == "min_max"
+
+
+def test_alohas_two_arms_are_told_by_the_name_of_their_statistics(tmp_path):
     policy = Policy.from_pretrained(
-        as_published(tmp_path, action_dim=14, proprio_dim=14, statistics="fold_shirt")
+        as_published(tmp_path, 3, action_dim=14, proprio_dim=14, statistics="aloha_fold_shirt")
     )
     head = policy.config.head
     assert (head.chunk, head.num_images, head.bounds) == (25, 3, "min_max")
@@ -94,13 +88,14 @@ def test_alohas_two_arms_are_told_by_their_dimensions(tmp_path):
     chunk = policy.predict_action(seen)
     assert chunk.actions.shape == (25, 14)
     assert chunk.spec.names[6] == "left_gripper" and chunk.spec.dims[0].unit == "rad"
-    normal = policy.predict_action(seen, action_space={**policy.action_spaces["fold_shirt"],
+    normal = policy.predict_action(seen, action_space={**policy.action_spaces["aloha_fold_shirt"],
         "action": {"min": [-1.0] * 14, "max": [1.0] * 14}})  # fmt: skip
-    np.testing.assert_allclose(chunk.actions, 2 * normal.actions, rtol=1e-4, atol=1e-6)
+    wide = chunk.actions[:, :-1]  # the last number is not scaled
+    np.testing.assert_allclose(wide, 2 * normal.actions[:, :-1], rtol=1e-4, atol=1e-6)
 
 
 def test_bridge_is_told_by_the_name_of_its_statistics(tmp_path):
-    config = load_config(as_published(tmp_path, proprio_dim=7, statistics="bridge_orig"))
+    config = load_config(as_published(tmp_path, 1, proprio_dim=7, statistics="bridge_orig"))
     assert (config.head.chunk, config.head.num_images) == (5, 1)
 
 
@@ -108,6 +103,8 @@ def test_what_the_files_do_not_say_must_be_given(tmp_path):
     folder = as_published(tmp_path, proprio_dim=0, statistics="my_robot")
     assert "how long its chunks are" in refusal(folder) and "vla.json" in refusal(folder)
     given = {"action_head": {"chunk": 3, "num_images": 2}}
+    assert len(load_config(folder, given).assumed) == 1  # the kind of bounds
+    given["action_head"]["bounds"] = "q01_q99"
     policy = Policy.from_pretrained(folder, overrides=given)
     assert len(policy.predict_action(Observation(dict.fromkeys("ab", PICTURE), "lift it"))) == 3
     edit_json(folder / "vla.json", **given)

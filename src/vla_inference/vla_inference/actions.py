@@ -121,10 +121,17 @@ def find_statistics(
         return "custom", key.get("action", key)
     if key is None:
         named = [k for k in spaces if k != "normalized"]
-        if len(named) != 1:
+        if not named:
+            raise VlaError(
+                "the checkpoint holds no action statistics (dataset_statistics.json, or "
+                "norm_stats in config.json)",
+                "copy dataset_statistics.json from the run's folder, or take action_space "
+                "'normalized' (-1 to 1)",
+            )
+        if len(named) > 1:
             raise VlaError(
                 "the model was trained on several data sets and no unnorm_key was given",
-                f"choose one of: {', '.join(named) or 'none (use action_space=normalized)'}",
+                f"choose one of: {', '.join(named)}",
             )
         key = named[0]
     if key not in spaces and f"{key}_no_noops" in spaces:

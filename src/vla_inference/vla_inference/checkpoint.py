@@ -22,9 +22,11 @@ import torch
 from torch import nn
 
 from vla_inference.errors import CheckpointError
+from vla_inference.foreign import check_config
 from vla_inference.model import VLA, ModelConfig
 from vla_inference.published import (
     OVERRIDES,
+    check_trained_on,
     checkpoint_name,
     complete,
     component_files,
@@ -47,19 +49,23 @@ def load_config(folder: Path, overrides: Mapping[str, Any] | None = None) -> Mod
     """What a folder says about its model; `overrides` are keys of config.json that win."""
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise CheckpointError(
-            f"{folder} is a LoRA adapter, not a model", "merge it into its base model first"
+            f"{folder} is a LoRA adapter, not a model",
+            "merge it into its base first: `vla merge BASE ADAPTER OUTPUT`",
         )
     path = folder / "config.json"
     raw = read_json(path)
+    check_config(raw, folder)
+    statistics, name = folder / "dataset_statistics.json", checkpoint_name(folder)
+    if statistics.is_file():
+        raw = {**raw, "norm_stats": read_json(statistics)}
     beside = folder / OVERRIDES
     if beside.is_file():
         raw = override(raw, read_json(beside), str(beside))
     raw = override(raw, overrides or {}, "overrides")
-    statistics = folder / "dataset_statistics.json"
-    if statistics.is_file():
-        raw = {**raw, "norm_stats": read_json(statistics)}
+    if not statistics.is_file():
+        check_trained_on(name, raw, folder)
     if isinstance(raw.get("action_head") or {}, Mapping):
-        raw = complete(folder, raw, checkpoint_name(folder))
+        raw = complete(folder, raw, name)
     config = ModelConfig.from_json(raw, str(path))
     pictures = folder / "preprocessor_config.json"
     return _with_constants(config, pictures) if pictures.is_file() else config
@@ -228,6 +234,10 @@ def load_tokenizer(folder: Path):
     if not path.is_file():
         raise CheckpointError(f"{path} is missing", "copy it from the base model's folder")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f"{path} is not a tokenizer ({error})", "copy it again") from error
+    # A file saved while they were on keeps them on; transformers, too, asks for them call by call.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer

@@ -17,7 +17,7 @@ from vla_inference.cli_output import JsonOption, print_json
 from vla_inference.errors import CheckpointError
 from vla_inference.hub import resolve
 from vla_inference.model import ModelConfig
-from vla_inference.tensor_files import tensor_headers, weight_files
+from vla_inference.tensor_files import inventory
 
 
 def describe(model: str | Path) -> dict[str, Any]:
@@ -29,15 +29,15 @@ def describe(model: str | Path) -> dict[str, Any]:
     config = load_config(folder)
     parts: dict[str, int] = defaultdict(int)
     dtypes: set[str] = set()
-    files = weight_files(folder)
-    for path in files:
-        for key, entry in tensor_headers(path).items():
+    files = inventory(folder)
+    for _, header in files:
+        for key, entry in header.items():
             parts[_part(key, config)] += _parameters(key, entry)
             dtypes.add(entry["dtype"])
     return {
         "name": config.name,
         "folder": folder.resolve(),
-        "size_mb": round(sum(f.stat().st_size for f in files) / 1e6, 1),
+        "size_mb": round(sum(f.stat().st_size for f, _ in files) / 1e6, 1),
         "dtypes": sorted(dtypes),
         "parameters": sum(parts.values()),
         "parts": dict(parts),

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from vla_inference.errors import CheckpointError
+from vla_inference.foreign import check_files
 from vla_inference.published import COMPONENTS, check_names
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -52,7 +53,10 @@ def fetch(repo: str, revision: str | None = None) -> Path:
 
     try:
         # Refuse before some 15 GB have come.
-        check_names(HfApi().list_repo_files(repo, revision=revision), repo)
+        names = [n for n in HfApi().list_repo_files(repo, revision=revision) if "/" not in n]
+        check_names(names, repo)
+        if "adapter_config.json" not in names:  # what that is, the folder tells
+            check_files(names, repo)
         found = snapshot_download(
             repo, revision=revision, allow_patterns=WANTED, ignore_patterns=["*/*"]
         )

@@ -253,12 +253,13 @@ class Policy:
         pictures, ids, proprio = [], [], []
         for observation, text in zip(observations, instructions, strict=True):
             images = list(observation.images.values())
-            if len(images) < wanted:
+            if len(images) != wanted:
                 raise ObservationError(
-                    f"the model needs {wanted} pictures, got {len(images)}",
-                    "give one per camera it was trained with",
+                    f"the model needs {wanted} pictures, got {len(images)} "
+                    f"({', '.join(map(str, observation.images)) or 'none'})",
+                    "give one per camera it was trained with, and no others",
                 )
-            pictures.append(torch.from_numpy(self.preprocess.sized(images[:wanted]))[None])
+            pictures.append(torch.from_numpy(self.preprocess.sized(images))[None])
             ids.append(self._ids(observation.instruction if text is None else text))
             if self.config.head.proprio_dim:
                 state = self._spaces.normalise_state(observation.state, action_space)

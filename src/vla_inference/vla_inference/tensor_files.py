@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from vla_inference.errors import CheckpointError
+from vla_inference.foreign import check_files, check_tensors
 
 INDEX = "model.safetensors.index.json"
 
@@ -65,8 +66,7 @@ def weight_files(folder: Path) -> list[Path]:
             )
         return [folder / n for n in names]
     files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{folder} holds no *.safetensors file", "give a checkpoint folder")
+    check_files((p.name for p in folder.iterdir() if p.is_file()), folder)
     numbered = [m for f in files if (m := re.search(r"-(\d+)-of-(\d+)\.safetensors$", f.name))]
     if numbered:
         counts = {int(m[2]) for m in numbered}
@@ -132,6 +132,7 @@ def canonical(key: str) -> str:
 def inventory(folder: Path) -> list[tuple[Path, dict[str, dict]]]:
     """Each weight file with its headers, agreeing with the index if there is one."""
     files = [(path, tensor_headers(path)) for path in weight_files(folder)]
+    check_tensors((key for _, header in files for key in header), folder)
     index = folder / INDEX
     names = _weight_map(index) if index.is_file() else {}
     seen: dict[str, Path] = {}

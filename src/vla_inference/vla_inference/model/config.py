@@ -177,7 +177,8 @@ class ModelConfig:
                 f"{where} has no 'text_config'", "is this an OpenVLA checkpoint?"
             )
         towers = _towers(raw, where)
-        llm = pick(LlamaConfig, raw["text_config"], f"{where}: text_config")
+        label = f"{where}: text_config"
+        llm = pick(LlamaConfig, _decoder(raw["text_config"], label), label)
         if llm.num_attention_heads % llm.num_key_value_heads:
             raise CheckpointError(
                 f"{where}: num_attention_heads {llm.num_attention_heads} is not a multiple of "
@@ -190,7 +191,7 @@ class ModelConfig:
                 f"num_attention_heads {llm.num_attention_heads}",
                 "mend the file",
             )
-        head = pick(HeadConfig, raw.get("action_head", {}), f"{where}: action_head", strict=True)
+        head = pick(HeadConfig, _head(raw, where), f"{where}: action_head", strict=True)
         one_of(head.type, ("tokens", "l1"), f"{where}: action_head.type")
         one_of(head.decoding, ("autoregressive", "parallel"), f"{where}: action_head.decoding")
         one_of(head.slots, ("zero", "learned"), f"{where}: action_head.slots")
@@ -257,6 +258,102 @@ class ModelConfig:
                     "mend the file",
                 )
         return self
+
+
+# Keys of text_config that change the network, and the values it is built for: Llama's usual ones.
+PLAIN_DECODER: dict[str, tuple] = {
+    "model_type": ("llama",),
+    "hidden_act": ("silu", "swish"),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "tie_word_embeddings": (False, None),
+    "partial_rotary_factor": (1, None),
+    "sliding_window": (None,),
+}
+
+
+def _decoder(raw: Any, where: str) -> Any:
+    """text_config in the words of `LlamaConfig`; refuses what would be another network.
+
+    transformers states the rotary base as `rope_theta` or, since its version 5, within
+    `rope_parameters`; without `num_key_value_heads` there are as many as heads.
+    """
+    if not isinstance(raw, Mapping):
+        return raw
+    for key, known in PLAIN_DECODER.items():
+        if key in raw and raw[key] not in known:
+            raise CheckpointError(
+                f"{where}.{key} is {raw[key]!r:.60}, which is another network than the one built "
+                f"here ({key} {known[0]!r})",
+                "give a checkpoint of a plain Llama decoder",
+            )
+    raw = dict(raw)
+    for key in ("rope_parameters", "rope_scaling"):
+        rotary = raw.get(key) or {}
+        if not isinstance(rotary, Mapping) or not _plain_positions(rotary):
+            raise CheckpointError(
+                f"{where}.{key} is {raw[key]!r:.80}, and only plain rotary positions are built",
+                "give a checkpoint without scaled positions",
+            )
+        theta = rotary.get("rope_theta")
+        if theta is not None and raw.setdefault("rope_theta", theta) != theta:
+            raise CheckpointError(
+                f"{where} has rope_theta {raw['rope_theta']!r} and, in {key}, {theta!r}",
+                "say one of them",
+            )
+    heads, width = raw.get("num_attention_heads", 32), raw.get("hidden_size", 4096)
+    raw.setdefault("num_key_value_heads", heads)
+    if raw["num_key_value_heads"] is None:
+        raw["num_key_value_heads"] = heads
+    dim = raw.get("head_dim")
+    if dim is not None and isinstance(heads, int) and dim * heads != width:
+        raise CheckpointError(
+            f"{where}.head_dim is {dim!r}, {heads} heads of it are not hidden_size {width!r}",
+            "give a checkpoint whose heads fill its width",
+        )
+    return raw
+
+
+def _plain_positions(rotary: Mapping[str, Any]) -> bool:
+    kind = rotary.get("rope_type", rotary.get("type"))
+    return kind == "default" or (kind is None and set(rotary) <= {"rope_theta"})
+
+
+def _head(raw: Mapping[str, Any], where: str) -> Any:
+    """action_head; of a model that answers in tokens with the length of an action filled in.
+
+    The original decodes as many tokens as the statistics' q01 has numbers, and nothing else says
+    how many. OpenVLA-OFT has one slot per dimension.
+    """
+    head = raw.get("action_head", {})
+    if not isinstance(head, Mapping):
+        return head
+    head = dict(head)
+    if head.get("type", "tokens") == "tokens" and "action_dim" not in head:
+        lengths = action_lengths(raw.get("norm_stats"))
+        if len(lengths) > 1:
+            raise CheckpointError(
+                f"{where}: the statistics are of actions of several lengths ("
+                + ", ".join(f"{n}: {', '.join(names)}" for n, names in sorted(lengths.items()))
+                + ")",
+                "keep those of one length: under norm_stats in vla.json beside config.json",
+            )
+        if lengths:
+            head["action_dim"] = next(iter(lengths))
+    if "action_dim" in head:
+        head.setdefault("slots_per_step", head["action_dim"])
+    return head
+
+
+def action_lengths(statistics: Any) -> dict[int, list[str]]:
+    """Length of an action -> the names of the statistics that have it."""
+    lengths: dict[int, list[str]] = {}
+    for name, entry in statistics.items() if isinstance(statistics, Mapping) else ():
+        action = entry.get("action", entry) if isinstance(entry, Mapping) else None
+        low = action.get("q01", action.get("min")) if isinstance(action, Mapping) else None
+        if isinstance(low, list) and low:
+            lengths.setdefault(len(low), []).append(name)
+    return lengths
 
 
 def _quantization(value: Any, where: str) -> str:

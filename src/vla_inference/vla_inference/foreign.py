@@ -1,0 +1,104 @@
+"""What other programs leave in a checkpoint folder that cannot be read, named with its remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vla_inference.errors import CheckpointError
+
+# Weights in other forms, told by the names of their files; parts of OpenVLA-OFT and what a trainer
+# keeps for itself are none.
+PICKLED = re.compile(
+    r"(?!\w+--\w+\.pt$|training_args|optimizer|scheduler|rng_state).*\.(bin|pt|pth|ckpt|pkl)"
+)
+OTHER_FORMS = re.compile(r".*\.(gguf|ggml|onnx|msgpack|h5|npz)")
+# What quantisers name the tensors beside or instead of a weight.
+CODED = (
+    (re.compile(r"\.(absmax|quant_map|nested_absmax|nested_quant_map)$|\.quant_state\."),
+     "bitsandbytes (4 bits)"),
+    (re.compile(r"\.(SCB|weight_format)$"), "bitsandbytes (8 bits)"),
+    (re.compile(r"\.(qweight|qzeros|g_idx)$"), "GPTQ or AWQ"),
+    (re.compile(r"\.(weight_packed|weight_scale|weight_zero_point|input_scale)$"),
+     "compressed-tensors or FP8"),
+)  # fmt: skip
+UNCODED = (
+    "give the checkpoint it was made from, and --quantization (int4, int8) to run it in few bits"
+)
+
+
+def check_files(names: Iterable[str], where: str | Path) -> None:
+    """Refuse a folder without safetensors, by the names of its files alone."""
+    names = sorted(names)
+    if any(n.endswith(".safetensors") for n in names):
+        return
+    pickled = [n for n in names if PICKLED.fullmatch(n)]
+    if pickled:
+        raise CheckpointError(
+            f"{where} holds pickled weights ({_some(pickled)}), which could run code and are not "
+            "read",
+            "save them as safetensors where they come from: "
+            "model.save_pretrained(folder, safe_serialization=True)",
+        )
+    others = [n for n in names if OTHER_FORMS.fullmatch(n)]
+    if others:
+        raise CheckpointError(
+            f"{where} holds weights in a form that is not read ({_some(others)})",
+            "give the checkpoint they were made from, with its *.safetensors",
+        )
+    raise CheckpointError(f"{where} holds no *.safetensors file", "give a checkpoint folder")
+
+
+def check_config(raw: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a config.json, or what lies beside it, that stands for other weights than it seems.
+
+    An adapter beside a model is not part of it, and a quantiser's codes are not its weights.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds a model and an adapter beside it (adapter_config.json), of which "
+            "nobody says whether the model contains it",
+            "move the adapter to a folder of its own, and run `vla merge BASE ADAPTER OUTPUT` "
+            "where it is not merged yet",
+        )
+    text = raw.get("text_config")
+    for part in (raw, text if isinstance(text, Mapping) else {}):
+        about = part.get("quantization_config")
+        if about:
+            raise CheckpointError(
+                f"{folder} is quantised by {_method(about)}, which is not read", UNCODED
+            )
+    if "text_config" not in raw and any((folder / "checkpoints").glob("*.pt")):
+        raise CheckpointError(
+            f"{folder} is a training run of Prismatic's own (checkpoints/*.pt), whose weights are "
+            "pickled",
+            "convert it with OpenVLA's vla-scripts/extern/convert_openvla_weights_to_hf.py",
+        )
+
+
+def _method(about: Any) -> str:
+    if not isinstance(about, Mapping):
+        return f"{about!r:.40}"
+    name = str(about.get("quant_method") or "bitsandbytes")
+    if about.get("load_in_4bit") or about.get("_load_in_4bit"):
+        return f"{name} ({about.get('bnb_4bit_quant_type', 'fp4')})"
+    bits = 8 if about.get("load_in_8bit") or about.get("_load_in_8bit") else about.get("bits")
+    return f"{name} ({bits} bits)" if bits else name
+
+
+def check_tensors(names: Iterable[str], where: str | Path) -> None:
+    """Refuse the codes of a quantiser whose config.json says nothing of it."""
+    for name in names:
+        for pattern, method in CODED:
+            if pattern.search(name):
+                raise CheckpointError(
+                    f"{where} is quantised by {method}, as {name} tells, which is not read",
+                    UNCODED,
+                )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
