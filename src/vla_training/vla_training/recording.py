@@ -18,8 +18,8 @@ import numpy as np
 
 from vla_inference.errors import DataError, VlaError
 from vla_training.datasets import bag_types as types
+from vla_training.datasets.bag_cameras import camera_name
 from vla_training.datasets.bag_streams import NS, decode_image, header_stamp
-from vla_training.datasets.bag_topics import camera_name
 from vla_training.datasets.episode_bag import STORAGES, EpisodeBag
 from vla_training.datasets.pictures import encode_picture
 

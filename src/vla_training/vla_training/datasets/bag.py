@@ -21,7 +21,8 @@ from vla_training.datasets.action_form import (
 )
 from vla_training.datasets.bag_actions import Chunk
 from vla_training.datasets.bag_episodes import BagEpisode, BagReading, read_bag
-from vla_training.datasets.bag_file import BagFile, find_bags
+from vla_training.datasets.bag_file import BagFile
+from vla_training.datasets.bag_paths import find_bags
 from vla_training.datasets.bag_roles import CONTINUOUS
 from vla_training.datasets.bag_streams import decode_image, header_stamp
 from vla_training.datasets.bag_topics import BagOptions, read_about
@@ -45,7 +46,8 @@ class BagSet(EpisodeSet):
         paths = find_bags(self.path)
         if not paths:
             raise DataError(
-                f"{self.path} holds no bag", "a bag is a folder with metadata.yaml, or .mcap/.db3"
+                f"{self.path} holds no bag",
+                "a bag is a folder with metadata.yaml, a .mcap or .db3, or a .bag of ROS 1",
             )
         self._files: list[BagFile] = []
         self._readings: list[BagReading | None] = []

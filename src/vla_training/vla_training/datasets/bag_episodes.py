@@ -86,7 +86,7 @@ class _Cutter:
         self.streams, self.roles = streams, roles
         self.tolerance = round(options.tolerance * NS)
         self.missing: Counter[str] = Counter()
-        self.notes: list[str] = list(roles.notes)
+        self.notes: list[str] = [*topics.notes, *roles.notes]
 
     def cut(self) -> BagReading:
         primary = next(iter(self.topics.cameras.values()))
@@ -294,6 +294,11 @@ class _Cutter:
 
     def _tell(self, frames: Stream) -> None:
         self.notes += [f"damaged, lost: {what}" for what in self.bag.lost]
+        if not frames.stamped and len(frames):
+            self.notes.append(
+                "the images have no stamps: those of the recording are taken, but the inference "
+                "node refuses such images"
+            )
         for topic, stream in sorted(self.streams.items()):
             if stream.disordered:
                 self.notes.append(

@@ -17,7 +17,12 @@ from mcap.records import Message as McapMessage
 from mcap.stream_reader import StreamReader, breakup_chunk
 from rosbags.interfaces import MessageDefinition, MessageDefinitionFormat
 
-FORMATS = {"ros2msg": MessageDefinitionFormat.MSG, "ros2idl": MessageDefinitionFormat.IDL}
+FORMATS = {
+    "ros1msg": MessageDefinitionFormat.MSG,
+    "ros2msg": MessageDefinitionFormat.MSG,
+    "ros2idl": MessageDefinitionFormat.IDL,
+    "omgidl": MessageDefinitionFormat.IDL,
+}
 CHUNK_RECORD = 0x06
 MOST_ERRORS = 1000  # rows that cannot be read, one after the other, before giving up
 
@@ -30,7 +35,8 @@ class Found(NamedTuple):
 
 @dataclass
 class Salvage:
-    """types: topic -> type, definitions: type -> definition, lost: for people.
+    """types: topic -> type, definitions: type -> definition, lost: for people. encodings: topic
+    -> how its messages are written ("cdr", "ros1", "protobuf" ...), where that is said.
 
     All are complete only once `messages` was gone through.
     """
@@ -39,6 +45,12 @@ class Salvage:
     types: dict[str, str] = field(default_factory=dict)
     definitions: dict[str, MessageDefinition] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
+    encodings: dict[str, str] = field(default_factory=dict)
+
+
+def salvage(path: Path) -> Salvage:
+    """What is readable of a storage file."""
+    return salvage_mcap(path) if path.suffix == ".mcap" else salvage_sqlite(path)
 
 
 # -- MCAP -------------------------------------------------------------------------------------
@@ -57,17 +69,24 @@ def _mcap_messages(path: Path, result: Salvage) -> Iterator[Found]:
         if isinstance(record, Schema):
             schemas[record.id] = record
             if record.encoding in FORMATS:
-                result.definitions[record.name] = MessageDefinition(
+                result.definitions[_type_name(record.name)] = MessageDefinition(
                     FORMATS[record.encoding], record.data.decode("utf-8", "replace")
                 )
         elif isinstance(record, Channel):
             channels[record.id] = record
             if record.schema_id in schemas:
-                result.types[record.topic] = schemas[record.schema_id].name
+                result.types[record.topic] = _type_name(schemas[record.schema_id].name)
+                result.encodings[record.topic] = record.message_encoding
         elif isinstance(record, McapMessage) and record.channel_id in channels:
             topic = channels[record.channel_id].topic
             if topic in result.types:
                 yield Found(topic, record.log_time, record.data)
+
+
+def _type_name(name: str) -> str:
+    """As ROS 2 has it: geometry_msgs/Twist -> geometry_msgs/msg/Twist."""
+    package, _, kind = name.partition("/")
+    return f"{package}/msg/{kind}" if kind and "/" not in kind else name
 
 
 def _mcap_records(path: Path, lost: list[str]) -> Iterator[McapRecord]:

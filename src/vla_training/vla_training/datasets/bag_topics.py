@@ -8,16 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vla_inference.errors import DataError
+from vla_training.datasets.bag_cameras import choose_cameras, contents, given_topic
 from vla_training.datasets.bag_file import BagFile
 from vla_training.datasets.bag_types import (
     ARRAY,
     CHUNK,
-    COMPRESSED,
     DOUBLE,
     EEF_DELTA,
     EPISODE,
     FLOAT,
-    IMAGE,
     JOINTS,
     POSE,
     STRING,
@@ -25,7 +24,6 @@ from vla_training.datasets.bag_types import (
 )
 
 OURS = "vla_episode"  # key of custom_data: JSON, see bag_writer.py
-PICTURES = (COMPRESSED, IMAGE)
 ACTIONS = (CHUNK, EEF_DELTA, TWIST, POSE)  # the first type there is
 STATES = (ARRAY, JOINTS, POSE)
 GRIPPERS = (ARRAY, DOUBLE, FLOAT, JOINTS)
@@ -103,6 +101,7 @@ class BagTopics:
     reward: str | None = None
     episode: str | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def small(self) -> list[str]:
@@ -122,14 +121,6 @@ def read_about(bag: BagFile) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
-def camera_name(topic: str) -> str:
-    """/front/color/image_raw/compressed -> color; /image -> image."""
-    parts = [p for p in topic.split("/") if p]
-    while len(parts) > 1 and (parts[-1] == "compressed" or parts[-1].startswith("image")):
-        parts.pop()
-    return parts[-1]
-
-
 def choose_topics(bag: BagFile, options: BagOptions) -> BagTopics:
     """Raises DataError where an asked topic isn't there, is of another kind, or several could be
     meant; the remedy lists what there is."""
@@ -142,7 +133,7 @@ def choose_topics(bag: BagFile, options: BagOptions) -> BagTopics:
     if action is None:
         raise DataError(
             f"{bag.path} has no actions (none of {', '.join(ACTIONS)})",
-            f"name them with --action-topic; joint states need --robot-model; {_has(bag)}",
+            f"name them with --action-topic; joint states need --robot-model; {contents(bag)}",
         )
     gripper = options.gripper_topic or noted.get("gripper")
     if gripper is None and bag.topics[action].type in (TWIST, POSE, JOINTS):
@@ -151,44 +142,23 @@ def choose_topics(bag: BagFile, options: BagOptions) -> BagTopics:
         (t for t in sorted(bag.topics)
          if t.split("/")[-1] == "reward" and bag.topics[t].type in REWARDS), None,
     )  # fmt: skip
+    cameras, notes = choose_cameras(bag, options.image_topic, noted.get("cameras", {}))
     return BagTopics(
-        _cameras(bag, options, noted.get("cameras", {})),
+        cameras,
         action,
         _instruction(bag, options.instruction_topic or noted.get("instruction")),
-        _given(bag, "--state-topic", options.state_topic or noted.get("state"), STATES),
-        _given(bag, "--gripper-topic", gripper, GRIPPERS),
+        given_topic(bag, "--state-topic", options.state_topic or noted.get("state"), STATES),
+        given_topic(bag, "--gripper-topic", gripper, GRIPPERS),
         reward if reward in bag.topics else None,
         next((t for t in sorted(bag.topics) if bag.topics[t].type == EPISODE), None),
         about,
+        tuple(notes),
     )
-
-
-def _cameras(bag: BagFile, options: BagOptions, noted: Mapping[str, str]) -> dict[str, str]:
-    if options.image_topic is None and noted:
-        return {name: topic for name, topic in noted.items() if topic in bag.topics}
-    if options.image_topic is not None:
-        names = options.image_topic.replace(",", " ").split()
-    else:
-        names = sorted(
-            n for n, t in bag.topics.items() if t.type in PICTURES and "depth" not in n.lower()
-        )
-        # of one camera the raw pictures, which lost nothing
-        names = [n for n in names if n.removesuffix("/compressed") == n
-                 or n.removesuffix("/compressed") not in names]  # fmt: skip
-    topics = [_given(bag, "--image-topic", name, PICTURES) for name in names]
-    found: dict[str, str] = {}
-    known = {topic: name for name, topic in noted.items()}
-    for topic in topics:
-        name = known.get(topic) or camera_name(topic)
-        found[name if name not in found else topic.strip("/").replace("/", "_")] = topic
-    if not found:
-        raise DataError(f"{bag.path} has no pictures", _has(bag))
-    return found
 
 
 def _instruction(bag: BagFile, given: str | None) -> str | None:
     if given is not None:
-        return _given(bag, "--instruction-topic", given, (STRING,))
+        return given_topic(bag, "--instruction-topic", given, (STRING,))
     texts = sorted(n for n, t in bag.topics.items() if t.type == STRING)
     for word in INSTRUCTION_WORDS:
         for name in texts:
@@ -202,7 +172,7 @@ def _one(
 ) -> str | None:
     """The given topic, or the only one of the first kind there is."""
     if given is not None:
-        return _given(bag, option, given, (*ACTIONS, JOINTS, ARRAY))
+        return given_topic(bag, option, given, (*ACTIONS, JOINTS, ARRAY))
     for kind in kinds:
         names = [n for n, t in bag.topics.items() if t.type == kind]
         if len(names) > 1:
@@ -214,21 +184,3 @@ def _one(
         if names:
             return names[0]
     return None
-
-
-def _given(bag: BagFile, option: str, name: str | None, kinds: tuple[str, ...]) -> str | None:
-    if name is None:
-        return None
-    topic = bag.topics.get(name) or bag.topics.get("/" + name)
-    if topic is None:
-        raise DataError(f"{bag.path} has no topic {name!r} ({option})", _has(bag))
-    if topic.type not in kinds:
-        raise DataError(
-            f"{bag.path}: {topic.name} is {topic.type}, {option} takes {', '.join(kinds)}",
-            _has(bag),
-        )
-    return topic.name
-
-
-def _has(bag: BagFile) -> str:
-    return f"it holds {bag.listing()}"

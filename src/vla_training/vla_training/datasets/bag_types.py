@@ -21,6 +21,7 @@ TWIST, POSE = "geometry_msgs/msg/TwistStamped", "geometry_msgs/msg/PoseStamped"
 JOINTS, STRING = "sensor_msgs/msg/JointState", "std_msgs/msg/String"
 ARRAY, DOUBLE, FLOAT = (f"std_msgs/msg/Float{n}" for n in ("64MultiArray", "64", "32"))
 
+HEADER = "std_msgs/msg/Header"
 IDL_RULE = "=" * 80 + "\n"  # between the parts of a definition in IDL
 
 
@@ -72,6 +73,7 @@ def _bag_types(definitions: Iterable[tuple[str, MessageDefinition]]) -> Typestor
                 types.update(get_types_from_idl(text))
     for name, fields in known_types().fielddefs.items():
         types.setdefault(name, fields)
+    types[HEADER] = known_types().fielddefs[HEADER]  # ROS 1's has a number that ROS 2's lacks
     store = get_typestore(Stores.EMPTY)
     store.register(types)
     return store

@@ -14,6 +14,7 @@ import numpy as np
 
 from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec, Episode
+from vla_training.datasets.bag_paths import holds_bags
 
 
 class EpisodeSet(Sequence[Episode]):
@@ -137,10 +138,7 @@ def _is_lerobot(path: Path) -> bool:
 
 
 def _is_bag(path: Path) -> bool:
-    if path.is_dir():
-        depths = ("metadata.yaml", "*.mcap", "*.db3", "*/metadata.yaml", "*/*.mcap", "*/*.db3")
-        return any(next(path.glob(d), None) is not None for d in depths)
-    return path.suffix in (".mcap", ".db3")
+    return holds_bags(path)
 
 
 READERS = {
@@ -154,7 +152,7 @@ READERS = {
         Reader("bag", "vla_training.datasets.bag:BagSet", _is_bag,
                ("image_topic", "action_topic", "instruction_topic", "state_topic",
                 "gripper_topic", "tolerance", "episode_gap", "frame", "step_length",
-                "gripper_range", "robot_model", "robot_tip", "gripper_joint")),
+                "gripper_range", "robot_model", "robot_tip", "gripper_joint", "state_joints")),
     )
 }  # fmt: skip
 
@@ -184,7 +182,7 @@ def open_dataset(
         raise DataError(
             f"{path} is no data set of a known type ({known})",
             "an RLDS folder holds features.json and dataset_info.json, HDF5 files end in .hdf5, a "
-            "LeRobot folder holds meta/info.json, a bag metadata.yaml or .mcap or .db3",
+            "LeRobot folder holds meta/info.json, a bag metadata.yaml, .mcap, .db3 or .bag",
         )
     if instruction is not None and not instruction.strip():
         raise DataError("the instruction is empty", "give a sentence")
