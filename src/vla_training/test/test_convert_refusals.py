@@ -187,8 +187,8 @@ def test_a_lerobot_set_of_others_is_not_guessed_at(source, tmp_path):
     convert(tmp_path / "set", tmp_path / "rlds", "rlds", workers=1)
     assert open_dataset(tmp_path / "rlds").spec == data.spec
     info = tmp_path / "set/meta/info.json"
-    info.write_text(info.read_text().replace("v3.0", "v2.1"))
-    with pytest.raises(DataError, match=r"of version v2\.1, we read v3\.0"):
+    info.write_text(info.read_text().replace("v3.0", "v1.6"))
+    with pytest.raises(DataError, match=r"of version v1\.6, we read v2\.0, v2\.1, v3\.0"):
         open_dataset(tmp_path / "set")
 
 

@@ -1,4 +1,4 @@
-"""Names and numbers of LeRobotDataset v3.0, for its reader and its writer.
+"""Names and numbers of LeRobotDataset v3.0, for its reader and its writer, and of v2.
 
 Source: huggingface/lerobot src/lerobot/datasets (format, v3.0).
 """
@@ -12,9 +12,13 @@ INFO, STATS, TASKS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
 EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+OLD_EPISODES, OLD_TASKS = "meta/episodes.jsonl", "meta/tasks.jsonl"
+OLD_DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+OLD_VIDEO = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
 CHUNK_SIZE = 1000  # files in a chunk's folder
 PICTURES = "observation.images."
 STATE, ACTION, REWARD, DONE = "observation.state", "action", "next.reward", "next.done"
+ACTIONS, STATES = (ACTION, "actions"), (STATE, "state")  # the second is openpi's
 TERMINAL = "next.terminal"  # ours: that the episode ended there, rather than was cut off
 INDICES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 METADATA = "vla_metadata"  # ours: a column of the episodes' table, JSON
