@@ -27,6 +27,8 @@ BEHAVIOURS = {
     "wrong_text": "answers to an instruction that nobody gave, every other time",
     "deaf": "always answers to an instruction that nobody gave",
     "nan": "answers with numbers that are not finite",
+    "gossip": "from its third answer on answers a frame of some other simulation as well",
+    "short": "answers with fewer steps than others",
     "tool": "answers in the tool's frame",
 }
 
@@ -56,6 +58,8 @@ class FakeModel:
             self.answer(-1, 0, self.text)
         wrong = self.behaviour == "deaf" or (self.behaviour == "wrong_text" and self.count % 2)
         stamp = msg.header.stamp
+        if self.behaviour == "gossip" and self.count > 2:
+            self.answer(stamp.sec + 1, stamp.nanosec, self.text)
         self.answer(stamp.sec, stamp.nanosec, "do the dishes" if wrong else self.text)
 
     def has_time(self) -> bool:
@@ -69,7 +73,7 @@ class FakeModel:
         chunk = ActionChunk(instruction=text, model="fake", latency_ms=1.0)
         chunk.header.stamp.sec, chunk.header.stamp.nanosec = sec, nanosec
         frame = "tool" if self.behaviour == "tool" else "base"
-        for _ in range(8):
+        for _ in range(3 if self.behaviour == "short" else 8):
             step = EefDelta(rotation_convention="rotvec", gripper=1.0, dt=0.05, frame_id=frame)
             step.translation.z = float("nan") if self.behaviour == "nan" else 0.001
             chunk.steps.append(step)

@@ -88,16 +88,64 @@ def test_ctrl_c_keeps_what_was_measured(vla, checkpoint, tmp_path):
         (("--model", "nowhere"), "nowhere does not exist; give --model FOLDER"),
         (("--model", "."), "has no config.json"),
         (("--episodes", "0"), "0 episodes were asked for; ask for at least 1"),
+        (("--task", "Lift_D0", "--language", "free"), "Lift_D0 has no free sentences; use"),
+        (
+            ("--execute-steps", "9"),
+            "execute_steps is 9, but the model's chunks have 8; give 1 to 8",
+        ),
+        (("--execute-steps", "4", "--real-time"), "--execute-steps is of lock step; leave it out"),
+        (("--mimicgen-python", "python3"), "--mimicgen-python is for tasks mimicgen/..., not"),
+        (("--device", "gpu"), "unknown device 'gpu'; use cpu, cuda or cuda:N"),
+        (("--engine", "x"), "there is no engine 'x'; known: plain, torch, tvm, mlc"),
+        (("--vision", "x"), "there is no vision 'x'; known: onnx, tensorrt"),
+        (("--quantization", "int5"), "'int5'"),
+        (("--unnorm-key", "x"), "'x'"),
+        (("--output", "afile"), "afile is a file; choose another output folder"),
         (("--task", "Stack_D7"), "there is no task 'Stack_D7'; did you mean"),
         (("--min-success", "95"), "--min-success is 95.0; give a share, 0 to 1"),
     ],
 )
-def test_mistakes_are_told_before_anything_starts(vla, checkpoint, words, complaint):
+def test_mistakes_are_told_before_anything_starts(vla, checkpoint, tmp_path, words, complaint):
+    (tmp_path / "afile").touch()
     given = words if "--model" in words else ("--model", checkpoint, *words)
     process = vla("rollout", *given)
     out, err = process.communicate(timeout=100)
     assert process.returncode == 2 and out == ""
     assert len(err.splitlines()) == 1 and complaint in err
+    assert [p.name for p in tmp_path.iterdir()] == ["afile"]
+
+
+def test_what_only_the_nodes_can_tell_is_repeated_at_the_end(vla, checkpoint):
+    process = vla("rollout", "--model", checkpoint, "--camera", "front")
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 2
+    last = err.splitlines()[-1]
+    assert last.startswith("vla rollout: there are no results: there is no camera 'front'; ")
+
+
+@pytest.mark.slow
+def test_two_evaluations_at_once_never_mix(vla, checkpoint, tmp_path):
+    """Another model in the same domain changes no frame of what each does alone."""
+    words = {
+        "shipped": ("--task", "Stack_D0"),
+        "random": ("--task", "Stack_D0", "--model", checkpoint),
+    }
+
+    def start(name: str, folder: str):
+        given = ("--episodes", 2, "--horizon", 60, "--record", 0, "--device", "cpu")
+        return vla("rollout", *words[name], *given, "--output", folder)
+
+    def played(process, folder: str) -> list[dict]:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        found = json.loads((tmp_path / folder / "results.json").read_text())
+        assert found["complete"]
+        return [{k: v for k, v in e.items() if k != "seconds"} for e in found["per_episode"]]
+
+    alone = {name: played(start(name, f"{name}_alone"), f"{name}_alone") for name in words}
+    assert alone["shipped"] != alone["random"]
+    both = {name: start(name, name) for name in words}
+    assert {name: played(process, name) for name, process in both.items()} == alone
 
 
 @pytest.mark.slow

@@ -125,11 +125,31 @@ def test_a_second_simulation_refuses_and_interrupting_the_first_keeps_its_result
     assert (tmp_path / "a" / "report.html").exists()
 
 
+def test_a_second_model_ends_the_run_which_is_then_incomplete(graph, tmp_path):
+    model(graph, "good")
+    first = sim(graph, tmp_path / "r", episodes=1000)
+    wait_for_line(first, "episode 1/1000")
+    model(graph, "good")
+    status, _, err = ended(first)
+    assert status == 1 and "more than one model answers on /action" in one_error(err)
+    found = results(tmp_path / "r")
+    assert not found["complete"] and "more than one model answers" in found["ended"]
+    assert "Incomplete: more than one model" in (tmp_path / "r/report.html").read_text()
+
+
+def test_the_answer_to_another_simulations_frame_ends_the_run(graph, tmp_path):
+    model(graph, "gossip")
+    status, _, err = ended(sim(graph, tmp_path / "r"))
+    assert status == 1 and "a chunk on /action answers somebody else's frame" in one_error(err)
+    assert not results(tmp_path / "r")["complete"]
+
+
 @pytest.mark.parametrize(
     ("parameters", "complaint"),
     [
         ({"task": "Stack_D9"}, "there is no task 'Stack_D9'"),
         ({"episodes": 0}, "0 episodes were asked for; ask for at least 1"),
+        ({"task": "Lift_D0", "language": "free"}, "has no free sentences; use language train"),
         ({"camera": "front"}, "there is no camera 'front'; cameras: frontview"),
     ],
 )
@@ -145,13 +165,15 @@ def test_what_cannot_be_played_is_refused_in_one_line(graph, tmp_path, parameter
     ("behaviour", "complaint"),
     [
         ("nan", "not finite"),
+        ("short", "execute_steps is 8, but the model's chunks have 3; give 1 to 3"),
         ("tool", "frame 'tool'; this simulation takes frame 'base' only"),
         ("deaf", "the model answers to 'do the dishes' instead of 'stack the red block"),
     ],
 )
 def test_chunks_that_must_not_be_executed_end_the_run(graph, tmp_path, behaviour, complaint):
     model(graph, behaviour)
-    status, _, err = ended(sim(graph, tmp_path / "r", action_timeout=1.0, start_timeout=3.0))
+    more = {"action_timeout": 1.0, "start_timeout": 3.0, "execute_steps": 8}
+    status, _, err = ended(sim(graph, tmp_path / "r", **more))
     assert status == 1
     assert complaint in one_error(err)
     assert not (tmp_path / "r").exists()

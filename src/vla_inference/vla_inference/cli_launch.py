@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -113,12 +113,17 @@ def end_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
-def start(words: list[str], *, stand_in: bool = False) -> int:
-    """Launch FILE (or PACKAGE FILE) with name:=value words; returns the exit status."""
+def start(
+    words: list[str], *, stand_in: bool = False, heard: Callable[[str], object] = lambda _: None
+) -> int:
+    """Launch FILE (or PACKAGE FILE) with name:=value words; returns the exit status.
+
+    heard: is called with the nodes' lines of standard error, by the stand-in alone.
+    """
     path, given = split_arguments(words)
     if has_ros_launch() and not stand_in:
         return run_ros_launch(path, given)
-    return run(read_launch_file(path, given))
+    return run(read_launch_file(path, given), heard)
 
 
 def describe(argument: Declared) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,9 +14,9 @@ from vla_inference.checkpoint import load_config, load_model, load_tokenizer
 from vla_inference.engines import Engine, left_out, make_engine, usual_engine
 from vla_inference.errors import CheckpointError, VlaError
 from vla_inference.hub import resolve
-from vla_inference.model import VLA
+from vla_inference.model import VLA, ModelConfig
 from vla_inference.published import checkpoint_name
-from vla_inference.quantization.formats import read_quantization
+from vla_inference.quantization.formats import Format, read_quantization
 from vla_inference.quantization.swap import WHERE, make_dense
 
 DTYPES = {
@@ -25,18 +26,30 @@ DTYPES = {
 }
 
 
-def load_parts(
+class Request(NamedTuple):
+    """What is asked for, checked as far as that goes without the weights."""
+
+    folder: Path
+    device: str
+    dtype: str
+    engine: str
+    format: Format | None  # that the language model's weights are rounded to
+    leave_out: tuple[str, ...]
+    config: ModelConfig
+
+
+def check_request(
     path_or_id: str | os.PathLike,
     device: str | None,
     dtype: str | None,
-    revision: str | None,
-    overrides: Mapping[str, Any] | None,
-    engine: str,
-    vision: str,
-    quantization: str | None,
-    draft: bool,
-) -> tuple[VLA, Any, str, torch.dtype, str, Engine]:
-    """Model, tokenizer, device, dtype, name and engine; see `Policy.from_pretrained`."""
+    revision: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    engine: str = "",
+    vision: str = "",
+    quantization: str | None = None,
+    draft: bool = False,
+) -> Request:
+    """What `load_parts` would refuse before it reads any weights; VlaError says what and why."""
     leave_out = left_out(engine, vision)
     format, dtype = read_quantization(quantization or "", dtype)
     if format is not None and any(WHERE.startswith(p.rstrip(".")) for p in leave_out):
@@ -58,17 +71,35 @@ def load_parts(
         raise VlaError(f"unknown dtype {dtype!r}", f"known: {', '.join(DTYPES)}")
     config = load_config(folder, overrides)
     check_statistics(config, folder)
+    if quantization and format is None and config.quantization:
+        raise CheckpointError(
+            f"{folder} is quantised to {config.quantization}, {quantization} was asked",
+            "leave the quantisation out, or give the checkpoint that it was made from",
+        )
+    return Request(folder, device, dtype, engine, format, leave_out, config)
+
+
+def load_parts(
+    path_or_id: str | os.PathLike,
+    device: str | None,
+    dtype: str | None,
+    revision: str | None,
+    overrides: Mapping[str, Any] | None,
+    engine: str,
+    vision: str,
+    quantization: str | None,
+    draft: bool,
+) -> tuple[VLA, Any, str, torch.dtype, str, Engine]:
+    """Model, tokenizer, device, dtype, name and engine; see `Policy.from_pretrained`."""
+    folder, device, dtype, engine, format, leave_out, config = check_request(
+        path_or_id, device, dtype, revision, overrides, engine, vision, quantization, draft
+    )
     tokenizer = load_tokenizer(folder)
     words, rows = tokenizer.get_vocab_size(), config.llm.vocab_size
     if words > rows:
         raise CheckpointError(
             f"{folder / 'tokenizer.json'} has {words} tokens, the model {rows} embeddings",
             "the two must come from one training run",
-        )
-    if quantization and format is None and config.quantization:
-        raise CheckpointError(
-            f"{folder} is quantised to {config.quantization}, {quantization} was asked",
-            "leave the quantisation out, or give the checkpoint that it was made from",
         )
     model = load_model(folder, device, DTYPES[dtype], config, leave_out, format)
     if engine == "plain" and device == "cpu" and model.config.quantization:

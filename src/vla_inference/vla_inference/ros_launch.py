@@ -9,12 +9,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from launch import Event, LaunchContext, LaunchDescription, LaunchService
 from launch.actions import IncludeLaunchDescription, RegisterEventHandler, Shutdown
 from launch.event_handlers import OnProcessExit, OnShutdown
 from launch.events.process import ProcessExited
 from launch.launch_description_sources import AnyLaunchDescriptionSource
 
-from launch import Event, LaunchContext, LaunchDescription, LaunchService
 from vla_inference.errors import VlaError
 from vla_inference.launch_standin.xml_lines import LaunchError
 

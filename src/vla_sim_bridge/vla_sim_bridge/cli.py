@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ from vla_inference.cli_output import (
 )
 from vla_inference.errors import VlaError
 from vla_sim_bridge.sim_settings import SimSettings
+from vla_sim_bridge.tasks import get_task
 
 SHIPPED_MODEL = "models/stack-small"
 
@@ -41,7 +43,12 @@ Language = Annotated[
     typer.Option(help="Sentences: train, held-out (words known, wordings not), free (as typed)."),
 ]
 ExecuteSteps = Annotated[
-    int, typer.Option(help="Steps of each predicted chunk that are executed, in lock step.")
+    int | None,
+    typer.Option(
+        help="Lock step: steps of each chunk that are executed. Default: 4, or all where it has "
+        "fewer.",
+        show_default=False,
+    ),
 ]
 LockStep = Annotated[
     bool,
@@ -65,6 +72,14 @@ MinSuccess = Annotated[
     float | None,
     typer.Option(help="Exit status 1 below this share of settled successes, 0 to 1."),
 ]
+Namespace = Annotated[
+    str | None,
+    typer.Option(
+        help="ROS namespace of the run, to listen or publish from outside; / for none. Default: "
+        "one of its own, so that runs beside each other never mix.",
+        show_default=False,
+    ),
+]
 
 
 def rollout(
@@ -74,7 +89,7 @@ def rollout(
     model: Model = None,
     horizon: Horizon = None,
     language: Language = "train",
-    execute_steps: ExecuteSteps = 4,
+    execute_steps: ExecuteSteps = None,
     lock_step: LockStep = True,
     output: Output = None,
     device: DeviceOption = None,
@@ -88,6 +103,7 @@ def rollout(
     height: Height = 224,
     mimicgen_python: MimicgenPython = None,
     min_success: MinSuccess = None,
+    namespace: Namespace = None,
     as_json: JsonOption = False,
 ) -> int:
     """Evaluate a model in closed loop over ROS 2: success over N episodes, report and film."""
@@ -95,18 +111,29 @@ def rollout(
         raise VlaError(f"--min-success is {min_success}", "give a share, 0 to 1")
     if horizon is not None and horizon < 1:
         raise VlaError(f"--horizon is {horizon}", "give at least 1")
+    if execute_steps is not None and execute_steps < 1:
+        raise VlaError(f"--execute-steps is {execute_steps}", "give at least 1")
+    if execute_steps is not None and not lock_step:
+        raise VlaError("--execute-steps is of lock step", "leave it out, or --real-time")
+    if mimicgen_python and not get_task(task).package:
+        raise VlaError(f"--mimicgen-python is for tasks mimicgen/..., not {task}", "leave it out")
     if mimicgen_python:
         os.environ["VLA_MIMICGEN_PYTHON"] = mimicgen_python  # the node reads it, too
     settings = SimSettings(
         task=task, episodes=episodes, seed=seed, camera=camera, width=width, height=height,
-        horizon=horizon or 0, language=language, lock_step=lock_step, execute_steps=execute_steps,
-        record_episodes=record, output=str(output or ""), model=find_model(model), summary=False,
+        horizon=horizon or 0, language=language, lock_step=lock_step,
+        execute_steps=execute_steps or 0, record_episodes=record, output=str(output or ""),
+        model=find_model(model), summary=False,
     )  # fmt: skip
     how = {"device": device, "unnorm_key": unnorm_key, "engine": engine, "vision": vision,
-           "quantization": quantization}  # fmt: skip
-    status, results = play(settings, how, quiet=as_json)
-    if results is None:  # the reason stands above, as the nodes told it
-        print("vla rollout: no action was executed, so there are no results", file=sys.stderr)
+           "quantization": quantization, "namespace": namespace}  # fmt: skip
+    settings.check()
+    check_model(settings, how)
+    reason = Reason()
+    status, results = play(settings, how, as_json, reason)
+    if results is None:
+        why = reason.text or "for a reason that stands above"
+        print(f"vla rollout: there are no results: {why}", file=sys.stderr)
         return status or 1
     if as_json:
         print_json(results)
@@ -162,8 +189,39 @@ def find_model(given: str | None) -> str:
     return str(folder)
 
 
+def check_model(settings: SimSettings, how: Mapping[str, str | None]) -> None:
+    """Refuse what the model's node would refuse, before anything starts."""
+    from vla_inference.action_spaces import ActionSpaces
+    from vla_inference.loading import check_request
+
+    config = check_request(
+        settings.model, how["device"], None, engine=how["engine"] or "",
+        vision=how["vision"] or "", quantization=how["quantization"],
+    ).config  # fmt: skip
+    ActionSpaces(config).find(how["unnorm_key"] or None)
+    if settings.lock_step:
+        settings.steps_of(config.head.chunk)
+
+
+class Reason:
+    """The first error that a node tells of; what others say after it comes of it."""
+
+    PATTERN = re.compile(r"(?:^error: |\bcannot (?:configure|activate): )(.+)")
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def __call__(self, line: str) -> None:
+        found = self.PATTERN.search(line)
+        if found and not self.text:
+            self.text = found[1]
+
+
 def play(
-    settings: SimSettings, how: Mapping[str, str | None], quiet: bool
+    settings: SimSettings,
+    how: Mapping[str, str | None],
+    quiet: bool,
+    heard: Callable[[str], object] = lambda _: None,
 ) -> tuple[int, dict | None]:
     """Run the launch file with these settings: exit status and results.json, if there is one.
 
@@ -171,7 +229,6 @@ def play(
     """
     from vla_inference.cli_launch import start
 
-    settings.check()
     folder = settings.output_folder()
     settings.output = str(folder)
     given = {
@@ -184,7 +241,7 @@ def play(
     given.update({k: v for k, v in how.items() if v})
     words = [f"{k}:={str(v).lower() if isinstance(v, bool) else v}" for k, v in given.items()]
     with _stdout_to_stderr() if quiet else contextlib.nullcontext():
-        status = start(["vla_sim_bridge", "sim_eval.launch.xml", *words])
+        status = start(["vla_sim_bridge", "sim_eval.launch.xml", *words], heard=heard)
     path = folder / "results.json"
     if not path.exists():
         return status, None

@@ -95,6 +95,8 @@ def summary_rows(results: dict) -> list[tuple[str, str]]:
          f"{number(beyond[1]['p95'], 1, ' ms')} p95"),
         ("action rate", number(results["action_steps_per_s"], 1, " steps/s")),
     ]  # fmt: skip
+    if results.get("chunks_ignored"):
+        rows.append(("chunks ignored", f"{results['chunks_ignored']}, for frames that had passed"))
     if results.get("language", "train") != "train":
         rows.insert(1, ("language", results["language"]))
     if results.get("wrong_order"):

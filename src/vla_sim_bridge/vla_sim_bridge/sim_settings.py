@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from vla_inference.errors import VlaError
-from vla_sim_bridge.tasks import LANGUAGES, get_task
+from vla_sim_bridge.tasks import get_task
+
+USUAL_STEPS = 4  # of a chunk that are executed before the next picture
 
 
 def _say(default: Any, text: str) -> Any:
@@ -34,7 +37,9 @@ class SimSettings:
         "chunks", "What moves the arm: chunks, or commands to a robot: twist, pose"
     )
     lock_step: bool = _say(True, "Wait for each frame's answer; false: real time")
-    execute_steps: int = _say(4, "Lock step: how many steps of each chunk are executed")
+    execute_steps: int = _say(
+        0, "Lock step: how many steps of each chunk are executed; 0: 4, or all where it has fewer"
+    )
     control_rate: float = _say(20.0, "Real time: control periods per second [Hz]")
     frame_rate: float = _say(10.0, "Real time: frames per second [Hz]")
     real_time_factor: float = _say(
@@ -68,11 +73,10 @@ class SimSettings:
     def check(self) -> None:
         task = get_task(self.task)
         self.task, self.horizon = task.name, self.horizon or task.horizon
-        if self.language not in LANGUAGES:
-            raise VlaError(f"language is {self.language!r}", f"give {' or '.join(LANGUAGES)}")
+        task.sentences(self.language)
         if self.episodes < 1:
             raise VlaError(f"{self.episodes} episodes were asked for", "ask for at least 1")
-        lowest = {"seed": 0, "first_episode": 0, "horizon": 1, "execute_steps": 1,
+        lowest = {"seed": 0, "first_episode": 0, "horizon": 1, "execute_steps": 0,
                   "record_episodes": 0, "width": 16, "height": 16}  # fmt: skip
         for name, least in lowest.items():
             if getattr(self, name) < least:
@@ -96,10 +100,24 @@ class SimSettings:
         if not 0 <= self.discovery_time < 60:
             raise VlaError(f"discovery_time is {self.discovery_time}", "give 0 to 60 seconds")
 
+    def steps_of(self, chunk: int) -> int:
+        """Lock step: how many of a chunk's steps are executed; VlaError if it has fewer."""
+        if self.execute_steps > chunk:
+            raise VlaError(
+                f"execute_steps is {self.execute_steps}, but the model's chunks have {chunk}",
+                f"give 1 to {chunk}" if chunk > 1 else "give 1, or leave it out",
+            )
+        return self.execute_steps or min(USUAL_STEPS, chunk)
+
     def output_folder(self) -> Path:
-        """Where results go; refuses a folder that holds some, which are worth keeping."""
+        """Where results go; refuses one that cannot be made, or holds some, which are kept."""
         name = self.output or f"results/{self.task}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
         folder = Path(name).expanduser().absolute()
+        above = next(p for p in (folder, *folder.parents) if p.exists())
+        if not above.is_dir():
+            raise VlaError(f"{above} is a file", "choose another output folder")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise VlaError(f"{above} cannot be written to", "choose another output folder")
         if (folder / "results.json").exists():
             raise VlaError(f"{folder} holds results already", "choose another output folder")
         return folder

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -55,8 +56,8 @@ def log_folder() -> Path:
 class Runner:
     """One launch: from the first process to the end of the last one."""
 
-    def __init__(self, plan: Plan, folder: Path):
-        self.plan, self.folder = plan, folder
+    def __init__(self, plan: Plan, folder: Path, heard: Callable[[str], object]):
+        self.plan, self.folder, self.heard = plan, folder, heard
         self.selector = selectors.DefaultSelector()
         self.running: list[Running] = []
         self.respawns: list[tuple[float, Process]] = []
@@ -116,6 +117,8 @@ class Runner:
             self.pass_on(run.process, line, is_error)
 
     def pass_on(self, process: Process, line: bytes, is_error: bool) -> None:
+        if is_error:
+            self.heard(line.decode(errors="replace"))
         # launch's rule: what goes to the log only still shows its errors
         if process.output in ("screen", "both") or is_error:
             out = sys.stderr if is_error else sys.stdout
@@ -225,10 +228,12 @@ class Runner:
         self.selector.close()
 
 
-def run(plan: Plan) -> int:
+def run(plan: Plan, heard: Callable[[str], object] = lambda _: None) -> int:
     """Run a plan to its end and return its exit status.
 
-    That is the status of the node whose end shut everything down (on_exit="shutdown"), of the
+    heard: is called with each line that a process writes to its standard error.
+
+    The status is that of the node whose end shut everything down (on_exit="shutdown"), of the
     first that failed otherwise; 128 + n where signal n ended the node or this launch.
     """
     for message in plan.messages:
@@ -239,7 +244,7 @@ def run(plan: Plan) -> int:
     if not plan.processes:
         return 0
     with tempfile.TemporaryDirectory(prefix="vla-launch-") as folder:
-        runner = Runner(plan, Path(folder))
+        runner = Runner(plan, Path(folder), heard)
         previous = {
             number: signal.signal(number, lambda n, _: runner.signals.append(n))
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

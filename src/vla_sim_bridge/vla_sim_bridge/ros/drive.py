@@ -16,6 +16,7 @@ from vla_inference.ros.messages import msg_to_chunk
 from vla_inference.ros.qos import CHUNK, LATCHED
 from vla_inference.ros.stamps import stamp_ns
 from vla_msgs.msg import ActionChunk, InferenceStatus, SimStatus
+from vla_sim_bridge.answers import Answers
 from vla_sim_bridge.conventions import sim_actions
 from vla_sim_bridge.lock_step import LockStep, Verdict
 from vla_sim_bridge.real_time import RealTime
@@ -32,6 +33,7 @@ class Drive:
         self.node, self.settings = node, node.settings
         s = self.settings
         self.lock = LockStep(s.action_timeout, s.start_timeout)
+        self.answers = Answers()
         self._created = time.monotonic()
         self._viewers = 0
         self._inference: InferenceStatus | None = None
@@ -77,6 +79,7 @@ class Drive:
     def sent(self, stamp: int) -> None:
         """A frame was published."""
         self._viewers = self.node.topics.viewers
+        self.answers.sent(stamp)
         if self.settings.lock_step and not self.node.paused:
             self.lock.sent(stamp, time.monotonic())
             self.node.set_state(SimStatus.WAITING)
@@ -92,6 +95,7 @@ class Drive:
         except VlaError as error:  # no frame of ours had that one
             self.lock.ignored += 1
             return node.callback_refused("action", str(error))
+        self.answers.heard(stamp, node.resolve_topic_name("action"))
         if not self.settings.lock_step:
             now = node.topics.time()
             if self.accept(msg, stamp, now):
@@ -164,6 +168,7 @@ class ChunkDrive(Drive):
 
     def answered(self, msg: ActionChunk) -> None:
         node, actions = self.node, self._read(msg)
+        self.settings.execute_steps = self.settings.steps_of(len(actions))
         node.measure(msg, 1e3 * self.lock.round_trip)
         node.set_state(SimStatus.RUNNING)
         for action in actions[: self.settings.execute_steps]:

@@ -171,6 +171,7 @@ class RobotDrive(Drive):
         return node.execute(action, held=delta is None)
 
     def answered(self, msg: ActionChunk) -> None:
+        self.settings.execute_steps = self.settings.steps_of(len(msg.steps))
         self.node.measure(msg, 1e3 * self.lock.round_trip)
         self.node.set_state(SimStatus.RUNNING)
         if self._delay:

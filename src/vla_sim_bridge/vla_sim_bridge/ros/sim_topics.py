@@ -65,9 +65,12 @@ class SimTopics:
 
     def episode_message(self, evaluation: Evaluation) -> EpisodeStatus:
         run, sim = evaluation.run, evaluation.sim
-        msg = EpisodeStatus(task=sim.task.name, seed=run.seed, index=run.index)
+        msg = EpisodeStatus(task=sim.task.name)
         msg.header.stamp = Time(nanoseconds=self.last_stamp).to_msg()
         msg.header.frame_id = self.frame_id
+        if run is None:  # none has begun
+            return msg
+        msg.seed, msg.index = run.seed, run.index
         msg.step, msg.horizon, msg.reward = run.step_count, run.horizon, float(run.reward)
         msg.success, msg.done, msg.outcome = run.outcome == "success", run.done, run.outcome
         msg.instruction = sim.instruction

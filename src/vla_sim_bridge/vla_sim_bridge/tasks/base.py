@@ -126,13 +126,21 @@ class Task:
 
     def instruct(self, rng: np.random.Generator, scene: Scene, language: Language) -> str:
         """A sentence for the scene: trained on, held out from training, or as people type."""
-        if language not in LANGUAGES:
-            raise VlaError(f"there is no language {language!r}", f"use {', '.join(LANGUAGES)}")
-        draw = {
+        return self.sentences(language)(rng, scene)
+
+    def sentences(self, language: str) -> Callable[[np.random.Generator, Scene], str]:
+        """What draws the sentences of a language; VlaError where the task has none of it."""
+        drawn = {
             "train": self.draw_instruction,
             "held-out": self.draw_held_out,
             "free": self.draw_free,
-        }[language]
+        }
+        if language not in drawn:
+            raise VlaError(f"language is {language!r}", f"give {' or '.join(LANGUAGES)}")
+        draw = drawn[language]
         if draw is None:
-            raise VlaError(f"{self.name} has no {language} sentences", "use language 'train'")
-        return draw(rng, scene)
+            there = [name for name, what in drawn.items() if what is not None]
+            raise VlaError(
+                f"{self.name} has no {language} sentences", f"use language {' or '.join(there)}"
+            )
+        return draw
