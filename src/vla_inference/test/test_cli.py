@@ -42,6 +42,8 @@ def verbs(tmp_path, monkeypatch):
                     raise VlaError("no camera", "plug one\\nin")
                 if how == "interrupt":
                     raise KeyboardInterrupt
+                if how == "disk":
+                    open("/proc/self/nothing/out.json", "w")
                 if how == "bug":
                     raise ZeroDivisionError("oops")
                 if how == "exit":
@@ -89,6 +91,7 @@ def test_only_the_chosen_verb_is_imported(verbs, capsys):
     [
         (["fail"], 2, "vla fail: no camera; plug one in\n"),
         (["fail", "--how", "exit"], 7, ""),
+        (["fail", "--how", "disk"], 2, "vla fail: /proc/self/nothing/out.json: No such file"),
         (["fail", "--how", "interrupt"], 130, ""),
         (["fail", "--how", "status"], 5, ""),
         (["greet"], 2, "vla greet: Missing argument"),

@@ -168,6 +168,12 @@ def _handle(error: Exception, where: str) -> int:
             where, f"{error.format_message().rstrip('.')}; '{where} --help' lists what it takes"
         )
         return int(getattr(error, "exit_code", 2))
+    if isinstance(error, OSError) and error.filename is not None:
+        if os.environ.get("VLA_DEBUG") == "1":
+            traceback.print_exc()
+        told = f"{error.filename}: {error.strerror}; look at the path, its rights and the disk"
+        complain(where, told)
+        return 2
     traceback.print_exc()
     complain(where, f"unexpected {type(error).__name__}: {error}; please report it with the above")
     return 1

@@ -11,6 +11,7 @@ import typer
 
 from vla_inference.cli_output import JsonOption, VisionOption, print_json
 from vla_inference.errors import VlaError
+from vla_inference.files import writable, write_whole
 
 
 def bench(
@@ -44,13 +45,13 @@ def bench(
 
     if size and size not in SIZES:
         raise VlaError(f"unknown size {size!r}", f"known: {', '.join(SIZES)}")
-    if output is not None and output.is_dir():
-        raise VlaError(f"--output {output} is a folder", "name a file")
+    if output is not None:
+        writable(output)
     several = paths.replace(",", " ").split()
     plan = Plan(size, model, head, device, dtype, several, repeats, pause, method, profile, vision)
     report = run(plan, lambda text: print(text, file=sys.stderr, flush=True))
     if output is not None:
-        output.write_text(json.dumps(report, indent=1) + "\n")
+        write_whole(output, json.dumps(report, indent=1) + "\n")
     if as_json:
         print_json(report)
     else:

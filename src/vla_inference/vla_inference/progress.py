@@ -7,10 +7,13 @@ where nobody asked it does nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import time
+
+from vla_inference.files import write_whole
 
 VARIABLE = "VLA_PROGRESS_FILE"
 PERIOD = 0.2  # seconds between two writings at least; the last step is always written
@@ -59,10 +62,5 @@ def report(
         "seconds_left": seconds_left,
         "message": message,
     }
-    partial = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            json.dump(values, file)
-        os.replace(partial, path)
-    except OSError:
-        pass  # a full disk must not end the work that is reported on
+    with contextlib.suppress(OSError):  # a full disk must not end the work that is reported on
+        write_whole(path, json.dumps(values), sync=False)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
+from vla_inference.files import whole_file, write_whole
 from vla_inference.tensor_files import DTYPES, INDEX
 
 OUR_SHARDS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
@@ -47,15 +47,13 @@ def save_checkpoint(
         name = "model.safetensors"
         if len(shards) > 1:
             name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        with _whole(folder / name) as file:
+        with whole_file(folder / name) as file:
             file.write(_header({k: tensors[k] for k in names}))
             for key in names:
                 given, tensor = next(values)
                 if given != key or _size(tensor) != _size(tensors[key]):
                     raise ValueError(f"{given} came where {key} was announced")
-                if tensor.numel():
-                    flat = tensor.to("cpu").contiguous().flatten()
-                    file.write(memoryview(flat.view(torch.uint8).numpy()))
+                _write_values(file, tensor)
                 done += _size(tensor)
                 if progress:
                     progress(done, total)
@@ -68,30 +66,31 @@ def save_checkpoint(
         if stale or (OUR_SHARDS.fullmatch(path.name) and path.name not in weight_map.values()):
             path.unlink()
     if tokenizer is not None:
-        with _whole(folder / "tokenizer.json") as file:
-            file.write(tokenizer.to_str(pretty=True).encode())
+        write_whole(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     if statistics is not None:
         _write_json(folder / "dataset_statistics.json", statistics)
     _write_json(folder / "config.json", config)
     return folder
 
 
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes its name only once it is complete."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def save_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write one safetensors file; it appears whole or not at all. Raises OSError."""
+    with whole_file(path) as file:
+        file.write(_header(tensors, metadata))
+        for tensor in tensors.values():
+            _write_values(file, tensor)
+
+
+def _write_values(file: IO[bytes], tensor: torch.Tensor) -> None:
+    if tensor.numel():
+        flat = tensor.detach().to("cpu").contiguous().flatten()
+        file.write(memoryview(flat.view(torch.uint8).numpy()))
 
 
 def _write_json(path: Path, content: dict) -> None:
-    with _whole(path) as file:
-        file.write(json.dumps(content, indent=2).encode())
+    write_whole(path, json.dumps(content, indent=2))
 
 
 def _size(tensor: torch.Tensor) -> int:
@@ -111,10 +110,12 @@ def _shards(tensors: Mapping[str, torch.Tensor], limit: int) -> list[list[str]]:
     return shards
 
 
-def _header(tensors: Mapping[str, torch.Tensor]) -> bytes:
+def _header(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> bytes:
     """What a safetensors file begins with: lengths and places, padded to 8 bytes."""
     names = {dtype: name for name, dtype in DTYPES.items()}
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
     for key, t in tensors.items():
         end = offset + _size(t)

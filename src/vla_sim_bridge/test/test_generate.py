@@ -18,6 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_inference.errors import DataError, VlaError
+from vla_inference.files import whole_file, write_whole
+from vla_sim_bridge import parts
 from vla_sim_bridge.generate import GenerateConfig, generate
 from vla_sim_bridge.hdf5 import Hdf5Episodes
 from vla_sim_bridge.parts import Ledger, store, to_bytes
@@ -218,28 +220,44 @@ def test_workers_that_always_die_end_it_with_a_reason(tmp_path):
 
 
 def test_a_full_disk_is_told_and_the_same_call_goes_on(tmp_path, monkeypatch):
-    from pathlib import Path
+    room = [6]
 
-    write, room = Path.write_bytes, [6]
-
-    def full(self, content):
-        if self.name.endswith(".tmp"):
-            room[0] -= 1
+    def full(path, content, **options):
+        with whole_file(path, **options) as file:
+            room[0] -= path.parent.name == "parts"
             if room[0] < 0:
-                write(self, content[: len(content) // 2])
+                file.write(content[: len(content) // 2])
                 raise OSError(28, "No space left on device")
-        return write(self, content)
+            file.write(content if isinstance(content, bytes) else content.encode())
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(parts, "write_whole", full)
     output = tmp_path / "data"
     with pytest.raises(VlaError, match="the disk is full; make room"):
         generate(FAKE, output, start_workers=StandIn())
     there = sorted(p.name for p in (output / "parts").iterdir())
-    assert len(there) == 6 and not [n for n in there if n.endswith(".tmp")]
+    assert len(there) == 6 and all(n.startswith("attempt_") for n in there)
     monkeypatch.undo()
     second = StandIn()
     assert kept(generate(FAKE, output, start_workers=second))[:3] == [0, 1, 2]
     assert not {int(n.split("_")[1].split(".")[0]) for n in there} & set(second.played)
+
+
+def test_two_processes_never_work_in_one_folder(tmp_path):
+    output, second = tmp_path / "data", StandIn()
+    write_whole(output / "generate.json", json.dumps(asdict(FAKE)))
+    code = "import sys, time; from pathlib import Path; from vla_sim_bridge.parts import alone\n"
+    code += "with alone(Path(sys.argv[1])): print('ready', flush=True); time.sleep(60)"
+    first = subprocess.Popen([sys.executable, "-c", code, output], stdout=subprocess.PIPE)
+    assert first.stdout.readline() == b"ready\n"
+    with pytest.raises(DataError, match=r"another vla generate works in .*data; wait for it, or"):
+        generate(FAKE, output, start_workers=second)
+    assert not second.played and first.poll() is None
+    first.kill()  # with all its locks; what it was writing is no attempt
+    first.wait()
+    write_whole(output / "parts" / ".attempt_0000000.hdf5.x.tmp" / "attempt_0000000.hdf5", b"")
+    generate(FAKE, output, start_workers=second)
+    assert 0 in second.played
+    assert {p.name for p in output.iterdir()} == {"demo.hdf5", "generate.json", "statistics.json"}
 
 
 def test_a_damaged_part_is_made_again(tmp_path):

@@ -21,7 +21,16 @@ from typing import Any
 from vla_inference.errors import VlaError
 from vla_sim_bridge.attempt import Attempt, make_attempt
 from vla_sim_bridge.generate_config import GenerateConfig
-from vla_sim_bridge.parts import DamagedPartError, Ledger, claim, merge, recall, store, to_bytes
+from vla_sim_bridge.parts import (
+    DamagedPartError,
+    Ledger,
+    alone,
+    claim,
+    merge,
+    recall,
+    store,
+    to_bytes,
+)
 from vla_sim_bridge.simulation import Simulation
 from vla_sim_bridge.tasks import get_task
 from vla_sim_bridge.workers import Processes, RayWorkers, WorkerDiedError, Workers
@@ -69,13 +78,15 @@ def generate(
     sources = _read_sources(config, task)
     begun_before = (output / "generate.json").exists()
     try:
-        claim(output, asdict(config), _defaults())
         if final.exists():
+            claim(output, asdict(config), _defaults())
             return final
-        parts.mkdir(parents=True, exist_ok=True)
-        make = partial(_make_play, config, sources, None if ray_address else str(parts))
-        start = start_workers or _starter(parallel, ray_address)
-        _fill(config, parts, final, partial(start, make), report)
+        with alone(output):
+            claim(output, asdict(config), _defaults())
+            parts.mkdir(parents=True, exist_ok=True)
+            make = partial(_make_play, config, sources, None if ray_address else str(parts))
+            start = start_workers or _starter(parallel, ray_address)
+            _fill(config, parts, final, partial(start, make), report)
     except VlaError:
         if not begun_before:
             _unclaim(output)

@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 
 from vla_inference.errors import DataError
+from vla_inference.files import LOCK, FileLock, Staged, remove_leftovers, write_whole
 from vla_sim_bridge.hdf5 import write_episode, write_header
 from vla_sim_bridge.simulation import CONTROL_FREQ, ROBOT
 from vla_sim_bridge.statistics import wilson_interval
@@ -88,24 +89,16 @@ def store(parts: Path, index: int, outcome: str, content: bytes | None) -> None:
 
 
 def _put(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    write_whole(path, content, clean=False)
 
 
 def recall(parts: Path) -> Ledger:
     """What was made before. What a killed call was writing is removed."""
     outcomes: dict[int, str] = {}
+    remove_leftovers(parts)
     for entry in list(os.scandir(parts)):
         name = entry.name
-        if name.endswith(".tmp"):
-            Path(entry.path).unlink(missing_ok=True)
-        elif name.endswith(NOTE):
+        if name.endswith(NOTE):
             text = Path(entry.path).read_text()
             outcomes[_index(name)] = json.loads(text)["outcome"] if text else "timeout"
         elif name.endswith(GOOD) and not name.endswith(BAD):
@@ -127,40 +120,19 @@ def merge(config, parts: Path, ledger: Ledger, final: Path) -> dict:
     kept = good[: config.episodes]
     attempts = kept[-1] + 1
     failures = [i for i in range(attempts) if ledger.outcomes[i] != "success"]
-    with _whole(final) as file:
-        lengths = _copy(config.task, parts, kept, GOOD, file)
-        statistics = summarise(config.task, lengths, attempts, ledger.outcomes)
-        file["data"].attrs["statistics"] = json.dumps(statistics)
-    if config.keep_failures:
-        with _whole(final.with_name("failed.hdf5")) as file:
-            _copy(config.task, parts, failures, BAD, file)
-    temporary = final.with_name("statistics.json.tmp")
-    temporary.write_text(json.dumps(statistics, indent=2))
-    os.replace(temporary, final.with_name("statistics.json"))
-    os.replace(_unfinished(final), final)
+    with Staged(final) as staged:  # takes its name last of all
+        with h5py.File(staged, "w") as file:
+            lengths = _copy(config.task, parts, kept, GOOD, file)
+            statistics = summarise(config.task, lengths, attempts, ledger.outcomes)
+            file["data"].attrs["statistics"] = json.dumps(statistics)
+        if config.keep_failures:
+            with Staged(final.with_name("failed.hdf5")) as other, h5py.File(other, "w") as file:
+                _copy(config.task, parts, failures, BAD, file)
+        write_whole(final.with_name("statistics.json"), json.dumps(statistics, indent=2))
     for part in os.scandir(parts):
         os.unlink(part.path)
     parts.rmdir()
     return statistics
-
-
-def _unfinished(path: Path) -> Path:
-    return path.with_suffix(".tmp")
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[h5py.File]:
-    """Write beside `path`; the data set itself is renamed last of all."""
-    temporary = _unfinished(path)
-    try:
-        with h5py.File(temporary, "w") as file:
-            yield file
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    if path.name != "demo.hdf5":
-        os.replace(temporary, path)
 
 
 def _copy(task: str, parts: Path, indices: list[int], suffix: str, file: h5py.File) -> list[int]:
@@ -213,6 +185,24 @@ def summarise(task: str, lengths: list[int], attempts: int, outcomes: Mapping[in
     }
 
 
+@contextlib.contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """No other process works in `output`, which is made, as long as this lasts."""
+    if output.exists() and not output.is_dir():
+        raise DataError(f"{output} is a file", "choose another --output")
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(output / LOCK)
+    except BlockingIOError:
+        raise DataError(
+            f"another vla generate works in {output}", "wait for it, or choose another --output"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def claim(output: Path, wanted: Mapping, defaults: Mapping) -> None:
     """Note what this folder is for, and refuse to mix two different requests in one.
 
@@ -232,9 +222,6 @@ def claim(output: Path, wanted: Mapping, defaults: Mapping) -> None:
                 "choose another --output, or give the same options to resume",
             )
         return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if any(entry.name != LOCK for entry in output.iterdir()):
         raise DataError(f"{output} is not empty", "choose another --output")
-    output.mkdir(parents=True, exist_ok=True)
-    temporary = output / "generate.json.tmp"
-    temporary.write_text(json.dumps(wanted, indent=2))
-    os.replace(temporary, note)
+    write_whole(note, json.dumps(wanted, indent=2))

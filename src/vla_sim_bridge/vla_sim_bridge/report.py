@@ -15,6 +15,7 @@ from string import Template
 import numpy as np
 
 from vla_inference.cli_output import plain
+from vla_inference.files import write_whole
 
 RESULTS, REPORT = "results.json", "report.html"
 SHIPPED = "share/vla_inference/models/stack-small"
@@ -35,10 +36,7 @@ def write_json(folder: Path, results: dict) -> Path:
     """Write results.json so that whoever reads it never sees half of it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RESULTS
-    temporary = folder / (RESULTS + ".tmp")
-    temporary.write_text(json.dumps(plain(results), indent=2, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
-    return path
+    return write_whole(path, json.dumps(plain(results), indent=2, ensure_ascii=False) + "\n")
 
 
 def command_to_repeat(results: dict) -> str:

@@ -203,11 +203,26 @@ def test_a_worker_that_dies_is_told_of(source, tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_left_is_cleared_away(source, tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    stale = tmp_path / f".out.partial-{dead.pid}"
-    stale.mkdir()
-    convert(source, tmp_path / "out", "rlds", ConvertConfig(max_episodes=1), workers=1)
+    code = f"""
+import os, time
+from vla_training import convert
+from vla_training.datasets.rlds_writer import RldsWriter
+def add(self, encoded):
+    print("ready", flush=True)
+    time.sleep(60)
+RldsWriter.add = add
+convert.convert({str(source)!r}, {str(tmp_path / "out")!r}, "rlds", workers=1)
+"""
+    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert first.stdout.readline() == b"ready\n"
+    once = ConvertConfig(max_episodes=1)
+    with pytest.raises(DataError, match=r"another process writes .*out \(\.out\..*\.tmp\); wait"):
+        convert(source, tmp_path / "out", "rlds", once, workers=1)
+    assert first.poll() is None
+    first.kill()
+    first.wait()
+    assert len(list(tmp_path.iterdir())) == 1
+    convert(source, tmp_path / "out", "rlds", once, workers=1)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -111,17 +112,69 @@ def test_an_unfinished_episode_is_kept_and_numbers_go_on(tmp_path):
 
 
 def test_what_a_killed_recorder_leaves_can_be_read(tmp_path):
+    """Whatever their process numbers: here all three have the same one, as in a container."""
+    killed = as_process_1(tmp_path, 60)
+    with pytest.raises(DataError, match=r"another recorder writes into .*; end it, or choose"):
+        Recording(tmp_path)
+    os.kill(killed, signal.SIGKILL)
+    os.waitpid(killed, 0)
+    second = as_process_1(tmp_path, 3, ends=True)
+    assert os.waitpid(second, 0)[1] == 0
     recording = Recording(tmp_path)
-    for message in run_of(1, 60, random.Random(0))[:-15]:
-        recording.hear(message)
-    recording._current.bag._writer.storage.close_chunk()  # as happens each MB
-    recording._current.bag._writer.storage.bio.flush()
-    dead = tmp_path / ".recording-99999999"
-    os.rename(recording._place, dead)
-    (left,) = Recording(tmp_path).left_behind
+    (left,) = recording.left_behind
+    recording.close()
     read = BagSet(left)
-    assert left == dead / "episode_000000" and len(read[0]) > 50
+    assert left.name == "episode_000000" and len(read[0]) > 50
     assert any("the recorder may have been killed" in n for n in read.notes)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [left.parent.name, "episode_000000"]
+
+
+def as_process_1(folder, frames: int, ends: bool = False) -> int:
+    """A recorder that takes itself for process 1; it has written nearly all when this returns."""
+    ready, told = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(told)
+        assert os.read(ready, 1) == b"x"
+        os.close(ready)
+        return child
+    os.getpid = lambda: 1
+    recording = Recording(folder)
+    for message in run_of(1, frames, random.Random(0))[: None if ends else -15]:
+        recording.hear(message)
+    if ends:
+        recording.close()
+    else:
+        recording._current.bag._writer.storage.close_chunk()  # as happens each MB
+        recording._current.bag._writer.storage.bio.flush()
+    os.write(told, b"x")
+    while not ends:
+        signal.pause()
+    os._exit(0)
+
+
+def test_a_complete_bag_takes_the_next_free_name_and_is_never_removed(tmp_path, monkeypatch):
+    recording = Recording(tmp_path)
+    messages = run_of(2, 3, random.Random(0))
+    for message in messages:
+        recording.hear(message)
+    for taken in ("episode_000000", "episode_000002"):  # by somebody else, meanwhile
+        (tmp_path / taken).mkdir()
+        (tmp_path / taken / "precious").write_text("")
+    (tmp_path / "episode_000003").write_text("")
+    recording.close()
+    assert [p.name for p in sorted(tmp_path.iterdir())] == [f"episode_00000{i}" for i in range(5)]
+    assert len(BagSet(tmp_path / "episode_000004")) == 1
+
+    recording = Recording(tmp_path)
+    for message in messages:
+        recording.hear(message)
+    monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(OSError(5, "I/O error")))
+    with pytest.raises(OSError, match="I/O error"):
+        recording.close()
+    monkeypatch.undo()
+    left = list(tmp_path.glob(".recording-*/episode_*"))
+    assert len(left) == 2 and all(len(BagSet(path)) == 1 for path in left)
 
 
 # -- in a graph -------------------------------------------------------------------------------

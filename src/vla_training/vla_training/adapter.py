@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,16 +10,16 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vla_inference.checkpoint import load_tokenizer
 from vla_inference.engines.compiled import Tensors
 from vla_inference.errors import CheckpointError
+from vla_inference.files import Staged
 from vla_inference.model import VLA
 from vla_inference.published import OVERRIDES, checkpoint_name, complete, load_component, override
 from vla_inference.published import component_files as published_parts
-from vla_inference.saving import save_checkpoint
+from vla_inference.saving import save_checkpoint, save_tensors
 from vla_inference.tensor_files import DTYPES, canonical, inventory, iterate_tensors, read_json
 from vla_training.lora import WHOLE, LoraConfig, adapters, add_lora
 
@@ -47,10 +46,6 @@ def save_adapter(
     statistics: Mapping[str, Any],
 ) -> Path:
     """Write adapter and whole heads; `folder` appears complete, or the old one stays."""
-    partial = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(adapter_state(model), partial / WEIGHTS, {"format": "pt"})
     names = [n for n, _ in adapters(model)]
     whole = [n for n in WHOLE if hasattr(model, n)]
     about = {
@@ -61,25 +56,16 @@ def save_adapter(
     }  # fmt: skip
     files = {CONFIG: about, OURS: dict(model_json), "dataset_statistics.json": dict(statistics),
              BASE: {"name": base, "digest": base_digest(Path(base))}}  # fmt: skip
-    for name, content in files.items():
-        (partial / name).write_text(json.dumps(content, indent=2))
-    replace_folder(partial, folder)
+    with Staged(folder) as staged:
+        save_tensors(staged / WEIGHTS, adapter_state(model))
+        for name, content in files.items():
+            (staged / name).write_text(json.dumps(content, indent=2))
     return folder
 
 
 def base_digest(folder: Path) -> str:
     """Of the names, shapes and a sample of every tensor: tells two models of one shape apart."""
     return Tensors(folder).digest(("",), None)
-
-
-def replace_folder(new: Path, old: Path) -> None:
-    """`new` takes the place of `old`; at no moment is there neither."""
-    aside = old.with_name(f".{old.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    if old.exists():
-        os.replace(old, aside)
-    os.replace(new, old)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
@@ -272,14 +258,12 @@ def merge(
     statistics = given.statistics
     if statistics is None and (base / "dataset_statistics.json").is_file():
         statistics = read_json(base / "dataset_statistics.json")
-    partial = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    save_checkpoint(
-        partial, raw, {n: empty[n] for n in order}, load_tokenizer(base), statistics,
-        stream=stream(), shard_bytes=5_000_000_000, progress=progress,
-    )  # fmt: skip
-    for name in BESIDE:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, partial / name)
-    replace_folder(partial, output)
+    with Staged(output) as staged:
+        save_checkpoint(
+            staged, raw, {n: empty[n] for n in order}, load_tokenizer(base), statistics,
+            stream=stream(), shard_bytes=5_000_000_000, progress=progress,
+        )  # fmt: skip
+        for name in BESIDE:
+            if (base / name).is_file():
+                shutil.copyfile(base / name, staged / name)
     return output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from enum import Enum
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 
 from vla_inference.cli_output import JsonOption, print_json
 from vla_inference.errors import DataError, VlaError
+from vla_inference.files import writable, write_whole
 from vla_training.cli_options import (
     ConventionsOption,
     DatasetTypeOption,
@@ -98,21 +98,17 @@ def _check_target(path: Path, suffix: str, overwrite: bool) -> None:
         raise VlaError(f"{path} is a folder", "name a file")
     if path.exists() and not overwrite:
         raise VlaError(f"{path} exists", "choose another --output, or give --overwrite")
+    writable(path)
 
 
 def _save(picture, path: Path) -> None:
     """Whole or not at all."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(buffer.getvalue())
-        os.replace(partial, path)
+        write_whole(path, buffer.getvalue())
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror})", "make room") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def show(d: dict) -> None:

@@ -18,7 +18,7 @@ from vla_inference.cli_output import (
     VisionOption,
     print_json,
 )
-from vla_inference.errors import VlaError
+from vla_inference.files import writable
 from vla_training.cli_options import (
     CameraOption,
     ConventionsOption,
@@ -65,8 +65,8 @@ def evaluate(
 ) -> int:
     """Measure a model offline: its answer to every frame of a data set, beside what was done."""
     check_counts(max_episodes=max_episodes, max_steps=max_steps)
-    if save_stats is not None and save_stats.is_dir():
-        raise VlaError(f"--save-stats {save_stats} is a folder", "name a file")
+    if save_stats is not None:
+        writable(save_stats)
     check_report(report)
     from vla_training.datasets import open_dataset
 

@@ -16,6 +16,7 @@ import typer
 from vla_inference import progress
 from vla_inference.cli_output import JsonOption, print_json
 from vla_inference.errors import VlaError
+from vla_inference.files import writable
 
 
 def finetune(
@@ -112,6 +113,7 @@ def finetune(
     run_id = run_id or f"{Path(vla_path).name}+{names}+b{batch_size}+lr-{learning_rate:g}+{mode}"
     if Path(run_id).name != run_id or run_id in (".", ".."):
         raise VlaError(f"--run-id is {run_id!r}", "give a folder's name without a path")
+    writable(run_root_dir / run_id, folder=True)
     config = FinetuneConfig(
         vla_path, sources, str(run_root_dir / run_id), lora_rank, lora_alpha, not freeze_vision,
         "int4-g128-sym" if quantize == "int4" else quantize, batch_size, grad_accumulation_steps,
@@ -170,15 +172,15 @@ def merge(
     as_json: JsonOption = False,
 ) -> int:
     """Make a plain checkpoint of a base and a LoRA adapter."""
-    if output.exists() and not overwrite:
-        raise VlaError(f"{output} exists", "choose another place, or give --overwrite")
     import torch
 
     from vla_inference.hub import resolve
+    from vla_inference.quantization.write import check_free
     from vla_training.adapter import merge as run
     from vla_training.merge_check import verify_merge
 
     folder = resolve(base)
+    check_free(folder, output, overwrite)
     run(folder, adapter, output, lambda done, total: progress.report(done, total, "merging"))
     found = {"output": str(output)}
     if verify:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from vla_inference.errors import VlaError
+from vla_inference.files import writable
 
 # Of a data set.
 DatasetTypeOption = Annotated[
@@ -49,8 +50,8 @@ def check_counts(**counts: int | None) -> None:
 
 
 def check_report(folder: Path | None) -> None:
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise VlaError(f"--report {folder} is a file", "name a folder")
+    if folder is not None:
+        writable(folder, folder=True)
 
 
 def names(text: str | None) -> tuple[str, ...]:

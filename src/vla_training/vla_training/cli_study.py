@@ -12,6 +12,7 @@ import typer
 from vla_inference import progress
 from vla_inference.cli_output import JsonOption, print_json
 from vla_inference.errors import VlaError
+from vla_inference.files import writable
 
 
 def study(
@@ -52,6 +53,7 @@ def study(
     as_json: JsonOption = False,
 ) -> int:
     """Episodes or epochs: train the small model on a grid of both at equal cost, and play."""
+    writable(output, folder=True)
     progress.report(0, 0, "starting")
     from vla_training.study import study as run
     from vla_training.study_config import StudyConfig

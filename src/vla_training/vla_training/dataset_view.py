@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vla_inference.errors import DataError, VlaError
+from vla_inference.files import Staged
 from vla_inference.types import Episode
 from vla_sim_bridge.video import Film, fitted_text
 from vla_training.datasets.base import EpisodeSet, action_statistics
@@ -187,14 +187,13 @@ def film_episode(data: EpisodeSet, index: int, camera: str, path: Path) -> int:
     some = [data.actions(i) for i in range(min(len(data), COMPARED))]
     every = np.concatenate([episode.actions, *some])
     low, high = every.min(0), every.max(0)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}.mp4")
-    film = Film(partial, rate=max(1, round(1 / data.spec.dt)))
+    film: Film | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for number, step in enumerate(episode.steps):
-            film.add(draw_step(episode, number, step.observation.images[camera], low, high))
-        film.close()
-        os.replace(partial, path)
+        with Staged(path) as staged:
+            film = Film(staged, rate=max(1, round(1 / data.spec.dt)))
+            for number, step in enumerate(episode.steps):
+                film.add(draw_step(episode, number, step.observation.images[camera], low, high))
+            film.close()
     except OSError as error:
         raise DataError(
             f"{path} cannot be written ({error.strerror or error})",
@@ -202,8 +201,8 @@ def film_episode(data: EpisodeSet, index: int, camera: str, path: Path) -> int:
         ) from error
     finally:
         with contextlib.suppress(OSError):  # a full disk refuses the end of a film too
-            film.close()
-        partial.unlink(missing_ok=True)
+            if film is not None:
+                film.close()
     return film.frames
 
 

@@ -6,7 +6,6 @@ import base64
 import html
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +16,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vla_inference.cli_output import plain
+from vla_inference.files import write_whole
 from vla_sim_bridge.report import histogram, number
 from vla_training.eval_result import Evaluation
 
 PLOT, PAGE_NAME, STATISTICS = "actions.png", "report.html", "evaluation.json"
 INK, PALE, LINE, TRUE, PREDICTED = "#1f2328", "#6a737d", "#e3e6ea", "#b7c0c9", "#2f6fdf"
 MOST_FRAMES = 2000  # a plot shows the first ones
-
-
-def write_whole(path: Path, data: bytes) -> Path:
-    """Write a file so that whoever reads it never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-    return path
 
 
 def write_statistics(path: Path, statistics: dict[str, Any]) -> Path:

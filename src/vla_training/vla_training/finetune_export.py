@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vla_inference.files import Staged
 from vla_inference.saving import save_checkpoint
-from vla_training.adapter import BESIDE, merge, replace_folder, save_adapter
+from vla_training.adapter import BESIDE, merge, save_adapter
 
 if TYPE_CHECKING:
     from vla_training.finetune import Finetuner
@@ -31,12 +32,12 @@ def export(run: Finetuner) -> Path:
                 merge(run.base, adapter, folder / "checkpoint")
         run.place.barrier()
         return folder / "checkpoint" if run.config.merge else adapter
-    write_whole(run, folder / "checkpoint")
+    save_model(run, folder / "checkpoint")
     run.place.barrier()
     return folder / "checkpoint"
 
 
-def write_whole(run: Finetuner, output: Path) -> None:
+def save_model(run: Finetuner, output: Path) -> None:
     """The model as it stands, in bfloat16; sharded tensors are gathered one at a time by all."""
     state = {k: v for k, v in run.model.state_dict().items()}
     if not run.place.first:
@@ -48,19 +49,17 @@ def write_whole(run: Finetuner, output: Path) -> None:
         for key, value in state.items():
             yield key, _gathered(value).to(torch.bfloat16)
 
-    partial = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
     empty = {
         k: torch.empty(v.shape, dtype=torch.bfloat16, device="meta") for k, v in state.items()
     }
-    save_checkpoint(
-        partial, run.model_json, empty, run.tokenizer, run.statistics,
-        stream=stream(), shard_bytes=5_000_000_000,
-    )  # fmt: skip
-    for name in BESIDE:
-        if (run.base / name).is_file():
-            shutil.copyfile(run.base / name, partial / name)
-    replace_folder(partial, output)
+    with Staged(output) as staged:
+        save_checkpoint(
+            staged, run.model_json, empty, run.tokenizer, run.statistics,
+            stream=stream(), shard_bytes=5_000_000_000,
+        )  # fmt: skip
+        for name in BESIDE:
+            if (run.base / name).is_file():
+                shutil.copyfile(run.base / name, staged / name)
 
 
 def _gathered(value: Tensor) -> Tensor:

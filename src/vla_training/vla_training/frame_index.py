@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from vla_inference.errors import DataError
+from vla_inference.files import write_whole
 from vla_inference.types import ActionSpec
 from vla_training.datasets import EpisodeSet, open_dataset
 from vla_training.datasets.base import action_statistics, column_statistics
@@ -128,15 +129,12 @@ def _states(data: EpisodeSet, episode: int, length: int) -> np.ndarray:
 
 
 def _save(path: Path, index: FrameIndex) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"actions": index.actions, "ends": index.ends}
     if index.states is not None:
         tensors["states"] = index.states
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(tensors, temporary, {"statistics": json.dumps(index.statistics)})
-    os.replace(temporary, path)
+    write_whole(path, save(tensors, {"statistics": json.dumps(index.statistics)}))
 
 
 def _load(path: Path, data: EpisodeSet) -> FrameIndex:

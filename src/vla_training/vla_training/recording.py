@@ -6,8 +6,8 @@ were made, however late they come; a bag is closed `GRACE` seconds after its epi
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +17,14 @@ from typing import Any
 import numpy as np
 
 from vla_inference.errors import DataError, VlaError
+from vla_inference.files import (
+    LOCK,
+    FileLock,
+    HiddenFolder,
+    sync,
+    sync_tree,
+    take_over,
+)
 from vla_training.datasets import bag_types as types
 from vla_training.datasets.bag_cameras import camera_name
 from vla_training.datasets.bag_streams import NS, decode_image, header_stamp
@@ -31,6 +39,8 @@ LOSSLESS = ("rgb8", "bgr8", "mono8", "rgba8", "bgra8")  # what three channels of
 STAMPED = (types.IMAGE, types.COMPRESSED, types.CHUNK, types.EPISODE, types.TWIST, types.POSE,
            types.JOINTS)  # fmt: skip
 UNFINISHED = "unfinished"
+PLACE, FOLDER_LOCK = ".recording-", ".recording.lock"
+TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # a name that something has already
 
 
 @dataclass(frozen=True)
@@ -88,15 +98,22 @@ class Recording:
         self.folder, self.storage, self.pictures, self.split = folder, storage, pictures, split
         self.saved, self.count = saved, 0
         self.store = types.our_types()
-        self._place = folder / f".recording-{os.getpid()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(folder / FOLDER_LOCK)
+            try:
+                self._place = HiddenFolder(folder, PLACE)
+            except OSError:
+                self._lock.release()
+                raise
+        except BlockingIOError:
+            raise DataError(
+                f"another recorder writes into {folder}", "end it, or choose another --output"
+            ) from None
         except OSError as error:
             raise DataError(
                 f"cannot write into {folder} ({error.strerror})", "choose another --output"
             ) from error
-        if not os.access(folder, os.W_OK):
-            raise DataError(f"cannot write into {folder}", "choose another --output")
         used = [int(p.name[8:]) for p in folder.glob("episode_*") if p.name[8:].isdigit()]
         self._next = max(used, default=-1) + 1
         self._current: _Open | None = None
@@ -110,10 +127,11 @@ class Recording:
     def left_behind(self) -> list[Path]:
         """What killed recorders left: bags that were not closed, but can be read."""
         found = []
-        for place in sorted(self.folder.glob(".recording-*")):
-            pid = place.name.rsplit("-", 1)[1]
-            if place != self._place and pid.isdigit() and not Path("/proc", pid).exists():
-                found += sorted(place.iterdir())
+        for place in sorted(self.folder.glob(f"{PLACE}*")):
+            lock = take_over(place)
+            if lock is not None:
+                found += sorted(p for p in place.iterdir() if p.name != LOCK)
+                lock.release()
         return found
 
     @property
@@ -204,8 +222,7 @@ class Recording:
     def _begin(self, now: int, stamp: int) -> _Open:
         name = f"episode_{self._next:06d}"
         self._next += 1
-        self._place.mkdir(exist_ok=True)
-        self._current = _Open(EpisodeBag(self._place / name, self.storage), name, stamp)
+        self._current = _Open(EpisodeBag(self._place.path / name, self.storage), name, stamp)
         if self._instruction is not None:
             told = self._instruction
             self._write(
@@ -234,11 +251,18 @@ class Recording:
             self._settle(lambda _: True)
             self._closing.append(self._current)
             self._current = None
-        while self._closing:
-            bag = self._closing.pop(0)
+        failed: list[OSError] = []
+        for bag in self._closing:
             bag.metadata.setdefault("outcome", UNFINISHED)
-            self._close(bag)
-        shutil.rmtree(self._place, ignore_errors=True)
+            try:
+                self._close(bag)
+            except OSError as error:
+                failed.append(error)
+        self._closing.clear()
+        self._place.remove_empty()  # what could not be moved stays
+        self._lock.release()
+        if failed:
+            raise failed[0]
 
     def _close(self, done: _Open) -> None:
         if "action" not in done.topics and not done.cameras:
@@ -254,10 +278,25 @@ class Recording:
         }
         counts = dict(done.bag.messages)
         done.bag.close(about, readable)
-        path = self.folder / done.name
-        os.rename(done.bag.path, path)
+        path = self._move(done)
         self.count += 1
         self.saved(path, done.metadata, counts)
+
+    def _move(self, done: _Open) -> Path:
+        """Give a complete bag its name, or the next one that is free."""
+        sync_tree(done.bag.path)
+        path = self.folder / done.name
+        while True:
+            try:
+                os.rename(done.bag.path, path)
+            except OSError as error:
+                if error.errno not in TAKEN:
+                    raise
+                path = self.folder / f"episode_{self._next:06d}"
+                self._next += 1
+            else:
+                sync(self.folder)
+                return path
 
     # -- messages -----------------------------------------------------------------------------
 

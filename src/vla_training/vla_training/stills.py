@@ -8,7 +8,6 @@ what the expert does first. Still i of a seed is always the same.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import h5py
 import numpy as np
 
 from vla_inference.errors import DataError, VlaError
+from vla_inference.files import Staged
 from vla_sim_bridge.experts import expert_for
 from vla_sim_bridge.simulation import Simulation, episode_rng
 from vla_sim_bridge.tasks import Scene
@@ -60,10 +60,9 @@ def write_stills(
     path: str | Path, sim: Simulation, seed: int, indices: Iterable[int], steps: int
 ) -> int:
     """Make these stills and write them; the file appears whole or not at all. -> their number"""
-    path = Path(path)
-    temporary, stills = path.with_suffix(".tmp"), []
+    stills, staged = [], Staged(path)
     try:
-        with h5py.File(temporary, "w") as file:
+        with h5py.File(staged.staged, "w") as file:
             shape = (sim.height, sim.width, 3)
             pictures = file.create_dataset(
                 "pictures", (0, *shape), np.uint8, maxshape=(None, *shape), chunks=(1, *shape)
@@ -78,9 +77,9 @@ def write_stills(
             file["records"] = np.array([s["record"] for s in stills], h5py.string_dtype())
             file.attrs["stills"] = sim.task.name
         if stills:
-            os.replace(temporary, path)
+            staged.commit()
     finally:
-        temporary.unlink(missing_ok=True)
+        staged.discard()
     return len(stills)
 
 

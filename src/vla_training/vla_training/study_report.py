@@ -11,9 +11,10 @@ from typing import Any
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from vla_inference.files import write_whole
 from vla_sim_bridge.report import versions
 from vla_sim_bridge.statistics import mean_interval, wilson_interval
-from vla_training.eval_report import INK, LINE, PALE, write_statistics, write_whole
+from vla_training.eval_report import INK, LINE, PALE, write_statistics
 from vla_training.study_config import Cell, StudyConfig
 
 COLOURS = ("#2f6fdf", "#d6604d", "#4caf6e", "#8a63c9", "#c98a1b")

@@ -6,9 +6,7 @@ reading deals them out anew. Only trained parameters are kept, with their optimi
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -26,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from vla_inference.errors import CheckpointError
+from vla_inference.files import replace_entry, sync, sync_tree
 from vla_training.parallel import Place
 
 ABOUT = "about.json"
@@ -53,20 +52,19 @@ def save_state(
     target, partial = folder / f"step-{step}", folder / f".step-{step}.tmp"
     if place.first:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".step-*.tmp"):  # of a run that was killed while writing
-            shutil.rmtree(left)
+        _remove_halves(folder)
     place.barrier()
     model, optim = get_state_dict(objective, optimizer, options=_options())
     try:
         _quiet(dcp.save, {"model": model, "optimizer": optim}, partial)
         if place.first:
             (partial / ABOUT).write_text(json.dumps({**about, "step": step}))
-            if target.exists():
-                shutil.rmtree(target)
-            _sync(partial)
-            os.replace(partial, target)
+            sync_tree(partial)
+            replace_entry(partial, target)
+            sync(folder)
+            shutil.rmtree(partial, ignore_errors=True)  # a state of the same step
             for old in find_states(folder)[:-keep]:
-                shutil.rmtree(old)
+                remove_state(old)
     except (OSError, CheckpointException) as error:
         if place.first:
             shutil.rmtree(partial, ignore_errors=True)
@@ -76,6 +74,20 @@ def save_state(
         ) from error
     place.barrier()
     return target
+
+
+def _remove_halves(folder: Path) -> None:
+    """What runs left that were killed while they wrote or removed a state."""
+    for path in folder.iterdir():
+        half = NAME.fullmatch(path.name) and not (path / ABOUT).is_file()
+        if half or re.fullmatch(r"\.step-\d+\.tmp", path.name):
+            shutil.rmtree(path)
+
+
+def remove_state(path: Path) -> None:
+    """Its note first: what is left of it if this is killed is no state any more."""
+    (path / ABOUT).unlink()
+    shutil.rmtree(path)
 
 
 def read_about(state: Path) -> dict[str, Any]:
@@ -131,12 +143,3 @@ def _quiet(function, content: dict, folder: Path) -> None:
             function(content, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
         finally:
             logger.setLevel(level)
-
-
-def _sync(folder: Path) -> None:
-    """Everything is on the disk before the folder takes its name."""
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            handle = os.open(path, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from vla_inference.errors import CheckpointError, VlaError
+from vla_inference.files import Staged, writable
 from vla_inference.model.config import ModelConfig
 from vla_inference.tensor_files import DTYPES, canonical, inventory, iterate_tensors
 
@@ -96,19 +96,13 @@ def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     """A folder to fill that takes its name once it is complete."""
     folder = Path(folder)
     check_free(folder, overwrite)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with Staged(folder) as staged:
+        staged.mkdir()
+        yield staged
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
+    writable(folder.parent, folder=True)
     if not folder.exists():
         return
     if not overwrite:

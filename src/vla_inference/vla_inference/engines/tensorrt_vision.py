@@ -8,7 +8,7 @@ chip and one model; the record says which.
 from __future__ import annotations
 
 import os
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -140,12 +140,10 @@ def build_checkpoint(
 
     import_tensorrt()  # before minutes are spent on the export
     check_free(output, overwrite)
-    scratch = output.with_name(f".{output.name}.{os.getpid()}.onnx")
-    try:
-        onnx_vision.export(checkpoint, scratch, dtype=dtype)
-        return build(scratch, output, overwrite=overwrite)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
+        graph = Path(scratch) / "onnx"
+        onnx_vision.export(checkpoint, graph, dtype=dtype)
+        return build(graph, output, overwrite=overwrite)
 
 
 # -- running ----------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import subprocess
 import tarfile
@@ -18,6 +17,7 @@ from torch import Tensor
 from vla_inference.engines.compiled import host_triple
 from vla_inference.engines.tvm_kernels import provide, refused
 from vla_inference.errors import CheckpointError, VlaError
+from vla_inference.files import Staged
 from vla_inference.model import ModelConfig
 
 INSTALL = "pip install -r requirements/tvm.txt"
@@ -217,15 +217,14 @@ def linked(library: Path) -> Path:
                 raise tarfile.TarError("no objects in it")
             for name in names:
                 (Path(scratch) / name).write_bytes(archive.extractfile(name).read())
-            made = shared.with_name(f".{shared.name}.{os.getpid()}.tmp")
-            command = [compiler, "-shared", "-fPIC", "-o", str(made), *sorted(names)]
-            done = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
+            with Staged(shared) as made:
+                command = [compiler, "-shared", "-fPIC", "-o", str(made), *sorted(names)]
+                done = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
+                if done.returncode:
+                    told = done.stderr.strip()[-200:]
+                    raise VlaError(f"{library} cannot be linked ({told})")
     except (tarfile.TarError, OSError) as error:
         raise CheckpointError(f"{library} cannot be read ({error})", "copy it again") from None
-    if done.returncode:
-        made.unlink(missing_ok=True)
-        raise VlaError(f"{library} cannot be linked ({done.stderr.strip()[-200:]})")
-    made.rename(shared)
     return shared
 
 

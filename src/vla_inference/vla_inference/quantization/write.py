@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from vla_inference.checkpoint import load_config, load_tokenizer
 from vla_inference.engines.compiled import Tensors
 from vla_inference.errors import CheckpointError, VlaError
+from vla_inference.files import Staged, writable
 from vla_inference.published import (
     OVERRIDES,
     checkpoint_name,
@@ -105,27 +105,22 @@ def quantize_checkpoint(
                     yield key, getattr(made, key.rpartition(".")[2])
 
     statistics = folder / "dataset_statistics.json"
-    partial = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
+    with Staged(output) as staged:
         save_checkpoint(
-            partial, {**raw, "quantization": about}, empty, load_tokenizer(folder),
+            staged, {**raw, "quantization": about}, empty, load_tokenizer(folder),
             read_json(statistics) if statistics.is_file() else None,
             stream=stream(), shard_bytes=SHARD_BYTES, progress=progress,
         )  # fmt: skip
         for name in BESIDE:
             if (folder / name).is_file():
-                shutil.copyfile(folder / name, partial / name)
-        if output.exists():
-            shutil.rmtree(output)
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+                shutil.copyfile(folder / name, staged / name)
     return about
 
 
 def check_free(folder: Path, output: Path, overwrite: bool) -> None:
     if output.resolve() == folder.resolve():
         raise VlaError(f"{output} is the checkpoint itself", "name another folder")
+    writable(output.parent, folder=True)
     if not output.exists():
         return
     if not overwrite:

@@ -19,7 +19,7 @@ from rosbags.interfaces import (
     QosReliability,
     QosTime,
 )
-from rosbags.rosbag2 import StoragePlugin
+from rosbags.rosbag2 import StoragePlugin, WriterError
 from rosbags.rosbag2 import Writer as RosbagWriter
 
 from vla_inference.errors import DataError
@@ -50,10 +50,13 @@ class EpisodeBag:
         self.path = path
         self.store = types.our_types()
         self.messages: dict[str, int] = {}
-        self._writer = RosbagWriter(
-            path, version=METADATA_VERSION, storage_plugin=STORAGES[storage]
-        )
-        self._writer.open()
+        try:
+            self._writer = RosbagWriter(
+                path, version=METADATA_VERSION, storage_plugin=STORAGES[storage]
+            )
+            self._writer.open()
+        except WriterError as error:
+            raise DataError(f"{path} cannot be begun ({error})", "look at the folder") from error
         self._connections: dict[str, Any] = {}
 
     def write(

@@ -16,6 +16,7 @@ from typing import BinaryIO
 import google_crc32c
 
 from vla_inference.errors import DataError
+from vla_inference.files import Staged
 
 HEADER, FOOTER = 12, 4
 COPY_AGAIN = "the file is damaged or cut short: copy or make it again"
@@ -103,8 +104,8 @@ class RecordWriter:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self._temporary = self.path.with_name(self.path.name + ".tmp")
-        self._file = self._temporary.open("wb")
+        self._staged = Staged(self.path)
+        self._file = self._staged.staged.open("wb")
         self.count = self.num_bytes = 0
 
     def write(self, data: bytes) -> None:
@@ -118,11 +119,11 @@ class RecordWriter:
 
     def close(self) -> None:
         self._file.close()
-        os.replace(self._temporary, self.path)
+        self._staged.commit()
 
     def discard(self) -> None:
         self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        self._staged.discard()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None,

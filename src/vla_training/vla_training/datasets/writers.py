@@ -11,19 +11,18 @@ import contextlib
 import importlib
 import os
 import re
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
 
 from vla_inference.errors import DataError
+from vla_inference.files import Staged, being_written
 from vla_inference.types import ActionSpec, Episode
 from vla_training.datasets.base import READERS
-
-PARTIAL = "partial"
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,24 @@ class EpisodeWriter(ABC):
         self.notes: list[str] = []  # what was changed or left out in writing, for people
         self.count = 0  # episodes written
         check_target(self.path, overwrite)
+
+    @cached_property
+    def _staged(self) -> Staged:
+        """Where it is written until it is whole; begun with the first use."""
         with self.mishaps():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_stale(self.path)
-        self.partial = self.path.with_name(f".{self.path.name}.{PARTIAL}-{os.getpid()}")
+            staged = Staged(self.path)
+        others = [p for p in being_written(self.path) if p != staged.staged.parent]
+        if others:
+            staged.discard()
+            raise DataError(
+                f"another process writes {self.path} ({others[0].name})",
+                "wait for it, or choose another output",
+            )
+        return staged
+
+    @property
+    def partial(self) -> Path:
+        return self._staged.staged
 
     def encoder(self) -> Callable[[Episode], Any]:
         """What makes of an episode what `add` takes; it and its results can be pickled."""
@@ -93,7 +106,8 @@ class EpisodeWriter(ABC):
             with self.mishaps():
                 self.finish()
                 self.release()
-                _move_into_place(self.partial, self.path, self.overwrite)
+                check_target(self.path, self.overwrite)  # somebody else may have been quicker
+                self._staged.commit()
         except BaseException:
             self.abort()
             raise
@@ -102,7 +116,8 @@ class EpisodeWriter(ABC):
         """Remove all that was written."""
         with contextlib.suppress(Exception):  # what broke may not close; it is removed anyway
             self.release()
-        _remove(self.partial)
+        if "_staged" in vars(self):
+            self._staged.discard()
 
     @contextlib.contextmanager
     def mishaps(self) -> Iterator[None]:
@@ -154,46 +169,6 @@ def check_target(path: Path, overwrite: bool) -> None:
             f"{path} is no data set, --overwrite replaces nothing else",
             "remove it yourself, or choose another output",
         )
-
-
-def _move_into_place(partial: Path, path: Path, overwrite: bool) -> None:
-    check_target(path, overwrite)  # somebody else may have been quicker
-    if not os.path.lexists(path):
-        os.rename(partial, path)
-        return
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    os.rename(path, old)
-    try:
-        os.rename(partial, path)
-    except OSError:
-        os.rename(old, path)
-        raise
-    _remove(old)
-
-
-def _remove_stale(path: Path) -> None:
-    """What killed processes left half-written."""
-    for left in path.parent.glob(f".{path.name}.{PARTIAL}-*"):
-        pid = left.name.rsplit("-", 1)[1]
-        if pid.isdigit() and not _alive(int(pid)):
-            _remove(left)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 # -- the writers ------------------------------------------------------------------------------

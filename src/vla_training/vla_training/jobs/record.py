@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vla_inference.errors import DataError
+from vla_inference.files import write_whole
 
 QUEUED, RUNNING = "queued", "running"
 SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
@@ -66,10 +67,7 @@ class Job:
         return Path(self.folder, "progress.json")
 
     def save(self) -> None:
-        path = Path(self.folder, "job.json")
-        partial = path.with_suffix(".tmp")
-        partial.write_text(json.dumps(dataclasses.asdict(self), indent=2), encoding="utf-8")
-        os.replace(partial, path)
+        write_whole(Path(self.folder, "job.json"), json.dumps(dataclasses.asdict(self), indent=2))
 
 
 def load_job(folder: Path) -> Job:

@@ -29,6 +29,8 @@ def main() -> None:
     try:
         with open(partial, "w") as file:
             file.write(str(code))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, exit_file)
     finally:
         # Workers that the command left behind would wait for it for ever.

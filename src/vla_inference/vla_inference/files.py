@@ -1,0 +1,301 @@
+"""Files and folders that appear whole or not at all, and locks that end with their process.
+
+What is being written lies in a hidden folder beside its target, `.NAME.XXXXXXXX.tmp`. A lock marks
+that folder as in use, so that leftovers of killed processes are told from work that goes on: by
+`flock`, since process numbers repeat in containers and mean nothing on other hosts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import glob
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from vla_inference.errors import VlaError
+
+LOCK = ".lock"  # in a hidden folder that is in use
+_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
+_HERE = -100  # AT_FDCWD
+_CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EXDEV)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+UMASK = _umask()  # read once: reading it sets it, for all threads
+
+
+class FileLock:
+    """An exclusive lock on `path`, a file made for it; it ends with its process.
+
+    Raises BlockingIOError where somebody else holds it, another OSError where there are no locks.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        while True:
+            self._file = path.open("ab")
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(self._file.fileno()), path.stat()):
+                    return
+            except FileNotFoundError:
+                pass  # its last holder removed it between the two calls
+            except BaseException:
+                self._file.close()
+                raise
+            self._file.close()
+
+    def release(self) -> None:
+        """Remove the file and free the lock."""
+        if not self._file.closed:
+            self.path.unlink(missing_ok=True)
+            self._file.close()
+
+
+def take_over(folder: Path) -> FileLock | None:
+    """The lock of a hidden folder whose maker is gone; None where it is in use, or may be."""
+    try:
+        return FileLock(folder / LOCK)
+    except OSError:
+        return None
+
+
+class HiddenFolder:
+    """A new hidden folder in `parent` under a name of its own, locked until it is removed.
+
+    Where the disk knows no locks nobody can take it over, so its leftovers stay.
+    """
+
+    def __init__(self, parent: Path, prefix: str, suffix: str = ""):
+        self._lock: FileLock | None = None
+        while self._lock is None:
+            self.path = Path(tempfile.mkdtemp(suffix, prefix, parent))
+            try:
+                self.path.chmod(0o777 & ~UMASK)
+                self._lock = FileLock(self.path / LOCK)
+            except (BlockingIOError, FileNotFoundError):
+                continue  # taken for a leftover before it was locked
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    shutil.rmtree(self.path, ignore_errors=True)
+                    raise
+                return
+
+    def remove(self) -> None:
+        """With all that is still in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._release()
+
+    def remove_empty(self) -> None:
+        """Only if nothing is in it: what was not moved away stays."""
+        self._release()
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+
+class Staged:
+    """A file or folder in the making: write it at `staged`, then `commit` gives it its name.
+
+    The target's parent folder is made where it is missing. As a context manager it commits at the
+    end and discards after an error. Raises OSError, with the target's name in it.
+    sync: it is there after a power cut too. clean: remove first what killed processes left of it,
+    which looks through the whole folder.
+    """
+
+    def __init__(self, path: str | os.PathLike, sync: bool = True, clean: bool = True):
+        self.path, self._sync = Path(path), sync
+        with _named(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if clean:
+                remove_leftovers(self.path.parent, self.path.name)
+            self._place = HiddenFolder(self.path.parent, f".{self.path.name}.", ".tmp")
+        self.staged = self._place.path / self.path.name
+
+    def commit(self) -> Path:
+        """Take the place of what is at `path`; there is always either the old or the new."""
+        try:
+            with _named(self.path):
+                _set_mode(self.staged)
+                if self._sync:
+                    sync_tree(self.staged)
+                replace_entry(self.staged, self.path)
+                if self._sync:
+                    sync(self.path.parent)
+        finally:
+            self.discard()
+        return self.path
+
+    def discard(self) -> None:
+        """Remove what was written, and what it took the place of."""
+        self._place.remove()
+
+    def __enter__(self) -> Path:
+        return self.staged
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.commit()
+            return
+        self.discard()
+        if isinstance(error, OSError):
+            _give_name(error, self.path)
+
+
+@contextlib.contextmanager
+def whole_file(
+    path: str | os.PathLike, sync: bool = True, clean: bool = True
+) -> Iterator[IO[bytes]]:
+    """A file to write that takes its name only once it is complete; see `Staged`."""
+    with Staged(path, sync, clean) as staged, staged.open("wb") as file:
+        yield file
+
+
+def write_whole(
+    path: str | os.PathLike, content: bytes | str, sync: bool = True, clean: bool = True
+) -> Path:
+    """Write a file so that whoever reads it never sees half of it, after a power cut either."""
+    with whole_file(path, sync, clean) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+    return Path(path)
+
+
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """What killed processes left in `folder` when they were writing `name`, or anything."""
+    for left in folder.glob(f".{glob.escape(name) or '*'}.*.tmp"):
+        lock = take_over(left) if left.is_dir() and not left.is_symlink() else None
+        if lock is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            lock.release()
+
+
+def sync(path: Path) -> None:
+    """Everything of a file, or the names in a folder, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EROFS):  # a file system that has no sync
+            raise
+    finally:
+        os.close(handle)
+
+
+def sync_tree(path: Path) -> None:
+    """A file, or a folder with everything below it."""
+    if path.is_dir():
+        for folder, _, names in os.walk(path):
+            for name in names:
+                sync(Path(folder, name))
+            sync(Path(folder))
+    else:
+        sync(path)
+
+
+def writable(path: str | os.PathLike, folder: bool = False) -> None:
+    """Refuse, before any work is done, an output that could not be written at its end.
+
+    folder: `path` is a folder that files are put into; else an entry that is made or replaced.
+    Raises VlaError.
+    """
+    path = Path(path)
+    if not folder and path.is_dir():
+        raise VlaError(f"{path} is a folder", "name a file")
+    if folder and path.exists() and not path.is_dir():
+        raise VlaError(f"{path} is a file", "name a folder")
+    there = path if folder else path.parent
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise VlaError(f"{path} cannot be written: {there} is no folder", "choose another place")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise VlaError(
+            f"{path} cannot be written ({there}: {error.strerror})", "choose another place"
+        ) from error
+
+
+def being_written(path: Path) -> list[Path]:
+    """The hidden folders of processes that are writing `path` now."""
+    found = []
+    for place in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        lock = take_over(place)
+        if lock is None:
+            found.append(place)
+        else:
+            lock.release()
+    return found
+
+
+def replace_entry(new: Path, old: Path) -> None:
+    """Give `new` the name of `old`; a folder that had it gets the name `new`."""
+    if (new.is_dir() or old.is_dir()) and os.path.lexists(old):
+        _exchange(new, old)
+    else:
+        os.replace(new, old)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two names in one step; in two, with a moment between, where the disk cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(new), os.fsencode(old)
+    if not libc.renameat2(_HERE, names[0], _HERE, names[1], _EXCHANGE):
+        return
+    code = ctypes.get_errno()
+    if code not in _CANNOT_EXCHANGE:
+        raise OSError(code, os.strerror(code), str(old))
+    aside = new.with_name(f"{new.name}.old")
+    os.rename(old, aside)
+    try:
+        os.rename(new, old)
+    except OSError:
+        os.rename(aside, old)
+        raise
+    os.rename(aside, new)
+
+
+def _set_mode(path: Path) -> None:
+    """As a plain `open` would have made it: some libraries let nobody else read their files."""
+    if path.is_file():
+        path.chmod(0o666 & ~UMASK)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        _give_name(error, path)
+        raise
+
+
+def _give_name(error: OSError, path: Path) -> None:
+    """Name the target rather than the hidden place, or nothing (a full disk)."""
+    if error.errno is None:
+        return  # a library's own words
+    if error.filename is None or str(path.parent / f".{path.name}.") in str(error.filename):
+        error.filename, error.filename2 = str(path), None
