@@ -11,6 +11,7 @@ import typer
 from vla_inference import progress
 from vla_inference.cli_output import JsonOption, print_json
 from vla_inference.errors import VlaError
+from vla_inference.files import writable
 
 
 def train(
@@ -42,6 +43,7 @@ def train(
         raise VlaError(
             f"{output} holds an earlier run", "go on with --resume, or choose another --output"
         )
+    writable(output, folder=True)
     from vla_training.train import TrainConfig, train
 
     config = TrainConfig(
@@ -68,9 +70,11 @@ def _tell(report: dict) -> None:
         return
     done, seconds = report["progress"], report["seconds"]
     left = seconds * (1 - done) / done if done else float("inf")
+    held_out = report["validation"]
+    seen = "nothing held out" if held_out is None else f"validation {held_out[0]:.4f}"
     print(
-        f"step {report['step']}  loss {report['loss']:.4f}  "
-        f"validation {report['validation'][0]:.4f}  {report['samples_per_s']} frames/s  "
+        f"step {report['step']}  loss {report['loss']:.4f}  {seen}  "
+        f"{report['samples_per_s']} frames/s  "
         f"{100 * done:.0f} %, {left:.0f} s left",
         flush=True,
     )

@@ -13,17 +13,20 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vla_inference.checkpoint import load_tokenizer
 from vla_inference.errors import VlaError
+from vla_inference.files import write_whole
 from vla_training import parallel
 from vla_training.finetune_config import PRECISIONS, FinetuneConfig
 from vla_training.finetune_eval import closed_loop, make_closed_loop, validate
 from vla_training.finetune_export import export
 from vla_training.finetune_faults import explained
 from vla_training.frame_index import FrameIndex, index_frames
+from vla_training.identity import check_identity
 from vla_training.lora import add_lora
 from vla_training.mixture import Mixture, Samples, batches, mix
 from vla_training.model_setup import choose_head, find_base, open_model
@@ -73,6 +76,7 @@ class Finetuner:
         self.samples = self._samples(train, config.image_aug)
         self.samples.check()
         self.held = self._samples(held, False) if len(held) else None
+        self._frames = [len(train), len(held)]
         self.objective, self.model_json = self._model(head)
         self.model = self.objective.vla
         self.trained = [p for p in self.objective.parameters() if p.requires_grad]
@@ -97,6 +101,11 @@ class Finetuner:
     def per_step(self) -> int:
         c = self.config
         return c.batch_size * c.grad_accumulation_steps * self.place.world
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings' (`FinetuneConfig.identity`), and how many frames there are."""
+        return {**self.config.identity(self.place.world), "frames": self._frames}
 
     def _mix(self, number: int) -> tuple[Mixture, Mixture]:
         """What round `number` of online training is trained on, and what is held out of it.
@@ -157,16 +166,11 @@ class Finetuner:
                 f"{self.folder} holds no saved state to go on from", "start without --resume"
             )
         saved = read_about(states[-1]).get("identity", {})
-        mine = self.config.identity(self.place.world)
-        for key, value in mine.items():
-            if saved.get(key) != value:
-                raise VlaError(
-                    f"{states[-1]} was saved with {key} {saved.get(key)!r}, now it is {value!r}",
-                    "resume with what it was saved with (batch x accumulation x devices alike)",
-                )
+        check_identity(states[-1], saved, self.identity)
         about = load_state(states[-1], self.objective, self.optimizer)
         self.progress.step, self.progress.samples = about["step"], about["samples"]
         self.progress.guard.load(about["guard"])
+        self.log.rewind(self.progress.step)
         self.log.say(f"going on from step {self.progress.step}")
 
     def _batches(self) -> Iterator[Batch]:
@@ -261,7 +265,7 @@ class Finetuner:
         p = self.progress
         about = {
             "samples": p.samples, "guard": p.guard.state(),
-            "identity": self.config.identity(self.place.world),
+            "identity": self.identity,
         }  # fmt: skip
         save_state(
             self.folder / "state", p.step, self.objective, self.optimizer, about, self.place
@@ -292,7 +296,7 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> Path:
             if resume:
                 run.resume()
             if place.first:
-                (folder / "finetune.json").write_text(json.dumps(config.settings(), indent=2))
+                write_whole(folder / "finetune.json", json.dumps(config.settings(), indent=2))
             with Stop().watching() as stop:
                 run.run(stop)
                 return export(run)

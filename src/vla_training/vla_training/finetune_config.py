@@ -108,14 +108,28 @@ class FinetuneConfig:
         return {k: v for k, v in asdict(self).items() if k != "quiet"}
 
     def identity(self, world: int) -> dict[str, Any]:
-        """What a resumed run must have in common with the saved one, as JSON has it."""
-        o = self.online
+        """What a resumed run must have in common with the saved one, as JSON has it.
+
+        All that changes samples, weights in effect or what outputs mean; the length only where
+        the learning rate follows it. How fast it goes and what it tells is left out.
+        """
+        o, lora = self.online, self.lora
+        ends = self.lr_schedule != "constant"
+        alike = (
+            "vla_path", "lora_rank", "quantize", "train_vision", "learning_rate", "weight_decay",
+            "warmup_steps", "lr_schedule", "max_grad_norm", "spike_factor", "image_aug",
+            "action_head", "chunk", "num_images", "proprio_dim", "action_space", "seed",
+            "val_split",
+        )  # fmt: skip
         return {
             "samples_per_step": self.batch_size * self.grad_accumulation_steps * world,
-            "lora_rank": self.lora_rank, "quantize": self.quantize, "seed": self.seed,
-            "data": [str(s.path) for s in self.sources], "image_aug": self.image_aug,
-            "vla_path": self.vla_path, "online": [list(o.tasks), o.episodes, o.steps, o.seed],
-        }  # fmt: skip
+            **{name: getattr(self, name) for name in alike},
+            "lora_alpha": lora.alpha_used if lora else None,
+            "max_steps": self.max_steps if ends else None,
+            "epochs": self.epochs if ends else None,
+            "data": [[s.path, s.weight, list(s.cameras), s.options] for s in self.sources],
+            "online": [list(o.tasks), o.episodes, o.steps, o.seed],
+        }
 
     @property
     def lora(self) -> LoraConfig | None:

@@ -99,7 +99,8 @@ def shard(
 
     reshard: give up a layer's gathered weights after the forward pass and gather them again on the
         way back. False is faster and keeps the whole model in bfloat16 on each device.
-    ahead: how many layers are gathered before they are needed. low: what layers compute in.
+    ahead: how many layers are gathered before they are needed. low: what layers compute in;
+        gradients are summed in float32, over devices and over an accumulation.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -109,7 +110,7 @@ def shard(
     options = {
         "mesh": init_device_mesh(kind, (place.world,)),
         "mp_policy": MixedPrecisionPolicy(
-            param_dtype=low, reduce_dtype=low, cast_forward_inputs=False
+            param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False
         ),
     }
     layers = layers_of(objective.vla)

@@ -16,6 +16,7 @@ from torch import Tensor
 from vla_inference import progress
 from vla_inference.cli_output import plain
 from vla_inference.errors import VlaError
+from vla_inference.files import write_whole
 
 
 class Meter:
@@ -97,13 +98,24 @@ class RunLog:
             if tensorboard:
                 self.writer = self._writer()
 
-    def _writer(self):
+    def rewind(self, step: int) -> None:
+        """Forget what was told beyond `step`: a resumed run tells it once more."""
+        path = self.folder / "metrics.jsonl"
+        if not self.first or not path.is_file():
+            return
+        kept = [line for line in path.read_text().splitlines() if _told_by(line, step)]
+        write_whole(path, "".join(f"{line}\n" for line in kept))
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = self._writer(purge_step=step + 1)
+
+    def _writer(self, purge_step: int | None = None):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self.say("no TensorBoard here (pip install tensorboard); metrics.jsonl has all of it")
             return None
-        return SummaryWriter(str(self.folder / "tensorboard"))
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge_step)
 
     def say(self, text: str) -> None:
         if self.first and not self.quiet:
@@ -147,6 +159,14 @@ class RunLog:
             self.writer.close()
         if self.wandb is not None:
             self.wandb.finish()
+
+
+def _told_by(line: str, step: int) -> bool:
+    """Whether a line of metrics.jsonl is of a step up to `step`; not if a kill cut it off."""
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, KeyError):
+        return False
 
 
 def open_wandb(project: str, folder: Path, settings: Mapping[str, Any]) -> Any:

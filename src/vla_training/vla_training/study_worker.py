@@ -124,12 +124,12 @@ def train_cell(config: StudyConfig, cell: Cell, steps: int, folder: str) -> dict
 
     trainer.run(report, max(1, steps // 5), lambda: trainer.save(state))
     last = last or json.loads(log.read_text().splitlines()[-1])  # killed right after the end
-    seen = steps * config.batch_size
+    seen, held_out = steps * config.batch_size, last["validation"]
     trainer.export(where / "checkpoint")
     told = {
         **asdict(cell), "steps": steps, "frames_seen": seen,
         "frames": len(trainer.training), "epochs": seen / len(trainer.training),
-        "loss": last["loss"], "held_out_l1": last["validation"][0],
+        "loss": last["loss"], "held_out_l1": held_out and held_out[0],
         "samples_per_s": last["samples_per_s"], "train_seconds": last["seconds"],
     }  # fmt: skip
     write_statistics(where / "trained.json", told)

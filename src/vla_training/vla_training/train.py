@@ -13,7 +13,7 @@ averaged.
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,20 +57,26 @@ def train(
     world = max(1, devices)
     args = (world, devices > 0, data, str(output), config, resume, report)
     if world == 1:
-        _train_rank(0, *args)
+        _train_rank(0, "", *args)
     else:
-        torch.multiprocessing.spawn(_train_rank, args, nprocs=world)
+        spawn(world, args)
     return Path(output) / "checkpoint"
 
 
-def _train_rank(rank, world, cuda, data, output, config, resume, report) -> None:
+def spawn(world: int, args: tuple) -> None:
+    """`_train_rank` in `world` processes; they meet in a file, so that no port can be taken."""
+    with tempfile.TemporaryDirectory(prefix="vla_train_") as folder:
+        meeting = Path(folder, "meeting").as_uri()
+        torch.multiprocessing.spawn(_train_rank, (meeting, *args), nprocs=world)
+
+
+def _train_rank(rank, meeting, world, cuda, data, output, config, resume, report) -> None:
     device = f"cuda:{rank}" if cuda else "cpu"
     if cuda:
         torch.cuda.set_device(rank)
     if world > 1:
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", "29511")
-        dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=world)
+        backend = "nccl" if cuda else "gloo"
+        dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=world)
     if rank:
         report = _quiet
     torch.set_float32_matmul_precision("high")

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vla_inference.actions import Normalisation
 from vla_inference.errors import VlaError
 from vla_inference.model import VLA, ModelConfig
-from vla_inference.saving import save_checkpoint
+from vla_inference.saving import save_checkpoint, save_tensors
 from vla_training.batches import Batches
 from vla_training.frames import Frames, action_statistics
+from vla_training.identity import check_identity
 from vla_training.obedience import obedience
 from vla_training.recipe import SMALL, TrainConfig
 from vla_training.small_model import SceneHead, begin_with, initialise
@@ -192,7 +193,7 @@ class Trainer:
                 report(
                     {
                         "step": self.step, "loss": round(mean[0], 5), "scene": round(mean[1], 5),
-                        "validation": [round(v, 5) for v in self.validate()],
+                        "validation": self._validation(),
                         "obedience": self.obedience(),
                         "samples_per_s": round(rate), "progress": round(self.progress(), 4),
                         "learning_rate": self.learning_rate(), "seconds": round(self.elapsed, 1),
@@ -225,11 +226,15 @@ class Trainer:
         mine = list(self.model.state_dict().values())
         torch._foreach_lerp_(list(self.average.values()), mine, 1 - decay)
 
+    def _validation(self) -> list[float] | None:
+        found = self.validate()
+        return None if found is None else [round(v, 5) for v in found]
+
     @torch.no_grad()
-    def validate(self, most: int = 4096) -> tuple[float, float]:
-        """Mean L1 (actions, scene) on held-out episodes with the current weights."""
+    def validate(self, most: int = 4096) -> tuple[float, float] | None:
+        """Mean L1 (actions, scene) on held-out episodes with the current weights, if any are."""
         if not len(self.held_out):
-            return float("nan"), float("nan")
+            return None
         stride = max(1, len(self.held_out) // most)
         total, count = torch.zeros(2), 0
         for part in self.held_out[::stride].split(512):
@@ -246,6 +251,16 @@ class Trainer:
 
         return obedience(self.batches, self.held_out if index is None else index, predict)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must have in common, as JSON has it: all but speed and reports."""
+        config = asdict(self.config)
+        for name in ("every", "compile"):
+            del config[name]
+        (statistics,) = self.statistics.values()
+        counts = {k: v for k, v in statistics.items() if k.startswith("num_")}
+        return {**config, "devices": self.world, **counts}
+
     # -- saving -------------------------------------------------------------------------------
 
     def export(self, folder: str | Path, dtype=torch.bfloat16) -> Path:
@@ -253,25 +268,21 @@ class Trainer:
         tensors = {k: v.to(dtype) for k, v in self.average.items()}
         return save_checkpoint(folder, self.model_json, tensors, self.tokenizer, self.statistics)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: Path) -> None:
         """Write everything needed to go on; the file appears whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {f"trained.{k}": v for k, v in self.trained.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
-        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        about = {"step": self.step, "elapsed": self.elapsed, "config": asdict(self.config)}
-        temporary = path.with_suffix(".tmp")
-        save_file(tensors, temporary, {"about": json.dumps(about)})
-        os.replace(temporary, path)
+        about = {"step": self.step, "elapsed": self.elapsed, "identity": self.identity}
+        save_tensors(path, tensors, {"about": json.dumps(about)})
 
     def load(self, path: str | Path) -> None:
         from safetensors import safe_open
 
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["about"])
+        check_identity(Path(path), about.get("identity", {}), self.identity)
         tensors = load_file(path, self.device)
 
         def part(prefix):

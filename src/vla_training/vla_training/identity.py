@@ -1,0 +1,25 @@
+"""What a resumed run must have in common with the saved one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vla_inference.errors import VlaError
+
+
+def check_identity(state: Path, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """Refuse to resume with anything that changes the samples or what the numbers mean.
+
+    Values are compared as JSON has them. Raises VlaError that names the first difference.
+    """
+    mine = json.loads(json.dumps(mine))
+    for key in {**mine, **saved}:
+        before, now = (d.get(key, "not noted") for d in (saved, mine))
+        if before != now:
+            raise VlaError(
+                f"{state} was saved with {key} {before!r}, now it is {now!r}",
+                "resume with what it was saved with (batch x accumulation x devices alike)",
+            )
