@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
@@ -15,7 +15,7 @@ from vla_inference.frozen import FrozenWatch
 from vla_inference.history import History
 from vla_inference.joint_memory import MAX_APART, SET_BACK, JointMemory, positions_at
 from vla_inference.model_root import find_model
-from vla_inference.robot_state import StateLayout
+from vla_inference.robot_state import QuaternionSign, StateLayout, axis_angle
 from vla_inference.synchronise import DEPTH, Synchroniser
 
 MILLISECONDS = st.integers(0, 3000)
@@ -128,6 +128,55 @@ def test_the_state_is_in_the_order_of_its_parts(vector):
         Rotation.from_quat(state[11:]),
     ):
         assert (turned * rotation.inv()).magnitude() < 1e-5
+
+
+def quat2axisangle(quaternion):
+    """robosuite's rule, in its own words: by the arc cosine, whatever the sign."""
+    w = np.clip(quaternion[3], -1.0, 1.0)
+    sine = np.sqrt(1.0 - w * w)
+    return np.zeros(3) if sine < 1e-8 else np.asarray(quaternion[:3]) * 2 * np.arccos(w) / sine
+
+
+@CALM
+@given(st.lists(st.floats(-1, 1), min_size=4, max_size=4))
+def test_axis_angles_are_robosuite_s(values):
+    length = np.linalg.norm(values)
+    assume(length > 1e-3)
+    quaternion = np.array(values) / length
+    if 1 - abs(quaternion[3]) > 1e-6:  # the arc cosine tells nothing there
+        wanted = quat2axisangle(quaternion)
+        np.testing.assert_allclose(axis_angle(quaternion), wanted, atol=1e-5)
+
+
+def test_axis_angle_is_continuous_where_a_hand_points_down_whatever_sign_is_published():
+    """As OpenVLA-OFT's LIBERO models were trained: 3.147 rad reads 3.147, not -3.137."""
+    layout, rng = StateLayout(("axis_angle",)), np.random.default_rng(0)
+    for begin in (3.0, 3.147, 3.3):
+        sign, last = QuaternionSign(), None
+        for turn in np.linspace(begin, 6.2 - begin, 100):
+            q = Rotation.from_rotvec([turn, 0, 0]).as_quat() * rng.choice([-1, 1])
+            (x, y, z) = layout.read(((0, 0, 0), q), sign=sign)
+            assert x == pytest.approx(turn, abs=1e-5) and abs(y) + abs(z) < 1e-5
+            assert last is None or abs(x - last) < 0.05
+            last = x
+    level = layout.read(((0, 0, 0), -Rotation.from_rotvec([0, -0.3, 0]).as_quat()))
+    np.testing.assert_allclose(level, [0, -0.3, 0], atol=1e-6)
+
+
+def test_rotations_whose_numbers_jump_nearby_are_remarked_upon():
+    down, level = (Rotation.from_rotvec([a, 0, 0]).as_quat() for a in (3.1, 0.2))
+    pitched = Rotation.from_euler("xyz", [0, 1.55, 0]).as_quat()
+    for part, quaternion, words in (
+        ("rotvec", down, "rotation vector is near pi"),
+        ("rpy", down, "roll, pitch or yaw"),
+        ("rpy", pitched, "roll, pitch or yaw"),
+        ("quaternion", down, "w is near 0"),
+        ("axis_angle", down, ""),
+        ("position", down, ""),
+        *((part, level, "") for part in ("rotvec", "rpy", "quaternion", "axis_angle")),
+    ):
+        found = StateLayout((part,)).seam(quaternion)
+        assert words in found and bool(words) == bool(found), part
 
 
 @pytest.mark.parametrize(

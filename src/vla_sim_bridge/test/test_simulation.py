@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from vla_inference.errors import VlaError
 from vla_sim_bridge.simulation import Simulation, episode_rng
@@ -98,6 +99,21 @@ def test_the_state_is_pose_and_fingers(sim):
     for _ in range(10):
         sim.step(np.zeros(7))
     assert np.abs(sim.state()[6:]).sum() < width - 0.02  # 1 is open, 0 is closed
+
+
+def test_the_rotation_in_the_state_goes_on_beyond_pi_without_a_jump(sim):
+    sim.reset(episode_rng("evaluate", 0, 0))
+    lengths = []
+    for turn in (0.1, -0.1):
+        for _ in range(12):
+            before = sim.state()[3:6]
+            sim.step(np.array([0, 0, 0, turn, 0, 0, 1.0]))
+            after = sim.state()[3:6]
+            assert np.abs(after - before).max() < 0.3
+            back = Rotation.from_matrix(sim.eef_pose()[:3, :3]).inv()
+            assert (back * Rotation.from_rotvec(after)).magnitude() < 1e-3
+            lengths.append(np.linalg.norm(after))
+    assert min(lengths) < np.pi - 0.1 and max(lengths) > np.pi + 0.1
 
 
 def test_a_missing_camera_lists_those_there_are():

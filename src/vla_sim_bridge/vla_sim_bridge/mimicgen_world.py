@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from vla_inference.errors import VlaError
+from vla_inference.robot_state import QuaternionSign, axis_angle
 from vla_inference.types import ActionSpec, eef_delta_spec
 from vla_sim_bridge.mimicgen_process import SLOW, MimicgenProcess, find_python
 from vla_sim_bridge.robosuite_env import CONTROL_FREQ, to_robosuite
@@ -35,6 +35,7 @@ class MimicgenWorld(WorldBase):
         self.cameras, self.width, self.height = tuple(cameras), width, height
         self.spec: ActionSpec = eef_delta_spec("rotvec", "base", 1.0 / CONTROL_FREQ)
         self.instruction, self.gripper = "", 1.0
+        self._sign = QuaternionSign()
         self._process = process or MimicgenProcess(find_python())
         try:
             about = self._process.about
@@ -61,6 +62,7 @@ class MimicgenWorld(WorldBase):
     def reset(self, rng: np.random.Generator) -> None:
         """Start an episode; the global generators over there are seeded from `rng`."""
         seed = int(rng.integers(2**32))
+        self._sign = QuaternionSign()
         self._take(*self._process.ask("reset", timeout=SLOW, seed=seed))
         self.instruction = self.task.instruct(rng, Scene(), self.language)
         self.gripper = 1.0
@@ -88,8 +90,8 @@ class MimicgenWorld(WorldBase):
         return self._now["base_position"].copy()
 
     def state(self) -> np.ndarray:
-        """float32 [8]: end-effector position m, rotation vector rad, both fingers' position m."""
-        rotation = Rotation.from_matrix(self._now["eef_rotation"]).as_rotvec()
+        """float32 [8]: end-effector position m, axis angle rad, both fingers' position m."""
+        rotation = axis_angle(self._sign.of_matrix(self._now["eef_rotation"]))
         parts = [self._now["eef_position"], rotation, self._now["fingers"]]
         return np.concatenate(parts).astype(np.float32)
 
@@ -100,6 +102,7 @@ class MimicgenWorld(WorldBase):
     def set_mujoco_state(self, state: np.ndarray) -> None:
         """Put the world into a recorded state of the same model."""
         state = np.asarray(state, np.float64)
+        self._sign = QuaternionSign()
         self._take(*self._process.ask("set_state", {"state": state}))
 
     # -- pictures -----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import numpy as np
 
 from vla_inference.errors import VlaError
+from vla_inference.robot_state import QuaternionSign, axis_angle
 from vla_sim_bridge.tasks import Scene, Task
 from vla_sim_bridge.world_base import WorldBase
 
@@ -37,6 +38,7 @@ class SimState(WorldBase):
             for n in task.fixtures
         }
         self.scene = Scene()
+        self._sign = QuaternionSign()
 
     # -- what a demonstration is made of ------------------------------------------------------
 
@@ -122,12 +124,12 @@ class SimState(WorldBase):
         return float(np.abs(self.data.qpos[self._fingers].astype(np.float32)).mean())
 
     def state(self) -> np.ndarray:
-        """float32 [8]: end-effector position m, rotation vector rad, both fingers' position m."""
-        from scipy.spatial.transform import Rotation
+        """float32 [8]: end-effector position m, axis angle rad, both fingers' position m.
 
-        pose = self.eef_pose()
-        rotation = Rotation.from_matrix(pose[:3, :3]).as_rotvec()
-        fingers = self.data.qpos[self._fingers]
+        The axis angle goes on beyond pi, continuous within an episode (`axis_angle`).
+        """
+        pose, fingers = self.eef_pose(), self.data.qpos[self._fingers]
+        rotation = axis_angle(self._sign.of_matrix(pose[:3, :3]))
         return np.concatenate([pose[:3, 3], rotation, fingers]).astype(np.float32)
 
     def robot_state(self) -> dict[str, np.ndarray]:
@@ -189,6 +191,7 @@ class SimState(WorldBase):
             )
         import mujoco
 
+        self._sign = QuaternionSign()
         self.data.time = state[0]
         self.data.qpos[:] = state[1 : 1 + nq]
         self.data.qvel[:] = state[1 + nq :]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vla_inference.errors import VlaError
+from vla_inference.robot_state import QuaternionSign
 from vla_inference.types import ActionSpec, eef_delta_spec
 from vla_sim_bridge.control_step import control_step
 from vla_sim_bridge.drawing import Pictures
@@ -112,6 +113,7 @@ class Simulation(SimState):
         if self._randomizer:  # a generator of its own: poses and sentences stay what they were
             self._looks = rng.spawn(1)[0]
             self.randomized = self._randomizer.episode(self._looks)
+        self._sign = QuaternionSign()
         self._env.rng = rng
         sampler = self._env.placement_initializer
         for part in (sampler, *getattr(sampler, "samplers", {}).values()):

@@ -37,8 +37,8 @@ AT_CONFIGURE: Table = {
     "history_interval": (0.1, "time between these [s]", SECONDS),
     "state": (
         [""],
-        "parts of the robot's state, in the model's order: position, rotvec, rpy, quaternion (of "
-        "current_pose), joints (of joint_states); ['']: none",
+        "parts of the robot's state, in the model's order: position, axis_angle (LIBERO's), "
+        "rotvec, rpy, quaternion (of current_pose), joints (of joint_states); ['']: none",
         None,
     ),
     "joint_names": ([""], "the joints of part joints, in the model's order", None),

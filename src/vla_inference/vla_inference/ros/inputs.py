@@ -18,7 +18,7 @@ from vla_inference.frozen import FrozenWatch
 from vla_inference.history import History
 from vla_inference.image_messages import compressed_to_rgb, image_to_rgb
 from vla_inference.joint_memory import Joint, JointMemory, positions_at
-from vla_inference.robot_state import StateLayout
+from vla_inference.robot_state import QuaternionSign, StateLayout
 from vla_inference.ros import qos
 from vla_inference.ros.stamps import stamp_ns, stamp_seconds
 from vla_inference.synchronise import Synchroniser
@@ -90,6 +90,7 @@ class Inputs:
         self.cameras, self.layout = check_cameras(cameras), layout
         self._node, self._receive = node, receive
         self._frozen = FrozenWatch()
+        self._sign = QuaternionSign()
         self._joints = JointMemory(layout.joints)
         self._any_joint = False  # of the layout was heard
         kind, decode = (
@@ -122,6 +123,7 @@ class Inputs:
     def reset(self) -> None:
         self._synchroniser.reset()
         self._frozen = FrozenWatch()
+        self._sign = QuaternionSign()
         self._joints, self._any_joint = JointMemory(self.layout.joints), False
         self._history = self._past()
         self._begun = time.monotonic()
@@ -185,7 +187,14 @@ class Inputs:
         if view.joints is not None:
             at = stamp_seconds(view.header.stamp)
             joints = positions_at(view.joints, self.layout.joints, at)
-        return self.layout.read(pose, joints)
+        state = self.layout.read(pose, joints, self._sign)
+        seam = self.layout.seam(pose[1]) if pose is not None else ""
+        if seam:
+            self._node.get_logger().warning(
+                f"{POSE}: {seam}; check that the model was trained with such numbers",
+                throttle_duration_sec=60.0,
+            )
+        return state
 
 
 def check_cameras(names: Sequence[str]) -> tuple[str, ...]:
