@@ -31,6 +31,7 @@ from vla_training.cli_finetune import find_sources
 from vla_training.finetune import Finetuner, finetune
 from vla_training.finetune_export import export
 from vla_training.frame_index import Source
+from vla_training.identity import check_identity
 from vla_training.merge_check import verify_merge
 from vla_training.model_setup import choose_head, load_with_adapter
 from vla_training.online import Online, Stream
@@ -334,6 +335,73 @@ def test_resuming_something_else_is_refused(home, tmp_path):
         finetune(replace(other, lora_rank=8), resume=True)
     with pytest.raises(VlaError, match="samples_per_step"):
         finetune(replace(other, batch_size=2), resume=True)
+
+
+def test_resuming_with_anything_that_changes_samples_or_meaning_is_refused(home, tmp_path):
+    config = settings(home, tmp_path / "run", max_steps=1, merge=False)
+    run = Finetuner(config, parallel.start("cpu"))
+    run.save()
+    source = config.sources[0]
+    for changed in (
+        {"lora_alpha": 1.0}, {"learning_rate": 1e-4}, {"lr_schedule": "cosine"},
+        {"warmup_steps": 3}, {"weight_decay": 0.1}, {"max_grad_norm": 2.0},
+        {"val_split": 0.3}, {"chunk": 4}, {"action_head": "l1"}, {"num_images": 2},
+        {"proprio_dim": 3}, {"image_aug": True}, {"seed": 9}, {"train_vision": False},
+        {"sources": (replace(source, weight=3.0),)},
+        {"sources": (replace(source, cameras=("wrist",)),)},
+        {"sources": (replace(source, options={"kind": "hdf5"}),)},
+    ):  # fmt: skip
+        (name,) = changed
+        mine = {**replace(config, **changed).identity(1), "frames": run.identity["frames"]}
+        with pytest.raises(VlaError, match=rf"was saved with {name.replace('sources', 'data')} "):
+            check_identity(Path("state"), json.loads(json.dumps(run.identity)), mine)
+    with pytest.raises(VlaError, match=r"was saved with learning_rate 0\.0\d*, now it is 0\.0001"):
+        finetune(replace(config, learning_rate=1e-4), resume=True)
+    # How fast it goes, what it tells, and how long it lasts where the rate does not follow it.
+    free = replace(
+        config, workers=1, log_steps=3, save_steps=7, val_steps=2, gradient_checkpointing=1.0,
+        max_steps=5, compile=True, tensorboard=True, merge=True,
+    )  # fmt: skip
+    assert free.identity(1) == config.identity(1)
+    cosine = replace(config, lr_schedule="cosine")
+    assert replace(cosine, max_steps=5).identity(1) != cosine.identity(1)
+
+
+def test_a_resumed_run_tells_each_step_once(home, tmp_path):
+    config = settings(home, tmp_path / "run", max_steps=4, log_steps=1, merge=False)
+    run = Finetuner(replace(config, max_steps=2), parallel.start("cpu"))
+    run.run(Stop())
+    run.close()
+    path = tmp_path / "run" / "metrics.jsonl"
+    beyond = json.dumps({"kind": "train", "step": 3, "loss": 99.0})  # of a run that was killed
+    path.write_text(f'{path.read_text()}{beyond}\n{{"kind": "tra')
+    finetune(config, resume=True)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    trained = [(e["step"], e["loss"]) for e in lines if e["kind"] == "train"]
+    assert [step for step, _ in trained] == [1, 2, 3, 4]
+    assert all(loss != 99.0 for _, loss in trained)
+
+
+def test_gradients_are_summed_in_float32_where_layers_compute_in_bfloat16(home, tmp_path):
+    place = parallel.start("cpu", sharded=True)
+    try:
+        config = settings(home, tmp_path / "run", lora_rank=0, precision="bf16", compile=False)
+        run = Finetuner(config, place)
+        batch = next(run._batches())
+
+        def gradients(times: int) -> list[torch.Tensor]:
+            for i in range(times):
+                parallel.communicate(run.objective, i == times - 1)
+                run.objective(batch)[0].backward()
+            found = [p.grad.full_tensor().clone() for p in run.trained if p.grad is not None]
+            run.optimizer.zero_grad(set_to_none=True)
+            return found
+
+        for once, often in zip(gradients(1), gradients(37), strict=True):
+            # 37 in bfloat16 is off by percents: a sum stops growing at 256 times what is added
+            torch.testing.assert_close(often / 37, once, rtol=1e-4, atol=1e-7)
+    finally:
+        parallel.stop()
 
 
 def test_heads_that_cannot_be_are_refused(home):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from finetune_runs import write_noise
 from tiny_model import tiny_model
 
 from vla_inference.errors import DataError, VlaError
@@ -16,7 +18,7 @@ from vla_inference.policy import Policy
 from vla_sim_bridge.hdf5 import write_episode
 from vla_training.frames import Frames, action_statistics, load_frames
 from vla_training.scenes import SIZE, scene_of
-from vla_training.train import TrainConfig, Trainer, begin_with, grid_positions
+from vla_training.train import TrainConfig, Trainer, _quiet, begin_with, grid_positions, spawn
 from vla_training.vocabulary import task_sentences, train_tokenizer
 
 TINY = tiny_model()
@@ -72,6 +74,44 @@ def test_resumed_run_equals_an_unbroken_one(tmp_path):
         assert torch.equal(value, second.model.state_dict()[key]), key
     for key, value in whole.average.items():
         assert torch.equal(value, second.average[key]), key
+
+
+def test_resuming_with_anything_that_changes_samples_is_refused(tmp_path):
+    first, saved = make_trainer(), tmp_path / "state.safetensors"
+    first.save(saved)
+    for changed in ({"learning_rate": 1.0}, {"steps": 99}, {"validation": 0.5}, {"seed": 5}):
+        (name,) = changed
+        with pytest.raises(
+            VlaError, match=rf"was saved with {name} .*, now it is"
+        ):
+            make_trainer(**changed).load(saved)
+    with pytest.raises(VlaError, match="was saved with num_transitions 24, now it is 30"):
+        make_trainer(make_frames(5)).load(saved)
+    make_trainer(every=7).load(saved)
+
+
+def test_trainings_side_by_side_on_one_host_do_not_meet(tmp_path, monkeypatch):
+    """Two of two processes each, on the CPU, at the same time."""
+    monkeypatch.setenv("MASTER_PORT", "1")  # whatever is set: none is used
+    data = write_noise(tmp_path / "demo.hdf5")
+    config = TrainConfig(batch_size=2, steps=1, layers=1, wordings=0, other_order=0.0)
+    failed = []
+
+    def run(name: str) -> None:
+        try:
+            args = (2, False, [str(data)], str(tmp_path / name), config, False, _quiet)
+            spawn(2, args)
+        except Exception as error:  # told below, in the test's own thread
+            failed.append(error)
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    for name in "ab":
+        assert (tmp_path / name / "checkpoint" / "model.safetensors").is_file()
 
 
 def test_checkpoint_answers_as_the_trained_model(tmp_path):

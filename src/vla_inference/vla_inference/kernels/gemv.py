@@ -202,7 +202,7 @@ def _gemv(
         gain = tl.rsqrt(tl.sum(square, 0) / K + eps)
         out *= gain
         up *= gain
-    if KIND == "fp8":
+    if KIND != "dense":
         out *= tl.load(scales + rows, there, 0.0)
         if PAIR:
             up *= tl.load(scales + rows + N, there, 0.0)
@@ -230,17 +230,19 @@ def gemv(
 ) -> Tensor:
     """y [N] = W f(x) of one vector x [K], into `y` (which may be `residual`).
 
-    weight: "dense" [N, K]; "int8" or "fp8" [N, K] with scales float32 [N]; "int4" interleaved
+    weight: "dense" [N, K]; "int8" or "fp8" [N, K] with scales float32 [N] (int8 of odd widths, not
+        a multiple of 16, with the inputs as they are); "int4" interleaved
         words [N, K/8] with scales (and zeros, unless 8 is zero) [N, K / group].
     norm: float32 [K]: x is RMSNorm'ed with these weights and `eps` first.
     pair: the weight has 2 N rows, gates first; y = silu(gate) * up.
     residual: added to the result.
     """
     n, k = y.shape[-1], x.shape[-1]
-    launch = launch or launch_for(kind, n, k, pair)
+    whole = kind == "int4" or (kind == "int8" and k % 16 == 0)  # spans, of which codes are made
+    launch = launch or launch_for(kind if whole else "dense", n, k, pair)
     flags = norm is not None, pair, residual is not None
     more = {"num_warps": launch.warps, **early()}
-    if kind in ("int8", "int4"):
+    if whole:
         turns = triton.cdiv(n, launch.block_n * launch.programs)
         span = 32 if kind == "int4" else 16
         _gemv_int[(triton.cdiv(n, turns * launch.block_n),)](

@@ -15,6 +15,8 @@ from vla_inference.quantization.formats import Format
 from vla_inference.quantization.linear import FP8_MAX, QuantLinear, pack
 from vla_inference.quantization.swap import put, quantisable
 
+FURTHEST_ZERO = 2048.0  # codes; up to here float16 has all whole numbers
+
 
 @torch.no_grad()
 def quantize_linear(
@@ -31,6 +33,8 @@ def quantize_linear(
     weight = layer.weight.float()
     if format.kind == "int4":
         codes, scales, zeros = int4_codes(weight, format, method)
+        if not scales.isfinite().all() or (zeros is not None and not zeros.isfinite().all()):
+            raise VlaError(f"{name} is too large for {format.name}'s float16 scales", "use int8")
         result.codes, result.scales = pack(codes), scales
         if zeros is not None:
             result.zeros = zeros
@@ -61,7 +65,10 @@ def int4_codes(
         codes = (w / scale + 8).round().clamp(0, 15)
         return codes.to(torch.uint8).view(n, k), scale.half()[..., 0], None
     low, high = w.amin(-1, keepdim=True), w.amax(-1, keepdim=True)
-    scale = ((high - low) / 15).clamp(min=1e-6).half().float()
+    # A group far from zero for its range has a zero that float16 cannot hold to one code: there a
+    # larger scale is as exact, since the zero's own steps are what limits it.
+    size = torch.maximum(low.abs(), high.abs())
+    scale = torch.maximum((high - low) / 15, size / FURTHEST_ZERO).clamp(min=1e-6).half().float()
     zero = -low / scale
     if method == "hqq":
         zero = _half_quadratic(w, scale, zero)
