@@ -1,0 +1,7 @@
+"""Vision-language-action models as ROS 2 nodes."""
+
+import os
+
+# OpenMP's threads wait for each other by spinning; with a busy neighbour on the same cores that
+# makes a model 10 to 100 times slower. Read when PyTorch is imported, so it must be set before.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

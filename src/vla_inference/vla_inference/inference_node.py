@@ -7,7 +7,6 @@ status says why, and nothing is published.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -320,9 +319,6 @@ class InferenceNode(ManagedNode):
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    # OpenMP's threads wait for each other by spinning; with a busy neighbour on the same cores
-    # that makes a model 10 to 100 times slower. Must be set before PyTorch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return spin_node(InferenceNode, args)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -97,9 +100,40 @@ def test_jumps_where_one_chunk_takes_over_from_the_other(tmp_path):
         assert joins["count"] == 4
         assert joins["jump_translation_mm"]["median"] == pytest.approx(jump, abs=1e-4)
         assert joins["within_translation_mm"]["max"] == pytest.approx(10, rel=1e-4)
+    with pytest.raises(DataError, match="--execute-steps is 5, the model's chunks have 4 steps"):
+        figures(path, ramp, execute_steps=5)
     _, found = figures(path, ramp)
     assert found["validation"]["clip_rate"] == 0.5  # 0.25 m/s at 20 Hz: above 12.5 mm
+    clips = found["validation"]["clips"]
+    assert clips.keys() == {"linear_velocity"}
+    assert clips["linear_velocity"] == pytest.approx({"share": 0.5, "limit": 0.25, "largest": 0.6})
+    told = dict(validation_report.motion_rows(found["validation"]))
+    assert told["steps over the command limits"].startswith(
+        "50.00 %; linear_velocity 0.25 m/s: 50.00 %, up to 0.6 (its `stretch`"
+    )
     assert found["validation"]["beyond_statistics"] == 0.25
+
+
+def test_a_busy_machine_is_told_beside_its_latencies(tmp_path, monkeypatch):
+    path, cores = write_bags(tmp_path / "set", (3,)), len(os.sched_getaffinity(0))
+    for load, told in ((cores + 1.5, True), (cores / 2, False)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        notes = figures(path)[1]["notes"]
+        assert any("the machine was busy" in n and "latencies" in n for n in notes) == told
+
+
+@pytest.mark.parametrize(
+    "module", ["vla_inference.inference_node", "vla_inference.policy", "vla_training.validate"]
+)
+def test_threads_that_wait_do_not_spin(module):
+    """OpenMP reads its settings when PyTorch is imported: they must be set by then."""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment["OMP_DISPLAY_ENV"] = "verbose"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {module}"], env=environment, capture_output=True,
+        text=True, check=True, timeout=120,
+    )  # fmt: skip
+    assert "GOMP_SPINCOUNT = '0'" in done.stderr
 
 
 def test_twists_are_compared_over_the_step_of_the_model(tmp_path):

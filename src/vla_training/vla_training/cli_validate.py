@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -117,8 +116,6 @@ def validate(
         robot_model=robot_model, robot_tip=robot_tip, frame=frame, tolerance=tolerance,
         episode_gap=episode_gap,
     )  # fmt: skip
-    # As the inference node has it: threads that wait by spinning slow a busy machine down.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from vla_inference.policy import Policy
     from vla_sim_bridge.cli import find_model
     from vla_training import validation_report

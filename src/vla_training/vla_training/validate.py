@@ -7,6 +7,7 @@ The same figures come from reading a bag (`validate`) and from a running graph
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -66,6 +67,17 @@ def count(bags: BagSet, config: ValidationConfig) -> tuple[int, int]:
     return episodes, min(frames, config.max_steps or frames)
 
 
+def busy() -> str:
+    """Says so where others want this machine's cores, since latencies are then not the model's."""
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if load < cores:
+        return ""
+    return (
+        f"the machine was busy (load {load:.1f} on {cores} cores): latencies are longer than on "
+        "one of its own, so --max-latency-ms says little"
+    )
+
+
 def validate(
     policy: Policy, bags: BagSet, config: ValidationConfig = ValidationConfig(),
     report: Callable[[Frame], None] = lambda _: None,
@@ -78,6 +90,7 @@ def validate(
     result, space = prepare(policy, bags, config)
     cameras = choose_cameras(policy, bags, config.cameras)
     episodes, total = count(bags, config)
+    result.evaluation.notes += [note] if (note := busy()) else []
     policy.warm_up(space)
     try:
         for number in range(episodes):
@@ -97,6 +110,11 @@ def validate(
                     Observation(images, text, seen.state), unnorm_key=space
                 )
                 latency = time.perf_counter() - begun
+                if (config.execute_steps or 0) > len(chunk.actions):
+                    raise DataError(
+                        f"--execute-steps is {config.execute_steps}, the model's chunks have "
+                        f"{len(chunk.actions)} steps", f"give at most {len(chunk.actions)}",
+                    )  # fmt: skip
                 truth = bags.actions(number)[index]
                 report(result.add(number, index, text, truth, chunk.actions, latency, total))
     except KeyboardInterrupt:

@@ -83,7 +83,7 @@ class Validation:
             "latency_ms": _spread([1e3 * f.latency for f in self.evaluation.frames]),
             "input_age_ms": _spread([1e3 * a for a in self.ages]),
             "recorded": self._recorded(),
-            "clip_rate": self._clip_rate(self.chunks),
+            **self._clips(),
             "beyond_statistics": self._beyond(),
             "joins": self._joins(),
             "chunk_accuracy": self._chunk_accuracy(),
@@ -133,15 +133,26 @@ class Validation:
                 age.append((chunk.produced - stamp) / 1e6 if chunk.produced else math.nan)
         return {"latency_ms": _spread(latency), "input_age_ms": _spread(age)}
 
-    def _clip_rate(self, chunks: Sequence[np.ndarray]) -> float:
-        """Share of predicted steps that the command node's usual limits would clip."""
-        limits, dt = SafetyLimits(), self.evaluation.spec.dt
-        steps = np.concatenate(chunks)
+    def _clips(self) -> dict[str, Any]:
+        """Share of predicted steps that the command node's usual limits would clip, and by each
+        limit that does: its share, the limit and the largest value (m, rad, m/s, rad/s)."""
+        usual, dt = SafetyLimits(), self.evaluation.spec.dt
+        steps = np.concatenate(self.chunks)
         way = np.linalg.norm(steps[:, :3], axis=1)
         turn = np.linalg.norm(steps[:, 3:6], axis=1)
-        beyond = way > min(limits.translation_per_step, limits.linear_velocity * dt)
-        beyond |= turn > min(limits.rotation_per_step, limits.angular_velocity * dt)
-        return float(beyond.mean())
+        values = {
+            "translation_per_step": way, "rotation_per_step": turn,
+            "linear_velocity": way / dt, "angular_velocity": turn / dt,
+        }  # fmt: skip
+        beyond = {name: v > getattr(usual, name) for name, v in values.items()}
+        return {
+            "clip_rate": float(np.any(list(beyond.values()), axis=0).mean()),
+            "clips": {
+                name: {"share": float(over.mean()), "limit": getattr(usual, name),
+                       "largest": float(values[name].max())}
+                for name, over in beyond.items() if over.any()
+            },
+        }  # fmt: skip
 
     def _beyond(self) -> float:
         """Share of predicted steps with a number outside q01 to q99 by 1 % of that range."""
