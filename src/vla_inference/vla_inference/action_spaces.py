@@ -40,8 +40,8 @@ class ActionSpaces:
 
     def spec(self, asked: AskedSpace) -> ActionSpec:
         """Name, unit, frame and polarity of each action dimension."""
-        _, space = self.find(asked)
-        spec = statistics_spec(space, self.head.action_dim)
+        name, space = self.find(asked)
+        spec = statistics_spec(space, self.head.action_dim, name)
         if len(spec) != self.head.action_dim:
             raise VlaError(
                 f"the statistics' spec names {len(spec)} dimensions, the model's actions have "

@@ -1,22 +1,106 @@
-"""What the actions of a checkpoint's statistics mean."""
+"""What actions mean: those of datasets known by name, and those of a checkpoint's statistics."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from vla_inference.errors import CheckpointError
+import numpy as np
+
+from vla_inference.errors import CheckpointError, VlaError
 from vla_inference.model import ModelConfig
-from vla_inference.types import ActionSpec, DimSpec, eef_delta_spec
+from vla_inference.types import ActionChunk, ActionSpec, DimSpec, eef_delta_spec
 
 
-def statistics_spec(statistics: Mapping, action_dim: int = 7) -> ActionSpec:
+def _in_units(spec: ActionSpec, length: str, angle: str) -> ActionSpec:
+    units = [length] * 3 + [angle] * 3 + ["1"]
+    dims = [replace(d, unit=unit) for d, unit in zip(spec.dims, units, strict=True)]
+    return replace(spec, dims=tuple(dims))
+
+
+def _oxe(rate: float, length: str = "m", angle: str = "rad") -> ActionSpec:
+    """Open X-Embodiment: fixed-axis angles in the base frame, at a rate in Hz."""
+    return _in_units(eef_delta_spec("rpy", "base", 1 / rate), length, angle)
+
+
+# By the dataset's name, which is also that of its statistics in a checkpoint; a longer name that
+# begins with one of these and "_" means the same. "unknown": stored in units that nothing states.
+KNOWN = {
+    "bridge": _oxe(5),
+    "bridge_orig": _oxe(5),
+    "bridge_dataset": _oxe(5),
+    "bridge_raw": _oxe(5),
+    "fractal20220817_data": _oxe(3),
+    "kuka": _oxe(10),
+    "berkeley_autolab_ur5": _oxe(5),
+    "taco_play": _oxe(15, "unknown", "unknown"),
+    "jaco_play": _oxe(10, "unknown", "unknown"),
+    "berkeley_cable_routing": _oxe(10, "unknown", "unknown"),
+    "roboturk": _oxe(10, "unknown", "unknown"),
+    "nyu_door_opening_surprising_effectiveness": _oxe(3, "unknown", "unknown"),
+    "viola": _oxe(20, "unknown", "unknown"),
+    "toto": _oxe(30, "unknown", "unknown"),
+    # robosuite's [-1, 1], of which 1 is 0.05 m and 0.5 rad
+    "libero": _in_units(eef_delta_spec("rotvec", "base", 0.05), "0.05 m", "0.5 rad"),
+}
+
+
+def find_known(name: str) -> str | None:
+    """The entry of KNOWN that a dataset's or statistics' name means, if any."""
+    matches = [k for k in KNOWN if name == k or name.startswith(k + "_")]
+    return max(matches, key=len) if matches else None
+
+
+def _si_factors(spec: ActionSpec) -> np.ndarray | None:
+    """What makes m and rad of an end-effector delta [D]; None where its units don't tell."""
+    factors = []
+    for dim, wanted in zip(spec.dims, ["m"] * 3 + ["rad"] * 3, strict=False):
+        number, _, unit = dim.unit.rpartition(" ")
+        try:
+            factors.append(float(number or 1))
+        except ValueError:
+            return None
+        if unit != wanted:
+            return None
+    return np.array(factors + [1.0] * (len(spec) - len(factors)))
+
+
+def si_spec(spec: ActionSpec) -> ActionSpec:
+    """That of `in_si`'s actions; unchanged where the units don't tell."""
+    if len(spec) != 7 or _si_factors(spec) is None:
+        return spec
+    return _in_units(spec, "m", "rad")
+
+
+def in_si(chunk: ActionChunk) -> ActionChunk:
+    """An end-effector delta's chunk in m and rad, which is all that a robot may be sent.
+
+    Raises VlaError where its spec has other units or none.
+    """
+    spec, factors = chunk.spec, _si_factors(chunk.spec)
+    if factors is None:
+        units = ", ".join(dict.fromkeys(d.unit for d in spec.dims[:6]))
+        raise VlaError(
+            f"the actions are in unit {units}, which are no m and rad",
+            'state them: "spec" with "dims" beside the statistics, see docs/reference.md',
+        )
+    if (factors == 1).all():
+        return chunk
+    return replace(chunk, actions=chunk.actions * factors, spec=si_spec(spec))
+
+
+def statistics_spec(statistics: Mapping, action_dim: int = 7, name: str = "") -> ActionSpec:
     """What the actions of a set of statistics mean.
 
     They may carry a `spec` ({"rotation", "frame", "dt", "dims": [{"name", "unit", "polarity"}]}).
-    Those of the Open X-Embodiment sets don't: 7 dimensions are then fixed-axis angles in the base
-    frame at about 5 Hz, 14 are ALOHA's two arms as OpenVLA-OFT has them, and others have no name.
+    Published ones don't: they go by their name, as their dataset does (`KNOWN`). Of an unknown
+    name 7 dimensions are fixed-axis angles in the base frame at about 5 Hz, 14 are ALOHA's two
+    arms as OpenVLA-OFT has them, and others have no name.
     """
+    known = find_known(name)
+    if "spec" not in statistics and known is not None and len(KNOWN[known]) == action_dim:
+        return KNOWN[known]
     defaults = {"rotation": "rpy", "frame": "base", "dt": 0.2}
     given = dict(statistics.get("spec", {}))
     dims = given.pop("dims", None)

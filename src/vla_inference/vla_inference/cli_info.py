@@ -77,7 +77,7 @@ def _part(key: str, config: ModelConfig) -> str:
 
 def _space(name: str, statistics: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
     head = config.head
-    spec = statistics_spec(statistics, head.action_dim)
+    spec = statistics_spec(statistics, head.action_dim, name)
     bounds = Normalisation.from_statistics(
         statistics.get("action", statistics), f"statistics {name!r}", head.bounds
     )

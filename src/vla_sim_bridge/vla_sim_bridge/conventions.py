@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from vla_inference.action_specs import in_si
 from vla_inference.errors import VlaError
 from vla_inference.types import ActionChunk
 
@@ -20,7 +21,7 @@ def sim_actions(chunk: ActionChunk) -> np.ndarray:
             f"the chunk's deltas are in frame {chunk.spec.frame!r}",
             f"this simulation takes frame {FRAME!r} only",
         )
-    actions = chunk.actions.astype(np.float64)
+    actions = in_si(chunk).actions.astype(np.float64)
     if not np.isfinite(actions).all():
         raise VlaError("the chunk holds numbers that are not finite", "mend the model")
     if chunk.spec.rotation == "rpy":

@@ -216,8 +216,8 @@ def test_a_number_of_sentences_that_fits_no_step_is_refused(tmp_path):
     path = robomimic(tmp_path / "d.hdf5", osc(), robosuite_actions(COUNT), {})
     with h5py.File(path, "a") as file:
         file["data/demo_0/language_instruction"] = np.array([b"a b", b"c d"])
-    with pytest.raises(DataError, match="language_instruction holds 2 sentences for 8 steps"):
-        open_dataset(path)
+    with pytest.raises(DataError, match="language_instruction has 2 entries for 8 actions"):
+        open_dataset(path)[0]
 
 
 def test_without_images_or_sentences_nothing_is_converted_unasked(tmp_path):

@@ -81,9 +81,7 @@ def test_resuming_with_anything_that_changes_samples_is_refused(tmp_path):
     first.save(saved)
     for changed in ({"learning_rate": 1.0}, {"steps": 99}, {"validation": 0.5}, {"seed": 5}):
         (name,) = changed
-        with pytest.raises(
-            VlaError, match=rf"was saved with {name} .*, now it is"
-        ):
+        with pytest.raises(VlaError, match=rf"was saved with {name} .*, now it is"):
             make_trainer(**changed).load(saved)
     with pytest.raises(VlaError, match="was saved with num_transitions 24, now it is 30"):
         make_trainer(make_frames(5)).load(saved)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from geometry_msgs.msg import Vector3
 
+from vla_inference.action_specs import in_si, si_spec
 from vla_inference.errors import VlaError
 from vla_inference.types import ActionChunk, eef_delta_spec
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
@@ -40,6 +41,7 @@ def chunk_to_steps(chunk: ActionChunk, frame_id: str = "") -> list[EefDelta]:
         "the chunk holds numbers that are not finite",
         "nothing is sent",
     )
+    chunk = in_si(chunk)
     frame = frame_id or spec.frame
     _check_step(spec.rotation, spec.dt, frame)
     return [
@@ -110,7 +112,7 @@ def model_info(
     model: ModelThread, stamp: Time, cameras: Sequence[str], frame_id: str = ""
 ) -> ModelInfo:
     """What a loaded model is; frame_id as for `chunk_to_msg`."""
-    spec = model.spec
+    spec = si_spec(model.spec)
     msg = ModelInfo(
         model=model.name, unnorm_key=model.unnorm_key or "", cameras=list(cameras),
         state_dim=model.settings.state_dim, chunk=model.chunk, dt=spec.dt,

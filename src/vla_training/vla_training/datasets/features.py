@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +21,44 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Feature:
-    """One leaf. kind: "image", "text" or "tensor"; shape is that of one step."""
+    """One leaf. kind: "image", "text" or "tensor"; shape is that of one step.
+
+    encoding: "bytes" or "zlib" where each step of a tensor is stored as one text of bytes.
+    """
 
     kind: str
     dtype: np.dtype | None
     shape: tuple[int, ...]
+    encoding: str = ""
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is a camera's: an encoded image, or uint8 [H, W, 3]."""
+        image = self.dtype == np.uint8 and len(self.shape) == 3 and self.shape[-1] == 3
+        return self.kind == "image" or (self.kind == "tensor" and image)
+
+    def decode(self, stored: list[bytes]) -> np.ndarray:
+        """An encoded tensor's steps [T, *shape]; raises ValueError where they are none."""
+        size, rows = self.size * self.dtype.itemsize, []
+        for data in stored:
+            if self.encoding == "zlib":
+                data = _unpack(data, size)
+            if len(data) != size:
+                raise ValueError(f"{len(data)} bytes, {size} are due")
+            rows.append(np.frombuffer(data, self.dtype).reshape(self.shape))
+        return np.stack(rows) if rows else np.empty((0, *self.shape), self.dtype)
+
+
+def _unpack(data: bytes, size: int) -> bytes:
+    """What zlib packed, of a known size: never more."""
+    try:
+        return zlib.decompressobj().decompress(data, size + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
 
 
 def read_features(path: Path) -> tuple[dict[str, Feature], list[str]]:
@@ -61,20 +91,24 @@ def _walk(node: dict, name: str, found: dict[str, Feature], others: list[str]) -
 
 
 def _leaf(node: dict) -> Feature | None:
+    """None: of a kind that is not read, as images of depth (16 bits, floats) are."""
     if "image" in node:
-        shape = _shape(node["image"])
-        return Feature("image", np.dtype(node["image"].get("dtype", "uint8")), shape)
+        dtype = np.dtype(node["image"].get("dtype", "uint8"))
+        return Feature("image", dtype, _shape(node["image"])) if dtype == np.uint8 else None
     if "text" in node:
         return Feature("text", None, ())
     tensor = node.get("tensor")
-    if tensor is None or tensor.get("encoding", "none") not in ("none", ""):
+    if tensor is None:
         return None
-    shape = _shape(tensor)
-    if tensor["dtype"] in ("string", "object") and not shape:
+    shape, encoding = _shape(tensor), tensor.get("encoding", "none")
+    if tensor["dtype"] in ("string", "object") and math.prod(shape) == 1:
         return Feature("text", None, ())
     if tensor["dtype"] not in DTYPES or min(shape, default=1) < 0:
         return None
-    return Feature("tensor", DTYPES[tensor["dtype"]], shape)
+    if encoding not in ("none", "", "bytes", "zlib"):
+        return None
+    encoding = encoding if encoding in ("bytes", "zlib") else ""
+    return Feature("tensor", DTYPES[tensor["dtype"]], shape, encoding)
 
 
 def _shape(node: dict) -> tuple[int, ...]:

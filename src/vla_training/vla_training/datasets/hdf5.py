@@ -104,8 +104,7 @@ class Hdf5Set(ImageColumnSet):
                 f"{self.path} holds no images: render them from the simulator's states, as "
                 "robomimic's dataset_states_to_obs.py does"
             )
-        length = len(demo["actions"]) if "actions" in demo else 0
-        if layout.find_instructions(demo.file["data"], demo, length) is None:
+        if not layout.has_instructions(demo.file["data"], demo):
             embedded = ", ".join(layout.find_embeddings(demo))
             self.notes.append(
                 f"{self.path} holds no sentences"

@@ -71,18 +71,28 @@ def find_upside_down(data: h5py.Group, demo: h5py.Group) -> tuple[bool, str]:
 
 def find_instructions(data: h5py.Group, demo: h5py.Group, length: int) -> list[str] | None:
     """A sentence for each step; None where there is none. Raises DataError on another number."""
+    where, texts = _find_texts(data, demo)
+    if texts and len(texts) not in (1, length):
+        raise DataError(
+            f"{where} has {len(texts)} entries for {length} actions",
+            "give one sentence for all steps, or one for each",
+        )
+    return (texts * length if len(texts) == 1 else texts) or None
+
+
+def has_instructions(data: h5py.Group, demo: h5py.Group) -> bool:
+    return bool(_find_texts(data, demo)[1])
+
+
+def _find_texts(data: h5py.Group, demo: h5py.Group) -> tuple[str, list[str]]:
+    """The first place that holds a sentence, and what stands there."""
     for where, value in _stated(data, demo):
         texts = [_text(v) for v in np.asarray(value, object).ravel()]
-        if len(texts) not in (1, length):
-            raise DataError(
-                f"{where} holds {len(texts)} sentences for {length} steps",
-                "give one for all steps, or one for each",
-            )
         if any(t.strip() for t in texts):
-            return texts * length if len(texts) == 1 else texts
-    if set(demo.get("obs", {})) >= LIBERO_CAMERAS:
-        return _by_filename(Path(data.file.filename)) * length or None
-    return None
+            return where, texts
+    file = data.file.filename
+    libero = set(demo.get("obs", {})) >= LIBERO_CAMERAS
+    return file, _by_filename(Path(file)) if libero else []
 
 
 def _stated(data: h5py.Group, demo: h5py.Group) -> Iterator[tuple[str, Any]]:

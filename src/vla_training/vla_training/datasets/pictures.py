@@ -79,7 +79,7 @@ class StoredPictures(Mapping[str, np.ndarray]):
 
 
 class LazyPictures(StoredPictures):
-    """Camera name -> picture of one step, decoded on each access.
+    """Camera name -> picture of one step, decoded on each access; arrays are what they are.
 
     seen: what the steps of an episode share, so that a picture which stays the same byte for byte
         (that of a camera which isn't there) is decoded twice at most.
@@ -87,13 +87,17 @@ class LazyPictures(StoredPictures):
 
     __slots__ = ("_seen", "_where")
 
-    def __init__(self, encoded: Mapping[str, bytes], where: str, seen: dict | None = None):
+    def __init__(
+        self, encoded: Mapping[str, bytes | np.ndarray], where: str, seen: dict | None = None
+    ):
         super().__init__(encoded)
         self._where = where
         self._seen = {} if seen is None else seen
 
     def __getitem__(self, camera: str) -> np.ndarray:
         data = self._stored[camera]
+        if isinstance(data, np.ndarray):
+            return data
         before, kept = self._seen.get(camera, (b"", None))
         if data == before and kept is not None:
             return kept.copy()
@@ -101,6 +105,7 @@ class LazyPictures(StoredPictures):
         self._seen[camera] = (data, picture.copy() if data == before else None)
         return picture
 
-    def encoded(self, camera: str) -> bytes:
-        """As it is stored: JPEG or PNG."""
-        return self._stored[camera]
+    def encoded(self, camera: str) -> bytes | None:
+        """As it is stored: JPEG or PNG; None of an array."""
+        data = self._stored[camera]
+        return None if isinstance(data, np.ndarray) else data

@@ -28,12 +28,25 @@ from vla_training.datasets.rlds_folder import (
     read_json,
     read_splits,
 )
-from vla_training.datasets.transforms import Conventions, find_conventions, get_conventions
+from vla_training.datasets.transforms import (
+    CONVENTIONS,
+    Conventions,
+    find_conventions,
+    get_conventions,
+    unknown_conventions,
+)
 
 __all__ = ["METADATA", "OBSERVATION", "TEMPLATE", "RldsEpisodes", "find_version"]
 OBSERVATION = "steps/observation/"
 GRIPPER = "1 open, 0 closed"
-READ = ("action", "language_instruction", "reward", "is_first", "is_last", "is_terminal")
+READ = ("reward", "is_first", "is_last", "is_terminal")
+SENTENCES = (
+    "language_instruction",
+    "observation/natural_language_instruction",
+    "observation/language_instruction",
+    "natural_language_instruction",
+    "observation/instruction",
+)
 METADATA = "metadata_json"  # ours: what an episode's metadata holds beside texts
 
 
@@ -59,9 +72,18 @@ class RldsEpisodes(EpisodeSet):
         self.notes: list[str] = []
         self.conventions = self._conventions(conventions)
         self.spec = self.conventions.spec
-        if self.conventions.note:
+        if self.conventions.note and not (self.path / SPEC_FILE).is_file():
             self.notes.append(self.conventions.note)
         self._check_features()
+        self._note_what_is_missing()
+
+    def _note_what_is_missing(self) -> None:
+        if not self.cameras():
+            self.notes.append(f"{self.path} holds no images")
+        if not self._sentences():
+            named = [n.removeprefix("steps/") for n in self.features if "language" in n]
+            told = f", only {', '.join(named)}" if named else ""
+            self.notes.append(f"{self.path} holds no sentences{told}: give one with --instruction")
 
     # -- what there is ------------------------------------------------------------------------
 
@@ -82,7 +104,10 @@ class RldsEpisodes(EpisodeSet):
             if name is None:  # it tells of the actions as they are stored
                 found = get_conventions("rlds_dataset_builder")
             return replace(found, spec=read_spec(given), known=True)
-        if not found.known:
+        stored = all(f"steps/{a}" in self.features for a in found.actions)
+        if name is None and found.known and not stored and "steps/action" in self.features:
+            found = unknown_conventions()  # that name, in another form
+        if not found.known and "steps/action" in self.features:
             self.notes.append(
                 f"no conventions are known for {self.name!r}: actions are taken as stored, as "
                 f"x y z (m), fixed-axis angles (rad) in the base frame and gripper 1 open, "
@@ -92,14 +117,26 @@ class RldsEpisodes(EpisodeSet):
 
     def _check_features(self) -> None:
         where = self.path / "features.json"
-        for name in ("action", *(f"observation/{n}" for n in self.conventions.needs)):
+        for name in (*self.conventions.actions, *self.conventions.needs):
             feature = self.features.get(f"steps/{name}")
-            if feature is None or feature.kind != "tensor" or len(feature.shape) != 1:
+            if feature is None and name == "action" and self._parts():
                 raise DataError(
-                    f"{where} has no vector 'steps/{name}'",
+                    f"{where}: 'steps/action' is a dictionary of {', '.join(self._parts())}, and "
+                    f"no conventions are known for {self.name!r}",
+                    f"name those that join it: --conventions {' or '.join(self._fitting())}"
+                    if self._fitting()
+                    else "convert its actions to one vector",
+                )
+            if feature is None or feature.kind != "tensor" or len(feature.shape) > 1:
+                kind = "is of a kind that is not read" if f"steps/{name}" in self.not_read else ""
+                kind = kind or (f"is no vector ({feature.kind})" if feature else "is not there")
+                raise DataError(
+                    f"{where} has no vector 'steps/{name}': it {kind}",
                     "name other conventions, or convert the data set",
                 )
-        size = self.features["steps/action"].shape[0]
+        if self.conventions.actions != ("action",):
+            return
+        size = self.features["steps/action"].size
         if size != len(self.spec):
             raise DataError(
                 f"{where}: 'steps/action' has {size} numbers, {self.conventions.name} says "
@@ -107,11 +144,28 @@ class RldsEpisodes(EpisodeSet):
                 "convert its actions to an end-effector delta and gripper",
             )
 
+    def _parts(self) -> list[str]:
+        """What the action is a dictionary of, if it is one."""
+        names = [*self.features, *self.not_read]
+        return [n.removeprefix("steps/action/") for n in names if n.startswith("steps/action/")]
+
+    def _fitting(self) -> list[str]:
+        """Conventions that all arrays are there for."""
+        return [
+            c.name
+            for c in CONVENTIONS.values()
+            if all(f"steps/{n}" in self.features for n in (*c.actions, *c.needs))
+        ]
+
+    def _sentences(self) -> list[str]:
+        names = [f"steps/{n}" for n in SENTENCES]
+        return [n for n in names if n in self.features and self.features[n].kind == "text"]
+
     def cameras(self) -> list[str]:
         names = [
             k.removeprefix(OBSERVATION)
             for k, f in self.features.items()
-            if f.kind == "image" and k.startswith(OBSERVATION)
+            if f.is_image and k.startswith(OBSERVATION)
         ]
         first = [n for n in self.conventions.primary if n in names]
         # A set of ours has them in their order.
@@ -119,14 +173,15 @@ class RldsEpisodes(EpisodeSet):
         return first + [n for n in others if n not in first]
 
     def left_out(self) -> list[str]:
-        used = {f"steps/{n}" for n in READ} | {OBSERVATION + c for c in self.cameras()}
+        used = {f"steps/{n}" for n in (*READ, *self.conventions.actions)}
+        used |= {OBSERVATION + c for c in self.cameras()} | set(self._sentences())
         used |= {OBSERVATION + "state"} if self._has_state() else set()
         found = [
             n.removeprefix("steps/")
             for n in self.features
             if n not in used and not n.startswith("episode_metadata/")
         ]
-        return found + self.not_read
+        return found + [n.removeprefix("steps/") for n in self.not_read]
 
     def __len__(self) -> int:
         return len(self._shards)
@@ -152,11 +207,13 @@ class RldsEpisodes(EpisodeSet):
         }
 
     def _length(self, record: Mapping, where: str) -> int:
-        size = self.features["steps/action"].size
-        count = len(self._stored(record, "steps/action", where))
+        name = f"steps/{self.conventions.actions[0]}"
+        feature = self.features[name]
+        size = 1 if feature.encoding else feature.size
+        count = len(self._stored(record, name, where))
         if count % size:
             raise DataError(
-                f"{where}: 'steps/action' has {count} numbers, no multiple of {size}", COPY_AGAIN
+                f"{where}: {name!r} has {count} numbers, no multiple of {size}", COPY_AGAIN
             )
         return count // size
 
@@ -168,16 +225,25 @@ class RldsEpisodes(EpisodeSet):
     def _value(self, record: Mapping, name: str, where: str, length: int):
         feature: Feature = self.features[name]
         stored = self._stored(record, name, where)
-        wanted = length * feature.size if feature.kind == "tensor" else length
+        numbers = feature.kind == "tensor" and not feature.encoding
+        wanted = length * feature.size if numbers else length
         if len(stored) != wanted:
             raise DataError(
                 f"{where}: {name!r} has {len(stored)} values, {wanted} are due to {length} steps",
                 COPY_AGAIN,
             )
         array = isinstance(stored, np.ndarray)
-        if wanted and array != (feature.kind == "tensor"):
+        if wanted and array != numbers:
             kind = stored.dtype if array else "bytes"
             raise DataError(f"{where}: {name!r} holds {kind}, not {feature.kind}", COPY_AGAIN)
+        if feature.encoding:
+            try:
+                return feature.decode(list(stored))
+            except ValueError as error:
+                raise DataError(
+                    f"{where}: {name!r} is no {feature.encoding} of {feature.dtype} ({error})",
+                    COPY_AGAIN,
+                ) from error
         if feature.kind != "tensor":
             return stored
         return np.asarray(stored).astype(feature.dtype).reshape(length, *feature.shape)
@@ -187,9 +253,11 @@ class RldsEpisodes(EpisodeSet):
     def _transformed(self, record: Mapping, where: str) -> tuple[np.ndarray, range]:
         """Actions float32 [K, D], and the numbers of the K steps that stay."""
         length = self._length(record, where)
-        arrays = {"action": self._value(record, "steps/action", where, length)}
-        for name in self.conventions.needs:
-            arrays[name] = self._value(record, f"steps/observation/{name}", where, length)
+        names = (*self.conventions.actions, *self.conventions.needs)
+        arrays = {
+            name.rpartition("/")[2]: self._value(record, f"steps/{name}", where, length)
+            for name in names
+        }
         actions, kept = self.conventions.transform(arrays)
         actions = np.asarray(actions, np.float32)
         self._check_actions(actions, where)
@@ -228,7 +296,7 @@ class RldsEpisodes(EpisodeSet):
         cameras = self.cameras()
         pictures = {c: column(OBSERVATION + c, b"") for c in cameras}
         seen: dict = {}
-        texts = [_text(t, where) for t in column("steps/language_instruction", b"")]
+        texts = self.said(self._texts(record, where, length))
         state = self._state(record, where, length)
         rewards, terminal = column("steps/reward", 0.0), column("steps/is_terminal", False)
         steps = [
@@ -256,6 +324,14 @@ class RldsEpisodes(EpisodeSet):
         if METADATA in metadata:
             metadata |= _read_metadata(metadata.pop(METADATA), where)
         return Episode(steps, self.spec, {"source": where, **metadata})
+
+    def _texts(self, record: Mapping, where: str, length: int) -> list[str]:
+        """The sentences of the first feature that has some."""
+        for name in self._sentences():
+            texts = [_text(t, where) for t in self._value(record, name, where, length)]
+            if any(t.strip() for t in texts):
+                return texts
+        return [""] * length
 
     def _state(self, record: Mapping, where: str, length: int) -> np.ndarray | None:
         if not self._has_state():
