@@ -19,9 +19,8 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,6 +92,8 @@ def generate(args) -> list[str]:
     """
     done = args.workdir / "data.json"
     if not done.exists():
+        from vla_inference.worker_pool import WorkerPool
+
         for name in ("shards", "stills", "unseen"):
             (args.workdir / name).mkdir(parents=True, exist_ok=True)
         options = {
@@ -102,7 +103,7 @@ def generate(args) -> list[str]:
         }  # fmt: skip
         jobs = list(enumerate(places(args.data, args.stills, args.parallel)))
         counts: dict[str, dict[str, float]] = {}
-        with ProcessPoolExecutor(len(jobs), get_context("spawn")) as pool:
+        with WorkerPool(len(jobs)) as pool:
             for job in as_completed([pool.submit(fill, n, *j, options) for n, j in jobs]):
                 if job.exception():  # the others have made theirs
                     say({"process_failed": repr(job.exception())})
@@ -242,14 +243,14 @@ def train(args, shards: list[str]) -> Path:
 
 def evaluate(args, checkpoint: Path) -> None:
     """Closed loop and on unseen demonstrations; one JSON each, and all figures in results.json."""
+    from vla_inference.worker_pool import WorkerPool
+
     folder = args.workdir / "evaluation"
     folder.mkdir(exist_ok=True)
     figures: dict = {"data": json.loads((args.workdir / "data.json").read_text())}
     unseen = sorted((args.workdir / "unseen").glob("*.hdf5"))
     initial = (str(checkpoint), args.execute_steps, args.render_gpus)
-    with ProcessPoolExecutor(
-        args.eval_parallel, get_context("spawn"), initializer=load, initargs=initial
-    ) as pool:
+    with WorkerPool(args.eval_parallel, load, *initial) as pool:
         runs = {
             entry: [
                 pool.submit(episode, *_evaluation(entry)[::2], args.eval_seed, i)
@@ -300,9 +301,7 @@ def load(checkpoint: str, steps: int, gpus: int) -> None:
     import torch
 
     from vla_inference.policy import Policy
-    from vla_sim_bridge.workers import end_with_parent
 
-    end_with_parent()
     torch.set_num_threads(1)
     _policy, _steps = Policy.from_pretrained(checkpoint, device="cpu"), steps
 

@@ -40,10 +40,10 @@ setup(
     entry_points={
         "ros2doctor.checks": ["VlaCheck = vla_inference.ros.doctor_check:VlaCheck"],
         "console_scripts": [
-            "command_node = vla_inference.command_node:main",
-            "ik_node = vla_inference.ik_node:main",
-            "inference_node = vla_inference.inference_node:main",
-            "camera_node = vla_inference.camera_node:main",
+            "command_node = vla_inference.nodes:command_node",
+            "ik_node = vla_inference.nodes:ik_node",
+            "inference_node = vla_inference.nodes:inference_node",
+            "camera_node = vla_inference.nodes:camera_node",
         ],
         "vla.verbs": [
             "launch = vla_inference.cli_launch:launch",

@@ -38,7 +38,7 @@ setup(
     zip_safe=False,
     entry_points={
         "console_scripts": [
-            "sim_node = vla_sim_bridge.sim_node:main",
+            "sim_node = vla_sim_bridge.nodes:sim_node",
         ],
         "vla.verbs": [
             "generate = vla_sim_bridge.cli_generate:generate",

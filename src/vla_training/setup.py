@@ -26,9 +26,9 @@ setup(
     entry_points={
         "console_scripts": [
             "evaluate = vla_training.cli_eval:main",
-            "record_node = vla_training.record_node:main",
-            "training_node = vla_training.training_node:main",
-            "validation_node = vla_training.validation_node:main",
+            "record_node = vla_training.nodes:record_node",
+            "training_node = vla_training.nodes:training_node",
+            "validation_node = vla_training.nodes:validation_node",
         ],
         "vla.verbs": [
             "convert = vla_training.cli_convert:convert",

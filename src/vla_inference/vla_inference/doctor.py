@@ -118,6 +118,20 @@ def _torch(name: str, root: Path) -> Finding:
     return Finding(name, OK, f"PyTorch {torch.__version__}, CPU (no GPU here)")
 
 
+def _drawing(name: str, root: Path) -> Finding:
+    if importlib.util.find_spec("mujoco") is None:
+        return Finding(name, OK, "MuJoCo is not there, nothing is simulated here")
+    from vla_inference.offscreen import why_not, working_ways
+
+    way = os.environ.get("MUJOCO_GL", "")
+    reason = why_not(way)
+    if not reason:
+        return Finding(name, OK, f"a frame was drawn, MUJOCO_GL={way}")
+    ways = working_ways()
+    remedy = f"set MUJOCO_GL={ways[0]}" if ways else "install libosmesa6, or libegl1 and a driver"
+    return Finding(name, ERROR, f"no frame can be drawn, MUJOCO_GL={way} ({reason})", remedy)
+
+
 def _wheels(name: str, root: Path) -> Finding:
     wanted = ("numpy", "safetensors", "tokenizers", "pillow", "pyyaml", "scipy", "typer")
     lacking = []
@@ -208,6 +222,7 @@ CHECKS: Mapping[str, Callable[[str, Path], Finding]] = {
     "UDP": _buffers,
     "PyTorch": _torch,
     "packages": _wheels,
+    "drawing": _drawing,
     "memory": _memory,
     "disk": _disk,
     "clock": _clock,

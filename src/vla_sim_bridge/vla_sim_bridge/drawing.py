@@ -2,7 +2,59 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import os
+import sys
+import traceback
+import warnings
+import weakref
+from collections.abc import Iterator
+
 import numpy as np
+
+from vla_inference.errors import VlaError
+
+# MuJoCo picks its way of drawing at import. Without a screen that is EGL on a GPU, OSMesa else.
+if "MUJOCO_GL" not in os.environ and not os.environ.get("DISPLAY"):
+    os.environ["MUJOCO_GL"] = "egl" if os.path.exists("/dev/nvidia0") else "osmesa"
+WAY = os.environ.get("MUJOCO_GL", "")  # robosuite may write another, too late
+
+_open: weakref.WeakSet = weakref.WeakSet()  # renderers that nobody has closed yet
+
+
+def close_renderers() -> None:
+    """Close every renderer of this process: at exit, while OpenGL is still there."""
+    for renderer in list(_open):
+        renderer.close()
+    _open.clear()
+
+
+def _close_at_exit(renderer) -> None:
+    """MuJoCo ends EGL by `atexit`; what is registered after it, at each renderer, runs before."""
+    _open.add(renderer)
+    atexit.unregister(close_renderers)
+    atexit.register(close_renderers)
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """What goes wrong with OpenGL in here becomes one error with its remedy."""
+    hook = sys.unraisablehook
+    try:
+        sys.unraisablehook = lambda _: None  # a half-made renderer complains when it goes
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:  # of OpenGL's, ctypes' or MuJoCo's, at import or later
+        traceback.clear_frames(error.__traceback__)
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        remedy = "set MUJOCO_GL=egl or MUJOCO_GL=osmesa; `vla doctor` tells which one works"
+        if not os.environ.get("DISPLAY"):
+            remedy = f"there is no display: {remedy}"
+        raise VlaError(f"MuJoCo cannot draw with MUJOCO_GL={WAY} ({reason})", remedy) from error
+    finally:
+        sys.unraisablehook = hook
 
 
 class Pictures:
@@ -26,7 +78,9 @@ class Pictures:
             self.model.vis.global_.offheight = max(size[0], self.model.vis.global_.offheight)
             self.model.vis.global_.offwidth = max(size[1], self.model.vis.global_.offwidth)
             self.model.vis.quality.offsamples = 0
-            renderer = mujoco.Renderer(self.model, *size)
+            with explained():
+                renderer = mujoco.Renderer(self.model, *size)
+            _close_at_exit(renderer)
             renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
             self._renderers[size] = renderer
             self._visible = mujoco.MjvOption()

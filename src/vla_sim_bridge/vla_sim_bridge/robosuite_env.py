@@ -13,11 +13,8 @@ import sys
 import numpy as np
 
 from vla_inference.errors import VlaError
+from vla_sim_bridge.drawing import explained
 from vla_sim_bridge.tasks import Task
-
-# MuJoCo picks its way of drawing at import. Without a screen that is EGL on a GPU, OSMesa else.
-if "MUJOCO_GL" not in os.environ and not os.environ.get("DISPLAY"):
-    os.environ["MUJOCO_GL"] = "egl" if os.path.exists("/dev/nvidia0") else "osmesa"
 
 POSITION_SCALE = 0.05  # m per unit of robosuite action (controller output_max)
 ROTATION_SCALE = 0.5  # rad
@@ -43,6 +40,8 @@ def from_robosuite(action: np.ndarray) -> np.ndarray:
 
 def make_env(task: Task):
     """The task's environment, without robosuite's own pictures and sensors."""
+    with explained():
+        import mujoco  # noqa: F401  looks for OpenGL
     try:
         import robosuite
         from robosuite.controllers import load_composite_controller_config

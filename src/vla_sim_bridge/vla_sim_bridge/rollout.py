@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures import as_completed
 
 from vla_inference.types import ActionChunk, Observation
+from vla_inference.worker_pool import WorkerPool
 from vla_sim_bridge.episode_run import EpisodeResult, EpisodeRun
 from vla_sim_bridge.statistics import wilson_interval
 from vla_sim_bridge.tasks import Language
-from vla_sim_bridge.workers import end_with_parent
 from vla_sim_bridge.world import World, make_world
 
 Act = Callable[[Observation], ActionChunk]
@@ -44,12 +44,11 @@ def rollout(
 ) -> list[EpisodeResult]:
     """Evaluate a checkpoint on episodes 0..N-1 of `seed`, spread over processes."""
     args = (model, task, size, device, language)
-    context = get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_start, initargs=args) as pool:
+    with contextlib.closing(WorkerPool(workers, _start, *args)) as pool:
         jobs = [pool.submit(_episode, seed, i, horizon, execute_steps) for i in range(episodes)]
         for job in as_completed(jobs):
             report(job.result())
-    return [job.result() for job in jobs]
+        return [job.result() for job in jobs]
 
 
 _state: tuple[World, Act] | None = None
@@ -61,7 +60,6 @@ def _start(model: str, task: str, size: int, device: str | None, language: Langu
 
     from vla_inference.policy import Policy
 
-    end_with_parent()
     torch.set_num_threads(1)
     policy = Policy.from_pretrained(model, device=device)
     world = make_world(task, width=size, height=size, language=language)

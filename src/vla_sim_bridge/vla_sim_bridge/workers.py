@@ -5,16 +5,15 @@ Both play the same function, which decides what is handed back and what is writt
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
-import threading
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
 
 from vla_inference.errors import VlaError
+from vla_inference.worker_pool import WorkerPool
 
 Result = tuple[int, Any]  # a number handed to `start`, and what `play` made of it
 
@@ -38,18 +37,6 @@ class Workers(Protocol):
         """Stop, what is under way included."""
 
 
-def end_with_parent() -> None:
-    """Let this worker end when its parent is gone, kill -9 included: else it waits for ever."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    if parent is not None:
-        threading.Thread(target=watch, daemon=True).start()
-
-
 def _one_thread() -> None:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
@@ -63,7 +50,6 @@ _play: Callable[[int], Any] | None = None
 
 def _start_process(make) -> None:
     global _make
-    end_with_parent()
     _one_thread()
     _make = make
 
@@ -79,8 +65,7 @@ class Processes:
 
     def __init__(self, make: Callable[[], Callable[[int], Any]], count: int):
         self.count = count
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(count, context, _start_process, (make,))
+        self._pool = WorkerPool(count, _start_process, make)
         self._running: dict = {}
 
     def start(self, index: int) -> None:
@@ -97,7 +82,7 @@ class Processes:
             raise WorkerDiedError from error
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.close()
 
 
 def _reach(address: str) -> None:

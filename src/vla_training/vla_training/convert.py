@@ -8,20 +8,18 @@ memory does not grow with the number of episodes. Whatever of the source has no 
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from vla_inference.errors import DataError, VlaError
 from vla_inference.types import Episode
-from vla_sim_bridge.workers import end_with_parent
+from vla_inference.worker_pool import WorkerPool
 from vla_training.datasets.base import EpisodeSet, open_dataset
 from vla_training.datasets.writers import check_target, open_writer
 from vla_training.episode_change import Change, ConvertConfig
@@ -128,8 +126,6 @@ _data: EpisodeSet
 
 def _start_worker(work: Work) -> None:
     global _work, _data
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    end_with_parent()
     _work, _data = work, work.source.open()
 
 
@@ -152,9 +148,7 @@ def _encoded(work: Work, total: int, workers: int) -> Iterator[tuple[Any, int]]:
         for index in range(total):
             yield work.episode(data, index)
         return
-    pool = ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=_start_worker, initargs=(work,)
-    )
+    pool = WorkerPool(workers, _start_worker, work)
     waiting: deque[Future] = deque()
     try:
         for index in range(total):
@@ -169,4 +163,4 @@ def _encoded(work: Work, total: int, workers: int) -> Iterator[tuple[Any, int]]:
             "use fewer with --workers: memory may be short",
         ) from error
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.close()

@@ -12,7 +12,7 @@ import json
 import multiprocessing
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ import torch
 from vla_inference import progress
 from vla_inference.errors import VlaError
 from vla_inference.tensor_files import read_json
+from vla_inference.worker_pool import WorkerPool
 from vla_sim_bridge.episode_run import EpisodeResult
 from vla_sim_bridge.rollout import summarise
 from vla_sim_bridge.tasks import get_task
@@ -47,6 +48,12 @@ class Inline(Executor):
         except Exception as error:  # whatever it is, `result` raises it again, as a pool's does
             future.set_exception(error)
         return future
+
+    def close(self) -> None:
+        """There is nothing under way: all was done at once."""
+
+
+Pool = Inline | WorkerPool
 
 
 class Study:
@@ -99,7 +106,7 @@ class Study:
 
     # -- the plan -----------------------------------------------------------------------------
 
-    def _decide(self, trainers: Executor) -> None:
+    def _decide(self, trainers: Pool) -> None:
         """How many steps each cell takes; from then on it stands in study.json."""
         if "steps" in self.plan:
             return
@@ -133,21 +140,17 @@ class Study:
         try:
             self._decide(trainers)
             self._work(trainers, players)
-        except BaseException as error:  # Ctrl-C too, and raised again
-            for process in multiprocessing.active_children():  # a cell may last for hours
-                process.terminate()
-            if not isinstance(error, BrokenProcessPool):
-                raise
+        except BrokenProcessPool as error:
             raise VlaError(
                 "a process of the study has ended, perhaps for want of memory",
                 "the same call goes on; lower --parallel or --batch-size",
             ) from error
         finally:
-            for pool in (trainers, players):
-                pool.shutdown(wait=False, cancel_futures=True)
+            for pool in (trainers, players):  # a cell may last for hours
+                pool.close()
         return self._report()
 
-    def _executors(self) -> tuple[Executor, Executor]:
+    def _executors(self) -> tuple[Pool, Pool]:
         if not self.config.parallel:
             return Inline(), Inline()
         context = multiprocessing.get_context("spawn")
@@ -156,14 +159,14 @@ class Study:
             devices.put(f"cuda:{i}" if self.gpus else "cpu")
         count = max(1, self.gpus)
         return (
-            ProcessPoolExecutor(count, context, worker.take_device, (devices,)),
-            ProcessPoolExecutor(self.config.parallel, context, worker.take_core),
+            WorkerPool(count, worker.take_device, devices),
+            WorkerPool(self.config.parallel, worker.take_core),
         )
 
     def _folder(self, cell: Cell) -> Path:
         return self.output / "cells" / cell.name
 
-    def _work(self, trainers: Executor, players: Executor) -> None:
+    def _work(self, trainers: Pool, players: Pool) -> None:
         steps = {int(p): s for p, s in self.plan["steps"].items()}
         cells = self.config.cells(list(steps))
         self.say(

@@ -32,9 +32,6 @@ _device = "cpu"
 def take_device(devices: multiprocessing.Queue) -> None:
     """Start of a process that trains: one of the devices is its own."""
     global _device
-    from vla_sim_bridge.workers import end_with_parent
-
-    end_with_parent()
     _device = devices.get()
     if _device.startswith("cuda"):
         torch.cuda.set_device(_device)
@@ -43,9 +40,6 @@ def take_device(devices: multiprocessing.Queue) -> None:
 
 def take_core() -> None:
     """Start of a process that plays: many of them share the machine."""
-    from vla_sim_bridge.workers import end_with_parent
-
-    end_with_parent()
     torch.set_num_threads(1)
     if torch.cuda.device_count() > 1:  # pictures are drawn on all GPUs
         place = str(os.getpid() % torch.cuda.device_count())

@@ -21,6 +21,7 @@ from vla_inference.launch_standin.parameters import write_parameters
 from vla_inference.launch_standin.xml_lines import LaunchError
 
 PR_SET_PDEATHSIG = 1
+OURS = ("vla_inference", "vla_sim_bridge", "vla_training")
 
 
 @dataclass
@@ -75,8 +76,11 @@ class Runner:
         environment = {**process.environment}
         environment.setdefault("PYTHONUNBUFFERED", "1")  # lines shall come as they are printed
         parent = os.getpid()
+        ours = process.is_node and Path(process.command[0]).parent.name in OURS
 
         def in_child() -> None:
+            if ours:  # they let it through when they can answer it: see interrupts.py
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             # Should we be killed without a chance to stop it, it ends all the same.
             self.libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:

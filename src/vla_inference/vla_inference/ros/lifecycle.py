@@ -18,6 +18,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 
+from vla_inference import interrupts
 from vla_inference.errors import VlaError
 from vla_inference.ros import diagnostics
 from vla_inference.ros.guard import Guarded
@@ -213,6 +214,7 @@ def spin_node(factory: Callable[[], ManagedNode], args: Sequence[str] | None = N
     """
     _signals.asked = False
     previous = {n: signal.signal(n, _signals) for n in (signal.SIGINT, signal.SIGTERM)}
+    interrupts.release()
     node = None
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)

@@ -12,6 +12,7 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
+from vla_inference import interrupts
 from vla_inference.errors import VlaError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def run(factory: Callable[[], SimNode], args: Sequence[str] | None = None) -> in
         signal.signal(number, stop)
     node = executor = None
     try:
+        interrupts.release()
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
         executor = SingleThreadedExecutor()
         node = factory()
