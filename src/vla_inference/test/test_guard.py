@@ -118,3 +118,12 @@ def test_a_string_message_keeps_its_meaning_through_the_guard(graph):
     words.publish(String(data="so"))
     graph.until(lambda: heard, "the word")
     assert heard[0][0].data == "so" and "source_timestamp" in heard[0][1]
+
+
+def test_a_node_that_lives_in_another_process_refuses_what_it_does_not_have_too():
+    g = NodeGraph(Probe, {"spead": 1.0})
+    try:
+        assert not g.node.start()
+        assert "has no parameter 'spead'; it has" in g.node.failure
+    finally:
+        g.close()

@@ -150,6 +150,9 @@ def test_a_fault_of_ours_shows_where_and_ends_it():
         (["-p", "size:=5"], "'size'"),
         (["-p", "autostart:=maybe"], "'autostart'"),
         (["--params-file", "/nowhere.yaml"], "/nowhere.yaml"),
+        (["-p", "sise:=0.05"], "/probe has no parameter 'sise'; did you mean size instead of"),
+        (["-p", "limits:=[1.0]"], "no parameter 'limits'; it has autostart, size,"),
+        (["-p", "qos_override./x.depth:=1"], "'qos_override./x.depth'"),
     ],
 )
 def test_refused_parameters_are_named_and_status_2(arguments, words):
@@ -157,6 +160,46 @@ def test_refused_parameters_are_named_and_status_2(arguments, words):
         _, err = end(process, 20)
     assert process.returncode == 2
     assert words in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("section", "refusal"),
+    [
+        ("/**", "no parameter 'sise'; did you mean size instead of sise?"),
+        ("probe", "no parameter 'sise'"),
+        ("/arm/*", "no parameter 'sise'"),
+        ("prob", "has nothing for node /arm/probe, but for /prob; did you mean /arm/probe"),
+        ("probe_", "but for /probe_; did you mean"),
+        ("/other/probe", "but for /other/probe; did you mean /arm/probe (or /**)"),
+    ],
+)
+def test_what_a_parameter_file_tells_nobody_is_refused(tmp_path, section, refusal):
+    given = tmp_path / "robot.yaml"
+    given.write_text(f"{section}:\n  ros__parameters:\n    sise: 0.05\n")
+    name = "/arm" if section != "probe" else "/"
+    with probe("--ros-args", "-r", f"__ns:={name}", "--params-file", str(given)) as process:
+        out, err = end(process, 20)
+    assert process.returncode == 2 and "configuring" not in out
+    assert refusal in err and len(err.strip().splitlines()) == 1
+
+
+def test_parameters_that_rclpy_itself_or_another_node_takes_are_left_alone(tmp_path):
+    given = tmp_path / "all.yaml"
+    given.write_text(
+        "/**:\n  ros__parameters:\n    use_sim_time: true\n"
+        "    qos_overrides./x.publisher.depth: 3\n    start_type_description_service: false\n"
+        "camera:\n  ros__parameters:\n    rate: 3.0\n"
+    )
+    strange = tmp_path / "strange.yaml"
+    strange.write_text("gripper_driver:\n  ros__parameters:\n    force: 3.0\n")
+    files = ["--params-file", str(given), "--params-file", str(strange)]
+    with probe("--ros-args", *files) as process:
+        wait_for(process, "activating")
+        process.send_signal(signal.SIGINT)
+        _, err = end(process)
+    assert process.returncode == 0
+    (line,) = err.strip().splitlines()
+    assert "strange.yaml has nothing for node /probe, but for /gripper_driver" in line
 
 
 def test_a_node_that_cannot_be_made_is_one_line():

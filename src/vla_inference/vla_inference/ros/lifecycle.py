@@ -22,6 +22,7 @@ from vla_inference import interrupts
 from vla_inference.errors import VlaError
 from vla_inference.ros import diagnostics
 from vla_inference.ros.guard import Guarded
+from vla_inference.ros.overrides import refuse_misaddressed, refuse_undeclared
 
 UNCONFIGURED, INACTIVE, ACTIVE, ERROR = "unconfigured", "inactive", "active", "error"
 
@@ -82,7 +83,7 @@ class ManagedNode(Guarded, LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         then = partial(super().on_configure, state)
-        return self._transition("configure", self.do_configure, then, INACTIVE)
+        return self._transition("configure", self._configure, then, INACTIVE)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         # Publishers open first, so that what do_activate starts may publish at once.
@@ -108,6 +109,10 @@ class ManagedNode(Guarded, LifecycleNode):
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._release()
         return SUCCESS  # back to unconfigured; a failure here would end the node for good
+
+    def _configure(self) -> None:
+        refuse_undeclared(self)  # where whoever made the node did not
+        self.do_configure()
 
     def _transition(
         self, name: str, first: Callable[[], Any], second: Callable[[], Any], state: str
@@ -220,6 +225,8 @@ def spin_node(factory: Callable[[], ManagedNode], args: Sequence[str] | None = N
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
         with interruptible():
             node = factory()
+            refuse_misaddressed(node, sys.argv if args is None else args)
+            refuse_undeclared(node)
         status = _spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):
         status = 0

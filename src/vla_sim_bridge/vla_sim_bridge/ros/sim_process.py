@@ -14,6 +14,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from vla_inference import interrupts
 from vla_inference.errors import VlaError
+from vla_inference.ros.overrides import refuse_misaddressed, refuse_undeclared
 
 if TYPE_CHECKING:
     from vla_sim_bridge.sim_node import SimNode
@@ -45,6 +46,8 @@ def run(factory: Callable[[], SimNode], args: Sequence[str] | None = None) -> in
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
         executor = SingleThreadedExecutor()
         node = factory()
+        refuse_misaddressed(node, sys.argv if args is None else args)
+        refuse_undeclared(node)
         node.stop = lambda: bool(stop.number)
         executor.add_node(node)
         node.load()
