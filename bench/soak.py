@@ -113,6 +113,7 @@ class Soak:
             }),
             "model": ("vla_inference.inference_node", {
                 "model": str(self.model), "model_root": str(self.model.parent),
+                "max_same_picture": 0.0,  # a simulated scene that stands still
             }),
             "command": ("vla_inference.command_node", {"command_rate": 1 / PERIOD}),
             "jobs": ("vla_training.training_node", {"root": str(jobs)}),

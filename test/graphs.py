@@ -129,7 +129,8 @@ class InferenceGraph(NodeGraph):
     """An inference node, and the camera and listeners around it."""
 
     def __init__(self, parameters: dict, start: bool = True):
-        super().__init__(InferenceNode, parameters)
+        # The pictures of tests are one and the same, as a frozen camera's.
+        super().__init__(InferenceNode, {"max_same_picture": 0.0, **parameters})
         self.chunks: list[ActionChunk] = []
         self.status = InferenceStatus()
         self.active: list[str] = []

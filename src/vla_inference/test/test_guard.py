@@ -6,6 +6,8 @@ import pytest
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
 from graphs import NodeGraph
+from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Float64, String
 from std_srvs.srv import SetBool
@@ -118,6 +120,22 @@ def test_a_string_message_keeps_its_meaning_through_the_guard(graph):
     words.publish(String(data="so"))
     graph.until(lambda: heard, "the word")
     assert heard[0][0].data == "so" and "source_timestamp" in heard[0][1]
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_locked_node_lets_nobody_change_its_parameters(locked):
+    """Review m16: a path set by somebody else is code that the node loads."""
+    g = NodeGraph(Probe, {"locked": locked, "use_sim_time": False})
+    try:
+        g.node.declare_parameter("engine", "plain")
+        request = SetParameters.Request()
+        request.parameters = [Parameter("engine", value="tvm:/tmp/x").to_parameter_msg()]
+        (result,) = g.call(SetParameters, "probe/set_parameters", request).results
+        assert result.successful is not locked and ("locked:=true" in result.reason) is locked
+        assert g.node.get_parameter("engine").value == ("plain" if locked else "tvm:/tmp/x")
+        assert g.node.start(), g.node.failure
+    finally:
+        g.close()
 
 
 def test_a_node_that_lives_in_another_process_refuses_what_it_does_not_have_too():

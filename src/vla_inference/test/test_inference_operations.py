@@ -18,6 +18,7 @@ from sensor_msgs.msg import Image, JointState
 from vla_inference.random_checkpoint import STATISTICS, write_random_checkpoint
 from vla_inference.ros import qos
 from vla_inference.ros.images import rgb_to_image
+from vla_inference.ros.inference_parameters import AT_ONCE
 from vla_inference.types import Observation
 from vla_msgs.msg import ModelInfo
 from vla_msgs.srv import LoadModel
@@ -214,15 +215,20 @@ def test_past_pictures_come_with_the_present_one(graph, tmp_path):
 
 
 def test_a_frozen_camera_is_refused_and_forgiven(graph):
+    by_default = AT_ONCE["max_same_picture"][0]
+    assert by_default == 0.5  # review m15: who forgets it must not be left without
     g = graph()
     g.meet()
-    assert g.node.set_parameters([Parameter("max_same_picture", value=0.2)])[0].successful
+    assert g.node.set_parameters([Parameter("max_same_picture", value=by_default)])[0].successful
     g.answer(g.frame())
-    g.idle(0.3)
+    g.idle(by_default + 0.1)
     assert "has shown the very same picture" in g.refuse(g.frame())
     g.answer(rgb_to_image(WRIST, g.now(), "camera"))
     refused = g.node.set_parameters([Parameter("max_same_picture", value=-1.0)])[0]
     assert not refused.successful and "range" in refused.reason
+    # In simulation a still scene looks just like it.
+    assert g.node.set_parameters([Parameter("use_sim_time", value=True)])[0].successful
+    assert g.node._most_same() == 0.0
 
 
 # -- another model ----------------------------------------------------------------------------

@@ -150,6 +150,7 @@ def test_a_fault_of_ours_shows_where_and_ends_it():
         (["-p", "size:=5"], "'size'"),
         (["-p", "autostart:=maybe"], "'autostart'"),
         (["--params-file", "/nowhere.yaml"], "/nowhere.yaml"),
+        (["-p", "locked:=1"], "'locked'"),
         (["-p", "sise:=0.05"], "/probe has no parameter 'sise'; did you mean size instead of"),
         (["-p", "limits:=[1.0]"], "no parameter 'limits'; it has autostart, size,"),
         (["-p", "qos_override./x.depth:=1"], "'qos_override./x.depth'"),

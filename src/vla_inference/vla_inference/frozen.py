@@ -28,5 +28,5 @@ class FrozenWatch:
         elif arrived - last[1] > most:
             raise ObservationError(
                 f"{camera} has shown the very same picture for {arrived - last[1]:.2f} s",
-                "the camera is frozen: restart it; or raise max_same_picture",
+                "the camera is frozen: restart it; for still pictures set max_same_picture to 0",
             )

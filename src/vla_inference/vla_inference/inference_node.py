@@ -233,7 +233,7 @@ class InferenceNode(ManagedNode):
                 )
             now = self.get_clock().now().nanoseconds
             age = letter.view.age(now, self._value("max_image_age"))
-            seen = inputs.observe(letter.view, text, self._value("max_same_picture"))
+            seen = inputs.observe(letter.view, text, self._most_same())
             decoded = time.monotonic()
             chunk = policy.predict_action(seen, unnorm_key=model.unnorm_key)
             chunk.timing = {"picture": 1e3 * (decoded - begin), **chunk.timing}
@@ -268,6 +268,11 @@ class InferenceNode(ManagedNode):
             self._sequence += 1
         if self._figures.answered(1e3 * (done - letter.view.arrived), 1e3 * age, chunk.timing):
             self._publish_status()
+
+    def _most_same(self) -> float:
+        """Seconds that a camera may show the very same picture; 0: any time."""
+        simulated = self._value("use_sim_time")
+        return 0.0 if simulated else self._value("max_same_picture")
 
     def _expects(self, model: ModelThread[Letter], letter: Letter) -> bool:
         """Whether this picture's answer is still wanted: it may be from an earlier life."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 import traceback
@@ -80,13 +81,13 @@ class Guarded:
     def _count(self, where: str, reason: str) -> None:
         first, self.faults[where] = where not in self.faults, self.faults[where] + 1
         if first:
-            traceback.print_exc()
+            _show()
         if self._due(f"fault in {where}"):
             self.get_logger().error(" ".join(reason.split()))
         try:
             self.callback_failed(where, reason)
         except Exception:  # nothing is left that could be done about it
-            traceback.print_exc()
+            _show()
 
     def _due(self, where: str) -> bool:
         now = time.monotonic()
@@ -94,6 +95,12 @@ class Guarded:
             return False
         self._fault_told[where] = now
         return True
+
+
+def _show() -> None:
+    """The traceback; whoever reads it may have gone."""
+    with contextlib.suppress(OSError, ValueError):
+        traceback.print_exc()
 
 
 def _name(callback: Callable) -> str:

@@ -54,9 +54,9 @@ AT_ONCE: Table = {
         SECONDS,
     ),
     "max_same_picture": (
-        0.0,
-        "refuse pictures once a camera has shown the very same one for so long [s]; 0: never, as "
-        "in simulation",
+        0.5,
+        "refuse pictures once a camera has shown the very same one for so long [s]: it is frozen; "
+        "0: never. Not looked at with use_sim_time: simulated pictures repeat",
         SECONDS,
     ),
 }

@@ -13,9 +13,10 @@ from functools import partial
 from typing import Any
 
 import rclpy
-from rcl_interfaces.msg import ParameterDescriptor
+from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
 from vla_inference import interrupts
@@ -54,6 +55,16 @@ class ManagedNode(Guarded, LifecycleNode):
                 read_only=True,
             ),
         )
+        self.declare_parameter(
+            "locked",
+            False,
+            ParameterDescriptor(
+                description="refuse every change of a parameter while the node runs: paths among "
+                "them are of files that it loads, libraries too",
+                read_only=True,
+            ),
+        )
+        self.add_on_set_parameters_callback(self._refuse_if_locked)
         self._survive_wrong_transitions()
         if self.TASK:
             diagnostics.Diagnostics(self, self.TASK, self._diagnose)
@@ -131,6 +142,14 @@ class ManagedNode(Guarded, LifecycleNode):
         self.state, self.failure = state, ""
         self.state_changed()
         return SUCCESS
+
+    def _refuse_if_locked(self, parameters: Sequence[Parameter]) -> SetParametersResult:
+        # Those that are not there yet are being declared.
+        there = [p.name for p in parameters if self.has_parameter(p.name)]
+        if there and self.get_parameter("locked").value:
+            reason = f"{there[0]} cannot be changed: the node was started with locked:=true"
+            return SetParametersResult(successful=False, reason=reason)
+        return SetParametersResult(successful=True)
 
     def _tell(self, name: str, error: Exception) -> str:
         if isinstance(error, VlaError):

@@ -6,6 +6,7 @@ rcl drops what a node does not declare, and sections of parameter files that nam
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def refuse_misaddressed(node: Node, words: Sequence[str]) -> None:
     name, or of its name in another namespace; warns where there is nothing else at all.
     """
     name = node.get_fully_qualified_name()
-    for flag, path in zip(words, words[1:], strict=False):
+    for flag, path in itertools.pairwise(words):
         if flag != "--params-file":
             continue
         sections = list(_sections(_read(path)))
