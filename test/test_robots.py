@@ -254,7 +254,13 @@ def test_a_controller_of_joints_hears_trajectories_of_one_point(arm, tmp_path):
     controller = arm("joint_trajectory", f"robot:={path}")
     heard, names = controller.heard, [f"j{i}" for i in range(6)]
     controller.hear(JointTrajectory, "/joint_trajectory_controller/joint_trajectory")
-    controller.tell("/joint_states", lambda: JointState(name=names, position=HOME.tolist()))
+
+    def measure() -> JointState:
+        msg = JointState(name=names, position=HOME.tolist())
+        msg.header.stamp = controller.node.get_clock().now().to_msg()
+        return msg
+
+    controller.tell("/joint_states", measure)
     controller.enable()
     controller.act()
     controller.until(lambda: len(heard) > 10)
