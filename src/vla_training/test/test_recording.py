@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from lifecycle_msgs.msg import Transition
 from rclpy.time import Time
 from rosbags.rosbag2 import WriterError
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 from std_msgs.msg import Float32, String
 from std_srvs.srv import SetBool
@@ -368,6 +369,40 @@ def test_a_bag_is_played_into_the_graph_and_its_answers_compared(tmp_path):
     assert v["input_age_ms"]["median"] == pytest.approx(40)
     assert found["failures"] == ["coverage 0.8571 is below 0.99"]
     assert (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_the_clock_does_not_jump_before_the_last_answer_of_an_episode(wait, tmp_path):
+    """Episodes are an hour apart; the model takes 0.15 s and reads the clock when it is done."""
+    path = write_bags(tmp_path / "set", (2, 2))
+    parameters = {"bag": str(path), "wait": wait, "rate": 0.2, "answer_timeout": 20.0}
+    graph = NodeGraph(ValidationNode, parameters)
+    try:
+        model = Model(graph, BagSet(path))
+        clock, late = [], []
+        graph.client.create_subscription(Clock, "/clock", clock.append, qos.CHUNK)
+        answer = model.out.publish
+
+        def slowly(chunk: ActionChunk) -> None:
+            timer = graph.client.create_timer(0.15, lambda: done(timer, chunk))
+
+        def done(timer, chunk: ActionChunk) -> None:
+            graph.client.destroy_timer(timer)
+            chunk.produced = clock[-1].clock
+            late.append(chunk)
+            answer(chunk)
+
+        model.out.publish = slowly
+        assert graph.change(Transition.TRANSITION_CONFIGURE), graph.node.failure
+        assert graph.change(Transition.TRANSITION_ACTIVATE), graph.node.failure
+        graph.until(lambda: model.out.get_subscription_count(), "the validation")
+        model.status.publish(InferenceStatus(state=InferenceStatus.ACTIVE))
+        graph.until(lambda: graph.node.exit_status is not None, "the end")
+    finally:
+        graph.close()
+    v = graph.node.statistics["validation"]
+    assert v["coverage"] == 1 and len(late) == 4
+    assert v["input_age_ms"]["max"] < 10_000
 
 
 def test_it_listens_while_somebody_else_plays(tmp_path):

@@ -219,11 +219,15 @@ class ValidationNode(ManagedNode):
             return
         cue = self._cues[self._next]
         if cue.episode != self._episode:
+            if not self._settled(now):  # the age of that answer is by this clock
+                self._now += by
+                self._publish_clock()
+                return
             self._episode, self._steps = cue.episode, self._bags[cue.episode].steps
             self._now = cue.log - LEAD  # time between episodes is not waited for
         self._now = min(self._now + by, cue.log)
         self._publish_clock()
-        if self._now < cue.log or not self._may_go_on(now):
+        if self._now < cue.log or (self._value("wait") and not self._settled(now)):
             return
         if cue.instruction != self._told:
             self._told = cue.instruction
@@ -236,8 +240,9 @@ class ValidationNode(ManagedNode):
         self._image.publish(rgb_to_image(picture, stamp, "camera"))
         self._next += 1
 
-    def _may_go_on(self, now: float) -> bool:
-        if not self._value("wait") or not self._next:
+    def _settled(self, now: float) -> bool:
+        """Whether the last image sent was answered, or will not be any more."""
+        if not self._next:
             return True
         last = self._cues[self._next - 1].stamp
         return last in self._answers or now - self._sent[last] > self._value("answer_timeout")
