@@ -19,9 +19,14 @@ from std_msgs.msg import String
 
 from vla_inference.image_messages import image_to_rgb
 from vla_inference.random_checkpoint import write_random_checkpoint
-from vla_inference.ros import qos
+from vla_inference.ros import instruction_ears, qos
 from vla_inference.ros.images import rgb_to_compressed, rgb_to_image
 from vla_msgs.msg import ActionChunk
+
+try:
+    from rclpy.event_handler import PublisherEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import PublisherEventCallbacks
 
 PATIENCE = NodeGraph.patience
 
@@ -288,6 +293,33 @@ def test_both_kinds_of_publishers_are_heard_once(shared, profile):
     shared.client.destroy_publisher(publisher)
     assert shared.instruct("stack it").success
     shared.chunks.clear()
+
+
+def test_ros2_topic_pub_is_heard_without_a_warning_on_either_side(graph, monkeypatch):
+    """Its publisher is volatile; a latching one beside it is left in peace after a while."""
+    monkeypatch.setattr(instruction_ears, "STAY", 0.3)
+    g = graph(instruction="")
+    told = []
+    events = PublisherEventCallbacks(incompatible_qos=told.append)
+
+    def say(text):
+        once = g.client.create_publisher(
+            String, "instruction", qos.INSTRUCTION_VOLATILE, event_callbacks=events
+        )
+        g.until(lambda: (once.publish(String(data=text)), g.node._instruction == text)[1], text)
+        g.idle(0.5)
+        g.client.destroy_publisher(once)
+
+    say("put it down")
+    latching = g.client.create_publisher(String, "instruction", qos.LATCHED)
+    latching.publish(String(data="pick it up"))
+    g.until(lambda: g.node._instruction == "pick it up", "the latched one")
+    g.until(lambda: g.node._instructions.ears._latched is not None, "the second ear")
+    g.until(lambda: g.node._instructions.ears._latched is None, "its end")
+    say("turn it")
+    latching.publish(String(data="lift it"))
+    g.until(lambda: g.node._instruction == "lift it", "the latched one again")
+    assert told == []
 
 
 @pytest.mark.parametrize("order", ["vv ll", "ll vv", "vl vl", "lv vl"])

@@ -7,26 +7,55 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy
 from std_msgs.msg import String
 
 from vla_inference.ros import qos
 
 ECHO = 1.0  # seconds within which a latched sentence arrives by both subscriptions
+LOOK = 0.2  # s between looks for latching publishers
+STAY = 5.0  # s that a latched subscription is kept for what they said before
+TOPIC = "instruction"
 
 
 class InstructionEars:
     """Two subscriptions to `instruction`, 0 volatile and 1 latched.
 
-    What a latching publisher says reaches both; the second time it says nothing new, even where
-    another sentence came between. (Humble's rclpy tells no source time to go by.)
+    The latched one is there only after a latching publisher has come, for what that has said
+    before: a volatile publisher (`ros2 topic pub`) does not match it, and both sides warn. What a
+    latching publisher says reaches both; the second time it says nothing new, even where another
+    sentence came between. (Humble's rclpy tells no source time to go by.)
     """
 
     def __init__(self, node: Node, heard: Callable[[str], None]):
-        self._callback = heard
+        self._node, self._callback = node, heard
         self._heard: tuple[deque[tuple[float, str]], ...] = (deque(maxlen=32), deque(maxlen=32))
-        for ear, profile in enumerate((qos.INSTRUCTION_VOLATILE, qos.INSTRUCTION_LATCHED)):
-            node.create_subscription(String, "instruction", partial(self.hear, ear), profile)
+        self._listen(0, qos.INSTRUCTION_VOLATILE)
+        self._latched = None
+        self._leave = 0.0  # when the latched one goes (monotonic)
+        self._met: set[tuple[int, ...]] = set()  # latching publishers
+        node.create_timer(LOOK, self.look, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def _listen(self, ear: int, profile):
+        return self._node.create_subscription(String, TOPIC, partial(self.hear, ear), profile)
+
+    def look(self) -> None:
+        """For latching publishers that were not there before."""
+        now, topic = time.monotonic(), self._node.resolve_topic_name(TOPIC)
+        there = {
+            tuple(p.endpoint_gid)
+            for p in self._node.get_publishers_info_by_topic(topic)
+            if p.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
+        }
+        if there - self._met:
+            self._leave = now + STAY
+            self._latched = self._latched or self._listen(1, qos.INSTRUCTION_LATCHED)
+        elif self._latched is not None and now > self._leave:
+            self._node.destroy_subscription(self._latched)
+            self._latched = None
+        self._met = there
 
     def hear(self, ear: int, message: String) -> None:
         now, other = time.monotonic(), self._heard[1 - ear]
