@@ -12,6 +12,7 @@ from foreign_files import osc, robosuite_actions, scene
 from foreign_hdf5 import COUNT, SENTENCE, aloha, isaac, libero, robocasa, robomimic, scenes
 
 from vla_inference.action_specs import ALOHA
+from vla_inference.cli import main as vla
 from vla_inference.errors import DataError
 from vla_training.convert import convert
 from vla_training.datasets import open_dataset
@@ -307,3 +308,23 @@ def test_what_an_isaac_file_says_of_itself_survives_json(tmp_path):
             file["data"].attrs["env_args"] = value
         with pytest.raises(DataError, match="env_args cannot be read"):
             open_dataset(path)
+
+
+def run(*words: str) -> int:
+    return vla(list(words))
+
+
+def test_the_command_line_takes_what_the_file_does_not_state(tmp_path, capsys):
+    path = isaac(tmp_path / "dataset.hdf5")
+    assert run("data", "info", str(path)) == 2
+    assert "recorded in Isaac-Stack-Cube" in capsys.readouterr().err
+    stated = json.dumps({"scale": 0.5, "gripper": "+1 open, -1 closed"})
+    words = ["--read", f"action_convention={stated}", "--instruction", "stack the cubes"]
+    assert run("data", "info", str(path), "--json", *words) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["instruction_episodes"] == {"stack the cubes": 1}
+    assert told["action"]["max"][0] == 0.5 and list(told["cameras"]) == ["table_cam", "wrist_cam"]
+    out = tmp_path / "out"
+    paths = ["--dataset", str(path), "--output", str(out), "--convert", "rlds"]
+    assert run("convert", *paths, "--workers", "1", *words) == 0
+    assert open_dataset(out)[0].instructions == ["stack the cubes"] * COUNT

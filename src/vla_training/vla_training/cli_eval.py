@@ -25,11 +25,13 @@ from vla_training.cli_options import (
     DatasetTypeOption,
     DtypeOption,
     ModelOption,
+    ReadOption,
     ReportOption,
     SplitOption,
     check_counts,
     check_report,
     names,
+    parse_reading,
 )
 
 
@@ -39,6 +41,7 @@ def evaluate(
     dataset_type: DatasetTypeOption = None,
     split: SplitOption = None,
     conventions: ConventionsOption = None,
+    read: ReadOption = None,
     max_episodes: Annotated[int | None, typer.Option(help="Episodes to evaluate; all.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Frames to evaluate in all; all.")] = None,
     action_space: Annotated[
@@ -71,7 +74,8 @@ def evaluate(
     from vla_training.datasets import open_dataset
 
     # The data set first: a mistake in it shows before a large model is loaded.
-    data = open_dataset(dataset, dataset_type, split=split, conventions=conventions)
+    reading = {"split": split, "conventions": conventions, **parse_reading(read or ())}
+    data = open_dataset(dataset, dataset_type, **reading)
     from vla_inference.policy import Policy
     from vla_sim_bridge.cli import find_model
     from vla_training import eval_report

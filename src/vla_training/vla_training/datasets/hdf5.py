@@ -117,7 +117,9 @@ class Hdf5Set(ImageColumnSet):
         """Whether `Hdf5Episodes` reads the same: all files are in robosuite's own form, as
         `vla generate` writes it."""
         own = set(self._conventions.values()) == {default_convention()}
-        return own and not any(self._flipped.values()) and self.instruction is None
+        with readable(self.episodes.where(0)):
+            told = "instructions" in self.episodes.group(0) and self.instruction is None
+        return own and told and not any(self._flipped.values())
 
     def __len__(self) -> int:
         return len(self.episodes)
