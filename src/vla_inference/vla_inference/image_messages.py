@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from vla_inference.errors import ObservationError
-from vla_inference.pictures import to_rgb
+from vla_inference.pictures import check_header, to_rgb
 
 
 class RawImage(Protocol):
@@ -192,7 +192,9 @@ def compressed_to_rgb(msg: PackedImage) -> np.ndarray:
     if refused is not None:
         raise refused
     try:
-        opened = Pillow.open(io.BytesIO(bytes(msg.data)), formats=("JPEG", "PNG"))
+        data = bytes(msg.data)
+        check_header(data, "the compressed image")
+        opened = Pillow.open(io.BytesIO(data), formats=("JPEG", "PNG"))
         found = to_rgb(opened, "the compressed image")
     except ObservationError:
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,42 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 MODES = ("RGB", "RGBA", "L", "LA", "P", "1")
 # A compressed picture may claim any size; more than this is a mistake or an attack.
 MAX_PIXELS = 64_000_000
+START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # of JPEG
+
+
+def check_size(width: int, height: int, name: str) -> None:
+    """Refuse an image by the size that its header claims, before memory is taken for it.
+
+    Raises ObservationError.
+    """
+    if width * height > MAX_PIXELS:
+        raise ObservationError(
+            f"{name} claims {width}x{height} pixels",
+            f"send at most {MAX_PIXELS // 1_000_000} megapixels",
+        )
+
+
+def check_header(data: bytes, name: str) -> None:
+    """`check_size` of JPEG or PNG data by its header alone: no decoder has seen it yet.
+
+    Raises ObservationError; data of no known form, or cut in its header, is left to the decoder.
+    """
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
+        check_size(*struct.unpack(">II", data[16:24]), name)
+    elif data[:2] == b"\xff\xd8":
+        at = 2
+        while at + 9 <= len(data) and data[at] == 0xFF:
+            marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+            if marker in START_OF_FRAME:
+                height, width = struct.unpack(">HH", data[at + 5 : at + 9])
+                check_size(width, height, name)
+                return
+            at += 1 if marker == 0xFF else 2 + length  # fill bytes may come before a marker
 
 
 def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
     """An opened picture's pixels; transparency is dropped. Refuses 16 bits, CMYK and giants."""
-    if picture.width * picture.height > MAX_PIXELS:
-        raise ObservationError(
-            f"{name} claims {picture.width}x{picture.height} pixels",
-            f"send at most {MAX_PIXELS // 1_000_000} megapixels",
-        )
+    check_size(picture.width, picture.height, name)
     if picture.mode not in MODES:
         raise ObservationError(f"{name}'s colour mode is {picture.mode}", "send 8-bit RGB or grey")
     if picture.mode in ("RGBA", "LA") or "transparency" in picture.info:

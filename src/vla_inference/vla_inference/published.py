@@ -304,4 +304,6 @@ def complete(folder: Path, raw: dict[str, Any], name: str) -> dict[str, Any]:
     if inferred is not None:
         raw = {**raw, "action_head": inferred[0]}
         assumed += inferred[1]
-    return {**raw, "assumed": assumed}
+    if not assumed:
+        return raw
+    return {**raw, "assumed": list(dict.fromkeys((*raw.get("assumed", ()), *assumed)))}

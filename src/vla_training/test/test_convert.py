@@ -264,3 +264,28 @@ def test_actions_that_are_no_arm_motion_pass_unchanged(tmp_path):
         assert data[0].steps[0].observation.state is None
     with pytest.raises(DataError, match="joining actions needs an end-effector delta"):
         join_actions(actions, spec, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "spacing", "dt"),
+    [({"sample_steps": 2}, 0.1, 0.05), ({"sample_actions": 4}, 0.05, 0.2)],
+)
+def test_frames_are_as_far_apart_as_they_are_not_as_long_as_an_action(
+    source, tmp_path, change, spacing, dt
+):
+    config = ConvertConfig(**change)
+    made = {
+        kind: convert(source, tmp_path / f"{kind}.hdf5", kind, config, workers=1)
+        for kind in ("lerobot", "bag", "hdf5")
+    }
+    for kind, done in made.items():
+        note = f"frames are {spacing:g} s apart, the action of each is for {dt:g} s"
+        assert note in done.notes, kind
+    info = json.loads((tmp_path / "lerobot.hdf5" / "meta" / "info.json").read_text())
+    assert info["fps"] == 1 / spacing and open_dataset(tmp_path / "lerobot.hdf5").spec.dt == dt
+    bags = open_dataset(tmp_path / "bag.hdf5")
+    assert np.diff(bags.episode(0).stamps) == pytest.approx(1e9 * spacing) and bags.spec.dt == dt
+    with h5py.File(tmp_path / "hdf5.hdf5") as file:
+        kwargs = json.loads(file["data"].attrs["env_args"])["env_kwargs"]
+    assert kwargs["control_freq"] == 1 / spacing
+    assert open_dataset(tmp_path / "hdf5.hdf5").spec.dt == pytest.approx(dt)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -266,6 +269,30 @@ def test_pictures_that_are_not_8_bit_rgb_are_refused(mode):
     Image.new(mode, (20, 16)).save(buffer, "JPEG" if mode == "CMYK" else "PNG")
     with pytest.raises(DataError, match=r"the picture (is no readable|has colour mode)"):
         decode_picture(buffer.getvalue(), "the picture")
+
+
+def bomb(kind: str, width: int, height: int) -> bytes:
+    """A small file whose header claims many pixels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 16)).save(buffer, kind)
+    data = bytearray(buffer.getvalue())
+    if kind == "PNG":
+        data[16:24] = struct.pack(">II", width, height)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    else:
+        at = data.index(b"\xff\xc0") + 5
+        data[at : at + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("size", [8001, 9500, 14_000, 65_500])
+@pytest.mark.filterwarnings("error")
+def test_pictures_that_claim_to_be_huge_are_refused_before_memory_is_taken(kind, size):
+    begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match=r"the picture (claims \d+x\d+ pixels; store|is no read)"):
+        decode_picture(bomb(kind, size, size), "the picture")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begin < 50_000  # KiB
 
 
 # -- conventions ------------------------------------------------------------------------------

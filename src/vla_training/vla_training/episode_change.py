@@ -75,8 +75,9 @@ class Change:
         spec = data.spec if config.rotation is None else with_rotation(data.spec, config.rotation)
         spec = replace(spec, dt=spec.dt * config.sample_actions)
         state = 0 if seen.state is None or STATE in dropped else len(seen.state)
+        form = DataForm(name, spec, sizes, state, data.spec.dt * config.sample_steps)
         return cls(
-            config, data.spec, DataForm(name, spec, sizes, state), names,
+            config, data.spec, form, names,
             bool(config.width or config.height), tuple(dropped),
         )  # fmt: skip
 

@@ -98,7 +98,7 @@ class BagWriter(EpisodeWriter):
 
     def add(self, encoded: tuple[Episode, dict[str, list[bytes]]]) -> None:
         episode, pictures = encoded
-        stamps = episode_stamps(episode, self.count)
+        stamps = episode_stamps(episode, self.count, self.form.spacing)
         self._bag = bag = EpisodeBag(self.partial / f"episode_{self.count:06d}", self.storage)
         instruction = None
         self._put_status(bag, episode, stamps[0], 0)
@@ -218,13 +218,13 @@ class BagWriter(EpisodeWriter):
         return about, readable
 
 
-def episode_stamps(episode: Episode, number: int) -> list[int]:
-    """ns of each step: its own where they increase, else one `dt` after the other."""
+def episode_stamps(episode: Episode, number: int, spacing: float) -> list[int]:
+    """ns of each step: its own where they increase, else `spacing` s after the other."""
     own = [round(s.observation.stamp * NS) for s in episode.steps]
     if own[0] > 0 and all(a < b for a, b in pairwise(own)):
         return own
     start = FIRST_STAMP + number * APART
-    return [start + round(t * episode.spec.dt * NS) for t in range(len(own))]
+    return [start + round(t * spacing * NS) for t in range(len(own))]
 
 
 def outcome(metadata: dict[str, Any]) -> str:

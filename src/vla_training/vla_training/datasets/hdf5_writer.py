@@ -106,7 +106,7 @@ class Hdf5Writer(EpisodeWriter):
             {
                 "env_name": self._task or self.form.name,
                 "env_type": 1,
-                "env_kwargs": {"control_freq": round(rate, 6)},
+                "env_kwargs": {"control_freq": round(1 / self.form.spacing, 6)},
             }
         )
         stated = dict(CONVENTION)

@@ -63,7 +63,7 @@ class LerobotWriter(EpisodeWriter):
                 )
             if "/" in camera:
                 raise DataError(f"camera {camera!r} has a '/'", "rename it with --remap-keys")
-        rate = Fraction(1 / form.spec.dt).limit_denominator(1000)
+        rate = Fraction(1 / form.spacing).limit_denominator(1000)
         self.rate = rate
         self.fps = int(rate) if rate.denominator == 1 else float(rate)
         self._tasks: dict[str, int] = {}

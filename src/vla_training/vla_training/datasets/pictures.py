@@ -10,7 +10,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from vla_inference.errors import DataError
+from vla_inference.errors import DataError, ObservationError
+from vla_inference.pictures import check_header, check_size
 
 
 def decode_picture(data: bytes, what: str) -> np.ndarray:
@@ -21,8 +22,10 @@ def decode_picture(data: bytes, what: str) -> np.ndarray:
     what: names the picture in the DataError that anything else raises.
     """
     try:
+        check_header(data, what)
         if data[:2] == b"\xff\xd8":
-            mode = simplejpeg.decode_jpeg_header(data)[2]
+            height, width, mode, _ = simplejpeg.decode_jpeg_header(data)
+            check_size(width, height, what)  # as the decoder reads it
             if mode not in ("CMYK", "YCCK"):
                 return simplejpeg.decode_jpeg(data, "RGB", fastdct=True)
             raise DataError(f"{what} has colour mode {mode}", "store 8-bit RGB")
@@ -30,6 +33,8 @@ def decode_picture(data: bytes, what: str) -> np.ndarray:
             if picture.mode in ("RGB", "L", "P", "RGBA"):
                 return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
             mode = picture.mode
+    except ObservationError as error:
+        raise DataError(error.problem, "store images of a camera's size") from error
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(
             f"{what} is no readable JPEG or PNG ({error})", "the data is damaged: copy it again"

@@ -31,12 +31,19 @@ class DataForm:
 
     cameras: name -> (height, width) in pixels; all pictures of a camera have one size.
     state: how many numbers of proprioception a step has; 0 where there is none.
+    period: seconds from one frame to the next; None: as long as an action lasts.
     """
 
     name: str
     spec: ActionSpec
     cameras: Mapping[str, tuple[int, int]]
     state: int = 0
+    period: float | None = None
+
+    @property
+    def spacing(self) -> float:
+        """Seconds from one frame to the next."""
+        return self.period or self.spec.dt
 
 
 class EpisodeWriter(ABC):
@@ -54,6 +61,11 @@ class EpisodeWriter(ABC):
         self.path, self.form, self.overwrite = Path(path), form, overwrite
         self.notes: list[str] = []  # what was changed or left out in writing, for people
         self.count = 0  # episodes written
+        apart, lasts = form.spacing, form.spec.dt
+        if abs(apart - lasts) > 1e-9:
+            self.notes.append(
+                f"frames are {apart:g} s apart, the action of each is for {lasts:g} s"
+            )
         check_target(self.path, overwrite)
 
     @cached_property
