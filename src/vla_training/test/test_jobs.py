@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 import typing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def make(tmp_path):
     yield build
     for runner in runners:
         for job in runner.running():
-            runner._kill(job, signal.SIGKILL)
+            JobRunner._kill(job, signal.SIGKILL)
         runner.close()
 
 
@@ -138,6 +139,59 @@ def test_cancel_kills_what_does_not_listen(make, monkeypatch):
     until(runner, lambda: job.step > 1)
     runner.cancel(job.job_id)
     assert ended(runner, job).state == CANCELLED and job.exit_code == -signal.SIGKILL
+
+
+def test_a_step_of_the_wall_clock_kills_nothing_early(make, monkeypatch):
+    monkeypatch.setattr("vla_training.jobs.runner.TERM_GRACE", 60.0)
+    runner = make()
+    runner.cancel_grace = 60.0
+    job = runner.start("fake", [*LONG, "--stubborn=1"])
+    until(runner, lambda: job.step > 1)
+    sent = []
+    monkeypatch.setattr(runner, "_kill", lambda job, number: sent.append(number))
+    runner.cancel(job.job_id)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 1e6)
+    for _ in range(5):
+        runner.poll()
+    assert sent == [signal.SIGINT] and not job.over
+
+
+def test_close_does_not_wait_for_ever_for_what_cannot_be_killed(make, monkeypatch):
+    for name in ("TERM_GRACE", "KILL_GRACE"):
+        monkeypatch.setattr(f"vla_training.jobs.runner.{name}", 0.2)
+    runner = make()
+    job = runner.start("fake", LONG)
+    until(runner, lambda: job.step > 1)
+    monkeypatch.setattr(runner, "_kill", lambda *_: None)  # as in a call that never returns
+    begin = time.monotonic()
+    assert runner.close() == [job] and time.monotonic() - begin < 5
+    second = make()
+    assert second.get(job.job_id).state == RUNNING  # found by the next one
+    second.cancel(job.job_id)
+    assert ended(second, second.get(job.job_id)).state == CANCELLED
+
+
+def test_logs_and_records_do_not_grow_without_end(make, monkeypatch):
+    monkeypatch.setattr("vla_training.jobs.runner.LOG_MOST", 2000)
+    monkeypatch.setattr("vla_training.jobs.runner.LOG_KEPT", 300)
+    runner = make(keep=2)
+    job = runner.start("fake", ["--steps", "2000", "--pause", "0.001"])
+    sizes = []
+
+    def over() -> bool:
+        sizes.append(job.log_file.stat().st_size)
+        return job.over
+
+    until(runner, over)
+    assert max(sizes) < 100_000 and any(b < a for a, b in pairwise(sizes))
+    said = runner.log(job.job_id)
+    assert "its beginning is gone" in said and said.endswith("all done\n") and "\0" not in said
+    names = [ended(runner, runner.start("fake", [])).job_id for _ in range(3)]
+    assert [j.job_id for j in runner.list()] == names[:0:-1]
+    assert {p.name for p in (runner.root / RECORDS).iterdir() if p.is_dir()} == set(names[1:])
+    runner.close()
+    assert [j.job_id for j in make(keep=1).list()] == names[2:]
 
 
 def test_kill_9_of_the_verb_is_a_failure_and_takes_its_workers_along(make):

@@ -45,6 +45,11 @@ PARAMETERS: dict[str, tuple[Any, str, Any]] = {
         "how far jobs give way to what else runs here, such as a control loop",
         IntegerRange(from_value=0, to_value=19),
     ),
+    "keep_records": (
+        200,
+        "how many jobs that are over are remembered, with their logs",
+        IntegerRange(from_value=1, to_value=10_000),
+    ),
     "keep_running": (False, "leave jobs running when the node ends", None),
 }
 
@@ -105,6 +110,7 @@ class TrainingNode(ManagedNode):
             per_kind=self._value("jobs_per_kind"),
             cancel_grace=self._value("cancel_grace"),
             nice=self._value("nice"),
+            keep=self._value("keep_records"),
         )
         for warning in self._runner.warnings:
             self.get_logger().warning(warning)
@@ -124,7 +130,11 @@ class TrainingNode(ManagedNode):
         if self._runner is None:
             return
         running = self._runner.running()
-        self._runner.close(self._keep)
+        for job in self._runner.close(self._keep):
+            self.get_logger().error(
+                f"{job.job_id} does not end though it was killed (process group {job.pid}); look "
+                "at the disk it works on, the next node finds it"
+            )
         for job in running:
             self._announce(job)
         for goal in self._goals.values():

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,8 @@ from vla_training.jobs.record import (
 VLA = (sys.executable, "-m", "vla_inference.cli")
 SUPERVISE = str(Path(__file__).with_name("supervise.py"))
 TERM_GRACE = 5.0  # seconds from SIGTERM to SIGKILL
+KILL_GRACE = 5.0  # seconds that a killed process may take to go, before it is left
+LOG_MOST, LOG_KEPT = 64 << 20, 1 << 20  # bytes; a log that grows beyond is cut to its end
 
 
 class JobRunner:
@@ -47,6 +50,7 @@ class JobRunner:
     per_kind: how many jobs of a kind may run at once.
     cancel_grace: seconds from SIGINT to SIGTERM when a job is cancelled.
     nice: 0 to 19, how far jobs give way to others on this machine, such as a control loop.
+    keep: how many jobs that are over are remembered, with their logs; the oldest go.
     """
 
     def __init__(
@@ -57,11 +61,14 @@ class JobRunner:
         per_kind: int = 1,
         cancel_grace: float = 10.0,
         nice: int = 10,
+        keep: int = 200,
     ):
         self.root = check_root(root)
         self.kinds, self.command = kinds, list(command)
         self.per_kind, self.cancel_grace, self.nice = per_kind, cancel_grace, nice
+        self.keep = keep
         self.warnings: list[str] = []  # records that could not be read
+        self._asked: dict[str, float] = {}  # when a job was asked to end, by the steady clock
         self._jobs: dict[str, Job] = {}
         self._processes: dict[str, subprocess.Popen] = {}
         self._ending: list[subprocess.Popen] = []  # of jobs that are over
@@ -111,6 +118,7 @@ class JobRunner:
             raise VlaError(f"job {job_id} is over ({job.state})", "there is nothing to cancel")
         if not job.cancel_asked:
             job.cancel_asked = time.time()
+            self._asked[job.job_id] = time.monotonic()
             job.message = "asked to end"
             self._save(job)
             self._escalate(job)
@@ -137,18 +145,24 @@ class JobRunner:
         self._ending = [p for p in self._ending if p.poll() is None]
         return [job for job in self.running() if self._look(job)]
 
-    def close(self, keep_running: bool = False) -> None:
-        """Cancel what runs and wait for its end, or leave it to the next runner."""
+    def close(self, keep_running: bool = False) -> list[Job]:
+        """Cancel what runs and wait for its end, or leave it to the next runner.
+
+        Returns the jobs that did not end although they were killed (a disk that hangs): they are
+        left to the next runner too.
+        """
         if self._lock is None:
-            return
+            return []
         if not keep_running:
             for job in self.running():
                 self.cancel(job.job_id)
-            while self.running():
+            end = time.monotonic() + self.cancel_grace + TERM_GRACE + KILL_GRACE
+            while self.running() and time.monotonic() < end:
                 self.poll()
                 time.sleep(0.05)
         os.close(self._lock)
         self._lock = None
+        return [] if keep_running else self.running()
 
     # -- one job ------------------------------------------------------------------------------
 
@@ -158,7 +172,7 @@ class JobRunner:
             fcntl.flock(lock, fcntl.LOCK_EX)
             words = [str(job.exit_file), str(lock), str(self.nice)]
             supervise = [sys.executable, "-IS", SUPERVISE, *words]
-            with job.log_file.open("wb") as log:
+            with job.log_file.open("ab") as log:  # what is written after a cut comes at its end
                 process = subprocess.Popen(
                     supervise + job.command,
                     cwd=self.root,
@@ -188,6 +202,7 @@ class JobRunner:
             self._finish(job, code)
             return True
         self._escalate(job)
+        cut_log(job.log_file)
         return news
 
     def _take_progress(self, job: Job) -> bool:
@@ -226,13 +241,24 @@ class JobRunner:
         else:
             job.state, job.message = FAILED, last or f"exit status {code}; see its log"
         self._signalled.pop(job.job_id, None)
+        self._asked.pop(job.job_id, None)
         self._save(job)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Remove the records of the oldest jobs that are over, beyond those that are kept."""
+        over = [job for job in self.list() if job.over]
+        for job in over[self.keep :]:
+            del self._jobs[job.job_id]
+            shutil.rmtree(job.folder, ignore_errors=True)
 
     def _escalate(self, job: Job) -> None:
         """Send a job that was cancelled the signal that is due."""
         if not job.cancel_asked:
             return
-        waited = time.time() - job.cancel_asked
+        # By the wall clock a step of it would kill at once, or never; after a restart anew.
+        now = time.monotonic()
+        waited = now - self._asked.setdefault(job.job_id, now)
         due = signal.SIGINT
         if waited > self.cancel_grace:
             due = signal.SIGTERM
@@ -284,6 +310,22 @@ class JobRunner:
             if not job.over:
                 job.state = RUNNING
                 self._look(job)
+        self._forget()
+
+
+def cut_log(path: Path) -> None:
+    """Where a log has grown too long, its end alone; what is printed meanwhile may be lost."""
+    with contextlib.suppress(OSError):  # a full disk must not end the watching
+        if path.stat().st_size <= LOG_MOST:
+            return
+        kept = tail(path, limit=LOG_KEPT)
+        with path.open("r+b") as file:
+            file.truncate(0)
+        with path.open("ab") as file:
+            file.write(
+                f"[the log was longer than {LOG_MOST} bytes; its beginning is gone]\n"
+                f"{kept}".encode()
+            )
 
 
 def _locked(path: Path) -> bool:
