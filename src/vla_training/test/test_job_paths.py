@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
+from demonstrations import write_set
 
-from vla_inference.errors import VlaError
-from vla_training.jobs import KINDS
+from vla_inference.errors import DataError, VlaError
+from vla_training.convert import convert
+from vla_training.datasets import open_dataset
+from vla_training.jobs import KINDS, JobRunner
+from vla_training.jobs.confined import check, opened
 from vla_training.jobs.kinds import command_words
 from vla_training.jobs.paths import check_root, confine
 
@@ -83,3 +92,118 @@ def test_names_are_confined_where_they_could_be_paths(tmp_path):
     for value in ("..", "/etc/passwd", "a/../../b"):
         with pytest.raises(VlaError, match="leads out"):
             words(value)
+
+
+# -- what lies inside -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A root with a dataset, and something beside it that is none of a job's business."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for folder in (root / "datasets" / "mine" / "deep", outside):
+        folder.mkdir(parents=True)
+    (outside / "secret.txt").write_text("secret")
+    with h5py.File(outside / "secret.hdf5", "w") as file:
+        file["data/demo_0/actions"] = np.zeros((3, 7))
+    return check_root(root), outside
+
+
+def link(root, outside):
+    (root / "datasets" / "mine" / "deep" / "link.bin").symlink_to(outside / "secret.txt")
+
+
+def folder_link(root, outside):
+    (root / "inner").mkdir()
+    (root / "datasets" / "mine" / "again").symlink_to(root / "inner")  # inside: followed
+    (root / "inner" / "out").symlink_to(outside)
+
+
+def external_link(root, outside):
+    with h5py.File(root / "datasets" / "mine" / "x.hdf5", "w") as file:
+        file["data"] = h5py.ExternalLink("../../../outside/secret.hdf5", "/data")
+
+
+def external_storage(root, outside):
+    with h5py.File(root / "datasets" / "mine" / "x.hdf5", "w") as file:
+        secret = [(str(outside / "secret.txt"), 0, 6)]
+        file.create_dataset("data/demo_0/obs/image", (6,), np.uint8, external=secret)
+
+
+def virtual_dataset(root, outside):
+    with h5py.File(root / "datasets" / "mine" / "x.hdf5", "w") as file:
+        layout = h5py.VirtualLayout((3, 7), float)
+        layout[:] = h5py.VirtualSource(outside / "secret.hdf5", "data/demo_0/actions", (3, 7))
+        file.create_virtual_dataset("data/demo_0/actions", layout)
+
+
+def second_file(root, outside):
+    """A file inside names another one inside, which names one outside."""
+    external_link(root, outside)
+    (root / "datasets" / "mine" / "x.hdf5").rename(root / "other.hdf5")
+    with h5py.File(root / "other.hdf5", "w") as file:
+        file["data"] = h5py.ExternalLink(str(outside / "secret.hdf5"), "/data")
+    with h5py.File(root / "datasets" / "mine" / "x.hdf5", "w") as file:
+        file["data"] = h5py.ExternalLink("../../other.hdf5", "/data")
+
+
+WAYS = (link, folder_link, external_link, external_storage, virtual_dataset, second_file)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("verb", ["eval", "finetune"])
+def test_nothing_inside_a_dataset_leads_out(tree, way, verb):
+    root, outside = tree
+    words = {
+        "eval": ["--dataset", "datasets/mine"],
+        "finetune": ["--data-root-dir", "datasets", "--dataset-name", "mine:2"],
+    }[verb]
+    words = command_words(KINDS[verb], words, root)
+    for path in opened(words):
+        check(path, root)
+    way(root, outside)
+    with pytest.raises(VlaError, match=r"outside|leads out of the root folder"):
+        for path in opened(words):
+            check(path, root)
+
+
+def test_a_linked_dataset_is_refused_by_name_and_others_beside_it_are_not(tree):
+    root, outside = tree
+    (root / "datasets" / "big").symlink_to(outside)
+    for name, refused in (("mine", False), ("big", True), ("mine,big/x", True), ("big:3", True)):
+        words = ["--data-root-dir=datasets", f"--dataset-name={name}"]
+        paths = list(opened(command_words(KINDS["finetune"], words, root)))
+        with pytest.raises(VlaError, match=r"big.* leads out of") if refused else nullcontext():
+            for path in paths:
+                check(path, root)
+
+
+def test_a_job_that_would_read_outside_ends_with_one_line(tree):
+    root, outside = tree
+    external_link(root, outside)
+    runner = JobRunner(root)
+    try:
+        job = runner.start("eval", ["--dataset", "datasets/mine"])
+        end = time.monotonic() + 120
+        while not job.over and time.monotonic() < end:
+            runner.poll()
+            time.sleep(0.05)
+        said = runner.log(job.job_id)
+    finally:
+        runner.close()
+    assert job.exit_code == 2 and said.count("\n") == 1
+    assert "vla eval: " in said and "/data is in " in said and "outside of the root" in said
+
+
+def test_a_lerobot_set_names_no_file_outside_itself(tmp_path):
+    source = write_set(tmp_path / "demo.hdf5")
+    out = convert(source, tmp_path / "set", "lerobot", workers=1).path
+    info = out / "meta" / "info.json"
+    before = json.loads(info.read_text())
+    for key, value in (
+        ("data_path", "../set/data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"),
+        ("video_path", f"{out}/videos/{{video_key}}/chunk-000/file-000.mp4"),
+    ):
+        info.write_text(json.dumps({**before, key: value}))
+        with pytest.raises(DataError, match="names a file outside the dataset"):
+            open_dataset(out)[0].steps[0].observation.images["agentview"]

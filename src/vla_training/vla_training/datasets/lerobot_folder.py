@@ -108,7 +108,7 @@ class LerobotFolder:
         pattern = self.info.get("video_path") or layout.VIDEO
         videos = {
             key: (
-                self.path / pattern.format(video_key=key, **numbers(f"videos/{key}")),
+                self._inside(pattern.format(video_key=key, **numbers(f"videos/{key}"))),
                 float(row[f"videos/{key}/from_timestamp"]),
             )
             for key in self._films
@@ -119,11 +119,21 @@ class LerobotFolder:
         return Place(
             row["episode_index"],
             row["length"],
-            self.path / table,
+            self._inside(table),
             row["dataset_from_index"],
             videos,
             metadata,
         )
+
+    def _inside(self, name: str) -> Path:
+        """A file of the dataset by the name that meta/info.json makes."""
+        path = Path(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise DataError(
+                f"{self.path}/{layout.INFO} names a file outside the dataset ({name})",
+                "correct its data_path and video_path",
+            )
+        return self.path / path
 
     # -- version 2 ----------------------------------------------------------------------------
 
@@ -138,10 +148,10 @@ class LerobotFolder:
                 index = int(row["episode_index"])
                 numbers = {"episode_index": index, "episode_chunk": index // size}
                 videos = {
-                    key: (self.path / video.format(video_key=key, **numbers), 0.0)
+                    key: (self._inside(video.format(video_key=key, **numbers)), 0.0)
                     for key in self._films
                 }
-                table = self.path / data.format(**numbers)
+                table = self._inside(data.format(**numbers))
                 places.append(Place(index, int(row["length"]), table, None, videos))
         return sorted(places, key=lambda p: p.index)
 

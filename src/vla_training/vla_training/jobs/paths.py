@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vla_inference.errors import VlaError
 
+ROOT = "VLA_JOB_ROOT"  # in a job's environment: the folder that all it opens lies in
 RECORDS = ".vla_jobs"  # in the root: the jobs' own records, which no job may touch
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from vla_inference.errors import DataError, VlaError
 from vla_inference.progress import VARIABLE
 from vla_training.jobs.kinds import KINDS, Kind, command_words, get_kind
-from vla_training.jobs.paths import RECORDS, check_root
+from vla_training.jobs.paths import RECORDS, ROOT, check_root
 from vla_training.jobs.record import (
     CANCELLED,
     FAILED,
@@ -35,7 +35,7 @@ from vla_training.jobs.record import (
     tail,
 )
 
-VLA = (sys.executable, "-m", "vla_inference.cli")
+VLA = (sys.executable, "-m", "vla_training.jobs.confined")
 SUPERVISE = str(Path(__file__).with_name("supervise.py"))
 TERM_GRACE = 5.0  # seconds from SIGTERM to SIGKILL
 KILL_GRACE = 5.0  # seconds that a killed process may take to go, before it is left
@@ -183,6 +183,7 @@ class JobRunner:
                     pass_fds=(lock,),
                     env={
                         **os.environ, VARIABLE: str(job.progress_file), "PYTHONUNBUFFERED": "1",
+                        ROOT: str(self.root),
                     },
                 )  # fmt: skip
         finally:
