@@ -18,7 +18,7 @@ from vla_msgs.action import RunJob
 from vla_msgs.msg import JobStatus
 from vla_msgs.srv import CancelJob, GetJobLog, ListJobs, StartJob
 from vla_training.jobs import KINDS, Kind
-from vla_training.jobs.runner import VLA
+from vla_training.jobs.runner import CONFINED
 from vla_training.training_node import TrainingNode
 
 FAKE = """
@@ -197,7 +197,7 @@ def test_a_root_that_will_not_do(root, reason):
 
 @pytest.mark.skipif("generate" not in find_verbs(), reason="the workspace is not built")
 def test_a_real_generation(tmp_path):
-    graph = Graph(tmp_path, kinds=KINDS, command=VLA)
+    graph = Graph(tmp_path, kinds=KINDS, command=CONFINED)
     graph.patience = 200.0  # a whole verb, at a low priority
     try:
         words = "--task Stack_D0 --episodes 1 --parallel 1 --camera-width 16 --camera-height 16"
@@ -213,7 +213,8 @@ def test_a_real_generation(tmp_path):
 
 @pytest.mark.skipif("generate" not in find_verbs(), reason="the workspace is not built")
 def test_the_launch_file(tmp_path):
-    words = [*VLA, "launch", "vla_training", "training.launch.xml", f"root:={tmp_path}"]
+    words = [sys.executable, "-m", "vla_inference.cli", "launch", "vla_training"]
+    words += ["training.launch.xml", f"root:={tmp_path}"]
     process = subprocess.Popen(
         words,
         env=environment(domain(50)),

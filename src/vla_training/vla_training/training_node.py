@@ -23,7 +23,7 @@ from vla_msgs.msg import JobStatus
 from vla_msgs.srv import CancelJob, GetJobLog, ListJobs, StartJob
 from vla_training.jobs import KINDS, Job, JobRunner, Kind
 from vla_training.jobs.record import CANCELLED, SUCCEEDED
-from vla_training.jobs.runner import VLA
+from vla_training.jobs.runner import CONFINED
 
 PERIOD = 0.2  # seconds between looks at the jobs
 
@@ -63,7 +63,7 @@ class TrainingNode(ManagedNode):
         self,
         name: str = "training",
         kinds: Mapping[str, Kind] = KINDS,
-        command: Sequence[str] = VLA,
+        command: Sequence[str] = CONFINED,
         **kwargs,
     ):
         super().__init__(name, **kwargs)

@@ -35,7 +35,7 @@ from vla_training.jobs.record import (
     tail,
 )
 
-VLA = (sys.executable, "-m", "vla_training.jobs.confined")
+CONFINED = (sys.executable, "-m", "vla_training.jobs.confined")  # `vla`, within the root
 SUPERVISE = str(Path(__file__).with_name("supervise.py"))
 TERM_GRACE = 5.0  # seconds from SIGTERM to SIGKILL
 KILL_GRACE = 5.0  # seconds that a killed process may take to go, before it is left
@@ -57,7 +57,7 @@ class JobRunner:
         self,
         root: str | os.PathLike,
         kinds: Mapping[str, Kind] = KINDS,
-        command: Sequence[str] = VLA,
+        command: Sequence[str] = CONFINED,
         per_kind: int = 1,
         cancel_grace: float = 10.0,
         nice: int = 10,
