@@ -425,6 +425,7 @@ def test_a_bad_model_leaves_the_node_unconfigured_and_it_can_be_mended(graph, ch
     ("parameters", "words"),
     [
         ({"unnorm_key": "bridge"}, "unknown unnorm_key 'bridge'; known: random"),
+        ({"unnorm_key": "normalized"}, "the actions are in unit 1, of which no m and rad"),
         ({"dtype": "int4"}, "unknown dtype 'int4'"),
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"image_transport": "theora"}, "use raw or compressed"),

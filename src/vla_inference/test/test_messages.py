@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from vla_inference.action_specs import KNOWN
 from vla_inference.errors import VlaError
 from vla_inference.ros.messages import chunk_to_msg, msg_to_chunk, steps_to_chunk
 from vla_inference.types import ActionChunk, ActionSpec, DimSpec, eef_delta_spec
@@ -104,6 +105,16 @@ def test_a_chunk_without_steps_is_refused_both_ways():
         steps_to_chunk([])
     with pytest.raises(VlaError, match="no steps"):
         chunk_to_msg(ActionChunk(np.zeros((0, 7)), eef_delta_spec()), Time())
+
+
+def test_libero_is_sent_in_metres_and_radians():
+    chunk = ActionChunk(np.array([[1, 0, -1, 0.5, 0, 0, 1]]), KNOWN["libero"])
+    step = chunk_to_msg(chunk, Time()).steps[0]
+    assert (step.translation.x, step.translation.z) == pytest.approx((0.05, -0.05))
+    assert step.rotation.x == pytest.approx(0.25) and step.gripper == 1
+    assert (step.rotation_convention, step.dt) == ("rotvec", 0.05)
+    with pytest.raises(VlaError, match="are in unit unknown, of which no m and rad"):
+        chunk_to_msg(ActionChunk(np.zeros((1, 7)), KNOWN["taco_play"]), Time())
 
 
 def test_actions_that_are_no_end_effector_delta_are_refused():

@@ -41,6 +41,7 @@ KNOWN = {
     "nyu_door_opening_surprising_effectiveness": _oxe(3, "unknown", "unknown"),
     "viola": _oxe(20, "unknown", "unknown"),
     "toto": _oxe(30, "unknown", "unknown"),
+    "normalized": _in_units(eef_delta_spec("rpy", "base", 0.2), "1", "1"),  # a model's own -1 to 1
     # robosuite's [-1, 1], of which 1 is 0.05 m and 0.5 rad
     "libero": _in_units(eef_delta_spec("rotvec", "base", 0.05), "0.05 m", "0.5 rad"),
 }
@@ -73,18 +74,25 @@ def si_spec(spec: ActionSpec) -> ActionSpec:
     return _in_units(spec, "m", "rad")
 
 
+def check_si(spec: ActionSpec) -> np.ndarray:
+    """What makes m and rad of an end-effector delta [D]; VlaError where its units don't tell."""
+    factors = _si_factors(spec)
+    if factors is None:
+        units = ", ".join(dict.fromkeys(d.unit for d in spec.dims[:6]))
+        raise VlaError(
+            f"the actions are in unit {units}, of which no m and rad can be made",
+            'choose other statistics (unnorm_key), or state the units: "spec" with "dims" '
+            "beside the statistics",
+        )
+    return factors
+
+
 def in_si(chunk: ActionChunk) -> ActionChunk:
     """An end-effector delta's chunk in m and rad, which is all that a robot may be sent.
 
     Raises VlaError where its spec has other units or none.
     """
-    spec, factors = chunk.spec, _si_factors(chunk.spec)
-    if factors is None:
-        units = ", ".join(dict.fromkeys(d.unit for d in spec.dims[:6]))
-        raise VlaError(
-            f"the actions are in unit {units}, which are no m and rad",
-            'state them: "spec" with "dims" beside the statistics, see docs/reference.md',
-        )
+    spec, factors = chunk.spec, check_si(chunk.spec)
     if (factors == 1).all():
         return chunk
     return replace(chunk, actions=chunk.actions * factors, spec=si_spec(spec))

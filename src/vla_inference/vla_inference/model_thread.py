@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from vla_inference.action_specs import check_si
 from vla_inference.errors import VlaError
 from vla_inference.mailbox import Mailbox
 from vla_inference.types import ActionSpec
@@ -114,6 +115,8 @@ class ModelThread(Generic[T]):
         begun = time.monotonic()
         policy = load_policy(self.settings)
         self.spec = policy.action_spec(self.unnorm_key)  # is it known?
+        if len(self.spec) == 7:
+            check_si(self.spec)
         policy.warm_up(self.unnorm_key)
         # The second time as it will be; and numbers that are not finite raise here.
         self.latency_ms = policy.warm_up(self.unnorm_key)

@@ -193,6 +193,22 @@ def test_robocasa_has_its_sentence_in_ep_meta(tmp_path):
     assert_upright(data[0].steps[7].observation.images["robot0_agentview_left"], 7)
 
 
+def test_an_action_with_more_numbers_than_an_arm_is_read_where_they_are_named(tmp_path):
+    """RoboCasa's arm on a base: twelve numbers."""
+    raw = np.random.default_rng(0).uniform(-1, 1, (COUNT, 12))
+    path = robocasa(tmp_path / "demo.hdf5")
+    with h5py.File(path, "a") as file:
+        del file["data/demo_0/actions"]
+        file["data/demo_0/actions"] = raw
+    with pytest.raises(
+        DataError, match=r"has shape \(8, 12\), \[T, 7\].*--read action_convention"
+    ):
+        open_dataset(path).actions(0)
+    dims = [{"name": f"number_{i}", "unit": "1"} for i in range(12)]
+    data = open_dataset(path, action_convention={"spec": {"dims": dims, "dt": 0.05}})
+    np.testing.assert_array_equal(data.actions(0), raw)
+
+
 TEXTS = {
     "bytes [1]": np.array([SENTENCE.encode()]),
     "scalar": np.array(SENTENCE, object),

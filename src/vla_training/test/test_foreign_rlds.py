@@ -186,8 +186,10 @@ def test_libero_is_never_published_as_metres():
     sent = in_si(ActionChunk(np.array([[1, -0.5, 0, 1, 0, 0, 1]]), spec))
     np.testing.assert_allclose(sent.actions, [[0.05, -0.025, 0, 0.5, 0, 0, 1]])
     assert [d.unit for d in sent.spec.dims] == ["m"] * 3 + ["rad"] * 3 + ["1"]
-    with pytest.raises(VlaError, match='unit unknown, which are no m and rad; state them: "spec"'):
+    with pytest.raises(VlaError, match="are in unit unknown, of which no m and rad can be made"):
         in_si(ActionChunk(np.zeros((1, 7)), KNOWN["taco_play"]))
+    with pytest.raises(VlaError, match=r"are in unit 1, .*; choose other statistics"):
+        in_si(ActionChunk(np.zeros((1, 7)), statistics_spec({}, 7, "normalized")))
 
 
 def test_libero_as_rlds_says_how_its_images_stand(tmp_path):
