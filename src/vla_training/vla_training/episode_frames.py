@@ -96,7 +96,7 @@ def frames_from_episodes(
                 if not sentence.strip():
                     raise DataError(
                         f"{data.path}: a step of episode {number} has no instruction",
-                        "leave that data set out, or add its instructions",
+                        "leave that dataset out, or convert it with --instruction",
                     )
                 text.append(sentences.setdefault(sentence, len(sentences)))
             actions.append(episode.actions)

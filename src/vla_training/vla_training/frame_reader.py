@@ -49,7 +49,7 @@ class FrameReader:
         if not text.strip():
             raise DataError(
                 f"{self.data.path}: step {step} of episode {episode} has no instruction",
-                "leave that data set out, or add its instructions",
+                "leave that dataset out, or convert it with --instruction",
             )
         return pictures, text
 

@@ -76,13 +76,6 @@ class AlohaSet(ImageColumnSet):
         if not any(self.instructions(0)):
             self.notes.append(f"{self.path} holds no sentences: give one with --instruction")
 
-    def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k != "_group"}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__ |= state
-        self._group = lru_cache(4)(self._open)
-
     def _open(self, index: int) -> h5py.File:
         path = self._files[index]
         with readable(str(path)):

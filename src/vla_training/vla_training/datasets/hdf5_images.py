@@ -72,15 +72,23 @@ class ImageColumn:
             and not (data.shuffle or data.fletcher32 or data.scaleoffset)
         )
 
+    @cached_property
+    def _encoded(self) -> bool:
+        return is_encoded(self._data)
+
     def read(self, step: int) -> np.ndarray:
         """uint8 [H, W, 3] of a step, upright."""
-        data = self._data
-        where = f"{data.file.filename}: {data.name}"
-        with readable(where):
+        try:
             stored = self._stored(step)
-        if is_encoded(data):
-            stored = decode_picture(np.asarray(stored, np.uint8).tobytes(), f"{where}, {step}")
+        except FAULTS as error:
+            raise _damaged(self._where(), error) from error
+        if self._encoded:
+            data = np.asarray(stored, np.uint8).tobytes()
+            stored = decode_picture(data, f"{self._where()}, step {step}")
         return stored[::-1] if self._flipped else stored
+
+    def _where(self) -> str:
+        return f"{self._data.file.filename}: {self._data.name}"
 
     def _stored(self, step: int) -> np.ndarray:
         data = self._data

@@ -55,6 +55,10 @@ class LerobotSet(EpisodeSet):
             size = int(self.features[action]["shape"][0])
         self.spec = self._spec(size)
         self._tables: tuple[Path, _Table] | None = None
+        if not self.cameras():
+            self.notes.append(f"{self.path} holds no images")
+        if not any(t.strip() for t in self._tasks.values()):
+            self.notes.append(f"{self.path} holds no sentences: give one with --instruction")
 
     def _spec(self, size: int) -> ActionSpec:
         given = self.path / "meta" / SPEC_FILE
