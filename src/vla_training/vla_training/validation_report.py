@@ -28,7 +28,7 @@ def motion_rows(v: Mapping[str, Any]) -> Rows:
         ("input age", _spread(v["input_age_ms"], "ms")),
         ("recorded latency", _spread(v["recorded"]["latency_ms"], "ms")),
         ("recorded input age", _spread(v["recorded"]["input_age_ms"], "ms")),
-        ("steps over the command limits", _clips(v)),
+        *_clips(v),
         ("steps outside q01 to q99", f"{100 * v['beyond_statistics']:.2f} %"),
         (f"jump at {joins['count']} joins", _spread(joins["jump_translation_mm"], "mm")),
         ("change within chunks", _spread(joins["within_translation_mm"], "mm")),
@@ -53,19 +53,19 @@ def _direction(found: Mapping[str, Any]) -> str:
     )
 
 
-def _clips(v: Mapping[str, Any]) -> str:
+def _clips(v: Mapping[str, Any]) -> Rows:
     """What the command node would clip by its defaults, by which limit, and what spares it."""
-    told = f"{100 * v['clip_rate']:.2f} %"
+    remedy = " (its `stretch` slows steps down, its `scale` shortens them)" if v["clips"] else ""
+    rows = [("steps over the command limits", f"{100 * v['clip_rate']:.2f} %{remedy}")]
     units = {"translation_per_step": "m", "rotation_per_step": "rad", "linear_velocity": "m/s",
              "angular_velocity": "rad/s"}  # fmt: skip
     for name, found in v["clips"].items():
-        told += (
-            f"; {name} {found['limit']:g} {units[name]}: {100 * found['share']:.2f} %, "
-            f"up to {found['largest']:.3g}"
-        )
-    if v["clips"]:
-        told += " (its `stretch` slows steps down, its `scale` shortens them)"
-    return told
+        unit = units[name]
+        rows.append(
+            (f"  {name} {found['limit']:g} {unit}",
+             f"{100 * found['share']:.2f} %, up to {found['largest']:.3g} {unit}")
+        )  # fmt: skip
+    return rows
 
 
 def _spread(found: Mapping[str, float] | None, unit: str) -> str:
