@@ -43,6 +43,12 @@ def test_the_stated_controller_is_what_actions_are_scaled_by(tmp_path, env):
     assert not any("action_convention" in n for n in data.notes)  # nothing was assumed
 
 
+def test_deltas_in_the_worlds_axes_are_noted(tmp_path):
+    env = files.osc_1_5(input_ref_frame="world")
+    path = robomimic(tmp_path / "d.hdf5", env, robosuite_actions(COUNT), {})
+    assert "has deltas in the world's axes" in open_dataset(path).notes[0]
+
+
 def changed(**settings) -> dict:
     env = osc()
     env["env_kwargs"]["controller_configs"] |= settings

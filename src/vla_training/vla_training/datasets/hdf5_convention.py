@@ -203,6 +203,8 @@ def _of_controller(data: h5py.Group, where: str) -> tuple[Convention, list[str]]
             f"{where} states no action_convention: taken for robosuite's OSC_POSE "
             f"(0.05 m, 0.5 rad, gripper -1 open) at {_rate(stated, where):g} Hz"
         )
+    if stated.settings.get("input_ref_frame") == "world":
+        notes.append(f"{where} has deltas in the world's axes: taken for those of the arm's base")
     spec = eef_delta_spec("rotvec", "base", 1 / _rate(stated, where))
     scale, limit = _scale(stated.settings, where)
     return Convention(
