@@ -158,15 +158,15 @@ def test_what_cannot_be_written_is_refused_by_name(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_text("precious")
     writable(tmp_path / "a" / "b" / "new.json")
-    writable(tmp_path / "a" / "b", folder=True)
+    writable(tmp_path / "a" / "b", "folder")
     writable(file)
-    for path, folder, words in (
-        (tmp_path, False, "is a folder; name a file"),
-        (file, True, "is a file; name a folder"),
-        (file / "x" / "y", False, f"y cannot be written: {file} is no folder; choose another"),
-        (file / "x", True, f"x cannot be written: {file} is no folder"),
-        (Path("/proc/self/out"), False, r"out cannot be written \(/proc/self: "),
+    for path, kind, words in (
+        (tmp_path, "file", "is a folder; name a file"),
+        (file, "folder", "is a file; name a folder"),
+        (file / "x" / "y", "file", f"y cannot be written: {file} is no folder; choose another"),
+        (file / "x", "folder", f"x cannot be written: {file} is no folder"),
+        (Path("/proc/self/out"), "new folder", r"out cannot be written \(/proc/self: "),
     ):
         with pytest.raises(VlaError, match=words):
-            writable(path, folder)
+            writable(path, kind)
     assert [p.name for p in tmp_path.iterdir()] == ["file"] and file.read_text() == "precious"

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Literal
 
 from vla_inference.errors import VlaError
 
@@ -214,18 +214,20 @@ def sync_tree(path: Path) -> None:
         sync(path)
 
 
-def writable(path: str | os.PathLike, folder: bool = False) -> None:
+def writable(
+    path: str | os.PathLike, kind: Literal["file", "folder", "new folder"] = "file"
+) -> None:
     """Refuse, before any work is done, an output that could not be written at its end.
 
-    folder: `path` is a folder that files are put into; else an entry that is made or replaced.
+    kind: "folder" is one that files are put into, "new folder" one that is made or replaced whole.
     Raises VlaError.
     """
     path = Path(path)
-    if not folder and path.is_dir():
+    if kind == "file" and path.is_dir():
         raise VlaError(f"{path} is a folder", "name a file")
-    if folder and path.exists() and not path.is_dir():
+    if kind == "folder" and path.exists() and not path.is_dir():
         raise VlaError(f"{path} is a file", "name a folder")
-    there = path if folder else path.parent
+    there = path if kind == "folder" else path.parent
     while not os.path.lexists(there):
         there = there.parent
     if not there.is_dir():

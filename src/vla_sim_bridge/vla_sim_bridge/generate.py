@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_inference.errors import VlaError
+from vla_inference.files import writable
 from vla_sim_bridge.attempt import Attempt, make_attempt
 from vla_sim_bridge.generate_config import GenerateConfig
 from vla_sim_bridge.parts import (
@@ -81,6 +82,7 @@ def generate(
         if final.exists():
             claim(output, asdict(config), _defaults())
             return final
+        writable(output, "folder")
         with alone(output):
             claim(output, asdict(config), _defaults())
             parts.mkdir(parents=True, exist_ok=True)

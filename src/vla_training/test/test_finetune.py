@@ -163,6 +163,7 @@ def test_asked_to_stop_it_saves_and_goes_on_bit_for_bit(home, tmp_path):
         assert not run.run(stop)
     assert run.progress.step == 1
     checkpoint = finetune(part, resume=True)
+    assert "assumed" not in json.loads((checkpoint / "config.json").read_text())
     assert losses(tmp_path / "part") == losses(tmp_path / "whole")
     weights = [tmp_path / run / "checkpoint" / "model.safetensors" for run in ("part", "whole")]
     assert weights[0].read_bytes() == weights[1].read_bytes()

@@ -241,6 +241,29 @@ def test_full_disk_leaves_the_last_state_and_says_so(home, tmp_path):
     assert [p.name for p in (tmp_path / "run" / "state").iterdir()] == ["step-2"]
 
 
+def test_states_half_written_or_half_removed_by_a_kill_go_and_the_same_step_is_replaced(
+    home, tmp_path
+):
+    run = Finetuner(settings(home, tmp_path / "run"), parallel.start("cpu"))
+    folder = tmp_path / "run" / "state"
+    for left in ("step-1", ".step-3.tmp"):  # removed and written by halves
+        (folder / left).mkdir(parents=True)
+        (folder / left / "weights.distcp").write_bytes(bytes(100))
+    run.progress.step = 2
+    run.save()
+    assert [p.name for p in folder.iterdir()] == ["step-2"]
+    pid = os.fork()
+    if pid == 0:  # killed while it removes the old state: its note goes first
+        training_state.shutil.rmtree = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        training_state.remove_state(folder / "step-2")
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    assert training_state.find_states(folder) == [] and (folder / "step-2").is_dir()
+    for _ in range(2):  # the second time in place of a state of the same step
+        run.save()
+        assert [p.name for p in folder.iterdir()] == ["step-2"]
+        assert training_state.read_about(folder / "step-2")["step"] == 2
+
+
 def test_too_little_memory_says_what_to_lower(home, tmp_path):
     config = settings(home, tmp_path / "run")
     with (

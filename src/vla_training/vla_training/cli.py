@@ -43,7 +43,7 @@ def train(
         raise VlaError(
             f"{output} holds an earlier run", "go on with --resume, or choose another --output"
         )
-    writable(output, folder=True)
+    writable(output, "folder")
     from vla_training.train import TrainConfig, train
 
     config = TrainConfig(

@@ -113,7 +113,7 @@ def finetune(
     run_id = run_id or f"{Path(vla_path).name}+{names}+b{batch_size}+lr-{learning_rate:g}+{mode}"
     if Path(run_id).name != run_id or run_id in (".", ".."):
         raise VlaError(f"--run-id is {run_id!r}", "give a folder's name without a path")
-    writable(run_root_dir / run_id, folder=True)
+    writable(run_root_dir / run_id, "folder")
     config = FinetuneConfig(
         vla_path, sources, str(run_root_dir / run_id), lora_rank, lora_alpha, not freeze_vision,
         "int4-g128-sym" if quantize == "int4" else quantize, batch_size, grad_accumulation_steps,

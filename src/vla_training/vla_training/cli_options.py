@@ -51,7 +51,7 @@ def check_counts(**counts: int | None) -> None:
 
 def check_report(folder: Path | None) -> None:
     if folder is not None:
-        writable(folder, folder=True)
+        writable(folder, "folder")
 
 
 def names(text: str | None) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ def study(
     as_json: JsonOption = False,
 ) -> int:
     """Episodes or epochs: train the small model on a grid of both at equal cost, and play."""
-    writable(output, folder=True)
+    writable(output, "folder")
     progress.report(0, 0, "starting")
     from vla_training.study import study as run
     from vla_training.study_config import StudyConfig

@@ -102,7 +102,7 @@ def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
-    writable(folder.parent, folder=True)
+    writable(folder, "new folder")
     if not folder.exists():
         return
     if not overwrite:

@@ -120,7 +120,7 @@ def quantize_checkpoint(
 def check_free(folder: Path, output: Path, overwrite: bool) -> None:
     if output.resolve() == folder.resolve():
         raise VlaError(f"{output} is the checkpoint itself", "name another folder")
-    writable(output.parent, folder=True)
+    writable(output, "new folder")
     if not output.exists():
         return
     if not overwrite:
