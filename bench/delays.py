@@ -72,7 +72,8 @@ class Episode:
         pose = self.sim.eef_pose()
         pose[:3, 3] -= self.sim.base_position()
         turn = Rotation.from_matrix(pose[:3, :3]).as_quat().tolist()
-        self.commander.measured(Pose(tuple(pose[:3, 3].tolist()), tuple(turn)), self.now)
+        measured = Pose(tuple(pose[:3, 3].tolist()), tuple(turn))
+        self.commander.measured(measured, self.now, self.now, self.now)
         return pose
 
     def think(self) -> None:
@@ -98,8 +99,12 @@ class Episode:
                 self.think()
 
     def play(self) -> dict:
-        self.measure()
+        for _ in range(3):  # before that it isn't believed
+            self.measure()
         self.commander.tick(self.now - PERIOD, self.now - PERIOD)
+        # A model that was heard: its answer is void once the robot is enabled.
+        first = self.policy.predict_action(self.sim.observation())
+        self.commander.accept(first, self.now - PERIOD, self.now - PERIOD, self.now - PERIOD)
         while not self.run.done:
             pose = self.measure()
             if not self.moved and not self.commander.safety.enabled:

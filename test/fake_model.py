@@ -27,6 +27,7 @@ BEHAVIOURS = {
     "wrong_text": "answers to an instruction that nobody gave, every other time",
     "deaf": "always answers to an instruction that nobody gave",
     "nan": "answers with numbers that are not finite",
+    "nan_later": "the same, but for its first answer",
     "gossip": "from its third answer on answers a frame of some other simulation as well",
     "short": "answers with fewer steps than others",
     "tool": "answers in the tool's frame",
@@ -75,7 +76,8 @@ class FakeModel:
         frame = "tool" if self.behaviour == "tool" else "base"
         for _ in range(3 if self.behaviour == "short" else 8):
             step = EefDelta(rotation_convention="rotvec", gripper=1.0, dt=0.05, frame_id=frame)
-            step.translation.z = float("nan") if self.behaviour == "nan" else 0.001
+            nan = self.behaviour == "nan" or (self.behaviour == "nan_later" and self.count > 1)
+            step.translation.z = float("nan") if nan else 0.001
             chunk.steps.append(step)
         chunk.stage_names, chunk.stage_ms = ["total"], [1.0]
         time.sleep(0.001)

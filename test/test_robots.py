@@ -155,15 +155,16 @@ class Arm:
         self.until(self.actions.get_subscription_count)
 
         def enabled() -> bool:
+            self.act(0.0)  # a model answers, and wants nothing yet
             answer = self.enabler.call_async(SetBool.Request(data=True))
             self.until(answer.done)
             return answer.result().success
 
         self.until(enabled)
 
-    def act(self) -> None:
+    def act(self, x: float = 0.004) -> None:
         """A chunk: 0.02 m ahead in half a second."""
-        steps = [[0.004, 0, 0, 0, 0, 0, 1.0]] * 5
+        steps = [[x, 0, 0, 0, 0, 0, 1.0]] * 5
         stamp = Time(seconds=self.now()).to_msg()
         self.actions.publish(chunk_to_msg(ActionChunk(steps, eef_delta_spec(dt=0.1)), stamp))
 
@@ -226,10 +227,17 @@ def test_servo_hears_what_it_takes_once_enabled(arm):
 def test_a_controller_of_target_poses_hears_what_it_takes(arm, robot, target, pose, frame):
     """FZI's drops another frame than its own, CRISP all while there is a second publisher."""
     controller = arm(robot)
-    heard, here = controller.heard, PoseStamped()
-    here.header.frame_id, here.pose.position.x, here.pose.orientation.w = frame, 0.4, 1.0
+    heard = controller.heard
+
+    def here() -> PoseStamped:
+        msg = PoseStamped()
+        msg.header.frame_id, msg.header.stamp = frame, Time(seconds=controller.now()).to_msg()
+        msg.pose.orientation.w = 1.0
+        msg.pose.position.x = heard[-1][1].pose.position.x if heard else 0.4
+        return msg
+
     controller.hear(PoseStamped, target)
-    controller.tell(pose, lambda: here)
+    controller.tell(pose, here)
     controller.enable()
     controller.act()
 

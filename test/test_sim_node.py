@@ -227,8 +227,19 @@ def test_driven_by_commands_no_period_goes_without_one(graph, tmp_path, path):
     assert robot["gaps"] == robot["zeros"] == robot["unanswered_periods"] == 0
 
 
-def test_driven_by_commands_of_a_senseless_model_it_stands_still(graph, tmp_path):
+def test_driven_by_commands_a_model_that_was_never_usable_ends_the_run(graph, tmp_path):
     model(graph, "nan")
+    command_node(graph, "twist")
+    short = {"driven_by": "twist", "start_timeout": 20.0}
+    status, _, err = ended(sim(graph, tmp_path / "r", **short))
+    assert status == 1
+    error = one_error(err)
+    assert "the command node was not enabled within 20 s: no usable chunk has come" in error
+    assert "not finite" in error
+
+
+def test_driven_by_commands_of_a_model_gone_senseless_it_stands_still(graph, tmp_path):
+    model(graph, "nan_later")
     command_node(graph, "twist")
     status, _, err = ended(sim(graph, tmp_path / "r", driven_by="twist", record_episodes=0))
     assert status == 0, err

@@ -14,6 +14,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from graphs import NodeGraph, domain
+from rcl_interfaces.msg import Log
 from rclpy.parameter import Parameter
 from rclpy.qos import ReliabilityPolicy
 from rclpy.time import Time
@@ -73,6 +74,23 @@ class Graph(NodeGraph):
 
     def now(self) -> float:
         return 1e-9 * self.client.get_clock().now().nanoseconds
+
+    def ready(self, *rows, **more) -> None:
+        """Send a chunk that stands still, or these rows, and enable once it was heard."""
+        heard = self.status.chunks
+        self.send(*(rows or [ahead(0.0)] * 20), age=0.01, **more)
+        self.until(lambda: self.status.chunks > heard, "a chunk")
+        assert self.enable() == ""
+
+    def measure(
+        self, x: float = 0.0, age: float = 0.0, frame: str = "base_link", stamped: bool = True
+    ) -> None:
+        msg = PoseStamped()
+        msg.header.frame_id = frame
+        if stamped:
+            msg.header.stamp = Time(seconds=self.now() - age).to_msg()
+        msg.pose.position.x, msg.pose.orientation.w = x, 1.0
+        self.pose.publish(msg)
 
     def enable(self, on: bool = True) -> str:
         future = self.enabler.call_async(SetBool.Request(data=on))
@@ -151,7 +169,7 @@ def test_nothing_before_enabling_then_twists_two_zeros_and_silence(graph):
 
 def test_limits_scale_and_the_tool_frame(graph):
     g = graph(scale=0.5, max_linear_velocity=0.1, tool_frame="hand")
-    assert g.enable() == ""
+    g.ready()
     g.send(*[ahead(0.03, gripper=0.0)] * 3, frame="tool")
     g.until(lambda: len(g.twists) >= 5, "twists")
     assert g.twists[0][1].header.frame_id == "hand"
@@ -173,7 +191,7 @@ def test_faults_of_the_model_stop_it_until_it_is_enabled_again(graph):
         (lambda: None, "inference_stall", "chunk"),
     ):
         before = g.status.refused
-        assert g.enable() == ""
+        g.ready()
         g.until(lambda: g.status.state == "enabled", "enabled")
         g.twists.clear()
         begin()
@@ -202,10 +220,10 @@ def test_a_chunk_whose_stamp_is_no_time_stops_it_and_the_next_is_executed(graph)
     g.send(*[ahead(0.01)] * 3, change=spoil)  # disabled: refused, no more
     g.until(lambda: g.status.refused == 1, "a refusal")
     assert "the stamp of the chunk is no time" in g.status.last_refusal
-    assert g.enable() == ""
+    g.ready()
     g.send(*[ahead(0.01)] * 3, change=spoil)
     assert "the stamp of the chunk is no time" in g.stopped("bad_chunk")
-    assert g.enable() == ""
+    g.ready()
     g.send(*[ahead(0.01)] * 3)
     g.until(lambda: any(map(moves, g.twists)), "motion")
 
@@ -213,7 +231,7 @@ def test_a_chunk_whose_stamp_is_no_time_stops_it_and_the_next_is_executed(graph)
 @pytest.mark.parametrize("where", ["chunk", "period"])
 def test_a_fault_of_the_nodes_own_halts_the_robot_and_the_node_lives_on(graph, where):
     g = graph()
-    assert g.enable() == ""
+    g.ready()
     g.send(*[ahead(0.001)] * 200)
     g.until(lambda: len(g.twists) > 3, "motion")
     good, sound = g.node.commander, g.node.commander.accept
@@ -236,7 +254,7 @@ def test_a_fault_of_the_nodes_own_halts_the_robot_and_the_node_lives_on(graph, w
         good.accept = sound
     else:
         del good.tick
-    assert g.enable() == ""
+    g.ready()
     g.twists.clear()
     g.send(*[ahead(0.001)] * 20)
     g.until(lambda: any(map(moves, g.twists)), "motion")
@@ -245,12 +263,12 @@ def test_a_fault_of_the_nodes_own_halts_the_robot_and_the_node_lives_on(graph, w
 @pytest.mark.parametrize("topic", ["delta_twist", "action"])
 def test_a_second_publisher_stops_it_in_the_midst_of_a_motion(graph, topic):
     g = graph()
-    assert g.enable() == ""
+    g.ready()
     g.send(*[ahead(0.001)] * 200)
     g.until(lambda: len(g.twists) > 3, "motion")
     kind = TwistStamped if topic == "delta_twist" else ActionChunkMsg
     other = g.client.create_publisher(kind, topic, 10)
-    assert "more publish" in g.stopped("second_publisher")
+    assert f"1 more publish on {g.node.resolve_topic_name(topic)}" in g.stopped("second_publisher")
     g.until(lambda: not any(map(moves, g.twists[-2:])), "two zeros")
     g.idle(0.2)
     assert [moves(t) for t in g.twists[-3:]] == [True, False, False]
@@ -262,12 +280,10 @@ def test_a_second_publisher_stops_it_in_the_midst_of_a_motion(graph, topic):
 def test_target_poses_start_at_the_robot_and_are_held(graph):
     g = graph(publish_pose=True, publish_twist=False, pose_timeout=1.5, base_frame="world")
     assert "measured pose" in g.enable()
+    g.send(*[ahead(0.0)] * 20, age=0.01)
 
-    def measure() -> None:
-        msg = PoseStamped()
-        msg.header.frame_id = "world"
-        msg.pose.position.x, msg.pose.orientation.w = 0.4, 1.0
-        g.pose.publish(msg)
+    def measure() -> None:  # where it was told to be
+        g.measure(g.poses[-1].pose.position.x if g.poses else 0.4, frame="world")
 
     def ready() -> bool:
         measure()
@@ -293,9 +309,104 @@ def test_target_poses_start_at_the_robot_and_are_held(graph):
     assert g.poses[-1].pose.position.x == pytest.approx(at[-1])
 
 
+def test_it_is_not_enabled_before_a_chunk_has_come(graph):
+    g = graph()
+    reason = g.enable()
+    assert "no usable chunk has come" in reason and g.actions.topic_name in reason
+    g.send(*[ahead(0.01)] * 3, change=lambda m: setattr(m.steps[0], "gripper", math.nan))
+    g.until(lambda: g.status.refused, "the refusal")
+    assert "the last was refused" in g.enable() and "not finite" in g.enable()
+    g.ready()
+    g.until(lambda: g.status.state == "enabled", "enabled")
+
+
+@pytest.mark.parametrize("output", ["twist", "pose"])
+@pytest.mark.parametrize("stamps", ["old", "fresh"])
+def test_a_pose_source_that_repeats_its_last_pose_stops_the_robot(graph, output, stamps):
+    """Its messages arrive in time; their stamps are old, or fresh and the pose alone is old."""
+    g = graph(workspace=[-0.5, -0.5, -0.5, 0.5, 0.5, 0.5], publish_pose=output == "pose",
+              publish_twist=output == "twist", max_linear_velocity=0.25)  # fmt: skip
+    died = math.inf
+
+    def go_on(x: float) -> None:
+        g.measure(age=max(0.0, g.now() - died) if stamps == "old" else 0.0)
+        g.send(*[ahead(x)] * 20, age=0.01)
+        g.idle(0.03)
+
+    def on() -> bool:
+        go_on(0.0)
+        return g.enable() == ""
+
+    g.until(on, "leave to move")
+    died = g.now()
+
+    def stopped() -> bool:
+        go_on(0.01)
+        return g.status.state == "stopped"
+
+    g.until(stopped, "a stop")
+    assert g.status.stop_kind in (
+        {"old": ("pose_lost", "pose_frozen")}.get(stamps, ("pose_frozen",))
+    )
+    assert g.now() - died < 3.0 and all(p.pose.position.x <= 0.1 for p in g.poses)
+
+
+def test_poses_without_stamp_or_far_away_are_told_and_not_followed(graph):
+    g = graph(publish_pose=True, publish_twist=False, max_linear_velocity=0.25)
+    g.send(*[ahead(0.0)] * 20, age=0.01)
+    g.measure(stamped=False)
+    g.until(lambda: "no stamp" in g.status.message, "the remark")
+
+    def on() -> bool:
+        g.measure()
+        return g.enable() == ""
+
+    g.until(on, "leave to move")
+    for x in (0.0, 0.9, 0.0, 0.9, 0.0):
+        g.measure(x)
+        g.send(*[ahead(0.0)] * 20)
+        g.idle(0.1)
+    g.until(lambda: g.poses, "targets")
+    assert max(p.pose.position.x for p in g.poses) < 0.01
+    g.measure(0.9)
+    g.until(lambda: "jumped by 0.900 m" in g.status.message, "the remark")
+
+
+@pytest.mark.parametrize("topic", ["current_pose", "heartbeat"])
+def test_a_second_source_of_pose_or_heartbeat_is_noticed_where_it_counts(graph, topic):
+    kind = PoseStamped if topic == "current_pose" else Empty
+    for needed in (False, True):
+        more = {"publish_pose": True} if topic == "current_pose" else {"heartbeat_timeout": 0.3}
+        g = graph(**(more if needed else {}))
+        g.client.create_publisher(kind, topic, 10)
+        g.until(lambda g=g: g.client.count_publishers(topic) == 2, "discovery")
+        g.send(*[ahead(0.0)] * 20, age=0.01)
+        g.idle(0.3)
+        assert ("1 more publish on" in g.enable()) == needed
+
+
+def test_it_tells_once_what_limits_are_in_force(graph):
+    heard: list[str] = []
+    g = graph(workspace=[0.2, -0.4, 0.0, 0.7, 0.4, 0.5], max_linear_velocity=0.1)
+    g.client.create_subscription(Log, "/rosout", lambda m: heard.append(m.msg), 100)
+    g.node.trigger_deactivate()
+    g.until(lambda: g.client.count_publishers("/rosout") > 0, "discovery")
+    g.idle(0.3)
+    g.node.trigger_activate()
+    g.until(lambda: any("limits in force" in m for m in heard), "the limits")
+    (told,) = [m for m in heard if "limits in force" in m]
+    for words in (
+        "base base_link", "delta_twist on /graph", "0.1 m/s, no limit (m/s^2)",
+        "x 0.2 to 0.7 m, y -0.4 to 0.4 m", "stall 10 s", "heartbeat off",
+        "disabled; call /graph", "command/enable",
+    ):  # fmt: skip
+        assert words in told, told
+
+
 def test_a_heartbeat_is_needed_where_asked_for(graph):
     g = graph(heartbeat_timeout=0.3)
     assert "heartbeat" in g.enable()
+    g.send(*[ahead(0.0)] * 20, age=0.01)
 
     def ready() -> bool:
         g.heart.publish(Empty())
@@ -307,7 +418,7 @@ def test_a_heartbeat_is_needed_where_asked_for(graph):
 
 def test_deactivating_halts_and_senseless_parameters_leave_it_unconfigured(graph):
     g = graph()
-    assert g.enable() == ""
+    g.ready()
     g.send(*[ahead(0.001)] * 200)
     g.until(lambda: len(g.twists) > 3, "motion")
     g.node.trigger_deactivate()

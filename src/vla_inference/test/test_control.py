@@ -232,12 +232,36 @@ def test_targets_compose_in_base_and_tool_axes(start, linear, angular):
         assert (Rotation.from_quat(moved.orientation) * rotation.inv()).magnitude() < 1e-6
 
 
-def test_a_target_too_far_from_the_robot_is_anchored_anew():
+def test_a_target_too_far_from_the_robot_waits_for_it_and_never_jumps():
     here, near, far = (Pose((x, 0.0, 0.0)) for x in (0.0, 0.04, 0.06))
-    target = Target(drift=(0.05, 0.3), pose=near, measured=here)
-    assert target.check() == set() and target.pose == near
+    target = Target(drift=(0.05, 0.3), step=(0.004, 0.1), pose=near)
+    assert target.follow(here) == set() and target.pose == near
     target.pose = far
-    assert target.check() == {"drift"} and target.pose == here
+    xs = []
+    for _ in range(4):  # back to what is permitted, no faster than the robot may go
+        clips = target.follow(here)
+        target.advance(v.ZERO, v.ZERO, 0.02, False)
+        xs.append(target.pose.position[0])
+    assert xs == pytest.approx([0.056, 0.052, 0.05, 0.05]) and clips == set()
+    target.follow(here)
+    target.advance((5.0, 0.0, 0.0), v.ZERO, 0.02, False)
+    assert target.pose.position[0] == pytest.approx(0.054)
+
+
+def test_a_target_that_starts_at_the_robot_goes_there_no_faster_than_it_may():
+    target = Target(drift=(0.0, 0.3), step=(0.004, 0.1), pose=Pose((0.0, 0.0, 0.0)))
+    target.follow(Pose((0.9, 0.0, 0.0)))
+    target.advance((0.2, 0.0, 0.0), v.ZERO, 0.02, False)
+    assert target.pose.position[0] == pytest.approx(0.004)
+
+
+def test_a_target_outside_the_box_only_comes_in():
+    target = Target(box=((-0.1,) * 3, (0.1,) * 3))
+    target.anchor(Pose((0.15, 0.0, 0.0)))
+    for wish, x in ((0.02, 0.15), (-0.02, 0.13), (0.02, 0.13), (-0.05, 0.08), (0.05, 0.1)):
+        target.follow(Pose((0.16, 0.0, 0.0)))
+        target.advance((wish, 0.0, 0.0), v.ZERO, 1.0, False)
+        assert target.pose.position[0] == pytest.approx(x)
 
 
 @pytest.mark.parametrize("bad", [((math.nan, 0, 0), v.IDENTITY), ((0, 0, 0), (0, 0, 0, 0))])

@@ -24,6 +24,7 @@ from vla_inference.ros import gripper_action, qos
 from vla_inference.ros.gripper_action import PARALLEL, PLAIN, GripperAction, action_type
 from vla_inference.ros.messages import chunk_to_msg
 from vla_inference.types import ActionChunk, eef_delta_spec
+from vla_msgs.action import RunJob
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
 
 
@@ -134,7 +135,7 @@ def test_what_cannot_be_is_refused(stand_in, monkeypatch):
 @pytest.mark.parametrize("kind", [PARALLEL, PLAIN])
 def test_a_real_server_hears_changes_and_a_stop(kind, monkeypatch):
     actions = pytest.importorskip("control_msgs.action", reason="control_msgs isn't installed")
-    from rclpy.action import ActionServer, CancelResponse
+    from rclpy.action import ActionClient, ActionServer, CancelResponse
     from rclpy.callback_groups import ReentrantCallbackGroup
     from rclpy.executors import MultiThreadedExecutor
 
@@ -186,14 +187,21 @@ def test_a_real_server_hears_changes_and_a_stop(kind, monkeypatch):
     try:
         assert node.start(), node.failure
         until(chunks.get_subscription_count)
+        say(0.5)
         until(lambda: node._enable(SetBool.Request(data=True), SetBool.Response()).success)
         say(1.0)
         until(lambda: heard == [[0.04]])
         say(0.9)  # nothing new
-        until(lambda: node.commander.chunks == 2)
+        until(lambda: node.commander.chunks == 3)
         told = len(twists)
         until(lambda: len(twists) > told + 1)
         assert heard == [[0.04]] and not cancelled
+        assert node._others() == ""
+        rival = ActionClient(robot, getattr(actions, kind), "/grip")
+        if hasattr(node, "count_clients"):
+            until(lambda: "1 more clients of the action /grip" in node._others())
+        rival.destroy()
+        until(lambda: node._others() == "")
         node._enable(SetBool.Request(data=False), SetBool.Response())
         until(lambda: cancelled == [[0.04]])
     finally:
@@ -202,4 +210,33 @@ def test_a_real_server_hears_changes_and_a_stop(kind, monkeypatch):
         node.trigger_shutdown()
         node.destroy_node()
         robot.destroy_node()
+        rclpy.shutdown(context=context)
+
+
+def test_a_second_client_of_the_action_is_counted(monkeypatch):
+    """With an action of our own: control_msgs may not be there."""
+    from rclpy.action import ActionClient
+
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    monkeypatch.setattr(gripper_action, "action_type", lambda kind: RunJob)
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain(81))
+    node, other = (rclpy.create_node(n, context=context, namespace="/arm") for n in ("a", "b"))
+    if not hasattr(node, "count_clients"):
+        pytest.skip("Humble's nodes cannot count clients")
+    try:
+        gripper = GripperAction(node, "grip", PLAIN, "", 0.0)
+        assert gripper.others() == 0
+        rival = ActionClient(other, RunJob, "grip")
+        end = time.monotonic() + 20
+        while gripper.others() != 1:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        rival.destroy()
+        while gripper.others():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    finally:
+        for n in (node, other):
+            n.destroy_node()
         rclpy.shutdown(context=context)

@@ -28,6 +28,7 @@ from vla_inference.ros import qos
 from vla_inference.ros.command_parameters import (
     PARAMETERS,
     descriptor,
+    limits_in_force,
     read_outputs,
     read_settings,
 )
@@ -60,10 +61,12 @@ class CommandNode(ManagedNode):
         self._configured = self._lock_step = False
         self._timer = None
         self._outputs: dict[str, Any] = {}  # name -> publisher
+        self._alone: list[str] = []  # topics that one publisher alone may feed
         self._gripper: GripperAction | None = None
         self._told: tuple | None = None
         self._in_tool = False
-        self._sent, self._watch, self._remark = 0, Watch(), ""
+        self._sent, self._watch = 0, Watch()
+        self._remark = self._pose_remark = ""  # about the chunks, about current_pose
 
         self._status = self.create_publisher(CommandStatus, "~/status", qos.LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -95,13 +98,21 @@ class CommandNode(ManagedNode):
                 self._outputs[name] = self.create_lifecycle_publisher(
                     kind, name, **qos.overridable(qos.COMMAND)
                 )
+        used = {
+            "action": True,
+            "current_pose": self._settings.needs_pose,
+            "heartbeat": bool(self._settings.watchdogs.heartbeat),
+        }
+        self._alone = [self.resolve_topic_name(topic) for topic, on in used.items() if on]
         if out.action:
             self._gripper = GripperAction(self, out.action, out.action_type, out.joint, out.effort)
         self._configured = True
 
     def do_activate(self) -> None:
         self.commander = Commander(self._settings)
-        self._sent, self._watch, self._remark = 0, Watch(), ""
+        self._sent, self._watch = 0, Watch()
+        self._remark = self._pose_remark = ""
+        self._tell_limits()
         clock = None if self._lock_step else self._steady
         self._timer = self.create_timer(self.commander.period, self._tick, clock=clock)
 
@@ -127,6 +138,13 @@ class CommandNode(ManagedNode):
         if self._gripper is not None:
             self._gripper.close()
             self._gripper = None
+
+    def _tell_limits(self) -> None:
+        where = {p.topic_name: name for name, p in self._outputs.items()}
+        if self._gripper is not None:
+            where[self._gripper.name] = self._out.action_type
+        enable = self.resolve_service_name("~/enable")
+        self.get_logger().info(limits_in_force(self._settings, self._out, where, enable))
 
     def state_changed(self) -> None:
         self._publish_status()
@@ -181,11 +199,13 @@ class CommandNode(ManagedNode):
                     f"current_pose is in frame {frame!r}, not {self._out.base_frame!r}",
                     "set base_frame, or have the pose published in it",
                 )
-            self.commander.measured(msg_to_pose(msg), self._steadily())
+            stamp, now = stamp_seconds(msg.header.stamp, "current_pose"), self._now()
+            pose = msg_to_pose(msg)
+            self._pose_remark = self.commander.measured(pose, stamp, now, self._steadily())
         except VlaError as error:
-            # Without usable poses the watchdog stops the robot.
-            self._remark = str(error)
-            self.get_logger().warning(self._remark, throttle_duration_sec=5.0)
+            self._pose_remark = str(error)
+        if self._pose_remark:  # without usable poses the watchdog stops the robot
+            self.get_logger().warning(self._pose_remark, throttle_duration_sec=5.0)
 
     def _on_heartbeat(self, msg: Empty) -> None:
         if self.commander is not None:
@@ -201,6 +221,9 @@ class CommandNode(ManagedNode):
             response.message = (self._gripper.missing() if self._gripper else "") or (
                 commander.enable(self._steadily(), self._others())
             )
+            if response.message and not commander.chunks:
+                topic = self.resolve_topic_name("action")
+                response.message += f" (listening on {topic})"
             response.success = not response.message
         else:
             commander.disable()
@@ -220,11 +243,14 @@ class CommandNode(ManagedNode):
 
     # -- what goes out ------------------------------------------------------------------------
 
-    def _others(self) -> int:
-        """Publishers on our topics that ought not to be there."""
-        count = self.count_publishers
-        ours = sum(max(0, count(p.topic_name) - 1) for p in self._outputs.values())
-        return ours + max(0, count(self.resolve_topic_name("action")) - 1)
+    def _others(self) -> str:
+        """Who is on our topics and ought not to be there, in words; empty: nobody."""
+        topics = [p.topic_name for p in self._outputs.values()] + self._alone
+        counts = {topic: self.count_publishers(topic) - 1 for topic in topics}
+        found = [f"{n} more publish on {topic}" for topic, n in counts.items() if n > 0]
+        if self._gripper is not None and (n := self._gripper.others()):
+            found.append(f"{n} more clients of the action {self._gripper.name}")
+        return ", ".join(found)
 
     def _tick(self) -> None:
         if self.commander is None:
@@ -256,7 +282,8 @@ class CommandNode(ManagedNode):
         self._watch.add(0.0, time.monotonic())
 
     def _remarks(self) -> str:
-        return self._remark or (self._gripper.remark if self._gripper else "")
+        gripper = self._gripper.remark if self._gripper else ""
+        return self._remark or self._pose_remark or gripper
 
     # -- status -------------------------------------------------------------------------------
 

@@ -138,11 +138,14 @@ class SimNode(Guarded, Node):
         self.topics.episode(self.evaluation)
         self.drive.begin()
 
-    def publish_frame(self, again: bool = False) -> None:
-        """The world as it is (or was, for a copy) under a new stamp, its instruction first."""
+    def publish_frame(self, again: bool = False, counted: bool = True) -> None:
+        """The world as it is (or was, for a copy) under a new stamp, its instruction first.
+
+        counted: whether it is one of the run's frames, whose answer is executed.
+        """
         if not again:
             self._picture = self.sim.render(self.settings.camera)
-            self.evaluation.frames += 1
+            self.evaluation.frames += counted
         self.topics.instruction(self.sim.instruction)
         stamp = self.topics.now()
         self.drive.sent(stamp)

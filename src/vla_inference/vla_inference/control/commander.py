@@ -6,13 +6,22 @@ sent at once; None is silence.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from vla_inference.control import vectors as v
 from vla_inference.control.chunk_player import ChunkPlayer, History, Motion, Step, planned
-from vla_inference.control.commands import Gripper, Pose, Target, chunk_velocities
+from vla_inference.control.commands import DRIFT, Gripper, Pose, Target, chunk_velocities
 from vla_inference.control.limits import ANGULAR, LINEAR, Ramp, SafetyLimits
-from vla_inference.control.safety import STOPPED, Distribution, Safety, Watchdogs
+from vla_inference.control.measured import Measured, PoseBounds
+from vla_inference.control.safety import (
+    NOT_FOLLOWING,
+    POSE_FROZEN,
+    STOPPED,
+    Distribution,
+    Safety,
+    Watchdogs,
+)
 from vla_inference.control.vectors import Vector
 from vla_inference.errors import VlaError
 from vla_inference.types import ActionChunk
@@ -33,6 +42,7 @@ class Settings:
         need for lie in steps that are always dropped. About as long as an answer takes:
         over twice that commands swing less, and the arm follows what the model saw later.
     drift: of the target from the measured pose [m, rad]; 0 m: targets always start there.
+    pose_jump: of a measured pose from where the robot can have got to [m, rad].
     needs_pose: whether commands need a measured pose: for target poses and a workspace.
     distribution: what the model was trained with; None: anything goes.
     The others are `ChunkPlayer`'s and `Gripper`'s.
@@ -48,6 +58,7 @@ class Settings:
     stretch: float = 1.0
     catch_up: float = 0.0
     drift: tuple[float, float] = (0.05, 0.3)
+    pose_jump: tuple[float, float] = (0.05, 0.3)
     gripper_hysteresis: float = 0.1
     needs_pose: bool = False
     limits: SafetyLimits = field(default_factory=SafetyLimits)
@@ -57,6 +68,12 @@ class Settings:
     def __post_init__(self):
         if self.rate <= 0:
             raise VlaError(f"the command rate is {self.rate} Hz", "give one above 0")
+        if 0 < self.watchdogs.late < 2 / self.rate:
+            raise VlaError(
+                f"commands at {self.rate:g} Hz are {1 / self.rate:g} s apart, and more than "
+                f"{self.watchdogs.late:g} s counts as overload",
+                "raise command_rate, or max_period to two periods at least",
+            )
         if not 0 < self.scale <= 1:
             raise VlaError(f"scale is {self.scale}", "give a share, 0 < scale <= 1")
         if not 1 <= self.stretch <= 100:
@@ -100,9 +117,13 @@ class Commander:
         self.period = 1.0 / s.rate
         self.safety = Safety(s.watchdogs, s.distribution, s.needs_pose)
         self.player = ChunkPlayer(s.execute_steps, s.align, s.ensemble, s.blend)
-        self.target = Target(s.drift)
         self.gripper = Gripper(s.gripper_hysteresis)
         limits = s.limits
+        speed = limits.linear_velocity or math.inf, limits.angular_velocity or math.inf
+        step = speed[0] * self.period, speed[1] * self.period
+        self.target = Target(s.drift, step, limits.workspace)
+        frozen = s.watchdogs.pose_frozen
+        self.robot = Measured(PoseBounds(s.watchdogs.pose_age, s.pose_jump, speed, frozen))
         self._linear = Ramp(
             self.period,
             (limits.linear_velocity, limits.linear_acceleration, limits.linear_jerk),
@@ -122,6 +143,7 @@ class Commander:
         self._live = False  # whether the last command may have moved the robot
         self._halts = 0  # how many more times to tell a halt after a stop
         self._hold: Pose | None = None  # the target of these
+        self._sent: tuple[float, Vector, Vector] | None = None  # steady; velocities, base axes
         self._zeros = 0  # the same after the end of a motion
         self._last_now: float | None = None
 
@@ -132,13 +154,16 @@ class Commander:
 
     # -- by hand ------------------------------------------------------------------------------
 
-    def enable(self, steady: float, others: int = 0) -> str:
+    def enable(self, steady: float, others: str = "") -> str:
         """Let it move, from here and on chunks still to come; returns why that is refused."""
         if self.safety.enabled:
             return ""
-        refused = self.safety.enable(steady, others)
+        disputed = self.robot.disputed if self.settings.needs_pose else ""
+        refused = disputed or self.safety.enable(steady, others)
         if not refused:
             self._standstill()
+            self._last_command_ends(steady)
+            self.robot.enabled()
             self.gripper.state = self._in_tool = None
             self._live, self._halts, self._zeros = True, 0, 0
         return refused
@@ -149,13 +174,15 @@ class Commander:
 
     # -- what comes in ------------------------------------------------------------------------
 
-    def measured(self, pose: Pose, steady: float) -> None:
-        self.target.measured = pose
-        self.safety.pose(steady)
+    def measured(self, pose: Pose, stamp: float, now: float, steady: float) -> str:
+        """A pose that was measured at `stamp` [s, by `now`'s clock]; why it is refused."""
+        refusal = self.robot.hear(pose, stamp, now, steady, self.safety.enabled)
+        self.safety.pose(self.robot.at)
+        return refusal[1] if refusal else ""
 
     def accept(self, chunk: ActionChunk, stamp: float, now: float, steady: float) -> bool:
         """A chunk that answers the picture of `stamp` [s, by `now`'s clock]."""
-        if not self.safety.accepts(chunk, stamp, now, steady):
+        if not self.safety.accepts(chunk, stamp, now):
             return False
         in_tool = (self.settings.deltas_in or chunk.spec.frame.lstrip("/")) == "tool"
         if self._in_tool not in (None, in_tool):
@@ -177,7 +204,10 @@ class Commander:
         self.picture_stamp = stamp
         begin = self._next_begin(now)
         extra, end = self._made_up_for(stamp, dt, steps, begin)
-        return self.player.accept(stamp, dt, steps, begin, extra, end)
+        if not self.player.accept(stamp, dt, steps, begin, extra, end):
+            return False
+        self.safety.fed(steady)
+        return True
 
     def _made_up_for(
         self, stamp: float, dt: float, steps: list[Step], begin: float
@@ -200,8 +230,12 @@ class Commander:
 
     # -- what goes out ------------------------------------------------------------------------
 
-    def tick(self, now: float, steady: float, others: int = 0) -> Command | None:
-        """A command period begins; what to send, or None for silence."""
+    def tick(self, now: float, steady: float, others: str = "") -> Command | None:
+        """A command period begins; what to send, or None for silence.
+
+        others: see `Safety.tick`.
+        """
+        self._last_command_ends(steady)
         back = self._last_now - now if self._last_now is not None else 0.0
         if back > self.settings.watchdogs.clock_jump:
             # The clock may have begun anew: then its stamps are new ones too.
@@ -210,7 +244,8 @@ class Commander:
         begin = self._next_begin(now)
         self._window = begin + self.period
         motion = self.player.motion(begin, self._window)
-        going = self.safety.tick(now, steady, others, motion.stamp if motion else None)
+        stamp = motion.stamp if motion else None
+        going = self.safety.tick(now, steady, others, stamp, self._robots_fault())
         if self._live and not going:
             self._live, self._halts, self._hold = False, ZEROS, self.pose_to_hold(steady)
             self._standstill()
@@ -222,12 +257,40 @@ class Commander:
         command = self._move(motion)
         if command is not None and command.live:
             self._history.add(begin, self._window, command.linear, command.angular)
+            self._sent = steady, *self._in_base(command.linear, command.angular)
         return command
 
+    def _last_command_ends(self, steady: float) -> None:
+        """A controller goes on with it until it hears the next."""
+        if self._sent is not None:
+            begin, linear, angular = self._sent
+            self.robot.told(begin, steady, linear, angular)
+            self._sent = None
+
+    def _robots_fault(self) -> tuple[str, str] | None:
+        if not self.settings.needs_pose:
+            return None
+        for kind, reason in (
+            (POSE_FROZEN, self.robot.frozen()),
+            (NOT_FOLLOWING, self.robot.not_following(self.settings.drift)),
+        ):
+            if reason:
+                return kind, reason
+        return None
+
+    def _in_base(self, *vectors: Vector) -> tuple[Vector, ...]:
+        pose = self.robot.pose
+        if pose is None or not self._in_tool:
+            return vectors
+        return tuple(v.rotate(pose.orientation, a) for a in vectors)
+
     def pose_to_hold(self, steady: float) -> Pose | None:
-        """Where the robot is, not where it should have got to; where that isn't known any more,
-        what it was told last: an old pose would drive it back."""
-        return self.target.measured if self.safety.knows_pose(steady) else self.target.pose
+        """Where the robot is, not where it should have got to; where there is doubt about it,
+        what it was told last: an old or a wrong pose would drive it there."""
+        measured = self.robot.pose
+        if measured is None or self.robot.doubtful or not self.safety.knows_pose(steady):
+            return self.target.pose
+        return self.target.confine(measured)
 
     def _next_begin(self, now: float) -> float:
         """Periods follow each other without gaps while `tick` is called roughly in time."""
@@ -238,21 +301,20 @@ class Commander:
         self.player.clear()
         self._linear.reset()
         self._angular.reset()
-        self.target.anchor()
+        self.target.anchor(self.robot.pose)
 
     def _move(self, motion: Motion | None) -> Command | None:
         if self._live:
-            clips = self.target.check()
-            if self.settings.limits.workspace:
-                self.target.confine(*self.settings.limits.workspace)
+            clips = self.target.follow(self.robot.pose)
+            self.robot.behind(DRIFT in clips)
         else:  # nobody follows the target
-            self.target.anchor()
+            self.target.anchor(self.robot.pose)
             clips = set()
         linear, more = self._linear.follow(motion.linear if motion else v.ZERO)
         clips |= more
         angular, more = self._angular.follow(motion.angular if motion else v.ZERO)
         clips |= more
-        linear, more = self._into_workspace(linear)
+        linear, more = self._into_workspace(linear, angular)
         if more:
             self._linear.override(linear)
         clips |= more
@@ -262,10 +324,7 @@ class Commander:
             self._zeros -= 1
         else:
             self._zeros = ZEROS
-        if self.target.pose is not None:
-            self.target.pose = self.target.pose.moved(
-                linear, angular, self.period, bool(self._in_tool)
-            )
+        self.target.advance(linear, angular, self.period, self.in_tool)
         self.safety.clip(clips)
         gripper = None
         if motion is not None and motion.gripper is not None:
@@ -273,13 +332,21 @@ class Commander:
         pose = self.target.pose
         return Command(linear, angular, pose, gripper, self._live, frozenset(clips))
 
-    def _into_workspace(self, linear: Vector) -> tuple[Vector, set]:
-        limits, target = self.settings.limits, self.target
-        if limits.workspace is None or target.pose is None or target.measured is None:
+    def _into_workspace(self, linear: Vector, angular: Vector) -> tuple[Vector, set]:
+        """Neither target nor robot may leave the box, nor the robot where it is reckoned to be."""
+        limits, target, measured = self.settings.limits, self.target.pose, self.robot.pose
+        reckoned = self.robot.reckoned()
+        if limits.workspace is None or target is None or measured is None or reckoned is None:
             return linear, set()
-        positions = [target.pose.position, target.measured.position]
+        positions = [target.position, measured.position, reckoned[0]]
         if not self._in_tool:
             return limits.clip_to_workspace(linear, positions, self.period)
-        turn = target.pose.orientation
-        inside, clips = limits.clip_to_workspace(v.rotate(turn, linear), positions, self.period)
+        # The controller takes them in the tool's real axes: somewhere between these two, or as
+        # far away from what was measured as it has been told to turn since and in this period.
+        between = v.angle_between(target.orientation, measured.orientation)
+        unsure = max(between, reckoned[1]) + v.norm(angular) * self.period
+        turn = measured.orientation
+        inside, clips = limits.clip_to_workspace(
+            v.rotate(turn, linear), positions, self.period, unsure
+        )
         return (v.rotate(v.conjugate(turn), inside), clips) if clips else (linear, clips)

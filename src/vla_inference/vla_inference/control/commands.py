@@ -13,7 +13,14 @@ from vla_inference.control.vectors import Quaternion, Vector
 from vla_inference.errors import VlaError
 from vla_inference.types import ActionChunk
 
-DRIFT = "drift"  # kind of clip: the target was taken back to where the end effector is
+DRIFT = "drift"  # kind of clip: the target was kept from running away from the end effector
+SHORTEST, LONGEST = 1e-3, 60.0  # s, of a chunk's step
+
+
+def check_dt(dt: float) -> None:
+    """Raise VlaError where a step can't last as long."""
+    if not SHORTEST <= dt <= LONGEST:
+        raise VlaError(f"dt is {dt:g} s", f"a step of a chunk lasts {SHORTEST:g} to {LONGEST:g} s")
 
 
 def check_chunk(chunk: ActionChunk) -> None:
@@ -30,8 +37,7 @@ def check_chunk(chunk: ActionChunk) -> None:
         raise VlaError("the chunk has no steps", "have the model give at least one")
     if not np.isfinite(chunk.actions).all():
         raise VlaError("the chunk holds numbers that are not finite", "mend the model")
-    if not (math.isfinite(spec.dt) and spec.dt > 0):
-        raise VlaError(f"a step of the chunk lasts {spec.dt} s", "give a duration above 0")
+    check_dt(spec.dt)
 
 
 def chunk_velocities(chunk: ActionChunk) -> tuple[np.ndarray, np.ndarray]:
@@ -53,9 +59,23 @@ class Pose:
     def __post_init__(self):
         length = math.hypot(*self.orientation)
         if not all(map(math.isfinite, (*self.position, length))):
-            raise VlaError("the pose holds numbers that are not finite", "mend its publisher")
+            raise VlaError("the pose holds numbers that are not finite", "fix its publisher")
         if not 0.99 < length < 1.01:
             raise VlaError(f"the pose's quaternion has length {length:g}", "normalise it")
+
+    def within(self, other: Pose, far: float, turned: float) -> bool:
+        """Whether the other is no farther than this many m and rad."""
+        return (
+            v.norm(v.subtract(self.position, other.position)) <= far
+            and v.angle_between(self.orientation, other.orientation) <= turned
+        )
+
+    def towards(self, other: Pose, far: float, turned: float) -> Pose:
+        """On the way to the other one, so many m and rad farther, or there."""
+        return Pose(
+            v.towards(self.position, other.position, far),
+            v.turned_towards(self.orientation, other.orientation, turned),
+        )
 
     def moved(self, linear: Vector, angular: Vector, time: float, in_tool: bool) -> Pose:
         """Where a twist leads in `time` s; its axes are the tool's or the base's."""
@@ -71,42 +91,62 @@ class Pose:
 class Target:
     """The pose asked for: the last one plus what was commanded since.
 
-    drift: how far it may be from the measured pose [m, rad] before it is anchored there anew. A
-    robot that was held up must not catch up with all it missed. With 0 m every target starts at
-    the measured pose, as deltas do that were recorded so (robosuite's).
+    It never jumps: from one command period to the next it gets no farther than `step`.
+
+    drift: how far ahead of the measured pose it may be [m, rad]; then it waits for the robot. One
+        that was held up must not catch up with all it missed. With 0 m every target starts at
+        the measured pose, as deltas do that were recorded so (robosuite's).
+    step: the limits' velocities times the period [m, rad]; infinite: any.
+    box: lowest and highest corner, which it doesn't leave; None: there is none. A robot that is
+        outside when it is enabled may come in.
     """
 
     drift: tuple[float, float] = (0.05, 0.3)
+    step: tuple[float, float] = (math.inf, math.inf)
+    box: tuple[Vector, Vector] | None = None
     pose: Pose | None = None
-    measured: Pose | None = None
+    _before: Pose | None = None  # this period's begin
 
-    def anchor(self) -> None:
-        self.pose = self.measured
+    def anchor(self, measured: Pose | None) -> None:
+        self.pose = self._before = measured
 
-    def check(self) -> set[str]:
-        """Anchor anew where target and robot are too far apart; the kinds of clips."""
-        if self.measured is None:
+    def follow(self, measured: Pose | None) -> set[str]:
+        """A command period begins: wait for the robot where it is too far behind; the clips."""
+        if measured is None:
             return set()
-        if self.pose is None or not self.drift[0]:
-            self.anchor()
+        if self.pose is None:
+            self.anchor(measured)
+        self._before = pose = self.pose
+        far = v.norm(v.subtract(pose.position, measured.position)) - self.drift[0]
+        turned = v.angle_between(pose.orientation, measured.orientation)
+        if not self.drift[0]:
+            self.pose = self.confine(pose.towards(measured, *self.step))
             return set()
-        far = v.norm(v.subtract(self.pose.position, self.measured.position)) > self.drift[0]
-        turned = v.angle_between(self.pose.orientation, self.measured.orientation)
-        if not far and turned <= self.drift[1]:
+        turned -= self.drift[1]
+        if far <= 0 and turned <= 0:
             return set()
-        self.anchor()
+        back = min(max(far, 0.0), self.step[0]), min(max(turned, 0.0), self.step[1])
+        self.pose = self.confine(pose.towards(measured, *back))
         return {DRIFT}
 
-    def confine(self, low: Vector, high: Vector) -> None:
-        """Leave no target outside the box, unless the robot itself is as far out."""
-        if self.pose is None or self.measured is None:
-            return
-        is_at = self.measured.position
+    def advance(self, linear: Vector, angular: Vector, period: float, in_tool: bool) -> None:
+        """What is commanded for this period."""
+        if self.pose is not None:
+            before = self._before or self.pose
+            self.pose = before.towards(
+                self.confine(self.pose.moved(linear, angular, period, in_tool)), *self.step
+            )
+
+    def confine(self, pose: Pose) -> Pose:
+        """The nearest to `pose` that is in the box, or no farther out than the target is."""
+        if self.box is None:
+            return pose
+        is_at = (self.pose or pose).position
         x, y, z = (
-            min(max(p, min(a, m)), max(b, m))
-            for a, b, m, p in zip(low, high, is_at, self.pose.position, strict=True)
+            min(max(p, min(a, t)), max(b, t))
+            for a, b, t, p in zip(*self.box, is_at, pose.position, strict=True)
         )
-        self.pose = Pose((x, y, z), self.pose.orientation)
+        return Pose((x, y, z), pose.orientation)
 
 
 @dataclass

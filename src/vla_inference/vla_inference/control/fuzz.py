@@ -1,29 +1,49 @@
 """Random chunks, delays and faults against `Commander`, and what must never be seen come out.
 
 Called by the tests and by bench/safety_fuzz.py. What is checked here is computed from the commands
-alone, not asked of the code under test. All chance comes from the seed.
+and from where the robot really is, not asked of the code under test. All chance comes from the
+seed.
+
+The robot obeys twists in its own axes, with a lag, or goes for target poses. What the commander is
+told of it lies: it freezes, repeats itself, jumps, is biased, comes late, is another robot's, has
+any stamp. The robot's own position must keep to the workspace. It is excused for
+
+- what it moved because a command came late: it keeps a twist for up to `HOLD` periods;
+- what a robot with a lag has still to do of its commands as it passes the wall: lag x speed;
+- a push by somebody's hand, and where it was when it was enabled, until it is inside again;
+- a measurement that is wrong by less than what a robot may move (`pose_jump`), by that bias;
+- `SLACK_BOX` for noise.
+
+Nobody enables it while all that is measured agrees on a place far from the truth: that takes eyes.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections import Counter
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from vla_inference.control import vectors as v
-from vla_inference.control.commander import Commander, Settings
+from vla_inference.control.commander import Command, Commander, Settings
 from vla_inference.control.commands import Pose
 from vla_inference.control.limits import WORKSPACE, SafetyLimits
 from vla_inference.control.safety import Distribution, Watchdogs
 from vla_inference.types import ActionChunk, eef_delta_spec
 
 SLACK = 1 + 1e-6
+SLACK_BOX = 0.002  # m
+HOLD = 2  # command periods for which a twist is obeyed
 FAULTS = (
     "nan", "inf", "old_picture", "future_picture", "clock_back", "clock_forward", "late",
-    "second_publisher", "no_heartbeat", "no_pose", "stall", "disable", "empty", "wrong_spec",
+    "second_publisher", "no_heartbeat", "stall", "disable", "empty", "wrong_spec", "odd_dt",
+    "clock_stopped", "pushed",
+)  # fmt: skip
+LIES = (
+    "silent", "frozen", "noisy", "repeated", "outlier", "elsewhere", "biased", "late", "stamps",
+    "another",
 )  # fmt: skip
 SPECS = {
     (rotation, frame, dt): eef_delta_spec(rotation, frame, dt)
@@ -48,6 +68,7 @@ class Findings:
     refusals: Counter = field(default_factory=Counter)
     wrong: Counter = field(default_factory=Counter)
     slowest_stop: int = 0  # command periods from a fault to the halt
+    farthest: float = -1.0  # m that the robot was outside its workspace, less what is excused
 
     def count(self, kind: str, true: bool) -> None:
         if true:
@@ -55,15 +76,17 @@ class Findings:
 
 
 def random_settings(rng: random.Random) -> Settings:
-    def limit(low: float, high: float) -> float:
-        return rng.uniform(low, high) if rng.random() < 0.8 else 0.0
+    def limit(low: float, high: float, always: bool = False) -> float:
+        return rng.uniform(low, high) if always or rng.random() < 0.8 else 0.0
 
     box = ((-0.04, -0.05, -0.02), (0.05, 0.03, 0.06)) if rng.random() < 0.5 else None
+    needs_pose = box is not None or rng.random() < 0.5
     limits = SafetyLimits(
         translation_per_step=limit(0.005, 0.05),
         rotation_per_step=limit(0.05, 0.5),
-        linear_velocity=limit(0.05, 0.5),
-        angular_velocity=limit(0.2, 2.0),
+        # Without these no measurement can be refused for its place.
+        linear_velocity=limit(0.05, 0.5, needs_pose),
+        angular_velocity=limit(0.2, 2.0, needs_pose),
         linear_acceleration=limit(0.3, 5.0),
         angular_acceleration=limit(1.0, 20.0),
         linear_jerk=limit(3.0, 100.0),
@@ -83,15 +106,139 @@ def random_settings(rng: random.Random) -> Settings:
         stretch=rng.choice((1.0, 1.0, 2.0)),
         catch_up=rng.choice((0.0, 0.0, 0.2)),
         drift=rng.choice(((0.05, 0.3), (0.0, 0.3))),
-        needs_pose=box is not None or rng.random() < 0.5,
+        needs_pose=needs_pose,
         limits=limits,
         watchdogs=Watchdogs(heartbeat=rng.choice((0.0, 0.4))),
         distribution=Distribution.from_statistics(statistics, 1.0) if rng.random() < 0.3 else None,
     )
 
 
+class Robot:
+    """Where it is in truth, and how it obeys.
+
+    by: "twist" or "pose". lag: of twists [s]. gain: the share of the way to its target that it
+    goes in a command period.
+    """
+
+    def __init__(self, rng: random.Random, by: str, period: float):
+        self.by, self.period = by, period
+        self.lag, self.gain = rng.choice((0.0, 0.0, 0.05, 0.1)), rng.choice((1.0, 1.0, 0.5, 0.3))
+        self.pose = Pose((0.0, 0.0, 0.0))
+        self.command: Command | None = None
+        self.in_tool = False
+        self.late = 0.0  # m, moved after the period of its command was over
+        self._speed = v.ZERO, v.ZERO
+        self._age = 0.0  # s since the command
+
+    def obey(self, command: Command, in_tool: bool) -> None:
+        self.command, self.in_tool, self._age = command, in_tool, 0.0
+
+    def live(self, passed: float) -> None:
+        """Time passes."""
+        self.late = 0.0
+        if self.command is None:
+            return
+        if self.by == "pose":
+            target = self.command.target
+            if target is not None:
+                gap = v.subtract(target.position, self.pose.position)
+                turn = self.gain * v.angle_between(self.pose.orientation, target.orientation)
+                self.pose = self.pose.towards(target, self.gain * v.norm(gap), turn)
+            return
+        begun, self._age = self._age, self._age + passed
+        obeyed = max(0.0, min(passed, HOLD * self.period - begun))
+        if obeyed:
+            self._move(self.command, obeyed)
+        if passed > obeyed:
+            self._move(Command(), passed - obeyed)
+        linear = v.norm(self.command.linear)
+        self.late = linear * max(0.0, obeyed - max(0.0, self.period - begun))
+
+    @property
+    def coasts(self) -> float:
+        """m that it will still go, if it is told to halt"""
+        return self.lag * v.norm(self._speed[0])
+
+    def _move(self, command: Command, time: float) -> None:
+        share = 1 - math.exp(-time / self.lag) if self.lag else 1.0
+        old = self._speed
+        linear, angular = self._speed = tuple(
+            v.add(a, v.scale(v.subtract(b, a), share))
+            for a, b in zip(old, (command.linear, command.angular), strict=True)
+        )
+        if self.lag:  # the mean of the time: what was commanded is carried out in all
+            linear, angular = (
+                v.add(b, v.scale(v.subtract(a, b), self.lag * share / time))
+                for a, b in zip(old, (command.linear, command.angular), strict=True)
+            )
+        self.pose = self.pose.moved(linear, angular, time, self.in_tool)
+
+
+class Sensor:
+    """What is told of the robot: the truth of `delay` s ago, or a lie for a while."""
+
+    def __init__(self, rng: random.Random, settings: Settings):
+        self.rng, self.settings = rng, settings
+        self.delay = rng.choice((0.0, 0.0, 0.02, 0.1))
+        self.past: deque[tuple[float, float, Pose]] = deque()  # now, steady, truth
+        self.lie, self.left = "", 0  # and for how many ticks
+        self.last: tuple[Pose, float] | None = None
+        self.wrong = v.ZERO  # by how much, while it lies about the place
+        self.honest = 0  # ticks since it lied last
+        self.misled = 0  # how many true poses it takes until somebody would enable it
+
+    def live(self, now: float, steady: float, pose: Pose) -> None:
+        if self.past and abs(now - self.past[-1][0] - (steady - self.past[-1][1])) > 0.2:
+            self.past.clear()  # the clock jumped: its old stamps mean nothing
+        self.past.append((now, steady, pose))
+        while self.past[0][1] < steady - 2.0:
+            self.past.popleft()
+        self.left -= 1
+        self.honest += 1
+        if self.left < 0 and self.lie:
+            self.lie, self.wrong, self.honest = "", v.ZERO, 0
+
+    def begin(self, lie: str, period: float) -> None:
+        r, jump = self.rng, self.settings.pose_jump[0]
+        self.lie, self.left = lie, 1 if lie == "outlier" else int(r.uniform(0.3, 3.0) / period)
+        # Farther than a robot gets within the age that is permitted, or near enough to pass.
+        far = 2 * (self.settings.limits.linear_velocity or 5.0) * 0.6 + r.uniform(0.1, 1.0)
+        way = tuple(r.gauss(0, 1) for _ in range(3))
+        size = 0.9 * jump * r.random() if lie == "biased" else far
+        self.wrong = v.scale(way, size / v.norm(way))
+
+    def tell(self) -> list[tuple[Pose, float]]:
+        """Poses and their stamps, to be heard now."""
+        r, lie = self.rng, self.lie
+        now, steady, _ = self.past[-1]
+        told = next((p for p in reversed(self.past) if p[1] <= steady - self.delay), None)
+        if lie == "late":
+            told = self.past[0]
+        if told is None:
+            return []
+        pose, stamp = told[2], told[0]
+        if lie == "silent":
+            return []
+        if lie == "repeated" and self.last:
+            return [self.last]
+        if lie in ("frozen", "noisy") and self.last:
+            noise = tuple(r.uniform(-2e-4, 2e-4) for _ in range(3)) if lie == "noisy" else v.ZERO
+            still = Pose(v.add(self.last[0].position, noise), self.last[0].orientation)
+            return [(still, stamp)]
+        self.last = pose, stamp
+        self.misled = 5 if lie == "elsewhere" else max(0, self.misled - (not lie))
+        elsewhere = Pose(v.add(pose.position, self.wrong), pose.orientation)
+        if lie in ("outlier", "elsewhere", "biased"):
+            return [(elsewhere, stamp)]
+        if lie == "another":
+            return [(pose, stamp), (elsewhere, now)][:: r.choice((1, -1))]
+        if lie == "stamps":
+            stamp = r.choice((0.0, -5.0, now + r.uniform(0.2, 1e4), now - r.uniform(0.6, 900.0)))
+        return [(pose, stamp)]
+
+
 class Trial:
-    """One commander, one robot that follows it more or less, and a model that misbehaves."""
+    """One commander, one robot and its sensor, and a model that misbehaves."""
 
     def __init__(self, rng: random.Random, findings: Findings):
         self.rng, self.found = rng, findings
@@ -99,19 +246,27 @@ class Trial:
         self.settings = self.commander.settings
         self.frame = rng.choice(("base", "tool"))
         self.now, self.steady = 1000.0, 50.0
-        self.robot = self.seen = Pose((0.0, 0.0, 0.0))  # where it is, and was measured last
+        by = rng.choice(("twist", "pose")) if self.settings.needs_pose else "twist"
+        self.robot = Robot(rng, by, self.commander.period)
+        self.sensor = Sensor(rng, self.settings)
+        self.stopped_clock = 0  # for how many more ticks `now` stands still
+        self.stood = 0.0  # s for which it has
+        self.target: Pose | None = None  # the last live one
+        self.told_at = 0  # in which tick
+        self.excused = 0.0  # m that the robot may be outside, see above
         self.velocity = [(v.ZERO, v.ZERO), (v.ZERO, v.ZERO)]  # the last two
         self.known = 0  # how many commands in a row the above know of
         self.due: list[tuple[float, float, ActionChunk]] = []  # steady time, stamp, chunk
         self.fault_at: int | None = None
         self.ticks_off = 0  # since it was enabled last
-        self.others, self.quiet, self.mute, self.blind = 0, 0, 0, 0
+        self.others, self.quiet, self.mute = "", 0, 0
 
     def run(self, chunks: int) -> None:
         self.tick()  # the clocks are known from here on
         begun = self.found.chunks
         while self.found.chunks - begun < chunks:
-            if not self.commander.safety.enabled and self.rng.random() < 0.2:
+            enabled, misled = self.commander.safety.enabled, self.sensor.misled
+            if not enabled and not misled and self.rng.random() < 0.2:
                 self.enable()
             if self.mute == 0 and self.rng.random() < 0.5:
                 self.send()
@@ -124,16 +279,28 @@ class Trial:
         self.found.refusals.update(c.safety.refusals)
 
     def enable(self) -> None:
-        self.others = self.quiet = self.blind = 0
+        self.others, self.quiet = "", 0
         self.commander.safety.heartbeat(self.steady)
-        self.commander.measured(self.robot, self.steady)
-        self.seen = self.robot
+        heard = self.found.chunks
         refused = self.commander.enable(self.steady)
-        self.found.count("enable_refused_without_reason", bool(refused))
+        self.found.count("enabled_without_a_chunk", not refused and not heard)
+        if refused:
+            return
         self.found.enabled += 1
         self.velocity = [(v.ZERO, v.ZERO)] * 2
         self.known = 2
-        self.ticks_off, self.fault_at = 0, None
+        self.ticks_off, self.fault_at, self.target = 0, None, None
+        self.excused = max(self.excused, self.outside())
+
+    def outside(self) -> float:
+        """m that the robot really is outside its workspace"""
+        box = self.settings.limits.workspace
+        if box is None:
+            return 0.0
+        return max(
+            max(low - x, x - high, 0.0)
+            for low, x, high in zip(box[0], self.robot.pose.position, box[1], strict=True)
+        )
 
     def chunk(self) -> ActionChunk:
         r = self.rng
@@ -156,6 +323,8 @@ class Trial:
         """Something goes wrong; what must stop the robot at once is remembered as such."""
         kind, c = self.rng.choice(FAULTS), self.commander
         self.found.faults[kind] += 1
+        if kind in ("clock_back", "clock_forward", "late"):
+            self.stood = 0.0
         at_once = True
         if kind in ("nan", "inf"):
             chunk = self.chunk()
@@ -181,20 +350,32 @@ class Trial:
             self.now += gap
             self.steady += gap
         elif kind == "second_publisher":
-            self.others = self.rng.randint(1, 3)
+            self.others = "1 more publish on /action"
+        elif kind == "odd_dt":
+            chunk = self.chunk()
+            odd = self.rng.choice((5e-324, 1e-9, 0.0, -0.1, 1e308, math.inf, math.nan))
+            self.deliver(self.now, ActionChunk(chunk.actions, replace(chunk.spec, dt=odd)))
         elif kind == "disable":
             c.disable()
-        else:  # silence of something: the watchdog's bound says when it is a fault
+        else:  # the watchdog's bound says when it is a fault
             at_once = False
             ticks = int(1.5 / c.period)
             if kind == "no_heartbeat":
                 self.quiet = ticks
-            elif kind == "no_pose":
-                self.blind = ticks
-            else:
+            elif kind == "stall":
                 self.mute = ticks
+            elif kind == "clock_stopped":
+                self.stopped_clock = ticks
+            else:
+                self.push()
         if at_once and self.fault_at is None:
             self.fault_at = self.found.ticks
+
+    def push(self) -> None:
+        r = self.rng
+        way = v.scale((r.uniform(-1, 1), r.uniform(-1, 1), r.uniform(-1, 1)), 0.06)
+        self.robot.pose = self.robot.pose.moved(way, (0.0, 0.05, 0.0), 1.0, False)
+        self.excused += v.norm(way)
 
     def deliver(self, stamp: float, chunk: ActionChunk) -> None:
         if not self.settings.distribution or np.isfinite(chunk.actions).all():
@@ -203,26 +384,49 @@ class Trial:
 
     def tick(self) -> None:
         c, r = self.commander, self.rng
-        passed = max(0.0, c.period * (1 + r.choice((0.0, 0.0, 0.4, -0.4, 2.0)) * r.random()))
-        self.now += passed
+        passed = max(1e-4, c.period * (1 + r.choice((0.0, 0.0, 0.4, -0.4, 2.0)) * r.random()))
+        stood = self.stood  # by the last period
+        if self.stopped_clock:
+            self.stopped_clock -= 1
+            self.stood += passed
+        else:
+            self.now += passed
+            self.stood = 0.0
         self.steady += passed
+        self.robot.live(passed)
+        self.check_robot()
         if self.quiet == 0:
             c.safety.heartbeat(self.steady)
-        if self.blind == 0:
-            if r.random() < 0.01:  # held up, or pushed
-                self.robot = self.robot.moved((r.uniform(-1, 1), 0.1, 0.0), v.ZERO, 0.08, False)
-            c.measured(self.robot, self.steady)
-            self.seen = self.robot
-        self.quiet, self.blind, self.mute = (
-            max(0, n - 1) for n in (self.quiet, self.blind, self.mute)
-        )
+        self.sensor.live(self.now, self.steady, self.robot.pose)
+        if not self.sensor.lie and r.random() < 0.01:
+            self.sensor.begin(r.choice(LIES), c.period)
+            self.found.faults[f"pose_{self.sensor.lie}"] += 1
+        for pose, stamp in self.sensor.tell():
+            c.measured(pose, stamp, self.now, self.steady)
+        self.quiet, self.mute = (max(0, n - 1) for n in (self.quiet, self.mute))
         for entry in [d for d in self.due if d[0] <= self.steady]:
             self.due.remove(entry)
             c.accept(entry[2], entry[1], self.now, self.steady)
         before = c.safety.enabled
         command = c.tick(self.now, self.steady, self.others)
         self.found.ticks += 1
+        late = self.settings.watchdogs.clock_stopped < stood
+        moves = command is not None and command.live and command.moves
+        self.found.count("motion_on_a_stopped_clock", late and moves)
         self.check(command, before)
+        if command is not None and command.live:
+            self.robot.obey(command, c.in_tool)
+
+    def check_robot(self) -> None:
+        outside, self.excused = self.outside(), self.excused + self.robot.late
+        if outside == 0.0:
+            self.excused = self.robot.coasts
+        allowed = SLACK_BOX + self.excused
+        if self.sensor.lie == "biased" or self.sensor.honest < 2:
+            allowed += self.settings.pose_jump[0]
+            self.excused = max(self.excused, min(outside, allowed))  # until it is inside again
+        self.found.count("robot_outside", outside > allowed)
+        self.found.farthest = max(self.found.farthest, outside - self.excused)
 
     def check(self, command, before: bool) -> None:
         found, c = self.found, self.commander
@@ -239,6 +443,8 @@ class Trial:
             found.count("motion_while_not_enabled", live and command.moves)
             found.count("gripper_while_not_enabled", live and command.gripper is not None)
             found.count("more_than_two_halts", live and self.ticks_off > 2)
+            if live and command.target is not None:
+                found.count("hold_elsewhere", not self.knows(command.target))
             self.known = 0
             return
         if command is None:
@@ -254,11 +460,34 @@ class Trial:
         found.count("not_finite", not all(map(math.isfinite, numbers)))
         self.check_limits(command, command_now)
         self.velocity = [self.velocity[1], command_now]
-        if command is not None and command.moves:
-            follows = self.rng.choice((1.0, 1.0, 1.0, 0.9))
-            self.robot = self.robot.moved(
-                command.linear, command.angular, follows * c.period, c.in_tool
-            )
+        if command is not None and command.target is not None:
+            self.check_target(command.target)
+
+    def knows(self, hold: Pose) -> bool:
+        """Whether the robot is, was a moment ago or was told to be there."""
+        places = [p.position for _, _, p in self.sensor.past]
+        places += [self.target.position] if self.target else []
+        near = self.settings.pose_jump[0] + SLACK_BOX
+        return any(v.norm(v.subtract(hold.position, p)) < near for p in places)
+
+    def check_target(self, target: Pose) -> None:
+        """It neither jumps nor leaves the workspace, but for where it was at the beginning."""
+        last, self.target = self.target, target
+        passed, self.told_at = self.found.ticks - self.told_at, self.found.ticks
+        if last is None:
+            return
+        limits, period = self.settings.limits, passed * self.commander.period
+        step = (limits.linear_velocity or math.inf) * period * SLACK + 1e-9
+        turn = (limits.angular_velocity or math.inf) * period * SLACK + 1e-6
+        self.found.count("target_jumps", not last.within(target, step, turn))
+        if limits.workspace is None:
+            return
+        low_corner, high_corner = limits.workspace
+        for low, x, high, was in zip(
+            low_corner, target.position, high_corner, last.position, strict=True
+        ):
+            out = x < min(low, was) - 1e-9 or x > max(high, was) + 1e-9
+            self.found.count("target_outside", out)
 
     def check_limits(self, command, current) -> None:
         limits, period, found = self.settings.limits, self.commander.period, self.found
@@ -280,14 +509,6 @@ class Trial:
                 change = v.norm(v.subtract(now, before)) / period
                 found.count(f"{name}_jerk", change > jerk * SLACK + 1e-6)
         self.was_walled = walled
-        box = limits.workspace
-        if box and command is not None and command.target is not None and command.moves:
-            for low, x, high, was in zip(
-                box[0], command.target.position, box[1], self.seen.position, strict=True
-            ):
-                # Pushed out by hand, it may come back.
-                outside = x < min(low, was) - 1e-7 or x > max(high, was) + 1e-7
-                found.count("workspace", outside)
 
     was_walled = False
 

@@ -69,28 +69,48 @@ class SafetyLimits:
         return linear, angular, clips
 
     def clip_to_workspace(
-        self, linear: Vector, positions: list[Vector], period: float
+        self, linear: Vector, positions: list[Vector], period: float, unsure: float = 0.0
     ) -> tuple[Vector, set]:
         """Base-frame velocity [m/s] with which no position leaves the box within `period` s.
 
         A position that is outside already may come back, not go farther. Ahead of a wall the speed
         towards it falls, so that the acceleration limit suffices to halt there.
+
+        unsure: by how much the motion may be turned when it is carried out, about any axis [rad].
         """
         if self.workspace is None:
             return linear, set()
-        clipped = list(linear)
-        braking = self.linear_acceleration / math.sqrt(3) / 2
-        for axis, (low, high) in enumerate(zip(*self.workspace, strict=True)):
-            for p in positions:
-                room = [max(0.0, p[axis] - low), max(0.0, high - p[axis])]
-                most = [r / period * INSIDE for r in room]
-                if braking:
-                    most = [
-                        min(m, math.sqrt(2 * braking * r)) for m, r in zip(most, room, strict=True)
-                    ]
-                clipped[axis] = min(max(clipped[axis], -most[0]), most[1])
-        result = (clipped[0], clipped[1], clipped[2])
+        lowest, highest = zip(*(self._towards_walls(p, period) for p in positions), strict=True)
+        low = [-min(most) for most in zip(*lowest, strict=True)]
+        high = [min(most) for most in zip(*highest, strict=True)]
+        aside = unsure * v.norm(linear)  # what a turn can add to any component
+        x, y, z = (
+            min(max(wish, min(a + aside, 0.0)), max(b - aside, 0.0))
+            for wish, a, b in zip(linear, low, high, strict=True)
+        )
+        aside = unsure * v.norm((x, y, z))
+        share = 1.0
+        for wish, a, b in zip((x, y, z), low, high, strict=True):
+            if wish + aside > b:
+                share = min(share, b / (wish + aside))
+            if wish - aside < a:
+                share = min(share, a / (wish - aside))
+        result = v.scale((x, y, z), share) if share < 1 else (x, y, z)
         return result, {WORKSPACE} if result != linear else set()
+
+    def _towards_walls(self, position: Vector, period: float) -> tuple[list, list]:
+        """The highest speeds towards the low and the high walls [m/s]."""
+        braking = self.linear_acceleration / math.sqrt(3) / 2
+        sides = []
+        for sign, wall in zip((-1, 1), self.workspace or (), strict=True):
+            room = [max(0.0, sign * (w - p)) for w, p in zip(wall, position, strict=True)]
+            most = [r / period * INSIDE for r in room]
+            if braking:
+                most = [
+                    min(m, math.sqrt(2 * braking * r)) for m, r in zip(most, room, strict=True)
+                ]
+            sides.append(most)
+        return sides[0], sides[1]
 
 
 @dataclass

@@ -31,10 +31,9 @@ PUBLISHER = "second_publisher"
 HEARTBEAT = "heartbeat"
 POSE = "pose_lost"
 FAULT = "node_fault"
-STOP_KINDS = (
-    BAD_CHUNK, PICTURE_AGE, STALL, CLOCK_BACK, CLOCK_FORWARD, LATE, PUBLISHER, HEARTBEAT, POSE,
-    FAULT,
-)  # fmt: skip
+POSE_FROZEN = "pose_frozen"
+NOT_FOLLOWING = "not_following"
+CLOCK_STOPPED = "clock_stopped"
 
 OUT_OF_DISTRIBUTION = "out_of_distribution"  # a refusal, not a stop
 
@@ -45,8 +44,10 @@ class Watchdogs:
 
     picture_age: of the picture behind the motion. stall: without an acceptable chunk.
     clock_jump: by which `now` may differ from `steady` between two command periods.
+    clock_stopped: in which `now` stands still, or nearly so, while `steady` goes on.
     late: between two command periods. heartbeat: without one. pose_age: without a measured pose,
-        where one is needed.
+        where one is needed. pose_frozen: of commanded motion while the measured pose stays the
+        very same.
     """
 
     picture_age: float = 1.0
@@ -55,6 +56,8 @@ class Watchdogs:
     late: float = 0.5
     heartbeat: float = 0.0
     pose_age: float = 0.5
+    pose_frozen: float = 0.5
+    clock_stopped: float = 0.5
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -71,15 +74,21 @@ class Stop:
 
 @dataclass(frozen=True)
 class Distribution:
-    """Values seen in training: between q01 and q99, and `margin` times their distance beyond."""
+    """Values that the model can give: between the bounds of its normalisation (q01 and q99 of
+    training, or the least and the greatest), and `margin` times their distance beyond."""
 
     low: np.ndarray
     high: np.ndarray
 
     @classmethod
-    def from_statistics(cls, statistics: Mapping, margin: float) -> Distribution:
-        n = Normalisation.from_statistics(statistics)
-        more = margin * (n.high - n.low)
+    def from_statistics(
+        cls, statistics: Mapping, margin: float, bounds: str = "q01_q99"
+    ) -> Distribution:
+        """bounds: of the model's head, "q01_q99" or "min_max"."""
+        n = Normalisation.from_statistics(statistics, bounds=bounds)
+        # Chunks are float32: a value that never changes lies beside its float64 bound.
+        rounding = 1e-6 * np.maximum(1.0, np.maximum(abs(n.low), abs(n.high)))
+        more = margin * (n.high - n.low) + rounding
         # What isn't normalised, such as the gripper, has no bounds here.
         low = np.where(n.mask, n.low - more, -np.inf)
         return cls(low, np.where(n.mask, n.high + more, np.inf))
@@ -118,6 +127,7 @@ class Safety:
         self.clips: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
         self._tick: tuple[float, float] | None = None  # now, steady
+        self._stood = 0.0  # s for which `now` has stood still
         self._chunk = self._pose = self._heartbeat = -math.inf  # steady times
 
     @property
@@ -126,7 +136,7 @@ class Safety:
 
     # -- by hand ------------------------------------------------------------------------------
 
-    def enable(self, steady: float, others: int = 0) -> str:
+    def enable(self, steady: float, others: str = "") -> str:
         """Let it move; returns why that is refused, or an empty string."""
         if self.enabled:
             return ""
@@ -134,10 +144,12 @@ class Safety:
             self._second_publisher(others),
             self._silence(HEARTBEAT, steady),
             self._silence(POSE, steady),
+            self._clock_stopped(),
+            self._no_chunk(steady),
         ):
             if fault:
                 return fault[1]
-        # The model has as long for its first chunk as for any other.
+        # The model has as long for its next chunk as for any other.
         self._chunk = steady
         self.state, self.warning = ENABLED, ""
         return ""
@@ -159,7 +171,12 @@ class Safety:
         self._heartbeat = steady
 
     def pose(self, steady: float) -> None:
+        """Where the robot was at that time is known."""
         self._pose = steady
+
+    def fed(self, steady: float) -> None:
+        """A chunk came of which something will be executed."""
+        self._chunk = steady
 
     def knows_pose(self, steady: float) -> bool:
         """Whether the measured pose is fresh enough to be told to a controller."""
@@ -177,7 +194,7 @@ class Safety:
         self.refuse(BAD_CHUNK, reason)
         self.stop(BAD_CHUNK, reason, now)
 
-    def accepts(self, chunk: ActionChunk, stamp: float, now: float, steady: float) -> bool:
+    def accepts(self, chunk: ActionChunk, stamp: float, now: float) -> bool:
         """Whether a chunk that answers the picture of `stamp` may be executed."""
         try:
             check_chunk(chunk)
@@ -194,24 +211,29 @@ class Safety:
             # A single outlier is left out; a model that gives nothing else stalls.
             self.refuse(OUT_OF_DISTRIBUTION, outside)
             return False
-        self._chunk = steady
         return True
 
     # -- the watchdogs ------------------------------------------------------------------------
 
     def tick(
-        self, now: float, steady: float, others: int = 0, moved_by: float | None = None
+        self,
+        now: float,
+        steady: float,
+        others: str = "",
+        moved_by: float | None = None,
+        robot: tuple[str, str] | None = None,
     ) -> bool:
         """A command period begins; whether to move.
 
-        others: further publishers on our topics. moved_by: stamp of the picture behind the motion
-        under way, if any.
+        others: who else is on our topics, in words; empty: nobody. moved_by: stamp of the picture
+        behind the motion under way, if any. robot: what is wrong with it, kind and reason.
         """
         fault = (
             self._clock(now, steady)
             or self._second_publisher(others)
             or self._silence(HEARTBEAT, steady)
             or self._silence(POSE, steady)
+            or robot
             or (self._picture_age(moved_by, now) if moved_by is not None else None)
             or self._silence(STALL, steady)
         )
@@ -225,6 +247,7 @@ class Safety:
         if self._tick is None:
             return None
         passed, truly = now - self._tick[0], steady - self._tick[1]
+        self._stood = self._stood + truly if abs(passed) < 0.1 * truly else 0.0
         jump, late = self.watchdogs.clock_jump, self.watchdogs.late
         if jump and passed < -jump:
             return CLOCK_BACK, f"the clock jumped back by {-passed:.3f} s; enable again"
@@ -235,18 +258,31 @@ class Safety:
             )
         if late and truly > late:
             return LATE, f"{truly:.3f} s between two command periods; the computer is overloaded"
-        return None
+        return self._clock_stopped()
 
-    def _second_publisher(self, others: int) -> tuple[str, str] | None:
-        if others > 0:
-            return PUBLISHER, f"{others} more publish on our topics; leave only one"
-        return None
+    def _clock_stopped(self) -> tuple[str, str] | None:
+        bound = self.watchdogs.clock_stopped
+        if not bound or self._stood <= bound:
+            return None
+        return CLOCK_STOPPED, (
+            f"the clock has stood still for {self._stood:.2f} s; with use_sim_time: is the "
+            "simulation paused or the bag over?"
+        )
+
+    def _no_chunk(self, steady: float) -> tuple[str, str] | None:
+        if math.isfinite(self._chunk):
+            return self._silence(STALL, steady)
+        refused = f"; the last was refused: {self.last_refusal}" if self.last_refusal else ""
+        return STALL, f"no usable chunk has come from the model yet{refused}"
+
+    def _second_publisher(self, others: str) -> tuple[str, str] | None:
+        return (PUBLISHER, f"{others}; leave only one") if others else None
 
     def _silence(self, kind: str, steady: float) -> tuple[str, str] | None:
         bound, last, what = {
             HEARTBEAT: (self.watchdogs.heartbeat, self._heartbeat, "no heartbeat"),
             POSE: (self.watchdogs.pose_age, self._pose, "no usable measured pose"),
-            STALL: (self.watchdogs.stall, self._chunk, "no acceptable chunk from the model"),
+            STALL: (self.watchdogs.stall, self._chunk, "no usable chunk from the model"),
         }[kind]
         silent = steady - last
         if (kind == POSE and not self.needs_pose) or not bound or silent <= bound:

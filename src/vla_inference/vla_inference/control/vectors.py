@@ -73,3 +73,23 @@ def angle_between(p: Quaternion, q: Quaternion) -> float:
     """rad, 0 to pi"""
     r = multiply(p, conjugate(q))
     return 2 * math.atan2(math.hypot(*r[:3]), abs(r[3]))
+
+
+def towards(a: Vector, b: Vector, longest: float) -> Vector:
+    """What is `longest` from `a` on the way to `b`, or `b` where that is nearer."""
+    return b if norm(subtract(b, a)) <= longest else add(a, shorten(subtract(b, a), longest))
+
+
+def rotation_vector(q: Quaternion) -> Vector:
+    """rad; of the shorter way round"""
+    x, y, z, w = q if q[3] >= 0 else (-q[0], -q[1], -q[2], -q[3])
+    s = math.hypot(x, y, z)
+    return scale((x, y, z), 2 * math.atan2(s, w) / s) if s > 1e-12 else (2 * x, 2 * y, 2 * z)
+
+
+def turned_towards(p: Quaternion, q: Quaternion, most: float) -> Quaternion:
+    """`p`, turned by `most` rad towards `q`, or `q` where that is nearer."""
+    if angle_between(p, q) <= most:
+        return q
+    rest = shorten(rotation_vector(multiply(q, conjugate(p))), most)
+    return multiply(from_rotation_vector(rest), p)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ PARAMETERS: dict[str, tuple[Any, str, Any]] = {
     ),
     "max_drift": (
         0.05,
-        "target to measured pose before re-anchoring [m]; 0: every target starts there",
+        "of the target ahead of current_pose [m]; 0: every target starts there",
         _real(0.0, 10.0),
     ),
     "max_drift_angle": (0.3, "the same [rad]", _real(1e-3, 3.2)),
@@ -91,6 +91,18 @@ PARAMETERS: dict[str, tuple[Any, str, Any]] = {
     "stall_timeout": (1.0, "without an acceptable chunk [s]; 0: forever", _SECONDS),
     "heartbeat_timeout": (0.0, "without a heartbeat [s]; 0: none is needed", _SECONDS),
     "pose_timeout": (0.5, "without a current_pose, where needed [s]; 0: forever", _SECONDS),
+    "max_pose_jump": (
+        0.05,
+        "of current_pose beyond what the velocity limit allows [m]",
+        _real(1e-3, 10.0),
+    ),
+    "max_pose_jump_angle": (0.3, "the same [rad]", _real(1e-3, 3.2)),
+    "frozen_pose_timeout": (
+        0.5,
+        "of commanded motion while current_pose stays exactly the same [s]; 0: forever",
+        _SECONDS,
+    ),
+    "clock_timeout": (0.5, "while the clock stands still [s]; 0: forever", _SECONDS),
     "max_clock_jump": (0.2, "between two periods [s]; 0: any", _SECONDS),
     "max_period": (0.5, "between two commands before it counts as overload [s]", _SECONDS),
     "statistics": (
@@ -99,7 +111,12 @@ PARAMETERS: dict[str, tuple[Any, str, Any]] = {
         None,
     ),
     "unnorm_key": ("", "which of these statistics; empty: the only ones there are", None),
-    "distribution_margin": (0.5, "beyond q01 and q99, as a share of their distance", _LIMIT),
+    "distribution_margin": (0.5, "beyond the bounds, as a share of their distance", _LIMIT),
+    "distribution_bounds": (
+        "",
+        "q01_q99 or min_max of these statistics; empty: what config.json beside them says",
+        None,
+    ),
 }
 
 
@@ -168,6 +185,8 @@ def read_settings(value: Callable[[str], Any]) -> Settings:
         late=value("max_period"),
         heartbeat=value("heartbeat_timeout"),
         pose_age=value("pose_timeout"),
+        pose_frozen=value("frozen_pose_timeout"),
+        clock_stopped=value("clock_timeout"),
     )
     return Settings(
         rate=value("command_rate"),
@@ -180,23 +199,89 @@ def read_settings(value: Callable[[str], Any]) -> Settings:
         stretch=value("stretch"),
         catch_up=value("catch_up"),
         drift=(value("max_drift"), value("max_drift_angle")),
+        pose_jump=(value("max_pose_jump"), value("max_pose_jump_angle")),
         gripper_hysteresis=value("gripper_hysteresis"),
         needs_pose=value("publish_pose") or workspace is not None,
         limits=limits,
         watchdogs=watchdogs,
         distribution=_distribution(
-            value("statistics"), value("unnorm_key"), value("distribution_margin")
+            value("statistics"),
+            value("unnorm_key"),
+            value("distribution_margin"),
+            value("distribution_bounds"),
         ),
     )
 
 
-def _distribution(path: str, key: str, margin: float) -> Distribution | None:
+def limits_in_force(
+    settings: Settings, outputs: Outputs, topics: Mapping[str, str], enable: str
+) -> str:
+    """What the node may do to the robot, for whoever starts it, in a few lines.
+
+    topics: what is published where, by resolved name. enable: the service's name.
+    """
+    limits, watchdogs = settings.limits, settings.watchdogs
+
+    def three(kind: str, unit: str) -> str:
+        values = [
+            getattr(limits, f"{kind}_{what}") for what in ("velocity", "acceleration", "jerk")
+        ]
+        units = unit, f"{unit}^2", f"{unit}^3"
+        return ", ".join(
+            f"{x:g} {u}" if x else f"no limit ({u})" for x, u in zip(values, units, strict=True)
+        )
+
+    if limits.workspace is None:
+        box = "none"
+    else:
+        low, high = ([f"{x:g}" for x in corner] for corner in limits.workspace)
+        box = ", ".join(
+            f"{axis} {a} to {b} m" for axis, a, b in zip("xyz", low, high, strict=True)
+        )
+    guards = ", ".join(
+        f"{name.replace('_', ' ')} {bound:g} s" if bound else f"{name.replace('_', ' ')} off"
+        for name, bound in vars(watchdogs).items()
+    )
+    lines = [
+        f"limits in force, at {settings.rate:g} Hz and {settings.scale:g} of the model's motion:",
+        f"  frames: base {outputs.base_frame}, tool {outputs.tool_frame}; deltas in "
+        + (settings.deltas_in or "the axes that the chunk names"),
+        "  outputs: " + ", ".join(f"{name} on {topic}" for topic, name in topics.items()),
+        "  linear velocity, acceleration, jerk: " + three("linear", "m/s"),
+        "  angular velocity, acceleration, jerk: " + three("angular", "rad/s"),
+        f"  workspace: {box}",
+        f"  watchdogs: {guards}",
+        f"disabled; call {enable} to move the robot",
+    ]
+    return "\n".join(lines)
+
+
+BOUNDS = ("q01_q99", "min_max")
+
+
+def _distribution(path: str, key: str, margin: float, bounds: str) -> Distribution | None:
     if not path:
         return None
+    spaces = _read_object(Path(path), "statistics")
+    bounds = bounds or _bounds_of_head(Path(path).with_name("config.json"))
+    if bounds not in BOUNDS:
+        raise VlaError(f"unknown distribution_bounds {bounds!r}", f"use {' or '.join(BOUNDS)}")
+    return Distribution.from_statistics(find_statistics(spaces, key or None)[1], margin, bounds)
+
+
+def _bounds_of_head(config: Path) -> str:
+    """What the model's own configuration says, where it lies beside its statistics."""
+    head = _read_object(config, "configuration").get("action_head") if config.is_file() else None
+    return str(head.get("bounds", BOUNDS[0])) if isinstance(head, dict) else BOUNDS[0]
+
+
+def _read_object(path: Path, what: str) -> dict:
     try:
-        spaces = json.loads(Path(path).read_text())
+        read = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise VlaError(f"cannot read statistics {path!r}: {error}", "give a JSON file") from None
-    if not isinstance(spaces, dict):
-        raise VlaError(f"{path!r} holds no statistics", "give a dataset_statistics.json")
-    return Distribution.from_statistics(find_statistics(spaces, key or None)[1], margin)
+        raise VlaError(f"cannot read {what} {str(path)!r}: {error}", "give a JSON file") from None
+    if not isinstance(read, dict):
+        raise VlaError(
+            f"{str(path)!r} holds no {what}", "give the file beside the model's weights"
+        )
+    return read

@@ -45,6 +45,7 @@ class GripperAction:
         self.name, self.kind, self.joint, self.effort = name, kind, joint, effort
         self.type = action_type(kind)
         self.client = ActionClient(node, self.type, name)
+        self._node = node
         self.remark = ""
         self.sent = self.rejected = 0
         self._goal = None  # handle of the goal under way
@@ -65,6 +66,11 @@ class GripperAction:
         """Why there is nobody to move the gripper; empty: there is."""
         there = self.client.server_is_ready()
         return "" if there else f"no server of the gripper's action {self.name}; start it"
+
+    def others(self) -> int:
+        """How many more clients the action has; 0 on Humble, whose nodes cannot count them."""
+        count = getattr(self._node, "count_clients", None)
+        return max(0, count(f"{self.name}/_action/send_goal") - 1) if count else 0
 
     def move(self, position: float) -> None:
         self.remark = self.missing()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 from geometry_msgs.msg import Vector3
 
 from vla_inference.action_specs import in_si, si_spec
+from vla_inference.control.commands import check_dt
 from vla_inference.errors import VlaError
 from vla_inference.types import ActionChunk, eef_delta_spec
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
@@ -130,7 +130,7 @@ def _check_step(convention: str, dt: float, frame: str) -> None:
         f"unknown rotation convention {convention!r}",
         f"use {' or '.join(map(repr, CONVENTIONS))}",
     )
-    _check(math.isfinite(dt) and dt > 0, f"dt is {dt}", "a step lasts longer than 0 s")
+    check_dt(dt)
     _check(bool(frame), "the deltas' frame_id is empty", "name the frame, such as 'base'")
 
 

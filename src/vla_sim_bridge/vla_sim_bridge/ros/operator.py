@@ -2,7 +2,8 @@
 
 A reset puts the arm elsewhere, so the command node is disabled before it and enabled after it. In
 real time only once the model has answered to what is now to be seen: older answers, still under
-way, are void then. What the command node's watchdogs stop stays stopped for the episode.
+way, are void then. In lock step refusals are counted: the command node may not have heard from a
+model yet. What the command node's watchdogs stop stays stopped for the episode.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Operator:
     def __init__(self, node: Node, timeout: float):
         self.node, self.timeout = node, timeout
         self.ready = False
+        self.refusals = 0  # how many times enabling was refused in this episode
         self.status: CommandStatus | None = None
         self._client = node.create_client(SetBool, "command/enable")
         node.create_subscription(CommandStatus, "command/status", self._on_status, LATCHED)
@@ -34,6 +36,7 @@ class Operator:
 
     def begin(self) -> None:
         self.ready = self._wanted = False
+        self.refusals = 0
         self._future, self._asked = None, 0.0
         self._begun, self._reason = time.monotonic(), ""
 
@@ -58,6 +61,7 @@ class Operator:
                 self._wanted, self._asked = True, 0.0
             else:
                 self._reason = answer.message
+                self.refusals += 1
         if now - self._begun > self.timeout:
             topic = self.node.resolve_topic_name("command/enable")
             raise VlaError(

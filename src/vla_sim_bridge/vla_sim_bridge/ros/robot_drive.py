@@ -51,11 +51,13 @@ class RobotDrive(Drive):
         self._delay = round(1e9 * s.answer_delay) if s.lock_step else 0
         self._due = 0  # when the answer under way reaches the command node
         self._answer: ActionChunk | None = None
+        self._answered = False  # whether a frame of the run was
         self._awaiting = False  # it is due
         self._pictured = BEGINNING  # when the frame that is out was taken
         self._asked: float | None = None  # when the command of the period under way was asked for
         self._asked_again = 0.0
         self._heard = self._seen = False
+        self._shown = False  # whether the model was shown the scene before the robot was enabled
         self._begun = False  # whether a command has come in this episode
         self.unanswered = 0  # periods from then on in which none came, though it was waited for
         self._stops: dict[str, int] = {}
@@ -89,6 +91,7 @@ class RobotDrive(Drive):
         self._gripper, self._seen, self._begun = self.node.sim.gripper, False, False
         self._forget()
         self._seen_since = self._now()
+        self._shown = False
         self.operator.begin()
         self._tell_where()
 
@@ -172,6 +175,11 @@ class RobotDrive(Drive):
 
     def answered(self, msg: ActionChunk) -> None:
         self.settings.execute_steps = self.settings.steps_of(len(msg.steps))
+        if not self.operator.ready:
+            if self._delay:
+                self._late_answers.publish(msg)
+            return
+        self._answered = True
         self.node.measure(msg, 1e3 * self.lock.round_trip)
         self.node.set_state(SimStatus.RUNNING)
         if self._delay:
@@ -182,7 +190,7 @@ class RobotDrive(Drive):
 
     def _new_frame(self) -> None:
         """Where answers take simulated time, it goes on while the model thinks."""
-        started = self.lock.started
+        started = self._answered
         self._answer, self._awaiting = None, not started
         self._pictured = self._clock
         self.node.publish_frame()
@@ -225,6 +233,9 @@ class RobotDrive(Drive):
             return
         self._count_stops()
         if not self.operator.poll(lock_step or self._seen):
+            if lock_step and self.operator.refusals > 1 and not self._shown:
+                self._shown = True  # it is not enabled before a model has been heard
+                self.node.publish_frame(counted=False)
             self._remind()
             return
         if not lock_step:

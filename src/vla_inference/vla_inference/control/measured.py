@@ -1,0 +1,259 @@
+"""Where the robot is, as far as what is measured can be believed.
+
+A source of poses may die and go on repeating itself, send one wrong sample, be another robot's, or
+come late. None of that may become a target, and none of it may switch the workspace off: what
+cannot be is refused, and what has not been heard of since is reckoned from the commands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+from vla_inference.control import vectors as v
+from vla_inference.control.chunk_player import History
+from vla_inference.control.commands import Pose
+from vla_inference.control.vectors import Vector
+
+NO_STAMP, OLD, FUTURE, JUMP = "no_stamp", "old", "future", "jump"  # kinds of refusals
+
+AHEAD = 0.1  # s; clocks of two computers differ by less where they are synchronised
+AGREEING = 3  # poses in a row before a place is believed that cannot be reached from the last one
+FASTER = 2.0  # times the limit: controllers overshoot, and what is measured may not be their TCP
+RESOLUTION = 0.001, 0.005  # m, rad: a pose within these is the same one with noise
+ROW = 2.0  # times the drift: how much more is commanded of a robot that does not follow
+TOLD = 0.005, 0.03  # m, rad: a robot that was told as much would be seen to have moved
+
+
+@dataclass(frozen=True)
+class PoseBounds:
+    """age: of a pose [s]; 0: any. jump: how far a pose may be from where the robot can have got
+    to [m, rad]. speed: the robot's limits [m/s, rad/s], infinite where it has none. frozen: how
+    long motion is commanded while the pose stays exactly the same [s]; 0: forever.
+    """
+
+    age: float = 0.5
+    jump: tuple[float, float] = (0.05, 0.3)
+    speed: tuple[float, float] = (math.inf, math.inf)
+    frozen: float = 0.5
+
+
+@dataclass
+class Told:
+    """What was commanded since some moment: how long, and how far [m, rad; base axes]."""
+
+    seconds: float = 0.0
+    way: Vector = v.ZERO
+    turn: Vector = v.ZERO
+
+    def add(self, seconds: float, linear: Vector, angular: Vector) -> None:
+        if v.norm(linear) > RESOLUTION[0] or v.norm(angular) > RESOLUTION[1]:  # in a second
+            self.seconds += seconds
+        self.way = v.add(self.way, v.scale(linear, seconds))
+        self.turn = v.add(self.turn, v.scale(angular, seconds))
+
+
+@dataclass
+class Track:
+    """Poses one after the other that one robot can have gone through.
+
+    shadow: goes after what is measured, as fast as the robot may at most. What is measured stays
+    near it, however many small steps it takes.
+    """
+
+    pose: Pose
+    at: float  # steady time at which the robot was there
+    shadow: Pose
+    length: int = 1
+
+    @classmethod
+    def begin(cls, pose: Pose, at: float) -> Track:
+        return cls(pose, at, pose)
+
+    def goes_on(self, pose: Pose, at: float, bounds: PoseBounds) -> bool:
+        """Add a pose, if the robot can be there; whether it can.
+
+        One that a newer one has overtaken changes nothing, but ought to fit as well.
+        """
+        passed = min(abs(at - self.at), bounds.age or math.inf)
+        reach = [FASTER * s * passed if math.isfinite(s) else math.inf for s in bounds.speed]
+        if not self.shadow.within(pose, reach[0] + bounds.jump[0], reach[1] + bounds.jump[1]):
+            return False
+        if at >= self.at:
+            self.shadow = self.shadow.towards(pose, *reach)
+            self.pose, self.at, self.length = pose, at, self.length + 1
+        return True
+
+
+@dataclass
+class Measured:
+    """Call `hear` for every pose and `told` for every command that may have moved the robot.
+
+    refused: how many poses, by kind.
+    """
+
+    bounds: PoseBounds = field(default_factory=PoseBounds)
+    refused: Counter[str] = field(default_factory=Counter)
+    _track: Track | None = None
+    _other: Track | None = None  # elsewhere, not believed yet
+    _mark: tuple[Pose, float] | None = None  # where and when it was last seen to have moved
+    _since: Told = field(default_factory=Told)  # then
+    _switched: bool = False  # to another place, since it was enabled
+    _same: Told = field(default_factory=Told)  # since the pose last changed at all
+    _repeated: Told = field(default_factory=Told)  # the same, by when it was heard again
+    _behind: tuple[Told, Pose] | None = None  # since the target waits for it, and where it was
+    _sent: History = field(default_factory=History)  # by steady time, base axes
+
+    @property
+    def pose(self) -> Pose | None:
+        """The last one believed."""
+        return self._track.pose if self._track else None
+
+    @property
+    def at(self) -> float:
+        """Steady time at which the robot was there; -inf: never."""
+        return self._track.at if self._track else -math.inf
+
+    def hear(
+        self, pose: Pose, stamp: float, now: float, steady: float, moving: bool
+    ) -> tuple[str, str] | None:
+        """A pose that was measured at `stamp`; why it is refused (kind, reason), or None.
+
+        moving: whether the robot may be under command. Then no other place than one that it can
+        have got to is believed, however often it is told.
+        """
+        refusal = self._wrong_time(stamp, now) or self._place(pose, stamp, now, steady, moving)
+        if refusal:
+            self.refused[refusal[0]] += 1
+        return refusal
+
+    def _wrong_time(self, stamp: float, now: float) -> tuple[str, str] | None:
+        age, bound = now - stamp, self.bounds.age
+        if stamp <= 0:
+            return NO_STAMP, "the measured pose has no stamp; have its publisher set header.stamp"
+        if bound and age > bound:
+            return OLD, (
+                f"the measured pose is {age:.2f} s old, more than {bound:g} s; check its source, "
+                "or synchronise the clocks"
+            )
+        if bound and age < -AHEAD:
+            return FUTURE, (
+                f"the measured pose's stamp is {-age:.2f} s in the future; synchronise the clocks"
+            )
+        return None
+
+    def _place(
+        self, pose: Pose, stamp: float, now: float, steady: float, moving: bool
+    ) -> tuple[str, str] | None:
+        at = steady - max(0.0, now - stamp)
+        track = self._track
+        if track is not None:
+            before, newer = track.pose, at >= track.at
+            if track.goes_on(pose, at, self.bounds):
+                self._other = None
+                if newer:
+                    self._believe(pose, before, at)
+                return None
+        if self._other is None or not self._other.goes_on(pose, at, self.bounds):
+            self._other = Track.begin(pose, at)
+        if not moving and self._other.length >= AGREEING:
+            self._track, self._other, self._switched = self._other, None, True
+            self._believe(pose, None, at)
+            return None
+        if track is None:
+            return None  # nothing is known yet, nothing is wrong
+        far = v.norm(v.subtract(pose.position, track.shadow.position))
+        turned = v.angle_between(pose.orientation, track.shadow.orientation)
+        return JUMP, (
+            f"the measured pose jumped by {far:.3f} m and {turned:.2f} rad; is there a second "
+            "source of it, or has its frame changed?"
+        )
+
+    def _believe(self, pose: Pose, before: Pose | None, at: float) -> None:
+        if pose != before:
+            self._same = Told()
+        self._repeated = replace(self._same)
+        if self._mark is None or before is None or not self._mark[0].within(pose, *RESOLUTION):
+            way, turn = self._sent.way(at, math.inf)
+            self._mark, self._since = (pose, at), Told(0.0, way, turn)
+
+    def behind(self, waiting: bool) -> None:
+        """Whether the target waits for the robot in this command period."""
+        if not waiting or self.pose is None:
+            self._behind = None
+        elif self._behind is None:
+            self._behind = Told(), self.pose
+
+    def told(self, begin: float, end: float, linear: Vector, angular: Vector) -> None:
+        """These velocities (base axes) were commanded between two steady times."""
+        self._same.add(end - begin, linear, angular)
+        if self._mark is not None:
+            self._since.add(max(0.0, end - max(begin, self._mark[1])), linear, angular)
+        if self._behind is not None:
+            self._behind[0].add(end - begin, linear, angular)
+        self._sent.add(begin, end, linear, angular)
+
+    def reckoned(self) -> tuple[Vector, float] | None:
+        """Where the robot is if it has done all that it was told since it was last seen to have
+        moved, and how far it may have turned since [m, rad]."""
+        if self._mark is None:
+            return None
+        return v.add(self._mark[0].position, self._since.way), v.norm(self._since.turn)
+
+    @property
+    def disputed(self) -> str:
+        """Why it isn't clear where the robot is: it was measured elsewhere last; empty: it is."""
+        if self._other is None or self._track is None:
+            return ""
+        far = v.norm(v.subtract(self._other.pose.position, self._track.pose.position))
+        return f"measured poses differ by {far:.3f} m; is there a second source of them?"
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the robot may be elsewhere than where it was measured last."""
+        elsewhere = self._other is not None or self._switched
+        return elsewhere or self._behind is not None or self._told_to_move
+
+    @property
+    def _told_to_move(self) -> bool:
+        """Whether what was heard last ought to be another pose than the one before."""
+        return v.norm(self._repeated.way) > TOLD[0] or v.norm(self._repeated.turn) > TOLD[1]
+
+    def frozen(self) -> str:
+        """Why what is measured cannot be alive; empty: it can."""
+        same, bound = self._repeated, self.bounds.frozen
+        if not bound or same.seconds <= bound or not self._told_to_move:
+            return ""
+        return (
+            f"the measured pose has been exactly the same for {same.seconds:.2f} s of commanded "
+            f"motion ({v.norm(same.way):.3f} m, {v.norm(same.turn):.2f} rad); its source is "
+            "frozen, or the robot does not follow: check the controller"
+        )
+
+    def not_following(self, drift: tuple[float, float]) -> str:
+        """Why the robot does not do what it is told; empty: it does. drift: see `Target`."""
+        if self._behind is None or self.pose is None or not drift[0]:
+            return ""
+        told, begin = self._behind
+        way = v.norm(v.subtract(self.pose.position, begin.position))
+        turn = v.angle_between(self.pose.orientation, begin.orientation)
+        for wanted, done, bound, unit in (
+            (v.norm(told.way), way, drift[0], "m"),
+            (v.norm(told.turn), turn, drift[1], "rad"),
+        ):
+            if wanted <= ROW * bound:
+                continue
+            if done < wanted / 4:
+                return (
+                    f"of {wanted:.3f} {unit} commanded while the target waited for the robot, "
+                    f"{done:.3f} {unit} were measured; is it held up, is its controller on, is "
+                    "the source of the measured pose alive?"
+                )
+            self._behind = Told(), self.pose  # it is slow, but it does
+        return ""
+
+    def enabled(self) -> None:
+        """What was commanded before is no reason to stop now."""
+        self._same, self._repeated, self._behind = Told(), Told(), None
+        self._switched = False
