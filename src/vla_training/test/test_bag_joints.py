@@ -227,6 +227,10 @@ def test_several_joints_of_a_gripper_are_asked_for(tmp_path):
         BagSet(path, gripper_topic="/hand")
     read = BagSet(path, gripper_topic="/hand", gripper_joint="f2", gripper_range=(0.0, 0.04))
     assert read.actions(0)[:, 6].tolist() == [1.0] * 6
+    assert not any("--gripper-range" in n for n in read.notes)
+    metres = BagSet(path, gripper_topic="/hand", gripper_joint="f2")
+    assert any("the gripper says 0.04 to 0.04, where 0 is closed and 1 open" in n
+               for n in metres.notes)  # fmt: skip
     number = ROS.types[FLOAT](0.5)
     path = write_bag(tmp_path / "number", ROS, [*usual(ROS), ("/hand", FLOAT, 99.0, number)])
     with pytest.raises(DataError, match="--gripper-joint changes nothing"):

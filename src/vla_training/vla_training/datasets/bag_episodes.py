@@ -24,6 +24,7 @@ from vla_training.datasets.bag_topics import BagOptions, BagTopics, choose_topic
 from vla_training.datasets.bag_types import JOINTS
 
 RUNNING = "running"
+SLACK = 0.2  # of the gripper's range: what stays below never opens, what is outside is another's
 INFINITE = np.iinfo(np.int64).max
 
 
@@ -229,6 +230,13 @@ class _Cutter:
         if not len(stream) or (index < 0).any():
             self._note("until the gripper's first message it is taken for open")
         scaled = [(v - closed) / (opened - closed) for v in stream.values]
+        lowest, highest = min(scaled, default=0.0), max(scaled, default=1.0)
+        if not (lowest > -SLACK and SLACK < highest < 1 + SLACK):
+            low, high = sorted((min(stream.values), max(stream.values)))
+            self._note(
+                f"the gripper says {low:g} to {high:g}, where {closed:g} is closed and {opened:g} "
+                "open (--gripper-range)"
+            )
         return np.array([scaled[i] if i >= 0 else 1.0 for i in index])
 
     def _instructions(self, logs, chunks, remarks) -> list[str]:

@@ -137,7 +137,10 @@ def choose_topics(bag: BagFile, options: BagOptions) -> BagTopics:
         )
     gripper = options.gripper_topic or noted.get("gripper")
     if gripper is None and bag.topics[action].type in (TWIST, POSE, JOINTS):
-        gripper = next((t for t in sorted(bag.topics) if t.split("/")[-1] == "gripper"), None)
+        gripper = next(
+            (t for t in sorted(bag.topics)
+             if t.split("/")[-1] == "gripper" and bag.topics[t].type in GRIPPERS), None,
+        )  # fmt: skip
     reward = noted.get("reward") or next(
         (t for t in sorted(bag.topics)
          if t.split("/")[-1] == "reward" and bag.topics[t].type in REWARDS), None,
