@@ -120,7 +120,7 @@ def test_a_second_simulation_refuses_and_interrupting_the_first_keeps_its_result
     status, _, err = ended(first)
     assert status == 130 and err == ""
     found = results(tmp_path / "a")
-    assert not found["complete"] and found["ended"] == "stopped by SIGINT"
+    assert not found["complete"] and found["ended"] == "interrupted"
     assert found["episodes"] >= 1 and found["episodes_asked"] == 1000
     assert (tmp_path / "a" / "report.html").exists()
 

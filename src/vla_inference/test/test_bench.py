@@ -28,7 +28,14 @@ def test_every_path_is_measured_on_the_same_inputs(tmp_path, capsys):
     assert rows["plain:int4-g32"]["tokens_equal_plain"] < 1.0  # it was quantised
     assert rows["plain"]["times_first"] == 1.0
     out, err = capsys.readouterr()
-    assert out.splitlines() == lines(table(report)) and len(err.splitlines()) == 4
+    assert out.splitlines() == lines(table(report))
+    first, *told = err.splitlines()
+    assert first.startswith("ck on cpu, torch") and len(told) == 3
+    assert [line.partition(":")[0] for line in told[:1]] == ["plain"]
+    assert all(" ms median, " in line for line in told)
+    assert report["size"] == "ck" and report["head"] == "tokens"
+    heading = "path median ms p95 ms stages ms times first"  # no columns of a GPU's
+    assert out.split("\n")[0].split() == heading.split()
 
 
 def test_steps_can_be_rested_between(monkeypatch):
@@ -44,10 +51,12 @@ def test_what_cannot_be_measured_is_told(monkeypatch):
         run(Plan(size="tiny", device="cpu", paths=["reference"], repeats=1))
     with pytest.raises(VlaError, match="give --model"):
         run(Plan(size="tiny", device="cpu", paths=["tvm:somewhere"]))
-    with pytest.raises(VlaError, match="no engine 'warp'"):
+    with pytest.raises(VlaError, match="no path 'warp'; known: reference, plain, torch, tvm, mlc"):
         run(Plan(size="tiny", device="cpu", paths=["warp"]))
     with pytest.raises(VlaError, match="leave one out"):
         Plan(size="tiny", model="models/stack-small")
+    with pytest.raises(VlaError, match="--head is of random weights"):
+        Plan(head="l1", model="models/stack-small")
 
 
 def test_the_floor_is_arithmetic_and_bytes():

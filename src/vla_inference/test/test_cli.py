@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 
 from vla_inference import cli
+from vla_inference.cli_compile import compile_model
 from vla_inference.cli_output import print_json
+from vla_inference.errors import ObservationError, VlaError
+from vla_inference.published import checkpoint_name
+from vla_inference.types import check_instruction
 
 
 @pytest.fixture
@@ -142,3 +146,27 @@ def test_json_holds_plain_values_only(capsys):
 )
 def test_several_words_after_an_option_that_takes_a_list_are_one(words, joined):
     assert cli.join_words(words.split(), {"--tasks", "--camera-names"}) == joined.split()
+
+
+def test_an_instruction_that_is_no_text_is_one_line():
+    with pytest.raises(ObservationError, match="the instruction is not UTF-8"):
+        check_instruction("a\udcff")
+
+
+def test_compiling_without_the_compiler_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tvm", None)
+    monkeypatch.delitem(sys.modules, "vla_inference.engines.tvm_model", raising=False)
+    with pytest.raises(VlaError, match=r"TVM is not installed .*; pip install -r requirements"):
+        compile_model(str(tmp_path), "tvm", tmp_path / "out", target="llvm")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("models/mine", "mine"),
+        ("runs/first/checkpoint", "first"),
+        ("hub/models--some--model/snapshots/0123", "model"),
+    ],
+)
+def test_a_checkpoint_is_called_by_what_tells_it_from_others(tmp_path, path, name):
+    assert checkpoint_name(tmp_path / path) == name

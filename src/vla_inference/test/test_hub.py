@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 from vla_inference import hub
@@ -19,10 +24,10 @@ def fake_hub(tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     calls = []
 
-    def list_repo_files(self, repo, revision=None):
+    def repo_info(self, repo, revision=None, timeout=None):
         if remote.get(repo) is None:
             raise ConnectionError("no route to host")
-        return remote[repo]
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=n) for n in remote[repo]])
 
     def snapshot_download(repo, **options):
         calls.append((repo, options))
@@ -31,7 +36,7 @@ def fake_hub(tmp_path, monkeypatch):
             raise FileNotFoundError(folder)
         return str(folder)
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", list_repo_files)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     return remote, cache, calls
 
@@ -85,3 +90,14 @@ def test_a_mistyped_path_is_no_question_to_the_network(tmp_path, monkeypatch, fa
     for path in ("models/nope", "/nowhere/at/all", "nope", ""):
         with pytest.raises(CheckpointError, match=r"no checkpoint folder|config\.json is missing"):
             Policy.from_pretrained(path)
+
+
+def test_without_a_network_one_line_comes_at_once(tmp_path):
+    """Of the real huggingface_hub, whose own retries took half a minute and eleven lines."""
+    code = "from vla_inference.cli import main; main(['info', 'some/model-of-nobody'])"
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    )
+    (line,) = done.stderr.splitlines()
+    assert "some/model-of-nobody was never downloaded here and the Hub cannot be reached" in line

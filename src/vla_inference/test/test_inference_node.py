@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 
@@ -349,6 +350,21 @@ def test_without_an_instruction_nothing_is_done_until_there_is_one(graph):
     assert "there is no instruction" in g.status.last_refusal
     assert g.instruct("stack it").success
     g.sentinel()
+
+
+def test_words_the_model_was_trained_without_are_remarked_on(graph, tmp_path):
+    folder = write_random_checkpoint(tmp_path / "m", head="l1")
+    raw = json.loads((folder / "config.json").read_text())
+    raw["trained_words"] = ["stack", "it"]
+    (folder / "config.json").write_text(json.dumps(raw))
+    g = graph(model=str(folder))
+    remark = "the model was trained without: flurb, wibble"
+    response = g.instruct("Stack flurb, it: wibble")
+    assert response.success and response.message == remark
+    g.until(lambda: g.status.message == remark, "the remark")
+    response = g.instruct("stack it!")
+    assert response.success and not response.message
+    g.until(lambda: not g.status.message, "its end")
 
 
 def test_an_empty_instruction_revokes_the_one_before(shared):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -137,6 +138,17 @@ def test_a_refused_start_is_one_line_and_status_2(where):
     assert out[-1] == "cleaned" and ("deactivated" in out) == (verb == "activate")
 
 
+def test_a_node_that_is_to_stay_tells_once_why_it_does_not_start():
+    failing = "say('configuring'); raise VlaError('no camera', 'plug one in')"
+    with probe("--ros-args", "-p", "end_on_failure:=false", on_configure=failing) as process:
+        wait_for(process, "configuring")
+        time.sleep(1.0)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, err = end(process, 20)
+    assert process.returncode == 0 and err.count("cannot configure: no camera") == 1
+
+
 def test_a_fault_of_ours_shows_where_and_ends_it():
     with probe(on_configure="1 / 0") as process:
         _, err = end(process, 20)
@@ -152,7 +164,7 @@ def test_a_fault_of_ours_shows_where_and_ends_it():
         (["--params-file", "/nowhere.yaml"], "/nowhere.yaml"),
         (["-p", "locked:=1"], "'locked'"),
         (["-p", "sise:=0.05"], "/probe has no parameter 'sise'; did you mean size instead of"),
-        (["-p", "limits:=[1.0]"], "no parameter 'limits'; it has autostart, size,"),
+        (["-p", "limits:=[1.0]"], "no parameter 'limits'; it has autostart, end_on_failure,"),
         (["-p", "qos_override./x.depth:=1"], "'qos_override./x.depth'"),
     ],
 )

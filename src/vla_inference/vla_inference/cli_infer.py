@@ -77,6 +77,8 @@ def infer(
             quantization=quantization,
         )  # fmt: skip
         policy.action_spec(action_space)
+        if unknown := policy.config.unknown_words(instruction):
+            print(f"the model was trained without: {', '.join(unknown)}", file=sys.stderr)
         head = policy.config.head
         if head.num_images > 1 or head.proprio_dim:
             raise VlaError(

@@ -17,6 +17,7 @@ from vla_inference.cli_output import JsonOption, print_json
 from vla_inference.errors import CheckpointError
 from vla_inference.hub import resolve
 from vla_inference.model import ModelConfig
+from vla_inference.published import checkpoint_name
 from vla_inference.tensor_files import inventory
 
 
@@ -35,7 +36,7 @@ def describe(model: str | Path) -> dict[str, Any]:
             parts[_part(key, config)] += _parameters(key, entry)
             dtypes.add(entry["dtype"])
     return {
-        "name": config.name,
+        "name": checkpoint_name(folder),
         "folder": folder.resolve(),
         "size_mb": round(sum(f.stat().st_size for f, _ in files) / 1e6, 1),
         "dtypes": sorted(dtypes),
@@ -137,11 +138,12 @@ def text(d: Mapping[str, Any]) -> str:
             f"{space['rotation']}, in the {space['frame']} frame"
         )
         for dim in space["dimensions"]:
-            bounds = "as the model says it"
+            unit = "" if dim["unit"] == "1" else f" {dim['unit']}"
+            bounds = f"not scaled{unit and f', in{unit}'}"
             if dim["low"] is not None:
-                bounds = f"{dim['low']:+.4f} to {dim['high']:+.4f}"
+                bounds = f"{dim['low']:+.4f} to {dim['high']:+.4f}{unit}"
             note = f"  ({dim['note']})" if dim["note"] else ""
-            lines.append(f"    {dim['name']:<8} {bounds} {dim['unit']}{note}")
+            lines.append(f"    {dim['name']:<8} {bounds}{note}")
     lines += [f"  assumed     {text}" for text in d["assumed"]]
     if not d["action_spaces"]:
         lines.append("  actions     no statistics: only unnorm_key 'normalized' (-1 to 1)")

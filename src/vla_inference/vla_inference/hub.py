@@ -11,6 +11,7 @@ from vla_inference.foreign import check_files
 from vla_inference.published import COMPONENTS, check_names
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+TIMEOUT = 10.0  # s, for the Hub to say what it has
 WANTED = ["*.json", "*.safetensors", *(f"{part}--*.pt" for part in COMPONENTS)]
 
 
@@ -53,7 +54,9 @@ def fetch(repo: str, revision: str | None = None) -> Path:
 
     try:
         # Refuse before some 15 GB have come.
-        names = [n for n in HfApi().list_repo_files(repo, revision=revision) if "/" not in n]
+        # One question, asked once: listing files is tried again and again without a network.
+        told = HfApi().repo_info(repo, revision=revision, timeout=TIMEOUT)
+        names = [s.rfilename for s in told.siblings or () if "/" not in s.rfilename]
         check_names(names, repo)
         if "adapter_config.json" not in names:  # what that is, the folder tells
             check_files(names, repo)

@@ -74,7 +74,9 @@ class InferenceNode(ManagedNode):
         self._info = self.create_publisher(ModelInfo, "~/model", qos.LATCHED)
         # Before the picture's subscription, so that of a sentence and a picture that are both
         # there the sentence is read first.
-        self._instructions = Instructions(self, self._publish_status, self._refuse)
+        self._instructions = Instructions(
+            self, self._publish_status, self._refuse, self._never_heard
+        )
         self._loader = SideService(self, LoadModel, "~/load_model", self._load_model)
         # Steady: where simulated time stands still, the status must not.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -313,7 +315,14 @@ class InferenceNode(ManagedNode):
         busy = model.busy(time.monotonic())
         if busy > HANGING:
             return f"the model has been at one picture for {busy:.0f} s; restart the node"
-        return inputs.missing(self._value("max_image_age") or 1.0)
+        missing = inputs.missing(self._value("max_image_age") or 1.0)
+        return missing or self._never_heard(self._instruction)
+
+    def _never_heard(self, instruction: str) -> str:
+        """Words the model cannot know: it does something, but not because of them."""
+        policy = self.policy
+        words = policy.config.unknown_words(instruction) if policy else []
+        return f"the model was trained without: {', '.join(words)}" if words else ""
 
     def diagnose(self) -> diagnostics.Report:
         values, refused = self._figures.values()

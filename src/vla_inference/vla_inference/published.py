@@ -73,8 +73,10 @@ def override(raw: dict[str, Any], more: Mapping[str, Any], where: str) -> dict[s
 
 
 def checkpoint_name(folder: Path) -> str:
-    """The folder's name; of a snapshot in the Hub's cache, the repository's."""
+    """The folder's name, or its run's (RUN/checkpoint), or its repository's in the Hub's cache."""
     folder = folder.resolve()
+    if folder.name == "checkpoint" and folder.parent.name:
+        return folder.parent.name
     if folder.parent.name == "snapshots":
         return folder.parent.parent.name.split("--")[-1]
     return folder.name

@@ -153,7 +153,14 @@ def check_image(image: np.ndarray, name: str = "image") -> np.ndarray:
 
 
 def check_instruction(text: str, limit: int = 1000) -> str:
-    """Return the instruction without outer white space; refuse an empty or endless one."""
+    """Return the instruction without outer white space; refuse one that is no text, empty or
+    endless."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a command line's bytes that are no UTF-8
+        raise ObservationError(
+            f"the instruction is not UTF-8: {text!r:.60}", "give it in that encoding"
+        ) from None
     text = " ".join(text.split())
     if not text:
         raise ObservationError("the instruction is empty", "publish or pass a sentence")

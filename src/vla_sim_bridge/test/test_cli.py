@@ -39,8 +39,8 @@ def test_summary_says_rate_interval_lengths_and_reasons():
     outcomes = {0: "success", 1: "no_grasp", 2: "timeout", 3: "no_grasp", 4: "success"}
     text = cli_generate.summary(summarise("Stack_D0", [80, 90], 5, outcomes))
     assert text == (
-        "2 episodes, 170 frames (80 to 90, median 85); 40.0 % of 5 attempts [12 to 77]; "
-        "failed: 2 no_grasp, 1 timeout"
+        "2 episodes, 170 frames (an episode: median 85, 5th to 95th percentile 80 to 90); "
+        "40.0 % of 5 attempts (95 % interval 12 to 77); failed: 2 no_grasp, 1 timeout"
     )
 
 

@@ -132,11 +132,12 @@ def summary(statistics: dict) -> str:
     low, high = statistics["success_rate_wilson95"]
     failures = ", ".join(f"{n} {reason}" for reason, n in statistics["failures"].items())
     return (
-        f"{statistics['episodes']} episodes, {statistics['frames']} frames "
-        f"({statistics['length_p5']:.0f} to {statistics['length_p95']:.0f}, "
-        f"median {statistics['length_median']:.0f}); "
-        f"{100 * statistics['success_rate']:.1f} % of {statistics['attempts']} attempts "
-        f"[{100 * low:.0f} to {100 * high:.0f}]" + (f"; failed: {failures}" if failures else "")
+        f"{statistics['episodes']} episodes, {statistics['frames']} frames (an episode: median "
+        f"{statistics['length_median']:.0f}, 5th to 95th percentile "
+        f"{statistics['length_p5']:.0f} to {statistics['length_p95']:.0f}); "
+        f"{100 * statistics['success_rate']:.1f} % of {statistics['attempts']} attempts (95 % "
+        f"interval {100 * low:.0f} to {100 * high:.0f})"
+        + (f"; failed: {failures}" if failures else "")
     )
 
 

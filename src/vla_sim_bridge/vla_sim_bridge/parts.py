@@ -217,11 +217,13 @@ def claim(output: Path, wanted: Mapping, defaults: Mapping) -> None:
             raise DataError(f"{note} is not JSON ({error})", "choose another --output") from error
         differing = [k for k in wanted if found.get(k) != wanted[k]]
         if differing:
+            told = [f"{k} {found.get(k)!r}, not {wanted[k]!r}" for k in differing]
             raise DataError(
-                f"{output} was begun with another {', '.join(differing)}",
-                "choose another --output, or give the same options to resume",
+                f"{output} was begun with {'; '.join(told)}",
+                "give the same options to resume, or choose another --output: several folders are "
+                "trained on together (--data A --data B)",
             )
         return
     if any(entry.name != LOCK for entry in output.iterdir()):
-        raise DataError(f"{output} is not empty", "choose another --output")
+        raise DataError(f"{output} holds other files", "choose another --output")
     write_whole(note, json.dumps(wanted, indent=2))

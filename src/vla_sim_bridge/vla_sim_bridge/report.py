@@ -160,7 +160,8 @@ def write_html(folder: Path, results: dict, latencies: Sequence[float]) -> Path:
                         f"{results.get('started', '')}"),
         warning="" if results["complete"] else
         f'<p class="warn">Incomplete: {escape(results.get("ended") or "stopped")}</p>',
-        headline=f"{good} of {counted}" + (f" · {100 * good / counted:.0f} %" if counted else ""),
+        headline=f"{good} of {counted}" + (f" · {100 * good / counted:.0f} %" if counted else "")
+        + ("" if results["complete"] else f" · {results['episodes_asked']} were asked for"),
         interval=f"settled successes; Wilson 95 %: {100 * low:.1f} to {100 * high:.1f} %"
         if counted else "no episode was finished",
         summary="".join(f"<tr><th>{escape(n)}</th><td>{escape(v)}</td></tr>" for n, v in rows

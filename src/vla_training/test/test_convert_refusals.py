@@ -34,6 +34,8 @@ def test_unknown_keys_are_told_what_there_is(source, tmp_path):
     for config in (ConvertConfig(width=0), ConvertConfig(sample_steps=0)):
         with pytest.raises(VlaError, match="give at least 1"):
             convert(source, tmp_path / "out", "rlds", config, workers=1)
+    with pytest.raises(VlaError, match="width is 100000; give at most 4096 pixels"):
+        convert(source, tmp_path / "out", "rlds", ConvertConfig(width=100_000), workers=1)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,9 +13,11 @@ import torch
 from finetune_runs import write_noise
 from tiny_model import tiny_model
 
+from vla_inference.checkpoint import load_config
 from vla_inference.errors import DataError, VlaError
 from vla_inference.policy import Policy
 from vla_sim_bridge.hdf5 import write_episode
+from vla_training.cli import train
 from vla_training.frames import Frames, action_statistics, load_frames
 from vla_training.scenes import SIZE, scene_of
 from vla_training.train import TrainConfig, Trainer, _quiet, begin_with, grid_positions, spawn
@@ -259,3 +261,18 @@ def test_what_begins_with_a_checkpoint_reads_by_its_tokenizer(tmp_path):
     with pytest.warns(UserWarning, match="a new one is made"):
         third = Trainer(make_frames(), config, "cpu", TINY)
     assert third.tokenizer.to_str() != first.tokenizer.to_str()
+
+
+def test_a_checkpoint_knows_the_words_it_was_trained_with(tmp_path):
+    trainer = make_trainer()
+    config = load_config(trainer.export(tmp_path / "ck"))
+    said = " ".join(trainer.frames.sentences)
+    assert config.words and not config.unknown_words(said)
+    assert config.unknown_words(f"{said} Flurb, please flurb") == ["flurb", "please"]
+
+
+@pytest.mark.parametrize("rate", [-1.0, 0.0, float("nan"), float("inf")])
+def test_a_learning_rate_that_cannot_be_is_refused(tmp_path, rate):
+    with pytest.raises(VlaError, match=r"--learning-rate is .*; give more than 0"):
+        train([tmp_path / "no.hdf5"], tmp_path / "run", learning_rate=rate)
+    assert not (tmp_path / "run").exists()

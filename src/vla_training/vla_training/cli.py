@@ -37,6 +37,8 @@ def train(
     for name, value in (("--batch-size", batch_size), ("--steps", steps)):
         if value < 1:
             raise VlaError(f"{name} is {value}", "give at least 1")
+    if not 0 < learning_rate < float("inf"):
+        raise VlaError(f"--learning-rate is {learning_rate:g}", "give more than 0")
     if minutes is not None and minutes <= 0:
         raise VlaError(f"--minutes is {minutes}", "give more than 0")
     if (output / "state.safetensors").exists() and not resume:

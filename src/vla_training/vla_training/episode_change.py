@@ -61,6 +61,8 @@ class Change:
             value = getattr(config, what)
             if value is not None and value < 1:
                 raise VlaError(f"--{what.replace('_', '-')} is {value}", "give at least 1")
+            if what in ("width", "height") and value is not None and value > 4096:
+                raise VlaError(f"--{what} is {value}", "give at most 4096 pixels")
         first = next((e for e in data if len(e)), None)
         if first is None:
             raise DataError(f"{data.path} holds no step", "check how it was made")

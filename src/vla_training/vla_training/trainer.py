@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vla_inference.actions import Normalisation
+from vla_inference.checkpoint import load_config
 from vla_inference.errors import VlaError
 from vla_inference.model import VLA, ModelConfig
+from vla_inference.model.config import words_of
 from vla_inference.saving import save_checkpoint, save_tensors
 from vla_training.batches import Batches
 from vla_training.frames import Frames, action_statistics
@@ -266,7 +268,11 @@ class Trainer:
     def export(self, folder: str | Path, dtype=torch.bfloat16) -> Path:
         """Write the averaged weights as a checkpoint folder."""
         tensors = {k: v.to(dtype) for k, v in self.average.items()}
-        return save_checkpoint(folder, self.model_json, tensors, self.tokenizer, self.statistics)
+        words = {word for sentence in self.frames.sentences for word in words_of(sentence)}
+        if self.config.start:
+            words |= load_config(Path(self.config.start)).words
+        raw = {**self.model_json, "trained_words": sorted(words)}
+        return save_checkpoint(folder, raw, tensors, self.tokenizer, self.statistics)
 
     def save(self, path: Path) -> None:
         """Write everything needed to go on; the file appears whole or not at all."""

@@ -9,10 +9,10 @@ this run measured for a copy and a matrix product.
 from __future__ import annotations
 
 import gc
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,10 @@ import torch
 
 from vla_inference.bench.ceilings import ceilings, floor_ms
 from vla_inference.bench.reference import Reference
-from vla_inference.engines import COMPILED
+from vla_inference.checkpoint import load_config
+from vla_inference.engines import COMPILED, ENGINES
 from vla_inference.errors import VlaError
+from vla_inference.hub import resolve
 from vla_inference.policy import Policy
 from vla_inference.quantization import get_format
 from vla_inference.quantization.rounding import quantize_model
@@ -64,6 +66,10 @@ class Plan:
         self.dtype = self.dtype or ("float32" if self.device == "cpu" else "bfloat16")
         if not self.size and not self.model:
             self.size = "small" if self.device == "cpu" else "openvla-7b"
+        if self.model and self.head:
+            raise VlaError("--head is of random weights", "leave it out with --model")
+        if self.model:
+            self.head = load_config(resolve(self.model)).head.type
         self.head = self.head or USUAL_HEAD.get(self.size, "tokens")
         if not self.paths:
             many = OFT_PATHS if "oft" in self.size else PATHS
@@ -75,11 +81,11 @@ def run(plan: Plan, tell: Callable[[str], None] = lambda _: None) -> dict[str, A
     cuda = plan.device.startswith("cuda")
     rates = ceilings(plan.device)
     report: dict[str, Any] = {
-        "size": plan.size or plan.model, "head": plan.head, "torch": torch.__version__,
+        "size": plan.size or Path(plan.model).name, "head": plan.head, "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if cuda else "cpu", "pause_s": plan.pause,
         "ceilings": {k: f"{v / 1e12:.3g} T" for k, v in rates.items()}, "paths": {},
     }  # fmt: skip
-    tell(json.dumps(report))
+    tell(f"{report['size']} on {report['device']}, torch {torch.__version__}")
     answers: dict[str, np.ndarray] = {}
     for path in plan.paths:
         gc.collect()
@@ -96,7 +102,7 @@ def run(plan: Plan, tell: Callable[[str], None] = lambda _: None) -> dict[str, A
         first = next(iter(report["paths"].values()), row)
         row["times_first"] = round(first["median_ms"] / row["median_ms"], 2)
         report["paths"][path] = row
-        tell(f"{path} {json.dumps(row)}")
+        tell(f"{path}: {row['median_ms']:.1f} ms median, {row['p95_ms']:.1f} ms p95")
     return report
 
 
@@ -143,6 +149,8 @@ def _measured(plan: Plan, path: str, rates: dict, tell) -> tuple[dict[str, Any],
 
 def _policy(plan: Plan, path: str) -> tuple[Policy, str]:
     kind, _, quantisation = path.partition(":")
+    if kind not in ("reference", *ENGINES):
+        raise VlaError(f"there is no path {kind!r}", f"known: reference, {', '.join(ENGINES)}")
     engine = kind
     if kind in COMPILED:  # what follows is a folder
         engine, quantisation = path, ""
@@ -175,7 +183,7 @@ def _values(answer) -> np.ndarray:
 
 def table(report: dict[str, Any]) -> list[list[str]]:
     """The report's paths as rows of words, the heading first."""
-    rows = [["path", "median ms", "p95", "stages ms", "GB", "times first", "of the floor"]]
+    rows = [["path", "median ms", "p95 ms", "stages ms", "GB", "times first", "of the floor"]]
     for path, row in report["paths"].items():
         parts = [f"{k} {v:.1f}" for k, v in row["stages_ms"].items() if k != "total"]
         rows.append([
@@ -184,7 +192,8 @@ def table(report: dict[str, Any]) -> list[list[str]]:
             f"{row['times_first']:.2f}",
             f"{row['of_floor']:.2f} x {row['floor_ms']:.1f} ms" if "of_floor" in row else "",
         ])  # fmt: skip
-    return rows
+    used = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
+    return [[row[i] for i in used] for row in rows]
 
 
 def lines(rows: Iterable[Sequence[str]]) -> list[str]:

@@ -149,6 +149,7 @@ def compile_checkpoint(
 
     progress: called with the layers written so far and in all.
     """
+    import_tvm()
     from vla_inference.engines.tvm_model import Weights
 
     check_free(output, overwrite)

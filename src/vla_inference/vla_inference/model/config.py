@@ -7,6 +7,7 @@ instead spell its towers out under `vision_towers`, as the small model that ship
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -133,6 +134,11 @@ PROMPTS = {
 }
 
 
+def words_of(text: str) -> list[str]:
+    """The words of an instruction, as training counts them."""
+    return re.findall(r"\w+", text.lower())
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Everything the model needs to know to be built. `from_json` reads a config.json.
@@ -141,6 +147,7 @@ class ModelConfig:
         stands for 0.9, what OpenVLA's fine-tuning with image augmentation calls for.
     quantization: format of the decoder's weights (`quantization.FORMATS`); "": as they were.
     assumed: what the files don't say and was taken from the published recipe.
+    words: all that the instructions of its training were made of; none: not known.
     """
 
     towers: tuple[TowerConfig, ...]
@@ -159,6 +166,12 @@ class ModelConfig:
     name: str = "openvla"
     quantization: str = ""
     assumed: tuple[str, ...] = ()
+    words: frozenset[str] = frozenset()
+
+    def unknown_words(self, instruction: str) -> list[str]:
+        """Words that no instruction of its training had, as far as that is known."""
+        said = dict.fromkeys(words_of(instruction)) if self.words else {}
+        return [word for word in said if word not in self.words]
 
     @property
     def action_vocab_end(self) -> int:
@@ -240,6 +253,7 @@ class ModelConfig:
             center_crop=_area(raw.get("center_crop", False), f"{where}: center_crop"),
             quantization=_quantization(raw.get("quantization"), f"{where}: quantization"),
             assumed=tuple(raw.get("assumed", ())),
+            words=_words(raw.get("trained_words", []), f"{where}: trained_words"),
             **others,
         )._checked(where)
 
@@ -409,3 +423,9 @@ def _check_tower(tower: TowerConfig, where: str) -> None:
             f"{tower.num_heads}",
             "mend the file",
         )
+
+
+def _words(value: Any, where: str) -> frozenset[str]:
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise CheckpointError(f"{where} is no list of words", "mend the file, or leave it out")
+    return frozenset(value)

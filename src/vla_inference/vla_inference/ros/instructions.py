@@ -18,10 +18,18 @@ class Instructions:
     """Follows what is said, and says on ~/active_instruction what it follows.
 
     changed: called after each change. refused: called with the reason where a sentence won't do.
+    remark: what is to be said about a sentence that is followed all the same; empty: nothing.
     """
 
-    def __init__(self, node: Node, changed: Callable[[], None], refused: Callable[[str], None]):
+    def __init__(
+        self,
+        node: Node,
+        changed: Callable[[], None],
+        refused: Callable[[str], None],
+        remark: Callable[[str], str] = lambda _: "",
+    ):
         self.text = ""
+        self._remark = remark
         self._log, self._changed, self._refused = node.get_logger(), changed, refused
         self._active = node.create_publisher(String, "~/active_instruction", qos.LATCHED)
         self.ears = InstructionEars(node, self._hear)
@@ -33,6 +41,8 @@ class Instructions:
         self._active.publish(String(data=text))
         # Some tasks change their sentence with every frame: the log need not.
         self._log.info(f"instruction: {text!r}", throttle_duration_sec=10.0)
+        if self._remark(text):
+            self._log.warning(self._remark(text), throttle_duration_sec=10.0)
         self._changed()
 
     def _hear(self, sentence: str) -> None:
@@ -49,7 +59,7 @@ class Instructions:
     def _set(self, request, response):
         try:
             self.follow(check_instruction(request.instruction))
-            response.success = True
+            response.success, response.message = True, self._remark(self.text)
         except ObservationError as error:
             response.success, response.message = False, str(error)
         return response

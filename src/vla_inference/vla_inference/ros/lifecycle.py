@@ -56,6 +56,15 @@ class ManagedNode(Guarded, LifecycleNode):
             ),
         )
         self.declare_parameter(
+            "end_on_failure",
+            True,
+            ParameterDescriptor(
+                description="end the process where autostart fails; false: stay unconfigured, so "
+                "that a launch file that brings it back does not do so for ever",
+                read_only=True,
+            ),
+        )
+        self.declare_parameter(
             "locked",
             False,
             ParameterDescriptor(
@@ -270,7 +279,8 @@ def _spin(node: ManagedNode) -> int:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
-        if node.get_parameter("autostart").value and not node.start():
+        started = not node.get_parameter("autostart").value or node.start()
+        if not started and node.get_parameter("end_on_failure").value:
             return 2
         while not _signals.asked and getattr(node, "exit_status", None) is None:
             # Signals don't wake the wait: a tenth of a second is how late we may notice.

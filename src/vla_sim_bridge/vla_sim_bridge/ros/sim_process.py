@@ -67,7 +67,7 @@ def run(factory: Callable[[], SimNode], args: Sequence[str] | None = None) -> in
     finally:
         stop.raising = False
         if stop.number and node is not None and node.failure is None:
-            node.finish(f"stopped by {signal.Signals(stop.number).name}")
+            node.finish("interrupted")
         _close(node, executor)
     return 128 + stop.number if stop.number else 0
 

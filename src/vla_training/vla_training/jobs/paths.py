@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from vla_inference.errors import VlaError
@@ -19,8 +20,10 @@ def check_root(root: str | os.PathLike) -> Path:
     if path == Path(path.anchor):
         raise VlaError(f"root {root} is the whole file system", "set root to a folder below it")
     if not path.is_dir():
-        what = "is not a folder" if path.exists() else "does not exist"
-        raise VlaError(f"root folder {path} {what}", "create it, or set root to another")
+        if path.exists():
+            raise VlaError(f"root folder {path} is not a folder", "set root to another")
+        remedy = f"mkdir -p {shlex.quote(str(path))}, or set root to another"
+        raise VlaError(f"root folder {path} does not exist", remedy)
     return path
 
 
