@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,12 @@ def _with_constants(config: ModelConfig, path: Path) -> ModelConfig:
     return dataclasses.replace(config, towers=towers)
 
 
+def no_answer_needs(config: ModelConfig) -> Callable[[str], bool]:
+    """Tells, by its name, a tensor of the released checkpoints that no answer depends on."""
+    last = tuple(f"vision_backbone.{t.key}.blocks.{t.layers}." for t in config.towers)
+    return lambda name: name.startswith(last) or UNUSED.search(name) is not None
+
+
 def _scratch(
     headers: Iterable[Mapping[str, dict]], device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor | None:
@@ -146,11 +152,11 @@ def load_model(
     rounding = Rounding(model, None if config.quantization else quantise)
     wanted = {k: list(p.shape) for k, p in model.state_dict().items()}
     kinds = {k: p.dtype for k, p in model.state_dict().items() if _coded(model, k)}
-    skipped = {f"vision_backbone.{t.key}.blocks.{t.layers}." for t in config.towers}
+    unused = no_answer_needs(config)
     problems: list[str] = []
 
     def claim(key: str, shape: list[int], path: Path) -> bool:
-        if UNUSED.search(key) or any(key.startswith(s) for s in skipped):
+        if unused(key):
             return False
         expected = wanted.pop(key, None)
         if key.startswith(leave_out):

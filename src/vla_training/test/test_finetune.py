@@ -283,8 +283,8 @@ def test_peft_reads_our_adapter(home, adapted):
 
 def test_adapter_of_a_kind_we_do_not_read_is_refused(adapted, tmp_path):
     about = json.loads((adapted / "adapter_config.json").read_text())
-    (tmp_path / "adapter_config.json").write_text(json.dumps({**about, "use_dora": True}))
-    with pytest.raises(CheckpointError, match="use_dora"):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**about, "use_qalora": True}))
+    with pytest.raises(CheckpointError, match="use_qalora"):
         Adapter(tmp_path)
 
 
@@ -429,5 +429,5 @@ def test_both_spellings_of_options_and_what_must_not_be_replaced(home, adapted, 
         verb("finetune", *where[:4], "--dataset_name=../noise", "--run_root_dir", tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert verb("merge", home / "tokens", adapted, tmp_path / "merged", "--json") == 0
-    with pytest.raises(VlaError, match=r"merged exists.*--overwrite"):
+    with pytest.raises(VlaError, match=r"merged is there already.*--overwrite"):
         verb("merge", home / "tokens", adapted, tmp_path / "merged")

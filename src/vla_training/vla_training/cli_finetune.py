@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -181,12 +181,17 @@ def merge(
 
     folder = resolve(base)
     check_free(folder, output, overwrite)
-    run(folder, adapter, output, lambda done, total: progress.report(done, total, "merging"))
-    found = {"output": str(output)}
-    if verify:
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-        found |= verify_merge(folder, adapter, output, device, dtype)
+    found: dict[str, Any] = {"output": str(output)}
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+
+    def check(merged: Path) -> None:
+        found.update(verify_merge(folder, adapter, merged, device, dtype))
+
+    def tell(done: int, total: int) -> None:
+        progress.report(done, total, "merging")
+
+    run(folder, adapter, output, tell, check if verify else None)
     if as_json:
         print_json(found)
     else:

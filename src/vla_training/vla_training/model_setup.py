@@ -17,8 +17,8 @@ from vla_inference.hub import resolve
 from vla_inference.model import VLA, ModelConfig
 from vla_inference.model.config import TRAINED_CROP, HeadConfig
 from vla_inference.model.heads import L1ActionHead, ProprioProjector
-from vla_training.adapter import Adapter, raw_config
 from vla_training.lora import WHOLE
+from vla_training.peft_adapter import Adapter, raw_config
 
 HEADS = ("keep", "tokens", "parallel", "l1")
 
@@ -138,15 +138,13 @@ def load_with_adapter(
     given = Adapter(adapter)
     config = load_config(base)
     model = load_model(base, device, dtype, config)
-    raw = given.model_json
-    if raw is not None:
-        wanted = ModelConfig.from_json(raw, str(adapter))
-        statistics = given.statistics or config.norm_stats
-        wanted = dataclasses.replace(
-            config, head=wanted.head, center_crop=wanted.center_crop, norm_stats=statistics
-        )
-        attach_head(model, wanted, device, dtype)
-    given.apply(model)
+    wanted = ModelConfig.from_json(given.config_on(base), str(adapter))
+    statistics = given.statistics or config.norm_stats
+    wanted = dataclasses.replace(
+        config, head=wanted.head, center_crop=wanted.center_crop, norm_stats=statistics
+    )
+    attach_head(model, wanted, device, dtype)
+    given.change.apply(model)
     given.check_base(base)
     for name, parameter in model.named_parameters():
         if name.startswith(WHOLE):  # trained in float32
