@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import rclpy
 from geometry_msgs.msg import TwistStamped
 from rclpy.executors import SingleThreadedExecutor
@@ -26,14 +27,19 @@ from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
+from trajectory_msgs.msg import JointTrajectory
 
 from vla_inference.random_checkpoint import write_random_checkpoint
 from vla_inference.ros import qos
 from vla_msgs.msg import CommandStatus, InferenceStatus
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "test"))
+from six_axes import urdf
+
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSES = str(Path(__file__).with_name("fault_processes.py"))
 WATCHDOG, SAME = 0.5, 0.3  # seconds
+IK_RATE, JOINT_SPEED = 50.0, 1.0  # Hz, rad/s
 PATIENCE = 60.0
 
 _domains = itertools.count(os.getpid() + 70)
@@ -44,14 +50,17 @@ class Failed(Exception):
 
 
 class Graph:
-    """The processes, and who watches them."""
+    """The processes, and who watches them.
 
-    def __init__(
-        self, folder: Path, sim_time: bool = False, camera: str = "camera",
-        watchdog: float = WATCHDOG,
-    ):  # fmt: skip
-        self.folder, self.sim_time, self.camera = folder, sim_time, camera
-        self.watchdog = watchdog
+    kind: camera; sim (the simulator instead of it); clock (simulated time); pose (beside the
+    camera an arm that tells its pose, which the command node needs); joints (the same by the IK
+    node, of an arm that tells its joints).
+    """
+
+    def __init__(self, folder: Path, kind: str = "camera", watchdog: float = WATCHDOG):
+        self.folder, self.kind, self.watchdog = folder, kind, watchdog
+        self.sim_time = kind == "clock"
+        self.camera = "sim" if kind == "sim" else "camera"
         domain = 1 + next(_domains) % 100
         self.environment = {
             **os.environ,
@@ -77,11 +86,14 @@ class Graph:
         make(InferenceStatus, "inference/status", self._inference_status, qos.LATCHED)
         self.faults = {
             name: self.node.create_publisher(String, f"{name}/fault", qos.LATCHED)
-            for name in ("camera", "model")
+            for name in ("camera", "model", "arm")
         }
         self.enabler = self.node.create_client(SetBool, "command/enable")
-        self.ahead = 0.0  # of the simulated clock
-        if sim_time:
+        self.ahead, self.clock_runs = 0.0, True  # the simulated clock
+        self.joints: np.ndarray | None = None  # commanded last
+        self.joint_speed = 0.0  # the highest commanded [rad/s]
+        make(JointTrajectory, "joint_trajectory", self._trajectory, 10)
+        if self.sim_time:
             self.clock = self.node.create_publisher(Clock, "/clock", 10)
             self.node.create_timer(0.01, self.tell_time)
 
@@ -91,6 +103,13 @@ class Graph:
         self.heard = time.monotonic()
         if msg.twist != TwistStamped().twist:
             self.moved = self.heard
+
+    def _trajectory(self, msg: JointTrajectory) -> None:
+        joints = np.array(msg.points[0].positions)
+        if self.joints is not None:
+            speed = float(np.abs(joints - self.joints).max()) * IK_RATE
+            self.joint_speed = max(self.joint_speed, speed)
+        self.joints = joints
 
     def _command_status(self, msg: CommandStatus) -> None:
         if msg.state == CommandStatus.STOPPED and self.command.state != CommandStatus.STOPPED:
@@ -103,6 +122,8 @@ class Graph:
         self.inference = msg
 
     def tell_time(self) -> None:
+        if not self.clock_runs:
+            return
         now = time.time_ns() + int(1e9 * self.ahead)
         msg = Clock()
         msg.clock.sec, msg.clock.nanosec = divmod(now, 10**9)
@@ -111,13 +132,17 @@ class Graph:
     # -- what is done -------------------------------------------------------------------------
 
     def start(self, name: str) -> None:
-        """Start one of camera, model, command, sim; again where it was before."""
+        """Start one of camera, model, command, sim, arm, ik; again where it was before."""
         model = {
             "model": str(self.folder / "model"), "instruction": "stack it", "num_threads": 1,
             "max_image_age": WATCHDOG, "max_same_picture": SAME if name == "model" else 0.0,
         }  # fmt: skip
         watchdogs = dict.fromkeys(("max_picture_age", "stall_timeout"), self.watchdog)
         watchdogs["max_period"] = WATCHDOG
+        if self.kind in ("pose", "joints"):  # a box that needs a pose and is never reached
+            watchdogs |= {"workspace": [-1e3] * 3 + [1e3] * 3, "pose_timeout": self.watchdog}
+        if self.kind == "joints":
+            watchdogs["scale"] = 0.005  # the arm must not get to its limits
         results = tempfile.mkdtemp(dir=self.folder)
         sim = {
             "episodes": 1000, "horizon": 1000, "record_episodes": 0, "lock_step": False,
@@ -130,6 +155,15 @@ class Graph:
             "model": ([PROCESSES, "model"], model),
             "command": (["-m", "vla_inference.command_node"], watchdogs),
             "sim": (["-m", "vla_sim_bridge.sim_node"], sim),
+            "arm": ([PROCESSES, "joints" if self.kind == "joints" else "arm"], {}),
+            "ik": (
+                ["-m", "vla_inference.ik_node"],
+                {
+                    "robot": str(self.folder / "arm.urdf"),
+                    "rate": IK_RATE,
+                    "max_joint_velocity": JOINT_SPEED,
+                },
+            ),
         }[name]
         if self.sim_time:
             parameters = {**parameters, "use_sim_time": True}
@@ -211,10 +245,11 @@ class Graph:
 def graph_for(kind: str, watchdog: float = WATCHDOG) -> Iterator[Graph]:
     folder = Path(tempfile.mkdtemp(prefix="vla_faults_"))
     write_random_checkpoint(folder / "model", head="parallel")  # keeps within its bounds
-    camera = "sim" if kind == "sim" else "camera"
-    graph = Graph(folder, kind == "clock", camera, watchdog)
+    (folder / "arm.urdf").write_text(urdf())
+    graph = Graph(folder, kind, watchdog)
+    more = {"pose": ["arm"], "joints": ["arm", "ik"]}.get(kind, [])
     try:
-        for name in (camera, "model", "command"):
+        for name in (graph.camera, "model", "command", *more):
             graph.start(name)
         yield graph
     finally:

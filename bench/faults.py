@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fault_graph import SAME, WATCHDOG, Failed, Graph, graph_for
+from fault_graph import JOINT_SPEED, SAME, WATCHDOG, Failed, Graph, graph_for
 
 ALLOWED = 0.2  # seconds beyond the watchdogs' bounds
 EARLY = 0.2  # seconds before them: what was seen last before a fault may be as old
@@ -43,7 +43,7 @@ class Fault:
 
     same, watched: whether the bounds for a frozen camera and of a watchdog go before it is. kinds:
     of the command node's stop. says: what the model's node says of it, where that is alive; of
-    several any. graph: camera, sim, or clock (simulated time).
+    several any. graph: one of `Graph`'s kinds. survived: it is to be refused without a stop.
     """
 
     do: Callable[[Graph], None]
@@ -53,6 +53,7 @@ class Fault:
     watched: bool = True
     says: tuple[str, ...] = ()
     graph: str = "camera"
+    survived: bool = False
 
     def bound(self, g: Graph) -> float:
         """Seconds until it is noticed, at most."""
@@ -75,6 +76,27 @@ def killed(name: str, *says: str, graph: str = "camera") -> Fault:
             g.start(name)
 
     return Fault(lambda g: g.kill(name), again, SILENT, says=says, graph=graph)
+
+
+def of_the_arm(what: str, *kinds: str, graph: str = "pose") -> Fault:
+    """A fault that goes on until it is taken away; without kinds: once, to be survived."""
+    return Fault(
+        lambda g: g.fault("arm", what), lambda g: g.fault("arm", "good"), kinds, graph=graph,
+        survived=not kinds,
+    )  # fmt: skip
+
+
+def clock_stops(g: Graph) -> None:
+    g.clock_runs = False
+
+
+def clock_goes_on(g: Graph) -> None:
+    g.clock_runs = True
+
+
+def one_negative(g: Graph) -> None:
+    for name in ("camera", "arm"):
+        g.fault(name, "one_negative")
 
 
 def jump(g: Graph) -> None:
@@ -124,6 +146,21 @@ FAULTS = {
     # A chunk that has waited may be looked at before the clock: its picture is too old.
     "executor overloaded": Fault(overload, lambda g: None, ("late", "picture_age"), watched=False),
     "Ctrl-C twice": Fault(twice, after_ctrl_c, (), watched=False),
+    # Pictures of one and the same moment may be too old to the model's node, or their chunks bring
+    # nothing to execute.
+    "clock stops": Fault(
+        clock_stops, clock_goes_on, ("clock_stopped", "inference_stall"), graph="clock"
+    ),
+    "pose freezes": of_the_arm("freeze", "pose_lost"),
+    "pose repeats": of_the_arm("repeat", "pose_lost"),
+    "pose jumps": of_the_arm("jump", "pose_lost"),
+    "one pose jumps": of_the_arm("one_jump"),
+    "stray joint states": of_the_arm("stray", "pose_lost", graph="joints"),
+    "one stray joint state": of_the_arm("one_stray", graph="joints"),
+    "negative stamps": told("camera", "negative", "is no time"),
+    "poses' stamps negative": of_the_arm("negative", "pose_lost"),
+    "one negative stamp": Fault(one_negative, lambda g: None, (), graph="pose", survived=True),
+    "one of joint states": of_the_arm("one_negative", graph="joints"),
 }
 
 
@@ -150,6 +187,8 @@ def once(g: Graph, fault: Fault) -> Round:
     fault.do(g)
     if fault.do is overload:
         begun = time.monotonic()
+    if fault.survived:
+        return survive(g, bound)
     if fault.kinds:
         g.until(lambda: g.stopped_at > 0, "a stop", bound + 5)
         safe, kind = g.stopped_at, g.command.stop_kind
@@ -158,7 +197,7 @@ def once(g: Graph, fault: Fault) -> Round:
         # A picture that is sent again with its old stamp may be too old before it is the same for
         # too long.
         least = g.watchdog * fault.watched if kind == "picture_age" else bound
-        if safe < begun + least - EARLY:
+        if fault.kinds == SILENT and safe < begun + least - EARLY:
             raise Failed(f"stopped by {kind!r} before the fault could be noticed")
     else:
         g.until(lambda: not g.running("command"), "the process's end", 10)
@@ -169,11 +208,28 @@ def once(g: Graph, fault: Fault) -> Round:
     g.spin(QUIET)
     if g.moved > safe + 0.02:  # what was under way when the status came
         raise Failed(f"a command that moves {g.moved - safe:.3f} s after the stop")
+    no_jump_of_joints(g)
     moved, delivery = g.moved, g.delivery
     said = said_of(g, fault, refused)
     fault.undo(g)
     g.run()
     return Round(safe - begun, safe - begun - bound, moved - begun, delivery, kind, said)
+
+
+def survive(g: Graph, bound: float) -> Round:
+    """A single message that is to be refused: commands flow on."""
+    g.spin(bound + ALLOWED)
+    if g.stopped_at:
+        raise Failed(f"stopped by {g.command.stop_kind!r} ({g.command.stop_reason!r})")
+    if time.monotonic() - g.moved > ALLOWED or not all(map(g.running, g.processes)):
+        raise Failed("commands do not flow on")
+    no_jump_of_joints(g)
+    return Round(0.0, 0.0, 0.0, math.nan, "survived", "")
+
+
+def no_jump_of_joints(g: Graph) -> None:
+    if g.joint_speed > JOINT_SPEED * (1 + 1e-6):
+        raise Failed(f"joints were commanded at {g.joint_speed:.2f} rad/s")
 
 
 def said_of(g: Graph, fault: Fault, refused: int) -> str:
