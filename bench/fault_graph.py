@@ -139,6 +139,7 @@ class Graph:
         }  # fmt: skip
         watchdogs = dict.fromkeys(("max_picture_age", "stall_timeout"), self.watchdog)
         watchdogs["max_period"] = WATCHDOG
+        watchdogs["clock_timeout"] = watchdogs["frozen_pose_timeout"] = self.watchdog
         if self.kind in ("pose", "joints"):  # a box that needs a pose and is never reached
             watchdogs |= {"workspace": [-1e3] * 3 + [1e3] * 3, "pose_timeout": self.watchdog}
         if self.kind == "joints":

@@ -146,12 +146,11 @@ FAULTS = {
     # A chunk that has waited may be looked at before the clock: its picture is too old.
     "executor overloaded": Fault(overload, lambda g: None, ("late", "picture_age"), watched=False),
     "Ctrl-C twice": Fault(twice, after_ctrl_c, (), watched=False),
-    # Pictures of one and the same moment may be too old to the model's node, or their chunks bring
-    # nothing to execute.
+    # Chunks of one and the same moment soon bring nothing to execute either.
     "clock stops": Fault(
         clock_stops, clock_goes_on, ("clock_stopped", "inference_stall"), graph="clock"
     ),
-    "pose freezes": of_the_arm("freeze", "pose_lost"),
+    "pose freezes": of_the_arm("freeze", "pose_frozen"),
     "pose repeats": of_the_arm("repeat", "pose_lost"),
     "pose jumps": of_the_arm("jump", "pose_lost"),
     "one pose jumps": of_the_arm("one_jump"),

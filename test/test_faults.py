@@ -30,6 +30,11 @@ def test_the_command_node_is_safe_whatever_goes_wrong_around_it():
 def test_the_same_for_what_takes_longer():
     with graph_for("camera") as graph:
         go_through(graph, "camera repeats", "model is killed")
-    for kind, name in (("clock", "clock jumps back"), ("sim", "simulator dies")):
+    for kind, *names in (
+        ("clock", "clock jumps back", "clock stops"),
+        ("sim", "simulator dies"),
+        ("pose", "one pose jumps", "pose jumps", "pose freezes", "one negative stamp"),
+        ("joints", "one stray joint state", "stray joint states", "one of joint states"),
+    ):
         with graph_for(kind) as graph:
-            go_through(graph, name)
+            go_through(graph, *names)
