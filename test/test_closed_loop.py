@@ -69,16 +69,24 @@ def test_a_damaged_checkpoint_ends_it_all_at_once(vla, checkpoint, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_ctrl_c_keeps_what_was_measured(vla, checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
+def test_what_was_measured_is_kept_when_it_is_stopped(vla, checkpoint, tmp_path, number):
     process = vla("rollout", "--model", checkpoint, "--episodes", 500, "--output", "out", *SMALL)
     for line in process.stdout:
         if "episode 2/500" in line:
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=100)
-    assert process.returncode == 130 and "Traceback" not in err
+    assert process.returncode == 128 + number and "Traceback" not in err
     found = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert not found["complete"] and found["episodes"] >= 2
+    assert not found["complete"] and found["episodes"] >= 2 and found["ended"] == "interrupted"
     assert "incomplete" in out and "out/report.html" in out
 
 

@@ -28,6 +28,9 @@ def test_camera_model_and_the_controllers_command_node(robot):
     # Nothing is set that a node does not have: rclpy would not tell.
     names = {k for p in camera.parameters if isinstance(p, dict) for k in p}
     assert names and names <= CAMERA.keys()
+    # Brought back after a crash, but not for ever where it cannot start.
+    said = {k: v for p in inference.parameters if isinstance(p, dict) for k, v in p.items()}
+    assert inference.respawn and said["end_on_failure"] is False
     without = read_launch_file(LAUNCH, {"model": "/models/mine"})
     assert len(without.processes) == 2
     servo = read_launch_file(LAUNCH, {"model": "/models/mine", "servo_api": "jazzy"})

@@ -54,7 +54,7 @@ def test_statistics_that_lack_something_are_named(home, tmp_path):
         ({**whole, "action": low}, "'random' have no 'q01'"),
         ({"proprio": whole["proprio"]}, "'random' have no 'action'"),
         ({"action": action}, "'random' have no 'proprio'"),
-        ({**whole, "action": short}, "have 6 numbers, the model takes 7"),
+        ({**whole, "action": short}, "have 7 dimensions, the model's 6"),
     ):
         path.write_text(json.dumps({"random": entry}))
         config = settings(
@@ -62,7 +62,7 @@ def test_statistics_that_lack_something_are_named(home, tmp_path):
         )
         with pytest.raises(VlaError, match=message):
             finetune(config)
-    assert not (tmp_path / "run" / "finetune.json").exists()
+    assert not (tmp_path / "run").exists()  # not even TensorBoard's files
 
 
 def test_a_quantised_base_is_refused_before_hours_are_spent(home, tmp_path):

@@ -7,6 +7,7 @@ settings.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -303,4 +304,6 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> Path:
     finally:
         if run is not None:
             run.close()
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # it is empty where nothing came of it
         parallel.stop()

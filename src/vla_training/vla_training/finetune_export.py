@@ -27,8 +27,8 @@ def export(run: Finetuner) -> Path:
             save_adapter(
                 adapter, run.model, run.config.lora, str(run.base), run.model_json, run.statistics
             )
-            run.log.say(f"adapter {adapter}")
             if run.config.merge:
+                run.log.say(f"adapter {adapter}")
                 merge(run.base, adapter, folder / "checkpoint")
         run.place.barrier()
         return folder / "checkpoint" if run.config.merge else adapter

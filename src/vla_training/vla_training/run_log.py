@@ -91,12 +91,11 @@ class RunLog:
     ):
         self.folder, self.total, self.first, self.quiet = folder, total, first, quiet
         self.writer = self.wandb = None
+        self._tensorboard = first and tensorboard
         if first:
             folder.mkdir(parents=True, exist_ok=True)
             if wandb:
                 self.wandb = open_wandb(wandb, folder, plain(settings or {}))
-            if tensorboard:
-                self.writer = self._writer()
 
     def rewind(self, step: int) -> None:
         """Forget what was told beyond `step`: a resumed run tells it once more."""
@@ -105,8 +104,7 @@ class RunLog:
             return
         kept = [line for line in path.read_text().splitlines() if _told_by(line, step)]
         write_whole(path, "".join(f"{line}\n" for line in kept))
-        if self.writer is not None:
-            self.writer.close()
+        if self._tensorboard:
             self.writer = self._writer(purge_step=step + 1)
 
     def _writer(self, purge_step: int | None = None):
@@ -133,6 +131,9 @@ class RunLog:
                 scalars[f"{kind}/{key}"] = value
             elif isinstance(value, list) and value and isinstance(value[0], float):
                 scalars |= {f"{kind}/{key}_{i}": v for i, v in enumerate(value)}
+        if self._tensorboard and self.writer is None:  # not before there is something to tell
+            self.writer = self._writer()
+            self._tensorboard = self.writer is not None
         if self.writer is not None:
             for key, value in scalars.items():
                 self.writer.add_scalar(key, value, step)
