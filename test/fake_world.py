@@ -13,7 +13,7 @@ from vla_sim_bridge.simulation import StepResult
 class FakeWorld:
     """Half of the episodes succeed, drawn by their seeds; `played` counts resets.
 
-    actions: all that were executed.
+    actions: all that were executed. One camera, as `make_world` has where none are named.
     """
 
     def __init__(self, horizon: int = 6, size: int = 32):
@@ -37,4 +37,4 @@ class FakeWorld:
 
     def observation(self) -> Observation:
         picture = np.full((self.size, self.size, 3), self.light, np.uint8)
-        return Observation({"agentview": picture, "wrist": picture}, self.instruction)
+        return Observation({"agentview": picture}, self.instruction)
