@@ -14,10 +14,12 @@ from vla_inference.control import (
     DISABLED,
     ENABLED,
     STOPPED,
+    Commander,
     SafetyLimits,
     Settings,
     Watchdogs,
 )
+from vla_inference.control import vectors as v
 from vla_inference.control.commands import Target
 from vla_inference.control.fuzz import FAULTS, LIES, fuzz
 from vla_inference.control.limits import Ramp
@@ -244,8 +246,8 @@ def goes_anywhere(self, pose, at, bounds):
     return True
 
 
-def no_refusal(self, stamp, now):
-    return None
+def aged_by_arrival(self, pose, stamp, now, steady, moving):
+    return hear(self, pose, now, now, steady, moving)
 
 
 def snap(self, measured):
@@ -253,11 +255,17 @@ def snap(self, measured):
     return set()
 
 
-def one_orientation(self, linear, positions, period, unsure=0.0):
-    return clip_to_workspace(self, linear, positions, period)
+def by_the_targets_axes(self, linear, angular):
+    box, target, measured = self.settings.limits, self.target.pose, self.robot.pose
+    if box.workspace is None or target is None or measured is None:
+        return linear, set()
+    turn = target.orientation if self.in_tool else v.IDENTITY
+    positions = [target.position, measured.position, self.robot.reckoned()[0]]
+    inside, clips = box.clip_to_workspace(v.rotate(turn, linear), positions, self.period)
+    return v.rotate(v.conjugate(turn), inside), clips
 
 
-clip_to_workspace = SafetyLimits.clip_to_workspace
+hear = Measured.hear
 BUGS = {
     "the ramp follows every wish": (
         Ramp,
@@ -271,14 +279,14 @@ BUGS = {
         lambda s, a, p, t, u=0: (a, set()),
         "robot_outside",
     ),
-    "poses of any age": (Measured, "_wrong_time", no_refusal, "robot_outside"),
+    "poses aged by their arrival": (Measured, "hear", aged_by_arrival, "motion_unseen"),
     "poses of any place": (Track, "goes_on", goes_anywhere, "hold_elsewhere"),
     "the target snaps to the robot": (Target, "follow", snap, "target_jumps"),
     "nothing is reckoned": (Measured, "told", lambda *_: None, "robot_outside"),
     "a tool that turns as it is told": (
-        SafetyLimits,
-        "clip_to_workspace",
-        one_orientation,
+        Commander,
+        "_into_workspace",
+        by_the_targets_axes,
         "robot_outside",
     ),
     "a clock may stop": (Safety, "_clock_stopped", lambda self: None, "motion_on_a_stopped_clock"),

@@ -31,6 +31,7 @@ from vla_inference.control.commander import Command, Commander, Settings
 from vla_inference.control.commands import Pose
 from vla_inference.control.limits import WORKSPACE, SafetyLimits
 from vla_inference.control.safety import Distribution, Watchdogs
+from vla_inference.control.vectors import Vector
 from vla_inference.types import ActionChunk, eef_delta_spec
 
 SLACK = 1 + 1e-6
@@ -116,13 +117,14 @@ def random_settings(rng: random.Random) -> Settings:
 class Robot:
     """Where it is in truth, and how it obeys.
 
-    by: "twist" or "pose". lag: of twists [s]. gain: the share of the way to its target that it
-    goes in a command period.
+    by: "twist" or "pose". lag, turn_lag: of twists [s]. gain: the share of the way to its target
+        that it goes in a command period.
     """
 
     def __init__(self, rng: random.Random, by: str, period: float):
         self.by, self.period = by, period
         self.lag, self.gain = rng.choice((0.0, 0.0, 0.05, 0.1)), rng.choice((1.0, 1.0, 0.5, 0.3))
+        self.turn_lag = rng.choice((0.0, 0.1, 0.3))
         self.pose = Pose((0.0, 0.0, 0.0))
         self.command: Command | None = None
         self.in_tool = False
@@ -160,18 +162,22 @@ class Robot:
         return self.lag * v.norm(self._speed[0])
 
     def _move(self, command: Command, time: float) -> None:
-        share = 1 - math.exp(-time / self.lag) if self.lag else 1.0
-        old = self._speed
-        linear, angular = self._speed = tuple(
-            v.add(a, v.scale(v.subtract(b, a), share))
-            for a, b in zip(old, (command.linear, command.angular), strict=True)
-        )
-        if self.lag:  # the mean of the time: what was commanded is carried out in all
-            linear, angular = (
-                v.add(b, v.scale(v.subtract(a, b), self.lag * share / time))
-                for a, b in zip(old, (command.linear, command.angular), strict=True)
-            )
+        linear, at_end = _lagging(self._speed[0], command.linear, self.lag, time)
+        angular, turns = _lagging(self._speed[1], command.angular, self.turn_lag, time)
+        self._speed = at_end, turns
         self.pose = self.pose.moved(linear, angular, time, self.in_tool)
+
+
+def _lagging(old: Vector, wanted: Vector, lag: float, time: float) -> tuple[Vector, Vector]:
+    """Mean and last velocity of what comes to the wanted one with a lag."""
+    if not lag:
+        return wanted, wanted
+    left = math.exp(-time / lag)
+    missing = v.subtract(old, wanted)
+    return (
+        v.add(wanted, v.scale(missing, lag * (1 - left) / time)),
+        v.add(wanted, v.scale(missing, left)),
+    )
 
 
 class Sensor:
@@ -184,6 +190,7 @@ class Sensor:
         self.lie, self.left = "", 0  # and for how many ticks
         self.last: tuple[Pose, float] | None = None
         self.wrong = v.ZERO  # by how much, while it lies about the place
+        self.true_at = -math.inf  # steady time of what was told last under a stamp that will do
         self.honest = 0  # ticks since it lied last
         self.misled = 0  # how many true poses it takes until somebody would enable it
 
@@ -403,6 +410,9 @@ class Trial:
             self.found.faults[f"pose_{self.sensor.lie}"] += 1
         for pose, stamp in self.sensor.tell():
             c.measured(pose, stamp, self.now, self.steady)
+            if 0 < stamp <= self.now + 0.2:
+                at = self.steady - max(0.0, self.now - stamp)
+                self.sensor.true_at = max(self.sensor.true_at, at)
         self.quiet, self.mute = (max(0, n - 1) for n in (self.quiet, self.mute))
         for entry in [d for d in self.due if d[0] <= self.steady]:
             self.due.remove(entry)
@@ -413,6 +423,8 @@ class Trial:
         late = self.settings.watchdogs.clock_stopped < stood
         moves = command is not None and command.live and command.moves
         self.found.count("motion_on_a_stopped_clock", late and moves)
+        unseen = self.steady - self.sensor.true_at > self.settings.watchdogs.pose_age
+        self.found.count("motion_unseen", unseen and moves and self.settings.needs_pose)
         self.check(command, before)
         if command is not None and command.live:
             self.robot.obey(command, c.in_tool)
@@ -443,7 +455,7 @@ class Trial:
             found.count("motion_while_not_enabled", live and command.moves)
             found.count("gripper_while_not_enabled", live and command.gripper is not None)
             found.count("more_than_two_halts", live and self.ticks_off > 2)
-            if live and command.target is not None:
+            if live and command.target is not None and self.settings.needs_pose:
                 found.count("hold_elsewhere", not self.knows(command.target))
             self.known = 0
             return
