@@ -198,6 +198,19 @@ def test_one_stray_sample_is_refused_and_many_silence_it_until_they_are_gone(arm
     assert all(heard[175:])
 
 
+def test_joint_states_that_hung_for_a_while_are_believed_again(arm):
+    """A driver that repeated its last values under new stamps while the arm went on."""
+    c, at = commander(arm, velocity=3.0, lead=0.2), HOME.copy()
+    seen = at
+    for i in range(1, 60):
+        steady, hangs = 0.02 * i, 20 <= i < 35
+        seen = seen if hangs and i > 20 else at.copy()
+        c.twist(np.array([0, 0.3, 0, 0, 0, 0.5]), False, steady)
+        assert c.measured(list(arm.names), seen.tolist(), steady), c.refusal
+        at = at + 0.3 * (c.tick(steady) - at)
+    assert not c.refusals
+
+
 def test_samples_that_stay_elsewhere_are_not_believed_however_long(arm):
     c = commander(arm)
     for i in range(1, 500):  # the driver has died, the other publisher goes on

@@ -201,6 +201,7 @@ class JointCommander:
 
         others: who else commands or measures these joints, in words; empty: nobody.
         """
+        self.states.commanded = self.positions if self._under_way(steady) else None
         self.trouble = others or self.states.trouble(steady)
         if self.trouble:
             # Whoever comes back later finds the arm elsewhere: forget old commands.
@@ -221,12 +222,16 @@ class JointCommander:
         self._step, self.positions, self._spoke = then - self.positions, then, steady
         return then
 
+    def _under_way(self, steady: float) -> bool:
+        """Whether the arm may still be on its way to the last command."""
+        return steady - self._spoke <= self.settings.lead + self.settings.joint_timeout
+
     def _begin(self, steady: float) -> None:
         """Go on from the last command; from where the arm is, where that was long ago."""
         self._rest = None
         if not self._speaking:
             self._step = np.zeros(len(self.arm))
-            if steady - self._spoke > self.settings.lead + self.settings.joint_timeout:
+            if not self._under_way(steady):
                 self.positions = self.joints.copy()
         self._speaking = True
 

@@ -90,7 +90,10 @@ class IkTrial:
 
     def move(self) -> None:
         """A period of the controller's, or of a hand's."""
-        if self.rng.random() < 0.01:
+        # Held up behind joint states that are frozen, nobody can know how far it is behind.
+        if self.lie == "freeze" or self.truths < 30:
+            self.held &= self.lie not in ("truth", "freeze")
+        elif self.rng.random() < 0.02:
             self.held = not self.held
         before, left = self.at, self.due - (self.steady - self.period)
         if self.held:  # and what is left of the way takes as long afterwards

@@ -1,7 +1,8 @@
 """Measured joints: by name, aged by their own stamps, and believed only while they are plausible.
 
-Joints cannot jump. A sample farther from the one before than the joints' velocities allow is
-refused; where such samples go on, nothing is believed any more: two sources, or a wrong one.
+Joints cannot jump. A sample farther from the one before, and from the way to where the arm was
+sent, than the joints' velocities allow is refused; where such samples go on, nothing is believed
+any more: two sources, or a wrong one.
 No clock of its own: `steady` is seconds, passed in.
 """
 
@@ -31,6 +32,7 @@ class JointStates:
     ):
         self.names, self.timeout, self._margin = tuple(names), timeout, margin
         self.positions: np.ndarray | None = None  # of all joints, once all were heard of
+        self.commanded: np.ndarray | None = None  # where the arm may have gone meanwhile
         self.refusals: Counter[str] = Counter()
         self.refusal = ""  # of the last message; empty: none
         self._velocity = np.where(np.isfinite(velocity), velocity, FASTEST)
@@ -92,7 +94,9 @@ class JointStates:
         since = np.where(np.isnan(since), at, since)
         self._after[joints] = since
         passed = np.maximum(since - self._at[joints], 0.0)
-        ways = np.abs(values - self._values[joints])
+        known = self._values[joints]
+        sent = known if self.commanded is None else self.commanded[joints]
+        ways = np.abs(values - np.clip(values, np.minimum(known, sent), np.maximum(known, sent)))
         excess = ways - (self._velocity[joints] * passed + self._margin[joints])
         excess = np.where(np.isfinite(passed), excess, -math.inf)  # the first sample of all
         worst = int(np.argmax(excess))
