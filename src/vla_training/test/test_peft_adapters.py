@@ -305,7 +305,9 @@ def test_numbers_that_are_not_finite_leave_nothing_behind(base, tmp_path):
     assert "numbers that are not finite" in refusal(base, adapter, tmp_path)
 
 
-def test_a_check_that_fails_leaves_nothing_and_keeps_what_was_there(base, tmp_path, monkeypatch):
+def test_a_check_that_fails_leaves_nothing_and_keeps_what_was_there(
+    base, tmp_path, monkeypatch, capsys
+):
     adapter, _ = adapter_and_truth(base, tmp_path / "adapter")
     point = EntryPoint("merge", "vla_training.cli_finetune:merge", "vla.verbs")
 
@@ -321,6 +323,8 @@ def test_a_check_that_fails_leaves_nothing_and_keeps_what_was_there(base, tmp_pa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter"]
     monkeypatch.undo()
     assert command("--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["equal"] == 4 and told["action_spaces"] == ["bridge_orig"]
     kept = (tmp_path / "out/model.safetensors").read_bytes()
     monkeypatch.setattr("vla_training.merge_check.verify_merge", otherwise)
     with pytest.raises(VlaError, match="answers otherwise"):

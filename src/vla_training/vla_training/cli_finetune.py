@@ -174,6 +174,7 @@ def merge(
     """Make a plain checkpoint of a base and a LoRA adapter."""
     import torch
 
+    from vla_inference.checkpoint import load_config
     from vla_inference.hub import resolve
     from vla_inference.quantization.write import check_free
     from vla_training.adapter import merge as run
@@ -192,10 +193,12 @@ def merge(
         progress.report(done, total, "merging")
 
     run(folder, adapter, output, tell, check if verify else None)
+    found["action_spaces"] = list(load_config(output).norm_stats)
     if as_json:
         print_json(found)
     else:
         print(output)
+        print(f"action statistics: {', '.join(found['action_spaces']) or 'none'}")
         if verify:
             print(
                 f"{found['equal']} of {found['answers']} answers equal, outputs differ by "
