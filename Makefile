@@ -8,9 +8,9 @@ EPISODES ?= 100
 SEED ?= 7
 ARGS ?=
 BENCHES ?= closed_loop generation rlds_reader speed
-TESTS ?= test src/vla_inference/test src/vla_sim_bridge/test src/vla_training/test
+NAMES ?=
 
-.PHONY: help setup demo test eval bench lint generate train clean
+.PHONY: help setup demo test compat matrix eval bench lint generate train clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,13 +22,15 @@ demo: ## a model stacks blocks over ROS 2, three episodes
 	@./vla demo $(ARGS)
 
 test: ## all tests (ARGS="-m 'not slow'" leaves out the long ones)
+	@python3 -IS tools/setup.py --tests
+	@. .venv/vla_env.sh && python3 tools/run_tests.py $(ARGS)
+
+compat: ## other libraries read what we write, and we what they write (NAMES="torch ...")
 	@python3 -IS tools/setup.py --dev
-	@. .venv/vla_env.sh && start=$$SECONDS && \
-	  if python3 -m pytest $(wildcard $(TESTS)) $(ARGS); then \
-	    echo "make test: all passed in $$((SECONDS - start)) s"; \
-	  else \
-	    echo "make test: FAILED, see above"; exit 1; \
-	  fi
+	@. .venv/vla_env.sh && python3 tools/compat.py $(NAMES)
+
+matrix: ## a quick set of tests under Python 3.10 to 3.12, with Jazzy's and Kilted's wheels
+	@python3 -IS tools/matrix.py $(ARGS)
 
 eval: ## closed loop: success over EPISODES of TASK from SEED
 	@./vla rollout --task $(TASK) --episodes $(EPISODES) --seed $(SEED) $(ARGS)

@@ -9,6 +9,7 @@ Environment variables:
   VLA_PYTHON    interpreter for .venv (default: the first of 3.10 to 3.12 on PATH, or ROS's own)
   VLA_PIP_ARGS  more arguments for pip, such as an index: "--index-url https://..."
   VLA_NO_ROS    1: ignore /opt/ros, use the ROS 2 wheels
+  VLA_WHEELS    which wheels: jazzy (the default) or kilted
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import contextlib
 import fcntl
 import os
 import platform
+import shutil
 import signal
 import sys
 import time
@@ -26,13 +28,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -I` leaves it out
 
 from workspace_setup import workspace
-from workspace_setup.machine import find_python, has_nvidia, machine_ros
-from workspace_setup.packages import make_venv, patch_exports, pip_install, pip_stamp
+from workspace_setup.machine import find_python, has_nvidia, machine_ros, wheels
+from workspace_setup.packages import make_venv, patch_exports, pip_install, pip_stamp, venv_key
 from workspace_setup.steps import (
     ENV_FILE,
     PYTHON,
     ROOT,
-    VENV,
     SetupError,
     digest,
     done,
@@ -42,24 +43,31 @@ from workspace_setup.steps import (
 )
 from workspace_setup.workspace import build, build_key, working_gl, write_environment
 
+# Libraries that some tests need: optional for users, or second implementations to compare with
+FOR_TESTS = ("onnx", "tvm", "ray", "peft")
 
-def setup(dev: bool) -> None:
+
+def setup(dev: bool, tests: bool = False) -> None:
     start = time.monotonic()
     ros = machine_ros()
-    names = ["torch", "runtime", "build" if ros else "ros_jazzy"] + (["dev"] if dev else [])
-    if dev and not has_nvidia() and platform.machine() == "x86_64":
-        names.append("triton")  # PyTorch for a GPU brings its own
+    names = ["torch", "runtime", "build" if ros else wheels()] + (["dev"] if dev or tests else [])
+    if platform.machine() == "x86_64":
+        # PyTorch for a GPU brings Triton; its machine has the CUDA toolkit
+        names += ["triton"] if (dev or tests) and not has_nvidia() else []
+        names += FOR_TESTS if tests else ()
+        names += ["nvcc"] if tests and not shutil.which("nvcc") else []
     titles = {
         "torch": "installing PyTorch",
         "runtime": "installing simulator and libraries",
         "build": "installing colcon",
         "ros_jazzy": "installing ROS 2 Jazzy wheels and colcon",
+        "ros_kilted": "installing ROS 2 Kilted wheels and colcon",
         "dev": "installing test tools",
         "triton": "installing Triton's interpreter",
+        **{name: f"installing {name} for tests" for name in (*FOR_TESTS, "nvcc")},
     }
-    venv_key = digest("venv", str(VENV), str(ros))
-    python = None
-    if not done("venv", venv_key) or not PYTHON.exists():
+    key, python = venv_key(ros), None
+    if not done("venv", key) or not PYTHON.exists():
         python = find_python(ros)
         say("first set-up: a few minutes, most of it downloads (safe to stop and run again)")
         if not ros and platform.machine() != "x86_64":
@@ -69,16 +77,16 @@ def setup(dev: bool) -> None:
             )
     make_venv(ros, python or str(PYTHON))
     changed = [pip_install(n, titles[n], ros) for n in names]
-    base = digest(*(note + "\n" for note in [venv_key, *map(pip_stamp, names[:3])]))
+    base = digest(*(note + "\n" for note in [key, *map(pip_stamp, names[:3])]))
     if not done("patch", base):
         if not ros:
             patch_exports()
         mark("patch", base)
     if not done("gl", base):
         mark("gl", base, working_gl())
-    built = build(ros)
+    built = build(ros, tests)
     gl = note_of("gl")
-    env_key = digest(base, build_key(ros), gl, Path(workspace.__file__))
+    env_key = digest(base, build_key(ros, tests), gl, Path(workspace.__file__))
     if built or not ENV_FILE.exists() or not done("env", env_key):
         write_environment(ros, gl)
         mark("env", env_key)
@@ -107,13 +115,14 @@ def locked():
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--dev", action="store_true", help="test and lint tools too")
+    parser.add_argument("--dev", action="store_true", help="lint and test tools too")
+    parser.add_argument("--tests", action="store_true", help="all that a test needs, too")
     options = parser.parse_args()
     # A kill shall end pip and colcon too, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with locked():
-            setup(options.dev)
+            setup(options.dev, options.tests)
     except SetupError as error:
         say(str(error))
         return 1

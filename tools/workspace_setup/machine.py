@@ -11,6 +11,7 @@ from pathlib import Path
 from workspace_setup.steps import NEWEST, OLDEST, ROOT, SetupError, output, run_logged
 
 DISTROS = ("jazzy", "kilted", "humble")
+WHEELS = ("jazzy", "kilted")
 
 
 def machine_ros() -> Path | None:
@@ -22,6 +23,14 @@ def machine_ros() -> Path | None:
         if Path("/opt/ros", distro, "setup.bash").is_file():
             return Path("/opt/ros", distro)
     return None
+
+
+def wheels() -> str:
+    """Name of the requirements with the ROS 2 wheels, for machines without /opt/ros."""
+    distro = os.environ.get("VLA_WHEELS", "jazzy")
+    if distro not in WHEELS:
+        raise SetupError(f"VLA_WHEELS is {distro!r}; there are wheels of {' and '.join(WHEELS)}")
+    return f"ros_{distro}"
 
 
 def python_version(executable: str) -> tuple[int, int] | None:

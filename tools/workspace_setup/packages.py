@@ -10,7 +10,7 @@ import shlex
 import urllib.request
 from pathlib import Path
 
-from workspace_setup.machine import has_nvidia, python_version, system_libraries
+from workspace_setup.machine import has_nvidia, python_version, system_libraries, wheels
 from workspace_setup.steps import (
     NEWEST,
     OLDEST,
@@ -30,8 +30,14 @@ from workspace_setup.steps import (
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
+def venv_key(ros: Path | None) -> str:
+    """Hash of what an environment is made for: another distribution's wants another one."""
+    other = [] if ros or wheels() == "ros_jazzy" else [wheels()]
+    return digest("venv", str(VENV), str(ros), *other)
+
+
 def make_venv(ros: Path | None, python: str | None) -> None:
-    key = digest("venv", str(VENV), str(ros))
+    key = venv_key(ros)
     version = python_version(str(PYTHON)) if PYTHON.exists() else None
     usable = version is not None and OLDEST <= version <= NEWEST
     if done("venv", key) and usable:

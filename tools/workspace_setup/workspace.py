@@ -7,7 +7,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from workspace_setup.machine import has_nvidia
+from workspace_setup.machine import has_nvidia, wheels
 from workspace_setup.steps import (
     ENV_FILE,
     PYTHON,
@@ -51,37 +51,48 @@ def base_exports(ros: Path | None) -> list[str]:
             f"export LD_LIBRARY_PATH={shlex.quote(os.pathsep.join(libraries))}",
             # What the wheels' start-up hook would do by running each interpreter twice
             "export _ROS_WHEELS_BOOTSTRAP_COMPLETE=1",
-            "export ROS_DISTRO=jazzy ROS_VERSION=2 ROS_PYTHON_VERSION=3",
+            f"export ROS_DISTRO={wheels()[4:]} ROS_VERSION=2 ROS_PYTHON_VERSION=3",
         ]
     return [*lines, f'export PATH={shlex.quote(str(VENV / "bin"))}:"$PATH"']
 
 
-def build_key(ros: Path | None) -> str:
+def base_paths(ros: Path | None, tests: bool) -> list[Path]:
+    """Where the packages to build are; once tests were asked for, their interfaces stay."""
+    built = ROOT / "install" / "control_msgs"
+    foreign = ros is not None and (ros / "share" / "control_msgs").is_dir()
+    interfaces = (tests or built.is_dir()) and not foreign
+    return [ROOT / "src", *([ROOT / "test" / "interfaces"] if interfaces else [])]
+
+
+def build_key(ros: Path | None, tests: bool) -> str:
     """Hash of all that a build depends on; Python code isn't among it, being linked to."""
     patterns = ("package.xml", "CMakeLists.txt", "setup.py", "setup.cfg", "colcon.pkg",
                 "msg/*", "srv/*", "action/*", "scripts/*", "resource/*")  # fmt: skip
-    files = sorted(f for p in patterns for f in (ROOT / "src").glob("*/" + p) if f.is_file())
+    folders = base_paths(ros, tests)
+    files = sorted(f for b in folders for p in patterns for f in b.glob("*/" + p) if f.is_file())
     installed = sorted(
         str(f.relative_to(ROOT))
         for folder in ("launch", "config", "models")
         for f in (ROOT / folder).rglob("*")
         if f.is_file() and not f.name.startswith(".")
     )
-    meta = [ROOT / "colcon.meta", ROOT / "requirements" / "ros_jazzy.txt"]
+    meta = [ROOT / "colcon.meta", ROOT / "requirements" / f"{wheels()}.txt"]
     return digest(str(ROOT), str(ros), *map(str, files), *files, *installed, *meta)
 
 
-def build(ros: Path | None) -> bool:
-    key = build_key(ros)
+def build(ros: Path | None, tests: bool) -> bool:
+    key = build_key(ros, tests)
     setup = ROOT / "install" / "local_setup.bash"
     if done("build", key) and setup.exists():
         return False
     command = [
         str(PYTHON), "-m", "colcon", "--log-base", str(ROOT / "log" / "colcon"), "build",
-        "--base-paths", str(ROOT / "src"), "--build-base", str(ROOT / "build"),
+        "--base-paths", *map(str, base_paths(ros, tests)), "--build-base", str(ROOT / "build"),
         "--install-base", str(ROOT / "install"), "--symlink-install",
         "--event-handlers", "console_direct+", "--cmake-args", f"-DPython3_EXECUTABLE={PYTHON}",
     ]  # fmt: skip
+    if not ros:  # nobody builds nodes in C++ on the wheels, and that is half of the build
+        command.append("-DVLA_LEFT_OUT=_cpp")
     script = "\n".join([*base_exports(ros), "exec " + shlex.join(command)])
     env = clean_environment()
     env["PYTHONWARNINGS"] = "ignore"  # setuptools' on `develop`, which colcon calls

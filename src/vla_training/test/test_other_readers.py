@@ -1,18 +1,14 @@
-"""What we write, read by others: pyarrow, PyAV, and the formats' own libraries where they are."""
+"""What we write, read by others: pyarrow and PyAV. The formats' own libraries: test/compat."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from fractions import Fraction
 
 import av
-import h5py
 import numpy as np
 import pyarrow.parquet as pq
-import pytest
-from demonstrations import LENGTHS, SIZE, picture, psnr
+from demonstrations import LENGTHS, picture, psnr
 
 from vla_training.convert import convert
 from vla_training.datasets import open_dataset
@@ -57,115 +53,3 @@ def test_the_lerobot_layout_by_pyarrow_and_av(source, tmp_path):
     begins = round(rows[1][f"videos/{key}/from_timestamp"] * 20)
     seen = frames[begins + 2].to_ndarray(format="rgb24")
     assert psnr(seen, picture(2, 0)) > 35
-
-
-def elsewhere(variable: str, script: str, *arguments) -> dict:
-    """What a script prints under an interpreter that a variable names; skips without one."""
-    python = os.environ.get(variable)
-    if not python:
-        pytest.skip(f"{variable} names no interpreter")
-    hidden = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
-    done = subprocess.run(
-        [python, "-c", script, *map(str, arguments)], capture_output=True, text=True,
-        env={k: v for k, v in os.environ.items() if k not in hidden} | {"HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-TFDS = """
-import json, os, sys
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-import tensorflow_datasets as tfds
-folder, root = sys.argv[1:]
-found = []
-for builder in (tfds.builder_from_directory(folder), tfds.builder("set", data_dir=root)):
-    for episode in builder.as_dataset(split="train", read_config=tfds.ReadConfig(
-            interleave_cycle_length=1)):
-        steps = list(episode["steps"].as_numpy_iterator())
-        found.append({
-            "actions": [s["action"].tolist() for s in steps],
-            "texts": [s["language_instruction"].decode() for s in steps],
-            "last": [bool(s["is_last"]) for s in steps],
-            "pixel": steps[2]["observation"]["image"][15, 15].tolist(),
-            "shape": list(steps[0]["observation"]["image"].shape),
-            "file": episode["episode_metadata"]["file_path"].numpy().decode(),
-        })
-print(json.dumps(found))
-"""
-
-
-def test_tensorflow_datasets_reads_it(source, tmp_path):
-    config = ConvertConfig({"agentview": "image"})
-    convert(source, tmp_path / "set", "rlds", config, workers=1, writing={"encoding": "png"})
-    found = elsewhere("VLA_TF_PYTHON", TFDS, tmp_path / "set" / "1.0.0", tmp_path)
-    assert len(found) == 2 * len(LENGTHS)
-    for seen, episode in zip(found, [*open_dataset(source)] * 2, strict=True):
-        np.testing.assert_array_equal(np.array(seen["actions"], np.float32), episode.actions)
-        assert seen["texts"] == episode.instructions
-        assert seen["last"] == [s.is_last for s in episode.steps]
-        assert seen["pixel"] == episode.steps[2].observation.images["agentview"][15, 15].tolist()
-        assert seen["shape"] == [*SIZE, 3] and "demo.hdf5, episode" in seen["file"]
-
-
-LEROBOT = """
-import json, sys
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
-data = LeRobotDataset("local/set", root=sys.argv[1], video_backend="pyav")
-items = [data[i] for i in range(len(data))]
-print(json.dumps({
-    "episodes": data.num_episodes, "fps": data.fps,
-    "actions": [i["action"].tolist() for i in items],
-    "state": [i["observation.state"].tolist() for i in items],
-    "texts": [i["task"] for i in items],
-    "pixels": [(255 * i["observation.images.agentview"][:, 15, 15]).tolist() for i in items],
-    "stats": data.meta.stats["action"]["mean"].tolist(),
-}))
-"""
-
-
-@pytest.mark.parametrize("pictures, apart", [("video", 12), ("png", 0.01)])
-def test_lerobot_reads_it(source, tmp_path, pictures, apart):
-    writing = {"pictures": pictures, "file_mb": 0.002}  # several files of each kind
-    convert(source, tmp_path / "set", "lerobot", workers=1, writing=writing)
-    found = elsewhere("VLA_LEROBOT_PYTHON", LEROBOT, tmp_path / "set")
-    steps = [s for e in open_dataset(source) for s in e.steps]
-    assert (found["episodes"], found["fps"], len(found["texts"])) == (3, 20, len(steps))
-    assert found["texts"] == [s.observation.instruction for s in steps]
-    for key, wanted in (
-        ("actions", [s.action for s in steps]),
-        ("state", [s.observation.state for s in steps]),
-    ):
-        np.testing.assert_array_equal(np.array(found[key], np.float32), wanted)
-    pixels = [s.observation.images["agentview"][15, 15] for s in steps]
-    np.testing.assert_allclose(found["pixels"], pixels, atol=apart)
-
-
-ROBOMIMIC = """
-import json, sys
-import robomimic.utils.obs_utils as ObsUtils
-from robomimic.utils.dataset import SequenceDataset
-ObsUtils.initialize_obs_utils_with_obs_specs(
-    {"obs": {"low_dim": ["robot0_state"], "rgb": ["agentview_image"]}})
-data = SequenceDataset(sys.argv[1], obs_keys=("robot0_state", "agentview_image"),
-    dataset_keys=("actions", "rewards", "dones"), hdf5_cache_mode=None, seq_length=1,
-    load_next_obs=False)
-items = [data[i] for i in range(len(data))]
-print(json.dumps({
-    "demos": data.n_demos,
-    "actions": [i["actions"][0].tolist() for i in items],
-    "pixels": [i["obs"]["agentview_image"][0][15, 15].tolist() for i in items],
-}))
-"""
-
-
-def test_robomimic_reads_it(source, tmp_path):
-    convert(source, tmp_path / "set", "rlds", workers=1, writing={"encoding": "png"})
-    convert(tmp_path / "set", tmp_path / "back.hdf5", "hdf5", workers=1)
-    found = elsewhere("VLA_ROBOMIMIC_PYTHON", ROBOMIMIC, tmp_path / "back.hdf5")
-    with h5py.File(source) as file:
-        raw = [file[f"data/demo_{i}/actions"][:] for i in range(3)]
-    np.testing.assert_allclose(found["actions"], np.concatenate(raw), rtol=1e-5, atol=1e-7)
-    steps = [s for e in open_dataset(source) for s in e.steps]
-    pixels = [s.observation.images["agentview"][15, 15].tolist() for s in steps]
-    assert (found["demos"], found["pixels"]) == (3, pixels)

@@ -7,8 +7,6 @@ import json
 import os
 import resource
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -379,18 +377,3 @@ def test_what_we_write_of_the_bridge_slice_is_what_we_read(tmp_path):
     path = tmp_path / "again"
     write_records(path, records)
     assert path.read_bytes() == records.path.read_bytes()
-
-
-@needs_bridge
-@pytest.mark.skipif(
-    not os.environ.get("VLA_TF_PYTHON"),
-    reason="VLA_TF_PYTHON names no interpreter with tensorflow-datasets",
-)
-def test_the_bridge_slice_is_what_tensorflow_datasets_reads():
-    done = subprocess.run(
-        [sys.executable, ROOT / "bench" / "rlds_reader.py", "--data", BRIDGE, "--repeat", "1"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    result = json.loads(done.stdout)
-    assert result["steps"] == 250 and result["features_equal"] == 17
-    assert not result["features_different"] and not result["features_not_ours"]

@@ -1,19 +1,15 @@
-"""With a real robosuite 1.4, where VLA_TEST_ROBOSUITE14_PYTHON names a Python that has one.
+"""With a real robosuite 1.4, in the Python that VLA_TEST_ROBOSUITE14_PYTHON names.
 
 The `mimicgen` it finds is a stand-in: robosuite's own Stack under the package's names.
 """
 
-import os
-
 import numpy as np
 import pytest
+from elsewhere import interpreter
 
 from vla_sim_bridge import mimicgen_process
 from vla_sim_bridge.episode_run import EpisodeRun
 from vla_sim_bridge.world import make_world
-
-PYTHON = os.environ.get("VLA_TEST_ROBOSUITE14_PYTHON", "")
-pytestmark = pytest.mark.skipif(not PYTHON, reason="VLA_TEST_ROBOSUITE14_PYTHON is not set")
 
 MIMICGEN = """
 from robosuite.environments.manipulation.stack import Stack
@@ -33,7 +29,8 @@ HOVER, GRASP, ON_TOP = 0.10, 0.0, 0.05  # m of the grip site over a block
 def world(tmp_path, monkeypatch):
     (tmp_path / "mimicgen.py").write_text(MIMICGEN)
     path = tmp_path / "python"
-    path.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {PYTHON} "$@"\n')
+    python = interpreter("VLA_TEST_ROBOSUITE14_PYTHON")
+    path.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {python} "$@"\n')
     path.chmod(0o755)
     mimicgen_process.installed.cache_clear()
     monkeypatch.setenv(mimicgen_process.PYTHON_VARIABLE, str(path))

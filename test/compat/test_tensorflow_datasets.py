@@ -1,0 +1,129 @@
+"""tensorflow-datasets and we: each reads what the other wrote, the slice of Bridge too."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from demonstrations import LENGTHS, SIZE
+from elsewhere import elsewhere, interpreter
+
+from vla_training.convert import convert
+from vla_training.datasets import open_dataset
+from vla_training.episode_change import ConvertConfig
+
+PYTHON = "VLA_TF_PYTHON"
+ROOT = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("VLA_TEST_DATA") or ROOT.parent / "shared" / "data")
+BRIDGE = DATA / "bridge_rlds" / "bridge_dataset" / "1.0.0"
+READ = """
+import json, sys
+import tensorflow_datasets as tfds
+folder, root = sys.argv[1:]
+found = []
+for builder in (tfds.builder_from_directory(folder), tfds.builder("set", data_dir=root)):
+    for episode in builder.as_dataset(split="train", read_config=tfds.ReadConfig(
+            interleave_cycle_length=1)):
+        steps = list(episode["steps"].as_numpy_iterator())
+        found.append({
+            "actions": [s["action"].tolist() for s in steps],
+            "texts": [s["language_instruction"].decode() for s in steps],
+            "last": [bool(s["is_last"]) for s in steps],
+            "pixel": steps[2]["observation"]["image"][15, 15].tolist(),
+            "shape": list(steps[0]["observation"]["image"].shape),
+            "file": episode["episode_metadata"]["file_path"].numpy().decode(),
+        })
+print(json.dumps(found))
+"""
+WRITE = """
+import json, sys
+import numpy as np
+import tensorflow_datasets as tfds
+
+class Theirs(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.2.3")
+
+    def _info(self):
+        f = tfds.features
+        step = f.FeaturesDict({
+            "observation": f.FeaturesDict({
+                "image": f.Image(shape=(48, 64, 3), dtype=np.uint8, encoding_format="png"),
+                "state": f.Tensor(shape=(8,), dtype=np.float32),
+            }),
+            "action": f.Tensor(shape=(7,), dtype=np.float32),
+            "language_instruction": f.Text(),
+            "is_first": f.Scalar(dtype=np.bool_), "is_last": f.Scalar(dtype=np.bool_),
+            "is_terminal": f.Scalar(dtype=np.bool_), "reward": f.Scalar(dtype=np.float32),
+            "discount": f.Scalar(dtype=np.float32),
+        })
+        return tfds.core.DatasetInfo(builder=self, features=f.FeaturesDict({
+            "steps": f.Dataset(step),
+            "episode_metadata": f.FeaturesDict({"file_path": f.Text()}),
+        }))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for episode, length in enumerate((5, 8, 3)):
+            yield f"{episode:03}", {"episode_metadata": {"file_path": "made"}, "steps": [{
+                "observation": {
+                    "image": np.full((48, 64, 3), 10 * t + episode, np.uint8),
+                    "state": np.arange(8, dtype=np.float32) + t,
+                },
+                "action": np.array([0.01 * t, 0, 0.02 * episode, 0, 0, 0, t % 2], np.float32),
+                "language_instruction": f"task {episode}",
+                "is_first": t == 0, "is_last": t == length - 1, "is_terminal": t == length - 1,
+                "reward": float(t == length - 1), "discount": 1.0,
+            } for t in range(length)]}
+
+Theirs(data_dir=sys.argv[1]).download_and_prepare()
+print(json.dumps(tfds.__version__))
+"""
+
+
+def test_it_reads_ours(source, tmp_path):
+    config = ConvertConfig({"agentview": "image"})
+    convert(source, tmp_path / "set", "rlds", config, workers=1, writing={"encoding": "png"})
+    found = elsewhere(PYTHON, tmp_path, READ, tmp_path / "set" / "1.0.0", tmp_path)
+    assert len(found) == 2 * len(LENGTHS)
+    for seen, episode in zip(found, [*open_dataset(source)] * 2, strict=True):
+        np.testing.assert_array_equal(np.array(seen["actions"], np.float32), episode.actions)
+        assert seen["texts"] == episode.instructions
+        assert seen["last"] == [s.is_last for s in episode.steps]
+        assert seen["pixel"] == episode.steps[2].observation.images["agentview"][15, 15].tolist()
+        assert seen["shape"] == [*SIZE, 3] and "demo.hdf5, episode" in seen["file"]
+
+
+def test_we_read_its_own(tmp_path):
+    elsewhere(PYTHON, tmp_path, WRITE, tmp_path)
+    data = open_dataset(tmp_path / "theirs" / "1.2.3")
+    found = {e.instructions[0]: e for e in data}  # it shuffles what it writes
+    assert sorted(found) == ["task 0", "task 1", "task 2"]
+    for number, length in enumerate((5, 8, 3)):
+        episode = found[f"task {number}"]
+        actions = [[0.01 * t, 0, 0.02 * number, 0, 0, 0, t % 2] for t in range(length)]
+        np.testing.assert_array_equal(episode.actions, np.array(actions, np.float32))
+        for t, step in enumerate(episode.steps):
+            (seen,) = step.observation.images.values()
+            assert seen.shape == (48, 64, 3) and (seen == 10 * t + number).all()
+            np.testing.assert_array_equal(step.observation.state, np.arange(8) + t)
+
+
+@pytest.mark.skipif(not BRIDGE.is_dir(), reason=f"no {BRIDGE}: VLA_TEST_DATA names its folder")
+def test_the_bridge_slice_is_what_it_reads():
+    done = subprocess.run(
+        [sys.executable, ROOT / "bench" / "rlds_reader.py", "--data", BRIDGE, "--repeat", "1"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, PYTHON: interpreter(PYTHON)},
+    )
+    result = json.loads(done.stdout)
+    assert result["steps"] == 250 and result["features_equal"] == 17
+    assert not result["features_different"] and not result["features_not_ours"]

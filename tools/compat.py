@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""Run the tests in test/compat: other libraries read what we wrote, and we what they wrote.
+
+Each library lives in an environment of its own in .venv-compat, made at the first call from
+requirements/compat-NAME.txt. Names may be given to run some only; `--make` stops before the tests.
+
+Environment variables:
+  VLA_COMPAT_PYTHON  interpreter for all of them (default: per environment, the newest that fits)
+  VLA_PIP_ARGS       more arguments for pip, as in tools/setup.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -I` leaves it out
+
+from workspace_setup.machine import python_version
+from workspace_setup.packages import cpu_torch_arguments
+from workspace_setup.steps import ROOT, SetupError, digest, run_logged, say
+
+FOLDER = ROOT / ".venv-compat"
+TESTS = ROOT / "test" / "compat"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """pythons: minor versions of 3 that its pins have wheels for, the best first."""
+
+    name: str
+    variables: tuple[str, ...]  # by which the tests find its interpreter
+    tests: tuple[str, ...]
+    pythons: tuple[int, ...]
+
+    @property
+    def requirements(self) -> Path:
+        return ROOT / "requirements" / f"compat-{self.name}.txt"
+
+    @property
+    def python(self) -> Path:
+        return FOLDER / self.name / "bin" / "python"
+
+    def find(self) -> str:
+        """An interpreter to make it with: by version on PATH, or the one that is named."""
+        named = os.environ.get("VLA_COMPAT_PYTHON")
+        for name in [named] if named else [f"python3.{minor}" for minor in self.pythons]:
+            path = shutil.which(name)
+            version = python_version(path) if path else None
+            if version and version[1] in self.pythons:
+                return path
+        wanted = ", ".join(f"3.{minor}" for minor in self.pythons)
+        raise SetupError(
+            f"compat-{self.name} needs Python {wanted}; install one, or set VLA_COMPAT_PYTHON"
+        )
+
+    def make(self) -> None:
+        """Create it and install its pins; a second call does nothing."""
+        stamp, key = FOLDER / self.name / "made", digest(self.requirements)
+        if stamp.is_file() and stamp.read_text() == key:
+            return
+        shutil.rmtree(FOLDER / self.name, ignore_errors=True)
+        python, log = self.find(), ROOT / "log" / f"compat-{self.name}.log"
+        FOLDER.mkdir(exist_ok=True)
+        (FOLDER / "COLCON_IGNORE").touch()
+        create = [python, "-m", "venv", str(FOLDER / self.name)]
+        run_logged(f"making compat-{self.name}", create, log)
+        command = [str(self.python), "-m", "pip", "install", "--no-input", "--prefer-binary"]
+        command += ["-r", str(self.requirements), *cpu_torch_arguments()]
+        command += shlex.split(os.environ.get("VLA_PIP_ARGS", ""))
+        run_logged(f"installing compat-{self.name}", command, log)
+        stamp.write_text(key)
+
+
+ENVIRONMENTS = (
+    Environment("tensorflow", ("VLA_TF_PYTHON",), ("test_tensorflow_datasets.py",), (11, 12, 10)),
+    Environment(
+        "torch",
+        ("VLA_LEROBOT_PYTHON", "VLA_ROBOMIMIC_PYTHON"),
+        ("test_lerobot.py", "test_robomimic.py"),
+        (12, 11, 10),
+    ),
+    Environment(
+        "robosuite14", ("VLA_TEST_ROBOSUITE14_PYTHON",), ("test_robosuite14.py",), (11, 10)
+    ),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    names = [e.name for e in ENVIRONMENTS]
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(names)}; all")
+    parser.add_argument("--make", action="store_true", help="make the environments, run no test")
+    options = parser.parse_args()
+    unknown = sorted({*options.names} - {*names})
+    if unknown:
+        parser.error(f"there is no environment {', '.join(unknown)}; there are {', '.join(names)}")
+    chosen = [e for e in ENVIRONMENTS if e.name in (options.names or names)]
+    try:
+        for environment in chosen:
+            environment.make()
+    except SetupError as error:
+        say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        say("stopped; run the same again to go on from here")
+        return 130
+    if options.make:
+        return 0
+    env = {**os.environ, **{v: str(e.python) for e in chosen for v in e.variables}}
+    tests = [str(TESTS / name) for e in chosen for name in e.tests]
+    return subprocess.run([sys.executable, "-m", "pytest", *tests], cwd=ROOT, env=env).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
