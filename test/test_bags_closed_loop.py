@@ -17,8 +17,8 @@ VLA = ("-m", "vla_inference.cli")
 def test_a_recorded_run_validates_against_itself(tmp_path):
     with processes(domain(70)) as start:
         recorder = start(*VLA, "record", "--output", "bags", "--episodes", 1, cwd=tmp_path)
-        run = start(*VLA, "rollout", "--episodes", 1, "--seed", 7, "--record", 0, "--device",
-                    "cpu", "--output", "results", cwd=tmp_path)  # fmt: skip
+        run = start(*VLA, "rollout", "--namespace", "/", "--episodes", 1, "--seed", 7, "--record",
+                    0, "--device", "cpu", "--output", "results", cwd=tmp_path)  # fmt: skip
         told = run.communicate(timeout=200)
         assert run.returncode == 0, told
         out, err = recorder.communicate(timeout=100)
