@@ -300,14 +300,14 @@ class Trial:
         self.ticks_off, self.fault_at, self.target = 0, None, None
         self.excused = max(self.excused, self.outside())
 
-    def outside(self) -> float:
-        """m that the robot really is outside its workspace"""
-        box = self.settings.limits.workspace
+    def outside(self, pose: Pose | None = None) -> float:
+        """m that the robot really is outside its workspace, or that a pose is"""
+        box, pose = self.settings.limits.workspace, pose or self.robot.pose
         if box is None:
             return 0.0
         return max(
             max(low - x, x - high, 0.0)
-            for low, x, high in zip(box[0], self.robot.pose.position, box[1], strict=True)
+            for low, x, high in zip(box[0], pose.position, box[1], strict=True)
         )
 
     def chunk(self) -> ActionChunk:
@@ -436,6 +436,9 @@ class Trial:
             self.excused = self.robot.coasts
             # A robot on its way to a target of then may take a while.
             self.misjudged = self.misjudged and self.sensor.honest < 20
+        if self.robot.by == "pose" and self.target is not None:
+            # It was enabled there, and goes there again if somebody pushes it away.
+            self.excused = max(self.excused, self.outside(self.target))
         allowed = SLACK_BOX + self.excused + self.misjudged * self.settings.pose_jump[0]
         self.found.count("robot_outside", outside > allowed)
         self.found.farthest = max(self.found.farthest, outside - self.excused)
