@@ -9,7 +9,7 @@ told of it lies: it freezes, repeats itself, jumps, is biased, comes late, is an
 any stamp. The robot's own position must keep to the workspace. It is excused for
 
 - what it moved because a command came late: it keeps a twist for up to `HOLD` periods;
-- what a robot with a lag has still to do of its commands as it passes the wall: lag x speed;
+- what a robot with a lag still had to do of its commands when it was measured: lag x speed then;
 - a push by somebody's hand, and where it was when it was enabled, until it is inside again;
 - a measurement that is wrong by less than what a robot may move (`pose_jump`), by that bias;
 - `SLACK_BOX` for noise.
@@ -36,6 +36,7 @@ from vla_inference.types import ActionChunk, eef_delta_spec
 
 SLACK = 1 + 1e-6
 SLACK_BOX = 0.002  # m
+LATELY = 0.2  # s, about as old as what is measured
 HOLD = 2  # command periods for which a twist is obeyed
 FAULTS = (
     "nan", "inf", "old_picture", "future_picture", "clock_back", "clock_forward", "late",
@@ -128,6 +129,7 @@ class Robot:
         self.pose = Pose((0.0, 0.0, 0.0))
         self.command: Command | None = None
         self.in_tool = False
+        self.coasts = 0.0  # m that it would still have gone lately, had it been told to halt
         self.late = 0.0  # m, moved after the period of its command was over
         self._speed = v.ZERO, v.ZERO
         self._age = 0.0  # s since the command
@@ -156,15 +158,11 @@ class Robot:
         linear = v.norm(self.command.linear)
         self.late = linear * max(0.0, obeyed - max(0.0, self.period - begun))
 
-    @property
-    def coasts(self) -> float:
-        """m that it will still go, if it is told to halt"""
-        return self.lag * v.norm(self._speed[0])
-
     def _move(self, command: Command, time: float) -> None:
         linear, at_end = _lagging(self._speed[0], command.linear, self.lag, time)
         angular, turns = _lagging(self._speed[1], command.angular, self.turn_lag, time)
         self._speed = at_end, turns
+        self.coasts = max(self.coasts * math.exp(-time / LATELY), self.lag * v.norm(at_end))
         self.pose = self.pose.moved(linear, angular, time, self.in_tool)
 
 
