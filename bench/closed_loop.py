@@ -11,12 +11,10 @@ the model itself took.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
-import sys
-import tempfile
 import time
+
+from common import add_output, keep, over_ros
 
 # As in the node: threads that spin while they wait take the processor from the simulation.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -34,38 +32,26 @@ def main() -> None:
     parser.add_argument("--task", default="Stack_D0")
     parser.add_argument("--episodes", type=int, default=5)
     parser.add_argument("--seed", type=int, default=7)
+    add_output(parser)
     args = parser.parse_args()
-    ros = over_ros(args)
+    ros = over_ros(args.task, args.episodes, args.seed)
     direct = without_ros(args)
     frames = [[e["frames"] for e in r["per_episode"]] for r in (ros, direct)]
-    print(
-        json.dumps(
-            {
-                "task": args.task,
-                "episodes": args.episodes,
-                "ros_overhead_ms": ros["ros_overhead_ms"],
-                "model_latency_ms": {"ros": ros["latency_ms"], "direct": direct["latency_ms"]},
-                "action_steps_per_s": {
-                    "ros": ros["action_steps_per_s"],
-                    "direct": direct["action_steps_per_s"],
-                },
-                "frames_per_episode": {"ros": frames[0], "direct": frames[1]},
-                "same_episodes": frames[0] == frames[1],
+    keep(
+        {
+            "task": args.task,
+            "episodes": args.episodes,
+            "ros_overhead_ms": ros["ros_overhead_ms"],
+            "model_latency_ms": {"ros": ros["latency_ms"], "direct": direct["latency_ms"]},
+            "action_steps_per_s": {
+                "ros": ros["action_steps_per_s"],
+                "direct": direct["action_steps_per_s"],
             },
-            indent=2,
-        )
+            "frames_per_episode": {"ros": frames[0], "direct": frames[1]},
+            "same_episodes": frames[0] == frames[1],
+        },
+        args.output,
     )
-
-
-def over_ros(args) -> dict:
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable, "-m", "vla_inference.cli", "rollout", "--task", args.task,
-            "--episodes", str(args.episodes), "--seed", str(args.seed), "--record", "0",
-            "--output", f"{folder}/results", "--json",
-        ]  # fmt: skip
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout)
 
 
 def without_ros(args) -> dict:

@@ -13,6 +13,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib import metadata
@@ -94,10 +95,21 @@ def versions() -> dict[str, str]:
     for module, package in PACKAGES.items():
         if module in sys.modules:
             try:
-                found[module] = metadata.version(package)
+                version = metadata.version(package)
             except metadata.PackageNotFoundError:
-                found[module] = str(getattr(sys.modules[module], "__version__", "unknown"))
+                version = "unknown"
+            found[module] = str(getattr(sys.modules[module], "__version__", version))
     return found
+
+
+def over_ros(task: str, episodes: int, seed: int, language: str = "train") -> dict[str, Any]:
+    """results.json of `vla rollout`: the shipped model in the ROS graph, in lock step."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "vla_inference.cli", "rollout", "--task", task]
+        command += ["--episodes", str(episodes), "--seed", str(seed), "--language", language]
+        command += ["--record", "0", "--output", f"{folder}/results", "--json"]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -116,8 +128,10 @@ def keep(report: Mapping[str, Any], output: Path | None, show: bool = True) -> N
 
 def read(name: str) -> dict[str, Any]:
     """A committed result, by its name in bench/results or its path in the repository."""
-    path = RESULTS / name
-    return json.loads((path if path.exists() else ROOT / name).read_text())
+    path = next((p for p in (RESULTS / name, ROOT / name) if p.exists()), None)
+    if path is None:
+        sys.exit(f"there is no result {name}; measure it and keep it there with --output")
+    return json.loads(path.read_text())
 
 
 def _command() -> str:

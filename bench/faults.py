@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Faults in a running graph: how soon the command node is safe, why, and whether it recovers.
 
-    python bench/faults.py [--times 20] [--only NAME ...] [--watchdog 0.5] [--json]
+    python bench/faults.py [--times 20] [--only NAME ...] [--watchdog 0.5] [--output FILE]
 
 A camera (or the simulator), the inference node and the command node, a process each; commands flow
 at 20 Hz when the fault comes. The time to a safe state is counted from the fault to the arrival of
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import random
 import signal
@@ -28,6 +27,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from common import add_output, keep
 from fault_graph import JOINT_SPEED, SAME, WATCHDOG, Failed, Graph, graph_for
 
 ALLOWED = 0.2  # seconds beyond the watchdogs' bounds
@@ -314,7 +314,7 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--only", nargs="*", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--watchdog", type=float, default=WATCHDOG, help="s, bound of each")
-    parser.add_argument("--json", action="store_true")
+    add_output(parser)
     args = parser.parse_args()
 
     def tell(text: str) -> None:
@@ -325,7 +325,8 @@ def main() -> int:
     for name in args.only:
         rows.append(measure(name, args.times, tell, args.watchdog))
         tell(table(rows[-1:]))
-    print(json.dumps(rows, indent=2) if args.json else table(rows))
+        keep({"rows": rows}, args.output, show=False)  # what was measured before a kill stays
+    print(table(rows))
     return 0 if all(map(good, rows)) else 1
 
 

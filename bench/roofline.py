@@ -23,7 +23,7 @@ from pages import fill_tables
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "explanation" / "speed.md"
 RESULTS = ROOT / "bench" / "results"
-MEASURED = ("speed_h200.json", "speed_tuned_h200.json", "oft_h200.json", "oft_paced_h200.json")
+MEASURED = ("speed_h200.json", "oft_h200.json", "oft_paced_h200.json")
 # openvla-7b: weights of the Llama's layers; of towers and projector as far as they are run.
 LLAMA = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
 VISION = 22 * 12 * 1024**2 + 25 * (4 * 1152**2 + 2 * 1152 * 4304)
@@ -107,6 +107,10 @@ def measurements() -> list[str]:
 PARTS = ("prefill", "decode", "language")
 
 
+def tables() -> dict[str, list[str]]:
+    return {"measured": measurements(), "projected": projections()}
+
+
 def _read(name: str) -> dict:
     return json.loads((RESULTS / name).read_text())
 
@@ -116,7 +120,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args()
     page = PAGE.read_text(encoding="utf-8")
-    new = fill_tables(page, {"measured": measurements(), "projected": projections()})
+    new = fill_tables(page, tables())
     if args.check:
         print("as the figures say" if new == page else "docs/explanation/speed.md is out of date")
         return int(new != page)

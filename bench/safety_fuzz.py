@@ -11,11 +11,12 @@ is 1.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from common import add_output, keep
 
 from vla_inference.control.arm import Arm
 from vla_inference.control.fuzz import fuzz
@@ -30,6 +31,7 @@ def main() -> int:
     parser.add_argument("--chunks", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--joint-periods", type=int, default=200_000, help="of the IK path")
+    add_output(parser)
     args = parser.parse_args()
     begun = time.perf_counter()
     findings = fuzz(args.chunks, args.seed)
@@ -41,7 +43,7 @@ def main() -> int:
     }
     joints = joint_findings(args.joint_periods, args.seed)
     figures["joints"] = vars(joints)
-    print(json.dumps(figures, indent=2))
+    keep(figures, args.output)
     return 1 if findings.wrong or joints.wrong else 0
 
 

@@ -40,8 +40,8 @@ def take(study: Path) -> None:
     write_statistics(FIGURES, found)
 
 
-def filled(page: str, rows: list[dict[str, Any]]) -> str:
-    return fill_tables(page, {"rates": rate_lines(rows), "gains": gain_lines(compare(rows))})
+def tables(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    return {"rates": rate_lines(rows), "gains": gain_lines(compare(rows))}
 
 
 def main() -> int:
@@ -53,7 +53,7 @@ def main() -> int:
         take(args.take)
     rows = json.loads(FIGURES.read_text())["rows"]
     page = PAGE.read_text(encoding="utf-8")
-    new = filled(page, rows)
+    new = fill_tables(page, tables(rows))
     if args.check:
         print("as the figures say" if new == page else f"{PAGE.relative_to(ROOT)} is out of date")
         return int(new != page)

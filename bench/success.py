@@ -6,7 +6,7 @@
 Each argument is TASK:EPISODES[:LANGUAGE]. The episodes and the settle rule are those of
 `vla rollout` in lock step, in about half the time. Single episodes may end otherwise: one thread
 a process rounds differently than several, and contact makes much of little. One JSON line each;
---output FOLDER keeps every episode as TASK_LANGUAGE_seedN.json.
+--ros plays them by `vla rollout`. --output FOLDER keeps every episode as TASK_LANGUAGE_seedN.json.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from common import keep
+from common import keep, over_ros
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process has one core
 
@@ -35,20 +35,31 @@ def main() -> None:
     parser.add_argument("--execute-steps", type=int, default=4)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--ros", action="store_true", help="in the ROS graph (vla rollout)")
     args = parser.parse_args()
     model = find_model(args.model)
     for task, episodes, language in [parsed(e) for e in args.entries]:
-        results = rollout(
-            model, task, episodes, args.seed, get_task(task).horizon, args.execute_steps,
-            args.workers, "cpu", language=language,
-        )  # fmt: skip
-        found = {"language": language, **summarise(results)}
-        print(json.dumps(found), flush=True)
+        if args.ros:
+            found, more = over_ros(task, episodes, args.seed, language), {}
+        else:
+            results = rollout(
+                model,
+                task,
+                episodes,
+                args.seed,
+                get_task(task).horizon,
+                args.execute_steps,
+                args.workers,
+                "cpu",
+                language=language,
+            )
+            found = {"language": language, **summarise(results)}
+            more = {"results": [asdict(r) for r in results]}
+        print(json.dumps({k: v for k, v in found.items() if k != "per_episode"}), flush=True)
         if args.output:
             args.output.mkdir(parents=True, exist_ok=True)
-            rows = [asdict(r) for r in results]
             path = args.output / f"{task}_{language}_seed{args.seed}.json"
-            keep({**found, "results": rows}, path, show=False)
+            keep({**found, **more}, path, show=False)
 
 
 def parsed(entry: str) -> tuple[str, int, str]:

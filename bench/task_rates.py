@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -33,6 +32,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 from common import keep
+from pages import fill_tables
 
 from vla_sim_bridge.generate import GenerateConfig
 from vla_sim_bridge.statistics import wilson_interval
@@ -40,10 +40,6 @@ from vla_sim_bridge.tasks import TASKS
 
 SLOW = 250  # a task with a longer horizon has half the attempts
 HUMAN, SCRIPTED = "1 human", "10 scripted"
-BEGIN, END = (
-    "<!-- task rates: python bench/task_rates.py --merge -->",
-    "<!-- end of task rates -->",
-)
 
 
 @dataclass(frozen=True)
@@ -85,9 +81,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.merge:
         merged = table(merge([json.loads(f.read_text())["rows"] for f in args.merge]))
-        print(merged)
+        print("\n".join(merged))
         if args.into:
-            insert(merged, args.into)
+            page = args.into.read_text()
+            args.into.write_text(fill_tables(page, {"task rates": merged}))
         return
     chosen = [r for r in rows(args.reach) if not args.only or r.task in args.only]
     chosen = [r for r in chosen if args.method in r.name]
@@ -115,7 +112,7 @@ def main() -> None:
                 temporary = args.json.with_suffix(".tmp")
                 keep({"rows": found}, temporary, show=False)
                 os.replace(temporary, args.json)
-    print(table(found))
+    print("\n".join(table(found)))
 
 
 MOST = 6  # simulations that a worker keeps
@@ -229,16 +226,7 @@ def added(a: dict, b: dict) -> dict:
     }
 
 
-def insert(text: str, document: Path) -> None:
-    """Between the marks, in place of what is there."""
-    before, begin, rest = document.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        sys.exit(f"{document} has no lines {BEGIN} and {END}")
-    document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
-
-
-def table(found: list[dict]) -> str:
+def table(found: list[dict]) -> list[str]:
     lines = [
         "| task | method | success | Wilson 95 % | steps | failures |", "|---|---|---|---|---|---|"
     ]  # fmt: skip
@@ -250,7 +238,7 @@ def table(found: list[dict]) -> str:
             f"| {row['task']} | {row['method']} | {share:.0f} % of {row['attempts']} | "
             f"{low:.1f} to {high:.1f} % | {row['length_mean'] or ''} | {failures or 'none'} |"
         )
-    return "\n".join(lines)
+    return lines
 
 
 if __name__ == "__main__":

@@ -261,8 +261,8 @@ def test_answers_that_take_half_as_long_as_they_last_leave_no_gap(graph, tmp_pat
     assert status == 0, err
     robot = results(tmp_path / "r")["robot"]
     assert robot["gaps"] == robot["zeros"] == robot["unanswered_periods"] == 0
-    # The first is waited for, as is the one without which the robot is not enabled. (The counts are
-    # those of the last status, twice a second.)
+    # The first is waited for, as is the one without which the robot is not enabled. (The counts
+    # are those of the last status, twice a second.)
     assert robot["accepted"] >= 24 and robot["stale_steps"] == 4 * (robot["chunks"] - 2)
 
 

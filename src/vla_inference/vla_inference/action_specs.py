@@ -26,6 +26,8 @@ def _oxe(rate: float, length: str = "m", angle: str = "rad") -> ActionSpec:
 
 # By the dataset's name, which is also that of its statistics in a checkpoint; a longer name that
 # begins with one of these and "_" means the same. "unknown": stored in units that nothing states.
+# Rates are the control frequencies of Open X-Embodiment's overview of its datasets
+# (robotics-transformer-x.github.io).
 KNOWN = {
     "bridge": _oxe(5),
     "bridge_orig": _oxe(5),

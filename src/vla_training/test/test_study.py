@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import study_page
 from fake_world import FakeWorld
+from pages import fill_tables
 from PIL import Image
 from tiny_model import tiny_model
 
@@ -243,5 +244,5 @@ def test_real_processes_and_a_real_world_after_kill_9(tmp_path):
 def test_the_page_in_the_docs_says_what_the_figures_say():
     page = study_page.PAGE.read_text(encoding="utf-8")
     found = json.loads(study_page.FIGURES.read_text())
-    assert found["complete"] and page == study_page.filled(page, found["rows"])
+    assert found["complete"] and page == fill_tables(page, study_page.tables(found["rows"]))
     assert Image.open(study_page.PICTURE).size == (1440, 840)
