@@ -5,7 +5,7 @@ Each library lives in an environment of its own in .venv-compat, made at the fir
 requirements/compat-NAME.txt. Names may be given to run some only; `--make` stops before the tests.
 
 Environment variables:
-  VLA_COMPAT_PYTHON  interpreter for all of them (default: per environment, the newest that fits)
+  VLA_COMPAT_PYTHON  interpreter for those that it fits (default: the best on PATH or of pyenv)
   VLA_PIP_ARGS       more arguments for pip, as in tools/setup.py
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -I` leaves it out
 
-from workspace_setup.machine import python_version
+from workspace_setup.machine import python_of, python_version
 from workspace_setup.packages import cpu_torch_arguments
 from workspace_setup.steps import ROOT, SetupError, digest, run_logged, say
 
@@ -48,12 +48,12 @@ class Environment:
         return FOLDER / self.name / "bin" / "python"
 
     def find(self) -> str:
-        """An interpreter to make it with: by version on PATH, or the one that is named."""
-        named = os.environ.get("VLA_COMPAT_PYTHON")
-        for name in [named] if named else [f"python3.{minor}" for minor in self.pythons]:
-            path = shutil.which(name)
-            version = python_version(path) if path else None
-            if version and version[1] in self.pythons:
+        """An interpreter to make it with: the one that is named, or the best there is."""
+        named = shutil.which(os.environ.get("VLA_COMPAT_PYTHON", ""))
+        if named and (python_version(named) or (0, 0))[1] in self.pythons:
+            return named
+        for path in map(python_of, [(3, minor) for minor in self.pythons]):
+            if path:
                 return path
         wanted = ", ".join(f"3.{minor}" for minor in self.pythons)
         raise SetupError(

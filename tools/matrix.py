@@ -6,7 +6,7 @@ would (`tools/setup.py`), in which a quick set of tests runs. A Python that this
 named in the table and makes the status 1, as a failure does.
 
 Environment variables:
-  VLA_PYTHON3_10, VLA_PYTHON3_11, VLA_PYTHON3_12  interpreters (default: python3.x on PATH)
+  VLA_PYTHON3_10, VLA_PYTHON3_11, VLA_PYTHON3_12  interpreters (default: on PATH or of pyenv)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -I` leaves it out
 
-from workspace_setup.machine import WHEELS, python_version
+from workspace_setup.machine import WHEELS, python_of, python_version
 from workspace_setup.steps import ROOT, say
 
 FOLDER = ROOT / ".venv-matrix"
@@ -57,11 +57,13 @@ class Row:
 
 
 def find(python: str) -> str | None:
-    """The interpreter of a version, by its variable or on PATH; None: there is none."""
+    """The interpreter of a version, by its variable, on PATH or of pyenv; None: there is none."""
+    version = (int(python[0]), int(python[2:]))
     named = os.environ.get(f"VLA_PYTHON{python.replace('.', '_')}")
-    path = shutil.which(named or f"python{python}")
-    version = python_version(path) if path else None
-    return path if version and f"{version[0]}.{version[1]}" == python else None
+    if named:
+        path = shutil.which(named)
+        return path if path and python_version(path) == version else None
+    return python_of(version)
 
 
 def copy(folder: Path) -> None:

@@ -43,6 +43,17 @@ def python_version(executable: str) -> tuple[int, int] | None:
     return (major, minor)
 
 
+def python_of(version: tuple[int, int]) -> str | None:
+    """An interpreter of just this version: on PATH, or among those that pyenv keeps."""
+    name = f"python{version[0]}.{version[1]}"
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    kept = sorted(pyenv.glob(f"versions/{version[0]}.{version[1]}.*/bin/{name}"))
+    for path in [shutil.which(name), *map(str, kept)]:
+        if path and python_version(path) == version:
+            return path
+    return None
+
+
 def find_python(ros: Path | None) -> str:
     if os.environ.get("VLA_PYTHON"):
         names = [os.environ["VLA_PYTHON"]]

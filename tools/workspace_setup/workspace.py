@@ -92,7 +92,10 @@ def build(ros: Path | None, tests: bool) -> bool:
         "--event-handlers", "console_direct+", "--cmake-args", f"-DPython3_EXECUTABLE={PYTHON}",
     ]  # fmt: skip
     if not ros:  # nobody builds nodes in C++ on the wheels, and that is half of the build
-        command.append("-DVLA_LEFT_OUT=_cpp")
+        command += [
+            "-DVLA_LEFT_OUT=_cpp",
+            *[f"-DCMAKE_{c}_FLAGS_RELEASE=-O0" for c in ("C", "CXX")],
+        ]
     script = "\n".join([*base_exports(ros), "exec " + shlex.join(command)])
     env = clean_environment()
     env["PYTHONWARNINGS"] = "ignore"  # setuptools' on `develop`, which colcon calls
