@@ -74,6 +74,7 @@ def copy(folder: Path) -> None:
     for name in filter(None, names.split("\0")):
         if (ROOT / name).is_file() or (ROOT / name).is_symlink():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).unlink(missing_ok=True)  # left by --keep; links are not written over
             shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
 
 
