@@ -44,6 +44,7 @@ class Fault:
     same, watched: whether the bounds for a frozen camera and of a watchdog go before it is. kinds:
     of the command node's stop. says: what the model's node says of it, where that is alive; of
     several any. graph: one of `Graph`'s kinds. survived: it is to be refused without a stop.
+    sooner: kinds that may come as soon as the watchdog's own bound, without a frozen camera's.
     """
 
     do: Callable[[Graph], None]
@@ -54,6 +55,7 @@ class Fault:
     says: tuple[str, ...] = ()
     graph: str = "camera"
     survived: bool = False
+    sooner: tuple[str, ...] = ("picture_age",)
 
     def bound(self, g: Graph) -> float:
         """Seconds until it is noticed, at most."""
@@ -63,10 +65,9 @@ class Fault:
 SILENT = ("inference_stall", "picture_age")  # how the command node calls a model's silence
 
 
-def told(name: str, what: str, *says: str, same: bool = False) -> Fault:
-    return Fault(
-        lambda g: g.fault(name, what), lambda g: g.fault(name, "good"), SILENT, same, says=says
-    )
+def told(name: str, what: str, *says: str, same: bool = False, **more) -> Fault:
+    do, undo = lambda g: g.fault(name, what), lambda g: g.fault(name, "good")
+    return Fault(do, undo, SILENT, same, says=says, **more)
 
 
 def killed(name: str, *says: str, graph: str = "camera") -> Fault:
@@ -134,8 +135,12 @@ def after_ctrl_c(g: Graph) -> None:
 FAULTS = {
     "camera dies": killed("camera", "nothing on image"),
     "camera freezes": told("camera", "freeze", "very same picture", same=True),
-    "camera repeats": told("camera", "repeat", "very same picture", "s old", same=True),
-    "camera sends garbage": told("camera", "garbage", "picture"),
+    # An image that is sent again with its old stamp may be too old, and its chunks bring nothing
+    # new to execute, before it is the same for too long.
+    "camera repeats": told(
+        "camera", "repeat", "very same picture", "s old", same=True, sooner=SILENT
+    ),
+    "camera sends garbage": told("camera", "garbage", "image"),
     "model hangs": told("model", "hang"),  # it cannot tell of that itself for 5 s
     "model is killed": killed("model"),
     "model returns NaN": told("model", "nan", "not finite"),
@@ -193,9 +198,7 @@ def once(g: Graph, fault: Fault) -> Round:
         safe, kind = g.stopped_at, g.command.stop_kind
         if kind not in fault.kinds or not g.command.stop_reason:
             raise Failed(f"stopped by {kind!r} ({g.command.stop_reason!r})")
-        # A picture that is sent again with its old stamp may be too old before it is the same for
-        # too long.
-        least = g.watchdog * fault.watched if kind == "picture_age" else bound
+        least = g.watchdog * fault.watched if kind in fault.sooner else bound
         if fault.kinds == SILENT and safe < begun + least - EARLY:
             raise Failed(f"stopped by {kind!r} before the fault could be noticed")
     else:

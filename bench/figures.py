@@ -189,22 +189,6 @@ LOOP = (
         ("quantized_rollouts.json", "quantized_rollouts_seed8.json"),
         "python bench/quantized_rollouts.py`, `--episodes 400 --seed 8`, `--pool` of both",
     ),
-    Row(
-        "generating demonstrations, 224 x 224, two processes",
-        lambda r: (
-            f"{r['seconds_per_episode_in_all']:.1f} s each with the workers' start, "
-            f"{r['seconds_per_episode_steady']:.1f} s once they run"
-        ),
-        ("generation_cpu.json",),
-    ),
-    Row(
-        "HDF5 to RLDS, 224 x 224, two processes",
-        lambda r: (
-            f"{r['frames_per_s']['vla']:,} frames/s, {r['times_faster']:.1f} times "
-            "tensorflow-datasets' writer (one process)"
-        ),
-        ("rlds_writer.json",),
-    ),
 )
 ROBOT = (
     Row(
@@ -215,11 +199,6 @@ ROBOT = (
         "python bench/robot_paths.py --path twist --episodes 100",
     ),
     Row(
-        "the same by twists at the limits that every robot starts from (0.25 m/s)",
-        lambda r: f"{r['successes']} of {r['episodes']} with `--stretch {r['stretch']:g}`",
-        ("robot_default_limits.json",),
-    ),
-    Row(
         "an hour in real time at 20 Hz, jobs and model changes beside it",
         lambda r: (
             f"{100 * r['missed_share']:.2f} % of {r['command_periods']:,} command periods "
@@ -228,14 +207,6 @@ ROBOT = (
             f"commit {r['provenance']['commit'].split(',')[0]}"
         ),
         ("soak.json",),
-    ),
-    Row(
-        "random chunks, delays, faults and a robot that lies about where it is",
-        lambda r: (
-            f"{r['chunks']:,} chunks, {r['wrong_in_all']} commands outside limits or after "
-            "a stop, the robot itself never outside its box"
-        ),
-        ("safety_fuzz.json",),
     ),
     Row("faults in the running graph, 20 times each", faults, ("faults.json",)),
 )
@@ -363,14 +334,6 @@ CLAIMS = (
         BITS,
     ),
     Claim(
-        CARD_PAGE,
-        lambda r: (
-            f"{100 * r['accuracy']['clipped']:.1f} % clipped, "
-            f"{100 * r['accuracy']['raw']:.1f} % raw"
-        ),
-        (f"{CARD}/Stack_D2_unseen.json",),
-    ),
-    Claim(
         "docs/how-to.md",
         lambda r: (
             "the float16 graph of the full-size towers in ONNX Runtime on a CPU: "
@@ -388,11 +351,6 @@ CLAIMS = (
             f"{r['tvm_ms']['prefill']:.0f} ms for the prefill"
         ),
         ("tvm_int4_h200.json",),
-    ),
-    Claim(
-        "docs/reference.md",
-        lambda r: f"{r['control_times_faster']:.1f} times robosuite's own loop",
-        ("generation_cpu.json",),
     ),
 )
 # What states no measurement of ours, by page: settings, formats, data sheets, published figures.
