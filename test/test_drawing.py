@@ -32,7 +32,7 @@ def run(way: str, *words: object, **more) -> subprocess.CompletedProcess:
     command = [sys.executable, *map(str, words)]
     env = {**environment(domain(60)), "MUJOCO_GL": way}
     env.pop("DISPLAY", None)
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, **more)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, **more)
 
 
 def quiet(done: subprocess.CompletedProcess) -> bool:
