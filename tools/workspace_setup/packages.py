@@ -72,6 +72,7 @@ def cpu_torch_arguments() -> list[str]:
 def pip_install(name: str, title: str, ros: Path | None) -> bool:
     """Install requirements/<name>.txt; False where that had been done."""
     file = ROOT / "requirements" / f"{name}.txt"
+    runtime = ROOT / "requirements" / "runtime.txt"
     key = digest(str(ros), file, ROOT / "requirements" / "build.txt")
     if done(f"pip-{name}", key):
         return False
@@ -84,6 +85,8 @@ def pip_install(name: str, title: str, ros: Path | None) -> bool:
         more = cpu_torch_arguments()
     command = [str(PYTHON), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
     command += ["--prefer-binary", "-r", str(file), *more]
+    if name not in ("torch", "runtime"):  # what comes later never replaces what the core runs on
+        command += ["-c", str(runtime)]
     command += shlex.split(os.environ.get("VLA_PIP_ARGS", ""))
     run_logged(title, command, ROOT / "log" / f"setup-pip-{name}.log")
     mark(f"pip-{name}", key)
