@@ -260,7 +260,7 @@ def by_the_targets_axes(self, linear, angular):
     if box.workspace is None or target is None or measured is None:
         return linear, set()
     turn = target.orientation if self.in_tool else v.IDENTITY
-    positions = [target.position, measured.position, self.robot.reckoned()[0]]
+    positions = [target.position, measured.position, *self.robot.reckoned()[0]]
     inside, clips = box.clip_to_workspace(v.rotate(turn, linear), positions, self.period)
     return v.rotate(v.conjugate(turn), inside), clips
 

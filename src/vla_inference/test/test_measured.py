@@ -191,6 +191,16 @@ def test_a_clock_that_stands_still_stops_the_robot():
     assert b.commander.enable(b.steady) == ""
 
 
+def test_a_clock_that_stands_still_makes_no_old_pose_fresh():
+    b = Bench(limits=FLOOR, needs_pose=True, at=(0.0, 0.0, 0.3))
+    known = b.commander.robot.at
+    for _ in range(4):
+        b.steady += 0.05
+        b.commander.tick(b.now, b.steady)
+        b.measure((0.0, 0.0, 0.3))
+    assert b.commander.robot.at == known < b.steady - 0.19
+
+
 def test_in_lock_step_time_may_stand_still_for_ever():
     b = Bench()
     for _ in range(100):

@@ -144,8 +144,10 @@ class Commander:
         self._halts = 0  # how many more times to tell a halt after a stop
         self._hold: Pose | None = None  # the target of these
         self._sent: tuple[float, Vector, Vector] | None = None  # steady; velocities, base axes
+        self._unsure = 0.0  # by how much these may be turned as they are carried out [rad]
         self._zeros = 0  # the same after the end of a motion
         self._last_now: float | None = None
+        self._clock = math.nan, 0.0  # `now`, and the steady time at which it became that
 
     @property
     def in_tool(self) -> bool:
@@ -176,9 +178,19 @@ class Commander:
 
     def measured(self, pose: Pose, stamp: float, now: float, steady: float) -> str:
         """A pose that was measured at `stamp` [s, by `now`'s clock]; why it is refused."""
-        refusal = self.robot.hear(pose, stamp, now, steady, self.safety.enabled)
+        begun = self._clock_came_to(now, steady)
+        refusal = self.robot.hear(pose, stamp, now, begun, self.safety.enabled)
         self.safety.pose(self.robot.at)
         return refusal[1] if refusal else ""
+
+    def _clock_came_to(self, now: float, steady: float) -> float:
+        """Steady time from which on it has been `now`: what is stamped so is no newer.
+
+        A clock that stands still makes no old pose fresh.
+        """
+        if now != self._clock[0]:
+            self._clock = now, steady
+        return self._clock[1]
 
     def accept(self, chunk: ActionChunk, stamp: float, now: float, steady: float) -> bool:
         """A chunk that answers the picture of `stamp` [s, by `now`'s clock]."""
@@ -236,6 +248,7 @@ class Commander:
         others: see `Safety.tick`.
         """
         self._last_command_ends(steady)
+        self._clock_came_to(now, steady)
         back = self._last_now - now if self._last_now is not None else 0.0
         if back > self.settings.watchdogs.clock_jump:
             # The clock may have begun anew: then its stamps are new ones too.
@@ -264,7 +277,7 @@ class Commander:
         """A controller goes on with it until it hears the next."""
         if self._sent is not None:
             begin, linear, angular = self._sent
-            self.robot.told(begin, steady, linear, angular)
+            self.robot.told(begin, steady, linear, angular, self._unsure)
             self._sent = None
 
     def _robots_fault(self) -> tuple[str, str] | None:
@@ -338,15 +351,16 @@ class Commander:
         reckoned = self.robot.reckoned()
         if limits.workspace is None or target is None or measured is None or reckoned is None:
             return linear, set()
-        positions = [target.position, measured.position, reckoned[0]]
+        positions = [target.position, measured.position, *reckoned[0]]
+        self._unsure = 0.0
         if not self._in_tool:
             return limits.clip_to_workspace(linear, positions, self.period)
         # The controller takes them in the tool's real axes: somewhere between these two, or as
         # far away from what was measured as it has been told to turn since and in this period.
         between = v.angle_between(target.orientation, measured.orientation)
-        unsure = max(between, reckoned[1]) + v.norm(angular) * self.period
+        self._unsure = max(between, reckoned[1]) + v.norm(angular) * self.period
         turn = measured.orientation
         inside, clips = limits.clip_to_workspace(
-            v.rotate(turn, linear), positions, self.period, unsure
+            v.rotate(turn, linear), positions, self.period, self._unsure
         )
         return (v.rotate(v.conjugate(turn), inside), clips) if clips else (linear, clips)

@@ -10,7 +10,9 @@ any stamp. The robot's own position must keep to the workspace. It is excused fo
 
 - what it moved because a command came late: it keeps a twist for up to `HOLD` periods;
 - what a robot with a lag still had to do of its commands when it was measured: lag x speed then;
-- a push by somebody's hand, and where it was when it was enabled, until it is inside again;
+- going aside in the tool's axes by what it had still to turn as it was measured last;
+- a push by somebody's hand until that is measured;
+- where it was when it was pushed or enabled, until it is inside again;
 - a measurement that is wrong by less than what a robot may move (`pose_jump`), by that bias;
 - `SLACK_BOX` for noise.
 
@@ -129,6 +131,7 @@ class Robot:
         self.pose = Pose((0.0, 0.0, 0.0))
         self.command: Command | None = None
         self.in_tool = False
+        self.aside = 0.0  # m of this time's way, times the turn that it had still to do
         self.coasts = 0.0  # m that it would still have gone lately, had it been told to halt
         self.late = 0.0  # m, moved after the period of its command was over
         self._speed = v.ZERO, v.ZERO
@@ -139,7 +142,7 @@ class Robot:
 
     def live(self, passed: float) -> None:
         """Time passes."""
-        self.late = 0.0
+        self.late = self.aside = 0.0
         if self.command is None:
             return
         if self.by == "pose":
@@ -161,6 +164,8 @@ class Robot:
     def _move(self, command: Command, time: float) -> None:
         linear, at_end = _lagging(self._speed[0], command.linear, self.lag, time)
         angular, turns = _lagging(self._speed[1], command.angular, self.turn_lag, time)
+        turn = self.turn_lag * max(v.norm(turns), v.norm(self._speed[1])) if self.in_tool else 0.0
+        self.aside += turn * v.norm(linear) * time
         self._speed = at_end, turns
         self.coasts = max(self.coasts * math.exp(-time / LATELY), self.lag * v.norm(at_end))
         self.pose = self.pose.moved(linear, angular, time, self.in_tool)
@@ -258,6 +263,8 @@ class Trial:
         self.stood, self.ticked = 0.0, self.now  # s for which it has; when the last period began
         self.target: Pose | None = None  # the last live one
         self.told_at = 0  # in which tick
+        self.aside = 0.0  # m, see `Robot`, that was not measured yet
+        self.pushed, self.seen_in = 0.0, 0  # m, the same of pushes; ticks until it is
         self.misjudged = False  # whether the robot may be where it is by a biased measurement
         self.excused = 0.0  # m that the robot may be outside, see above
         self.velocity = [(v.ZERO, v.ZERO), (v.ZERO, v.ZERO)]  # the last two
@@ -380,6 +387,7 @@ class Trial:
         way = v.scale((r.uniform(-1, 1), r.uniform(-1, 1), r.uniform(-1, 1)), 0.06)
         self.robot.pose = self.robot.pose.moved(way, (0.0, 0.05, 0.0), 1.0, False)
         self.excused += v.norm(way)
+        self.pushed, self.seen_in = self.pushed + v.norm(way), 20
 
     def deliver(self, stamp: float, chunk: ActionChunk) -> None:
         if not self.settings.distribution or np.isfinite(chunk.actions).all():
@@ -430,6 +438,9 @@ class Trial:
         outside, self.excused = self.outside(), self.excused + self.robot.late
         if self.sensor.lie == "biased":
             self.misjudged = True
+        self.seen_in -= not self.sensor.lie
+        if self.seen_in <= 0:
+            self.pushed = 0.0
         if outside == 0.0:
             self.excused = self.robot.coasts
             # A robot on its way to a target of then may take a while.
@@ -437,7 +448,11 @@ class Trial:
         if self.robot.by == "pose" and self.target is not None:
             # It was enabled there, and goes there again if somebody pushes it away.
             self.excused = max(self.excused, self.outside(self.target))
-        allowed = SLACK_BOX + self.excused + self.misjudged * self.settings.pose_jump[0]
+        # Of what it turned before it was measured last nobody knows how much is still to come.
+        fades = 1.0 if self.sensor.lie else math.exp(-self.commander.period / LATELY)
+        self.aside = fades * self.aside + self.robot.aside
+        unseen = self.aside + self.pushed + self.misjudged * self.settings.pose_jump[0]
+        allowed = SLACK_BOX + self.excused + unseen
         self.found.count("robot_outside", outside > allowed)
         self.found.farthest = max(self.found.farthest, outside - self.excused)
 

@@ -99,6 +99,7 @@ class Measured:
     _other: Track | None = None  # elsewhere, not believed yet
     _mark: tuple[Pose, float] | None = None  # where and when it was last seen to have moved
     _since: Told = field(default_factory=Told)  # then
+    _aside: float = 0.0  # m that it may have gone another way since, having turned
     _switched: bool = False  # to another place, since it was enabled
     _same: Told = field(default_factory=Told)  # since the pose last changed at all
     _repeated: Told = field(default_factory=Told)  # the same, by when it was heard again
@@ -177,6 +178,7 @@ class Measured:
         if self._mark is None or before is None or not self._mark[0].within(pose, *RESOLUTION):
             way, turn = self._sent.way(at, math.inf)
             self._mark, self._since = (pose, at), Told(0.0, way, turn)
+            self._aside = v.norm(way) * v.norm(turn)
 
     def behind(self, waiting: bool) -> None:
         """Whether the target waits for the robot in this command period."""
@@ -185,21 +187,29 @@ class Measured:
         elif self._behind is None:
             self._behind = Told(), self.pose
 
-    def told(self, begin: float, end: float, linear: Vector, angular: Vector) -> None:
-        """These velocities (base axes) were commanded between two steady times."""
+    def told(
+        self, begin: float, end: float, linear: Vector, angular: Vector, unsure: float = 0.0
+    ) -> None:
+        """These velocities (base axes) were commanded between two steady times.
+
+        unsure: by how much the robot may have carried them out in other axes [rad].
+        """
         self._same.add(end - begin, linear, angular)
         if self._mark is not None:
-            self._since.add(max(0.0, end - max(begin, self._mark[1])), linear, angular)
+            passed = max(0.0, end - max(begin, self._mark[1]))
+            self._since.add(passed, linear, angular)
+            self._aside += unsure * v.norm(linear) * passed
         if self._behind is not None:
             self._behind[0].add(end - begin, linear, angular)
         self._sent.add(begin, end, linear, angular)
 
-    def reckoned(self) -> tuple[Vector, float] | None:
+    def reckoned(self) -> tuple[list[Vector], float] | None:
         """Where the robot is if it has done all that it was told since it was last seen to have
-        moved, and how far it may have turned since [m, rad]."""
+        moved: corners of a box [m], and how far it may have turned since [rad]."""
         if self._mark is None:
             return None
-        return v.add(self._mark[0].position, self._since.way), v.norm(self._since.turn)
+        at, aside = v.add(self._mark[0].position, self._since.way), (self._aside,) * 3
+        return [v.subtract(at, aside), v.add(at, aside)], v.norm(self._since.turn)
 
     @property
     def disputed(self) -> str:
