@@ -21,10 +21,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 
-from vla_inference.policy import Policy
-from vla_sim_bridge.cli import find_model
-from vla_sim_bridge.rollout import run_episode
-from vla_sim_bridge.simulation import Simulation
+from vla_inference.policies.openvla.policy import Policy
+from vla_sim_bridge.cli.rollout import find_model
+from vla_sim_bridge.envs.robosuite_sim import Simulation
+from vla_sim_bridge.evaluation.rollout import run_episode
 
 
 def main() -> None:

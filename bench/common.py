@@ -105,7 +105,7 @@ def versions() -> dict[str, str]:
 def over_ros(task: str, episodes: int, seed: int, language: str = "train") -> dict[str, Any]:
     """results.json of `vla rollout`: the shipped model in the ROS graph, in lock step."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "vla_inference.cli", "rollout", "--task", task]
+        command = [sys.executable, "-m", "vla_inference.cli.main", "rollout", "--task", task]
         command += ["--episodes", str(episodes), "--seed", str(seed), "--language", language]
         command += ["--record", "0", "--output", f"{folder}/results", "--json"]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

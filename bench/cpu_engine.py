@@ -87,7 +87,7 @@ def main() -> None:
 
 def look() -> list:
     """The first pictures of PER_ROUND episodes, with the first one's sentence."""
-    from vla_sim_bridge.simulation import Simulation, episode_rng
+    from vla_sim_bridge.envs.robosuite_sim import Simulation, episode_rng
 
     sim, seen = Simulation("Stack_D0"), []
     for i in range(PER_ROUND):
@@ -99,7 +99,7 @@ def look() -> list:
 def serve(line, engine: str, dtype: str, model: str, threads: int, observations: list) -> None:
     import torch
 
-    from vla_inference.policy import Policy
+    from vla_inference.policies.openvla.policy import Policy
 
     torch.set_num_threads(threads)
     policy = Policy.from_pretrained(

@@ -26,13 +26,13 @@ from scipy.spatial.transform import Rotation
 
 from vla_inference.control import Commander, Settings
 from vla_inference.control.commands import Pose
-from vla_inference.policy import Policy
-from vla_inference.ros.command_parameters import PARAMETERS, read_settings
-from vla_sim_bridge.cli import find_model
-from vla_sim_bridge.episode_run import EpisodeRun
-from vla_sim_bridge.robot_contract import TwistController
-from vla_sim_bridge.simulation import CONTROL_FREQ, Simulation
-from vla_sim_bridge.statistics import wilson_interval
+from vla_inference.policies.openvla.policy import Policy
+from vla_inference.ros.command.parameters import PARAMETERS, read_settings
+from vla_sim_bridge.cli.rollout import find_model
+from vla_sim_bridge.envs.robosuite_sim import CONTROL_FREQ, Simulation
+from vla_sim_bridge.evaluation.confidence_intervals import wilson_interval
+from vla_sim_bridge.evaluation.episode import EpisodeRun
+from vla_sim_bridge.ros.controller_emulation import TwistController
 
 ROOT = Path(__file__).resolve().parents[1]
 PERIOD = 1.0 / CONTROL_FREQ

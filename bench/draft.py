@@ -16,10 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_inference.actions import ActionTokens, Normalisation, find_statistics
-from vla_inference.policy import Policy
-from vla_sim_bridge.rollout import run_episode
-from vla_sim_bridge.simulation import Simulation
+from vla_inference.policies.openvla.action_tokens import (
+    ActionTokens,
+    Normalisation,
+    find_statistics,
+)
+from vla_inference.policies.openvla.policy import Policy
+from vla_sim_bridge.envs.robosuite_sim import Simulation
+from vla_sim_bridge.evaluation.rollout import run_episode
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "stack-small"
 

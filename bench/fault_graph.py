@@ -29,7 +29,7 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_inference.random_checkpoint import write_random_checkpoint
+from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.ros import qos
 from vla_msgs.msg import CommandStatus, InferenceStatus
 
@@ -154,11 +154,11 @@ class Graph:
         command, parameters = {
             "camera": ([PROCESSES, "camera"], {}),
             "model": ([PROCESSES, "model"], model),
-            "command": (["-m", "vla_inference.command_node"], watchdogs),
-            "sim": (["-m", "vla_sim_bridge.sim_node"], sim),
+            "command": (["-m", "vla_inference.ros.command.node"], watchdogs),
+            "sim": (["-m", "vla_sim_bridge.ros.sim_node"], sim),
             "arm": ([PROCESSES, "joints" if self.kind == "joints" else "arm"], {}),
             "ik": (
-                ["-m", "vla_inference.ik_node"],
+                ["-m", "vla_inference.ros.ik_node"],
                 {
                     "robot": str(self.folder / "arm.urdf"),
                     "rate": IK_RATE,

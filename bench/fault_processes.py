@@ -23,9 +23,9 @@ from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_inference.inference_node import InferenceNode
 from vla_inference.ros import qos
 from vla_inference.ros.images import rgb_to_image
+from vla_inference.ros.inference.node import InferenceNode
 from vla_inference.ros.lifecycle import ManagedNode, spin_node
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "test"))

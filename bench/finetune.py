@@ -8,7 +8,7 @@ the device. The rival is the original recipe's stack in the same run: transforme
 peft's LoRA r=32 on all linear layers (vision encoders included), bf16 autocast, logits of the
 whole sequence, torch's AdamW; as published (batch 16, not compiled), and at further batches and
 compiled, as a careful user would run it. Utilisation counts 4 operations per weight and
-token plus 6 per adapter weight (`vla_training.flops`) over the GPU's dense bf16 peak.
+token plus 6 per adapter weight (`vla_training.finetune.flops`) over the GPU's dense bf16 peak.
 Needs torch and numpy; the rival transformers and peft.
 """
 
@@ -33,13 +33,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src" / "vla_tra
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src" / "vla_sim_bridge"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src" / "vla_inference"))
 
-from vla_inference.model import VLA, ModelConfig
-from vla_inference.random_checkpoint import SIZES, STATISTICS, random_config, random_model
-from vla_training.flops import peak_of, step_flops
-from vla_training.lora import LoraConfig, add_lora, swap
-from vla_training.objective import Batch, Objective
-from vla_training.parallel import gradient_norm, scale_gradients
-from vla_training.training_forms import prepare
+from vla_inference.checkpoints.random_weights import SIZES, STATISTICS, random_config, random_model
+from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.policies.openvla.model import VLA
+from vla_training.finetune.distributed import gradient_norm, scale_gradients
+from vla_training.finetune.flops import peak_of, step_flops
+from vla_training.finetune.objective import Batch, Objective
+from vla_training.finetune.train_modules import prepare
+from vla_training.lora.layers import LoraConfig, add_lora, swap
 
 PROMPT = 26  # tokens of the usual prompt with a sentence of eight words
 

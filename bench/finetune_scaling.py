@@ -11,8 +11,8 @@ and gradients on the wire), each layer compiled, batches read from an HDF5 file 
 worker processes, gradients clipped, fused AdamW. One JSON line per measurement, by the first
 process. Seconds lost to communication are those of a step less those of one that neither gathers
 nor reduces; those lost to data are spent waiting for the next batch. Utilisation counts 6
-operations per weight and token, of LoRA 4 and 6 per adapter weight (`vla_training.flops`), over
-the GPU's dense bf16 peak.
+operations per weight and token, of LoRA 4 and 6 per adapter weight
+(`vla_training.finetune.flops`), over the GPU's dense bf16 peak.
 """
 
 from __future__ import annotations
@@ -38,17 +38,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src" / "vla_tra
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src" / "vla_sim_bridge"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src" / "vla_inference"))
 
-from vla_inference.model import ModelConfig
-from vla_inference.model.config import PROMPTS
-from vla_inference.random_checkpoint import SIZES, STATISTICS, random_config, random_model
-from vla_training import parallel
-from vla_training.flops import peak_of, step_flops
-from vla_training.frame_index import Source, index_frames
-from vla_training.lora import LoraConfig, add_lora
-from vla_training.mixture import Samples, batches, mix
-from vla_training.objective import Batch, Objective
-from vla_training.training_forms import prepare
-from vla_training.training_state import find_states, load_state, save_state
+from vla_inference.checkpoints.random_weights import SIZES, STATISTICS, random_config, random_model
+from vla_inference.policies.openvla.config import PROMPTS, ModelConfig
+from vla_training.finetune import distributed
+from vla_training.finetune.flops import peak_of, step_flops
+from vla_training.finetune.objective import Batch, Objective
+from vla_training.finetune.train_modules import prepare
+from vla_training.finetune.training_state import find_states, load_state, save_state
+from vla_training.loader.frame_index import Source, index_frames
+from vla_training.loader.mixture import Samples, batches, mix
+from vla_training.lora.layers import LoraConfig, add_lora
 
 SENTENCES = (
     "stack the red block on top of the green block",
@@ -83,17 +82,17 @@ def main() -> None:
     if args.rank and (args.save or args.resume):
         parser.error("--save and --resume check the full model's state: leave --rank out")
     torch.set_float32_matmul_precision("high")
-    place = parallel.start(sharded=not args.rank)
+    place = distributed.start(sharded=not args.rank)
     bench = Bench(args, place)
     bench.run()
     if place.first:
         keep({"size": args.size, "rows": bench.told}, args.output, show=False)
     place.barrier()
-    parallel.stop()
+    distributed.stop()
 
 
 class Bench:
-    def __init__(self, args: argparse.Namespace, place: parallel.Place):
+    def __init__(self, args: argparse.Namespace, place: distributed.Place):
         self.told: list[dict] = []
         self.args, self.place, self.cuda = args, place, place.device.startswith("cuda")
         raw = {**random_config(args.size, "tokens"), "norm_stats": STATISTICS}
@@ -118,7 +117,7 @@ class Bench:
             torch.set_float32_matmul_precision("highest")
             low = torch.float32
         if not args.rank:
-            parallel.shard(self.objective, place, args.reshard, low=low)
+            distributed.shard(self.objective, place, args.reshard, low=low)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=args.learning_rate, weight_decay=0.0, fused=True
@@ -169,8 +168,8 @@ class Bench:
         return loss.detach()
 
     def update(self) -> None:
-        norm = parallel.gradient_norm(self.parameters)
-        parallel.scale_gradients(self.parameters, (1.0 / norm).clamp(max=1.0))
+        norm = distributed.gradient_norm(self.parameters)
+        distributed.scale_gradients(self.parameters, (1.0 / norm).clamp(max=1.0))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -195,7 +194,7 @@ class Bench:
             self.wait()
             t2 = time.perf_counter()
             if args.rank:
-                parallel.average_gradients(self.parameters, place)
+                distributed.average_gradients(self.parameters, place)
                 self.wait()
                 averaging.append(time.perf_counter() - t2)
             self.update()
@@ -255,7 +254,7 @@ class Bench:
         return median(seconds)
 
     def set_reshard(self, on: bool) -> None:
-        from vla_training.training_forms import layers_of
+        from vla_training.finetune.train_modules import layers_of
 
         for layer in layers_of(self.objective.vla):
             layer.set_reshard_after_forward(on)
@@ -344,7 +343,7 @@ def write_noise(path: str, size: int, episodes: int = 8, length: int = 60) -> No
     """An HDF5 file as the generator writes it, of blurred noise."""
     import h5py
 
-    from vla_sim_bridge.hdf5 import write_episode, write_header
+    from vla_sim_bridge.generation.hdf5 import write_episode, write_header
 
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:

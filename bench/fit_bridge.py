@@ -22,12 +22,12 @@ from pathlib import Path
 # Threads that spin while they wait take the processor from others.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from vla_inference.policy import Policy
+from vla_inference.policies.openvla.policy import Policy
 from vla_training.datasets import open_dataset
-from vla_training.episode_frames import frames_from_episodes
-from vla_training.eval_report import write_report
-from vla_training.evaluate import evaluate
-from vla_training.train import SMALL, TrainConfig, Trainer
+from vla_training.evaluation.evaluate import evaluate
+from vla_training.evaluation.report import write_report
+from vla_training.small_model.episode_frames import frames_from_episodes
+from vla_training.small_model.train import SMALL, TrainConfig, Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 64

@@ -29,7 +29,7 @@ import h5py
 import numpy as np
 from common import add_output, keep
 
-from vla_sim_bridge.generate import GenerateConfig, generate
+from vla_sim_bridge.generation.generate import GenerateConfig, generate
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def rendering(frames: int) -> dict:
     """Seconds per picture of each camera, 224 x 224, in ms; and per control step of physics."""
     import mujoco
 
-    from vla_sim_bridge.simulation import Simulation, episode_rng
+    from vla_sim_bridge.envs.robosuite_sim import Simulation, episode_rng
 
     cameras = ("agentview", "robot0_eye_in_hand")
     # A second world, because antialiasing belongs to the model when its renderer is made.
@@ -103,10 +103,10 @@ def rendering(frames: int) -> dict:
 
 def control(attempts: int) -> dict:
     """Control steps a second of one process, by robosuite's own loop and by ours."""
-    from vla_sim_bridge.attempt import make_attempt
-    from vla_sim_bridge.control_step import VARIABLE
-    from vla_sim_bridge.parts import to_bytes
-    from vla_sim_bridge.simulation import Simulation
+    from vla_sim_bridge.envs.fast_osc import VARIABLE
+    from vla_sim_bridge.envs.robosuite_sim import Simulation
+    from vla_sim_bridge.generation.attempt import make_attempt
+    from vla_sim_bridge.generation.shards import to_bytes
 
     config = GenerateConfig(task="Stack_D2", seed=11, pictures=False)
     sim, rates, same_bytes = Simulation(config.task), {"1": [], "0": []}, []
@@ -156,7 +156,7 @@ def killed(config: GenerateConfig, folder: Path, parallel: int, kills: int) -> d
     """Kill a generation `kills` times at random moments; compare with the undisturbed one."""
     output, chance = folder / "killed", random.Random(0)
     command = [
-        sys.executable, "-m", "vla_inference.cli", "generate", "--task", config.task,
+        sys.executable, "-m", "vla_inference.cli.main", "generate", "--task", config.task,
         "--episodes", str(config.episodes), "--seed", str(config.seed),
         "--parallel", str(parallel), "--output", str(output),
     ]  # fmt: skip

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from common import add_output, keep
 
-from vla_sim_bridge.generate import GenerateConfig, generate
-from vla_sim_bridge.parts import recall
+from vla_sim_bridge.generation.generate import GenerateConfig, generate
+from vla_sim_bridge.generation.shards import recall
 
 
 def main() -> None:

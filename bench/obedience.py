@@ -7,8 +7,9 @@
 An episode's frames show a dot (the hand) on its way to the block that the sentence names, so that
 nearly every picture gives the answer away, as in real demonstrations. Sentences are Stack_L's.
 Printed are the losses and the shares of held-out frames on which scene head and actions go by the
-sentence (`vla_training/obedience.py`): one half is a model that does not read. At the end also
-before the first step of unseen episodes, for sentences as trained on and for held-out ones.
+sentence (`vla_training/small_model/instruction_following.py`): one half is a model that does not
+read. At the end also before the first step of unseen episodes, for sentences as trained on and for
+held-out ones.
 """
 
 from __future__ import annotations
@@ -22,10 +23,15 @@ import torch
 
 from vla_sim_bridge.tasks import TASKS, Scene
 from vla_sim_bridge.tasks.stack import PALETTE
-from vla_training.frames import Frames, Other
-from vla_training.recipe import SMALL, TrainConfig
-from vla_training.scenes import colours_of, other_order, scene_numbers, wordings
-from vla_training.trainer import Trainer
+from vla_training.small_model.auxiliary_targets import (
+    colours_of,
+    other_order,
+    scene_numbers,
+    wordings,
+)
+from vla_training.small_model.config import SMALL, TrainConfig
+from vla_training.small_model.frames import Frames, Other
+from vla_training.small_model.trainer import Trainer
 
 SIDE, STEPS = 32, 10  # pixels; frames of an episode
 HOME = np.array([0.0, -0.8])  # of the hand, in a table of [-1, 1]

@@ -21,8 +21,8 @@ from common import add_output, keep
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src" / "vla_inference"))
 
-from vla_inference.policy import Policy
-from vla_inference.random_checkpoint import SIZES, random_policy, write_random_checkpoint
+from vla_inference.checkpoints.random_weights import SIZES, random_policy, write_random_checkpoint
+from vla_inference.policies.openvla.policy import Policy
 from vla_inference.types import Observation
 
 GAP = 0.05  # logits closer than this may swap places under rounding

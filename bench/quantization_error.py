@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from common import add_output, keep
 
+from vla_inference.checkpoints.random_weights import SIZES, random_policy
 from vla_inference.quantization import get_format
 from vla_inference.quantization.rounding import quantize_model
-from vla_inference.random_checkpoint import SIZES, random_policy
 from vla_inference.types import Observation
 
 FORMATS = ["int8", "int4-channel", "int4-g128", "int4-g64", "int4-g32"]

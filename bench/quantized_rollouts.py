@@ -18,14 +18,14 @@ from pathlib import Path
 
 from common import add_output, keep
 
-from vla_inference.checkpoint import load_config, load_tokenizer
+from vla_inference.checkpoints.load import load_config, load_tokenizer
+from vla_inference.checkpoints.safetensors_io import read_json
+from vla_inference.checkpoints.save import save_checkpoint
 from vla_inference.engines.compiled import Tensors
 from vla_inference.quantization import get_format
 from vla_inference.quantization.write import quantize_checkpoint
-from vla_inference.saving import save_checkpoint
-from vla_inference.tensor_files import read_json
-from vla_sim_bridge.rollout import rollout
-from vla_sim_bridge.statistics import wilson_interval
+from vla_sim_bridge.evaluation.confidence_intervals import wilson_interval
+from vla_sim_bridge.evaluation.rollout import rollout
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "stack-small"
 

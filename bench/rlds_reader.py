@@ -41,8 +41,8 @@ def best_rate(read, repeat: int) -> float:
 
 
 def ours(folder: Path, repeat: int) -> tuple[dict, dict]:
-    from vla_training.datasets.pictures import decode_picture
-    from vla_training.datasets.rlds import RldsEpisodes
+    from vla_training.datasets.images import decode_picture
+    from vla_training.datasets.rlds.reader import RldsEpisodes
 
     data = RldsEpisodes(folder, conventions="bridge_raw")
 
@@ -154,7 +154,7 @@ def main() -> None:
     if not args.data.is_dir():
         print(f"there is no data at {args.data}; give --data or set VLA_TEST_DATA")
         return
-    from vla_training.datasets.rlds import find_version
+    from vla_training.datasets.rlds.reader import find_version
 
     folder = find_version(args.data)
     rates, mine = ours(folder, args.repeat)

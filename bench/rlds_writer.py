@@ -33,7 +33,7 @@ HIDDEN = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 
 def made_up(path: Path, episodes: int = 8, length: int = 80, size: int = 224) -> None:
     """Two blocks that move over a textured table, in `vla generate`'s layout."""
-    from vla_sim_bridge.hdf5 import write_episode, write_header
+    from vla_sim_bridge.generation.hdf5 import write_episode, write_header
 
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:size, :size]
@@ -84,8 +84,8 @@ def repeated(source: Path, path: Path, episodes: int) -> int:
 
 def ours(source: Path, output: Path, workers: int) -> float:
     """Seconds, processes and all."""
-    from vla_training.convert import convert
-    from vla_training.episode_change import ConvertConfig
+    from vla_training.conversion.convert import convert
+    from vla_training.conversion.transform import ConvertConfig
 
     config = ConvertConfig({"agentview": "image"})
     return convert(source, output, "rlds", config, workers=workers).seconds

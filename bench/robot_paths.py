@@ -149,8 +149,8 @@ def play(args: argparse.Namespace, folder: Path) -> int:
 
 def slow_model(delay: float, args: list[str]) -> int:
     """The inference node with a model that takes `delay` s longer."""
-    from vla_inference import inference_node
-    from vla_inference.policy import Policy
+    from vla_inference.policies.openvla.policy import Policy
+    from vla_inference.ros.inference import node
 
     predict = Policy.predict_action
 
@@ -160,7 +160,7 @@ def slow_model(delay: float, args: list[str]) -> int:
 
     if delay:
         Policy.predict_action = delayed
-    return inference_node.main(args)
+    return node.main(args)
 
 
 if __name__ == "__main__":

@@ -105,18 +105,18 @@ class Soak:
         jobs = self.folder / "jobs"
         jobs.mkdir(exist_ok=True)
         module, parameters = {
-            "sim": ("vla_sim_bridge.sim_node", {
+            "sim": ("vla_sim_bridge.ros.sim_node", {
                 "task": self.args.task, "episodes": 1_000_000, "horizon": 200, "seed": 7,
                 "record_episodes": 0, "lock_step": False, "driven_by": "twist", "summary": False,
                 "frame_rate": self.args.frame_rate,
                 "output": str(self.folder / "sim"),
             }),
-            "model": ("vla_inference.inference_node", {
+            "model": ("vla_inference.ros.inference.node", {
                 "model": str(self.model), "model_root": str(self.model.parent),
                 "max_same_picture": 0.0,  # a simulated scene that stands still
             }),
-            "command": ("vla_inference.command_node", {"command_rate": 1 / PERIOD}),
-            "jobs": ("vla_training.training_node", {"root": str(jobs)}),
+            "command": ("vla_inference.ros.command.node", {"command_rate": 1 / PERIOD}),
+            "jobs": ("vla_training.ros.training_node", {"root": str(jobs)}),
         }[name]  # fmt: skip
         words = [w for k, v in parameters.items() for w in ("-p", f"{k}:={json.dumps(v)}")]
         if name == "command":

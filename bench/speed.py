@@ -15,7 +15,7 @@ from common import add_output, keep
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src" / "vla_inference"))
 
 from vla_inference.bench.speed import Plan, lines, run, table
-from vla_inference.random_checkpoint import SIZES
+from vla_inference.checkpoints.random_weights import SIZES
 
 
 def main() -> None:

@@ -21,9 +21,9 @@ from typing import Any
 from pages import fill_tables
 from PIL import Image
 
-from vla_inference.files import write_whole
-from vla_training.eval_report import write_statistics
-from vla_training.study_report import compare, draw, gain_lines, rate_lines
+from vla_inference.system.files import write_whole
+from vla_training.evaluation.report import write_statistics
+from vla_training.study.report import compare, draw, gain_lines, rate_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "explanation" / "study.md"

@@ -22,8 +22,8 @@ from common import keep, over_ros
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process has one core
 
-from vla_sim_bridge.cli import find_model
-from vla_sim_bridge.rollout import rollout, summarise
+from vla_sim_bridge.cli.rollout import find_model
+from vla_sim_bridge.evaluation.rollout import rollout, summarise
 from vla_sim_bridge.tasks import LANGUAGES, get_task
 
 

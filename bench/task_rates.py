@@ -34,8 +34,8 @@ import numpy as np
 from common import keep
 from pages import fill_tables
 
-from vla_sim_bridge.generate import GenerateConfig
-from vla_sim_bridge.statistics import wilson_interval
+from vla_sim_bridge.evaluation.confidence_intervals import wilson_interval
+from vla_sim_bridge.generation.generate import GenerateConfig
 from vla_sim_bridge.tasks import TASKS
 
 SLOW = 250  # a task with a longer horizon has half the attempts
@@ -123,7 +123,7 @@ _sources: dict[tuple, list] = {}
 def simulation(task: str):
     """Kept by the worker: making one takes seconds."""
     if task not in _simulations:
-        from vla_sim_bridge.simulation import Simulation
+        from vla_sim_bridge.envs.robosuite_sim import Simulation
 
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         if len(_simulations) == MOST:
@@ -134,8 +134,8 @@ def simulation(task: str):
 
 def attempt(row: Row, seed: int, index: int, path: str | None) -> tuple[str, int, float]:
     """(outcome, control steps, seconds)"""
-    from vla_sim_bridge import mimicgen
-    from vla_sim_bridge.attempt import make_attempt
+    from vla_sim_bridge.generation.attempt import make_attempt
+    from vla_sim_bridge.mimicgen import method as mimicgen
 
     sim, demonstrations = simulation(row.task), None
     config = GenerateConfig(
@@ -146,7 +146,7 @@ def attempt(row: Row, seed: int, index: int, path: str | None) -> tuple[str, int
     if row.method == "mimicgen":
         key = (row.task, path)
         if key not in _sources:
-            from vla_sim_bridge.sources import load_sources
+            from vla_sim_bridge.mimicgen.source_demos import load_sources
 
             _sources[key] = load_sources(sim, path)
         demonstrations = _sources[key]
@@ -162,8 +162,8 @@ def attempt(row: Row, seed: int, index: int, path: str | None) -> tuple[str, int
 
 def make_sources(task: str, seed: int, path: str, count: int = 10) -> None:
     """The first scripted successes of a seed, as a file that MimicGen's method reads."""
-    from vla_sim_bridge.attempt import make_attempt
-    from vla_sim_bridge.hdf5 import write_episode, write_header
+    from vla_sim_bridge.generation.attempt import make_attempt
+    from vla_sim_bridge.generation.hdf5 import write_episode, write_header
 
     config = GenerateConfig(task=task, seed=seed, pictures=False, horizon=TASKS[task].horizon)
     sim, kept, index = simulation(task), 0, 0

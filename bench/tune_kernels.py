@@ -59,8 +59,8 @@ def tune(kind: str, shape: str, lock) -> tuple[str, dict | None, list[str]]:
 
     import torch
 
-    from vla_inference.kernels import coded, gemv
-    from vla_inference.kernels.codes import encode
+    from vla_inference.kernels import gemv, gemv_w4a8
+    from vla_inference.kernels.activation_quant import encode
 
     codes, _, kind = kind.rpartition("-")
     n, k, pair = SHAPES[shape]
@@ -85,12 +85,12 @@ def tune(kind: str, shape: str, lock) -> tuple[str, dict | None, list[str]]:
     more = {"pair": pair, "residual": None if normed else residual}
     y = torch.empty(n, dtype=torch.bfloat16, device="cuda")
     if codes:
-        name, candidates = coded.coded_key(kind, n, k, pair), coded.coded_launches()
+        name, candidates = gemv_w4a8.coded_key(kind, n, k, pair), gemv_w4a8.coded_launches()
         given = encode(x, kind, norm if normed else None)
         more |= {"normed": normed, "eps": 1e-5, "code": shape != "qkv"}
 
         def product(weight, launch, **parts):
-            coded.gemv_coded(given, k, weight, y, launch=launch, **more, **parts)
+            gemv_w4a8.gemv_coded(given, k, weight, y, launch=launch, **more, **parts)
 
     else:
         name, candidates = gemv.key(kind, n, k, pair), gemv.candidates(kind, n, k)
@@ -145,7 +145,7 @@ def tune_small() -> dict[str, dict]:
     import torch
 
     from vla_inference.kernels import attention, layers
-    from vla_inference.kernels.launching import tuned
+    from vla_inference.kernels.launch_settings import tuned
 
     known, entries = tuned(), {}
 
@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=10)
     parser.add_argument("--output", type=Path, help="write the entries here as well")
     args = parser.parse_args()
-    from vla_inference.kernels.launching import TUNED, write_tuned
+    from vla_inference.kernels.launch_settings import TUNED, write_tuned
 
     context = multiprocessing.get_context("spawn")
     begin = time.perf_counter()

@@ -26,17 +26,18 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src" / "vla_inference"))
 
-from vla_inference.checkpoint import place
+from vla_inference.checkpoints.load import place
+from vla_inference.checkpoints.random_weights import SIZES, random_config, random_model
 from vla_inference.engines import make_engine
 from vla_inference.engines.base import Engine
 from vla_inference.engines.compiled import chip, new_folder, read_record, write_record
-from vla_inference.engines.tvm_compile import compile_library, sources
-from vla_inference.engines.tvm_kernels import library_files
-from vla_inference.model import VLA, ModelConfig
+from vla_inference.engines.tvm.compile import compile_library, sources
+from vla_inference.engines.tvm.kernels import library_files
+from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.policies.openvla.model import VLA
 from vla_inference.quantization import get_format
 from vla_inference.quantization.linear import unpack
 from vla_inference.quantization.rounding import quantize_model
-from vla_inference.random_checkpoint import SIZES, random_config, random_model
 
 LENGTHS = (270, 300)  # of a context: a picture's 256 patches and a sentence
 
@@ -135,7 +136,7 @@ def reference(config: ModelConfig, record: dict, parameters: dict[str, Tensor], 
 
 @torch.inference_mode()
 def run(args: argparse.Namespace, config: ModelConfig) -> dict:
-    from vla_inference.engines.tvm_engine import TvmLanguage
+    from vla_inference.engines.tvm.engine import TvmLanguage
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     record = read_record(args.folder, "tvm")

@@ -16,7 +16,7 @@ import tempfile
 
 from common import add_output, keep
 
-VLA = [sys.executable, "-m", "vla_inference.cli"]
+VLA = [sys.executable, "-m", "vla_inference.cli.main"]
 
 
 def main() -> None:

@@ -25,17 +25,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src/vla_inferen
 
 from test_reference_parity import OPENVLA, prompt_ids, read, reference_weight
 
-from vla_inference.engines import make_engine, onnx_vision
-from vla_inference.model import VLA, ModelConfig
-from vla_inference.preprocess import PicturePreprocessor
-from vla_inference.random_checkpoint import byte_tokenizer
-from vla_inference.saving import save_checkpoint
+from vla_inference.checkpoints.random_weights import byte_tokenizer
+from vla_inference.checkpoints.save import save_checkpoint
+from vla_inference.engines import make_engine
+from vla_inference.engines.vision import onnx
+from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.policies.openvla.model import VLA
+from vla_inference.policies.openvla.preprocessing import PicturePreprocessor
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--engines", nargs="+", default=["onnx"], choices=("onnx", "tensorrt"))
-    parser.add_argument("--dtype", default="float16", choices=onnx_vision.DTYPES)
+    parser.add_argument("--dtype", default="float16", choices=onnx.DTYPES)
     parser.add_argument("--observations", type=int, default=200)
     add_output(parser)
     args = parser.parse_args()
@@ -52,7 +54,7 @@ def main() -> None:
         checkpoint = save_checkpoint(Path(scratch) / "model", raw, state, byte_tokenizer())
         begin = time.perf_counter()
         folder = Path(scratch) / "onnx"
-        record = onnx_vision.export(checkpoint, folder, dtype=args.dtype)
+        record = onnx.export(checkpoint, folder, dtype=args.dtype)
         report = {
             "device": device,
             "dtype": args.dtype,
@@ -65,11 +67,11 @@ def main() -> None:
         for name in args.engines:
             where = folder
             if name == "tensorrt":
-                from vla_inference.engines import tensorrt_vision
+                from vla_inference.engines.vision import tensorrt
 
                 where = Path(scratch) / "tensorrt"
                 begin = time.perf_counter()
-                tensorrt_vision.build(folder, where)
+                tensorrt.build(folder, where)
                 report["build_s"] = round(time.perf_counter() - begin, 1)
             engine = make_engine("plain", model, vision=f"{name}:{where}", checkpoint=checkpoint)
             report[name] = compare(engine, model, args, device)
@@ -94,7 +96,7 @@ def compare(engine, model: VLA, args: argparse.Namespace, device: str) -> dict:
         ours_ms.append(spent)
         plain_ms.append(plain)
         if i < 4:
-            errors.append(onnx_vision.relative_error(ours, theirs))
+            errors.append(onnx.relative_error(ours, theirs))
         text = model.embed_tokens(ids)
         a, b = (
             model.generate_tokens(torch.cat([text[:, :1], e, text[:, 1:]], 1))

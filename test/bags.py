@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vla_inference.types import Episode, Observation, Step, eef_delta_spec
-from vla_training.datasets.bag_writer import BagWriter
+from vla_training.datasets.bag.writer import BagWriter
 from vla_training.datasets.writers import DataForm
 
 SPEC = eef_delta_spec("rotvec", "base", 0.05)

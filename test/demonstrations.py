@@ -7,8 +7,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from vla_sim_bridge.hdf5 import write_episode, write_header
-from vla_sim_bridge.simulation import from_robosuite, to_robosuite
+from vla_sim_bridge.envs.robosuite_sim import from_robosuite, to_robosuite
+from vla_sim_bridge.generation.hdf5 import write_episode, write_header
 
 SIZE = (48, 64)  # height, width
 LENGTHS = (7, 4, 5)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from vla_inference.types import Observation
-from vla_sim_bridge.simulation import StepResult
+from vla_sim_bridge.envs.robosuite_sim import StepResult
 
 
 class FakeWorld:

@@ -9,10 +9,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from vla_inference.random_checkpoint import write_random_checkpoint
-from vla_sim_bridge.hdf5 import write_episode, write_header
-from vla_training.finetune_config import FinetuneConfig
-from vla_training.frame_index import Source
+from vla_inference.checkpoints.random_weights import write_random_checkpoint
+from vla_sim_bridge.generation.hdf5 import write_episode, write_header
+from vla_training.finetune.config import FinetuneConfig
+from vla_training.loader.frame_index import Source
 
 SENTENCES = ("stack the red block on the green one", "lift the cube")
 

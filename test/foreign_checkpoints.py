@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from vla_inference.random_checkpoint import write_random_checkpoint
+from vla_inference.checkpoints.random_weights import write_random_checkpoint
 
 
 def statistics(size: int, low: float = -1.0, high: float = 1.0) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
-from vla_inference.inference_node import InferenceNode
 from vla_inference.ros import qos
 from vla_inference.ros.images import rgb_to_image
+from vla_inference.ros.inference.node import InferenceNode
 from vla_msgs.msg import ActionChunk, InferenceStatus
 from vla_msgs.srv import SetInstruction
 

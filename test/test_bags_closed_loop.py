@@ -10,7 +10,7 @@ import time
 import pytest
 from graphs import domain, processes
 
-VLA = ("-m", "vla_inference.cli")
+VLA = ("-m", "vla_inference.cli.main")
 
 
 @pytest.mark.slow

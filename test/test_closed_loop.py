@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 from graphs import domain, processes
 
-from vla_inference.random_checkpoint import write_random_checkpoint
+from vla_inference.checkpoints.random_weights import write_random_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def vla(tmp_path, monkeypatch):
     """Start `vla WORDS...` in a ROS domain of its own, in an empty folder."""
     monkeypatch.setenv("ROS_LOG_DIR", str(tmp_path / "log"))
     with processes(domain(50)) as start:
-        yield partial(start, "-m", "vla_inference.cli", cwd=tmp_path)
+        yield partial(start, "-m", "vla_inference.cli.main", cwd=tmp_path)
 
 
 SMALL = ("--horizon", 8, "--record", 1, "--width", 96, "--height", 64)
@@ -159,10 +159,10 @@ def test_two_evaluations_at_once_never_mix(vla, checkpoint, tmp_path):
 @pytest.mark.slow
 def test_over_ros_the_model_does_what_it_does_without(vla, tmp_path):
     """The shipped model stacks in the graph, in as many frames as when called directly."""
-    from vla_inference.policy import Policy
-    from vla_sim_bridge.cli import find_model
-    from vla_sim_bridge.rollout import run_episode
-    from vla_sim_bridge.simulation import Simulation
+    from vla_inference.policies.openvla.policy import Policy
+    from vla_sim_bridge.cli.rollout import find_model
+    from vla_sim_bridge.envs.robosuite_sim import Simulation
+    from vla_sim_bridge.evaluation.rollout import run_episode
 
     policy = Policy.from_pretrained(find_model(None), device="cpu")
     sim = Simulation("Stack_D0")

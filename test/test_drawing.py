@@ -9,14 +9,14 @@ import sys
 import pytest
 from graphs import domain, environment
 
-from vla_inference import doctor
-from vla_inference.offscreen import WAYS, why_not, working_ways
-from vla_inference.random_checkpoint import write_random_checkpoint
+from vla_inference.checkpoints.random_weights import write_random_checkpoint
+from vla_inference.cli import machine_checks
+from vla_inference.system.offscreen import WAYS, why_not, working_ways
 
 # Let go of by nobody: when Python ends, a cycle holds one and a module the other.
 LEFT_OPEN = """
 import numpy as np
-from vla_sim_bridge.simulation import Simulation
+from vla_sim_bridge.envs.robosuite_sim import Simulation
 
 for size in (32, 48):
     kept = Simulation("Stack_D0", width=size, height=size)
@@ -48,7 +48,7 @@ def test_this_machine_draws():
 def test_nothing_is_printed_after_the_last_line(way, tmp_path):
     model = write_random_checkpoint(tmp_path / "model", head="l1")
     small = ("--episodes", 1, "--record", 1, "--width", 64, "--height", 64, "--horizon", 8)
-    verbs = ("-m", "vla_inference.cli")
+    verbs = ("-m", "vla_inference.cli.main")
     left_open = run(way, "-c", LEFT_OPEN)
     assert quiet(left_open) and left_open.stderr == ""
     rollout = run(way, *verbs, "rollout", "--model", model, *small, cwd=tmp_path)
@@ -60,18 +60,21 @@ def test_nothing_is_printed_after_the_last_line(way, tmp_path):
 @pytest.mark.parametrize("way", ["glfw", "off", "nothing"])
 def test_a_way_that_does_not_draw_here_is_refused_in_a_line(way, tmp_path):
     made = ("generate", "--task", "Stack_D0", "--episodes", 1, "--output", tmp_path / "made")
-    done = run(way, "-m", "vla_inference.cli", *made)
+    done = run(way, "-m", "vla_inference.cli.main", *made)
     (line,) = done.stderr.strip().splitlines()
     assert done.returncode == 2 and "set MUJOCO_GL=egl or MUJOCO_GL=osmesa" in line
     assert f"cannot draw with MUJOCO_GL={way}" in line and "no display" in line
 
 
 def test_the_doctor_draws_a_frame(monkeypatch):
-    check = doctor.CHECKS["drawing"]
+    check = machine_checks.CHECKS["drawing"]
     monkeypatch.setenv("MUJOCO_GL", working_ways()[0])
-    assert check("drawing", None).level == doctor.OK
+    assert check("drawing", None).level == machine_checks.OK
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.setenv("MUJOCO_GL", "glfw")
     found = check("drawing", None)
-    assert found.level == doctor.ERROR and found.remedy == f"set MUJOCO_GL={working_ways()[0]}"
+    assert (
+        found.level == machine_checks.ERROR
+        and found.remedy == f"set MUJOCO_GL={working_ways()[0]}"
+    )
     assert os.environ["MUJOCO_GL"] == "glfw"

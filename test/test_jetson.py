@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vla_inference.camera_node import PARAMETERS as CAMERA
 from vla_inference.launch_standin import read_launch_file
-from vla_inference.ros.inference_parameters import AT_CONFIGURE, AT_ONCE
+from vla_inference.ros.camera_node import PARAMETERS as CAMERA
+from vla_inference.ros.inference.parameters import AT_CONFIGURE, AT_ONCE
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "launch/jetson.launch.xml"

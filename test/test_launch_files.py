@@ -107,7 +107,7 @@ def launch(prefix, tmp_path) -> Launch:
             "ROS_LOG_DIR": str(tmp_path / "log"), **more,
         }  # fmt: skip
         process = subprocess.Popen(
-            [sys.executable, "-m", "vla_inference.cli", "launch", *words], text=True,
+            [sys.executable, "-m", "vla_inference.cli.main", "launch", *words], text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
         )  # fmt: skip
         process.records = records

@@ -26,10 +26,10 @@ from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import SetBool
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_inference.ik_node import PARAMETERS as IK_PARAMETERS
 from vla_inference.launch_standin import read_launch_file
 from vla_inference.ros import qos
-from vla_inference.ros.command_parameters import PARAMETERS, read_outputs, read_settings
+from vla_inference.ros.command.parameters import PARAMETERS, read_outputs, read_settings
+from vla_inference.ros.ik_node import PARAMETERS as IK_PARAMETERS
 from vla_inference.ros.messages import chunk_to_msg
 from vla_inference.types import ActionChunk, eef_delta_spec
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
@@ -111,7 +111,7 @@ class Arm:
     def __init__(self, robot: str, *words: str):
         number = 1 + next(_domains) % 100
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vla_inference.cli", "launch",
+            [sys.executable, "-m", "vla_inference.cli.main", "launch",
              str(ROOT / f"launch/{robot}.launch.xml"), "scale:=0.5", *words],
             env={**os.environ, "ROS_DOMAIN_ID": str(number)},
         )  # fmt: skip

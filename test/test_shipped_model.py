@@ -13,13 +13,13 @@ from math import comb
 import pytest
 import torch
 
-from vla_inference.policy import Policy
-from vla_inference.random_checkpoint import write_random_checkpoint
+from vla_inference.checkpoints.random_weights import write_random_checkpoint
+from vla_inference.policies.openvla.policy import Policy
 from vla_inference.types import ActionChunk, Observation
-from vla_sim_bridge.cli import find_model
-from vla_sim_bridge.episode_run import EpisodeResult
-from vla_sim_bridge.rollout import rollout, run_episode
-from vla_sim_bridge.simulation import Simulation
+from vla_sim_bridge.cli.rollout import find_model
+from vla_sim_bridge.envs.robosuite_sim import Simulation
+from vla_sim_bridge.evaluation.episode import EpisodeResult
+from vla_sim_bridge.evaluation.rollout import rollout, run_episode
 from vla_sim_bridge.tasks.stack import PALETTE
 
 RATES = {"Stack_D2": 0.97, "Stack_L": 0.93}  # README.md

@@ -35,7 +35,7 @@ def sim(graph, folder: Path, /, **parameters) -> subprocess.Popen:
     words = itertools.chain.from_iterable(
         ("-p", f"{name}:={json.dumps(value)}") for name, value in {**short, **parameters}.items()
     )
-    return graph("-m", "vla_sim_bridge.sim_node", "--ros-args", *words)
+    return graph("-m", "vla_sim_bridge.ros.sim_node", "--ros-args", *words)
 
 
 def model(graph, behaviour: str) -> subprocess.Popen:
@@ -210,7 +210,7 @@ def command_node(graph, path: str, *more: str) -> subprocess.Popen:
         ("publish_twist", path == "twist"), ("publish_pose", path == "pose"),
     ):  # fmt: skip
         words += ["-p", f"{name}:={json.dumps(value)}"]
-    return graph("-m", "vla_inference.command_node", "--ros-args", *words, *more)
+    return graph("-m", "vla_inference.ros.command.node", "--ros-args", *words, *more)
 
 
 @pytest.mark.parametrize("path", ["twist", pytest.param("pose", marks=pytest.mark.slow)])

@@ -20,20 +20,20 @@ from PIL import Image
 from rclpy.parameter import Parameter
 from six_axes import urdf
 
-from vla_inference.camera_node import CameraNode
-from vla_inference.command_node import CommandNode
-from vla_inference.ik_node import IkNode
-from vla_inference.inference_node import InferenceNode
-from vla_inference.random_checkpoint import write_random_checkpoint
+from vla_inference.checkpoints.random_weights import write_random_checkpoint
+from vla_inference.ros.camera_node import CameraNode
+from vla_inference.ros.command.node import CommandNode
 from vla_inference.ros.diagnostics import Diagnostics
+from vla_inference.ros.ik_node import IkNode
+from vla_inference.ros.inference.node import InferenceNode
 from vla_inference.ros.lifecycle import SUCCESS, ManagedNode
-from vla_sim_bridge.ros.robot_drive import RobotDrive
+from vla_sim_bridge.ros.robot_executor import RobotDrive
+from vla_sim_bridge.ros.sim_node import SimNode
 from vla_sim_bridge.ros.sim_services import SimServices
 from vla_sim_bridge.ros.sim_topics import SimTopics
-from vla_sim_bridge.sim_node import SimNode
-from vla_training.record_node import RecordNode
-from vla_training.training_node import TrainingNode
-from vla_training.validation_node import ValidationNode
+from vla_training.ros.record_node import RecordNode
+from vla_training.ros.training_node import TrainingNode
+from vla_training.ros.validation_node import ValidationNode
 
 POLICY = Path(__file__).resolve().parent.parent / "config/sros2/policy.xml"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from vla_training.train import SMALL
+from vla_training.small_model.train import SMALL
 
 
 def tiny_model(layers: int = 2) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from vla_inference.checkpoint import load_model
+from vla_inference.checkpoints.load import load_model
 from vla_inference.engines import make_engine
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vla_inference.policy import Policy
-from vla_sim_bridge.cli import find_model
-from vla_sim_bridge.episode_run import EpisodeRun
-from vla_sim_bridge.simulation import Simulation
+from vla_inference.policies.openvla.policy import Policy
+from vla_sim_bridge.cli.rollout import find_model
+from vla_sim_bridge.envs.robosuite_sim import Simulation
+from vla_sim_bridge.evaluation.episode import EpisodeRun
+from vla_sim_bridge.evaluation.video import SIZE, Caption, draw
 from vla_sim_bridge.tasks.stack_language import TRAIN
-from vla_sim_bridge.video import SIZE, Caption, draw
 
 EVERY = 3  # control steps from one picture of the film to the next
 SHOWN = (280, 314)  # pixels of one half

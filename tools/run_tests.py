@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from vla_inference.offscreen import working_ways
+from vla_inference.system.offscreen import working_ways
 
 ROOT = Path(__file__).resolve().parents[1]
 DRAWN = (

@@ -92,7 +92,7 @@ def generate(args) -> list[str]:
     """
     done = args.workdir / "data.json"
     if not done.exists():
-        from vla_inference.worker_pool import WorkerPool
+        from vla_inference.system.worker_pool import WorkerPool
 
         for name in ("shards", "stills", "unseen"):
             (args.workdir / name).mkdir(parents=True, exist_ok=True)
@@ -144,10 +144,10 @@ def fill(number: int, entry: str, place: int, among: int, options: dict) -> tupl
         os.environ["MUJOCO_EGL_DEVICE_ID"] = str(number % options["gpus"])
     import h5py
 
-    from vla_sim_bridge.attempt import make_attempt
-    from vla_sim_bridge.generate import GenerateConfig
-    from vla_sim_bridge.hdf5 import write_episode, write_header
-    from vla_sim_bridge.simulation import Simulation
+    from vla_sim_bridge.envs.robosuite_sim import Simulation
+    from vla_sim_bridge.generation.attempt import make_attempt
+    from vla_sim_bridge.generation.generate import GenerateConfig
+    from vla_sim_bridge.generation.hdf5 import write_episode, write_header
     from vla_sim_bridge.tasks import get_task
 
     name, episodes, seed = entry.removeprefix(STILLS).split(":")
@@ -192,8 +192,8 @@ def fill(number: int, entry: str, place: int, among: int, options: dict) -> tupl
 def _stills(task: str, seed: int, indices: range, number: int, options: dict) -> dict:
     from itertools import takewhile
 
-    from vla_sim_bridge.simulation import Simulation
-    from vla_training.stills import write_stills
+    from vla_sim_bridge.envs.robosuite_sim import Simulation
+    from vla_training.small_model.reset_images import write_stills
 
     path = Path(options["folder"], "stills", f"{number:03d}_{task}.hdf5")
     in_time = takewhile(lambda _: time.time() < options["until"], indices)
@@ -206,8 +206,8 @@ def _stills(task: str, seed: int, indices: range, number: int, options: dict) ->
 def train(args, shards: list[str]) -> Path:
     import torch
 
-    from vla_training.train import TrainConfig
-    from vla_training.train import train as run
+    from vla_training.small_model.train import TrainConfig
+    from vla_training.small_model.train import train as run
 
     devices = torch.cuda.device_count() if args.devices is None else args.devices
     minutes = args.minutes
@@ -243,7 +243,7 @@ def train(args, shards: list[str]) -> Path:
 
 def evaluate(args, checkpoint: Path) -> None:
     """Closed loop and on unseen demonstrations; one JSON each, and all figures in results.json."""
-    from vla_inference.worker_pool import WorkerPool
+    from vla_inference.system.worker_pool import WorkerPool
 
     folder = args.workdir / "evaluation"
     folder.mkdir(exist_ok=True)
@@ -282,7 +282,7 @@ def _evaluation(entry: str) -> tuple[str, int, str]:
 
 
 def _write(folder: Path, entry: str, results: list) -> dict:
-    from vla_sim_bridge.rollout import summarise
+    from vla_sim_bridge.evaluation.rollout import summarise
 
     summary = {**summarise(results), "language": _evaluation(entry)[2]}
     rows = [asdict(r) for r in results]
@@ -300,15 +300,15 @@ def load(checkpoint: str, steps: int, gpus: int) -> None:
         os.environ["MUJOCO_EGL_DEVICE_ID"] = str(os.getpid() % gpus)
     import torch
 
-    from vla_inference.policy import Policy
+    from vla_inference.policies.openvla.policy import Policy
 
     torch.set_num_threads(1)
     _policy, _steps = Policy.from_pretrained(checkpoint, device="cpu"), steps
 
 
 def episode(task: str, language: str, seed: int, index: int):
-    from vla_sim_bridge.rollout import run_episode
-    from vla_sim_bridge.simulation import Simulation
+    from vla_sim_bridge.envs.robosuite_sim import Simulation
+    from vla_sim_bridge.evaluation.rollout import run_episode
     from vla_sim_bridge.tasks import get_task
 
     if (task, language) not in _simulations:
@@ -322,8 +322,8 @@ def compare(path: str) -> list[float]:
     """Clipped accuracy of the first predicted action at every frame of a file."""
     import numpy as np
 
-    from vla_sim_bridge.hdf5 import Hdf5Episodes
-    from vla_training.accuracy import Range, clipped_accuracy
+    from vla_sim_bridge.generation.hdf5 import Hdf5Episodes
+    from vla_training.evaluation.accuracy import Range, clipped_accuracy
 
     data, found = Hdf5Episodes(path), []
     statistics = next(iter(_policy.action_spaces.values()))["action"]

@@ -40,18 +40,18 @@ setup(
     entry_points={
         "ros2doctor.checks": ["VlaCheck = vla_inference.ros.doctor_check:VlaCheck"],
         "console_scripts": [
-            "command_node = vla_inference.nodes:command_node",
-            "ik_node = vla_inference.nodes:ik_node",
-            "inference_node = vla_inference.nodes:inference_node",
-            "camera_node = vla_inference.nodes:camera_node",
+            "command_node = vla_inference.ros.executables:command_node",
+            "ik_node = vla_inference.ros.executables:ik_node",
+            "inference_node = vla_inference.ros.executables:inference_node",
+            "camera_node = vla_inference.ros.executables:camera_node",
         ],
         "vla.verbs": [
-            "launch = vla_inference.cli_launch:launch",
-            "doctor = vla_inference.cli_doctor:doctor",
-            "info = vla_inference.cli_info:info",
-            "infer = vla_inference.cli_infer:infer",
-            "bench = vla_inference.cli_bench:bench",
-            "compile = vla_inference.cli_compile:compile_model",
+            "launch = vla_inference.cli.launch:launch",
+            "doctor = vla_inference.cli.doctor:doctor",
+            "info = vla_inference.cli.info:info",
+            "infer = vla_inference.cli.infer:infer",
+            "bench = vla_inference.cli.bench:bench",
+            "compile = vla_inference.cli.compile:compile_model",
         ],
     },
 )

@@ -29,7 +29,7 @@ setup(
     maintainer_email="maintainers@vla-ros2.invalid",
     python_requires=">=3.10",
     packages=find_packages(exclude=["test", "test.*"]),
-    package_data={PACKAGE: ["py.typed", "demonstrations/*"]},
+    package_data={PACKAGE: ["py.typed", "mimicgen/demonstrations/*"]},
     data_files=[
         ("share/ament_index/resource_index/packages", ["resource/" + PACKAGE]),
         ("share/" + PACKAGE, ["package.xml"]),
@@ -38,12 +38,12 @@ setup(
     zip_safe=False,
     entry_points={
         "console_scripts": [
-            "sim_node = vla_sim_bridge.nodes:sim_node",
+            "sim_node = vla_sim_bridge.ros.executables:sim_node",
         ],
         "vla.verbs": [
-            "generate = vla_sim_bridge.cli_generate:generate",
-            "rollout = vla_sim_bridge.cli:rollout",
-            "demo = vla_sim_bridge.cli:demo",
+            "generate = vla_sim_bridge.cli.generate:generate",
+            "rollout = vla_sim_bridge.cli.rollout:rollout",
+            "demo = vla_sim_bridge.cli.rollout:demo",
         ],
     },
 )

@@ -7,7 +7,7 @@ import pytest
 from demonstrations import psnr
 from elsewhere import elsewhere
 
-from vla_training.convert import convert
+from vla_training.conversion.convert import convert
 from vla_training.datasets import open_dataset
 
 PYTHON = "VLA_LEROBOT_PYTHON"

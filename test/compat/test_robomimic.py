@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 from elsewhere import elsewhere
 
-from vla_training.convert import convert
+from vla_training.conversion.convert import convert
 from vla_training.datasets import open_dataset
 
 PYTHON = "VLA_ROBOMIMIC_PYTHON"

@@ -13,9 +13,9 @@ import pytest
 from demonstrations import LENGTHS, SIZE
 from elsewhere import elsewhere, interpreter
 
-from vla_training.convert import convert
+from vla_training.conversion.convert import convert
+from vla_training.conversion.transform import ConvertConfig
 from vla_training.datasets import open_dataset
-from vla_training.episode_change import ConvertConfig
 
 PYTHON = "VLA_TF_PYTHON"
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from vla_inference.engines.cuda_head import CudaHead
-from vla_inference.engines.cuda_llama import CudaLlama
-from vla_inference.engines.cuda_vision import CudaTower
+from vla_inference.checkpoints.random_weights import random_policy
+from vla_inference.engines.cuda.head import CudaHead
+from vla_inference.engines.cuda.llama import CudaLlama
+from vla_inference.engines.cuda.vision import CudaTower
+from vla_inference.kernels.activation_quant import encode
 from vla_inference.kernels.attention import Attend, attend, attention
-from vla_inference.kernels.coded import CodedLaunch, gemv_coded
-from vla_inference.kernels.codes import encode
 from vla_inference.kernels.gemv import Launch, gemv
+from vla_inference.kernels.gemv_w4a8 import CodedLaunch, gemv_coded
 from vla_inference.kernels.layers import (
     Product,
     choose,
@@ -30,11 +31,10 @@ from vla_inference.kernels.layers import (
     silu_mul,
     split_heads,
 )
-from vla_inference.model.heads import L1ActionHead
-from vla_inference.model.llama import rotate
+from vla_inference.policies.openvla.heads import L1ActionHead
+from vla_inference.policies.openvla.llama import rotate
 from vla_inference.quantization import get_format
 from vla_inference.quantization.rounding import quantize_linear, quantize_model
-from vla_inference.random_checkpoint import random_policy
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EXACT = 2e-6  # float32 arithmetic

@@ -8,8 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vla_inference.actions import ActionTokens, Normalisation, find_statistics
 from vla_inference.errors import VlaError
+from vla_inference.policies.openvla.action_tokens import (
+    ActionTokens,
+    Normalisation,
+    find_statistics,
+)
 
 TOKENS = ActionTokens(32000)
 unit = st.floats(-1, 1, width=32)

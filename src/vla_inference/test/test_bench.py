@@ -9,9 +9,9 @@ import pytest
 
 from vla_inference.bench.ceilings import floor_ms
 from vla_inference.bench.speed import Plan, lines, run, table
-from vla_inference.cli_bench import bench
+from vla_inference.checkpoints.random_weights import random_policy, write_random_checkpoint
+from vla_inference.cli.bench import bench
 from vla_inference.errors import VlaError
-from vla_inference.random_checkpoint import random_policy, write_random_checkpoint
 
 
 def test_every_path_is_measured_on_the_same_inputs(tmp_path, capsys):

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vla_inference import cli_info
-from vla_inference.checkpoint import load_model
-from vla_inference.cli_output import plain
+from vla_inference.checkpoints.load import load_model
+from vla_inference.checkpoints.random_weights import HEADS, SIZES, TINY, write_random_checkpoint
+from vla_inference.cli import info
+from vla_inference.cli.output import plain
 from vla_inference.errors import CheckpointError, VlaError
-from vla_inference.model import ModelConfig
-from vla_inference.policy import Policy
-from vla_inference.random_checkpoint import HEADS, SIZES, TINY, write_random_checkpoint
+from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.policies.openvla.policy import Policy
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_weights_cut_short(folder, share):
     path.write_bytes(data[: int(share * len(data))])
     assert "model.safetensors cannot be read" in refusal(folder)
     with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
-        cli_info.describe(folder)
+        info.describe(folder)
 
 
 def test_weights_that_are_something_else(folder):
@@ -186,7 +186,7 @@ def test_statistics_spec_of_an_unknown_kind(tmp_path):
 
 
 def test_a_tokenizer_whose_ids_the_model_has_no_rows_for(folder):
-    from vla_inference.random_checkpoint import byte_tokenizer
+    from vla_inference.checkpoints.random_weights import byte_tokenizer
 
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens([f"word{i}" for i in range(600)])
@@ -221,7 +221,7 @@ def test_everybody_may_read_a_checkpoint(folder):
 @pytest.mark.parametrize("head", HEADS)
 def test_info_counts_what_the_model_has(tmp_path, head):
     folder = write_random_checkpoint(tmp_path, head=head)
-    d = cli_info.describe(folder)
+    d = info.describe(folder)
     assert d["parameters"] == sum(p.numel() for p in load_model(folder).parameters())
     assert sum(d["parts"].values()) == d["parameters"]
     assert d["head"]["chunk"] == HEADS[head].get("chunk", 1)
@@ -231,7 +231,7 @@ def test_info_counts_what_the_model_has(tmp_path, head):
         "name": "x", "unit": "m", "low": -0.02, "high": 0.02, "note": "",
     }  # fmt: skip
     json.dumps(plain(d))
-    text = cli_info.text(d)
+    text = info.text(d)
     assert "rad" in text and "unnorm_key 'random'" in text
 
 

@@ -10,11 +10,11 @@ from importlib.metadata import EntryPoint
 import numpy as np
 import pytest
 
-from vla_inference import cli
-from vla_inference.cli_compile import compile_model
-from vla_inference.cli_output import print_json
+from vla_inference.checkpoints.openvla_compat import checkpoint_name
+from vla_inference.cli import main
+from vla_inference.cli.compile import compile_model
+from vla_inference.cli.output import print_json
 from vla_inference.errors import ObservationError, VlaError
-from vla_inference.published import checkpoint_name
 from vla_inference.types import check_instruction
 
 
@@ -58,34 +58,34 @@ def verbs(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     points = {
-        name: EntryPoint(name, f"fakepkg.{module}:{name}", cli.GROUP)
+        name: EntryPoint(name, f"fakepkg.{module}:{name}", main.GROUP)
         for name, module in {"greet": "verbs", "fail": "verbs", "rollout": "heavy"}.items()
     }
-    monkeypatch.setattr(cli, "find_verbs", lambda: points)
+    monkeypatch.setattr(main, "find_verbs", lambda: points)
     yield points
     for name in [m for m in sys.modules if m.startswith("fakepkg")]:
         del sys.modules[name]
 
 
 def test_help_lists_verbs_by_package_without_importing_them(verbs, capsys):
-    assert cli.main(["--help"]) == 0
+    assert main.main(["--help"]) == 0
     out = capsys.readouterr().out
     assert "fakepkg\n" in out and "greet    Greet somebody.\n" in out and "Roll out." in out
     assert not any(m.startswith("fakepkg") for m in sys.modules)
 
 
 def test_no_verb_is_a_mistake_that_shows_the_help(verbs, capsys):
-    assert cli.main([]) == 2
+    assert main.main([]) == 2
     assert "greet" in capsys.readouterr().out
 
 
 def test_an_unknown_verb_gets_suggestions(verbs, capsys):
-    assert cli.main(["rolout"]) == 2
+    assert main.main(["rolout"]) == 2
     assert capsys.readouterr().err == ("vla: there is no verb 'rolout'; did you mean rollout?\n")
 
 
 def test_only_the_chosen_verb_is_imported(verbs, capsys):
-    assert cli.main(["greet", "you", "--times", "2"]) == 0
+    assert main.main(["greet", "you", "--times", "2"]) == 0
     assert capsys.readouterr().out == "hello hello you\n"
     assert "fakepkg.heavy" not in sys.modules
 
@@ -104,25 +104,25 @@ def test_only_the_chosen_verb_is_imported(verbs, capsys):
     ],
 )
 def test_mistakes_are_one_line_and_a_status(verbs, capsys, words, status, says):
-    assert cli.main(words) == status
+    assert main.main(words) == status
     err = capsys.readouterr().err
     assert err.startswith(says) and len(err.splitlines()) == bool(says)
 
 
 def test_a_bug_shows_its_traceback_and_a_line(verbs, capsys):
-    assert cli.main(["fail", "--how", "bug"]) == 1
+    assert main.main(["fail", "--how", "bug"]) == 1
     err = capsys.readouterr().err
     assert "Traceback" in err and err.splitlines()[-1].startswith("vla fail: unexpected Zero")
 
 
 def test_debug_adds_the_traceback(verbs, capsys, monkeypatch):
     monkeypatch.setenv("VLA_DEBUG", "1")
-    assert cli.main(["fail"]) == 2
+    assert main.main(["fail"]) == 2
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_verb_help_tells_options_and_defaults(verbs, capsys):
-    assert cli.main(["greet", "--help"]) == 0
+    assert main.main(["greet", "--help"]) == 0
     out = capsys.readouterr().out
     assert "vla greet" in out and "how often" in out and "default: 1" in out
 
@@ -145,7 +145,7 @@ def test_json_holds_plain_values_only(capsys):
     ],
 )
 def test_several_words_after_an_option_that_takes_a_list_are_one(words, joined):
-    assert cli.join_words(words.split(), {"--tasks", "--camera-names"}) == joined.split()
+    assert main.join_words(words.split(), {"--tasks", "--camera-names"}) == joined.split()
 
 
 def test_an_instruction_that_is_no_text_is_one_line():
@@ -155,7 +155,7 @@ def test_an_instruction_that_is_no_text_is_one_line():
 
 def test_compiling_without_the_compiler_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tvm", None)
-    monkeypatch.delitem(sys.modules, "vla_inference.engines.tvm_model", raising=False)
+    monkeypatch.delitem(sys.modules, "vla_inference.engines.tvm.model", raising=False)
     with pytest.raises(VlaError, match=r"TVM is not installed .*; pip install -r requirements"):
         compile_model(str(tmp_path), "tvm", tmp_path / "out", target="llvm")
 

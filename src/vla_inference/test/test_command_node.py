@@ -21,8 +21,8 @@ from rclpy.time import Time
 from std_msgs.msg import Empty, Float64MultiArray
 from std_srvs.srv import SetBool
 
-from vla_inference.command_node import CommandNode
 from vla_inference.ros import qos
+from vla_inference.ros.command.node import CommandNode
 from vla_inference.ros.lifecycle import SUCCESS
 from vla_inference.ros.messages import chunk_to_msg
 from vla_inference.types import ActionChunk, eef_delta_spec

@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla_inference.actions import unit_statistics
-from vla_inference.engines import Engine, cpu, make_engine
-from vla_inference.engines.cpu import CpuEngine
-from vla_inference.engines.cpu_product import Product, packs
-from vla_inference.policy import Policy
-from vla_inference.quantization import QuantLinear, get_format
-from vla_inference.random_checkpoint import (
+from vla_inference.checkpoints.random_weights import (
     HEADS,
     STATISTICS,
     TINY,
@@ -23,6 +17,13 @@ from vla_inference.random_checkpoint import (
     random_config,
     random_model,
 )
+from vla_inference.engines import Engine, make_engine
+from vla_inference.engines.cpu import engine as cpu
+from vla_inference.engines.cpu.engine import CpuEngine
+from vla_inference.engines.cpu.linear import Product, packs
+from vla_inference.policies.openvla.action_tokens import unit_statistics
+from vla_inference.policies.openvla.policy import Policy
+from vla_inference.quantization import QuantLinear, get_format
 from vla_inference.types import Observation
 
 STACK_SMALL = Path(__file__).parents[3] / "models" / "stack-small"

@@ -7,8 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from vla_inference import doctor
-from vla_inference.doctor import ERROR, OK, WARN, examine
+from vla_inference.cli import machine_checks
+from vla_inference.cli.machine_checks import ERROR, OK, WARN, examine
 
 
 def level(findings, name: str) -> tuple[str, str]:
@@ -31,7 +31,7 @@ def machine(tmp_path):
 def test_a_machine_in_order(machine, monkeypatch):
     monkeypatch.setenv("ROS_DOMAIN_ID", "17")
     findings = examine(root=machine)
-    assert {f.name for f in findings} == set(doctor.CHECKS)
+    assert {f.name for f in findings} == set(machine_checks.CHECKS)
     assert [f for f in findings if f.level != OK] == []
 
 

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vla_inference.checkpoints.random_weights import random_policy, write_random_checkpoint
 from vla_inference.engines import make_engine
 from vla_inference.engines.base import Engine
 from vla_inference.errors import VlaError
-from vla_inference.policy import Policy
-from vla_inference.random_checkpoint import random_policy, write_random_checkpoint
+from vla_inference.policies.openvla.policy import Policy
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.engines import usual_engine
 from vla_inference.errors import VlaError
-from vla_inference.policy import Policy
+from vla_inference.policies.openvla.policy import Policy
 from vla_inference.quantization import get_format
 from vla_inference.quantization.write import quantize_checkpoint
-from vla_inference.random_checkpoint import write_random_checkpoint
 from vla_inference.types import Observation
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from vla_inference import files
 from vla_inference.errors import VlaError
-from vla_inference.files import FileLock, Staged, whole_file, writable, write_whole
+from vla_inference.system import files
+from vla_inference.system.files import FileLock, Staged, whole_file, writable, write_whole
 
 WRITER = """
 import sys, time
-from vla_inference.files import Staged
+from vla_inference.system.files import Staged
 staged = Staged(sys.argv[1])
 staged.staged.write_text("half")
 print("ready", flush=True)
@@ -53,7 +53,8 @@ def test_a_killed_writer_s_leftover_goes_and_a_live_one_s_stays(tmp_path):
 
 def test_a_lock_is_one_process_s_and_ends_with_it(tmp_path):
     path = tmp_path / "lock"
-    code = "import sys,time; from pathlib import Path; from vla_inference.files import FileLock\n"
+    code = "import sys, time; from pathlib import Path\n"
+    code += "from vla_inference.system.files import FileLock\n"
     code += "lock = FileLock(Path(sys.argv[1])); print('ready', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"ready\n"

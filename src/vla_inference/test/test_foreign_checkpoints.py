@@ -12,13 +12,13 @@ import torch
 from foreign_checkpoints import edit_json, oft, published, statistics
 from safetensors.torch import load_file, save_file
 
-from vla_inference import cli_info
-from vla_inference.checkpoint import load_config
+from vla_inference.checkpoints.load import load_config
+from vla_inference.checkpoints.random_weights import TINY
+from vla_inference.cli import info
 from vla_inference.errors import CheckpointError, ObservationError, VlaError
-from vla_inference.model import ModelConfig
-from vla_inference.oft_settings import Settings, of_name
-from vla_inference.policy import Policy
-from vla_inference.random_checkpoint import TINY
+from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.policies.openvla.oft_settings import Settings, of_name
+from vla_inference.policies.openvla.policy import Policy
 from vla_inference.types import Observation
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
@@ -31,7 +31,7 @@ RUN = (
 def refusal(folder: Path) -> str:
     """The one sentence that `vla info` and loading both end with."""
     with pytest.raises(CheckpointError) as by_info:
-        cli_info.describe(folder)
+        info.describe(folder)
     with pytest.raises(CheckpointError) as by_loading:
         Policy.from_pretrained(folder, device="cpu")
     assert str(by_info.value) == str(by_loading.value)
@@ -169,7 +169,7 @@ def test_the_statistics_tell_how_long_an_action_is(tmp_path, size):
     assert chunk.actions.shape == (1, size) and len(chunk.spec) == size
     alone = policy.predict_action(IMAGE, "pick up the cup", action_space="normalized")
     np.testing.assert_allclose(alone.actions[0, :-1], chunk.actions[0, :-1], atol=1e-6)
-    space = cli_info.describe(folder)["action_spaces"]["my_arm"]
+    space = info.describe(folder)["action_spaces"]["my_arm"]
     assert len(space["dimensions"]) == size
     streamed = []
     policy.predict_action(IMAGE, "pick up the cup", stream=streamed.append)
@@ -259,7 +259,7 @@ def test_as_many_key_heads_as_heads_where_nobody_says_otherwise():
 def test_what_changes_the_network_changes_the_answer(tmp_path, key, value):
     """Each against transformers' own Llama: what is read is read as it is meant."""
     transformers = pytest.importorskip("transformers")
-    from vla_inference.random_checkpoint import random_config, random_model
+    from vla_inference.checkpoints.random_weights import random_config, random_model
 
     raw = random_config("tiny", "tokens")
     raw["text_config"] |= {key: value}
@@ -285,7 +285,7 @@ def test_one_camera_and_a_state_are_told_by_the_run_s_name(tmp_path):
     assert policy.predict_action(seen(1, 8)).actions.shape == (8, 7)
     with pytest.raises(ObservationError, match=r"needs 1 pictures, got 2 \(camera_0, camera_1\)"):
         policy.predict_action(seen(2, 8))
-    assert cli_info.describe(folder)["images"] == 1
+    assert info.describe(folder)["images"] == 1
 
 
 def test_two_cameras_without_a_state_are_told_by_the_run_s_name(tmp_path):

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from vla_inference import hub
+from vla_inference.checkpoints import hub
+from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.errors import CheckpointError
-from vla_inference.policy import Policy
-from vla_inference.random_checkpoint import write_random_checkpoint
+from vla_inference.policies.openvla.policy import Policy
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_a_mistyped_path_is_no_question_to_the_network(tmp_path, monkeypatch, fa
 
 def test_without_a_network_one_line_comes_at_once(tmp_path):
     """Of the real huggingface_hub, whose own retries took half a minute and eleven lines."""
-    code = "from vla_inference.cli import main; main(['info', 'some/model-of-nobody'])"
+    code = "from vla_inference.cli.main import main; main(['info', 'some/model-of-nobody'])"
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60

@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 from sensor_msgs.msg import CompressedImage, Image
 
 from vla_inference.errors import ObservationError
-from vla_inference.image_messages import (
+from vla_inference.inputs.image_messages import (
     BGR,
     ENCODINGS,
     GREY,

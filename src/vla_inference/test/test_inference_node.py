@@ -18,10 +18,11 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
-from vla_inference.image_messages import image_to_rgb
-from vla_inference.random_checkpoint import write_random_checkpoint
-from vla_inference.ros import instruction_ears, qos
+from vla_inference.checkpoints.random_weights import write_random_checkpoint
+from vla_inference.inputs.image_messages import image_to_rgb
+from vla_inference.ros import qos
 from vla_inference.ros.images import rgb_to_compressed, rgb_to_image
+from vla_inference.ros.inference import instruction_subscriber
 from vla_msgs.msg import ActionChunk
 
 try:
@@ -298,7 +299,7 @@ def test_both_kinds_of_publishers_are_heard_once(shared, profile):
 
 def test_ros2_topic_pub_is_heard_without_a_warning_on_either_side(graph, monkeypatch):
     """Its publisher is volatile; a latching one beside it is left in peace after a while."""
-    monkeypatch.setattr(instruction_ears, "STAY", 0.3)
+    monkeypatch.setattr(instruction_subscriber, "STAY", 0.3)
     g = graph(instruction="")
     told = []
     events = PublisherEventCallbacks(incompatible_qos=told.append)
@@ -484,7 +485,7 @@ def start():
 
         def node(*parameters: str):
             words = [word for p in parameters for word in ("-p", p)]
-            return run("-m", "vla_inference.inference_node", "--ros-args", *words)
+            return run("-m", "vla_inference.ros.inference.node", "--ros-args", *words)
 
         yield node
 

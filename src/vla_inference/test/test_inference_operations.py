@@ -15,10 +15,10 @@ from rclpy.parameter import Parameter
 from rclpy.time import Time
 from sensor_msgs.msg import Image, JointState
 
-from vla_inference.random_checkpoint import STATISTICS, write_random_checkpoint
+from vla_inference.checkpoints.random_weights import STATISTICS, write_random_checkpoint
 from vla_inference.ros import qos
 from vla_inference.ros.images import rgb_to_image
-from vla_inference.ros.inference_parameters import AT_ONCE
+from vla_inference.ros.inference.parameters import AT_ONCE
 from vla_inference.types import Observation
 from vla_msgs.msg import ModelInfo
 from vla_msgs.srv import LoadModel

@@ -10,13 +10,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from vla_inference.checkpoints.confined import find_model
 from vla_inference.errors import ObservationError, VlaError
-from vla_inference.frozen import FrozenWatch
-from vla_inference.history import History
-from vla_inference.joint_memory import MAX_APART, SET_BACK, JointMemory, positions_at
-from vla_inference.model_root import find_model
-from vla_inference.robot_state import QuaternionSign, StateLayout, axis_angle
-from vla_inference.synchronise import DEPTH, Synchroniser
+from vla_inference.inputs.frozen_camera import FrozenWatch
+from vla_inference.inputs.history import History
+from vla_inference.inputs.joint_memory import MAX_APART, SET_BACK, JointMemory, positions_at
+from vla_inference.inputs.robot_state import QuaternionSign, StateLayout, axis_angle
+from vla_inference.inputs.synchronise import DEPTH, Synchroniser
 
 MILLISECONDS = st.integers(0, 3000)
 CALM = settings(deadline=None, max_examples=60)  # how long an example takes says nothing here

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from vla_inference import interrupts
-from vla_inference.worker_pool import WorkerPool
+from vla_inference.system import interrupts
+from vla_inference.system.worker_pool import WorkerPool
 
 IMPORTING = """
 import sys, time
-from vla_inference.interrupts import node_process
+from vla_inference.system.interrupts import node_process
 sys.path.insert(0, {folder!r})
 node_process("slow_node")()
 """
@@ -36,7 +36,7 @@ def main():
 POOL = """
 import contextlib, multiprocessing, time
 from vla_inference import interrupts
-from vla_inference.worker_pool import WorkerPool
+from vla_inference.system.worker_pool import WorkerPool
 
 def main():
     with contextlib.closing(WorkerPool(2)) as pool:

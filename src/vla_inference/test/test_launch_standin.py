@@ -17,7 +17,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_inference.cli_launch import split_arguments
+from vla_inference.cli.launch import split_arguments
 from vla_inference.errors import VlaError
 from vla_inference.launch_standin import read_launch_file, run
 from vla_inference.launch_standin.parameters import parameter_value, write_parameters

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_inference.mailbox import Mailbox
-from vla_inference.watch import Watch, percentile
-from vla_inference.worker import Worker
+from vla_inference.serving.latest_value import Mailbox
+from vla_inference.serving.rate_meter import Watch, percentile
+from vla_inference.serving.worker import Worker
 
 
 @given(st.lists(st.sampled_from(["put", "take"])))

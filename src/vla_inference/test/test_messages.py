@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vla_inference.action_specs import KNOWN
 from vla_inference.errors import VlaError
+from vla_inference.policies.action_specs import KNOWN
 from vla_inference.ros.messages import chunk_to_msg, msg_to_chunk, steps_to_chunk
 from vla_inference.types import ActionChunk, ActionSpec, DimSpec, eef_delta_spec
 

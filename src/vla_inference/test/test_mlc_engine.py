@@ -16,12 +16,12 @@ import pytest
 import torch
 from without_compiler import answers, answers_without_compiler
 
-from vla_inference.checkpoint import load_model
+from vla_inference.checkpoints.load import load_model
+from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.engines import make_engine
 from vla_inference.engines.compiled import Tensors
 from vla_inference.errors import VlaError
-from vla_inference.policy import Policy
-from vla_inference.random_checkpoint import write_random_checkpoint
+from vla_inference.policies.openvla.policy import Policy
 
 pytest.importorskip("tvm", reason="needs requirements/tvm.txt")
 import tvm
@@ -30,9 +30,10 @@ from tvm.contrib import tvmjs
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
-from vla_inference.engines import mlc_compile, tvm_build
-from vla_inference.engines.tvm_compile import sources
-from vla_inference.engines.tvm_model import Decoder, Linear, Weights
+from vla_inference.engines.mlc import compile
+from vla_inference.engines.tvm import build
+from vla_inference.engines.tvm.compile import sources
+from vla_inference.engines.tvm.model import Decoder, Linear, Weights
 from vla_inference.quantization.linear import pack
 
 GROUP, TOP = 32, 7  # q4*_1: nibbles 0 .. 14 stand for -7 .. 7
@@ -76,9 +77,9 @@ def made(tmp_path_factory):
     model = load_model(checkpoint)
     llm = model.config.llm
     llama = MlcLlama(llm, Weights("float32", GROUP, TOP))
-    target = tvm_build.make_target("llvm")
-    mod, names = tvm_build.lower(llama, llama.spec(), target)
-    mod = tvm_build.add_cache(mod, llm, "float32", target)
+    target = build.make_target("llvm")
+    mod, names = build.lower(llama, llama.spec(), target)
+    mod = build.add_cache(mod, llm, "float32", target)
     state, parameters = model.state_dict(), {}
     for name in names:
         if name.endswith(".q_scale"):
@@ -113,7 +114,7 @@ def made(tmp_path_factory):
     builder = relax.BlockBuilder(mod)
     with builder.function("_metadata", params=[]):
         builder.emit_func_output(tvm.ir.StringImm(json.dumps(metadata)))
-    tvm_build.finish(builder.finalize(), target, folder / "lib.so", shutil.which("g++"))
+    build.finish(builder.finalize(), target, folder / "lib.so", shutil.which("g++"))
     arrays = {k: v.numpy() for k, v in parameters.items()}
     tvmjs.dump_tensor_cache(arrays, str(folder), encode_format="raw", show_progress=False)
     return checkpoint, folder, model
@@ -229,7 +230,7 @@ def test_mlc_llm_is_driven_to_a_folder_that_runs(made, tmp_path, monkeypatch):
     checkpoint, folder, model = made
     log = stand_in(tmp_path, monkeypatch, folder)
     out = tmp_path / "out"
-    record = mlc_compile.compile_checkpoint(checkpoint, out, quantization="q4f32_1")
+    record = compile.compile_checkpoint(checkpoint, out, quantization="q4f32_1")
     verbs = [line.split()[0] for line in log.read_text().splitlines()]
     assert verbs == ["convert_weight", "gen_config", "compile"]
     llama = json.loads(Path(f"{log}.config").read_text())
@@ -249,9 +250,9 @@ def test_what_mlc_llm_cannot_do_leaves_nothing(made, tmp_path, monkeypatch):
     checkpoint, folder, _ = made
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(VlaError, match="mlc_llm is not installed"):
-        mlc_compile.compile_checkpoint(checkpoint, tmp_path / "out")
+        compile.compile_checkpoint(checkpoint, tmp_path / "out")
     monkeypatch.undo()
     stand_in(tmp_path, monkeypatch, folder, status=3)
     with pytest.raises(VlaError, match="convert_weight ended with status 3"):
-        mlc_compile.compile_checkpoint(checkpoint, tmp_path / "out")
+        compile.compile_checkpoint(checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from vla_inference.actions import find_statistics
+from vla_inference.checkpoints.random_weights import HEADS, STATISTICS, write_random_checkpoint
 from vla_inference.errors import ObservationError, VlaError
-from vla_inference.policy import Policy
-from vla_inference.random_checkpoint import HEADS, STATISTICS, write_random_checkpoint
+from vla_inference.policies.openvla.action_tokens import find_statistics
+from vla_inference.policies.openvla.policy import Policy
 from vla_inference.types import Observation
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vla_inference.model import ModelConfig
-from vla_inference.preprocess import (
+from vla_inference.checkpoints.random_weights import TINY
+from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.policies.openvla.preprocessing import (
     PicturePreprocessor,
     center_crop,
     letterbox,
     shortest_edge,
 )
-from vla_inference.random_checkpoint import TINY
 
 RNG = np.random.default_rng(0)
 sides = st.integers(16, 200)

@@ -15,17 +15,17 @@ import torch
 from foreign_checkpoints import edit_json, oft
 from safetensors.torch import load_file, save_file
 
-from vla_inference import cli_info
-from vla_inference.checkpoint import load_config, load_model
-from vla_inference.errors import CheckpointError
-from vla_inference.model import ModelConfig
-from vla_inference.policy import Policy
-from vla_inference.random_checkpoint import (
+from vla_inference.checkpoints.load import load_config, load_model
+from vla_inference.checkpoints.random_weights import (
     SIZES,
     STATISTICS,
     random_config,
     write_random_checkpoint,
 )
+from vla_inference.cli import info
+from vla_inference.errors import CheckpointError
+from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.policies.openvla.policy import Policy
 from vla_inference.types import Observation
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
@@ -66,7 +66,7 @@ def test_an_oft_checkpoint_is_told_by_its_name_and_the_files_beside_its_shards(t
     }  # fmt: skip
     seen = Observation({"a": PICTURE, "b": PICTURE[::-1].copy()}, "lift it", np.zeros(8))
     np.testing.assert_array_equal(b.predict_action(seen).actions, a.predict_action(seen).actions)
-    text = cli_info.text(cli_info.describe(split))
+    text = info.text(info.describe(split))
     assert "assumed     action_head.chunk 8" in text
 
 
@@ -328,7 +328,7 @@ def test_a_lora_adapter_is_told_what_it_is(tmp_path):
 
 MEMORY = """
 import sys, torch
-from vla_inference.checkpoint import load_model
+from vla_inference.checkpoints.load import load_model
 def status(field):
     lines = open("/proc/self/status").read().splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))

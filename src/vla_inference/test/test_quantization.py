@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vla_inference import cli_info
-from vla_inference.checkpoint import load_model
+from vla_inference.checkpoints.load import load_model
+from vla_inference.checkpoints.random_weights import SMALL, random_policy, write_random_checkpoint
+from vla_inference.cli import info
 from vla_inference.errors import CheckpointError, VlaError
-from vla_inference.model_thread import ModelSettings, load_policy
-from vla_inference.policy import Policy
+from vla_inference.policies.openvla.policy import Policy
 from vla_inference.quantization import FORMATS, QuantLinear, get_format
 from vla_inference.quantization.calibration import Calibrator, LayerByLayer
 from vla_inference.quantization.formats import ALIASES
@@ -25,7 +25,7 @@ from vla_inference.quantization.gptq import gptq_linear
 from vla_inference.quantization.linear import interleave, pack, unpack
 from vla_inference.quantization.rounding import quantize_linear, quantize_model
 from vla_inference.quantization.write import quantize_checkpoint
-from vla_inference.random_checkpoint import SMALL, random_policy, write_random_checkpoint
+from vla_inference.serving.model_thread import ModelSettings, load_policy
 from vla_inference.types import Observation
 
 
@@ -196,9 +196,9 @@ def test_a_quantised_checkpoint_is_the_model_quantised(folder, tmp_path, name):
         assert np.array_equal(policy.predict_action(seen).tokens, want)
     about = json.loads((tmp_path / "q" / "config.json").read_text())["quantization"]
     assert about["format"] == name and about["modules"] == ["language_model.model.layers"]
-    told = cli_info.describe(tmp_path / "q")
-    assert told["parameters"] == cli_info.describe(folder)["parameters"]
-    assert f"the language model's layers, {name}" in cli_info.text(told)
+    told = info.describe(tmp_path / "q")
+    assert told["parameters"] == info.describe(folder)["parameters"]
+    assert f"the language model's layers, {name}" in info.text(told)
     assert not [p for p in tmp_path.iterdir() if p.name != "q"]
 
 

@@ -17,11 +17,16 @@ import numpy as np
 import pytest
 import torch
 
-from vla_inference.actions import ActionTokens, Normalisation, find_statistics
-from vla_inference.model import VLA, ModelConfig
-from vla_inference.model.llama import RMSNorm
-from vla_inference.prediction import OFT_EPSILON
-from vla_inference.preprocess import PicturePreprocessor, PromptTokenizer
+from vla_inference.policies.openvla.action_tokens import (
+    ActionTokens,
+    Normalisation,
+    find_statistics,
+)
+from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.policies.openvla.llama import RMSNorm
+from vla_inference.policies.openvla.model import VLA
+from vla_inference.policies.openvla.prediction import OFT_EPSILON
+from vla_inference.policies.openvla.preprocessing import PicturePreprocessor, PromptTokenizer
 
 DATA = Path(__file__).parent / "data"
 OPENVLA, OFT = DATA / "openvla", DATA / "openvla_oft"

@@ -18,16 +18,16 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, Image
 
-from vla_inference import sources
-from vla_inference.camera_node import CameraNode
-from vla_inference.cli_infer import infer
+from vla_inference.checkpoints.random_weights import write_random_checkpoint
+from vla_inference.cli.infer import infer
 from vla_inference.errors import DataError, ObservationError, VlaError
-from vla_inference.image_messages import compressed_to_rgb, image_to_rgb
-from vla_inference.pictures import read_picture
-from vla_inference.policy import Policy
-from vla_inference.random_checkpoint import write_random_checkpoint
+from vla_inference.inputs import video_sources
+from vla_inference.inputs.image_files import read_picture
+from vla_inference.inputs.image_messages import compressed_to_rgb, image_to_rgb
+from vla_inference.inputs.video_sources import VideoSource, open_source
+from vla_inference.policies.openvla.policy import Policy
 from vla_inference.ros import qos
-from vla_inference.sources import VideoSource, open_source
+from vla_inference.ros.camera_node import CameraNode
 
 PATIENCE = 30.0
 
@@ -208,7 +208,7 @@ def test_a_live_source_hands_out_the_newest_and_tells_its_end(video):
 
 
 def test_a_silent_live_source_is_given_up(video, monkeypatch):
-    monkeypatch.setattr(sources, "TIMEOUT", 0.2)
+    monkeypatch.setattr(video_sources, "TIMEOUT", 0.2)
     source = VideoSource(str(video), live=True)
     monkeypatch.setattr(source, "_decode", lambda: iter(lambda: time.sleep(0.5), 0))
     with pytest.raises(DataError, match=r"no picture for 0\.2 s"):

@@ -15,21 +15,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from without_compiler import answers, answers_without_compiler
 
-from vla_inference.checkpoint import load_model
+from vla_inference.checkpoints.load import load_model
+from vla_inference.checkpoints.random_weights import TINY, random_tensors, write_random_checkpoint
 from vla_inference.engines import make_engine
 from vla_inference.errors import VlaError
-from vla_inference.model import VLA, ModelConfig
-from vla_inference.policy import Policy
+from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.policies.openvla.model import VLA
+from vla_inference.policies.openvla.policy import Policy
 from vla_inference.quantization import get_format
 from vla_inference.quantization.rounding import quantize_model
-from vla_inference.random_checkpoint import TINY, random_tensors, write_random_checkpoint
 from vla_inference.types import Observation
 
 pytest.importorskip("tvm", reason="needs requirements/tvm.txt")
-from vla_inference.engines import tvm_compile, tvm_runtime
 from vla_inference.engines.base import Engine
 from vla_inference.engines.compiled import RECORD
-from vla_inference.engines.tvm_engine import TvmLanguage
+from vla_inference.engines.tvm import compile, runtime
+from vla_inference.engines.tvm.engine import TvmLanguage
 
 STACK_SMALL = Path(__file__).parents[3] / "models" / "stack-small"
 # The language model of the reference outputs of the original code (data/openvla/README.md).
@@ -46,7 +47,7 @@ def one_thread():
 
 
 def compile_to(folder: Path, checkpoint: Path, quantization: str, **more) -> Path:
-    tvm_compile.compile_checkpoint(
+    compile.compile_checkpoint(
         checkpoint, folder, target="llvm", quantization=quantization, **more
     )
     return folder
@@ -80,14 +81,14 @@ def reference_model() -> VLA:
 def test_tokens_of_200_contexts_on_the_reference_shape(tmp_path):
     model = reference_model()
     llm = model.config.llm
-    record = tvm_compile.compile_library(llm, "float32", "llvm", tmp_path)
-    tvm_compile.write_record(tmp_path, record, [record["library"]])
-    weights = tvm_compile.weights_of("float32", "llvm", llm)
+    record = compile.compile_library(llm, "float32", "llvm", tmp_path)
+    compile.write_record(tmp_path, record, [record["library"]])
+    weights = compile.weights_of("float32", "llvm", llm)
     state = model.state_dict()
     parameters: dict[str, torch.Tensor] = {}
     for entry in record["parameters"]:
         shape = (tuple(entry["shape"]), entry["dtype"])
-        parameters |= dict(tvm_compile.make(entry["name"], shape, state, None, weights))
+        parameters |= dict(compile.make(entry["name"], shape, state, None, weights))
     language = TvmLanguage(tmp_path, "cpu", model.config, parameters=parameters)
     engine = Engine(model, language=language)
     generator = torch.Generator().manual_seed(0)
@@ -161,13 +162,13 @@ def test_codes_of_a_quantised_checkpoint_are_taken_as_they_are(tiny):
     for entry in record["parameters"]:
         if entry["name"].endswith("q_weight") and ".layers.0." in entry["name"]:
             given = (tuple(entry["shape"]), entry["dtype"])
-            for name, tensor in tvm_compile.make(entry["name"], given, state, None, None):
+            for name, tensor in compile.make(entry["name"], given, state, None, None):
                 torch.testing.assert_close(
                     tensor.view(torch.uint8), written[name].view(torch.uint8), atol=0, rtol=0
                 )
     with pytest.raises(VlaError, match="own int4 format"):
         name = "model.layers.0.mlp.down_proj.weight"
-        list(tvm_compile.make(name, ((32, 64), "float32"), state, None, None))
+        list(compile.make(name, ((32, 64), "float32"), state, None, None))
 
 
 @torch.inference_mode()
@@ -183,7 +184,7 @@ def test_a_folder_compiled_anew_is_linked_and_loaded_anew(tiny, tmp_path, monkey
     with pytest.raises(VlaError, match="is there already"):
         compile_to(folder, checkpoint, "float32")
     with monkeypatch.context() as machine:  # without a linker, as for a foreign host
-        machine.setattr(tvm_compile.shutil, "which", lambda name: None)
+        machine.setattr(compile.shutil, "which", lambda name: None)
         compile_to(folder, checkpoint, "float32", overwrite=True)
     assert list(folder.glob("*.tar")) and not list(folder.glob("*.so"))
     exact, _ = make_engine(f"tvm:{folder}", model).prefill(x)
@@ -199,16 +200,16 @@ def test_a_machine_without_the_compiler_answers_alike(tiny):
 
 
 def test_what_keeps_cuda_from_being_loaded_is_named(monkeypatch, tmp_path):
-    tvm = tvm_runtime.import_runtime()
+    tvm = runtime.import_runtime()
     if tvm.get_global_func("device_api.cuda", allow_missing=True):
         pytest.skip("TVM's CUDA runtime is loaded here")
     libraries = dict(tvm.base._LOADED_LIBS)
     monkeypatch.setattr(tvm.base, "_LOADED_LIBS", libraries)
     with pytest.raises(VlaError, match=r"cannot be loaded \(libcu.*\.so.*LD_LIBRARY_PATH"):
-        tvm_runtime.import_runtime("cuda:0")
+        runtime.import_runtime("cuda:0")
     libraries["tvm_runtime"] = SimpleNamespace(_name=str(tmp_path / "libtvm_runtime.so"))
     with pytest.raises(VlaError, match=r"there is no libtvm_runtime_cuda\.so"):
-        tvm_runtime.import_runtime("cuda")
+        runtime.import_runtime("cuda")
 
 
 def change(**fields):
@@ -279,7 +280,7 @@ def test_a_folder_that_does_not_fit_is_named(tiny, tmp_path, damage, words):
 )
 def test_what_cannot_be_compiled_is_refused_and_leaves_nothing(tmp_path, options, words):
     with pytest.raises(VlaError, match=words):
-        tvm_compile.compile_checkpoint(STACK_SMALL, tmp_path / "out", **options)
+        compile.compile_checkpoint(STACK_SMALL, tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())
 
 
@@ -295,7 +296,7 @@ def test_engines_by_name(name):
 def test_for_a_jetson_without_one(tmp_path, chip):
     llm = dataclasses.replace(ModelConfig.from_json(TINY).llm, hidden_size=256, vocab_size=320)
     llm = dataclasses.replace(llm, intermediate_size=512)
-    record = tvm_compile.compile_library(
+    record = compile.compile_library(
         llm, "int4-g32", f"cuda:{chip}", tmp_path, host="aarch64-linux-gnu"
     )
     library = tmp_path / record["library"]

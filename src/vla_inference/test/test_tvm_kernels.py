@@ -17,13 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from vla_inference.checkpoints.random_weights import TINY
 from vla_inference.errors import CheckpointError
-from vla_inference.model import ModelConfig
-from vla_inference.random_checkpoint import TINY
+from vla_inference.policies.openvla.config import ModelConfig
 
 pytest.importorskip("tvm", reason="needs requirements/tvm.txt")
-from vla_inference.engines import tvm_compile, tvm_engine, tvm_kernels
 from vla_inference.engines.compiled import RECORD, host_triple, write_record
+from vla_inference.engines.tvm import compile, engine
+from vla_inference.engines.tvm import kernels as tvm_kernels
 
 CONFIG = ModelConfig.from_json(TINY)
 CHIPS = ("sm_87", "sm_90")
@@ -42,7 +43,7 @@ def compiled(tmp_path_factory):
     found = {}
     for chip in CHIPS:
         found[chip] = folder = tmp_path_factory.mktemp(chip)
-        record = tvm_compile.compile_library(
+        record = compile.compile_library(
             CONFIG.llm, "float16", f"cuda:{chip}", folder, decoding="parallel"
         )
         write_record(folder, record, tvm_kernels.library_files(record))
@@ -74,8 +75,8 @@ def test_machine_code_for_the_chip_lies_beside_the_library(compiled, chip):
 IN_A_PROCESS = """
 import json, sys
 from pathlib import Path
-from vla_inference.engines import tvm_runtime as r
-from vla_inference.engines.tvm_kernels import CALLBACK, read_kernels
+from vla_inference.engines.tvm import runtime as r
+from vla_inference.engines.tvm.kernels import CALLBACK, read_kernels
 from vla_inference.errors import VlaError
 folder, source, device = Path(sys.argv[1]), Path(sys.argv[2]).read_text(), sys.argv[3]
 record = json.loads((folder / "engine.json").read_text())
@@ -170,7 +171,7 @@ def folder(tmp_path, monkeypatch):
         "kernels": kernels,
     }
     write_record(tmp_path, record, tvm_kernels.library_files(record))
-    monkeypatch.setattr(tvm_engine, "chip", lambda device: "cuda:sm_90")
+    monkeypatch.setattr(engine, "chip", lambda device: "cuda:sm_90")
     return tmp_path
 
 
@@ -209,4 +210,4 @@ def forget(folder: Path) -> None:
 def test_damaged_kernels_are_named(folder, damage, words):
     damage(folder)
     with pytest.raises(CheckpointError, match=words):
-        tvm_engine.TvmLanguage(folder, "cpu", CONFIG)
+        engine.TvmLanguage(folder, "cpu", CONFIG)

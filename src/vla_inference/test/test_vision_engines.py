@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 import torch
 
+from vla_inference.checkpoints.random_weights import TINY, write_random_checkpoint
 from vla_inference.engines import compiled
 from vla_inference.errors import VlaError
-from vla_inference.policy import Policy
-from vla_inference.random_checkpoint import TINY, write_random_checkpoint
+from vla_inference.policies.openvla.policy import Policy
 from vla_inference.types import Observation
 
 pytest.importorskip("onnxruntime", reason="needs requirements/onnx.txt")
 pytest.importorskip("onnxscript", reason="needs requirements/onnx.txt")
-from vla_inference.engines import onnx_vision, tensorrt_vision
+from vla_inference.engines.vision import onnx, tensorrt
 
 TWIN = {  # as OpenVLA has them: prefix tokens and layer scale in one, neither in the other
     **TINY,
@@ -43,7 +43,7 @@ def made(tmp_path_factory):
     base = tmp_path_factory.mktemp("vision")
     checkpoint = write_random_checkpoint(base / "checkpoint", TWIN, "parallel")
     for dtype in ("float32", "float16"):
-        onnx_vision.export(checkpoint, base / dtype, dtype=dtype)
+        onnx.export(checkpoint, base / dtype, dtype=dtype)
     return checkpoint, base
 
 
@@ -58,10 +58,10 @@ def test_the_graph_answers_as_pytorch_does(made, dtype, tolerance):
     plain = Policy.from_pretrained(checkpoint)
     ours = Policy.from_pretrained(checkpoint, vision=f"onnx:{base / dtype}")
     assert next(ours.model.projector.parameters()).is_meta  # not loaded a second time
-    pixels = onnx_vision.test_pixels(plain.config, 3, seed=1)
+    pixels = onnx.test_pixels(plain.config, 3, seed=1)
     with torch.inference_mode():
         a, b = ours.engine.embed_pictures(pixels), plain.engine.embed_pictures(pixels)
-    assert onnx_vision.relative_error(a, b) < tolerance
+    assert onnx.relative_error(a, b) < tolerance
     record = compiled.read_record(base / dtype, "onnx")
     assert 0 < record["relative_error"] < tolerance
     same = [
@@ -109,9 +109,9 @@ def test_the_graph_of_another_model_is_refused(made, tmp_path):
 
 
 def test_an_export_that_is_too_far_off_leaves_nothing(made, tmp_path, monkeypatch):
-    monkeypatch.setitem(onnx_vision.TOLERANCE, "float32", 0.0)
+    monkeypatch.setitem(onnx.TOLERANCE, "float32", 0.0)
     with pytest.raises(VlaError, match="differs from PyTorch by"):
-        onnx_vision.export(made[0], tmp_path / "out", dtype="float32")
+        onnx.export(made[0], tmp_path / "out", dtype="float32")
     assert not list(tmp_path.iterdir())
 
 
@@ -204,8 +204,8 @@ def on_a_jetson(monkeypatch):
         fake = stand_in(version, fails)
         monkeypatch.setitem(sys.modules, "tensorrt", fake)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(tensorrt_vision, "chip", lambda device: "cuda:sm_87")
-        monkeypatch.setattr(tensorrt_vision, "device_of", lambda index: "Orin")
+        monkeypatch.setattr(tensorrt, "chip", lambda device: "cuda:sm_87")
+        monkeypatch.setattr(tensorrt, "device_of", lambda index: "Orin")
         stream = SimpleNamespace(cuda_stream=0)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
         return fake
@@ -219,18 +219,18 @@ def test_tensorrt_builds_strongly_typed_and_reads_our_memory(
 ):
     fake = on_a_jetson(version)
     checkpoint, base = made
-    record = tensorrt_vision.build(base / "float16", tmp_path / "plan")
+    record = tensorrt.build(base / "float16", tmp_path / "plan")
     assert fake.calls == [flags, "parse", "workspace"]
     assert (record["tensorrt"], record["target"]) == (version, "cuda:sm_87")
     plain = Policy.from_pretrained(checkpoint, device="cpu")
-    vision = tensorrt_vision.TensorrtVision(tmp_path / "plan", "cuda", plain.config, checkpoint)
-    pixels = onnx_vision.test_pixels(plain.config, 2, seed=2)
+    vision = tensorrt.TensorrtVision(tmp_path / "plan", "cuda", plain.config, checkpoint)
+    pixels = onnx.test_pixels(plain.config, 2, seed=2)
     with torch.inference_mode():
-        error = onnx_vision.relative_error(vision(pixels), plain.model.embed_pictures(pixels))
+        error = onnx.relative_error(vision(pixels), plain.model.embed_pictures(pixels))
     assert error < 5e-3
     on_a_jetson("10.16.1")
     with pytest.raises(VlaError, match=rf"tensorrt {version}, here it is 10\.16\.1; compile"):
-        tensorrt_vision.TensorrtVision(tmp_path / "plan", "cuda", plain.config, checkpoint)
+        tensorrt.TensorrtVision(tmp_path / "plan", "cuda", plain.config, checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -240,23 +240,21 @@ def test_tensorrt_builds_strongly_typed_and_reads_our_memory(
 def test_what_tensorrt_cannot_build_leaves_nothing(made, tmp_path, on_a_jetson, fails, words):
     on_a_jetson("10.3.0", fails)
     with pytest.raises(VlaError, match=words):
-        tensorrt_vision.build(made[1] / "float16", tmp_path / "plan")
+        tensorrt.build(made[1] / "float16", tmp_path / "plan")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("fails", "words"), [("load", "cannot load"), ("run", "failed")])
 def test_a_plan_that_does_not_run_is_named(made, tmp_path, on_a_jetson, fails, words):
     on_a_jetson("10.3.0")
-    tensorrt_vision.build(made[1] / "float16", tmp_path / "plan")
+    tensorrt.build(made[1] / "float16", tmp_path / "plan")
     on_a_jetson("10.3.0", fails)
     config = Policy.from_pretrained(made[0], device="cpu").config
     with pytest.raises(VlaError, match=words):
-        tensorrt_vision.TensorrtVision(tmp_path / "plan", "cuda", config)(
-            onnx_vision.test_pixels(config)
-        )
+        tensorrt.TensorrtVision(tmp_path / "plan", "cuda", config)(onnx.test_pixels(config))
 
 
 def test_without_tensorrt_one_error_says_what_to_install(made, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(VlaError, match=r"TensorRT is not installed.*apt install"):
-        tensorrt_vision.build_checkpoint(made[0], tmp_path / "plan")
+        tensorrt.build_checkpoint(made[0], tmp_path / "plan")

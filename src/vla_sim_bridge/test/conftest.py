@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from vla_sim_bridge.simulation import StepResult
+from vla_sim_bridge.envs.robosuite_sim import StepResult
 
 # How long an example takes says nothing on a machine that does other things as well.
 settings.register_profile("no_deadline", deadline=None)

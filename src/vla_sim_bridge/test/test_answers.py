@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_inference.errors import VlaError
-from vla_sim_bridge.answers import Answers
+from vla_sim_bridge.evaluation.answers import Answers
 
 TOPIC = "/action"
 

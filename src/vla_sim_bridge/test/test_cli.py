@@ -3,10 +3,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from vla_inference.cli import main
+from vla_inference.cli.main import main
 from vla_inference.errors import VlaError
-from vla_sim_bridge import cli, cli_generate
-from vla_sim_bridge.parts import summarise
+from vla_sim_bridge.cli import generate as generate_command
+from vla_sim_bridge.cli import rollout
+from vla_sim_bridge.generation.shards import summarise
 
 
 @pytest.mark.parametrize(
@@ -30,14 +31,14 @@ from vla_sim_bridge.parts import summarise
 )
 def test_generate_refuses_by_name_before_it_begins(tmp_path, options, complaint):
     with pytest.raises(VlaError) as caught:
-        cli_generate.generate(**{"tasks": ["Stack_D0"], "output": tmp_path / "out", **options})
+        generate_command.generate(**{"tasks": ["Stack_D0"], "output": tmp_path / "out", **options})
     assert complaint in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_summary_says_rate_interval_lengths_and_reasons():
     outcomes = {0: "success", 1: "no_grasp", 2: "timeout", 3: "no_grasp", 4: "success"}
-    text = cli_generate.summary(summarise("Stack_D0", [80, 90], 5, outcomes))
+    text = generate_command.summary(summarise("Stack_D0", [80, 90], 5, outcomes))
     assert text == (
         "2 episodes, 170 frames (an episode: median 85, 5th to 95th percentile 80 to 90); "
         "40.0 % of 5 attempts (95 % interval 12 to 77); failed: 2 no_grasp, 1 timeout"
@@ -46,20 +47,20 @@ def test_summary_says_rate_interval_lengths_and_reasons():
 
 def test_progress_tells_counts_rate_and_time_left():
     progress = SimpleNamespace(successes=3, wanted=10, attempts=4, rate=0.5, seconds_left=14.0)
-    text = cli_generate.progress_text(progress)
+    text = generate_command.progress_text(progress)
     assert text == "3/10 episodes, 4 attempts, 30.0 per minute, 14 s left"
     progress.seconds_left = float("inf")
-    assert cli_generate.progress_text(progress).endswith("- left")
+    assert generate_command.progress_text(progress).endswith("- left")
 
 
 def test_the_model_that_ships_is_looked_for_in_the_share_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path))
     with pytest.raises(VlaError, match=r"models/stack-small.*give --model FOLDER"):
-        cli.find_model(None)
+        rollout.find_model(None)
     folder = tmp_path / "share/vla_inference/models/stack-small"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    assert cli.find_model(None) == cli.find_model(str(folder)) == str(folder)
+    assert rollout.find_model(None) == rollout.find_model(str(folder)) == str(folder)
 
 
 def test_tasks_and_cameras_may_be_several_words_as_tutorials_write_them(monkeypatch, tmp_path):
@@ -71,7 +72,7 @@ def test_tasks_and_cameras_may_be_several_words_as_tutorials_write_them(monkeypa
         (folder / "statistics.json").write_text("{}")
         return folder / "demo.hdf5"
 
-    monkeypatch.setattr(cli_generate, "_generate_one", generate)
+    monkeypatch.setattr(generate_command, "_generate_one", generate)
     words = (
         f"generate --tasks Stack_D0 Stack_L --output {tmp_path} --cameras agentview wrist --json"
     )

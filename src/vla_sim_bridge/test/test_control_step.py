@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from vla_inference.types import ActionChunk
-from vla_sim_bridge.attempt import make_attempt
-from vla_sim_bridge.control_step import VARIABLE, ControlStep, control_step, fits
+from vla_sim_bridge.envs.fast_osc import VARIABLE, ControlStep, control_step, fits
+from vla_sim_bridge.envs.robosuite_sim import Simulation, episode_rng
+from vla_sim_bridge.evaluation.rollout import run_episode
 from vla_sim_bridge.experts import expert_for
-from vla_sim_bridge.generate import GenerateConfig
-from vla_sim_bridge.parts import to_bytes
-from vla_sim_bridge.rollout import run_episode
-from vla_sim_bridge.simulation import Simulation, episode_rng
+from vla_sim_bridge.generation.attempt import make_attempt
+from vla_sim_bridge.generation.generate import GenerateConfig
+from vla_sim_bridge.generation.shards import to_bytes
 
 
 def both(monkeypatch, sim, play):

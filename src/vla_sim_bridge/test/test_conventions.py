@@ -7,14 +7,14 @@ from scipy.spatial.transform import Rotation
 
 from vla_inference.errors import VlaError
 from vla_inference.types import ActionChunk, eef_delta_spec
-from vla_sim_bridge import poses
-from vla_sim_bridge.conventions import sim_actions
-from vla_sim_bridge.simulation import (
+from vla_sim_bridge.envs import poses
+from vla_sim_bridge.envs.robosuite_sim import (
     POSITION_SCALE,
     ROTATION_SCALE,
     from_robosuite,
     to_robosuite,
 )
+from vla_sim_bridge.ros.chunk_to_actions import sim_actions
 
 unit = st.floats(-1, 1, allow_subnormal=False)
 vector = arrays(float, 3, elements=st.floats(-2, 2, allow_subnormal=False))

@@ -8,8 +8,8 @@ import pytest
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PoseStamped, TwistStamped
 
-from vla_sim_bridge.robot_contract import PoseController, TwistController
-from vla_sim_bridge.ros.robot_drive import BASE_FRAME, RobotDrive
+from vla_sim_bridge.ros.controller_emulation import PoseController, TwistController
+from vla_sim_bridge.ros.robot_executor import BASE_FRAME, RobotDrive
 
 
 @pytest.mark.parametrize(

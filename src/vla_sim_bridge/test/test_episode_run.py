@@ -1,6 +1,6 @@
 import numpy as np
 
-from vla_sim_bridge.episode_run import SETTLE_STEPS, EpisodeRun
+from vla_sim_bridge.evaluation.episode import SETTLE_STEPS, EpisodeRun
 
 ACTION = np.zeros(7)
 

@@ -6,11 +6,11 @@ import shlex
 import numpy as np
 import pytest
 
-from vla_sim_bridge import report
-from vla_sim_bridge.episode_run import SETTLE_STEPS
-from vla_sim_bridge.evaluation import Evaluation, spread
-from vla_sim_bridge.recorder import RunRecorder
-from vla_sim_bridge.video import SIZE, STRIP
+from vla_sim_bridge.evaluation import report
+from vla_sim_bridge.evaluation.episode import SETTLE_STEPS
+from vla_sim_bridge.evaluation.recorder import RunRecorder
+from vla_sim_bridge.evaluation.run import Evaluation, spread
+from vla_sim_bridge.evaluation.video import SIZE, STRIP
 
 ACTION = np.zeros(7)
 

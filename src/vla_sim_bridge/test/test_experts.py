@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from vla_inference.errors import VlaError
-from vla_sim_bridge.episode_run import EpisodeRun
+from vla_sim_bridge.envs.robosuite_sim import Simulation
+from vla_sim_bridge.evaluation.episode import EpisodeRun
 from vla_sim_bridge.experts import EXPERTS, expert_for
 from vla_sim_bridge.experts.motion import DOWN, FINGER_ROOM, free_grip
-from vla_sim_bridge.simulation import Simulation
 from vla_sim_bridge.tasks import TASKS, get_task
 
 

@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_inference.errors import DataError, VlaError
-from vla_inference.files import whole_file, write_whole
-from vla_sim_bridge import parts
-from vla_sim_bridge.generate import GenerateConfig, generate
-from vla_sim_bridge.hdf5 import Hdf5Episodes
-from vla_sim_bridge.parts import Ledger, store, to_bytes
-from vla_sim_bridge.simulation import to_robosuite
-from vla_sim_bridge.workers import WorkerDiedError
+from vla_inference.system.files import whole_file, write_whole
+from vla_sim_bridge.envs.robosuite_sim import to_robosuite
+from vla_sim_bridge.generation import shards
+from vla_sim_bridge.generation.generate import GenerateConfig, generate
+from vla_sim_bridge.generation.hdf5 import Hdf5Episodes
+from vla_sim_bridge.generation.shards import Ledger, store, to_bytes
+from vla_sim_bridge.generation.workers import WorkerDiedError
 
 CONFIG = GenerateConfig(task="Stack_D0", episodes=3, seed=5, pictures=False)
 
@@ -42,16 +42,16 @@ def test_workers_do_not_change_a_byte(reference, tmp_path):
 def test_killed_generation_loses_no_success_and_ends_the_same(reference, tmp_path):
     output = tmp_path / "data"
     code = (
-        "from vla_sim_bridge.generate import *\n"
+        "from vla_sim_bridge.generation.generate import *\n"
         f"if __name__ == '__main__': generate(GenerateConfig(**{asdict(CONFIG)!r}),"
         f" {str(output)!r}, parallel=1)\n"
     )
     script = tmp_path / "run.py"
     script.write_text(code)
     process = subprocess.Popen([sys.executable, str(script)], start_new_session=True)
-    parts = output / "parts"
+    stored = output / "parts"
     deadline = time.monotonic() + 120
-    while not list(parts.glob("*.hdf5")):
+    while not list(stored.glob("*.hdf5")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers must end by themselves
@@ -60,12 +60,12 @@ def test_killed_generation_loses_no_success_and_ends_the_same(reference, tmp_pat
     while _group_lives(process.pid):
         assert time.monotonic() < deadline, "workers outlive their parent"
         time.sleep(0.1)
-    kept = sorted(p.name for p in parts.glob("*.hdf5"))
-    stamps = {name: (parts / name).stat().st_mtime_ns for name in kept}
+    kept = sorted(p.name for p in stored.glob("*.hdf5"))
+    stamps = {name: (stored / name).stat().st_mtime_ns for name in kept}
     reused = []
 
     def look(_):
-        reused.extend(n for n in kept if (parts / n).stat().st_mtime_ns == stamps[n])
+        reused.extend(n for n in kept if (stored / n).stat().st_mtime_ns == stamps[n])
 
     path = generate(CONFIG, output, parallel=1, report=look)
     assert set(reused) == set(kept)
@@ -230,7 +230,7 @@ def test_a_full_disk_is_told_and_the_same_call_goes_on(tmp_path, monkeypatch):
                 raise OSError(28, "No space left on device")
             file.write(content if isinstance(content, bytes) else content.encode())
 
-    monkeypatch.setattr(parts, "write_whole", full)
+    monkeypatch.setattr(shards, "write_whole", full)
     output = tmp_path / "data"
     with pytest.raises(VlaError, match="the disk is full; make room"):
         generate(FAKE, output, start_workers=StandIn())
@@ -245,7 +245,8 @@ def test_a_full_disk_is_told_and_the_same_call_goes_on(tmp_path, monkeypatch):
 def test_two_processes_never_work_in_one_folder(tmp_path):
     output, second = tmp_path / "data", StandIn()
     write_whole(output / "generate.json", json.dumps(asdict(FAKE)))
-    code = "import sys, time; from pathlib import Path; from vla_sim_bridge.parts import alone\n"
+    code = "import sys, time; from pathlib import Path\n"
+    code += "from vla_sim_bridge.generation.shards import alone\n"
     code += "with alone(Path(sys.argv[1])): print('ready', flush=True); time.sleep(60)"
     first = subprocess.Popen([sys.executable, "-c", code, output], stdout=subprocess.PIPE)
     assert first.stdout.readline() == b"ready\n"

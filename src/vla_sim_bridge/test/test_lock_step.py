@@ -1,4 +1,4 @@
-from vla_sim_bridge.lock_step import FIRST_RESEND, RESENDS, LockStep, Verdict
+from vla_sim_bridge.ros.lock_step import FIRST_RESEND, RESENDS, LockStep, Verdict
 
 TEXT = "stack them"
 

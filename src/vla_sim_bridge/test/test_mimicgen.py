@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from vla_inference.errors import DataError, VlaError
-from vla_sim_bridge.generate import GenerateConfig, attempt_episode
-from vla_sim_bridge.mimicgen import (
+from vla_sim_bridge.envs.poses import rotation_angle
+from vla_sim_bridge.envs.robosuite_sim import Simulation
+from vla_sim_bridge.generation.generate import GenerateConfig, attempt_episode
+from vla_sim_bridge.mimicgen.method import (
     FINGER_REACH,
     SELECTIONS,
     MimicGenConfig,
@@ -22,9 +24,12 @@ from vla_sim_bridge.mimicgen import (
     _select,
     mimicgen_policy,
 )
-from vla_sim_bridge.poses import rotation_angle
-from vla_sim_bridge.simulation import Simulation
-from vla_sim_bridge.sources import DEMONSTRATIONS, SourceDemo, load_sources, read_sources
+from vla_sim_bridge.mimicgen.source_demos import (
+    DEMONSTRATIONS,
+    SourceDemo,
+    load_sources,
+    read_sources,
+)
 from vla_sim_bridge.tasks import Subtask, get_task
 
 SUBTASKS = (Subtask("a", "grasp", (2, 4)), Subtask("b"))

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vla_inference.errors import VlaError
-from vla_sim_bridge import cli, cli_generate, mimicgen_process
-from vla_sim_bridge.episode_run import SETTLE_STEPS, EpisodeRun
-from vla_sim_bridge.mimicgen_server import FrameError, read_frame, write_frame
-from vla_sim_bridge.simulation import Simulation, episode_rng
+from vla_sim_bridge.cli import generate, rollout
+from vla_sim_bridge.envs.protocol import make_world
+from vla_sim_bridge.envs.robosuite_sim import Simulation, episode_rng
+from vla_sim_bridge.evaluation.episode import SETTLE_STEPS, EpisodeRun
+from vla_sim_bridge.mimicgen import process
+from vla_sim_bridge.mimicgen.server import FrameError, read_frame, write_frame
 from vla_sim_bridge.tasks import get_task
 from vla_sim_bridge.tasks.mimicgen_package import PUBLISHED, published_names
-from vla_sim_bridge.world import make_world
 
 # A point that goes where it is told, on a base that is turned by 90 degrees. It has succeeded
 # wherever it is 0.1 m or more above its start, which is drawn from numpy's global generator.
@@ -120,10 +121,10 @@ def there(tmp_path, monkeypatch):
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    mimicgen_process.installed.cache_clear()
-    monkeypatch.setenv(mimicgen_process.PYTHON_VARIABLE, other_python(tmp_path))
+    process.installed.cache_clear()
+    monkeypatch.setenv(process.PYTHON_VARIABLE, other_python(tmp_path))
     yield tmp_path
-    mimicgen_process.installed.cache_clear()
+    process.installed.cache_clear()
 
 
 @pytest.fixture
@@ -203,17 +204,17 @@ def test_wrong_names_are_refused_before_anything_is_started(tmp_path, monkeypatc
     with pytest.raises(VlaError, match=r"no task 'mimicgen/Sofa_D0'; of mimicgen's: .*Coffee_D2"):
         get_task("mimicgen/Sofa_D0")
     with pytest.raises(VlaError, match="can be rolled out, not generated from"):
-        cli_generate.generate(tasks=["mimicgen/Stack_D0"], output=tmp_path / "out")
-    monkeypatch.delenv(mimicgen_process.PYTHON_VARIABLE, raising=False)
+        generate.generate(tasks=["mimicgen/Stack_D0"], output=tmp_path / "out")
+    monkeypatch.delenv(process.PYTHON_VARIABLE, raising=False)
     with pytest.raises(VlaError, match="is not named; set VLA_MIMICGEN_PYTHON"):
         get_task("mimicgen/Stack_D0")
     for name, problem in ((tmp_path / "no", "there is no Python"), ("cat", "something else")):
-        monkeypatch.setenv(mimicgen_process.PYTHON_VARIABLE, str(name))
+        monkeypatch.setenv(process.PYTHON_VARIABLE, str(name))
         with pytest.raises(VlaError, match=problem):
             get_task("mimicgen/Stack_D0")
     (tmp_path / "config.json").touch()
     with pytest.raises(VlaError, match="no Python '/nowhere'"):
-        cli.rollout("mimicgen/Stack_D0", model=str(tmp_path), mimicgen_python="/nowhere")
+        rollout.rollout("mimicgen/Stack_D0", model=str(tmp_path), mimicgen_python="/nowhere")
     assert len(PUBLISHED) == 12 and len(published_names()) == 28  # 26, and two other mugs
 
 
@@ -239,7 +240,7 @@ def test_silence_an_error_and_garbage_are_told(world, monkeypatch):
         sim.step(UP)
     sim = world("mimicgen/Coffee_D0")
     sim.reset(episode_rng("evaluate", 0, 0))
-    monkeypatch.setattr(mimicgen_process, "QUICK", 0.3)
+    monkeypatch.setattr(process, "QUICK", 0.3)
     with pytest.raises(VlaError, match=r"did not answer to 'step' within 0.3 s"):
         sim.step(UP)
     with pytest.raises(ProcessLookupError):
@@ -249,7 +250,7 @@ def test_silence_an_error_and_garbage_are_told(world, monkeypatch):
 def test_it_does_not_outlive_us(there):
     text = textwrap.dedent("""
         import sys, time
-        from vla_sim_bridge.mimicgen_process import MimicgenProcess, find_python
+        from vla_sim_bridge.mimicgen.process import MimicgenProcess, find_python
         print(MimicgenProcess(find_python()).pid, flush=True)
         time.sleep(60)
     """)

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vla_sim_bridge.attempt import make_attempt
-from vla_sim_bridge.generate import GenerateConfig
-from vla_sim_bridge.randomization import Randomize, Ranges
-from vla_sim_bridge.simulation import Simulation, episode_rng
+from vla_sim_bridge.envs.randomization import Randomize, Ranges
+from vla_sim_bridge.envs.robosuite_sim import Simulation, episode_rng
+from vla_sim_bridge.generation.attempt import make_attempt
+from vla_sim_bridge.generation.generate import GenerateConfig
 
 SIZE = {"cameras": ("agentview", "robot0_eye_in_hand"), "width": 32, "height": 32}
 CONFIG = GenerateConfig(task="Stack_D1", seed=5, **SIZE)

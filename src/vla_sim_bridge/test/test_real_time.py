@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vla_sim_bridge.real_time import RealTime
+from vla_sim_bridge.ros.real_time import RealTime
 
 
 def steps(n, first=0):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from vla_inference.errors import VlaError
-from vla_sim_bridge.sim_settings import SimSettings
+from vla_sim_bridge.ros.sim_settings import SimSettings
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from vla_inference.errors import VlaError
-from vla_sim_bridge.simulation import Simulation, episode_rng
+from vla_sim_bridge.envs.robosuite_sim import Simulation, episode_rng
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@
 
 import pytest
 
-from vla_sim_bridge.episode_run import EpisodeRun
+from vla_sim_bridge.envs.robosuite_sim import Simulation
+from vla_sim_bridge.evaluation.episode import EpisodeRun
 from vla_sim_bridge.experts import expert_for
 from vla_sim_bridge.experts.stack import stack_expert
-from vla_sim_bridge.simulation import Simulation
 
 
 @pytest.fixture(scope="module")

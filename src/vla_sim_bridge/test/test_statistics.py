@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_inference.errors import VlaError
-from vla_sim_bridge.statistics import mean_interval, wilson_interval
+from vla_sim_bridge.evaluation.confidence_intervals import mean_interval, wilson_interval
 
 
 @pytest.mark.parametrize(

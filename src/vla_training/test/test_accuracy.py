@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from vla_inference.errors import VlaError
 from vla_inference.types import eef_delta_spec
-from vla_training.accuracy import (
+from vla_training.evaluation.accuracy import (
     Range,
     accuracy,
     clipped_accuracy,

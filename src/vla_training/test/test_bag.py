@@ -18,10 +18,10 @@ from scipy.spatial.transform import Rotation
 
 from vla_inference.errors import DataError
 from vla_inference.types import Episode, Observation, Step, eef_delta_spec
-from vla_training.datasets.bag import BagSet
-from vla_training.datasets.bag_streams import NS
-from vla_training.datasets.bag_writer import BagWriter
-from vla_training.datasets.episode_bag import EpisodeBag
+from vla_training.datasets.bag.episode_bag import EpisodeBag
+from vla_training.datasets.bag.reader import BagSet
+from vla_training.datasets.bag.streams import NS
+from vla_training.datasets.bag.writer import BagWriter
 from vla_training.datasets.writers import DataForm
 
 CAMERAS = {"agentview": (48, 64), "wrist": (32, 40)}

@@ -10,9 +10,9 @@ from PIL import Image as Pillow
 from ros_bags import CAMERA, COMPRESSED, IMAGE, Ros, usual, write_bag
 from rosbags.typesys import get_types_from_msg
 
-from vla_inference.cli import main
+from vla_inference.cli.main import main
 from vla_inference.errors import DataError
-from vla_training.datasets.bag import BagSet
+from vla_training.datasets.bag.reader import BagSet
 
 ROS = Ros()
 TIMES = [100 + 0.1 * i for i in range(6)]

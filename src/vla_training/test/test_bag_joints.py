@@ -8,7 +8,7 @@ from ros_bags import CAMERA, FLOAT, IMAGE, JOINTS, STRING, Ros, usual, write_bag
 
 from vla_inference.errors import DataError
 from vla_training.datasets import open_dataset
-from vla_training.datasets.bag import BagSet
+from vla_training.datasets.bag.reader import BagSet
 
 ROS = Ros()
 WANTED = [0, 0, 0.02, 0, 0, 0.03]  # of `arm` between two images
@@ -96,7 +96,7 @@ def test_arm_and_gripper_on_one_topic_or_on_two(layout, arm, tmp_path):
 
 
 def test_a_bag_of_partial_joint_states_is_converted(arm, tmp_path):
-    from vla_inference.cli import main
+    from vla_inference.cli.main import main
 
     messages = images()
     for t, lift, turn, finger in driven():

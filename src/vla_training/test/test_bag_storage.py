@@ -10,10 +10,10 @@ from mcap.writer import Writer as McapWriter
 from ros_bags import CAMERA, IMAGE, NS, SERVO, Ros, usual, write_bag
 from rosbags.rosbag1 import Writer as Ros1Writer
 
-from vla_inference.cli import main
+from vla_inference.cli.main import main
 from vla_inference.errors import DataError
 from vla_training.datasets import open_dataset
-from vla_training.datasets.bag import BagSet
+from vla_training.datasets.bag.reader import BagSet
 
 ROS2, ROS1 = Ros(), Ros("ROS1_NOETIC")
 

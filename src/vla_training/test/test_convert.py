@@ -15,7 +15,8 @@ from scipy.spatial.transform import Rotation
 
 from vla_inference.errors import DataError
 from vla_inference.types import Episode, Observation, Step, eef_delta_spec
-from vla_training.convert import convert
+from vla_training.conversion.convert import convert
+from vla_training.conversion.transform import ConvertConfig
 from vla_training.datasets import open_dataset
 from vla_training.datasets.action_form import (
     absolute_to_delta,
@@ -24,7 +25,6 @@ from vla_training.datasets.action_form import (
     with_rotation,
 )
 from vla_training.datasets.writers import DataForm, open_writer
-from vla_training.episode_change import ConvertConfig
 
 
 def worst_picture(a, b) -> float:

@@ -16,10 +16,10 @@ import pytest
 from demonstrations import write_set
 
 from vla_inference.errors import DataError, VlaError
-from vla_training.convert import Source, Work, _encoded, convert
+from vla_training.conversion.convert import Source, Work, _encoded, convert
+from vla_training.conversion.transform import Change, ConvertConfig
 from vla_training.datasets import open_dataset
 from vla_training.datasets.writers import WRITERS
-from vla_training.episode_change import Change, ConvertConfig
 
 
 def test_unknown_keys_are_told_what_there_is(source, tmp_path):
@@ -208,7 +208,7 @@ def test_what_a_killed_process_left_is_cleared_away(source, tmp_path):
     code = f"""
 import os, time
 from vla_training import convert
-from vla_training.datasets.rlds_writer import RldsWriter
+from vla_training.datasets.rlds.writer import RldsWriter
 def add(self, encoded):
     print("ready", flush=True)
     time.sleep(60)

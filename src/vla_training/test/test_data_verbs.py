@@ -12,8 +12,8 @@ import pytest
 from demonstrations import LENGTHS, SIZE
 from PIL import Image
 
-from vla_inference.cli import main as vla
-from vla_training.convert import convert
+from vla_inference.cli.main import main as vla
+from vla_training.conversion.convert import convert
 from vla_training.datasets import open_dataset
 from vla_training.jobs import JobRunner
 

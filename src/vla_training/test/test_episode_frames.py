@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from vla_inference.errors import DataError
-from vla_inference.model import ModelConfig
-from vla_inference.policy import Policy
-from vla_inference.preprocess import PicturePreprocessor
+from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.preprocessing import PicturePreprocessor
 from vla_inference.types import Episode, Observation, Step, eef_delta_spec
 from vla_training.datasets import open_dataset
-from vla_training.episode_frames import frames_from_episodes
-from vla_training.evaluate import evaluate
-from vla_training.train import SMALL, TrainConfig, Trainer
+from vla_training.evaluation.evaluate import evaluate
+from vla_training.small_model.episode_frames import frames_from_episodes
+from vla_training.small_model.train import SMALL, TrainConfig, Trainer
 
 ROOT = Path(__file__).resolve().parents[3]
 BRIDGE = Path(os.environ.get("VLA_TEST_DATA") or ROOT.parent / "shared" / "data") / "bridge_rlds"

@@ -16,12 +16,13 @@ from PIL import Image
 
 from vla_inference.errors import DataError, VlaError
 from vla_inference.types import ActionChunk, DimSpec, eef_delta_spec
-from vla_sim_bridge.hdf5 import write_episode, write_header
-from vla_sim_bridge.simulation import to_robosuite
-from vla_training import cli_eval, eval_report
-from vla_training.convert import convert
+from vla_sim_bridge.envs.robosuite_sim import to_robosuite
+from vla_sim_bridge.generation.hdf5 import write_episode, write_header
+from vla_training.cli import eval
+from vla_training.conversion.convert import convert
 from vla_training.datasets import open_dataset
-from vla_training.evaluate import EvalConfig, evaluate
+from vla_training.evaluation import report
+from vla_training.evaluation.evaluate import EvalConfig, evaluate
 
 ROOT = Path(__file__).resolve().parents[3]
 SPEC = eef_delta_spec()
@@ -277,7 +278,7 @@ def test_a_different_pace_is_noted(data):
 
 def test_report_is_one_page_and_a_plot(data, tmp_path):
     result = evaluate(FakePolicy(data, 0.001), data)
-    page = eval_report.write_report(tmp_path / "out", result, result.statistics())
+    page = report.write_report(tmp_path / "out", result, result.statistics())
     text = page.read_text()
     assert "fake on demo: offline evaluation" in text and "data:image/png;base64," in text
     assert "<script" not in text and 'src="http' not in text and "$" not in text
@@ -285,7 +286,7 @@ def test_report_is_one_page_and_a_plot(data, tmp_path):
         assert plot.size[0] > 1000
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["mean"]["timesteps"] == 8
     one = evaluate(FakePolicy(data), data, EvalConfig(max_steps=1))
-    assert eval_report.draw_actions(one)
+    assert report.draw_actions(one)
 
 
 # -- with the model that ships ----------------------------------------------------------------
@@ -296,7 +297,7 @@ def shipped(tmp_path_factory):
     """The small model, on one short episode made of noise."""
     folder = tmp_path_factory.mktemp("eval")
     path = write_set(folder / "demo.hdf5", lengths=(4,))
-    status = cli_eval.evaluate(
+    status = eval.evaluate(
         dataset=path, model=str(ROOT / "models" / "stack-small"), device="cpu",
         save_stats=folder / "stats.json", report=folder / "report",
     )  # fmt: skip
@@ -316,7 +317,7 @@ def test_shipped_model_is_measured(shipped):
 
 
 def test_frames_are_printed_with_all_figures(data, capsys):
-    evaluate(FakePolicy(data), data, EvalConfig(max_steps=2), report=cli_eval.tell)
+    evaluate(FakePolicy(data), data, EvalConfig(max_steps=2), report=eval.tell)
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("1/2  predicted [") and second.startswith("2/2  ")
     for word in ("true [", "clipped (mean ", "raw (mean ", " ms ", " Hz"):
@@ -333,7 +334,7 @@ def test_frames_are_printed_with_all_figures(data, capsys):
 )
 def test_mistakes_are_one_line(tmp_path, arguments, message):
     (tmp_path / "README").write_text("")
-    run = "import sys; from vla_training.cli_eval import main; sys.exit(main())"
+    run = "import sys; from vla_training.cli.eval import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", run, *arguments], cwd=tmp_path, env=os.environ,
         capture_output=True, text=True,

@@ -19,24 +19,24 @@ import pytest
 import torch
 from finetune_runs import SENTENCES, free_port, losses, make_home, settings, write_noise
 
-from vla_inference.cli import run_verb
+from vla_inference.checkpoints.random_weights import write_random_checkpoint
+from vla_inference.cli.main import run_verb
 from vla_inference.errors import CheckpointError, DataError, VlaError
-from vla_inference.policy import Policy
-from vla_inference.random_checkpoint import write_random_checkpoint
+from vla_inference.policies.openvla.policy import Policy
 from vla_inference.types import Observation
-from vla_sim_bridge.hdf5 import write_header
-from vla_training import parallel, training_state
-from vla_training.adapter import Adapter, merge
-from vla_training.cli_finetune import find_sources
-from vla_training.finetune import Finetuner, finetune
-from vla_training.finetune_export import export
-from vla_training.frame_index import Source
-from vla_training.identity import check_identity
-from vla_training.merge_check import verify_merge
-from vla_training.model_setup import choose_head, load_with_adapter
-from vla_training.online import Online, Stream
-from vla_training.run_log import SpikeGuard
-from vla_training.stopping import Stop
+from vla_sim_bridge.generation.hdf5 import write_header
+from vla_training.cli.finetune import find_sources
+from vla_training.finetune import distributed, training_state
+from vla_training.finetune.export import export
+from vla_training.finetune.finetune import Finetuner, finetune
+from vla_training.finetune.graceful_stop import Stop
+from vla_training.finetune.identity import check_identity
+from vla_training.finetune.logger import SpikeGuard
+from vla_training.finetune.model_setup import choose_head, load_with_adapter
+from vla_training.loader.frame_index import Source
+from vla_training.loader.online import Online, Stream
+from vla_training.lora.adapter import Adapter, merge
+from vla_training.lora.merge_check import verify_merge
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def observation(seed: int = 0, cameras: int = 1) -> Observation:
 )
 def test_loss_falls_and_the_checkpoint_is_the_trained_model(home, tmp_path, base, changes):
     config = settings(home, tmp_path / "run", base, max_steps=30, batch_size=8, **changes)
-    run = Finetuner(config, parallel.start("cpu"))
+    run = Finetuner(config, distributed.start("cpu"))
     assert run.run(Stop())
     found = losses(tmp_path / "run")
     assert np.mean([found[s] for s in (28, 29, 30)]) < 0.9 * np.mean([found[s] for s in (1, 2, 3)])
@@ -89,7 +89,7 @@ def test_quantised_base_is_trained_by_adapters_alone(home, tmp_path):
 
 def test_two_processes_train_as_one_and_their_state_goes_on_in_one(home, tmp_path):
     words = [
-        sys.executable, "-m", "vla_training.cli_finetune", "--vla_path", str(home / "tokens"),
+        sys.executable, "-m", "vla_training.cli.finetune", "--vla_path", str(home / "tokens"),
         "--dataset_name=noise", "--data_root_dir", str(home), "--run_root_dir", str(tmp_path),
         "--run-id=run", "--batch_size=2", "--lora_rank=0", "--log-steps=1", "--workers=0",
         "--device=cpu", "--no-tensorboard", "--learning-rate=1e-3", "--max-steps=2",
@@ -134,7 +134,7 @@ def test_rounds_of_online_training_are_awaited_and_drawn_from(home, tmp_path, mo
     finetune(config)
     assert made == [f"round-0000{r}/{t}/demo.hdf5" for r in range(3) for t in "AB"]
     part = replace(config, folder=str(tmp_path / "part"))
-    run = Finetuner(part, parallel.start("cpu"))
+    run = Finetuner(part, distributed.start("cpu"))
     stop = Stop()
     stop.ask("the test")
     assert not run.run(stop)
@@ -157,7 +157,7 @@ def test_asked_to_stop_it_saves_and_goes_on_bit_for_bit(home, tmp_path):
     config = settings(home, tmp_path / "whole", max_steps=5, image_aug=True)
     finetune(config)
     part = replace(config, folder=str(tmp_path / "part"))
-    run = Finetuner(part, parallel.start("cpu"))
+    run = Finetuner(part, distributed.start("cpu"))
     with Stop().watching() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         assert not run.run(stop)
@@ -178,11 +178,11 @@ def kill_and_resume(home: Path, tmp_path: Path, kills: int, steps: int) -> None:
         "import sys, time\n"
         "from pathlib import Path\n"
         "import torch\n"
-        "from vla_training.finetune import finetune, find_states\n"
-        "from vla_training.finetune_config import FinetuneConfig\n"
-        "from vla_training.frame_index import Source\n"
-        "from vla_training.online import Online\n"
-        "import vla_training.finetune as f\n"
+        "from vla_training.finetune.finetune import finetune, find_states\n"
+        "from vla_training.finetune.config import FinetuneConfig\n"
+        "from vla_training.loader.frame_index import Source\n"
+        "from vla_training.loader.online import Online\n"
+        "import vla_training.finetune.finetune as f\n"
         "torch.set_num_threads(1)\n"
         "report = f.RunLog.train\n"
         "def slowly(self, step, values):\n"
@@ -222,7 +222,7 @@ def test_killed_five_times_it_goes_on_with_the_same_losses(home, tmp_path):
 
 
 def test_gradients_out_of_bounds_are_skipped_and_end_a_hopeless_run(home, tmp_path):
-    run = Finetuner(settings(home, tmp_path / "run", max_steps=60), parallel.start("cpu"))
+    run = Finetuner(settings(home, tmp_path / "run", max_steps=60), distributed.start("cpu"))
     before = [p.detach().clone() for p in run.trained]
     run.model.language_model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(VlaError, match="20 steps in a row"):
@@ -270,7 +270,7 @@ def test_adapter_of_another_base_is_refused(home, adapted, tmp_path):
 
 def test_peft_reads_our_adapter(home, adapted):
     peft = pytest.importorskip("peft")
-    from vla_inference.checkpoint import load_model
+    from vla_inference.checkpoints.load import load_model
 
     ours = load_with_adapter(home / "tokens", adapted)
     theirs = peft.PeftModel.from_pretrained(load_model(home / "tokens"), adapted)
@@ -340,7 +340,7 @@ def test_resuming_something_else_is_refused(home, tmp_path):
 
 def test_resuming_with_anything_that_changes_samples_or_meaning_is_refused(home, tmp_path):
     config = settings(home, tmp_path / "run", max_steps=1, merge=False)
-    run = Finetuner(config, parallel.start("cpu"))
+    run = Finetuner(config, distributed.start("cpu"))
     run.save()
     source = config.sources[0]
     for changed in (
@@ -370,7 +370,7 @@ def test_resuming_with_anything_that_changes_samples_or_meaning_is_refused(home,
 
 def test_a_resumed_run_tells_each_step_once(home, tmp_path):
     config = settings(home, tmp_path / "run", max_steps=4, log_steps=1, merge=False)
-    run = Finetuner(replace(config, max_steps=2), parallel.start("cpu"))
+    run = Finetuner(replace(config, max_steps=2), distributed.start("cpu"))
     run.run(Stop())
     run.close()
     path = tmp_path / "run" / "metrics.jsonl"
@@ -384,7 +384,7 @@ def test_a_resumed_run_tells_each_step_once(home, tmp_path):
 
 
 def test_gradients_are_summed_in_float32_where_layers_compute_in_bfloat16(home, tmp_path):
-    place = parallel.start("cpu", sharded=True)
+    place = distributed.start("cpu", sharded=True)
     try:
         config = settings(home, tmp_path / "run", lora_rank=0, precision="bf16", compile=False)
         run = Finetuner(config, place)
@@ -392,7 +392,7 @@ def test_gradients_are_summed_in_float32_where_layers_compute_in_bfloat16(home, 
 
         def gradients(times: int) -> list[torch.Tensor]:
             for i in range(times):
-                parallel.communicate(run.objective, i == times - 1)
+                distributed.communicate(run.objective, i == times - 1)
                 run.objective(batch)[0].backward()
             found = [p.grad.full_tensor().clone() for p in run.trained if p.grad is not None]
             run.optimizer.zero_grad(set_to_none=True)
@@ -402,11 +402,11 @@ def test_gradients_are_summed_in_float32_where_layers_compute_in_bfloat16(home, 
             # 37 in bfloat16 is off by percents: a sum stops growing at 256 times what is added
             torch.testing.assert_close(often / 37, once, rtol=1e-4, atol=1e-7)
     finally:
-        parallel.stop()
+        distributed.stop()
 
 
 def test_heads_that_cannot_be_are_refused(home):
-    from vla_inference.checkpoint import load_config
+    from vla_inference.checkpoints.load import load_config
 
     head = load_config(home / "tokens").head
     assert choose_head(head, "l1").chunk == 8
@@ -416,7 +416,7 @@ def test_heads_that_cannot_be_are_refused(home):
 
 def test_both_spellings_of_options_and_what_must_not_be_replaced(home, adapted, tmp_path):
     def verb(name: str, *words: str) -> int:
-        point = EntryPoint(name, f"vla_training.cli_finetune:{name}", "vla.verbs")
+        point = EntryPoint(name, f"vla_training.cli.finetune:{name}", "vla.verbs")
         return run_verb(point, [str(w) for w in words])
 
     where = ["--vla_path", home / "tokens", "--data-root-dir", home, "--dataset_name=noise"]

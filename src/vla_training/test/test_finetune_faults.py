@@ -21,18 +21,18 @@ import torch
 from fake_world import FakeWorld
 from finetune_runs import free_port, losses, make_home, settings
 
+from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.errors import CheckpointError, VlaError
-from vla_inference.policy import Policy
+from vla_inference.policies.openvla.policy import Policy
 from vla_inference.quantization import get_format
 from vla_inference.quantization.write import quantize_checkpoint
-from vla_inference.random_checkpoint import write_random_checkpoint
-from vla_training import closed_loop, parallel, training_state
-from vla_training.adapter import merge
-from vla_training.finetune import Finetuner, finetune
-from vla_training.finetune_export import export
-from vla_training.finetune_faults import explained
-from vla_training.model_setup import load_with_adapter
-from vla_training.stopping import Stop
+from vla_training.finetune import closed_loop, distributed, training_state
+from vla_training.finetune.errors import explained
+from vla_training.finetune.export import export
+from vla_training.finetune.finetune import Finetuner, finetune
+from vla_training.finetune.graceful_stop import Stop
+from vla_training.finetune.model_setup import load_with_adapter
+from vla_training.lora.adapter import merge
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +113,12 @@ def test_closed_loop_plays_the_model_as_it_stands_sharded_or_not(
         closed_loop_task="Lift_D0", closed_loop_episodes=5, learning_rate=1e-2,
     )  # fmt: skip
     try:
-        run = Finetuner(config, parallel.start("cpu", sharded=not lora_rank))
-        assert parallel.is_sharded(run.objective) == (not lora_rank)
+        run = Finetuner(config, distributed.start("cpu", sharded=not lora_rank))
+        assert distributed.is_sharded(run.objective) == (not lora_rank)
         assert run.run(Stop())
         checkpoint = export(run)
     finally:
-        parallel.stop()
+        distributed.stop()
     lines = [
         json.loads(line)
         for line in (tmp_path / "run/metrics.jsonl").read_text().split("\n")
@@ -142,7 +142,7 @@ def test_closed_loop_plays_the_model_as_it_stands_sharded_or_not(
 
 
 def closed_loop_rng(index: int) -> np.random.Generator:
-    from vla_sim_bridge.simulation import episode_rng
+    from vla_sim_bridge.envs.robosuite_sim import episode_rng
 
     return episode_rng("evaluate", closed_loop.SEED, index)
 
@@ -155,11 +155,11 @@ sys.path[:0] = [{tests!r}]
 import torch
 from fake_world import FakeWorld
 from vla_training import closed_loop
-import vla_training.finetune as f
+import vla_training.finetune.finetune as f
 from vla_inference.errors import VlaError
-from vla_training.finetune_config import FinetuneConfig
-from vla_training.frame_index import Source
-from vla_training.online import Online
+from vla_training.finetune.config import FinetuneConfig
+from vla_training.loader.frame_index import Source
+from vla_training.loader.online import Online
 torch.set_num_threads(1)
 closed_loop.make_world = lambda *_: FakeWorld()
 report = f.RunLog.train
@@ -219,7 +219,7 @@ def test_a_process_that_dies_ends_the_others_and_fewer_go_on(home, tmp_path):
 
 
 def test_full_disk_leaves_the_last_state_and_says_so(home, tmp_path):
-    run = Finetuner(settings(home, tmp_path / "run"), parallel.start("cpu"))
+    run = Finetuner(settings(home, tmp_path / "run"), distributed.start("cpu"))
     run.progress.step = 2
     run.save()
     run.progress.step = 3
@@ -244,7 +244,7 @@ def test_full_disk_leaves_the_last_state_and_says_so(home, tmp_path):
 def test_states_half_written_or_half_removed_by_a_kill_go_and_the_same_step_is_replaced(
     home, tmp_path
 ):
-    run = Finetuner(settings(home, tmp_path / "run"), parallel.start("cpu"))
+    run = Finetuner(settings(home, tmp_path / "run"), distributed.start("cpu"))
     folder = tmp_path / "run" / "state"
     for left in ("step-1", ".step-3.tmp"):  # removed and written by halves
         (folder / left).mkdir(parents=True)
@@ -268,10 +268,10 @@ def test_too_little_memory_says_what_to_lower(home, tmp_path):
     config = settings(home, tmp_path / "run")
     with (
         pytest.raises(VlaError, match=r"too small for 4 samples .*lower --batch-size"),
-        explained(config, parallel.Place()),
+        explained(config, distributed.Place()),
     ):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-    with pytest.raises(KeyError), explained(config, parallel.Place()):
+    with pytest.raises(KeyError), explained(config, distributed.Place()):
         raise KeyError("ours")
 
 

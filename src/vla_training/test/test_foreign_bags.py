@@ -10,14 +10,14 @@ from scipy.spatial.transform import Rotation
 
 from vla_inference.errors import DataError
 from vla_inference.types import eef_delta_spec
-from vla_training.datasets import bag_types as types
 from vla_training.datasets import open_dataset
 from vla_training.datasets.action_form import join_actions
-from vla_training.datasets.bag import BagSet
-from vla_training.datasets.bag_actions import _from_targets, _from_twists
-from vla_training.datasets.bag_streams import NS, Stream, decode_image
-from vla_training.datasets.bag_writer import _header, _vector
-from vla_training.datasets.episode_bag import EpisodeBag, make_message
+from vla_training.datasets.bag import message_types as types
+from vla_training.datasets.bag.actions import _from_targets, _from_twists
+from vla_training.datasets.bag.episode_bag import EpisodeBag, make_message
+from vla_training.datasets.bag.reader import BagSet
+from vla_training.datasets.bag.streams import NS, Stream, decode_image
+from vla_training.datasets.bag.writer import _header, _vector
 
 
 def bag_with(path, frames, action_kind, messages, more=()):
@@ -245,7 +245,7 @@ def test_several_episodes_in_one_bag_by_their_status(tmp_path):
 
 
 def test_a_bag_of_others_is_converted(tmp_path, capsys):
-    from vla_inference.cli import main
+    from vla_inference.cli.main import main
 
     frames = [100 + 0.1 * i for i in range(4)]
     twists = [twist(100 + 0.1 * i, 0.1) for i in range(4)]

@@ -11,13 +11,13 @@ import pytest
 from foreign_files import osc, robosuite_actions, scene
 from foreign_hdf5 import COUNT, SENTENCE, aloha, isaac, libero, robocasa, robomimic, scenes
 
-from vla_inference.action_specs import ALOHA
-from vla_inference.cli import main as vla
+from vla_inference.cli.main import main as vla
 from vla_inference.errors import DataError
-from vla_training.convert import convert
+from vla_inference.policies.action_specs import ALOHA
+from vla_training.conversion.convert import convert
+from vla_training.conversion.transform import ConvertConfig
 from vla_training.datasets import open_dataset
-from vla_training.episode_change import ConvertConfig
-from vla_training.frame_reader import FrameReader
+from vla_training.loader.frame_reader import FrameReader
 
 
 def assert_upright(image: np.ndarray, step: int, tolerance: float = 0) -> None:

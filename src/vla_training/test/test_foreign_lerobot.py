@@ -12,9 +12,9 @@ from foreign_files import scene
 from foreign_lerobot import TASKS, v2, v3
 
 from vla_inference.errors import DataError
-from vla_training.convert import convert
+from vla_training.conversion.convert import convert
 from vla_training.datasets import open_dataset
-from vla_training.frame_reader import FrameReader
+from vla_training.loader.frame_reader import FrameReader
 
 TOP = "observation.images.top"
 EVERY = [10 * n for n in range(12)]

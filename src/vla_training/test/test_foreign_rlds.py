@@ -10,12 +10,12 @@ import pytest
 from foreign_files import scene
 from foreign_rlds import COUNT, SENTENCE, bridge, dictionary, image, oxe, rt1, tensor, vectors
 
-from vla_inference.action_specs import KNOWN, in_si, statistics_spec
 from vla_inference.errors import DataError, VlaError
+from vla_inference.policies.action_specs import KNOWN, in_si, statistics_spec
 from vla_inference.types import ActionChunk
-from vla_training.convert import convert
+from vla_training.conversion.convert import convert
 from vla_training.datasets import open_dataset
-from vla_training.datasets.transforms import CONVENTIONS, open_again
+from vla_training.datasets.rlds.transforms import CONVENTIONS, open_again
 
 SEVEN = tensor("float32", 7)
 

@@ -16,7 +16,7 @@ import pytest
 from demonstrations import write_set
 
 from vla_inference.errors import DataError, VlaError
-from vla_training.convert import convert
+from vla_training.conversion.convert import convert
 from vla_training.datasets import open_dataset
 from vla_training.jobs import KINDS, JobRunner
 from vla_training.jobs.confined import check, opened

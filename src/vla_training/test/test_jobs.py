@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vla_inference.cli import find_verbs
+from vla_inference.cli.main import find_verbs
 from vla_inference.errors import VlaError
 from vla_training.jobs import KINDS, JobRunner, Kind
 from vla_training.jobs.paths import RECORDS

@@ -11,17 +11,23 @@ import torch
 from tiny_model import tiny_model
 
 from vla_inference.errors import DataError, VlaError
-from vla_sim_bridge.hdf5 import write_episode, write_header
-from vla_sim_bridge.simulation import Simulation, to_robosuite
+from vla_sim_bridge.envs.robosuite_sim import Simulation, to_robosuite
+from vla_sim_bridge.generation.hdf5 import write_episode, write_header
 from vla_sim_bridge.tasks import Scene
 from vla_sim_bridge.tasks.stack_language import HELD_OUT, TRAIN
-from vla_training.episode_frames import frames_from_paths
-from vla_training.frames import load_frames
-from vla_training.obedience import obedience
-from vla_training.scenes import COLOURS, NUMBERS, SIZE, other_order, wordings
-from vla_training.small_model import SceneHead
-from vla_training.stills import Stills, make_still, write_stills
-from vla_training.train import TrainConfig, Trainer
+from vla_training.small_model.auxiliary_targets import (
+    COLOURS,
+    NUMBERS,
+    SIZE,
+    other_order,
+    wordings,
+)
+from vla_training.small_model.episode_frames import frames_from_paths
+from vla_training.small_model.frames import load_frames
+from vla_training.small_model.instruction_following import obedience
+from vla_training.small_model.model import SceneHead
+from vla_training.small_model.reset_images import Stills, make_still, write_stills
+from vla_training.small_model.train import TrainConfig, Trainer
 
 SIDE, LENGTH = 32, 6
 TINY = tiny_model(layers=1)

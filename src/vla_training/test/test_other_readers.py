@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from demonstrations import LENGTHS, picture, psnr
 
-from vla_training.convert import convert
+from vla_training.conversion.convert import convert
+from vla_training.conversion.transform import ConvertConfig
 from vla_training.datasets import open_dataset
-from vla_training.episode_change import ConvertConfig
 
 
 def test_the_lerobot_layout_by_pyarrow_and_av(source, tmp_path):

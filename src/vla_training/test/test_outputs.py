@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from demonstrations import write_set
 
-from vla_inference.cli import main as vla
+from vla_inference.cli.main import main as vla
 
 LATER = "/not/there"  # an input that is missed only once the output was looked at
 COMMANDS = {

@@ -16,14 +16,14 @@ from foreign_checkpoints import edit_json, oft, published, statistics
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vla_inference.checkpoint import load_model
-from vla_inference.cli import run_verb
+from vla_inference.checkpoints.load import load_model
+from vla_inference.cli.main import run_verb
 from vla_inference.errors import CheckpointError, VlaError
-from vla_inference.model.vision import Block
-from vla_inference.policy import Policy
+from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.vision import Block
 from vla_inference.types import Observation
-from vla_training.adapter import merge
-from vla_training.merge_check import verify_merge
+from vla_training.lora.adapter import merge
+from vla_training.lora.merge_check import verify_merge
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -309,7 +309,7 @@ def test_a_check_that_fails_leaves_nothing_and_keeps_what_was_there(
     base, tmp_path, monkeypatch, capsys
 ):
     adapter, _ = adapter_and_truth(base, tmp_path / "adapter")
-    point = EntryPoint("merge", "vla_training.cli_finetune:merge", "vla.verbs")
+    point = EntryPoint("merge", "vla_training.cli.finetune:merge", "vla.verbs")
 
     def command(*words: str) -> int:
         return run_verb(point, [str(base), str(adapter), str(tmp_path / "out"), *words])
@@ -317,7 +317,7 @@ def test_a_check_that_fails_leaves_nothing_and_keeps_what_was_there(
     def otherwise(*given):
         raise CheckpointError("it answers otherwise", "report this")
 
-    monkeypatch.setattr("vla_training.merge_check.verify_merge", otherwise)
+    monkeypatch.setattr("vla_training.lora.merge_check.verify_merge", otherwise)
     with pytest.raises(VlaError, match="answers otherwise"):
         command()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter"]
@@ -326,7 +326,7 @@ def test_a_check_that_fails_leaves_nothing_and_keeps_what_was_there(
     told = json.loads(capsys.readouterr().out)
     assert told["equal"] == 4 and told["action_spaces"] == ["bridge_orig"]
     kept = (tmp_path / "out/model.safetensors").read_bytes()
-    monkeypatch.setattr("vla_training.merge_check.verify_merge", otherwise)
+    monkeypatch.setattr("vla_training.lora.merge_check.verify_merge", otherwise)
     with pytest.raises(VlaError, match="answers otherwise"):
         command("--overwrite")
     assert (tmp_path / "out/model.safetensors").read_bytes() == kept

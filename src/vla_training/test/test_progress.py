@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from vla_inference import progress
+from vla_inference.system import progress
 from vla_training.jobs.record import read_progress
 
 

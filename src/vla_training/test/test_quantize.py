@@ -8,12 +8,12 @@ import h5py
 import numpy as np
 import pytest
 
+from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.errors import VlaError
-from vla_inference.policy import Policy
-from vla_inference.random_checkpoint import write_random_checkpoint
-from vla_sim_bridge.hdf5 import write_episode, write_header
-from vla_sim_bridge.simulation import to_robosuite
-from vla_training.cli_quantize import quantize
+from vla_inference.policies.openvla.policy import Policy
+from vla_sim_bridge.envs.robosuite_sim import to_robosuite
+from vla_sim_bridge.generation.hdf5 import write_episode, write_header
+from vla_training.cli.quantize import quantize
 
 
 @pytest.fixture

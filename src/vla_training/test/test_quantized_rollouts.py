@@ -8,9 +8,9 @@ import sys
 import quantized_rollouts as bench
 from fake_world import FakeWorld
 
-from vla_inference.policy import Policy
-from vla_inference.random_checkpoint import write_random_checkpoint
-from vla_sim_bridge.rollout import run_episode
+from vla_inference.checkpoints.random_weights import write_random_checkpoint
+from vla_inference.policies.openvla.policy import Policy
+from vla_sim_bridge.evaluation.rollout import run_episode
 
 
 def test_each_format_plays_the_same_episodes(tmp_path, monkeypatch):

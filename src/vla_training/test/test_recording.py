@@ -26,14 +26,14 @@ from vla_inference.errors import DataError, VlaError
 from vla_inference.ros import qos
 from vla_inference.ros.images import rgb_to_image
 from vla_msgs.msg import ActionChunk, EefDelta, EpisodeStatus, InferenceStatus
-from vla_training.datasets import bag_types as types
-from vla_training.datasets.bag import BagSet
-from vla_training.datasets.bag_streams import NS
-from vla_training.datasets.bag_writer import _header
-from vla_training.datasets.episode_bag import make_message
-from vla_training.record_node import RecordNode
-from vla_training.recording import Heard, Recording
-from vla_training.validation_node import ValidationNode
+from vla_training.datasets.bag import message_types as types
+from vla_training.datasets.bag.episode_bag import make_message
+from vla_training.datasets.bag.reader import BagSet
+from vla_training.datasets.bag.streams import NS
+from vla_training.datasets.bag.writer import _header
+from vla_training.ros.record_node import RecordNode
+from vla_training.ros.recording import Heard, Recording
+from vla_training.ros.validation_node import ValidationNode
 
 
 class Maker:

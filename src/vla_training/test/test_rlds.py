@@ -16,11 +16,16 @@ from PIL import Image
 
 from vla_inference.errors import DataError
 from vla_training.datasets import open_dataset
-from vla_training.datasets.pictures import decode_picture
-from vla_training.datasets.rlds import RldsEpisodes
-from vla_training.datasets.tf_example import build_example, parse_example
-from vla_training.datasets.tfrecord import RecordFile, write_records
-from vla_training.datasets.transforms import binarise_gripper, bridge, find_conventions, libero
+from vla_training.datasets.images import decode_picture
+from vla_training.datasets.rlds.reader import RldsEpisodes
+from vla_training.datasets.rlds.tf_example import build_example, parse_example
+from vla_training.datasets.rlds.tfrecord import RecordFile, write_records
+from vla_training.datasets.rlds.transforms import (
+    binarise_gripper,
+    bridge,
+    find_conventions,
+    libero,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 DATA = Path(os.environ.get("VLA_TEST_DATA") or ROOT.parent / "shared" / "data")

@@ -23,14 +23,14 @@ from PIL import Image
 from tiny_model import tiny_model
 
 from vla_inference.errors import VlaError
-from vla_sim_bridge.hdf5 import write_episode, write_header
-from vla_sim_bridge.statistics import wilson_interval
-from vla_training import study_worker
-from vla_training.cli_study import _numbers
-from vla_training.study import Study, study
-from vla_training.study_config import Cell, StudyConfig
-from vla_training.study_report import compare, gain_lines, summarise_cells
-from vla_training.train import Trainer
+from vla_sim_bridge.evaluation.confidence_intervals import wilson_interval
+from vla_sim_bridge.generation.hdf5 import write_episode, write_header
+from vla_training.cli.study import _numbers
+from vla_training.small_model.train import Trainer
+from vla_training.study import worker
+from vla_training.study.config import Cell, StudyConfig
+from vla_training.study.report import compare, gain_lines, summarise_cells
+from vla_training.study.study import Study, study
 
 TINY = tiny_model()
 
@@ -54,18 +54,18 @@ def write_noise(path: Path, size: int, episodes: int = 5, length: int = 6) -> Pa
 def toy(tmp_path, monkeypatch) -> StudyConfig:
     """Four cells of a tiny model in a world without a simulator, all in this process."""
     made = write_noise(tmp_path / "noise.hdf5", 32)
-    monkeypatch.setattr(study_worker, "SMALL", TINY)
-    monkeypatch.setattr(study_worker, "Trainer", partial(Trainer, model_json=TINY))
-    monkeypatch.setattr(study_worker, "make_world", lambda task: FakeWorld())
-    study_worker.read_frames.cache_clear()
-    study_worker._world.cache_clear()
-    study_worker._policy = None
+    monkeypatch.setattr(worker, "SMALL", TINY)
+    monkeypatch.setattr(worker, "Trainer", partial(Trainer, model_json=TINY))
+    monkeypatch.setattr(worker, "make_world", lambda task: FakeWorld())
+    worker.read_frames.cache_clear()
+    worker._world.cache_clear()
+    worker._policy = None
     yield StudyConfig(
         str(tmp_path / "study"), (str(made),), "Lift_D0", (2, 4), (8,), seeds=2, batch_size=4,
         eval_episodes=4, devices=0, parallel=0,
     )  # fmt: skip
-    study_worker.read_frames.cache_clear()
-    study_worker._world.cache_clear()
+    worker.read_frames.cache_clear()
+    worker._world.cache_clear()
 
 
 def quiet(_: str) -> None:
@@ -80,14 +80,14 @@ def test_killed_and_taken_up_it_finds_what_an_unbroken_one_does(toy, tmp_path, m
     toy = replace(toy, seeds=1)
     whole = study(replace(toy, output=str(tmp_path / "whole")), quiet)
     count = itertools.count()
-    play = study_worker.play
+    play = worker.play
 
     def killed(*args):
         if next(count) == 6:  # in the midst of the second cell's episodes
             raise KeyboardInterrupt
         return play(*args)
 
-    monkeypatch.setattr(study_worker, "play", killed)
+    monkeypatch.setattr(worker, "play", killed)
     with pytest.raises(KeyboardInterrupt):
         study(toy, quiet)
     done = sorted(Path(toy.output).glob("cells/*/result.json"))
@@ -95,7 +95,7 @@ def test_killed_and_taken_up_it_finds_what_an_unbroken_one_does(toy, tmp_path, m
     assert (len(done), len(trained)) == (1, 2)
     assert "Incomplete: 1 of 2 cells" in (Path(toy.output) / "report.md").read_text()
     before = {p: p.stat().st_mtime_ns for p in (*done, *trained)}
-    monkeypatch.setattr(study_worker, "play", play)
+    monkeypatch.setattr(worker, "play", play)
     found = study(toy, quiet)
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert found["complete"] and rows(found) == rows(whole)
@@ -147,11 +147,11 @@ def test_more_episodes_are_compared_by_seed_whatever_order_they_ended_in():
 
 def test_smaller_sets_lie_in_larger_ones_and_none_in_what_is_held_out():
     for seed in range(3):
-        few, held = study_worker.choose(100, 10, 80, seed)
-        many, again = study_worker.choose(100, 80, 80, seed)
+        few, held = worker.choose(100, 10, 80, seed)
+        many, again = worker.choose(100, 80, 80, seed)
         assert set(few) <= set(many) and not set(many) & set(held)
         assert np.array_equal(held, again) and len(held) == 20
-    others = study_worker.choose(100, 10, 80, 0)[0], study_worker.choose(100, 10, 80, 1)[0]
+    others = worker.choose(100, 10, 80, 0)[0], worker.choose(100, 10, 80, 1)[0]
     assert set(others[0]) != set(others[1])
 
 
@@ -159,21 +159,21 @@ def test_minutes_become_steps_by_the_speed_that_was_measured(toy, monkeypatch):
     config = replace(toy, minutes=10.0)
     begun = Study(config, quiet)
     found = {"episodes": 5, "frames": 30, "samples_per_s": 8.0}
-    monkeypatch.setattr(study_worker, "survey", lambda _: found)
+    monkeypatch.setattr(worker, "survey", lambda _: found)
     trainers, _ = begun._executors()
     begun._decide(trainers)
     ((passes, steps),) = begun.plan["steps"].items()
     # 4 cells one after the other, 8 samples/s, batches of 4: some 0.85 * 150 s * 2 steps/s each.
     assert 200 <= steps <= 255 and int(passes) == round(steps / 1.5)
     # It stands from then on: a study that goes on does not measure again.
-    monkeypatch.setattr(study_worker, "survey", None)
+    monkeypatch.setattr(worker, "survey", None)
     again = Study(config, quiet)
     again._decide(trainers)
     assert again.plan["steps"] == {passes: steps}
 
 
 def test_a_study_measures_its_own_speed(toy):
-    found = study_worker.survey(replace(toy, minutes=1.0))
+    found = worker.survey(replace(toy, minutes=1.0))
     assert found["episodes"] == 5 and found["frames"] == 30 and found["samples_per_s"] > 0
 
 
@@ -202,12 +202,12 @@ def test_mistakes_are_named_before_anything_is_trained(toy, tmp_path):
 
 def test_a_cell_killed_between_its_last_step_and_its_checkpoint_is_finished(toy, tmp_path):
     cell, where = Cell(2, 8, 0), tmp_path / "cell"
-    told = study_worker.train_cell(toy, cell, 12, str(where))
-    trainer = study_worker.make_trainer(toy, cell, 12)
+    told = worker.train_cell(toy, cell, 12, str(where))
+    trainer = worker.make_trainer(toy, cell, 12)
     trainer.run()
     trainer.save(where / "state.safetensors")
     (where / "trained.json").unlink()
-    again = study_worker.train_cell(toy, cell, 12, str(where))
+    again = worker.train_cell(toy, cell, 12, str(where))
     assert again["loss"] == told["loss"] and (where / "trained.json").is_file()
 
 
@@ -221,7 +221,7 @@ def test_real_processes_and_a_real_world_after_kill_9(tmp_path):
     """The shipping model's shape, robosuite, and the command line."""
     write_noise(tmp_path / "noise.hdf5", 224, episodes=2)
     words = [
-        sys.executable, "-m", "vla_training.cli_study",
+        sys.executable, "-m", "vla_training.cli.study",
         "--data", tmp_path / "noise.hdf5", "--output", tmp_path / "study", "--task", "Lift_D0",
         "--episodes", "1,2", "--passes", "2", "--seeds", "1", "--batch-size", "4",
         "--eval-episodes", "1", "--horizon", "8", "--devices", "0", "--parallel", "1",

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vla_inference.errors import DataError
-from vla_training.datasets.tf_example import ExampleError, build_example, parse_example
-from vla_training.datasets.tfrecord import RecordFile, RecordWriter, write_records
+from vla_training.datasets.rlds.tf_example import ExampleError, build_example, parse_example
+from vla_training.datasets.rlds.tfrecord import RecordFile, RecordWriter, write_records
 
 QUICK = settings(deadline=None, max_examples=60)
 INTEGERS = hnp.arrays(np.int64, st.integers(0, 40), elements=st.integers(-(2**63), 2**63 - 1))

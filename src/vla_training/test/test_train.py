@@ -13,15 +13,22 @@ import torch
 from finetune_runs import write_noise
 from tiny_model import tiny_model
 
-from vla_inference.checkpoint import load_config
+from vla_inference.checkpoints.load import load_config
 from vla_inference.errors import DataError, VlaError
-from vla_inference.policy import Policy
-from vla_sim_bridge.hdf5 import write_episode
-from vla_training.cli import train
-from vla_training.frames import Frames, action_statistics, load_frames
-from vla_training.scenes import SIZE, scene_of
-from vla_training.train import TrainConfig, Trainer, _quiet, begin_with, grid_positions, spawn
-from vla_training.vocabulary import task_sentences, train_tokenizer
+from vla_inference.policies.openvla.policy import Policy
+from vla_sim_bridge.generation.hdf5 import write_episode
+from vla_training.cli.train import train
+from vla_training.small_model.auxiliary_targets import SIZE, scene_of
+from vla_training.small_model.frames import Frames, action_statistics, load_frames
+from vla_training.small_model.tokenizer import task_sentences, train_tokenizer
+from vla_training.small_model.train import (
+    TrainConfig,
+    Trainer,
+    _quiet,
+    begin_with,
+    grid_positions,
+    spawn,
+)
 
 TINY = tiny_model()
 

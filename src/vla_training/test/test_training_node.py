@@ -12,14 +12,14 @@ from action_msgs.msg import GoalStatus
 from graphs import NodeGraph, domain, environment
 from rclpy.action import ActionClient
 
-from vla_inference.cli import find_verbs
+from vla_inference.cli.main import find_verbs
 from vla_inference.ros import qos
 from vla_msgs.action import RunJob
 from vla_msgs.msg import JobStatus
 from vla_msgs.srv import CancelJob, GetJobLog, ListJobs, StartJob
 from vla_training.jobs import KINDS, Kind
 from vla_training.jobs.runner import CONFINED
-from vla_training.training_node import TrainingNode
+from vla_training.ros.training_node import TrainingNode
 
 FAKE = """
 import sys, time
@@ -213,7 +213,7 @@ def test_a_real_generation(tmp_path):
 
 @pytest.mark.skipif("generate" not in find_verbs(), reason="the workspace is not built")
 def test_the_launch_file(tmp_path):
-    words = [sys.executable, "-m", "vla_inference.cli", "launch", "vla_training"]
+    words = [sys.executable, "-m", "vla_inference.cli.main", "launch", "vla_training"]
     words += ["training.launch.xml", f"root:={tmp_path}"]
     process = subprocess.Popen(
         words,

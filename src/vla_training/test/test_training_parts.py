@@ -13,26 +13,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vla_inference.actions import ActionTokens
-from vla_inference.errors import DataError, VlaError
-from vla_inference.model import ModelConfig
-from vla_inference.preprocess import center_crop
-from vla_inference.random_checkpoint import (
+from vla_inference.checkpoints.random_weights import (
     STATISTICS,
     byte_tokenizer,
     random_config,
     random_model,
 )
+from vla_inference.errors import DataError, VlaError
+from vla_inference.policies.openvla.action_tokens import ActionTokens
+from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.policies.openvla.preprocessing import center_crop
 from vla_inference.types import eef_delta_spec
-from vla_training.augment import NEUTRAL, Pixels, augment, draw
-from vla_training.flops import forward_macs
-from vla_training.frame_index import FrameIndex, Source, index_frames
-from vla_training.frame_reader import FrameReader
-from vla_training.lora import LoraConfig, LoraLinear, add_lora
-from vla_training.mixture import Samples, batches, mix
-from vla_training.objective import Batch, Objective
-from vla_training.order import BLOCK, Order
-from vla_training.training_forms import prepare
+from vla_training.finetune.flops import forward_macs
+from vla_training.finetune.objective import Batch, Objective
+from vla_training.finetune.train_modules import prepare
+from vla_training.loader.augment import NEUTRAL, Pixels, augment, draw
+from vla_training.loader.frame_index import FrameIndex, Source, index_frames
+from vla_training.loader.frame_reader import FrameReader
+from vla_training.loader.mixture import Samples, batches, mix
+from vla_training.loader.sampler import BLOCK, Order
+from vla_training.lora.layers import LoraConfig, LoraLinear, add_lora
 
 
 def tiny(head: str = "tokens") -> ModelConfig:
@@ -86,7 +86,7 @@ def test_a_share_too_small_to_come_up_is_refused():
 
 @pytest.fixture
 def noise(tmp_path: Path) -> Path:
-    from vla_sim_bridge.hdf5 import write_episode, write_header
+    from vla_sim_bridge.generation.hdf5 import write_episode, write_header
 
     rng = np.random.default_rng(1)
     with h5py.File(tmp_path / "noise.hdf5", "w") as file:
@@ -140,7 +140,7 @@ def test_index_is_made_once_and_anew_when_the_data_changes(noise, tmp_path):
 
 
 def test_formats_are_mixed_and_give_the_same_frames(noise, tmp_path):
-    from vla_training.convert import convert
+    from vla_training.conversion.convert import convert
 
     config = tiny()
     sources = [Source(str(noise), 1.0)]

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from bags import SPEC, write_bags
 
+from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.errors import DataError
-from vla_inference.random_checkpoint import write_random_checkpoint
 from vla_inference.types import ActionChunk, eef_delta_spec
-from vla_training import validation_report
-from vla_training.datasets.bag import BagSet
-from vla_training.validate import Thresholds, ValidationConfig, validate
+from vla_training.datasets.bag.reader import BagSet
+from vla_training.evaluation import validation_report
+from vla_training.evaluation.validate import Thresholds, ValidationConfig, validate
 
 STATISTICS = {
     "action": {"q01": [-0.02] * 6 + [0.0], "q99": [0.02] * 6 + [1.0]},
@@ -122,7 +122,12 @@ def test_a_busy_machine_is_told_beside_its_latencies(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "module", ["vla_inference.inference_node", "vla_inference.policy", "vla_training.validate"]
+    "module",
+    [
+        "vla_inference.ros.inference.node",
+        "vla_inference.policies.openvla.policy",
+        "vla_training.evaluation.validate",
+    ],
 )
 def test_threads_that_wait_do_not_spin(module):
     """OpenMP reads its settings when PyTorch is imported: they must be set by then."""
@@ -148,7 +153,7 @@ def test_twists_are_compared_over_the_step_of_the_model(tmp_path):
 
 
 def test_command_line_report_and_exit_status(tmp_path, capsys):
-    from vla_inference.cli import main
+    from vla_inference.cli.main import main
 
     path = write_bags(tmp_path / "set", (3,))
     model = write_random_checkpoint(tmp_path / "model", head="l1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from vla_inference.policy import Policy
+from vla_inference.policies.openvla.policy import Policy
 from vla_inference.quantization import get_format
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from vla_inference.errors import VlaError
-from vla_inference.policy import Policy
+from vla_inference.policies.openvla.policy import Policy
 from vla_inference.types import Observation
 
 

@@ -20,15 +20,15 @@ import torch
 
 from vla_inference.bench.ceilings import ceilings, floor_ms
 from vla_inference.bench.reference import Reference
-from vla_inference.checkpoint import load_config
+from vla_inference.checkpoints.hub import resolve
+from vla_inference.checkpoints.load import load_config
+from vla_inference.checkpoints.random_weights import USUAL_HEAD, random_policy
 from vla_inference.engines import COMPILED, ENGINES
 from vla_inference.errors import VlaError
-from vla_inference.hub import resolve
-from vla_inference.policy import Policy
+from vla_inference.policies.openvla.policy import Policy
 from vla_inference.quantization import get_format
 from vla_inference.quantization.rounding import quantize_model
 from vla_inference.quantization.swap import make_dense
-from vla_inference.random_checkpoint import USUAL_HEAD, random_policy
 from vla_inference.types import Observation
 
 PATHS = ("reference", "plain", "torch", "torch:int8", "torch:fp8", "torch:int4")

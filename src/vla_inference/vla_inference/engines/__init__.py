@@ -13,18 +13,18 @@ from typing import Any
 
 from vla_inference.engines.base import Engine, Language, Vision
 from vla_inference.errors import VlaError
-from vla_inference.model import VLA
+from vla_inference.policies.openvla.model import VLA
 
 ENGINES = {
     "plain": "vla_inference.engines.base:Engine",
     "torch": "vla_inference.engines.fast:make",
-    "tvm": "vla_inference.engines.tvm_engine:make",
-    "mlc": "vla_inference.engines.mlc_engine:make",
+    "tvm": "vla_inference.engines.tvm.engine:make",
+    "mlc": "vla_inference.engines.mlc.engine:make",
 }
 # What may take the place of the engine's own vision towers and projector.
 VISIONS = {
-    "onnx": "vla_inference.engines.onnx_vision:make",
-    "tensorrt": "vla_inference.engines.tensorrt_vision:make",
+    "onnx": "vla_inference.engines.vision.onnx:make",
+    "tensorrt": "vla_inference.engines.vision.tensorrt:make",
 }
 # Parts of the model that are compiled, and the tensors that nobody needs to load then.
 COMPILED = {

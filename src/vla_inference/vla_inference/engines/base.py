@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vla_inference.model import VLA
-from vla_inference.model.decoding import ActionDecoder
-from vla_inference.preprocess import PicturePreprocessor
+from vla_inference.policies.openvla.decoding import ActionDecoder
+from vla_inference.policies.openvla.model import VLA
+from vla_inference.policies.openvla.preprocessing import PicturePreprocessor
 
 
 class Vision(Protocol):

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
+from vla_inference.checkpoints.safetensors_io import DTYPES, canonical, inventory, iterate_tensors
 from vla_inference.errors import CheckpointError, VlaError
-from vla_inference.files import Staged, writable
-from vla_inference.model.config import ModelConfig
-from vla_inference.tensor_files import DTYPES, canonical, inventory, iterate_tensors
+from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.system.files import Staged, writable
 
 RECORD = "engine.json"
 FORMAT = 1

@@ -6,7 +6,7 @@ from typing import Any
 
 from vla_inference.engines.base import Engine
 from vla_inference.errors import VlaError
-from vla_inference.model import VLA
+from vla_inference.policies.openvla.model import VLA
 
 
 def make(model: VLA, **options: Any) -> Engine:
@@ -16,13 +16,13 @@ def make(model: VLA, **options: Any) -> Engine:
     """
     device = model.language_model.model.embed_tokens.weight.device
     if device.type == "cpu":
-        from vla_inference.engines import cpu
+        from vla_inference.engines.cpu import engine
 
-        return cpu.make(model, **options)
+        return engine.make(model, **options)
     if device.type != "cuda":
         return Engine(model, **options)
     try:
-        from vla_inference.engines.cuda import CudaEngine
+        from vla_inference.engines.cuda.engine import CudaEngine
     except ImportError as error:
         raise VlaError(
             f"the torch engine on CUDA needs Triton ({error})",

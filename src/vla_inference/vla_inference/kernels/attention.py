@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vla_inference.kernels.codes import codes_for, store_codes
-from vla_inference.kernels.launching import early, early_launch, tuned
+from vla_inference.kernels.activation_quant import codes_for, store_codes
+from vla_inference.kernels.launch_settings import early, early_launch, tuned
 
 
 @triton.jit

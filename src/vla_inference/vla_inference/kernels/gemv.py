@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vla_inference.kernels.launching import early, early_launch, largest, tuned
+from vla_inference.kernels.launch_settings import early, early_launch, largest, tuned
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vla_inference.kernels.launching import early, early_launch, largest, tuned
+from vla_inference.kernels.launch_settings import early, early_launch, largest, tuned
 
 QUANT_TYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 

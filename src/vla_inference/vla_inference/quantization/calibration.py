@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_inference.actions import Normalisation, find_statistics
-from vla_inference.checkpoint import load_config, load_model, load_tokenizer
+from vla_inference.checkpoints.load import load_config, load_model, load_tokenizer
+from vla_inference.checkpoints.openvla_compat import checkpoint_name
 from vla_inference.engines.base import Engine
 from vla_inference.errors import VlaError
-from vla_inference.model.llama import Layer, rotary
-from vla_inference.policy import Policy
-from vla_inference.published import checkpoint_name
+from vla_inference.policies.openvla.action_tokens import Normalisation, find_statistics
+from vla_inference.policies.openvla.llama import Layer, rotary
+from vla_inference.policies.openvla.policy import Policy
 from vla_inference.quantization.formats import Format
 from vla_inference.quantization.gptq import gptq_linear
 from vla_inference.quantization.linear import QuantLinear

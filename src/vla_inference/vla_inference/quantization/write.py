@@ -10,11 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vla_inference.checkpoint import load_config, load_tokenizer
-from vla_inference.engines.compiled import Tensors
-from vla_inference.errors import CheckpointError, VlaError
-from vla_inference.files import Staged, writable
-from vla_inference.published import (
+from vla_inference.checkpoints.load import load_config, load_tokenizer
+from vla_inference.checkpoints.openvla_compat import (
     OVERRIDES,
     checkpoint_name,
     complete,
@@ -22,12 +19,15 @@ from vla_inference.published import (
     load_component,
     override,
 )
+from vla_inference.checkpoints.safetensors_io import read_json
+from vla_inference.checkpoints.save import save_checkpoint
+from vla_inference.engines.compiled import Tensors
+from vla_inference.errors import CheckpointError, VlaError
 from vla_inference.quantization.formats import Format
 from vla_inference.quantization.linear import QuantLinear
 from vla_inference.quantization.rounding import quantize_linear
 from vla_inference.quantization.swap import WHERE
-from vla_inference.saving import save_checkpoint
-from vla_inference.tensor_files import read_json
+from vla_inference.system.files import Staged, writable
 
 METHODS = ("hqq", "rtn", "gptq")
 SHARD_BYTES = 5_000_000_000

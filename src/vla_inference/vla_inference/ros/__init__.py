@@ -1,1 +1,1 @@
-"""What every node of ours shares. Only these modules and `*_node.py` files import rclpy."""
+"""The nodes, and what they share. Only modules in folders named `ros` import rclpy."""

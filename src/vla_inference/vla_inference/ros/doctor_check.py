@@ -5,7 +5,7 @@ from __future__ import annotations
 from ros2doctor.api import DoctorCheck, Result
 from ros2doctor.api.format import doctor_error, doctor_warn
 
-from vla_inference.doctor import ERROR, WARN, examine
+from vla_inference.cli.machine_checks import ERROR, WARN, examine
 
 
 class VlaCheck(DoctorCheck):

@@ -19,11 +19,11 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
-from vla_inference import interrupts
 from vla_inference.errors import VlaError
 from vla_inference.ros import diagnostics
 from vla_inference.ros.guard import Guarded
 from vla_inference.ros.overrides import refuse_misaddressed, refuse_undeclared
+from vla_inference.system import interrupts
 
 UNCONFIGURED, INACTIVE, ACTIVE, ERROR = "unconfigured", "inactive", "active", "error"
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from geometry_msgs.msg import Vector3
 
-from vla_inference.action_specs import in_si, si_spec
 from vla_inference.control.commands import check_dt
 from vla_inference.errors import VlaError
+from vla_inference.policies.action_specs import in_si, si_spec
 from vla_inference.types import ActionChunk, eef_delta_spec
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
 from vla_msgs.msg import EefDelta, ModelInfo
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from builtin_interfaces.msg import Time
 
-    from vla_inference.model_thread import ModelThread
+    from vla_inference.serving.model_thread import ModelThread
 
 CONVENTIONS = (EefDelta.ROTVEC, EefDelta.RPY)
 

@@ -8,11 +8,11 @@ from functools import partial
 import numpy as np
 
 from vla_inference.errors import VlaError
+from vla_sim_bridge.envs.robosuite_sim import Simulation
 from vla_sim_bridge.experts.door import door_expert
 from vla_sim_bridge.experts.nuts import nut_expert, nuts_expert
 from vla_sim_bridge.experts.pick_place import pick_place_expert
 from vla_sim_bridge.experts.stack import lift_expert, stack_expert, stack_three_expert
-from vla_sim_bridge.simulation import Simulation
 from vla_sim_bridge.tasks import Task
 
 Expert = Callable[[Simulation], np.ndarray]  # -> SI end-effector delta [7]

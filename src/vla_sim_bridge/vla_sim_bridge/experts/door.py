@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from vla_sim_bridge.envs.poses import delta_between
+from vla_sim_bridge.envs.robosuite_sim import Simulation
 from vla_sim_bridge.experts.motion import DOWN, FINGER_OPEN, square_grip, towards
-from vla_sim_bridge.poses import delta_between
-from vla_sim_bridge.simulation import Simulation
 
 GRIP = np.array([0.10, -0.10, 0.0])  # m, on the handle, in the latch's frame
 HINGE = np.array([0.255, 0.0, 0.0])  # m, in the door's frame

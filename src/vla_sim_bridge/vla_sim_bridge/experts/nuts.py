@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from vla_sim_bridge.envs.poses import invert, turn_z
+from vla_sim_bridge.envs.robosuite_sim import Simulation
 from vla_sim_bridge.experts.motion import DOWN as DOWN_HAND
 from vla_sim_bridge.experts.motion import close_on, home_yaw, square_grip, towards
-from vla_sim_bridge.poses import invert, turn_z
-from vla_sim_bridge.simulation import Simulation
 from vla_sim_bridge.tasks.nut_assembly import DOWN
 
 PEG_TOP = 0.95  # m

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vla_sim_bridge.envs.robosuite_sim import Simulation
 from vla_sim_bridge.experts.motion import close_on, square_grip, towards
-from vla_sim_bridge.simulation import Simulation
 from vla_sim_bridge.tasks.pick_place import FLOOR, ORDER, in_bin
 
 

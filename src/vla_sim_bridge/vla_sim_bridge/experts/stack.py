@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from vla_sim_bridge.envs.robosuite_sim import Simulation
 from vla_sim_bridge.experts.motion import close_on, free_grip, square_grip, towards
-from vla_sim_bridge.simulation import Simulation
 from vla_sim_bridge.tasks.rules import on_top
 
 HOVER = 0.07  # m above the small block before the descent

@@ -12,12 +12,12 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
-from vla_inference import interrupts
 from vla_inference.errors import VlaError
 from vla_inference.ros.overrides import refuse_misaddressed, refuse_undeclared
+from vla_inference.system import interrupts
 
 if TYPE_CHECKING:
-    from vla_sim_bridge.sim_node import SimNode
+    from vla_sim_bridge.ros.sim_node import SimNode
 
 
 class _Stop:

@@ -9,10 +9,10 @@ from std_srvs.srv import SetBool
 from vla_inference.errors import VlaError
 from vla_inference.ros.messages import steps_to_chunk
 from vla_msgs.srv import ResetEpisode, StepSim
-from vla_sim_bridge.conventions import sim_actions
+from vla_sim_bridge.ros.chunk_to_actions import sim_actions
 
 if TYPE_CHECKING:
-    from vla_sim_bridge.sim_node import SimNode
+    from vla_sim_bridge.ros.sim_node import SimNode
 
 
 class SimServices:

@@ -11,7 +11,7 @@ from std_msgs.msg import Float32, String
 from vla_inference.ros.images import rgb_to_image
 from vla_inference.ros.qos import CHUNK, IMAGE_OUTPUT, LATCHED
 from vla_msgs.msg import EpisodeStatus, SimStatus
-from vla_sim_bridge.evaluation import Evaluation
+from vla_sim_bridge.evaluation.run import Evaluation
 
 
 class SimTopics:

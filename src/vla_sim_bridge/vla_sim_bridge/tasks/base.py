@@ -11,7 +11,7 @@ import numpy as np
 from vla_inference.errors import VlaError
 
 if TYPE_CHECKING:
-    from vla_sim_bridge.simulation import Simulation
+    from vla_sim_bridge.envs.robosuite_sim import Simulation
 
 Vary = Literal["never", "episode", "step"]
 Language = Literal["train", "held-out", "free"]

@@ -46,7 +46,7 @@ def mimicgen_task(name: str) -> Task:
     full = known.get(wanted) or known.get(f"{wanted}_d0")
     if full is None:
         raise VlaError(f"there is no task {name!r}", f"of mimicgen's: {', '.join(known.values())}")
-    from vla_sim_bridge.mimicgen_process import find_python, installed
+    from vla_sim_bridge.mimicgen.process import find_python, installed
 
     env, python = full.removeprefix(PREFIX), find_python()
     there = installed(python)["environments"]

@@ -14,7 +14,7 @@ import numpy as np
 
 from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec, Episode
-from vla_training.datasets.bag_paths import holds_bags
+from vla_training.datasets.bag.paths import holds_bags
 
 
 class EpisodeSet(Sequence[Episode]):
@@ -144,13 +144,13 @@ def _is_bag(path: Path) -> bool:
 READERS = {
     r.kind: r
     for r in (
-        Reader("rlds", "vla_training.datasets.rlds:RldsEpisodes", _is_rlds,
+        Reader("rlds", "vla_training.datasets.rlds.reader:RldsEpisodes", _is_rlds,
                ("split", "conventions")),
-        Reader("hdf5", "vla_training.datasets.hdf5:open_hdf5", _is_hdf5,
+        Reader("hdf5", "vla_training.datasets.hdf5.reader:open_hdf5", _is_hdf5,
                ("action_convention", "upside_down", "control_freq")),
-        Reader("lerobot", "vla_training.datasets.lerobot:LerobotSet", _is_lerobot,
+        Reader("lerobot", "vla_training.datasets.lerobot.reader:LerobotSet", _is_lerobot,
                ("tolerance",)),
-        Reader("bag", "vla_training.datasets.bag:BagSet", _is_bag,
+        Reader("bag", "vla_training.datasets.bag.reader:BagSet", _is_bag,
                ("image_topic", "action_topic", "instruction_topic", "state_topic",
                 "gripper_topic", "tolerance", "episode_gap", "frame", "step_length",
                 "gripper_range", "robot_model", "robot_tip", "gripper_joint", "state_joints")),

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, ClassVar
 
 from vla_inference.errors import DataError
-from vla_inference.files import Staged, being_written
+from vla_inference.system.files import Staged, being_written
 from vla_inference.types import ActionSpec, Episode
 from vla_training.datasets.base import READERS
 
@@ -202,10 +202,10 @@ class Writer:
 WRITERS = {
     w.kind: w
     for w in (
-        Writer("rlds", "vla_training.datasets.rlds_writer:RldsWriter", "RLDS/TFDS, tfrecord"),
-        Writer("hdf5", "vla_training.datasets.hdf5_writer:Hdf5Writer", "robomimic's HDF5"),
-        Writer("lerobot", "vla_training.datasets.lerobot_writer:LerobotWriter", "LeRobot v3.0"),
-        Writer("bag", "vla_training.datasets.bag_writer:BagWriter", "rosbag2, a bag an episode"),
+        Writer("rlds", "vla_training.datasets.rlds.writer:RldsWriter", "RLDS/TFDS, tfrecord"),
+        Writer("hdf5", "vla_training.datasets.hdf5.writer:Hdf5Writer", "robomimic's HDF5"),
+        Writer("lerobot", "vla_training.datasets.lerobot.writer:LerobotWriter", "LeRobot v3.0"),
+        Writer("bag", "vla_training.datasets.bag.writer:BagWriter", "rosbag2, a bag an episode"),
     )
 }
 

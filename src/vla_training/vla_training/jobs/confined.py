@@ -15,8 +15,8 @@ from pathlib import Path
 
 import h5py
 
-from vla_inference.cli import complain
-from vla_inference.cli import main as vla
+from vla_inference.cli.main import complain
+from vla_inference.cli.main import main as vla
 from vla_inference.errors import VlaError
 from vla_training.jobs.kinds import KINDS
 from vla_training.jobs.paths import ROOT, confine

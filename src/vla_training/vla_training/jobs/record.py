@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vla_inference.errors import DataError
-from vla_inference.files import write_whole
+from vla_inference.system.files import write_whole
 
 QUEUED, RUNNING = "queued", "running"
 SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
@@ -87,7 +87,7 @@ def load_job(folder: Path) -> Job:
 
 
 def read_progress(path: Path) -> dict | None:
-    """What the verb last reported (see vla_inference.progress), None where it is no use."""
+    """What the verb last reported (see vla_inference.system.progress), None where it is no use."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         left = values.get("seconds_left")

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vla_inference.errors import DataError, VlaError
-from vla_inference.progress import VARIABLE
+from vla_inference.system.progress import VARIABLE
 from vla_training.jobs.kinds import KINDS, Kind, command_words, get_kind
 from vla_training.jobs.paths import RECORDS, ROOT, check_root
 from vla_training.jobs.record import (

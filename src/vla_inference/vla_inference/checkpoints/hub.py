@@ -1,0 +1,116 @@
+"""From a folder's path or a Hugging Face Hub id to a folder. Data only: no code is fetched."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from vla_inference.checkpoints.foreign_formats import check_files
+from vla_inference.checkpoints.openvla_compat import COMPONENTS, check_names
+from vla_inference.errors import CheckpointError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+TIMEOUT = 10.0  # s, for the Hub to say what it has
+WANTED = ["*.json", "*.safetensors", *(f"{part}--*.pt" for part in COMPONENTS)]
+
+
+def resolve(model: str | os.PathLike, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint, fetched from the Hub if `model` is an id like
+    `openvla/openvla-7b`.
+
+    Downloads show their progress and resume where they stopped. Without a network a complete
+    earlier download is used; of an incomplete one the missing files are named.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    # A path that was mistyped must not become a question to the network.
+    parent = folder.parent
+    local = folder.exists() or (parent != Path() and parent.is_dir())
+    if local or not HUB_ID.fullmatch(os.fspath(model)):
+        raise CheckpointError(
+            f"there is no checkpoint folder {folder}",
+            "check the path, or give a Hub id such as openvla/openvla-7b",
+        )
+    return fetch(os.fspath(model), revision)
+
+
+def fetch(repo: str, revision: str | None = None) -> Path:
+    """Download the parts of a checkpoint that we read, or find them in the cache."""
+    try:
+        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HFValidationError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+    except ImportError as error:
+        raise CheckpointError(
+            f"{repo} is no folder, and huggingface_hub, which fetches from the Hub, is not there",
+            "install huggingface_hub or give a folder",
+        ) from error
+
+    try:
+        # Refuse before some 15 GB have come.
+        # One question, asked once: listing files is tried again and again without a network.
+        told = HfApi().repo_info(repo, revision=revision, timeout=TIMEOUT)
+        names = [s.rfilename for s in told.siblings or () if "/" not in s.rfilename]
+        check_names(names, repo)
+        if "adapter_config.json" not in names:  # what that is, the folder tells
+            check_files(names, repo)
+        found = snapshot_download(
+            repo, revision=revision, allow_patterns=WANTED, ignore_patterns=["*/*"]
+        )
+        return Path(found)
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{repo} is only given to those who accepted its licence",
+            "accept it on the Hub and run `hf auth login`",
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise CheckpointError(
+            f"there is no folder {repo}, nor a model of that name on the Hub{at}",
+            "check the name (private ones need `hf auth login`)",
+        ) from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # offline mode, no route, a time-out, half a download
+        return _from_cache(repo, revision, error)
+
+
+def _from_cache(repo: str, revision: str | None, reason: Exception) -> Path:
+    from huggingface_hub import snapshot_download
+
+    why = f"{type(reason).__name__}: {' '.join(str(reason).split()):.120}"
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except (OSError, ValueError):  # the library's own kinds are among them
+        raise CheckpointError(
+            f"{repo} was never downloaded here and the Hub cannot be reached ({why})",
+            "connect once, or copy the folder here and give its path",
+        ) from reason
+    missing = missing_files(folder)
+    if missing:
+        raise CheckpointError(
+            f"the download of {repo} is not complete (missing: {', '.join(missing)}) and the Hub "
+            f"cannot be reached ({why})",
+            f"connect and run again, or copy them into {folder}",
+        ) from reason
+    return folder
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Names of the files a checkpoint folder lacks, as far as those that are there tell."""
+    from vla_inference.checkpoints.safetensors_io import INDEX, read_json
+
+    missing = [n for n in ("config.json", "tokenizer.json") if not (folder / n).is_file()]
+    index = folder / INDEX
+    if index.is_file():
+        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+        missing += [n for n in shards if not (folder / n).is_file()]
+    elif not any(folder.glob("*.safetensors")):
+        missing.append("*.safetensors")
+    return missing

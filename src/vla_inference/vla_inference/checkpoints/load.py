@@ -1,0 +1,256 @@
+"""Checkpoint folders: safetensors + JSON, nothing that runs.
+
+A folder holds config.json, tokenizer.json, *.safetensors (one, or shards with an index) and, when
+fine-tuned, dataset_statistics.json, which takes the place of config.json's norm_stats. Beside
+them preprocessor_config.json (its normalisation constants are the ones that count), OpenVLA-OFT's
+heads and `vla.json` are read; see `published`.
+
+Tensors are read one after the other into memory of their own, not mapped: the peak is the model
+plus one tensor, and a file that changes later cannot reach into a running policy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vla_inference.checkpoints.foreign_formats import check_config
+from vla_inference.checkpoints.openvla_compat import (
+    OVERRIDES,
+    check_trained_on,
+    checkpoint_name,
+    complete,
+    component_files,
+    load_component,
+    override,
+)
+from vla_inference.checkpoints.safetensors_io import (
+    DTYPES,
+    canonical,
+    inventory,
+    iterate_tensors,
+    read_json,
+)
+from vla_inference.errors import CheckpointError
+from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.policies.openvla.model import VLA
+from vla_inference.quantization.formats import Format
+from vla_inference.quantization.linear import QuantLinear
+from vla_inference.quantization.rounding import quantize_linear
+from vla_inference.quantization.swap import put, quantisable, swap_all
+
+# Parts the released checkpoints carry that no answer depends on: each tower's last block, its
+# final norm and SigLIP's pooling head.
+UNUSED = re.compile(r"^vision_backbone\.\w+\.(norm\.|attn_pool\.)|rotary_emb\.inv_freq$")
+CODES = (torch.int8, torch.int32, torch.float8_e4m3fn)  # of quantised weights alone
+
+
+def load_config(folder: Path, overrides: Mapping[str, Any] | None = None) -> ModelConfig:
+    """What a folder says about its model; `overrides` are keys of config.json that win."""
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder} is a LoRA adapter, not a model",
+            "merge it into its base first: `vla merge BASE ADAPTER OUTPUT`",
+        )
+    path = folder / "config.json"
+    raw = read_json(path)
+    check_config(raw, folder)
+    statistics, name = folder / "dataset_statistics.json", checkpoint_name(folder)
+    if statistics.is_file():
+        raw = {**raw, "norm_stats": read_json(statistics)}
+    beside = folder / OVERRIDES
+    if beside.is_file():
+        raw = override(raw, read_json(beside), str(beside))
+    raw = override(raw, overrides or {}, "overrides")
+    if not statistics.is_file():
+        check_trained_on(name, raw, folder)
+    if isinstance(raw.get("action_head") or {}, Mapping):
+        raw = complete(folder, raw, name)
+    config = ModelConfig.from_json(raw, str(path))
+    pictures = folder / "preprocessor_config.json"
+    return _with_constants(config, pictures) if pictures.is_file() else config
+
+
+def _with_constants(config: ModelConfig, path: Path) -> ModelConfig:
+    """Each tower's mean and standard deviation as the file beside the weights has them.
+
+    The released ones are rounded to bfloat16; `means` and `stds` in the same file are not, and
+    are not what the model was trained with.
+    """
+    given = read_json(path).get("tvf_normalize_params")
+    if given is None:
+        return config
+    try:
+        pairs = [(tuple(map(float, g["mean"])), tuple(map(float, g["std"]))) for g in given]
+        good = all(len(m) == len(s) == 3 and min(s) > 0 for m, s in pairs)
+        if not good or len(pairs) != len(config.towers):
+            raise ValueError(f"{len(pairs)} entries for {len(config.towers)} towers")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: tvf_normalize_params is not one mean and std of 3 numbers per tower "
+            f"({error})",
+            "copy it again",
+        ) from error
+    towers = tuple(
+        dataclasses.replace(t, mean=m, std=s)
+        for t, (m, s) in zip(config.towers, pairs, strict=True)
+    )
+    return dataclasses.replace(config, towers=towers)
+
+
+def no_answer_needs(config: ModelConfig) -> Callable[[str], bool]:
+    """Tells, by its name, a tensor of the released checkpoints that no answer depends on."""
+    last = tuple(f"vision_backbone.{t.key}.blocks.{t.layers}." for t in config.towers)
+    return lambda name: name.startswith(last) or UNUSED.search(name) is not None
+
+
+def _scratch(
+    headers: Iterable[Mapping[str, dict]], device: torch.device, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """Room for the largest tensor, if any has to change its place or its dtype.
+
+    Allocating for each of them would leave the heap full of holes, some 20 % of the model.
+    """
+    entries = [e for header in headers for e in header.values()]
+    if device.type == "cpu" and all(DTYPES[e["dtype"]] == dtype for e in entries):
+        return None
+    largest = max((e["data_offsets"][1] - e["data_offsets"][0] for e in entries), default=0)
+    return torch.empty(largest, dtype=torch.uint8, pin_memory=device.type == "cuda")
+
+
+def load_model(
+    folder: str | os.PathLike,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    config: ModelConfig | None = None,
+    leave_out: tuple[str, ...] = (),
+    quantise: Format | None = None,
+) -> VLA:
+    """Build the model a folder describes and fill it, one tensor at a time.
+
+    Missing, unexpected and misshapen tensors are named before anything is read; nothing is
+    filled in silently.
+
+    leave_out: beginnings of the names of tensors that stay on "meta", because compiled parts
+        (`engines.left_out`) take their places.
+    quantise: format to bring the decoder's weights into as they come, by HQQ; None leaves them as
+        they are stored.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no checkpoint folder {folder}", "check the path")
+    config = config or load_config(folder)
+    with torch.device("meta"):
+        model = VLA(config)
+        if config.quantization:
+            swap_all(model, config.quantization)
+    if quantise is not None and config.quantization and config.quantization != quantise.name:
+        raise CheckpointError(
+            f"{folder} is quantised to {config.quantization} already, {quantise.name} was asked",
+            "leave the quantisation out, or give the checkpoint that it was made from",
+        )
+    rounding = Rounding(model, None if config.quantization else quantise)
+    wanted = {k: list(p.shape) for k, p in model.state_dict().items()}
+    kinds = {k: p.dtype for k, p in model.state_dict().items() if _coded(model, k)}
+    unused = no_answer_needs(config)
+    problems: list[str] = []
+
+    def claim(key: str, shape: list[int], path: Path) -> bool:
+        if unused(key):
+            return False
+        expected = wanted.pop(key, None)
+        if key.startswith(leave_out):
+            return False
+        if expected is None:
+            problems.append(f"{key} is not part of the model ({path.name})")
+        elif expected != shape:
+            problems.append(f"{key} is {shape}, the config says {expected}")
+        return True
+
+    plan = []
+    for path, header in inventory(folder):
+        chosen = {k: e for k, e in header.items() if claim(canonical(k), e["shape"], path)}
+        for key, entry in chosen.items():
+            there, kind = DTYPES.get(entry["dtype"]), kinds.get(canonical(key))
+            if there is None or (there in CODES and kind is None) or kind not in (None, there):
+                problems.append(f"{key} has dtype {entry['dtype']} ({path.name})")
+        plan.append((path, chosen))
+    components = {part: (p, load_component(p)) for part, p in component_files(folder).items()}
+    for part, (path, state) in components.items():
+        for key, tensor in state.items():
+            claim(f"{part}.{key}", list(tensor.shape), path)
+    problems += [f"{key} is missing" for key in wanted]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(
+            f"{folder} does not fit its config.json: {'; '.join(problems[:5])}{more}",
+            "the weights and the config must come from one training run",
+        )
+    scratch = _scratch([header for _, header in plan], torch.device(device), dtype)
+    for path, header in plan:
+        for key, tensor in iterate_tensors(path, header, scratch):
+            kind = kinds.get(canonical(key), dtype)
+            rounding.place(canonical(key), tensor.to(device, kind, copy=scratch is not None))
+    for part, (_, state) in components.items():
+        for key, tensor in state.items():
+            # Copied even where nothing changes: what is mapped must not outlive its file.
+            place(model, f"{part}.{key}", tensor.to(device, dtype, copy=True))
+    if quantise is not None:
+        model.config = dataclasses.replace(config, quantization=quantise.name)
+    return model.eval().requires_grad_(False)
+
+
+def _coded(model: VLA, key: str) -> bool:
+    """Whether a tensor keeps its own dtype, whatever the model's."""
+    path, _, name = key.rpartition(".")
+    return name != "bias" and isinstance(model.get_submodule(path), QuantLinear)
+
+
+class Rounding:
+    """Places a model's tensors; weights that are to be quantised as soon as they are there."""
+
+    def __init__(self, model: VLA, format: Format | None):
+        self.model, self.format = model, format
+        self.waiting = dict(quantisable(model)) if format else {}
+        for name, layer in self.waiting.items():  # before anything is read
+            format.check(*layer.weight.shape, f"{name}.weight")
+
+    def place(self, key: str, tensor: torch.Tensor) -> None:
+        place(self.model, key, tensor)
+        layer = self.waiting.pop(key.removesuffix(".weight"), None)
+        if layer is not None:
+            name = key.removesuffix(".weight")
+            put(self.model, name, quantize_linear(layer, self.format, name=key))
+
+
+def place(model: nn.Module, key: str, tensor: torch.Tensor) -> None:
+    path, _, name = key.rpartition(".")
+    module = model.get_submodule(path)
+    if name in module._buffers:  # codes and scales
+        setattr(module, name, tensor)
+    else:
+        setattr(module, name, nn.Parameter(tensor, requires_grad=False))
+
+
+def load_tokenizer(folder: Path):
+    """The folder's tokenizer.json, by the `tokenizers` library."""
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing", "copy it from the base model's folder")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"{path} is not a tokenizer ({error})", "copy it again") from error
+    # A file saved while they were on keeps them on; transformers, too, asks for them call by call.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer

@@ -1,0 +1,1 @@
+"""The command `vla`: one module per subcommand."""

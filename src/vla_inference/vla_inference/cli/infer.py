@@ -1,0 +1,102 @@
+"""`vla infer`: actions for the pictures of a folder, a video, a camera or a stream."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from vla_inference.cli.output import (
+    EngineOption,
+    JsonOption,
+    QuantizationOption,
+    VisionOption,
+    plain,
+)
+from vla_inference.errors import VlaError
+from vla_inference.inputs.video_sources import Frame, open_source
+from vla_inference.types import ActionChunk, check_instruction
+
+
+def line(frame: Frame, chunk: ActionChunk) -> str:
+    """A frame's first action for people."""
+    values = "  ".join(
+        f"{d.name} {v:+.4f}" for d, v in zip(chunk.spec.dims, chunk.actions[0], strict=True)
+    )
+    more = f"  (+{len(chunk) - 1} steps)" if len(chunk) > 1 else ""
+    return f"{frame.name:>8}  {values}{more}  {chunk.timing['total']:.1f} ms"
+
+
+def record(frame: Frame, chunk: ActionChunk) -> str:
+    """The same as one line of JSON, with the whole chunk."""
+    content = {
+        "frame": frame.name,
+        "stamp": frame.stamp,
+        "names": chunk.spec.names,
+        "actions": chunk.actions,
+        "tokens": chunk.tokens,
+        "timing_ms": chunk.timing,
+    }
+    return json.dumps(plain(content), ensure_ascii=False)
+
+
+def infer(
+    model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
+    source: Annotated[
+        str, typer.Option(help="Folder of pictures, video file, /dev/videoN or rtsp:// address.")
+    ],
+    instruction: Annotated[str, typer.Option(help="What the robot is to do.")],
+    action_space: Annotated[
+        str | None, typer.Option(help="'normalized' or an unnorm_key; the only one by default.")
+    ] = None,
+    max_frames: Annotated[int, typer.Option(help="Stop after so many; 0: at the end.", min=0)] = 0,
+    rate: Annotated[
+        float | None, typer.Option(help="Pictures per second, asked of a camera.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    engine: EngineOption = "",
+    vision: VisionOption = "",
+    quantization: QuantizationOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict actions for each picture of a folder, video file, camera or stream.
+
+    With --json each picture gives one line with a JSON object of its own.
+    """
+    from vla_inference.policies.openvla.policy import Policy  # brings PyTorch
+
+    check_instruction(instruction)
+    with open_source(source, rate=rate) as frames:
+        policy = Policy.from_pretrained(
+            model, device=device, dtype=dtype, engine=engine, vision=vision,
+            quantization=quantization,
+        )  # fmt: skip
+        policy.action_spec(action_space)
+        if unknown := policy.config.unknown_words(instruction):
+            print(f"the model was trained without: {', '.join(unknown)}", file=sys.stderr)
+        head = policy.config.head
+        if head.num_images > 1 or head.proprio_dim:
+            raise VlaError(
+                f"model {policy.name} takes {head.num_images} pictures and {head.proprio_dim} "
+                "numbers of proprioception; a source has one picture",
+                "call Policy.predict_action",
+            )
+        times: list[float] = []
+        begin = time.perf_counter()
+        for frame in frames:
+            chunk = policy.predict_action(frame.image, instruction, action_space=action_space)
+            times.append(chunk.timing["total"])
+            print(record(frame, chunk) if as_json else line(frame, chunk), flush=True)
+            if len(times) == max_frames:
+                break
+        seconds = time.perf_counter() - begin
+    print(
+        f"{len(times)} pictures, {np.median(times):.1f} ms each (median), "
+        f"{len(times) / seconds:.1f} per second with reading",
+        file=sys.stderr,
+    )

@@ -1,0 +1,1 @@
+"""`engine: torch` on a CPU."""

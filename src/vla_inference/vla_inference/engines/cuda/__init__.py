@@ -1,0 +1,1 @@
+"""`engine: torch` on an NVIDIA GPU."""

@@ -1,0 +1,183 @@
+"""The fast engine on CUDA: fused weights, static buffers, CUDA graphs.
+
+For one observation at a time; batches take the plain path over the same weights. A graph belongs
+to a context length: a longer or shorter instruction is captured when it first comes.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vla_inference.engines.base import Engine, Vision
+from vla_inference.engines.cuda.head import CudaHead
+from vla_inference.engines.cuda.llama import CudaLlama
+from vla_inference.engines.cuda.vision import CudaVision
+from vla_inference.policies.openvla.model import VLA
+
+KEPT = 32  # captured context lengths
+PROMPT = 256  # tokens of text that fit the buffers; longer ones take the plain path
+
+
+@dataclass
+class Captured:
+    """A graph with the buffers that it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    result: Any
+
+    def replay(self) -> Any:
+        self.graph.replay()
+        return self.result
+
+
+class CudaEngine(Engine):
+    """See the module. many_by: how quantised weights meet many positions (`QuantWeight`)."""
+
+    name = "torch"
+
+    def __init__(self, model: VLA, vision: Vision | None = None, many_by: str | None = None):
+        super().__init__(model, vision)
+        c = model.config
+        self.own_vision = vision is None
+        extra = c.head.num_slots + 1 if c.head.decoding == "parallel" else c.head.action_dim
+        self.longest = c.head.num_images * c.num_patches + PROMPT
+        self.positions = self.longest + extra
+        self.llama = CudaLlama(model, self.positions, many_by or usual_many_by())
+        self.towers = CudaVision(model) if self.own_vision else None
+        size = c.towers[0].image_size
+        self._pictures = torch.zeros(
+            c.head.num_images, size, size, 3, dtype=torch.uint8, device=self.device
+        )
+        self._staging = torch.zeros(self._pictures.shape, dtype=torch.uint8, pin_memory=True)
+        state = torch.zeros(1, max(c.head.proprio_dim, 1), dtype=self.dtype, pin_memory=True)
+        self._state, self._proprio = state, state.to(self.device)
+        self._ids = torch.zeros(1, self.positions, dtype=torch.long, device=self.device)
+        self._asked: Tensor | None = None  # what was copied there last
+        wide = c.llm.hidden_size
+        self._context = torch.zeros(1, self.positions, wide, dtype=self.dtype, device=self.device)
+        self._tokens = torch.zeros(c.head.action_dim, 1, dtype=torch.long, device=self.device)
+        self._hidden = torch.zeros(c.head.action_dim, wide, dtype=self.dtype, device=self.device)
+        self._stop = torch.full((1, 1), c.stop_token_id, device=self.device)
+        # Embeddings of the first token, and of the last one so far.
+        self._first, self._word = torch.zeros(2, wide, dtype=self.dtype, device=self.device)
+        self._graphs: OrderedDict[tuple, Captured] = OrderedDict()
+        self._pool = torch.cuda.graph_pool_handle()
+        self._chunk: tuple[Tensor, Tensor] | None = None
+        self.head = CudaHead(model.action_head) if c.head.type == "l1" else None
+
+    # -- from the host to the context ---------------------------------------------------------
+
+    @torch.inference_mode()
+    def observe(self, ids: Tensor, pictures: Tensor, proprio: Tensor | None = None) -> Tensor:
+        if len(ids) > 1 or ids.shape[1] > PROMPT or not self.own_vision:
+            return super().observe(ids, pictures, proprio)
+        n = ids.shape[1]
+        if ids is not self._asked:  # a sentence's ids are made once
+            self._ids[:, :n].copy_(ids, non_blocking=True)
+            self._asked = ids
+        self._staging.copy_(pictures[0])  # the last step's transfer is over: its action is known
+        if proprio is not None:
+            self._state.copy_(proprio)
+        return self._captured(("observe", n), lambda: self._observe(n)).replay()
+
+    def _observe(self, n: int) -> Tensor:
+        self._pictures.copy_(self._staging, non_blocking=True)
+        pixels = self._preprocess.normalise(self._pictures).to(self.dtype)[None]
+        text = self.model.embed_tokens(self._ids[:, :n])
+        parts = [text[:, :1], self.towers(pixels)]
+        if self.config.head.proprio_dim:
+            self._proprio.copy_(self._state, non_blocking=True)
+            parts.append(self.model.embed_proprio(self._proprio))
+        parts.append(text[:, 1:])
+        length = sum(p.shape[1] for p in parts)
+        return torch.cat(parts, dim=1, out=self._context[:, :length])
+
+    # -- from the context to the action -------------------------------------------------------
+
+    @torch.inference_mode()
+    def generate(self, context: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        if len(context) > 1 or context.shape[1] > self.longest:
+            yield from super().generate(context)
+            return
+        n = context.shape[1]
+        self._take(context)
+        self._captured(("prefill", n), lambda: self._prefill(n)).replay()
+        yield self._tokens[0], self._hidden[:1]
+        # One graph for all that follow: the host cannot come too late between them.
+        self._captured(("decode", n), lambda: self._decode(n)).replay()
+        for i in range(1, self.config.head.action_dim):
+            yield self._tokens[i], self._hidden[i : i + 1]
+
+    def _prefill(self, n: int) -> None:
+        self._read(self.llama.prefill(self._context[0, :n].clone()), 0, self._first)
+
+    def _decode(self, n: int) -> None:
+        # What is read is not written: a graph is run once before it is captured.
+        word = self._first
+        for i in range(1, self.config.head.action_dim):
+            self._read(self.llama.decode(word, n + i - 1), i, self._word)
+            word = self._word
+
+    def _read(self, state: Tensor, i: int, word: Tensor) -> None:
+        self.llama.read_token(state, self._tokens[i], self._hidden[i], word)
+
+    @torch.inference_mode()
+    def action_hidden(self, context: Tensor, lengths: Tensor | None = None) -> Tensor:
+        if len(context) > 1 or lengths is not None or context.shape[1] > self.longest:
+            return super().action_hidden(context, lengths)
+        n = context.shape[1]
+        self._take(context)
+        hidden, chunk = self._captured(("slots", n), lambda: self._slots(n)).replay()
+        self._chunk = hidden, chunk
+        return hidden
+
+    def _slots(self, n: int) -> tuple[Tensor, Tensor | None]:
+        head, context = self.config.head, self._context[:, :n]
+        stop = self.model.embed_tokens(self._stop)
+        sequence = torch.cat([context, self.model.embed_slots(head.num_slots), stop], dim=1)
+        kept = slice(n - 1, n - 1 + head.num_slots)  # each is read one position early
+        hidden = self.llama.encode(sequence[0], kept)[None]
+        chunk = self.head(hidden[0])[None] if self.head else None
+        return hidden, chunk
+
+    def read_chunk(self, hidden: Tensor) -> Tensor:
+        """Already computed where `hidden` is what `action_hidden` returned last."""
+        if self._chunk is not None and hidden is self._chunk[0]:
+            return self._chunk[1]
+        return super().read_chunk(hidden)
+
+    def _take(self, context: Tensor) -> None:
+        mine = self._context[:, : context.shape[1]]
+        if mine.data_ptr() != context.data_ptr():
+            mine.copy_(context)
+
+    # -- graphs -------------------------------------------------------------------------------
+
+    def _captured(self, key: tuple, work: Callable[[], Any]) -> Captured:
+        if key in self._graphs:
+            self._graphs.move_to_end(key)
+            return self._graphs[key]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            work()  # compiles kernels, lets libraries choose theirs
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = work()
+        self._graphs[key] = Captured(graph, result)
+        while len(self._graphs) > 3 * KEPT:  # observe, prefill, decode
+            self._graphs.popitem(last=False)
+        return self._graphs[key]
+
+
+def usual_many_by() -> str:
+    """FP8 where the tensor cores have it (sm_89 on), int8 elsewhere."""
+    return "fp8" if torch.cuda.get_device_capability() >= (8, 9) else "int8"

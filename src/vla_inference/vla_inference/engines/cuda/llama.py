@@ -1,0 +1,167 @@
+"""The Llama decoder for one observation on CUDA: fused weights, static cache, few kernels.
+
+A pass over many positions is bound by arithmetic and uses the libraries' matrix products; a
+decode pass is bound by bytes and uses `kernels.gemv`, five kernels a layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vla_inference.engines.cuda.weights import QuantWeight, make_weight
+from vla_inference.kernels.activation_quant import encode
+from vla_inference.kernels.attention import Attend, attention
+from vla_inference.kernels.launch_settings import tuned
+from vla_inference.kernels.layers import (
+    choose,
+    quantize_rows,
+    rms_norm,
+    silu_mul,
+    split_heads,
+)
+from vla_inference.policies.openvla.llama import Layer, rotary
+from vla_inference.policies.openvla.model import VLA
+
+
+class FusedLayer:
+    def __init__(self, layer: Layer, many_by: str, dtype: torch.dtype):
+        a, m = layer.self_attn, layer.mlp
+        self.qkv = make_weight([a.q_proj, a.k_proj, a.v_proj], many_by, dtype)
+        self.o = make_weight([a.o_proj], many_by, dtype)
+        self.gate_up = make_weight([m.gate_proj, m.up_proj], many_by, dtype)
+        self.down = make_weight([m.down_proj], many_by, dtype)
+        # Norm weights act on the inputs, where they cost nothing: folded into 16-bit weights they
+        # would round these a second time.
+        self.norm1 = layer.input_layernorm.weight.float()
+        self.norm2 = layer.post_attention_layernorm.weight.float()
+        self.inner = m.down_proj.in_features
+
+
+class CudaLlama:
+    """positions: how many the cache holds. many_by: see `weights.QuantWeight`."""
+
+    def __init__(self, model: VLA, positions: int, many_by: str):
+        c = model.config.llm
+        words = model.language_model.model.embed_tokens.weight
+        self.c, self.dtype, self.device = c, words.dtype, words.device
+        self.words, self.eps, self.heads = words, c.rms_norm_eps, c.num_attention_heads
+        self.layers = []
+        for layer in model.language_model.model.layers:
+            self.layers.append(FusedLayer(layer, many_by, self.dtype))
+        self.norm = model.language_model.model.norm.weight.float()
+        end, bins = model.config.action_vocab_end, model.config.n_action_bins
+        self.first = end - bins
+        self.head = model.language_model.lm_head.weight[end - bins : end]
+        every = torch.arange(positions, device=self.device)
+        half = c.head_dim // 2
+        self.rotary = tuple(t[:, :half].contiguous() for t in rotary(every, c))
+        shape = (len(self.layers), 2, c.num_key_value_heads, positions, c.head_dim)
+        self.coded = self._coded_kind()
+        self.attend = Attend(self.heads, c.head_dim, positions, self.device)
+        self.cache = torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+    def prefill(self, x: Tensor) -> Tensor:
+        """Embeddings [n, H] (overwritten) -> state of the last position, before the norm [H].
+
+        In the last layer only that position goes on beyond keys and values.
+        """
+        n = len(x)
+        add = None
+        for i, layer in enumerate(self.layers[:-1]):
+            x, add = self._layer(i, layer, x, add, True)
+        layer, i = self.layers[-1], len(self.layers) - 1
+        normed, scales = rms_norm(x, add, layer.norm1, self.eps, layer.qkv.activations)
+        split_heads(layer.qkv.many(normed, scales), self.rotary, *self.cache[i], self.heads)
+        return self._decode_layer(i, layer, x[n - 1], n - 1, alone=True)
+
+    def decode(self, x: Tensor, position: int) -> Tensor:
+        """One more embedding [H] -> its state, before the norm [H]."""
+        if self.coded:
+            return self._decode_coded(x, position)
+        for i, layer in enumerate(self.layers):
+            x = self._decode_layer(i, layer, x, position)
+        return x
+
+    def _decode_coded(self, x: Tensor, position: int) -> Tensor:
+        """Each kernel makes the 8-bit codes that the next one reads."""
+        kind, c, new = self.coded, self.c, self._new
+        codes = encode(x, kind, self.layers[0].norm1)
+        following = [layer.norm1 for layer in self.layers[1:]] + [None]
+        for i, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
+            qkv = new((c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim)
+            layer.qkv.one_coded(codes, c.hidden_size, qkv, normed=True, eps=self.eps)
+            y, codes = self.attend(qkv, self.rotary, *self.cache[i], position, kind)
+            out = new(c.hidden_size)
+            codes = layer.o.one_coded(codes, len(y), out, residual=x, code=True, norm=layer.norm2)
+            x, y = out, new(layer.inner)
+            codes = layer.gate_up.one_coded(
+                codes, c.hidden_size, y, normed=True, eps=self.eps, pair=True, code=True
+            )
+            out = new(c.hidden_size)
+            codes = layer.down.one_coded(
+                codes, layer.inner, out, residual=x, code=norm is not None, norm=norm
+            )
+            x = out
+        return x
+
+    def encode(self, x: Tensor, kept: slice = slice(None)) -> Tensor:
+        """Every position sees every other: [n, H] (overwritten) -> normed states of those kept.
+
+        In the last layer only the kept positions go on beyond keys and values.
+        """
+        add = None
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            x, add = self._layer(i, layer, x, add, False, kept if i == last else slice(None))
+        return rms_norm(x, add, self.norm, self.eps)[0]
+
+    def read_token(self, state: Tensor, token: Tensor, hidden: Tensor, embedding: Tensor) -> None:
+        """Of a state before the norm [H]: its token, its normed state, the token's embedding."""
+        hidden.copy_(rms_norm(state[None], None, self.norm, self.eps)[0][0])
+        logits = self._dense_one(self.head, hidden)
+        choose(logits, self.words, token, embedding, self.first)
+
+    def _dense_one(self, weight: Tensor, x: Tensor) -> Tensor:
+        from vla_inference.kernels.gemv import gemv
+
+        return gemv(x, weight, torch.empty(len(weight), device=self.device))
+
+    def _layer(self, i, layer: FusedLayer, x, add, causal: bool, kept: slice = slice(None)):
+        """The residual x lacks what the last layer added: it is handed on as `add`."""
+        normed, scales = rms_norm(x, add, layer.norm1, self.eps, layer.qkv.activations)
+        keys, values = self.cache[i]
+        n = len(x)
+        q = split_heads(layer.qkv.many(normed, scales), self.rotary, keys, values, self.heads)
+        y = attention(q, keys[:, :n], values[:, :n], causal)[kept]
+        x = x[kept]
+        y = layer.o.many(*quantize_rows(y, layer.o.activations))
+        normed, scales = rms_norm(x, y, layer.norm2, self.eps, layer.gate_up.activations)
+        y = layer.gate_up.many(normed, scales)
+        return x, layer.down.many(*silu_mul(y, self.dtype, layer.down.activations))
+
+    def _decode_layer(
+        self, i, layer: FusedLayer, x: Tensor, position: int, alone: bool = False
+    ) -> Tensor:
+        new = self._new
+        c = self.c
+        qkv = new((c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim)
+        layer.qkv.one(x, qkv, norm=layer.norm1, eps=self.eps)
+        y = self.attend(qkv, self.rotary, *self.cache[i], position, alone=alone)
+        x = layer.o.one(y, new(c.hidden_size), residual=x)
+        y = layer.gate_up.one(x, new(layer.inner), norm=layer.norm2, eps=self.eps, pair=True)
+        return layer.down.one(y, new(c.hidden_size), residual=x)
+
+    def _coded_kind(self) -> str:
+        """The kind of weights whose kernels hand on codes; "" where that was not measured to be
+        faster on this chip, or where spans don't fit."""
+        weights = [w for y in self.layers for w in (y.qkv, y.o, y.gate_up, y.down)]
+        kinds = {w.format.kind if isinstance(w, QuantWeight) else "" for w in weights}
+        sizes = self.c.hidden_size, self.layers[0].inner, self.c.head_dim
+        kind = kinds.pop()
+        if kinds or kind not in ("int4", "int8") or any(s % 32 for s in sizes):
+            return ""
+        return kind if any(key.startswith(f"coded {kind} ") for key in tuned()) else ""
+
+    def _new(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=self.dtype, device=self.device)

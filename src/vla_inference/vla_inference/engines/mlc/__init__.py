@@ -1,0 +1,1 @@
+"""`engine: mlc`: a folder compiled by mlc_llm."""

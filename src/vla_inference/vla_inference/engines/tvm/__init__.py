@@ -1,0 +1,1 @@
+"""`engine: tvm`: the language model compiled by TVM."""

@@ -1,0 +1,1 @@
+"""Vision encoders as ONNX graphs and TensorRT engines."""

@@ -1,0 +1,1 @@
+"""What a policy observes: images, their times, the robot's state."""

@@ -1,0 +1,293 @@
+"""`Policy`: an observation in, an action chunk out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from vla_inference.engines import Engine, make_engine
+from vla_inference.errors import ObservationError, VlaError
+from vla_inference.policies.openvla.action_spaces import ActionSpaces, one_name
+from vla_inference.policies.openvla.action_tokens import ActionTokens
+from vla_inference.policies.openvla.loading import load_parts
+from vla_inference.policies.openvla.model import VLA
+from vla_inference.policies.openvla.prediction import PartialAction, Prediction, Request
+from vla_inference.policies.openvla.preprocessing import PicturePreprocessor, PromptTokenizer
+from vla_inference.policies.stage_timer import StageTimer
+from vla_inference.types import ActionChunk, ActionSpec, Observation
+
+
+class Policy:
+    """A model with its tokenizer, its picture preprocessing and its action statistics.
+
+    Example::
+
+        policy = Policy.from_pretrained("models/stack-small")
+        chunk = policy.predict_action(image, instruction="stack the red block on the green one")
+        chunk.actions  # float32 [T, 7]: m, rad, gripper 1 open
+    """
+
+    def __init__(
+        self,
+        model: VLA,
+        tokenizer,
+        device,
+        dtype,
+        name: str = "vla",
+        engine: str | Engine = "plain",
+    ):
+        self.model, self.config, self.name = model, model.config, name
+        self.engine = make_engine(engine, model) if isinstance(engine, str) else engine
+        self.device, self.dtype = torch.device(device), dtype
+        self.preprocess = PicturePreprocessor(self.config)
+        self.prompt = PromptTokenizer(self.config, tokenizer)
+        self.tokens = ActionTokens(self.config.action_vocab_end, self.config.n_action_bins)
+        self._prompts: dict[str, torch.Tensor] = {}
+        self._spaces = ActionSpaces(self.config)
+        self._requests: dict[tuple, Request] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | os.PathLike,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        revision: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        engine: str = "plain",
+        vision: str = "",
+        quantization: str | None = None,
+        draft: bool = False,
+    ) -> Policy:
+        """Load a checkpoint: a folder, or a Hugging Face Hub id like `openvla/openvla-7b`.
+
+        device: "cpu", "cuda", ...; None takes CUDA where there is one.
+        dtype: "float32", "bfloat16" or "float16"; None takes float32 on CPU, bfloat16 else.
+        revision: branch, tag or commit of a Hub id.
+        overrides: keys of config.json that win over the file's, such as {"center_crop": True} or
+            {"action_head": {"num_images": 1}}; `vla.json` beside config.json does the same.
+        engine: how the model is run, by name (`engines.ENGINES`): "plain", "torch", "tvm:FOLDER";
+            "" for the fast one where it can run here.
+        vision: "onnx:FOLDER" or "tensorrt:FOLDER" for the vision towers; "" for the engine's own.
+        quantization: format of the language model's weights (`quantization.FORMATS`, or "fp16",
+            "bf16", "fp32"), rounded as they are loaded; None leaves them as they are stored. The
+            plain engine on the CPU calculates with dense weights that hold the rounded values.
+        draft: the last action's tokens are tried first (`engines.draft`).
+        """
+        parts = load_parts(
+            path_or_id, device, dtype, revision, overrides, engine, vision, quantization, draft
+        )
+        return cls(*parts)
+
+    @property
+    def quantization(self) -> str:
+        """Format of the language model's weights; "": they are not quantised."""
+        return self.config.quantization
+
+    # -- what the actions mean ----------------------------------------------------------------
+
+    @property
+    def action_spaces(self) -> dict[str, Mapping]:
+        """Statistics by name, "normalized" (actions in [-1, 1]) among them."""
+        return self._spaces.all
+
+    def action_spec(self, action_space: str | Mapping | None = None) -> ActionSpec:
+        """Name, unit, frame and polarity of each action dimension."""
+        return self._spaces.spec(action_space)
+
+    # -- prediction ---------------------------------------------------------------------------
+
+    def predict_action(
+        self,
+        observation: Observation | np.ndarray,
+        instruction: str | None = None,
+        *,
+        action_space: str | Mapping | None = None,
+        unnorm_key: str | Mapping | None = None,
+        return_tensors: str = "np",
+        stream: Callable[[PartialAction], None] | None = None,
+        count_unrestricted: bool = False,
+    ) -> ActionChunk:
+        """The next actions for one observation.
+
+        observation: an `Observation`, or one picture uint8 [H, W, 3].
+        instruction: overrides the observation's.
+        action_space: "normalized" ([-1, 1]), the name of the statistics to un-normalise with, or
+            statistics themselves; None where the model has only one.
+        unnorm_key: the original's name for the same.
+        return_tensors: "np", or "pt" for a tensor on the policy's device.
+        stream: called with each dimension as soon as it is decoded.
+        count_unrestricted: fill in `ActionChunk.unrestricted`, at the price of all logits.
+        """
+        arguments = {
+            "action_space": one_name(action_space, unnorm_key),
+            "return_tensors": return_tensors,
+            "count_unrestricted": count_unrestricted,
+        }
+        if stream is None:
+            return self._predict([_observation(observation)], [instruction], **arguments)[0]
+        parts = self.stream_action(observation, instruction, **arguments)
+        while True:
+            try:
+                stream(next(parts))
+            except StopIteration as end:
+                return end.value
+
+    def predict_batch(
+        self,
+        observations: Sequence[Observation | np.ndarray],
+        instruction: str | Sequence[str] | None = None,
+        *,
+        action_space: str | Mapping | None = None,
+        unnorm_key: str | Mapping | None = None,
+        return_tensors: str = "np",
+        count_unrestricted: bool = False,
+    ) -> list[ActionChunk]:
+        """Several observations at once, as one pass for all whose prompts are equally long.
+
+        instruction: one for all, or one each. `timing` is that of the pass an answer came from.
+        """
+        several = [_observation(o) for o in observations]
+        if instruction is None or isinstance(instruction, str):
+            texts: list[str | None] = [instruction] * len(several)
+        else:
+            texts = list(instruction)
+        if len(texts) != len(several):
+            raise ObservationError(
+                f"{len(several)} observations came with {len(texts)} instructions",
+                "give one for all, or one each",
+            )
+        space = one_name(action_space, unnorm_key)
+        return self._predict(several, texts, space, return_tensors, count_unrestricted)
+
+    def stream_action(
+        self,
+        observation: Observation | np.ndarray,
+        instruction: str | None = None,
+        *,
+        action_space: str | Mapping | None = None,
+        unnorm_key: str | Mapping | None = None,
+        return_tensors: str = "np",
+        count_unrestricted: bool = False,
+    ) -> Iterator[PartialAction]:
+        """Yields each dimension as soon as it is decoded; the generator returns the ActionChunk.
+
+        Models that decode in parallel give all of them after their one pass.
+        """
+        space = one_name(action_space, unnorm_key)
+        prediction = self._begin(self._request(space, return_tensors, count_unrestricted))
+        observation = _observation(observation)
+        context = self._context([observation], [instruction], space, prediction.timer)
+        return (yield from prediction.stream(context))
+
+    def warm_up(self, unnorm_key: str | Mapping | None = None) -> float:
+        """Predict once on a grey picture, so that the first real one is not slow; milliseconds."""
+        size = self.config.towers[0].image_size
+        grey = np.full((size, size, 3), 128, np.uint8)
+        images = {f"camera_{i}": grey for i in range(self.config.head.num_images)}
+        state = np.zeros(self.config.head.proprio_dim, np.float32)
+        observation = Observation(images, "warm up", state)
+        key = unnorm_key or next(iter(self.config.norm_stats), "normalized")
+        return self.predict_action(observation, action_space=key).timing["total"]
+
+    # -- its steps ----------------------------------------------------------------------------
+
+    def _request(
+        self, action_space: str | Mapping | None, return_tensors: str, count_unrestricted: bool
+    ) -> Request:
+        key = (action_space, return_tensors, count_unrestricted)
+        if not isinstance(action_space, Mapping) and key in self._requests:
+            return self._requests[key]
+        if return_tensors not in ("np", "pt"):
+            raise VlaError(f"unknown return_tensors {return_tensors!r}", "use 'np' or 'pt'")
+        normalisation = self._spaces.normalisation(action_space)
+        spec = self._spaces.spec(action_space)
+        request = Request(normalisation, spec, return_tensors, count_unrestricted)
+        if not isinstance(action_space, Mapping):
+            self._requests[key] = request
+        return request
+
+    def _begin(self, request: Request) -> Prediction:
+        """A pass that is timed from now on."""
+        return Prediction(self.engine, self.config, self.tokens, request, self.device)
+
+    def _predict(
+        self,
+        observations: Sequence[Observation],
+        instructions: Sequence[str | None],
+        action_space: str | Mapping | None = None,
+        return_tensors: str = "np",
+        count_unrestricted: bool = False,
+    ) -> list[ActionChunk]:
+        request = self._request(action_space, return_tensors, count_unrestricted)
+        texts = [
+            o.instruction if text is None else text
+            for o, text in zip(observations, instructions, strict=True)
+        ]
+        groups: dict[int, list[int]] = {}
+        for i, text in enumerate(texts):
+            groups.setdefault(self._ids(text).shape[1], []).append(i)
+        chunks: dict[int, ActionChunk] = {}
+        for group in groups.values():
+            prediction = self._begin(request)
+            seen, told = [observations[i] for i in group], [texts[i] for i in group]
+            context = self._context(seen, told, action_space, prediction.timer)
+            chunks.update(zip(group, prediction.chunks(context), strict=True))
+        return [chunks[i] for i in range(len(observations))]
+
+    @torch.inference_mode()
+    def _context(
+        self,
+        observations: Sequence[Observation],
+        instructions: Sequence[str | None],
+        action_space: str | Mapping | None,
+        timer: StageTimer,
+    ) -> torch.Tensor:
+        """The embeddings that the language model begins with: [B, n, H]"""
+        wanted = self.config.head.num_images
+        pictures, ids, proprio = [], [], []
+        for observation, text in zip(observations, instructions, strict=True):
+            images = list(observation.images.values())
+            if len(images) != wanted:
+                raise ObservationError(
+                    f"the model needs {wanted} pictures, got {len(images)} "
+                    f"({', '.join(map(str, observation.images)) or 'none'})",
+                    "give one per camera it was trained with, and no others",
+                )
+            pictures.append(torch.from_numpy(self.preprocess.sized(images))[None])
+            ids.append(self._ids(observation.instruction if text is None else text))
+            if self.config.head.proprio_dim:
+                state = self._spaces.normalise_state(observation.state, action_space)
+                proprio.append(torch.from_numpy(state)[None])
+        states = _together(proprio) if proprio else None
+        timer.mark("preprocess")
+        context = self.engine.observe(_together(ids), _together(pictures), states)
+        timer.mark("vision")
+        return context
+
+    def _ids(self, instruction: str) -> torch.Tensor:
+        if instruction not in self._prompts:
+            if len(self._prompts) > 256:
+                self._prompts.clear()
+            ids = self.prompt(instruction)
+            self._prompts[instruction] = torch.tensor([ids], device=self.device)
+        return self._prompts[instruction]
+
+
+def _together(rows: list[torch.Tensor]) -> torch.Tensor:
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def _observation(given: Observation | np.ndarray) -> Observation:
+    if isinstance(given, np.ndarray):
+        return Observation({"image": given})
+    if not isinstance(given, Observation):
+        raise ObservationError(
+            f"the observation is a {type(given).__name__}", "give an Observation or one picture"
+        )
+    return given

@@ -1,0 +1,156 @@
+"""One pass from the language model's context to action chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vla_inference.engines import Engine
+from vla_inference.errors import VlaError
+from vla_inference.policies.openvla.action_tokens import ActionTokens, Normalisation
+from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.policies.stage_timer import StageTimer
+from vla_inference.types import ActionChunk, ActionSpec, DimSpec
+
+NOT_FINITE = ("the model answered with numbers that are not finite", "check its weights")
+OFT_EPSILON = 1e-8  # OpenVLA-OFT adds it to the range when it un-normalises
+
+
+@dataclass(frozen=True)
+class PartialAction:
+    """One dimension of one step, as soon as it is decoded, in the unit of its `DimSpec`."""
+
+    step: int
+    index: int
+    dim: DimSpec
+    value: float
+
+
+@dataclass
+class Request:
+    """What a prediction needs beside the model's inputs."""
+
+    normalisation: Normalisation
+    spec: ActionSpec
+    return_tensors: str
+    count_unrestricted: bool
+
+
+@dataclass
+class _Answer:
+    """Normalised actions float64 [B, T, D]; tokens alike and counts [B], or None."""
+
+    normalised: np.ndarray
+    tokens: np.ndarray | None = None
+    counts: np.ndarray | None = None
+
+
+class Prediction:
+    """One pass of an engine, and how long its stages take from here on."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: ModelConfig,
+        tokens: ActionTokens,
+        request: Request,
+        device: torch.device,
+    ):
+        self.engine, self.head, self.tokens = engine, config.head, tokens
+        self.request, self.device = request, device
+        self.timer = StageTimer(device)
+
+    @property
+    def _epsilon(self) -> float:
+        return OFT_EPSILON if self.head.decoding == "parallel" else 0.0
+
+    def chunks(self, context: torch.Tensor) -> list[ActionChunk]:
+        """One for each row of the context [B, n, H]."""
+        return self._finish(self._act(context))
+
+    def stream(self, context: torch.Tensor) -> Iterator[PartialAction]:
+        """For a context of one row; the generator returns the ActionChunk."""
+        request = self.request
+        if self.head.decoding == "parallel":
+            chunk = self.chunks(context)[0]
+            tensors = request.return_tensors == "pt"
+            values = np.asarray(chunk.actions.cpu() if tensors else chunk.actions)
+            for step, row in enumerate(values):
+                for i, dim in enumerate(request.spec.dims):
+                    yield PartialAction(step, i, dim, float(row[i]))
+            return chunk
+        tokens: list[torch.Tensor] = []
+        hidden: list[torch.Tensor] = []
+        for i, (token, state) in enumerate(_inferring(self.engine.generate(context))):
+            if int(token) < 0:
+                raise VlaError(*NOT_FINITE)
+            self.timer.mark("decode" if i else "prefill")
+            tokens.append(token)
+            hidden.append(state)
+            row = np.zeros(len(request.spec))
+            row[i] = self.tokens.decode(token.cpu().numpy())[0]
+            value = float(request.normalisation.denormalise(row, self._epsilon)[i])
+            yield PartialAction(0, i, request.spec.dims[i], float(np.float32(value)))
+        return self._finish(self._decoded(torch.stack(tokens, 1)[:, None], hidden))[0]
+
+    @torch.inference_mode()
+    def _act(self, context: torch.Tensor) -> _Answer:
+        head, timer = self.head, self.timer
+        if head.decoding == "autoregressive":
+            tokens, hidden = [], []
+            for token, state in self.engine.generate(context):
+                tokens.append(token)
+                hidden.append(state)
+                if len(tokens) == 1:
+                    timer.mark("prefill")
+            ids = torch.stack(tokens, 1)[:, None]
+            timer.mark("decode")
+            return self._decoded(ids, hidden)
+        slots = self.engine.action_hidden(context)
+        if head.type == "l1":
+            actions = self.engine.read_chunk(slots).double()
+            timer.mark("language")
+            return _Answer(actions.cpu().numpy())
+        ids = self.engine.chunk_tokens(slots)
+        timer.mark("language")
+        return self._decoded(ids, list(slots.unbind(1)))
+
+    @torch.inference_mode()
+    def _decoded(self, tokens: torch.Tensor, hidden: list[torch.Tensor]) -> _Answer:
+        """tokens: [B, T, D]; hidden: the states they were read from, T * D times [B, H]."""
+        ids = tokens.cpu().numpy()
+        if (ids < 0).any():
+            raise VlaError(*NOT_FINITE)
+        counts = None
+        if self.request.count_unrestricted:
+            states = torch.stack(hidden, 1)
+            counts = self.engine.differs(tokens.flatten(1), states).sum(1).cpu().numpy()
+        return _Answer(self.tokens.decode(ids), ids, counts)
+
+    def _finish(self, answer: _Answer) -> list[ActionChunk]:
+        request, tokens, counts = self.request, answer.tokens, answer.counts
+        actions = request.normalisation.denormalise(answer.normalised, self._epsilon)
+        if not np.isfinite(actions).all():
+            raise VlaError(*NOT_FINITE)
+        timing, chunks = self.timer.finish(), []
+        for i, values in enumerate(actions.astype(np.float32)):
+            chunk = ActionChunk(
+                torch.from_numpy(values).to(self.device)
+                if request.return_tensors == "pt"
+                else values,
+                request.spec,
+                None if tokens is None else tokens[i],
+                dict(timing),
+                None if counts is None else int(counts[i]),
+            )
+            chunks.append(chunk)
+        return chunks
+
+
+@torch.inference_mode()
+def _inferring(steps: Iterator) -> Iterator:
+    """Without gradients inside the steps, and with the caller's own setting between them."""
+    yield from steps

@@ -1,0 +1,151 @@
+"""A camera for those without a driver: publishes a source of `sources` as topic `image`."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange
+from sensor_msgs.msg import CompressedImage, Image
+
+from vla_inference.errors import VlaError
+from vla_inference.inputs.video_sources import Frame, Source, open_source
+from vla_inference.ros import diagnostics, qos
+from vla_inference.ros.images import rgb_to_compressed, rgb_to_image
+from vla_inference.ros.lifecycle import ACTIVE, ManagedNode, spin_node
+from vla_inference.ros.parameters import Table, declare
+from vla_inference.serving.rate_meter import Watch
+
+PARAMETERS: Table = {
+    "source": ("", "folder of pictures, video file, /dev/videoN or rtsp:// address", None),
+    "rate": (
+        10.0,
+        "pictures per second: published at most so often, asked of a camera",
+        FloatingPointRange(from_value=0.01, to_value=1000.0),
+    ),
+    "loop": (True, "begin again at the end of a folder or file; else the node ends there", None),
+    "image_transport": ("raw", "raw (topic image) or compressed (topic image/compressed)", None),
+    "frame_id": ("camera", "frame of the pictures", None),
+}
+
+
+class CameraNode(ManagedNode):
+    """Reads in a thread of its own; a source that fails ends the node with status 2."""
+
+    TASK = "camera"
+
+    def __init__(self, name: str = "camera", **kwargs):
+        super().__init__(name, **kwargs)
+        declare(self, PARAMETERS, read_only=True)
+        self.exit_status: int | None = None
+        self._source: Source | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._publisher = None
+        self._watch = Watch()
+
+    def _value(self, name: str) -> Any:
+        return self.get_parameter(name).value
+
+    def do_configure(self) -> None:
+        if not self._value("source"):
+            raise VlaError("parameter 'source' is empty", "set it to a folder, file or address")
+        transport = self._value("image_transport")
+        if transport not in ("raw", "compressed"):
+            raise VlaError(f"unknown image_transport {transport!r}", "use raw or compressed")
+        self._source = self._open()
+        kind, topic = Image, "image"
+        if transport == "compressed":
+            kind, topic = CompressedImage, self.resolve_topic_name("image") + "/compressed"
+        self._publisher = self.create_publisher(kind, topic, **qos.overridable(qos.IMAGE_OUTPUT))
+
+    def do_activate(self) -> None:
+        self._stop.clear()
+        self._source = self._source or self._open()
+        self._thread = threading.Thread(target=self._run, args=(self._source,), daemon=True)
+        self._thread.start()
+
+    def do_deactivate(self) -> None:
+        self._stop.set()
+        self._close()
+        if self._thread is not None:
+            self._thread.join(timeout=2)
+            self._thread = None
+
+    def do_cleanup(self) -> None:
+        self._close()
+        if self._publisher is not None:
+            self.destroy_publisher(self._publisher)
+            self._publisher = None
+
+    def _open(self) -> Source:
+        return open_source(self._value("source"), rate=self._value("rate"))
+
+    def _close(self) -> None:
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()
+
+    # -- in the thread ------------------------------------------------------------------------
+
+    def _run(self, source: Source) -> None:
+        period, due = 1.0 / self._value("rate"), time.monotonic()
+        try:
+            while not self._stop.is_set():
+                for frame in source:
+                    if source.live and time.monotonic() < due:
+                        continue  # the source is faster than we were asked to be
+                    if self._stop.wait(max(0.0, due - time.monotonic())):
+                        return
+                    self._publish(frame)
+                    due = max(due + period, time.monotonic())
+                if not self._value("loop") or self._stop.is_set():
+                    break
+                source.close()
+                self._source = source = self._open()
+        except VlaError as error:
+            if not self._stop.is_set():
+                self.get_logger().error(f"cannot go on: {error}")
+                self.exit_status = 2
+            return
+        except Exception as error:  # a thread that ends unnoticed would leave a silent node
+            if not self._stop.is_set():
+                traceback.print_exc()
+                what = f"unexpected {type(error).__name__}: {error}; please report it"
+                self.get_logger().error(f"cannot go on: {what}")
+                self.exit_status = 1
+            return
+        if not self._stop.is_set():
+            self.exit_status = 0
+
+    def _publish(self, frame: Frame) -> None:
+        """Stamped as it goes out: to whoever listens a recording happens now."""
+        stamp, frame_id = self.get_clock().now().to_msg(), self._value("frame_id")
+        raw = self._value("image_transport") == "raw"
+        message = (rgb_to_image if raw else rgb_to_compressed)(frame.image, stamp, frame_id)
+        publisher = self._publisher
+        if publisher is not None and not self._stop.is_set():
+            publisher.publish(message)
+            self._watch.add(0.0, time.monotonic())
+
+    # -- health -------------------------------------------------------------------------------
+
+    def diagnose(self) -> diagnostics.Report:
+        rate, wanted = self._watch.rate(time.monotonic()), self._value("rate")
+        values = {"rate [Hz]": f"{rate:.1f}", "source": self._value("source")}
+        if self.state == ACTIVE and rate < 0.5 * wanted:
+            slow = f"{rate:.1f} pictures per second of {wanted:g}; check the source"
+            return diagnostics.WARN, slow, values
+        return diagnostics.OK, self.state, values
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    return spin_node(CameraNode, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,335 @@
+"""The command node: action chunks in; what a robot's controller takes, at its own rate, out.
+
+All that decides is in `vla_inference.control`; here are topics, parameters and clocks. Disabled
+until `~/enable` is called.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
+from rclpy.parameter import Parameter
+from std_msgs.msg import Empty, Float64MultiArray
+from std_srvs.srv import SetBool
+
+from vla_inference.control import Command, Commander
+from vla_inference.control.safety import FAULT
+from vla_inference.errors import VlaError
+from vla_inference.ros import qos
+from vla_inference.ros.command.gripper_action import GripperAction
+from vla_inference.ros.command.messages import (
+    command_to_twist,
+    diagnostics,
+    msg_to_pose,
+    pose_to_msg,
+)
+from vla_inference.ros.command.parameters import (
+    PARAMETERS,
+    descriptor,
+    limits_in_force,
+    read_outputs,
+    read_settings,
+)
+from vla_inference.ros.command.status import diagnosis, fill_status
+from vla_inference.ros.lifecycle import ACTIVE, ManagedNode, spin_node
+from vla_inference.ros.messages import msg_to_chunk
+from vla_inference.ros.stamps import stamp_seconds
+from vla_inference.serving.rate_meter import Watch
+from vla_msgs.msg import ActionChunk, CommandStatus
+
+FAREWELL = Duration(seconds=0.2)  # to have a last halt acknowledged
+STATUS_PERIOD, DIAGNOSTICS_PERIOD = 0.5, 1.0
+
+
+class CommandNode(ManagedNode):
+    def __init__(self, name: str = "command", **kwargs):
+        super().__init__(name, **kwargs)
+        for key, (default, description, bounds) in PARAMETERS.items():
+            self.declare_parameter(key, default, descriptor(description, bounds))
+        self.add_on_set_parameters_callback(self._check_parameters)
+
+        self.commander: Commander | None = None
+        self._configured = self._lock_step = False
+        self._timer = None
+        self._outputs: dict[str, Any] = {}  # name -> publisher
+        self._alone: list[str] = []  # topics that one publisher alone may feed
+        self._gripper: GripperAction | None = None
+        self._told: tuple | None = None
+        self._in_tool = False
+        self._sent, self._watch = 0, Watch()
+        self._remark = self._pose_remark = ""  # about the chunks, about current_pose
+
+        self._status = self.create_publisher(CommandStatus, "~/status", qos.LATCHED)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        hear, newest = self.create_subscription, qos.IMAGE_INPUT
+        hear(ActionChunk, "action", self._on_chunk, **qos.overridable(qos.CHUNK))
+        hear(PoseStamped, "current_pose", self._on_pose, **qos.overridable(newest))
+        hear(Empty, "heartbeat", self._on_heartbeat, **qos.overridable(newest))
+        self.create_service(SetBool, "~/enable", self._enable)
+        # Steady: where simulated time stands still, the watchdogs must not.
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(STATUS_PERIOD, self._publish_status, clock=self._steady)
+        self.create_timer(DIAGNOSTICS_PERIOD, self._publish_diagnostics, clock=self._steady)
+
+    # -- lifecycle ----------------------------------------------------------------------------
+
+    def do_configure(self) -> None:
+        self._settings = read_settings(self._value)
+        self._out = out = read_outputs(self._value)
+        self._lock_step = self._value("lock_step")
+        if self._lock_step and not self._value("use_sim_time"):
+            raise VlaError("lock_step without use_sim_time", "set both, or neither")
+        kinds = {
+            "delta_twist": (TwistStamped, out.twist),
+            "target_pose": (PoseStamped, out.pose),
+            "gripper": (Float64MultiArray, out.gripper),
+        }
+        for name, (kind, on) in kinds.items():
+            if on:
+                self._outputs[name] = self.create_lifecycle_publisher(
+                    kind, name, **qos.overridable(qos.COMMAND)
+                )
+        used = {
+            "action": True,
+            "current_pose": self._settings.needs_pose,
+            "heartbeat": bool(self._settings.watchdogs.heartbeat),
+        }
+        self._alone = [self.resolve_topic_name(topic) for topic, on in used.items() if on]
+        if out.action:
+            self._gripper = GripperAction(self, out.action, out.action_type, out.joint, out.effort)
+        self._configured = True
+
+    def do_activate(self) -> None:
+        self.commander = Commander(self._settings)
+        self._sent, self._watch = 0, Watch()
+        self._remark = self._pose_remark = ""
+        self._tell_limits()
+        clock = None if self._lock_step else self._steady
+        self._timer = self.create_timer(self.commander.period, self._tick, clock=clock)
+
+    def do_deactivate(self) -> None:
+        if self._timer is not None:
+            self.destroy_timer(self._timer)
+            self._timer = None
+        commander, self.commander = self.commander, None
+        if commander is not None and commander.safety.enabled:
+            # There will be no further period to tell it in.
+            self._send(Command(target=commander.pose_to_hold(self._steadily())))
+            if self._gripper is not None:
+                self._gripper.stop()
+            # The process may end right after this, and what is under way with it.
+            for publisher in self._outputs.values():
+                publisher.wait_for_all_acked(FAREWELL)
+
+    def do_cleanup(self) -> None:
+        self._configured = False
+        for publisher in self._outputs.values():
+            self.destroy_publisher(publisher)
+        self._outputs = {}
+        if self._gripper is not None:
+            self._gripper.close()
+            self._gripper = None
+
+    def _tell_limits(self) -> None:
+        where = {p.topic_name: name for name, p in self._outputs.items()}
+        if self._gripper is not None:
+            where[self._gripper.name] = self._out.action_type
+        enable = self.resolve_service_name("~/enable")
+        self.get_logger().info(limits_in_force(self._settings, self._out, where, enable))
+
+    def state_changed(self) -> None:
+        self._publish_status()
+
+    def _value(self, name: str) -> Any:
+        return self.get_parameter(name).value
+
+    def _check_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
+        for p in parameters:
+            if self._configured and p.name in PARAMETERS:
+                reason = f"{p.name} is read when the node is configured; clean it up first"
+                return SetParametersResult(successful=False, reason=reason)
+        return SetParametersResult(successful=True)
+
+    # -- what comes in ------------------------------------------------------------------------
+
+    def _now(self) -> float:
+        return 1e-9 * self.get_clock().now().nanoseconds
+
+    def _steadily(self) -> float:
+        """The time that watchdogs go by: where a simulation waits for us, its own."""
+        return self._now() if self._lock_step else time.monotonic()
+
+    def _on_chunk(self, msg: ActionChunk) -> None:
+        if self.commander is None:
+            return
+        now = self._now()
+        try:
+            stamp = stamp_seconds(msg.header.stamp, "the chunk")
+            chunk = msg_to_chunk(msg)
+            if not stamp:
+                raise VlaError("the chunk has no stamp", "give it that of its picture")
+        except VlaError as error:
+            self.commander.bad_chunk(str(error), now)
+        else:
+            before = self.commander.player.late
+            self.commander.accept(chunk, stamp, now, self._steadily())
+            late = self.commander.player.late > before
+            self._remark = (
+                "chunks come too late to execute any of their steps; choose a faster model, "
+                "longer chunks, or align: arrival" if late else ""
+            )  # fmt: skip
+        self._tell_changes()
+
+    def _on_pose(self, msg: PoseStamped) -> None:
+        if self.commander is None:
+            return
+        frame = msg.header.frame_id
+        try:
+            if frame != self._out.base_frame:
+                raise VlaError(
+                    f"current_pose is in frame {frame!r}, not {self._out.base_frame!r}",
+                    "set base_frame, or have the pose published in it",
+                )
+            stamp, now = stamp_seconds(msg.header.stamp, "current_pose"), self._now()
+            pose = msg_to_pose(msg)
+            self._pose_remark = self.commander.measured(pose, stamp, now, self._steadily())
+        except VlaError as error:
+            self._pose_remark = str(error)
+        if self._pose_remark:  # without usable poses the watchdog stops the robot
+            self.get_logger().warning(self._pose_remark, throttle_duration_sec=5.0)
+
+    def _on_heartbeat(self, msg: Empty) -> None:
+        if self.commander is not None:
+            self.commander.safety.heartbeat(self._steadily())
+
+    def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        commander = self.commander
+        if commander is None:
+            response.success = not request.data
+            response.message = "the node is not active; configure and activate it first"
+            return response
+        if request.data:
+            response.message = (self._gripper.missing() if self._gripper else "") or (
+                commander.enable(self._steadily(), self._others())
+            )
+            if response.message and not commander.chunks:
+                topic = self.resolve_topic_name("action")
+                response.message += f" (listening on {topic})"
+            response.success = not response.message
+        else:
+            commander.disable()
+            response.success = True
+        self._tell_changes()
+        return response
+
+    def callback_failed(self, where: str, reason: str) -> None:
+        """A node that does not work as it ought to moves no robot: stop, and halt at once."""
+        commander = self.commander
+        if commander is None or not commander.safety.enabled:
+            return
+        commander.safety.stop(FAULT, reason, self._now())
+        # The fault may be the period's own: then it tells nothing any more.
+        self._send(Command(target=commander.pose_to_hold(self._steadily())))
+        self._tell_changes()
+
+    # -- what goes out ------------------------------------------------------------------------
+
+    def _others(self) -> str:
+        """Who is on our topics and ought not to be there, in words; empty: nobody."""
+        topics = [p.topic_name for p in self._outputs.values()] + self._alone
+        counts = {topic: self.count_publishers(topic) - 1 for topic in topics}
+        found = [f"{n} more publish on {topic}" for topic, n in counts.items() if n > 0]
+        if self._gripper is not None and (n := self._gripper.others()):
+            found.append(f"{n} more clients of the action {self._gripper.name}")
+        return ", ".join(found)
+
+    def _tick(self) -> None:
+        if self.commander is None:
+            return
+        command = self.commander.tick(self._now(), self._steadily(), self._others())
+        if command is not None and command.live:
+            self._send(command)
+        if self._gripper is not None and not self.commander.safety.enabled:
+            self._gripper.stop()
+        self._tell_changes()
+
+    def _send(self, command: Command) -> None:
+        stamp, out = self.get_clock().now().to_msg(), self._out
+        if self.commander is not None:
+            self._in_tool = self.commander.in_tool
+        if command.gripper is not None:
+            value = out.gripper_values[round(command.gripper)]
+            if out.gripper:
+                self._outputs["gripper"].publish(Float64MultiArray(data=[value]))
+            if self._gripper is not None:
+                self._gripper.move(value)
+        if out.twist:
+            frame = out.tool_frame if self._in_tool else out.base_frame
+            self._outputs["delta_twist"].publish(command_to_twist(command, stamp, frame))
+        if out.pose and command.target is not None:
+            msg = pose_to_msg(command.target, stamp, out.base_frame)
+            self._outputs["target_pose"].publish(msg)
+        self._sent += 1
+        self._watch.add(0.0, time.monotonic())
+
+    def _remarks(self) -> str:
+        gripper = self._gripper.remark if self._gripper else ""
+        return self._remark or self._pose_remark or gripper
+
+    # -- status -------------------------------------------------------------------------------
+
+    def _tell_changes(self) -> None:
+        """Publish the status at once where the state is another one."""
+        if self.commander is None:
+            return
+        safety = self.commander.safety
+        seen = safety.state, safety.last_stop, safety.refusals.total()
+        if seen == self._told:
+            return
+        stopped = self._told is None or safety.last_stop is not self._told[1]
+        self._told = seen
+        if stopped and safety.last_stop is not None:
+            self.get_logger().error(f"stopped: {safety.last_stop.reason}")
+        self._publish_status()
+
+    def _rate(self) -> float:
+        return self._watch.rate(time.monotonic())
+
+    def _publish_status(self) -> None:
+        status = CommandStatus(state=CommandStatus.INACTIVE, message=self.failure)
+        status.header.stamp = self.get_clock().now().to_msg()
+        status.picture_age_ms = math.nan
+        c = self.commander
+        if c is not None and self.state == ACTIVE:
+            fill_status(status, c, self._now(), self._sent, self._rate(), self._remarks())
+        self._status.publish(status)
+
+    def _publish_diagnostics(self) -> None:
+        level, message, values = DiagnosticStatus.OK, self.state, {}
+        if self.failure:
+            level, message = DiagnosticStatus.ERROR, self.failure
+        elif self.commander is not None:
+            remark = self._remarks()
+            level, message, values = diagnosis(self.commander, self._sent, self._rate(), remark)
+        values = {**values, **self.fault_values()}
+        stamp, name = self.get_clock().now().to_msg(), self.get_fully_qualified_name()
+        self._diagnostics.publish(
+            diagnostics(stamp, f"{name.lstrip('/')}: commands", name, level, message, values)
+        )
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    return spin_node(CommandNode, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,340 @@
+"""The inference node: pictures and an instruction in, action chunks out.
+
+Callbacks run in one thread and only file what comes; the model lives in another, which takes the
+newest picture out of a mailbox of one. Whatever no action may be computed from is refused: the
+status says why, and nothing is published.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType
+from rclpy.parameter import Parameter
+
+from vla_inference.checkpoints.confined import find_model
+from vla_inference.errors import ObservationError, VlaError
+from vla_inference.ros import diagnostics, qos
+from vla_inference.ros.background_service import SideService
+from vla_inference.ros.inference.inputs import Inputs, View
+from vla_inference.ros.inference.instructions import Instructions
+from vla_inference.ros.inference.parameters import (
+    AT_CONFIGURE,
+    AT_ONCE,
+    read_layout,
+    read_settings,
+)
+from vla_inference.ros.lifecycle import ACTIVE, ERROR, INACTIVE, ManagedNode, spin_node
+from vla_inference.ros.messages import chunk_to_msg, model_info
+from vla_inference.ros.parameters import declare
+from vla_inference.serving.inference_metrics import Figures
+from vla_inference.serving.model_thread import ModelThread, changes, release_memory
+from vla_inference.types import check_instruction
+from vla_msgs.msg import ActionChunk, InferenceStatus, ModelInfo
+from vla_msgs.srv import LoadModel
+
+STATUS_PERIOD = 0.5
+HANGING = 5.0  # seconds at one picture before the status says so
+
+
+@dataclass(frozen=True)
+class Letter:
+    """What was seen, and in which activation of the node."""
+
+    view: View
+    activation: int
+
+
+class InferenceNode(ManagedNode):
+    TASK = "inference"
+
+    def __init__(self, name: str = "inference", **kwargs):
+        super().__init__(name, **kwargs)
+        declare(self, {**AT_CONFIGURE, **AT_ONCE})
+        self.add_on_set_parameters_callback(self._check_parameters)
+
+        self._model: ModelThread[Letter] | None = None
+        self._inputs: Inputs | None = None
+        self._gate = threading.Lock()  # holds off deactivation and a new model while a chunk goes
+        self._open, self._activation = False, 0
+        self._sequence = 0
+        self._figures = Figures()
+
+        self._action = self.create_lifecycle_publisher(
+            ActionChunk, "action", **qos.overridable(qos.CHUNK)
+        )
+        self._status = self.create_publisher(InferenceStatus, "~/status", qos.LATCHED)
+        self._info = self.create_publisher(ModelInfo, "~/model", qos.LATCHED)
+        # Before the picture's subscription, so that of a sentence and a picture that are both
+        # there the sentence is read first.
+        self._instructions = Instructions(
+            self, self._publish_status, self._refuse, self._never_heard
+        )
+        self._loader = SideService(self, LoadModel, "~/load_model", self._load_model)
+        # Steady: where simulated time stands still, the status must not.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(STATUS_PERIOD, self._publish_status, clock=steady)
+
+    def destroy_node(self) -> None:
+        self._loader.close()
+        super().destroy_node()
+
+    @property
+    def _instruction(self) -> str:
+        return self._instructions.text
+
+    @property
+    def policy(self) -> Any:
+        """The model's, or None; for whoever lives in the same process."""
+        model = self._model
+        return model.policy if model else None
+
+    # -- lifecycle ----------------------------------------------------------------------------
+
+    def do_configure(self) -> None:
+        transport, text = self._value("image_transport"), self._value("instruction")
+        if transport not in ("raw", "compressed"):
+            raise VlaError(f"unknown image_transport {transport!r}", "use raw or compressed")
+        if text and not self._instruction:
+            self._instructions.follow(check_instruction(text))
+        self._publish_status("loading the model")
+        self._layout = read_layout(self._value)
+        self._frame_id = self._value("frame_id")
+        self._inputs = Inputs(
+            self, self._value("cameras"), transport, self._layout, self._value("tolerance"),
+            self._receive, self._value("history"), self._value("history_interval"),
+        )  # fmt: skip
+        model = self._make_model(self._value("model"), self._value("unnorm_key"))
+        model.start()
+        self._model = model
+        self._introduce(model)
+
+    def do_activate(self) -> None:
+        self._model.mailbox.reset()
+        self._inputs.reset()
+        self._figures.reset()
+        self._activation += 1
+        self._open = True
+
+    def do_deactivate(self) -> None:
+        with self._gate:
+            self._open = False
+        if self._model is not None:
+            self._model.mailbox.reset()
+
+    def do_cleanup(self) -> None:
+        with self._gate:
+            self._open = False
+            model, self._model = self._model, None
+        if self._inputs is not None:
+            self._inputs.close()
+            self._inputs = None
+        if model is not None:
+            model.stop(timeout=0.5)
+
+    def state_changed(self) -> None:
+        self._publish_status()
+
+    def _value(self, name: str) -> Any:
+        return self.get_parameter(name).value
+
+    def _check_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
+        if self._model is not None:
+            for p in parameters:
+                if p.name in AT_CONFIGURE:
+                    reason = f"{p.name} is read when the node is configured; clean it up first"
+                    return SetParametersResult(successful=False, reason=reason)
+        return SetParametersResult(successful=True)
+
+    # -- the model ----------------------------------------------------------------------------
+
+    def _make_model(self, model: str, unnorm_key: str) -> ModelThread[Letter]:
+        settings = read_settings(self._value, model, unnorm_key, self._layout)
+        return ModelThread(settings, self._answer)
+
+    def _introduce(self, model: ModelThread[Letter]) -> None:
+        stamp = self.get_clock().now().to_msg()
+        self._info.publish(model_info(model, stamp, self._value("cameras"), self._frame_id))
+        self.get_logger().info(
+            f"model {model.name} on {model.device} by engine {model.policy.engine.name}, "
+            f"{model.latency_ms:.0f} ms per answer"
+        )
+
+    def _load_model(self, request, response):
+        """Runs in a thread of its own; the old model answers until the new one is warm."""
+        begun = time.monotonic()
+        try:
+            response.message = self._change_model(request.model, request.unnorm_key)
+            response.success = True
+        except VlaError as error:
+            response.message = " ".join(str(error).split())
+        except Exception as error:  # a fault of the new model's must not end the old one
+            traceback.print_exc()
+            response.message = f"unexpected {type(error).__name__}: {error}; please report it"
+        response.load_time = time.monotonic() - begun
+        if not response.success:
+            self.get_logger().error(f"the model stays as it is: {response.message}")
+        return response
+
+    def _change_model(self, name: str, unnorm_key: str) -> str:
+        """Returns what is another now; raises where the old model stays in charge."""
+        old = self._model
+        if old is None or self.state not in (ACTIVE, INACTIVE):
+            raise VlaError(f"the node is {self.state}", "configure it first")
+        model = self._make_model(str(find_model(self._value("model_root"), name)), unnorm_key)
+        model.start()
+        told = ", ".join(changes(old, model))
+        with self._gate:  # no chunk of the old one goes out any more
+            stale = self._model is not old
+            if not stale:
+                model.mailbox.take_over(old.mailbox)
+                self._model = model
+        (model if stale else old).stop(timeout=10.0)
+        release_memory()
+        if stale:
+            raise VlaError("the node was cleaned up meanwhile", "configure it and try again")
+        self._figures.crash = ""
+        self._introduce(model)
+        if told:
+            self.get_logger().warning(f"the new model's actions are others: {told}")
+        self._publish_status()
+        return told
+
+    # -- what comes in ------------------------------------------------------------------------
+
+    def _receive(self, view: View) -> None:
+        model = self._model
+        if self._open and model is not None:
+            model.mailbox.put(Letter(view, self._activation))
+
+    def callback_refused(self, where: str, reason: str) -> None:
+        """A message that cannot be used is a refusal that the status tells of."""
+        cameras = map(self.resolve_topic_name, self._value("cameras"))
+        topic = self.resolve_topic_name(where).removesuffix("/compressed")
+        self._refuse(reason, pictures=int(topic in cameras))
+
+    # -- what goes out (in the worker's thread) -----------------------------------------------
+
+    def _answer(self, model: ModelThread[Letter], letter: Letter) -> None:
+        # What a clean-up may take away in the meantime is held on to.
+        policy, inputs, text = model.policy, self._inputs, self._instruction
+        if inputs is None:
+            return
+        begin, header = time.monotonic(), letter.view.header
+        try:
+            if not text:
+                raise ObservationError(
+                    "there is no instruction", "publish one or call ~/set_instruction"
+                )
+            now = self.get_clock().now().nanoseconds
+            age = letter.view.age(now, self._value("max_image_age"))
+            seen = inputs.observe(letter.view, text, self._most_same())
+            decoded = time.monotonic()
+            chunk = policy.predict_action(seen, unnorm_key=model.unnorm_key)
+            chunk.timing = {"picture": 1e3 * (decoded - begin), **chunk.timing}
+            answer = chunk_to_msg(
+                chunk,
+                header.stamp,
+                frame_id=self._frame_id,
+                instruction=text,
+                model=policy.name,
+            )
+        except VlaError as error:
+            if self._expects(model, letter):
+                self._refuse(str(error), pictures=1)
+            return
+        except Exception as error:  # a model's fault is a refused picture; the node lives on
+            if not self._expects(model, letter):
+                return
+            traceback.print_exc()
+            reason = f"unexpected {type(error).__name__}: {error}; please report it"
+            self.get_logger().error(f"cannot answer: {reason}")
+            self._figures.crash = reason
+            self._refuse(reason, pictures=1)
+            return
+        with self._gate:
+            if not self._expects(model, letter):
+                return
+            answer.sequence = self._sequence
+            answer.produced = self.get_clock().now().to_msg()
+            done = time.monotonic()
+            answer.latency_ms = 1e3 * (done - begin)
+            self._action.publish(answer)
+            self._sequence += 1
+        if self._figures.answered(1e3 * (done - letter.view.arrived), 1e3 * age, chunk.timing):
+            self._publish_status()
+
+    def _most_same(self) -> float:
+        """Seconds that a camera may show the very same picture; 0: any time."""
+        simulated = self._value("use_sim_time")
+        return 0.0 if simulated else self._value("max_same_picture")
+
+    def _expects(self, model: ModelThread[Letter], letter: Letter) -> bool:
+        """Whether this picture's answer is still wanted: it may be from an earlier life."""
+        return self._open and model is self._model and letter.activation == self._activation
+
+    def _refuse(self, reason: str, pictures: int = 0) -> None:
+        reason = " ".join(reason.split())
+        self._figures.refuse(reason, pictures)
+        self.get_logger().warning(
+            f"refused: {reason}", throttle_duration_sec=5.0, skip_first=False
+        )
+        self._publish_status()
+
+    # -- status -------------------------------------------------------------------------------
+
+    def _publish_status(self, message: str = "") -> None:
+        status = InferenceStatus(state=ERROR if self._figures.crash else self.state)
+        status.header.stamp = self.get_clock().now().to_msg()
+        policy, model = self.policy, self._model
+        status.model = policy.name if policy else ""
+        status.instruction = self._instruction
+        self._figures.fill(status)
+        if model is not None:
+            status.received, status.dropped = model.mailbox.received, model.mailbox.dropped
+        status.message = message or self.failure or self._figures.crash or self._remark()
+        self._status.publish(status)
+
+    def _remark(self) -> str:
+        """What keeps an active node from answering, in words; empty: nothing."""
+        model, inputs = self._model, self._inputs
+        if self.state != ACTIVE or model is None or inputs is None:
+            return ""
+        others = self.count_publishers(self._action.topic_name) - 1
+        if others > 0:
+            return f"{others} more publish on {self._action.topic_name}; leave only one"
+        if not self._instruction:
+            return "no instruction yet; publish one or call ~/set_instruction"
+        busy = model.busy(time.monotonic())
+        if busy > HANGING:
+            return f"the model has been at one picture for {busy:.0f} s; restart the node"
+        missing = inputs.missing(self._value("max_image_age") or 1.0)
+        return missing or self._never_heard(self._instruction)
+
+    def _never_heard(self, instruction: str) -> str:
+        """Words the model cannot know: it does something, but not because of them."""
+        policy = self.policy
+        words = policy.config.unknown_words(instruction) if policy else []
+        return f"the model was trained without: {', '.join(words)}" if words else ""
+
+    def diagnose(self) -> diagnostics.Report:
+        values, refused = self._figures.values()
+        if self._figures.crash:
+            return diagnostics.ERROR, self._figures.crash, values
+        remark = self._remark() or (self._figures.last_refusal if refused else "")
+        return diagnostics.WARN if remark else diagnostics.OK, remark or self.state, values
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    return spin_node(InferenceNode, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

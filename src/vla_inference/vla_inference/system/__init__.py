@@ -1,0 +1,1 @@
+"""What the packages need of the operating system: files, locks, interrupts, worker processes."""

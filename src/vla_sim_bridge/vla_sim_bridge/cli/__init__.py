@@ -1,0 +1,1 @@
+"""Subcommands of `vla` that need the simulation."""

@@ -1,0 +1,101 @@
+"""One episode from reset to outcome: counts steps, and grants success only once it has settled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from vla_sim_bridge.envs.protocol import World
+from vla_sim_bridge.envs.robosuite_sim import episode_rng
+
+# "wrong_order" is a task's own: what was reached is something else than was asked for
+Outcome = Literal["running", "success", "timeout", "wrong_order", "aborted"]
+SETTLE_STEPS = 10  # extra steps of zero motion over which success must last
+
+
+@dataclass
+class EpisodeResult:
+    """What is kept of an episode. frames: control steps until success, or the horizon."""
+
+    task: str
+    seed: int
+    index: int
+    instruction: str
+    frames: int
+    horizon: int
+    outcome: Outcome
+    ever_success: bool
+
+    @property
+    def success(self) -> bool:
+        return self.outcome == "success"
+
+
+class EpisodeRun:
+    """Steps a simulation through one episode.
+
+    Success is counted by the settle rule: a step whose state is successful is followed by
+    `SETTLE_STEPS` steps of zero motion, and only if success lasts through all of them has the
+    episode succeeded, at the frame where it began. Otherwise the episode goes on, those steps
+    spent, and `ever_success` alone remembers. A wrong end by the task's rules (`Task.wrong`) is
+    settled in the same way, and ends the episode under its own name.
+    """
+
+    def __init__(self, sim: World, seed: int, index: int, horizon: int, purpose="evaluate"):
+        self.sim, self.seed, self.index, self.horizon = sim, seed, index, horizon
+        sim.reset(episode_rng(purpose, seed, index))
+        self.first_instruction = sim.instruction
+        self.step_count = 0
+        self.reward = 0.0
+        self.ever_success = False
+        self.outcome: Outcome = "running"
+        self.on_step: Callable[[], None] = lambda: None  # after every control step
+
+    @property
+    def done(self) -> bool:
+        return self.outcome != "running"
+
+    def step(self, action: np.ndarray) -> bool:
+        """Execute one SI end-effector delta [7]; returns whether the episode is over."""
+        result = self.sim.step(action)
+        self.step_count += 1
+        self.reward = result.reward
+        self.on_step()
+        if result.success:
+            self.ever_success = True
+            frames = self.step_count
+            if all(self._settle_step() for _ in range(SETTLE_STEPS)):
+                self.outcome, self.step_count = "success", frames
+        elif result.wrong:
+            frames = self.step_count
+            if all(self._settle_step(result.wrong) for _ in range(SETTLE_STEPS)):
+                self.outcome, self.step_count = result.wrong, frames
+        if not self.done and self.step_count >= self.horizon:
+            self.outcome, self.step_count = "timeout", self.horizon
+        return self.done
+
+    def _settle_step(self, wrong: str = "") -> bool:
+        """One step without motion; whether success, or the same wrong end, lasts."""
+        self.step_count += 1
+        result = self.sim.hold()
+        self.on_step()
+        return result.wrong == wrong if wrong else result.success
+
+    def abort(self) -> None:
+        if not self.done:
+            self.outcome = "aborted"
+
+    def result(self) -> EpisodeResult:
+        return EpisodeResult(
+            self.sim.task.name,
+            self.seed,
+            self.index,
+            self.first_instruction,
+            self.step_count,
+            self.horizon,
+            self.outcome,
+            self.ever_success,
+        )

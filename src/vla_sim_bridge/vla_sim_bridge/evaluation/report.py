@@ -1,0 +1,233 @@
+"""The results folder: results.json, report.html and the table on the terminal."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import platform
+import shlex
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from string import Template
+
+import numpy as np
+
+from vla_inference.cli.output import plain
+from vla_inference.system.files import write_whole
+
+RESULTS, REPORT = "results.json", "report.html"
+SHIPPED = "share/vla_inference/models/stack-small"
+
+
+def versions() -> dict[str, str]:
+    """What results depend on, by name; "-" where it is not installed."""
+    found = {"python": platform.python_version(), "ros": os.environ.get("ROS_DISTRO", "-")}
+    for name in ("robosuite", "mujoco", "numpy", "torch"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "-"
+    return found
+
+
+def write_json(folder: Path, results: dict) -> Path:
+    """Write results.json so that whoever reads it never sees half of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / RESULTS
+    return write_whole(path, json.dumps(plain(results), indent=2, ensure_ascii=False) + "\n")
+
+
+def command_to_repeat(results: dict) -> str:
+    """The command line that plays the same episodes again."""
+    words = ["./vla", "rollout"]
+    words += ["--task", results["task"], "--episodes", str(results["episodes_asked"])]
+    words += ["--seed", str(results["seed"]), "--horizon", str(results["horizon"])]
+    if results.get("language", "train") != "train":
+        words += ["--language", results["language"]]
+    if results.get("lock_step", True):
+        words += ["--execute-steps", str(results["execute_steps"])]
+    else:
+        words += ["--real-time"]
+    # The model that ships is the default wherever the workspace lies.
+    if results.get("checkpoint") and not results["checkpoint"].endswith(SHIPPED):
+        words += ["--model", results["checkpoint"]]
+    settings = results.get("picture", {})
+    if settings.get("camera", "agentview") != "agentview":
+        words += ["--camera", settings["camera"]]
+    for name in ("width", "height"):
+        if settings.get(name, 224) != 224:
+            words += [f"--{name}", str(settings[name])]
+    return shlex.join(words)
+
+
+# -- numbers as people read them --------------------------------------------------------------
+
+
+def number(value: float | None, digits: int = 1, unit: str = "") -> str:
+    return "-" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def summary_rows(results: dict) -> list[tuple[str, str]]:
+    """Name and value of what the tables show."""
+    low, high = results["success_rate_wilson95"]
+    counted, good = results["episodes"], results["successes"]
+    latency = results["latency_ms"]
+    # In real time a frame also waits for the one before it, which is not ROS's doing.
+    beyond = ("ROS overhead per frame", results["ros_overhead_ms"])
+    if not results.get("lock_step", True):
+        beyond = ("frame to action", results["round_trip_ms"])
+    rows = [
+        ("task, seed", f"{results['task']}, seed {results['seed']}"),
+        ("model", results["model"] or "-"),
+        ("success (settled)", f"{good} of {counted}"
+         + (f" = {100 * good / counted:.1f} %" if counted else "")),
+        ("Wilson 95 %", f"{100 * low:.1f} to {100 * high:.1f} %" if counted else "-"),
+        ("ever successful", f"{results['ever_successes']} of {counted}"),
+        ("mean frames, successes", number(results["mean_frames_success"])),
+        ("mean frames, all", number(results["mean_frames_all"] if counted else None)),
+        ("inference latency", f"{number(latency['median'], 1, ' ms')} median, "
+         f"{number(latency['p95'], 1, ' ms')} p95"),
+        (beyond[0], f"{number(beyond[1]['median'], 1, ' ms')} median, "
+         f"{number(beyond[1]['p95'], 1, ' ms')} p95"),
+        ("action rate", number(results["action_steps_per_s"], 1, " steps/s")),
+    ]  # fmt: skip
+    if results.get("chunks_ignored"):
+        rows.append(("chunks ignored", f"{results['chunks_ignored']}, for frames that had passed"))
+    if results.get("language", "train") != "train":
+        rows.insert(1, ("language", results["language"]))
+    if results.get("wrong_order"):
+        at = next(i for i, row in enumerate(rows) if row[0] == "ever successful")
+        rows.insert(at + 1, ("wrong order", f"{results['wrong_order']} of {counted}"))
+    if not results["complete"]:
+        rows.insert(0, ("incomplete", results.get("ended", "") or "the run was stopped"))
+    return rows
+
+
+def plain_table(results: dict) -> str:
+    rows = summary_rows(results)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+# -- HTML -------------------------------------------------------------------------------------
+
+PAGE = Template("""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>$title</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
+:root { --ink: #1f2328; --pale: #6a737d; --line: #e3e6ea; --good: #4caf6e; --bad: #d6604d; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 60rem;
+  margin: 2.5rem auto; padding: 0 1.2rem; }
+h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem; }
+p { margin: .3rem 0; } .pale { color: var(--pale); }
+.big { font-size: 2.6rem; font-weight: 600; line-height: 1.2; margin-top: 1rem; }
+.top { display: flex; gap: 2.5rem; flex-wrap: wrap; align-items: flex-start; }
+.top > div { flex: 1 1 22rem; } video, img { width: 25rem; max-width: 100%; border-radius: 6px; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+td, th { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line);
+  vertical-align: middle; font-weight: normal; } th { color: var(--pale); }
+table.small { width: 22rem; } td.n, th.n { text-align: right; } .warn { color: var(--bad); }
+.bar { display: inline-block; height: .6rem; border-radius: 3px; background: #aaa;
+  min-width: 2px; } .success { background: var(--good); } .timeout { background: var(--bad); }
+.wrong_order { background: #c977d1; }
+.track { width: 10rem; background: #f2f4f6; border-radius: 3px; line-height: 0; }
+pre { background: #f6f8fa; padding: .8rem 1rem; border-radius: 6px; overflow-x: auto;
+  font-size: 13px; } svg text { font: 11px system-ui, sans-serif; fill: var(--pale); }
+</style></head><body>
+<h1>$title</h1><p class="pale">$subtitle</p>$warning
+<div class="top"><div><p class="big">$headline</p><p class="pale">$interval</p>
+<table>$summary</table></div>$film</div>
+<h2>Episodes</h2>
+<table><tr><th class="n">#</th><th>outcome</th><th>frames of $horizon</th><th class="n"></th>
+<th>instruction</th><th class="n">seconds</th></tr>$episodes</table>
+<h2>Inference latency</h2>$histogram<table class="small">$stages</table>
+<h2>Repeat it</h2><pre>$command</pre><p class="pale">$versions</p>
+</body></html>
+""")
+
+
+def write_html(folder: Path, results: dict, latencies: Sequence[float]) -> Path:
+    """report.html: one page without outside parts, but for the film beside it."""
+    escape = html.escape
+    counted, good = results["episodes"], results["successes"]
+    rows = summary_rows(results)
+    low, high = results["success_rate_wilson95"]
+    mode = "lock step" if results.get("lock_step", True) else "real time"
+    page = PAGE.substitute(
+        title=escape(f"{results['task']}: closed-loop evaluation"),
+        subtitle=escape(f"{results['model'] or 'no model'} · seed {results['seed']} · {mode} · "
+                        f"{results.get('started', '')}"),
+        warning="" if results["complete"] else
+        f'<p class="warn">Incomplete: {escape(results.get("ended") or "stopped")}</p>',
+        headline=f"{good} of {counted}" + (f" · {100 * good / counted:.0f} %" if counted else "")
+        + ("" if results["complete"] else f" · {results['episodes_asked']} were asked for"),
+        interval=f"settled successes; Wilson 95 %: {100 * low:.1f} to {100 * high:.1f} %"
+        if counted else "no episode was finished",
+        summary="".join(f"<tr><th>{escape(n)}</th><td>{escape(v)}</td></tr>" for n, v in rows
+                        if n not in ("task, seed", "Wilson 95 %", "success (settled)",
+                                     "incomplete")),
+        film=_film(folder),
+        horizon=results["horizon"],
+        episodes="".join(_episode(e, results["horizon"]) for e in results["per_episode"]),
+        histogram=histogram(latencies),
+        stages="".join(f"<tr><th>{escape(n)}</th><td>{number(v, 2, ' ms')} median</td></tr>"
+                       for n, v in results["stage_ms_median"].items()),
+        command=escape(results.get("command") or command_to_repeat(results)),
+        versions=escape(" · ".join(f"{k} {v}" for k, v in results.get("versions", {}).items())),
+    )  # fmt: skip
+    path = folder / REPORT
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _film(folder: Path) -> str:
+    if not (folder / "episodes.mp4").exists():
+        return ""
+    poster = ' poster="poster.png"' if (folder / "poster.png").exists() else ""
+    return f'<div><video src="episodes.mp4"{poster} controls muted loop></video></div>'
+
+
+def _episode(episode: dict, horizon: int) -> str:
+    outcome = episode["outcome"]
+    note = " (touched)" if episode["ever_success"] and outcome != "success" else ""
+    share = 100 * min(1.0, episode["frames"] / max(1, horizon))
+    return (
+        f'<tr><td class="n">{episode["index"]}</td><td>{html.escape(outcome + note)}</td>'
+        f'<td><div class="track"><span class="bar {html.escape(outcome)}" '
+        f'style="width:{share:.0f}%"></span></div></td><td class="n">{episode["frames"]}</td>'
+        f"<td>{html.escape(episode['instruction'])}</td>"
+        f'<td class="n">{episode["seconds"]:.1f}</td></tr>'
+    )
+
+
+def histogram(values: Sequence[float], width: int = 560, height: int = 130) -> str:
+    """Inline SVG of a distribution in milliseconds; the slowest 1 % goes into the last bar."""
+    values = np.asarray(values, float)
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return '<p class="pale">Too few answers for a histogram.</p>'
+    low, high = float(values.min()), float(np.percentile(values, 99))
+    if high <= low:
+        high = low + 1.0
+    counts, edges = np.histogram(np.clip(values, low, high), bins=40, range=(low, high))
+    bar = width / len(counts)
+    bars = "".join(
+        f'<rect x="{i * bar:.1f}" y="{height - height * c / counts.max():.1f}" '
+        f'width="{bar - 1:.1f}" height="{height * c / counts.max():.1f}" fill="#5b8def"/>'
+        for i, c in enumerate(counts) if c
+    )  # fmt: skip
+    median = float(np.median(values))
+    at = width * min(1.0, (median - low) / (high - low))
+    # Its label goes to whichever side has room, and above the bars.
+    side, shift = ("end", -4) if at > width / 2 else ("start", 4)
+    marks = (
+        f'<line x1="{at:.1f}" x2="{at:.1f}" y1="-16" y2="{height}" stroke="#1f2328"/>'
+        f'<text x="{at + shift:.1f}" y="-6" text-anchor="{side}">median {median:.1f} ms</text>'
+        f'<text x="0" y="{height + 15}">{low:.1f} ms</text>'
+        f'<text x="{width}" y="{height + 15}" text-anchor="end">{edges[-1]:.1f} ms (99 %)</text>'
+    )
+    return (
+        f'<svg viewBox="0 -20 {width} {height + 40}" width="{width}" style="max-width:100%" '
+        f'role="img" aria-label="latency histogram">{bars}{marks}</svg>'
+    )

@@ -1,0 +1,91 @@
+"""Closed-loop evaluation without ROS: the same episodes, straight from simulation to policy."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import as_completed
+
+from vla_inference.system.worker_pool import WorkerPool
+from vla_inference.types import ActionChunk, Observation
+from vla_sim_bridge.envs.protocol import World, make_world
+from vla_sim_bridge.evaluation.confidence_intervals import wilson_interval
+from vla_sim_bridge.evaluation.episode import EpisodeResult, EpisodeRun
+from vla_sim_bridge.tasks import Language
+
+Act = Callable[[Observation], ActionChunk]
+
+
+def run_episode(
+    sim: World, act: Act, seed: int, index: int, horizon: int, execute_steps: int
+) -> EpisodeResult:
+    """One episode: look, predict a chunk, execute its first `execute_steps` steps, repeat."""
+    run = EpisodeRun(sim, seed, index, horizon)
+    while not run.done:
+        chunk = act(sim.observation())
+        for action in chunk.actions[:execute_steps]:
+            if run.step(action):
+                break
+    return run.result()
+
+
+def rollout(
+    model: str,
+    task: str,
+    episodes: int,
+    seed: int = 0,
+    horizon: int = 200,
+    execute_steps: int = 4,
+    workers: int = 1,
+    device: str | None = None,
+    size: int = 224,
+    language: Language = "train",
+    report: Callable[[EpisodeResult], None] = lambda _: None,
+) -> list[EpisodeResult]:
+    """Evaluate a checkpoint on episodes 0..N-1 of `seed`, spread over processes."""
+    args = (model, task, size, device, language)
+    with contextlib.closing(WorkerPool(workers, _start, *args)) as pool:
+        jobs = [pool.submit(_episode, seed, i, horizon, execute_steps) for i in range(episodes)]
+        for job in as_completed(jobs):
+            report(job.result())
+        return [job.result() for job in jobs]
+
+
+_state: tuple[World, Act] | None = None
+
+
+def _start(model: str, task: str, size: int, device: str | None, language: Language) -> None:
+    global _state
+    import torch
+
+    from vla_inference.policies.openvla.policy import Policy
+
+    torch.set_num_threads(1)
+    policy = Policy.from_pretrained(model, device=device)
+    world = make_world(task, width=size, height=size, language=language)
+    _state = world, policy.predict_action
+
+
+def _episode(seed: int, index: int, horizon: int, execute_steps: int) -> EpisodeResult:
+    sim, act = _state
+    return run_episode(sim, act, seed, index, horizon, execute_steps)
+
+
+def summarise(results: list[EpisodeResult]) -> dict:
+    """Counts, rates and mean frames of a set of episodes, as plain JSON values."""
+    good = [r for r in results if r.success]
+    low, high = wilson_interval(len(good), len(results))
+    return {
+        "task": results[0].task if results else "",
+        "seed": results[0].seed if results else 0,
+        "horizon": results[0].horizon if results else 0,
+        "episodes": len(results),
+        "successes": len(good),
+        "success_rate": len(good) / max(1, len(results)),
+        "success_rate_wilson95": [low, high],
+        "ever_successes": sum(r.ever_success for r in results),
+        "wrong_order": sum(r.outcome == "wrong_order" for r in results),
+        "mean_frames_success": sum(r.frames for r in good) / len(good) if good else None,
+        "mean_frames_all": sum(r.frames for r in results) / max(1, len(results)),
+        "failed_episodes": [r.index for r in results if not r.success],
+    }

@@ -1,0 +1,1 @@
+"""Demonstrations by the thousand, from scripted experts and MimicGen."""

@@ -1,0 +1,182 @@
+"""One attempt at a demonstration: an expert or MimicGen's method acts, everything is recorded.
+
+An attempt is a function of the configuration and its number alone. Its success is that of a
+rollout: it must last through `SETTLE_STEPS` steps while the expert draws back (these are part of
+the demonstration) and through as many again without motion (these are not).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_sim_bridge.envs.poses import apply_delta
+from vla_sim_bridge.envs.robosuite_sim import Simulation, episode_rng, to_robosuite
+from vla_sim_bridge.evaluation.episode import SETTLE_STEPS
+from vla_sim_bridge.generation.config import GenerateConfig
+from vla_sim_bridge.generation.perturbation import Perturbation
+
+
+@dataclass
+class Attempt:
+    """What came of an attempt.
+
+    outcome: "success", or why it failed: "no_SIGNAL" where a subtask's signal never came,
+    "unsettled" where success did not last, the name of a task's own wrong end, else "timeout".
+    episode: the demonstration as `write_episode` takes it.
+    """
+
+    outcome: str
+    episode: dict
+
+    @property
+    def success(self) -> bool:
+        return self.outcome == "success"
+
+
+def make_attempt(
+    sim: Simulation, config: GenerateConfig, index: int, sources: list | None = None
+) -> Attempt:
+    """Play attempt `index`; sources: what MimicGen's method starts from."""
+    rng = episode_rng("generate", config.seed, index)
+    sim.reset(rng)
+    steps, horizon = _policy(sim, config, rng, sources)
+    perturbation = Perturbation.draw(config, sim, index)
+    recorder = Recorder(sim, config.pictures)
+    signals: set[str] = set()
+    settled, ever, outcome = 0, False, ""
+    for recorded, executed in itertools.chain(steps, _rest(sim)):
+        recorder.before(recorded)
+        signals.update(name for name, risen in recorder.rows[-1]["signals"].items() if risen)
+        result = sim.step(perturbation.disturb(sim, len(recorder) - 1, executed))
+        settled = settled + 1 if result.success else 0
+        ever = ever or result.success
+        recorder.after(result.success)
+        if settled > SETTLE_STEPS:
+            outcome = "success" if _lasts(sim) else "unsettled"
+            break
+        if len(recorder) >= horizon:
+            break
+    outcome = outcome or _reason(sim, signals, ever)
+    attributes = {
+        "task": config.task,
+        "seed": config.seed,
+        "attempt": index,
+        "method": config.method,
+        "outcome": outcome,
+        "settled": outcome == "success",
+        "scene": json.dumps(recorder.scene),
+        **perturbation.attributes(),
+    }
+    if sim.randomized:
+        attributes["randomized"] = json.dumps(sim.randomized)
+    return Attempt(outcome, recorder.episode(attributes))
+
+
+def _policy(sim, config, rng, sources) -> tuple[Iterator, int]:
+    """Pairs of (action to record, action to execute), and how many steps there may be."""
+    from vla_sim_bridge.experts import expert_for
+    from vla_sim_bridge.experts.motion import Noise
+    from vla_sim_bridge.mimicgen.method import MimicGenConfig, mimicgen_policy
+
+    if config.method == "mimicgen":
+        settings = MimicGenConfig(selection=config.selection, nearest=config.nearest)
+        # a human's demonstration takes its time
+        return mimicgen_policy(sim, sources, rng, settings), 10 * config.horizon
+    noise = Noise(rng, rng.uniform(0, config.noise))
+    return _expert_steps(sim, noise, expert_for(sim.task)), config.horizon
+
+
+def _expert_steps(sim, noise, expert):
+    while True:
+        action = expert(sim)
+        yield action, noise.disturb(action)
+
+
+def _rest(sim: Simulation):
+    """After the last step of a policy that ends: no motion, for as long as settling may take."""
+    for _ in range(2 * SETTLE_STEPS):
+        still = np.array([0, 0, 0, 0, 0, 0, sim.gripper])
+        yield still, still
+
+
+def _lasts(sim: Simulation) -> bool:
+    return all(sim.hold().success for _ in range(SETTLE_STEPS))
+
+
+def _reason(sim: Simulation, signals: set[str], ever: bool) -> str:
+    if ever:
+        return "unsettled"
+    if wrong := sim.wrong():
+        return wrong
+    missing = (s.signal for s in sim.task.subtasks if s.signal and s.signal not in signals)
+    name = next(missing, None)
+    return f"no_{name}" if name else "timeout"
+
+
+class Recorder:
+    """Collects what a demonstration consists of, step by step."""
+
+    def __init__(self, sim: Simulation, pictures: bool = True):
+        self.sim, self.pictures = sim, pictures
+        self.scene = sim.scene_record()
+        self.rows: list[dict] = []
+        self.images: dict[str, list[np.ndarray]] = {c: [] for c in sim.cameras}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def before(self, action: np.ndarray) -> None:
+        """Record the world as it is and the SI action chosen for it."""
+        sim = self.sim
+        if self.pictures:
+            for camera in sim.cameras:
+                self.images[camera].append(sim.render(camera))
+        eef = sim.eef_pose()
+        self.rows.append(
+            {
+                # float32 first, as every format has it: so it comes back to the bit
+                "action": to_robosuite(np.asarray(action, np.float32)),
+                "state": sim.get_mujoco_state(),
+                "robot": sim.robot_state(),
+                "instruction": sim.instruction,
+                "eef": eef,
+                "target": apply_delta(eef, np.asarray(action)),
+                "objects": sim.object_poses(),
+                "signals": sim.signals(),
+            }
+        )
+
+    def after(self, success: bool) -> None:
+        self.rows[-1]["reward"] = float(success)
+
+    def episode(self, attributes: dict) -> dict:
+        rows = self.rows
+
+        def column(key, name=None):
+            return np.stack([row[key] if name is None else row[key][name] for row in rows])
+
+        images = {f"{c}_image": np.stack(v) for c, v in self.images.items() if v}
+        robot = {name: column("robot", name) for name in rows[0]["robot"]}
+        return {
+            "actions": column("action"),
+            "states": column("state"),
+            "rewards": column("reward"),
+            "dones": (np.arange(len(rows)) == len(rows) - 1).astype(np.int64),
+            "instructions": [row["instruction"] for row in rows],
+            "obs": {**images, **robot},
+            "datagen_info": {
+                "eef_pose": column("eef"),
+                "target_pose": column("target"),
+                "gripper_action": column("action")[:, 6:7],
+                "object_poses": {n: column("objects", n) for n in rows[0]["objects"]},
+                "subtask_term_signals": {
+                    n: column("signals", n).astype(np.int64) for n in rows[0]["signals"]
+                },
+            },
+            "attrs": attributes,
+        }

@@ -1,0 +1,211 @@
+"""Episodes in robomimic's HDF5 layout, with pictures and one instruction per step.
+
+Stored as robomimic has it: `data/demo_i/{actions, states, rewards, dones, obs/*}`, actions in
+robosuite's own [-1, 1] and gripper -1 open. What is read back as `Episode` is in SI units; the
+scale and polarity are written into `data.attrs["action_convention"]`, and a file without it is
+taken for robosuite's OSC_POSE default, which is what robomimic's and MimicGen's files hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import deflate
+import h5py
+import numpy as np
+
+from vla_inference.errors import DataError
+from vla_inference.types import Episode, Observation, Step, eef_delta_spec
+from vla_sim_bridge.envs.robosuite_sim import ACTION_SCALE, CONTROL_FREQ, from_robosuite
+
+CONVENTION = {
+    "delta": "OSC_POSE, world-aligned base frame, rotation vector applied from the left",
+    "scale": ACTION_SCALE.tolist(),
+    "gripper": "-1 open, +1 closed",
+    "control_freq": CONTROL_FREQ,
+}
+
+
+def write_episode(group: h5py.Group, data: Mapping, compression: str | None = "gzip") -> None:
+    """Write one demonstration.
+
+    data: "actions" [T, 7] robosuite units, "states" [T, S], "rewards", "dones" [T],
+    "instructions" T strings, "obs" {name: [T, ...]}, "datagen_info" (nested mapping of arrays),
+    "attrs" (plain JSON values).
+    """
+    length = len(data["actions"])
+    for key in ("actions", "states", "rewards", "dones"):
+        group.create_dataset(key, data=np.asarray(data[key]))
+    text = h5py.string_dtype("utf-8")
+    group.create_dataset("instructions", data=np.array(data["instructions"], object), dtype=text)
+    for name, value in data["obs"].items():
+        value = np.asarray(value)
+        if value.dtype != np.uint8 or not compression:
+            group.create_dataset(f"obs/{name}", data=value)
+        elif compression == "gzip":
+            write_pictures(group, name, map(compress, value), len(value), value.shape[1:])
+        else:
+            options = {"chunks": (1, *value.shape[1:]), "compression": compression}
+            group.create_dataset(f"obs/{name}", data=value, **options)
+    _write_tree(group, "datagen_info", data.get("datagen_info", {}))
+    group.attrs["num_samples"] = length
+    for key, value in data.get("attrs", {}).items():
+        group.attrs[key] = value
+
+
+def compress(picture: np.ndarray) -> bytes:
+    """As HDF5's gzip filter of level 1 would, by libdeflate in half the time."""
+    return deflate.zlib_compress(np.ascontiguousarray(picture), 1)
+
+
+def write_pictures(
+    group: h5py.Group, name: str, chunks: Iterable[bytes], length: int, shape: tuple[int, ...],
+    compression: str | None = "gzip",
+) -> None:  # fmt: skip
+    """obs/NAME uint8 [length, *shape], a chunk a picture, each as it stands in the file."""
+    options = {"compression": "gzip", "compression_opts": 1} if compression == "gzip" else {}
+    data = group.create_dataset(
+        f"obs/{name}", (length, *shape), np.uint8, chunks=(1, *shape), **options
+    )
+    for step, chunk in enumerate(chunks):
+        data.id.write_direct_chunk((step, *(0 for _ in shape)), chunk)
+
+
+def _write_tree(group: h5py.Group, name: str, tree) -> None:
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            _write_tree(group, f"{name}/{key}", value)
+    else:
+        group.create_dataset(name, data=np.asarray(tree))
+
+
+def write_header(file: h5py.File, task: str, total: int, env_kwargs: Mapping) -> None:
+    data = file.require_group("data")
+    data.attrs["total"] = total
+    data.attrs["env_args"] = json.dumps(
+        {"env_name": task, "env_type": 1, "env_kwargs": dict(env_kwargs)}
+    )
+    data.attrs["action_convention"] = json.dumps(CONVENTION)
+
+
+class Hdf5Episodes:
+    """The episodes of a robomimic / MimicGen HDF5 file, or of a folder of such files.
+
+    Indexing gives an `Episode` with SI actions; pictures stay on disk until a step is read.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        if not self.path.exists():
+            raise DataError(f"there is no data set at {self.path}", "check the path")
+        files = [self.path]
+        if self.path.is_dir():
+            files = sorted(p for p in self.path.glob("**/*") if p.suffix in (".hdf5", ".h5"))
+        self._demos: list[tuple[h5py.Group, str, str]] = []  # data, demo, file
+        self._last: tuple[int, h5py.Group] | None = None
+        for name in files:
+            try:
+                file = h5py.File(name, "r")
+                if file.keys() and "data" not in file:
+                    raise DataError(
+                        f"{name} is laid out in a way that is not read: it holds "
+                        f"{', '.join(sorted(file)[:8])}",
+                        "robomimic's layout (data/demo_N/actions, obs) and ALOHA's (action, "
+                        "observations/qpos, images) are read: convert it to one of them",
+                    )
+                data = file["data"]
+                demos = sorted(data, key=lambda d: int(d.rsplit("_", 1)[1]))
+            except (OSError, KeyError, ValueError, IndexError, RuntimeError, TypeError) as error:
+                raise DataError(
+                    f"{name} is not a readable robomimic file ({error})",
+                    "it may be cut short; generate or copy it again",
+                ) from error
+            self._demos += [(data, d, data.file.filename) for d in demos]
+        if not self._demos:
+            raise DataError(f"{self.path} holds no demonstration", "generate some first")
+        self.spec = eef_delta_spec("rotvec", "base", 1 / CONTROL_FREQ)
+
+    def __len__(self) -> int:
+        return len(self._demos)
+
+    def group(self, index: int) -> h5py.Group:
+        """The raw HDF5 group of a demonstration."""
+        if self._last is None or self._last[0] != index:
+            data, name, _ = self._demos[index]
+            self._last = index, data[name]
+        return self._last[1]
+
+    def filename(self, index: int) -> str:
+        """Of the file a demonstration is in: another one where `data` holds a link to it."""
+        data, name, file = self._demos[index]
+        link = data.id.links.get_info(name.encode())
+        return self.group(index).file.filename if link.type == h5py.h5l.TYPE_EXTERNAL else file
+
+    def where(self, index: int) -> str:
+        """Names a demonstration in messages."""
+        _, name, file = self._demos[index]
+        return f"{file}: /data/{name}"
+
+    def cameras(self) -> list[str]:
+        names = self.group(0).get("obs", {})
+        return [n.removesuffix("_image") for n in names if n.endswith("_image")]
+
+    def actions(self, index: int) -> np.ndarray:
+        """float64 [T, 7], SI."""
+        return from_robosuite(self.group(index)["actions"][:])
+
+    def instructions(self, index: int) -> list[str]:
+        group = self.group(index)
+        if "instructions" not in group:
+            return [""] * len(group["actions"])
+        return [t.decode() for t in group["instructions"][:]]
+
+    def images(self, index: int, camera: str) -> np.ndarray:
+        """uint8 [T, H, W, 3]"""
+        key = f"obs/{camera}_image"
+        if key not in self.group(index):
+            raise DataError(
+                f"{self.path} has no pictures of camera {camera!r}",
+                f"cameras: {', '.join(self.cameras()) or 'none'}",
+            )
+        return self.group(index)[key][:]
+
+    def states(self, index: int) -> np.ndarray | None:
+        """float32 [T, 8] proprioception as `Simulation.state` has it, or None."""
+        key = "obs/robot0_state"
+        group = self.group(index)
+        return group[key][:].astype(np.float32) if key in group else None
+
+    def __getitem__(self, index: int) -> Episode:
+        group, actions = self.group(index), self.actions(index)
+        texts, state = self.instructions(index), self.states(index)
+        images = {c: self.images(index, c) for c in self.cameras()}
+        rewards = group["rewards"][:] if "rewards" in group else np.zeros(len(actions))
+        last = len(actions) - 1
+        steps = [
+            Step(
+                Observation(
+                    {c: v[t] for c, v in images.items()},
+                    texts[t],
+                    None if state is None else state[t],
+                ),
+                actions[t].astype(np.float32),
+                float(rewards[t]),
+                t == 0,
+                t == last,
+                t == last,
+            )
+            for t in range(len(actions))
+        ]
+        metadata = {k: _plain(v) for k, v in group.attrs.items() if k != "model_file"}
+        return Episode(steps, self.spec, metadata)
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self[i] for i in range(len(self)))
+
+
+def _plain(value):
+    return value.item() if isinstance(value, np.generic) else value

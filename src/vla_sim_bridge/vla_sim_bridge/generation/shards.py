@@ -1,0 +1,229 @@
+"""The folder of a generation: one file per attempt until all are done, then one data set.
+
+generate.json              what was asked for; another request is refused
+parts/attempt_0000012.hdf5   a success, renamed into place when whole
+parts/attempt_0000013.failed why it failed, as JSON; with --keep-failures a .failure.hdf5 too
+demo.hdf5, statistics.json   at the end; failed.hdf5 with the failures kept
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from vla_inference.errors import DataError
+from vla_inference.system.files import LOCK, FileLock, Staged, remove_leftovers, write_whole
+from vla_sim_bridge.envs.robosuite_sim import CONTROL_FREQ, ROBOT
+from vla_sim_bridge.evaluation.confidence_intervals import wilson_interval
+from vla_sim_bridge.generation.hdf5 import write_episode, write_header
+
+GOOD, BAD, NOTE = ".hdf5", ".failure.hdf5", ".failed"
+
+
+class Ledger:
+    """Outcomes by attempt number; knows in constant time how far it is.
+
+    The episodes kept are the first successes by number, so an attempt counts only once every
+    earlier one is known: `through` is that frontier, `kept` the successes before it.
+    """
+
+    def __init__(self, outcomes: Mapping[int, str] = {}):
+        self.outcomes: dict[int, str] = {}
+        self.good = self.through = self.kept = 0
+        self._next = 0
+        self._started: set[int] = set()
+        for index, outcome in outcomes.items():
+            self.add(index, outcome)
+
+    def __len__(self) -> int:
+        return len(self.outcomes)
+
+    def add(self, index: int, outcome: str) -> None:
+        self.outcomes[index] = outcome
+        self._started.discard(index)
+        self.good += outcome == "success"
+        while self.through in self.outcomes:
+            self.kept += self.outcomes[self.through] == "success"
+            self.through += 1
+
+    def enough(self, wanted: int) -> bool:
+        """Whether the first `wanted` successes by attempt number are all known."""
+        return self.kept >= wanted
+
+    def take(self) -> int:
+        """The lowest attempt that is neither known nor under way; it is under way from now on."""
+        while self._next in self.outcomes or self._next in self._started:
+            self._next += 1
+        self._started.add(self._next)
+        return self._next
+
+
+def to_bytes(episode: Mapping, compression: str | None) -> bytes:
+    """An episode as an HDF5 file, made in memory: writing it is one plain write."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        write_episode(file.create_group("demo"), episode, compression)
+    return buffer.getvalue()
+
+
+def store(parts: Path, index: int, outcome: str, content: bytes | None) -> None:
+    """Keep what an attempt came to; whatever happens, a file is there whole or not at all.
+
+    Raises OSError where it cannot be written, and leaves nothing behind.
+    """
+    name = parts / f"attempt_{index:07d}"
+    if outcome == "success":
+        _put(name.with_suffix(GOOD), content)
+        return
+    if content is not None:
+        _put(name.with_suffix(BAD), content)
+    _put(name.with_suffix(NOTE), json.dumps({"outcome": outcome}).encode())
+
+
+def _put(path: Path, content: bytes) -> None:
+    write_whole(path, content, clean=False)
+
+
+def recall(parts: Path) -> Ledger:
+    """What was made before. What a killed call was writing is removed."""
+    outcomes: dict[int, str] = {}
+    remove_leftovers(parts)
+    for entry in list(os.scandir(parts)):
+        name = entry.name
+        if name.endswith(NOTE):
+            text = Path(entry.path).read_text()
+            outcomes[_index(name)] = json.loads(text)["outcome"] if text else "timeout"
+        elif name.endswith(GOOD) and not name.endswith(BAD):
+            outcomes[_index(name)] = "success"
+    return Ledger(outcomes)
+
+
+def _index(name: str) -> int:
+    return int(name.split("_")[1].split(".")[0])
+
+
+class DamagedPartError(Exception):
+    """A part that cannot be read (a power cut, say); it is removed, to be made again."""
+
+
+def merge(config, parts: Path, ledger: Ledger, final: Path) -> dict:
+    """All parts into `final` in the order of attempts; returns the statistics, also beside it."""
+    good = sorted(i for i, outcome in ledger.outcomes.items() if outcome == "success")
+    kept = good[: config.episodes]
+    attempts = kept[-1] + 1
+    failures = [i for i in range(attempts) if ledger.outcomes[i] != "success"]
+    with Staged(final) as staged:  # takes its name last of all
+        with h5py.File(staged, "w") as file:
+            lengths = _copy(config.task, parts, kept, GOOD, file)
+            statistics = summarise(config.task, lengths, attempts, ledger.outcomes)
+            file["data"].attrs["statistics"] = json.dumps(statistics)
+        if config.keep_failures:
+            with Staged(final.with_name("failed.hdf5")) as other, h5py.File(other, "w") as file:
+                _copy(config.task, parts, failures, BAD, file)
+        write_whole(final.with_name("statistics.json"), json.dumps(statistics, indent=2))
+    for part in os.scandir(parts):
+        os.unlink(part.path)
+    parts.rmdir()
+    return statistics
+
+
+def _copy(task: str, parts: Path, indices: list[int], suffix: str, file: h5py.File) -> list[int]:
+    write_header(file, task, 0, {"control_freq": int(CONTROL_FREQ), "robots": ROBOT})
+    lengths = []
+    for number, index in enumerate(indices):
+        path = (parts / f"attempt_{index:07d}").with_suffix(suffix)
+        try:
+            with h5py.File(path, "r") as part:
+                part.copy("demo", file["data"], f"demo_{number}")
+                lengths.append(int(part["demo"].attrs["num_samples"]))
+        except (OSError, KeyError) as error:
+            if _readable(path):
+                raise  # it is the data set that cannot be written
+            path.unlink(missing_ok=True)
+            path.with_suffix("").with_suffix(NOTE).unlink(missing_ok=True)
+            raise DamagedPartError(str(path)) from error
+    file["data"].attrs["total"] = sum(lengths)
+    return lengths
+
+
+def _readable(path: Path) -> bool:
+    try:
+        with h5py.File(path, "r") as part:
+            part["demo"].visititems(lambda _, item: item[()] if hasattr(item, "dtype") else None)
+            return "num_samples" in part["demo"].attrs
+    except (OSError, KeyError):
+        return False
+
+
+def summarise(task: str, lengths: list[int], attempts: int, outcomes: Mapping[int, str]) -> dict:
+    """Figures of a data set: rate of generation with its Wilson interval, lengths, failures."""
+    low, high = wilson_interval(len(lengths), attempts)
+    reasons = Counter(outcomes[i] for i in range(attempts) if outcomes[i] != "success")
+    p5, median, p95 = np.percentile(lengths, [5, 50, 95])
+    return {
+        "task": task,
+        "episodes": len(lengths),
+        "attempts": attempts,
+        "success_rate": len(lengths) / attempts,
+        "success_rate_wilson95": [low, high],
+        "failures": dict(sorted(reasons.items())),
+        "frames": sum(lengths),
+        "length_mean": float(np.mean(lengths)),
+        "length_std": float(np.std(lengths)),
+        "length_max": max(lengths),
+        "length_p5": float(p5),
+        "length_median": float(median),
+        "length_p95": float(p95),
+    }
+
+
+@contextlib.contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """No other process works in `output`, which is made, as long as this lasts."""
+    if output.exists() and not output.is_dir():
+        raise DataError(f"{output} is a file", "choose another --output")
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(output / LOCK)
+    except BlockingIOError:
+        raise DataError(
+            f"another vla generate works in {output}", "wait for it, or choose another --output"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def claim(output: Path, wanted: Mapping, defaults: Mapping) -> None:
+    """Note what this folder is for, and refuse to mix two different requests in one.
+
+    defaults: what an option means that a note of an earlier version does not have.
+    """
+    note = output / "generate.json"
+    wanted = json.loads(json.dumps(wanted))
+    if note.exists():
+        try:
+            found = {**json.loads(json.dumps(defaults)), **json.loads(note.read_text())}
+        except ValueError as error:
+            raise DataError(f"{note} is not JSON ({error})", "choose another --output") from error
+        differing = [k for k in wanted if found.get(k) != wanted[k]]
+        if differing:
+            told = [f"{k} {found.get(k)!r}, not {wanted[k]!r}" for k in differing]
+            raise DataError(
+                f"{output} was begun with {'; '.join(told)}",
+                "give the same options to resume, or choose another --output: several folders are "
+                "trained on together (--data A --data B)",
+            )
+        return
+    if any(entry.name != LOCK for entry in output.iterdir()):
+        raise DataError(f"{output} holds other files", "choose another --output")
+    write_whole(note, json.dumps(wanted, indent=2))

@@ -1,0 +1,165 @@
+"""Where attempts are played: in processes of this machine, or in Ray's on many.
+
+Both play the same function, which decides what is handed back and what is written where.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Protocol
+
+from vla_inference.errors import VlaError
+from vla_inference.system.worker_pool import WorkerPool
+
+Result = tuple[int, Any]  # a number handed to `start`, and what `play` made of it
+
+
+class WorkerDiedError(Exception):
+    """A worker ended (out of memory, a machine switched off); what it was at has to be redone."""
+
+
+class Workers(Protocol):
+    """Plays numbers, `count` at a time."""
+
+    count: int
+
+    def start(self, index: int) -> None:
+        """Begin with `index`."""
+
+    def finished(self) -> list[Result]:
+        """Wait for at least one; errors of `play` are raised, and WorkerDiedError."""
+
+    def close(self) -> None:
+        """Stop, what is under way included."""
+
+
+def _one_thread() -> None:
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
+
+# A worker process keeps what it plays with: making a simulation takes seconds. It is made with
+# the first number rather than at the start, so that what is wrong with it is told as an error.
+_make: Callable[[], Callable[[int], Any]] | None = None
+_play: Callable[[int], Any] | None = None
+
+
+def _start_process(make) -> None:
+    global _make
+    _one_thread()
+    _make = make
+
+
+def _play_in_process(index: int):
+    global _play
+    _play = _play or _make()
+    return _play(index)
+
+
+class Processes:
+    """On this machine. make: makes `play` once in each process; both must be picklable."""
+
+    def __init__(self, make: Callable[[], Callable[[int], Any]], count: int):
+        self.count = count
+        self._pool = WorkerPool(count, _start_process, make)
+        self._running: dict = {}
+
+    def start(self, index: int) -> None:
+        try:
+            self._running[self._pool.submit(_play_in_process, index)] = index
+        except BrokenProcessPool as error:
+            raise WorkerDiedError from error
+
+    def finished(self) -> list[Result]:
+        done, _ = wait(self._running, return_when=FIRST_COMPLETED)
+        try:
+            return [(self._running.pop(future), future.result()) for future in done]
+        except BrokenProcessPool as error:
+            raise WorkerDiedError from error
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+def _reach(address: str) -> None:
+    """Ray itself tries for minutes, and then ends the process."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        if address in ("local", "auto"):
+            return
+        raise VlaError(f"--ray-address is {address!r}", "give HOST:PORT, auto or local")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise VlaError(
+            f"there is no Ray cluster at {address} ({error})", "correct --ray-address"
+        ) from error
+
+
+class RayWorkers:
+    """On a Ray cluster, one actor per worker; address "local" starts one on this machine.
+
+    count: None for one per core of the cluster. An actor that dies is a `WorkerDiedError`.
+    """
+
+    def __init__(self, make: Callable[[], Callable[[int], Any]], count: int | None, address: str):
+        try:
+            import ray
+        except ImportError as error:
+            raise VlaError(
+                f"Ray cannot be imported ({error})", "pip install -r requirements/ray.txt"
+            ) from error
+        self._ray = ray
+        local = address == "local"
+        _reach(address)
+        try:
+            ray.init(
+                address=address,
+                num_cpus=count if local else None,
+                include_dashboard=False if local else None,
+                log_to_driver=False,
+                logging_level="error",
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise VlaError(
+                f"there is no Ray cluster at {address} ({error})", "correct --ray-address"
+            ) from error
+        self.count = count or int(ray.cluster_resources().get("CPU", 1))
+
+        @ray.remote(num_cpus=1)
+        class Actor:
+            def __init__(self, make):
+                _one_thread()
+                self.make, self.play = make, None
+
+            def run(self, index):
+                self.play = self.play or self.make()
+                return self.play(index)
+
+        self._free = [Actor.remote(make) for _ in range(self.count)]
+        self._running: dict = {}
+
+    def start(self, index: int) -> None:
+        actor = self._free.pop()
+        self._running[actor.run.remote(index)] = index, actor
+
+    def finished(self) -> list[Result]:
+        done, _ = self._ray.wait(list(self._running))
+        results = []
+        for reference in done:
+            index, actor = self._running.pop(reference)
+            try:
+                results.append((index, self._ray.get(reference)))
+            except self._ray.exceptions.RayActorError as error:
+                raise WorkerDiedError from error
+            except self._ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+            self._free.append(actor)
+        return results
+
+    def close(self) -> None:
+        self._ray.shutdown()

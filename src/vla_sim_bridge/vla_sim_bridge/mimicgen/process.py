@@ -1,0 +1,192 @@
+"""The other Python: started, asked, watched. Its death or silence is one clear error."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from vla_inference.errors import VlaError
+from vla_sim_bridge.mimicgen import server
+from vla_sim_bridge.mimicgen.server import FrameError, read_frame, write_frame
+
+PYTHON_VARIABLE = "VLA_MIMICGEN_PYTHON"
+PACKAGE = "mimicgen"
+SLOW, QUICK = 300.0, 60.0  # s: imports and models (the first ones compile), anything else
+STDERR_LINES = 5  # quoted when it dies
+AGAIN = "mend that and start again: what it was at is lost"
+
+Reply = tuple[dict, dict[str, np.ndarray]]
+
+
+def find_python() -> str:
+    """The interpreter that the user named."""
+    given = os.environ.get(PYTHON_VARIABLE, "")
+    remedy = (
+        f"set {PYTHON_VARIABLE}, or --mimicgen-python, to the Python of an environment "
+        f"that has {PACKAGE} and robosuite 1.4"
+    )
+    if not given:
+        raise VlaError(f"the Python that has {PACKAGE} is not named", remedy)
+    found = shutil.which(os.path.expanduser(given))
+    if found is None:
+        raise VlaError(f"there is no Python {given!r} that can be run", remedy)
+    return found
+
+
+@lru_cache
+def installed(python: str) -> dict:
+    """Versions and `environments` there, asked once."""
+    process = MimicgenProcess(python)
+    try:
+        return process.about
+    finally:
+        process.close()
+
+
+class MimicgenProcess:
+    """One server. After its death or silence every call raises the same error."""
+
+    def __init__(self, python: str, command: Sequence[str] | None = None):
+        """command: in place of `python` and our server script."""
+        self.python = python
+        self._broken = ""  # why nothing can be asked any more
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed in `close`
+        try:
+            self._process = subprocess.Popen(
+                command or [python, str(Path(server.__file__).resolve())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                bufsize=0,
+                env=_environment(),
+                start_new_session=True,  # Ctrl-C is for us; it ends with its standard input
+            )
+        except OSError as error:
+            self._log.close()
+            raise VlaError(
+                f"{python} cannot be run ({error.strerror})", f"correct {PYTHON_VARIABLE}"
+            ) from error
+        os.set_blocking(self._process.stdin.fileno(), False)
+        try:
+            self.about = self.ask("hello", timeout=SLOW, package=PACKAGE)[0]
+            if not isinstance(self.about.get("environments"), list):
+                self._fail("answers, but is not our server")
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(
+        self,
+        do: str,
+        arrays: Mapping[str, np.ndarray] | None = None,
+        timeout: float | None = None,
+        **request,
+    ) -> Reply:
+        """One request, its reply. An error there is a VlaError here; the server lives on.
+
+        timeout: s, `QUICK` unless told.
+        """
+        if self._broken:
+            raise VlaError(self._broken, AGAIN)
+        timeout = timeout or QUICK
+        end = time.monotonic() + timeout
+        try:
+            write_frame(lambda data: self._send(data, end), {"do": do, **request}, arrays)
+            header, out = read_frame(lambda count: self._receive(count, end))
+        except FrameError as error:
+            self._fail(f"sent something else than a reply to '{do}': {error}")
+        except TimeoutError:
+            self._fail(f"did not answer to '{do}' within {timeout:g} s")
+        except EOFError:
+            self._fail(f"ended at '{do}' ({self._how_it_ended()})")
+        except KeyboardInterrupt:  # a reply without its request would answer the next one
+            self._break("was interrupted")
+            raise
+        if "error" in header:
+            raise VlaError(
+                f"in {self.python}: {header['error']}", header.get("remedy") or self._last_words()
+            )
+        return header, out
+
+    def close(self) -> None:
+        """End it, however it is."""
+        self._broken = self._broken or f"{PACKAGE}'s process ({self.python}) was closed"
+        self._kill()
+        for pipe in (self._process.stdin, self._process.stdout, self._log):
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+    # -- bytes ----------------------------------------------------------------------------------
+
+    def _send(self, data: bytes, end: float) -> None:
+        pipe, view = self._process.stdin, memoryview(data)
+        while view:
+            if not select.select([], [pipe], [], max(0.0, end - time.monotonic()))[1]:
+                raise TimeoutError
+            try:
+                view = view[os.write(pipe.fileno(), view) :]
+            except BrokenPipeError:
+                return  # reading tells whether it said something before it ended
+
+    def _receive(self, count: int, end: float) -> bytes:
+        pipe, data = self._process.stdout, bytearray()
+        while len(data) < count:
+            if not select.select([pipe], [], [], max(0.0, end - time.monotonic()))[0]:
+                raise TimeoutError
+            part = os.read(pipe.fileno(), count - len(data))
+            if not part:
+                raise EOFError
+            data += part
+        return bytes(data)
+
+    # -- its end --------------------------------------------------------------------------------
+
+    def _fail(self, what: str) -> None:
+        self._break(what)
+        raise VlaError(self._broken, AGAIN) from None
+
+    def _break(self, what: str) -> None:
+        self._broken = f"{PACKAGE}'s process ({self.python}) {what}; {self._last_words()}"
+        self._kill()
+
+    def _kill(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def _how_it_ended(self) -> str:
+        try:
+            status = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            return "it closed its output"
+        return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+
+    def _last_words(self) -> str:
+        """The end of what it printed, on one line."""
+        size = self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, size - 4000))
+        lines = self._log.read().decode(errors="replace").split("\n")
+        self._log.seek(0, os.SEEK_END)
+        said = " | ".join([text.strip() for text in lines if text.strip()][-STDERR_LINES:])
+        return f"it said: {said}" if said else "it said nothing"
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what would make the other Python import our packages instead of its own."""
+    ours = ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+    return {name: value for name, value in os.environ.items() if name not in ours}

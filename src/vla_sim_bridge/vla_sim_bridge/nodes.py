@@ -1,5 +1,0 @@
-"""The executable of this package's node: see `node_process`."""
-
-from vla_inference.interrupts import node_process
-
-sim_node = node_process("vla_sim_bridge.sim_node")

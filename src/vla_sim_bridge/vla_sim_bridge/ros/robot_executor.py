@@ -1,0 +1,302 @@
+"""The simulation as a robot: it obeys twists or target poses and the gripper's topic, no chunks.
+
+In lock step simulated time (/clock) moves on by one control period after each command, and stands
+still while the model thinks or the command node is asked; so a run is the same each time, however
+fast the machine. In real time it is the ROS clock that counts, or, at a real-time factor other
+than 1, simulated time that passes by itself at that pace. Chunks are heard only to know that the
+model has answered.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from rclpy.qos import qos_profile_sensor_data
+from rclpy.time import Time
+from rosgraph_msgs.msg import Clock
+from scipy.spatial.transform import Rotation
+from std_msgs.msg import Float64MultiArray
+
+from vla_inference.errors import VlaError
+from vla_inference.ros.qos import CHUNK, COMMAND
+from vla_inference.ros.stamps import stamp_ns
+from vla_msgs.msg import ActionChunk, SimStatus
+from vla_sim_bridge.envs.robosuite_sim import CONTROL_FREQ
+from vla_sim_bridge.ros.auto_enable import Operator
+from vla_sim_bridge.ros.controller_emulation import PoseController, TwistController
+from vla_sim_bridge.ros.executor import Drive
+
+if TYPE_CHECKING:
+    from vla_sim_bridge.ros.sim_node import SimNode
+
+BASE_FRAME = "base"
+PERIOD = round(1e9 / CONTROL_FREQ)  # ns
+BEGINNING = 100 * 10**9  # ns, of simulated time: 0 would be "no time"
+CLOCK_AGAIN = 0.1  # s: /clock is best effort
+
+
+class RobotDrive(Drive):
+    def __init__(self, node: SimNode):
+        super().__init__(node)
+        s = self.settings
+        self.controller = TwistController() if s.driven_by == "twist" else PoseController()
+        self.operator = Operator(node, s.start_timeout)
+        self._gripper = 1.0
+        self._clock, self._seen_since = BEGINNING, 0
+        self._left = 0  # control periods until the next frame
+        self._delay = round(1e9 * s.answer_delay) if s.lock_step else 0
+        self._due = 0  # when the answer under way reaches the command node
+        self._answer: ActionChunk | None = None
+        self._answered = False  # whether a frame of the run was
+        self._awaiting = False  # it is due
+        self._pictured = BEGINNING  # when the frame that is out was taken
+        self._asked: float | None = None  # when the command of the period under way was asked for
+        self._asked_again = 0.0
+        self._heard = self._seen = False
+        self._shown = False  # whether the model was shown the scene before the robot was enabled
+        self._begun = False  # whether a command has come in this episode
+        self.unanswered = 0  # periods from then on in which none came, though it was waited for
+        self._stops: dict[str, int] = {}
+        self._own_time = s.lock_step or s.real_time_factor != 1.0
+        if self._own_time:
+            # A copy of a frame shows what was to be seen when the first one was taken.
+            node.topics.time = lambda: self._clock if not self._delay else self._pictured
+            self._clock_topic = node.create_publisher(Clock, "/clock", qos_profile_sensor_data)
+        if self._delay:
+            self._late_answers = node.create_publisher(ActionChunk, "delayed_action", CHUNK)
+        self._pose_topic = node.create_publisher(PoseStamped, "current_pose", COMMAND)
+
+    def start(self) -> None:
+        super().start()
+        node = self.node
+        # The gripper first: it is told before the motion of the same period.
+        node.create_subscription(
+            Float64MultiArray, "gripper", node.guard(self._on_gripper), COMMAND
+        )
+        if self.settings.driven_by == "twist":
+            node.create_subscription(
+                TwistStamped, "delta_twist", node.guard(self._on_twist), CHUNK
+            )
+        else:
+            node.create_subscription(PoseStamped, "target_pose", node.guard(self._on_pose), CHUNK)
+
+    # -- episodes -----------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        self.controller.reset()
+        self._gripper, self._seen, self._begun = self.node.sim.gripper, False, False
+        self._forget()
+        self._seen_since = self._now()
+        self._shown = False
+        self.operator.begin()
+        self._tell_where()
+
+    def withdraw(self) -> None:
+        super().withdraw()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._asked, self._left = None, 0
+        self._answer, self._awaiting = None, False
+
+    # -- what comes in ------------------------------------------------------------------------
+
+    def _now(self) -> int:
+        return self._clock if self._own_time else self.node.topics.time()
+
+    def _on_twist(self, msg: TwistStamped) -> None:
+        linear, angular = msg.twist.linear, msg.twist.angular
+        twist = np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])
+        stamp = self._stamp(msg)
+        if stamp is None:
+            return
+        if self.controller.receive(msg.header.frame_id, 1e-9 * stamp, twist, 1e-9 * self._now()):
+            self._heard = self._heard or stamp >= self._clock
+
+    def _on_pose(self, msg: PoseStamped) -> None:
+        p, q = msg.pose.position, msg.pose.orientation
+        position, quaternion = np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
+        frame, now, stamp = msg.header.frame_id, 1e-9 * self._now(), self._stamp(msg)
+        if stamp is None:
+            return
+        if self.controller.receive(frame, position, quaternion, now):
+            self._heard = self._heard or stamp >= self._clock
+
+    def _stamp(self, msg: TwistStamped | PoseStamped) -> int | None:
+        """Nanoseconds; None: the command is rejected for it."""
+        try:
+            return stamp_ns(msg.header.stamp, "the command")
+        except VlaError as error:
+            self.controller.heard.reject("no time as stamp")
+            self.node.callback_refused("command", str(error))
+            return None
+
+    def _on_gripper(self, msg: Float64MultiArray) -> None:
+        if len(msg.data) and math.isfinite(msg.data[0]):
+            self._gripper = float(msg.data[0] > 0.5)
+
+    # -- what goes out ------------------------------------------------------------------------
+
+    def _pose(self) -> np.ndarray:
+        """Of the end effector in the robot's base [4, 4]; the base stands upright."""
+        sim = self.node.sim
+        pose = sim.eef_pose()
+        pose[:3, 3] -= sim.base_position()
+        return pose
+
+    def _tell_where(self) -> None:
+        """The measured pose, then what time it is."""
+        now, pose = self._now(), self._pose()
+        msg = PoseStamped()
+        msg.header.stamp, msg.header.frame_id = Time(nanoseconds=now).to_msg(), BASE_FRAME
+        p, q = msg.pose.position, msg.pose.orientation
+        p.x, p.y, p.z = pose[:3, 3].tolist()
+        q.x, q.y, q.z, q.w = Rotation.from_matrix(pose[:3, :3]).as_quat().tolist()
+        self._pose_topic.publish(msg)
+
+    def _tell_time(self) -> None:
+        """Between periods it is still the last one's time: the next has to be a new one."""
+        between = self.settings.lock_step and self._asked is None
+        at = self._clock - (PERIOD if between else 0)
+        self._clock_topic.publish(Clock(clock=Time(nanoseconds=at).to_msg()))
+
+    # -- control periods ----------------------------------------------------------------------
+
+    def _period(self) -> bool:
+        """One control period; whether the episode is over."""
+        node, now = self.node, 1e-9 * self._now()
+        delta = self.controller.delta(self._pose(), now, PERIOD * 1e-9)
+        action = np.append(np.zeros(6) if delta is None else delta, self._gripper)
+        return node.execute(action, held=delta is None)
+
+    def answered(self, msg: ActionChunk) -> None:
+        self.settings.execute_steps = self.settings.steps_of(len(msg.steps))
+        if not self.operator.ready:
+            if self._delay:
+                self._late_answers.publish(msg)
+            return
+        self._answered = True
+        self.node.measure(msg, 1e3 * self.lock.round_trip)
+        self.node.set_state(SimStatus.RUNNING)
+        if self._delay:
+            self._answer = msg
+            return
+        self._left = self.settings.execute_steps
+        self._ask()
+
+    def _new_frame(self) -> None:
+        """Where answers take simulated time, it goes on while the model thinks."""
+        started = self._answered
+        self._answer, self._awaiting = None, not started
+        self._pictured = self._clock
+        self.node.publish_frame()
+        if self._delay and started:
+            self._due = self._clock + self._delay
+            self._ask()
+
+    def _deliver(self) -> None:
+        """The answer has taken its time: now it is heard, and the next picture taken."""
+        self._late_answers.publish(self._answer)
+        self._new_frame()
+
+    def _ask(self) -> None:
+        """A control period is due: tell the command node the pose and the time."""
+        self._heard = False
+        self._asked = self._asked_again = time.monotonic()
+        self._tell_where()
+        self._tell_time()
+
+    def accept(self, msg: ActionChunk, stamp: int, now: int) -> bool:
+        self._seen = self._seen or stamp > self._seen_since
+        return stamp > self._seen_since
+
+    def _control_period(self) -> None:
+        node = self.node
+        self._tell_where()
+        if self._own_time:
+            self._tell_time()
+        if not node.paused and self.operator.ready:
+            self._period()
+            node.go_on()
+        self._clock += PERIOD
+
+    def poll(self) -> None:
+        super().poll()
+        lock_step, before = self.settings.lock_step, self.operator.ready
+        # In real time the model must have been seen to answer; in lock step it is waited for.
+        if not lock_step and not self.lock.started:
+            self.operator.begin()  # its patience begins with the model's first answer
+            return
+        self._count_stops()
+        if not self.operator.poll(lock_step or self._seen):
+            if lock_step and self.operator.refusals > 1 and not self._shown:
+                self._shown = True  # it is not enabled before a model has been heard
+                self.node.publish_frame(counted=False)
+            self._remind()
+            return
+        if not lock_step:
+            return
+        if not before:
+            self._new_frame()
+        elif self._awaiting and self._answer is not None:
+            self._deliver()
+        elif self._asked is not None:
+            self._lock_step()
+        else:  # a model that comes up after the command node has no time yet
+            self._remind()
+
+    def _remind(self) -> None:
+        """Whoever came up late has missed pose and time."""
+        now = time.monotonic()
+        if self.settings.lock_step and now - self._asked_again > CLOCK_AGAIN:
+            self._asked_again = now
+            self._tell_where()
+            self._tell_time()
+
+    def _lock_step(self) -> None:
+        """A command was asked for: go on once it is there, or won't come."""
+        if not self._heard and not self.operator.stopped:
+            if time.monotonic() - self._asked < self.settings.command_wait:
+                return self._remind()
+            self.unanswered += self._begun
+        self._begun |= self._heard
+        self._asked = None
+        done = self._period()
+        self._clock += PERIOD
+        self._left -= 1
+        if self._delay and not done and self._clock >= self._due:
+            self._awaiting = True
+        elif done or self._left == 0:
+            self.node.go_on()
+        else:
+            self._ask()
+
+    # -- results ------------------------------------------------------------------------------
+
+    def _count_stops(self) -> None:
+        status = self.operator.status
+        if status is not None:
+            self._stops = dict(zip(status.stop_kinds, map(int, status.stop_counts), strict=True))
+
+    def results(self) -> dict:
+        self._count_stops()
+        status, found = self.operator.status, super().results()
+        heard = self.controller.heard
+        robot = {**vars(heard), "rejected": dict(heard.rejected), "stops": self._stops}
+        robot["unanswered_periods"] = self.unanswered
+        if status is not None:
+            clips = zip(status.clip_kinds, map(int, status.clip_counts), strict=True)
+            robot["clips"] = dict(clips)
+            robot |= {
+                "commands": int(status.commands),
+                "chunks": int(status.chunks),
+                "chunks_refused": int(status.refused),
+                "last_refusal": status.last_refusal,
+                "stale_steps": int(status.stale_steps),
+                "stop_reason": status.stop_reason,
+            }
+        return {**found, "robot": robot}

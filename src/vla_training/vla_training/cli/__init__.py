@@ -1,0 +1,1 @@
+"""Subcommands of `vla` for data and training."""

@@ -1,0 +1,152 @@
+"""`vla convert`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vla_inference.cli.output import JsonOption, print_json
+from vla_inference.errors import VlaError
+from vla_inference.system import progress
+from vla_training.cli.options import (
+    ConventionsOption,
+    DatasetTypeOption,
+    InstructionOption,
+    ReadOption,
+    SplitOption,
+    parse_reading,
+)
+
+LOSSLESS = {
+    "rlds": {"encoding": "png"},
+    "lerobot": {"pictures": "png"},
+    "bag": {"pictures": "png"},
+}
+
+
+def convert(
+    dataset: Annotated[Path, typer.Option(help="Data set: a folder or file.")],
+    convert: Annotated[str, typer.Option(help="Format to write: rlds, hdf5, lerobot or bag.")],
+    output: Annotated[Path, typer.Option(help="Where to; a file NAME.hdf5 for hdf5.")],
+    dataset_type: DatasetTypeOption = None,
+    split: SplitOption = None,
+    conventions: ConventionsOption = None,
+    remap_keys: Annotated[
+        str,
+        typer.Option(help="Cameras by new names, agentview:image,wrist:None; None leaves out."),
+    ] = "",
+    width: Annotated[int | None, typer.Option(help="Width of the pictures, pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Height of the pictures, pixels.")] = None,
+    sample_steps: Annotated[int, typer.Option(help="Keep every n-th step.")] = 1,
+    sample_actions: Annotated[
+        int, typer.Option(help="Join n actions, from each step that is kept, into one.")
+    ] = 1,
+    rotation: Annotated[
+        str | None, typer.Option(help="Of the actions: rotvec or rpy; as they are, if left out.")
+    ] = None,
+    max_episodes: Annotated[int | None, typer.Option(help="Episodes to convert; all.")] = None,
+    lossless: Annotated[bool, typer.Option(help="Keep every pixel, whatever it takes.")] = False,
+    option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE for the writer, such as quality=90.")
+    ] = None,
+    read: ReadOption = None,
+    instruction: InstructionOption = None,
+    allow_no_images: Annotated[
+        bool, typer.Option("--allow-no-images", help="Convert a dataset without images.")
+    ] = False,
+    allow_no_instructions: Annotated[
+        bool,
+        typer.Option("--allow-no-instructions", help="Convert steps without a sentence."),
+    ] = False,
+    workers: Annotated[int, typer.Option(help="Worker processes; -1: one per core.")] = -1,
+    overwrite: Annotated[bool, typer.Option(help="Replace a data set at --output.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Write a data set anew in another format."""
+    from vla_training.conversion.convert import convert as run
+    from vla_training.conversion.transform import ConvertConfig
+
+    config = ConvertConfig(
+        parse_remap(remap_keys), width, height, sample_steps, sample_actions, max_episodes,
+        rotation, allow_no_images, allow_no_instructions,
+    )  # fmt: skip
+    writing = parse_options(convert, option or (), lossless)
+    begun = shown = time.monotonic()
+
+    def follow(done: int, total: int, frames: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        rate = frames / (now - begun) if now > begun else 0.0
+        progress.report(done, total, f"{frames} frames, {rate:.0f} frames/s")
+        if not as_json and (now - shown > 1 or done == total):
+            left = (total - done) * (now - begun) / done
+            print(
+                f"{done}/{total} episodes  {frames} frames  {rate:.0f} frames/s  "
+                f"{left:.0f} s left",
+                flush=True,
+            )
+            shown = now
+
+    result = run(
+        dataset, output, convert, config, dataset_type=dataset_type,
+        reading={
+            "split": split, "conventions": conventions, "instruction": instruction,
+            **parse_reading(read or ()),
+        },
+        writing=writing,
+        overwrite=overwrite, workers=workers, report=follow,
+    )  # fmt: skip
+    if as_json:
+        print_json(result)
+        return 0
+    for note in result.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"left out: {', '.join(result.left_out) or 'nothing'}")
+    print(
+        f"{result.path}: {result.episodes} episodes, {result.frames} frames in "
+        f"{result.seconds:.1f} s ({result.frames / result.seconds:.0f} frames/s)"
+    )
+    return 0
+
+
+def parse_remap(text: str) -> dict[str, str | None]:
+    """ "agentview:image,wrist:None" by old name."""
+    found: dict[str, str | None] = {}
+    for pair in text.replace(",", " ").split():
+        old, colon, new = pair.partition(":")
+        if not colon or not old or not new:
+            raise VlaError(f"--remap-keys has {pair!r}", "give OLD:NEW pairs, separated by commas")
+        if old in found:
+            raise VlaError(f"--remap-keys names {old!r} twice", "give each key once")
+        found[old] = None if new == "None" else new
+    return found
+
+
+def parse_options(kind: str, pairs: Sequence[str], lossless: bool) -> dict[str, Any]:
+    """What --option and --lossless say, in the types that the writer's own defaults have."""
+    from inspect import signature
+
+    from vla_training.datasets.writers import get_writer
+
+    cls = get_writer(kind)
+    found: dict[str, Any] = {}
+    if lossless:
+        found |= LOSSLESS.get(kind, {})
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or name not in cls.options:
+            known = "; ".join(f"{k}={v}" for k, v in cls.options.items())
+            raise VlaError(f"--option {pair!r} is none of {kind}'s", f"known: {known or 'none'}")
+        default = signature(cls).parameters[name].default
+        try:
+            found[name] = value if default is None else type(default)(value)
+        except ValueError:
+            raise VlaError(
+                f"--option {name} is {value!r}", f"give a {type(default).__name__}"
+            ) from None
+    return found

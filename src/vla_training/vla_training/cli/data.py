@@ -1,0 +1,154 @@
+"""`vla data`."""
+
+from __future__ import annotations
+
+import io
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vla_inference.cli.output import JsonOption, print_json
+from vla_inference.errors import DataError, VlaError
+from vla_inference.system.files import writable, write_whole
+from vla_training.cli.options import (
+    ConventionsOption,
+    DatasetTypeOption,
+    InstructionOption,
+    ReadOption,
+    SplitOption,
+    parse_reading,
+)
+
+
+class View(str, Enum):
+    """What to show."""
+
+    info = "info"
+    show = "show"
+    plot = "plot"
+    video = "video"
+
+
+DEFAULT_NAMES = {View.show: "sheet.png", View.plot: "actions.png", View.video: "episode.mp4"}
+
+
+def data(
+    view: Annotated[
+        View,
+        typer.Argument(
+            help="info: counts and statistics; show: contact sheet; plot: histograms of the "
+            "actions; video: an episode with its actions."
+        ),
+    ],
+    path: Annotated[Path, typer.Argument(help="Data set of any format: a folder or file.")],
+    dataset_type: DatasetTypeOption = None,
+    split: SplitOption = None,
+    conventions: ConventionsOption = None,
+    read: ReadOption = None,
+    instruction: InstructionOption = None,
+    max_episodes: Annotated[
+        int | None, typer.Option(help="Episodes to read; all, and 8 for show.")
+    ] = None,
+    episode: Annotated[int, typer.Option(help="Episode of the video, from 0.")] = 0,
+    camera: Annotated[str | None, typer.Option(help="Camera; the first, if left out.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File to write; sheet.png, actions.png or episode.mp4.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace --output.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Look into a data set: counts, statistics, pictures, a film."""
+    from vla_training.datasets import open_dataset
+    from vla_training.evaluation import dataset_view
+
+    target = None if view is View.info else (output or Path(DEFAULT_NAMES[view]))
+    if target is not None:
+        _check_target(target, Path(DEFAULT_NAMES[view]).suffix, overwrite)
+    reading = {"split": split, "conventions": conventions, "instruction": instruction}
+    source = open_dataset(path, dataset_type, **{**reading, **parse_reading(read or ())})
+    result: dict = {}
+    if view in (View.info, View.plot):
+        result = dataset_view.describe(source, max_episodes)
+        if not as_json:
+            show(result) if view is View.info else show_histograms(result)
+    if view is View.plot:
+        _save(dataset_view.draw_histograms(result), target)
+    elif view is View.show:
+        name = dataset_view.get_camera(source, camera)
+        _save(dataset_view.contact_sheet(source, name, max_episodes or 8), target)
+    elif view is View.video:
+        name = dataset_view.get_camera(source, camera)
+        result["frames"] = dataset_view.film_episode(source, episode, name, target)
+    if target is not None:
+        result["file"] = str(target)
+    if as_json:
+        print_json(result)
+    elif target is not None:
+        print(target)
+    return 0
+
+
+def _check_target(path: Path, suffix: str, overwrite: bool) -> None:
+    if path.suffix.lower() != suffix:
+        raise VlaError(f"--output {path} does not end in {suffix}", f"call it NAME{suffix}")
+    if path.is_dir():
+        raise VlaError(f"{path} is a folder", "name a file")
+    if path.exists() and not overwrite:
+        raise VlaError(f"{path} exists", "choose another --output, or give --overwrite")
+    writable(path)
+
+
+def _save(picture, path: Path) -> None:
+    """Whole or not at all."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    try:
+        write_whole(path, buffer.getvalue())
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror})", "make room") from error
+
+
+def show(d: dict) -> None:
+    """The text of `vla data info`."""
+    part = "" if d["episodes"] == d["episodes_read"] else f" ({d['episodes_read']} read)"
+    length, spec = d["length"], d["spec"]
+    rows = [
+        ("path", d["path"]),
+        ("episodes", f"{d['episodes']}{part}, {d['frames']} frames, {d['seconds']:.1f} s"),
+        ("length", f"{length['min']} to {length['max']} steps, mean {length['mean']:.1f}, "
+                   f"median {length['median']:g}"),
+        ("cameras", ", ".join(f"{c} {w}x{h}" for c, (h, w) in d["cameras"].items()) or "none"),
+        ("state", f"{d['state']} numbers" if d["state"] else "none"),
+        ("actions", f"{spec['rotation']}, in the {spec['frame']} frame, {spec['dt']:g} s a step"),
+        ("metadata", ", ".join(d["metadata"]) or "none"),
+        ("left out", ", ".join(d["left_out"]) or "nothing"),
+    ]  # fmt: skip
+    for name, value in rows:
+        print(f"{name:<10}{value}")
+    print()
+    print(f"{'action':<10}{'unit':<8}" + "".join(f"{k:>10}" for k in STATISTICS))
+    for i, dim in enumerate(spec["dims"]):
+        values = "".join(f"{d['action'][k][i]:>10.4f}" for k in STATISTICS)
+        print(f"{dim['name']:<10}{dim['unit']:<8}{values}  {dim['polarity']}".rstrip())
+    print()
+    print(f"{d['instructions']} instructions; episodes with the most frequent:")
+    for text, count in d["instruction_episodes"].items():
+        print(f"{count:>6}  {text or '(empty)'}")
+    for note in d["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+
+
+STATISTICS = ("mean", "std", "min", "q01", "q99", "max")
+
+
+def show_histograms(d: dict) -> None:
+    """The text of `vla data plot`."""
+    from vla_training.evaluation.dataset_view import bars
+
+    for dim, histogram in zip(d["spec"]["dims"], d["histograms"], strict=True):
+        low, high = histogram["low"], histogram["high"]
+        print(f"{dim['name']:<10}{low:>10.4f} {bars(histogram['counts'])} {high:<10.4f}"
+              f"{dim['unit']}".rstrip())  # fmt: skip

@@ -1,0 +1,157 @@
+"""`vla eval`, and `ros2 run vla_training evaluate`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vla_inference.cli.output import (
+    DeviceOption,
+    EngineOption,
+    JsonOption,
+    QuantizationOption,
+    VisionOption,
+    print_json,
+)
+from vla_inference.system import progress
+from vla_inference.system.files import writable
+from vla_training.cli.options import (
+    CameraOption,
+    ConventionsOption,
+    DatasetTypeOption,
+    DtypeOption,
+    ModelOption,
+    ReadOption,
+    ReportOption,
+    SplitOption,
+    check_counts,
+    check_report,
+    names,
+    parse_reading,
+)
+
+
+def evaluate(
+    dataset: Annotated[Path, typer.Option(help="Data set: a folder or file.")],
+    model: ModelOption = None,
+    dataset_type: DatasetTypeOption = None,
+    split: SplitOption = None,
+    conventions: ConventionsOption = None,
+    read: ReadOption = None,
+    max_episodes: Annotated[int | None, typer.Option(help="Episodes to evaluate; all.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Frames to evaluate in all; all.")] = None,
+    action_space: Annotated[
+        str | None,
+        typer.Option(help="Statistics by name, 'normalized', or a JSON file of statistics."),
+    ] = None,
+    camera: CameraOption = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="In place of the data set's own instructions.")
+    ] = None,
+    reference_model: Annotated[
+        str | None, typer.Option(help="Second checkpoint, to count equal tokens with.")
+    ] = None,
+    save_stats: Annotated[
+        Path | None, typer.Option(help="JSON file for the figures of every frame.")
+    ] = None,
+    report: ReportOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    engine: EngineOption = "",
+    vision: VisionOption = "",
+    quantization: QuantizationOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Measure a model offline: its answer to every frame of a data set, beside what was done."""
+    check_counts(max_episodes=max_episodes, max_steps=max_steps)
+    if save_stats is not None:
+        writable(save_stats)
+    check_report(report)
+    from vla_training.datasets import open_dataset
+
+    # The data set first: a mistake in it shows before a large model is loaded.
+    reading = {"split": split, "conventions": conventions, **parse_reading(read or ())}
+    data = open_dataset(dataset, dataset_type, **reading)
+    from vla_inference.policies.openvla.policy import Policy
+    from vla_sim_bridge.cli.rollout import find_model
+    from vla_training.evaluation import report as eval_report
+    from vla_training.evaluation.evaluate import EvalConfig
+    from vla_training.evaluation.evaluate import evaluate as run
+
+    policy = Policy.from_pretrained(
+        model or find_model(None), device=device, dtype=dtype, engine=engine, vision=vision,
+        quantization=quantization,
+    )  # fmt: skip
+    reference = None
+    if reference_model is not None:
+        reference = Policy.from_pretrained(reference_model, device=device, dtype=dtype)
+    config = EvalConfig(max_episodes, max_steps, action_space, names(camera), instruction)
+
+    def follow(frame) -> None:
+        progress.report(frame.number, frame.total)
+        if not as_json:
+            tell(frame)
+
+    result = run(policy, data, config, reference, follow)
+    statistics = result.statistics()
+    written = {}
+    if save_stats is not None:
+        written["figures"] = eval_report.write_statistics(save_stats, statistics)
+    if report is not None:
+        written["report"] = eval_report.write_report(report, result, statistics)
+    if as_json:
+        print_json({**statistics, "files": written})
+    else:
+        show(statistics, written)
+    return 0 if result.complete else 130
+
+
+def tell(frame) -> None:
+    """A line for each frame."""
+    print(
+        f"{frame.number}/{frame.total}  predicted {_row(frame.predicted)}  "
+        f"true {_row(frame.truth)}  "
+        f"accuracy {frame.accuracy_clipped:.4f} clipped (mean {frame.mean_accuracy_clipped:.4f})"
+        f" {frame.accuracy:.4f} raw (mean {frame.mean_accuracy:.4f})  "
+        f"{1e3 * frame.latency:.1f} ms  {1 / frame.latency:.1f} Hz",
+        flush=True,
+    )
+
+
+def _row(action) -> str:
+    return "[" + " ".join(f"{v:+.4f}" for v in action) + "]"
+
+
+def show(statistics: dict, written: dict[str, Path]) -> None:
+    """The table at the end, remarks, and where everything is."""
+    from vla_training.evaluation.report import summary_rows
+
+    rows = summary_rows(statistics)
+    width = max(len(name) for name, _ in rows)
+    print()
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+    print()
+    print(f"{'error':<10}{'mean':>10}{'median':>10}{'95 %':>10}{'largest':>10}")
+    for d in statistics["dimensions"]:
+        values = "".join(f"{d[k]:>10.3f}" for k in ("mean", "median", "p95", "max"))
+        print(f"{d['name']:<10}{values}  {d['unit']}")
+    for note in statistics["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    if not statistics["complete"]:
+        print("vla eval: stopped before the end", file=sys.stderr)
+    for what, path in written.items():
+        with contextlib.suppress(ValueError):
+            path = path.relative_to(Path.cwd())
+        print(f"{what:<8} {path}", flush=True)
+
+
+def main() -> int:
+    """`ros2 run vla_training evaluate ...` is `vla eval ...`."""
+    from vla_inference.cli.main import main as vla
+
+    return vla(["eval", *sys.argv[1:]])

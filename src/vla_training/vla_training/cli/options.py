@@ -1,0 +1,73 @@
+"""Options that several verbs take, and the checks that go with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vla_inference.errors import VlaError
+from vla_inference.system.files import writable
+
+# Of a data set.
+DatasetTypeOption = Annotated[
+    str | None, typer.Option(help="rlds, hdf5, lerobot or bag; told from the path.")
+]
+SplitOption = Annotated[str | None, typer.Option(help="Split of an RLDS set; train.")]
+ConventionsOption = Annotated[
+    str | None,
+    typer.Option(help="What an RLDS set's actions mean, by name; goes by the set's name."),
+]
+ReadOption = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=VALUE for the reader, such as action_topic=/servo/twist."),
+]
+InstructionOption = Annotated[
+    str | None, typer.Option(help="Sentence of every step, in place of the dataset's own.")
+]
+# Of a model and what it sees.
+ModelOption = Annotated[
+    str | None, typer.Option(help="Checkpoint; the small model that ships, if left out.")
+]
+CameraOption = Annotated[
+    str | None, typer.Option(help="Camera(s) that the model sees, separated by commas.")
+]
+DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+# Of what is written.
+ReportOption = Annotated[
+    Path | None, typer.Option(help="Folder for report.html, plot and figures.")
+]
+
+
+def check_counts(**counts: int | None) -> None:
+    """By the options' names in Python; None: not given."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise VlaError(f"--{name.replace('_', '-')} is {value}", "give at least 1")
+
+
+def check_report(folder: Path | None) -> None:
+    if folder is not None:
+        writable(folder, "folder")
+
+
+def names(text: str | None) -> tuple[str, ...]:
+    """Those in a list that commas separate."""
+    return tuple(text.replace(",", " ").split()) if text else ()
+
+
+def parse_reading(pairs: Sequence[str]) -> dict[str, Any]:
+    """What --read says: numbers and lists as JSON has them, the rest is text."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise VlaError(f"--read is {pair!r}", "give NAME=VALUE")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found

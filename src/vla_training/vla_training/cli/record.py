@@ -1,0 +1,61 @@
+"""`vla record`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vla_inference.errors import VlaError
+
+
+def record(
+    output: Annotated[Path, typer.Option(help="Folder that gets a bag for each episode.")],
+    episodes: Annotated[int, typer.Option(help="End after so many episodes; 0: with Ctrl-C.")] = 0,
+    split: Annotated[
+        str,
+        typer.Option(help="Episodes by status (EpisodeStatus), service (~/record), or off."),
+    ] = "status",
+    storage: Annotated[str, typer.Option(help="mcap or sqlite3.")] = "mcap",
+    pictures: Annotated[
+        str, typer.Option(help="Raw pictures as png (lossless), jpeg or raw.")
+    ] = "png",
+    image_transport: Annotated[str, typer.Option(help="raw or compressed.")] = "raw",
+    topic: Annotated[
+        list[str] | None, typer.Option(help="One more topic; may be repeated.")
+    ] = None,
+    remap: Annotated[
+        list[str] | None,
+        typer.Option(help="image:=/camera/image_raw and the like; may be repeated."),
+    ] = None,
+) -> int:
+    """Record what goes over the topics, a bag for each episode."""
+    values = {
+        "output": str(output.expanduser().absolute()), "split": split, "storage": storage,
+        "pictures": pictures, "image_transport": image_transport,
+    }  # fmt: skip
+    words = [w for k, v in values.items() for w in ("-p", f"{k}:='{_plain(k, v)}'")]
+    words += ["-p", f"episodes:={episodes}"]
+    if topic:
+        listed = ", ".join(f"'{_plain('topic', t)}'" for t in topic)
+        words += ["-p", f"topics:=[{listed}]"]
+    for pair in remap or ():
+        if ":=" not in pair:
+            raise VlaError(f"--remap {pair!r}", "give OLD:=NEW")
+        words += ["-r", pair]
+    os.environ.setdefault("RCUTILS_LOGGING_USE_STDOUT", "0")
+    try:
+        from vla_training.ros.record_node import main
+    except ImportError as error:
+        raise VlaError(
+            f"ROS 2 is not there ({error})", "source it, or use the workspace's wheels"
+        ) from error
+    return main(["vla", "--ros-args", *words])
+
+
+def _plain(name: str, value: str) -> str:
+    if "'" in value or "\n" in value:
+        raise VlaError(f"--{name} is {value!r}", "leave out quotes and line breaks")
+    return value

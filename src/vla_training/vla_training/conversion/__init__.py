@@ -1,0 +1,1 @@
+"""From one dataset format to another."""

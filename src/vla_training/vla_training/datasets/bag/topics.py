@@ -1,0 +1,189 @@
+"""Which topics of a bag hold what: as asked for, as the bag's metadata says, or by their types."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vla_inference.errors import DataError
+from vla_training.datasets.bag.cameras import choose_cameras, contents, given_topic
+from vla_training.datasets.bag.message_types import (
+    ARRAY,
+    CHUNK,
+    DOUBLE,
+    EEF_DELTA,
+    EPISODE,
+    FLOAT,
+    JOINTS,
+    POSE,
+    STRING,
+    TWIST,
+)
+from vla_training.datasets.bag.storage import BagFile
+
+OURS = "vla_episode"  # key of custom_data: JSON, see bag_writer.py
+ACTIONS = (CHUNK, EEF_DELTA, TWIST, POSE)  # the first type there is
+STATES = (ARRAY, JOINTS, POSE)
+GRIPPERS = (ARRAY, DOUBLE, FLOAT, JOINTS)
+REWARDS = (DOUBLE, FLOAT)
+INSTRUCTION_WORDS = ("instruction", "language", "task", "prompt", "command")
+
+
+@dataclass(frozen=True)
+class BagOptions:
+    """How to read bags. None: told from the bag.
+
+    image_topic: of one camera, or several separated by commas; the first sets the steps.
+    tolerance: seconds by which stamps that belong together may differ.
+    episode_gap: seconds without a picture that end an episode, where no EpisodeStatus does.
+    frame: axes of deltas whose messages name neither "base" nor "tool".
+    step_length: seconds a step lasts where actions are velocities or poses; to the next picture,
+        if left out.
+    gripper_range: what the gripper's topic says for closed and open.
+    robot_model, robot_tip, gripper_joint: see `bag_joints.py`.
+    state_joints: joints that make the state, in this order, separated by commas; all, if left out.
+    """
+
+    image_topic: str | None = None
+    action_topic: str | None = None
+    instruction_topic: str | None = None
+    state_topic: str | None = None
+    gripper_topic: str | None = None
+    tolerance: float = 0.05
+    episode_gap: float = 5.0
+    frame: str = "base"
+    step_length: float | None = None
+    gripper_range: tuple[float, float] = (0.0, 1.0)
+    robot_model: str | None = None
+    robot_tip: str | None = None
+    gripper_joint: str | None = None
+    state_joints: str | None = None
+
+    def __post_init__(self):
+        for name in ("tolerance", "episode_gap", *(("step_length",) if self.step_length else ())):
+            if not isinstance(getattr(self, name), (int, float)):
+                raise DataError(f"{name} is {getattr(self, name)!r}", "give seconds")
+        try:
+            closed, opened = map(float, self.gripper_range)
+        except (TypeError, ValueError):
+            raise DataError(
+                f"gripper_range is {self.gripper_range!r}", "give [CLOSED, OPEN]"
+            ) from None
+        object.__setattr__(self, "gripper_range", (closed, opened))
+        if not self.tolerance >= 0 or not self.episode_gap > 0:
+            raise DataError(
+                f"tolerance is {self.tolerance}, episode gap {self.episode_gap}",
+                "give seconds: at least 0, above 0",
+            )
+        if self.step_length is not None and not self.step_length > 0:
+            raise DataError(f"a step of {self.step_length} s", "give more than 0")
+        if self.frame not in ("base", "tool"):
+            raise DataError(f"unknown frame {self.frame!r}", "use base or tool")
+        if self.gripper_range[0] == self.gripper_range[1]:
+            raise DataError("the gripper is open and closed at one value", "give two")
+
+    @property
+    def joints_of_state(self) -> list[str]:
+        return (self.state_joints or "").replace(",", " ").split()
+
+
+@dataclass(frozen=True)
+class BagTopics:
+    """Names of topics; cameras by name, the one that sets the steps first."""
+
+    cameras: Mapping[str, str]
+    action: str
+    instruction: str | None = None
+    state: str | None = None
+    gripper: str | None = None
+    reward: str | None = None
+    episode: str | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def small(self) -> list[str]:
+        """All but the cameras."""
+        found = (self.action, self.instruction, self.state, self.gripper, self.reward,
+                 self.episode)  # fmt: skip
+        return list(dict.fromkeys(t for t in found if t))
+
+
+def read_about(bag: BagFile) -> dict[str, Any]:
+    """What our writers put into the metadata; {} where somebody else wrote the bag."""
+    try:
+        about = json.loads(bag.custom.get(OURS, "{}"))
+    except ValueError:
+        bag.lost.append(f"its metadata {OURS!r} is no JSON")
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def choose_topics(bag: BagFile, options: BagOptions) -> BagTopics:
+    """Raises DataError where an asked topic isn't there, is of another kind, or several could be
+    meant; the remedy lists what there is."""
+    about = read_about(bag)
+    noted = about.get("topics", {})
+    action = _one(
+        bag, "action", "--action-topic", options.action_topic or noted.get("action"),
+        (*ACTIONS, *((JOINTS,) if options.robot_model else ()), *((ARRAY,) if about else ())),
+    )  # fmt: skip
+    if action is None:
+        raise DataError(
+            f"{bag.path} has no actions (none of {', '.join(ACTIONS)})",
+            f"name them with --action-topic; joint states need --robot-model; {contents(bag)}",
+        )
+    gripper = options.gripper_topic or noted.get("gripper")
+    if gripper is None and bag.topics[action].type in (TWIST, POSE, JOINTS):
+        gripper = next(
+            (t for t in sorted(bag.topics)
+             if t.split("/")[-1] == "gripper" and bag.topics[t].type in GRIPPERS), None,
+        )  # fmt: skip
+    reward = noted.get("reward") or next(
+        (t for t in sorted(bag.topics)
+         if t.split("/")[-1] == "reward" and bag.topics[t].type in REWARDS), None,
+    )  # fmt: skip
+    cameras, notes = choose_cameras(bag, options.image_topic, noted.get("cameras", {}))
+    return BagTopics(
+        cameras,
+        action,
+        _instruction(bag, options.instruction_topic or noted.get("instruction")),
+        given_topic(bag, "--state-topic", options.state_topic or noted.get("state"), STATES),
+        given_topic(bag, "--gripper-topic", gripper, GRIPPERS),
+        reward if reward in bag.topics else None,
+        next((t for t in sorted(bag.topics) if bag.topics[t].type == EPISODE), None),
+        about,
+        tuple(notes),
+    )
+
+
+def _instruction(bag: BagFile, given: str | None) -> str | None:
+    if given is not None:
+        return given_topic(bag, "--instruction-topic", given, (STRING,))
+    texts = sorted(n for n, t in bag.topics.items() if t.type == STRING)
+    for word in INSTRUCTION_WORDS:
+        for name in texts:
+            if word in name.split("/")[-1].lower():
+                return name
+    return None
+
+
+def _one(
+    bag: BagFile, what: str, option: str, given: str | None, kinds: tuple[str, ...]
+) -> str | None:
+    """The given topic, or the only one of the first kind there is."""
+    if given is not None:
+        return given_topic(bag, option, given, (*ACTIONS, JOINTS, ARRAY))
+    for kind in kinds:
+        names = [n for n, t in bag.topics.items() if t.type == kind]
+        if len(names) > 1:
+            raise DataError(
+                f"{bag.path} has {len(names)} topics that could hold the {what}s "
+                f"({', '.join(sorted(names))})",
+                f"name one with {option}",
+            )
+        if names:
+            return names[0]
+    return None

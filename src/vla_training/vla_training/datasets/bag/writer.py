@@ -1,0 +1,254 @@
+"""rosbag2 bags, one an episode, that ROS, `mcap` and `rosbags` read.
+
+`/image/compressed` (of further cameras `/<camera>/image/compressed`), `/action`, `/instruction`
+(where it changes), `/state`, `/reward`, `/episode`; instruction and outcome stand in the metadata
+too.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from vla_inference.errors import DataError
+from vla_inference.types import ActionSpec, Episode
+from vla_training.datasets.action_form import is_eef_delta, spec_to_json
+from vla_training.datasets.bag import message_types as types
+from vla_training.datasets.bag.episode_bag import STORAGES, EpisodeBag
+from vla_training.datasets.bag.streams import NS
+from vla_training.datasets.images import encode_picture
+from vla_training.datasets.writers import DataForm, EpisodeWriter
+
+PICTURES = ("png", "jpeg")
+FORMS = ("chunk", "twist", "pose")
+QUALITY = 95
+FIRST_STAMP, APART = 1_000_000_000 * NS, 3600 * NS  # of episodes that have no stamps of their own
+
+
+@dataclass(frozen=True)
+class BagEncoder:
+    """Compresses the pictures of an episode; can be pickled."""
+
+    cameras: tuple[str, ...]
+    pictures: str
+
+    def __call__(self, episode: Episode) -> tuple[Episode, dict[str, list[bytes]]]:
+        encoded = {
+            c: [encode_picture(s.observation.images[c], self.pictures, QUALITY)
+                for s in episode.steps]
+            for c in self.cameras
+        }  # fmt: skip
+        steps = [replace(s, observation=replace(s.observation, images={})) for s in episode.steps]
+        return replace(episode, steps=steps), encoded
+
+
+class BagWriter(EpisodeWriter):
+    """A folder with a bag for each episode."""
+
+    options = {
+        "storage": "mcap or sqlite3",
+        "pictures": "png (lossless) or jpeg (quality 95)",
+        "action": "chunk (our own message), twist (TwistStamped) or pose (PoseStamped targets)",
+    }
+
+    def __init__(
+        self, path: str | os.PathLike, form: DataForm, overwrite: bool = False,
+        storage: str = "mcap", pictures: str = "png", action: str = "chunk",
+    ):  # fmt: skip
+        super().__init__(path, form, overwrite)
+        given_and_known = {
+            "storage": (storage, tuple(STORAGES)),
+            "pictures": (pictures, PICTURES),
+            "action": (action, FORMS),
+        }
+        for what, (given, known) in given_and_known.items():
+            if given not in known:
+                raise DataError(f"unknown {what} {given!r}", f"use {' or '.join(known)}")
+        types.our_types()
+        self.storage, self.pictures, self.action = storage, pictures, action
+        spec = form.spec
+        self.si = is_eef_delta(spec) and {d.unit for d in spec.dims[:6]} == {"m", "rad"}
+        if not self.si:
+            if action != "chunk":
+                raise DataError(
+                    f"the actions are {', '.join(spec.names)} in units "
+                    f"{', '.join(d.unit for d in spec.dims)}: no {action} can be made of them",
+                    "leave --action out",
+                )
+            self.notes.append("actions, no end-effector delta in SI, are stored as plain numbers")
+        elif action != "chunk" and spec.rotation != "rotvec":
+            self.notes.append(f"rotations ({spec.rotation}) are stored as angular {action}s")
+        if pictures == "jpeg":
+            self.notes.append(f"pictures are compressed with loss (JPEG, quality {QUALITY})")
+        self.topics = {
+            c: "/image/compressed" if i == 0 else f"/{c}/image/compressed"
+            for i, c in enumerate(form.cameras)
+        }
+        self._bag: EpisodeBag | None = None
+        with self.mishaps():
+            self.partial.mkdir()
+
+    def encoder(self) -> BagEncoder:
+        return BagEncoder(tuple(self.form.cameras), self.pictures)
+
+    def add(self, encoded: tuple[Episode, dict[str, list[bytes]]]) -> None:
+        episode, pictures = encoded
+        stamps = episode_stamps(episode, self.count, self.form.spacing)
+        self._bag = bag = EpisodeBag(self.partial / f"episode_{self.count:06d}", self.storage)
+        instruction = None
+        self._put_status(bag, episode, stamps[0], 0)
+        for t, (step, stamp) in enumerate(zip(episode.steps, stamps, strict=True)):
+            seen = step.observation
+            if seen.instruction != instruction:
+                instruction = seen.instruction
+                bag.put("/instruction", types.STRING, stamp,
+                        bag.make(types.STRING, data=instruction), latched=True)  # fmt: skip
+            for camera, topic in self.topics.items():
+                picture = bag.make(
+                    types.COMPRESSED, header=_header(bag, stamp, f"{camera}_optical"),
+                    format=f"rgb8; {self.pictures} compressed bgr8",
+                    data=np.frombuffer(pictures[camera][t], np.uint8),
+                )  # fmt: skip
+                bag.put(topic, types.COMPRESSED, stamp, picture)
+            if self.form.state:
+                self._put_array(bag, "/state", stamp, seen.state)
+            self._put_action(bag, stamp, step.action, instruction, first=t == 0)
+            bag.put("/reward", types.DOUBLE, stamp, bag.make(types.DOUBLE, data=step.reward))
+        self._put_status(bag, episode, stamps[-1], len(episode))
+        bag.close(*self._about(episode))
+        self._bag = None
+
+    def release(self) -> None:
+        if self._bag is not None:
+            bag, self._bag = self._bag, None
+            bag.abort()
+
+    # -- messages -----------------------------------------------------------------------------
+
+    def _put_array(self, bag: EpisodeBag, topic: str, stamp: int, values: Any) -> None:
+        data = np.asarray(values, np.float64)
+        bag.put(topic, types.ARRAY, stamp, bag.make(types.ARRAY, data=data))
+
+    def _put_action(
+        self, bag: EpisodeBag, stamp: int, action: np.ndarray, instruction: str, first: bool
+    ) -> None:
+        spec, values = self.form.spec, np.asarray(action, np.float64)
+        if not np.isfinite(values).all():
+            raise DataError("an action is not finite", "mend the data")
+        if not self.si:
+            self._put_array(bag, "/action", stamp, values)
+            return
+        x, y, z, rx, ry, rz, gripper = values.tolist()
+        if self.action == "chunk":
+            delta = bag.make(
+                types.EEF_DELTA, translation=_vector(bag, x, y, z),
+                rotation=_vector(bag, rx, ry, rz), rotation_convention=spec.rotation,
+                gripper=gripper, dt=spec.dt, frame_id=spec.frame,
+            )  # fmt: skip
+            header = _header(bag, stamp, spec.frame)
+            chunk = bag.make(types.CHUNK, header=header, instruction=instruction, steps=[delta])
+            bag.put("/action", types.CHUNK, stamp, chunk)
+            return
+        turn = _turn(values[3:6], spec)
+        if self.action == "twist":
+            linear, angular = values[:3] / spec.dt, turn.as_rotvec() / spec.dt
+            twist = bag.make(
+                "geometry_msgs/msg/Twist", linear=_vector(bag, *linear),
+                angular=_vector(bag, *angular),
+            )  # fmt: skip
+            message = bag.make(types.TWIST, header=_header(bag, stamp, spec.frame), twist=twist)
+            bag.put("/delta_twist", types.TWIST, stamp, message)
+        else:
+            if first:  # where the first delta begins; only differences count
+                self._place, self._turn = np.zeros(3), Rotation.identity()
+                self._put_pose(bag, stamp - round(spec.dt * NS / 2))
+            if spec.frame == "tool":
+                raise DataError("the deltas are in the tool's axes", "use chunk or twist")
+            self._place, self._turn = self._place + values[:3], turn * self._turn
+            self._put_pose(bag, stamp)
+        self._put_array(bag, "/gripper", stamp, [gripper])
+
+    def _put_pose(self, bag: EpisodeBag, stamp: int) -> None:
+        x, y, z, w = self._turn.as_quat().tolist()
+        pose = bag.make(
+            "geometry_msgs/msg/Pose",
+            position=bag.make("geometry_msgs/msg/Point",
+                              **dict(zip("xyz", self._place.tolist(), strict=True))),
+            orientation=bag.make("geometry_msgs/msg/Quaternion", x=x, y=y, z=z, w=w),
+        )  # fmt: skip
+        header = _header(bag, stamp, self.form.spec.frame)
+        bag.put("/target_pose", types.POSE, stamp, bag.make(types.POSE, header=header, pose=pose))
+
+    def _put_status(self, bag: EpisodeBag, episode: Episode, stamp: int, step: int) -> None:
+        """Before the first step and after the last."""
+        about, done = episode.metadata, step > 0
+        last = episode.steps[max(0, step - 1)]
+        message = bag.make(
+            types.EPISODE, header=_header(bag, stamp, ""), task=str(about.get("task", "")),
+            seed=_natural(about.get("seed"), 64), index=self.count, step=step,
+            horizon=len(episode), reward=float(last.reward) if done else 0.0,
+            success=done and bool(about.get("success")), done=done,
+            outcome=outcome(about) if done else "running",
+            instruction=last.observation.instruction,
+        )  # fmt: skip
+        bag.put("/episode", types.EPISODE, stamp, message)
+
+    def _about(self, episode: Episode) -> tuple[dict[str, Any], dict[str, str]]:
+        named = {"chunk": "/action", "twist": "/delta_twist", "pose": "/target_pose"}
+        topics: dict[str, Any] = {"cameras": self.topics, "action": named[self.action],
+                                  "instruction": "/instruction", "reward": "/reward"}  # fmt: skip
+        if self.form.state:
+            topics["state"] = "/state"
+        if self.action != "chunk":
+            topics["gripper"] = "/gripper"
+        flags = "".join(str(s.is_first + 2 * s.is_last + 4 * s.is_terminal) for s in episode.steps)
+        about = {
+            "episodes": 1, "steps": len(episode), "topics": topics, "flags": flags,
+            "spec": spec_to_json(self.form.spec), "metadata": episode.metadata,
+        }  # fmt: skip
+        readable = {
+            "dataset": self.form.name, "instruction": episode.instructions[0],
+            "outcome": outcome(episode.metadata),
+        }  # fmt: skip
+        return about, readable
+
+
+def episode_stamps(episode: Episode, number: int, spacing: float) -> list[int]:
+    """ns of each step: its own where they increase, else `spacing` s after the other."""
+    own = [round(s.observation.stamp * NS) for s in episode.steps]
+    if own[0] > 0 and all(a < b for a, b in pairwise(own)):
+        return own
+    start = FIRST_STAMP + number * APART
+    return [start + round(t * spacing * NS) for t in range(len(own))]
+
+
+def outcome(metadata: dict[str, Any]) -> str:
+    """The episode's, as its metadata tells; empty where it doesn't."""
+    if metadata.get("outcome"):
+        return str(metadata["outcome"])
+    return "success" if metadata.get("success") else ""
+
+
+def _natural(value: Any, bits: int) -> int:
+    good = isinstance(value, int) and 0 <= value < 2**bits
+    return value if good else 0
+
+
+def _turn(angles: np.ndarray, spec: ActionSpec) -> Rotation:
+    if spec.rotation == "rpy":
+        return Rotation.from_euler("xyz", angles)
+    return Rotation.from_rotvec(angles)
+
+
+def _vector(bag: EpisodeBag, x: float, y: float, z: float) -> Any:
+    return bag.make("geometry_msgs/msg/Vector3", x=float(x), y=float(y), z=float(z))
+
+
+def _header(bag: EpisodeBag, stamp: int, frame: str) -> Any:
+    time = bag.make("builtin_interfaces/msg/Time", sec=stamp // NS, nanosec=stamp % NS)
+    return bag.make("std_msgs/msg/Header", stamp=time, frame_id=frame)

@@ -1,0 +1,1 @@
+"""HDF5 datasets: robomimic's layout, ALOHA's."""

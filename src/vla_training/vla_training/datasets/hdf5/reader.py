@@ -1,0 +1,304 @@
+"""HDF5 files as a data set: robomimic's layout, whoever wrote it; ALOHA's by `aloha`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from vla_inference.errors import DataError
+from vla_inference.types import Episode, Observation, Step
+from vla_sim_bridge.generation.hdf5 import Hdf5Episodes
+from vla_training.datasets.action_form import absolute_to_delta
+from vla_training.datasets.base import EpisodeSet
+from vla_training.datasets.hdf5 import layout as layout
+from vla_training.datasets.hdf5.aloha import AlohaSet, is_aloha
+from vla_training.datasets.hdf5.convention import (
+    STATE_IT,
+    Convention,
+    default_convention,
+    read_convention,
+)
+from vla_training.datasets.hdf5.images import ImageColumn, ImageColumnSet, StepImages, readable
+
+READ = ("actions", "instructions", "rewards", "dones")
+FAR = 0.3  # m; a target that lies farther from the arm is in other axes than the arm's pose
+HAND_TO_SITE = [0.0, 0.0, -90.0]  # degrees: Panda's grip site seen from its hand's body
+PANDAS = ("Panda", "PandaMobile", "PandaOmron", "MountedPanda", "OnTheGroundPanda")
+
+
+def open_hdf5(path: str | os.PathLike, **options: Any) -> EpisodeSet:
+    """The episodes of a file or folder, by whichever layout it has."""
+    if not is_aloha(Path(path)):
+        return Hdf5Set(path, **options)
+    for name in set(options) - set(AlohaSet.options):
+        raise DataError(f"{path} is an ALOHA recording, which takes no {name}", f"drop {name}")
+    return AlohaSet(path, **options)
+
+
+class Hdf5Set(ImageColumnSet):
+    """The episodes of an HDF5 file in robomimic's layout, or of a folder of such files.
+
+    Actions come out in SI units whatever their scale and gripper convention, as far as the file
+    states them in `data.attrs["action_convention"]` or in env_args; poses become deltas where
+    `obs` has the pose of the arm.
+    action_convention: takes the place of what the files state (`read_convention`).
+    upside_down: whether images have the bottom row first; None goes by the file.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        action_convention: str | Mapping | None = None,
+        upside_down: bool | None = None,
+    ):
+        self.episodes = Hdf5Episodes(path)
+        self.path = self.episodes.path
+        self.name = self.path.stem if self.path.is_file() else self.path.resolve().name
+        self.notes: list[str] = []
+        self._given, self._upside_down = action_convention, upside_down
+        self._conventions: dict[str, Convention] = {}
+        self._flipped: dict[str, bool] = {}
+        for i in range(len(self.episodes)):
+            with readable(self.episodes.where(i)):
+                name = self.episodes.filename(i)
+                if name not in self._conventions:
+                    self._open(name, self.episodes.group(i))
+        specs = {c.spec: name for name, c in self._conventions.items()}
+        if len(specs) > 1:
+            raise DataError(
+                f"{' and '.join(list(specs.values())[:2])} hold actions of different meaning",
+                "read them one by one, or convert one",
+            )
+        self.spec = next(iter(specs))
+        with readable(self.episodes.where(0)):
+            self._note_what_is_missing(self.episodes.group(0))
+
+    def _open(self, name: str, demo: h5py.Group) -> None:
+        """What the first demonstration of a file tells of all of them."""
+        found, notes = read_convention(demo.file["data"], name, self._given)
+        self._conventions[name] = found
+        if found.absolute:
+            notes.append(f"{name} holds target poses: read as deltas")
+        flipped, note = self._upside_down, ""
+        if flipped is None:
+            flipped, note = layout.find_upside_down(demo.file["data"], demo)
+        self._flipped[name] = bool(flipped)
+        self.notes += [*notes, *([f"{name}: {note}"] if note else [])]
+
+    def _note_what_is_missing(self, demo: h5py.Group) -> None:
+        if not self.cameras():
+            self.notes.append(
+                f"{self.path} holds no images: render them from the simulator's states, as "
+                "robomimic's dataset_states_to_obs.py does"
+            )
+        if not layout.has_instructions(demo.file["data"], demo):
+            embedded = ", ".join(layout.find_embeddings(demo))
+            self.notes.append(
+                f"{self.path} holds no sentences"
+                + (f", only their embeddings ({embedded})" if embedded else "")
+                + ": give one with --instruction"
+            )
+
+    @property
+    def plain(self) -> bool:
+        """Whether `Hdf5Episodes` reads the same: all files are in robosuite's own form, as
+        `vla generate` writes it."""
+        own = set(self._conventions.values()) == {default_convention()}
+        with readable(self.episodes.where(0)):
+            told = "instructions" in self.episodes.group(0) and self.instruction is None
+        return own and told and not any(self._flipped.values())
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def __getitem__(self, index: int) -> Episode:
+        index = self.check_index(index)
+        with readable(self.episodes.where(index)):
+            self._check(index)
+            group = self.episodes.group(index)
+            actions = self._actions(group).astype(np.float32)
+            texts = self.instructions(index)
+            state = self.episodes.states(index)
+            rewards = _column(group, "rewards", len(actions))
+            last = np.arange(len(actions)) == len(actions) - 1
+            ended = _column(group, "dones", len(actions)) != 0 if "dones" in group else last
+            columns = self.columns(index, self.cameras())
+            metadata = _metadata(group)
+        steps = [
+            Step(
+                Observation(StepImages(columns, t), texts[t], None if state is None else state[t]),
+                actions[t],
+                float(rewards[t]),
+                t == 0,
+                bool(last[t]),
+                bool(ended[t]),
+            )
+            for t in range(len(actions))
+        ]
+        return Episode(steps, self.spec, metadata)
+
+    # -- actions ------------------------------------------------------------------------------
+
+    def actions(self, index: int) -> np.ndarray:
+        index = self.check_index(index)
+        with readable(self.episodes.where(index)):
+            self._check(index)
+            return self._actions(self.episodes.group(index))
+
+    def _actions(self, group: h5py.Group) -> np.ndarray:
+        convention = self._conventions[group.file.filename]
+        raw = np.asarray(group["actions"][:], np.float64)
+        where = f"{group.file.filename}: {group.name}"
+        if not convention.absolute:
+            _check_limit(raw, convention, where)
+            return convention.read(raw)
+        poses = _poses(group, convention, where)
+        away = np.median(np.linalg.norm(raw[:, :3] - poses[:, :3, 3], axis=1)) if len(raw) else 0
+        if away > FAR:
+            raise DataError(
+                f"{where}: the target poses lie {away:.2f} m from the arm's: they are in other "
+                "axes, or no poses",
+                STATE_IT,
+            )
+        gripper = convention.read(raw)[:, -1:]
+        return np.concatenate([absolute_to_delta(raw[:, :6], poses), gripper], axis=1)
+
+    def _check(self, index: int) -> None:
+        """Whether all that belongs to a step is there for each action."""
+        group = self.episodes.group(index)
+        where = f"{group.file.filename}: {group.name}"
+        actions = group.get("actions")
+        if actions is None:
+            raise DataError(f"{where} has no 'actions'", "generate or copy it again")
+        if actions.ndim != 2 or actions.shape[1] != len(self.spec):
+            raise DataError(
+                f"{where}/actions has shape {actions.shape}, [T, {len(self.spec)}] is due "
+                f"({', '.join(self.spec.names)})",
+                "convert its actions to an end-effector delta and gripper, or name them in "
+                "--read action_convention",
+            )
+        obs = group.get("obs", {})
+        for key in ("rewards", "dones", *(f"obs/{n}" for n in obs)):
+            data = group.get(key)
+            if isinstance(data, h5py.Dataset) and data.ndim and len(data) != len(actions):
+                if len(data) == 1 and key.removeprefix("obs/") in layout.SENTENCES:
+                    continue
+                raise DataError(
+                    f"{where}/{key} has {len(data)} entries for {len(actions)} actions",
+                    "generate or copy it again",
+                )
+
+    # -- images and sentences -----------------------------------------------------------------
+
+    def columns(
+        self, index: int, cameras: Sequence[str], shuffled: bool = False
+    ) -> dict[str, ImageColumn]:
+        with readable(self.episodes.where(index)):
+            group = self.episodes.group(index)
+            flipped = self._flipped[group.file.filename]
+            keys = {c: self._cameras[c] for c in cameras}
+            return {
+                c: ImageColumn(group[key], shuffled, flipped)
+                for c, key in keys.items()
+                if key in group
+            }
+
+    def instructions(self, index: int) -> list[str]:
+        with readable(self.episodes.where(index)):
+            group = self.episodes.group(index)
+            length = len(group["actions"])
+            found = layout.find_instructions(group.file["data"], group, length)
+        return self.said(found or [""] * length)
+
+    def cameras(self) -> list[str]:
+        """robosuite's third-person view first: it is what our models are trained on."""
+        return list(self._cameras)
+
+    @cached_property
+    def _cameras(self) -> dict[str, str]:
+        with readable(self.episodes.where(0)):
+            return layout.find_cameras(self.episodes.group(0))
+
+    def left_out(self) -> list[str]:
+        with readable(self.episodes.where(0)):
+            return self._left_out(self.episodes.group(0))
+
+    def _left_out(self, group: h5py.Group) -> list[str]:
+        used = {*READ, *layout.SENTENCES, "obs/robot0_state", *self._cameras.values()}
+        found: set[str] = set()
+
+        def visit(name: str, item) -> None:
+            if isinstance(item, h5py.Dataset) and name not in used:
+                parts = name.split("/")
+                found.add(name if parts[0] == "obs" else parts[0])
+
+        group.visititems(visit)
+        return sorted(found) + [a for a in ("model_file",) if a in group.attrs]
+
+
+def _check_limit(actions: np.ndarray, convention: Convention, where: str) -> None:
+    """A delta beyond what the controller takes is no delta, or one of another scale."""
+    motion = np.abs(actions[:, :6])
+    if not convention.limit or not len(motion) or not motion.max() > convention.limit + 1e-6:
+        return
+    step, column = np.argwhere(motion > convention.limit + 1e-6)[0]
+    raise DataError(
+        f"{where}: action {convention.spec.names[column]!r} of step {step} is "
+        f"{actions[step, column]:g}, the controller takes up to {convention.limit:g}: these are "
+        "target poses, or deltas of another scale",
+        STATE_IT,
+    )
+
+
+def _poses(group: h5py.Group, convention: Convention, where: str) -> np.ndarray:
+    """[T, 4, 4] of the grip site, which the controller aims, at the moment of each action."""
+    from scipy.spatial.transform import Rotation
+
+    base = convention.in_base and "obs/robot0_base_to_eef_pos" in group
+    place = "obs/robot0_base_to_eef_pos" if base else "obs/robot0_eef_pos"
+    hand = place.removesuffix("pos") + "quat"
+    turn = f"{hand}_site" if f"{hand}_site" in group else hand
+    for key in (place, turn):
+        if key not in group:
+            raise DataError(
+                f"{where} holds target poses, and no {key} to tell the motion from",
+                "store the arm's pose with them",
+            )
+    turns = Rotation.from_quat(group[turn][:])
+    if turn == hand:  # that of the hand's body
+        if convention.robot not in PANDAS:
+            raise DataError(
+                f"{where} holds target poses of the grip site and {hand} of the hand's body; how "
+                f"they are turned against each other is known for Panda, not for "
+                f"{convention.robot or 'a robot that nothing names'}",
+                f"store {hand}_site with them, as robosuite 1.5 does",
+            )
+        turns = turns * Rotation.from_euler("xyz", HAND_TO_SITE, degrees=True)
+    poses = np.tile(np.eye(4), (len(turns), 1, 1))
+    poses[:, :3, 3] = group[place][:]
+    poses[:, :3, :3] = turns.as_matrix()
+    return poses
+
+
+def _column(group: h5py.Group, name: str, length: int) -> np.ndarray:
+    return group[name][:] if name in group else np.zeros(length)
+
+
+def _metadata(group: h5py.Group) -> dict:
+    """The attributes as plain values; those JSON alone can hold stand in one of them."""
+    values = {}
+    for key, value in group.attrs.items():
+        if key in ("model_file", "num_samples", "metadata_json"):
+            continue
+        values[key] = value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+    with contextlib.suppress(ValueError, TypeError):
+        values |= json.loads(group.attrs.get("metadata_json", "{}"))
+    return values

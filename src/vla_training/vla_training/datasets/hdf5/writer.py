@@ -1,0 +1,248 @@
+"""robomimic's HDF5 layout, as `vla generate` writes it.
+
+Motion that is in m and rad is stored in robosuite's [-1, 1] with its gripper, -1 open; whatever
+else it is stands as it came. `data.attrs["action_convention"]` says which.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from vla_inference.errors import DataError
+from vla_inference.types import ActionSpec, Episode
+from vla_sim_bridge.generation.hdf5 import CONVENTION, compress, write_pictures
+from vla_training.datasets.action_form import (
+    convert_rotation,
+    is_eef_delta,
+    spec_to_json,
+    with_rotation,
+)
+from vla_training.datasets.hdf5.convention import GRIPPERS, Convention, default_convention
+from vla_training.datasets.writers import DataForm, EpisodeWriter
+
+COMPRESSIONS = ("gzip", "none")
+PLAIN = (str, int, float, bool)
+
+
+class Hdf5Writer(EpisodeWriter):
+    """One file. Pictures are compressed where they are encoded, one chunk a picture."""
+
+    options = {"compression": "of pictures: gzip or none"}
+
+    def __init__(
+        self, path: str | os.PathLike, form: DataForm, overwrite: bool = False,
+        compression: str = "gzip",
+    ):  # fmt: skip
+        super().__init__(path, form, overwrite)
+        if self.path.suffix not in (".hdf5", ".h5"):
+            raise DataError(f"{self.path} does not end in .hdf5", "call the file NAME.hdf5")
+        if compression not in COMPRESSIONS:
+            raise DataError(f"unknown compression {compression!r}", "use gzip or none")
+        self.compression = compression
+        self.spec, self.convention = stored_form(form.spec)
+        if self.spec != form.spec:
+            self.notes.append("rotations are stored as rotation vectors, as robosuite takes them")
+        self.notes.append("simulator states are not part of an episode: no replay in simulation")
+        self._total = self._beyond = 0
+        self._task = ""
+        self._file: h5py.File | None = None
+        with self.mishaps():
+            self._disk = Disk(self.partial)
+            self._file = h5py.File(self._disk, "w")
+            self._data = self._file.create_group("data")
+
+    def encoder(self) -> Hdf5Encoder:
+        return Hdf5Encoder(self.form, self.spec, self.convention, self.compression == "gzip")
+
+    def add(self, encoded: dict) -> None:
+        try:
+            self._add(encoded)
+            self._file.flush()
+        finally:
+            self._disk.check()
+
+    def _add(self, encoded: dict) -> None:
+        group = self._data.create_group(f"demo_{self.count}")
+        for key, value in encoded["columns"].items():
+            group.create_dataset(key, data=value)
+        text = h5py.string_dtype("utf-8")
+        group.create_dataset(
+            "instructions", data=np.array(encoded["instructions"], object), dtype=text
+        )
+        length = len(encoded["instructions"])
+        for camera, chunks in encoded["pictures"].items():
+            shape = (*self.form.cameras[camera], 3)
+            write_pictures(group, f"{camera}_image", chunks, length, shape, self.compression)
+        others = {}
+        for key, value in encoded["metadata"].items():
+            if isinstance(value, PLAIN) and key not in ("num_samples", "model_file"):
+                group.attrs[key] = value
+            else:
+                others[key] = value
+        if others:
+            group.attrs["metadata_json"] = json.dumps(others)
+        group.attrs["num_samples"] = length
+        self._total += length
+        self._beyond += encoded["beyond"]
+        self._task = self._task or str(encoded["metadata"].get("task", ""))
+
+    def finish(self) -> None:
+        if self._beyond:
+            self.notes.append(
+                f"{self._beyond} of {self._total} actions go beyond robosuite's [-1, 1]; they "
+                "stand as they are"
+            )
+        data, spec = self._data, self.spec
+        data.attrs["total"] = self._total
+        rate = 1 / spec.dt
+        data.attrs["env_args"] = json.dumps(
+            {
+                "env_name": self._task or self.form.name,
+                "env_type": 1,
+                "env_kwargs": {"control_freq": round(1 / self.form.spacing, 6)},
+            }
+        )
+        stated = dict(CONVENTION)
+        if self.convention != default_convention():
+            gripper = next(k for k, v in GRIPPERS.items() if v == self.convention.gripper)
+            stated |= {
+                "delta": "see spec",
+                "scale": list(self.convention.scale),
+                "gripper": gripper,
+                "control_freq": rate,
+                "spec": spec_to_json(spec),
+            }
+        data.attrs["action_convention"] = json.dumps(stated)
+
+    def release(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
+            self._disk.close()
+            self._disk.check()
+
+
+class Disk(io.RawIOBase):
+    """The file under HDF5, which would flush over and over, loudly, what a full disk refuses.
+
+    After a first error, which `check` raises, all that comes is kept in memory: little, for HDF5
+    only tidies up from there on, and must find what it wrote.
+    """
+
+    def __init__(self, path: Path):
+        self._file = path.open("w+b", buffering=0)
+        self._at = self._end = 0
+        self._error: OSError | None = None
+        self._later: list[tuple[int, bytes]] = []
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data) -> int:
+        view, at = memoryview(data).cast("B"), self._at
+        try:
+            done = 0
+            while self._error is None and done < len(view):
+                done += os.pwrite(self._file.fileno(), view[done:], at + done)
+        except OSError as error:
+            self._error = error
+        if self._error is not None:
+            self._later.append((at, bytes(view)))
+        self._at += len(view)
+        self._end = max(self._end, self._at)
+        return len(view)
+
+    def readinto(self, data) -> int:
+        view, at = memoryview(data).cast("B"), self._at
+        size = max(0, min(len(view), self._end - at))
+        found = bytearray(os.pread(self._file.fileno(), size, at).ljust(size, b"\0"))
+        for start, more in self._later:
+            first, last = max(start, at), min(start + len(more), at + size)
+            if first < last:
+                found[first - at : last - at] = more[first - start : last - start]
+        view[:size] = found
+        self._at += size
+        return size
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._end)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def truncate(self, size: int | None = None) -> int:
+        self._end = self._at if size is None else size
+        try:
+            if self._error is None:
+                self._file.truncate(self._end)
+        except OSError as error:
+            self._error = error
+        return self._end
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def stored_form(spec: ActionSpec) -> tuple[ActionSpec, Convention]:
+    """The spec that a file has for actions of `spec`, and how its numbers stand there."""
+    usual = default_convention()
+    units = {d.unit for d in spec.dims[:3]}, {d.unit for d in spec.dims[3:6]}
+    if not is_eef_delta(spec) or units != ({"m"}, {"rad"}):
+        scale = (1.0,) * (len(spec) - 1)
+        return spec, Convention(spec, scale, GRIPPERS["1 open, 0 closed"])
+    spec = with_rotation(spec, "rotvec")
+    return spec, Convention(spec, usual.scale, usual.gripper)
+
+
+@dataclass(frozen=True)
+class Hdf5Encoder:
+    """Episode -> arrays by key, and pictures as finished chunks."""
+
+    form: DataForm
+    spec: ActionSpec
+    convention: Convention
+    compress: bool
+
+    def __call__(self, episode: Episode) -> dict:
+        steps = episode.steps
+        motion = convert_rotation(episode.actions, self.form.spec, self.spec)
+        actions = self.convention.write(motion)
+        # 0.05 m is a full action; as float32 it is a hair more
+        full = actions.clip(-1, 1)
+        same = self.convention.read(full).astype(np.float32) == motion.astype(np.float32)
+        actions = np.where(same, full, actions)
+        ended = [s.is_terminal for s in steps]
+        columns = {
+            "actions": actions,
+            "rewards": np.array([s.reward for s in steps], np.float64),
+            "dones": np.array(ended, np.int64),
+        }
+        if self.form.state:
+            columns["obs/robot0_state"] = np.stack(
+                [np.asarray(s.observation.state, np.float32) for s in steps]
+            )
+        pictures = {
+            camera: [self._chunk(s.observation.images[camera]) for s in steps]
+            for camera in self.form.cameras
+        }
+        scaled = set(self.convention.scale) != {1.0}
+        return {
+            "columns": columns,
+            "instructions": episode.instructions,
+            "pictures": pictures,
+            "metadata": episode.metadata,
+            "beyond": int((np.abs(actions) > 1 + 1e-6).any(1).sum()) if scaled else 0,
+        }
+
+    def _chunk(self, picture: np.ndarray) -> bytes:
+        return compress(picture) if self.compress else np.ascontiguousarray(picture).tobytes()

@@ -1,0 +1,1 @@
+"""RLDS datasets as TFDS stores them, without TensorFlow."""

@@ -1,0 +1,143 @@
+"""TFRecord files without TensorFlow: framed records, each under a masked CRC32C.
+
+A record: u64 length, u32 CRC of those 8 bytes, the data, u32 CRC of the data; little endian.
+Source: tensorflow/tensorflow tensorflow/core/lib/io/record_writer.h (format).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import google_crc32c
+
+from vla_inference.errors import DataError
+from vla_inference.system.files import Staged
+
+HEADER, FOOTER = 12, 4
+COPY_AGAIN = "the file is damaged or cut short: copy or make it again"
+
+
+def masked_crc(data: bytes) -> int:
+    """CRC32C, rotated and shifted as TFRecord stores it."""
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _frame(data: bytes) -> tuple[bytes, bytes]:
+    """What stands before and behind a record in a file."""
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", masked_crc(length)), struct.pack("<I", masked_crc(data))
+
+
+class RecordFile:
+    """The records of one file by number. Opening it reads and checks the lengths only.
+
+    `close` frees the file; reading opens it again, so that a set of thousands of shards needs one
+    at a time. Threads and forked processes may share one.
+    Raises DataError with file, record and offset where a CRC is wrong or the file ends early.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._file: BinaryIO | None = None
+        try:
+            with self.path.open("rb") as file:
+                self._spans = list(self._scan(file))
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read ({error})", "check the path") from error
+
+    def _scan(self, file: BinaryIO) -> Iterator[tuple[int, int]]:
+        """(offset of the data, its length) of each record."""
+        size, at, number = os.fstat(file.fileno()).st_size, 0, 0
+        while at < size:
+            file.seek(at)
+            header = file.read(HEADER)
+            if len(header) < HEADER:
+                raise self._fault(number, at, f"the file ends {len(header)} bytes into its header")
+            length, crc = struct.unpack("<QI", header)
+            if masked_crc(header[:8]) != crc:
+                raise self._fault(number, at, "the CRC of its length is wrong")
+            end = at + HEADER + length + FOOTER
+            if end > size:
+                raise self._fault(number, at, f"it should end at {end}, the file ends at {size}")
+            yield at + HEADER, length
+            at, number = end, number + 1
+
+    def _fault(self, number: int, offset: int, what: str) -> DataError:
+        return DataError(f"{self.path}, record {number} at byte {offset}: {what}", COPY_AGAIN)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, index: int) -> bytes:
+        offset, length = self._spans[index]
+        try:
+            if self._file is None:
+                self._file = self.path.open("rb", buffering=0)
+            # No shared position in the file: threads and forks don't disturb one another.
+            raw = os.pread(self._file.fileno(), length + FOOTER, offset)
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read ({error})", COPY_AGAIN) from error
+        data = raw[:length]
+        if len(raw) < length + FOOTER:
+            raise self._fault(index, offset - HEADER, "the file has become shorter")
+        if struct.unpack("<I", raw[length:])[0] != masked_crc(data):
+            raise self._fault(index, offset - HEADER, "the CRC of its data is wrong")
+        return data
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self[i] for i in range(len(self)))
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class RecordWriter:
+    """Writes a file of records; it appears under its name when all of it is there."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._staged = Staged(self.path)
+        self._file = self._staged.staged.open("wb")
+        self.count = self.num_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        header, footer = _frame(data)
+        self._file.writelines((header, data, footer))
+        self.count += 1
+        self.num_bytes += len(data)
+
+    def __enter__(self) -> RecordWriter:
+        return self
+
+    def close(self) -> None:
+        self._file.close()
+        self._staged.commit()
+
+    def discard(self) -> None:
+        self._file.close()
+        self._staged.discard()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+
+def write_records(path: str | os.PathLike, records: Iterable[bytes]) -> int:
+    """Write all records; returns how many."""
+    with RecordWriter(path) as writer:
+        for data in records:
+            writer.write(data)
+    return writer.count

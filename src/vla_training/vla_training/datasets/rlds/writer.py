@@ -1,0 +1,215 @@
+"""RLDS data sets as TFDS stores them, written without TensorFlow.
+
+PATH/1.0.0 holds features.json, dataset_info.json, action_spec.json and shards of about one size;
+`tfds.builder_from_directory(PATH/1.0.0)` and `tfds.builder(NAME, data_dir=PARENT)` read it.
+Source: tensorflow/datasets core/features, core/dataset_info (format).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_inference.errors import DataError
+from vla_inference.types import Episode, Step
+from vla_training.datasets.action_form import SPEC_FILE, spec_to_json
+from vla_training.datasets.images import encode_picture, picture_encoding
+from vla_training.datasets.rlds.reader import METADATA, OBSERVATION, TEMPLATE
+from vla_training.datasets.rlds.tf_example import build_example
+from vla_training.datasets.rlds.tfrecord import RecordWriter
+from vla_training.datasets.writers import DataForm, EpisodeWriter
+
+VERSION = "1.0.0"
+ENCODINGS = ("jpeg", "png")
+TFDS = "tensorflow_datasets.core.features"
+
+
+class RldsWriter(EpisodeWriter):
+    """One split, "train".
+
+    encoding: "jpeg" or "png" (lossless); quality: of JPEGs; shard_mb: size a shard may reach.
+    """
+
+    options = {
+        "encoding": "jpeg, or png which loses nothing",
+        "quality": "of JPEGs, 1 to 100 (95)",
+        "shard_mb": "size of a shard in MB (200)",
+    }
+
+    def __init__(
+        self, path: str | os.PathLike, form: DataForm, overwrite: bool = False,
+        encoding: str = "jpeg", quality: int = 95, shard_mb: float = 200,
+    ):  # fmt: skip
+        super().__init__(path, form, overwrite)
+        if encoding not in ENCODINGS:
+            raise DataError(f"unknown encoding {encoding!r}", f"use {' or '.join(ENCODINGS)}")
+        if not 1 <= quality <= 100:
+            raise DataError(f"quality is {quality}", "give 1 to 100")
+        self.encoding, self.quality, self.limit = encoding, quality, int(shard_mb * 1e6)
+        self.name = re.sub(r"\W", "_", self.path.name)
+        if not re.match(r"[A-Za-z]", self.name):
+            self.name = f"set_{self.name}"
+        if self.name != self.path.name:
+            self.notes.append(f"the data set's name is {self.name!r}: TFDS takes no other")
+        self.folder = self.partial / VERSION
+        self._shard: RecordWriter | None = None
+        self._lengths: list[int] = []  # episodes of each shard
+        self._num_bytes = 0
+        with self.mishaps():
+            self.folder.mkdir(parents=True)
+
+    def encoder(self) -> RldsEncoder:
+        return RldsEncoder(self.form, self.encoding, self.quality)
+
+    def add(self, encoded: bytes) -> None:
+        shard = self._shard
+        if shard is not None and shard.num_bytes + len(encoded) > self.limit:
+            self._end_shard()
+        if self._shard is None:
+            number = len(self._lengths)
+            self._shard = RecordWriter(self.folder / f"{self.name}-train.tfrecord-{number:05d}")
+        self._shard.write(encoded)
+
+    def _end_shard(self) -> None:
+        shard, self._shard = self._shard, None
+        if shard is not None:
+            shard.close()
+            self._lengths.append(shard.count)
+            self._num_bytes += shard.num_bytes
+
+    def finish(self) -> None:
+        self._end_shard()
+        count = len(self._lengths)
+        for number in range(count):
+            shard = self.folder / f"{self.name}-train.tfrecord-{number:05d}"
+            shard.rename(f"{shard}-of-{count:05d}")
+        for name, value in (
+            ("features.json", self._features()),
+            ("dataset_info.json", self._info()),
+            (SPEC_FILE, spec_to_json(self.form.spec)),
+        ):
+            (self.folder / name).write_text(json.dumps(value, indent=2), encoding="utf-8")
+
+    def release(self) -> None:
+        if self._shard is not None:
+            self._shard.discard()
+            self._shard = None
+
+    def _info(self) -> dict:
+        return {
+            "description": "Actions: see action_spec.json beside this file.",
+            "fileFormat": "tfrecord",
+            "moduleName": "vla_training.datasets.rlds.writer",
+            "name": self.name,
+            "releaseNotes": {VERSION: "Written by vla convert."},
+            "splits": [
+                {
+                    "filepathTemplate": TEMPLATE,
+                    "name": "train",
+                    "numBytes": str(self._num_bytes),
+                    "shardLengths": [str(n) for n in self._lengths],
+                }
+            ],
+            "version": VERSION,
+        }
+
+    def _features(self) -> dict:
+        form = self.form
+        observation = {
+            name: {
+                "pythonClassName": f"{TFDS}.image_feature.Image",
+                "image": {
+                    "shape": {"dimensions": [str(n) for n in (*size, 3)]},
+                    "dtype": "uint8",
+                    "encodingFormat": self.encoding,
+                },
+            }
+            for name, size in form.cameras.items()
+        }
+        if form.state:
+            observation["state"] = _tensor("float32", form.state)
+        steps = _group(
+            {
+                "action": _tensor("float32", len(form.spec)),
+                "observation": _group(observation),
+                "language_instruction": _text(),
+                "reward": _tensor("float32"),
+                "discount": _tensor("float32"),
+                "is_first": _tensor("bool"),
+                "is_last": _tensor("bool"),
+                "is_terminal": _tensor("bool"),
+            }
+        )
+        return _group(
+            {
+                "steps": {
+                    "pythonClassName": f"{TFDS}.dataset_feature.Dataset",
+                    "sequence": {"feature": steps, "length": "-1"},
+                },
+                "episode_metadata": _group({"file_path": _text(), METADATA: _text()}),
+            }
+        )
+
+
+def _group(features: Mapping[str, dict]) -> dict:
+    return {
+        "pythonClassName": f"{TFDS}.features_dict.FeaturesDict",
+        "featuresDict": {"features": dict(features)},
+    }
+
+
+def _tensor(dtype: str, size: int | None = None) -> dict:
+    kind = "scalar.Scalar" if size is None else "tensor_feature.Tensor"
+    shape = {} if size is None else {"dimensions": [str(size)]}
+    return {
+        "pythonClassName": f"{TFDS}.{kind}",
+        "tensor": {"shape": shape, "dtype": dtype, "encoding": "none"},
+    }
+
+
+def _text() -> dict:
+    return {"pythonClassName": f"{TFDS}.text_feature.Text", "text": {}}
+
+
+@dataclass(frozen=True)
+class RldsEncoder:
+    """Episode -> bytes of its tf.train.Example."""
+
+    form: DataForm
+    encoding: str
+    quality: int
+
+    def __call__(self, episode: Episode) -> bytes:
+        steps, length = episode.steps, len(episode)
+        features: dict = {
+            "steps/action": episode.actions,
+            "steps/language_instruction": [t.encode() for t in episode.instructions],
+            "steps/reward": np.array([s.reward for s in steps], np.float32),
+            "steps/discount": np.ones(length, np.float32),
+            "steps/is_first": np.array([s.is_first for s in steps]),
+            "steps/is_last": np.array([s.is_last for s in steps]),
+            "steps/is_terminal": np.array([s.is_terminal for s in steps]),
+            "episode_metadata/file_path": [str(episode.metadata.get("source", "")).encode()],
+            f"episode_metadata/{METADATA}": [json.dumps(episode.metadata).encode()],
+        }
+        for camera in self.form.cameras:
+            features[OBSERVATION + camera] = [self._picture(s, camera) for s in steps]
+        if self.form.state:
+            features[OBSERVATION + "state"] = np.stack(
+                [np.asarray(s.observation.state, np.float32) for s in steps]
+            )
+        return build_example(features)
+
+    def _picture(self, step: Step, camera: str) -> bytes:
+        """Encoded; as it is where it already comes so, for a second JPEG would cost quality."""
+        images = step.observation.images
+        if hasattr(images, "encoded"):
+            data = images.encoded(camera)
+            if data and picture_encoding(data) == self.encoding:
+                return data
+        return encode_picture(images[camera], self.encoding, self.quality)

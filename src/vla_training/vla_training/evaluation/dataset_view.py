@@ -1,0 +1,235 @@
+"""What a data set holds, in numbers and pictures: `vla data`."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vla_inference.errors import DataError, VlaError
+from vla_inference.system.files import Staged
+from vla_inference.types import Episode
+from vla_sim_bridge.evaluation.video import Film, fitted_text
+from vla_training.datasets.base import EpisodeSet, action_statistics
+
+BARS = " ▁▂▃▄▅▆▇█"
+BINS = 40
+SENTENCES = 20  # instructions that are listed
+COMPARED = 20  # episodes whose actions set the scale of a film's bars
+TILE, GAP, LINE = 128, 4, 16  # pixels
+INK, PALE, BACK, BAR = (235, 238, 242), (150, 158, 168), (22, 25, 29), (92, 148, 214)
+
+
+def describe(data: EpisodeSet, max_episodes: int | None = None) -> dict:
+    """Counts, lengths, cameras, what the actions mean and how they are spread, instructions."""
+    actions, lengths = [], []
+    sentences: Counter[str] = Counter()
+    metadata: set[str] = set()
+    cameras: dict[str, list[int]] = {}
+    state = 0
+    for episode in _first(data, max_episodes):
+        actions.append(episode.actions if len(episode) else np.zeros((0, len(data.spec))))
+        lengths.append(len(episode))
+        sentences.update(dict.fromkeys(episode.instructions, 1))
+        metadata.update(episode.metadata)
+        if len(episode) and not cameras:
+            seen = episode.steps[0].observation
+            cameras = {c: list(seen.images[c].shape[:2]) for c in data.cameras()}
+            state = 0 if seen.state is None else len(seen.state)
+    statistics = action_statistics(actions, data.spec, str(data.path))["action"]
+    frames = sum(lengths)
+    return {
+        "path": str(data.path),
+        "name": data.name,
+        "episodes": len(data),
+        "episodes_read": len(lengths),
+        "frames": frames,
+        "seconds": frames * data.spec.dt,
+        "length": {
+            "min": min(lengths), "mean": float(np.mean(lengths)),
+            "median": float(np.median(lengths)), "max": max(lengths),
+        },
+        "cameras": cameras,
+        "state": state,
+        "spec": asdict(data.spec),
+        "action": statistics,
+        "histograms": histograms(np.concatenate(actions)),
+        "instructions": len(sentences),
+        "instruction_episodes": dict(sentences.most_common(SENTENCES)),
+        "metadata": sorted(metadata),
+        "left_out": data.left_out(),
+        "notes": data.notes,
+    }  # fmt: skip
+
+
+def histograms(actions: np.ndarray) -> list[dict]:
+    """Of each dimension of actions [T, D]: BINS counts between its least and its largest value."""
+    found = []
+    for column in actions.T:
+        counts, edges = np.histogram(column, BINS)
+        found.append({"low": float(edges[0]), "high": float(edges[-1]), "counts": counts.tolist()})
+    return found
+
+
+def bars(counts: list[int]) -> str:
+    """A histogram in one line; whatever is not empty shows."""
+    top = max(max(counts), 1)
+    steps = len(BARS) - 1
+    return "".join(BARS[0 if not n else max(1, round(n / top * steps))] for n in counts)
+
+
+def _first(data: EpisodeSet, number: int | None) -> Iterator[Episode]:
+    if number is not None and number < 1:
+        raise VlaError(f"--max-episodes is {number}", "give at least 1")
+    return itertools.islice(iter(data), number)
+
+
+def get_episode(data: EpisodeSet, index: int) -> Episode:
+    if not 0 <= index < len(data):
+        raise DataError(f"{data.path} has {len(data)} episodes", f"{index} is not one of 0 to "
+                        f"{len(data) - 1}")  # fmt: skip
+    return data[index]
+
+
+def get_camera(data: EpisodeSet, camera: str | None) -> str:
+    known = data.cameras()
+    if camera is None and known:
+        return known[0]
+    if camera not in known:
+        raise DataError(
+            f"{data.path} has no pictures" + (f" of camera {camera!r}" if camera else ""),
+            f"cameras: {', '.join(known) or 'none'}",
+        )
+    return camera
+
+
+# -- pictures ---------------------------------------------------------------------------------
+
+
+def draw_histograms(description: dict, columns: int = 4) -> Image.Image:
+    """One panel for each dimension, with its bounds and its 1 % and 99 % quantiles."""
+    width, height, head = 300, 170, 30
+    dims, statistics = description["spec"]["dims"], description["action"]
+    rows = -(-len(dims) // columns)
+    canvas = Image.new("RGB", (columns * width, head + rows * height), BACK)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=12)
+    told = f"{description['name']}: {description['episodes_read']} episodes, "
+    told += f"{description['frames']} frames; lines: 1 % and 99 % of the values are below"
+    pen.text((12, 8), fitted_text(pen, told, font, canvas.width - 24), font=font, fill=PALE)
+    for i, (dim, histogram) in enumerate(zip(dims, description["histograms"], strict=True)):
+        left, top = i % columns * width + 12, head + i // columns * height + 8
+        right, base = left + width - 24, top + height - 40
+        pen.text((left, top), f"{dim['name']} ({dim['unit']})", font=font, fill=INK)
+        low, high = histogram["low"], histogram["high"]
+        largest = max(histogram["counts"]) or 1
+        step = (right - left) / BINS
+        for k, count in enumerate(histogram["counts"]):
+            tall = (base - top - 20) * count / largest
+            if count:
+                x = left + k * step
+                pen.rectangle((x, base - max(tall, 1), x + step - 1, base), fill=BAR)
+        span = high - low or 1.0
+        for q in ("q01", "q99"):
+            x = left + (statistics[q][i] - low) / span * (right - left)
+            pen.line((x, top + 18, x, base), fill=PALE)
+        pen.text((left, base + 4), f"{low:.4g}", font=font, fill=PALE)
+        text = f"{high:.4g}"
+        pen.text((right - pen.textlength(text, font), base + 4), text, font=font, fill=PALE)
+    return canvas
+
+
+def contact_sheet(
+    data: EpisodeSet, camera: str, episodes: int = 8, columns: int = 8
+) -> Image.Image:
+    """A row for each of the first episodes: pictures from its beginning to its end."""
+    rows = [e for e in _first(data, episodes) if len(e)]
+    if not rows:
+        raise DataError(f"{data.path} holds no step", "check how it was made")
+    canvas = Image.new(
+        "RGB", (columns * (TILE + GAP) + GAP, len(rows) * (TILE + LINE + GAP) + GAP), BACK
+    )
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=11)
+    for r, episode in enumerate(rows):
+        top = GAP + r * (TILE + LINE + GAP)
+        text = fitted_text(pen, _caption(episode, r), font, canvas.width - 2 * GAP)
+        pen.text((GAP, top), text, font=font, fill=INK)
+        for c, step in enumerate(np.linspace(0, len(episode) - 1, columns).round().astype(int)):
+            picture = Image.fromarray(episode.steps[step].observation.images[camera])
+            canvas.paste(_fitted(picture, TILE), (GAP + c * (TILE + GAP), top + LINE))
+    return canvas
+
+
+def _caption(episode: Episode, number: int) -> str:
+    return f"episode {number}, {len(episode)} steps: {episode.steps[0].observation.instruction}"
+
+
+def _fitted(picture: Image.Image, size: int) -> Image.Image:
+    """In a square of `size`, its proportions kept."""
+    scale = size / max(picture.size)
+    small = picture.resize([max(1, round(n * scale)) for n in picture.size], Image.BICUBIC)
+    square = Image.new("RGB", (size, size), BACK)
+    square.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
+    return square
+
+
+def film_episode(data: EpisodeSet, index: int, camera: str, path: Path) -> int:
+    """An MP4 of an episode, each picture beside bars of the action that followed it.
+
+    The bars reach as far as the actions of this episode and of some others.
+    """
+    episode = get_episode(data, index)
+    some = [data.actions(i) for i in range(min(len(data), COMPARED))]
+    every = np.concatenate([episode.actions, *some])
+    low, high = every.min(0), every.max(0)
+    film: Film | None = None
+    try:
+        with Staged(path) as staged:
+            film = Film(staged, rate=max(1, round(1 / data.spec.dt)))
+            for number, step in enumerate(episode.steps):
+                film.add(draw_step(episode, number, step.observation.images[camera], low, high))
+            film.close()
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written ({error.strerror or error})",
+            "make room or choose another --output",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # a full disk refuses the end of a film too
+            if film is not None:
+                film.close()
+    return film.frames
+
+
+def draw_step(
+    episode: Episode, number: int, picture: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> np.ndarray:
+    """uint8 [H, W, 3]: the picture, its sentence below, bars of the action on the right."""
+    size, side, below = 384, 240, 48
+    canvas = Image.new("RGB", (size + side, size + below), BACK)
+    canvas.paste(_fitted(Image.fromarray(picture), size), (0, 0))
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
+    step = episode.steps[number]
+    text = fitted_text(pen, step.observation.instruction, font, canvas.width - 20)
+    pen.text((10, size + 6), text, font=font, fill=INK)
+    told = f"step {number + 1} of {len(episode)}" + ("  reward" if step.reward else "")
+    pen.text((10, size + 26), told, font=font, fill=PALE)
+    left, right = size + 16, size + side - 16
+    for i, (dim, value) in enumerate(zip(episode.spec.dims, step.action, strict=True)):
+        top = 12 + i * min(52, (size - 12) / len(episode.spec))
+        pen.text((left, top), dim.name, font=font, fill=PALE)
+        unit = "" if dim.unit in ("1", "unknown") else f" {dim.unit}"
+        text = f"{round(float(value), 4) + 0:+.4f}{unit}"
+        pen.text((right - pen.textlength(text, font), top), text, font=font, fill=INK)
+        bounds = min(low[i], 0.0), max(high[i], 0.0)
+        scale = (right - left) / ((bounds[1] - bounds[0]) or 1.0)
+        zero, end = (left + (v - bounds[0]) * scale for v in (0.0, float(value)))
+        pen.rectangle((left, top + 20, right, top + 28), fill=(44, 49, 56))
+        pen.rectangle((min(zero, end), top + 20, max(zero, end), top + 28), fill=BAR)
+        pen.line((zero, top + 18, zero, top + 30), fill=PALE)
+    return np.asarray(canvas)

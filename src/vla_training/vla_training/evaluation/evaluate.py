@@ -1,0 +1,147 @@
+"""Offline evaluation: a policy's answer to every frame of a data set, beside what was done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vla_inference.errors import DataError
+from vla_inference.policies.openvla.action_tokens import Normalisation
+from vla_inference.policies.openvla.policy import Policy
+from vla_inference.types import Observation
+from vla_training.datasets import EpisodeSet
+from vla_training.evaluation.accuracy import accuracy, clipped_accuracy
+from vla_training.evaluation.compatibility import (
+    NORMALISED,
+    agree,
+    choose_cameras,
+    choose_space,
+    statistics_of,
+)
+from vla_training.evaluation.result import Evaluation, Frame
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What to evaluate. None: no limit, or what data set and model suggest.
+
+    max_steps: frames in all, over all episodes.
+    action_space: name of the model's statistics, "normalized" (the model's own -1 to 1, compared
+        with the truth in the data set's q01 to q99), or a JSON file of statistics.
+    cameras: what the model sees, in its order.
+    instruction: takes the place of the data set's own.
+    """
+
+    max_episodes: int | None = None
+    max_steps: int | None = None
+    action_space: str | None = None
+    cameras: tuple[str, ...] = ()
+    instruction: str | None = None
+
+
+def evaluate(
+    policy: Policy,
+    dataset: EpisodeSet,
+    config: EvalConfig = EvalConfig(),
+    reference: Policy | None = None,
+    report: Callable[[Frame], None] = lambda _: None,
+) -> Evaluation:
+    """Predict the action of every frame; `report` is told each.
+
+    A Ctrl-C after the first frame ends it early: the result is then not `complete`.
+    Raises VlaError or DataError where model and data set don't go together.
+    """
+    space, statistics = choose_space(policy, dataset, config.action_space)
+    spec, bounds, notes = agree(policy, dataset, space, statistics)
+    if reference is not None:
+        agree(reference, dataset, space, statistics_of(reference, space, statistics))
+    result = Evaluation(
+        policy.name, dataset.name, space if isinstance(space, str) else "custom", spec, bounds,
+        None if reference is None else reference.name, [*dataset.notes, *notes],
+    )  # fmt: skip
+    to_space = None
+    if space == NORMALISED:
+        to_space = Normalisation.from_statistics(dataset.statistics()["action"])
+    policy.warm_up(space)
+    if reference is not None:
+        reference.warm_up(space)
+    total = count_frames(dataset, config)
+    cameras = {p: choose_cameras(p, dataset, config.cameras) for p in (policy, reference) if p}
+    sums = np.zeros(2)
+    try:
+        for episode, step, seen, truth in _frames(dataset, config, total):
+            if to_space is not None:
+                truth = _normalise(truth, to_space)
+            chunk, latency = _predict(policy, seen, cameras[policy], space)
+            theirs, their_latency = None, None
+            if reference is not None:
+                theirs, their_latency = _predict(reference, seen, cameras[reference], space)
+            predicted = chunk.actions[0].astype(np.float64)
+            values = np.array(
+                [f(truth, predicted, bounds) for f in (accuracy, clipped_accuracy)], float
+            )
+            sums += values
+            number = len(result.frames) + 1
+            frame = Frame(
+                number, total, episode, step, seen.instruction, truth, predicted,
+                *values.tolist(), *(sums / number).tolist(), latency, chunk.tokens,
+                None if theirs is None else theirs.actions[0].astype(np.float64),
+                their_latency, None if theirs is None else theirs.tokens,
+            )  # fmt: skip
+            result.frames.append(frame)
+            report(frame)
+    except KeyboardInterrupt:
+        if not result.frames:
+            raise
+        result.complete = False
+    if not result.frames:
+        raise DataError(f"{dataset.path} has no frame to evaluate", "raise the limits")
+    return result
+
+
+def _frames(dataset: EpisodeSet, config: EvalConfig, total: int):
+    """(number of the episode, of the step, observation, true action [D] float64)"""
+    left = total
+    for index in range(len(dataset)):
+        if left <= 0:
+            return
+        for number, step in enumerate(dataset[index].steps[:left]):
+            seen = step.observation
+            if config.instruction is not None:
+                seen = replace(seen, instruction=config.instruction)
+            if not seen.instruction.strip():
+                raise DataError(
+                    f"{dataset.path}: episode {index}, step {number} has no instruction",
+                    "give one with --instruction",
+                )
+            yield index, number, seen, np.asarray(step.action, np.float64)
+            left -= 1
+
+
+def _normalise(actions: np.ndarray, by: Normalisation) -> np.ndarray:
+    """As `by.normalise`, but outliers stay outside [-1, 1]: clipping is for the metric to do."""
+    span = np.where(by.high > by.low, by.high - by.low, np.inf)
+    return np.where(by.mask, 2 * (actions - by.low) / span - (by.high > by.low), actions)
+
+
+def count_frames(dataset: EpisodeSet, config: EvalConfig) -> int:
+    """Frames that will be evaluated."""
+    episodes = len(dataset)
+    if config.max_episodes is not None:
+        episodes = min(episodes, config.max_episodes)
+    total = 0
+    for index in range(episodes):
+        total += len(dataset.actions(index))
+        if config.max_steps is not None and total >= config.max_steps:
+            return config.max_steps
+    return total
+
+
+def _predict(policy: Policy, seen: Observation, cameras: tuple[str, ...], space):
+    observation = Observation({c: seen.images[c] for c in cameras}, seen.instruction, seen.state)
+    begun = time.perf_counter()
+    chunk = policy.predict_action(observation, unnorm_key=space)
+    return chunk, time.perf_counter() - begun

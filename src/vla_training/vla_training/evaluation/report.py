@@ -1,0 +1,208 @@
+"""What an evaluation leaves behind: statistics, a plot (PNG) and a page (HTML)."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vla_inference.cli.output import plain
+from vla_inference.system.files import write_whole
+from vla_sim_bridge.evaluation.report import histogram, number
+from vla_training.evaluation.result import Evaluation
+
+PLOT, PAGE_NAME, STATISTICS = "actions.png", "report.html", "evaluation.json"
+INK, PALE, LINE, TRUE, PREDICTED = "#1f2328", "#6a737d", "#e3e6ea", "#b7c0c9", "#2f6fdf"
+MOST_FRAMES = 2000  # a plot shows the first ones
+
+
+def write_statistics(path: Path, statistics: dict[str, Any]) -> Path:
+    text = json.dumps(plain(statistics), indent=2, ensure_ascii=False) + "\n"
+    return write_whole(path, text.encode())
+
+
+@dataclass(frozen=True)
+class Extra:
+    """What a page holds beside an evaluation's figures.
+
+    rows: name and value, in the table of figures. sections: HTML, at the end.
+    """
+
+    title: str = "offline evaluation"
+    rows: Sequence[tuple[str, str]] = ()
+    sections: str = ""
+
+
+def write_report(
+    folder: Path, evaluation: Evaluation, statistics: dict[str, Any], extra: Extra = Extra()
+) -> Path:
+    """evaluation.json, actions.png and report.html, which needs neither of the others."""
+    plot = draw_actions(evaluation)
+    write_statistics(folder / STATISTICS, statistics)
+    write_whole(folder / PLOT, plot)
+    return write_whole(folder / PAGE_NAME, page(evaluation, statistics, plot, extra).encode())
+
+
+# -- the plot ---------------------------------------------------------------------------------
+
+
+def draw_actions(evaluation: Evaluation, width: int = 1100, height: int = 130) -> bytes:
+    """PNG: a strip for each dimension, true and predicted action over the frames.
+
+    Drawn with Pillow: one plot is not worth a plotting library.
+    """
+    scale = 2  # for sharp lines
+    names, left, right, gap, top = evaluation.spec.dims, 110, 12, 22, 40
+    frames = evaluation.frames[:MOST_FRAMES]
+    total = top + len(names) * (height + gap)
+    image = Image.new("RGB", (width * scale, total * scale), "white")
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(12 * scale)
+
+    def text(x, y, words, color=INK, anchor="lm"):
+        draw.text((x * scale, y * scale), words, color, font, anchor)
+
+    def line(points, color, thick=1.0):
+        flat = [(x * scale, y * scale) for x, y in points]
+        draw.line(flat, color, max(1, round(thick * scale)), joint="curve")
+
+    text(left, 16, "true", TRUE)
+    text(left + 40, 16, "predicted", PREDICTED)
+    shown = "" if len(frames) == len(evaluation.frames) else f"the first {len(frames)} of "
+    text(
+        width - right, 16,
+        f"{shown}{len(evaluation.frames)} frames; vertical lines: a new episode", PALE, "rm",
+    )  # fmt: skip
+    x = np.linspace(left, width - right, max(2, len(frames)))[: len(frames)]
+    starts = [i for i in range(1, len(frames)) if frames[i].episode != frames[i - 1].episode]
+    truth = np.stack([f.truth for f in frames])
+    predicted = np.stack([f.predicted for f in frames])
+    for row, dim in enumerate(names):
+        y0 = top + row * (height + gap)
+        values = np.stack([truth[:, row], predicted[:, row]])
+        low, high = float(values.min()), float(values.max())
+        if high - low < 1e-9:
+            low, high = low - 0.5, high + 0.5
+        factor = 1e3 if dim.unit in ("m", "rad") else 1.0
+        unit = {"m": " mm", "rad": " mrad"}.get(dim.unit, "")
+        line([(left, y0), (left, y0 + height)], LINE)
+        for i in starts:
+            line([((x[i] + x[i - 1]) / 2, y0), ((x[i] + x[i - 1]) / 2, y0 + height)], LINE)
+        if low < 0 < high:
+            zero = y0 + height * high / (high - low)
+            line([(left, zero), (width - right, zero)], LINE)
+        # The true one broad and pale: where both agree it is still to be seen.
+        for curve, color, thick in zip(values, (TRUE, PREDICTED), (4.5, 1.2), strict=True):
+            y = y0 + height * (high - curve) / (high - low)
+            points = list(zip(x.tolist(), y.tolist(), strict=True))
+            if len(points) > 1:
+                line(points, color, thick)
+            else:
+                cx, cy = points[0]
+                box = [(cx - 2) * scale, (cy - 2) * scale, (cx + 2) * scale, (cy + 2) * scale]
+                draw.ellipse(box, color)
+        text(8, y0 + height / 2, dim.name)
+        text(left - 6, y0 + 6, f"{factor * high:.3g}{unit}", PALE, "rm")
+        text(left - 6, y0 + height - 6, f"{factor * low:.3g}{unit}", PALE, "rm")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+# -- the page ---------------------------------------------------------------------------------
+
+PAGE = Template("""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>$title</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
+:root { --ink: #1f2328; --pale: #6a737d; --line: #e3e6ea; --bad: #d6604d; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 60rem;
+  margin: 2.5rem auto; padding: 0 1.2rem; }
+h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem; }
+p { margin: .3rem 0; } .pale { color: var(--pale); } .warn { color: var(--bad); }
+.big { font-size: 2.6rem; font-weight: 600; line-height: 1.2; margin-top: 1rem; }
+img { max-width: 100%; } svg text { font: 11px system-ui, sans-serif; fill: var(--pale); }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+td, th { text-align: left; padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid var(--line);
+  font-weight: normal; } th { color: var(--pale); } td.n, th.n { text-align: right; }
+</style></head><body>
+<h1>$title</h1><p class="pale">$subtitle</p>$warnings
+<p class="big">$headline</p><p class="pale">accuracy (1 - NRMSE): truth clipped to q01/q99, and
+raw</p>
+<h2>Figures</h2><table>$summary</table>
+<h2>Absolute error by dimension</h2>
+<table><tr><th>dimension</th><th class="n">mean</th><th class="n">median</th>
+<th class="n">95 %</th><th class="n">largest</th><th>unit</th></tr>$dimensions</table>
+<h2>True and predicted actions</h2><img src="data:image/png;base64,$plot" alt="actions">
+<h2>Latency</h2>$latency
+$sections</body></html>
+""")
+
+
+def summary_rows(statistics: dict[str, Any]) -> list[tuple[str, str]]:
+    """Name and value of what page and terminal show."""
+    mean = statistics["mean"]
+    rows = [
+        ("frames, episodes", f"{mean['timesteps']}, {mean['episodes']}"),
+        ("accuracy, clipped", number(100 * mean["accuracy_clipped"], 2, " %")),
+        ("accuracy, raw", number(100 * mean["accuracy"], 2, " %")),
+        ("latency, rate", f"{1e3 * mean['latency']:.1f} ms, {mean['fps']:.1f} Hz"),
+    ]
+    if statistics["gripper"]:
+        g = statistics["gripper"]
+        rows.append(
+            ("gripper flips", f"{g['flips']} of {g['frames']} "
+             f"({g['opened']} wrongly open, {g['closed']} wrongly closed)")
+        )  # fmt: skip
+    if statistics["reference_model"]:
+        rows += [
+            ("reference model", str(statistics["reference_model"])),
+            ("its accuracy, clipped / raw", f"{100 * mean['eval_accuracy_clipped']:.2f} % / "
+             f"{100 * mean['eval_accuracy']:.2f} %"),
+            ("its latency, rate", f"{1e3 * mean['eval_latency']:.1f} ms, "
+             f"{mean['eval_fps']:.1f} Hz"),
+            ("NRMSE between the two", f"{mean['quant_error']:.5f}"),
+        ]  # fmt: skip
+        tokens = statistics["tokens"]
+        rows.append(
+            ("equal tokens", "- (not both models speak in tokens)" if tokens is None else
+             f"{100 * tokens['tokens']:.2f} %, all of a frame {100 * tokens['frames']:.2f} %, "
+             f"largest distance {tokens['largest_step']} bins")
+        )  # fmt: skip
+    return rows
+
+
+def page(
+    evaluation: Evaluation, statistics: dict[str, Any], plot: bytes, extra: Extra = Extra()
+) -> str:
+    escape, mean = html.escape, statistics["mean"]
+    failures = statistics.get("failures", ())
+    warnings = [*(f"not reached: {f}" for f in failures), *statistics["notes"]]
+    if not statistics["complete"]:
+        warnings.insert(0, "Incomplete: the evaluation was stopped")
+    return PAGE.substitute(
+        title=escape(f"{evaluation.model} on {evaluation.dataset}: {extra.title}"),
+        subtitle=escape(f"action space {evaluation.action_space}; rotation as "
+                        f"{evaluation.spec.rotation} in the {evaluation.spec.frame} frame"),
+        warnings="".join(f'<p class="warn">{escape(w)}</p>' for w in warnings),
+        headline=f"{100 * mean['accuracy_clipped']:.1f} % · {100 * mean['accuracy']:.1f} %",
+        summary="".join(f"<tr><th>{escape(n)}</th><td>{escape(v)}</td></tr>"
+                        for n, v in [*summary_rows(statistics), *extra.rows]),
+        dimensions="".join(
+            f"<tr><td>{escape(d['name'])}</td>"
+            + "".join(f'<td class="n">{d[k]:.3g}</td>' for k in ("mean", "median", "p95", "max"))
+            + f"<td>{escape(d['unit'])}</td></tr>"
+            for d in statistics["dimensions"]
+        ),
+        plot=base64.b64encode(plot).decode(),
+        latency=histogram([1e3 * v for v in statistics["latency"]]),
+        sections=extra.sections,
+    )  # fmt: skip

@@ -1,0 +1,129 @@
+"""What an offline evaluation found, frame by frame, and what it amounts to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vla_inference.types import ActionSpec
+from vla_training.evaluation.accuracy import (
+    Range,
+    dimension_errors,
+    gripper_flips,
+    nrmse,
+    token_agreement,
+)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame's outcome. Actions in the units of the evaluation's spec, latency in seconds."""
+
+    number: int
+    total: int
+    episode: int
+    step: int
+    instruction: str
+    truth: np.ndarray
+    predicted: np.ndarray
+    accuracy: float
+    accuracy_clipped: float
+    mean_accuracy: float
+    mean_accuracy_clipped: float
+    latency: float
+    tokens: np.ndarray | None = None
+    reference: np.ndarray | None = None
+    reference_latency: float | None = None
+    reference_tokens: np.ndarray | None = None
+
+
+@dataclass
+class Evaluation:
+    """All frames, and what they amount to."""
+
+    model: str
+    dataset: str
+    action_space: str
+    spec: ActionSpec
+    bounds: Range
+    reference: str | None = None
+    notes: list[str] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
+    complete: bool = True
+
+    @property
+    def truth(self) -> np.ndarray:
+        return np.stack([f.truth for f in self.frames])
+
+    @property
+    def predicted(self) -> np.ndarray:
+        return np.stack([f.predicted for f in self.frames])
+
+    def statistics(self) -> dict[str, Any]:
+        """Figures of every frame and their means, as `--save-stats` stores them.
+
+        latency, eval_latency in seconds; error, eval_error: NRMSE of model and of reference model
+        against the truth; quant_error: of the model against the reference model; *_clipped: with
+        the truth clipped to q01/q99.
+        """
+        truth, predicted, bounds = self.truth, self.predicted, self.bounds
+        clipped = bounds.clip(truth)
+        lists = {
+            "latency": np.array([f.latency for f in self.frames]),
+            "error": nrmse(truth, predicted, bounds),
+            "error_clipped": nrmse(clipped, predicted, bounds),
+        }
+        if self.reference is not None:
+            reference = np.stack([f.reference for f in self.frames])
+            lists |= {
+                "eval_latency": np.array([f.reference_latency for f in self.frames]),
+                "eval_error": nrmse(truth, reference, bounds),
+                "eval_error_clipped": nrmse(clipped, reference, bounds),
+                "quant_error": nrmse(reference, predicted, bounds),
+            }
+        empty = {"eval_latency": [], "eval_error": [], "quant_error": []}
+        return {
+            "model": self.model,
+            "reference_model": self.reference,
+            "dataset": self.dataset,
+            "action_space": self.action_space,
+            "complete": self.complete,
+            "notes": self.notes,
+            "mean": self._means(lists),
+            "dimensions": [asdict(e) for e in dimension_errors(truth, predicted, self.spec)],
+            "gripper": self._gripper(),
+            "tokens": self._tokens(),
+            **empty,
+            **{k: v.tolist() for k, v in lists.items()},
+        }
+
+    def _means(self, lists: Mapping[str, np.ndarray]) -> dict[str, float]:
+        mean = {k: float(v.mean()) for k, v in lists.items()}
+        mean |= {
+            "timesteps": len(self.frames),
+            "episodes": len({f.episode for f in self.frames}),
+            "fps": 1 / mean["latency"],
+            "accuracy": 1 - mean["error"],
+            "accuracy_clipped": 1 - mean["error_clipped"],
+        }
+        if self.reference is not None:
+            mean |= {
+                "eval_fps": 1 / mean["eval_latency"],
+                "eval_accuracy": 1 - mean["eval_error"],
+                "eval_accuracy_clipped": 1 - mean["eval_error_clipped"],
+            }
+        return mean
+
+    def _gripper(self) -> dict[str, int] | None:
+        found = gripper_flips(self.truth, self.predicted, self.spec)
+        return None if found is None else {**asdict(found), "flips": found.flips}
+
+    def _tokens(self) -> dict[str, Any] | None:
+        ours = [f.tokens for f in self.frames]
+        theirs = [f.reference_tokens for f in self.frames]
+        if any(t is None for t in (*ours, *theirs)):
+            return None
+        return asdict(token_agreement(ours, theirs))

@@ -1,0 +1,1 @@
+"""Fine-tuning of checkpoints: LoRA, QLoRA or all weights, on one GPU or many."""

@@ -1,0 +1,55 @@
+"""The model under training at work in simulation, in the training processes themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from vla_inference.policies.openvla.policy import Policy
+from vla_sim_bridge.envs.protocol import make_world
+from vla_sim_bridge.evaluation.rollout import run_episode, summarise
+from vla_training.finetune.distributed import Place
+
+SEED = 1_000_003  # of episodes that nothing else draws from
+
+
+class ClosedLoop:
+    """Episodes 0..N-1 of a seed of its own; each process plays its share of them.
+
+    cameras: what the model sees, in its order. The world is made at once, so that what is wrong
+    with it shows before training.
+    """
+
+    def __init__(self, task: str, cameras: Sequence[str], episodes: int, place: Place):
+        self.world = make_world(task, tuple(cameras))
+        self.episodes, self.place = episodes, place
+
+    def act(self, policy: Policy):
+        space = next(iter(policy.config.norm_stats))
+        return partial(policy.predict_action, action_space=space)
+
+    def try_once(self, policy: Policy) -> None:
+        """One answer, so that a model which cannot look at this world is known of."""
+        self.world.reset(np.random.default_rng(0))
+        self.act(policy)(self.world.observation())
+
+    def play(self, policy: Policy) -> dict[str, Any]:
+        """All episodes, as `summarise` counts them; every process gets the same."""
+        place, results = self.place, []
+        steps = max(1, policy.config.head.chunk // 2)
+        for begin in range(0, self.episodes, place.world):
+            index = begin + place.rank
+            if index < self.episodes:
+                act, horizon = self.act(policy), self.world.task.horizon
+                results.append(run_episode(self.world, act, SEED, index, horizon, steps))
+            # Together after each episode: nobody waits for longer than one lasts.
+            place.barrier()
+        if place.world > 1:
+            parts: list = [None] * place.world
+            dist.all_gather_object(parts, results)
+            results = sorted((r for part in parts for r in part), key=lambda r: r.index)
+        return summarise(results)

@@ -1,0 +1,95 @@
+"""What a run measures now and then: held-out episodes, and the model at work in simulation."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vla_inference.checkpoints.load import place
+from vla_inference.policies.openvla.model import VLA
+from vla_inference.policies.openvla.policy import Policy
+from vla_training.finetune import distributed
+from vla_training.finetune.closed_loop import ClosedLoop
+from vla_training.finetune.config import PRECISIONS
+from vla_training.finetune.logger import Meter
+from vla_training.loader.mixture import batches
+
+if TYPE_CHECKING:
+    from vla_training.finetune.finetune import Finetuner
+
+
+@torch.no_grad()
+def validate(run: Finetuner) -> dict[str, Any] | None:
+    """Loss and errors on held-out episodes, the same frames each time."""
+    c, here = run.config, run.place
+    if run.held is None:
+        return None
+    meter = Meter()
+    run.objective.eval()
+    frames = len(run.held.mixture)
+    count = min(c.val_batches, math.ceil(frames / (c.batch_size * here.world)))
+    for batch in batches(run.held, 0, count, c.batch_size, 0, here.rank, here.world):
+        loss, measured = run.objective(batch.to(here.device))
+        meter.add({"loss": loss, **measured})
+    run.objective.train()
+    values = meter.means()
+    error = [here.agree(e, "avg") for e in values.pop("error")]
+    values = {k: here.agree(v, "avg") for k, v in values.items()}
+    values |= {"l1": sum(error) / len(error), "error": error}
+    run.log.write("validation", run.progress.step, values)
+    run.log.say(f"validation  loss {values['loss']:.4f}  L1 {values['l1']:.4f}")
+    return values
+
+
+def make_closed_loop(run: Finetuner) -> ClosedLoop:
+    """The world of the closed loop, tried once with the model as it is before training."""
+    c, source = run.config, run.samples.mixture.sources[0]
+    count = run.shape.head.num_images
+    cameras = source.cameras or tuple(source.open().cameras())
+    loop = ClosedLoop(c.closed_loop_task, cameras[:count], c.closed_loop_episodes, run.place)
+    with _policy(run) as policy:
+        loop.try_once(policy)
+    return loop
+
+
+def closed_loop(run: Finetuner) -> dict[str, Any]:
+    """Success in simulation; each process plays its share."""
+    with _policy(run) as policy:
+        values = run.loop.play(policy)
+    run.log.write("closed_loop", run.progress.step, values)
+    run.log.say(f"closed loop  {values['successes']} of {values['episodes']}")
+    return values
+
+
+@contextlib.contextmanager
+def _policy(run: Finetuner) -> Iterator[Policy]:
+    """The model under training, as it answers in inference.
+
+    Sharded weights are gathered into a copy for as long as it lasts: each device needs room for
+    all of them in what layers compute in.
+    """
+    device = run.place.device
+    dtype, model = run.objective.dtype, run.model
+    if distributed.is_sharded(run.objective):
+        dtype = PRECISIONS[run.precision]
+        model = gather(run, dtype)
+    run.objective.eval()
+    # Heads that are trained in float32 beside a bfloat16 base are run in bfloat16.
+    low = torch.autocast(device.split(":")[0], dtype, enabled=dtype != torch.float32)
+    with torch.no_grad(), low:
+        yield Policy(model, run.tokenizer, device, dtype)
+    run.objective.train()
+
+
+def gather(run: Finetuner, dtype: torch.dtype) -> VLA:
+    """A plain copy of sharded weights on this device; all processes have to ask together."""
+    with torch.device("meta"):
+        model = VLA(run.model.config)
+    for key, value in run.model.state_dict().items():
+        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+        place(model, key, whole.detach().to(run.place.device, dtype))
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,309 @@
+"""Fine-tuning: LoRA, QLoRA or all weights, of openvla-7b or of the small model alike.
+
+A run's folder holds `state/` (to go on from), `adapter/` (LoRA, as peft has it), `checkpoint/`
+(the finished model, merged), metrics.jsonl, TensorBoard's files and, in finetune.json, its
+settings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vla_inference.checkpoints.load import load_tokenizer
+from vla_inference.errors import VlaError
+from vla_inference.system.files import write_whole
+from vla_training.finetune import distributed
+from vla_training.finetune.config import PRECISIONS, FinetuneConfig
+from vla_training.finetune.errors import explained
+from vla_training.finetune.evaluation import closed_loop, make_closed_loop, validate
+from vla_training.finetune.export import export
+from vla_training.finetune.graceful_stop import Stop
+from vla_training.finetune.identity import check_identity
+from vla_training.finetune.logger import Meter, Rate, RunLog, SpikeGuard, memory_gb
+from vla_training.finetune.model_setup import choose_head, find_base, open_model
+from vla_training.finetune.objective import Batch, Objective
+from vla_training.finetune.train_modules import prepare
+from vla_training.finetune.training_state import find_states, load_state, read_about, save_state
+from vla_training.loader.frame_index import FrameIndex, index_frames
+from vla_training.loader.mixture import Mixture, Samples, batches, mix
+from vla_training.loader.online import Stream
+from vla_training.lora.layers import add_lora
+
+
+@dataclass
+class Progress:
+    """How far a run has come; saved with its state."""
+
+    step: int = 0
+    samples: int = 0
+    guard: SpikeGuard = field(default_factory=SpikeGuard)
+
+
+class Finetuner:
+    """Holds what a run consists of; `run` goes on from wherever it stands."""
+
+    def __init__(self, config: FinetuneConfig, place: distributed.Place):
+        config.check()
+        self.config, self.place, self.folder = config, place, Path(config.folder)
+        self.log = RunLog(
+            self.folder, 0, place.first, config.quiet, config.tensorboard, config.wandb,
+            config.settings(),
+        )  # fmt: skip
+        self.base, given = find_base(config.vla_path)
+        head = choose_head(
+            given.head, config.action_head, config.chunk, config.num_images, config.proprio_dim
+        )
+        crop = 0.9 if config.image_aug else given.center_crop
+        self.shape = dataclasses.replace(given, head=head, center_crop=crop)
+        self.tokenizer = load_tokenizer(self.base)
+        self.progress = Progress(guard=SpikeGuard(config.spike_factor))
+        o = config.online
+        rounds = math.ceil(config.max_steps / o.steps) if o.tasks else 0
+        self.stream = Stream(o, self.folder / "online", place, rounds) if o.tasks else None
+        # A name of the base's own keeps its bounds, and with them what its outputs mean.
+        name, known = config.action_space, given.norm_stats
+        self.statistics = {name: known[name]} if name in known else None
+        train, held = self._mix(0)
+        self.statistics = train.statistics
+        self.samples = self._samples(train, config.image_aug)
+        self.samples.check()
+        self.held = self._samples(held, False) if len(held) else None
+        self._frames = [len(train), len(held)]
+        self.objective, self.model_json = self._model(head)
+        self.model = self.objective.vla
+        self.trained = [p for p in self.objective.parameters() if p.requires_grad]
+        self.loop = make_closed_loop(self) if config.closed_loop_steps else None
+        self.optimizer = torch.optim.AdamW(
+            self.trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.total = config.max_steps or math.ceil(config.epochs * len(train) / self.per_step)
+        self.log.total = self.total
+        self.log.say(
+            f"{len(train)} frames to train on, {len(held)} held out; {self.total} steps of "
+            f"{self.per_step}; {sum(p.numel() for p in self.trained):,} weights are trained"
+        )
+
+    @property
+    def precision(self) -> str:
+        """What layers compute in, by name."""
+        usual = "bf16" if self.place.device.startswith("cuda") else "fp32"
+        return usual if self.config.precision == "auto" else self.config.precision
+
+    @property
+    def per_step(self) -> int:
+        c = self.config
+        return c.batch_size * c.grad_accumulation_steps * self.place.world
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings' (`FinetuneConfig.identity`), and how many frames there are."""
+        return {**self.config.identity(self.place.world), "frames": self._frames}
+
+    def _mix(self, number: int) -> tuple[Mixture, Mixture]:
+        """What round `number` of online training is trained on, and what is held out of it.
+
+        The first process makes the indices that are missing, the others read them.
+        """
+        c, where = self.config, self.folder.parent / "statistics"
+        sources = [*c.sources, *(self.stream.sources(number) if self.stream else ())]
+        proprio = self.shape.head.proprio_dim > 0
+
+        def read() -> list[FrameIndex]:
+            return [index_frames(s, where, proprio, self.log.say) for s in sources]
+
+        indices = read() if self.place.first else []
+        self.place.barrier()
+        # Rounds are one data set to the model: what the first says of actions holds for all.
+        space = c.action_space or ("online" if self.stream else None)
+        return mix(sources, indices or read(), self.shape, c.val_split, space, self.statistics)
+
+    def _samples(self, mixture: Mixture, augmented: bool) -> Samples:
+        text = self.tokenizer.to_str()
+        return Samples(mixture, self.shape, text, self.config.seed, augmented)
+
+    def _model(self, head) -> tuple[Objective, dict]:
+        c, device, precision = self.config, self.place.device, self.precision
+        sharded = not self.config.lora and torch.distributed.is_initialized()
+        # A float32 copy of all weights exists only where they are trained on one device.
+        dtype = PRECISIONS[precision] if self.config.lora or sharded else torch.float32
+        model, raw = open_model(
+            self.base, head, self.statistics, c.image_aug, device, dtype, c.seed
+        )
+        if c.quantize:
+            from vla_inference.quantization import get_format
+            from vla_inference.quantization.rounding import quantize_model
+
+            quantize_model(model, get_format(c.quantize), "rtn")
+        if self.config.lora:
+            add_lora(model, self.config.lora, c.seed)
+        else:
+            model.requires_grad_(True)
+            if not c.train_vision:
+                model.vision_backbone.requires_grad_(False)
+        prepare(model, c.compile, c.gradient_checkpointing)
+        objective = Objective(model, model.config.center_crop > 0).train()
+        if sharded:
+            distributed.shard(objective, self.place, c.reshard, low=PRECISIONS[precision])
+        elif not self.config.lora and precision == "bf16":
+            objective.autocast = torch.bfloat16
+        return objective, raw
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Go on from the newest state in the run's folder."""
+        states = find_states(self.folder / "state")
+        if not states:
+            raise VlaError(
+                f"{self.folder} holds no saved state to go on from", "start without --resume"
+            )
+        saved = read_about(states[-1]).get("identity", {})
+        check_identity(states[-1], saved, self.identity)
+        about = load_state(states[-1], self.objective, self.optimizer)
+        self.progress.step, self.progress.samples = about["step"], about["samples"]
+        self.progress.guard.load(about["guard"])
+        self.log.rewind(self.progress.step)
+        self.log.say(f"going on from step {self.progress.step}")
+
+    def _batches(self) -> Iterator[Batch]:
+        c, place = self.config, self.place
+        begin = self.progress.samples // (c.batch_size * place.world)
+        end = begin + (self.total - self.progress.step) * c.grad_accumulation_steps
+        pin, length = place.device.startswith("cuda"), c.online.steps * c.grad_accumulation_steps
+        while begin < end:
+            upto = end
+            if self.stream:
+                number = begin // length
+                upto = min(end, (number + 1) * length)
+                if number:
+                    self.samples = self._samples(self._mix(number)[0], c.image_aug)
+                    self.log.say(f"round {number}: {len(self.samples.mixture)} frames")
+            yield from batches(
+                self.samples, begin, upto, c.batch_size, c.workers, place.rank, place.world, pin
+            )
+            begin = upto
+
+    def run(self, stop: Stop) -> bool:
+        """Train to the end; returns False where it was stopped early. Either way it is saved."""
+        c, p, place = self.config, self.progress, self.place
+        meter, rate, loader = Meter(), Rate(self.total, p.step), self._batches()
+        while p.step < self.total:
+            for group in self.optimizer.param_groups:
+                group["lr"] = c.rate(p.step, self.total)
+            norm = self._step(loader, meter)
+            p.step += 1
+            p.samples += self.per_step
+            if p.step % c.log_steps == 0 or p.step == self.total:
+                self._report(meter, rate, norm)
+            if c.val_steps and p.step % c.val_steps == 0:
+                validate(self)
+            if c.closed_loop_steps and p.step % c.closed_loop_steps == 0:
+                closed_loop(self)
+            asked = place.agree(float(stop.asked)) > 0
+            if p.guard.hopeless:
+                self.save()
+                raise VlaError(
+                    f"{p.guard.in_a_row} steps in a row had gradients out of bounds (the last "
+                    f"{norm:g}); step {p.step} is saved",
+                    "lower the learning rate, or look for broken data",
+                )
+            if asked and p.step < self.total:
+                self.log.say(f"stopping after step {p.step} ({stop.why or 'asked elsewhere'})")
+                self.log.write("event", p.step, {"stopped": stop.why or "asked elsewhere"})
+                self.save()
+                return False
+            if c.save_steps and p.step % c.save_steps == 0 and p.step < self.total:
+                self.save()
+        self.save()
+        return True
+
+    def _step(self, loader: Iterator[Batch], meter: Meter) -> float:
+        """One update; the gradient's norm. The norm is all that is read back from the device."""
+        c, count = self.config, self.config.grad_accumulation_steps
+        for i in range(count):
+            batch = next(loader).to(self.place.device)
+            distributed.communicate(self.objective, i == count - 1)
+            loss, measured = self.objective(batch)
+            (loss / count).backward()
+            meter.add({"loss": loss, **measured})
+        if not distributed.is_sharded(self.objective):
+            distributed.average_gradients(self.trained, self.place)
+        total = distributed.gradient_norm(self.trained)
+        norm = total.item()
+        if self.progress.guard.skips(norm):
+            self.log.say(f"step {self.progress.step + 1}: gradient of {norm:g}, skipped")
+            self.log.write("event", self.progress.step + 1, {"skipped_gradient": str(norm)})
+        else:
+            if norm > c.max_grad_norm:
+                distributed.scale_gradients(self.trained, c.max_grad_norm / (norm + 1e-6))
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _report(self, meter: Meter, rate: Rate, norm: float) -> None:
+        means = meter.means()
+        error = [self.place.agree(e, "avg") for e in means.pop("error")]
+        values = {
+            **{k: self.place.agree(v, "avg") for k, v in means.items()},
+            "l1": sum(error) / len(error), "error": error, "gradient_norm": norm,
+            "skipped": self.progress.guard.skipped,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            **rate.since(self.progress.step, self.per_step),
+            "memory_gb": memory_gb(self.place.device),
+        }  # fmt: skip
+        self.log.train(self.progress.step, values)
+
+    def save(self) -> None:
+        p = self.progress
+        about = {
+            "samples": p.samples, "guard": p.guard.state(),
+            "identity": self.identity,
+        }  # fmt: skip
+        save_state(
+            self.folder / "state", p.step, self.objective, self.optimizer, about, self.place
+        )
+        self.log.write("event", p.step, {"saved": True})
+
+    def close(self) -> None:
+        self.log.close()
+        if self.stream:
+            self.stream.close()
+
+
+def finetune(config: FinetuneConfig, resume: bool = False) -> Path:
+    """Run to the end, or until asked to stop; returns the finished checkpoint (or the adapter)."""
+    config.check()
+    folder = Path(config.folder)
+    if not resume and (folder / "finetune.json").exists():
+        raise VlaError(
+            f"{folder} holds an earlier run", "go on with --resume, or choose another folder"
+        )
+    cuda = torch.cuda.is_available() and config.device != "cpu"
+    place = distributed.start(config.device, sharded=cuda and not config.lora_rank)
+    run = None
+    try:
+        torch.set_float32_matmul_precision("high")
+        with explained(config, place):
+            run = Finetuner(config, place)
+            if resume:
+                run.resume()
+            if place.first:
+                write_whole(folder / "finetune.json", json.dumps(config.settings(), indent=2))
+            with Stop().watching() as stop:
+                run.run(stop)
+                return export(run)
+    finally:
+        if run is not None:
+            run.close()
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # it is empty where nothing came of it
+        distributed.stop()

@@ -1,0 +1,149 @@
+"""What training must know of a data set before the first step, worked out once and kept on disk.
+
+One safetensors file per data set: all actions, states where the model takes them, the length of
+each episode, and the statistics. It is made anew when the data's files change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_inference.errors import DataError
+from vla_inference.system.files import write_whole
+from vla_inference.types import ActionSpec
+from vla_training.datasets import EpisodeSet, open_dataset
+from vla_training.datasets.base import action_statistics, column_statistics
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set of a mixture.
+
+    weight: its share of the samples beside the others'; None goes by its number of frames.
+    cameras: in the order the model takes them; empty takes the data set's own order.
+    options: what its reader takes (`open_dataset`), "kind" among them.
+    """
+
+    path: str
+    weight: float | None = None
+    cameras: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def open(self) -> EpisodeSet:
+        return open_dataset(self.path, **self.options)
+
+
+@dataclass
+class FrameIndex:
+    """All frames of a data set by number, one episode after the other.
+
+    actions: float32 [N, D], in the units of `spec`; states: float32 [N, P] or None;
+    ends: int64 [E], one past each episode's last frame.
+    """
+
+    name: str
+    actions: np.ndarray
+    ends: np.ndarray
+    statistics: dict
+    spec: ActionSpec | None = None
+    states: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def locate(self, frame: int) -> tuple[int, int]:
+        """Episode, and step within it."""
+        episode = int(np.searchsorted(self.ends, frame, side="right"))
+        return episode, frame - (int(self.ends[episode - 1]) if episode else 0)
+
+    def held_out(self, share: float) -> np.ndarray:
+        """Frames of every k-th episode, for validation: bool [N]"""
+        if share <= 0:
+            return np.zeros(len(self), bool)
+        every = max(2, round(1 / share))
+        episode = np.searchsorted(self.ends, np.arange(len(self)), side="right")
+        return episode % every == every - 1
+
+
+def index_frames(
+    source: Source,
+    folder: str | os.PathLike,
+    proprio: bool = False,
+    report: Callable[[str], None] = lambda _: None,
+) -> FrameIndex:
+    """The index of a data set, from `folder` if it lies there and fits the data as it is now."""
+    data = source.open()
+    mark = fingerprint(source, proprio)
+    path = Path(folder) / f"{data.name}-{mark[:16]}.safetensors"
+    if path.is_file():
+        return _load(path, data)
+    report(f"{data.path}: reading {len(data)} episodes once")
+    actions = [np.asarray(data.actions(i), np.float32) for i in range(len(data))]
+    statistics = action_statistics(actions, data.spec, str(data.path))
+    states = None
+    if proprio:
+        states = np.concatenate([_states(data, i, len(a)) for i, a in enumerate(actions)])
+        if not np.isfinite(states).all():
+            raise DataError(f"{data.path}: a state is not finite", "mend the data")
+        statistics["proprio"] = bounds(states)
+    ends = np.cumsum([len(a) for a in actions]).astype(np.int64)
+    index = FrameIndex(data.name, np.concatenate(actions), ends, statistics, data.spec, states)
+    _save(path, index)
+    return index
+
+
+def fingerprint(source: Source, proprio: bool) -> str:
+    """Changes when a file of the data set changes in size or time."""
+    root = Path(source.path).expanduser().resolve()
+    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
+    stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    about = [stats, sorted(source.options.items()), proprio]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+
+def bounds(values: np.ndarray) -> dict:
+    """Statistics of states [N, P]; all dimensions are scaled."""
+    return {**column_statistics(values.astype(np.float64)), "mask": [True] * values.shape[1]}
+
+
+def _states(data: EpisodeSet, episode: int, length: int) -> np.ndarray:
+    if hasattr(data, "episodes") and hasattr(data.episodes, "states"):  # HDF5: no picture is read
+        states = data.episodes.states(episode)
+        rows = [None] * length if states is None else list(states)
+    else:
+        rows = [s.observation.state for s in data[episode].steps]
+    if any(r is None for r in rows):
+        raise DataError(
+            f"{data.path}: episode {episode} has no state, and the model takes proprioception",
+            "record it, or fine-tune a model without",
+        )
+    return np.asarray(rows, np.float32).reshape(length, -1)
+
+
+def _save(path: Path, index: FrameIndex) -> None:
+    from safetensors.numpy import save
+
+    tensors = {"actions": index.actions, "ends": index.ends}
+    if index.states is not None:
+        tensors["states"] = index.states
+    write_whole(path, save(tensors, {"statistics": json.dumps(index.statistics)}))
+
+
+def _load(path: Path, data: EpisodeSet) -> FrameIndex:
+    from safetensors import safe_open
+
+    with safe_open(path, "np") as file:
+        statistics = json.loads(file.metadata()["statistics"])
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    return FrameIndex(
+        data.name, tensors["actions"], tensors["ends"], statistics, data.spec,
+        tensors.get("states"),
+    )  # fmt: skip

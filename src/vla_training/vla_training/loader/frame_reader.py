@@ -1,0 +1,67 @@
+"""Single frames of a data set, without reading what lies around them where that can be helped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+
+import numpy as np
+
+from vla_inference.errors import DataError
+from vla_training.datasets import EpisodeSet
+from vla_training.datasets.hdf5.images import ImageColumn, ImageColumnSet
+
+
+class FrameReader:
+    """Pictures and instruction of a step.
+
+    cameras: which, in the model's order; empty takes the data set's first `count`.
+    """
+
+    def __init__(self, data: EpisodeSet, cameras: Sequence[str], count: int):
+        self.data = data
+        there = data.cameras()
+        self.cameras = list(cameras) or there[:count]
+        missing = [c for c in self.cameras if c not in there]
+        if missing:
+            raise DataError(
+                f"{data.path} has no pictures of camera {missing[0]!r}",
+                f"cameras: {', '.join(there) or 'none'}",
+            )
+        if len(self.cameras) != count:
+            raise DataError(
+                f"the model takes {count} pictures, {data.path} gives {len(self.cameras)} "
+                f"({', '.join(self.cameras) or 'none'})",
+                "name that many cameras",
+            )
+        # Neighbours are rarely asked for: frames come shuffled.
+        self.episode = lru_cache(4)(data.__getitem__)
+        self.stored = lru_cache(64)(partial(_stored, data, self.cameras))
+
+    def read(self, episode: int, step: int) -> tuple[list[np.ndarray], str]:
+        """uint8 [H, W, 3] of each camera, and the sentence."""
+        if isinstance(self.data, ImageColumnSet):  # one frame at a time
+            columns, texts = self.stored(episode)
+            pictures, text = [c.read(step) for c in columns], texts[step]
+        else:
+            seen = self.episode(episode).steps[step].observation
+            pictures, text = [seen.images[c] for c in self.cameras], seen.instruction
+        if not text.strip():
+            raise DataError(
+                f"{self.data.path}: step {step} of episode {episode} has no instruction",
+                "leave that dataset out, or convert it with --instruction",
+            )
+        return pictures, text
+
+
+def _stored(
+    data: ImageColumnSet, cameras: Sequence[str], episode: int
+) -> tuple[list[ImageColumn], list[str]]:
+    columns = data.columns(episode, cameras, shuffled=True)
+    missing = [c for c in cameras if c not in columns]
+    if missing:
+        raise DataError(
+            f"{data.path}: episode {episode} has no images of camera {missing[0]!r}",
+            "leave that camera out, or the episode",
+        )
+    return [columns[c] for c in cameras], data.instructions(episode)

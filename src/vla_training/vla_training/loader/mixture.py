@@ -1,0 +1,287 @@
+"""Batches from weighted mixtures of data sets, decoded ahead by worker processes.
+
+Which frame stands at which position, and how it is changed, follows from the seed and the position
+alone: a run that is resumed, or spread over another number of devices, sees the same data.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vla_inference.errors import DataError, VlaError
+from vla_inference.policies.openvla.action_tokens import Normalisation
+from vla_inference.policies.openvla.config import HeadConfig, ModelConfig
+from vla_inference.policies.openvla.preprocessing import (
+    PromptTokenizer,
+    crop,
+    letterbox,
+    resize,
+    shortest_edge,
+)
+from vla_training.finetune.objective import Batch
+from vla_training.loader.augment import draw
+from vla_training.loader.frame_index import FrameIndex, Source
+from vla_training.loader.sampler import Order, rng
+
+WIDTH = 8  # prompts are padded to a multiple, so that few shapes occur
+
+
+@dataclass
+class Mixture:
+    """Data sets with their indices, and which of their frames are drawn from.
+
+    spaces: of each, the name of the statistics its actions are normalised by.
+    """
+
+    sources: list[Source]
+    indices: list[FrameIndex]
+    frames: list[np.ndarray]
+    spaces: list[str]
+    statistics: dict[str, dict]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.frames))
+
+    @property
+    def weights(self) -> list[float]:
+        """Shares of the samples; those not given go by the number of frames."""
+        given = [s.weight for s in self.sources]
+        if all(w is None for w in given):
+            return [float(len(f)) for f in self.frames]
+        return [1.0 if w is None else w for w in given]
+
+
+def mix(
+    sources: Sequence[Source],
+    indices: Sequence[FrameIndex],
+    config: ModelConfig,
+    validation: float = 0.0,
+    shared: str | None = None,
+    statistics: Mapping[str, dict] | None = None,
+) -> tuple[Mixture, Mixture]:
+    """What is trained on, and what is held out.
+
+    shared: one action space of that name for all data sets, whose actions then have to mean the
+        same; None gives each its own, as OpenVLA has it.
+    statistics: those of `shared`, where they are not to be worked out of these data sets.
+    """
+    size = config.head.action_dim
+    for index, source in zip(indices, sources, strict=True):
+        if index.actions.shape[1] != size:
+            raise DataError(
+                f"the actions of {source.path} have {index.actions.shape[1]} dimensions, the "
+                f"model's {size}",
+                "convert the data set, or fine-tune another model",
+            )
+    if shared is None:
+        spaces, statistics = [], {}
+        for index in indices:
+            name = index.name
+            while name in statistics:
+                name += "_"
+            statistics[name] = index.statistics
+            spaces.append(name)
+    else:
+        spaces = [shared] * len(indices)
+        statistics = dict(statistics or {shared: _joined(indices, shared)})
+    held = [i.held_out(validation) for i in indices]
+    parts = []
+    for chosen in ([~h for h in held], held):
+        frames = [np.flatnonzero(c) for c in chosen]
+        keep = [i for i, f in enumerate(frames) if len(f)]
+        parts.append(
+            Mixture(
+                [sources[i] for i in keep], [indices[i] for i in keep],
+                [frames[i] for i in keep], [spaces[i] for i in keep], statistics,
+            )
+        )  # fmt: skip
+    if len(parts[0].sources) != len(sources):
+        raise DataError("a data set has no frame left to train on", "generate more episodes")
+    return parts[0], parts[1]
+
+
+def _joined(indices: Sequence[FrameIndex], name: str) -> dict:
+    from vla_training.datasets.base import action_statistics
+    from vla_training.loader.frame_index import bounds
+
+    if len({i.spec for i in indices}) > 1:
+        raise DataError(
+            "the data sets' actions don't mean the same", "give each its own action space"
+        )
+    joined = action_statistics([i.actions for i in indices], indices[0].spec, name)
+    if indices[0].states is not None:
+        joined["proprio"] = bounds(np.concatenate([i.states for i in indices]))
+    joined["num_trajectories"] = sum(len(i.ends) for i in indices)
+    return joined
+
+
+def _bounds(
+    statistics: Mapping[str, dict], space: str, part: str, size: int, head: HeadConfig
+) -> Normalisation:
+    """What -1 and 1 stand for; part: "action" or "proprio"."""
+    entry = statistics[space].get(part)
+    if not isinstance(entry, Mapping):
+        raise DataError(
+            f"the statistics of {space!r} have no {part!r}",
+            "give --action-space another name, so that they are worked out of the data",
+        )
+    found = Normalisation.from_statistics(entry, f"the statistics of {space!r}", head.bounds)
+    if len(found) != size:
+        what = "actions" if part == "action" else "states"
+        raise DataError(
+            f"the {what} of {space!r} have {len(found)} numbers, the model takes {size}",
+            "fine-tune a model of that size",
+        )
+    return found
+
+
+class Samples(torch.utils.data.Dataset):
+    """Samples by position; what a worker process holds. Data sets are opened in the worker."""
+
+    def __init__(
+        self, mixture: Mixture, config: ModelConfig, tokenizer: str, seed: int, augmented: bool
+    ):
+        self.mixture, self.config, self.seed = mixture, config, seed
+        self.augmented, self.tokenizer = augmented, tokenizer
+        self.order = None
+        head = config.head
+        known, spaces = mixture.statistics, mixture.spaces
+        self.normalise = [_bounds(known, s, "action", head.action_dim, head) for s in spaces]
+        size = head.proprio_dim
+        self.proprio = [_bounds(known, s, "proprio", size, head) if size else None for s in spaces]
+
+    def check(self) -> None:
+        """Read one frame, so that what is wrong with all of them is known before training."""
+        sample = self[0]
+        if isinstance(sample, VlaError):
+            raise sample
+
+    def _open(self) -> None:
+        from tokenizers import Tokenizer
+
+        from vla_training.loader.frame_reader import FrameReader
+
+        m = self.mixture
+        self.prompt = PromptTokenizer(self.config, Tokenizer.from_str(self.tokenizer))
+        count = self.config.head.num_images
+        self.readers = [FrameReader(s.open(), s.cameras, count) for s in m.sources]
+        self.order = Order([len(f) for f in m.frames], m.weights, self.seed)
+
+    def __getstate__(self):
+        return {k: v for k, v in self.__dict__.items() if k not in OPENED} | {"order": None}
+
+    def __getitem__(self, position: int) -> dict | VlaError:
+        try:
+            return self._sample(position)
+        except VlaError as error:  # raised by the training process, as it was meant
+            return error
+
+    def _sample(self, position: int) -> dict:
+        if self.order is None:
+            self._open()
+        source, number = self.order(position)
+        m, head = self.mixture, self.config.head
+        index, frame = m.indices[source], int(m.frames[source][number])
+        episode, step = index.locate(frame)
+        pictures, instruction = self.readers[source].read(episode, step)
+        future = frame + np.arange(head.chunk)
+        inside = future < index.ends[episode]
+        actions = index.actions[np.where(inside, future, frame)].astype(np.float64)
+        sample = {
+            "pictures": np.stack([self.resize(p) for p in pictures]),
+            "ids": self.prompt(instruction),
+            "targets": self.normalise[source].normalise(actions).astype(np.float32),
+            "inside": inside,
+            "source": source,
+        }
+        if self.augmented:
+            sample["numbers"] = draw(rng(self.seed, 3, position))
+        if head.proprio_dim:
+            state = index.states[frame].astype(np.float64)
+            sample["proprio"] = self.proprio[source].normalise(state).astype(np.float32)
+        return sample
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [S, S, 3], by the steps of inference up to its central crop."""
+        size = self.config.towers[0].image_size
+        if image.shape[:2] == (size, size):
+            return image
+        picture, strategy = Image.fromarray(image), self.config.image_resize_strategy
+        if self.config.center_crop:
+            return np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS))
+        if strategy == "letterbox":
+            picture = letterbox(picture, self.config.towers[-1].mean)
+        if strategy == "resize-naive":
+            return np.asarray(resize(picture, (size, size)))
+        return np.asarray(crop(resize(picture, shortest_edge(picture.size, size)), size))
+
+
+OPENED = ("order", "prompt", "readers")
+
+
+def collate(samples: Sequence[dict | VlaError]) -> Batch | VlaError:
+    for sample in samples:
+        if isinstance(sample, VlaError):
+            return sample
+
+    def stacked(key: str) -> torch.Tensor | None:
+        if key not in samples[0]:
+            return None
+        return torch.from_numpy(np.stack([np.asarray(s[key]) for s in samples]))
+
+    lengths = torch.tensor([len(s["ids"]) for s in samples])
+    width = math.ceil(int(lengths.max()) / WIDTH) * WIDTH
+    ids = torch.zeros(len(samples), width, dtype=torch.long)
+    for row, sample in zip(ids, samples, strict=True):
+        row[: len(sample["ids"])] = torch.tensor(sample["ids"])
+    return Batch(
+        stacked("pictures"), ids, stacked("targets"), stacked("inside"),
+        None if bool((lengths == width).all()) else lengths,
+        stacked("numbers"), stacked("proprio"), stacked("source"),
+    )  # fmt: skip
+
+
+def _leave_signals(_: int) -> None:
+    """What asks the run's whole process group to end must not end the reading before the run."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def batches(
+    samples: Samples,
+    begin: int,
+    end: int,
+    batch: int,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    pin: bool = False,
+) -> Iterator[Batch]:
+    """This process's part of the global batches number `begin` to `end`.
+
+    batch: samples per process. Global batch k holds the positions from k * batch * world on.
+    """
+    share = [
+        range((k * world + rank) * batch, (k * world + rank + 1) * batch)
+        for k in range(begin, end)
+    ]
+    options = {}
+    if workers:
+        # Fresh processes: those that run the training hold threads, files and a GPU.
+        options = {"multiprocessing_context": "forkserver", "prefetch_factor": 4}
+        options["worker_init_fn"] = _leave_signals
+    loader = torch.utils.data.DataLoader(
+        samples, batch_sampler=share, num_workers=workers, collate_fn=collate, pin_memory=pin,
+        **options,
+    )  # fmt: skip
+    for made in loader:
+        if isinstance(made, VlaError):
+            raise made
+        yield made

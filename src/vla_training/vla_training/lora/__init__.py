@@ -1,0 +1,1 @@
+"""Low-rank adapters: layers, files, merging, and peft's own."""

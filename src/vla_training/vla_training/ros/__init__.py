@@ -1,0 +1,1 @@
+"""Nodes for recording, training and validation."""

@@ -1,0 +1,226 @@
+"""The recorder: what goes over the graph's topics into a bag for each episode."""
+
+from __future__ import annotations
+
+import importlib
+import sqlite3
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rcl_interfaces.msg import IntegerRange
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rosbags.rosbag2 import WriterError
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import String
+from std_srvs.srv import SetBool
+
+from vla_inference.errors import DataError, VlaError
+from vla_inference.ros.lifecycle import ManagedNode, spin_node
+from vla_inference.ros.parameters import Table, declare, names
+from vla_msgs.msg import ActionChunk, EpisodeStatus
+from vla_training.ros.recording import Heard, Recording
+
+LOOK = 0.1  # s between looks for publishers
+DEPTH = 100
+UNWRITABLE = (OSError, WriterError, sqlite3.Error)
+RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
+LATCHED, VOLATILE = DurabilityPolicy.TRANSIENT_LOCAL, DurabilityPolicy.VOLATILE
+
+PARAMETERS: Table = {
+    "output": ("", "folder that gets a bag for each episode", None),
+    "storage": ("mcap", "mcap or sqlite3", None),
+    "pictures": ("png", "raw pictures as png (lossless), jpeg or raw", None),
+    "image_transport": ("raw", "raw (topic image) or compressed (topic image/compressed)", None),
+    "split": (
+        "status",
+        "episodes by status (vla_msgs/EpisodeStatus), by service (~/record), or off: one bag",
+        None,
+    ),
+    "episodes": (
+        0,
+        "end after so many episodes; 0: never",
+        IntegerRange(from_value=0, to_value=1_000_000),
+    ),
+    "topics": (
+        ["reward", "delta_twist", "target_pose", "gripper", "current_pose", "state"],
+        "more topics to record, of any type, as soon as somebody publishes them",
+        None,
+    ),
+}
+
+
+class RecordNode(ManagedNode):
+    """Subscribes as publishers offer, as rosbag2 does: reliable and latched where all are."""
+
+    TASK = "recorder"
+
+    def __init__(self, name: str = "recorder", **kwargs):
+        super().__init__(name, **kwargs)
+        declare(self, PARAMETERS, read_only=True)
+        self.exit_status: int | None = None
+        self._recording: Recording | None = None
+        # topic -> role, message class, subscription and what it asks for
+        self._wanted: dict[str, tuple[str, Any]] = {}
+        self._ears: dict[str, tuple[Any, tuple]] = {}
+        self._refused: set[str] = set()
+        self.create_service(SetBool, "~/record", self._by_hand)
+        self._timer = None
+
+    def _value(self, name: str) -> Any:
+        return self.get_parameter(name).value
+
+    # -- lifecycle ----------------------------------------------------------------------------
+
+    def do_configure(self) -> None:
+        if not self._value("output"):
+            raise VlaError("parameter 'output' is empty", "set it to a folder")
+        transport = self._value("image_transport")
+        if transport not in ("raw", "compressed"):
+            raise VlaError(f"unknown image_transport {transport!r}", "use raw or compressed")
+        self._recording = Recording(
+            Path(self._value("output")).expanduser(), self._value("storage"),
+            self._value("pictures"), self._value("split"), self._saved,
+        )  # fmt: skip
+        for path in self._recording.left_behind:
+            self.get_logger().warning(f"a recorder was killed; what it had is in {path}")
+        image = self.resolve_topic_name("image")
+        if transport == "compressed":
+            image += "/compressed"
+        self._wanted = {
+            image: ("image", CompressedImage if transport == "compressed" else Image),
+            self.resolve_topic_name("action"): ("action", ActionChunk),
+            self.resolve_topic_name("instruction"): ("instruction", String),
+            self.resolve_topic_name("sim/episode"): ("episode", EpisodeStatus),
+        }
+        for topic in names(self._value("topics")):
+            self._wanted.setdefault(self.resolve_topic_name(topic), ("", None))
+
+    def do_activate(self) -> None:
+        for topic, (role, kind) in self._wanted.items():
+            if kind is not None:  # before the first publisher, so that nothing is missed
+                latched = LATCHED if role == "instruction" else VOLATILE
+                self._subscribe(topic, role, kind, (RELIABLE, latched))
+        self._timer = self.create_timer(LOOK, self._guard(self._look))
+
+    def do_deactivate(self) -> None:
+        if self._timer is not None:
+            self.destroy_timer(self._timer)
+            self._timer = None
+        for ear, _ in self._ears.values():
+            self.destroy_subscription(ear)
+        self._ears.clear()
+
+    def do_cleanup(self) -> None:
+        recording, self._recording = self._recording, None
+        if recording is not None:
+            recording.close()
+            if recording.late:
+                self.get_logger().warning(
+                    f"{recording.late} messages are in no bag: they belong to episodes closed "
+                    "before they came; check clocks and network"
+                )
+
+    # -- subscriptions ------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """For publishers, and for what they offer."""
+        self._recording.tick(self.get_clock().now().nanoseconds)
+        for topic, (role, kind) in self._wanted.items():
+            publishers = self.get_publishers_info_by_topic(topic)
+            if not publishers or topic in self._refused:
+                continue
+            kind = kind or self._find_type(topic, publishers[0].topic_type)
+            if kind is None:
+                continue
+            offers = [p.qos_profile for p in publishers]
+            wish = (
+                RELIABLE if all(o.reliability == RELIABLE for o in offers) else BEST_EFFORT,
+                LATCHED if all(o.durability == LATCHED for o in offers) else VOLATILE,
+            )
+            if topic not in self._ears or self._ears[topic][1] != wish:
+                self._subscribe(topic, role, kind, wish)
+
+    def _find_type(self, topic: str, name: str) -> Any:
+        """The class of "std_msgs/msg/Float32", if we can write it."""
+        try:
+            if name not in self._recording.store.fielddefs:
+                raise VlaError(f"the type {name} is not known", "")
+            package, _, kind = name.split("/")
+            return getattr(importlib.import_module(f"{package}.msg"), kind)
+        except (VlaError, ImportError, AttributeError) as error:
+            self._refused.add(topic)
+            self.get_logger().error(f"{topic} is not recorded: {error}")
+            return None
+
+    def _subscribe(self, topic: str, role: str, kind: Any, wish: tuple) -> None:
+        if topic in self._ears:
+            self.destroy_subscription(self._ears[topic][0])
+        profile = QoSProfile(
+            history=HistoryPolicy.KEEP_LAST, depth=DEPTH, reliability=wish[0], durability=wish[1]
+        )
+        package = kind.__module__.split(".")[0]
+        hear = partial(self._hear, role, topic, f"{package}/msg/{kind.__name__}",
+                       wish[1] == LATCHED)  # fmt: skip
+        ear = self.create_subscription(kind, topic, self._guard(hear), profile, raw=True)
+        self._ears[topic] = (ear, wish)
+
+    def _hear(self, role: str, topic: str, kind: str, latched: bool, data: bytes) -> None:
+        now = self.get_clock().now().nanoseconds
+        try:
+            self._recording.hear(Heard(role, topic, kind, now, bytes(data), latched))
+        except UNWRITABLE:
+            raise
+        except Exception as error:  # whatever its bytes bring about in decoders and rosbags
+            raise DataError(
+                f"a message on {topic} is left out: {error}", "check its publisher"
+            ) from None
+
+    def _guard(self, callback: Any) -> Any:
+        """A callback whose errors end the node: a recorder that writes nothing is none."""
+
+        def guarded(*args):
+            if self._recording is None or self.exit_status is not None:
+                return
+            try:
+                callback(*args)
+            except UNWRITABLE as error:
+                self.get_logger().error(f"cannot record: {error}")
+                self.exit_status = 2
+
+        return guarded
+
+    # -- episodes -----------------------------------------------------------------------------
+
+    def _saved(self, path: Path, about: dict[str, Any], counts: dict[str, int]) -> None:
+        told = ", ".join(f"{n} {t}" for t, n in sorted(counts.items()))
+        print(f"{path}  {about.get('outcome', '')}  {told}", flush=True)
+        limit = self._value("episodes")
+        if limit and self._recording is not None and self._recording.count >= limit:
+            self.exit_status = 0
+
+    def _by_hand(self, request, response):
+        now = self.get_clock().now().nanoseconds
+        try:
+            if self._recording is None:
+                raise VlaError("the recorder is not configured", "configure it first")
+            if self._value("split") != "service":
+                raise VlaError("episodes are not split by service", "set split:=service")
+            if request.data:
+                response.message = self._recording.begin(now)
+            else:
+                self._recording.end(now)
+            response.success = True
+        except VlaError as error:
+            response.message = str(error)
+        return response
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    return spin_node(RecordNode, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,248 @@
+"""Demonstrations as flat arrays of frames, ready for batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vla_inference.errors import DataError
+from vla_inference.types import ActionSpec, eef_delta_spec
+from vla_sim_bridge.generation.hdf5 import Hdf5Episodes
+from vla_training.datasets.base import action_statistics as dataset_statistics
+from vla_training.small_model.auxiliary_targets import (
+    SIZE,
+    other_order,
+    other_scene_of,
+    recorded_scene,
+    scene_of,
+    wordings,
+)
+from vla_training.small_model.reset_images import Stills, is_stills
+
+WORDINGS = 64  # sentences drawn for a scene
+BLOCK = 256  # stills read at a time
+
+
+@dataclass
+class Other:
+    """What the frames would call for if their sentences asked for the other order.
+
+    text [N]: as in `Frames`, -1 where there is no other order. scene [N, SIZE]: NaN there.
+    start, end [N]: as in `Frames`; the same where nobody knows what would be done.
+    """
+
+    text: torch.Tensor
+    scene: torch.Tensor
+    start: torch.Tensor
+    end: torch.Tensor
+
+
+@dataclass
+class Frames:
+    """All steps of all episodes, one after the other, and stills (`stills.py`) after their kind.
+
+    pictures: uint8 [N, H, W, 3]. actions: float32 [M, 7], SI.
+    text: row of `wordings` that fits each frame [N].
+    end: index in `actions` one past the last of the frame's episode [N].
+    episode: number of its episode [N]; each still is its own.
+    sentences: all there are.
+    scene: what the simulator knew [N, SIZE] (`scenes.scene_numbers`), NaN for the frames where it
+        does not tell; None for all.
+    name: of the action space that a model learns from them. spec: what the actions mean.
+    start: index in `actions` of what is done at the frame [N]; its own number if left out.
+    wordings: indices in `sentences` of which any may be said [W, K]; each sentence alone if left
+        out.
+    recorded: how many of `actions` are episodes', ahead of the stills'; all if left out.
+    """
+
+    pictures: torch.Tensor
+    actions: torch.Tensor
+    text: torch.Tensor
+    end: torch.Tensor
+    episode: torch.Tensor
+    sentences: list[str]
+    scene: torch.Tensor | None = None
+    name: str = "generated"
+    spec: ActionSpec = field(default_factory=eef_delta_spec)
+    start: torch.Tensor | None = None
+    wordings: torch.Tensor | None = None
+    other: Other | None = None
+    recorded: int | None = None
+
+    def __post_init__(self):
+        if self.start is None:
+            self.start = torch.arange(len(self.text))
+        if self.wordings is None:
+            self.wordings = torch.arange(len(self.sentences))[:, None]
+        if self.recorded is None:
+            self.recorded = len(self.actions)
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    @property
+    def episodes(self) -> int:
+        """How many there are, stills left out."""
+        return len(self.episode[self.start < self.recorded].unique())
+
+
+def load_frames(
+    paths: Sequence[str | Path],
+    camera: str = "agentview",
+    device: str = "cpu",
+    report: Callable[[str], None] = lambda _: None,
+    count: int = WORDINGS,
+) -> Frames:
+    """Read HDF5 data sets and stills into memory, the pictures straight onto `device`.
+
+    count: sentences that are drawn for a scene whose task can say it in several ways; 0 keeps the
+        recorded ones. Stills have no recorded one.
+    """
+    sets = [Stills(p) if is_stills(p) else Hdf5Episodes(p) for p in paths]
+    total = sum(_frames(s) for s in sets)
+    recorded = sum(_frames(s) for s in sets if isinstance(s, Hdf5Episodes))
+    if not recorded:
+        raise DataError("there are stills alone", "name a data set of episodes as well")
+    filling, pictures, at = _Filling(recorded), None, 0
+    for data, path in zip(sets, paths, strict=True):
+        still = isinstance(data, Stills)
+        parts = _stills(data, count) if still else _episodes(data, camera, count)
+        for images, part in parts:
+            if pictures is None:
+                shape = (total, *images.shape[1:])
+                pictures = torch.empty(shape, dtype=torch.uint8, device=device)
+            if images.shape[1:] != pictures.shape[1:]:
+                raise DataError(
+                    f"{path} has pictures of {images.shape[1:3]}, the first of "
+                    f"{tuple(pictures.shape[1:3])}",
+                    "generate both with one size",
+                )
+            pictures[at : at + len(images)] = torch.from_numpy(images).to(device)
+            filling.add(**part)
+            at += len(images)
+        kind = "stills" if still else "episodes"
+        report(f"{path}: {len(data)} {kind}, {at} frames so far")
+    return filling.frames(pictures)
+
+
+def _frames(data: Stills | Hdf5Episodes) -> int:
+    if isinstance(data, Stills):
+        return len(data)
+    return sum(len(data.group(i)["actions"]) for i in range(len(data)))
+
+
+def _episodes(data: Hdf5Episodes, camera: str, count: int) -> Iterator[tuple[np.ndarray, dict]]:
+    for i in range(len(data)):
+        group, values, states = data.group(i), data.actions(i), data.states(i)
+        n = len(values)
+        if not np.isfinite(values).all():
+            raise DataError(f"{data.path}: demonstration {i} has actions that are not finite")
+        task, drawn = group.attrs.get("task", ""), recorded_scene(group)
+        said = count and wordings(task, drawn, count)
+        part = {
+            "actions": values,
+            "text": [said] * n if said else [(t,) for t in data.instructions(i)],
+            "scene": scene_of(group, states),
+        }
+        if said and (scene := other_scene_of(group, states)) is not None:
+            text = wordings(task, other_order(drawn), count)
+            part["other"] = {"text": [text] * n, "scene": scene}
+        yield data.images(i, camera), part
+
+
+def _stills(data: Stills, count: int) -> Iterator[tuple[np.ndarray, dict]]:
+    for begin in range(0, len(data), BLOCK):
+        end = min(begin + BLOCK, len(data))
+        drawn = data.drawn[begin:end]
+
+        def part(order: int, scenes: list, begin=begin, end=end) -> dict:
+            text = [wordings(data.task, s, count or 1) for s in scenes]
+            scene = data.scenes[begin:end, order]
+            return {"text": text, "scene": scene, "actions": data.actions[begin:end, order]}
+
+        other = part(1, [other_order(s) for s in drawn])
+        yield data.pictures(begin, end), {**part(0, drawn), "other": other}
+
+
+class _Filling:
+    """Collects parts: an episode (actions [T, 7]), or stills (actions [n, T, 7])."""
+
+    def __init__(self, recorded: int):
+        self.recorded = recorded
+        self.columns: dict[str, list] = {}
+        self.actions: list[np.ndarray] = []
+        self.stills: list[np.ndarray] = []
+        self.sentences: dict[str, int] = {}
+        self.rows: dict[tuple[str, ...], int] = {}
+        self.episode = 0
+
+    def add(self, actions, text, scene, other=None) -> None:
+        n, still = len(text), actions.ndim == 3
+        episode = self.episode + np.arange(n) if still else np.full(n, self.episode)
+        self.episode = int(episode[-1]) + 1
+        self._column("episode", episode)
+        self._order("", n, text, scene, actions)
+        if other is None:
+            other = {"text": [None] * n, "scene": None}
+        self._order("other_", n, **other)
+
+    def _order(self, prefix, n, text, scene, actions=None) -> None:
+        """One order's part; without actions nobody knows what would be done."""
+        start = end = np.zeros(n, np.int64)
+        if actions is not None and actions.ndim == 3:
+            done = self.recorded + sum(map(len, self.stills))
+            start = done + actions.shape[1] * np.arange(n)
+            end = start + actions.shape[1]
+            self.stills.append(actions.reshape(-1, 7))
+        elif actions is not None:
+            start = sum(map(len, self.actions)) + np.arange(n)
+            end = np.full(n, start[-1] + 1)
+            self.actions.append(actions)
+        unknown = np.full((n, SIZE), np.nan, np.float32)
+        self._column(prefix + "text", [self._row(t) for t in text])
+        self._column(prefix + "scene", unknown if scene is None else scene)
+        self._column(prefix + "start", start)
+        self._column(prefix + "end", end)
+
+    def _column(self, name: str, values) -> None:
+        self.columns.setdefault(name, []).append(np.asarray(values))
+
+    def _row(self, said: tuple[str, ...] | None) -> int:
+        if said is None:
+            return -1
+        for sentence in said if said not in self.rows else ():
+            self.sentences.setdefault(sentence, len(self.sentences))
+        return self.rows.setdefault(said, len(self.rows))
+
+    def frames(self, pictures: torch.Tensor) -> Frames:
+        columns = {k: torch.from_numpy(np.concatenate(v)) for k, v in self.columns.items()}
+        other = {k: columns.pop("other_" + k) for k in ("text", "scene", "start", "end")}
+        other["text"][other["scene"][:, 0].isnan()] = -1
+        width = max(map(len, self.rows))
+        table = [[self.sentences[said[k % len(said)]] for k in range(width)] for said in self.rows]
+        scene = columns.pop("scene")
+        actions = np.concatenate([*self.actions, *self.stills]).astype(np.float32)
+        return Frames(
+            pictures=pictures,
+            actions=torch.from_numpy(actions),
+            sentences=list(self.sentences),
+            wordings=torch.tensor(table),
+            scene=None if scene.isnan().all() else scene,
+            other=Other(**other) if (other["text"] >= 0).any() else None,
+            recorded=self.recorded,
+            **columns,
+        )
+
+
+def action_statistics(frames: Frames) -> dict:
+    """The dataset_statistics.json entry of these frames: q01/q99 bounds, gripper left as it is.
+
+    Of the episodes alone: stills show but the way there.
+    """
+    actions = frames.actions[: frames.recorded].numpy()
+    statistics = dataset_statistics([actions], frames.spec, frames.name)
+    return {**statistics, "num_trajectories": frames.episodes}

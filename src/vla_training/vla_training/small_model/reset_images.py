@@ -1,0 +1,121 @@
+"""Stills: beginnings of episodes by the thousand, one picture each, asked about in both orders.
+
+A demonstration decides once which object it goes for, and costs some eighty pictures. A still
+costs one: the scene at the reset, and for either order of its two roles where everything is and
+what the expert does first. Still i of a seed is always the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from vla_inference.errors import DataError, VlaError
+from vla_inference.system.files import Staged
+from vla_sim_bridge.envs.robosuite_sim import Simulation, episode_rng
+from vla_sim_bridge.experts import expert_for
+from vla_sim_bridge.tasks import Scene
+from vla_training.small_model.auxiliary_targets import (
+    SIZE,
+    colours_of,
+    other_order,
+    scene_numbers,
+    wordings,
+)
+
+ORDERS = 2  # as drawn, and the other
+
+
+def make_still(sim: Simulation, seed: int, index: int, steps: int) -> dict:
+    """picture [H, W, 3]; scenes [2, SIZE]; actions [2, steps, 7], SI; record: as it was drawn."""
+    sim.reset(episode_rng("still", seed, index))
+    drawn = sim.scene
+    other = other_order(drawn)
+    if other is None or wordings(sim.task.name, other, 1) is None:
+        raise VlaError(
+            f"{sim.task.name} has no other order",
+            "stills are of tasks with two roles and a sentence an episode",
+        )
+    picture = sim.render(sim.cameras[0])
+    expert = expert_for(sim.task)
+    scenes, actions = [], []
+    for scene in (drawn, other):
+        if actions:  # the world as it was
+            sim.reset(episode_rng("still", seed, index))
+        sim.scene = scene
+        lifted, under = (sim.pose(s.object)[None] for s in sim.task.subtasks[:2])
+        fingers = np.abs(sim.state()[6:8]).mean(keepdims=True)
+        colours = colours_of(sim.task, scene)
+        scenes.append(scene_numbers(sim.eef_pose()[None], lifted, under, fingers, colours)[0])
+        actions.append(np.zeros((steps, 7), np.float32))
+        for row in actions[-1]:
+            row[:] = expert(sim)
+            sim.step(row)
+    record = {"colours": dict(drawn.colours), "roles": dict(drawn.roles)}
+    return {
+        "picture": picture, "scenes": np.stack(scenes), "actions": np.stack(actions),
+        "record": json.dumps(record),
+    }  # fmt: skip
+
+
+def write_stills(
+    path: str | Path, sim: Simulation, seed: int, indices: Iterable[int], steps: int
+) -> int:
+    """Make these stills and write them; the file appears whole or not at all. -> their number"""
+    stills, staged = [], Staged(path)
+    try:
+        with h5py.File(staged.staged, "w") as file:
+            shape = (sim.height, sim.width, 3)
+            pictures = file.create_dataset(
+                "pictures", (0, *shape), np.uint8, maxshape=(None, *shape), chunks=(1, *shape)
+            )
+            for index in indices:
+                still = make_still(sim, seed, index, steps)
+                pictures.resize(len(stills) + 1, 0)
+                pictures[-1] = still.pop("picture")
+                stills.append(still)
+            for name in ("scenes", "actions") if stills else ():
+                file[name] = np.stack([s[name] for s in stills])
+            file["records"] = np.array([s["record"] for s in stills], h5py.string_dtype())
+            file.attrs["stills"] = sim.task.name
+        if stills:
+            staged.commit()
+    finally:
+        staged.discard()
+    return len(stills)
+
+
+def is_stills(path: str | Path) -> bool:
+    try:
+        with h5py.File(path, "r") as file:
+            return "stills" in file.attrs
+    except OSError:  # a folder, another format, or damaged: the data set's reader says which
+        return False
+
+
+class Stills:
+    """A file of stills."""
+
+    def __init__(self, path: str | Path):
+        self.path, self.file = Path(path), h5py.File(path, "r")
+        self.task = str(self.file.attrs["stills"])
+        self.scenes, self.actions = self.file["scenes"][:], self.file["actions"][:]
+        if self.scenes.shape[-1] != SIZE:
+            raise DataError(
+                f"{path} has scenes of {self.scenes.shape[-1]} numbers", "make it again"
+            )
+        if not np.isfinite(self.scenes[..., :9]).all() or not np.isfinite(self.actions).all():
+            raise DataError(f"{path} has numbers that are not finite", "make it again")
+        records = [json.loads(r) for r in self.file["records"].asstr()[:]]
+        self.drawn = [Scene(r["colours"], r["roles"]) for r in records]
+
+    def __len__(self) -> int:
+        return len(self.drawn)
+
+    def pictures(self, begin: int, end: int) -> np.ndarray:
+        """uint8 [end - begin, H, W, 3]"""
+        return self.file["pictures"][begin:end]

@@ -1,0 +1,110 @@
+"""Training the small model on generated demonstrations.
+
+The recipe: all frames live on the device; random shift and colour jitter; a chunk of 8 actions
+with L1 loss (OpenVLA-OFT); where the simulator's own poses were recorded, a second head has to
+read them off the picture, which teaches the model early where to look; where two orders are
+possible, a share of the frames is asked about the other one, so that only the sentence has the
+answer, and its wording is drawn anew each time; AdamW, warm-up then cosine; an exponential moving
+average of the weights is what is kept.
+
+Several devices share a batch (`world`): each holds all frames and computes its part, gradients are
+averaged.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from vla_inference.errors import VlaError
+from vla_training.small_model.config import SMALL, TrainConfig
+from vla_training.small_model.episode_frames import frames_from_paths
+from vla_training.small_model.model import begin_with, grid_positions
+from vla_training.small_model.trainer import Trainer
+
+__all__ = [
+    "SMALL",
+    "TrainConfig",
+    "Trainer",
+    "begin_with",
+    "grid_positions",
+    "train",
+]
+
+
+def train(
+    data: list[str],
+    output: str | Path,
+    config: TrainConfig,
+    devices: int | None = None,
+    resume: bool = False,
+    report: Callable[[dict], None] = print,
+) -> Path:
+    """Train on data sets of any format; state and checkpoint go into `output`.
+
+    Returns the checkpoint.
+    devices: GPUs to use, None for all there are, 0 for the CPU. `report` must be a function of a
+    module where there are several.
+    """
+    available = torch.cuda.device_count()
+    devices = available if devices is None else devices
+    if devices > available:
+        raise VlaError(f"{devices} GPUs were asked for, there are {available}", "ask for fewer")
+    world = max(1, devices)
+    args = (world, devices > 0, data, str(output), config, resume, report)
+    if world == 1:
+        _train_rank(0, "", *args)
+    else:
+        spawn(world, args)
+    return Path(output) / "checkpoint"
+
+
+def spawn(world: int, args: tuple) -> None:
+    """`_train_rank` in `world` processes; they meet in a file, so that no port can be taken."""
+    with tempfile.TemporaryDirectory(prefix="vla_train_") as folder:
+        meeting = Path(folder, "meeting").as_uri()
+        torch.multiprocessing.spawn(_train_rank, (meeting, *args), nprocs=world)
+
+
+def _train_rank(rank, meeting, world, cuda, data, output, config, resume, report) -> None:
+    device = f"cuda:{rank}" if cuda else "cpu"
+    if cuda:
+        torch.cuda.set_device(rank)
+    if world > 1:
+        backend = "nccl" if cuda else "gloo"
+        dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=world)
+    if rank:
+        report = _quiet
+    torch.set_float32_matmul_precision("high")
+    size = SMALL["vision_towers"][0]["image_size"]
+    if config.shares and world > 1:
+        if len(data) < world:
+            raise VlaError(
+                f"{len(data)} data sets cannot be shared by {world} devices", "give more"
+            )
+        data = data[rank::world]
+    frames = frames_from_paths(
+        data, size, device, lambda text: report({"message": text}), config.wordings
+    )
+    text_config = {**SMALL["text_config"], "num_hidden_layers": config.layers}
+    trainer = Trainer(frames, config, device, {**SMALL, "text_config": text_config})
+    state, checkpoint = Path(output) / "state.safetensors", Path(output) / "checkpoint"
+    if resume and state.exists():
+        trainer.load(state)
+
+    def save() -> None:
+        if rank == 0:
+            trainer.save(state)
+            trainer.export(checkpoint)
+
+    trainer.run(report, config.every, save)
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def _quiet(_: dict) -> None:
+    pass

@@ -1,0 +1,1 @@
+"""`vla study`: which training data helps most."""

@@ -1,0 +1,153 @@
+"""What the processes of a study do: one trains a cell's model, others play episodes with it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vla_inference.errors import VlaError
+from vla_inference.policies.openvla.policy import Policy
+from vla_sim_bridge.envs.protocol import World, make_world
+from vla_sim_bridge.evaluation.episode import EpisodeResult
+from vla_sim_bridge.evaluation.rollout import run_episode
+from vla_training.evaluation.report import write_statistics
+from vla_training.small_model.episode_frames import frames_from_paths
+from vla_training.small_model.frames import Frames
+from vla_training.small_model.train import SMALL, TrainConfig, Trainer
+from vla_training.study.config import HELD_OUT, Cell, StudyConfig
+
+MEASURED = 30  # steps whose speed is measured, after as many to warm up
+
+_device = "cpu"
+
+
+def take_device(devices: multiprocessing.Queue) -> None:
+    """Start of a process that trains: one of the devices is its own."""
+    global _device
+    _device = devices.get()
+    if _device.startswith("cuda"):
+        torch.cuda.set_device(_device)
+        torch.set_float32_matmul_precision("high")
+
+
+def take_core() -> None:
+    """Start of a process that plays: many of them share the machine."""
+    torch.set_num_threads(1)
+    if torch.cuda.device_count() > 1:  # pictures are drawn on all GPUs
+        place = str(os.getpid() % torch.cuda.device_count())
+        os.environ.setdefault("MUJOCO_EGL_DEVICE_ID", place)
+
+
+@cache
+def read_frames(data: tuple[str, ...], device: str) -> Frames:
+    return frames_from_paths(data, SMALL["vision_towers"][0]["image_size"], device)
+
+
+def choose(total: int, episodes: int, largest: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the episodes to train on, and of those that no cell of the study sees.
+
+    Of one seed, those of a smaller cell are among those of a larger one.
+    """
+    mixed = np.random.default_rng(0).permutation(total)
+    held = min(HELD_OUT, total - largest)
+    rest = np.random.default_rng([1, seed]).permutation(mixed[held:])
+    return rest[:episodes], mixed[:held]
+
+
+def make_trainer(config: StudyConfig, cell: Cell, steps: int) -> Trainer:
+    """All cells share the frames in memory and their statistics; each trains on its own part."""
+    frames = read_frames(config.data, _device)
+    options = TrainConfig(
+        batch_size=config.batch_size, steps=steps, learning_rate=config.learning_rate,
+        validation=0.0, seed=cell.seed, compile=config.compile, start=config.start or None,
+    )  # fmt: skip
+    trainer = Trainer(frames, options, _device)
+    total = int(frames.episode.max()) + 1
+    parts = choose(total, cell.episodes, max(config.episodes), cell.seed)
+    number = frames.episode.cpu()
+    trainer.training, trainer.held_out = (
+        torch.nonzero(torch.isin(number, torch.from_numpy(p))).flatten().to(_device) for p in parts
+    )
+    return trainer
+
+
+def survey(config: StudyConfig) -> dict[str, float]:
+    """Episodes and frames of the data; with `minutes`, samples a second of one device."""
+    frames = read_frames(config.data, _device)
+    total = int(frames.episode.max()) + 1
+    found: dict[str, float] = {"episodes": total, "frames": len(frames)}
+    if total < max(config.episodes):
+        raise VlaError(
+            f"the data holds {total} episodes, the study asks for {max(config.episodes)}",
+            "generate more, or give smaller numbers of episodes",
+        )
+    if config.minutes:
+        if config.compile:  # one model after the other is compiled by the same code
+            torch._dynamo.config.cache_size_limit = 64
+        speeds: list[float] = []
+        trainer = make_trainer(config, Cell(min(config.episodes), 0, 0), 2 * MEASURED)
+        trainer.run(lambda r: speeds.append(r["samples_per_s"]), every=MEASURED)
+        found["samples_per_s"] = speeds[-1]
+    return found
+
+
+def train_cell(config: StudyConfig, cell: Cell, steps: int, folder: str) -> dict[str, Any]:
+    """Train and write folder/checkpoint, then folder/trained.json with what is returned."""
+    where = Path(folder)
+    where.mkdir(parents=True, exist_ok=True)
+    if config.compile:
+        torch._dynamo.config.cache_size_limit = 64
+    trainer = make_trainer(config, cell, steps)
+    state, log = where / "state.safetensors", where / "train.jsonl"
+    if state.exists():
+        trainer.load(state)
+    last: dict[str, Any] = {}
+
+    def report(values: dict) -> None:
+        last.update(values)
+        with log.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    trainer.run(report, max(1, steps // 5), lambda: trainer.save(state))
+    last = last or json.loads(log.read_text().splitlines()[-1])  # killed right after the end
+    seen, held_out = steps * config.batch_size, last["validation"]
+    trainer.export(where / "checkpoint")
+    told = {
+        **asdict(cell), "steps": steps, "frames_seen": seen,
+        "frames": len(trainer.training), "epochs": seen / len(trainer.training),
+        "loss": last["loss"], "held_out_l1": held_out and held_out[0],
+        "samples_per_s": last["samples_per_s"], "train_seconds": last["seconds"],
+    }  # fmt: skip
+    write_statistics(where / "trained.json", told)
+    state.unlink(missing_ok=True)
+    return told
+
+
+# -- playing ----------------------------------------------------------------------------------
+
+_policy: tuple[str, Policy] | None = None  # of the cell that was played last
+
+
+@cache
+def _world(task: str) -> World:
+    return make_world(task)
+
+
+def play(config: StudyConfig, checkpoint: str, index: int) -> EpisodeResult:
+    """One episode of the closed loop; the same episodes for all cells."""
+    global _policy
+    if _policy is None or _policy[0] != checkpoint:
+        _policy = checkpoint, Policy.from_pretrained(checkpoint, device="cpu")
+    world = _world(config.task)
+    return run_episode(
+        world, _policy[1].predict_action, config.eval_seed, index,
+        config.horizon or world.task.horizon, config.execute_steps,
+    )  # fmt: skip
