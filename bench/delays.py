@@ -130,10 +130,15 @@ class Episode:
     def result(self, stop: str = "") -> dict:
         found = self.run.result()
         return {
-            "index": found.index, "success": found.success, "frames": found.frames,
-            "gaps": self.gaps, "zeros": self.zeros, "stop": stop,
-            "longest": round(self.longest, 3), "stale_steps": self.commander.player.stale,
-        }  # fmt: skip
+            "index": found.index,
+            "success": found.success,
+            "frames": found.frames,
+            "gaps": self.gaps,
+            "zeros": self.zeros,
+            "stop": stop,
+            "longest": round(self.longest, 3),
+            "stale_steps": self.commander.player.stale,
+        }
 
 
 def main() -> int:
@@ -159,9 +164,13 @@ def main() -> int:
 
     torch.set_num_threads(1)
     settings = robot_settings(
-        stretch=args.stretch, catch_up=args.catch_up, blend=args.blend, ensemble=args.ensemble,
-        execute_steps=args.execute_steps, align=args.align,
-    )  # fmt: skip
+        stretch=args.stretch,
+        catch_up=args.catch_up,
+        blend=args.blend,
+        ensemble=args.ensemble,
+        execute_steps=args.execute_steps,
+        align=args.align,
+    )
     policy = Policy.from_pretrained(find_model(args.model), device="cpu")
     sim = Simulation(args.task)
     rows = [

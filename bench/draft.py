@@ -60,10 +60,14 @@ def main() -> None:
         d = same.shape[1]
         passes = d - np.minimum(prefix, d - 1)
         row = {
-            "bins": bins, "steps": len(same), "whole_repeats": same.all(1).mean(),
-            "first_token_repeats": same[:, 0].mean(), "mean_prefix": prefix.mean(),
-            "tokens_repeat": same.mean(), "mean_passes_of_7": passes.mean(),
-        }  # fmt: skip
+            "bins": bins,
+            "steps": len(same),
+            "whole_repeats": same.all(1).mean(),
+            "first_token_repeats": same[:, 0].mean(),
+            "mean_prefix": prefix.mean(),
+            "tokens_repeat": same.mean(),
+            "mean_passes_of_7": passes.mean(),
+        }
         print(json.dumps({k: round(float(v), 4) for k, v in row.items()}), flush=True)
 
 

@@ -134,9 +134,12 @@ class Graph:
     def start(self, name: str) -> None:
         """Start one of camera, model, command, sim, arm, ik; again where it was before."""
         model = {
-            "model": str(self.folder / "model"), "instruction": "stack it", "num_threads": 1,
-            "max_image_age": WATCHDOG, "max_same_picture": SAME if name == "model" else 0.0,
-        }  # fmt: skip
+            "model": str(self.folder / "model"),
+            "instruction": "stack it",
+            "num_threads": 1,
+            "max_image_age": WATCHDOG,
+            "max_same_picture": SAME if name == "model" else 0.0,
+        }
         watchdogs = dict.fromkeys(("max_picture_age", "stall_timeout"), self.watchdog)
         watchdogs["max_period"] = WATCHDOG
         watchdogs["clock_timeout"] = watchdogs["frozen_pose_timeout"] = self.watchdog
@@ -146,9 +149,15 @@ class Graph:
             watchdogs["scale"] = 0.005  # the arm must not get to its limits
         results = tempfile.mkdtemp(dir=self.folder)
         sim = {
-            "episodes": 1000, "horizon": 1000, "record_episodes": 0, "lock_step": False,
-            "width": 64, "height": 64, "discovery_time": 0.5, "output": results + "/r",
-        }  # fmt: skip
+            "episodes": 1000,
+            "horizon": 1000,
+            "record_episodes": 0,
+            "lock_step": False,
+            "width": 64,
+            "height": 64,
+            "discovery_time": 0.5,
+            "output": results + "/r",
+        }
         if self.camera == "sim":
             model["max_same_picture"] = 0.0  # an arm that stands still is no frozen camera
         command, parameters = {
@@ -172,8 +181,10 @@ class Graph:
         log = (self.folder / f"{name}.log").open("a")
         self.processes[name] = subprocess.Popen(
             [sys.executable, *command, "--ros-args", *words],
-            env=self.environment, stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            env=self.environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
         log.close()
         self.dead.discard(name)
 

@@ -82,9 +82,12 @@ def killed(name: str, *says: str, graph: str = "camera") -> Fault:
 def of_the_arm(what: str, *kinds: str, graph: str = "pose") -> Fault:
     """A fault that goes on until it is taken away; without kinds: once, to be survived."""
     return Fault(
-        lambda g: g.fault("arm", what), lambda g: g.fault("arm", "good"), kinds, graph=graph,
+        lambda g: g.fault("arm", what),
+        lambda g: g.fault("arm", "good"),
+        kinds,
+        graph=graph,
         survived=not kinds,
-    )  # fmt: skip
+    )
 
 
 def clock_stops(g: Graph) -> None:
@@ -248,9 +251,11 @@ def said_of(g: Graph, fault: Fault, refused: int) -> str:
 
 
 def measure(
-    name: str, times: int, tell: Callable[[str], None] = lambda text: None,
+    name: str,
+    times: int,
+    tell: Callable[[str], None] = lambda text: None,
     watchdog: float = WATCHDOG,
-) -> dict:  # fmt: skip
+) -> dict:
     fault = FAULTS[name]
     rounds, kinds, failures = [], {}, []
     with graph_for(fault.graph, watchdog) as g:

@@ -52,9 +52,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--points", default="lora,rival,memory,qlora")
     parser.add_argument(
-        "--batches", default="64,96,80,16,128:0.5" if cuda else "2,4:0.5",
+        "--batches",
+        default="64,96,80,16,128:0.5" if cuda else "2,4:0.5",
         help="batch sizes, each with the share of layers recomputed after a colon",
-    )  # fmt: skip
+    )
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--steps", type=int, default=10 if cuda else 2)
     parser.add_argument("--warmup", type=int, default=3 if cuda else 1)
@@ -232,11 +233,15 @@ class Original(nn.Module):
         c = config.llm
         with torch.device(device):
             shape = LlamaConfig(
-                hidden_size=c.hidden_size, intermediate_size=c.intermediate_size,
-                num_hidden_layers=c.num_hidden_layers, vocab_size=c.vocab_size,
-                num_attention_heads=c.num_attention_heads, attn_implementation="sdpa",
-                num_key_value_heads=c.num_key_value_heads, use_cache=False,
-            )  # fmt: skip
+                hidden_size=c.hidden_size,
+                intermediate_size=c.intermediate_size,
+                num_hidden_layers=c.num_hidden_layers,
+                vocab_size=c.vocab_size,
+                num_attention_heads=c.num_attention_heads,
+                attn_implementation="sdpa",
+                num_key_value_heads=c.num_key_value_heads,
+                use_cache=False,
+            )
             default = torch.get_default_dtype()
             torch.set_default_dtype(dtype)
             self.language_model = LlamaForCausalLM(shape)
@@ -286,10 +291,13 @@ def rival(args) -> None:
     model = peft.get_peft_model(
         model,
         peft.LoraConfig(
-            r=args.rank, lora_alpha=min(args.rank, 16), lora_dropout=0.0, target_modules=names,
+            r=args.rank,
+            lora_alpha=min(args.rank, 16),
+            lora_dropout=0.0,
+            target_modules=names,
             init_lora_weights="gaussian",
         ),
-    )  # fmt: skip
+    )
     model.train()
     adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -420,9 +428,14 @@ def qlora(args) -> None:
         adapters = sum(p.numel() for p in loop.trained)
         share = utilisation(args, model.config, size, adapters, found["step_s"])
         tell(
-            point="qlora", batch=size, recompute=1.0, packed_layers=packed,
-            at_rest_gb=round(held, 2), **found, **share,
-        )  # fmt: skip
+            point="qlora",
+            batch=size,
+            recompute=1.0,
+            packed_layers=packed,
+            at_rest_gb=round(held, 2),
+            **found,
+            **share,
+        )
 
 
 POINTS = {"lora": lora, "rival": rival, "memory": memory, "qlora": qlora}

@@ -63,9 +63,10 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=0, help="of LoRA; 0 trains all weights")
     parser.add_argument("--layers", type=int, help="of the Llama, where less than all will do")
     parser.add_argument(
-        "--batch", default="32" if cuda else "2",
+        "--batch",
+        default="32" if cuda else "2",
         help="samples per GPU and step; several, by commas, are measured one after the other",
-    )  # fmt: skip
+    )
     parser.add_argument("--recompute", type=float, default=0.0, help="share of layers")
     parser.add_argument("--reshard", action="store_true", help="gather layers twice, save memory")
     parser.add_argument("--compile", default="inductor" if cuda else "no", help="or eager, no")
@@ -121,12 +122,15 @@ class Bench:
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=args.learning_rate, weight_decay=0.0, fused=True
-        )  # fmt: skip
+        )
         self.empty_cache()
         self.tell(
-            point="start", gpus=place.world, parameters=sum(p.numel() for p in self.parameters),
-            make_s=round(time.perf_counter() - begin, 1), held_gb=self.held(),
-        )  # fmt: skip
+            point="start",
+            gpus=place.world,
+            parameters=sum(p.numel() for p in self.parameters),
+            make_s=round(time.perf_counter() - begin, 1),
+            held_gb=self.held(),
+        )
         self.samples = self.open_data()
 
     def run(self) -> None:
@@ -214,16 +218,26 @@ class Bench:
         ceiling = peak_of(torch.cuda.get_device_name()) if self.cuda else None
         lost = median(averaging) if args.rank else max(0.0, step - wait - update - alone)
         self.tell(
-            point="lora" if args.rank else "full", gpus=place.world, batch_per_gpu=size,
-            recompute=args.recompute, reshard=args.reshard, compile=args.compile, prompt=prompt,
-            samples_per_s=round(place.agree(samples_per_s, "avg"), 2), step_s=round(step, 4),
-            mfu=ceiling and round(flops / step / ceiling, 4), tflops=round(flops / step / 1e12, 1),
-            communication_s=round(lost, 4), communication_share=round(lost / step, 4),
-            data_wait_s=round(place.agree(wait), 4), update_s=round(update, 4),
+            point="lora" if args.rank else "full",
+            gpus=place.world,
+            batch_per_gpu=size,
+            recompute=args.recompute,
+            reshard=args.reshard,
+            compile=args.compile,
+            prompt=prompt,
+            samples_per_s=round(place.agree(samples_per_s, "avg"), 2),
+            step_s=round(step, 4),
+            mfu=ceiling and round(flops / step / ceiling, 4),
+            tflops=round(flops / step / 1e12, 1),
+            communication_s=round(lost, 4),
+            communication_share=round(lost / step, 4),
+            data_wait_s=round(place.agree(wait), 4),
+            update_s=round(update, 4),
             graphs=torch._dynamo.utils.counters["stats"]["unique_graphs"],
-            peak_gb=place.agree(peak), warm_up_s=round(warm, 1),
+            peak_gb=place.agree(peak),
+            warm_up_s=round(warm, 1),
             losses=[round(v.item(), 3) for v in losses],
-        )  # fmt: skip
+        )
 
     def without_communication(self, batch: Batch, warmup: int) -> float:
         """Seconds of forward and backward with every weight at hand and no gradient sent."""
@@ -356,11 +370,12 @@ def write_noise(path: str, size: int, episodes: int = 8, length: int = 60) -> No
                 {
                     "actions": rng.uniform(-1, 1, (length, 7)),
                     "states": np.zeros((length, 8)),
-                    "rewards": np.zeros(length), "dones": np.zeros(length),
+                    "rewards": np.zeros(length),
+                    "dones": np.zeros(length),
                     "instructions": [SENTENCES[i % len(SENTENCES)]] * length,
                     "obs": {"agentview_image": pictures},
                 },
-            )  # fmt: skip
+            )
 
 
 if __name__ == "__main__":

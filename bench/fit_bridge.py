@@ -61,14 +61,24 @@ def fit(args: argparse.Namespace, output: Path) -> dict:
         image_size=SIDE, embed_dim=width, num_heads=heads, mlp_hidden=4 * width
     )
     model["text_config"].update(
-        hidden_size=width, intermediate_size=3 * width, num_hidden_layers=args.layers,
-        num_attention_heads=heads, num_key_value_heads=heads,
-    )  # fmt: skip
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=args.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+    )
     frames = frames_from_episodes([data], size=SIDE, device=args.device)
     config = TrainConfig(
-        batch_size=args.batch_size, steps=args.steps, learning_rate=args.learning_rate, ema=0.99,
-        weight_decay=0.0, shift=0, brightness=0.0, channel=0.0, validation=0.0,
-    )  # fmt: skip
+        batch_size=args.batch_size,
+        steps=args.steps,
+        learning_rate=args.learning_rate,
+        ema=0.99,
+        weight_decay=0.0,
+        shift=0,
+        brightness=0.0,
+        channel=0.0,
+        validation=0.0,
+    )
     trainer = Trainer(frames, config, args.device, model)
     begun = time.perf_counter()
     trainer.run(lambda r: print(f"step {r['step']}  loss {r['loss']}", flush=True), every=100)

@@ -156,10 +156,21 @@ def killed(config: GenerateConfig, folder: Path, parallel: int, kills: int) -> d
     """Kill a generation `kills` times at random moments; compare with the undisturbed one."""
     output, chance = folder / "killed", random.Random(0)
     command = [
-        sys.executable, "-m", "vla_inference.cli.main", "generate", "--task", config.task,
-        "--episodes", str(config.episodes), "--seed", str(config.seed),
-        "--parallel", str(parallel), "--output", str(output),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "vla_inference.cli.main",
+        "generate",
+        "--task",
+        config.task,
+        "--episodes",
+        str(config.episodes),
+        "--seed",
+        str(config.seed),
+        "--parallel",
+        str(parallel),
+        "--output",
+        str(output),
+    ]
     seen: set[str] = set()
     lost = 0
     for _ in range(kills):

@@ -55,10 +55,18 @@ def main() -> None:
     args = parser.parse_args()
     frames = draw(args.episodes, args.stills, bool(args.acted), args.seed)
     config = TrainConfig(
-        batch_size=args.batch_size, minutes=args.minutes, learning_rate=args.learning_rate,
-        scene_weight=args.scene_weight, other_order=args.other_order, ema=0.99, shift=0,
-        brightness=0.0, channel=0.0, validation=0.1, seed=args.seed,
-    )  # fmt: skip
+        batch_size=args.batch_size,
+        minutes=args.minutes,
+        learning_rate=args.learning_rate,
+        scene_weight=args.scene_weight,
+        other_order=args.other_order,
+        ema=0.99,
+        shift=0,
+        brightness=0.0,
+        channel=0.0,
+        validation=0.1,
+        seed=args.seed,
+    )
     trainer = Trainer(frames, config, "cpu", shape(args.layers))
     trainer.run(lambda r: print(json.dumps(r), flush=True), every=100)
     for language in ("train", "held-out"):
@@ -75,9 +83,12 @@ def shape(layers: int) -> dict:
         image_size=SIDE, patch_size=8, embed_dim=64, num_heads=2, mlp_hidden=128
     )
     model["text_config"].update(
-        hidden_size=64, intermediate_size=192, num_hidden_layers=layers,
-        num_attention_heads=2, num_key_value_heads=2,
-    )  # fmt: skip
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
     return model
 
 
@@ -103,11 +114,16 @@ def draw(episodes: int, stills: int, acted: bool, seed: int, language: str = "tr
             start, end = begin + step, begin + STEPS
             known = not still or acted
             values = {
-                "text": texts[0], "scene": _numbers(path[step], places, both[0]),
-                "start": start, "end": end if known else start, "episode": i,
-                "other_text": texts[1], "other_scene": _numbers(path[step], places, both[1]),
-                "other_start": end, "other_end": end + STEPS * (still and acted),
-            }  # fmt: skip
+                "text": texts[0],
+                "scene": _numbers(path[step], places, both[0]),
+                "start": start,
+                "end": end if known else start,
+                "episode": i,
+                "other_text": texts[1],
+                "other_scene": _numbers(path[step], places, both[1]),
+                "other_start": end,
+                "other_end": end + STEPS * (still and acted),
+            }
             for name, value in values.items():
                 columns[name].append(value)
     c = {k: torch.from_numpy(np.array(v)) for k, v in columns.items()}
@@ -115,19 +131,30 @@ def draw(episodes: int, stills: int, acted: bool, seed: int, language: str = "tr
     moves = np.zeros((len(actions), 7), np.float32)
     moves[:, :2] = actions
     return Frames(
-        torch.from_numpy(np.stack(pictures)), torch.from_numpy(moves), c["text"], c["end"],
-        c["episode"], list(sentences), c["scene"].float(), start=c["start"],
+        torch.from_numpy(np.stack(pictures)),
+        torch.from_numpy(moves),
+        c["text"],
+        c["end"],
+        c["episode"],
+        list(sentences),
+        c["scene"].float(),
+        start=c["start"],
         wordings=torch.tensor([[sentences[s] for s in row] for row in rows]),
-        other=Other(
-            c["other_text"], c["other_scene"].float(), c["other_start"], c["other_end"]
-        ),
-    )  # fmt: skip
+        other=Other(c["other_text"], c["other_scene"].float(), c["other_start"], c["other_end"]),
+    )
 
 
 COLUMNS = (
-    "text", "scene", "start", "end", "episode", "other_text", "other_scene", "other_start",
+    "text",
+    "scene",
+    "start",
+    "end",
+    "episode",
+    "other_text",
+    "other_scene",
+    "other_start",
     "other_end",
-)  # fmt: skip
+)
 
 
 def _said(scene: Scene, language: str, rng: np.random.Generator) -> tuple[str, ...]:

@@ -36,8 +36,10 @@ def paired_difference(won: int, lost: int, episodes: int) -> dict[str, float]:
     middle = (more - less) / n
     spread = 1.959964 * math.sqrt(more + less - (more - less) ** 2 / n) / n
     return {
-        "difference": (won - lost) / episodes, "low": middle - spread, "high": middle + spread,
-    }  # fmt: skip
+        "difference": (won - lost) / episodes,
+        "low": middle - spread,
+        "high": middle + spread,
+    }
 
 
 def pool(reports: list[dict]) -> dict[str, dict]:
@@ -59,10 +61,12 @@ def pool(reports: list[dict]) -> dict[str, dict]:
 def rounded_to_bf16(folder: Path, output: Path) -> None:
     tensors = Tensors(folder)
     save_checkpoint(
-        output, read_json(folder / "config.json"),
+        output,
+        read_json(folder / "config.json"),
         {name: tensors[name].bfloat16() for name in tensors},
-        load_tokenizer(folder), dict(load_config(folder).norm_stats),
-    )  # fmt: skip
+        load_tokenizer(folder),
+        dict(load_config(folder).norm_stats),
+    )
 
 
 def main() -> None:
@@ -84,9 +88,12 @@ def main() -> None:
             print(name, json.dumps(row))
         return
     report: dict = {
-        "model": args.model.name, "task": args.task, "seed": args.seed,
-        "episodes": args.episodes, "formats": {},
-    }  # fmt: skip
+        "model": args.model.name,
+        "task": args.task,
+        "seed": args.seed,
+        "episodes": args.episodes,
+        "formats": {},
+    }
     base: list[bool] = []
     with tempfile.TemporaryDirectory() as scratch:
         for name in ["fp32", *args.formats]:
@@ -96,9 +103,14 @@ def main() -> None:
             elif name != "fp32":
                 quantize_checkpoint(args.model, folder, get_format(name), args.method)
             results = rollout(
-                str(folder), args.task, args.episodes, args.seed, args.horizon,
-                workers=args.workers, device=args.device,
-            )  # fmt: skip
+                str(folder),
+                args.task,
+                args.episodes,
+                args.seed,
+                args.horizon,
+                workers=args.workers,
+                device=args.device,
+            )
             won = [r.success for r in results]
             base = base or won
             low, high = wilson_interval(sum(won), len(won))

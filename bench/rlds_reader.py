@@ -179,9 +179,10 @@ def compare(python: str, folder: Path, repeat: int, mine: dict) -> dict:
         hidden = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
         done = subprocess.run(
             [python, __file__, "--data", folder, "--repeat", str(repeat), "--tensorflow", output],
-            capture_output=True, text=True,
+            capture_output=True,
+            text=True,
             env={k: v for k, v in os.environ.items() if k not in hidden},
-        )  # fmt: skip
+        )
         if done.returncode:
             sys.exit(f"{python} failed:\n{done.stderr[-2000:]}")
         with np.load(output) as file:

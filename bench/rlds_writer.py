@@ -169,11 +169,25 @@ def measured(
         result = Path(scratch, "seconds")
         hidden = HIDDEN if clean else ()
         process = subprocess.Popen(
-            [python, __file__, "--side", side, "--data", source, "--folder", Path(scratch, "out"),
-             "--workers", str(workers), "--result", result],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            [
+                python,
+                __file__,
+                "--side",
+                side,
+                "--data",
+                source,
+                "--folder",
+                Path(scratch, "out"),
+                "--workers",
+                str(workers),
+                "--result",
+                result,
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
             env={k: v for k, v in os.environ.items() if k not in hidden},
-        )  # fmt: skip
+        )
         errors = process.stderr.read()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -233,9 +247,10 @@ def compare(args, small: Path, frames: int, large: Path, more: int) -> dict:
         "frames_per_s": {k: round(statistics.median(v)) for k, v in rates.items()},
         "cpu_ms_per_frame": {k: round(statistics.median(v), 2) for k, v in cpu.items()},
         "largest_process_mb": {
-            f"{frames} frames": statistics.median(memory), f"{more} frames": peak,
+            f"{frames} frames": statistics.median(memory),
+            f"{more} frames": peak,
         },
-    }  # fmt: skip
+    }
     if rival:
         pairs = zip(rates["vla"], rates["tfds"], strict=True)
         result["times_faster"] = round(statistics.median(a / b for a, b in pairs), 1)

@@ -30,10 +30,21 @@ from common import add_output, keep
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = (
-    "task", "seed", "episodes", "successes", "success_rate_wilson95", "failed_episodes",
-    "mean_frames_success", "mean_frames_all", "latency_ms", "round_trip_ms", "action_steps_per_s",
-    "ended", "real_time", "robot",
-)  # fmt: skip
+    "task",
+    "seed",
+    "episodes",
+    "successes",
+    "success_rate_wilson95",
+    "failed_episodes",
+    "mean_frames_success",
+    "mean_frames_all",
+    "latency_ms",
+    "round_trip_ms",
+    "action_steps_per_s",
+    "ended",
+    "real_time",
+    "robot",
+)
 
 
 def main() -> int:
@@ -98,21 +109,28 @@ def play(args: argparse.Namespace, folder: Path) -> int:
     if args.limits == "default":
         robot = without_limits(robot, folder / "robot.yaml")
     arguments = {
-        "task": args.task, "episodes": str(args.episodes), "seed": str(args.seed),
+        "task": args.task,
+        "episodes": str(args.episodes),
+        "seed": str(args.seed),
         "horizon": str(args.horizon),
-        "lock_step": str(not args.real_time).lower(), "output": str(folder / "run"),
-        "record_episodes": "0", "summary": "false",
+        "lock_step": str(not args.real_time).lower(),
+        "output": str(folder / "run"),
+        "record_episodes": "0",
+        "summary": "false",
         "sim_config": str(ROOT / "config/sim.yaml"),
         "inference_config": str(ROOT / "config/inference.yaml"),
-    }  # fmt: skip
+    }
     launch = ROOT / "launch/sim_eval.launch.xml"
     if args.path != "direct":
         launch = ROOT / "launch/robosuite.launch.xml"
         arguments |= {
-            "path": args.path, "frame_rate": str(args.frame_rate), "stretch": str(args.stretch),
-            "real_time_factor": str(args.factor), "robot_config": str(robot),
+            "path": args.path,
+            "frame_rate": str(args.frame_rate),
+            "stretch": str(args.stretch),
+            "real_time_factor": str(args.factor),
+            "robot_config": str(robot),
             "config": str(ROOT / "config/command.yaml"),
-        }  # fmt: skip
+        }
     plan = read_launch_file(launch, arguments)
     for process in plan.processes:
         process.environment.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")

@@ -90,7 +90,7 @@ def measurements() -> list[str]:
             "",
             "| path | median | p95 | vision, language | memory | times the first | of the floor |",
             "|---|---|---|---|---|---|---|",
-        ]  # fmt: skip
+        ]
         for path, row in report["paths"].items():
             stages = row["stages_ms"]
             parts = [stages.get("vision"), sum(stages.get(k, 0) for k in PARTS)]

@@ -79,9 +79,10 @@ class Soak:
         self.model = ROOT / "models/stack-small"
         domain = 1 + (os.getpid() + 20) % 100
         self.environment = {
-            **os.environ, "ROS_DOMAIN_ID": str(domain),
+            **os.environ,
+            "ROS_DOMAIN_ID": str(domain),
             "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        }  # fmt: skip
+        }
         os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
         rclpy.init(domain_id=domain)
         self.node = rclpy.create_node("watcher")
@@ -105,27 +106,42 @@ class Soak:
         jobs = self.folder / "jobs"
         jobs.mkdir(exist_ok=True)
         module, parameters = {
-            "sim": ("vla_sim_bridge.ros.sim_node", {
-                "task": self.args.task, "episodes": 1_000_000, "horizon": 200, "seed": 7,
-                "record_episodes": 0, "lock_step": False, "driven_by": "twist", "summary": False,
-                "frame_rate": self.args.frame_rate,
-                "output": str(self.folder / "sim"),
-            }),
-            "model": ("vla_inference.ros.inference.node", {
-                "model": str(self.model), "model_root": str(self.model.parent),
-                "max_same_picture": 0.0,  # a simulated scene that stands still
-            }),
+            "sim": (
+                "vla_sim_bridge.ros.sim_node",
+                {
+                    "task": self.args.task,
+                    "episodes": 1_000_000,
+                    "horizon": 200,
+                    "seed": 7,
+                    "record_episodes": 0,
+                    "lock_step": False,
+                    "driven_by": "twist",
+                    "summary": False,
+                    "frame_rate": self.args.frame_rate,
+                    "output": str(self.folder / "sim"),
+                },
+            ),
+            "model": (
+                "vla_inference.ros.inference.node",
+                {
+                    "model": str(self.model),
+                    "model_root": str(self.model.parent),
+                    "max_same_picture": 0.0,  # a simulated scene that stands still
+                },
+            ),
             "command": ("vla_inference.ros.command.node", {"command_rate": 1 / PERIOD}),
             "jobs": ("vla_training.ros.training_node", {"root": str(jobs)}),
-        }[name]  # fmt: skip
+        }[name]
         words = [w for k, v in parameters.items() for w in ("-p", f"{k}:={json.dumps(v)}")]
         if name == "command":
             words = ["--params-file", str(ROBOT), *words]
         with (self.folder / f"{name}.log").open("w") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", module, "--ros-args", *words],
-                env=self.environment, stdout=log, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
 
     # -- what is heard ------------------------------------------------------------------------
 
@@ -163,8 +179,16 @@ class Soak:
 
     def job(self) -> None:
         """Begin to generate, cancel it, and see whether anything of it is left."""
-        words = ["--task", "Stack_D0", "--episodes", "5", "--parallel", "1", "--output",
-                 f"job{self.jobs}"]  # fmt: skip
+        words = [
+            "--task",
+            "Stack_D0",
+            "--episodes",
+            "5",
+            "--parallel",
+            "1",
+            "--output",
+            f"job{self.jobs}",
+        ]
         answer = self.call(self.starter, StartJob.Request(kind="generate", arguments=words))
         if answer is None or not answer.accepted:
             print(f"no job: {answer and answer.message}", file=sys.stderr)
@@ -278,8 +302,10 @@ def faults(figures: dict) -> list[str]:
 
 
 def table(figures: dict) -> str:
-    lines = [f"{'process':<9} {'memory':>9} {'growth':>9} {'threads':>8} {'growth':>7} "
-             f"{'files':>6} {'growth':>7}"]  # fmt: skip
+    lines = [
+        f"{'process':<9} {'memory':>9} {'growth':>9} {'threads':>8} {'growth':>7} "
+        f"{'files':>6} {'growth':>7}"
+    ]
     for name, r in figures["processes"].items():
         lines.append(
             f"{name:<9} {r['mb']:>6} MB {r['mb_growth']:>6} MB {r['threads']:>8} "

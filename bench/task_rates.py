@@ -139,9 +139,13 @@ def attempt(row: Row, seed: int, index: int, path: str | None) -> tuple[str, int
 
     sim, demonstrations = simulation(row.task), None
     config = GenerateConfig(
-        task=row.task, seed=seed, method=row.method, source=path, pictures=False,
+        task=row.task,
+        seed=seed,
+        method=row.method,
+        source=path,
+        pictures=False,
         horizon=TASKS[row.task].horizon,
-    )  # fmt: skip
+    )
     plain = mimicgen.MimicGenConfig
     if row.method == "mimicgen":
         key = (row.task, path)
@@ -228,8 +232,9 @@ def added(a: dict, b: dict) -> dict:
 
 def table(found: list[dict]) -> list[str]:
     lines = [
-        "| task | method | success | Wilson 95 % | steps | failures |", "|---|---|---|---|---|---|"
-    ]  # fmt: skip
+        "| task | method | success | Wilson 95 % | steps | failures |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in sorted(found, key=lambda r: (list(TASKS).index(r["task"]), r["method"])):
         low, high = (100 * v for v in row["wilson95"])
         share = 100 * row["successes"] / row["attempts"]

@@ -22,14 +22,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src" / "vla_inference"))
 
 SHAPES = {
-    "qkv": (12288, 4096, False), "o": (4096, 4096, False), "gate_up": (11008, 4096, True),
-    "down": (4096, 11008, False), "head": (256, 4096, False),
-}  # fmt: skip
+    "qkv": (12288, 4096, False),
+    "o": (4096, 4096, False),
+    "gate_up": (11008, 4096, True),
+    "down": (4096, 11008, False),
+    "head": (256, 4096, False),
+}
 COPY_BYTES = 400e6
 # Width of a head, heads, positions, whether causal: of both towers, of prefill, of OpenVLA-OFT.
 TOGETHER = (
-    (64, 16, 261, False), (72, 16, 256, False), (128, 32, 280, True), (128, 32, 337, False),
-)  # fmt: skip
+    (64, 16, 261, False),
+    (72, 16, 256, False),
+    (128, 32, 280, True),
+    (128, 32, 337, False),
+)
 KINDS = ["dense", "int8", "fp8", "int4", "coded-int8", "coded-int4", "small"]
 
 
@@ -49,8 +55,13 @@ def weights(kind: str, n: int, k: int, seed: int):
     quantised = quantize_linear(layer, get_format({"int4": "int4-g128"}.get(kind, kind)), "rtn")
     quantised.interleave_()
     form = quantised.format
-    parts = {"weight": quantised.codes, "kind": form.kind, "scales": quantised.scales,
-             "zeros": quantised.zeros, "group": form.group}  # fmt: skip
+    parts = {
+        "weight": quantised.codes,
+        "kind": form.kind,
+        "scales": quantised.scales,
+        "zeros": quantised.zeros,
+        "group": form.group,
+    }
     return parts, quantised.dequantize()
 
 

@@ -32,11 +32,17 @@ def write_noise(
             if spoil == "nan" and i == 2:
                 actions[3, 1] = np.nan
             data = {
-                "actions": actions, "states": np.zeros((length, 8)), "rewards": np.zeros(length),
-                "dones": np.zeros(length), "instructions": [SENTENCES[i % 2]] * length,
-                "obs": {"agentview_image": pictures, "robot0_eye_in_hand_image": pictures[::-1],
-                        "robot0_state": rng.standard_normal((length, 8)).astype(np.float32)},
-            }  # fmt: skip
+                "actions": actions,
+                "states": np.zeros((length, 8)),
+                "rewards": np.zeros(length),
+                "dones": np.zeros(length),
+                "instructions": [SENTENCES[i % 2]] * length,
+                "obs": {
+                    "agentview_image": pictures,
+                    "robot0_eye_in_hand_image": pictures[::-1],
+                    "robot0_state": rng.standard_normal((length, 8)).astype(np.float32),
+                },
+            }
             write_episode(file["data"].create_group(f"demo_{i}"), data)
     return path
 
@@ -51,9 +57,17 @@ def make_home(folder: Path) -> Path:
 
 def settings(home: Path, folder: Path, base: str = "tokens", **changes) -> FinetuneConfig:
     usual = {
-        "lora_rank": 4, "batch_size": 4, "max_steps": 4, "log_steps": 1, "val_split": 0.0,
-        "workers": 0, "device": "cpu", "learning_rate": 3e-3, "tensorboard": False, "quiet": True,
-    }  # fmt: skip
+        "lora_rank": 4,
+        "batch_size": 4,
+        "max_steps": 4,
+        "log_steps": 1,
+        "val_split": 0.0,
+        "workers": 0,
+        "device": "cpu",
+        "learning_rate": 3e-3,
+        "tensorboard": False,
+        "quiet": True,
+    }
     sources = changes.pop("sources", (Source(str(home / "noise.hdf5")),))
     return FinetuneConfig(str(home / base), sources, str(folder), **{**usual, **changes})
 

@@ -14,8 +14,13 @@ from vla_inference.checkpoints.random_weights import write_random_checkpoint
 
 def statistics(size: int, low: float = -1.0, high: float = 1.0) -> dict[str, Any]:
     """Of actions and states of `size` numbers, the last one a gripper."""
-    one = {"q01": [low] * size, "q99": [high] * size, "min": [2 * low] * size,
-           "max": [2 * high] * size, "mask": [True] * (size - 1) + [False]}  # fmt: skip
+    one = {
+        "q01": [low] * size,
+        "q99": [high] * size,
+        "min": [2 * low] * size,
+        "max": [2 * high] * size,
+        "mask": [True] * (size - 1) + [False],
+    }
     return {"action": one, "proprio": {k: v for k, v in one.items() if k != "mask"}}
 
 
@@ -40,8 +45,15 @@ def oft(folder: Path, images: int, proprio: int, kind: str = "l1", name: str = "
     more: fields of the head, such as chunk, and its action_dim.
     """
     dim = more.get("action_dim", 7)
-    head = {"type": kind, "decoding": "parallel", "chunk": 8, "num_images": images,
-            "proprio_dim": proprio, "slots_per_step": dim, **more}  # fmt: skip
+    head = {
+        "type": kind,
+        "decoding": "parallel",
+        "chunk": 8,
+        "num_images": images,
+        "proprio_dim": proprio,
+        "slots_per_step": dim,
+        **more,
+    }
     stats = {**statistics(dim), "proprio": statistics(proprio or 8)["proprio"]}
     published(folder, head, **{name or "libero_spatial_no_noops": stats})
     tensors = load_file(folder / "model.safetensors")

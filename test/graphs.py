@@ -138,9 +138,11 @@ class InferenceGraph(NodeGraph):
         make(ActionChunk, "action", self.chunks.append, qos.CHUNK)
         make(InferenceStatus, "inference/status", self._keep, qos.LATCHED)
         make(
-            String, "inference/active_instruction", lambda m: self.active.append(m.data),
+            String,
+            "inference/active_instruction",
+            lambda m: self.active.append(m.data),
             qos.LATCHED,
-        )  # fmt: skip
+        )
         self.images = self.client.create_publisher(Image, "image", qos.IMAGE_OUTPUT)
         self.compressed = self.client.create_publisher(
             CompressedImage, "image/compressed", qos.IMAGE_OUTPUT

@@ -78,9 +78,12 @@ def usual(ros: Ros, count: int = 6, dt: float = 0.1, begin: float = 100.0) -> li
 
 
 def write_bag(
-    path: Path, ros: Ros, messages: Iterable[Message], storage: str = "SQLITE3",
+    path: Path,
+    ros: Ros,
+    messages: Iterable[Message],
+    storage: str = "SQLITE3",
     compress: str | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """compress: MESSAGE, FILE or STORAGE, by zstd."""
     writer = Writer(path, version=8, storage_plugin=getattr(StoragePlugin, storage))
     if compress:

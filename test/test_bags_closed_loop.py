@@ -17,15 +17,41 @@ VLA = ("-m", "vla_inference.cli.main")
 def test_a_recorded_run_validates_against_itself(tmp_path):
     with processes(domain(70)) as start:
         recorder = start(*VLA, "record", "--output", "bags", "--episodes", 1, cwd=tmp_path)
-        run = start(*VLA, "rollout", "--namespace", "/", "--episodes", 1, "--seed", 7, "--record",
-                    0, "--device", "cpu", "--output", "results", cwd=tmp_path)  # fmt: skip
+        run = start(
+            *VLA,
+            "rollout",
+            "--namespace",
+            "/",
+            "--episodes",
+            1,
+            "--seed",
+            7,
+            "--record",
+            0,
+            "--device",
+            "cpu",
+            "--output",
+            "results",
+            cwd=tmp_path,
+        )
         told = run.communicate(timeout=200)
         assert run.returncode == 0, told
         out, err = recorder.communicate(timeout=100)
         assert recorder.returncode == 0 and "episode_000000  success" in out, err
 
-        check = start(*VLA, "validate", "bags", "--device", "cpu", "--min-accuracy", 0.999,
-                      "--max-gripper-flips", 0, "--json", cwd=tmp_path)  # fmt: skip
+        check = start(
+            *VLA,
+            "validate",
+            "bags",
+            "--device",
+            "cpu",
+            "--min-accuracy",
+            0.999,
+            "--max-gripper-flips",
+            0,
+            "--json",
+            cwd=tmp_path,
+        )
         out, err = check.communicate(timeout=200)
         assert check.returncode == 0, err
         found = json.loads(out)
@@ -35,9 +61,19 @@ def test_a_recorded_run_validates_against_itself(tmp_path):
         assert 4 * (chunks - 1) < episode["frames"] <= 4 * chunks  # 4 steps of each were executed
         assert found["validation"]["chunk_accuracy"]["raw"] > 0.999
 
-        live = start(*VLA, "launch", "vla_training", "bag_validation.launch.xml", "bag:=bags",
-                     "device:=cpu", "wait:=true", "output:=live", "min_accuracy:=0.999",
-                     "min_coverage:=1.0", cwd=tmp_path)  # fmt: skip
+        live = start(
+            *VLA,
+            "launch",
+            "vla_training",
+            "bag_validation.launch.xml",
+            "bag:=bags",
+            "device:=cpu",
+            "wait:=true",
+            "output:=live",
+            "min_accuracy:=0.999",
+            "min_coverage:=1.0",
+            cwd=tmp_path,
+        )
         out, err = live.communicate(timeout=200)
         assert live.returncode == 0, out + err
         assert re.search(rf"frames, episodes +{chunks}, 1", out)

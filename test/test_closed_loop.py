@@ -47,9 +47,18 @@ def test_two_episodes_and_their_results_as_json(vla, checkpoint, tmp_path):
 @pytest.mark.slow
 def test_table_paths_and_a_success_rate_that_is_too_low(vla, checkpoint, tmp_path):
     process = vla(
-        "rollout", "--model", checkpoint, "--episodes", 1, "--output", "out",
-        "--min-success", 0.5, "--real-time", *SMALL,
-    )  # fmt: skip
+        "rollout",
+        "--model",
+        checkpoint,
+        "--episodes",
+        1,
+        "--output",
+        "out",
+        "--min-success",
+        0.5,
+        "--real-time",
+        *SMALL,
+    )
     out, err = process.communicate(timeout=100)
     assert process.returncode == 1
     assert "success 0.000 is below 0.5" in err
@@ -168,8 +177,9 @@ def test_over_ros_the_model_does_what_it_does_without(vla, tmp_path):
     sim = Simulation("Stack_D0")
     direct = run_episode(sim, policy.predict_action, seed=7, index=0, horizon=200, execute_steps=4)
     sim.close()
-    process = vla("rollout", "--episodes", 1, "--seed", 7, "--record", 0, "--json",
-                  "--device", "cpu")  # fmt: skip
+    process = vla(
+        "rollout", "--episodes", 1, "--seed", 7, "--record", 0, "--json", "--device", "cpu"
+    )
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     (found,) = json.loads(out)["per_episode"]

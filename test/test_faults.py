@@ -21,9 +21,15 @@ def go_through(graph: Graph, *names: str) -> None:
 def test_the_command_node_is_safe_whatever_goes_wrong_around_it():
     with graph_for("camera") as graph:
         go_through(
-            graph, "camera freezes", "camera sends garbage", "model hangs", "model returns NaN",
-            "executor overloaded", "camera dies", "Ctrl-C twice",
-        )  # fmt: skip
+            graph,
+            "camera freezes",
+            "camera sends garbage",
+            "model hangs",
+            "model returns NaN",
+            "executor overloaded",
+            "camera dies",
+            "Ctrl-C twice",
+        )
 
 
 @pytest.mark.slow

@@ -54,13 +54,22 @@ sys.exit(node())
 # file, arguments, nodes; each also ends with a status.
 CASES: list[tuple[str, dict[str, str], list[str]]] = [
     ("sim_eval", {}, ["inference_node", "sim_node"]),
-    ("sim_eval", {"lock_step": "false", "namespace": "/", "output": "a b"},
-     ["inference_node", "sim_node"]),
+    (
+        "sim_eval",
+        {"lock_step": "false", "namespace": "/", "output": "a b"},
+        ["inference_node", "sim_node"],
+    ),
     ("robosuite", {}, ["command_node", "inference_node", "sim_node"]),
-    ("robosuite", {"lock_step": "false", "path": "pose"},
-     ["command_node", "inference_node", "sim_node"]),
-    ("robosuite", {"lock_step": "false", "real_time_factor": "0.5"},
-     ["command_node", "inference_node", "sim_node"]),
+    (
+        "robosuite",
+        {"lock_step": "false", "path": "pose"},
+        ["command_node", "inference_node", "sim_node"],
+    ),
+    (
+        "robosuite",
+        {"lock_step": "false", "real_time_factor": "0.5"},
+        ["command_node", "inference_node", "sim_node"],
+    ),
     ("bag_validation", {"bag": "b", "play": "false"}, ["inference_node", "validation_node"]),
     ("training", {"root": "/tmp"}, ["training_node"]),
     ("crisp", {"scale": "1"}, ["command_node"]),
@@ -68,9 +77,12 @@ CASES: list[tuple[str, dict[str, str], list[str]]] = [
     ("moveit_servo", {}, ["command_node"]),
     ("joint_trajectory", {"robot": "r.urdf"}, ["command_node", "ik_node"]),
     ("jetson", {"model": "m", "robot": "crisp"}, ["command_node", "inference_node"]),
-    ("jetson", {"model": "m", "camera": "true", "instruction": "stack: it"},
-     ["camera_node", "command_node", "inference_node"]),
-]  # fmt: skip
+    (
+        "jetson",
+        {"model": "m", "camera": "true", "instruction": "stack: it"},
+        ["camera_node", "command_node", "inference_node"],
+    ),
+]
 IDS = [" ".join([name, *(f"{k}:={v}" for k, v in given.items())]) for name, given, _ in CASES]
 
 Launch = Callable[..., subprocess.Popen]
@@ -103,13 +115,19 @@ def launch(prefix, tmp_path) -> Launch:
         records = tmp_path / f"records{len(list(tmp_path.glob('records*')))}"
         records.mkdir()
         environment = {
-            **os.environ, "AMENT_PREFIX_PATH": str(prefix), "RECORDS": str(records),
-            "ROS_LOG_DIR": str(tmp_path / "log"), **more,
-        }  # fmt: skip
+            **os.environ,
+            "AMENT_PREFIX_PATH": str(prefix),
+            "RECORDS": str(records),
+            "ROS_LOG_DIR": str(tmp_path / "log"),
+            **more,
+        }
         process = subprocess.Popen(
-            [sys.executable, "-m", "vla_inference.cli.main", "launch", *words], text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
-        )  # fmt: skip
+            [sys.executable, "-m", "vla_inference.cli.main", "launch", *words],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
         process.records = records
         return process
 
@@ -153,8 +171,14 @@ def outcome(process: subprocess.Popen) -> tuple[int, dict[str, Any]]:
     return process.returncode, found
 
 
-def run(launch: Launch, path: Path, given: Mapping[str, str], nodes: list[str], *more: str,
-        **environment: str) -> tuple[int, dict[str, Any]]:  # fmt: skip
+def run(
+    launch: Launch,
+    path: Path,
+    given: Mapping[str, str],
+    nodes: list[str],
+    *more: str,
+    **environment: str,
+) -> tuple[int, dict[str, Any]]:
     words = [f"{k}:={v}" for k, v in given.items()]
     required = next((n for n in nodes if n != "inference_node"), nodes[0])
     ends = {"ENDS": f"{required}=3", "COUNT": str(len(nodes))}
@@ -179,8 +203,22 @@ def test_each_file_starts_its_nodes_and_ends_as_the_required_one_did(launch, nam
 
 def test_nothing_in_them_is_unknown_to_humbles_launch():
     """Its parser (1.0) refuses attributes that came later; on_exit was ported back in 2025."""
-    node = {"pkg", "exec", "name", "namespace", "args", "ros_args", "output", "respawn",
-            "respawn_delay", "cwd", "if", "unless", "launch-prefix", "on_exit"}  # fmt: skip
+    node = {
+        "pkg",
+        "exec",
+        "name",
+        "namespace",
+        "args",
+        "ros_args",
+        "output",
+        "respawn",
+        "respawn_delay",
+        "cwd",
+        "if",
+        "unless",
+        "launch-prefix",
+        "on_exit",
+    }
     for path in FILES:
         for element in ET.parse(path).iter():
             if element.tag in ("node", "executable"):
@@ -227,10 +265,20 @@ def real(request, tmp_path_factory) -> dict[str, str]:
     folders = [p.parent for p in sorted(Path(request.param).rglob("setup.py"))]
     sources = [str(f) for f in folders if f.name in names]
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation",
-         "--target", str(site), *sources],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "--target",
+            str(site),
+            *sources,
+        ],
         check=True,
-    )  # fmt: skip
+    )
     if importlib.util.find_spec("composition_interfaces") is None:
         # launch_ros imports its services by name, for components, of which we have none.
         (site / "composition_interfaces").mkdir()

@@ -111,10 +111,17 @@ class Arm:
     def __init__(self, robot: str, *words: str):
         number = 1 + next(_domains) % 100
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vla_inference.cli.main", "launch",
-             str(ROOT / f"launch/{robot}.launch.xml"), "scale:=0.5", *words],
+            [
+                sys.executable,
+                "-m",
+                "vla_inference.cli.main",
+                "launch",
+                str(ROOT / f"launch/{robot}.launch.xml"),
+                "scale:=0.5",
+                *words,
+            ],
             env={**os.environ, "ROS_DOMAIN_ID": str(number)},
-        )  # fmt: skip
+        )
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=number)
         self.node = rclpy.create_node("controller", context=self.context)
@@ -219,11 +226,15 @@ def test_servo_hears_what_it_takes_once_enabled(arm):
 @pytest.mark.parametrize(
     ("robot", "target", "pose", "frame"),
     [
-        ("fzi_cartesian", "/cartesian_motion_controller/target_frame",
-         "/cartesian_motion_controller/current_pose", "base_link"),
+        (
+            "fzi_cartesian",
+            "/cartesian_motion_controller/target_frame",
+            "/cartesian_motion_controller/current_pose",
+            "base_link",
+        ),
         ("crisp", "/target_pose", "/current_pose", "base"),
     ],
-)  # fmt: skip
+)
 def test_a_controller_of_target_poses_hears_what_it_takes(arm, robot, target, pose, frame):
     """FZI's drops another frame than its own, CRISP all while there is a second publisher."""
     controller = arm(robot)
@@ -283,12 +294,14 @@ def test_a_controller_of_joints_hears_trajectories_of_one_point(arm, tmp_path):
 @pytest.mark.parametrize(
     ("api", "call"),
     [
-        ("jazzy", ["/arm/switch_command_type", "moveit_msgs/srv/ServoCommandType",
-                   "{command_type: 1}"]),
+        (
+            "jazzy",
+            ["/arm/switch_command_type", "moveit_msgs/srv/ServoCommandType", "{command_type: 1}"],
+        ),
         ("humble", ["/arm/start_servo", "std_srvs/srv/Trigger"]),
         ("none", None),
     ],
-)  # fmt: skip
+)
 def test_servo_is_made_to_take_twists_by_its_distributions_api(api, call):
     given = {"servo_api": api, "servo_node": "/arm"}
     _, *more = read_launch_file(ROOT / "launch/moveit_servo.launch.xml", given).processes

@@ -30,8 +30,15 @@ def graph():
 
 
 def sim(graph, folder: Path, /, **parameters) -> subprocess.Popen:
-    short = {"episodes": 2, "horizon": 8, "record_episodes": 1, "discovery_time": 0.5,
-             "width": 64, "height": 64, "output": str(folder)}  # fmt: skip
+    short = {
+        "episodes": 2,
+        "horizon": 8,
+        "record_episodes": 1,
+        "discovery_time": 0.5,
+        "width": 64,
+        "height": 64,
+        "output": str(folder),
+    }
     words = itertools.chain.from_iterable(
         ("-p", f"{name}:={json.dumps(value)}") for name, value in {**short, **parameters}.items()
     )
@@ -206,9 +213,11 @@ def command_node(graph, path: str, *more: str) -> subprocess.Popen:
     files = ("config/command.yaml", "config/robots/robosuite.yaml")
     words = [w for f in files for w in ("--params-file", str(ROOT / f))]
     for name, value in (
-        ("use_sim_time", True), ("lock_step", True),
-        ("publish_twist", path == "twist"), ("publish_pose", path == "pose"),
-    ):  # fmt: skip
+        ("use_sim_time", True),
+        ("lock_step", True),
+        ("publish_twist", path == "twist"),
+        ("publish_pose", path == "pose"),
+    ):
         words += ["-p", f"{name}:={json.dumps(value)}"]
     return graph("-m", "vla_inference.ros.command.node", "--ros-args", *words, *more)
 

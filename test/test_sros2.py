@@ -101,17 +101,22 @@ def nodes(tmp_path_factory):
     rclpy.init(context=context, domain_id=domain(65))
     made = []
     for kind, parameters in (
-        (InferenceNode, {
-            "model": str(model), "cameras": ["image", "image_wrist"],
-            "state": ["position", "rotvec", "joints"], "joint_names": ["a", "b"],
-        }),
+        (
+            InferenceNode,
+            {
+                "model": str(model),
+                "cameras": ["image", "image_wrist"],
+                "state": ["position", "rotvec", "joints"],
+                "joint_names": ["a", "b"],
+            },
+        ),
         (CommandNode, {"publish_pose": True}),
         (CameraNode, {"source": str(folder / "pictures")}),
         (TrainingNode, {"root": str(folder)}),
         (IkNode, {"robot": str(folder / "arm.urdf")}),
         (RecordNode, {"output": str(folder / "recorded")}),
         (ValidationNode, {"bag": str(bags)}),
-    ):  # fmt: skip
+    ):
         overrides = [Parameter(k, value=v) for k, v in parameters.items()]
         made.append(kind(parameter_overrides=overrides, context=context))
         assert made[-1].trigger_configure() == SUCCESS, made[-1].failure
@@ -138,14 +143,26 @@ def all_but_the_world(context) -> SimNode:
     return node
 
 
-NODES = ["inference", "_inference_service", "command", "camera", "training", "ik", "recorder",
-         "validation", "sim"]  # fmt: skip
+NODES = [
+    "inference",
+    "_inference_service",
+    "command",
+    "camera",
+    "training",
+    "ik",
+    "recorder",
+    "validation",
+    "sim",
+]
 
 
 def test_every_node_that_can_be_run_has_rights():
     """By the entry points, so that a new one is not forgotten."""
-    ends = {line.split()[0] for p in POLICY.parents[2].glob("src/*/setup.py")
-            for line in re.findall(r'"(\w+_node) = ', p.read_text())}  # fmt: skip
+    ends = {
+        line.split()[0]
+        for p in POLICY.parents[2].glob("src/*/setup.py")
+        for line in re.findall(r'"(\w+_node) = ', p.read_text())
+    }
     named = {n.removesuffix("_node").replace("record", "recorder") for n in ends}
     assert named and named == set(NODES) - {"_inference_service"}
     assert {node for node, _ in allowed()} == {*NODES, "operator"}

@@ -45,9 +45,14 @@ def main() -> None:
         film += [np.concatenate(pair, axis=1) for pair in zip(*halves, strict=True)]
     pictures = [Image.fromarray(p) for p in film]
     pictures[0].save(
-        args.output, save_all=True, append_images=pictures[1:], duration=50 * EVERY, loop=0,
-        quality=60, method=6,
-    )  # fmt: skip
+        args.output,
+        save_all=True,
+        append_images=pictures[1:],
+        duration=50 * EVERY,
+        loop=0,
+        quality=60,
+        method=6,
+    )
 
 
 def play(sim, policy, args, index, words, other: bool) -> list[np.ndarray]:

@@ -97,10 +97,14 @@ def generate(args) -> list[str]:
         for name in ("shards", "stills", "unseen"):
             (args.workdir / name).mkdir(parents=True, exist_ok=True)
         options = {
-            "folder": str(args.workdir), "noise": args.noise, "recovery": args.recovery,
-            "unseen": args.unseen, "gpus": args.render_gpus, "still_steps": args.still_steps,
+            "folder": str(args.workdir),
+            "noise": args.noise,
+            "recovery": args.recovery,
+            "unseen": args.unseen,
+            "gpus": args.render_gpus,
+            "still_steps": args.still_steps,
             "until": time.time() + 60 * (args.generate_minutes or 1e6),
-        }  # fmt: skip
+        }
         jobs = list(enumerate(places(args.data, args.stills, args.parallel)))
         counts: dict[str, dict[str, float]] = {}
         with WorkerPool(len(jobs)) as pool:

@@ -45,9 +45,16 @@ def stack(run):
     sim, actions, seen = run.sim, [], None
     start = sim.get_mujoco_state()
     red, green = start[RED], start[GREEN]
-    legs = [(red, HOVER, 1.0, 25), (red, GRASP, 1.0, 25), (red, GRASP, 0.0, 10),
-            (red, HOVER, 0.0, 20), (green, HOVER, 0.0, 30), (green, ON_TOP, 0.0, 25),
-            (green, ON_TOP, 1.0, 10), (green, HOVER + ON_TOP, 1.0, 30)]  # fmt: skip
+    legs = [
+        (red, HOVER, 1.0, 25),
+        (red, GRASP, 1.0, 25),
+        (red, GRASP, 0.0, 10),
+        (red, HOVER, 0.0, 20),
+        (green, HOVER, 0.0, 30),
+        (green, ON_TOP, 0.0, 25),
+        (green, ON_TOP, 1.0, 10),
+        (green, HOVER + ON_TOP, 1.0, 30),
+    ]
     for block, height, gripper, steps in legs:
         for _ in range(steps):
             error = block + np.array([0, 0, height]) - sim.eef_pose()[:3, 3]

@@ -104,8 +104,9 @@ def patch_exports() -> None:
     base = r"/opt/python/cp3\d+-cp3\d+"
     for file in VENV.glob("share/*/cmake/*.cmake"):
         text = file.read_text(errors="surrogateescape")
-        new = re.sub(base + r'/lib/python3\.\d+/site-packages/numpy/[^";]*include', numpy_include,
-                     text)  # fmt: skip
+        new = re.sub(
+            base + r'/lib/python3\.\d+/site-packages/numpy/[^";]*include', numpy_include, text
+        )
         new = re.sub(base + r"/include/python3\.\d+", include, new)
         if new != text:
             file.write_text(new, errors="surrogateescape")

@@ -83,9 +83,15 @@ def run_logged(title: str, command: list[str], log: Path, env: dict | None = Non
     with log.open("w") as out:
         out.write(shlex.join(command) + "\n")
         process = subprocess.Popen(
-            command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace",
-        )  # fmt: skip
+            command,
+            cwd=ROOT,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
         try:
             for line in process.stdout:
                 out.write(line)

@@ -66,8 +66,18 @@ def base_paths(ros: Path | None, tests: bool) -> list[Path]:
 
 def build_key(ros: Path | None, tests: bool) -> str:
     """Hash of all that a build depends on; Python code isn't among it, being linked to."""
-    patterns = ("package.xml", "CMakeLists.txt", "setup.py", "setup.cfg", "colcon.pkg",
-                "msg/*", "srv/*", "action/*", "scripts/*", "resource/*")  # fmt: skip
+    patterns = (
+        "package.xml",
+        "CMakeLists.txt",
+        "setup.py",
+        "setup.cfg",
+        "colcon.pkg",
+        "msg/*",
+        "srv/*",
+        "action/*",
+        "scripts/*",
+        "resource/*",
+    )
     folders = base_paths(ros, tests)
     files = sorted(f for b in folders for p in patterns for f in b.glob("*/" + p) if f.is_file())
     installed = sorted(
@@ -86,11 +96,24 @@ def build(ros: Path | None, tests: bool) -> bool:
     if done("build", key) and setup.exists():
         return False
     command = [
-        str(PYTHON), "-m", "colcon", "--log-base", str(ROOT / "log" / "colcon"), "build",
-        "--base-paths", *map(str, base_paths(ros, tests)), "--build-base", str(ROOT / "build"),
-        "--install-base", str(ROOT / "install"), "--symlink-install",
-        "--event-handlers", "console_direct+", "--cmake-args", f"-DPython3_EXECUTABLE={PYTHON}",
-    ]  # fmt: skip
+        str(PYTHON),
+        "-m",
+        "colcon",
+        "--log-base",
+        str(ROOT / "log" / "colcon"),
+        "build",
+        "--base-paths",
+        *map(str, base_paths(ros, tests)),
+        "--build-base",
+        str(ROOT / "build"),
+        "--install-base",
+        str(ROOT / "install"),
+        "--symlink-install",
+        "--event-handlers",
+        "console_direct+",
+        "--cmake-args",
+        f"-DPython3_EXECUTABLE={PYTHON}",
+    ]
     if not ros:  # nobody builds nodes in C++ on the wheels, and that is half of the build
         command += [
             "-DVLA_LEFT_OUT=_cpp",
@@ -112,8 +135,11 @@ def clean_environment() -> dict[str, str]:
     """Ours without any workspace's traces: what is built mustn't depend on them."""
     drop = {*PATH_LISTS, *PLAIN, "VIRTUAL_ENV", "PYTHONHOME", "_ROS_WHEELS_BOOTSTRAP_COMPLETE"}
     env = {k: v for k, v in os.environ.items() if k not in drop and not k.startswith("COLCON_")}
-    path = [p for p in os.environ.get("PATH", os.defpath).split(os.pathsep)
-            if not p.startswith(str(ROOT) + os.sep)]  # fmt: skip
+    path = [
+        p
+        for p in os.environ.get("PATH", os.defpath).split(os.pathsep)
+        if not p.startswith(str(ROOT) + os.sep)
+    ]
     return {**env, "PATH": os.pathsep.join(path)}
 
 

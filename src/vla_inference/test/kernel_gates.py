@@ -141,9 +141,16 @@ def test_gemv(kind, seed, n, k, norm, pair, add, odd, width):
     elif odd:  # a launch whose blocks divide nothing
         launch = Launch(2, 0, 2, 0, 3)
     gemv(
-        x, weight, y, norm=gains if norm else None, eps=1e-5, pair=pair,
-        residual=residual if add else None, launch=launch, **more,
-    )  # fmt: skip
+        x,
+        weight,
+        y,
+        norm=gains if norm else None,
+        eps=1e-5,
+        pair=pair,
+        residual=residual if add else None,
+        launch=launch,
+        **more,
+    )
     plain = x * gains if norm else x
     gain = torch.rsqrt(x.double().square().mean() + 1e-5) if norm else 1.0
     seen = rounded(plain, kind) if spans(kind, k) else plain.double()
@@ -307,10 +314,14 @@ def test_choice_of_a_token(seed, broken):
 
 @pytest.mark.parametrize(
     ("quantisation", "many"),
-    [("", "dense"), ("int8", "int8"), ("int4-g32", "dense"),
-     pytest.param("int8wo", "dense", marks=pytest.mark.slow),
-     pytest.param("int4-g32-sym", "int8", marks=pytest.mark.slow)],
-)  # fmt: skip
+    [
+        ("", "dense"),
+        ("int8", "int8"),
+        ("int4-g32", "dense"),
+        pytest.param("int8wo", "dense", marks=pytest.mark.slow),
+        pytest.param("int4-g32-sym", "int8", marks=pytest.mark.slow),
+    ],
+)
 def test_the_fused_llama_is_the_plain_one(quantisation, many):
     model = random_policy("tiny", "tokens", DEVICE).model
     if quantisation:
@@ -341,9 +352,13 @@ def test_the_fused_llama_is_the_plain_one(quantisation, many):
 
 
 @given(
-    seed=SEEDS, n=st.sampled_from([1, 17, 40]), d=st.sampled_from([16, 24]),
-    groups=st.sampled_from([1, 2]), causal=st.booleans(), together=st.booleans(),
-)  # fmt: skip
+    seed=SEEDS,
+    n=st.sampled_from([1, 17, 40]),
+    d=st.sampled_from([16, 24]),
+    groups=st.sampled_from([1, 2]),
+    causal=st.booleans(),
+    together=st.booleans(),
+)
 @settings(FEW, max_examples=8)
 def test_attention(seed, n, d, groups, causal, together):
     draw, heads = Draw(seed), 2
@@ -400,9 +415,19 @@ def test_codes_made_by_the_kernel_ahead_change_nothing(kind, seed, k, pair, wide
     launch = CodedLaunch(64, 4, 3) if wide else CodedLaunch(32, 2, 2)
     y, codes = torch.empty(n, device=DEVICE), encode(x, f.kind, norms[0])
     codes = gemv_coded(
-        codes, k, made[0].codes, y, normed=True, eps=1e-5, pair=pair, residual=residual,
-        code=True, norm=norms[1], launch=launch, **more[0],
-    )  # fmt: skip
+        codes,
+        k,
+        made[0].codes,
+        y,
+        normed=True,
+        eps=1e-5,
+        pair=pair,
+        residual=residual,
+        code=True,
+        norm=norms[1],
+        launch=launch,
+        **more[0],
+    )
     assert within(y, wanted, EXACT)
     following = torch.empty(48, device=DEVICE)  # of rows that no block divides
     gemv_coded(codes, n, made[1].codes, following, normed=True, eps=1e-5, launch=launch, **more[1])

@@ -228,8 +228,12 @@ def test_info_counts_what_the_model_has(tmp_path, head):
     space = d["action_spaces"]["random"]
     assert [x["name"] for x in space["dimensions"]][-1] == "gripper"
     assert space["dimensions"][0] == {
-        "name": "x", "unit": "m", "low": -0.02, "high": 0.02, "note": "",
-    }  # fmt: skip
+        "name": "x",
+        "unit": "m",
+        "low": -0.02,
+        "high": 0.02,
+        "note": "",
+    }
     json.dumps(plain(d))
     text = info.text(d)
     assert "rad" in text and "unnorm_key 'random'" in text

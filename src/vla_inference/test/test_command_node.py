@@ -207,8 +207,10 @@ def test_faults_of_the_model_stop_it_until_it_is_enabled_again(graph):
     g.until(errors, "an error in the diagnostics")
     assert "stopped" in errors()[0].message
     assert dict(zip(g.status.stop_kinds, g.status.stop_counts, strict=True)) == {
-        "bad_chunk": 1, "picture_age": 1, "inference_stall": 1,
-    }  # fmt: skip
+        "bad_chunk": 1,
+        "picture_age": 1,
+        "inference_stall": 1,
+    }
 
 
 def test_a_chunk_whose_stamp_is_no_time_stops_it_and_the_next_is_executed(graph):
@@ -324,8 +326,12 @@ def test_it_is_not_enabled_before_a_chunk_has_come(graph):
 @pytest.mark.parametrize("stamps", ["old", "fresh"])
 def test_a_pose_source_that_repeats_its_last_pose_stops_the_robot(graph, output, stamps):
     """Its messages arrive in time; their stamps are old, or fresh and the pose alone is old."""
-    g = graph(workspace=[-0.5, -0.5, -0.5, 0.5, 0.5, 0.5], publish_pose=output == "pose",
-              publish_twist=output == "twist", max_linear_velocity=0.25)  # fmt: skip
+    g = graph(
+        workspace=[-0.5, -0.5, -0.5, 0.5, 0.5, 0.5],
+        publish_pose=output == "pose",
+        publish_twist=output == "twist",
+        max_linear_velocity=0.25,
+    )
     died = math.inf
 
     def go_on(x: float) -> None:
@@ -396,10 +402,15 @@ def test_it_tells_once_what_limits_are_in_force(graph):
     g.until(lambda: any("limits in force" in m for m in heard), "the limits")
     (told,) = [m for m in heard if "limits in force" in m]
     for words in (
-        "base base_link", "delta_twist on /graph", "0.1 m/s, no limit (m/s^2)",
-        "x 0.2 to 0.7 m, y -0.4 to 0.4 m", "stall 10 s", "heartbeat off",
-        "disabled; call /graph", "command/enable",
-    ):  # fmt: skip
+        "base base_link",
+        "delta_twist on /graph",
+        "0.1 m/s, no limit (m/s^2)",
+        "x 0.2 to 0.7 m, y -0.4 to 0.4 m",
+        "stall 10 s",
+        "heartbeat off",
+        "disabled; call /graph",
+        "command/enable",
+    ):
         assert words in told, told
 
 
@@ -444,9 +455,10 @@ def test_a_topics_qos_is_overridden_and_no_other_topics(monkeypatch):
         f"{here}/delta_twist.publisher.depth": 7,
     }
     node = CommandNode(
-        context=context, namespace="/here",
+        context=context,
+        namespace="/here",
         parameter_overrides=[Parameter(k, value=v) for k, v in overrides.items()],
-    )  # fmt: skip
+    )
     try:
         assert node.trigger_configure() == SUCCESS, node.failure
         heard = {s.topic_name: s.qos_profile.reliability for s in node.subscriptions}

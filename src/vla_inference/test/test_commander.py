@@ -211,7 +211,7 @@ def test_disabling_halts_twice():
         {"limits": SafetyLimits(workspace=((0,) * 3, (1,) * 3))},
     ],
 )
-def test_senseless_settings_are_refused(bad):  # fmt: skip
+def test_senseless_settings_are_refused(bad):
     with pytest.raises(VlaError):
         if "watchdogs" in bad:
             bad = {"watchdogs": Watchdogs(**bad["watchdogs"])}

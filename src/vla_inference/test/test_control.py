@@ -52,8 +52,12 @@ def test_a_velocity_is_the_delta_over_dt_as_a_rotation_vector():
 # -- limits -----------------------------------------------------------------------------------
 
 
-@given(st.lists(vectors, min_size=1, max_size=40), st.floats(0.05, 2), st.floats(0.2, 20),
-       st.one_of(st.just(0.0), st.floats(1, 200)))  # fmt: skip
+@given(
+    st.lists(vectors, min_size=1, max_size=40),
+    st.floats(0.05, 2),
+    st.floats(0.2, 20),
+    st.one_of(st.just(0.0), st.floats(1, 200)),
+)
 def test_a_ramp_keeps_velocity_acceleration_and_jerk(wishes, top, steepest, jerk):
     period = 0.05
     ramp = Ramp(period, (top, steepest, jerk), LINEAR)
@@ -102,8 +106,10 @@ def test_no_motion_leaves_the_workspace_but_one_may_come_back(velocity, position
         assert got == wish or abs(got) < abs(wish)  # never faster, never invented
 
 
-@pytest.mark.parametrize("bad", [{"linear_jerk": -1.0}, {"linear_velocity": math.nan},
-                                 {"workspace": ((0, 0, 0), (1, 0, 1))}])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [{"linear_jerk": -1.0}, {"linear_velocity": math.nan}, {"workspace": ((0, 0, 0), (1, 0, 1))}],
+)
 def test_senseless_limits_are_refused(bad):
     with pytest.raises(VlaError, match=next(iter(bad))):
         SafetyLimits(**bad)

@@ -35,19 +35,27 @@ SIZES = {
         "vision_towers": [{**TOWER, "stem": "conv", "embed_dim": 64}],
         "text_config": {
             **TINY["text_config"],
-            "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "hidden_size": 64,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
         },
     },
     "two towers": {  # as OpenVLA has them
         **TINY,
         "arch_specifier": "no-align+fused-gelu-mlp",
         "vision_towers": [
-            {**TOWER, "cls_token": True, "reg_tokens": 4, "layer_scale": True,
-             "mean": [0.48, 0.45, 0.4], "std": [0.23, 0.22, 0.2]},
+            {
+                **TOWER,
+                "cls_token": True,
+                "reg_tokens": 4,
+                "layer_scale": True,
+                "mean": [0.48, 0.45, 0.4],
+                "std": [0.23, 0.22, 0.2],
+            },
             {**TOWER, "key": "fused_featurizer", "embed_dim": 48, "mlp_hidden": 70},
         ],
     },
-}  # fmt: skip
+}
 
 
 def both(size: str, head: str, **options) -> tuple[Policy, Policy]:
@@ -89,8 +97,9 @@ def test_it_answers_as_the_plain_engine_does(size, head, packed):
 
 
 def test_the_shipped_model_answers_alike_and_is_run_by_it():
-    plain, ours = (Policy.from_pretrained(STACK_SMALL, device="cpu", engine=e)
-                   for e in ("plain", "torch"))  # fmt: skip
+    plain, ours = (
+        Policy.from_pretrained(STACK_SMALL, device="cpu", engine=e) for e in ("plain", "torch")
+    )
     assert isinstance(ours.engine, CpuEngine)
     assert_alike(plain, ours)
 

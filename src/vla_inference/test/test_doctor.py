@@ -46,9 +46,13 @@ def test_what_is_amiss_is_named_with_its_remedy(machine, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     findings = examine(root=machine)
     for name, words in {
-        "ROS": "'foxy'", "middleware": "rmw_cyclonedds_cpp", "shared memory": "--ipc=host",
-        "UDP": "sysctl", "memory": "0.0 GB", "clock": "chrony",
-    }.items():  # fmt: skip
+        "ROS": "'foxy'",
+        "middleware": "rmw_cyclonedds_cpp",
+        "shared memory": "--ipc=host",
+        "UDP": "sysctl",
+        "memory": "0.0 GB",
+        "clock": "chrony",
+    }.items():
         found, text = level(findings, name)
         assert found == WARN and words in text
     assert level(findings, "PyTorch")[0] == ERROR

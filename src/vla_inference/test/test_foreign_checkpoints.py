@@ -51,9 +51,13 @@ def test_padding_and_truncation_saved_with_a_tokenizer_are_off(tmp_path):
     plain = published(tmp_path / "plain")
     wanted = Policy.from_pretrained(plain).predict_action(IMAGE, "pick up the cup")
     padding = {
-        "strategy": {"Fixed": 160}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
-        "pad_type_id": 0, "pad_token": "<pad>",
-    }  # fmt: skip
+        "strategy": {"Fixed": 160},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "<pad>",
+    }
     truncation = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
     for name, change in (("padded", {"padding": padding}), ("cut", {"truncation": truncation})):
         folder = shutil.copytree(plain, tmp_path / name)
@@ -82,8 +86,11 @@ def bitsandbytes(folder: Path, say_so: bool = True) -> Path:
     for name in [k for k in tensors if k.endswith("q_proj.weight")]:
         tensors[name] = torch.zeros(tensors[name].numel() // 2, 1, dtype=torch.uint8)
         state = torch.zeros(10, dtype=torch.uint8)
-        tensors |= {f"{name}.absmax": torch.zeros(8), f"{name}.quant_map": torch.zeros(16),
-                    f"{name}.quant_state.bitsandbytes__nf4": state}  # fmt: skip
+        tensors |= {
+            f"{name}.absmax": torch.zeros(8),
+            f"{name}.quant_map": torch.zeros(16),
+            f"{name}.quant_state.bitsandbytes__nf4": state,
+        }
     save_file(tensors, folder / "model.safetensors")
     return folder
 
@@ -162,8 +169,11 @@ def test_an_adapter_beside_a_model_is_not_passed_over(tmp_path):
 
 @pytest.mark.parametrize("size", [2, 6, 8, 14, 32])
 def test_the_statistics_tell_how_long_an_action_is(tmp_path, size):
-    folder = published(tmp_path, {"type": "tokens", "action_dim": size, "slots_per_step": size},
-                       my_arm=statistics(size))  # fmt: skip
+    folder = published(
+        tmp_path,
+        {"type": "tokens", "action_dim": size, "slots_per_step": size},
+        my_arm=statistics(size),
+    )
     policy = Policy.from_pretrained(folder)
     chunk = policy.predict_action(IMAGE, "pick up the cup")
     assert chunk.actions.shape == (1, size) and len(chunk.spec) == size
@@ -236,9 +246,16 @@ def test_another_decoder_is_refused_by_the_key_that_makes_it_so(key, value):
 
 def test_what_says_the_usual_is_read():
     usual = decoder(
-        model_type="llama", hidden_act="silu", attention_bias=False, mlp_bias=False, head_dim=16,
-        tie_word_embeddings=False, rope_scaling=None, pretraining_tp=1, sliding_window=None,
-    )  # fmt: skip
+        model_type="llama",
+        hidden_act="silu",
+        attention_bias=False,
+        mlp_bias=False,
+        head_dim=16,
+        tie_word_embeddings=False,
+        rope_scaling=None,
+        pretraining_tp=1,
+        sliding_window=None,
+    )
     assert usual == decoder()
     theta = {"rope_type": "default", "rope_theta": 5e5}
     assert decoder(rope_parameters=theta).rope_theta == 5e5  # transformers 5
@@ -371,16 +388,25 @@ def test_a_config_in_the_options_words_is_read_and_held_against_the_name(tmp_pat
         ("soft-grip-7b", None),
         ("openvla-7b-oft-finetuned-libero-goal", Settings("l1", 8, 2, True, False)),
         (f"{RUN}--wrist_img--proprio_state--150000_chkpt", Settings("l1", 8, 2, True)),
-        ("x--parallel_dec--25_acts_chunk--continuous_acts--L1_regression--3rd_person_img"
-         "--left_right_wrist_imgs--proprio_state--film", Settings("l1", 25, 3, True, True)),
-        ("x--8_acts_chunk--L1_regression--3rd_person_img-gripper_img-proprio--5_chkpt",
-         Settings("l1", 8, 2, True)),
-        ("run--track_b16_aug-8_acts_chunk--3rd_person_img--proprio_state--90000_chkpt",
-         Settings(None, 8, 1, True)),
+        (
+            "x--parallel_dec--25_acts_chunk--continuous_acts--L1_regression--3rd_person_img"
+            "--left_right_wrist_imgs--proprio_state--film",
+            Settings("l1", 25, 3, True, True),
+        ),
+        (
+            "x--8_acts_chunk--L1_regression--3rd_person_img-gripper_img-proprio--5_chkpt",
+            Settings("l1", 8, 2, True),
+        ),
+        (
+            "run--track_b16_aug-8_acts_chunk--3rd_person_img--proprio_state--90000_chkpt",
+            Settings(None, 8, 1, True),
+        ),
         ("arm--oft--l1_regression--8_acts_chunk--no_film", Settings("l1", 8, None, None, False)),
-        ("x--parallel_dec--8_acts_chunk--discrete_acts--proprio_state",
-         Settings("tokens", 8, None, True)),
+        (
+            "x--parallel_dec--8_acts_chunk--discrete_acts--proprio_state",
+            Settings("tokens", 8, None, True),
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_names_that_people_gave_their_runs_state(name, settings):
     assert of_name(name) == settings

@@ -157,14 +157,23 @@ def test_a_real_server_hears_changes_and_a_stop(kind, monkeypatch):
         return result
 
     ActionServer(
-        robot, getattr(actions, kind), "/grip", grip,
-        callback_group=ReentrantCallbackGroup(), cancel_callback=lambda _: CancelResponse.ACCEPT,
-    )  # fmt: skip
+        robot,
+        getattr(actions, kind),
+        "/grip",
+        grip,
+        callback_group=ReentrantCallbackGroup(),
+        cancel_callback=lambda _: CancelResponse.ACCEPT,
+    )
     values = {
-        "gripper_action": "/grip", "gripper_action_type": kind, "gripper_joint": "finger",
-        "gripper_open": 0.04, "align": "arrival", "max_period": 5.0, "stall_timeout": 10.0,
+        "gripper_action": "/grip",
+        "gripper_action_type": kind,
+        "gripper_joint": "finger",
+        "gripper_open": 0.04,
+        "align": "arrival",
+        "max_period": 5.0,
+        "stall_timeout": 10.0,
         "publish_gripper": False,
-    }  # fmt: skip
+    }
     node = CommandNode(
         context=context, parameter_overrides=[Parameter(k, value=x) for k, x in values.items()]
     )

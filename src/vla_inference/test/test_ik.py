@@ -271,9 +271,12 @@ def test_a_drift_that_the_controller_would_make_up_for_too_fast_is_refused():
 
 @pytest.mark.parametrize(
     ("text", "frame", "complaint"),
-    [("<robot", "x", "cannot read"), (None, "hand", "no body or link 'hand'"),
-     (None, "base_link", "no chain")],
-)  # fmt: skip
+    [
+        ("<robot", "x", "cannot read"),
+        (None, "hand", "no body or link 'hand'"),
+        (None, "base_link", "no chain"),
+    ],
+)
 def test_bad_descriptions_are_refused(tmp_path, path, text, frame, complaint):
     if text:
         path = tmp_path / "bad.urdf"

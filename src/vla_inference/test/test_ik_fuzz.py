@@ -39,12 +39,16 @@ def for_ever(self, position, quaternion, steady, age=0.0):
     ("where", "method", "broken", "seen"),
     [
         (JointStates, "_implausible", lambda *_: "", "joint_speed"),
-        (JointStates, "trouble", lambda self, _: "" if self.positions is not None else "no",
-         "not_believable"),
+        (
+            JointStates,
+            "trouble",
+            lambda self, _: "" if self.positions is not None else "no",
+            "not_believable",
+        ),
         (JointCommander, "_bounded", lambda self, step, _: (step, set()), "command_step"),
         (JointCommander, "target", for_ever, "after_the_command"),
     ],
-)  # fmt: skip
+)
 def test_a_commander_without_one_of_its_bounds_is_found_out(
     arm, monkeypatch, where, method, broken, seen
 ):

@@ -211,9 +211,12 @@ def test_sizes_that_do_not_fit_are_refused(changes, words):
 
 
 @given(
-    st.integers(0, 40), st.integers(0, 40), st.integers(0, 200), st.binary(max_size=2000),
+    st.integers(0, 40),
+    st.integers(0, 40),
+    st.integers(0, 200),
+    st.binary(max_size=2000),
     st.sampled_from(sorted(ENCODINGS)),
-)  # fmt: skip
+)
 def test_whatever_arrives_is_a_picture_or_refused(height, width, step, data, encoding):
     msg = Image(encoding=encoding, height=height, width=width, step=step)
     msg.data.frombytes(data)

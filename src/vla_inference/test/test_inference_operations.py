@@ -46,8 +46,12 @@ def graph(root):
     graphs = []
 
     def make(start: bool = True, **parameters) -> InferenceGraph:
-        defaults = {"model": str(root / "one"), "instruction": "stack it", "num_threads": 1,
-                    "model_root": str(root)}  # fmt: skip
+        defaults = {
+            "model": str(root / "one"),
+            "instruction": "stack it",
+            "num_threads": 1,
+            "model_root": str(root),
+        }
         graphs.append(InferenceGraph({**defaults, **parameters}, start))
         return graphs[-1]
 
@@ -79,9 +83,11 @@ class Robot:
         pose.header.stamp = joints.header.stamp = msg.header.stamp
         pose.pose.position.x, pose.pose.orientation.w = 0.5, 1.0
         for name, publisher, message in (
-            ("pose", self.pose, pose), ("joints", self.joints, joints),
-            ("wrist", self.wrist, wrist), ("image", self.g.images, msg),
-        ):  # fmt: skip
+            ("pose", self.pose, pose),
+            ("joints", self.joints, joints),
+            ("wrist", self.wrist, wrist),
+            ("image", self.g.images, msg),
+        ):
             if name != without:
                 publisher.publish(message)
         return msg
@@ -94,9 +100,11 @@ class Robot:
 
 
 EYES = {
-    "cameras": ["image", "image_wrist"], "state": ["position", "rotvec", "joints"],
-    "joint_names": ["f1", "f2"], "max_image_age": 5.0,
-}  # fmt: skip
+    "cameras": ["image", "image_wrist"],
+    "state": ["position", "rotvec", "joints"],
+    "joint_names": ["f1", "f2"],
+    "max_image_age": 5.0,
+}
 
 
 def test_two_cameras_and_the_state_of_one_moment_are_what_the_policy_sees(graph, root):
@@ -267,8 +275,12 @@ def test_a_model_takes_over_without_stopping_the_stream(graph, root):
     # One whose actions mean something else is announced.
     answer = load(g, "tool")
     assert answer.success
-    for change in ("frame: base -> tool", "rotation: rotvec -> rpy", "dt: 0.05 s -> 0.2 s",
-                   "chunk: 8 steps -> 1 steps"):  # fmt: skip
+    for change in (
+        "frame: base -> tool",
+        "rotation: rotvec -> rpy",
+        "dt: 0.05 s -> 0.2 s",
+        "chunk: 8 steps -> 1 steps",
+    ):
         assert change in answer.message
     g.until(lambda: infos[-1].model == "tool", "the announcement")
     assert (infos[-1].frame_id, infos[-1].rotation_convention) == ("tool", "rpy")
@@ -309,9 +321,11 @@ def test_diagnostics_say_how_it_is(graph):
     heard: list[DiagnosticStatus] = []
     name = g.node.get_fully_qualified_name()
     g.client.create_subscription(
-        DiagnosticArray, "/diagnostics",
-        lambda m: heard.extend(s for s in m.status if s.hardware_id == name), 10,
-    )  # fmt: skip
+        DiagnosticArray,
+        "/diagnostics",
+        lambda m: heard.extend(s for s in m.status if s.hardware_id == name),
+        10,
+    )
 
     def until(level: bytes, words: str) -> DiagnosticStatus:
         g.until(lambda: heard and heard[-1].level == level and words in heard[-1].message, words)

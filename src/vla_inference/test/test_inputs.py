@@ -290,9 +290,13 @@ def test_models_are_found_inside_the_root_alone(tmp_path):
     for name in ("../outside", str(outside), "link", "good/../../outside", "/", ".", "leaky"):
         with pytest.raises(VlaError, match="leads out of model_root"):
             find_model(root, name)
-    for name, words in (("none", "there is no model none"), ("", "no model is named"),
-                        ("good/config.json", "there is no model"), ("a\0b", "no model is named"),
-                        ("org/other", "there is no model org/other")):  # fmt: skip
+    for name, words in (
+        ("none", "there is no model none"),
+        ("", "no model is named"),
+        ("good/config.json", "there is no model"),
+        ("a\0b", "no model is named"),
+        ("org/other", "there is no model org/other"),
+    ):
         with pytest.raises(VlaError, match=words):
             find_model(root, name)
     (cached / "refs" / "main").write_text("../../../outside")

@@ -155,10 +155,10 @@ def test_places(read, tmp_path, prefix):
         ('<log message="$(command ls)"/>', "substitution $(command) is not supported"),
         ('<log message="$(var x)"/>', "no argument 'x'"),
         ('<log message="$(env VLA_NOT_SET)"/>', "'VLA_NOT_SET' is not set"),
-        ('<log message="$(eval \'open(1)\')"/>', "$(eval) of 'open(1)' is not supported"),
-        ('<log message="$(eval \'().__class__\')"/>', "is not supported"),
-        ('<log message="$(eval \'2 ** 9\')"/>', "is not supported"),
-        ('<log message="$(eval \'1 / 0\')"/>', "cannot work out"),
+        ("<log message=\"$(eval 'open(1)')\"/>", "$(eval) of 'open(1)' is not supported"),
+        ("<log message=\"$(eval '().__class__')\"/>", "is not supported"),
+        ("<log message=\"$(eval '2 ** 9')\"/>", "is not supported"),
+        ("<log message=\"$(eval '1 / 0')\"/>", "cannot work out"),
         ('<log message="$(var x"/>', "'$(' without its ')'"),
         ('<log message="m" if="yes"/>', "'if' is 'yes'; make it true, 1, false or 0"),
         ('<log message="m" if="1" unless="0"/>', "both 'if' and 'unless'"),
@@ -168,12 +168,14 @@ def test_places(read, tmp_path, prefix):
         ("<log>", "not well-formed XML"),
         ('<include file="/no/such.launch.xml"/>', "does not exist"),
         ('<node pkg="robot" exec="talk"><param from="/no.yaml"/></node>', "/no.yaml does not"),
-        ('<node pkg="robot" exec="talk"><param name="a" value="x" type="int"/></node>',
-         "parameter 'a': 'x' is not of type int"),
+        (
+            '<node pkg="robot" exec="talk"><param name="a" value="x" type="int"/></node>',
+            "parameter 'a': 'x' is not of type int",
+        ),
         ('<node pkg="robot" exec="talk"><param name="a" value="[]"/></node>', "empty list"),
         ('<node pkg="robot" exec="talk" on_exit="restart"/>', "on_exit is 'restart'"),
     ],
-)  # fmt: skip
+)
 def test_what_it_does_not_know_is_refused_with_its_place(read, tmp_path, body, says):
     with pytest.raises(VlaError) as error:
         read(body)
@@ -252,10 +254,20 @@ def test_typed_parameters_come_back_as_they_were(value, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("5", 5), ("5.0", 5.0), ("true", True), ("hello", "hello"), ("[1, 2]", [1, 2]),
-     ("[1, 2.5]", [1.0, 2.5]), ("['a', 'b']", ["a", "b"]), ("", ""), ("a: b: c", "a: b: c"),
-     ("2026-01-01", "2026-01-01"), ("'5'", "5")],
-)  # fmt: skip
+    [
+        ("5", 5),
+        ("5.0", 5.0),
+        ("true", True),
+        ("hello", "hello"),
+        ("[1, 2]", [1, 2]),
+        ("[1, 2.5]", [1.0, 2.5]),
+        ("['a', 'b']", ["a", "b"]),
+        ("", ""),
+        ("a: b: c", "a: b: c"),
+        ("2026-01-01", "2026-01-01"),
+        ("'5'", "5"),
+    ],
+)
 def test_untyped_parameters_follow_yaml(text, value):
     parsed = parameter_value(text)
     assert parsed == value and type(parsed) is type(value)
@@ -347,9 +359,11 @@ def test_signals_reach_the_nodes_once(tmp_path, prefix, number, status):
         "sys.exit(run(read_launch_file(sys.argv[1])))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", code, str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
+    )
     lines = iter(process.stdout.readline, "")
     assert any("[polite-1] up" in line for line in lines)
     process.send_signal(number)
@@ -360,8 +374,10 @@ def test_signals_reach_the_nodes_once(tmp_path, prefix, number, status):
 
 def test_respawn_brings_a_node_back(read, tmp_path, prefix):
     once = prefix / "lib/robot/once"
-    once.write_text(f"#!/bin/sh\nn=$(ls {tmp_path}/n* | wc -l)\ntouch {tmp_path}/n$$\n"
-                    "[ $n -lt 2 ] || sleep 9\n")  # fmt: skip
+    once.write_text(
+        f"#!/bin/sh\nn=$(ls {tmp_path}/n* | wc -l)\ntouch {tmp_path}/n$$\n"
+        "[ $n -lt 2 ] || sleep 9\n"
+    )
     once.chmod(0o755)
     third = prefix / "lib/robot/third"  # ends when `once` has come up for the third time
     third.write_text(
@@ -389,8 +405,9 @@ def test_package_and_file_or_path(prefix, tmp_path):
     file = prefix / "share/robot/launch/a.launch.xml"
     file.write_text("<launch/>")
     assert split_arguments(["robot", "a.launch.xml", "x:=1", "y:=a:=b"]) == (
-        file, {"x": "1", "y": "a:=b"}
-    )  # fmt: skip
+        file,
+        {"x": "1", "y": "a:=b"},
+    )
     assert split_arguments([str(file)])[0] == Path(file)
     with pytest.raises(VlaError, match=r"task=Stack_D0 is no launch argument; write task:=Stack"):
         split_arguments(["robot", "a.launch.xml", "task=Stack_D0"])

@@ -57,8 +57,11 @@ def probe(*arguments: str, **code: str) -> Iterator[subprocess.Popen]:
     }
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(SCRIPT).format(**code), *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
     try:
         yield process
     finally:

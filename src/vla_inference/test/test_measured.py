@@ -220,9 +220,12 @@ def test_a_chunk_whose_steps_last_no_time_or_for_ever_is_refused(dt):
 def test_constant_dimensions_lie_in_their_bounds_and_each_head_has_its_own():
     constant = 0.1 + 1e-9  # no float32
     statistics = {
-        "q01": [constant] + [-0.01] * 6, "q99": [constant] + [0.01] * 6,
-        "min": [-0.5] * 7, "max": [0.5] * 7, "mask": [True] * 6 + [False],
-    }  # fmt: skip
+        "q01": [constant] + [-0.01] * 6,
+        "q99": [constant] + [0.01] * 6,
+        "min": [-0.5] * 7,
+        "max": [0.5] * 7,
+        "mask": [True] * 6 + [False],
+    }
     said = chunk([constant, 0, 0, 0, 0, 0, 1.0])
     for bounds in ("q01_q99", "min_max"):
         seen = Distribution.from_statistics(statistics, 0.0, bounds)

@@ -62,8 +62,10 @@ def test_an_oft_checkpoint_is_told_by_its_name_and_the_files_beside_its_shards(t
     a, b = Policy.from_pretrained(whole), Policy.from_pretrained(split)
     assert b.config.head == a.config.head
     assert {t.split(":")[0] for t in b.config.assumed} == {
-        "action_head.chunk 8", "action_head.bounds q01_q99", "action_head.num_images 2",
-    }  # fmt: skip
+        "action_head.chunk 8",
+        "action_head.bounds q01_q99",
+        "action_head.num_images 2",
+    }
     seen = Observation({"a": PICTURE, "b": PICTURE[::-1].copy()}, "lift it", np.zeros(8))
     np.testing.assert_array_equal(b.predict_action(seen).actions, a.predict_action(seen).actions)
     text = info.text(info.describe(split))
@@ -88,8 +90,13 @@ def test_alohas_two_arms_are_told_by_the_name_of_their_statistics(tmp_path):
     chunk = policy.predict_action(seen)
     assert chunk.actions.shape == (25, 14)
     assert chunk.spec.names[6] == "left_gripper" and chunk.spec.dims[0].unit == "rad"
-    normal = policy.predict_action(seen, action_space={**policy.action_spaces["aloha_fold_shirt"],
-        "action": {"min": [-1.0] * 14, "max": [1.0] * 14}})  # fmt: skip
+    normal = policy.predict_action(
+        seen,
+        action_space={
+            **policy.action_spaces["aloha_fold_shirt"],
+            "action": {"min": [-1.0] * 14, "max": [1.0] * 14},
+        },
+    )
     wide = chunk.actions[:, :-1]  # the last number is not scaled
     np.testing.assert_allclose(wide, 2 * normal.actions[:, :-1], rtol=1e-4, atol=1e-6)
 
@@ -302,9 +309,12 @@ def test_quantised_tensors_are_named(tmp_path):
 def test_native_names_are_understood(tmp_path):
     folder = write_random_checkpoint(tmp_path)
     wanted = load_model(folder).state_dict()
-    names = {"language_model.": "llm.", "projector.fc1.": "projector.projector.0.",
-             "projector.fc2.": "projector.projector.2.",
-             "vision_backbone.featurizer.": "vision_backbone.dino_featurizer."}  # fmt: skip
+    names = {
+        "language_model.": "llm.",
+        "projector.fc1.": "projector.projector.0.",
+        "projector.fc2.": "projector.projector.2.",
+        "vision_backbone.featurizer.": "vision_backbone.dino_featurizer.",
+    }
     tensors = {}
     for key, value in wanted.items():
         for new, old in names.items():
@@ -351,8 +361,10 @@ def test_loading_takes_little_more_memory_than_the_model(tmp_path, dtype):
     warm = write_random_checkpoint(tmp_path / "b", "tiny", "tokens")
     out = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(MEMORY), folder, warm, dtype],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     peak, model = map(int, out.stdout.split())
     assert model > 60_000_000
     assert peak < 1.2 * model

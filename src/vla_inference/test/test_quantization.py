@@ -102,9 +102,12 @@ def test_smaller_groups_and_error_aware_rounding_err_less():
     layer.weight.data = weight
     rounded = {n: error(quantize_linear(layer, get_format(n), "rtn"), weight) for n in FORMATS}
     assert (
-        rounded["int4-g32"] < rounded["int4-g64"] < rounded["int4-g128"]
-        < rounded["int4-g128-sym"] < rounded["int4-channel"]
-    )  # fmt: skip
+        rounded["int4-g32"]
+        < rounded["int4-g64"]
+        < rounded["int4-g128"]
+        < rounded["int4-g128-sym"]
+        < rounded["int4-channel"]
+    )
     assert rounded["int8"] < rounded["fp8"] < rounded["int4-g32"]
     for name in ("int4-channel", "int4-g128-sym"):
         assert error(quantize_linear(layer, get_format(name), "hqq"), weight) < rounded[name]

@@ -302,9 +302,14 @@ def test_the_camera_node_publishes_a_folder_over_and_over(folder):
 
 def test_the_camera_node_publishes_a_video_once_and_ends(video):
     got, node = run_camera(
-        CompressedImage, "image/compressed", 99,
-        source=str(video), rate=20.0, loop=False, image_transport="compressed",
-    )  # fmt: skip
+        CompressedImage,
+        "image/compressed",
+        99,
+        source=str(video),
+        rate=20.0,
+        loop=False,
+        image_transport="compressed",
+    )
     assert node.exit_status == 0
     assert got and compressed_to_rgb(got[-1]).shape == (48, 64, 3)
 

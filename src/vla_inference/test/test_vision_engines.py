@@ -190,10 +190,15 @@ def stand_in(version: str, fails: str = "") -> SimpleNamespace:
 
     flags = {} if version.startswith("11") else {"STRONGLY_TYPED": 1}
     return SimpleNamespace(
-        __version__=version, ILogger=Logger, Builder=Builder, OnnxParser=Parser, Runtime=Runtime,
+        __version__=version,
+        ILogger=Logger,
+        Builder=Builder,
+        OnnxParser=Parser,
+        Runtime=Runtime,
         NetworkDefinitionCreationFlag=SimpleNamespace(**flags),
-        MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"), calls=calls,
-    )  # fmt: skip
+        MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
+        calls=calls,
+    )
 
 
 @pytest.fixture

@@ -35,8 +35,11 @@ def played(fake_simulation):
 def settled(evaluation, **more):
     results = {
         **evaluation.results_dict(),
-        "execute_steps": 4, "lock_step": True, "started": "2030-01-01", "versions": {"ros": "x"},
-    }  # fmt: skip
+        "execute_steps": 4,
+        "lock_step": True,
+        "started": "2030-01-01",
+        "versions": {"ros": "x"},
+    }
     return {**results, **more}
 
 
@@ -148,9 +151,15 @@ def test_the_command_repeats_the_run(played):
     assert words[:2] == ["./vla", "rollout"]
     options = dict(zip(words[2::2], words[3::2], strict=True))
     assert options == {
-        "--task": "Fake", "--episodes": "3", "--seed": "7", "--horizon": "20",
-        "--execute-steps": "4", "--model": "/m/a b", "--camera": "frontview", "--height": "96",
-    }  # fmt: skip
+        "--task": "Fake",
+        "--episodes": "3",
+        "--seed": "7",
+        "--horizon": "20",
+        "--execute-steps": "4",
+        "--model": "/m/a b",
+        "--camera": "frontview",
+        "--height": "96",
+    }
     assert "--real-time" in report.command_to_repeat({**results, "lock_step": False})
     shipped = {**results, "checkpoint": "/ws/install/v/share/vla_inference/models/stack-small"}
     assert "--model" not in report.command_to_repeat(shipped)

@@ -326,9 +326,16 @@ def test_damage_is_a_frame_error_or_another_frame_and_nothing_else(arrays, data)
 
 @pytest.mark.parametrize(
     "arrays",
-    ['[["a", "object", [1]]]', '[["a", "uint8", [1e400]]]', '[["a", "uint8", [-1]]]',
-     '[["a", "float64", [1000000000]]]', '[["a", "uint8", [0, 1e30]]]', "7", '{"a": 1}'],
-)  # fmt: skip
+    [
+        '[["a", "object", [1]]]',
+        '[["a", "uint8", [1e400]]]',
+        '[["a", "uint8", [-1]]]',
+        '[["a", "float64", [1000000000]]]',
+        '[["a", "uint8", [0, 1e30]]]',
+        "7",
+        '{"a": 1}',
+    ],
+)
 def test_headers_that_ask_for_too_much_are_refused(arrays):
     text = b'{"arrays": ' + arrays.encode() + b"}"
     with pytest.raises(FrameError):

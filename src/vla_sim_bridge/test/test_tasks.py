@@ -103,8 +103,9 @@ def test_free_sentences_name_both_colours_and_belong_to_stack_l_alone():
 def test_stack_l_has_thirty_templates_and_only_the_sentence_tells_which_goes_on_which():
     assert len(stack_language.TRAIN.templates) >= 30
     values = {"a": "red", "b": "blue"}
-    said, held_out = (set(g.sentences(**values)) for g in (stack_language.TRAIN,
-                                                           stack_language.HELD_OUT))  # fmt: skip
+    said, held_out = (
+        set(g.sentences(**values)) for g in (stack_language.TRAIN, stack_language.HELD_OUT)
+    )
     assert not said & held_out
     swapped = set(stack_language.TRAIN.sentences(a="blue", b="red"))
     assert not (said | held_out) & swapped  # no sentence can mean both

@@ -74,8 +74,9 @@ def test_the_unit_of_a_dimension_does_not_matter(truth, predicted, scale, shift)
     np.testing.assert_allclose(
         nrmse(truth * scale + shift, predicted * scale + shift, other),
         nrmse(truth, predicted, BRIDGE),
-        rtol=1e-6, atol=1e-6,
-    )  # fmt: skip
+        rtol=1e-6,
+        atol=1e-6,
+    )
 
 
 @QUICK

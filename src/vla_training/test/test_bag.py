@@ -42,10 +42,13 @@ def episode(seed=0, length=12, rotation="rotvec") -> Episode:
                 rng.normal(size=8).astype(np.float32),
             ),
             np.append(0.01 * rng.normal(size=6), t % 2).astype(np.float32),
-            float(t == length - 1) / 3, t == 0, t == length - 1, t == length - 1,
+            float(t == length - 1) / 3,
+            t == 0,
+            t == length - 1,
+            t == length - 1,
         )
         for t in range(length)
-    ]  # fmt: skip
+    ]
     about = {"task": "Stack_D0", "seed": 7, "outcome": "success", "success": True}
     return Episode(steps, eef_delta_spec(rotation, "base", 0.05), about)
 
@@ -65,8 +68,11 @@ def assert_same(found: Episode, wanted: Episode):
         np.testing.assert_array_equal(a.action, b.action, strict=True)
         np.testing.assert_array_equal(a.observation.state, b.observation.state, strict=True)
         assert (a.reward, a.is_first, a.is_last, a.is_terminal) == (
-            b.reward, b.is_first, b.is_last, b.is_terminal,
-        )  # fmt: skip
+            b.reward,
+            b.is_first,
+            b.is_last,
+            b.is_terminal,
+        )
 
 
 @pytest.mark.parametrize("storage", STORAGES)

@@ -33,9 +33,13 @@ def packed(topic, form, picture, kind="png"):
 
 @pytest.mark.parametrize(
     ("topic", "encoding", "channels"),
-    [("/astra/ir_raw", "16UC1", 2), ("/a/range", "32FC1", 4), ("/a/thermal", "mono16", 2),
-     ("/camera/aligned_depth_to_color/image_raw", "16UC1", 2)],
-)  # fmt: skip
+    [
+        ("/astra/ir_raw", "16UC1", 2),
+        ("/a/range", "32FC1", 4),
+        ("/a/thermal", "mono16", 2),
+        ("/camera/aligned_depth_to_color/image_raw", "16UC1", 2),
+    ],
+)
 def test_a_depth_or_infrared_camera_is_not_taken_for_colour(topic, encoding, channels, tmp_path):
     messages = usual(ROS) + camera(topic, encoding, channels)
     path = write_bag(tmp_path / "bag", ROS, messages)

@@ -57,8 +57,13 @@ def driven(begin=49.9, count=40):
 
 
 def options(arm, **more):
-    return {"robot_model": arm, "robot_tip": "tip", "gripper_joint": "finger",
-            "gripper_range": (0.0, 0.04), **more}  # fmt: skip
+    return {
+        "robot_model": arm,
+        "robot_tip": "tip",
+        "gripper_joint": "finger",
+        "gripper_range": (0.0, 0.04),
+        **more,
+    }
 
 
 def assert_driven(actions):
@@ -102,10 +107,23 @@ def test_a_bag_of_partial_joint_states_is_converted(arm, tmp_path):
     for t, lift, turn, finger in driven():
         messages += [say(t, ["lift", "turn"], [lift, turn]), say(t + 0.01, ["finger"], [finger])]
     path = write_bag(tmp_path / "bag", ROS, messages)
-    words = ["convert", "--dataset", str(path), "--convert", "hdf5", "--workers", "1",
-             "--output", str(tmp_path / "out.hdf5")]  # fmt: skip
-    for name, value in {"robot_model": arm, "robot_tip": "tip", "gripper_joint": "finger",
-                        "gripper_range": "[0.0, 0.04]"}.items():  # fmt: skip
+    words = [
+        "convert",
+        "--dataset",
+        str(path),
+        "--convert",
+        "hdf5",
+        "--workers",
+        "1",
+        "--output",
+        str(tmp_path / "out.hdf5"),
+    ]
+    for name, value in {
+        "robot_model": arm,
+        "robot_tip": "tip",
+        "gripper_joint": "finger",
+        "gripper_range": "[0.0, 0.04]",
+    }.items():
         words += ["--read", f"{name}={value}"]
     assert main(words) == 0
     actions = open_dataset(tmp_path / "out.hdf5").actions(0)
@@ -229,8 +247,9 @@ def test_several_joints_of_a_gripper_are_asked_for(tmp_path):
     assert read.actions(0)[:, 6].tolist() == [1.0] * 6
     assert not any("--gripper-range" in n for n in read.notes)
     metres = BagSet(path, gripper_topic="/hand", gripper_joint="f2")
-    assert any("the gripper says 0.04 to 0.04, where 0 is closed and 1 open" in n
-               for n in metres.notes)  # fmt: skip
+    assert any(
+        "the gripper says 0.04 to 0.04, where 0 is closed and 1 open" in n for n in metres.notes
+    )
     number = ROS.types[FLOAT](0.5)
     path = write_bag(tmp_path / "number", ROS, [*usual(ROS), ("/hand", FLOAT, 99.0, number)])
     with pytest.raises(DataError, match="--gripper-joint changes nothing"):

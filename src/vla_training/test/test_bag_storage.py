@@ -137,8 +137,9 @@ def test_zstd_in_all_modes_with_and_without_metadata(storage, mode, alone, tmp_p
     assert_usual(pickle.loads(pickle.dumps(read)))
     assert [n for n in read.notes if "lost" in n] == (
         ["damaged, lost: metadata.yaml is not there: the recorder may have been killed"]
-        if alone == "no metadata" else []
-    )  # fmt: skip
+        if alone == "no metadata"
+        else []
+    )
 
 
 def test_a_packed_file_that_is_cut_gives_what_comes_out(tmp_path):

@@ -86,8 +86,9 @@ def test_what_is_compressed_already_is_not_compressed_twice(source, tmp_path):
 
 def test_any_number_of_workers_and_shards_makes_the_same_set(source, tmp_path):
     for name, workers in (("one", 1), ("two", 2)):
-        convert(source, tmp_path / name / "set", "rlds", workers=workers,
-                writing={"shard_mb": 0.01})  # fmt: skip
+        convert(
+            source, tmp_path / name / "set", "rlds", workers=workers, writing={"shard_mb": 0.01}
+        )
     files = sorted((tmp_path / "one" / "set" / "1.0.0").iterdir())
     assert len([f for f in files if "tfrecord" in f.name]) > 1
     for file in files:
@@ -114,9 +115,12 @@ def test_a_lerobot_set_of_many_files(source, tmp_path, pictures):
 
 def test_keys_sizes_and_steps(source, tmp_path):
     config = ConvertConfig(
-        {"wrist": None, "agentview": "image"}, width=32, sample_steps=3, sample_actions=3,
+        {"wrist": None, "agentview": "image"},
+        width=32,
+        sample_steps=3,
+        sample_actions=3,
         max_episodes=2,
-    )  # fmt: skip
+    )
     result = convert(source, tmp_path / "out", "rlds", config, workers=1)
     assert result.left_out == ["states", "wrist"]
     assert (result.episodes, result.frames) == (2, 3 + 2)
@@ -199,9 +203,12 @@ def random_actions(seed: int, length: int) -> np.ndarray:
 
 @settings(deadline=None, max_examples=30)
 @given(
-    seed=st.integers(0, 999), length=st.integers(1, 9), size=st.integers(1, 4),
-    frame=st.sampled_from(["base", "tool"]), rotation=st.sampled_from(["rotvec", "rpy"]),
-)  # fmt: skip
+    seed=st.integers(0, 999),
+    length=st.integers(1, 9),
+    size=st.integers(1, 4),
+    frame=st.sampled_from(["base", "tool"]),
+    rotation=st.sampled_from(["rotvec", "rpy"]),
+)
 def test_joined_actions_lead_to_the_same_pose(seed, length, size, frame, rotation):
     spec = eef_delta_spec(rotation, frame)
     actions = random_actions(seed, length)

@@ -33,8 +33,19 @@ def test_a_job_converts(source, tmp_path):
     (tmp_path / "demo.hdf5").write_bytes(source.read_bytes())
     runner = JobRunner(tmp_path)
     try:
-        job = runner.start("convert", ["--dataset", "demo.hdf5", "--convert", "lerobot",
-                                       "--output", "made/set", "--workers", "1"])  # fmt: skip
+        job = runner.start(
+            "convert",
+            [
+                "--dataset",
+                "demo.hdf5",
+                "--convert",
+                "lerobot",
+                "--output",
+                "made/set",
+                "--workers",
+                "1",
+            ],
+        )
         end = time.monotonic() + 200
         while runner.running() and time.monotonic() < end:
             runner.poll()

@@ -87,9 +87,12 @@ def test_a_model_trained_on_the_bridge_slice_speaks_its_action_space(tmp_path):
         image_size=64, embed_dim=64, num_heads=2, mlp_hidden=64, depth=2
     )
     tiny["text_config"].update(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
     data = open_dataset(BRIDGE)
     frames = frames_from_episodes([data], size=64)
     assert len(frames) == 200 and len(frames.sentences) == 4

@@ -28,10 +28,12 @@ ROOT = Path(__file__).resolve().parents[3]
 SPEC = eef_delta_spec()
 STATISTICS = {
     "action": {
-        "q01": [-0.02] * 6 + [0.0], "q99": [0.02] * 6 + [1.0], "mask": [True] * 6 + [False],
+        "q01": [-0.02] * 6 + [0.0],
+        "q99": [0.02] * 6 + [1.0],
+        "mask": [True] * 6 + [False],
     },
     "spec": {"rotation": "rotvec", "frame": "base", "dt": 0.05},
-}  # fmt: skip
+}
 
 
 def write_set(path: Path, lengths=(5, 3), instruction="stack the red block", **header) -> Path:
@@ -47,9 +49,11 @@ def write_set(path: Path, lengths=(5, 3), instruction="stack the red block", **h
                 "rewards": np.zeros(n),
                 "dones": np.zeros(n),
                 "instructions": [instruction] * n,
-                "obs": {"agentview_image": rng.integers(0, 256, (n, 64, 64, 3), np.uint8),
-                        "a_wrist_image": np.zeros((n, 64, 64, 3), np.uint8)},
-            }  # fmt: skip
+                "obs": {
+                    "agentview_image": rng.integers(0, 256, (n, 64, 64, 3), np.uint8),
+                    "a_wrist_image": np.zeros((n, 64, 64, 3), np.uint8),
+                },
+            }
             write_episode(file.create_group(f"data/demo_{i}"), data)
         for key, value in header.items():
             file["data"].attrs[key] = value
@@ -298,9 +302,12 @@ def shipped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("eval")
     path = write_set(folder / "demo.hdf5", lengths=(4,))
     status = eval.evaluate(
-        dataset=path, model=str(ROOT / "models" / "stack-small"), device="cpu",
-        save_stats=folder / "stats.json", report=folder / "report",
-    )  # fmt: skip
+        dataset=path,
+        model=str(ROOT / "models" / "stack-small"),
+        device="cpu",
+        save_stats=folder / "stats.json",
+        report=folder / "report",
+    )
     return status, folder
 
 
@@ -336,8 +343,11 @@ def test_mistakes_are_one_line(tmp_path, arguments, message):
     (tmp_path / "README").write_text("")
     run = "import sys; from vla_training.cli.eval import main; sys.exit(main())"
     done = subprocess.run(
-        [sys.executable, "-c", run, *arguments], cwd=tmp_path, env=os.environ,
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", run, *arguments],
+        cwd=tmp_path,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and message in done.stderr
     assert done.stderr.startswith("vla eval: ") and len(done.stderr.splitlines()) == 1

@@ -89,11 +89,26 @@ def test_quantised_base_is_trained_by_adapters_alone(home, tmp_path):
 
 def test_two_processes_train_as_one_and_their_state_goes_on_in_one(home, tmp_path):
     words = [
-        sys.executable, "-m", "vla_training.cli.finetune", "--vla_path", str(home / "tokens"),
-        "--dataset_name=noise", "--data_root_dir", str(home), "--run_root_dir", str(tmp_path),
-        "--run-id=run", "--batch_size=2", "--lora_rank=0", "--log-steps=1", "--workers=0",
-        "--device=cpu", "--no-tensorboard", "--learning-rate=1e-3", "--max-steps=2",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "vla_training.cli.finetune",
+        "--vla_path",
+        str(home / "tokens"),
+        "--dataset_name=noise",
+        "--data_root_dir",
+        str(home),
+        "--run_root_dir",
+        str(tmp_path),
+        "--run-id=run",
+        "--batch_size=2",
+        "--lora_rank=0",
+        "--log-steps=1",
+        "--workers=0",
+        "--device=cpu",
+        "--no-tensorboard",
+        "--learning-rate=1e-3",
+        "--max-steps=2",
+    ]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     shared["OMP_NUM_THREADS"] = "1"
     ranks = [
@@ -344,14 +359,24 @@ def test_resuming_with_anything_that_changes_samples_or_meaning_is_refused(home,
     run.save()
     source = config.sources[0]
     for changed in (
-        {"lora_alpha": 1.0}, {"learning_rate": 1e-4}, {"lr_schedule": "cosine"},
-        {"warmup_steps": 3}, {"weight_decay": 0.1}, {"max_grad_norm": 2.0},
-        {"val_split": 0.3}, {"chunk": 4}, {"action_head": "l1"}, {"num_images": 2},
-        {"proprio_dim": 3}, {"image_aug": True}, {"seed": 9}, {"train_vision": False},
+        {"lora_alpha": 1.0},
+        {"learning_rate": 1e-4},
+        {"lr_schedule": "cosine"},
+        {"warmup_steps": 3},
+        {"weight_decay": 0.1},
+        {"max_grad_norm": 2.0},
+        {"val_split": 0.3},
+        {"chunk": 4},
+        {"action_head": "l1"},
+        {"num_images": 2},
+        {"proprio_dim": 3},
+        {"image_aug": True},
+        {"seed": 9},
+        {"train_vision": False},
         {"sources": (replace(source, weight=3.0),)},
         {"sources": (replace(source, cameras=("wrist",)),)},
         {"sources": (replace(source, options={"kind": "hdf5"}),)},
-    ):  # fmt: skip
+    ):
         (name,) = changed
         mine = {**replace(config, **changed).identity(1), "frames": run.identity["frames"]}
         with pytest.raises(VlaError, match=rf"was saved with {name.replace('sources', 'data')} "):
@@ -360,9 +385,17 @@ def test_resuming_with_anything_that_changes_samples_or_meaning_is_refused(home,
         finetune(replace(config, learning_rate=1e-4), resume=True)
     # How fast it goes, what it tells, and how long it lasts where the rate does not follow it.
     free = replace(
-        config, workers=1, log_steps=3, save_steps=7, val_steps=2, gradient_checkpointing=1.0,
-        max_steps=5, compile=True, tensorboard=True, merge=True,
-    )  # fmt: skip
+        config,
+        workers=1,
+        log_steps=3,
+        save_steps=7,
+        val_steps=2,
+        gradient_checkpointing=1.0,
+        max_steps=5,
+        compile=True,
+        tensorboard=True,
+        merge=True,
+    )
     assert free.identity(1) == config.identity(1)
     cosine = replace(config, lr_schedule="cosine")
     assert replace(cosine, max_steps=5).identity(1) != cosine.identity(1)

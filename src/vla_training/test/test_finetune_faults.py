@@ -109,9 +109,16 @@ def test_closed_loop_plays_the_model_as_it_stands_sharded_or_not(
         closed_loop, "make_world", lambda *_: worlds.append(FakeWorld()) or worlds[-1]
     )
     config = settings(
-        home, tmp_path / "run", "l1", lora_rank=lora_rank, max_steps=2, closed_loop_steps=2,
-        closed_loop_task="Lift_D0", closed_loop_episodes=5, learning_rate=1e-2,
-    )  # fmt: skip
+        home,
+        tmp_path / "run",
+        "l1",
+        lora_rank=lora_rank,
+        max_steps=2,
+        closed_loop_steps=2,
+        closed_loop_task="Lift_D0",
+        closed_loop_episodes=5,
+        learning_rate=1e-2,
+    )
     try:
         run = Finetuner(config, distributed.start("cpu", sharded=not lora_rank))
         assert distributed.is_sharded(run.objective) == (not lora_rank)
@@ -176,9 +183,15 @@ except VlaError as error:
 
 def test_a_process_that_dies_ends_the_others_and_fewer_go_on(home, tmp_path):
     config = settings(
-        home, tmp_path / "run", batch_size=2, max_steps=300, save_steps=1, closed_loop_steps=1,
-        closed_loop_task="Lift_D0", closed_loop_episodes=3,
-    )  # fmt: skip
+        home,
+        tmp_path / "run",
+        batch_size=2,
+        max_steps=300,
+        save_steps=1,
+        closed_loop_steps=1,
+        closed_loop_task="Lift_D0",
+        closed_loop_episodes=3,
+    )
     tests = str(Path(sys.modules["fake_world"].__file__).parent)
     script = tmp_path / "rank.py"
     script.write_text(RANK.format(tests=tests, config=config))
@@ -186,11 +199,13 @@ def test_a_process_that_dies_ends_the_others_and_fewer_go_on(home, tmp_path):
     shared |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(script)], stderr=subprocess.PIPE, text=True,
+            [sys.executable, str(script)],
+            stderr=subprocess.PIPE,
+            text=True,
             env={**shared, "RANK": rank, "LOCAL_RANK": rank},
         )
         for rank in "01"
-    ]  # fmt: skip
+    ]
     state, deadline = tmp_path / "run" / "state", time.monotonic() + 120
     log = tmp_path / "run" / "metrics.jsonl"
     while not training_state.find_states(state) or log.read_text().count('"train"') < 3:

@@ -26,8 +26,15 @@ def bag_with(path, frames, action_kind, messages, more=()):
     for number, stamp in enumerate(frames):
         ns = round(stamp * NS)
         data = np.full(20 * 16 * 3, number % 250, np.uint8)
-        image = bag.make(types.IMAGE, header=_header(bag, ns, "cam"), height=16, width=20,
-                         encoding="rgb8", step=60, data=data)  # fmt: skip
+        image = bag.make(
+            types.IMAGE,
+            header=_header(bag, ns, "cam"),
+            height=16,
+            width=20,
+            encoding="rgb8",
+            step=60,
+            data=data,
+        )
         bag.put("/cam/image_raw", types.IMAGE, ns, image)
     for topic, kind, log, make in (*messages, *more):
         bag.put(topic, kind, round(log * NS), make(bag))
@@ -37,8 +44,11 @@ def bag_with(path, frames, action_kind, messages, more=()):
 
 def twist(stamp, vx, wz=0.0, frame="base_link"):
     def make(bag):
-        inner = bag.make("geometry_msgs/msg/Twist", linear=_vector(bag, vx, 0, 0),
-                         angular=_vector(bag, 0, 0, wz))  # fmt: skip
+        inner = bag.make(
+            "geometry_msgs/msg/Twist",
+            linear=_vector(bag, vx, 0, 0),
+            angular=_vector(bag, 0, 0, wz),
+        )
         return bag.make(types.TWIST, header=_header(bag, round(stamp * NS), frame), twist=inner)
 
     return "/servo/delta_twist_cmds", types.TWIST, stamp, make
@@ -90,8 +100,9 @@ def test_constant_motion_integrates_to_itself(velocity, per_frame, count):
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.lists(st.floats(-1, 1), min_size=6, max_size=6), min_size=1, max_size=12),
-    st.integers(1, 5), st.sampled_from(["base", "tool"]),
-)  # fmt: skip
+    st.integers(1, 5),
+    st.sampled_from(["base", "tool"]),
+)
 def test_twists_add_up_as_joined_actions_do(twists, per_frame, frame):
     """Twists of 20 ms each over frames of `per_frame` of them, in either frame."""
     at = NS + np.arange(len(twists)) * NS // 50
@@ -116,33 +127,48 @@ def test_a_twist_in_the_tools_frame_goes_round(tmp_path):
 
 def test_joint_states_by_forward_kinematics(tmp_path):
     model = tmp_path / "arm.urdf"
-    joint = ('<joint name="{0}" type="{1}"><parent link="{2}"/><child link="{3}"/>'
-             '<axis xyz="0 0 1"/><limit lower="-9" upper="9" effort="1" velocity="1"/>'
-             '<origin xyz="{4} 0 0"/></joint>')  # fmt: skip
-    mass = ('<inertial><mass value="1"/><inertia ixx="1" iyy="1" izz="1" ixy="0" ixz="0" '
-            'iyz="0"/></inertial>')  # fmt: skip
+    joint = (
+        '<joint name="{0}" type="{1}"><parent link="{2}"/><child link="{3}"/>'
+        '<axis xyz="0 0 1"/><limit lower="-9" upper="9" effort="1" velocity="1"/>'
+        '<origin xyz="{4} 0 0"/></joint>'
+    )
+    mass = (
+        '<inertial><mass value="1"/><inertia ixx="1" iyy="1" izz="1" ixy="0" ixz="0" '
+        'iyz="0"/></inertial>'
+    )
     model.write_text(
         '<robot name="a"><mujoco><compiler fusestatic="false"/></mujoco><link name="base"/>'
         + "".join(f'<link name="{n}">{mass}</link>' for n in ("arm", "tip"))
         + joint.format("lift", "prismatic", "base", "arm", 0)
-        + joint.format("turn", "revolute", "arm", "tip", 0.5) + "</robot>"
-    )  # fmt: skip
+        + joint.format("turn", "revolute", "arm", "tip", 0.5)
+        + "</robot>"
+    )
 
     def joints(t):
         def make(bag):
-            return bag.make(types.JOINTS, header=_header(bag, round(t * NS), ""),
-                            name=["lift", "turn", "finger"],
-                            position=np.array([0.2 * (t - 50), 0.3 * (t - 50), 0.04]))  # fmt: skip
+            return bag.make(
+                types.JOINTS,
+                header=_header(bag, round(t * NS), ""),
+                name=["lift", "turn", "finger"],
+                position=np.array([0.2 * (t - 50), 0.3 * (t - 50), 0.04]),
+            )
 
         return "/joint_states", types.JOINTS, t, make
 
     frames = [50 + 0.1 * i for i in range(8)]
-    path = bag_with(tmp_path / "bag", frames, types.JOINTS,
-                    [joints(49.9 + 0.03 * i) for i in range(40)])  # fmt: skip
+    path = bag_with(
+        tmp_path / "bag", frames, types.JOINTS, [joints(49.9 + 0.03 * i) for i in range(40)]
+    )
     with pytest.raises(DataError, match="joint states need --robot-model"):
         BagSet(path)
-    read = BagSet(path, robot_model=str(model), robot_tip="tip", gripper_joint="finger",
-                  gripper_range=(0.0, 0.04), instruction_topic=None)  # fmt: skip
+    read = BagSet(
+        path,
+        robot_model=str(model),
+        robot_tip="tip",
+        gripper_joint="finger",
+        gripper_range=(0.0, 0.04),
+        instruction_topic=None,
+    )
     want = [0, 0, 0.02, 0, 0, 0.03, 1]
     np.testing.assert_allclose(read.actions(0), np.tile(want, (8, 1)), atol=1e-9)
     with pytest.raises(DataError, match=r"no site or body 'hand'.*arm, tip"):
@@ -167,30 +193,53 @@ def test_disorder_missing_actions_and_gaps_are_told(tmp_path):
 
 @pytest.mark.parametrize(
     ("encoding", "pixel", "channels"),
-    [("rgb8", (10, 20, 30), 3), ("bgr8", (30, 20, 10), 3), ("rgba8", (10, 20, 30, 9), 4),
-     ("bgra8", (30, 20, 10, 9), 4), ("8UC3", (30, 20, 10), 3)],
-)  # fmt: skip
+    [
+        ("rgb8", (10, 20, 30), 3),
+        ("bgr8", (30, 20, 10), 3),
+        ("rgba8", (10, 20, 30, 9), 4),
+        ("bgra8", (30, 20, 10, 9), 4),
+        ("8UC3", (30, 20, 10), 3),
+    ],
+)
 def test_encodings_with_padded_rows(encoding, pixel, channels):
     store = types.known_types()
     row = np.tile(np.array(pixel, np.uint8), 20)
     data = np.tile(np.append(row, np.zeros(4, np.uint8)), 16)
-    image = make_message(store, types.IMAGE, height=16, width=20, encoding=encoding,
-                         step=20 * channels + 4, data=data)  # fmt: skip
+    image = make_message(
+        store,
+        types.IMAGE,
+        height=16,
+        width=20,
+        encoding=encoding,
+        step=20 * channels + 4,
+        data=data,
+    )
     picture = decode_image(types.IMAGE, image, "x")
     assert picture.shape == (16, 20, 3) and (picture == (10, 20, 30)).all()
 
 
 @pytest.mark.parametrize(
     ("encoding", "red", "blue"),
-    [("bayer_rggb8", (0, 0), (1, 1)), ("bayer_bggr8", (1, 1), (0, 0)),
-     ("bayer_gbrg8", (1, 0), (0, 1)), ("bayer_grbg8", (0, 1), (1, 0))],
-)  # fmt: skip
+    [
+        ("bayer_rggb8", (0, 0), (1, 1)),
+        ("bayer_bggr8", (1, 1), (0, 0)),
+        ("bayer_gbrg8", (1, 0), (0, 1)),
+        ("bayer_grbg8", (0, 1), (1, 0)),
+    ],
+)
 def test_bayer_patterns(encoding, red, blue):
     pixels = np.full((16, 20), 100, np.uint8)
     pixels[red[0] :: 2, red[1] :: 2] = 200
     pixels[blue[0] :: 2, blue[1] :: 2] = 50
-    image = make_message(types.known_types(), types.IMAGE, height=16, width=20,
-                         encoding=encoding, step=20, data=pixels.ravel())  # fmt: skip
+    image = make_message(
+        types.known_types(),
+        types.IMAGE,
+        height=16,
+        width=20,
+        encoding=encoding,
+        step=20,
+        data=pixels.ravel(),
+    )
     picture = decode_image(types.IMAGE, image, "x")
     assert (picture[4:-4, 4:-4] == (200, 100, 50)).all()
 
@@ -199,10 +248,19 @@ def test_deeper_and_yuv_pictures():
     wide = np.tile(np.array([10, 20, 30], "<u2") << 8, (16, 20)).view(np.uint8)
     yuv = np.tile(np.array([128, 90, 128, 90], np.uint8), (16, 10))
     store = types.known_types()
-    for encoding, data, step, want in (("rgb16", wide, 120, (10, 20, 30)),
-                                       ("yuv422", yuv, 40, (86, 86, 86))):  # fmt: skip
-        image = make_message(store, types.IMAGE, height=16, width=20, encoding=encoding,
-                             step=step, data=data.ravel())  # fmt: skip
+    for encoding, data, step, want in (
+        ("rgb16", wide, 120, (10, 20, 30)),
+        ("yuv422", yuv, 40, (86, 86, 86)),
+    ):
+        image = make_message(
+            store,
+            types.IMAGE,
+            height=16,
+            width=20,
+            encoding=encoding,
+            step=step,
+            data=data.ravel(),
+        )
         picture = decode_image(types.IMAGE, image, "x").astype(int)
         assert np.abs(picture - want).max() <= 1
     image = make_message(store, types.IMAGE, height=16, width=20, encoding="32FC1", step=80)
@@ -215,24 +273,56 @@ def test_several_episodes_in_one_bag_by_their_status(tmp_path):
     stamp, grey = 100 * NS, np.zeros(256, np.uint8)
 
     def status(step, done, index):
-        bag.put("/sim/episode", types.EPISODE, stamp,
-                bag.make(types.EPISODE, header=_header(bag, stamp, ""), step=step, done=done,
-                         index=index, task="T", outcome="success" if done else "running",
-                         instruction=f"task {index}", reward=float(done)))  # fmt: skip
+        bag.put(
+            "/sim/episode",
+            types.EPISODE,
+            stamp,
+            bag.make(
+                types.EPISODE,
+                header=_header(bag, stamp, ""),
+                step=step,
+                done=done,
+                index=index,
+                task="T",
+                outcome="success" if done else "running",
+                instruction=f"task {index}",
+                reward=float(done),
+            ),
+        )
 
     for index, length in enumerate((3, 4)):
         stamp += NS // 100
         status(0, False, index)
         for t in range(length):
             stamp += NS // 20
-            picture = bag.make(types.IMAGE, header=_header(bag, stamp, "c"), height=16, width=16,
-                               encoding="mono8", step=16, data=grey)  # fmt: skip
+            picture = bag.make(
+                types.IMAGE,
+                header=_header(bag, stamp, "c"),
+                height=16,
+                width=16,
+                encoding="mono8",
+                step=16,
+                data=grey,
+            )
             bag.put("/image", types.IMAGE, stamp, picture)
-            delta = bag.make(types.EEF_DELTA, rotation_convention="rotvec", dt=0.05,
-                             frame_id="base", gripper=float(index))  # fmt: skip
-            bag.put("/action", types.CHUNK, stamp,
-                    bag.make(types.CHUNK, header=_header(bag, stamp, "base"), steps=[delta] * 8,
-                             instruction=f"told {index}"))  # fmt: skip
+            delta = bag.make(
+                types.EEF_DELTA,
+                rotation_convention="rotvec",
+                dt=0.05,
+                frame_id="base",
+                gripper=float(index),
+            )
+            bag.put(
+                "/action",
+                types.CHUNK,
+                stamp,
+                bag.make(
+                    types.CHUNK,
+                    header=_header(bag, stamp, "base"),
+                    steps=[delta] * 8,
+                    instruction=f"told {index}",
+                ),
+            )
             status(2 * t + 1, False, index)
             status(2 * t + 2, t == length - 1, index)
     bag._writer.close()
@@ -249,10 +339,22 @@ def test_a_bag_of_others_is_converted(tmp_path, capsys):
 
     frames = [100 + 0.1 * i for i in range(4)]
     twists = [twist(100 + 0.1 * i, 0.1) for i in range(4)]
-    path = bag_with(tmp_path / "bag", frames, types.TWIST, twists,
-                    [text(1, "pick"), number("/hand", 99, 0.08)])  # fmt: skip
-    words = ["convert", "--dataset", str(path), "--convert", "hdf5", "--workers", "1",
-             "--output", str(tmp_path / "out.hdf5"), "--read", "gripper_topic=/hand"]  # fmt: skip
+    path = bag_with(
+        tmp_path / "bag", frames, types.TWIST, twists, [text(1, "pick"), number("/hand", 99, 0.08)]
+    )
+    words = [
+        "convert",
+        "--dataset",
+        str(path),
+        "--convert",
+        "hdf5",
+        "--workers",
+        "1",
+        "--output",
+        str(tmp_path / "out.hdf5"),
+        "--read",
+        "gripper_topic=/hand",
+    ]
     assert main([*words, "--read", "gripper_range=[0.0, 0.08]"]) == 0
     read = open_dataset(tmp_path / "out.hdf5")
     np.testing.assert_allclose(read.actions(0)[:, 0], 0.01, rtol=1e-6)

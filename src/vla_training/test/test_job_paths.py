@@ -27,9 +27,12 @@ from vla_training.jobs.paths import check_root, confine
 def test_roots_that_are_refused(tmp_path):
     (tmp_path / "file").touch()
     for root, reason in (
-        ("", "no root"), ("/", "whole file system"), (tmp_path / "no", "does not exist"),
-        (tmp_path / "file", "not a folder"), (f"{tmp_path}/{'../' * 50}", "whole file system"),
-    ):  # fmt: skip
+        ("", "no root"),
+        ("/", "whole file system"),
+        (tmp_path / "no", "does not exist"),
+        (tmp_path / "file", "not a folder"),
+        (f"{tmp_path}/{'../' * 50}", "whole file system"),
+    ):
         with pytest.raises(VlaError, match=reason):
             check_root(root)
 
@@ -43,17 +46,46 @@ def test_no_path_leads_out(tmp_path):
     for folder in ("root/a/b", "root/c", "outside/deep", "root-twin"):
         (tmp_path / folder).mkdir(parents=True)
     links = {
-        "out": "../outside", "a/up": "..", "a/b/upup": "../..", "abs": str(tmp_path / "outside"),
-        "twin": "../root-twin", "c/chain": "../out/deep", "in": "a/b", "loop": "loop",
-        "dangling": "../outside/new", "a/home": str(root),
-    }  # fmt: skip
+        "out": "../outside",
+        "a/up": "..",
+        "a/b/upup": "../..",
+        "abs": str(tmp_path / "outside"),
+        "twin": "../root-twin",
+        "c/chain": "../out/deep",
+        "in": "a/b",
+        "loop": "loop",
+        "dangling": "../outside/new",
+        "a/home": str(root),
+    }
     for name, target in links.items():
         (root / name).symlink_to(target)
     root = check_root(root)
     pieces = [
-        "a", "b", "c", "up", "upup", "out", "abs", "twin", "chain", "in", "loop", "dangling",
-        "home", "..", "..", ".", "", "deep", "root", "root-twin", "new", "~", "a b", "\u00e9",
-    ]  # fmt: skip
+        "a",
+        "b",
+        "c",
+        "up",
+        "upup",
+        "out",
+        "abs",
+        "twin",
+        "chain",
+        "in",
+        "loop",
+        "dangling",
+        "home",
+        "..",
+        "..",
+        ".",
+        "",
+        "deep",
+        "root",
+        "root-twin",
+        "new",
+        "~",
+        "a b",
+        "\u00e9",
+    ]
     starts = ["", "", "", str(root), str(tmp_path), "/", f"{root}-twin"]
     rng = random.Random(0)
     counts = {True: 0, False: 0}

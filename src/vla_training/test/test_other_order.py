@@ -56,18 +56,21 @@ def episodes(tmp_path_factory):
             record = {"colours": SCENE.colours, "roles": SCENE.roles} if i < 2 else {}
             data = {
                 "actions": to_robosuite(rng.uniform(-0.04, 0.04, (LENGTH, 7))),
-                "states": np.zeros((LENGTH, 3)), "rewards": np.zeros(LENGTH),
-                "dones": np.zeros(LENGTH), "instructions": ["as it was recorded"] * LENGTH,
+                "states": np.zeros((LENGTH, 3)),
+                "rewards": np.zeros(LENGTH),
+                "dones": np.zeros(LENGTH),
+                "instructions": ["as it was recorded"] * LENGTH,
                 "obs": {
                     "agentview_image": np.full((LENGTH, SIDE, SIDE, 3), 40 * i, np.uint8),
                     "robot0_state": np.zeros((LENGTH, 8), np.float32),
                 },
                 "datagen_info": {
-                    "eef_pose": poses((0, 0)), "object_poses": objects,
+                    "eef_pose": poses((0, 0)),
+                    "object_poses": objects,
                     "subtask_term_signals": {"grasp": np.arange(LENGTH) >= 4},
                 },
                 "attrs": {"task": task, "scene": json.dumps(record)},
-            }  # fmt: skip
+            }
             write_episode(file["data"].create_group(f"demo_{i}"), data, None)
     return path
 

@@ -118,12 +118,19 @@ KINDS = {
     "as OpenVLA's script": {"target_modules": "all-linear", "init_lora_weights": "gaussian"},
     "all biases": {"target_modules": "all-linear", "bias": "all"},
     "biases of the layers": {"target_modules": ["fc1", "qkv", "q_proj"], "bias": "lora_only"},
-    "biases of B": {"target_modules": ["fc1", "fc2", "proj", "q"], "lora_bias": True,
-                    "exclude_modules": r".*patch_embed.*"},
+    "biases of B": {
+        "target_modules": ["fc1", "fc2", "proj", "q"],
+        "lora_bias": True,
+        "exclude_modules": r".*patch_embed.*",
+    },
     "rsLoRA": {"use_rslora": True},
     "DoRA": {"target_modules": "all-linear", "use_dora": True},
-    "DoRA, rsLoRA, biases": {"target_modules": ["fc1"], "use_dora": True, "use_rslora": True,
-                             "bias": "all"},
+    "DoRA, rsLoRA, biases": {
+        "target_modules": ["fc1"],
+        "use_dora": True,
+        "use_rslora": True,
+        "bias": "all",
+    },
     "ranks": {"rank_pattern": {"q_proj": 2, r"layers\.1\.self_attn\.v_proj": 8}},
     "alphas": {"alpha_pattern": {"v_proj": 3}, "rank_pattern": {"v_proj": 5}, "use_rslora": True},
     "a whole layer": {"modules_to_save": ["lm_head", "fc2"]},
@@ -135,7 +142,7 @@ KINDS = {
     "the convolution by DoRA": {"target_modules": ["patch_embed.proj"], "use_dora": True},
     "fan in, fan out": {"fan_in_fan_out": True},
     "orthogonal": {"init_lora_weights": "orthogonal"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -157,9 +164,11 @@ def test_layers_the_base_lacks_and_no_answer_needs_are_left_out(base, tmp_path):
     )
     small = shutil.copytree(base, tmp_path / "small")
     tensors = load_file(small / "model.safetensors")
-    used = {k: v for k, v in tensors.items() if not any(
-        part in k for part in ("blocks.1.", "attn_pool", "featurizer.norm.")
-    )}  # fmt: skip
+    used = {
+        k: v
+        for k, v in tensors.items()
+        if not any(part in k for part in ("blocks.1.", "attn_pool", "featurizer.norm."))
+    }
     save_file(used, small / "model.safetensors")
     assert_merged(small, adapter, truth, tmp_path / "merged")
 
@@ -271,16 +280,22 @@ def test_biases_of_b_where_the_layer_has_none_are_refused(base, tmp_path):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"language_model.model.layers.9.mlp.up_proj.lora_A.weight": torch.ones(4, 32),
-          "language_model.model.layers.9.mlp.up_proj.lora_B.weight": torch.ones(64, 4)},
-         "layers.9.mlp.up_proj.weight [64, 32], the base has none"),
+        (
+            {
+                "language_model.model.layers.9.mlp.up_proj.lora_A.weight": torch.ones(4, 32),
+                "language_model.model.layers.9.mlp.up_proj.lora_B.weight": torch.ones(64, 4),
+            },
+            "layers.9.mlp.up_proj.weight [64, 32], the base has none",
+        ),
         ({"projector.fc1.lora_A.weight": torch.ones(4, 32)}, "no pair of lora_A and lora_B"),
-        ({"language_model.lm_head.weight": torch.ones(600, 32)},
-         "lm_head.weight [600, 32], the base has [576, 32]"),
+        (
+            {"language_model.lm_head.weight": torch.ones(600, 32)},
+            "lm_head.weight [600, 32], the base has [576, 32]",
+        ),
         ({"score.weight": torch.ones(2, 32)}, "score.weight [2, 32], the base has none"),
         ({"projector.fc1.lora_ga_E": torch.ones(4)}, "projector.fc1.lora_ga_E [4]"),
     ],
-)  # fmt: skip
+)
 def test_tensors_that_belong_to_nothing_are_refused(base, tmp_path, more, words):
     adapter, _ = adapter_and_truth(base, tmp_path / "adapter")
     path = adapter / "adapter_model.safetensors"

@@ -25,10 +25,13 @@ def data(tmp_path):
             actions = rng.uniform(-0.02, 0.02, (n, 7))
             actions[:, 6] = 1.0
             data = {
-                "actions": to_robosuite(actions), "states": np.zeros((n, 3)),
-                "rewards": np.zeros(n), "dones": np.zeros(n), "instructions": ["go"] * n,
+                "actions": to_robosuite(actions),
+                "states": np.zeros((n, 3)),
+                "rewards": np.zeros(n),
+                "dones": np.zeros(n),
+                "instructions": ["go"] * n,
                 "obs": {"agentview_image": rng.integers(0, 256, (n, 64, 64, 3), np.uint8)},
-            }  # fmt: skip
+            }
             write_episode(file.create_group(f"data/demo_{i}"), data)
     return tmp_path / "demo.hdf5"
 
@@ -38,9 +41,15 @@ def test_gptq_takes_frames_of_a_data_set(tmp_path, data, capsys, samples):
     model = str(write_random_checkpoint(tmp_path / "ck", head="tokens"))
     output = tmp_path / "q"
     quantize(
-        model, output, "int4-g32", "gptq", calibration=data, samples=samples, device="cpu",
+        model,
+        output,
+        "int4-g32",
+        "gptq",
+        calibration=data,
+        samples=samples,
+        device="cpu",
         as_json=True,
-    )  # fmt: skip
+    )
     told = json.loads(capsys.readouterr().out)
     assert told["method"] == "gptq" and 0 < told["bytes"] < told["bytes_before"]
     policy = Policy.from_pretrained(output, device="cpu")

@@ -70,8 +70,14 @@ def run_of(episodes: int, frames: int, rng: random.Random) -> list[Heard]:
             say("image", types.IMAGE, encoding="mono8", height=16, width=16, step=16, data=pixel)
             say("action", types.CHUNK, steps=[delta], instruction=f"do {index}")
             done = t == frames - 1
-            say("episode", types.EPISODE, index=index, step=t + 1, done=done,
-                outcome="success" if done else "running")  # fmt: skip
+            say(
+                "episode",
+                types.EPISODE,
+                index=index,
+                step=t + 1,
+                done=done,
+                outcome="success" if done else "running",
+            )
     return sorted(heard, key=lambda h: h.log)
 
 
@@ -208,8 +214,15 @@ class RecordGraph(NodeGraph):
             chunk.header.stamp = stamp
             done.append([0.001 * t, 0.1 / 3, -index])
             x, y, z = map(float, done[-1])
-            chunk.steps = [EefDelta(translation=Vector3(x=x, y=y, z=z), gripper=1.0, dt=0.05,
-                                    rotation_convention="rotvec", frame_id="base")]  # fmt: skip
+            chunk.steps = [
+                EefDelta(
+                    translation=Vector3(x=x, y=y, z=z),
+                    gripper=1.0,
+                    dt=0.05,
+                    rotation_convention="rotvec",
+                    frame_id="base",
+                )
+            ]
             self.chunks.publish(chunk)
             self.rewards.publish(Float32(data=float(t)))
             self.idle(0.02)
@@ -218,8 +231,14 @@ class RecordGraph(NodeGraph):
 
     def status(self, index, step, done=False):
         self.stamp += NS // 100
-        msg = EpisodeStatus(index=index, step=step, done=done, task="T", seed=9,
-                            outcome="success" if done else "running")  # fmt: skip
+        msg = EpisodeStatus(
+            index=index,
+            step=step,
+            done=done,
+            task="T",
+            seed=9,
+            outcome="success" if done else "running",
+        )
         msg.header.stamp = Time(nanoseconds=self.stamp).to_msg()
         self.episodes.publish(msg)
 
@@ -336,9 +355,14 @@ class Model:
         if stamp not in self.answers:
             return
         x, y, z, rx, ry, rz, gripper = self.answers[stamp].tolist()
-        step = EefDelta(translation=Vector3(x=x, y=y, z=z), rotation=Vector3(x=rx, y=ry, z=rz),
-                        gripper=gripper, dt=0.05, rotation_convention="rotvec",
-                        frame_id="base")  # fmt: skip
+        step = EefDelta(
+            translation=Vector3(x=x, y=y, z=z),
+            rotation=Vector3(x=rx, y=ry, z=rz),
+            gripper=gripper,
+            dt=0.05,
+            rotation_convention="rotvec",
+            frame_id="base",
+        )
         chunk = ActionChunk(steps=[step])
         chunk.header.stamp = msg.header.stamp
         chunk.produced = Time(nanoseconds=stamp + NS // 25).to_msg()
@@ -349,8 +373,14 @@ def test_a_bag_is_played_into_the_graph_and_its_answers_compared(tmp_path):
     path = write_bags(tmp_path / "set", (4, 3))
     bags = BagSet(path)
     silent = {int(bags.episode(1).stamps[1])}
-    parameters = {"bag": str(path), "wait": True, "answer_timeout": 2.0, "rate": 5.0,
-                  "output": str(tmp_path / "out"), "min_coverage": 0.99}  # fmt: skip
+    parameters = {
+        "bag": str(path),
+        "wait": True,
+        "answer_timeout": 2.0,
+        "rate": 5.0,
+        "output": str(tmp_path / "out"),
+        "min_coverage": 0.99,
+    }
     graph = NodeGraph(ValidationNode, parameters)
     try:
         model = Model(graph, bags, silent)

@@ -42,10 +42,13 @@ def write_noise(path: Path, size: int, episodes: int = 5, length: int = 6) -> Pa
         for i in range(episodes):
             pictures = rng.integers(0, 256, (length, size, size, 3), np.uint8)
             data = {
-                "actions": rng.uniform(-1, 1, (length, 7)), "states": np.zeros((length, 8)),
-                "rewards": np.zeros(length), "dones": np.zeros(length),
-                "instructions": ["lift the cube"] * length, "obs": {"agentview_image": pictures},
-            }  # fmt: skip
+                "actions": rng.uniform(-1, 1, (length, 7)),
+                "states": np.zeros((length, 8)),
+                "rewards": np.zeros(length),
+                "dones": np.zeros(length),
+                "instructions": ["lift the cube"] * length,
+                "obs": {"agentview_image": pictures},
+            }
             write_episode(file["data"].create_group(f"demo_{i}"), data)
     return path
 
@@ -61,9 +64,17 @@ def toy(tmp_path, monkeypatch) -> StudyConfig:
     worker._world.cache_clear()
     worker._policy = None
     yield StudyConfig(
-        str(tmp_path / "study"), (str(made),), "Lift_D0", (2, 4), (8,), seeds=2, batch_size=4,
-        eval_episodes=4, devices=0, parallel=0,
-    )  # fmt: skip
+        str(tmp_path / "study"),
+        (str(made),),
+        "Lift_D0",
+        (2, 4),
+        (8,),
+        seeds=2,
+        batch_size=4,
+        eval_episodes=4,
+        devices=0,
+        parallel=0,
+    )
     worker.read_frames.cache_clear()
     worker._world.cache_clear()
 
@@ -129,12 +140,23 @@ def test_cells_cost_the_same_and_intervals_are_those_of_all_episodes(toy):
 def test_more_episodes_are_compared_by_seed_whatever_order_they_ended_in():
     def result(rate: float) -> dict:
         training = {"held_out_l1": None, "epochs": 1.0, "frames_seen": 10}
-        return {"successes": round(100 * rate), "episodes": 100, "success_rate": rate,
-                "mean_frames_all": 9.0, "training": training}  # fmt: skip
+        return {
+            "successes": round(100 * rate),
+            "episodes": 100,
+            "success_rate": rate,
+            "mean_frames_all": 9.0,
+            "training": training,
+        }
 
-    rates = {Cell(9, 18, 2): 0.62, Cell(9, 18, 0): 0.63, Cell(3, 18, 1): 0.32,
-             Cell(9, 18, 1): 0.54, Cell(3, 18, 0): 0.50, Cell(3, 18, 2): 0.59,
-             Cell(3, 18, 3): 0.99}  # fmt: skip
+    rates = {
+        Cell(9, 18, 2): 0.62,
+        Cell(9, 18, 0): 0.63,
+        Cell(3, 18, 1): 0.32,
+        Cell(9, 18, 1): 0.54,
+        Cell(3, 18, 0): 0.50,
+        Cell(3, 18, 2): 0.59,
+        Cell(3, 18, 3): 0.99,
+    }
     found = summarise_cells({c: result(r) for c, r in rates.items()})
     assert [r["seed_rates"] for r in found] == [[0.50, 0.32, 0.59, 0.99], [0.63, 0.54, 0.62]]
     (gain,) = compare(found)  # of seed 3 there is no pair yet
@@ -179,11 +201,14 @@ def test_a_study_measures_its_own_speed(toy):
 
 def test_mistakes_are_named_before_anything_is_trained(toy, tmp_path):
     for changes, message in (
-        ({"episodes": (2, 2)}, "episodes is 2, 2"), ({"passes": ()}, "passes is empty"),
-        ({"seeds": 0}, "seeds is 0"), ({"minutes": -1.0}, "minutes is -1"),
+        ({"episodes": (2, 2)}, "episodes is 2, 2"),
+        ({"passes": ()}, "passes is empty"),
+        ({"seeds": 0}, "seeds is 0"),
+        ({"minutes": -1.0}, "minutes is -1"),
         ({"minutes": 1.0, "passes": (8, 9)}, "both minutes and several passes"),
-        ({"task": "Stack_D99"}, "Stack_D99"), ({"devices": 99}, "99 GPUs were asked for"),
-    ):  # fmt: skip
+        ({"task": "Stack_D99"}, "Stack_D99"),
+        ({"devices": 99}, "99 GPUs were asked for"),
+    ):
         with pytest.raises(VlaError, match=message):
             study(replace(toy, **changes), quiet)
     assert not Path(toy.output).exists()
@@ -221,11 +246,32 @@ def test_real_processes_and_a_real_world_after_kill_9(tmp_path):
     """The shipping model's shape, robosuite, and the command line."""
     write_noise(tmp_path / "noise.hdf5", 224, episodes=2)
     words = [
-        sys.executable, "-m", "vla_training.cli.study",
-        "--data", tmp_path / "noise.hdf5", "--output", tmp_path / "study", "--task", "Lift_D0",
-        "--episodes", "1,2", "--passes", "2", "--seeds", "1", "--batch-size", "4",
-        "--eval-episodes", "1", "--horizon", "8", "--devices", "0", "--parallel", "1",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "vla_training.cli.study",
+        "--data",
+        tmp_path / "noise.hdf5",
+        "--output",
+        tmp_path / "study",
+        "--task",
+        "Lift_D0",
+        "--episodes",
+        "1,2",
+        "--passes",
+        "2",
+        "--seeds",
+        "1",
+        "--batch-size",
+        "4",
+        "--eval-episodes",
+        "1",
+        "--horizon",
+        "8",
+        "--devices",
+        "0",
+        "--parallel",
+        "1",
+    ]
     results = tmp_path / "study" / "cells"
     process = subprocess.Popen(list(map(str, words)), env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 200

@@ -228,11 +228,15 @@ A, B, C = ([[x, 0, 0]] * 2 for x in (0.1, 0.2, 0.4))
         ("Stack_L", {"cubeA": A, "cubeB": B}, {"moved": B, "base": A}, {}, [2, 2], [-1, -1]),
         ("Lift_D1", {"cube": B}, {}, {}, [2, 2], [0, 0]),
         (
-            "StackThree_D0", {"cubeA": A, "cubeB": B, "cubeC": C}, {}, {"stack_1": [0, 1]},
-            [1, 4], [1, -3],
+            "StackThree_D0",
+            {"cubeA": A, "cubeB": B, "cubeC": C},
+            {},
+            {"stack_1": [0, 1]},
+            [1, 4],
+            [1, -3],
         ),
     ],
-)  # fmt: skip
+)
 def test_scene_is_about_the_objects_of_the_step_by_their_roles(
     tmp_path, task, poses, roles, signals, lifted, goes
 ):

@@ -95,12 +95,14 @@ def noise(tmp_path: Path) -> Path:
             write_episode(
                 file["data"].create_group(f"demo_{i}"),
                 {
-                    "actions": rng.uniform(-1, 1, (5, 7)), "states": np.zeros((5, 8)),
-                    "rewards": np.zeros(5), "dones": np.zeros(5),
+                    "actions": rng.uniform(-1, 1, (5, 7)),
+                    "states": np.zeros((5, 8)),
+                    "rewards": np.zeros(5),
+                    "dones": np.zeros(5),
                     "instructions": ["lift the cube"] * 5,
                     "obs": {"agentview_image": rng.integers(0, 256, (5, 80, 64, 3), np.uint8)},
                 },
-            )  # fmt: skip
+            )
     return tmp_path / "noise.hdf5"
 
 

@@ -62,9 +62,10 @@ def test_what_was_done_is_100_percent(action, tmp_path):
     assert v["direction"]["translation"]["cosine"] == pytest.approx(1, abs=1e-6)
     assert v["gripper_flips"] == 0 and v["coverage"] == 1 and v["beyond_statistics"] == 0
     assert [(e["frames"], e["outcome"]) for e in v["episodes"]] == [(6, "success"), (4, "success")]
-    assert Thresholds(min_accuracy=0.999, min_direction=0.99, max_gripper_flips=0.0).failures(
-        found
-    ) == []  # fmt: skip
+    assert (
+        Thresholds(min_accuracy=0.999, min_direction=0.99, max_gripper_flips=0.0).failures(found)
+        == []
+    )
 
 
 def test_a_model_that_goes_the_other_way(tmp_path):
@@ -78,11 +79,16 @@ def test_a_model_that_goes_the_other_way(tmp_path):
     assert v["gripper_flips"] == 1 and v["gripper_changes"] == {"predicted": 8, "recorded": 8}
     bounds = Thresholds(min_accuracy=0.9, min_direction=0, max_gripper_flips=0.1)
     assert [f.split(" is ")[0].rsplit(" ", 1)[0] for f in bounds.failures(found)] == [
-        "accuracy", "direction", "gripper flips",
-    ]  # fmt: skip
-    assert Thresholds(max_jump_mm=1.0).failures({
-        **found, "validation": {**v, "joins": {"jump_translation_mm": None}},
-    }) == ["jump mm is not known, 1 is asked for"]  # fmt: skip
+        "accuracy",
+        "direction",
+        "gripper flips",
+    ]
+    assert Thresholds(max_jump_mm=1.0).failures(
+        {
+            **found,
+            "validation": {**v, "joins": {"jump_translation_mm": None}},
+        }
+    ) == ["jump mm is not known, 1 is asked for"]
 
 
 def test_jumps_where_one_chunk_takes_over_from_the_other(tmp_path):
@@ -134,9 +140,13 @@ def test_threads_that_wait_do_not_spin(module):
     environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
     environment["OMP_DISPLAY_ENV"] = "verbose"
     done = subprocess.run(
-        [sys.executable, "-c", f"import {module}"], env=environment, capture_output=True,
-        text=True, check=True, timeout=120,
-    )  # fmt: skip
+        [sys.executable, "-c", f"import {module}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
     assert "GOMP_SPINCOUNT = '0'" in done.stderr
 
 

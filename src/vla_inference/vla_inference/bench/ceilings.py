@@ -64,9 +64,11 @@ def work_of(policy: Policy, positions: int) -> dict[str, float]:
         p.numel() for n, p in model.named_parameters() if n.startswith(("vision", "projector"))
     )
     return {
-        "llama_weights": layers, "vision_weights": vision,
-        "llama_flops": 2.0 * layers * positions, "vision_flops": 2.0 * vision * patches,
-    }  # fmt: skip
+        "llama_weights": layers,
+        "vision_weights": vision,
+        "llama_flops": 2.0 * layers * positions,
+        "vision_flops": 2.0 * vision * patches,
+    }
 
 
 def floor_ms(policy: Policy, positions: int, quantisation: str, rates: dict[str, float]) -> float:

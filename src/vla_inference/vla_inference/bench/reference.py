@@ -24,11 +24,16 @@ class Reference:
 
         c = policy.config.llm
         config = LlamaConfig(
-            hidden_size=c.hidden_size, intermediate_size=c.intermediate_size,
-            num_hidden_layers=c.num_hidden_layers, num_attention_heads=c.num_attention_heads,
-            num_key_value_heads=c.num_key_value_heads, vocab_size=c.vocab_size,
-            rms_norm_eps=c.rms_norm_eps, attn_implementation="sdpa", pad_token_id=0,
-        )  # fmt: skip
+            hidden_size=c.hidden_size,
+            intermediate_size=c.intermediate_size,
+            num_hidden_layers=c.num_hidden_layers,
+            num_attention_heads=c.num_attention_heads,
+            num_key_value_heads=c.num_key_value_heads,
+            vocab_size=c.vocab_size,
+            rms_norm_eps=c.rms_norm_eps,
+            attn_implementation="sdpa",
+            pad_token_id=0,
+        )
         with torch.device("meta"):
             self.llama = LlamaForCausalLM(config)
         state = policy.model.language_model.state_dict()
@@ -44,7 +49,10 @@ class Reference:
         pixels = torch.from_numpy(p.preprocess(list(observation.images.values())))[None]
         context = p.model.context(p._ids(observation.instruction), pixels.to(p.device, p.dtype))
         out = self.llama.generate(
-            inputs_embeds=context, max_new_tokens=7, min_new_tokens=7, do_sample=False,
+            inputs_embeds=context,
+            max_new_tokens=7,
+            min_new_tokens=7,
+            do_sample=False,
             attention_mask=torch.ones(context.shape[:2], dtype=torch.long, device=p.device),
-        )  # fmt: skip
+        )
         return out[0, -7:].cpu().numpy()

@@ -81,10 +81,14 @@ def run(plan: Plan, tell: Callable[[str], None] = lambda _: None) -> dict[str, A
     cuda = plan.device.startswith("cuda")
     rates = ceilings(plan.device)
     report: dict[str, Any] = {
-        "size": plan.size or Path(plan.model).name, "head": plan.head, "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if cuda else "cpu", "pause_s": plan.pause,
-        "ceilings": {k: f"{v / 1e12:.3g} T" for k, v in rates.items()}, "paths": {},
-    }  # fmt: skip
+        "size": plan.size or Path(plan.model).name,
+        "head": plan.head,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "pause_s": plan.pause,
+        "ceilings": {k: f"{v / 1e12:.3g} T" for k, v in rates.items()},
+        "paths": {},
+    }
     tell(f"{report['size']} on {report['device']}, torch {torch.__version__}")
     answers: dict[str, np.ndarray] = {}
     for path in plan.paths:
@@ -136,8 +140,10 @@ def _measured(plan: Plan, path: str, rates: dict, tell) -> tuple[dict[str, Any],
         "p95_ms": round(float(np.percentile(times, 95)), 3),
         "p99_over_median": round(float(np.percentile(times, 99) / np.median(times)), 3),
         "stages_ms": stages(answers),
-        "prepare_s": round(prepared, 2), "first_s": round(first, 2), "positions": positions,
-    }  # fmt: skip
+        "prepare_s": round(prepared, 2),
+        "first_s": round(first, 2),
+        "positions": positions,
+    }
     if cuda:
         row["peak_gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
         row["floor_ms"] = round(floor_ms(policy, positions, quantisation, rates), 2)
@@ -157,9 +163,13 @@ def _policy(plan: Plan, path: str) -> tuple[Policy, str]:
     engine = "plain" if engine == "reference" else engine
     if plan.model:
         policy = Policy.from_pretrained(
-            plan.model, device=plan.device, dtype=plan.dtype, engine=engine, vision=plan.vision,
+            plan.model,
+            device=plan.device,
+            dtype=plan.dtype,
+            engine=engine,
+            vision=plan.vision,
             quantization=quantisation or None,
-        )  # fmt: skip
+        )
         return policy, quantisation
     if kind in COMPILED or plan.vision:
         raise VlaError("compiled parts belong to a checkpoint", "give --model")
@@ -186,12 +196,17 @@ def table(report: dict[str, Any]) -> list[list[str]]:
     rows = [["path", "median ms", "p95 ms", "stages ms", "GB", "times first", "of the floor"]]
     for path, row in report["paths"].items():
         parts = [f"{k} {v:.1f}" for k, v in row["stages_ms"].items() if k != "total"]
-        rows.append([
-            path, f"{row['median_ms']:.1f}", f"{row['p95_ms']:.1f}", ", ".join(parts),
-            f"{row['peak_gpu_gb']:.1f}" if "peak_gpu_gb" in row else "",
-            f"{row['times_first']:.2f}",
-            f"{row['of_floor']:.2f} x {row['floor_ms']:.1f} ms" if "of_floor" in row else "",
-        ])  # fmt: skip
+        rows.append(
+            [
+                path,
+                f"{row['median_ms']:.1f}",
+                f"{row['p95_ms']:.1f}",
+                ", ".join(parts),
+                f"{row['peak_gpu_gb']:.1f}" if "peak_gpu_gb" in row else "",
+                f"{row['times_first']:.2f}",
+                f"{row['of_floor']:.2f} x {row['floor_ms']:.1f} ms" if "of_floor" in row else "",
+            ]
+        )
     used = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
     return [[row[i] for i in used] for row in rows]
 

@@ -17,13 +17,17 @@ PICKLED = re.compile(
 OTHER_FORMS = re.compile(r".*\.(gguf|ggml|onnx|msgpack|h5|npz)")
 # What quantisers name the tensors beside or instead of a weight.
 CODED = (
-    (re.compile(r"\.(absmax|quant_map|nested_absmax|nested_quant_map)$|\.quant_state\."),
-     "bitsandbytes (4 bits)"),
+    (
+        re.compile(r"\.(absmax|quant_map|nested_absmax|nested_quant_map)$|\.quant_state\."),
+        "bitsandbytes (4 bits)",
+    ),
     (re.compile(r"\.(SCB|weight_format)$"), "bitsandbytes (8 bits)"),
     (re.compile(r"\.(qweight|qzeros|g_idx)$"), "GPTQ or AWQ"),
-    (re.compile(r"\.(weight_packed|weight_scale|weight_zero_point|input_scale)$"),
-     "compressed-tensors or FP8"),
-)  # fmt: skip
+    (
+        re.compile(r"\.(weight_packed|weight_scale|weight_zero_point|input_scale)$"),
+        "compressed-tensors or FP8",
+    ),
+)
 UNCODED = (
     "give the checkpoint it was made from, and --quantization (int4, int8) to run it in few bits"
 )

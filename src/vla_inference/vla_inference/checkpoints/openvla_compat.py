@@ -28,11 +28,23 @@ REFUSED = {
 COMPONENT_NAME = re.compile(r"(\w+)--(\w+)\.pt")
 OVERRIDES = "vla.json"
 OVERRIDABLE = (
-    "action_head", "arch_specifier", "bos_token_id", "center_crop", "empty_token_id",
-    "image_resize_strategy", "llm_backbone_id", "n_action_bins", "name", "norm_stats",
-    "pad_to_multiple_of", "prompt", "stop_token_id", "text_config", "vision_backbone_id",
+    "action_head",
+    "arch_specifier",
+    "bos_token_id",
+    "center_crop",
+    "empty_token_id",
+    "image_resize_strategy",
+    "llm_backbone_id",
+    "n_action_bins",
+    "name",
+    "norm_stats",
+    "pad_to_multiple_of",
+    "prompt",
+    "stop_token_id",
+    "text_config",
+    "vision_backbone_id",
     "vision_towers",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -34,13 +34,22 @@ TINY: dict[str, Any] = {
     "image_resize_strategy": "resize-naive",
     "vision_towers": [
         {
-            "key": "featurizer", "image_size": 64, "patch_size": 16, "embed_dim": 32,
-            "depth": 2, "num_heads": 2, "mlp_hidden": 64,
+            "key": "featurizer",
+            "image_size": 64,
+            "patch_size": 16,
+            "embed_dim": 32,
+            "depth": 2,
+            "num_heads": 2,
+            "mlp_hidden": 64,
         }
     ],
     "text_config": {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 576,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 576,
         "rms_norm_eps": 1e-5,
     },
     "n_action_bins": 256,
@@ -48,7 +57,7 @@ TINY: dict[str, Any] = {
     "empty_token_id": None,
     "bos_token_id": 1,
     "stop_token_id": 2,
-}  # fmt: skip
+}
 
 # Some 10 million parameters: big enough that memory and shards can be told from noise.
 SMALL: dict[str, Any] = {
@@ -56,16 +65,25 @@ SMALL: dict[str, Any] = {
     "name": "small",
     "vision_towers": [
         {
-            "key": "featurizer", "image_size": 64, "patch_size": 16, "embed_dim": 192,
-            "depth": 4, "num_heads": 4, "mlp_hidden": 768,
+            "key": "featurizer",
+            "image_size": 64,
+            "patch_size": 16,
+            "embed_dim": 192,
+            "depth": 4,
+            "num_heads": 4,
+            "mlp_hidden": 768,
         }
     ],
     "text_config": {
-        "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8,
-        "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 4096,
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "vocab_size": 4096,
         "rms_norm_eps": 1e-5,
     },
-}  # fmt: skip
+}
 
 # config.json of the published checkpoints, without the statistics. What they don't say takes the
 # defaults, here as there.
@@ -98,8 +116,10 @@ SIZES = {
 }
 # The head a size comes with where none is named.
 USUAL_HEAD = {
-    "openvla-7b": "tokens", "openvla-v01-7b": "tokens", "openvla-oft-7b": "l1-two-cameras",
-}  # fmt: skip
+    "openvla-7b": "tokens",
+    "openvla-v01-7b": "tokens",
+    "openvla-oft-7b": "l1-two-cameras",
+}
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -112,12 +132,20 @@ HEADS: dict[str, dict[str, Any]] = {
     "parallel": {"type": "tokens", "decoding": "parallel", "chunk": 4},
     "l1": {"type": "l1", "decoding": "parallel", "chunk": 8},
     "l1-slots": {
-        "type": "l1", "decoding": "parallel", "chunk": 8, "slots_per_step": 1, "slots": "learned",
+        "type": "l1",
+        "decoding": "parallel",
+        "chunk": 8,
+        "slots_per_step": 1,
+        "slots": "learned",
     },
     "l1-two-cameras": {
-        "type": "l1", "decoding": "parallel", "chunk": 8, "num_images": 2, "proprio_dim": 8,
+        "type": "l1",
+        "decoding": "parallel",
+        "chunk": 8,
+        "num_images": 2,
+        "proprio_dim": 8,
     },
-}  # fmt: skip
+}
 
 # Small enough motions that a robot in simulation stays where it is.
 STATISTICS: dict[str, Any] = {

@@ -120,8 +120,10 @@ def _header(
     for key, t in tensors.items():
         end = offset + _size(t)
         entries[key] = {
-            "dtype": names[t.dtype], "shape": list(t.shape), "data_offsets": [offset, end],
-        }  # fmt: skip
+            "dtype": names[t.dtype],
+            "shape": list(t.shape),
+            "data_offsets": [offset, end],
+        }
         offset = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

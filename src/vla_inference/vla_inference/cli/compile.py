@@ -39,16 +39,25 @@ def run(
         from vla_inference.engines.tvm import compile
 
         return compile.compile_checkpoint(
-            folder, output, target=target or here(), quantization=quantization, host=host,
-            overwrite=overwrite, progress=tell,
-        )  # fmt: skip
+            folder,
+            output,
+            target=target or here(),
+            quantization=quantization,
+            host=host,
+            overwrite=overwrite,
+            progress=tell,
+        )
     if engine == "mlc":
         from vla_inference.engines.mlc import compile
 
         return compile.compile_checkpoint(
-            folder, output, target=target, quantization=quantization, overwrite=overwrite,
+            folder,
+            output,
+            target=target,
+            quantization=quantization,
+            overwrite=overwrite,
             progress=tell,
-        )  # fmt: skip
+        )
     if engine == "onnx":
         from vla_inference.engines.vision import onnx
 

@@ -73,9 +73,13 @@ def infer(
     check_instruction(instruction)
     with open_source(source, rate=rate) as frames:
         policy = Policy.from_pretrained(
-            model, device=device, dtype=dtype, engine=engine, vision=vision,
+            model,
+            device=device,
+            dtype=dtype,
+            engine=engine,
+            vision=vision,
             quantization=quantization,
-        )  # fmt: skip
+        )
         policy.action_spec(action_space)
         if unknown := policy.config.unknown_words(instruction):
             print(f"the model was trained without: {', '.join(unknown)}", file=sys.stderr)

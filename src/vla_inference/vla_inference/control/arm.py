@@ -14,9 +14,11 @@ from vla_inference.errors import VlaError
 
 # MuJoCo drops links without mass and fuses fixed ones, tool frames among them, unless told not to.
 URDF_COMPILER = {
-    "fusestatic": "false", "balanceinertia": "true", "boundmass": "0.001",
+    "fusestatic": "false",
+    "balanceinertia": "true",
+    "boundmass": "0.001",
     "boundinertia": "0.000001",
-}  # fmt: skip
+}
 
 
 class Arm:

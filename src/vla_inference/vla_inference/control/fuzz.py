@@ -41,14 +41,35 @@ SLACK_BOX = 0.002  # m
 LATELY = 0.2  # s, about as old as what is measured
 HOLD = 2  # command periods for which a twist is obeyed
 FAULTS = (
-    "nan", "inf", "old_picture", "future_picture", "clock_back", "clock_forward", "late",
-    "second_publisher", "no_heartbeat", "stall", "disable", "empty", "wrong_spec", "odd_dt",
-    "clock_stopped", "pushed",
-)  # fmt: skip
+    "nan",
+    "inf",
+    "old_picture",
+    "future_picture",
+    "clock_back",
+    "clock_forward",
+    "late",
+    "second_publisher",
+    "no_heartbeat",
+    "stall",
+    "disable",
+    "empty",
+    "wrong_spec",
+    "odd_dt",
+    "clock_stopped",
+    "pushed",
+)
 LIES = (
-    "silent", "frozen", "noisy", "repeated", "outlier", "elsewhere", "biased", "late", "stamps",
+    "silent",
+    "frozen",
+    "noisy",
+    "repeated",
+    "outlier",
+    "elsewhere",
+    "biased",
+    "late",
+    "stamps",
     "another",
-)  # fmt: skip
+)
 SPECS = {
     (rotation, frame, dt): eef_delta_spec(rotation, frame, dt)
     for rotation in ("rotvec", "rpy")

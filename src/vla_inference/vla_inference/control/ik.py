@@ -100,9 +100,13 @@ def added(arm: Arm, positions: np.ndarray, step: np.ndarray) -> np.ndarray:
 
 
 def solve(
-    arm: Arm, positions: np.ndarray, way: np.ndarray, velocity: np.ndarray, period: float,
+    arm: Arm,
+    positions: np.ndarray,
+    way: np.ndarray,
+    velocity: np.ndarray,
+    period: float,
     settings: IkSettings,
-) -> tuple[np.ndarray, set[str]]:  # fmt: skip
+) -> tuple[np.ndarray, set[str]]:
     """Joint positions [n] after a period on the way, and kinds of clips."""
     step, clips = joint_step(arm, positions, way, settings)
     step, more = slowed(step, velocity * period)

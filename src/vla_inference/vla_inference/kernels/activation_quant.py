@@ -26,9 +26,7 @@ def codes_for(k: int, kind: str, device: torch.device) -> Tensor:
 
 
 @triton.jit
-def store_codes(
-    v, begin, norm, out, K: tl.constexpr, COUNT: tl.constexpr, KIND: tl.constexpr
-):  # fmt: skip
+def store_codes(v, begin, norm, out, K: tl.constexpr, COUNT: tl.constexpr, KIND: tl.constexpr):
     """Codes of v [COUNT], numbers `begin` on of a vector [K]; of v times `norm` where there is."""
     SPAN: tl.constexpr = 32 if KIND == "int4" else 16
     V: tl.constexpr = K // SPAN

@@ -22,10 +22,24 @@ def _turned(base, d, cos, sin, HALF: tl.constexpr):
 
 @triton.jit
 def _attend(
-    qkv, cos, sin, keys, values, out, coded, position, S, scale,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
-    STAGES: tl.constexpr, CODE: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+    qkv,
+    cos,
+    sin,
+    keys,
+    values,
+    out,
+    coded,
+    position,
+    S,
+    scale,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+    CODE: tl.constexpr,
+    PDL: tl.constexpr,
+):
     # One head. The query stands in all 16 rows that the tensor cores want.
     head = tl.program_id(0)
     kv = head // (HEADS // KV_HEADS)
@@ -90,18 +104,51 @@ def attend(
     block, warps, stages = launch or (64, 4, 5)
     coded = codes_for(heads * d, code, out.device) if code else None
     _attend[(heads,)](
-        qkv, *rotary, keys, values, out, coded, position, s, d**-0.5, heads, kv_heads, d // 2,
-        block, stages, code, early_launch(), num_warps=warps, **early(),
-    )  # fmt: skip
+        qkv,
+        *rotary,
+        keys,
+        values,
+        out,
+        coded,
+        position,
+        s,
+        d**-0.5,
+        heads,
+        kv_heads,
+        d // 2,
+        block,
+        stages,
+        code,
+        early_launch(),
+        num_warps=warps,
+        **early(),
+    )
     return (out, coded) if code else out
 
 
 @triton.jit
 def _attend_parts(
-    qkv, cos, sin, keys, values, out, coded, parts, arrived, position, S, scale,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
-    PARTS: tl.constexpr, MANY: tl.constexpr, CODE: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+    qkv,
+    cos,
+    sin,
+    keys,
+    values,
+    out,
+    coded,
+    parts,
+    arrived,
+    position,
+    S,
+    scale,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,
+    MANY: tl.constexpr,
+    CODE: tl.constexpr,
+    PDL: tl.constexpr,
+):
     # As `_attend`; a head's earlier positions are shared by PARTS programs, so that all of the
     # chip reads, and what they read is on its way before the kernel ahead has ended. (Earlier
     # positions are of earlier passes. Each ends with `choose`, which waits for all before it.)
@@ -184,9 +231,15 @@ class Attend:
             self.arrived = torch.zeros(heads, dtype=torch.int32, device=device)
 
     def __call__(
-        self, qkv: Tensor, rotary, keys: Tensor, values: Tensor, position: int, code: str = "",
+        self,
+        qkv: Tensor,
+        rotary,
+        keys: Tensor,
+        values: Tensor,
+        position: int,
+        code: str = "",
         alone: bool = False,
-    ):  # fmt: skip
+    ):
         """alone: one program a head, as there must be where earlier positions are of this pass."""
         if not self.launch or alone:
             return attend(qkv, rotary, keys, values, position, self.heads, code=code)
@@ -195,10 +248,28 @@ class Attend:
         coded = codes_for(heads * d, code, out.device) if code else None
         parts = max(1, triton.cdiv(position, block))
         _attend_parts[(heads, parts)](
-            qkv, *rotary, keys, values, out, coded, self.parts, self.arrived, position, s,
-            d**-0.5, heads, kv_heads, d // 2, block, parts, triton.next_power_of_2(parts),
-            code, early_launch(), num_warps=warps, **early(),
-        )  # fmt: skip
+            qkv,
+            *rotary,
+            keys,
+            values,
+            out,
+            coded,
+            self.parts,
+            self.arrived,
+            position,
+            s,
+            d**-0.5,
+            heads,
+            kv_heads,
+            d // 2,
+            block,
+            parts,
+            triton.next_power_of_2(parts),
+            code,
+            early_launch(),
+            num_warps=warps,
+            **early(),
+        )
         return (out, coded) if code else out
 
 
@@ -217,12 +288,26 @@ def attend_launches() -> list[tuple[int, ...]]:
 
 @triton.jit
 def _attention(
-    q, k, v, out, N, scale,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr,
-    Q_HEAD: tl.constexpr, Q_ROW: tl.constexpr, K_HEAD: tl.constexpr, K_ROW: tl.constexpr,
-    CAUSAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    q,
+    k,
+    v,
+    out,
+    N,
+    scale,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    WIDE: tl.constexpr,
+    Q_HEAD: tl.constexpr,
+    Q_ROW: tl.constexpr,
+    K_HEAD: tl.constexpr,
+    K_ROW: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
     PDL: tl.constexpr,
-):  # fmt: skip
+):
     head = tl.program_id(1)
     kv = head // (HEADS // KV_HEADS)
     first = tl.program_id(0) * ROWS
@@ -279,10 +364,26 @@ def attention(
     rows, block, warps, stages = launch
     out = torch.empty(n, heads * d, dtype=q.dtype, device=q.device)
     _attention[(triton.cdiv(n, rows), heads)](
-        q, k, v, out, n, d**-0.5 * 1.4426950408889634, heads, kv_heads, d,
-        max(16, triton.next_power_of_2(d)), *q.stride()[:2], *k.stride()[:2], causal,
-        rows, block, stages, early_launch(), num_warps=warps, **early(),
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        out,
+        n,
+        d**-0.5 * 1.4426950408889634,
+        heads,
+        kv_heads,
+        d,
+        max(16, triton.next_power_of_2(d)),
+        *q.stride()[:2],
+        *k.stride()[:2],
+        causal,
+        rows,
+        block,
+        stages,
+        early_launch(),
+        num_warps=warps,
+        **early(),
+    )
     return out
 
 
@@ -305,5 +406,11 @@ def attention_key(d: int, causal: bool) -> str:
 
 def attention_launches() -> list[tuple[int, int, int, int]]:
     """Worth trying."""
-    return [(64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 3), (64, 128, 4, 2), (128, 64, 8, 2),
-            (64, 64, 8, 3)]  # fmt: skip
+    return [
+        (64, 64, 4, 3),
+        (64, 64, 4, 2),
+        (64, 32, 4, 3),
+        (64, 128, 4, 2),
+        (128, 64, 8, 2),
+        (64, 64, 8, 3),
+    ]

@@ -73,12 +73,27 @@ def _dot_words(words, xa, xb, KIND: tl.constexpr, EMULATE: tl.constexpr):
 
 @triton.jit
 def _gemv_int(
-    x, w, scales, zeros, norm, residual, y,
-    N, eps, TURNS,
-    K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
-    PAIR: tl.constexpr, RESIDUAL: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_V: tl.constexpr, PDL: tl.constexpr, EMULATE: tl.constexpr,
-):  # fmt: skip
+    x,
+    w,
+    scales,
+    zeros,
+    norm,
+    residual,
+    y,
+    N,
+    eps,
+    TURNS,
+    K: tl.constexpr,
+    KIND: tl.constexpr,
+    GROUP: tl.constexpr,
+    NORM: tl.constexpr,
+    PAIR: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    PDL: tl.constexpr,
+    EMULATE: tl.constexpr,
+):
     # A chunk is what four words hold: 32 weights of int4, 16 of int8. Each has its input scale.
     SPAN: tl.constexpr = 32 if KIND == "int4" else 16
     V: tl.constexpr = K // SPAN
@@ -130,9 +145,11 @@ def _gemv_int(
         )
         if PAIR:
             ups = tl.load(
-                w + (ahead + N)[:, None, None] * (V * 4) + at, mask, 0,
+                w + (ahead + N)[:, None, None] * (V * 4) + at,
+                mask,
+                0,
                 eviction_policy="evict_first",
-            )  # fmt: skip
+            )
         if KIND == "int4":
             group = rows[:, None] * (K // GROUP) + (chunk // (GROUP // 32))[None, :]
             known = there[:, None] & inside[None, :]
@@ -170,11 +187,24 @@ def _floats(words, KIND: tl.constexpr):
 
 @triton.jit
 def _gemv(
-    x, w, scales, norm, residual, y,
-    N, K, eps,
-    KIND: tl.constexpr, NORM: tl.constexpr, PAIR: tl.constexpr, RESIDUAL: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+    x,
+    w,
+    scales,
+    norm,
+    residual,
+    y,
+    N,
+    K,
+    eps,
+    KIND: tl.constexpr,
+    NORM: tl.constexpr,
+    PAIR: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     there = rows < N
     acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
@@ -246,17 +276,47 @@ def gemv(
         turns = triton.cdiv(n, launch.block_n * launch.programs)
         span = 32 if kind == "int4" else 16
         _gemv_int[(triton.cdiv(n, turns * launch.block_n),)](
-            x, weight.view(torch.int32), scales, zeros, norm, residual, y, n, eps, turns,
-            k, kind, group or k, *flags, launch.block_n,
-            triton.next_power_of_2(k // span), early_launch(), INTERPRETED, **more,
-        )  # fmt: skip
+            x,
+            weight.view(torch.int32),
+            scales,
+            zeros,
+            norm,
+            residual,
+            y,
+            n,
+            eps,
+            turns,
+            k,
+            kind,
+            group or k,
+            *flags,
+            launch.block_n,
+            triton.next_power_of_2(k // span),
+            early_launch(),
+            INTERPRETED,
+            **more,
+        )
         return y
     if kind == "fp8":
         weight = weight.view(torch.int8)
     _gemv[(triton.cdiv(n, launch.block_n),)](
-        x, weight, scales, norm, residual, y, n, k, eps,
-        kind, *flags, launch.block_n, launch.block_k, launch.stages, early_launch(), **more,
-    )  # fmt: skip
+        x,
+        weight,
+        scales,
+        norm,
+        residual,
+        y,
+        n,
+        k,
+        eps,
+        kind,
+        *flags,
+        launch.block_n,
+        launch.block_k,
+        launch.stages,
+        early_launch(),
+        **more,
+    )
     return y
 
 

@@ -62,8 +62,14 @@ def _at(w, scales, zeros, rows, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.c
 
 
 @triton.jit
-def _tile(at, block: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr,
-          ASYM: tl.constexpr):  # fmt: skip
+def _tile(
+    at,
+    block: tl.constexpr,
+    K: tl.constexpr,
+    KIND: tl.constexpr,
+    GROUP: tl.constexpr,
+    ASYM: tl.constexpr,
+):
     """Words [32, BN, 4] of the rows' spans, with scales and zeros [32, BN]."""
     V: tl.constexpr = K // (32 if KIND == "int4" else 16)
     words_at, scale_at, zero_at = at
@@ -143,8 +149,12 @@ def _dot(words, low, high, KIND: tl.constexpr, EMULATE: tl.constexpr):
             dp4a.s32.s32 $0, $7, $3, $0;
             dp4a.s32.s32 $0, $8, $4, $0;
             """,
-            "=&r,r,r,r,r,r,r,r,r", [a, b, c, d, p, q, r, s], dtype=tl.int32, is_pure=True, pack=1,
-        )  # fmt: skip
+            "=&r,r,r,r,r,r,r,r,r",
+            [a, b, c, d, p, q, r, s],
+            dtype=tl.int32,
+            is_pure=True,
+            pack=1,
+        )
     e, f, g, h = _four(high)
     e, f, g, h = e[:, None] + zero, f[:, None] + zero, g[:, None] + zero, h[:, None] + zero
     if EMULATE:
@@ -178,9 +188,12 @@ def _dot(words, low, high, KIND: tl.constexpr, EMULATE: tl.constexpr):
         dp4a.s32.u32 $0, $12, t, $0;
         }
         """,
-        "=&r,r,r,r,r,r,r,r,r,r,r,r,r", [a, b, c, d, p, q, r, s, e, f, g, h], dtype=tl.int32,
-        is_pure=True, pack=1,
-    )  # fmt: skip
+        "=&r,r,r,r,r,r,r,r,r,r,r,r,r",
+        [a, b, c, d, p, q, r, s, e, f, g, h],
+        dtype=tl.int32,
+        is_pure=True,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -200,13 +213,30 @@ def _part(tile, inputs, KIND: tl.constexpr, ASYM: tl.constexpr, EMULATE: tl.cons
 
 @triton.jit
 def _gemv_coded(
-    x, w, scales, zeros, norm, residual, y, coded,
-    N, eps,
-    K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
-    PAIR: tl.constexpr, RESIDUAL: tl.constexpr, OUT: tl.constexpr, SPANS: tl.constexpr,
-    EVEN: tl.constexpr, BLOCK_N: tl.constexpr, DEPTH: tl.constexpr, PDL: tl.constexpr,
+    x,
+    w,
+    scales,
+    zeros,
+    norm,
+    residual,
+    y,
+    coded,
+    N,
+    eps,
+    K: tl.constexpr,
+    KIND: tl.constexpr,
+    GROUP: tl.constexpr,
+    NORM: tl.constexpr,
+    PAIR: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    OUT: tl.constexpr,
+    SPANS: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PDL: tl.constexpr,
     EMULATE: tl.constexpr,
-):  # fmt: skip
+):
     V: tl.constexpr = K // (32 if KIND == "int4" else 16)
     BLOCKS: tl.constexpr = (V + 31) // 32
     ASYM: tl.constexpr = zeros is not None
@@ -323,11 +353,31 @@ def gemv_coded(
     if launch.registers and not INTERPRETED:
         more["maxnreg"] = launch.registers
     _gemv_coded[(triton.cdiv(n, launch.block_n),)](
-        x, weight.view(torch.int32), scales, zeros, norm, residual, y, out, n, eps,
-        k, kind, group or k, normed, pair, residual is not None, n if code else 0,
-        triton.next_power_of_2(k // span_of(kind)), n % launch.block_n == 0, launch.block_n,
-        launch.depth, early_launch(), INTERPRETED, **more,
-    )  # fmt: skip
+        x,
+        weight.view(torch.int32),
+        scales,
+        zeros,
+        norm,
+        residual,
+        y,
+        out,
+        n,
+        eps,
+        k,
+        kind,
+        group or k,
+        normed,
+        pair,
+        residual is not None,
+        n if code else 0,
+        triton.next_power_of_2(k // span_of(kind)),
+        n % launch.block_n == 0,
+        launch.block_n,
+        launch.depth,
+        early_launch(),
+        INTERPRETED,
+        **more,
+    )
     return out
 
 
@@ -342,12 +392,27 @@ def coded_key(kind: str, n: int, k: int, pair: bool) -> str:
 
 def coded_launches() -> list[CodedLaunch]:
     """Worth trying."""
-    sizes = ((16, 4, 4), (16, 8, 2), (16, 8, 4), (16, 16, 4), (32, 8, 1), (32, 8, 2), (32, 8, 4),
-             (32, 16, 2), (32, 16, 4))  # fmt: skip
+    sizes = (
+        (16, 4, 4),
+        (16, 8, 2),
+        (16, 8, 4),
+        (16, 16, 4),
+        (32, 8, 1),
+        (32, 8, 2),
+        (32, 8, 4),
+        (32, 16, 2),
+        (32, 16, 4),
+    )
     return [CodedLaunch(*s) for s in sizes] + [
-        CodedLaunch(16, 8, 2, 64), CodedLaunch(32, 8, 1, 128), CodedLaunch(32, 16, 2, 64),
+        CodedLaunch(16, 8, 2, 64),
+        CodedLaunch(32, 8, 1, 128),
+        CodedLaunch(32, 16, 2, 64),
         # So few registers that a third or fourth program is on a multiprocessor.
-        CodedLaunch(16, 8, 2, 40), CodedLaunch(16, 8, 2, 48), CodedLaunch(16, 4, 2, 80),
-        CodedLaunch(32, 8, 1, 64), CodedLaunch(32, 8, 1, 80), CodedLaunch(32, 8, 2, 80),
+        CodedLaunch(16, 8, 2, 40),
+        CodedLaunch(16, 8, 2, 48),
+        CodedLaunch(16, 4, 2, 80),
+        CodedLaunch(32, 8, 1, 64),
+        CodedLaunch(32, 8, 1, 80),
+        CodedLaunch(32, 8, 2, 80),
         CodedLaunch(32, 16, 1, 40),
-    ]  # fmt: skip
+    ]

@@ -60,9 +60,20 @@ def _product(x, rows, columns, row, N, k, inside):
 
 @triton.jit
 def _rms_norm(
-    x, y, y_rows, y_columns, w, out, scales, K, eps,
-    ADD: tl.constexpr, QUANT: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+    x,
+    y,
+    y_rows,
+    y_columns,
+    w,
+    out,
+    scales,
+    K,
+    eps,
+    ADD: tl.constexpr,
+    QUANT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
     row = tl.program_id(0)
     k = tl.arange(0, BLOCK)
     inside = k < K
@@ -83,16 +94,27 @@ def rms_norm(x: Tensor, add: Product | None, weight: Tensor, eps: float, quant: 
     out, scales = _empty(x, quant)
     n, k = x.shape
     _rms_norm[(n,)](
-        x, *(add or NOTHING), weight, out, scales, k, eps, add is not None, quant, _block(k),
-        early_launch(), num_warps=row_warps("rms_norm", k), **early(),
-    )  # fmt: skip
+        x,
+        *(add or NOTHING),
+        weight,
+        out,
+        scales,
+        k,
+        eps,
+        add is not None,
+        quant,
+        _block(k),
+        early_launch(),
+        num_warps=row_warps("rms_norm", k),
+        **early(),
+    )
     return out, scales
 
 
 @triton.jit
 def _layer_norm(
     x, y, gamma, w, b, out, K, eps, ADD: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
-):  # fmt: skip
+):
     row = tl.program_id(0)
     k = tl.arange(0, BLOCK)
     inside = k < K
@@ -125,9 +147,20 @@ def layer_norm(
     out = torch.empty_like(x)
     n, k = x.shape
     _layer_norm[(n,)](
-        x, add, gamma, weight, bias, out, k, eps, add is not None, _block(k), early_launch(),
-        num_warps=row_warps("layer_norm", k), **early(),
-    )  # fmt: skip
+        x,
+        add,
+        gamma,
+        weight,
+        bias,
+        out,
+        k,
+        eps,
+        add is not None,
+        _block(k),
+        early_launch(),
+        num_warps=row_warps("layer_norm", k),
+        **early(),
+    )
     return out
 
 
@@ -150,16 +183,21 @@ def silu_mul(x: Product, dtype: torch.dtype, quant: str = ""):
     n, k = x.values.shape[0], x.values.shape[1] // 2
     out, scales = _empty(x.values[:, :k], quant, dtype)
     _silu_mul[(n,)](
-        *x, out, scales, k, quant, _block(k), early_launch(),
-        num_warps=row_warps("silu_mul", k), **early(),
-    )  # fmt: skip
+        *x,
+        out,
+        scales,
+        k,
+        quant,
+        _block(k),
+        early_launch(),
+        num_warps=row_warps("silu_mul", k),
+        **early(),
+    )
     return out, scales
 
 
 @triton.jit
-def _quantize(
-    x, out, scales, K, QUANT: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
-):  # fmt: skip
+def _quantize(x, out, scales, K, QUANT: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     row = tl.program_id(0)
     k = tl.arange(0, BLOCK)
     inside = k < K
@@ -176,9 +214,16 @@ def quantize_rows(x: Tensor, quant: str = ""):
     out, scales = _empty(x, quant)
     n, k = x.shape
     _quantize[(n,)](
-        x, out, scales, k, quant, _block(k), early_launch(),
-        num_warps=row_warps("quantize", k), **early(),
-    )  # fmt: skip
+        x,
+        out,
+        scales,
+        k,
+        quant,
+        _block(k),
+        early_launch(),
+        num_warps=row_warps("quantize", k),
+        **early(),
+    )
     return out, scales
 
 
@@ -210,9 +255,21 @@ def _rotated(base, half, cos, sin):
 
 @triton.jit
 def _split_heads(
-    qkv, rows, columns, cos, sin, q, keys, values, S, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
-    HALF: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+    qkv,
+    rows,
+    columns,
+    cos,
+    sin,
+    q,
+    keys,
+    values,
+    S,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
     # A program takes BLOCK heads of one position: of queries, then keys, then values.
     position = tl.program_id(0)
     head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -255,9 +312,20 @@ def split_heads(qkv: Product, rotary, keys: Tensor, values: Tensor, heads: int) 
     while heads % block or kv_heads % block:
         block //= 2
     _split_heads[(n, (heads + 2 * kv_heads) // block)](
-        *qkv, *rotary, q, keys, values, s, heads, kv_heads, d // 2, block, early_launch(),
-        num_warps=4, **early(),
-    )  # fmt: skip
+        *qkv,
+        *rotary,
+        q,
+        keys,
+        values,
+        s,
+        heads,
+        kv_heads,
+        d // 2,
+        block,
+        early_launch(),
+        num_warps=4,
+        **early(),
+    )
     return q.transpose(0, 1)
 
 

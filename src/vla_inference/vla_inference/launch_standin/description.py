@@ -21,15 +21,32 @@ from vla_inference.launch_standin.xml_lines import Element, LaunchError, parse
 CONDITION = {"if", "unless"}
 # What <node> and <executable> share.
 COMMON = CONDITION | {
-    "name", "output", "on_exit", "args", "respawn", "respawn_delay", "cwd",
-    "sigterm_timeout", "sigkill_timeout",
-}  # fmt: skip
+    "name",
+    "output",
+    "on_exit",
+    "args",
+    "respawn",
+    "respawn_delay",
+    "cwd",
+    "sigterm_timeout",
+    "sigkill_timeout",
+}
 TIMEOUT = 5.0  # s, launch's own until SIGTERM and from there to SIGKILL
 NODE = COMMON | {"pkg", "exec", "namespace", "ros_args"}
 ACTIONS = {
-    "arg", "let", "node", "executable", "include", "group", "push_ros_namespace",
-    "push-ros-namespace", "set_env", "unset_env", "log", "shutdown",
-}  # fmt: skip
+    "arg",
+    "let",
+    "node",
+    "executable",
+    "include",
+    "group",
+    "push_ros_namespace",
+    "push-ros-namespace",
+    "set_env",
+    "unset_env",
+    "log",
+    "shutdown",
+}
 
 
 @dataclass

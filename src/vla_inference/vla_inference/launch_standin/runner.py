@@ -89,9 +89,14 @@ class Runner:
         try:
             popen = subprocess.Popen(
                 command_line(process, self.folder),
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                env=environment, cwd=process.cwd, start_new_session=True, preexec_fn=in_child,
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                cwd=process.cwd,
+                start_new_session=True,
+                preexec_fn=in_child,
+            )
         except (OSError, subprocess.SubprocessError) as error:
             raise LaunchError(
                 f"cannot start {process.command[0]}: {error}", "check that it can be executed"
@@ -175,8 +180,11 @@ class Runner:
             if run.ended:
                 continue
             p = run.process
-            due = [(0.0, signal.SIGINT), (p.sigterm_timeout, signal.SIGTERM),
-                   (p.sigterm_timeout + p.sigkill_timeout, signal.SIGKILL)]  # fmt: skip
+            due = [
+                (0.0, signal.SIGINT),
+                (p.sigterm_timeout, signal.SIGTERM),
+                (p.sigterm_timeout + p.sigkill_timeout, signal.SIGKILL),
+            ]
             for after, number in due:
                 if passed >= after and (run.popen.pid, number) not in self.told:
                     self.told.add((run.popen.pid, number))

@@ -61,8 +61,10 @@ def parse(path: Path) -> Element:
 
     def text(data: str) -> None:
         if data.strip():
-            raise stack[-1].fail(f"text inside <{stack[-1].tag}>: {data.strip()[:40]!r}",
-                                 "launch files hold elements and attributes only")  # fmt: skip
+            raise stack[-1].fail(
+                f"text inside <{stack[-1].tag}>: {data.strip()[:40]!r}",
+                "launch files hold elements and attributes only",
+            )
 
     parser.StartElementHandler = start
     parser.EndElementHandler = lambda tag: stack.pop()

@@ -105,11 +105,12 @@ class LayerByLayer:
         linear = {n: m for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)}
         # Layers that read the same input share their Hessian.
         hessians: dict[str, Tensor] = {}
-        readers = {"self_attn.q_proj": ("self_attn.q_proj", "self_attn.k_proj",
-                                        "self_attn.v_proj"),
-                   "self_attn.o_proj": ("self_attn.o_proj",),
-                   "mlp.gate_proj": ("mlp.gate_proj", "mlp.up_proj"),
-                   "mlp.down_proj": ("mlp.down_proj",)}  # fmt: skip
+        readers = {
+            "self_attn.q_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            "self_attn.o_proj": ("self_attn.o_proj",),
+            "mlp.gate_proj": ("mlp.gate_proj", "mlp.up_proj"),
+            "mlp.down_proj": ("mlp.down_proj",),
+        }
         hooks = [linear[n].register_forward_pre_hook(_collector(hessians, n)) for n in readers]
         for x in self.inputs:
             self._run(layer, x)

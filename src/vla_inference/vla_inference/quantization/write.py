@@ -107,10 +107,15 @@ def quantize_checkpoint(
     statistics = folder / "dataset_statistics.json"
     with Staged(output) as staged:
         save_checkpoint(
-            staged, {**raw, "quantization": about}, empty, load_tokenizer(folder),
+            staged,
+            {**raw, "quantization": about},
+            empty,
+            load_tokenizer(folder),
             read_json(statistics) if statistics.is_file() else None,
-            stream=stream(), shard_bytes=SHARD_BYTES, progress=progress,
-        )  # fmt: skip
+            stream=stream(),
+            shard_bytes=SHARD_BYTES,
+            progress=progress,
+        )
         for name in BESIDE:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, staged / name)

@@ -114,12 +114,19 @@ def model_info(
     """What a loaded model is; frame_id as for `chunk_to_msg`."""
     spec = si_spec(model.spec)
     msg = ModelInfo(
-        model=model.name, unnorm_key=model.unnorm_key or "", cameras=list(cameras),
-        state_dim=model.settings.state_dim, chunk=model.chunk, dt=spec.dt,
-        frame_id=frame_id or spec.frame, rotation_convention=spec.rotation,
-        dims=list(spec.names), units=[d.unit for d in spec.dims],
-        load_time=model.load_seconds, latency_ms=model.latency_ms,
-    )  # fmt: skip
+        model=model.name,
+        unnorm_key=model.unnorm_key or "",
+        cameras=list(cameras),
+        state_dim=model.settings.state_dim,
+        chunk=model.chunk,
+        dt=spec.dt,
+        frame_id=frame_id or spec.frame,
+        rotation_convention=spec.rotation,
+        dims=list(spec.names),
+        units=[d.unit for d in spec.dims],
+        load_time=model.load_seconds,
+        latency_ms=model.latency_ms,
+    )
     msg.header.stamp = stamp
     return msg
 

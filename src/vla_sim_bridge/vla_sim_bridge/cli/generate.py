@@ -98,15 +98,27 @@ def generate(
         raise VlaError("no camera was given", "give --cameras agentview, or --no-pictures")
     configs = [
         GenerateConfig(
-            name, episodes, views, camera_width, camera_height, seed, method,
-            None if source is None else str(source), noise, horizon or get_task(name).horizon,
-            pictures=pictures, selection=select_source, nearest=nearest,
-            randomize=_words(randomize), randomize_every=randomize_every,
-            randomize_ranges=_ranges(randomize_ranges), recovery=recovery,
+            name,
+            episodes,
+            views,
+            camera_width,
+            camera_height,
+            seed,
+            method,
+            None if source is None else str(source),
+            noise,
+            horizon or get_task(name).horizon,
+            pictures=pictures,
+            selection=select_source,
+            nearest=nearest,
+            randomize=_words(randomize),
+            randomize_every=randomize_every,
+            randomize_ranges=_ranges(randomize_ranges),
+            recovery=recovery,
             keep_failures=keep_failures,
         )
         for name in names
-    ]  # fmt: skip
+    ]
     for config in configs:  # a mistake is told before hours of work on the tasks before it
         config.check()
     made = []
@@ -206,9 +218,12 @@ def _generate_one(config, folder: Path, parallel: int, ray_address: str | None) 
 def report_progress(config, p) -> None:
     done = config.episodes - p.wanted + p.successes
     progress.report(
-        min(done, config.episodes), config.episodes, f"{config.task}: {p.attempts} attempts",
-        rate=p.rate, seconds_left=p.seconds_left,
-    )  # fmt: skip
+        min(done, config.episodes),
+        config.episodes,
+        f"{config.task}: {p.attempts} attempts",
+        rate=p.rate,
+        seconds_left=p.seconds_left,
+    )
 
 
 def progress_text(p) -> str:

@@ -120,13 +120,29 @@ def rollout(
     if mimicgen_python:
         os.environ["VLA_MIMICGEN_PYTHON"] = mimicgen_python  # the node reads it, too
     settings = SimSettings(
-        task=task, episodes=episodes, seed=seed, camera=camera, width=width, height=height,
-        horizon=horizon or 0, language=language, lock_step=lock_step,
-        execute_steps=execute_steps or 0, record_episodes=record, output=str(output or ""),
-        model=find_model(model), summary=False,
-    )  # fmt: skip
-    how = {"device": device, "unnorm_key": unnorm_key, "engine": engine, "vision": vision,
-           "quantization": quantization, "namespace": namespace}  # fmt: skip
+        task=task,
+        episodes=episodes,
+        seed=seed,
+        camera=camera,
+        width=width,
+        height=height,
+        horizon=horizon or 0,
+        language=language,
+        lock_step=lock_step,
+        execute_steps=execute_steps or 0,
+        record_episodes=record,
+        output=str(output or ""),
+        model=find_model(model),
+        summary=False,
+    )
+    how = {
+        "device": device,
+        "unnorm_key": unnorm_key,
+        "engine": engine,
+        "vision": vision,
+        "quantization": quantization,
+        "namespace": namespace,
+    }
     settings.check()
     check_model(settings, how)
     reason = Reason()
@@ -165,9 +181,19 @@ def demo(
 ) -> int:
     """Watch a model stack blocks over ROS 2: three episodes, a film and a report."""
     return rollout(
-        task, episodes, seed, model, language=language, output=output, device=device,
-        engine=engine, vision=vision, quantization=quantization, record=episodes, as_json=as_json,
-    )  # fmt: skip
+        task,
+        episodes,
+        seed,
+        model,
+        language=language,
+        output=output,
+        device=device,
+        engine=engine,
+        vision=vision,
+        quantization=quantization,
+        record=episodes,
+        as_json=as_json,
+    )
 
 
 def find_model(given: str | None) -> str:
@@ -195,9 +221,13 @@ def check_model(settings: SimSettings, how: Mapping[str, str | None]) -> None:
     from vla_inference.policies.openvla.loading import check_request
 
     config = check_request(
-        settings.model, how["device"], None, engine=how["engine"] or "",
-        vision=how["vision"] or "", quantization=how["quantization"],
-    ).config  # fmt: skip
+        settings.model,
+        how["device"],
+        None,
+        engine=how["engine"] or "",
+        vision=how["vision"] or "",
+        quantization=how["quantization"],
+    ).config
     ActionSpaces(config).find(how["unnorm_key"] or None)
     if settings.lock_step:
         settings.steps_of(config.head.chunk)
@@ -233,10 +263,23 @@ def play(
     settings.output = str(folder)
     given = {
         name: getattr(settings, name)
-        for name in ("task", "episodes", "seed", "camera", "width", "height", "horizon",
-                     "language", "lock_step", "execute_steps", "output", "record_episodes",
-                     "model", "summary")
-    }  # fmt: skip
+        for name in (
+            "task",
+            "episodes",
+            "seed",
+            "camera",
+            "width",
+            "height",
+            "horizon",
+            "language",
+            "lock_step",
+            "execute_steps",
+            "output",
+            "record_episodes",
+            "model",
+            "summary",
+        )
+    }
     # ros2 launch refuses an argument without a value: what is empty is left to its default.
     given.update({k: v for k, v in how.items() if v})
     words = [f"{k}:={str(v).lower() if isinstance(v, bool) else v}" for k, v in given.items()]
@@ -277,8 +320,11 @@ def show(results: dict, folder: Path) -> None:
     console.print()
     console.print(table)
     console.print()
-    for what, name in (("report", "report.html"), ("film", "episodes.mp4"),
-                       ("figures", "results.json")):  # fmt: skip
+    for what, name in (
+        ("report", "report.html"),
+        ("film", "episodes.mp4"),
+        ("figures", "results.json"),
+    ):
         path = folder / name
         if path.exists():
             print(f"{what:<8} {_short(path)}", flush=True)

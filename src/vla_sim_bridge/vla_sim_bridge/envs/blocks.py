@@ -22,8 +22,14 @@ class Blocks(ManipulationEnv):
     initializer says. Success is the task's business: the environment's own is never true.
     """
 
-    def __init__(self, robots, blocks: Mapping[str, tuple[float, str]], placement_initializer,
-                 use_object_obs=True, **kwargs):  # fmt: skip
+    def __init__(
+        self,
+        robots,
+        blocks: Mapping[str, tuple[float, str]],
+        placement_initializer,
+        use_object_obs=True,
+        **kwargs,
+    ):
         self.blocks = blocks
         self.placement_initializer = placement_initializer
         self.use_object_obs = use_object_obs

@@ -16,8 +16,9 @@ FILM, POSTER = "episodes.mp4", "poster.png"
 class RunRecorder:
     """Call `step` after every control step and `end` after every episode."""
 
-    def __init__(self, evaluation: Evaluation, folder: Path, episodes: int, camera: str,
-                 every: int = 2):  # fmt: skip
+    def __init__(
+        self, evaluation: Evaluation, folder: Path, episodes: int, camera: str, every: int = 2
+    ):
         self.evaluation, self.folder, self.episodes = evaluation, folder, episodes
         self.camera, self.every = camera, every
         self.film = Film(folder / FILM, rate=20 // every)

@@ -81,18 +81,26 @@ def summary_rows(results: dict) -> list[tuple[str, str]]:
     rows = [
         ("task, seed", f"{results['task']}, seed {results['seed']}"),
         ("model", results["model"] or "-"),
-        ("success (settled)", f"{good} of {counted}"
-         + (f" = {100 * good / counted:.1f} %" if counted else "")),
+        (
+            "success (settled)",
+            f"{good} of {counted}" + (f" = {100 * good / counted:.1f} %" if counted else ""),
+        ),
         ("Wilson 95 %", f"{100 * low:.1f} to {100 * high:.1f} %" if counted else "-"),
         ("ever successful", f"{results['ever_successes']} of {counted}"),
         ("mean frames, successes", number(results["mean_frames_success"])),
         ("mean frames, all", number(results["mean_frames_all"] if counted else None)),
-        ("inference latency", f"{number(latency['median'], 1, ' ms')} median, "
-         f"{number(latency['p95'], 1, ' ms')} p95"),
-        (beyond[0], f"{number(beyond[1]['median'], 1, ' ms')} median, "
-         f"{number(beyond[1]['p95'], 1, ' ms')} p95"),
+        (
+            "inference latency",
+            f"{number(latency['median'], 1, ' ms')} median, "
+            f"{number(latency['p95'], 1, ' ms')} p95",
+        ),
+        (
+            beyond[0],
+            f"{number(beyond[1]['median'], 1, ' ms')} median, "
+            f"{number(beyond[1]['p95'], 1, ' ms')} p95",
+        ),
         ("action rate", number(results["action_steps_per_s"], 1, " steps/s")),
-    ]  # fmt: skip
+    ]
     if results.get("chunks_ignored"):
         rows.append(("chunks ignored", f"{results['chunks_ignored']}, for frames that had passed"))
     if results.get("language", "train") != "train":
@@ -156,26 +164,35 @@ def write_html(folder: Path, results: dict, latencies: Sequence[float]) -> Path:
     mode = "lock step" if results.get("lock_step", True) else "real time"
     page = PAGE.substitute(
         title=escape(f"{results['task']}: closed-loop evaluation"),
-        subtitle=escape(f"{results['model'] or 'no model'} · seed {results['seed']} · {mode} · "
-                        f"{results.get('started', '')}"),
-        warning="" if results["complete"] else
-        f'<p class="warn">Incomplete: {escape(results.get("ended") or "stopped")}</p>',
-        headline=f"{good} of {counted}" + (f" · {100 * good / counted:.0f} %" if counted else "")
+        subtitle=escape(
+            f"{results['model'] or 'no model'} · seed {results['seed']} · {mode} · "
+            f"{results.get('started', '')}"
+        ),
+        warning=""
+        if results["complete"]
+        else f'<p class="warn">Incomplete: {escape(results.get("ended") or "stopped")}</p>',
+        headline=f"{good} of {counted}"
+        + (f" · {100 * good / counted:.0f} %" if counted else "")
         + ("" if results["complete"] else f" · {results['episodes_asked']} were asked for"),
         interval=f"settled successes; Wilson 95 %: {100 * low:.1f} to {100 * high:.1f} %"
-        if counted else "no episode was finished",
-        summary="".join(f"<tr><th>{escape(n)}</th><td>{escape(v)}</td></tr>" for n, v in rows
-                        if n not in ("task, seed", "Wilson 95 %", "success (settled)",
-                                     "incomplete")),
+        if counted
+        else "no episode was finished",
+        summary="".join(
+            f"<tr><th>{escape(n)}</th><td>{escape(v)}</td></tr>"
+            for n, v in rows
+            if n not in ("task, seed", "Wilson 95 %", "success (settled)", "incomplete")
+        ),
         film=_film(folder),
         horizon=results["horizon"],
         episodes="".join(_episode(e, results["horizon"]) for e in results["per_episode"]),
         histogram=histogram(latencies),
-        stages="".join(f"<tr><th>{escape(n)}</th><td>{number(v, 2, ' ms')} median</td></tr>"
-                       for n, v in results["stage_ms_median"].items()),
+        stages="".join(
+            f"<tr><th>{escape(n)}</th><td>{number(v, 2, ' ms')} median</td></tr>"
+            for n, v in results["stage_ms_median"].items()
+        ),
         command=escape(results.get("command") or command_to_repeat(results)),
         versions=escape(" · ".join(f"{k} {v}" for k, v in results.get("versions", {}).items())),
-    )  # fmt: skip
+    )
     path = folder / REPORT
     path.write_text(page, encoding="utf-8")
     return path
@@ -215,8 +232,9 @@ def histogram(values: Sequence[float], width: int = 560, height: int = 130) -> s
     bars = "".join(
         f'<rect x="{i * bar:.1f}" y="{height - height * c / counts.max():.1f}" '
         f'width="{bar - 1:.1f}" height="{height * c / counts.max():.1f}" fill="#5b8def"/>'
-        for i, c in enumerate(counts) if c
-    )  # fmt: skip
+        for i, c in enumerate(counts)
+        if c
+    )
     median = float(np.median(values))
     at = width * min(1.0, (median - low) / (high - low))
     # Its label goes to whichever side has room, and above the bars.

@@ -14,9 +14,11 @@ STRIP = 48  # pixels below it
 END_FRAMES = 16  # how long an outcome stays
 INK, PALE, BACK = (235, 238, 242), (150, 158, 168), (22, 25, 29)
 COLOURS = {
-    "success": (76, 175, 110), "timeout": (214, 96, 77), "wrong_order": (201, 119, 209),
+    "success": (76, 175, 110),
+    "timeout": (214, 96, 77),
+    "wrong_order": (201, 119, 209),
     "aborted": (160, 160, 160),
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -43,8 +45,9 @@ def draw(picture: np.ndarray, caption: Caption) -> np.ndarray:
     ended = caption.outcome in COLOURS
     right = f"{caption.outcome}, step {caption.step}" if ended else f"step {caption.step}"
     width = pen.textlength(right, font=small)
-    pen.text((SIZE - 10 - width, SIZE + 27), right, font=small,
-             fill=COLOURS.get(caption.outcome, PALE))  # fmt: skip
+    pen.text(
+        (SIZE - 10 - width, SIZE + 27), right, font=small, fill=COLOURS.get(caption.outcome, PALE)
+    )
     if ended:
         pen.rectangle((0, SIZE, SIZE, SIZE + 2), fill=COLOURS[caption.outcome])
     return np.asarray(canvas)

@@ -62,9 +62,13 @@ def compress(picture: np.ndarray) -> bytes:
 
 
 def write_pictures(
-    group: h5py.Group, name: str, chunks: Iterable[bytes], length: int, shape: tuple[int, ...],
+    group: h5py.Group,
+    name: str,
+    chunks: Iterable[bytes],
+    length: int,
+    shape: tuple[int, ...],
     compression: str | None = "gzip",
-) -> None:  # fmt: skip
+) -> None:
     """obs/NAME uint8 [length, *shape], a chunk a picture, each as it stands in the file."""
     options = {"compression": "gzip", "compression_opts": 1} if compression == "gzip" else {}
     data = group.create_dataset(

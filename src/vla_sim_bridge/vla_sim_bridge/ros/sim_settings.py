@@ -76,16 +76,29 @@ class SimSettings:
         task.sentences(self.language)
         if self.episodes < 1:
             raise VlaError(f"{self.episodes} episodes were asked for", "ask for at least 1")
-        lowest = {"seed": 0, "first_episode": 0, "horizon": 1, "execute_steps": 0,
-                  "record_episodes": 0, "width": 16, "height": 16}  # fmt: skip
+        lowest = {
+            "seed": 0,
+            "first_episode": 0,
+            "horizon": 1,
+            "execute_steps": 0,
+            "record_episodes": 0,
+            "width": 16,
+            "height": 16,
+        }
         for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise VlaError(f"{name} is {getattr(self, name)}", f"give at least {least}")
         for name in ("width", "height"):
             if getattr(self, name) > 4096:
                 raise VlaError(f"{name} is {getattr(self, name)}", "give at most 4096 pixels")
-        for name in ("control_rate", "frame_rate", "action_timeout", "start_timeout",
-                     "command_wait", "real_time_factor"):  # fmt: skip
+        for name in (
+            "control_rate",
+            "frame_rate",
+            "action_timeout",
+            "start_timeout",
+            "command_wait",
+            "real_time_factor",
+        ):
             if not 0 < getattr(self, name) < 1e6:
                 raise VlaError(f"{name} is {getattr(self, name)}", "give a number above 0")
         if self.driven_by not in ("chunks", "twist", "pose"):

@@ -46,5 +46,12 @@ def get_task(name: str) -> Task:
 
 
 __all__ = [
-    "LANGUAGES", "TASKS", "Language", "Placement", "Scene", "Subtask", "Task", "get_task",
-]  # fmt: skip
+    "LANGUAGES",
+    "TASKS",
+    "Language",
+    "Placement",
+    "Scene",
+    "Subtask",
+    "Task",
+    "get_task",
+]

@@ -15,7 +15,9 @@ PREFIX = "mimicgen/"
 PUBLISHED: dict[str, tuple[str, int, str]] = {
     "Stack": ("D0 D1", 400, "stack the red block on top of the green block"),
     "StackThree": (
-        "D0 D1", 400, "stack the red block on the green block and the blue block on the red block"
+        "D0 D1",
+        400,
+        "stack the red block on the green block and the blue block on the red block",
     ),
     "Square": ("D0 D1 D2", 400, "put the square nut on the square peg"),
     "Threading": ("D0 D1 D2", 400, "put the needle through the ring"),
@@ -27,7 +29,7 @@ PUBLISHED: dict[str, tuple[str, int, str]] = {
     "PickPlace": ("D0", 1000, "put every object into its bin"),
     "Kitchen": ("D0 D1", 800, "cook with the pot and serve it"),
     "CoffeePreparation": ("D0 D1", 800, "prepare a cup of coffee"),
-}  # fmt: skip
+}
 
 
 def published_names() -> list[str]:

@@ -13,8 +13,9 @@ from vla_sim_bridge.tasks.rules import all_of, around, held
 from vla_sim_bridge.tasks.stack import FULL_TABLE_CAMERA
 
 DOWN = 0.87  # m; a nut whose centre is lower is down on its peg (robosuite's rule)
-SQUARE_ON, ROUND_ON = (around(n, p, 0.03, DOWN) for n, p in
-                       (("SquareNut", "peg1"), ("RoundNut", "peg2")))  # fmt: skip
+SQUARE_ON, ROUND_ON = (
+    around(n, p, 0.03, DOWN) for n, p in (("SquareNut", "peg1"), ("RoundNut", "peg2"))
+)
 
 # The round nut is taken away after it was placed: it must not be in the way of that.
 ASIDE = Placement((0.0, 0.0), (0.6, 0.6))

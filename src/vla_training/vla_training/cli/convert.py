@@ -72,9 +72,16 @@ def convert(
     from vla_training.conversion.transform import ConvertConfig
 
     config = ConvertConfig(
-        parse_remap(remap_keys), width, height, sample_steps, sample_actions, max_episodes,
-        rotation, allow_no_images, allow_no_instructions,
-    )  # fmt: skip
+        parse_remap(remap_keys),
+        width,
+        height,
+        sample_steps,
+        sample_actions,
+        max_episodes,
+        rotation,
+        allow_no_images,
+        allow_no_instructions,
+    )
     writing = parse_options(convert, option or (), lossless)
     begun = shown = time.monotonic()
 
@@ -93,14 +100,22 @@ def convert(
             shown = now
 
     result = run(
-        dataset, output, convert, config, dataset_type=dataset_type,
+        dataset,
+        output,
+        convert,
+        config,
+        dataset_type=dataset_type,
         reading={
-            "split": split, "conventions": conventions, "instruction": instruction,
+            "split": split,
+            "conventions": conventions,
+            "instruction": instruction,
             **parse_reading(read or ()),
         },
         writing=writing,
-        overwrite=overwrite, workers=workers, report=follow,
-    )  # fmt: skip
+        overwrite=overwrite,
+        workers=workers,
+        report=follow,
+    )
     if as_json:
         print_json(result)
         return 0

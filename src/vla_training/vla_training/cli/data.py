@@ -118,14 +118,17 @@ def show(d: dict) -> None:
     rows = [
         ("path", d["path"]),
         ("episodes", f"{d['episodes']}{part}, {d['frames']} frames, {d['seconds']:.1f} s"),
-        ("length", f"{length['min']} to {length['max']} steps, mean {length['mean']:.1f}, "
-                   f"median {length['median']:g}"),
+        (
+            "length",
+            f"{length['min']} to {length['max']} steps, mean {length['mean']:.1f}, "
+            f"median {length['median']:g}",
+        ),
         ("cameras", ", ".join(f"{c} {w}x{h}" for c, (h, w) in d["cameras"].items()) or "none"),
         ("state", f"{d['state']} numbers" if d["state"] else "none"),
         ("actions", f"{spec['rotation']}, in the {spec['frame']} frame, {spec['dt']:g} s a step"),
         ("metadata", ", ".join(d["metadata"]) or "none"),
         ("left out", ", ".join(d["left_out"]) or "nothing"),
-    ]  # fmt: skip
+    ]
     for name, value in rows:
         print(f"{name:<10}{value}")
     print()
@@ -150,5 +153,7 @@ def show_histograms(d: dict) -> None:
 
     for dim, histogram in zip(d["spec"]["dims"], d["histograms"], strict=True):
         low, high = histogram["low"], histogram["high"]
-        print(f"{dim['name']:<10}{low:>10.4f} {bars(histogram['counts'])} {high:<10.4f}"
-              f"{dim['unit']}".rstrip())  # fmt: skip
+        print(
+            f"{dim['name']:<10}{low:>10.4f} {bars(histogram['counts'])} {high:<10.4f}"
+            f"{dim['unit']}".rstrip()
+        )

@@ -83,9 +83,13 @@ def evaluate(
     from vla_training.evaluation.evaluate import evaluate as run
 
     policy = Policy.from_pretrained(
-        model or find_model(None), device=device, dtype=dtype, engine=engine, vision=vision,
+        model or find_model(None),
+        device=device,
+        dtype=dtype,
+        engine=engine,
+        vision=vision,
         quantization=quantization,
-    )  # fmt: skip
+    )
     reference = None
     if reference_model is not None:
         reference = Policy.from_pretrained(reference_model, device=device, dtype=dtype)

@@ -66,15 +66,23 @@ def quantize(
             print(text, end="" if done < total else "\n", file=sys.stderr, flush=True)
 
     about = quantize_checkpoint(
-        folder, output, chosen, method, device=device, by_layer=by_layer, overwrite=overwrite,
+        folder,
+        output,
+        chosen,
+        method,
+        device=device,
+        by_layer=by_layer,
+        overwrite=overwrite,
         progress=tell,
-    )  # fmt: skip
+    )
     sizes = [sum(f.stat().st_size for f in p.glob("*.safetensors")) for p in (folder, output)]
     if as_json:
         print_json({"output": output, **about, "bytes_before": sizes[0], "bytes": sizes[1]})
     else:
-        print(f"{output}: {about['format']} by {about['method']}, {sizes[1] / 1e6:.1f} MB "
-              f"instead of {sizes[0] / 1e6:.1f}")  # fmt: skip
+        print(
+            f"{output}: {about['format']} by {about['method']}, {sizes[1] / 1e6:.1f} MB "
+            f"instead of {sizes[0] / 1e6:.1f}"
+        )
 
 
 def _samples(policy, path: Path, kind: str | None, count: int, camera: str | None) -> Iterator:

@@ -33,9 +33,12 @@ def record(
 ) -> int:
     """Record what goes over the topics, a bag for each episode."""
     values = {
-        "output": str(output.expanduser().absolute()), "split": split, "storage": storage,
-        "pictures": pictures, "image_transport": image_transport,
-    }  # fmt: skip
+        "output": str(output.expanduser().absolute()),
+        "split": split,
+        "storage": storage,
+        "pictures": pictures,
+        "image_transport": image_transport,
+    }
     words = [w for k, v in values.items() for w in ("-p", f"{k}:='{_plain(k, v)}'")]
     words += ["-p", f"episodes:={episodes}"]
     if topic:

@@ -61,11 +61,24 @@ def study(
     if parallel < 0:
         parallel = max(1, (os.cpu_count() or 1) - 2)
     config = StudyConfig(
-        str(output), tuple(str(p.resolve()) for p in data or ()), task,
-        _numbers("--episodes", episodes), _numbers("--passes", passes), seeds, minutes,
-        batch_size, learning_rate, str(start) if start else "", eval_episodes, eval_seed,
-        horizon, execute_steps, devices, compile, parallel,
-    )  # fmt: skip
+        str(output),
+        tuple(str(p.resolve()) for p in data or ()),
+        task,
+        _numbers("--episodes", episodes),
+        _numbers("--passes", passes),
+        seeds,
+        minutes,
+        batch_size,
+        learning_rate,
+        str(start) if start else "",
+        eval_episodes,
+        eval_seed,
+        horizon,
+        execute_steps,
+        devices,
+        compile,
+        parallel,
+    )
     found = run(config, _quiet if as_json else _say)
     if as_json:
         print_json(found)

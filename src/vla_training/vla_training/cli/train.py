@@ -90,7 +90,10 @@ def _report(total: int, quiet: bool, report: dict) -> None:
         return
     done, seconds = report["progress"], report["seconds"]
     progress.report(
-        report["step"], total, f"loss {report['loss']:.4f}", fraction=done,
+        report["step"],
+        total,
+        f"loss {report['loss']:.4f}",
+        fraction=done,
         rate=report["step"] / seconds if seconds else None,
         seconds_left=seconds * (1 - done) / done if done else None,
-    )  # fmt: skip
+    )

@@ -104,18 +104,34 @@ def validate(
     from vla_training.evaluation.validate import validate as run
 
     bounds = Thresholds(
-        min_accuracy, min_raw_accuracy, min_direction, None, max_gripper_flips, max_clip_rate,
-        max_latency_ms, max_jump_mm,
-    )  # fmt: skip
+        min_accuracy,
+        min_raw_accuracy,
+        min_direction,
+        None,
+        max_gripper_flips,
+        max_clip_rate,
+        max_latency_ms,
+        max_jump_mm,
+    )
     check_shares(bounds)
     # The bags first: a mistake in them shows before a large model is loaded.
     bags = open_dataset(
-        bag, "bag", image_topic=image_topic, action_topic=action_topic,
-        instruction_topic=instruction_topic, state_topic=state_topic, state_joints=state_joints,
-        gripper_topic=gripper_topic, gripper_range=gripper_range, gripper_joint=gripper_joint,
-        robot_model=robot_model, robot_tip=robot_tip, frame=frame, tolerance=tolerance,
+        bag,
+        "bag",
+        image_topic=image_topic,
+        action_topic=action_topic,
+        instruction_topic=instruction_topic,
+        state_topic=state_topic,
+        state_joints=state_joints,
+        gripper_topic=gripper_topic,
+        gripper_range=gripper_range,
+        gripper_joint=gripper_joint,
+        robot_model=robot_model,
+        robot_tip=robot_tip,
+        frame=frame,
+        tolerance=tolerance,
         episode_gap=episode_gap,
-    )  # fmt: skip
+    )
     from vla_inference.policies.openvla.policy import Policy
     from vla_sim_bridge.cli.rollout import find_model
     from vla_training.evaluation import validation_report

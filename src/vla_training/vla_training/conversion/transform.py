@@ -79,9 +79,13 @@ class Change:
         state = 0 if seen.state is None or STATE in dropped else len(seen.state)
         form = DataForm(name, spec, sizes, state, data.spec.dt * config.sample_steps)
         return cls(
-            config, data.spec, form, names,
-            bool(config.width or config.height), tuple(dropped),
-        )  # fmt: skip
+            config,
+            data.spec,
+            form,
+            names,
+            bool(config.width or config.height),
+            tuple(dropped),
+        )
 
     def __call__(self, episode: Episode, where: str) -> Episode:
         starts = np.arange(0, len(episode), self.config.sample_steps)
@@ -108,10 +112,14 @@ class Change:
             seen = self._observation(span[0].observation, f"{where}, step {start}")
             steps.append(
                 Step(
-                    seen, joined[number], span[-1].reward, number == 0, number == len(starts) - 1,
+                    seen,
+                    joined[number],
+                    span[-1].reward,
+                    number == 0,
+                    number == len(starts) - 1,
                     any(s.is_terminal for s in span),
                 )
-            )  # fmt: skip
+            )
         return Episode(steps, self.form.spec, {"source": where, **episode.metadata})
 
     def _observation(self, seen: Observation, where: str) -> Observation:

@@ -144,18 +144,47 @@ def _is_bag(path: Path) -> bool:
 READERS = {
     r.kind: r
     for r in (
-        Reader("rlds", "vla_training.datasets.rlds.reader:RldsEpisodes", _is_rlds,
-               ("split", "conventions")),
-        Reader("hdf5", "vla_training.datasets.hdf5.reader:open_hdf5", _is_hdf5,
-               ("action_convention", "upside_down", "control_freq")),
-        Reader("lerobot", "vla_training.datasets.lerobot.reader:LerobotSet", _is_lerobot,
-               ("tolerance",)),
-        Reader("bag", "vla_training.datasets.bag.reader:BagSet", _is_bag,
-               ("image_topic", "action_topic", "instruction_topic", "state_topic",
-                "gripper_topic", "tolerance", "episode_gap", "frame", "step_length",
-                "gripper_range", "robot_model", "robot_tip", "gripper_joint", "state_joints")),
+        Reader(
+            "rlds",
+            "vla_training.datasets.rlds.reader:RldsEpisodes",
+            _is_rlds,
+            ("split", "conventions"),
+        ),
+        Reader(
+            "hdf5",
+            "vla_training.datasets.hdf5.reader:open_hdf5",
+            _is_hdf5,
+            ("action_convention", "upside_down", "control_freq"),
+        ),
+        Reader(
+            "lerobot",
+            "vla_training.datasets.lerobot.reader:LerobotSet",
+            _is_lerobot,
+            ("tolerance",),
+        ),
+        Reader(
+            "bag",
+            "vla_training.datasets.bag.reader:BagSet",
+            _is_bag,
+            (
+                "image_topic",
+                "action_topic",
+                "instruction_topic",
+                "state_topic",
+                "gripper_topic",
+                "tolerance",
+                "episode_gap",
+                "frame",
+                "step_length",
+                "gripper_range",
+                "robot_model",
+                "robot_tip",
+                "gripper_joint",
+                "state_joints",
+            ),
+        ),
     )
-}  # fmt: skip
+}
 
 
 def open_dataset(

@@ -104,10 +104,14 @@ def dimension_errors(
         column = scale * column
         found.append(
             DimensionError(
-                dim.name, unit, float(column.mean()), float(np.median(column)),
-                float(np.percentile(column, 95)), float(column.max()),
+                dim.name,
+                unit,
+                float(column.mean()),
+                float(np.median(column)),
+                float(np.percentile(column, 95)),
+                float(column.max()),
             )
-        )  # fmt: skip
+        )
     return found
 
 

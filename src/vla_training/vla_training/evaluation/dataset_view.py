@@ -52,8 +52,10 @@ def describe(data: EpisodeSet, max_episodes: int | None = None) -> dict:
         "frames": frames,
         "seconds": frames * data.spec.dt,
         "length": {
-            "min": min(lengths), "mean": float(np.mean(lengths)),
-            "median": float(np.median(lengths)), "max": max(lengths),
+            "min": min(lengths),
+            "mean": float(np.mean(lengths)),
+            "median": float(np.median(lengths)),
+            "max": max(lengths),
         },
         "cameras": cameras,
         "state": state,
@@ -65,7 +67,7 @@ def describe(data: EpisodeSet, max_episodes: int | None = None) -> dict:
         "metadata": sorted(metadata),
         "left_out": data.left_out(),
         "notes": data.notes,
-    }  # fmt: skip
+    }
 
 
 def histograms(actions: np.ndarray) -> list[dict]:
@@ -92,8 +94,9 @@ def _first(data: EpisodeSet, number: int | None) -> Iterator[Episode]:
 
 def get_episode(data: EpisodeSet, index: int) -> Episode:
     if not 0 <= index < len(data):
-        raise DataError(f"{data.path} has {len(data)} episodes", f"{index} is not one of 0 to "
-                        f"{len(data) - 1}")  # fmt: skip
+        raise DataError(
+            f"{data.path} has {len(data)} episodes", f"{index} is not one of 0 to {len(data) - 1}"
+        )
     return data[index]
 
 

@@ -59,9 +59,14 @@ def evaluate(
     if reference is not None:
         agree(reference, dataset, space, statistics_of(reference, space, statistics))
     result = Evaluation(
-        policy.name, dataset.name, space if isinstance(space, str) else "custom", spec, bounds,
-        None if reference is None else reference.name, [*dataset.notes, *notes],
-    )  # fmt: skip
+        policy.name,
+        dataset.name,
+        space if isinstance(space, str) else "custom",
+        spec,
+        bounds,
+        None if reference is None else reference.name,
+        [*dataset.notes, *notes],
+    )
     to_space = None
     if space == NORMALISED:
         to_space = Normalisation.from_statistics(dataset.statistics()["action"])
@@ -86,11 +91,21 @@ def evaluate(
             sums += values
             number = len(result.frames) + 1
             frame = Frame(
-                number, total, episode, step, seen.instruction, truth, predicted,
-                *values.tolist(), *(sums / number).tolist(), latency, chunk.tokens,
+                number,
+                total,
+                episode,
+                step,
+                seen.instruction,
+                truth,
+                predicted,
+                *values.tolist(),
+                *(sums / number).tolist(),
+                latency,
+                chunk.tokens,
                 None if theirs is None else theirs.actions[0].astype(np.float64),
-                their_latency, None if theirs is None else theirs.tokens,
-            )  # fmt: skip
+                their_latency,
+                None if theirs is None else theirs.tokens,
+            )
             result.frames.append(frame)
             report(frame)
     except KeyboardInterrupt:

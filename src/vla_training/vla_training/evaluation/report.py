@@ -79,9 +79,12 @@ def draw_actions(evaluation: Evaluation, width: int = 1100, height: int = 130) -
     text(left + 40, 16, "predicted", PREDICTED)
     shown = "" if len(frames) == len(evaluation.frames) else f"the first {len(frames)} of "
     text(
-        width - right, 16,
-        f"{shown}{len(evaluation.frames)} frames; vertical lines: a new episode", PALE, "rm",
-    )  # fmt: skip
+        width - right,
+        16,
+        f"{shown}{len(evaluation.frames)} frames; vertical lines: a new episode",
+        PALE,
+        "rm",
+    )
     x = np.linspace(left, width - right, max(2, len(frames)))[: len(frames)]
     starts = [i for i in range(1, len(frames)) if frames[i].episode != frames[i - 1].episode]
     truth = np.stack([f.truth for f in frames])
@@ -159,24 +162,33 @@ def summary_rows(statistics: dict[str, Any]) -> list[tuple[str, str]]:
     if statistics["gripper"]:
         g = statistics["gripper"]
         rows.append(
-            ("gripper flips", f"{g['flips']} of {g['frames']} "
-             f"({g['opened']} wrongly open, {g['closed']} wrongly closed)")
-        )  # fmt: skip
+            (
+                "gripper flips",
+                f"{g['flips']} of {g['frames']} "
+                f"({g['opened']} wrongly open, {g['closed']} wrongly closed)",
+            )
+        )
     if statistics["reference_model"]:
         rows += [
             ("reference model", str(statistics["reference_model"])),
-            ("its accuracy, clipped / raw", f"{100 * mean['eval_accuracy_clipped']:.2f} % / "
-             f"{100 * mean['eval_accuracy']:.2f} %"),
-            ("its latency, rate", f"{1e3 * mean['eval_latency']:.1f} ms, "
-             f"{mean['eval_fps']:.1f} Hz"),
+            (
+                "its accuracy, clipped / raw",
+                f"{100 * mean['eval_accuracy_clipped']:.2f} % / "
+                f"{100 * mean['eval_accuracy']:.2f} %",
+            ),
+            (
+                "its latency, rate",
+                f"{1e3 * mean['eval_latency']:.1f} ms, {mean['eval_fps']:.1f} Hz",
+            ),
             ("NRMSE between the two", f"{mean['quant_error']:.5f}"),
-        ]  # fmt: skip
-        tokens = statistics["tokens"]
-        rows.append(
-            ("equal tokens", "- (not both models speak in tokens)" if tokens is None else
-             f"{100 * tokens['tokens']:.2f} %, all of a frame {100 * tokens['frames']:.2f} %, "
-             f"largest distance {tokens['largest_step']} bins")
-        )  # fmt: skip
+        ]
+        equal = "- (not both models answer in tokens)"
+        if tokens := statistics["tokens"]:
+            equal = (
+                f"{100 * tokens['tokens']:.2f} %, all of a frame {100 * tokens['frames']:.2f} %"
+            )
+            equal += f", largest distance {tokens['largest_step']} bins"
+        rows.append(("equal tokens", equal))
     return rows
 
 
@@ -190,12 +202,16 @@ def page(
         warnings.insert(0, "Incomplete: the evaluation was stopped")
     return PAGE.substitute(
         title=escape(f"{evaluation.model} on {evaluation.dataset}: {extra.title}"),
-        subtitle=escape(f"action space {evaluation.action_space}; rotation as "
-                        f"{evaluation.spec.rotation} in the {evaluation.spec.frame} frame"),
+        subtitle=escape(
+            f"action space {evaluation.action_space}; rotation as "
+            f"{evaluation.spec.rotation} in the {evaluation.spec.frame} frame"
+        ),
         warnings="".join(f'<p class="warn">{escape(w)}</p>' for w in warnings),
         headline=f"{100 * mean['accuracy_clipped']:.1f} % · {100 * mean['accuracy']:.1f} %",
-        summary="".join(f"<tr><th>{escape(n)}</th><td>{escape(v)}</td></tr>"
-                        for n, v in [*summary_rows(statistics), *extra.rows]),
+        summary="".join(
+            f"<tr><th>{escape(n)}</th><td>{escape(v)}</td></tr>"
+            for n, v in [*summary_rows(statistics), *extra.rows]
+        ),
         dimensions="".join(
             f"<tr><td>{escape(d['name'])}</td>"
             + "".join(f'<td class="n">{d[k]:.3g}</td>' for k in ("mean", "median", "p95", "max"))
@@ -205,4 +221,4 @@ def page(
         plot=base64.b64encode(plot).decode(),
         latency=histogram([1e3 * v for v in statistics["latency"]]),
         sections=extra.sections,
-    )  # fmt: skip
+    )

@@ -79,9 +79,11 @@ def busy() -> str:
 
 
 def validate(
-    policy: Policy, bags: BagSet, config: ValidationConfig = ValidationConfig(),
+    policy: Policy,
+    bags: BagSet,
+    config: ValidationConfig = ValidationConfig(),
     report: Callable[[Frame], None] = lambda _: None,
-) -> Validation:  # fmt: skip
+) -> Validation:
     """Ask the policy for every recorded picture; `report` is told each.
 
     A Ctrl-C after the first frame ends it early. Raises VlaError or DataError where model and
@@ -113,8 +115,9 @@ def validate(
                 if (config.execute_steps or 0) > len(chunk.actions):
                     raise DataError(
                         f"--execute-steps is {config.execute_steps}, the model's chunks have "
-                        f"{len(chunk.actions)} steps", f"give at most {len(chunk.actions)}",
-                    )  # fmt: skip
+                        f"{len(chunk.actions)} steps",
+                        f"give at most {len(chunk.actions)}",
+                    )
                 truth = bags.actions(number)[index]
                 report(result.add(number, index, text, truth, chunk.actions, latency, total))
     except KeyboardInterrupt:

@@ -27,9 +27,15 @@ class Validation:
     """
 
     def __init__(
-        self, model: str, bags: BagSet, space: str, spec: ActionSpec, bounds: Range,
-        notes: Sequence[str] = (), execute_steps: int | None = None,
-    ):  # fmt: skip
+        self,
+        model: str,
+        bags: BagSet,
+        space: str,
+        spec: ActionSpec,
+        bounds: Range,
+        notes: Sequence[str] = (),
+        execute_steps: int | None = None,
+    ):
         self.bags, self.execute_steps = bags, execute_steps
         self.evaluation = Evaluation(
             model, bags.name, space, spec, bounds, None, [*bags.notes, *notes]
@@ -40,9 +46,16 @@ class Validation:
         self._sums = np.zeros(2)
 
     def add(
-        self, episode: int, step: int, instruction: str, truth: np.ndarray, chunk: np.ndarray,
-        latency: float, total: int, age: float = math.nan,
-    ) -> Frame:  # fmt: skip
+        self,
+        episode: int,
+        step: int,
+        instruction: str,
+        truth: np.ndarray,
+        chunk: np.ndarray,
+        latency: float,
+        total: int,
+        age: float = math.nan,
+    ) -> Frame:
         """truth: [D]; chunk: [T, D] as predicted; latency, age in s."""
         e = self.evaluation
         truth, chunk = np.asarray(truth, np.float64), np.asarray(chunk, np.float64)
@@ -50,9 +63,17 @@ class Validation:
         self._sums += values
         number = len(e.frames) + 1
         frame = Frame(
-            number, total, episode, step, instruction, truth, chunk[0], *values.tolist(),
-            *(self._sums / number).tolist(), latency,
-        )  # fmt: skip
+            number,
+            total,
+            episode,
+            step,
+            instruction,
+            truth,
+            chunk[0],
+            *values.tolist(),
+            *(self._sums / number).tolist(),
+            latency,
+        )
         e.frames.append(frame)
         self.chunks.append(chunk)
         self.ages.append(age)
@@ -102,9 +123,10 @@ class Validation:
         scale = length[moving] * np.linalg.norm(predicted[moving], axis=1)
         cosine = np.divide(product, scale, out=np.zeros_like(product), where=scale > 0)
         return {
-            "cosine": float(cosine.mean()), "frames": int(moving.sum()),
+            "cosine": float(cosine.mean()),
+            "frames": int(moving.sum()),
             "opposite": float((cosine < 0).mean()),
-        }  # fmt: skip
+        }
 
     def _flip_rate(self) -> float | None:
         e = self.evaluation
@@ -141,18 +163,24 @@ class Validation:
         way = np.linalg.norm(steps[:, :3], axis=1)
         turn = np.linalg.norm(steps[:, 3:6], axis=1)
         values = {
-            "translation_per_step": way, "rotation_per_step": turn,
-            "linear_velocity": way / dt, "angular_velocity": turn / dt,
-        }  # fmt: skip
+            "translation_per_step": way,
+            "rotation_per_step": turn,
+            "linear_velocity": way / dt,
+            "angular_velocity": turn / dt,
+        }
         beyond = {name: v > getattr(usual, name) for name, v in values.items()}
         return {
             "clip_rate": float(np.any(list(beyond.values()), axis=0).mean()),
             "clips": {
-                name: {"share": float(over.mean()), "limit": getattr(usual, name),
-                       "largest": float(values[name].max())}
-                for name, over in beyond.items() if over.any()
+                name: {
+                    "share": float(over.mean()),
+                    "limit": getattr(usual, name),
+                    "largest": float(values[name].max()),
+                }
+                for name, over in beyond.items()
+                if over.any()
             },
-        }  # fmt: skip
+        }
 
     def _beyond(self) -> float:
         """Share of predicted steps with a number outside q01 to q99 by 1 % of that range."""
@@ -215,17 +243,20 @@ class Validation:
             about = self.bags.episode(number).metadata
             rows.append(
                 {
-                    "episode": number, "bag": self.bags.bag_path(number).name,
-                    "frames": len(frames), "instruction": frames[0].instruction,
+                    "episode": number,
+                    "bag": self.bags.bag_path(number).name,
+                    "frames": len(frames),
+                    "instruction": frames[0].instruction,
                     "outcome": str(about.get("outcome", "")),
                     "accuracy": float(np.mean([f.accuracy for f in frames])),
                     "accuracy_clipped": float(np.mean([f.accuracy_clipped for f in frames])),
-                    "direction": self._direction(truth[:, :3], predicted[:, :3],
-                                                 slice(0, 3))["cosine"],
+                    "direction": self._direction(truth[:, :3], predicted[:, :3], slice(0, 3))[
+                        "cosine"
+                    ],
                     "flips": None if flips is None else flips.flips,
                     "latency_ms": 1e3 * float(np.median([f.latency for f in frames])),
                 }
-            )  # fmt: skip
+            )
         return rows
 
 
@@ -236,6 +267,7 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
     if not known.size:
         return None
     return {
-        "median": float(np.median(known)), "p95": float(np.percentile(known, 95)),
+        "median": float(np.median(known)),
+        "p95": float(np.percentile(known, 95)),
         "max": float(known.max()),
-    }  # fmt: skip
+    }

@@ -22,8 +22,11 @@ def motion_rows(v: Mapping[str, Any]) -> Rows:
         ("pictures answered", f"{100 * v['coverage']:.1f} % ({v['unanswered']} were not)"),
         ("direction of translation", _direction(v["direction"]["translation"])),
         ("direction of rotation", _direction(v["direction"]["rotation"])),
-        ("gripper changes", f"{v['gripper_changes']['predicted']} predicted, "
-         f"{v['gripper_changes']['recorded']} recorded"),
+        (
+            "gripper changes",
+            f"{v['gripper_changes']['predicted']} predicted, "
+            f"{v['gripper_changes']['recorded']} recorded",
+        ),
         ("latency", _spread(v["latency_ms"], "ms")),
         ("input age", _spread(v["input_age_ms"], "ms")),
         ("recorded latency", _spread(v["recorded"]["latency_ms"], "ms")),
@@ -34,13 +37,16 @@ def motion_rows(v: Mapping[str, Any]) -> Rows:
         ("change within chunks", _spread(joins["within_translation_mm"], "mm")),
         ("jump, rotation", _spread(joins["jump_rotation_mrad"], "mrad")),
         ("change within, rotation", _spread(joins["within_rotation_mrad"], "mrad")),
-    ]  # fmt: skip
+    ]
     if v["chunk_accuracy"]:
         c = v["chunk_accuracy"]
         rows.append(
-            ("accuracy of whole chunks", f"{100 * c['clipped']:.2f} % clipped, "
-             f"{100 * c['raw']:.2f} % raw ({c['steps']} steps)")
-        )  # fmt: skip
+            (
+                "accuracy of whole chunks",
+                f"{100 * c['clipped']:.2f} % clipped, "
+                f"{100 * c['raw']:.2f} % raw ({c['steps']} steps)",
+            )
+        )
     return [r for r in rows if r[1] != "-"]
 
 
@@ -57,14 +63,20 @@ def _clips(v: Mapping[str, Any]) -> Rows:
     """What the command node would clip by its defaults, by which limit, and what spares it."""
     remedy = " (its `stretch` slows steps down, its `scale` shortens them)" if v["clips"] else ""
     rows = [("steps over the command limits", f"{100 * v['clip_rate']:.2f} %{remedy}")]
-    units = {"translation_per_step": "m", "rotation_per_step": "rad", "linear_velocity": "m/s",
-             "angular_velocity": "rad/s"}  # fmt: skip
+    units = {
+        "translation_per_step": "m",
+        "rotation_per_step": "rad",
+        "linear_velocity": "m/s",
+        "angular_velocity": "rad/s",
+    }
     for name, found in v["clips"].items():
         unit = units[name]
         rows.append(
-            (f"  {name} {found['limit']:g} {unit}",
-             f"{100 * found['share']:.2f} %, up to {found['largest']:.3g} {unit}")
-        )  # fmt: skip
+            (
+                f"  {name} {found['limit']:g} {unit}",
+                f"{100 * found['share']:.2f} %, up to {found['largest']:.3g} {unit}",
+            )
+        )
     return rows
 
 
@@ -78,17 +90,33 @@ def _spread(found: Mapping[str, float] | None, unit: str) -> str:
 
 def episode_rows(episodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Cells of the table by episode, below its heading."""
-    heading = ("episode", "frames", "clipped", "raw", "direction", "flips", "latency", "outcome",
-               "instruction")  # fmt: skip
+    heading = (
+        "episode",
+        "frames",
+        "clipped",
+        "raw",
+        "direction",
+        "flips",
+        "latency",
+        "outcome",
+        "instruction",
+    )
     rows = [heading]
     for e in episodes:
         direction = "-" if e["direction"] is None else f"{e['direction']:.3f}"
         rows.append(
-            (str(e["episode"]), str(e["frames"]), f"{100 * e['accuracy_clipped']:.2f} %",
-             f"{100 * e['accuracy']:.2f} %", direction,
-             "-" if e["flips"] is None else str(e["flips"]), f"{e['latency_ms']:.1f} ms",
-             e["outcome"] or "-", e["instruction"])
-        )  # fmt: skip
+            (
+                str(e["episode"]),
+                str(e["frames"]),
+                f"{100 * e['accuracy_clipped']:.2f} %",
+                f"{100 * e['accuracy']:.2f} %",
+                direction,
+                "-" if e["flips"] is None else str(e["flips"]),
+                f"{e['latency_ms']:.1f} ms",
+                e["outcome"] or "-",
+                e["instruction"],
+            )
+        )
     return rows
 
 

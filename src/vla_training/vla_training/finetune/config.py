@@ -73,9 +73,18 @@ class FinetuneConfig:
     quiet: bool = False
 
     def check(self) -> None:
-        least = {"batch_size": 1, "grad_accumulation_steps": 1, "lora_rank": 0, "workers": 0,
-                 "warmup_steps": 0, "save_steps": 0, "log_steps": 1, "val_steps": 0,
-                 "closed_loop_steps": 0, "closed_loop_episodes": 1}  # fmt: skip
+        least = {
+            "batch_size": 1,
+            "grad_accumulation_steps": 1,
+            "lora_rank": 0,
+            "workers": 0,
+            "warmup_steps": 0,
+            "save_steps": 0,
+            "log_steps": 1,
+            "val_steps": 0,
+            "closed_loop_steps": 0,
+            "closed_loop_episodes": 1,
+        }
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise VlaError(f"{name} is {getattr(self, name)}", f"give at least {low}")
@@ -116,11 +125,25 @@ class FinetuneConfig:
         o, lora = self.online, self.lora
         ends = self.lr_schedule != "constant"
         alike = (
-            "vla_path", "lora_rank", "quantize", "train_vision", "learning_rate", "weight_decay",
-            "warmup_steps", "lr_schedule", "max_grad_norm", "spike_factor", "image_aug",
-            "action_head", "chunk", "num_images", "proprio_dim", "action_space", "seed",
+            "vla_path",
+            "lora_rank",
+            "quantize",
+            "train_vision",
+            "learning_rate",
+            "weight_decay",
+            "warmup_steps",
+            "lr_schedule",
+            "max_grad_norm",
+            "spike_factor",
+            "image_aug",
+            "action_head",
+            "chunk",
+            "num_images",
+            "proprio_dim",
+            "action_space",
+            "seed",
             "val_split",
-        )  # fmt: skip
+        )
         return {
             "samples_per_step": self.batch_size * self.grad_accumulation_steps * world,
             **{name: getattr(self, name) for name in alike},

@@ -54,9 +54,14 @@ def save_model(run: Finetuner, output: Path) -> None:
     }
     with Staged(output) as staged:
         save_checkpoint(
-            staged, run.model_json, empty, run.tokenizer, run.statistics,
-            stream=stream(), shard_bytes=5_000_000_000,
-        )  # fmt: skip
+            staged,
+            run.model_json,
+            empty,
+            run.tokenizer,
+            run.statistics,
+            stream=stream(),
+            shard_bytes=5_000_000_000,
+        )
         for name in BESIDE:
             if (run.base / name).is_file():
                 shutil.copyfile(run.base / name, staged / name)

@@ -55,9 +55,14 @@ class Finetuner:
         config.check()
         self.config, self.place, self.folder = config, place, Path(config.folder)
         self.log = RunLog(
-            self.folder, 0, place.first, config.quiet, config.tensorboard, config.wandb,
+            self.folder,
+            0,
+            place.first,
+            config.quiet,
+            config.tensorboard,
+            config.wandb,
             config.settings(),
-        )  # fmt: skip
+        )
         self.base, given = find_base(config.vla_path)
         head = choose_head(
             given.head, config.action_head, config.chunk, config.num_images, config.proprio_dim
@@ -254,20 +259,23 @@ class Finetuner:
         error = [self.place.agree(e, "avg") for e in means.pop("error")]
         values = {
             **{k: self.place.agree(v, "avg") for k, v in means.items()},
-            "l1": sum(error) / len(error), "error": error, "gradient_norm": norm,
+            "l1": sum(error) / len(error),
+            "error": error,
+            "gradient_norm": norm,
             "skipped": self.progress.guard.skipped,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **rate.since(self.progress.step, self.per_step),
             "memory_gb": memory_gb(self.place.device),
-        }  # fmt: skip
+        }
         self.log.train(self.progress.step, values)
 
     def save(self) -> None:
         p = self.progress
         about = {
-            "samples": p.samples, "guard": p.guard.state(),
+            "samples": p.samples,
+            "guard": p.guard.state(),
             "identity": self.identity,
-        }  # fmt: skip
+        }
         save_state(
             self.folder / "state", p.step, self.objective, self.optimizer, about, self.place
         )

@@ -151,9 +151,12 @@ class RunLog:
         )
         if self.first:
             progress.report(
-                step, self.total, f"loss {values['loss']:.4f}", seconds_left=left,
+                step,
+                self.total,
+                f"loss {values['loss']:.4f}",
+                seconds_left=left,
                 rate=values["steps_per_s"],
-            )  # fmt: skip
+            )
 
     def close(self) -> None:
         if self.writer is not None:
@@ -184,9 +187,13 @@ def open_wandb(project: str, folder: Path, settings: Mapping[str, Any]) -> Any:
         name.write_text(uuid.uuid4().hex[:12])
     try:
         run = wandb.init(
-            project=project, name=folder.name, id=name.read_text(), dir=str(folder),
-            resume="allow", config=dict(settings),
-        )  # fmt: skip
+            project=project,
+            name=folder.name,
+            id=name.read_text(),
+            dir=str(folder),
+            resume="allow",
+            config=dict(settings),
+        )
         # By our own count: a resumed run tells the steps since its last state once more.
         run.define_metric("*", step_metric="step")
     except Exception as error:  # the library raises its own and bare ones

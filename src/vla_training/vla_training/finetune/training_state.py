@@ -112,10 +112,12 @@ def load_state(state: Path, objective: nn.Module, optimizer: torch.optim.Optimiz
             "resume with the model, the LoRA rank and the mode it was saved with",
         ) from error
     set_state_dict(
-        objective, optimizer, model_state_dict=content["model"],
+        objective,
+        optimizer,
+        model_state_dict=content["model"],
         optim_state_dict=content["optimizer"],
         options=StateDictOptions(ignore_frozen_params=True, strict=False),
-    )  # fmt: skip
+    )
     return about
 
 

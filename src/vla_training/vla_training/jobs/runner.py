@@ -182,10 +182,12 @@ class JobRunner:
                     start_new_session=True,
                     pass_fds=(lock,),
                     env={
-                        **os.environ, VARIABLE: str(job.progress_file), "PYTHONUNBUFFERED": "1",
+                        **os.environ,
+                        VARIABLE: str(job.progress_file),
+                        "PYTHONUNBUFFERED": "1",
                         ROOT: str(self.root),
                     },
-                )  # fmt: skip
+                )
         finally:
             os.close(lock)
         job.pid = process.pid

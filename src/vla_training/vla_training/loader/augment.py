@@ -25,11 +25,15 @@ def draw(rng: np.random.Generator) -> np.ndarray:
     spread = 2 * u - 1
     return np.array(
         [
-            u[0], u[1], BRIGHTNESS * spread[2], 1 + CONTRAST * spread[3],
-            1 + SATURATION * spread[4], HUE * spread[5],
+            u[0],
+            u[1],
+            BRIGHTNESS * spread[2],
+            1 + CONTRAST * spread[3],
+            1 + SATURATION * spread[4],
+            HUE * spread[5],
         ],
         np.float32,
-    )  # fmt: skip
+    )
 
 
 def augment(pictures: Tensor, numbers: Tensor, area: float = TRAINED_CROP) -> Tensor:
@@ -67,9 +71,10 @@ def turn_colours(x: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
     safe = torch.where(span > 0, span, 1.0)
     r, g, b = x.unbind(1)
     where = torch.where(
-        value == r, ((g - b) / safe) % 6,
+        value == r,
+        ((g - b) / safe) % 6,
         torch.where(value == g, (b - r) / safe + 2, (r - g) / safe + 4),
-    )  # fmt: skip
+    )
     h = (where / 6 + hue[:, 0]) % 1.0
     s = (span / torch.where(value > 0, value, 1.0) * saturation[:, 0]).clamp(0, 1)
     chroma = value * s

@@ -144,6 +144,10 @@ def _load(path: Path, data: EpisodeSet) -> FrameIndex:
         statistics = json.loads(file.metadata()["statistics"])
         tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     return FrameIndex(
-        data.name, tensors["actions"], tensors["ends"], statistics, data.spec,
+        data.name,
+        tensors["actions"],
+        tensors["ends"],
+        statistics,
+        data.spec,
         tensors.get("states"),
-    )  # fmt: skip
+    )

@@ -98,10 +98,13 @@ def mix(
         keep = [i for i, f in enumerate(frames) if len(f)]
         parts.append(
             Mixture(
-                [sources[i] for i in keep], [indices[i] for i in keep],
-                [frames[i] for i in keep], [spaces[i] for i in keep], statistics,
+                [sources[i] for i in keep],
+                [indices[i] for i in keep],
+                [frames[i] for i in keep],
+                [spaces[i] for i in keep],
+                statistics,
             )
-        )  # fmt: skip
+        )
     if len(parts[0].sources) != len(sources):
         raise DataError("a data set has no frame left to train on", "generate more episodes")
     return parts[0], parts[1]
@@ -242,10 +245,15 @@ def collate(samples: Sequence[dict | VlaError]) -> Batch | VlaError:
     for row, sample in zip(ids, samples, strict=True):
         row[: len(sample["ids"])] = torch.tensor(sample["ids"])
     return Batch(
-        stacked("pictures"), ids, stacked("targets"), stacked("inside"),
+        stacked("pictures"),
+        ids,
+        stacked("targets"),
+        stacked("inside"),
         None if bool((lengths == width).all()) else lengths,
-        stacked("numbers"), stacked("proprio"), stacked("source"),
-    )  # fmt: skip
+        stacked("numbers"),
+        stacked("proprio"),
+        stacked("source"),
+    )
 
 
 def _leave_signals(_: int) -> None:
@@ -278,9 +286,13 @@ def batches(
         options = {"multiprocessing_context": "forkserver", "prefetch_factor": 4}
         options["worker_init_fn"] = _leave_signals
     loader = torch.utils.data.DataLoader(
-        samples, batch_sampler=share, num_workers=workers, collate_fn=collate, pin_memory=pin,
+        samples,
+        batch_sampler=share,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin,
         **options,
-    )  # fmt: skip
+    )
     for made in loader:
         if isinstance(made, VlaError):
             raise made

@@ -68,10 +68,21 @@ class Stream:
         o, output = self.online, path.parent
         output.parent.mkdir(parents=True, exist_ok=True)
         words = [
-            sys.executable, "-m", "vla_inference.cli.main", "generate", "--tasks", output.name,
-            "--episodes", str(o.episodes), "--seed", str(o.seed + number),
-            "--output", str(output), "--parallel", str(o.parallel),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "vla_inference.cli.main",
+            "generate",
+            "--tasks",
+            output.name,
+            "--episodes",
+            str(o.episodes),
+            "--seed",
+            str(o.seed + number),
+            "--output",
+            str(output),
+            "--parallel",
+            str(o.parallel),
+        ]
         if o.ray_address:
             words += ["--ray-address", o.ray_address]
         with output.with_suffix(".log").open("ab") as log:

@@ -52,13 +52,25 @@ def save_adapter(
     names = [n for n, _ in adapters(model)]
     whole = [n for n in WHOLE if hasattr(model, n)]
     about = {
-        "peft_type": "LORA", "task_type": None, "base_model_name_or_path": base,
-        "r": config.rank, "lora_alpha": config.alpha_used, "lora_dropout": 0.0, "bias": "none",
-        "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
-        "target_modules": names, "modules_to_save": whole or None,
-    }  # fmt: skip
-    files = {CONFIG: about, OURS: dict(model_json), "dataset_statistics.json": dict(statistics),
-             BASE: {"name": base, "digest": base_digest(Path(base))}}  # fmt: skip
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base,
+        "r": config.rank,
+        "lora_alpha": config.alpha_used,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "target_modules": names,
+        "modules_to_save": whole or None,
+    }
+    files = {
+        CONFIG: about,
+        OURS: dict(model_json),
+        "dataset_statistics.json": dict(statistics),
+        BASE: {"name": base, "digest": base_digest(Path(base))},
+    }
     with Staged(folder) as staged:
         save_tensors(staged / WEIGHTS, adapter_state(model))
         for name, content in files.items():
@@ -107,9 +119,15 @@ def merge(
         statistics = read_json(base / "dataset_statistics.json")
     with Staged(output) as staged:
         save_checkpoint(
-            staged, raw, plan.announced, load_tokenizer(base), statistics,
-            stream=plan.tensors(), shard_bytes=5_000_000_000, progress=progress,
-        )  # fmt: skip
+            staged,
+            raw,
+            plan.announced,
+            load_tokenizer(base),
+            statistics,
+            stream=plan.tensors(),
+            shard_bytes=5_000_000_000,
+            progress=progress,
+        )
         for name in BESIDE:
             if (base / name).is_file():
                 shutil.copyfile(base / name, staged / name)

@@ -81,9 +81,12 @@ class RecordNode(ManagedNode):
         if transport not in ("raw", "compressed"):
             raise VlaError(f"unknown image_transport {transport!r}", "use raw or compressed")
         self._recording = Recording(
-            Path(self._value("output")).expanduser(), self._value("storage"),
-            self._value("pictures"), self._value("split"), self._saved,
-        )  # fmt: skip
+            Path(self._value("output")).expanduser(),
+            self._value("storage"),
+            self._value("pictures"),
+            self._value("split"),
+            self._saved,
+        )
         for path in self._recording.left_behind:
             self.get_logger().warning(f"a recorder was killed; what it had is in {path}")
         image = self.resolve_topic_name("image")
@@ -162,8 +165,9 @@ class RecordNode(ManagedNode):
             history=HistoryPolicy.KEEP_LAST, depth=DEPTH, reliability=wish[0], durability=wish[1]
         )
         package = kind.__module__.split(".")[0]
-        hear = partial(self._hear, role, topic, f"{package}/msg/{kind.__name__}",
-                       wish[1] == LATCHED)  # fmt: skip
+        hear = partial(
+            self._hear, role, topic, f"{package}/msg/{kind.__name__}", wish[1] == LATCHED
+        )
         ear = self.create_subscription(kind, topic, self._guard(hear), profile, raw=True)
         self._ears[topic] = (ear, wish)
 

@@ -29,8 +29,15 @@ MOST_PENDING = 500  # messages kept between two episodes
 SPLITS = ("status", "service", "off")
 KEPT = ("png", "jpeg", "raw")
 LOSSLESS = ("rgb8", "bgr8", "mono8", "rgba8", "bgra8")  # what three channels of PNG can hold
-STAMPED = (types.IMAGE, types.COMPRESSED, types.CHUNK, types.EPISODE, types.TWIST, types.POSE,
-           types.JOINTS)  # fmt: skip
+STAMPED = (
+    types.IMAGE,
+    types.COMPRESSED,
+    types.CHUNK,
+    types.EPISODE,
+    types.TWIST,
+    types.POSE,
+    types.JOINTS,
+)
 UNFINISHED = "unfinished"
 PLACE, FOLDER_LOCK = ".recording-", ".recording.lock"
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # a name that something has already
@@ -77,9 +84,13 @@ class Recording:
     """
 
     def __init__(
-        self, folder: Path, storage: str = "mcap", pictures: str = "png", split: str = "status",
+        self,
+        folder: Path,
+        storage: str = "mcap",
+        pictures: str = "png",
+        split: str = "status",
         saved: Callable[[Path, dict[str, Any], dict[str, int]], None] = lambda *_: None,
-    ):  # fmt: skip
+    ):
         known_values = {
             "storage": (storage, tuple(STORAGES)),
             "pictures": (pictures, KEPT),
@@ -159,10 +170,13 @@ class Recording:
             return
         current.step = int(status.step)
         current.metadata = {
-            "task": status.task, "seed": int(status.seed), "episode_index": int(status.index),
+            "task": status.task,
+            "seed": int(status.seed),
+            "episode_index": int(status.index),
             "outcome": status.outcome if status.done else UNFINISHED,
-            "success": bool(status.success), "instruction": status.instruction,
-        }  # fmt: skip
+            "success": bool(status.success),
+            "instruction": status.instruction,
+        }
         self._write(current, message)
         self._settle(lambda m: m.stamp <= stamp)
         if status.done:
@@ -262,9 +276,10 @@ class Recording:
             done.bag.abort()  # nothing but words
             return
         about = {
-            "episodes": 1, "topics": {"cameras": done.cameras, **done.topics},
+            "episodes": 1,
+            "topics": {"cameras": done.cameras, **done.topics},
             "metadata": done.metadata,
-        }  # fmt: skip
+        }
         readable = {
             "instruction": str(done.metadata.get("instruction", "")),
             "outcome": str(done.metadata.get("outcome", "")),
@@ -311,9 +326,10 @@ class Recording:
             return message.topic, message.type, message.data
         picture = decode_image(types.IMAGE, image, message.topic)
         packed = self.store.types[types.COMPRESSED](
-            header=image.header, format=f"rgb8; {self.pictures} compressed bgr8",
+            header=image.header,
+            format=f"rgb8; {self.pictures} compressed bgr8",
             data=np.frombuffer(encode_picture(picture, self.pictures), np.uint8),
-        )  # fmt: skip
+        )
         data = self.store.serialize_cdr(packed, types.COMPRESSED)
         return f"{message.topic}/compressed", types.COMPRESSED, data
 

@@ -257,11 +257,20 @@ class TrainingNode(ManagedNode):
 
     def _message(self, job: Job) -> JobStatus:
         message = JobStatus(
-            job_id=job.job_id, kind=job.kind, arguments=job.arguments, state=job.state,
-            step=job.step, total=job.total, fraction=job.fraction, rate=job.rate,
-            seconds_left=job.seconds_left, message=job.message, log_file=str(job.log_file),
-            started=_time(job.started), ended=_time(job.ended),
-        )  # fmt: skip
+            job_id=job.job_id,
+            kind=job.kind,
+            arguments=job.arguments,
+            state=job.state,
+            step=job.step,
+            total=job.total,
+            fraction=job.fraction,
+            rate=job.rate,
+            seconds_left=job.seconds_left,
+            message=job.message,
+            log_file=str(job.log_file),
+            started=_time(job.started),
+            ended=_time(job.ended),
+        )
         message.header.stamp = self.get_clock().now().to_msg()
         if job.exit_code is not None:
             message.exit_code = job.exit_code

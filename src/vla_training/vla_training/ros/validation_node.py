@@ -43,8 +43,14 @@ from vla_training.evaluation.validation import Validation
 
 TICK = 0.01  # s
 LEAD = NS // 2  # ns that the clock runs before an episode's first picture
-ASKED = ("min_accuracy", "min_direction", "min_coverage", "max_gripper_flips", "max_latency_ms",
-         "max_jump_mm")  # fmt: skip
+ASKED = (
+    "min_accuracy",
+    "min_direction",
+    "min_coverage",
+    "max_gripper_flips",
+    "max_latency_ms",
+    "max_jump_mm",
+)
 ANY = FloatingPointRange(from_value=-2.0, to_value=1e9)
 
 PARAMETERS: Table = {
@@ -62,9 +68,15 @@ PARAMETERS: Table = {
     "answer_timeout": (5.0, "s to wait for answers", SECONDS),
     "start_timeout": (120.0, "s to wait for the model", SECONDS),
     "output": ("", "folder for the report; empty: none", None),
-    **{name: (-2.0 if "direction" in name else -1.0, "status 1 beyond it; negative: not asked",
-              ANY) for name in ASKED},
-}  # fmt: skip
+    **{
+        name: (
+            -2.0 if "direction" in name else -1.0,
+            "status 1 beyond it; negative: not asked",
+            ANY,
+        )
+        for name in ASKED
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -116,9 +128,10 @@ class ValidationNode(ManagedNode):
             raise DataError(f"there is no bag at {path}", "check the path")
         topics = ("image_topic", "action_topic", "instruction_topic", "gripper_topic")
         self._bags = BagSet(
-            path, **{t: self._value(t) or None for t in topics},
+            path,
+            **{t: self._value(t) or None for t in topics},
             tolerance=self._value("tolerance"),
-        )  # fmt: skip
+        )
         check_form(self._bags.spec, str(path))
         self._bounds = self._read_bounds()
         self._bags.read_all()
@@ -280,9 +293,13 @@ class ValidationNode(ManagedNode):
         spec = self._bags.spec
         notes = [f"refused by the model's node: {r}" for r in self._refused]
         result = Validation(
-            "the running model", self._bags, self._value("action_space") or "live", spec,
-            self._bounds, notes,
-        )  # fmt: skip
+            "the running model",
+            self._bags,
+            self._value("action_space") or "live",
+            spec,
+            self._bounds,
+            notes,
+        )
         for cue in self._cues:
             answer = self._answers.get(cue.stamp)
             if answer is None:
@@ -296,10 +313,15 @@ class ValidationNode(ManagedNode):
                 )
             truth = self._bags.actions(cue.episode)[cue.step]
             result.add(
-                cue.episode, cue.step, cue.instruction, truth,
-                answer.chunk.actions.astype(np.float64), answer.latency, len(self._cues),
+                cue.episode,
+                cue.step,
+                cue.instruction,
+                truth,
+                answer.chunk.actions.astype(np.float64),
+                answer.latency,
+                len(self._cues),
                 answer.age,
-            )  # fmt: skip
+            )
         bounds = {n: self._value(n) for n in ASKED}
         asked = {n: v for n, v in bounds.items() if v > (-2 if "direction" in n else -1e-9)}
         self.statistics = statistics = result.statistics()

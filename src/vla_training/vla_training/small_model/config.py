@@ -11,25 +11,39 @@ SMALL = {
     "image_resize_strategy": "resize-naive",
     "vision_towers": [
         {
-            "key": "featurizer", "image_size": 224, "patch_size": 16, "embed_dim": 256,
-            "depth": 2, "num_heads": 4, "mlp_hidden": 1024, "stem": "conv",
+            "key": "featurizer",
+            "image_size": 224,
+            "patch_size": 16,
+            "embed_dim": 256,
+            "depth": 2,
+            "num_heads": 4,
+            "mlp_hidden": 1024,
+            "stem": "conv",
         }
     ],
     "text_config": {
-        "hidden_size": 320, "intermediate_size": 896, "num_hidden_layers": 4,
-        "num_attention_heads": 5, "num_key_value_heads": 5, "vocab_size": 832,
+        "hidden_size": 320,
+        "intermediate_size": 896,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 5,
+        "num_key_value_heads": 5,
+        "vocab_size": 832,
         "rms_norm_eps": 1e-5,
     },
     "action_head": {
-        "type": "l1", "decoding": "parallel", "chunk": 8, "action_dim": 7,
-        "slots_per_step": 1, "slots": "learned",
+        "type": "l1",
+        "decoding": "parallel",
+        "chunk": 8,
+        "action_dim": 7,
+        "slots_per_step": 1,
+        "slots": "learned",
     },
     "n_action_bins": 256,
     "pad_to_multiple_of": 0,
     "empty_token_id": None,
     "bos_token_id": 1,
     "stop_token_id": 2,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

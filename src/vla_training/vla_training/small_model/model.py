@@ -78,8 +78,9 @@ def begin_with(model: VLA, checkpoint: str | Path) -> list[str]:
     if not path.exists():
         raise VlaError(f"there is no {path}", "name the folder of a checkpoint in one file")
     there, state = load_file(path), model.state_dict()
-    taken = {k: v.to(state[k]) for k, v in there.items()
-             if k in state and state[k].shape == v.shape}  # fmt: skip
+    taken = {
+        k: v.to(state[k]) for k, v in there.items() if k in state and state[k].shape == v.shape
+    }
     if not taken:
         raise VlaError(f"{path} has no weight of this model's shape", "name another checkpoint")
     new = [k for k in state if k not in taken]

@@ -57,9 +57,11 @@ def make_still(sim: Simulation, seed: int, index: int, steps: int) -> dict:
             sim.step(row)
     record = {"colours": dict(drawn.colours), "roles": dict(drawn.roles)}
     return {
-        "picture": picture, "scenes": np.stack(scenes), "actions": np.stack(actions),
+        "picture": picture,
+        "scenes": np.stack(scenes),
+        "actions": np.stack(actions),
         "record": json.dumps(record),
-    }  # fmt: skip
+    }
 
 
 def write_stills(

@@ -194,13 +194,17 @@ class Trainer:
                 rate = len(losses) * self.config.batch_size / (time.perf_counter() - last)
                 report(
                     {
-                        "step": self.step, "loss": round(mean[0], 5), "scene": round(mean[1], 5),
+                        "step": self.step,
+                        "loss": round(mean[0], 5),
+                        "scene": round(mean[1], 5),
                         "validation": self._validation(),
                         "obedience": self.obedience(),
-                        "samples_per_s": round(rate), "progress": round(self.progress(), 4),
-                        "learning_rate": self.learning_rate(), "seconds": round(self.elapsed, 1),
+                        "samples_per_s": round(rate),
+                        "progress": round(self.progress(), 4),
+                        "learning_rate": self.learning_rate(),
+                        "seconds": round(self.elapsed, 1),
                     }
-                )  # fmt: skip
+                )
                 save()
                 losses, last = [], time.perf_counter()
 

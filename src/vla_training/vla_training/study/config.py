@@ -57,8 +57,14 @@ class StudyConfig:
     parallel: int = 1
 
     def check(self) -> None:
-        least = {"seeds": 1, "batch_size": 1, "eval_episodes": 1, "eval_seed": 0,
-                 "execute_steps": 1, "parallel": 0}  # fmt: skip
+        least = {
+            "seeds": 1,
+            "batch_size": 1,
+            "eval_episodes": 1,
+            "eval_seed": 0,
+            "execute_steps": 1,
+            "parallel": 0,
+        }
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise VlaError(f"{name} is {getattr(self, name)}", f"give at least {low}")

@@ -38,17 +38,21 @@ def summarise_cells(results: Mapping[Cell, Mapping[str, Any]]) -> list[dict[str,
         l1 = [t["held_out_l1"] for t in training if t["held_out_l1"] is not None]
         rows.append(
             {
-                "episodes": episodes, "passes": passes, "seeds": len(same),
+                "episodes": episodes,
+                "passes": passes,
+                "seeds": len(same),
                 "epochs": sum(t["epochs"] for t in training) / len(same),
                 "frames_seen": training[0]["frames_seen"],
-                "successes": good, "tried": tried, "success_rate": good / tried,
+                "successes": good,
+                "tried": tried,
+                "success_rate": good / tried,
                 "success_rate_wilson95": list(wilson_interval(good, tried)),
                 "seed_numbers": [c.seed for c in mine],
                 "seed_rates": [r["success_rate"] for r in same],
                 "mean_frames_all": sum(r["mean_frames_all"] for r in same) / len(same),
                 "held_out_l1": sum(l1) / len(l1) if l1 else None,
             }
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -68,11 +72,14 @@ def compare(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             continue
         found.append(
             {
-                "episodes": row["episodes"], "against": base["episodes"],
-                "passes": row["passes"], "seed_gains": gains,
-                "gain": sum(gains) / len(gains), "gain_t95": list(mean_interval(gains)),
+                "episodes": row["episodes"],
+                "against": base["episodes"],
+                "passes": row["passes"],
+                "seed_gains": gains,
+                "gain": sum(gains) / len(gains),
+                "gain_t95": list(mean_interval(gains)),
             }
-        )  # fmt: skip
+        )
     return found
 
 
@@ -87,9 +94,14 @@ def write_report(
     rows = summarise_cells(results)
     cells = len(config.cells([int(p) for p in plan["steps"]]))
     found = {
-        "complete": len(results) == cells, "cells": cells, "finished": len(results),
-        **plan, "rows": rows, "comparisons": compare(rows), "versions": versions(),
-    }  # fmt: skip
+        "complete": len(results) == cells,
+        "cells": cells,
+        "finished": len(results),
+        **plan,
+        "rows": rows,
+        "comparisons": compare(rows),
+        "versions": versions(),
+    }
     if rows:
         write_whole(folder / "success.png", draw(rows))
         write_whole(folder / "report.md", table(config, found).encode())
@@ -124,8 +136,17 @@ def table(config: StudyConfig, found: Mapping[str, Any]) -> str:
 
 
 def rate_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = _head("episodes", "epochs", "frames seen", "success", "Wilson 95 %", "each seed",
-                  "deviation (chance)", "mean frames, all", "held-out L1")  # fmt: skip
+    lines = _head(
+        "episodes",
+        "epochs",
+        "frames seen",
+        "success",
+        "Wilson 95 %",
+        "each seed",
+        "deviation (chance)",
+        "mean frames, all",
+        "held-out L1",
+    )
     for r in rows:
         low, high = (100 * v for v in r["success_rate_wilson95"])
         rates, rate, n = r["seed_rates"], r["success_rate"], len(r["seed_rates"])
@@ -135,11 +156,16 @@ def rate_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             spread = f"{100 * stdev(rates):.1f} ({100 * chance:.1f})"
         l1 = "-" if r["held_out_l1"] is None else f"{r['held_out_l1']:.4f}"
         values = (
-            f"{r['episodes']}", f"{r['epochs']:.1f}", f"{r['frames_seen']:,}",
-            f"{r['successes']} of {r['tried']} = {100 * rate:.1f} %", f"{low:.1f} to {high:.1f} %",
-            ", ".join(f"{100 * v:.0f}" for v in rates) + " %", spread,
-            f"{r['mean_frames_all']:.1f}", l1,
-        )  # fmt: skip
+            f"{r['episodes']}",
+            f"{r['epochs']:.1f}",
+            f"{r['frames_seen']:,}",
+            f"{r['successes']} of {r['tried']} = {100 * rate:.1f} %",
+            f"{low:.1f} to {high:.1f} %",
+            ", ".join(f"{100 * v:.0f}" for v in rates) + " %",
+            spread,
+            f"{r['mean_frames_all']:.1f}",
+            l1,
+        )
         lines.append("| " + " | ".join(values) + " |")
     return lines
 

@@ -128,8 +128,11 @@ class Study:
             passes = {round(steps / per_pass) or 1: steps}
         else:
             passes = {p: max(1, round(p * per_pass)) for p in c.passes}
-        self.plan |= {"data_episodes": episodes, "data_frames": frames,
-                      "steps": {str(p): s for p, s in passes.items()}}  # fmt: skip
+        self.plan |= {
+            "data_episodes": episodes,
+            "data_frames": frames,
+            "steps": {str(p): s for p, s in passes.items()},
+        }
         write_statistics(self.output / "study.json", self.plan)
 
     # -- the work -----------------------------------------------------------------------------

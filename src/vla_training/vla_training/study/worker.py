@@ -66,9 +66,14 @@ def make_trainer(config: StudyConfig, cell: Cell, steps: int) -> Trainer:
     """All cells share the frames in memory and their statistics; each trains on its own part."""
     frames = read_frames(config.data, _device)
     options = TrainConfig(
-        batch_size=config.batch_size, steps=steps, learning_rate=config.learning_rate,
-        validation=0.0, seed=cell.seed, compile=config.compile, start=config.start or None,
-    )  # fmt: skip
+        batch_size=config.batch_size,
+        steps=steps,
+        learning_rate=config.learning_rate,
+        validation=0.0,
+        seed=cell.seed,
+        compile=config.compile,
+        start=config.start or None,
+    )
     trainer = Trainer(frames, options, _device)
     total = int(frames.episode.max()) + 1
     parts = choose(total, cell.episodes, max(config.episodes), cell.seed)
@@ -121,11 +126,16 @@ def train_cell(config: StudyConfig, cell: Cell, steps: int, folder: str) -> dict
     seen, held_out = steps * config.batch_size, last["validation"]
     trainer.export(where / "checkpoint")
     told = {
-        **asdict(cell), "steps": steps, "frames_seen": seen,
-        "frames": len(trainer.training), "epochs": seen / len(trainer.training),
-        "loss": last["loss"], "held_out_l1": held_out and held_out[0],
-        "samples_per_s": last["samples_per_s"], "train_seconds": last["seconds"],
-    }  # fmt: skip
+        **asdict(cell),
+        "steps": steps,
+        "frames_seen": seen,
+        "frames": len(trainer.training),
+        "epochs": seen / len(trainer.training),
+        "loss": last["loss"],
+        "held_out_l1": held_out and held_out[0],
+        "samples_per_s": last["samples_per_s"],
+        "train_seconds": last["seconds"],
+    }
     write_statistics(where / "trained.json", told)
     state.unlink(missing_ok=True)
     return told
@@ -148,6 +158,10 @@ def play(config: StudyConfig, checkpoint: str, index: int) -> EpisodeResult:
         _policy = checkpoint, Policy.from_pretrained(checkpoint, device="cpu")
     world = _world(config.task)
     return run_episode(
-        world, _policy[1].predict_action, config.eval_seed, index,
-        config.horizon or world.task.horizon, config.execute_steps,
-    )  # fmt: skip
+        world,
+        _policy[1].predict_action,
+        config.eval_seed,
+        index,
+        config.horizon or world.task.horizon,
+        config.execute_steps,
+    )

@@ -96,9 +96,11 @@ class CpuLlama:
                 cache[i, 0, :, begin : begin + n], cache[i, 1, :, begin : begin + n] = k, v
                 k, v = cache[i, :, :, : begin + n]
             y = F.scaled_dot_product_attention(
-                *(t.transpose(1, 2) for t in (q, k, v)), mask, is_causal=causal,
+                *(t.transpose(1, 2) for t in (q, k, v)),
+                mask,
+                is_causal=causal,
                 enable_gqa=heads != kv_heads,
-            )  # fmt: skip
+            )
             x = layer.o.join(y.transpose(1, 2).reshape(b * m, -1), x, "add")
             y = self._normed(x)
             y = layer.up.join(y, layer.gate(y, "swish"), "mul")

@@ -58,9 +58,13 @@ class QuantWeight:
     def many(self, x: Tensor, scales: Tensor | None = None) -> Product:
         if self.activations == "fp8":
             codes = torch._scaled_mm(
-                x, self.wide.t(), self.unit, self.unit, out_dtype=torch.bfloat16,
+                x,
+                self.wide.t(),
+                self.unit,
+                self.unit,
+                out_dtype=torch.bfloat16,
                 use_fast_accum=True,
-            )  # fmt: skip
+            )
             return Product(codes, scales, self.wide_scales)
         if self.activations == "int8":
             few = max(0, 17 - len(x))  # the library's product wants more than 16 rows
@@ -72,16 +76,29 @@ class QuantWeight:
 
     def one(self, x: Tensor, y: Tensor, **more) -> Tensor:
         return gemv(
-            x, self.codes, y, kind=self.format.kind, scales=self.scales, zeros=self.zeros,
-            group=self.format.group, **more,
-        )  # fmt: skip
+            x,
+            self.codes,
+            y,
+            kind=self.format.kind,
+            scales=self.scales,
+            zeros=self.zeros,
+            group=self.format.group,
+            **more,
+        )
 
     def one_coded(self, x: Tensor, k: int, y: Tensor, **more):
         """The same of the codes of a vector [k]; see `gemv_coded`."""
         return gemv_coded(
-            x, k, self.codes, y, kind=self.format.kind, scales=self.scales, zeros=self.zeros,
-            group=self.format.group, **more,
-        )  # fmt: skip
+            x,
+            k,
+            self.codes,
+            y,
+            kind=self.format.kind,
+            scales=self.scales,
+            zeros=self.zeros,
+            group=self.format.group,
+            **more,
+        )
 
 
 def make_weight(layers: Sequence[nn.Module], many_by: str, dtype: torch.dtype):

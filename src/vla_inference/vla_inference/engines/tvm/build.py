@@ -24,9 +24,12 @@ from vla_inference.policies.openvla.config import LlamaConfig
 
 CREATE_CACHE = "create_tir_paged_kv_cache"
 CACHE_SIZES = (
-    "max_batch_size", "max_total_seq_len", "prefill_chunk_size", "page_size",
+    "max_batch_size",
+    "max_total_seq_len",
+    "prefill_chunk_size",
+    "page_size",
     "support_sliding_window",
-)  # fmt: skip
+)
 
 
 def make_target(name: str, host: str | None = None) -> tvm.target.Target:

@@ -90,8 +90,10 @@ class Attention(nn.Module):
     def __init__(self, c: LlamaConfig, w: Weights):
         super().__init__()
         self.heads, self.kv_heads, self.dim = (
-            c.num_attention_heads, c.num_key_value_heads, c.head_dim,
-        )  # fmt: skip
+            c.num_attention_heads,
+            c.num_key_value_heads,
+            c.head_dim,
+        )
         rows = (self.heads + 2 * self.kv_heads) * self.dim
         self.qkv_proj = Linear(c.hidden_size, rows, w)
         self.o_proj = Linear(self.heads * self.dim, c.hidden_size, w)

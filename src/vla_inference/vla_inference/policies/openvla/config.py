@@ -57,9 +57,19 @@ class TowerConfig:
 
 
 DINOV2_L = TowerConfig(
-    "featurizer", 224, 14, 1024, 24, 16, 4096, cls_token=True, reg_tokens=4, layer_scale=True,
-    mean=(0.484375, 0.455078125, 0.40625), std=(0.228515625, 0.2236328125, 0.224609375),
-)  # fmt: skip
+    "featurizer",
+    224,
+    14,
+    1024,
+    24,
+    16,
+    4096,
+    cls_token=True,
+    reg_tokens=4,
+    layer_scale=True,
+    mean=(0.484375, 0.455078125, 0.40625),
+    std=(0.228515625, 0.2236328125, 0.224609375),
+)
 SIGLIP_SO400M = TowerConfig("featurizer", 224, 14, 1152, 27, 16, 4304)
 
 BACKBONES: dict[str, tuple[TowerConfig, ...]] = {

@@ -41,8 +41,10 @@ class SelfAttention(nn.Module):
     def __init__(self, c: LlamaConfig):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = (
-            c.num_attention_heads, c.num_key_value_heads, c.head_dim,
-        )  # fmt: skip
+            c.num_attention_heads,
+            c.num_key_value_heads,
+            c.head_dim,
+        )
         self.q_proj = nn.Linear(c.hidden_size, self.heads * c.head_dim, bias=False)
         self.k_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim, bias=False)
         self.v_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim, bias=False)

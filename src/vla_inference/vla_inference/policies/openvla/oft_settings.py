@@ -41,9 +41,13 @@ PROPRIO = re.compile(r"(?:^|[-+])(no_)?proprio(?:_state)?(?=$|[-+])")
 FILM = re.compile(r"(?:^|[-+])(no_)?film(?=$|[-+])")
 # The options of its commands, as some programs leave them in config.json.
 OPTIONS = {
-    "num_action_chunks": "chunk", "num_images_in_input": "images", "use_proprio": "proprio",
-    "use_film": "film", "use_l1_regression": "kind", "use_diffusion": "kind",
-}  # fmt: skip
+    "num_action_chunks": "chunk",
+    "num_images_in_input": "images",
+    "use_proprio": "proprio",
+    "use_film": "film",
+    "use_l1_regression": "kind",
+    "use_diffusion": "kind",
+}
 ITS_CODE = ("modeling_prismatic.py", "NUM_ACTIONS_CHUNK")  # beside what its training saved
 
 

@@ -185,8 +185,10 @@ class CommandNode(ManagedNode):
             late = self.commander.player.late > before
             self._remark = (
                 "chunks come too late to execute any of their steps; choose a faster model, "
-                "longer chunks, or align: arrival" if late else ""
-            )  # fmt: skip
+                "longer chunks, or align: arrival"
+                if late
+                else ""
+            )
         self._tell_changes()
 
     def _on_pose(self, msg: PoseStamped) -> None:

@@ -112,7 +112,7 @@ class Inputs:
             profile = qos.IMAGE_INPUT if name in self.cameras else qos.STATE_INPUT
             made = node.create_subscription(
                 message, topic, partial(self._put, name), **qos.overridable(profile)
-            )  # fmt: skip
+            )
             self._subscriptions.append(made)
 
     def close(self) -> None:

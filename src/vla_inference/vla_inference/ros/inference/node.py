@@ -108,9 +108,15 @@ class InferenceNode(ManagedNode):
         self._layout = read_layout(self._value)
         self._frame_id = self._value("frame_id")
         self._inputs = Inputs(
-            self, self._value("cameras"), transport, self._layout, self._value("tolerance"),
-            self._receive, self._value("history"), self._value("history_interval"),
-        )  # fmt: skip
+            self,
+            self._value("cameras"),
+            transport,
+            self._layout,
+            self._value("tolerance"),
+            self._receive,
+            self._value("history"),
+            self._value("history_interval"),
+        )
         model = self._make_model(self._value("model"), self._value("unnorm_key"))
         model.start()
         self._model = model

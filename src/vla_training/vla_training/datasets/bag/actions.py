@@ -65,9 +65,17 @@ def read_chunk(steps: Sequence[Any], msg: Any = None) -> Chunk:
     if not len(steps):
         return Chunk(np.zeros((0, 7)), refusal="a chunk without steps")
     rows = [
-        (s.translation.x, s.translation.y, s.translation.z,
-         s.rotation.x, s.rotation.y, s.rotation.z, s.gripper) for s in steps
-    ]  # fmt: skip
+        (
+            s.translation.x,
+            s.translation.y,
+            s.translation.z,
+            s.rotation.x,
+            s.rotation.y,
+            s.rotation.z,
+            s.gripper,
+        )
+        for s in steps
+    ]
     first, values = steps[0], np.array(rows, np.float64)
     kinds = {(s.rotation_convention, s.frame_id, s.dt) for s in steps}
     refusal = ""
@@ -76,11 +84,16 @@ def read_chunk(steps: Sequence[Any], msg: Any = None) -> Chunk:
     elif first.rotation_convention not in CONVENTIONS or not first.dt > 0 or len(kinds) > 1:
         refusal = "a chunk whose rotation convention, frame or dt is unknown or changes"
     return Chunk(
-        values, first.rotation_convention, first.frame_id.lstrip("/"), first.dt,
-        "" if msg is None else msg.instruction, "" if msg is None else msg.model,
+        values,
+        first.rotation_convention,
+        first.frame_id.lstrip("/"),
+        first.dt,
+        "" if msg is None else msg.instruction,
+        "" if msg is None else msg.model,
         float("nan") if msg is None else float(msg.latency_ms),
-        0 if msg is None else msg.produced.sec * NS + msg.produced.nanosec, refusal,
-    )  # fmt: skip
+        0 if msg is None else msg.produced.sec * NS + msg.produced.nanosec,
+        refusal,
+    )
 
 
 def digest_action(kind: str, msg: Any) -> Any:
@@ -102,9 +115,14 @@ def step_length(times: np.ndarray, fallback: float = 0.05) -> float:
 
 
 def episode_actions(
-    kind: str, stream: Stream, times: np.ndarray, tolerance: int, frame: str,
-    about: dict[str, Any], length: float | None = None,
-) -> Actions:  # fmt: skip
+    kind: str,
+    stream: Stream,
+    times: np.ndarray,
+    tolerance: int,
+    frame: str,
+    about: dict[str, Any],
+    length: float | None = None,
+) -> Actions:
     """Actions of the pictures at `times` (sorted, ns, on the stream's clock).
 
     tolerance: ns. frame: axes where the messages name neither "base" nor "tool".

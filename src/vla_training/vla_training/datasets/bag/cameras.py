@@ -76,8 +76,11 @@ def _readable(bag: BagFile) -> tuple[list[str], list[str]]:
         else:
             topics.append(name)
     # of one camera the raw images, which lost nothing
-    topics = [n for n in topics if n.removesuffix("/compressed") == n
-              or n.removesuffix("/compressed") not in topics]  # fmt: skip
+    topics = [
+        n
+        for n in topics
+        if n.removesuffix("/compressed") == n or n.removesuffix("/compressed") not in topics
+    ]
     if not topics:
         if left_out:
             raise DataError(

@@ -34,11 +34,16 @@ def qos(latched: bool = False, reliable: bool = True) -> Qos:
     """As our nodes publish."""
     zero = QosTime(0, 0)
     return Qos(
-        QosHistory.KEEP_LAST, 1 if latched else 10,
+        QosHistory.KEEP_LAST,
+        1 if latched else 10,
         QosReliability.RELIABLE if reliable else QosReliability.BEST_EFFORT,
         QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE,
-        zero, zero, QosLiveliness.AUTOMATIC, zero, False,
-    )  # fmt: skip
+        zero,
+        zero,
+        QosLiveliness.AUTOMATIC,
+        zero,
+        False,
+    )
 
 
 class EpisodeBag:
@@ -60,9 +65,14 @@ class EpisodeBag:
         self._connections: dict[str, Any] = {}
 
     def write(
-        self, topic: str, kind: str, log: int, data: bytes | memoryview,
-        latched: bool = False, reliable: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        topic: str,
+        kind: str,
+        log: int,
+        data: bytes | memoryview,
+        latched: bool = False,
+        reliable: bool = True,
+    ) -> None:
         """data: CDR. log: ns."""
         if topic not in self._connections:
             self._connections[topic] = self._writer.add_connection(

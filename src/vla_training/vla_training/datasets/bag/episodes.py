@@ -99,8 +99,10 @@ class _Cutter:
         self._tell(frames)
         if not episodes:
             why = "; ".join(self.notes) or "it has no images"
-            raise DataError(f"{self.bag.path} holds no step that could be used ({why})",
-                            f"it holds {self.bag.listing()}")  # fmt: skip
+            raise DataError(
+                f"{self.bag.path} holds no step that could be used ({why})",
+                f"it holds {self.bag.listing()}",
+            )
         return BagReading(episodes, self.topics, spec, self.notes, self.roles.state_names)
 
     # -- where episodes are -------------------------------------------------------------------
@@ -147,14 +149,20 @@ class _Cutter:
         both = stream.stamped and frames.stamped
         times = stamps if both else logs
         found = episode_actions(
-            kind, stream, times, self.tolerance, self.options.frame, self.topics.about,
+            kind,
+            stream,
+            times,
+            self.tolerance,
+            self.options.frame,
+            self.topics.about,
             self.options.step_length,
-        )  # fmt: skip
+        )
         if self.options.frame == "tool" and found.spec.frame != "tool":
             raise DataError(
                 f"{self.bag.path}: its deltas name the frame {found.spec.frame}, so --frame tool "
-                "changes nothing", "leave it out",
-            )  # fmt: skip
+                "changes nothing",
+                "leave it out",
+            )
         self.missing.update(found.missing)
         for note in found.notes:
             if note not in self.notes:
@@ -179,13 +187,18 @@ class _Cutter:
         picked = np.flatnonzero(keep)
         chunks = None if found.chunks is None else [found.chunks[i] for i in picked]
         episode = BagEpisode(
-            {c: p[picked] for c, p in pictures.items()}, stamps[picked], actions[picked],
+            {c: p[picked] for c, p in pictures.items()},
+            stamps[picked],
+            actions[picked],
             self._instructions(logs[picked], chunks, remarks),
-            self._rewards(stamps, logs)[picked], chunks,
+            self._rewards(stamps, logs)[picked],
+            chunks,
             None if states is None else states[picked],
-            self._executed(stamps[picked]), self._flags(len(inside), picked),
-            remarks.get("outcome") in ("success", "aborted"), remarks,
-        )  # fmt: skip
+            self._executed(stamps[picked]),
+            self._flags(len(inside), picked),
+            remarks.get("outcome") in ("success", "aborted"),
+            remarks,
+        )
         return episode, found.spec
 
     def _states(self, stamps, logs, keep):
@@ -314,6 +327,10 @@ def _remarks(msg: Any) -> dict[str, Any]:
     """An episode's metadata from its last EpisodeStatus."""
     outcome = msg.outcome if msg.done else "unfinished"
     return {
-        "task": msg.task, "seed": int(msg.seed), "episode_index": int(msg.index),
-        "outcome": outcome, "success": bool(msg.success), "instruction": msg.instruction,
-    }  # fmt: skip
+        "task": msg.task,
+        "seed": int(msg.seed),
+        "episode_index": int(msg.index),
+        "outcome": outcome,
+        "success": bool(msg.success),
+        "instruction": msg.instruction,
+    }

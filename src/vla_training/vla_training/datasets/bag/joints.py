@@ -122,9 +122,13 @@ class ForwardKinematics:
         self.data = mujoco.MjData(self.model)
         kinds = {"site": mujoco.mjtObj.mjOBJ_SITE, "body": mujoco.mjtObj.mjOBJ_BODY}
         self.kind, self.tip = next(
-            ((k, i) for k, o in kinds.items()
-             if tip and (i := mujoco.mj_name2id(self.model, o, tip)) >= 0), (None, -1),
-        )  # fmt: skip
+            (
+                (k, i)
+                for k, o in kinds.items()
+                if tip and (i := mujoco.mj_name2id(self.model, o, tip)) >= 0
+            ),
+            (None, -1),
+        )
         if self.kind is None:
             names = [
                 mujoco.mj_id2name(self.model, o, i)

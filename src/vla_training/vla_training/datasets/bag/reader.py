@@ -180,8 +180,12 @@ class BagSet(EpisodeSet):
         steps = [
             Step(
                 Observation(
-                    _LazyPictures(file, {c: reading.topics.cameras[c] for c in encoded},
-                                  {c: encoded[c][t] for c in encoded}, t),
+                    _LazyPictures(
+                        file,
+                        {c: reading.topics.cameras[c] for c in encoded},
+                        {c: encoded[c][t] for c in encoded},
+                        t,
+                    ),
                     texts[t],
                     None if found.states is None else found.states[t].astype(np.float32),
                     float(found.stamps[t]) / 1e9,
@@ -190,11 +194,12 @@ class BagSet(EpisodeSet):
                 float(found.rewards[t]),
                 bool(found.flags[t] & 1) if found.flags is not None else t == 0,
                 bool(found.flags[t] & 2) if found.flags is not None else t == last,
-                bool(found.flags[t] & 4) if found.flags is not None else found.terminal
-                and t == last,
+                bool(found.flags[t] & 4)
+                if found.flags is not None
+                else found.terminal and t == last,
             )
             for t in range(len(found))
-        ]  # fmt: skip
+        ]
         return Episode(steps, self.spec, dict(found.metadata))
 
 

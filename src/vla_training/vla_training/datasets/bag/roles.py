@@ -44,9 +44,12 @@ def digest(kind: str, msg: Any) -> Any:
 
 
 def read_roles(
-    where: str, options: BagOptions, topics: BagTopics, kinds: Mapping[str, str],
+    where: str,
+    options: BagOptions,
+    topics: BagTopics,
+    kinds: Mapping[str, str],
     streams: Mapping[str, Stream],
-) -> Roles:  # fmt: skip
+) -> Roles:
     """where: the bag, for messages. kinds, streams: by topic. Raises DataError."""
     joints = {
         t: JointStream(t, streams[t]) for t in topics.small if kinds[t] == JOINTS and t in streams

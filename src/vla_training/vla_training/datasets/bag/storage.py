@@ -236,8 +236,9 @@ class BagFile:
         if not set(counts) - set(foreign):
             raise DataError(
                 f"{self.path} holds messages in {', '.join(sorted(set(foreign.values())))}, none "
-                "of ROS", f"record its topics with ROS 2; it holds {self.listing()}",
-            )  # fmt: skip
+                "of ROS",
+                f"record its topics with ROS 2; it holds {self.listing()}",
+            )
         self.topics = {n: Topic(n, t.type, counts[n]) for n, t in self.topics.items()}
         for name, count in expected.items():
             if counts[name] < count:

@@ -106,8 +106,14 @@ class BagTopics:
     @property
     def small(self) -> list[str]:
         """All but the cameras."""
-        found = (self.action, self.instruction, self.state, self.gripper, self.reward,
-                 self.episode)  # fmt: skip
+        found = (
+            self.action,
+            self.instruction,
+            self.state,
+            self.gripper,
+            self.reward,
+            self.episode,
+        )
         return list(dict.fromkeys(t for t in found if t))
 
 
@@ -127,9 +133,12 @@ def choose_topics(bag: BagFile, options: BagOptions) -> BagTopics:
     about = read_about(bag)
     noted = about.get("topics", {})
     action = _one(
-        bag, "action", "--action-topic", options.action_topic or noted.get("action"),
+        bag,
+        "action",
+        "--action-topic",
+        options.action_topic or noted.get("action"),
         (*ACTIONS, *((JOINTS,) if options.robot_model else ()), *((ARRAY,) if about else ())),
-    )  # fmt: skip
+    )
     if action is None:
         raise DataError(
             f"{bag.path} has no actions (none of {', '.join(ACTIONS)})",
@@ -138,13 +147,21 @@ def choose_topics(bag: BagFile, options: BagOptions) -> BagTopics:
     gripper = options.gripper_topic or noted.get("gripper")
     if gripper is None and bag.topics[action].type in (TWIST, POSE, JOINTS):
         gripper = next(
-            (t for t in sorted(bag.topics)
-             if t.split("/")[-1] == "gripper" and bag.topics[t].type in GRIPPERS), None,
-        )  # fmt: skip
+            (
+                t
+                for t in sorted(bag.topics)
+                if t.split("/")[-1] == "gripper" and bag.topics[t].type in GRIPPERS
+            ),
+            None,
+        )
     reward = noted.get("reward") or next(
-        (t for t in sorted(bag.topics)
-         if t.split("/")[-1] == "reward" and bag.topics[t].type in REWARDS), None,
-    )  # fmt: skip
+        (
+            t
+            for t in sorted(bag.topics)
+            if t.split("/")[-1] == "reward" and bag.topics[t].type in REWARDS
+        ),
+        None,
+    )
     cameras, notes = choose_cameras(bag, options.image_topic, noted.get("cameras", {}))
     return BagTopics(
         cameras,

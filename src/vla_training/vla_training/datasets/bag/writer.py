@@ -39,10 +39,12 @@ class BagEncoder:
 
     def __call__(self, episode: Episode) -> tuple[Episode, dict[str, list[bytes]]]:
         encoded = {
-            c: [encode_picture(s.observation.images[c], self.pictures, QUALITY)
-                for s in episode.steps]
+            c: [
+                encode_picture(s.observation.images[c], self.pictures, QUALITY)
+                for s in episode.steps
+            ]
             for c in self.cameras
-        }  # fmt: skip
+        }
         steps = [replace(s, observation=replace(s.observation, images={})) for s in episode.steps]
         return replace(episode, steps=steps), encoded
 
@@ -57,9 +59,14 @@ class BagWriter(EpisodeWriter):
     }
 
     def __init__(
-        self, path: str | os.PathLike, form: DataForm, overwrite: bool = False,
-        storage: str = "mcap", pictures: str = "png", action: str = "chunk",
-    ):  # fmt: skip
+        self,
+        path: str | os.PathLike,
+        form: DataForm,
+        overwrite: bool = False,
+        storage: str = "mcap",
+        pictures: str = "png",
+        action: str = "chunk",
+    ):
         super().__init__(path, form, overwrite)
         given_and_known = {
             "storage": (storage, tuple(STORAGES)),
@@ -106,14 +113,20 @@ class BagWriter(EpisodeWriter):
             seen = step.observation
             if seen.instruction != instruction:
                 instruction = seen.instruction
-                bag.put("/instruction", types.STRING, stamp,
-                        bag.make(types.STRING, data=instruction), latched=True)  # fmt: skip
+                bag.put(
+                    "/instruction",
+                    types.STRING,
+                    stamp,
+                    bag.make(types.STRING, data=instruction),
+                    latched=True,
+                )
             for camera, topic in self.topics.items():
                 picture = bag.make(
-                    types.COMPRESSED, header=_header(bag, stamp, f"{camera}_optical"),
+                    types.COMPRESSED,
+                    header=_header(bag, stamp, f"{camera}_optical"),
                     format=f"rgb8; {self.pictures} compressed bgr8",
                     data=np.frombuffer(pictures[camera][t], np.uint8),
-                )  # fmt: skip
+                )
                 bag.put(topic, types.COMPRESSED, stamp, picture)
             if self.form.state:
                 self._put_array(bag, "/state", stamp, seen.state)
@@ -146,10 +159,14 @@ class BagWriter(EpisodeWriter):
         x, y, z, rx, ry, rz, gripper = values.tolist()
         if self.action == "chunk":
             delta = bag.make(
-                types.EEF_DELTA, translation=_vector(bag, x, y, z),
-                rotation=_vector(bag, rx, ry, rz), rotation_convention=spec.rotation,
-                gripper=gripper, dt=spec.dt, frame_id=spec.frame,
-            )  # fmt: skip
+                types.EEF_DELTA,
+                translation=_vector(bag, x, y, z),
+                rotation=_vector(bag, rx, ry, rz),
+                rotation_convention=spec.rotation,
+                gripper=gripper,
+                dt=spec.dt,
+                frame_id=spec.frame,
+            )
             header = _header(bag, stamp, spec.frame)
             chunk = bag.make(types.CHUNK, header=header, instruction=instruction, steps=[delta])
             bag.put("/action", types.CHUNK, stamp, chunk)
@@ -158,9 +175,10 @@ class BagWriter(EpisodeWriter):
         if self.action == "twist":
             linear, angular = values[:3] / spec.dt, turn.as_rotvec() / spec.dt
             twist = bag.make(
-                "geometry_msgs/msg/Twist", linear=_vector(bag, *linear),
+                "geometry_msgs/msg/Twist",
+                linear=_vector(bag, *linear),
                 angular=_vector(bag, *angular),
-            )  # fmt: skip
+            )
             message = bag.make(types.TWIST, header=_header(bag, stamp, spec.frame), twist=twist)
             bag.put("/delta_twist", types.TWIST, stamp, message)
         else:
@@ -177,10 +195,11 @@ class BagWriter(EpisodeWriter):
         x, y, z, w = self._turn.as_quat().tolist()
         pose = bag.make(
             "geometry_msgs/msg/Pose",
-            position=bag.make("geometry_msgs/msg/Point",
-                              **dict(zip("xyz", self._place.tolist(), strict=True))),
+            position=bag.make(
+                "geometry_msgs/msg/Point", **dict(zip("xyz", self._place.tolist(), strict=True))
+            ),
             orientation=bag.make("geometry_msgs/msg/Quaternion", x=x, y=y, z=z, w=w),
-        )  # fmt: skip
+        )
         header = _header(bag, stamp, self.form.spec.frame)
         bag.put("/target_pose", types.POSE, stamp, bag.make(types.POSE, header=header, pose=pose))
 
@@ -189,32 +208,47 @@ class BagWriter(EpisodeWriter):
         about, done = episode.metadata, step > 0
         last = episode.steps[max(0, step - 1)]
         message = bag.make(
-            types.EPISODE, header=_header(bag, stamp, ""), task=str(about.get("task", "")),
-            seed=_natural(about.get("seed"), 64), index=self.count, step=step,
-            horizon=len(episode), reward=float(last.reward) if done else 0.0,
-            success=done and bool(about.get("success")), done=done,
+            types.EPISODE,
+            header=_header(bag, stamp, ""),
+            task=str(about.get("task", "")),
+            seed=_natural(about.get("seed"), 64),
+            index=self.count,
+            step=step,
+            horizon=len(episode),
+            reward=float(last.reward) if done else 0.0,
+            success=done and bool(about.get("success")),
+            done=done,
             outcome=outcome(about) if done else "running",
             instruction=last.observation.instruction,
-        )  # fmt: skip
+        )
         bag.put("/episode", types.EPISODE, stamp, message)
 
     def _about(self, episode: Episode) -> tuple[dict[str, Any], dict[str, str]]:
         named = {"chunk": "/action", "twist": "/delta_twist", "pose": "/target_pose"}
-        topics: dict[str, Any] = {"cameras": self.topics, "action": named[self.action],
-                                  "instruction": "/instruction", "reward": "/reward"}  # fmt: skip
+        topics: dict[str, Any] = {
+            "cameras": self.topics,
+            "action": named[self.action],
+            "instruction": "/instruction",
+            "reward": "/reward",
+        }
         if self.form.state:
             topics["state"] = "/state"
         if self.action != "chunk":
             topics["gripper"] = "/gripper"
         flags = "".join(str(s.is_first + 2 * s.is_last + 4 * s.is_terminal) for s in episode.steps)
         about = {
-            "episodes": 1, "steps": len(episode), "topics": topics, "flags": flags,
-            "spec": spec_to_json(self.form.spec), "metadata": episode.metadata,
-        }  # fmt: skip
+            "episodes": 1,
+            "steps": len(episode),
+            "topics": topics,
+            "flags": flags,
+            "spec": spec_to_json(self.form.spec),
+            "metadata": episode.metadata,
+        }
         readable = {
-            "dataset": self.form.name, "instruction": episode.instructions[0],
+            "dataset": self.form.name,
+            "instruction": episode.instructions[0],
             "outcome": outcome(episode.metadata),
-        }  # fmt: skip
+        }
         return about, readable
 
 

@@ -37,9 +37,12 @@ class Hdf5Writer(EpisodeWriter):
     options = {"compression": "of pictures: gzip or none"}
 
     def __init__(
-        self, path: str | os.PathLike, form: DataForm, overwrite: bool = False,
+        self,
+        path: str | os.PathLike,
+        form: DataForm,
+        overwrite: bool = False,
         compression: str = "gzip",
-    ):  # fmt: skip
+    ):
         super().__init__(path, form, overwrite)
         if self.path.suffix not in (".hdf5", ".h5"):
             raise DataError(f"{self.path} does not end in .hdf5", "call the file NAME.hdf5")

@@ -112,8 +112,12 @@ def encode_video(
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pixels
         stream.options = {
-            "preset": "veryfast", "crf": str(crf), "g": "2", "bf": "0", "threads": "1",
-        }  # fmt: skip
+            "preset": "veryfast",
+            "crf": str(crf),
+            "g": "2",
+            "bf": "0",
+            "threads": "1",
+        }
         for frame in frames:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             container.mux(stream.encode(picture))

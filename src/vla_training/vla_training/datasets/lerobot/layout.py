@@ -75,7 +75,10 @@ class RunningStatistics:
         mean = sums["mean"] / n
         variance = np.maximum(sums["square"] / n - mean**2, 0)
         found = {
-            "min": sums["min"], "max": sums["max"], "mean": mean, "std": np.sqrt(variance),
+            "min": sums["min"],
+            "max": sums["max"],
+            "mean": mean,
+            "std": np.sqrt(variance),
             **{q: sums[q] / n for q in QUANTILES},
-        }  # fmt: skip
+        }
         return {**{k: v.tolist() for k, v in found.items()}, "count": [int(n)]}

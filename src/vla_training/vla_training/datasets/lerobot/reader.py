@@ -166,10 +166,14 @@ class LerobotSet(EpisodeSet):
                     texts[t],
                     None if state is None else state[t].astype(np.float32),
                 ),
-                actions[t], float(rewards[t]), t == 0, t == length - 1, bool(ended[t]),
+                actions[t],
+                float(rewards[t]),
+                t == 0,
+                t == length - 1,
+                bool(ended[t]),
             )
             for t in range(length)
-        ]  # fmt: skip
+        ]
         return Episode(steps, self.spec, {"source": where, **place.metadata})
 
     def _task(self, number: int, index: int) -> str:

@@ -44,9 +44,15 @@ class LerobotWriter(EpisodeWriter):
     }
 
     def __init__(
-        self, path: str | os.PathLike, form: DataForm, overwrite: bool = False,
-        pictures: str = "video", crf: int = 14, pixels: str = PIXELS[0], file_mb: float = 100,
-    ):  # fmt: skip
+        self,
+        path: str | os.PathLike,
+        form: DataForm,
+        overwrite: bool = False,
+        pictures: str = "video",
+        crf: int = 14,
+        pixels: str = PIXELS[0],
+        file_mb: float = 100,
+    ):
         super().__init__(path, form, overwrite)
         if pictures not in PICTURES:
             raise DataError(f"unknown form of pictures {pictures!r}", "use video or png")
@@ -172,9 +178,12 @@ class LerobotWriter(EpisodeWriter):
 
         def column(name: str, kind: str, dtype: str) -> dict:
             return {
-                "name": name, "field_name": name, "pandas_type": kind, "numpy_type": dtype,
+                "name": name,
+                "field_name": name,
+                "pandas_type": kind,
+                "numpy_type": dtype,
                 "metadata": None,
-            }  # fmt: skip
+            }
 
         pandas = {
             "index_columns": ["task"],
@@ -218,10 +227,15 @@ class LerobotWriter(EpisodeWriter):
             }
             if self.video:
                 features[layout.PICTURES + camera]["info"] = {
-                    "video.height": height, "video.width": width, "video.codec": CODEC,
-                    "video.pix_fmt": self.pixels, "video.fps": self.fps, "video.channels": 3,
-                    "video.is_depth_map": False, "has_audio": False,
-                }  # fmt: skip
+                    "video.height": height,
+                    "video.width": width,
+                    "video.codec": CODEC,
+                    "video.pix_fmt": self.pixels,
+                    "video.fps": self.fps,
+                    "video.channels": 3,
+                    "video.is_depth_map": False,
+                    "has_audio": False,
+                }
         features |= {
             layout.REWARD: vector("float32"),
             layout.DONE: vector("bool"),

@@ -14,9 +14,21 @@ from vla_inference.errors import DataError
 
 DTYPES = {
     n: np.dtype(n)
-    for n in ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8",
-              "uint16", "uint32", "uint64", "bool")
-}  # fmt: skip
+    for n in (
+        "float16",
+        "float32",
+        "float64",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "bool",
+    )
+}
 
 
 @dataclass(frozen=True)

@@ -103,12 +103,15 @@ def read_splits(folder: Path, info: Mapping) -> dict[str, Split]:
             template = entry.get("filepathTemplate") or TEMPLATE
             names = [
                 template.format(
-                    DATASET=info["name"], SPLIT=entry["name"], FILEFORMAT=kind,
-                    SHARD_INDEX=f"{i:05d}", NUM_SHARDS=f"{len(lengths):05d}",
+                    DATASET=info["name"],
+                    SPLIT=entry["name"],
+                    FILEFORMAT=kind,
+                    SHARD_INDEX=f"{i:05d}",
+                    NUM_SHARDS=f"{len(lengths):05d}",
                     SHARD_X_OF_Y=f"{i:05d}-of-{len(lengths):05d}",
                 )
                 for i in range(len(lengths))
-            ]  # fmt: skip
+            ]
             files = tuple(folder / Path(n).name for n in names)
             splits[str(entry["name"])] = Split(files, lengths)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

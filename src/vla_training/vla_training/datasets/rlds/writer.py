@@ -42,9 +42,14 @@ class RldsWriter(EpisodeWriter):
     }
 
     def __init__(
-        self, path: str | os.PathLike, form: DataForm, overwrite: bool = False,
-        encoding: str = "jpeg", quality: int = 95, shard_mb: float = 200,
-    ):  # fmt: skip
+        self,
+        path: str | os.PathLike,
+        form: DataForm,
+        overwrite: bool = False,
+        encoding: str = "jpeg",
+        quality: int = 95,
+        shard_mb: float = 200,
+    ):
         super().__init__(path, form, overwrite)
         if encoding not in ENCODINGS:
             raise DataError(f"unknown encoding {encoding!r}", f"use {' or '.join(ENCODINGS)}")
