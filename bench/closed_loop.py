@@ -4,7 +4,7 @@
     python bench/closed_loop.py [--task Stack_D0] [--episodes 5] [--seed 7]
 
 With ROS: `vla rollout`, two processes, Fast DDS, lock step. Without: simulation and policy in one
-process. Overhead of a frame = from publishing the picture to holding its action, less the time
+process. Overhead of a frame = from publishing the image to holding its action, less the time
 the model itself took.
 """
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""The torch engine on CPU against plain PyTorch and ONNX Runtime, from picture to action.
+"""The torch engine on CPU against plain PyTorch and ONNX Runtime, from image to action.
 
     python bench/cpu_engine.py [--model models/stack-small] [--rounds 30] [--threads 2]
 
-Each rival lives in a process of its own and answers in turn on the same pictures, in rounds, so
+Each rival lives in a process of its own and answers in turn on the same images, in rounds, so
 that what else the machine does meets all alike; the others sleep. ONNX Runtime runs the whole
 model as one graph, exported here, between this package's preprocessing and denormalisation.
 Ratios are medians of the rounds' own ratios. Errors are normalised actions against plain float32.
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def look() -> list:
-    """The first pictures of PER_ROUND episodes, with the first one's sentence."""
+    """The first images of PER_ROUND episodes, with the first one's sentence."""
     from vla_sim_bridge.envs.robosuite_sim import Simulation, episode_rng
 
     sim, seen = Simulation("Stack_D0"), []
@@ -136,8 +136,8 @@ def whole_graph(policy, threads: int, example):
             return self.vla.predict_chunk(self.vla.context(ids, pixels))
 
     ids = policy._ids(example.instruction)
-    size = policy.config.towers[0].image_size
-    pixels = torch.zeros(1, 3 * len(policy.config.towers), size, size)
+    size = policy.config.encoders[0].image_size
+    pixels = torch.zeros(1, 3 * len(policy.config.encoders), size, size)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         file = f"{folder}/model.onnx"
@@ -151,10 +151,10 @@ def whole_graph(policy, threads: int, example):
     frozen = ids.shape
 
     class Graph(Engine):
-        def observe(self, ids, pictures, proprio=None):
+        def observe(self, ids, images, proprio=None):
             if ids.shape != frozen:
-                sys.exit("the pictures' sentences must be equally long")
-            return {names[0]: ids.numpy(), names[1]: self._preprocess.normalise(pictures[0])[None]}
+                sys.exit("the images' sentences must be equally long")
+            return {names[0]: ids.numpy(), names[1]: self._preprocess.normalise(images[0])[None]}
 
         def action_hidden(self, context, lengths=None):
             feed = {k: np.asarray(v) for k, v in context.items()}

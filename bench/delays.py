@@ -4,7 +4,7 @@
     python bench/delays.py --delay 0.35 [--stretch 2.5 --catch-up 0.3 --blend 0.1] [--episodes 20]
 
 Time is simulated, so that a busy machine gives the same figures as an idle one; no ROS. As in the
-graph: the model takes the newest picture of `--frame-rate` when it is free, its chunk arrives
+graph: the model takes the newest image of `--frame-rate` when it is free, its chunk arrives
 `--delay` (and up to `--jitter`) later, and the robot goes on meanwhile, by the command node's
 parameters for the simulated robot and MoveIt Servo's rules. gaps: control periods without a fresh
 command; zeros: periods for which standing still was commanded; bridged: whether neither happened
@@ -59,9 +59,9 @@ class Episode:
         self.every = max(1, round(CONTROL_FREQ / args.frame_rate))
         self.ticks = self.gaps = self.zeros = 0
         self.moved, self.gripper = False, sim.gripper
-        self.picture = None  # (stamp, observation) that waits for the model
+        self.image = None  # (stamp, observation) that waits for the model
         self.answer = None  # (due, stamp, chunk)
-        self.longest = 0.0  # s from a picture to the arrival of the chunk of the next one
+        self.longest = 0.0  # s from an image to the arrival of the chunk of the next one
         self.last_stamp: float | None = None
 
     @property
@@ -77,7 +77,7 @@ class Episode:
         return pose
 
     def think(self) -> None:
-        """Deliver the answer that is due; take the picture that the model will see next."""
+        """Deliver the answer that is due; take the image that the model will see next."""
         if self.answer is not None and self.now >= self.answer[0] - 1e-9:
             _, stamp, chunk = self.answer
             if self.last_stamp is not None:
@@ -88,10 +88,10 @@ class Episode:
             # The newest when the model is free; one that another replaces before is not drawn.
             free = self.now if self.answer is None else self.answer[0]
             if free < self.now + self.every * PERIOD - 1e-9:
-                self.picture = self.now, self.sim.observation()
-        if self.answer is None and self.picture is not None:
-            stamp, seen = self.picture
-            self.picture = None
+                self.image = self.now, self.sim.observation()
+        if self.answer is None and self.image is not None:
+            stamp, seen = self.image
+            self.image = None
             chunk = self.policy.predict_action(seen)
             late = self.args.delay + self.args.jitter * self.jitter.random()
             self.answer = self.now + late, stamp, chunk
@@ -185,7 +185,7 @@ def main() -> int:
             {
                 **vars(args),
                 "chunk_seconds": round(chunk, 3),
-                "longest_from_picture_to_next_chunk": max(r["longest"] for r in rows),
+                "longest_from_image_to_next_chunk": max(r["longest"] for r in rows),
                 "successes": len(good),
                 "success_rate_wilson95": [round(low, 3), round(high, 3)],
                 "mean_frames_success": sum(r["frames"] for r in good) / len(good) if good else 0,

@@ -138,9 +138,9 @@ class Graph:
             "instruction": "stack it",
             "num_threads": 1,
             "max_image_age": WATCHDOG,
-            "max_same_picture": SAME if name == "model" else 0.0,
+            "max_same_image": SAME if name == "model" else 0.0,
         }
-        watchdogs = dict.fromkeys(("max_picture_age", "stall_timeout"), self.watchdog)
+        watchdogs = dict.fromkeys(("max_image_age", "stall_timeout"), self.watchdog)
         watchdogs["max_period"] = WATCHDOG
         watchdogs["clock_timeout"] = watchdogs["frozen_pose_timeout"] = self.watchdog
         if self.kind in ("pose", "joints"):  # a box that needs a pose and is never reached
@@ -159,7 +159,7 @@ class Graph:
             "output": results + "/r",
         }
         if self.camera == "sim":
-            model["max_same_picture"] = 0.0  # an arm that stands still is no frozen camera
+            model["max_same_image"] = 0.0  # an arm that stands still is no frozen camera
         command, parameters = {
             "camera": ([PROCESSES, "camera"], {}),
             "model": ([PROCESSES, "model"], model),

@@ -39,7 +39,7 @@ class Camera(ManagedNode):
 
     Faults: "freeze" (the same pixels under new stamps), "repeat" (the same message again),
     "garbage" (messages whose data are not what their fields say), "negative" (stamps before 1970;
-    "one_negative": of a single picture).
+    "one_negative": of a single image).
     """
 
     def __init__(self):

@@ -55,14 +55,14 @@ class Fault:
     says: tuple[str, ...] = ()
     graph: str = "camera"
     survived: bool = False
-    sooner: tuple[str, ...] = ("picture_age",)
+    sooner: tuple[str, ...] = ("image_age",)
 
     def bound(self, g: Graph) -> float:
         """Seconds until it is noticed, at most."""
         return SAME * self.same + g.watchdog * self.watched
 
 
-SILENT = ("inference_stall", "picture_age")  # how the command node calls a model's silence
+SILENT = ("inference_stall", "image_age")  # how the command node calls a model's silence
 
 
 def told(name: str, what: str, *says: str, same: bool = False, **more) -> Fault:
@@ -137,22 +137,22 @@ def after_ctrl_c(g: Graph) -> None:
 
 FAULTS = {
     "camera dies": killed("camera", "nothing on image"),
-    "camera freezes": told("camera", "freeze", "very same picture", same=True),
+    "camera freezes": told("camera", "freeze", "very same image", same=True),
     # An image that is sent again with its old stamp may be too old, and its chunks bring nothing
     # new to execute, before it is the same for too long.
     "camera repeats": told(
-        "camera", "repeat", "very same picture", "s old", same=True, sooner=SILENT
+        "camera", "repeat", "very same image", "s old", same=True, sooner=SILENT
     ),
     "camera sends garbage": told("camera", "garbage", "image"),
     "model hangs": told("model", "hang"),  # it cannot tell of that itself for 5 s
     "model is killed": killed("model"),
     "model returns NaN": told("model", "nan", "not finite"),
     "clock jumps back": Fault(
-        jump, lambda g: None, ("clock_back", "picture_age"), watched=False, graph="clock"
+        jump, lambda g: None, ("clock_back", "image_age"), watched=False, graph="clock"
     ),
     "simulator dies": killed("sim", "nothing on image", graph="sim"),
-    # A chunk that has waited may be looked at before the clock: its picture is too old.
-    "executor overloaded": Fault(overload, lambda g: None, ("late", "picture_age"), watched=False),
+    # A chunk that has waited may be looked at before the clock: its image is too old.
+    "executor overloaded": Fault(overload, lambda g: None, ("late", "image_age"), watched=False),
     "Ctrl-C twice": Fault(twice, after_ctrl_c, (), watched=False),
     # Chunks of one and the same moment soon bring nothing to execute either.
     "clock stops": Fault(

@@ -336,7 +336,7 @@ CLAIMS = (
     Claim(
         "docs/how-to.md",
         lambda r: (
-            "the float16 graph of the full-size towers in ONNX Runtime on a CPU: "
+            "the float16 graph of the full-size vision encoders in ONNX Runtime on a CPU: "
             f"{100 * r['relative_error_at_export']:.2f} % off PyTorch in float32, "
             f"{r['onnx']['equal_tokens']} action tokens equal"
         ),

@@ -91,7 +91,7 @@ def random_batch(config: ModelConfig, size: int, device: str, seed: int = 0) -> 
     """Noise of the right shapes; all prompts of one length, as one sentence per task gives."""
     g = torch.Generator(device).manual_seed(seed)
     options = {"device": device, "generator": g}
-    head, side = config.head, config.towers[0].image_size
+    head, side = config.head, config.encoders[0].image_size
     shape = (size, head.num_images, side, side, 3)
     return Batch(
         torch.randint(0, 256, shape, dtype=torch.uint8, **options),
@@ -224,7 +224,7 @@ def lora(args) -> None:
 
 
 class Original(nn.Module):
-    """Our towers and projector uncompiled (timm's arithmetic), transformers' Llama."""
+    """Our vision encoders and projector uncompiled (timm's arithmetic), transformers' Llama."""
 
     def __init__(self, config: ModelConfig, device: str, dtype: torch.dtype):
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -262,7 +262,7 @@ class Original(nn.Module):
 
 
 class ModelConfigWithoutLayers:
-    """The same model with a Llama of one layer, of which only towers and projector are used."""
+    """The same model with a Llama of one layer, used for vision encoders and projector."""
 
     @staticmethod
     def of(config: ModelConfig) -> ModelConfig:
@@ -345,8 +345,8 @@ def rival_step(model, optimizer, config: ModelConfig, size: int, args):
     cuda = args.device.startswith("cuda")
     dtype = torch.bfloat16 if cuda else torch.float32
     ours = random_batch(config, size, args.device)
-    side = config.towers[0].image_size
-    channels = 3 * len(config.towers)
+    side = config.encoders[0].image_size
+    channels = 3 * len(config.encoders)
     pixels = torch.randn(size, channels, side, side, device=args.device).to(dtype)
     end = config.action_vocab_end
     answer = torch.randint(end - 256, end, (size, config.head.action_dim), device=args.device)

@@ -7,7 +7,7 @@
     ... --resume FOLDER      # on another number of GPUs: the same losses
 
 The trainer's own pieces: weights drawn on each device and sharded (float32 masters, bf16 weights
-and gradients on the wire), each layer compiled, batches read from an HDF5 file of pictures by
+and gradients on the wire), each layer compiled, batches read from an HDF5 file of images by
 worker processes, gradients clipped, fused AdamW. One JSON line per measurement, by the first
 process. Seconds lost to communication are those of a step less those of one that neither gathers
 nor reduces; those lost to data are spent waiting for the next batch. Utilisation counts 6
@@ -154,7 +154,7 @@ class Bench:
             dist.broadcast_object_list(folder, 0)
         path = self.args.dataset or f"{folder[0]}/noise.hdf5"
         if not self.args.dataset and self.place.first:
-            write_noise(path, self.config.towers[0].image_size)
+            write_noise(path, self.config.encoders[0].image_size)
         self.place.barrier()
         source, tokenizer = Source(path), word_tokenizer(sentences(path))
         if self.place.first:
@@ -364,7 +364,7 @@ def write_noise(path: str, size: int, episodes: int = 8, length: int = 60) -> No
         write_header(file, "noise", episodes, {})
         for i in range(episodes):
             cells = rng.integers(0, 256, (length, 16, 16, 3), np.uint8)
-            pictures = cells.repeat(size // 16, 1).repeat(size // 16, 2)
+            images = cells.repeat(size // 16, 1).repeat(size // 16, 2)
             write_episode(
                 file["data"].create_group(f"demo_{i}"),
                 {
@@ -373,7 +373,7 @@ def write_noise(path: str, size: int, episodes: int = 8, length: int = 60) -> No
                     "rewards": np.zeros(length),
                     "dones": np.zeros(length),
                     "instructions": [SENTENCES[i % len(SENTENCES)]] * length,
-                    "obs": {"agentview_image": pictures},
+                    "obs": {"agentview_image": images},
                 },
             )
 

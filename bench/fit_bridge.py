@@ -3,7 +3,7 @@
 
     python bench/fit_bridge.py [--data FOLDER] [--steps 2000] [--output FOLDER]
 
-Trains the small model's architecture, narrower and at the pictures' own 64 x 64 pixels so that one
+Trains the small model's architecture, narrower and at the images' own 64 x 64 pixels so that one
 CPU core will do, on all frames of the Bridge slice without augmentation, and measures it on the
 same frames. A memory test, not a measure of skill: at least 95 % (clipped) is due. The width of
 the model that ships: --width 320 --layers 4.

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""How fast demonstrations are made, what pictures cost, and that kill -9 loses none.
+"""How fast demonstrations are made, what images cost, and that kill -9 loses none.
 
     python bench/generation.py [--episodes 16] [--parallel 2] [--only rendering|control]
 
 Stack_D2 (colours, positions and sentence drawn anew for each episode), one camera at 224 x 224.
 The same episodes are generated twice: undisturbed, timed without the workers' start; and killed
-with SIGKILL again and again, each time resumed. Both data sets must be equal, number by number.
-Pictures: our renderer beside MuJoCo's as it comes (reflections, antialiasing), frame by frame in
+with SIGKILL again and again, each time resumed. Both datasets must be equal, number by number.
+Images: our renderer beside MuJoCo's as it comes (reflections, antialiasing), frame by frame in
 turn on the same scenes, medians; the physics of a control step is there to compare with.
-Control: attempts without pictures, expert and recording included, by robosuite's own loop and by
+Control: attempts without images, expert and recording included, by robosuite's own loop and by
 ours in turn; medians of control steps a second. Each attempt must come out the same to the byte.
 """
 
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def rendering(frames: int) -> dict:
-    """Seconds per picture of each camera, 224 x 224, in ms; and per control step of physics."""
+    """Seconds per image of each camera, 224 x 224, in ms; and per control step of physics."""
     import mujoco
 
     from vla_sim_bridge.envs.robosuite_sim import Simulation, episode_rng
@@ -108,7 +108,7 @@ def control(attempts: int) -> dict:
     from vla_sim_bridge.generation.attempt import make_attempt
     from vla_sim_bridge.generation.shards import to_bytes
 
-    config = GenerateConfig(task="Stack_D2", seed=11, pictures=False)
+    config = GenerateConfig(task="Stack_D2", seed=11, images=False)
     sim, rates, same_bytes = Simulation(config.task), {"1": [], "0": []}, []
     before = os.environ.get(VARIABLE)
     for index in range(attempts + 1):
@@ -142,7 +142,7 @@ def timed(config: GenerateConfig, output: Path, parallel: int) -> dict:
     return {
         "episodes": config.episodes,
         "processes": parallel,
-        "pictures": f"{config.width}x{config.height}, 1 camera",
+        "images": f"{config.width}x{config.height}, 1 camera",
         "seconds_in_all": round(total, 1),
         "seconds_per_episode_in_all": round(total / config.episodes, 2),
         "seconds_per_episode_steady": round(steady, 2),

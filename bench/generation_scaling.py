@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Whether an episode costs the same in a data set of 10,000 as in one of 100.
+"""Whether an episode costs the same in a dataset of 10,000 as in one of 100.
 
     python bench/generation_scaling.py [--episodes 100 1000 10000] [--parallel 2] [--ray-address A]
 
-Stack_D2 without pictures, each size into a folder of its own. The cost of an episode is that of
+Stack_D2 without images, each size into a folder of its own. The cost of an episode is that of
 one worker: seconds times workers, over attempts. It is taken in windows of attempts, so that the
 same workers are at work all the time: their start is left out (the first two attempts of each),
 and the end, when some have nothing to do any more. Merging, and reading the folder again as
@@ -38,7 +38,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         for episodes in args.episodes:
-            config = GenerateConfig(task=args.task, episodes=episodes, seed=11, pictures=False)
+            config = GenerateConfig(task=args.task, episodes=episodes, seed=11, images=False)
             rows.append(timed(config, Path(folder) / str(episodes), args))
             print(json.dumps(rows[-1]), flush=True)
     keep({"task": args.task, "rows": rows}, args.output, show=False)

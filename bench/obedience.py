@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Does the recipe learn to read? A tiny model on drawn pictures of two blocks, on a CPU.
+"""Does the recipe learn to read? A tiny model on drawn images of two blocks, on a CPU.
 
     python bench/obedience.py
     python bench/obedience.py --other-order 0 --stills 0   # as demonstrations alone would have it
 
 An episode's frames show a dot (the hand) on its way to the block that the sentence names, so that
-nearly every picture gives the answer away, as in real demonstrations. Sentences are Stack_L's.
+nearly every image gives the answer away, as in real demonstrations. Sentences are Stack_L's.
 Printed are the losses and the shares of held-out frames on which scene head and actions go by the
 sentence (`vla_training/small_model/instruction_following.py`): one half is a model that does not
 read. At the end also before the first step of unseen episodes, for sentences as trained on and for
@@ -73,7 +73,9 @@ def main() -> None:
         fresh = draw(0, 300, True, args.seed + 1000, language)
         trainer.batches = trainer.batches_of(fresh)
         index = torch.arange(len(fresh))
-        print(json.dumps({"language": language, **trainer.obedience(index)}), flush=True)
+        print(
+            json.dumps({"language": language, **trainer.instruction_following(index)}), flush=True
+        )
 
 
 def shape(layers: int) -> dict:
@@ -97,7 +99,7 @@ def draw(episodes: int, stills: int, acted: bool, seed: int, language: str = "tr
     rng = np.random.default_rng(seed)
     rows: dict[tuple[str, ...], int] = {}
     columns: dict[str, list] = {k: [] for k in COLUMNS}
-    pictures, actions = [], []
+    images, actions = [], []
     for i in range(episodes + stills):
         scene = TASK.draw_scene(rng)
         places = _places(rng)
@@ -110,7 +112,7 @@ def draw(episodes: int, stills: int, acted: bool, seed: int, language: str = "tr
         if still:
             actions += list(np.diff(_path(HOME, places[both[1].roles["moved"]]), axis=0))
         for step in range(1 if still else STEPS):
-            pictures.append(_picture(rng, places, scene.colours, path[step]))
+            images.append(_image(rng, places, scene.colours, path[step]))
             start, end = begin + step, begin + STEPS
             known = not still or acted
             values = {
@@ -131,7 +133,7 @@ def draw(episodes: int, stills: int, acted: bool, seed: int, language: str = "tr
     moves = np.zeros((len(actions), 7), np.float32)
     moves[:, :2] = actions
     return Frames(
-        torch.from_numpy(np.stack(pictures)),
+        torch.from_numpy(np.stack(images)),
         torch.from_numpy(moves),
         c["text"],
         c["end"],
@@ -187,17 +189,17 @@ def _numbers(hand: np.ndarray, places: dict, scene: Scene) -> np.ndarray:
     return scene_numbers(pose(hand), first, second, np.zeros(1), colours)[0]
 
 
-def _picture(rng: np.random.Generator, places: dict, colours: dict, hand: np.ndarray):
-    picture = rng.normal(150, 6, (SIDE, SIDE, 3))
+def _image(rng: np.random.Generator, places: dict, colours: dict, hand: np.ndarray):
+    image = rng.normal(150, 6, (SIDE, SIDE, 3))
 
     def square(place: np.ndarray, half: int, colour) -> None:
         x, y = ((place + 1) / 2 * (SIDE - 1)).round().astype(int)
-        picture[max(0, y - half) : y + half + 1, max(0, x - half) : x + half + 1] = colour
+        image[max(0, y - half) : y + half + 1, max(0, x - half) : x + half + 1] = colour
 
     for name, place in places.items():
         square(place, 2, np.array(PALETTE[colours[name]]) * rng.uniform(0.7, 1.0))
     square(hand, 0, 20)
-    return picture.clip(0, 255).astype(np.uint8)
+    return image.clip(0, 255).astype(np.uint8)
 
 
 if __name__ == "__main__":

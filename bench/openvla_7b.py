@@ -26,7 +26,7 @@ from vla_inference.policies.openvla.policy import Policy
 from vla_inference.types import Observation
 
 GAP = 0.05  # logits closer than this may swap places under rounding
-VERBS, COLOURS = ("lift", "push", "turn", "open", "close"), ("red", "green", "blue", "black")
+ACTS, COLOURS = ("lift", "push", "turn", "open", "close"), ("red", "green", "blue", "black")
 THINGS = ("block", "drawer", "pot lid", "spoon", "towel", "button")
 
 
@@ -112,7 +112,7 @@ def observations(count: int, seed: int) -> list[Observation]:
         cells = int(rng.integers(2, 32))
         small = rng.integers(0, 256, (cells, cells, 3), np.uint8)
         image = small.repeat(-(-256 // cells), 0).repeat(-(-256 // cells), 1)[:256, :256]
-        text = f"{rng.choice(VERBS)} the {rng.choice(COLOURS)} {rng.choice(THINGS)}"
+        text = f"{rng.choice(ACTS)} the {rng.choice(COLOURS)} {rng.choice(THINGS)}"
         made.append(Observation({"image": np.ascontiguousarray(image)}, text))
     return made
 

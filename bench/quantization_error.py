@@ -38,17 +38,17 @@ def main() -> None:
 
     def answers(format: str, method: str) -> np.ndarray:
         policy = random_policy(args.size, args.head, args.device, args.dtype)
-        head, size = policy.config.head, policy.config.towers[0].image_size
+        head, size = policy.config.head, policy.config.encoders[0].image_size
         if format:
             quantize_model(policy.model, get_format(format), method)
         found = []
         for seed in range(args.observations):
             rng = np.random.default_rng(seed)
-            pictures = {
+            images = {
                 f"c{i}": rng.integers(0, 256, (size, size, 3), np.uint8)
                 for i in range(head.num_images)
             }
-            seen = Observation(pictures, "pick it up", rng.uniform(-1, 1, head.proprio_dim))
+            seen = Observation(images, "pick it up", rng.uniform(-1, 1, head.proprio_dim))
             found.append(policy.predict_action(seen, action_space="normalized").actions)
         return np.stack(found).astype(np.float64)
 

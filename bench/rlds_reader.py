@@ -4,8 +4,8 @@
     VLA_TF_PYTHON=/path/to/venv/bin/python python bench/rlds_reader.py [--data FOLDER] [--repeat 5]
 
 VLA_TF_PYTHON names an interpreter with tensorflow and tensorflow-datasets; without it only our
-reader is measured. Two ways of reading: "steps" gives each step with all its pictures decoded
-(the usual loop over tensorflow-datasets); "encoded" leaves pictures as they are stored
+reader is measured. Two ways of reading: "steps" gives each step with all its images decoded
+(the usual loop over tensorflow-datasets); "encoded" leaves images as they are stored
 (SkipDecoding, whole episodes at once, as dlimp reads them). The best of the repeats counts.
 """
 
@@ -41,7 +41,7 @@ def best_rate(read, repeat: int) -> float:
 
 
 def ours(folder: Path, repeat: int) -> tuple[dict, dict]:
-    from vla_training.datasets.images import decode_picture
+    from vla_training.datasets.images import decode_image
     from vla_training.datasets.rlds.reader import RldsEpisodes
 
     data = RldsEpisodes(folder, conventions="bridge_raw")
@@ -68,7 +68,7 @@ def ours(folder: Path, repeat: int) -> tuple[dict, dict]:
             values = raw[name]
             if feature.kind == "image":
                 columns.setdefault(name + ":encoded", []).extend(values)
-                values = [decode_picture(v, name) for v in values]
+                values = [decode_image(v, name) for v in values]
             columns.setdefault(name, []).extend(values)
     return rates, {k: as_array(v) for k, v in columns.items()}
 

@@ -4,7 +4,7 @@
     VLA_TF_PYTHON=/path/to/venv/bin/python python bench/rlds_writer.py [--data demo.hdf5]
 
 VLA_TF_PYTHON names an interpreter with tensorflow, tensorflow-datasets and h5py; without it only
-our writer is measured. --data is a file of `vla generate`; without it pictures of 224x224 are
+our writer is measured. --data is a file of `vla generate`; without it images of 224x224 are
 made up. Its episodes are repeated (by links) up to --episodes. Both sides start from the same
 compressed file and write JPEGs of quality 95: ours in --workers processes, the other's
 GeneratorBasedBuilder in one, as it does. Ours counts the start of its processes, the other not its
@@ -42,14 +42,14 @@ def made_up(path: Path, episodes: int = 8, length: int = 80, size: int = 224) ->
     with h5py.File(path, "w") as file:
         write_header(file, "Stack_D2", episodes * length, {})
         for e in range(episodes):
-            pictures = np.empty((length, size, size, 3), np.uint8)
+            images = np.empty((length, size, size, 3), np.uint8)
             colours = rng.integers(0, 256, (2, 3))
             for t in range(length):
-                picture = table[..., None] + texture
+                image = table[..., None] + texture
                 for k, colour in enumerate(colours):
                     at = 60 + 60 * k + t // (k + 1)
-                    picture[at : at + 24, at : at + 24] = colour
-                pictures[t] = picture.clip(0, 255)
+                    image[at : at + 24, at : at + 24] = colour
+                images[t] = image.clip(0, 255)
             data = {
                 "actions": rng.uniform(-1, 1, (length, 7)),
                 "states": np.zeros((length, 45)),
@@ -57,7 +57,7 @@ def made_up(path: Path, episodes: int = 8, length: int = 80, size: int = 224) ->
                 "dones": np.arange(length) == length - 1,
                 "instructions": ["stack the red block on the green one"] * length,
                 "obs": {
-                    "agentview_image": pictures,
+                    "agentview_image": images,
                     "robot0_state": rng.normal(size=(length, 8)).astype(np.float32),
                 },
             }
@@ -138,12 +138,12 @@ def theirs(source: Path, output: Path) -> float:
         def _episode(self, group, name):
             action = group["actions"][:].astype(np.float32)
             text, reward = group["instructions"][:], group["rewards"][:].astype(np.float32)
-            pictures, state = group["obs/agentview_image"], group["obs/robot0_state"][:]
+            images, state = group["obs/agentview_image"], group["obs/robot0_state"][:]
             last = len(action) - 1
             steps = [
                 {
                     "action": action[t],
-                    "observation": {"image": pictures[t], "state": state[t].astype(np.float32)},
+                    "observation": {"image": images[t], "state": state[t].astype(np.float32)},
                     "language_instruction": text[t].decode(),
                     "reward": reward[t],
                     "discount": 1.0,

@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "explanation" / "speed.md"
 RESULTS = ROOT / "bench" / "results"
 MEASURED = ("speed_h200.json", "oft_h200.json", "oft_paced_h200.json")
-# openvla-7b: weights of the Llama's layers; of towers and projector as far as they are run.
+# openvla-7b: weights of the Llama's layers; of vision encoders and projector as far as they are
+# run.
 LLAMA = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
 VISION = 22 * 12 * 1024**2 + 25 * (4 * 1152**2 + 2 * 1152 * 4304)
 VISION += 2176 * 8704 + 8704 * 4096 + 4096**2

@@ -126,7 +126,7 @@ class Soak:
                 {
                     "model": str(self.model),
                     "model_root": str(self.model.parent),
-                    "max_same_picture": 0.0,  # a simulated scene that stands still
+                    "max_same_image": 0.0,  # a simulated scene that stands still
                 },
             ),
             "command": ("vla_inference.ros.command.node", {"command_rate": 1 / PERIOD}),
@@ -319,7 +319,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--task", default="Stack_D2")
-    parser.add_argument("--frame-rate", type=float, default=5.0, help="pictures per second")
+    parser.add_argument("--frame-rate", type=float, default=5.0, help="images per second")
     parser.add_argument("--job-every", type=float, default=120.0, help="seconds; 0: no jobs")
     parser.add_argument("--swap-every", type=float, default=300.0, help="seconds; 0: never")
     add_output(parser)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fill docs/explanation/study.md: tables and picture of the study in bench/results/study.json.
+"""Fill docs/explanation/study.md: tables and image of the study in bench/results/study.json.
 
     python bench/study_page.py                # writes the tables, and docs/images/study.webp
     python bench/study_page.py --take STUDY   # the same of another folder of `vla study`
@@ -27,7 +27,7 @@ from vla_training.study.report import compare, draw, gain_lines, rate_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "explanation" / "study.md"
-PICTURE = ROOT / "docs" / "images" / "study.webp"
+IMAGE = ROOT / "docs" / "images" / "study.webp"
 FIGURES = ROOT / "bench" / "results" / "study.json"
 
 
@@ -60,7 +60,7 @@ def main() -> int:
     PAGE.write_text(new, encoding="utf-8")
     buffer = io.BytesIO()
     Image.open(io.BytesIO(draw(rows))).save(buffer, "WEBP", lossless=True, method=6)
-    write_whole(PICTURE, buffer.getvalue())
+    write_whole(IMAGE, buffer.getvalue())
     return 0
 
 

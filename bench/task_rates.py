@@ -6,7 +6,7 @@
 
 Scripted experts (noise up to 0.2 of a full action) for every task; MimicGen's method from the
 human's one demonstration where it ships, and from 10 scripted ones (of another seed). Success is
-settled, as everywhere. No pictures. A row is printed as it is done; at the end all of them as a
+settled, as everywhere. No images. A row is printed as it is done; at the end all of them as a
 table with Wilson's 95 % interval, mean length of a success, and why the others failed.
 `--reach 0` adds MimicGen's rows again without its limit on how far the arm is stretched.
 
@@ -143,7 +143,7 @@ def attempt(row: Row, seed: int, index: int, path: str | None) -> tuple[str, int
         seed=seed,
         method=row.method,
         source=path,
-        pictures=False,
+        images=False,
         horizon=TASKS[row.task].horizon,
     )
     plain = mimicgen.MimicGenConfig
@@ -169,7 +169,7 @@ def make_sources(task: str, seed: int, path: str, count: int = 10) -> None:
     from vla_sim_bridge.generation.attempt import make_attempt
     from vla_sim_bridge.generation.hdf5 import write_episode, write_header
 
-    config = GenerateConfig(task=task, seed=seed, pictures=False, horizon=TASKS[task].horizon)
+    config = GenerateConfig(task=task, seed=seed, images=False, horizon=TASKS[task].horizon)
     sim, kept, index = simulation(task), 0, 0
     with h5py.File(path, "w") as file:
         write_header(file, task, 0, {})

@@ -29,7 +29,8 @@ SHAPES = {
     "head": (256, 4096, False),
 }
 COPY_BYTES = 400e6
-# Width of a head, heads, positions, whether causal: of both towers, of prefill, of OpenVLA-OFT.
+# Width of a head, heads, positions, whether causal: of both vision encoders, of prefill, of
+# OpenVLA-OFT.
 TOGETHER = (
     (64, 16, 261, False),
     (72, 16, 256, False),

@@ -8,7 +8,7 @@
 are random: codes, scales and zeros drawn on the device. Tokens are held against the plain model
 in float32 on the very weights that the codes stand for; times beside the plain one in float16 and
 our torch engine on weights of the same format.
-Contexts are random embeddings as long as a picture and a sentence.
+Contexts are random embeddings as long as an image and a sentence.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from vla_inference.quantization import get_format
 from vla_inference.quantization.linear import unpack
 from vla_inference.quantization.rounding import quantize_model
 
-LENGTHS = (270, 300)  # of a context: a picture's 256 patches and a sentence
+LENGTHS = (270, 300)  # of a context: an image's 256 patches and a sentence
 
 
 def main() -> None:
@@ -110,7 +110,7 @@ def meant(name: str, parameters: dict[str, Tensor], quantization: dict) -> Tenso
 
 
 def reference(config: ModelConfig, record: dict, parameters: dict[str, Tensor], device) -> VLA:
-    """The plain model in float32 on these weights; its towers stay on "meta"."""
+    """The plain model in float32 on these weights; its vision encoders stay on "meta"."""
     with torch.device("meta"):
         model = VLA(config)
     rows = model.language_model.state_dict()

@@ -3,9 +3,9 @@
 
     python bench/vision_engines.py [--engines onnx] [--dtype float16] [--observations 200]
 
-Towers and projector have the size of openvla-7b and weights by the rules of the reference cases
-(src/vla_inference/test/data/openvla/README.md), the language model its reduced shape. The first
-pictures are those cases'; the others are blurred noise. Needs an NVIDIA GPU for tensorrt.
+Vision encoders and projector have the size of openvla-7b and weights by the rules of the reference
+cases (src/vla_inference/test/data/openvla/README.md), the language model its reduced shape. The
+first images are those cases'; the others are blurred noise. Needs an NVIDIA GPU for tensorrt.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vla_inference.engines import make_engine
 from vla_inference.engines.vision import onnx
 from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.openvla.model import VLA
-from vla_inference.policies.openvla.preprocessing import PicturePreprocessor
+from vla_inference.policies.openvla.preprocessing import ImagePreprocessor
 
 
 def main() -> None:
@@ -80,19 +80,19 @@ def main() -> None:
 
 def compare(engine, model: VLA, args: argparse.Namespace, device: str) -> dict:
     cases, rng = read(OPENVLA / "cases.npz"), np.random.default_rng(0)
-    preprocess = PicturePreprocessor(model.config)
+    preprocess = ImagePreprocessor(model.config)
     errors, same, tokens, right, ours_ms, plain_ms = [], 0, 0, 0, [], []
     for i in range(max(4, args.observations)):
         if i < 4:
-            picture = cases[f"{i}/image"]
+            image = cases[f"{i}/image"]
         else:
             cells = int(rng.integers(2, 32))
             small = rng.integers(0, 256, (cells, cells, 3), np.uint8)
-            picture = small.repeat(-(-256 // cells), 0).repeat(-(-256 // cells), 1)[:256, :256]
-        pixels = torch.from_numpy(preprocess([np.ascontiguousarray(picture)]))[None].to(device)
+            image = small.repeat(-(-256 // cells), 0).repeat(-(-256 // cells), 1)[:256, :256]
+        pixels = torch.from_numpy(preprocess([np.ascontiguousarray(image)]))[None].to(device)
         ids = prompt_ids(model.config, cases[f"{i % 4}/input_ids"]).to(device)
-        ours, spent = clock(engine.embed_pictures, pixels)
-        theirs, plain = clock(model.embed_pictures, pixels)
+        ours, spent = clock(engine.embed_images, pixels)
+        theirs, plain = clock(model.embed_images, pixels)
         ours_ms.append(spent)
         plain_ms.append(plain)
         if i < 4:
@@ -107,7 +107,7 @@ def compare(engine, model: VLA, args: argparse.Namespace, device: str) -> dict:
         right += int((a == b).sum())
     count = len(ours_ms)
     return {
-        "relative_error_on_reference_pictures": [float(f"{e:.3g}") for e in errors],
+        "relative_error_on_reference_images": [float(f"{e:.3g}") for e in errors],
         "equal_answers": f"{same} of {count}",
         "equal_tokens": f"{right} of {tokens}",
         "median_ms": round(float(np.median(ours_ms)), 2),

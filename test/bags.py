@@ -12,7 +12,7 @@ SPEC = eef_delta_spec("rotvec", "base", 0.05)
 
 
 def write_bags(path, lengths=(6, 4), size=64, **options):
-    """Step t of episode i has a picture all of grey 20 i + t."""
+    """Step t of episode i has an image all of grey 20 i + t."""
     rng = np.random.default_rng(0)
     with BagWriter(path, DataForm("mine", SPEC, {"front": (size, size)}), **options) as writer:
         for i, length in enumerate(lengths):

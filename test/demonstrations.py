@@ -14,7 +14,7 @@ SIZE = (48, 64)  # height, width
 LENGTHS = (7, 4, 5)
 
 
-def picture(t: int, shift: int) -> np.ndarray:
+def image(t: int, shift: int) -> np.ndarray:
     """Smooth, with a block that moves."""
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     rgb = np.stack([2 * x + t, 3 * y + shift, 120 + x - y], axis=-1)
@@ -42,8 +42,8 @@ def write_set(path: Path, edit=None, **header) -> Path:
                 "dones": (np.arange(n) == n - 1) * np.int64(i != 1),  # the second was cut off
                 "instructions": [f"stack the würfel {i}"] * (n - 1) + ["now wait"],
                 "obs": {
-                    "agentview_image": np.stack([picture(t, 0) for t in range(n)]),
-                    "wrist_image": np.stack([picture(t, 60) for t in range(n)]),
+                    "agentview_image": np.stack([image(t, 0) for t in range(n)]),
+                    "wrist_image": np.stack([image(t, 60) for t in range(n)]),
                     "robot0_state": rng.normal(size=(n, 8)).astype(np.float32),
                 },
                 "attrs": {"task": "Stack_D2", "seed": 3, "attempt": i},

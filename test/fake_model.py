@@ -1,4 +1,4 @@
-"""A model's node in its plainest form, for tests: answers every picture with steps of no motion.
+"""A model's node in its plainest form, for tests: answers every image with steps of no motion.
 
 Run it with the behaviour as its first argument.
 """
@@ -21,9 +21,9 @@ from vla_msgs.msg import ActionChunk, EefDelta
 
 BEHAVIOURS = {
     "good": "answers at once",
-    "timed": "answers once it has heard the time, for which it listens from the first picture on",
+    "timed": "answers once it has heard the time, for which it listens from the first image on",
     "wrong_stamp": "answers thrice, first with another stamp and with one before 1970",
-    "late": "answers three pictures, then keeps silent",
+    "late": "answers three images, then keeps silent",
     "wrong_text": "answers to an instruction that nobody gave, every other time",
     "deaf": "always answers to an instruction that nobody gave",
     "nan": "answers with numbers that are not finite",

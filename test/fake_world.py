@@ -1,4 +1,4 @@
-"""A world without a simulator: grey pictures, and success from a step on that is known before."""
+"""A world without a simulator: grey images, and success from a step on that is known before."""
 
 from __future__ import annotations
 
@@ -36,5 +36,5 @@ class FakeWorld:
         return StepResult(self.good and self.steps >= 3, 0.0)
 
     def observation(self) -> Observation:
-        picture = np.full((self.size, self.size, 3), self.light, np.uint8)
-        return Observation({"agentview": picture}, self.instruction)
+        image = np.full((self.size, self.size, 3), self.light, np.uint8)
+        return Observation({"agentview": image}, self.instruction)

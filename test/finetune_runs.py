@@ -20,14 +20,14 @@ SENTENCES = ("stack the red block on the green one", "lift the cube")
 def write_noise(
     path: Path, episodes: int = 4, length: int = 8, spoil: str = "", seed: int = 0
 ) -> Path:
-    """Pictures whose brightness tells the action, so that there is something to learn."""
+    """Images whose brightness tells the action, so that there is something to learn."""
     rng = np.random.default_rng(seed)
     with h5py.File(path, "w") as file:
         write_header(file, "noise", episodes, {})
         for i in range(episodes):
             light = rng.uniform(-1, 1, length)
-            pictures = np.full((length, 64, 64, 3), 128, np.uint8)
-            pictures += (light * 100).astype(np.int8).view(np.uint8)[:, None, None, None]
+            images = np.full((length, 64, 64, 3), 128, np.uint8)
+            images += (light * 100).astype(np.int8).view(np.uint8)[:, None, None, None]
             actions = np.repeat(light[:, None], 7, 1)
             if spoil == "nan" and i == 2:
                 actions[3, 1] = np.nan
@@ -38,8 +38,8 @@ def write_noise(
                 "dones": np.zeros(length),
                 "instructions": [SENTENCES[i % 2]] * length,
                 "obs": {
-                    "agentview_image": pictures,
-                    "robot0_eye_in_hand_image": pictures[::-1],
+                    "agentview_image": images,
+                    "robot0_eye_in_hand_image": images[::-1],
                     "robot0_state": rng.standard_normal((length, 8)).astype(np.float32),
                 },
             }
@@ -48,7 +48,7 @@ def write_noise(
 
 
 def make_home(folder: Path) -> Path:
-    """A data set and two models, of tokens and of chunks, that runs begin with."""
+    """A dataset and two models, of tokens and of chunks, that runs begin with."""
     write_noise(folder / "noise.hdf5")
     for head in ("tokens", "l1"):
         write_random_checkpoint(folder / head, "tiny", head)

@@ -31,7 +31,7 @@ from vla_inference.ros.inference.node import InferenceNode
 from vla_msgs.msg import ActionChunk, InferenceStatus
 from vla_msgs.srv import SetInstruction
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 _numbers = itertools.count()
 
 
@@ -129,8 +129,8 @@ class InferenceGraph(NodeGraph):
     """An inference node, and the camera and listeners around it."""
 
     def __init__(self, parameters: dict, start: bool = True):
-        # The pictures of tests are one and the same, as a frozen camera's.
-        super().__init__(InferenceNode, {"max_same_picture": 0.0, **parameters})
+        # The images of tests are one and the same, as a frozen camera's.
+        super().__init__(InferenceNode, {"max_same_image": 0.0, **parameters})
         self.chunks: list[ActionChunk] = []
         self.status = InferenceStatus()
         self.active: list[str] = []
@@ -165,14 +165,14 @@ class InferenceGraph(NodeGraph):
         return self.client.get_clock().now().to_msg()
 
     def frame(self, **changes) -> Image:
-        """A good picture of this moment, with some fields changed."""
-        msg = rgb_to_image(PICTURE, self.now(), "camera")
+        """A good image of this moment, with some fields changed."""
+        msg = rgb_to_image(IMAGE, self.now(), "camera")
         for name, value in changes.items():
             setattr(msg, name, value)
         return msg
 
     def meet(self, publisher=None, frame=None) -> None:
-        """Send pictures until one is answered: now everybody has found everybody."""
+        """Send images until one is answered: now everybody has found everybody."""
         publisher, frame = publisher or self.images, frame or self.frame
         while not self.chunks:
             publisher.publish(frame())
@@ -182,21 +182,21 @@ class InferenceGraph(NodeGraph):
         self.chunks.clear()
 
     def answer(self, msg, publisher=None) -> ActionChunk:
-        """Send a picture and wait for the chunk that answers it."""
+        """Send an image and wait for the chunk that answers it."""
         (publisher or self.images).publish(msg)
         stamp = msg.header.stamp
         self.until(lambda: any(c.header.stamp == stamp for c in self.chunks), "an answer")
         return next(c for c in self.chunks if c.header.stamp == stamp)
 
     def refuse(self, msg, publisher=None) -> str:
-        """Send a picture that must be refused; returns the reason the status gives."""
+        """Send an image that must be refused; returns the reason the status gives."""
         before = self.node._figures.refused
         (publisher or self.images).publish(msg)
         self.until(lambda: self.status.refused > before, "a refusal")
         return self.status.last_refusal
 
     def sentinel(self, publisher=None, frame=None) -> None:
-        """Nothing but the answer to this good picture has been published."""
+        """Nothing but the answer to this good image has been published."""
         before = self.node._sequence
         chunk = self.answer((frame or self.frame)(), publisher)
         assert [c.sequence for c in self.chunks] == [before] == [chunk.sequence]

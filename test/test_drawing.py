@@ -48,13 +48,13 @@ def test_this_machine_draws():
 def test_nothing_is_printed_after_the_last_line(way, tmp_path):
     model = write_random_checkpoint(tmp_path / "model", head="l1")
     small = ("--episodes", 1, "--record", 1, "--width", 64, "--height", 64, "--horizon", 8)
-    verbs = ("-m", "vla_inference.cli.main")
+    subcommands = ("-m", "vla_inference.cli.main")
     left_open = run(way, "-c", LEFT_OPEN)
     assert quiet(left_open) and left_open.stderr == ""
-    rollout = run(way, *verbs, "rollout", "--model", model, *small, cwd=tmp_path)
+    rollout = run(way, *subcommands, "rollout", "--model", model, *small, cwd=tmp_path)
     assert quiet(rollout) and "results.json" in rollout.stdout.splitlines()[-1]
     made = ("generate", "--task", "Stack_D0", "--episodes", 2, "--parallel", 2)
-    assert quiet(run(way, *verbs, *made, "--output", tmp_path / "made"))
+    assert quiet(run(way, *subcommands, *made, "--output", tmp_path / "made"))
 
 
 @pytest.mark.parametrize("way", ["glfw", "off", "nothing"])

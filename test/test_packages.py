@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vla_inference.cli.main import find_verbs, summary
+from vla_inference.cli.main import find_subcommands, summary
 
 SRC = Path(__file__).resolve().parent.parent / "src"
 ORDER = ["vla_msgs", "vla_inference", "vla_sim_bridge", "vla_training"]
@@ -41,7 +41,7 @@ def test_a_package_imports_what_it_may_and_names_it(package):
                 assert f"depend>{wanted}<" in said, f"{name} imports {wanted}: not in package.xml"
 
 
-@pytest.mark.skipif(not find_verbs(), reason="the workspace is not built")
-def test_every_verb_says_in_a_line_what_it_does():
-    for name, point in find_verbs().items():
+@pytest.mark.skipif(not find_subcommands(), reason="the workspace is not built")
+def test_every_subcommand_says_in_a_line_what_it_does():
+    for name, point in find_subcommands().items():
         assert re.fullmatch(r"[A-Z].{10,}\.", summary(point)), f"vla {name}: {summary(point)!r}"

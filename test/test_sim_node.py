@@ -371,9 +371,9 @@ def test_by_hand_pause_step_reset_and_what_is_published(graph, client, tmp_path)
         assert not refused.success and word in refused.message
 
     client.spin(lambda: any(s.data == "put it there" for s in client.heard["instruction"]))
-    picture, info = client.heard["image"][-1], client.heard["camera_info"][-1]
-    assert (picture.encoding, picture.width, picture.height) == ("rgb8", 64, 64)
-    assert picture.header.frame_id == info.header.frame_id == "agentview_optical"
+    image, info = client.heard["image"][-1], client.heard["camera_info"][-1]
+    assert (image.encoding, image.width, image.height) == ("rgb8", 64, 64)
+    assert image.header.frame_id == info.header.frame_id == "agentview_optical"
     assert info.k[0] == info.p[0] > 0 and (info.k[2], info.k[5]) == (32, 32)
     assert {e.outcome for e in client.heard["sim/episode"]} == {"running"}
 

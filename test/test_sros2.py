@@ -93,8 +93,8 @@ def nodes(tmp_path_factory):
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     folder = tmp_path_factory.mktemp("sros2")
     model = write_random_checkpoint(folder / "model", head="l1-two-cameras")
-    (folder / "pictures").mkdir()
-    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(folder / "pictures" / "one.png")
+    (folder / "images").mkdir()
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(folder / "images" / "one.png")
     (folder / "arm.urdf").write_text(urdf())
     bags = write_bags(folder / "bags", (2,))
     context = rclpy.Context()
@@ -111,7 +111,7 @@ def nodes(tmp_path_factory):
             },
         ),
         (CommandNode, {"publish_pose": True}),
-        (CameraNode, {"source": str(folder / "pictures")}),
+        (CameraNode, {"source": str(folder / "images")}),
         (TrainingNode, {"root": str(folder)}),
         (IkNode, {"robot": str(folder / "arm.urdf")}),
         (RecordNode, {"output": str(folder / "recorded")}),

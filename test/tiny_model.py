@@ -9,7 +9,7 @@ from vla_training.small_model.train import SMALL
 
 
 def tiny_model(layers: int = 2) -> dict[str, Any]:
-    """A config.json of the same parts, for 32x32 pictures."""
+    """A config.json of the same parts, for 32x32 images."""
     tiny = copy.deepcopy(SMALL)
     tiny["vision_towers"][0].update(image_size=32, embed_dim=64, num_heads=2, mlp_hidden=64)
     tiny["text_config"].update(

@@ -22,7 +22,7 @@ from vla_sim_bridge.evaluation.episode import EpisodeRun
 from vla_sim_bridge.evaluation.video import SIZE, Caption, draw
 from vla_sim_bridge.tasks.stack_language import TRAIN
 
-EVERY = 3  # control steps from one picture of the film to the next
+EVERY = 3  # control steps from one image of the film to the next
 SHOWN = (280, 314)  # pixels of one half
 HORIZON, EXECUTE, LINGER = 200, 4, 8
 
@@ -43,11 +43,11 @@ def main() -> None:
         for half in halves:
             half += [half[-1]] * (length - len(half) + LINGER)
         film += [np.concatenate(pair, axis=1) for pair in zip(*halves, strict=True)]
-    pictures = [Image.fromarray(p) for p in film]
-    pictures[0].save(
+    images = [Image.fromarray(p) for p in film]
+    images[0].save(
         args.output,
         save_all=True,
-        append_images=pictures[1:],
+        append_images=images[1:],
         duration=50 * EVERY,
         loop=0,
         quality=60,
@@ -68,8 +68,8 @@ def play(sim, policy, args, index, words, other: bool) -> list[np.ndarray]:
 
     def show() -> None:
         caption = Caption(sim.instruction, index + 1, args.scenes, run.step_count, run.outcome)
-        picture = Image.fromarray(draw(sim.render("agentview", SIZE, SIZE), caption))
-        shown.append(np.asarray(picture.resize(SHOWN, Image.Resampling.LANCZOS)))
+        image = Image.fromarray(draw(sim.render("agentview", SIZE, SIZE), caption))
+        shown.append(np.asarray(image.resize(SHOWN, Image.Resampling.LANCZOS)))
 
     run.on_step = lambda: show() if run.step_count % EVERY == 0 else None
     while not run.done:

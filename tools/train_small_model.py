@@ -43,7 +43,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--unseen", type=int, default=24, help="further episodes a task, to validate")
     p.add_argument("--parallel", type=int, default=os.cpu_count(), help="processes")
     p.add_argument("--generate-minutes", type=float, help="train on what there is then")
-    p.add_argument("--render-gpus", type=int, default=1, help="GPUs that draw pictures")
+    p.add_argument("--render-gpus", type=int, default=1, help="GPUs that draw images")
     p.add_argument("--generate-only", action="store_true")
     p.add_argument("--minutes", type=float, default=11, help="length of the schedule")
     p.add_argument("--steps", type=int, help="the schedule by steps instead")
@@ -197,11 +197,13 @@ def _stills(task: str, seed: int, indices: range, number: int, options: dict) ->
     from itertools import takewhile
 
     from vla_sim_bridge.envs.robosuite_sim import Simulation
-    from vla_training.small_model.reset_images import write_stills
+    from vla_training.small_model.reset_images import write_reset_images
 
     path = Path(options["folder"], "stills", f"{number:03d}_{task}.hdf5")
     in_time = takewhile(lambda _: time.time() < options["until"], indices)
-    return {"stills": write_stills(path, Simulation(task), seed, in_time, options["still_steps"])}
+    return {
+        "stills": write_reset_images(path, Simulation(task), seed, in_time, options["still_steps"])
+    }
 
 
 # -- training -------------------------------------------------------------------------------
@@ -316,7 +318,7 @@ def episode(task: str, language: str, seed: int, index: int):
     from vla_sim_bridge.tasks import get_task
 
     if (task, language) not in _simulations:
-        _simulations.clear()  # one at a time: each holds pictures' memory
+        _simulations.clear()  # one at a time: each holds images' memory
         _simulations[task, language] = Simulation(task, language=language)
     sim, horizon = _simulations[task, language], get_task(task).horizon
     return run_episode(sim, _policy.predict_action, seed, index, horizon, _steps)

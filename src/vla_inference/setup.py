@@ -45,7 +45,7 @@ setup(
             "inference_node = vla_inference.ros.executables:inference_node",
             "camera_node = vla_inference.ros.executables:camera_node",
         ],
-        "vla.verbs": [
+        "vla.commands": [
             "launch = vla_inference.cli.launch:launch",
             "doctor = vla_inference.cli.doctor:doctor",
             "info = vla_inference.cli.info:info",

@@ -40,7 +40,7 @@ setup(
         "console_scripts": [
             "sim_node = vla_sim_bridge.ros.executables:sim_node",
         ],
-        "vla.verbs": [
+        "vla.commands": [
             "generate = vla_sim_bridge.cli.generate:generate",
             "rollout = vla_sim_bridge.cli.rollout:rollout",
             "demo = vla_sim_bridge.cli.rollout:demo",

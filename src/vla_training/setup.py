@@ -30,7 +30,7 @@ setup(
             "training_node = vla_training.ros.executables:training_node",
             "validation_node = vla_training.ros.executables:validation_node",
         ],
-        "vla.verbs": [
+        "vla.commands": [
             "convert = vla_training.cli.convert:convert",
             "data = vla_training.cli.data:data",
             "eval = vla_training.cli.eval:evaluate",

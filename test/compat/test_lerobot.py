@@ -57,9 +57,9 @@ print(json.dumps({"version": lerobot.__version__}))
 LENGTHS = (5, 8, 3)
 
 
-@pytest.mark.parametrize("pictures, apart", [("video", 12), ("png", 0.01)])
-def test_it_reads_ours(source, tmp_path, pictures, apart):
-    writing = {"pictures": pictures, "file_mb": 0.002}  # several files of each kind
+@pytest.mark.parametrize("images, apart", [("video", 12), ("png", 0.01)])
+def test_it_reads_ours(source, tmp_path, images, apart):
+    writing = {"images": images, "file_mb": 0.002}  # several files of each kind
     convert(source, tmp_path / "set", "lerobot", workers=1, writing=writing)
     found = elsewhere(PYTHON, tmp_path, IMPORT + READ, tmp_path / "set")
     steps = [s for e in open_dataset(source) for s in e.steps]

@@ -71,14 +71,14 @@ def test_our_actions_stack_there_and_their_replay_is_the_same_to_the_bit(world):
     result = run.result()
     assert (result.outcome, result.task) == ("success", "mimicgen/Stack_D1")
     assert set(last.images) == {"agentview", "robot0_eye_in_hand"}
-    for name, picture in last.images.items():
-        assert picture.shape == (64, 96, 3) and picture.std() > 10
-        assert np.abs(picture.astype(int) - first.images[name]).mean() > 1
+    for name, image in last.images.items():
+        assert image.shape == (64, 96, 3) and image.std() > 10
+        assert np.abs(image.astype(int) - first.images[name]).mean() > 1
     end = world.get_mujoco_state()
     again = EpisodeRun(world, 5, 0, 400)
     for action in actions:
         again.step(action)
     assert again.result() == result
     np.testing.assert_array_equal(world.get_mujoco_state(), end)
-    # upright: the arm comes into the picture from above, the near edge of the table is below
+    # upright: the arm comes into the image from above, the near edge of the table is below
     assert world.render("agentview")[:8].mean() < world.render("agentview")[-8:].mean()

@@ -22,7 +22,7 @@ OLDEST, NEWEST = (3, 10), (3, 12)
 
 
 class SetupError(Exception):
-    """What is missing, and the line that mends it."""
+    """What is missing, and the line that fixes it."""
 
 
 def say(text: str, end: str = "\n") -> None:
@@ -113,6 +113,6 @@ def run_logged(title: str, command: list[str], log: Path, env: dict | None = Non
         tail = "\n  ".join(errors[-6:])
         raise SetupError(
             f"{title} failed (status {code}):\n  {tail}\n"
-            f"  the whole log is {log.relative_to(ROOT)}; mend the cause and run the same again"
+            f"  the whole log is {log.relative_to(ROOT)}; fix the cause and run the same again"
         )
     say(f"{title}: {time.monotonic() - start:.0f} s")

@@ -144,7 +144,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def working_gl() -> str:
-    """The first off-screen OpenGL that MuJoCo draws a picture with: "egl" or "osmesa"."""
+    """The first off-screen OpenGL that MuJoCo draws an image with: "egl" or "osmesa"."""
     probe = (
         "import mujoco; m = mujoco.MjModel.from_xml_string('<mujoco><worldbody>"
         '<geom size="1"/></worldbody></mujoco>\'); r = mujoco.Renderer(m, 16, 16); '
@@ -155,7 +155,7 @@ def working_gl() -> str:
         if output(str(PYTHON), "-c", probe, env=env) is not None:
             return name
     raise SetupError(
-        "MuJoCo can't draw a picture with OSMesa or EGL; run this line, then the same again:\n"
+        "MuJoCo can't draw an image with OSMesa or EGL; run this line, then the same again:\n"
         "  sudo apt-get update && sudo apt-get install -y libosmesa6 libegl1 libgl1-mesa-dri"
     )
 

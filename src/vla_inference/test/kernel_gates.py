@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vla_inference.checkpoints.random_weights import random_policy
 from vla_inference.engines.cuda.head import CudaHead
 from vla_inference.engines.cuda.llama import CudaLlama
-from vla_inference.engines.cuda.vision import CudaTower
+from vla_inference.engines.cuda.vision import CudaVisionEncoder
 from vla_inference.kernels.activation_quant import encode
 from vla_inference.kernels.attention import Attend, attend, attention
 from vla_inference.kernels.gemv import Launch, gemv
@@ -362,7 +362,7 @@ def test_the_fused_llama_is_the_plain_one(quantisation, many):
 @settings(FEW, max_examples=8)
 def test_attention(seed, n, d, groups, causal, together):
     draw, heads = Draw(seed), 2
-    if together and groups == 1:  # one tensor of all three, as a tower has it
+    if together and groups == 1:  # one tensor of all three, as a vision encoder has it
         whole, _ = fenced(draw(n, 3 * heads * d))
         q, k, v = whole.view(n, 3, heads, d).permute(1, 2, 0, 3)
     else:  # keys and values in a cache that is longer, and full of poison
@@ -377,17 +377,17 @@ def test_attention(seed, n, d, groups, causal, together):
     assert within(found, wanted.transpose(0, 1).reshape(n, -1), EXACT)
 
 
-def test_the_fused_tower_is_the_plain_one():
-    tower = random_policy("tiny", "tokens", DEVICE).model.vision_backbone.featurizer
+def test_the_fused_encoder_is_the_plain_one():
+    encoder = random_policy("tiny", "tokens", DEVICE).model.vision_backbone.featurizer
     draw = Draw(2)
-    picture = draw(3, 64, 64)
+    image = draw(3, 64, 64)
     with torch.inference_mode():
-        for block in tower.blocks:  # gains and shifts that change something
+        for block in encoder.blocks:  # gains and shifts that change something
             for norm in (block.norm1, block.norm2):
                 norm.weight.copy_(draw.positive(len(norm.weight)))
                 norm.bias.copy_(draw(len(norm.bias)))
-        wanted = tower(picture[None])[0]
-        assert within(CudaTower(tower)(picture), wanted, 1e-5)
+        wanted = encoder(image[None])[0]
+        assert within(CudaVisionEncoder(encoder)(image), wanted, 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4-g32", "int4-g64-sym", "int4-channel"])

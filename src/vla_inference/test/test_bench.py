@@ -68,9 +68,9 @@ def test_the_floor_is_arithmetic_and_bytes():
     assert floor_ms(policy, 40, "int4-g32", slow) == pytest.approx(6 * weights * 5 / 8)
     # Arithmetic alone.
     fast = {**slow, "bf16": 1e3, "copy": 1e30}
-    towers = sum(
+    encoders = sum(
         p.numel()
         for n, p in policy.model.named_parameters()
         if n.startswith(("vision_backbone", "projector"))
     )
-    assert floor_ms(policy, 40, "", fast) == pytest.approx(2 * (40 * weights + 16 * towers))
+    assert floor_ms(policy, 40, "", fast) == pytest.approx(2 * (40 * weights + 16 * encoders))

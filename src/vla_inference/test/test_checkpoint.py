@@ -142,7 +142,7 @@ def test_parts_that_no_answer_depends_on_may_be_there(folder):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"vision_towers": []}, "vision towers"),
+        ({"vision_towers": []}, "vision encoders"),
         ({"arch_specifier": "linear"}, "arch_specifier is 'linear'"),
         ({"image_resize_strategy": "squash"}, "image_resize_strategy is 'squash'"),
         ({"action_head": {"type": "diffusion"}}, "action_head.type is 'diffusion'"),

@@ -1,4 +1,4 @@
-"""The command line's root: verbs found, mistakes told in one line, the right exit status."""
+"""The command line's root: commands found, mistakes told in one line, the right exit status."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from vla_inference.types import check_instruction
 
 
 @pytest.fixture
-def verbs(tmp_path, monkeypatch):
-    """Verbs of a package that exists for this test only."""
+def subcommands(tmp_path, monkeypatch):
+    """Commands of a package that exists for this test only."""
     (tmp_path / "fakepkg").mkdir()
     (tmp_path / "fakepkg/__init__.py").write_text("")
     (tmp_path / "fakepkg/heavy.py").write_text(
         'def rollout():\n    """Roll out."""\nraise RuntimeError("must not be imported")\n'
     )
-    (tmp_path / "fakepkg/verbs.py").write_text(
+    (tmp_path / "fakepkg/commands.py").write_text(
         textwrap.dedent(
             '''
             from typing import Annotated
@@ -59,32 +59,34 @@ def verbs(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     points = {
         name: EntryPoint(name, f"fakepkg.{module}:{name}", main.GROUP)
-        for name, module in {"greet": "verbs", "fail": "verbs", "rollout": "heavy"}.items()
+        for name, module in {"greet": "commands", "fail": "commands", "rollout": "heavy"}.items()
     }
-    monkeypatch.setattr(main, "find_verbs", lambda: points)
+    monkeypatch.setattr(main, "find_subcommands", lambda: points)
     yield points
     for name in [m for m in sys.modules if m.startswith("fakepkg")]:
         del sys.modules[name]
 
 
-def test_help_lists_verbs_by_package_without_importing_them(verbs, capsys):
+def test_help_lists_subcommands_by_package_without_importing_them(subcommands, capsys):
     assert main.main(["--help"]) == 0
     out = capsys.readouterr().out
     assert "fakepkg\n" in out and "greet    Greet somebody.\n" in out and "Roll out." in out
     assert not any(m.startswith("fakepkg") for m in sys.modules)
 
 
-def test_no_verb_is_a_mistake_that_shows_the_help(verbs, capsys):
+def test_no_subcommand_is_a_mistake_that_shows_the_help(subcommands, capsys):
     assert main.main([]) == 2
     assert "greet" in capsys.readouterr().out
 
 
-def test_an_unknown_verb_gets_suggestions(verbs, capsys):
+def test_an_unknown_subcommand_gets_suggestions(subcommands, capsys):
     assert main.main(["rolout"]) == 2
-    assert capsys.readouterr().err == ("vla: there is no verb 'rolout'; did you mean rollout?\n")
+    assert capsys.readouterr().err == (
+        "vla: there is no command 'rolout'; did you mean rollout?\n"
+    )
 
 
-def test_only_the_chosen_verb_is_imported(verbs, capsys):
+def test_only_the_chosen_subcommand_is_imported(subcommands, capsys):
     assert main.main(["greet", "you", "--times", "2"]) == 0
     assert capsys.readouterr().out == "hello hello you\n"
     assert "fakepkg.heavy" not in sys.modules
@@ -103,25 +105,25 @@ def test_only_the_chosen_verb_is_imported(verbs, capsys):
         (["greet", "x", "--loud"], 2, "vla greet: No such option: --loud"),
     ],
 )
-def test_mistakes_are_one_line_and_a_status(verbs, capsys, words, status, says):
+def test_mistakes_are_one_line_and_a_status(subcommands, capsys, words, status, says):
     assert main.main(words) == status
     err = capsys.readouterr().err
     assert err.startswith(says) and len(err.splitlines()) == bool(says)
 
 
-def test_a_bug_shows_its_traceback_and_a_line(verbs, capsys):
+def test_a_bug_shows_its_traceback_and_a_line(subcommands, capsys):
     assert main.main(["fail", "--how", "bug"]) == 1
     err = capsys.readouterr().err
     assert "Traceback" in err and err.splitlines()[-1].startswith("vla fail: unexpected Zero")
 
 
-def test_debug_adds_the_traceback(verbs, capsys, monkeypatch):
+def test_debug_adds_the_traceback(subcommands, capsys, monkeypatch):
     monkeypatch.setenv("VLA_DEBUG", "1")
     assert main.main(["fail"]) == 2
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_verb_help_tells_options_and_defaults(verbs, capsys):
+def test_subcommand_help_tells_options_and_defaults(subcommands, capsys):
     assert main.main(["greet", "--help"]) == 0
     out = capsys.readouterr().out
     assert "vla greet" in out and "how often" in out and "default: 1" in out

@@ -187,7 +187,7 @@ def test_faults_of_the_model_stop_it_until_it_is_enabled_again(graph):
 
     for begin, kind, word in (
         (lambda: g.send(*[ahead(0.01)] * 3, change=spoil), "bad_chunk", "not finite"),
-        (lambda: g.send(*[ahead(0.01)] * 3, age=1.5), "picture_age", "old"),
+        (lambda: g.send(*[ahead(0.01)] * 3, age=1.5), "image_age", "old"),
         (lambda: None, "inference_stall", "chunk"),
     ):
         before = g.status.refused
@@ -208,7 +208,7 @@ def test_faults_of_the_model_stop_it_until_it_is_enabled_again(graph):
     assert "stopped" in errors()[0].message
     assert dict(zip(g.status.stop_kinds, g.status.stop_counts, strict=True)) == {
         "bad_chunk": 1,
-        "picture_age": 1,
+        "image_age": 1,
         "inference_stall": 1,
     }
 

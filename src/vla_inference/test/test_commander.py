@@ -73,7 +73,7 @@ def test_stretched_steps_take_longer_and_lead_as_far():
 def test_a_late_chunk_makes_up_for_what_was_not_done_in_the_meantime(catch_up, wanted):
     b = Bench(catch_up=catch_up, blend=0.0)
     b.tick()
-    # It wanted 0.01 m a step from its picture on; four of its eight steps are over.
+    # It wanted 0.01 m a step from its image on; four of its eight steps are over.
     b.accept(forward(8), age=0.15)
     assert way(b, 8) == pytest.approx(wanted, rel=1e-3)
 
@@ -103,7 +103,7 @@ def swing(catch_up: float, delay: int = 7) -> float:
 
 
 def test_what_is_made_up_for_over_twice_the_answers_time_dies_down():
-    """The next picture is taken before a chunk has made up for anything. What is made up for in
+    """The next image is taken before a chunk has made up for anything. What is made up for in
     full before the next chunk comes is undone by that one, and so on."""
     assert swing(0.7) < 1e-3 and swing(0.3) > 0.02
 
@@ -113,7 +113,7 @@ def faults() -> dict:
     nan.actions[0, 2] = np.nan
     return {
         "bad_chunk": lambda b: b.accept(nan),
-        "picture_age": lambda b: b.accept(forward(40), age=1.2),
+        "image_age": lambda b: b.accept(forward(40), age=1.2),
         "second_publisher": lambda b: b.tick(others="1 more publish on /action"),
         "clock_back": lambda b: setattr(b, "now", b.now - 60),
         "clock_forward": lambda b: setattr(b, "now", b.now + 0.5),
@@ -128,7 +128,7 @@ def test_a_fault_halts_at_once_and_nothing_moves_until_enabled_again(kind):
     b.accept(forward(80))
     assert b.tick().moves
     if kind == "inference_stall":  # the plan is still good for seconds
-        b.commander.settings.watchdogs.__dict__["picture_age"] = 0.0
+        b.commander.settings.watchdogs.__dict__["image_age"] = 0.0
     faults()[kind](b)
     # Whatever the fault didn't tell yet comes with the next period.
     told = [b.tick() for _ in range(4)]
@@ -181,7 +181,7 @@ def test_a_model_that_changes_its_frame_is_stopped():
 
 def test_a_stop_holds_the_measured_pose_and_an_old_one_is_not_gone_back_to():
     for age, wanted in ((0.1, 1.0), (0.6, 1.02)):
-        loose = Watchdogs(picture_age=0.0, stall=0.0, late=0.0)
+        loose = Watchdogs(image_age=0.0, stall=0.0, late=0.0)
         b = Bench(align="arrival", watchdogs=loose, at=(1.0, 0.0, 0.0))
         b.accept(forward(2))
         b.tick(), b.tick()

@@ -1,4 +1,4 @@
-"""`engine: torch` on CPU against the plain path: every kind of head, tower and product."""
+"""`engine: torch` on CPU against the plain path: all heads, vision encoders and products."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from vla_inference.quantization import QuantLinear, get_format
 from vla_inference.types import Observation
 
 STACK_SMALL = Path(__file__).parents[3] / "models" / "stack-small"
-TOWER = TINY["vision_towers"][0]
+ENCODER = TINY["vision_towers"][0]
 SIZES = {
     "tiny": TINY,
     "conv stem, grouped heads": {
         **TINY,
-        "vision_towers": [{**TOWER, "stem": "conv", "embed_dim": 64}],
+        "vision_towers": [{**ENCODER, "stem": "conv", "embed_dim": 64}],
         "text_config": {
             **TINY["text_config"],
             "hidden_size": 64,
@@ -40,19 +40,19 @@ SIZES = {
             "num_key_value_heads": 2,
         },
     },
-    "two towers": {  # as OpenVLA has them
+    "two vision encoders": {  # as OpenVLA has them
         **TINY,
         "arch_specifier": "no-align+fused-gelu-mlp",
         "vision_towers": [
             {
-                **TOWER,
+                **ENCODER,
                 "cls_token": True,
                 "reg_tokens": 4,
                 "layer_scale": True,
                 "mean": [0.48, 0.45, 0.4],
                 "std": [0.23, 0.22, 0.2],
             },
-            {**TOWER, "key": "fused_featurizer", "embed_dim": 48, "mlp_hidden": 70},
+            {**ENCODER, "key": "fused_featurizer", "embed_dim": 48, "mlp_hidden": 70},
         ],
     },
 }
@@ -66,14 +66,14 @@ def both(size: str, head: str, **options) -> tuple[Policy, Policy]:
 
 def observations(policy: Policy, count: int) -> list[Observation]:
     rng = np.random.default_rng(0)
-    head, size = policy.config.head, policy.config.towers[0].image_size
+    head, size = policy.config.head, policy.config.encoders[0].image_size
     several = []
     for i in range(count):
         cells = rng.integers(0, 256, (head.num_images, 4, 4, 3), np.uint8)
-        pictures = cells.repeat(size // 4, 1).repeat(size // 4, 2)
+        images = cells.repeat(size // 4, 1).repeat(size // 4, 2)
         state = rng.uniform(-1, 1, 8).astype(np.float32) if head.proprio_dim else None
         text = "lift it" + " now" * (i % 2)
-        several.append(Observation({f"c{k}": p for k, p in enumerate(pictures)}, text, state))
+        several.append(Observation({f"c{k}": p for k, p in enumerate(images)}, text, state))
     return several
 
 
@@ -86,7 +86,7 @@ def assert_alike(plain: Policy, ours: Policy, count: int = 6) -> None:
         for got, want in zip(answers, wanted, strict=True):
             np.testing.assert_allclose(got.actions, want.actions, rtol=0, atol=1e-4)
             np.testing.assert_array_equal(got.tokens, want.tokens)
-    assert np.ptp([w.actions for w in wanted], axis=0).max() > 0.01  # the pictures matter
+    assert np.ptp([w.actions for w in wanted], axis=0).max() > 0.01  # the images matter
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -28,14 +28,14 @@ def folders(tmp_path_factory):
 
 
 def answers(policy: Policy) -> tuple[np.ndarray, np.ndarray | None]:
-    head, size = policy.config.head, policy.config.towers[0].image_size
+    head, size = policy.config.head, policy.config.encoders[0].image_size
     actions, tokens = [], []
     for seed in range(SEVERAL):
         rng = np.random.default_rng(seed)
         shape = (head.num_images, size, size, 3)
-        pictures = {f"c{i}": p for i, p in enumerate(rng.integers(0, 256, shape, np.uint8))}
+        images = {f"c{i}": p for i, p in enumerate(rng.integers(0, 256, shape, np.uint8))}
         text = "go" * (1 + seed % 3)  # three lengths of context
-        seen = Observation(pictures, text, rng.uniform(-1, 1, head.proprio_dim))
+        seen = Observation(images, text, rng.uniform(-1, 1, head.proprio_dim))
         chunk = policy.predict_action(seen)
         actions.append(chunk.actions)
         tokens.append(chunk.tokens)

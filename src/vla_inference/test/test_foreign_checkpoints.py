@@ -300,7 +300,7 @@ def test_one_camera_and_a_state_are_told_by_the_run_s_name(tmp_path):
     head = policy.config.head
     assert (head.num_images, head.proprio_dim, head.chunk, head.type) == (1, 8, 8, "l1")
     assert policy.predict_action(seen(1, 8)).actions.shape == (8, 7)
-    with pytest.raises(ObservationError, match=r"needs 1 pictures, got 2 \(camera_0, camera_1\)"):
+    with pytest.raises(ObservationError, match=r"needs 1 images, got 2 \(camera_0, camera_1\)"):
         policy.predict_action(seen(2, 8))
     assert info.describe(folder)["images"] == 1
 
@@ -311,7 +311,7 @@ def test_two_cameras_without_a_state_are_told_by_the_run_s_name(tmp_path):
     first = policy.predict_action(seen(2)).actions
     other = policy.predict_action(Observation({"a": IMAGE, "b": IMAGE[::-1].copy()}, "lift it"))
     assert first.shape == (8, 7) and (first != other.actions).any()  # the wrist's image counts
-    with pytest.raises(ObservationError, match="needs 2 pictures, got 1"):
+    with pytest.raises(ObservationError, match="needs 2 images, got 1"):
         policy.predict_action(seen(1))
 
 

@@ -1,4 +1,4 @@
-"""Pictures survive the way through ROS messages; what is no picture is refused by name."""
+"""Images survive the way through ROS messages; what is no image is refused by name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vla_inference.inputs.image_messages import (
 from vla_inference.ros.images import rgb_to_compressed, rgb_to_image
 
 sizes = st.tuples(st.integers(1, 20), st.integers(1, 20))
-pictures = sizes.flatmap(lambda s: arrays(np.uint8, (*s, 3)))
+images = sizes.flatmap(lambda s: arrays(np.uint8, (*s, 3)))
 
 
 def message(encoding: str, pixels: np.ndarray, padding: int = 0, trim_last: bool = False) -> Image:
@@ -40,33 +40,33 @@ def message(encoding: str, pixels: np.ndarray, padding: int = 0, trim_last: bool
     return msg
 
 
-def compressed(picture: Pillow.Image, kind: str = "png", **options) -> CompressedImage:
+def compressed(image: Pillow.Image, kind: str = "png", **options) -> CompressedImage:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     msg = CompressedImage(format=kind)
     msg.data.frombytes(buffer.getvalue())
     return msg
 
 
-@given(pictures)
-def test_there_and_back(picture):
-    np.testing.assert_array_equal(image_to_rgb(rgb_to_image(picture)), picture)
+@given(images)
+def test_there_and_back(image):
+    np.testing.assert_array_equal(image_to_rgb(rgb_to_image(image)), image)
 
 
 DIRECT = sorted(n for n, e in ENCODINGS.items() if e.take is not None)
 
 
-@given(pictures, st.integers(0, 9), st.booleans(), st.booleans(), st.sampled_from(DIRECT))
-def test_every_encoding_and_padding_gives_the_same_picture(picture, padding, trim, big, encoding):
-    alpha = np.full((*picture.shape[:2], 1), 77, np.uint8)
+@given(images, st.integers(0, 9), st.booleans(), st.booleans(), st.sampled_from(DIRECT))
+def test_every_encoding_and_padding_gives_the_same_image(image, padding, trim, big, encoding):
+    alpha = np.full((*image.shape[:2], 1), 77, np.uint8)
     about = ENCODINGS[encoding]
-    pixels = {RGB: picture, BGR: picture[..., ::-1], GREY: picture[..., :1]}[about.take]
+    pixels = {RGB: image, BGR: image[..., ::-1], GREY: image[..., :1]}[about.take]
     if about.samples == 4:
         pixels = np.dstack([pixels, alpha])
     if about.wide:  # the lower byte is noise
         halves = (np.full_like(pixels, 0xA5), pixels)
-        pixels = np.stack(halves[::-1] if big else halves, -1).reshape(*picture.shape[:2], -1)
-    wanted = np.repeat(picture[..., :1], 3, axis=2) if about.take == GREY else picture
+        pixels = np.stack(halves[::-1] if big else halves, -1).reshape(*image.shape[:2], -1)
+    wanted = np.repeat(image[..., :1], 3, axis=2) if about.take == GREY else image
     msg = message(encoding, pixels, padding, trim)
     msg.is_bigendian = int(big)
     got = image_to_rgb(msg)
@@ -85,8 +85,8 @@ BAYER = {
 def mosaic(encoding: str, colour: tuple[int, int, int], height: int, width: int) -> np.ndarray:
     """What a sensor with that pattern sees of one colour, [H, W]."""
     pixels = np.zeros((height, width), np.uint8)
-    for at, letter in enumerate(BAYER[encoding]):
-        pixels[at // 2 :: 2, at % 2 :: 2] = colour["RGB".index(letter)]
+    for at, request in enumerate(BAYER[encoding]):
+        pixels[at // 2 :: 2, at % 2 :: 2] = colour["RGB".index(request)]
     return pixels
 
 
@@ -100,10 +100,10 @@ def test_bayer_patterns_are_demosaiced(encoding):
     assert (compressed_to_rgb(msg) == (200, 100, 50)).all()
 
 
-@pytest.mark.parametrize("picture", [(200, 30, 40), (20, 150, 30), (30, 60, 220), (90, 90, 90)])
+@pytest.mark.parametrize("image", [(200, 30, 40), (20, 150, 30), (30, 60, 220), (90, 90, 90)])
 @pytest.mark.parametrize("encoding", ["uyvy", "yuv422", "yuyv", "yuv422_yuy2", "nv12", "nv21"])
-def test_yuv_by_the_equations_of_bt_601(encoding, picture):
-    r, g, b = np.array(picture) / 255
+def test_yuv_by_the_equations_of_bt_601(encoding, image):
+    r, g, b = np.array(image) / 255
     luma = 0.299 * r + 0.587 * g + 0.114 * b
     y = round(16 + 219 * luma)
     u, v = (round(128 + 224 * (c - luma) / s) for c, s in ((b, 1.772), (r, 1.402)))
@@ -117,7 +117,7 @@ def test_yuv_by_the_equations_of_bt_601(encoding, picture):
     msg.height = 12
     got = image_to_rgb(msg)
     assert got.shape == (12, 20, 3) and got.flags.c_contiguous
-    assert np.abs(got.astype(int) - picture).max() <= 3
+    assert np.abs(got.astype(int) - image).max() <= 3
 
 
 @pytest.mark.parametrize("encoding", ["yuyv", "uyvy", "nv12", "bayer_rggb8"])
@@ -145,8 +145,8 @@ def test_the_header_is_kept():
 
 
 def test_views_that_are_not_contiguous_are_sent_right():
-    picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
-    for view in (picture[::-1], picture[:, ::2], picture[..., ::-1], picture.transpose(1, 0, 2)):
+    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    for view in (image[::-1], image[:, ::2], image[..., ::-1], image.transpose(1, 0, 2)):
         np.testing.assert_array_equal(image_to_rgb(rgb_to_image(view)), view)
 
 
@@ -165,10 +165,10 @@ def test_depth_and_infrared_are_never_colour(encoding):
     msg = message(encoding, np.zeros((4, 4, 2), np.uint8))
     with pytest.raises(ObservationError, match=f"{encoding!r}: depth .* colour camera"):
         image_to_rgb(msg)
-    picture = compressed(Pillow.fromarray(np.full((8, 8), 90, np.uint8)))
-    picture.format = f"{encoding}; png compressed"
+    image = compressed(Pillow.fromarray(np.full((8, 8), 90, np.uint8)))
+    image.format = f"{encoding}; png compressed"
     with pytest.raises(ObservationError, match=f"{encoding!r}: depth or infrared"):
-        compressed_to_rgb(picture)
+        compressed_to_rgb(image)
 
 
 @pytest.mark.parametrize("form", ["h264", "H.265", "hevc", "rgb8; h264 compressed"])
@@ -182,10 +182,10 @@ def test_video_in_compressed_images_is_refused_with_what_unpacks_it(form):
     ["jpeg", "png", "rgb8; jpeg compressed bgr8", "bgr8; png compressed bgr8", "rgb8;jpeg", ""],
 )
 def test_what_a_format_says_of_its_source_changes_no_colour(form):
-    picture = np.full((8, 8, 3), (200, 100, 50), np.uint8)
-    msg = compressed(Pillow.fromarray(picture), "jpeg" if "jpeg" in form else "png")
+    image = np.full((8, 8, 3), (200, 100, 50), np.uint8)
+    msg = compressed(Pillow.fromarray(image), "jpeg" if "jpeg" in form else "png")
     msg.format = form
-    assert np.abs(compressed_to_rgb(msg).astype(int) - picture).max() <= 2
+    assert np.abs(compressed_to_rgb(msg).astype(int) - image).max() <= 2
 
 
 @pytest.mark.parametrize(
@@ -217,30 +217,28 @@ def test_sizes_that_do_not_fit_are_refused(changes, words):
     st.binary(max_size=2000),
     st.sampled_from(sorted(ENCODINGS)),
 )
-def test_whatever_arrives_is_a_picture_or_refused(height, width, step, data, encoding):
+def test_whatever_arrives_is_an_image_or_refused(height, width, step, data, encoding):
     msg = Image(encoding=encoding, height=height, width=width, step=step)
     msg.data.frombytes(data)
     try:
-        picture = image_to_rgb(msg)
+        image = image_to_rgb(msg)
     except ObservationError:
         return
-    assert picture.shape == (height, width, 3) and picture.dtype == np.uint8
-    picture.tobytes()  # all of it can be read
+    assert image.shape == (height, width, 3) and image.dtype == np.uint8
+    image.tobytes()  # all of it can be read
 
 
-@given(pictures)
-def test_png_loses_nothing(picture):
-    np.testing.assert_array_equal(
-        compressed_to_rgb(rgb_to_compressed(picture, quality=None)), picture
-    )
+@given(images)
+def test_png_loses_nothing(image):
+    np.testing.assert_array_equal(compressed_to_rgb(rgb_to_compressed(image, quality=None)), image)
 
 
 def test_jpeg_loses_little():
     y, x = np.mgrid[:64, :64].astype(np.uint8)
-    picture = np.dstack([x * 2, y * 3, x + y])
-    msg = rgb_to_compressed(picture, Time(sec=1), "camera")
+    image = np.dstack([x * 2, y * 3, x + y])
+    msg = rgb_to_compressed(image, Time(sec=1), "camera")
     assert "jpeg" in msg.format and msg.header.stamp.sec == 1
-    assert np.abs(compressed_to_rgb(msg).astype(int) - picture).mean() < 3
+    assert np.abs(compressed_to_rgb(msg).astype(int) - image).mean() < 3
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P"])
@@ -251,21 +249,21 @@ def test_eight_bit_modes_are_taken(mode):
 
 
 def test_transparency_is_dropped_not_blended():
-    picture = np.full((8, 8, 4), (200, 100, 50, 0), np.uint8)
-    got = compressed_to_rgb(compressed(Pillow.fromarray(picture, "RGBA")))
+    image = np.full((8, 8, 4), (200, 100, 50, 0), np.uint8)
+    got = compressed_to_rgb(compressed(Pillow.fromarray(image, "RGBA")))
     assert (got == (200, 100, 50)).all()
 
 
 def test_cmyk_is_refused():
-    picture = Pillow.new("CMYK", (20, 20), (10, 20, 30, 40))
+    image = Pillow.new("CMYK", (20, 20), (10, 20, 30, 40))
     with pytest.raises(ObservationError, match="colour mode is CMYK"):
-        compressed_to_rgb(compressed(picture, "jpeg"))
+        compressed_to_rgb(compressed(image, "jpeg"))
 
 
 def test_sixteen_bit_png_is_refused():
-    picture = Pillow.fromarray(np.full((20, 20), 40000, np.uint16))
+    image = Pillow.fromarray(np.full((20, 20), 40000, np.uint16))
     with pytest.raises(ObservationError, match="colour mode is I"):
-        compressed_to_rgb(compressed(picture))
+        compressed_to_rgb(compressed(image))
 
 
 def test_depth_is_refused():
@@ -276,8 +274,8 @@ def test_depth_is_refused():
 @pytest.mark.parametrize("kind", ["jpeg", "png"])
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 0.9])
 def test_truncated_data_is_refused(kind, share):
-    picture = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)
-    msg = compressed(Pillow.fromarray(picture), kind)
+    image = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)
+    msg = compressed(Pillow.fromarray(image), kind)
     msg.data = msg.data[: int(share * len(msg.data))]
     with pytest.raises(ObservationError, match="cannot be decoded"):
         compressed_to_rgb(msg)
@@ -289,7 +287,7 @@ def test_other_formats_are_refused(kind):
         compressed_to_rgb(compressed(Pillow.new("RGB", (20, 20)), kind))
 
 
-def test_a_picture_that_claims_to_be_huge_is_refused_before_it_is_unpacked():
+def test_an_image_that_claims_to_be_huge_is_refused_before_it_is_unpacked():
     msg = compressed(Pillow.new("1", (9000, 9000)))
     assert len(msg.data) < 100_000
     with pytest.raises(ObservationError, match="9000x9000"):
@@ -304,7 +302,7 @@ def test_rubbish_is_refused(data, start):
         compressed_to_rgb(msg)
 
 
-@pytest.mark.parametrize("picture", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3))])
-def test_what_is_no_picture_is_not_sent(picture):
+@pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3))])
+def test_what_is_no_image_is_not_sent(image):
     with pytest.raises(ObservationError):
-        rgb_to_image(picture)
+        rgb_to_image(image)

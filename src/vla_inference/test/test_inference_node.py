@@ -1,6 +1,6 @@
 """The inference node in a real ROS graph: what it answers, what it refuses, how it is managed.
 
-"Nothing was published" is shown by a good picture sent afterwards: the next chunk is its answer.
+"Nothing was published" is shown by a good image sent afterwards: the next chunk is its answer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
-from graphs import PICTURE, InferenceGraph, NodeGraph, domain, processes
+from graphs import IMAGE, InferenceGraph, NodeGraph, domain, processes
 from lifecycle_msgs.msg import Transition
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
@@ -72,7 +72,7 @@ def test_the_chunk_carries_the_stamp_and_what_it_was_asked(shared):
     shared.chunks.clear()
     assert chunk.header.stamp == msg.header.stamp and chunk.header.frame_id == "base"
     assert len(chunk.steps) == 8 and chunk.instruction == "stack it" and chunk.model == "tiny"
-    assert {"picture", "preprocess", "total"} <= set(chunk.stage_names)
+    assert {"image", "preprocess", "total"} <= set(chunk.stage_names)
     assert len(chunk.stage_names) == len(chunk.stage_ms)
     assert chunk.latency_ms > 0
     produced, stamp = (t.sec + 1e-9 * t.nanosec for t in (chunk.produced, msg.header.stamp))
@@ -83,12 +83,12 @@ def test_the_chunk_carries_the_stamp_and_what_it_was_asked(shared):
 def test_the_node_answers_what_the_policy_answers(shared):
     chunk = shared.answer(shared.frame())
     shared.chunks.clear()
-    wanted = shared.node.policy.predict_action(PICTURE, "stack it").actions
+    wanted = shared.node.policy.predict_action(IMAGE, "stack it").actions
     got = [[s.translation.x, s.rotation.z, s.gripper] for s in chunk.steps]
     np.testing.assert_array_equal(np.float32(got), wanted[:, [0, 5, 6]])
 
 
-def test_the_same_picture_again_is_answered_again(shared):
+def test_the_same_image_again_is_answered_again(shared):
     msg = shared.frame()
     first = shared.answer(msg)
     shared.chunks.clear()
@@ -97,11 +97,11 @@ def test_the_same_picture_again_is_answered_again(shared):
     assert second.sequence == first.sequence + 1 and second.steps == first.steps
 
 
-def test_bgr_with_padding_is_the_same_picture(shared):
+def test_bgr_with_padding_is_the_same_image(shared):
     wanted = shared.answer(shared.frame()).steps
     shared.chunks.clear()
     rows = np.zeros((48, 64 * 3 + 5), np.uint8)
-    rows[:, : 64 * 3] = PICTURE[..., ::-1].reshape(48, -1)
+    rows[:, : 64 * 3] = IMAGE[..., ::-1].reshape(48, -1)
     msg = Image(encoding="bgr8", height=48, width=64, step=rows.shape[1])
     msg.data.frombytes(rows.tobytes())
     msg.header.stamp = shared.now()
@@ -122,16 +122,16 @@ def test_yuyv_as_usb_cameras_publish_it_is_answered(shared):
     shared.chunks.clear()
 
 
-def test_compressed_pictures(graph):
+def test_compressed_images(graph):
     g = graph(image_transport="compressed")
 
     def png():
-        return rgb_to_compressed(PICTURE, g.now(), quality=None)
+        return rgb_to_compressed(IMAGE, g.now(), quality=None)
 
     g.meet(g.compressed, png)
     chunk = g.answer(png(), g.compressed)
     g.chunks.clear()
-    wanted = g.node.policy.predict_action(PICTURE, "stack it").actions
+    wanted = g.node.policy.predict_action(IMAGE, "stack it").actions
     assert np.float32(chunk.steps[3].translation.y) == wanted[3, 1]
     broken = png()
     broken.data = broken.data[:300]
@@ -153,15 +153,15 @@ def hold_up(g) -> tuple[threading.Event, threading.Event]:
     return begun, go_on
 
 
-def test_of_many_pictures_the_newest_is_answered(graph):
+def test_of_many_images_the_newest_is_answered(graph):
     g = graph()
     g.meet()
     begun, go_on = hold_up(g)
     frames = [g.frame(header=g.frame().header) for _ in range(4)]
-    before = g.node._model.mailbox.received
+    before = g.node._model.latest.received
     for i, msg in enumerate(frames, start=1):
         g.images.publish(msg)
-        g.until(lambda n=i: g.node._model.mailbox.received == before + n, "its arrival")
+        g.until(lambda n=i: g.node._model.latest.received == before + n, "its arrival")
         if i == 1:
             assert begun.wait(PATIENCE)
     go_on.set()
@@ -226,13 +226,13 @@ def stamped(graph: InferenceGraph, **stamp) -> Image:
         "blank",
     ],
 )
-def test_a_picture_no_action_may_come_from_is_refused(shared, make, words):
+def test_an_image_no_action_may_come_from_is_refused(shared, make, words):
     assert words in shared.refuse(make(shared))
     shared.sentinel()
 
 
-def test_a_tiny_picture_is_refused(shared):
-    assert "8x8 pixels" in shared.refuse(rgb_to_image(PICTURE[:8, :8], shared.now()))
+def test_a_tiny_image_is_refused(shared):
+    assert "8x8 pixels" in shared.refuse(rgb_to_image(IMAGE[:8, :8], shared.now()))
     shared.sentinel()
 
 
@@ -403,7 +403,7 @@ def test_the_whole_life_by_services(graph):
     arrived, receive = threading.Event(), g.node._inputs._receive
     g.node._inputs._receive = lambda view: (receive(view), arrived.set())
     g.images.publish(g.frame())
-    g.until(arrived.is_set, "the picture that comes while it is inactive")
+    g.until(arrived.is_set, "the image that comes while it is inactive")
     assert g.change(Transition.TRANSITION_ACTIVATE)
     g.sentinel()
     assert g.change(Transition.TRANSITION_DEACTIVATE)
@@ -459,7 +459,7 @@ def test_a_model_of_two_cameras_is_refused_where_one_is_named(graph, tmp_path):
     folder = write_random_checkpoint(tmp_path / "two", head="l1-two-cameras")
     g = graph(start=False, model=str(folder))
     assert not g.change(Transition.TRANSITION_CONFIGURE)
-    assert "takes 2 pictures, parameters 'cameras' and 'history' give 1" in g.node.failure
+    assert "takes 2 images, parameters 'cameras' and 'history' give 1" in g.node.failure
 
 
 def test_what_is_read_when_configuring_cannot_be_changed_later(shared):

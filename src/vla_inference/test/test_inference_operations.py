@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
-from graphs import PICTURE, InferenceGraph
+from graphs import IMAGE, InferenceGraph
 from rclpy.parameter import Parameter
 from rclpy.time import Time
 from sensor_msgs.msg import Image, JointState
@@ -23,7 +23,7 @@ from vla_inference.types import Observation
 from vla_msgs.msg import ModelInfo
 from vla_msgs.srv import LoadModel
 
-WRIST = PICTURE[:, ::-1].copy()
+WRIST = IMAGE[:, ::-1].copy()
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ class Robot:
         now = self.g.client.get_clock().now().nanoseconds
         then = now - 500_000_000 * (late == "wrist")
         wrist = rgb_to_image(WRIST, Time(nanoseconds=then).to_msg(), "wrist")
-        msg = rgb_to_image(PICTURE, Time(nanoseconds=now).to_msg(), "camera")
+        msg = rgb_to_image(IMAGE, Time(nanoseconds=now).to_msg(), "camera")
         pose, joints = PoseStamped(), JointState(name=["f2", "f1"], position=[0.2, 0.1])
         pose.header.stamp = joints.header.stamp = msg.header.stamp
         pose.pose.position.x, pose.pose.orientation.w = 0.5, 1.0
@@ -116,11 +116,11 @@ def test_two_cameras_and_the_state_of_one_moment_are_what_the_policy_sees(graph,
     msg = robot.publish()
     g.until(lambda: any(c.header.stamp == msg.header.stamp for c in g.chunks), "the answer")
     state = np.float32([0.5, 0, 0, 0, 0, 0, 0.1, 0.2])
-    seen = Observation({"image": PICTURE, "image_wrist": WRIST}, "stack it", state)
+    seen = Observation({"image": IMAGE, "image_wrist": WRIST}, "stack it", state)
     wanted = g.node.policy.predict_action(seen).actions
     got = [[s.translation.x, s.rotation.z, s.gripper] for s in g.chunks[-1].steps]
     np.testing.assert_array_equal(np.float32(got), wanted[:, [0, 5, 6]])
-    other = Observation({"image": WRIST, "image_wrist": PICTURE}, "stack it", state)
+    other = Observation({"image": WRIST, "image_wrist": IMAGE}, "stack it", state)
     assert (g.node.policy.predict_action(other).actions != wanted).any()
 
     # What is missing or late is told, and nothing is answered until it is back.
@@ -135,7 +135,7 @@ def test_two_cameras_and_the_state_of_one_moment_are_what_the_policy_sees(graph,
         robot.publish(late="wrist")
         g.idle(0.1)
     assert "behind image, more than the tolerance (0.05 s)" in g.status.message
-    assert g.node._sequence <= before + 5  # pictures that a later state came just in time for
+    assert g.node._sequence <= before + 5  # images that a later state came just in time for
     g.chunks.clear()
     robot.meet()
     g.until(lambda: g.status.message == "", "recovery")
@@ -168,7 +168,7 @@ def test_arm_and_gripper_publish_their_own_joints_on_one_topic(graph, root):
     msg = moment()
     g.until(lambda: any(c.header.stamp == msg.header.stamp for c in g.chunks), "the answer")
     state = np.float32([0.5, 0, 0, 0, 0, 0, 0.1, 0.2])
-    seen = Observation({"image": PICTURE, "image_wrist": WRIST}, "stack it", state)
+    seen = Observation({"image": IMAGE, "image_wrist": WRIST}, "stack it", state)
     wanted = g.node.policy.predict_action(seen).actions
     got = [[s.translation.x, s.rotation.z, s.gripper] for s in g.chunks[-1].steps]
     np.testing.assert_array_equal(np.float32(got), wanted[:, [0, 5, 6]])
@@ -190,7 +190,7 @@ def test_arm_and_gripper_publish_their_own_joints_on_one_topic(graph, root):
     [
         (
             {**EYES, "cameras": ["image"]},
-            "takes 2 pictures, parameters 'cameras' and 'history' give 1",
+            "takes 2 images, parameters 'cameras' and 'history' give 1",
         ),
         ({**EYES, "state": ["position"], "joint_names": [""]}, "8 numbers of state, parameter"),
         ({**EYES, "cameras": ["image", "image"]}, "'cameras' names image twice"),
@@ -203,19 +203,19 @@ def test_inputs_that_are_not_the_models_leave_it_unconfigured(graph, root, param
     assert g.state() == "unconfigured"
 
 
-def test_past_pictures_come_with_the_present_one(graph, tmp_path):
+def test_past_images_come_with_the_present_one(graph, tmp_path):
     head = {"type": "l1", "decoding": "parallel", "chunk": 8, "num_images": 3}
     model = write_random_checkpoint(tmp_path / "past", head=head)
     g = graph(model=str(model), history=2, history_interval=0.05, max_image_age=60.0)
     g.meet()
-    pictures = [np.roll(PICTURE, i, axis=0) for i in range(4)]
+    images = [np.roll(IMAGE, i, axis=0) for i in range(4)]
     begun = g.client.get_clock().now().nanoseconds
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         stamp = Time(nanoseconds=begun + 50_000_000 * i).to_msg()
-        chunk = g.answer(rgb_to_image(picture, stamp, "camera"))
+        chunk = g.answer(rgb_to_image(image, stamp, "camera"))
         if i < 3:
             continue
-        seen = {str(k): p for k, p in enumerate(pictures[3:0:-1])}
+        seen = {str(k): p for k, p in enumerate(images[3:0:-1])}
         wanted = g.node.policy.predict_action(Observation(seen, "stack it")).actions
         np.testing.assert_array_equal(
             np.float32([s.translation.x for s in chunk.steps]), wanted[:, 0]
@@ -223,16 +223,16 @@ def test_past_pictures_come_with_the_present_one(graph, tmp_path):
 
 
 def test_a_frozen_camera_is_refused_and_forgiven(graph):
-    by_default = AT_ONCE["max_same_picture"][0]
+    by_default = AT_ONCE["max_same_image"][0]
     assert by_default == 0.5  # review m15: who forgets it must not be left without
     g = graph()
     g.meet()
-    assert g.node.set_parameters([Parameter("max_same_picture", value=by_default)])[0].successful
+    assert g.node.set_parameters([Parameter("max_same_image", value=by_default)])[0].successful
     g.answer(g.frame())
     g.idle(by_default + 0.1)
-    assert "has shown the very same picture" in g.refuse(g.frame())
+    assert "has shown the very same image" in g.refuse(g.frame())
     g.answer(rgb_to_image(WRIST, g.now(), "camera"))
-    refused = g.node.set_parameters([Parameter("max_same_picture", value=-1.0)])[0]
+    refused = g.node.set_parameters([Parameter("max_same_image", value=-1.0)])[0]
     assert not refused.successful and "range" in refused.reason
     # In simulation a still scene looks just like it.
     assert g.node.set_parameters([Parameter("use_sim_time", value=True)])[0].successful
@@ -259,7 +259,7 @@ def test_a_model_takes_over_without_stopping_the_stream(graph, root):
         answer = load(g, name)
         assert answer.success and answer.message == "" and answer.load_time > 0
         g.until(lambda n=name: g.chunks[-1].model == n, "an answer of the new model")
-        wanted = g.node.policy.predict_action(PICTURE, "stack it").actions[:, 0]
+        wanted = g.node.policy.predict_action(IMAGE, "stack it").actions[:, 0]
         np.testing.assert_array_equal(
             np.float32([s.translation.x for s in g.chunks[-1].steps]), wanted
         )
@@ -292,7 +292,7 @@ def test_a_model_that_will_not_do_leaves_the_old_one_in_charge(graph, root):
     g.meet()
     for name, key, words in (
         ("broken", "", "model.safetensors"),
-        ("eyes", "", "takes 2 pictures"),
+        ("eyes", "", "takes 2 images"),
         ("two", "bridge", "unknown unnorm_key 'bridge'"),
         ("none", "", "there is no model none"),
         ("../one", "", "leads out of model_root"),
@@ -353,7 +353,7 @@ def test_diagnostics_say_how_it_is(graph):
     g.images.publish(g.frame())
     assert begun.wait(10)
     g.node._model._worker.busy_since -= 100  # rather than wait
-    until(DiagnosticStatus.WARN, "the model has been at one picture for 10")
+    until(DiagnosticStatus.WARN, "the model has been at one image for 10")
     go_on.set()
     g.node.trigger_deactivate()
     g.node.trigger_cleanup()

@@ -67,7 +67,7 @@ def test_of_several_that_fit_the_nearest_is_taken():
     s = Synchroniser(["image", "state"], 0.05)
     for stamp in (0.96, 0.99, 1.02):
         s.put("state", stamp, stamp)
-    assert s.put("image", 1.0, "picture") == ("picture", 0.99)
+    assert s.put("image", 1.0, "image") == ("image", 0.99)
     assert s.put("image", 1.0, "again") == ("again", 0.99)
 
 
@@ -267,7 +267,7 @@ def test_a_camera_is_frozen_once_its_bytes_stay_the_same_for_too_long():
     for stamp in (0.0, 0.2, 0.5):
         watch.check("image", b"same", stamp, 0.5)
         watch.check("wrist", bytes([int(10 * stamp)]), stamp, 0.5)
-    with pytest.raises(ObservationError, match=r"image has .* same picture for 0\.60 s"):
+    with pytest.raises(ObservationError, match=r"image has .* same image for 0\.60 s"):
         watch.check("image", b"same", 0.6, 0.5)
     watch.check("image", b"other", 0.7, 0.5)
     watch.check("image", b"same", 0.8, 0.5)

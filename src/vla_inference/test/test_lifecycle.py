@@ -135,10 +135,10 @@ def test_a_refused_start_is_one_line_and_status_2(where):
     with probe(**{where: "raise VlaError('no camera', 'plug one in')"}) as process:
         out, err = end(process, 20)
     assert process.returncode == 2
-    verb = where.removeprefix("on_")
-    assert err.strip().endswith(f"cannot {verb}: no camera; plug one in")
+    subcommand = where.removeprefix("on_")
+    assert err.strip().endswith(f"cannot {subcommand}: no camera; plug one in")
     assert len(err.strip().splitlines()) == 1
-    assert out[-1] == "cleaned" and ("deactivated" in out) == (verb == "activate")
+    assert out[-1] == "cleaned" and ("deactivated" in out) == (subcommand == "activate")
 
 
 def test_a_node_that_is_to_stay_tells_once_why_it_does_not_start():

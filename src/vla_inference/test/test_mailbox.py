@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_inference.serving.latest_value import Mailbox
-from vla_inference.serving.rate_meter import Watch, percentile
+from vla_inference.serving.latest_value import LatestValue
+from vla_inference.serving.rate_meter import RateMeter, percentile
 from vla_inference.serving.worker import Worker
 
 
 @given(st.lists(st.sampled_from(["put", "take"])))
 def test_the_newest_is_taken_and_every_letter_accounted_for(actions):
-    box, newest, taken = Mailbox(), None, 0
+    box, newest, taken = LatestValue(), None, 0
     for number, action in enumerate(actions, start=1):
         if action == "put":
             assert box.put(number) == (newest is None)
@@ -29,7 +29,7 @@ def test_the_newest_is_taken_and_every_letter_accounted_for(actions):
 
 
 def test_taking_waits_for_a_letter():
-    box, got = Mailbox(), []
+    box, got = LatestValue(), []
     thread = threading.Thread(target=lambda: got.append(box.take(timeout=10)))
     thread.start()
     box.put("letter")
@@ -38,7 +38,7 @@ def test_taking_waits_for_a_letter():
 
 
 def test_closing_wakes_whoever_waits():
-    box, got = Mailbox(), []
+    box, got = LatestValue(), []
     thread = threading.Thread(target=lambda: got.append(box.take()))
     thread.start()
     box.close()
@@ -47,14 +47,14 @@ def test_closing_wakes_whoever_waits():
 
 
 def test_a_closed_mailbox_gives_nothing_more():
-    box = Mailbox()
+    box = LatestValue()
     box.put(1)
     box.close()
     assert box.take() is None and box.closed
 
 
 def test_reset_forgets_letter_and_counts():
-    box = Mailbox()
+    box = LatestValue()
     box.put(1)
     box.put(2)
     box.reset()
@@ -69,12 +69,12 @@ def test_percentiles_are_numpys(values, share):
 
 
 def test_of_nothing_there_is_no_percentile_and_no_rate():
-    watch = Watch()
+    watch = RateMeter()
     assert math.isnan(watch.median) and math.isnan(watch.last) and watch.rate(3.0) == 0
 
 
 def test_a_steady_beat_has_its_rate():
-    watch = Watch(window=5)
+    watch = RateMeter(window=5)
     for i in range(100):
         watch.add(10.0, 0.1 * i)
     assert watch.rate(9.9) == pytest.approx(10)
@@ -82,7 +82,7 @@ def test_a_steady_beat_has_its_rate():
 
 
 def test_the_rate_falls_when_nothing_comes_and_is_zero_in_the_end():
-    watch = Watch(window=5)
+    watch = RateMeter(window=5)
     for i in range(20):
         watch.add(10.0, 0.1 * i)
     rates = [watch.rate(t) for t in (1.9, 3.0, 5.0, 6.0, 9.0)]
@@ -91,7 +91,7 @@ def test_the_rate_falls_when_nothing_comes_and_is_zero_in_the_end():
 
 
 def test_only_the_window_counts():
-    watch = Watch(window=1)
+    watch = RateMeter(window=1)
     watch.add(1000.0, 0.0)
     watch.add(1.0, 2.0)
     assert watch.p95 == 1
@@ -105,7 +105,7 @@ def test_a_worker_loads_and_works_in_one_thread_that_is_not_ours():
         if item == "last":
             done.set()
 
-    box = Mailbox()
+    box = LatestValue()
     worker = Worker(lambda: threads.append(threading.get_ident()), handle, box)
     worker.start()
     box.put("last")
@@ -118,7 +118,7 @@ def test_what_goes_wrong_in_loading_is_told_to_whoever_starts():
     def load():
         raise KeyError("model")
 
-    worker = Worker(load, print, Mailbox())
+    worker = Worker(load, print, LatestValue())
     with pytest.raises(KeyError, match="model"):
         worker.start()
     assert worker.stop(10)
@@ -131,7 +131,7 @@ def test_a_busy_worker_does_not_hold_up_the_stop():
         begun.set()
         go_on.wait(20)
 
-    box = Mailbox()
+    box = LatestValue()
     worker = Worker(lambda: None, handle, box)
     worker.start()
     box.put(1)

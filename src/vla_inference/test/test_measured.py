@@ -167,7 +167,7 @@ def test_however_a_clipped_velocity_is_turned_it_does_not_lead_out(turned):
 
 def test_chunks_that_are_ignored_or_too_late_do_not_feed_the_watchdog():
     for stamp_goes_on in (False, True):
-        b = Bench(watchdogs=Watchdogs(picture_age=60.0))
+        b = Bench(watchdogs=Watchdogs(image_age=60.0))
         stamp = b.now
         for _ in range(30):
             at = b.now - 0.5 if stamp_goes_on else stamp  # all eight steps have passed by then

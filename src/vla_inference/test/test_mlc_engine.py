@@ -202,13 +202,13 @@ from pathlib import Path
 with open("{log}", "a") as log:
     print(*sys.argv[1:], file=log)
 out = Path(sys.argv[sys.argv.index("--output") + 1])
-verb, given = sys.argv[1], Path(sys.argv[2])
-if verb == "convert_weight":
+command, given = sys.argv[1], Path(sys.argv[2])
+if command == "convert_weight":
     shutil.copy(given / "config.json", "{log}.config")
     shutil.copy(given / "model.safetensors", "{log}.safetensors")
     for path in Path("{made}").glob("*[!o]"):
         shutil.copy(path, out)
-elif verb == "gen_config":
+elif command == "gen_config":
     (out / "mlc-chat-config.json").write_text("{{}}")
 else:
     shutil.copy(Path("{made}") / "lib.so", out)
@@ -231,8 +231,8 @@ def test_mlc_llm_is_driven_to_a_folder_that_runs(made, tmp_path, monkeypatch):
     log = stand_in(tmp_path, monkeypatch, folder)
     out = tmp_path / "out"
     record = compile.compile_checkpoint(checkpoint, out, quantization="q4f32_1")
-    verbs = [line.split()[0] for line in log.read_text().splitlines()]
-    assert verbs == ["convert_weight", "gen_config", "compile"]
+    subcommands = [line.split()[0] for line in log.read_text().splitlines()]
+    assert subcommands == ["convert_weight", "gen_config", "compile"]
     llama = json.loads(Path(f"{log}.config").read_text())
     assert llama["architectures"] == ["LlamaForCausalLM"]
     assert llama["vocab_size"] == model.config.llm.vocab_size

@@ -12,7 +12,7 @@ from vla_inference.policies.openvla.action_tokens import find_statistics
 from vla_inference.policies.openvla.policy import Policy
 from vla_inference.types import Observation
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 STATE = np.linspace(-0.5, 0.5, 8, dtype=np.float32)
 
 
@@ -32,7 +32,7 @@ def views(head: str, agent: np.ndarray, wrist: np.ndarray) -> dict[str, np.ndarr
 
 
 def observation(head: str = "l1", **changes) -> Observation:
-    images = views(head, PICTURE, PICTURE[::-1].copy())
+    images = views(head, IMAGE, IMAGE[::-1].copy())
     return Observation(**{"images": images, "instruction": "lift it", "state": STATE, **changes})
 
 
@@ -63,7 +63,7 @@ def test_the_same_input_gives_the_same_actions(policies, head):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_picture_and_sentence_both_matter(policies, head):
+def test_image_and_sentence_both_matter(policies, head):
     def tensors(obs):
         policy = policies[head]
         pixels = torch.from_numpy(policy.preprocess(list(obs.images.values())))[None]
@@ -75,21 +75,21 @@ def test_picture_and_sentence_both_matter(policies, head):
             return policy.model.action_logits(policy.model.prefill(context)[0])
 
     plain = tensors(observation(head))
-    other_picture = tensors(observation(head, images=views(head, 255 - PICTURE, PICTURE)))
+    other_image = tensors(observation(head, images=views(head, 255 - IMAGE, IMAGE)))
     other_text = tensors(observation(head, instruction="drop it"))
-    assert not torch.allclose(plain, other_picture, atol=1e-3)
+    assert not torch.allclose(plain, other_image, atol=1e-3)
     assert not torch.allclose(plain, other_text, atol=1e-3)
 
 
-def test_a_bare_picture_will_do(policies):
-    a = policies["l1"].predict_action(PICTURE, "lift it").actions
+def test_a_bare_image_will_do(policies):
+    a = policies["l1"].predict_action(IMAGE, "lift it").actions
     b = policies["l1"].predict_action(observation()).actions
     np.testing.assert_array_equal(a, b)
 
 
 def test_case_and_white_space_of_the_instruction_do_not_matter(policies):
-    a = policies["l1"].predict_action(PICTURE, "  Lift \n it ").actions
-    b = policies["l1"].predict_action(PICTURE, "lift it").actions
+    a = policies["l1"].predict_action(IMAGE, "  Lift \n it ").actions
+    b = policies["l1"].predict_action(IMAGE, "lift it").actions
     np.testing.assert_array_equal(a, b)
 
 
@@ -100,12 +100,12 @@ def test_case_and_white_space_of_the_instruction_do_not_matter(policies):
         ({"instruction": " \n\t"}, "instruction is empty"),
         ({"instruction": "a" * 1001}, "1001 characters"),
         ({"images": {}}, "got 0"),
-        ({"images": {"a": PICTURE.astype(np.float32)}}, "dtype float32"),
-        ({"images": {"a": PICTURE.astype(np.uint16)}}, "dtype uint16"),
-        ({"images": {"a": PICTURE[..., 0]}}, r"shape \(48, 64\)"),
-        ({"images": {"a": PICTURE.transpose(2, 0, 1)}}, "shape"),
-        ({"images": {"a": np.dstack([PICTURE, PICTURE[..., :1]])}}, "shape"),
-        ({"images": {"a": PICTURE[:8]}}, "64x8 pixels"),
+        ({"images": {"a": IMAGE.astype(np.float32)}}, "dtype float32"),
+        ({"images": {"a": IMAGE.astype(np.uint16)}}, "dtype uint16"),
+        ({"images": {"a": IMAGE[..., 0]}}, r"shape \(48, 64\)"),
+        ({"images": {"a": IMAGE.transpose(2, 0, 1)}}, "shape"),
+        ({"images": {"a": np.dstack([IMAGE, IMAGE[..., :1]])}}, "shape"),
+        ({"images": {"a": IMAGE[:8]}}, "64x8 pixels"),
         ({"images": {"a": np.zeros((0, 0, 3), np.uint8)}}, "0x0 pixels"),
         ({"images": {"a": [[1, 2, 3]]}}, "list"),
         ({"images": {"a": None}}, "NoneType"),
@@ -118,7 +118,7 @@ def test_bad_observations_are_refused_by_name(policies, changes, words):
 
 def test_something_that_is_no_observation_is_refused(policies):
     with pytest.raises(ObservationError, match="dict"):
-        policies["l1"].predict_action({"image": PICTURE}, "lift it")
+        policies["l1"].predict_action({"image": IMAGE}, "lift it")
 
 
 @pytest.mark.parametrize("state", [None, STATE[:7], np.full(8, np.nan)])
@@ -127,14 +127,14 @@ def test_a_missing_short_or_broken_state_is_refused(policies, state):
         policies["l1-two-cameras"].predict_action(observation("l1-two-cameras", state=state))
 
 
-def test_one_picture_where_two_are_needed_is_refused(policies):
-    with pytest.raises(ObservationError, match="needs 2 pictures, got 1"):
-        policies["l1-two-cameras"].predict_action(observation(images={"agent": PICTURE}))
+def test_one_image_where_two_are_needed_is_refused(policies):
+    with pytest.raises(ObservationError, match="needs 2 images, got 1"):
+        policies["l1-two-cameras"].predict_action(observation(images={"agent": IMAGE}))
 
 
 def test_images_beyond_those_it_takes_are_refused_not_dropped(policies):
     two = observation("l1-two-cameras")
-    with pytest.raises(ObservationError, match=r"needs 1 pictures, got 2 \(agent, wrist\)"):
+    with pytest.raises(ObservationError, match=r"needs 1 images, got 2 \(agent, wrist\)"):
         policies["l1"].predict_action(two)
     with pytest.raises(ObservationError, match="and no others"):
         policies["l1"].predict_batch([observation(), two])
@@ -267,7 +267,7 @@ def test_a_batch_answers_like_each_alone(policies, head):
     several = [
         observation(head),
         observation(head, instruction="stack the red block on the green one"),
-        observation(head, images=views(head, 255 - PICTURE, PICTURE)),
+        observation(head, images=views(head, 255 - IMAGE, IMAGE)),
     ]
     together = policy.predict_batch(several)
     for chunk, one in zip(together, several, strict=True):
@@ -305,10 +305,10 @@ def test_tokens_that_all_of_the_vocabulary_would_have_changed_are_counted(tmp_pa
     "text", ["把红色方块放在绿色方块上", "اِرفعِ المكعّب", "🤖 lift { it } \\ %s {instruction}"]
 )
 def test_other_scripts_and_odd_characters_are_words_too(policies, text):
-    chunk = policies["l1"].predict_action(PICTURE, text)
+    chunk = policies["l1"].predict_action(IMAGE, text)
     assert np.isfinite(chunk.actions).all()
 
 
 def test_an_endless_instruction_is_refused(policies):
     with pytest.raises(ObservationError, match="5000 characters"):
-        policies["l1"].predict_action(PICTURE, "a" * 5000)
+        policies["l1"].predict_action(IMAGE, "a" * 5000)

@@ -28,7 +28,7 @@ from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.openvla.policy import Policy
 from vla_inference.types import Observation
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 LIBERO = {"libero_goal_no_noops": STATISTICS["random"]}
 
 
@@ -66,7 +66,7 @@ def test_an_oft_checkpoint_is_told_by_its_name_and_the_files_beside_its_shards(t
         "action_head.bounds q01_q99",
         "action_head.num_images 2",
     }
-    seen = Observation({"a": PICTURE, "b": PICTURE[::-1].copy()}, "lift it", np.zeros(8))
+    seen = Observation({"a": IMAGE, "b": IMAGE[::-1].copy()}, "lift it", np.zeros(8))
     np.testing.assert_array_equal(b.predict_action(seen).actions, a.predict_action(seen).actions)
     text = info.text(info.describe(split))
     assert "assumed     action_head.chunk 8" in text
@@ -86,7 +86,7 @@ def test_alohas_two_arms_are_told_by_the_name_of_their_statistics(tmp_path):
     )
     head = policy.config.head
     assert (head.chunk, head.num_images, head.bounds) == (25, 3, "min_max")
-    seen = Observation(dict.fromkeys("abc", PICTURE), "fold the shirt", np.ones(14))
+    seen = Observation(dict.fromkeys("abc", IMAGE), "fold the shirt", np.ones(14))
     chunk = policy.predict_action(seen)
     assert chunk.actions.shape == (25, 14)
     assert chunk.spec.names[6] == "left_gripper" and chunk.spec.dims[0].unit == "rad"
@@ -113,7 +113,7 @@ def test_what_the_files_do_not_say_must_be_given(tmp_path):
     assert len(load_config(folder, given).assumed) == 1  # the kind of bounds
     given["action_head"]["bounds"] = "q01_q99"
     policy = Policy.from_pretrained(folder, overrides=given)
-    assert len(policy.predict_action(Observation(dict.fromkeys("ab", PICTURE), "lift it"))) == 3
+    assert len(policy.predict_action(Observation(dict.fromkeys("ab", IMAGE), "lift it"))) == 3
     edit_json(folder / "vla.json", **given)
     assert load_config(folder).head == policy.config.head
     assert not load_config(folder).assumed
@@ -208,15 +208,15 @@ def test_a_head_of_another_model_is_named(tmp_path):
     assert "action_head.model.fc2.weight is [7, 5], the config says [7, 32]" in refusal(folder)
 
 
-# -- pictures' constants ----------------------------------------------------------------------
+# -- images' constants ----------------------------------------------------------------------
 
 
 def test_the_constants_of_the_file_are_those_that_count(tmp_path):
     folder = write_random_checkpoint(tmp_path)
     entry = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "inplace": False}
     edit_json(folder / "preprocessor_config.json", tvf_normalize_params=[entry], means=[[0, 0, 0]])
-    tower = load_config(folder).towers[0]
-    assert (tower.mean, tower.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    encoder = load_config(folder).encoders[0]
+    assert (encoder.mean, encoder.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
 @pytest.mark.parametrize(
@@ -236,9 +236,9 @@ def test_constants_that_make_no_sense_are_refused(tmp_path, value):
     assert "tvf_normalize_params" in refusal(folder)
 
 
-def test_the_first_release_has_one_tower_and_vicunas_prompt():
+def test_the_first_release_has_one_encoder_and_vicunas_prompt():
     config = ModelConfig.from_json(SIZES["openvla-v01-7b"])
-    assert [t.key for t in config.towers] == ["featurizer"]
+    assert [t.key for t in config.encoders] == ["featurizer"]
     assert config.prompt.endswith("{instruction}? ASSISTANT:") and config.projector == "gelu-mlp"
     assert config.num_patches == 256
 

@@ -167,9 +167,9 @@ def folder(tmp_path_factory):
 
 
 def sample(policy: Policy, seed: int = 0) -> Observation:
-    size = policy.config.towers[0].image_size
-    picture = np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
-    return Observation({"image": picture}, "go", np.zeros(policy.config.head.proprio_dim))
+    size = policy.config.encoders[0].image_size
+    image = np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
+    return Observation({"image": image}, "go", np.zeros(policy.config.head.proprio_dim))
 
 
 @pytest.mark.parametrize("name", ["int4-g32", "int4-g32-sym", "int8", "fp8"])

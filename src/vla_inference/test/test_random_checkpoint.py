@@ -18,8 +18,8 @@ from vla_inference.cli import info
 from vla_inference.errors import VlaError
 from vla_inference.policies.openvla.config import ModelConfig
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-# Parameters without each tower's last block, its norm and SigLIP's pooling head.
+IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+# Parameters without each vision encoder's last block, its norm and SigLIP's pooling head.
 PUBLISHED = {"openvla-7b": 7.5e9, "openvla-oft-7b": 7.7e9, "openvla-v01-7b": 7.1e9}
 
 
@@ -47,7 +47,7 @@ def test_a_random_model_is_one_model_in_every_precision():
 
 
 def test_a_random_policy_answers():
-    chunk = random_policy("small", "tokens").predict_action(PICTURE, "lift it")
+    chunk = random_policy("small", "tokens").predict_action(IMAGE, "lift it")
     assert np.isfinite(chunk.actions).all()
 
 

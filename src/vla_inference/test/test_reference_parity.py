@@ -1,8 +1,8 @@
 """The model answers as the original OpenVLA and OpenVLA-OFT code does (see data/*/README.md).
 
-The full comparison builds the towers at their real size, 700 M random weights, and is marked
-slow. The quick one starts from the embeddings that the towers gave in a full run, which keeps
-them in data/embeddings.npz; the full one checks that file too.
+The full comparison builds the vision encoders at their real size, 700 M random weights, and is
+marked slow. The quick one starts from the embeddings that the vision encoders gave in a full run,
+which keeps them in data/embeddings.npz; the full one checks that file too.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.openvla.llama import RMSNorm
 from vla_inference.policies.openvla.model import VLA
 from vla_inference.policies.openvla.prediction import OFT_EPSILON
-from vla_inference.policies.openvla.preprocessing import PicturePreprocessor, PromptTokenizer
+from vla_inference.policies.openvla.preprocessing import ImagePreprocessor, PromptTokenizer
 
 DATA = Path(__file__).parent / "data"
 OPENVLA, OFT = DATA / "openvla", DATA / "openvla_oft"
 OFT_HEAD = {"type": "l1", "decoding": "parallel", "chunk": 8, "proprio_dim": 8, "num_images": 2}
-EMBEDDINGS = DATA / "embeddings.npz"  # "0", "1": float32 [256, 256], of the first two pictures
+EMBEDDINGS = DATA / "embeddings.npz"  # "0", "1": float32 [256, 256], of the first two images
 CASES, OFT_CASES = range(4), range(3)
 GATE = 2e-5
 LOGITS_GATE = 3e-6  # an rms_norm_eps of 1e-5 in place of 1e-6 moves them by 7e-6 and must be seen
@@ -64,8 +64,11 @@ def reference_weight(key: str, shape: list[int]) -> torch.Tensor:
     return torch.from_numpy(x.astype(np.float32, copy=False))
 
 
-def build(towers: bool) -> VLA:
-    """The OFT model, whose parts include those of the plain one; without its towers on request."""
+def build(encoders: bool) -> VLA:
+    """The OFT model, whose parts include those of the plain one.
+
+    Without its vision encoders on request.
+    """
     raw = {**read(OFT / "config.json"), "action_head": OFT_HEAD}
     shapes = {
         **read(OPENVLA / "state_dict_shapes.json"),
@@ -73,7 +76,7 @@ def build(towers: bool) -> VLA:
     }
     with torch.device("meta"):
         model = VLA(ModelConfig.from_json(raw))
-    if not towers:
+    if not encoders:
         del model.vision_backbone
     wanted = {k: shapes[k] for k in model.state_dict()}
     for key, parameter in model.state_dict().items():
@@ -94,12 +97,12 @@ def prompt_ids(config: ModelConfig, ids: np.ndarray) -> torch.Tensor:
     return torch.tensor([PromptTokenizer(config, None).finish(ids.ravel().tolist())])
 
 
-def pixels(picture: np.ndarray) -> np.ndarray:
-    return PicturePreprocessor(ModelConfig.from_json(read(OPENVLA / "config.json")))([picture])
+def pixels(image: np.ndarray) -> np.ndarray:
+    return ImagePreprocessor(ModelConfig.from_json(read(OPENVLA / "config.json")))([image])
 
 
 def compare_openvla(model: VLA, embeddings: Callable[[int], torch.Tensor], i: int) -> None:
-    """Logits, tokens and action of case i, from the picture's embeddings on."""
+    """Logits, tokens and action of case i, from the image's embeddings on."""
     cases, config = (
         read(OPENVLA / "cases.npz"),
         ModelConfig.from_json(read(OPENVLA / "config.json")),
@@ -122,15 +125,15 @@ def compare_oft(model: VLA, embeddings: Callable[[int], torch.Tensor], i: int) -
     _, statistics = find_statistics(config.norm_stats, "libero_spatial_no_noops")
     bounds = Normalisation.from_statistics(statistics)
     text = model.embed_tokens(prompt_ids(config, cases[f"{i}/input_ids"]))
-    pictures = torch.cat([embeddings(int(j)) for j in cases[f"{i}/images"].ravel()])[None]
+    images = torch.cat([embeddings(int(j)) for j in cases[f"{i}/images"].ravel()])[None]
     proprio = torch.from_numpy(cases[f"{i}/proprio_normalized"].reshape(1, -1)).float()
     state = model.proprio_projector(proprio)
-    context = torch.cat([text[:, :1], pictures, state, text[:, 1:]], dim=1)
+    context = torch.cat([text[:, :1], images, state, text[:, 1:]], dim=1)
     hidden = model.action_hidden(context)
     assert distance(hidden, cases[f"{i}/action_hidden"]) < GATE
     actions = bounds.denormalise(model.action_head(hidden)[0].double().numpy(), OFT_EPSILON)
     np.testing.assert_allclose(actions, cases[f"{i}/actions_l1"], atol=1e-4, rtol=0)
-    without = torch.cat([text[:, :1], pictures, text[:, 1:]], dim=1)
+    without = torch.cat([text[:, :1], images, text[:, 1:]], dim=1)
     normal = ActionTokens(config.action_vocab_end).decode(
         model.parallel_tokens(without)[0].numpy()
     )
@@ -139,8 +142,8 @@ def compare_oft(model: VLA, embeddings: Callable[[int], torch.Tensor], i: int) -
 
 
 @pytest.fixture(scope="module")
-def without_towers():
-    return build(towers=False)
+def without_encoders():
+    return build(encoders=False)
 
 
 @pytest.mark.parametrize("i", CASES)
@@ -151,10 +154,10 @@ def test_pixels(i):
 
 
 @pytest.mark.parametrize("i", CASES)
-def test_projector(without_towers, i):
+def test_projector(without_encoders, i):
     cases = read(OPENVLA / "cases.npz")
     features = torch.from_numpy(cases[f"{i}/vision_features"].reshape(16, -1))
-    assert distance(without_towers.projector(features), cases[f"{i}/projected"]) < GATE
+    assert distance(without_encoders.projector(features), cases[f"{i}/projected"]) < GATE
 
 
 def stored(i: int) -> torch.Tensor:
@@ -162,33 +165,33 @@ def stored(i: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("i", [0, 1])
-def test_tokens_from_embeddings(without_towers, i):
-    compare_openvla(without_towers, stored, i)
+def test_tokens_from_embeddings(without_encoders, i):
+    compare_openvla(without_encoders, stored, i)
 
 
-def test_an_ignored_epsilon_would_be_seen(without_towers):
-    norms = [m for m in without_towers.language_model.modules() if isinstance(m, RMSNorm)]
+def test_an_ignored_epsilon_would_be_seen(without_encoders):
+    norms = [m for m in without_encoders.language_model.modules() if isinstance(m, RMSNorm)]
     assert {m.eps for m in norms} == {1e-6}
     try:
         for norm in norms:
             norm.eps = 1e-5
         with pytest.raises(AssertionError):
-            compare_openvla(without_towers, stored, 0)
+            compare_openvla(without_encoders, stored, 0)
     finally:
         for norm in norms:
             norm.eps = 1e-6
 
 
-def test_chunk_from_embeddings(without_towers):
+def test_chunk_from_embeddings(without_encoders):
     used = [i for i in OFT_CASES if set(read(OFT / "cases.npz")[f"{i}/images"].ravel()) <= {0, 1}]
     assert used
     for i in used:
-        compare_oft(without_towers, stored, i)
+        compare_oft(without_encoders, stored, i)
 
 
 @pytest.mark.slow
 def test_everything_at_full_size():
-    model, cases = build(towers=True), read(OPENVLA / "cases.npz")
+    model, cases = build(encoders=True), read(OPENVLA / "cases.npz")
     seen: dict[int, torch.Tensor] = {}
     with torch.inference_mode():
         for i in CASES:
@@ -203,9 +206,9 @@ def test_everything_at_full_size():
             compare_openvla(model, seen.__getitem__, i)
         for i in OFT_CASES:
             compare_oft(model, seen.__getitem__, i)
-        # Two pictures side by side go through the towers as each alone.
+        # Two images side by side go through the vision encoders as each alone.
         both = torch.from_numpy(np.concatenate([pixels(cases[f"{i}/image"]) for i in (0, 1)]))
         assert (
-            distance(model.embed_pictures(both[None])[0], torch.cat([seen[0], seen[1]]).numpy())
+            distance(model.embed_images(both[None])[0], torch.cat([seen[0], seen[1]]).numpy())
             < GATE
         )

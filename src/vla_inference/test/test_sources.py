@@ -1,4 +1,4 @@
-"""Pictures out of folders, files, cameras and streams; `vla infer` and the camera node on them."""
+"""Images out of folders, files, cameras and streams; `vla infer` and the camera node on them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.cli.infer import infer
 from vla_inference.errors import DataError, ObservationError, VlaError
 from vla_inference.inputs import video_sources
-from vla_inference.inputs.image_files import read_picture
+from vla_inference.inputs.image_files import read_image
 from vla_inference.inputs.image_messages import compressed_to_rgb, image_to_rgb
 from vla_inference.inputs.video_sources import VideoSource, open_source
 from vla_inference.policies.openvla.policy import Policy
@@ -39,11 +39,11 @@ def grey(value: int, width: int = 64, height: int = 48) -> np.ndarray:
 @pytest.fixture
 def folder(tmp_path):
     """frame1 to frame11, whose grey is ten times their number; and something else."""
-    path = tmp_path / "pictures"
+    path = tmp_path / "images"
     path.mkdir()
     for i in range(1, 12):
         Pillow.fromarray(grey(10 * i)).save(path / f"frame{i}.png")
-    (path / "notes.txt").write_text("not a picture")
+    (path / "notes.txt").write_text("not an image")
     return path
 
 
@@ -63,7 +63,7 @@ def video(tmp_path_factory) -> Path:
 # -- recorded sources -------------------------------------------------------------------------
 
 
-def test_a_folders_pictures_come_in_the_order_of_their_numbers(folder):
+def test_a_folders_images_come_in_the_order_of_their_numbers(folder):
     source = open_source(folder, rate=5)
     frames = list(source)
     assert [f.name for f in frames] == [f"frame{i}.png" for i in range(1, 12)]
@@ -72,7 +72,7 @@ def test_a_folders_pictures_come_in_the_order_of_their_numbers(folder):
     assert not source.live and len(list(source)) == 11  # a second time as well
 
 
-def test_a_single_picture_is_a_source(folder):
+def test_a_single_image_is_a_source(folder):
     (frame,) = open_source(str(folder / "frame3.png"))
     np.testing.assert_array_equal(frame.image, grey(30))
 
@@ -94,7 +94,7 @@ def test_a_source_may_be_left_early(video):
     ("address", "words"),
     [
         ("nowhere", "there is no source 'nowhere'"),
-        ("", "holds no pictures|there is no source"),
+        ("", "holds no images|there is no source"),
         ("/dev/video987", "there is no camera /dev/video987"),
         ("rtsp://127.0.0.1:1/live", "rtsp://127.0.0.1:1/live cannot be opened"),
         ("gopher://camera", "unknown kind of address"),
@@ -108,13 +108,13 @@ def test_sources_that_are_not_there_are_named(address, words, tmp_path, monkeypa
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match="holds no pictures"):
+    with pytest.raises(DataError, match="holds no images"):
         open_source(tmp_path)
 
 
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), 1e9])
 def test_impossible_rates_are_refused(folder, rate):
-    with pytest.raises(DataError, match="pictures per second"):
+    with pytest.raises(DataError, match="images per second"):
         open_source(folder, rate=rate)
 
 
@@ -144,17 +144,17 @@ def test_sound_alone_is_refused(tmp_path):
         open_source(path)
 
 
-# -- odd pictures -----------------------------------------------------------------------------
+# -- odd images -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("mode", "value", "expected"),
     [("L", 9, 9), ("1", 1, 255), ("RGBA", (7, 7, 7, 0), 7), ("LA", (8, 0), 8), ("P", 0, 0)],
 )
-def test_grey_palette_and_transparent_pictures_are_converted(tmp_path, mode, value, expected):
+def test_grey_palette_and_transparent_images_are_converted(tmp_path, mode, value, expected):
     path = tmp_path / "a.png"
     Pillow.new(mode, (20, 20), value).save(path)
-    image = read_picture(path)
+    image = read_image(path)
     assert image.shape == (20, 20, 3) and (image == expected).all()
 
 
@@ -162,15 +162,15 @@ def test_grey_palette_and_transparent_pictures_are_converted(tmp_path, mode, val
     ("mode", "name", "words"),
     [("I;16", "a.png", "I;16"), ("CMYK", "a.jpg", "CMYK"), ("F", "a.tif", "colour mode is F")],
 )
-def test_sixteen_bit_and_cmyk_pictures_are_refused(tmp_path, mode, name, words):
+def test_sixteen_bit_and_cmyk_images_are_refused(tmp_path, mode, name, words):
     Pillow.new(mode, (20, 20)).save(tmp_path / name)
     with pytest.raises(ObservationError, match=words) as caught:
-        read_picture(tmp_path / name)
+        read_image(tmp_path / name)
     assert name in str(caught.value) and "8-bit" in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff\xe0 broken"])
-def test_broken_pictures_are_named(folder, content):
+def test_broken_images_are_named(folder, content):
     (folder / "frame2.png").write_bytes(content)
     frames = iter(open_source(folder))
     next(frames)
@@ -178,21 +178,21 @@ def test_broken_pictures_are_named(folder, content):
         next(frames)
 
 
-def test_pictures_are_turned_upright(tmp_path):
+def test_images_are_turned_upright(tmp_path):
     image = np.zeros((20, 30, 3), np.uint8)
     image[:, :5] = 255
     exif = Pillow.Exif()
     exif[0x0112] = 6  # turned a quarter to the right when shown
     Pillow.fromarray(image).save(tmp_path / "a.png", exif=exif)
-    upright = read_picture(tmp_path / "a.png")
+    upright = read_image(tmp_path / "a.png")
     assert upright.shape == (30, 20, 3) and (upright[:5] == 255).all()
 
 
-def test_a_1x1_picture_is_refused_by_the_model(tmp_path):
+def test_a_1x1_image_is_refused_by_the_model(tmp_path):
     Pillow.new("RGB", (1, 1)).save(tmp_path / "a.png")
     policy = Policy.from_pretrained(write_random_checkpoint(tmp_path / "m"))
     with pytest.raises(ObservationError, match="1x1 pixels"):
-        policy.predict_action(read_picture(tmp_path / "a.png"), "lift it")
+        policy.predict_action(read_image(tmp_path / "a.png"), "lift it")
 
 
 # -- live sources -----------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_a_1x1_picture_is_refused_by_the_model(tmp_path):
 def test_a_live_source_hands_out_the_newest_and_tells_its_end(video):
     frames = iter(VideoSource(str(video), live=True))
     before = time.time()
-    with pytest.raises(DataError, match="no more pictures come"):
+    with pytest.raises(DataError, match="no more images come"):
         for frame in frames:
             assert before - 1 < frame.stamp < time.time() + 1
             time.sleep(0.2)
@@ -211,7 +211,7 @@ def test_a_silent_live_source_is_given_up(video, monkeypatch):
     monkeypatch.setattr(video_sources, "TIMEOUT", 0.2)
     source = VideoSource(str(video), live=True)
     monkeypatch.setattr(source, "_decode", lambda: iter(lambda: time.sleep(0.5), 0))
-    with pytest.raises(DataError, match=r"no picture for 0\.2 s"):
+    with pytest.raises(DataError, match=r"no image for 0\.2 s"):
         list(source)
 
 
@@ -230,7 +230,7 @@ def model(tmp_path_factory):
     return str(write_random_checkpoint(tmp_path_factory.mktemp("model") / "m"))
 
 
-def test_infer_answers_each_picture_of_a_folder(folder, model, capsys):
+def test_infer_answers_each_image_of_a_folder(folder, model, capsys):
     infer(model, str(folder), "lift it", max_frames=3, as_json=True)
     out, err = capsys.readouterr()
     records = [json.loads(line) for line in out.splitlines()]
@@ -238,7 +238,7 @@ def test_infer_answers_each_picture_of_a_folder(folder, model, capsys):
     wanted = Policy.from_pretrained(model, engine="").predict_action(grey(20), "lift it")
     np.testing.assert_allclose(records[1]["actions"], wanted.actions, rtol=1e-6)
     assert records[0]["names"][-1] == "gripper" and "total" in records[0]["timing_ms"]
-    assert err.startswith("3 pictures")
+    assert err.startswith("3 images")
 
 
 def test_infer_answers_a_video_for_people(video, model, capsys):
@@ -255,7 +255,7 @@ def test_infer_refuses_before_it_loads(folder, model, tmp_path):
     with pytest.raises(VlaError, match="known: random, normalized"):
         infer(model, str(folder), "lift it", action_space="bridge")
     two = write_random_checkpoint(tmp_path / "two", head="l1-two-cameras")
-    with pytest.raises(VlaError, match="takes 2 pictures"):
+    with pytest.raises(VlaError, match="takes 2 images"):
         infer(str(two), str(folder), "lift it")
 
 

@@ -67,7 +67,7 @@ def tiny(tmp_path_factory):
 
 
 def reference_model() -> VLA:
-    """Random weights of the reference's shape; towers of one block, which nobody asks."""
+    """Random weights of the reference's shape; vision encoders of one block, which nobody asks."""
     raw = {**TINY, **{k: REFERENCE[k] for k in ("text_config", "pad_to_multiple_of")}}
     raw |= {"action_head": {"type": "tokens", "decoding": "autoregressive"}}
     config = ModelConfig.from_json(raw)
@@ -102,7 +102,7 @@ def test_tokens_of_200_contexts_on_the_reference_shape(tmp_path):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
-def pictures(count: int, seed: int = 0) -> list[Observation]:
+def images(count: int, seed: int = 0) -> list[Observation]:
     rng = np.random.default_rng(seed)
     cells = rng.integers(0, 256, (count, 8, 8, 3), np.uint8)
     return [Observation({"image": c.repeat(28, 0).repeat(28, 1)}, SENTENCE) for c in cells]
@@ -113,7 +113,7 @@ def test_the_shipped_model_answers_alike(small):
     ours = Policy.from_pretrained(STACK_SMALL, engine=f"tvm:{small}")
     layers = ours.model.language_model.model.layers
     assert next(layers.parameters()).is_meta  # compiled, so not loaded a second time
-    for observation in pictures(4):
+    for observation in images(4):
         a, b = (
             p.predict_action(observation, action_space="normalized").actions for p in (ours, plain)
         )

@@ -60,7 +60,7 @@ def test_the_graph_answers_as_pytorch_does(made, dtype, tolerance):
     assert next(ours.model.projector.parameters()).is_meta  # not loaded a second time
     pixels = onnx.test_pixels(plain.config, 3, seed=1)
     with torch.inference_mode():
-        a, b = ours.engine.embed_pictures(pixels), plain.engine.embed_pictures(pixels)
+        a, b = ours.engine.embed_images(pixels), plain.engine.embed_images(pixels)
     assert onnx.relative_error(a, b) < tolerance
     record = compiled.read_record(base / dtype, "onnx")
     assert 0 < record["relative_error"] < tolerance
@@ -231,7 +231,7 @@ def test_tensorrt_builds_strongly_typed_and_reads_our_memory(
     vision = tensorrt.TensorrtVision(tmp_path / "plan", "cuda", plain.config, checkpoint)
     pixels = onnx.test_pixels(plain.config, 2, seed=2)
     with torch.inference_mode():
-        error = onnx.relative_error(vision(pixels), plain.model.embed_pictures(pixels))
+        error = onnx.relative_error(vision(pixels), plain.model.embed_images(pixels))
     assert error < 5e-3
     on_a_jetson("10.16.1")
     with pytest.raises(VlaError, match=rf"tensorrt {version}, here it is 10\.16\.1; compile"):

@@ -1,4 +1,4 @@
-"""One exception for everything a user can mend: what is wrong, and what to do about it."""
+"""One exception for everything a user can fix: what is wrong, and what to do about it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class CheckpointError(VlaError):
 
 
 class ObservationError(VlaError):
-    """A picture, instruction or state that no action may be computed from."""
+    """An image, instruction or state that no action may be computed from."""
 
 
 class DataError(VlaError):
-    """A data set or episode file that is missing, damaged or of another layout."""
+    """A dataset or episode file that is missing, damaged or of another layout."""

@@ -1,7 +1,7 @@
 """The vocabulary every package shares: what goes into a policy, what comes out, what is stored.
 
 Conventions outside the simulator: SI units, rotations as rotation vectors unless the `ActionSpec`
-says otherwise, gripper 1 = open and 0 = closed, pictures uint8 RGB height x width x 3, upright.
+says otherwise, gripper 1 = open and 0 = closed, images uint8 RGB height x width x 3, upright.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Episode:
 
 
 def check_image(image: np.ndarray, name: str = "image") -> np.ndarray:
-    """Return `image` if it is a picture a model may see, else raise ObservationError."""
+    """Return `image` if it is an image a model may see, else raise ObservationError."""
     if not isinstance(image, np.ndarray):
         raise ObservationError(f"{name} is a {type(image).__name__}", "give a numpy array")
     if image.dtype != np.uint8:

@@ -145,7 +145,7 @@ def test_histogram_bears_any_values():
 
 def test_the_command_repeats_the_run(played):
     results = settled(
-        played, checkpoint="/m/a b", picture={"camera": "frontview", "width": 224, "height": 96}
+        played, checkpoint="/m/a b", image={"camera": "frontview", "width": 224, "height": 96}
     )
     words = shlex.split(report.command_to_repeat(results))
     assert words[:2] == ["./vla", "rollout"]

@@ -23,10 +23,10 @@ from vla_sim_bridge.envs.robosuite_sim import to_robosuite
 from vla_sim_bridge.generation import shards
 from vla_sim_bridge.generation.generate import GenerateConfig, generate
 from vla_sim_bridge.generation.hdf5 import Hdf5Episodes
-from vla_sim_bridge.generation.shards import Ledger, store, to_bytes
+from vla_sim_bridge.generation.shards import Shards, store, to_bytes
 from vla_sim_bridge.generation.workers import WorkerDiedError
 
-CONFIG = GenerateConfig(task="Stack_D0", episodes=3, seed=5, pictures=False)
+CONFIG = GenerateConfig(task="Stack_D0", episodes=3, seed=5, images=False)
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +292,7 @@ def test_statistics_say_how_it_went(tmp_path):
 
 @given(st.permutations(range(12)), st.sets(st.integers(0, 11)), st.integers(1, 12))
 def test_the_ledger_waits_for_earlier_attempts(order, bad, wanted):
-    ledger = Ledger()
+    ledger = Shards()
     for i, index in enumerate(order):
         ledger.add(index, "timeout" if index in bad else "success")
         known, through = set(order[: i + 1]), 0

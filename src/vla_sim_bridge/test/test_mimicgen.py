@@ -179,7 +179,7 @@ def test_human_demonstration_is_cut_where_the_hand_closes(sim):
 
 def test_human_demonstration_makes_new_ones(sim):
     sources = load_sources(sim, None)
-    config = GenerateConfig(task="Stack_D0", method="mimicgen", seed=3, pictures=False)
+    config = GenerateConfig(task="Stack_D0", method="mimicgen", seed=3, images=False)
     made = [attempt_episode(sim, config, i, sources) for i in (4, 5)]
     good = [m for m in made if m is not None]
     assert good, "none of two attempts stacked"

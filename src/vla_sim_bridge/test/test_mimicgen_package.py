@@ -83,9 +83,9 @@ class Env:
         return np.bool_(self.sim.data.site_xpos[1][2] >= self.start[2] + 0.1 - 1e-9)
 
     def render(self, camera_name, width, height):
-        picture = np.zeros((height, width, 3), np.uint8)
-        picture[0] = 255  # the lowest row
-        return picture
+        image = np.zeros((height, width, 3), np.uint8)
+        image[0] = 255  # the lowest row
+        return image
 
     def state(self):
         return self.sim.data.site_xpos[1].copy().view(State)
@@ -157,7 +157,7 @@ def test_an_episode_counts_by_the_settle_rule_and_its_seed_alone_decides_it(worl
     assert SETTLE_STEPS == 10
 
 
-def test_actions_are_in_the_base_frame_and_pictures_upright(world):
+def test_actions_are_in_the_base_frame_and_images_upright(world):
     sim = world()
     sim.reset(episode_rng("evaluate", 0, 0))
     before = sim.eef_pose()
@@ -165,8 +165,8 @@ def test_actions_are_in_the_base_frame_and_pictures_upright(world):
     np.testing.assert_allclose(sim.eef_pose()[:3, 3] - before[:3, 3], [0, 0.02, 0], atol=1e-12)
     np.testing.assert_allclose(sim.state()[6:], [-0.04, 0.04])  # closed is +1 over there
     assert sim.gripper == 0
-    picture = sim.observation().images["agentview"]
-    assert picture.shape == (24, 32, 3) and (picture[-1] == 255).all() and not picture[:-1].any()
+    image = sim.observation().images["agentview"]
+    assert image.shape == (24, 32, 3) and (image[-1] == 255).all() and not image[:-1].any()
     np.testing.assert_allclose(sim.camera_matrix("agentview")[:2], [[12, 0, 16], [0, 12, 12]])
     state = sim.get_mujoco_state()
     sim.step(UP)

@@ -46,10 +46,10 @@ def play(sim, index=0, steps=3):
 
 
 def test_an_episode_looks_the_same_whatever_came_before(varied):
-    pictures, state, drawn = play(varied)
+    images, state, drawn = play(varied)
     play(varied, index=5, steps=7)
     again, state_again, drawn_again = play(varied)
-    assert np.array_equal(pictures, again) and np.array_equal(state, state_again)
+    assert np.array_equal(images, again) and np.array_equal(state, state_again)
     assert drawn == drawn_again and set(drawn) == {"colours", "camera", "light", "dynamics"}
 
 
@@ -76,17 +76,17 @@ def test_every_frame_looks_different_and_draws_stay_within_their_ranges(varied):
 
 
 @pytest.mark.parametrize("part", ["colours", "camera", "light"])
-def test_each_part_alone_changes_the_pictures_and_not_the_world(plain, varied, part, monkeypatch):
-    pictures, state, _ = play(plain, steps=0)
+def test_each_part_alone_changes_the_images_and_not_the_world(plain, varied, part, monkeypatch):
+    images, state, _ = play(plain, steps=0)
     monkeypatch.setattr(varied._randomizer, "config", Randomize((part,)))
     other, other_state, drawn = play(varied, steps=0)
     assert set(drawn) == {part}
     assert np.array_equal(state, other_state)
-    assert np.abs(pictures.astype(int) - other).mean() > 0.5
+    assert np.abs(images.astype(int) - other).mean() > 0.5
 
 
 def test_a_mishap_is_recorded_as_what_the_expert_wants_and_is_put_right(plain):
-    config = replace(CONFIG, recovery=1.0, pictures=False)
+    config = replace(CONFIG, recovery=1.0, images=False)
     kinds, n = set(), 2
     for index in range(n):
         calm = make_attempt(plain, replace(config, recovery=0.0, horizon=50), index)

@@ -51,13 +51,13 @@ def test_negative_seeds_are_refused():
         episode_rng("evaluate", -1, 0)
 
 
-def test_pictures_are_upright_and_of_the_size_asked_for(sim):
+def test_images_are_upright_and_of_the_size_asked_for(sim):
     sim.reset(episode_rng("evaluate", 0, 0))
-    picture = sim.render("agentview")
-    assert picture.shape == (48, 64, 3) and picture.dtype == np.uint8
+    image = sim.render("agentview")
+    assert image.shape == (48, 64, 3) and image.dtype == np.uint8
     assert sim.render("agentview", 80, 32).shape == (32, 80, 3)
     # the bright table is below the dark wall
-    assert picture[-8:].mean() > picture[:8].mean() + 30
+    assert image[-8:].mean() > image[:8].mean() + 30
 
 
 def test_camera_matrix(sim):

@@ -71,7 +71,7 @@ def test_ray():
 @pytest.mark.slow
 @needs_ray
 def test_ray_makes_the_same_bytes(tmp_path):
-    config = GenerateConfig(task="Stack_D0", episodes=3, seed=5, pictures=False)
+    config = GenerateConfig(task="Stack_D0", episodes=3, seed=5, images=False)
     here = generate(config, tmp_path / "here", parallel=2)
     there = generate(config, tmp_path / "there", parallel=2, ray_address="local")
     assert here.read_bytes() == there.read_bytes()
@@ -79,7 +79,7 @@ def test_ray_makes_the_same_bytes(tmp_path):
 
 @needs_ray
 def test_a_cluster_that_is_not_there_is_named(tmp_path):
-    config = GenerateConfig(task="Stack_D0", episodes=1, pictures=False)
+    config = GenerateConfig(task="Stack_D0", episodes=1, images=False)
     with socket.socket() as taken:  # bound, but nobody listens
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"

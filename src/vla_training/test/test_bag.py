@@ -54,11 +54,11 @@ def episode(seed=0, length=12, rotation="rotvec") -> Episode:
 
 
 def write(path, episodes, **options):
-    pictures = [[dict(s.observation.images) for s in e.steps] for e in episodes]
+    images = [[dict(s.observation.images) for s in e.steps] for e in episodes]
     with BagWriter(path, DataForm("mine", episodes[0].spec, CAMERAS, 8), **options) as writer:
         for e in episodes:
             writer.write(e)
-    return pictures
+    return images
 
 
 def assert_same(found: Episode, wanted: Episode):
@@ -78,19 +78,19 @@ def assert_same(found: Episode, wanted: Episode):
 @pytest.mark.parametrize("storage", STORAGES)
 def test_what_is_written_is_read_again(storage, tmp_path):
     episodes = [episode(0), episode(1, 5)]
-    pictures = write(tmp_path / "set", episodes, storage=storage)
+    arrays = write(tmp_path / "set", episodes, storage=storage)
     read = pickle.loads(pickle.dumps(BagSet(tmp_path / "set")))
     assert len(read) == 2 and read.name == "mine" and read.cameras() == ["agentview", "wrist"]
-    for found, wanted, images in zip(read, episodes, pictures, strict=True):
+    for found, wanted, images in zip(read, episodes, arrays, strict=True):
         assert_same(found, wanted)
         for step, original in zip(found.steps, images, strict=True):
-            for camera, picture in original.items():
-                np.testing.assert_array_equal(step.observation.images[camera], picture)
+            for camera, image in original.items():
+                np.testing.assert_array_equal(step.observation.images[camera], image)
     assert read.notes == []
 
 
-def test_jpeg_pictures_are_close_to_the_original(tmp_path):
-    (images,) = write(tmp_path / "set", [episode()], pictures="jpeg")
+def test_jpeg_images_are_close_to_the_original(tmp_path):
+    (images,) = write(tmp_path / "set", [episode()], images="jpeg")
     for step, original in zip(BagSet(tmp_path / "set")[0].steps, images, strict=True):
         error = step.observation.images["agentview"].astype(float) - original["agentview"]
         assert 10 * np.log10(255**2 / np.mean(error**2)) >= 35
@@ -187,7 +187,7 @@ def test_a_bag_cut_anywhere_gives_what_is_readable(storage, tmp_path):
     assert lengths == sorted(lengths) and lengths[-1] > 50 and sum(n > 0 for n in lengths) > 14
 
 
-def test_pictures_without_an_action_are_left_out_and_counted(tmp_path):
+def test_images_without_an_action_are_left_out_and_counted(tmp_path):
     wanted = episode()
     write(tmp_path / "set", [wanted])
     folder = tmp_path / "set" / "episode_000000"
@@ -201,7 +201,7 @@ def test_pictures_without_an_action_are_left_out_and_counted(tmp_path):
     read = BagSet(tmp_path / "late")
     assert 0 < len(read[0]) < len(wanted)
     assert (
-        f"{len(wanted) - len(read[0])} of 12 pictures left out: no action within 0 s" in read.notes
+        f"{len(wanted) - len(read[0])} of 12 images left out: no action within 0 s" in read.notes
     )
 
 

@@ -25,9 +25,9 @@ def camera(topic, encoding, channels, value=99):
     return [(topic, IMAGE, t, ROS.image(t, encoding, 32, 32, size, data)) for t in TIMES]
 
 
-def packed(topic, form, picture, kind="png"):
+def packed(topic, form, image, kind="png"):
     buffer = io.BytesIO()
-    picture.save(buffer, kind)
+    image.save(buffer, kind)
     return [(topic, COMPRESSED, t, ROS.compressed(t, form, buffer.getvalue())) for t in TIMES]
 
 
@@ -45,8 +45,8 @@ def test_a_depth_or_infrared_camera_is_not_taken_for_colour(topic, encoding, cha
     path = write_bag(tmp_path / "bag", ROS, messages)
     read = BagSet(path)
     assert read.cameras() == ["color"]
-    (picture,) = read[0].steps[3].observation.images.values()
-    assert (picture == 60).all()
+    (image,) = read[0].steps[3].observation.images.values()
+    assert (image == 60).all()
     assert any(n.startswith(f"left out: {topic}: ") and encoding in n for n in read.notes)
     with pytest.raises(DataError, match=f"{topic}: the image's encoding is '{encoding}'"):
         BagSet(path, image_topic=topic)
@@ -67,8 +67,8 @@ def test_compressed_depth_beside_compressed_colour(tmp_path):
     assert (
         read.cameras() == ["rgb"] and sum("left out: /cam/aligned" in n for n in read.notes) == 2
     )
-    (picture,) = read[0].steps[0].observation.images.values()
-    np.testing.assert_allclose(picture, np.full((32, 32, 3), (200, 100, 50)), atol=2)
+    (image,) = read[0].steps[0].observation.images.values()
+    np.testing.assert_allclose(image, np.full((32, 32, 3), (200, 100, 50)), atol=2)
 
 
 def test_a_grey_camera_does_not_set_the_steps_of_a_colour_one(tmp_path):
@@ -115,8 +115,8 @@ def test_yuyv_of_usb_cameras_is_read_as_the_node_reads_it(tmp_path):
     yuyv = np.tile(np.array([82, 96, 82, 233]), 32 * 16)  # a red in BT.601
     images = [(CAMERA, IMAGE, t, ROS.image(t, "yuv422_yuy2", 32, 32, 64, yuyv)) for t in TIMES]
     read = BagSet(write_bag(tmp_path / "bag", ROS, OTHERS + images))
-    (picture,) = read[0].steps[0].observation.images.values()
-    np.testing.assert_allclose(picture, np.full((32, 32, 3), (244, 4, 12)), atol=2)
+    (image,) = read[0].steps[0].observation.images.values()
+    np.testing.assert_allclose(image, np.full((32, 32, 3), (244, 4, 12)), atol=2)
 
 
 def test_images_without_stamps_are_read_and_told_of(tmp_path):

@@ -215,7 +215,7 @@ def test_a_joint_whose_driver_died_leaves_no_state(tmp_path):
     read = BagSet(path, state_topic="/joint_states", state_joints="arm,finger")
     assert len(read[0]) == 5  # of 6: at 100.5 s the arm was last heard of 0.6 s before
     notes = " ".join(read.notes)
-    assert "1 of 6 pictures left out: no state" in notes
+    assert "1 of 6 images left out: no state" in notes
     assert "joint arm was last heard of more than 0.5 s before" in notes
 
 

@@ -23,8 +23,8 @@ def assert_usual(read, count: int = 6):
     episode = read[0]
     assert len(episode) == count
     for i, step in enumerate(episode.steps):
-        (picture,) = step.observation.images.values()
-        assert picture.shape == (32, 32, 3) and (picture == 20 * i).all()
+        (image,) = step.observation.images.values()
+        assert image.shape == (32, 32, 3) and (image == 20 * i).all()
         assert step.observation.stamp == pytest.approx(100 + 0.1 * i)
     # a twist comes 1 ms after its image, so that a hundredth of the one before is in each
     np.testing.assert_allclose(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
-from demonstrations import LENGTHS, SIZE, picture, psnr, write_set
+from demonstrations import LENGTHS, SIZE, image, psnr, write_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
@@ -27,8 +27,8 @@ from vla_training.datasets.action_form import (
 from vla_training.datasets.writers import DataForm, open_writer
 
 
-def worst_picture(a, b) -> float:
-    """Least PSNR of all pictures, once everything else was found equal."""
+def worst_image(a, b) -> float:
+    """Least PSNR of all images, once everything else was found equal."""
     worst = np.inf
     assert len(a) == len(b)
     for one, two in zip(a, b, strict=True):
@@ -52,7 +52,7 @@ FORMS = [
     ("rlds", {"encoding": "png"}, np.inf),
     ("hdf5", {"compression": "none"}, np.inf),
     ("lerobot", {}, 35),
-    ("lerobot", {"pictures": "png"}, np.inf),
+    ("lerobot", {"images": "png"}, np.inf),
     ("bag", {}, np.inf),
 ]
 
@@ -65,8 +65,8 @@ def test_there_and_back(source, tmp_path, kind, options, least):
     first, middle, last = (open_dataset(p) for p in (source, there, tmp_path / "back.hdf5"))
     assert first.spec == middle.spec == last.spec
     assert last.plain  # in robosuite's own form again
-    assert worst_picture(first, middle) >= least
-    assert worst_picture(first, last) >= least
+    assert worst_image(first, middle) >= least
+    assert worst_image(first, last) >= least
     with h5py.File(source) as a, h5py.File(tmp_path / "back.hdf5") as b:
         for key in ("actions", "obs/robot0_state", "rewards", "dones", "instructions"):
             one, two = a[f"data/demo_1/{key}"][:], b[f"data/demo_1/{key}"][:]
@@ -96,18 +96,18 @@ def test_any_number_of_workers_and_shards_makes_the_same_set(source, tmp_path):
     assert len(open_dataset(tmp_path / "two" / "set")) == len(LENGTHS)
 
 
-@pytest.mark.parametrize("pictures", ["video", "png"])
-def test_a_lerobot_set_of_many_files(source, tmp_path, pictures):
-    writing = {"pictures": pictures, "file_mb": 0.002}
+@pytest.mark.parametrize("images", ["video", "png"])
+def test_a_lerobot_set_of_many_files(source, tmp_path, images):
+    writing = {"images": images, "file_mb": 0.002}
     convert(source, tmp_path / "set", "lerobot", workers=1, writing=writing)
-    kind, folder = ("*.mp4", "videos") if pictures == "video" else ("*.parquet", "data")
+    kind, folder = ("*.mp4", "videos") if images == "video" else ("*.parquet", "data")
     assert len(list((tmp_path / "set" / folder).rglob(kind))) > 2
     data = open_dataset(tmp_path / "set")
-    assert worst_picture(open_dataset(source), data) >= 35
+    assert worst_image(open_dataset(source), data) >= 35
     last = data[2].steps[4].observation.images  # out of order, and again
-    assert psnr(last["agentview"], picture(4, 0)) > 35
-    assert psnr(data[2].steps[1].observation.images["wrist"], picture(1, 60)) > 35
-    assert psnr(last["agentview"], picture(4, 0)) > 35
+    assert psnr(last["agentview"], image(4, 0)) > 35
+    assert psnr(data[2].steps[1].observation.images["wrist"], image(1, 60)) > 35
+    assert psnr(last["agentview"], image(4, 0)) > 35
 
 
 # -- what is changed on the way ---------------------------------------------------------------
@@ -257,9 +257,7 @@ def test_actions_that_are_no_arm_motion_pass_unchanged(tmp_path):
 
     spec = ActionSpec((DimSpec("v", "m/s"), DimSpec("w", "rad/s")), "base", "rotvec", 0.1)
     actions = np.array([[0.5, -0.25], [3.0, 0.125]], np.float32)
-    steps = [
-        Step(Observation({"front": picture(t, 0)}, "drive"), a) for t, a in enumerate(actions)
-    ]
+    steps = [Step(Observation({"front": image(t, 0)}, "drive"), a) for t, a in enumerate(actions)]
     for kind in ("rlds", "hdf5", "lerobot"):
         path = tmp_path / (f"{kind}.hdf5" if kind == "hdf5" else kind)
         with open_writer(path, kind, DataForm("rover", spec, {"front": SIZE})) as writer:

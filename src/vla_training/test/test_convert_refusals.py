@@ -50,7 +50,7 @@ def test_nothing_is_overwritten_unasked_and_nothing_but_a_data_set_ever(source, 
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.tex").write_text("years")
-    with pytest.raises(DataError, match="is no data set, --overwrite replaces nothing else"):
+    with pytest.raises(DataError, match="is no dataset, --overwrite replaces nothing else"):
         convert(source, precious, "rlds", workers=1, overwrite=True)
     with pytest.raises(DataError, match="overlap; choose an output elsewhere"):
         convert(out, out / "inner", "rlds", workers=1)
@@ -82,8 +82,8 @@ def cut(path: Path) -> None:
 
 def flipped(path: Path) -> None:
     with h5py.File(path) as file:
-        pictures = file["data/demo_2/obs/wrist_image"].id
-        at = pictures.get_chunk_info_by_coord((3, 0, 0, 0)).byte_offset
+        images = file["data/demo_2/obs/wrist_image"].id
+        at = images.get_chunk_info_by_coord((3, 0, 0, 0)).byte_offset
     raw = bytearray(path.read_bytes())
     raw[at + 30] ^= 8
     path.write_bytes(raw)
@@ -116,7 +116,7 @@ DAMAGE = {
     cut: r"demo\.hdf5 is not a readable robomimic file",
     other_length: r"demo_1/actions has shape \(4, 14\), \[T, 7\] is due",
     not_finite: "episode 1: action 'y' of step 2 is not finite",
-    other_size: "episode 2, step 0: picture 'wrist' is 32x32, the first was 64x48",
+    other_size: "episode 2, step 0: image 'wrist' is 32x32, the first was 64x48",
     no_state: "episode 1, step 0 has a state of none numbers, the first had 8",
 }
 
@@ -230,10 +230,10 @@ convert.convert({str(source)!r}, {str(tmp_path / "out")!r}, "rlds", workers=1)
 
 def test_writers_refuse_what_they_do_not_know(source, tmp_path):
     for kind, options, message in (
-        ("tar", {}, f"cannot write data sets of type 'tar'; known: {', '.join(WRITERS)}"),
+        ("tar", {}, f"cannot write datasets of type 'tar'; known: {', '.join(WRITERS)}"),
         ("rlds", {"crf": 3}, "type rlds takes no crf; it takes encoding, quality, shard_mb"),
         ("rlds", {"quality": 0}, "quality is 0"),
-        ("lerobot", {"pictures": "gif"}, "unknown form of pictures 'gif'"),
+        ("lerobot", {"images": "gif"}, "unknown form of images 'gif'"),
         ("hdf5", {}, r"does not end in \.hdf5"),
     ):
         with pytest.raises(DataError, match=message):

@@ -18,7 +18,7 @@ from vla_training.datasets import open_dataset
 from vla_training.jobs import JobRunner
 
 
-def test_the_verb_tells_what_it_left_out(source, tmp_path, capsys):
+def test_the_subcommand_tells_what_it_left_out(source, tmp_path, capsys):
     args = ["--dataset", str(source), "--convert", "rlds", "--output", str(tmp_path / "set")]
     more = ["--remap-keys", "agentview:image,wrist:None", "--lossless", "--workers", "1"]
     assert vla(["convert", *args, *more]) == 0
@@ -77,7 +77,7 @@ def test_data_info_of_any_format(source, tmp_path, capsys, kind):
     assert "4 to 7 steps" in capsys.readouterr().out
 
 
-def test_data_pictures(source, tmp_path, capsys):
+def test_data_images(source, tmp_path, capsys):
     def run(*args) -> int:
         return vla(["data", args[0], str(source), *args[1:]])
 

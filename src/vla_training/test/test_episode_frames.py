@@ -1,4 +1,4 @@
-"""Frames for training from any data set, and a model that fits the Bridge slice in `vla eval`."""
+"""Frames for training from any dataset, and a model that fits the Bridge slice in `vla eval`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from vla_inference.errors import DataError
 from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.openvla.policy import Policy
-from vla_inference.policies.openvla.preprocessing import PicturePreprocessor
+from vla_inference.policies.openvla.preprocessing import ImagePreprocessor
 from vla_inference.types import Episode, Observation, Step, eef_delta_spec
 from vla_training.datasets import open_dataset
 from vla_training.evaluation.evaluate import evaluate
@@ -36,8 +36,8 @@ class InMemory(list):
         self.spec = spec
 
         def step():
-            picture = rng.integers(0, 256, (side, side + 8, 3), np.uint8)
-            return Step(Observation({"cam": picture}, text), rng.uniform(0, 1, 7))
+            image = rng.integers(0, 256, (side, side + 8, 3), np.uint8)
+            return Step(Observation({"cam": image}, text), rng.uniform(0, 1, 7))
 
         super().__init__(Episode([step() for _ in range(n)], spec) for n in lengths)
 
@@ -51,17 +51,17 @@ def test_frames_know_their_episode_and_its_end():
     assert frames.end.tolist() == [3, 3, 3, 5, 5]
     assert frames.episode.tolist() == [0, 0, 0, 1, 1]
     np.testing.assert_allclose(frames.actions[3], data[2].actions[0])
-    np.testing.assert_array_equal(frames.pictures[4], data[2].steps[1].observation.images["cam"])
+    np.testing.assert_array_equal(frames.images[4], data[2].steps[1].observation.images["cam"])
     assert (frames.name, frames.spec.rotation) == ("memory", "rpy")
 
 
-def test_pictures_are_squashed_as_a_policy_squashes_them():
+def test_images_are_squashed_as_a_policy_squashes_them():
     config = ModelConfig.from_json(SMALL)
     data = InMemory(lengths=(1,))
-    frames = frames_from_episodes([data], size=config.towers[0].image_size)
-    preprocess = PicturePreprocessor(config)
+    frames = frames_from_episodes([data], size=config.encoders[0].image_size)
+    preprocess = ImagePreprocessor(config)
     whole = preprocess([data[0].steps[0].observation.images["cam"]])
-    np.testing.assert_array_equal(whole, preprocess([frames.pictures[0].numpy()]))
+    np.testing.assert_array_equal(whole, preprocess([frames.images[0].numpy()]))
 
 
 def test_what_cannot_be_trained_on_together_is_refused():
@@ -73,7 +73,7 @@ def test_what_cannot_be_trained_on_together_is_refused():
         frames_from_episodes([InMemory(), InMemory(side=30)])
     with pytest.raises(DataError, match="has no instruction"):
         frames_from_episodes([InMemory(text=" ")])
-    with pytest.raises(DataError, match="no pictures of camera 'top'; cameras: cam"):
+    with pytest.raises(DataError, match="no images of camera 'top'; cameras: cam"):
         frames_from_episodes([InMemory()], "top")
     with pytest.raises(DataError, match="hold no frame"):
         frames_from_episodes([InMemory(lengths=(0,))])

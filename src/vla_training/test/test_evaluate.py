@@ -1,4 +1,4 @@
-"""Offline evaluation: figures, files, and refusals where model and data set don't go together."""
+"""Offline evaluation: figures, files, and refusals where model and dataset don't go together."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def write_set(path: Path, lengths=(5, 3), instruction="stack the red block", **h
 
 
 class FakePolicy:
-    """Answers with the true actions plus `offset`; sees which pictures it was given."""
+    """Answers with the true actions plus `offset`; sees which images it was given."""
 
     def __init__(self, dataset, offset=0.0, spec=SPEC, statistics=STATISTICS, tokens=None):
         self.truth = np.concatenate([e.actions for e in dataset])
@@ -168,7 +168,7 @@ def test_statistics_may_come_from_a_file(data, tmp_path):
     result = evaluate(FakePolicy(data), data, EvalConfig(action_space=str(path)))
     assert result.action_space == "custom"
     path.write_text(json.dumps({"mine": STATISTICS, "other": STATISTICS}))
-    with pytest.raises(VlaError, match=r"own\.json holds statistics of 2 data sets"):
+    with pytest.raises(VlaError, match=r"own\.json holds statistics of 2 datasets"):
         evaluate(FakePolicy(data), data, EvalConfig(action_space=str(path)))
 
 
@@ -206,11 +206,11 @@ def test_statistics_of_another_length_are_refused(data):
 
 
 def test_other_refusals(data, tmp_path):
-    with pytest.raises(DataError, match=r"no pictures of camera 'top'; cameras: agentview, a_"):
+    with pytest.raises(DataError, match=r"no images of camera 'top'; cameras: agentview, a_"):
         evaluate(FakePolicy(data), data, EvalConfig(cameras=("top",)))
     policy = FakePolicy(data)
     policy.config.head.num_images = 3
-    with pytest.raises(DataError, match=r"wants 3 picture\(s\), .* gives 2"):
+    with pytest.raises(DataError, match=r"wants 3 image\(s\), .* gives 2"):
         evaluate(policy, data)
     mute = open_dataset(write_set(tmp_path / "mute.hdf5", instruction=""))
     with pytest.raises(DataError, match=r"episode 0, step 0 has no instruction; .*--instruction"):
@@ -256,16 +256,16 @@ def test_damage_of_an_hdf5_file_is_named_by_file_and_field(tmp_path, what):
         data[0]
 
 
-def test_a_damaged_picture_in_an_hdf5_file_is_named(tmp_path):
+def test_a_damaged_image_in_an_hdf5_file_is_named(tmp_path):
     path = write_set(tmp_path / "demo.hdf5")
     with h5py.File(path) as file:
         chunk = file["data/demo_0/obs/agentview_image"].id.get_chunk_info(2)
     raw = bytearray(path.read_bytes())
     raw[chunk.byte_offset : chunk.byte_offset + 40] = bytes(40)
     path.write_bytes(raw)
-    pictures = [s.observation.images for s in open_dataset(path)[0].steps]
+    images = [s.observation.images for s in open_dataset(path)[0].steps]
     with pytest.raises(DataError, match=r"demo\.hdf5: /data/demo_0/obs/agentview_image cannot"):
-        [p["agentview"] for p in pictures]
+        [p["agentview"] for p in images]
 
 
 def test_half_an_hdf5_file_is_named(tmp_path):
@@ -334,7 +334,7 @@ def test_frames_are_printed_with_all_figures(data, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset", "none"], "there is no data set at none"),
+        (["--dataset", "none"], "there is no dataset at none"),
         (["--dataset", ".", "--max-steps", "0"], "--max-steps is 0; give at least 1"),
         ([], "Missing option '--dataset'"),
     ],

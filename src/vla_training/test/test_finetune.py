@@ -20,7 +20,7 @@ import torch
 from finetune_runs import SENTENCES, free_port, losses, make_home, settings, write_noise
 
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
-from vla_inference.cli.main import run_verb
+from vla_inference.cli.main import run_subcommand
 from vla_inference.errors import CheckpointError, DataError, VlaError
 from vla_inference.policies.openvla.policy import Policy
 from vla_inference.types import Observation
@@ -315,7 +315,7 @@ def test_adapter_of_a_kind_we_do_not_read_is_refused(adapted, tmp_path):
         ({"quantize": "int4", "lora_rank": 0}, "quantised base"),
         ({"action_head": "diffusion"}, "unknown action head"),
         ({"chunk": 8}, "tokens one after the other give 1"),
-        ({"num_images": 3}, "takes 3 pictures"),
+        ({"num_images": 3}, "takes 3 images"),
         ({"proprio_dim": 5, "action_head": "l1"}, "have 8 numbers, the model takes 5"),
     ],
 )
@@ -333,7 +333,7 @@ def test_bad_data_is_named(home, tmp_path):
     with pytest.raises(DataError, match="holds no demonstration"):
         none = Source(str(tmp_path / "empty.hdf5"))
         finetune(replace(settings(home, tmp_path / "run"), sources=(none,)))
-    with pytest.raises(VlaError, match="no data set 'nowhere'"):
+    with pytest.raises(VlaError, match="no dataset 'nowhere'"):
         find_sources(tmp_path, "nowhere", [], None)
     with pytest.raises(VlaError, match="is no weight"):
         find_sources(tmp_path, "nan:heavy", [], None)
@@ -448,19 +448,19 @@ def test_heads_that_cannot_be_are_refused(home):
 
 
 def test_both_spellings_of_options_and_what_must_not_be_replaced(home, adapted, tmp_path):
-    def verb(name: str, *words: str) -> int:
-        point = EntryPoint(name, f"vla_training.cli.finetune:{name}", "vla.verbs")
-        return run_verb(point, [str(w) for w in words])
+    def subcommand(name: str, *words: str) -> int:
+        point = EntryPoint(name, f"vla_training.cli.finetune:{name}", "vla.commands")
+        return run_subcommand(point, [str(w) for w in words])
 
     where = ["--vla_path", home / "tokens", "--data-root-dir", home, "--dataset_name=noise"]
     for spelling in ("--batch_size", "--batch-size"):
         with pytest.raises(VlaError, match="batch_size is 0"):
-            verb("finetune", *where, "--run_root_dir", tmp_path, spelling, "0")
+            subcommand("finetune", *where, "--run_root_dir", tmp_path, spelling, "0")
     with pytest.raises(VlaError, match="a folder's name"):
-        verb("finetune", *where, "--run_root_dir", tmp_path, "--run-id", "../up")
-    with pytest.raises(VlaError, match="no data set"):
-        verb("finetune", *where[:4], "--dataset_name=../noise", "--run_root_dir", tmp_path)
+        subcommand("finetune", *where, "--run_root_dir", tmp_path, "--run-id", "../up")
+    with pytest.raises(VlaError, match="no dataset"):
+        subcommand("finetune", *where[:4], "--dataset_name=../noise", "--run_root_dir", tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert verb("merge", home / "tokens", adapted, tmp_path / "merged", "--json") == 0
+    assert subcommand("merge", home / "tokens", adapted, tmp_path / "merged", "--json") == 0
     with pytest.raises(VlaError, match=r"merged is there already.*--overwrite"):
-        verb("merge", home / "tokens", adapted, tmp_path / "merged")
+        subcommand("merge", home / "tokens", adapted, tmp_path / "merged")

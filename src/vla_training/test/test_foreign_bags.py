@@ -214,8 +214,8 @@ def test_encodings_with_padded_rows(encoding, pixel, channels):
         step=20 * channels + 4,
         data=data,
     )
-    picture = decode_image(types.IMAGE, image, "x")
-    assert picture.shape == (16, 20, 3) and (picture == (10, 20, 30)).all()
+    pixels = decode_image(types.IMAGE, image, "x")
+    assert pixels.shape == (16, 20, 3) and (pixels == (10, 20, 30)).all()
 
 
 @pytest.mark.parametrize(
@@ -240,11 +240,11 @@ def test_bayer_patterns(encoding, red, blue):
         step=20,
         data=pixels.ravel(),
     )
-    picture = decode_image(types.IMAGE, image, "x")
-    assert (picture[4:-4, 4:-4] == (200, 100, 50)).all()
+    pixels = decode_image(types.IMAGE, image, "x")
+    assert (pixels[4:-4, 4:-4] == (200, 100, 50)).all()
 
 
-def test_deeper_and_yuv_pictures():
+def test_deeper_and_yuv_images():
     wide = np.tile(np.array([10, 20, 30], "<u2") << 8, (16, 20)).view(np.uint8)
     yuv = np.tile(np.array([128, 90, 128, 90], np.uint8), (16, 10))
     store = types.known_types()
@@ -261,8 +261,8 @@ def test_deeper_and_yuv_pictures():
             step=step,
             data=data.ravel(),
         )
-        picture = decode_image(types.IMAGE, image, "x").astype(int)
-        assert np.abs(picture - want).max() <= 1
+        pixels = decode_image(types.IMAGE, image, "x").astype(int)
+        assert np.abs(pixels - want).max() <= 1
     image = make_message(store, types.IMAGE, height=16, width=20, encoding="32FC1", step=80)
     with pytest.raises(DataError, match="encoding is '32FC1': depth or infrared"):
         decode_image(types.IMAGE, image, "x")
@@ -295,7 +295,7 @@ def test_several_episodes_in_one_bag_by_their_status(tmp_path):
         status(0, False, index)
         for t in range(length):
             stamp += NS // 20
-            picture = bag.make(
+            image = bag.make(
                 types.IMAGE,
                 header=_header(bag, stamp, "c"),
                 height=16,
@@ -304,7 +304,7 @@ def test_several_episodes_in_one_bag_by_their_status(tmp_path):
                 step=16,
                 data=grey,
             )
-            bag.put("/image", types.IMAGE, stamp, picture)
+            bag.put("/image", types.IMAGE, stamp, image)
             delta = bag.make(
                 types.EEF_DELTA,
                 rotation_convention="rotvec",

@@ -183,14 +183,14 @@ WAYS = (link, folder_link, external_link, external_storage, virtual_dataset, sec
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("verb", ["eval", "finetune"])
-def test_nothing_inside_a_dataset_leads_out(tree, way, verb):
+@pytest.mark.parametrize("command", ["eval", "finetune"])
+def test_nothing_inside_a_dataset_leads_out(tree, way, subcommand):
     root, outside = tree
     words = {
         "eval": ["--dataset", "datasets/mine"],
         "finetune": ["--data-root-dir", "datasets", "--dataset-name", "mine:2"],
-    }[verb]
-    words = command_words(KINDS[verb], words, root)
+    }[subcommand]
+    words = command_words(KINDS[subcommand], words, root)
     for path in opened(words):
         check(path, root)
     way(root, outside)

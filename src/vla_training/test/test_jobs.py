@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vla_inference.cli.main import find_verbs
+from vla_inference.cli.main import find_subcommands
 from vla_inference.errors import VlaError
 from vla_training.jobs import KINDS, JobRunner, Kind
 from vla_training.jobs.paths import RECORDS
@@ -21,7 +21,7 @@ from vla_training.jobs.record import CANCELLED, FAILED, RUNNING, SUCCEEDED
 FAKE = """
 import os, signal, subprocess, sys, time
 from vla_inference import progress
-verb, *options = sys.argv[1:]
+command, *options = sys.argv[1:]
 options = dict(o.removeprefix("--").split("=", 1) for o in options)
 if "fail" in options:
     print("vla fake: no such thing; try another")
@@ -97,7 +97,7 @@ def test_a_job_runs_to_its_end(make):
     assert runner.poll() == []
 
 
-def test_a_failure_says_what_the_verb_said(make):
+def test_a_failure_says_what_the_subcommand_said(make):
     runner = make()
     job = ended(runner, runner.start("fake", ["--fail", "2"]))
     assert (job.state, job.exit_code) == (FAILED, 2)
@@ -194,7 +194,7 @@ def test_logs_and_records_do_not_grow_without_end(make, monkeypatch):
     assert [j.job_id for j in make(keep=1).list()] == names[2:]
 
 
-def test_kill_9_of_the_verb_is_a_failure_and_takes_its_workers_along(make):
+def test_kill_9_of_the_subcommand_is_a_failure_and_takes_its_workers_along(make):
     runner = make()
     job = runner.start("fake", [*LONG, "--worker=1"])
     until(runner, lambda: job.step > 1)
@@ -333,12 +333,12 @@ def test_kinds_that_are_refused(make):
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_every_path_of_a_verb_is_known_as_one(kind):
-    verbs = find_verbs()
-    if kind not in verbs:
-        pytest.skip(f"the verb {kind} is not installed")
+def test_every_path_of_a_subcommand_is_known_as_one(kind):
+    subcommands = find_subcommands()
+    if kind not in subcommands:
+        pytest.skip(f"the command {kind} is not installed")
     options = {}
-    for name, hint in typing.get_type_hints(verbs[kind].load(), include_extras=True).items():
+    for name, hint in typing.get_type_hints(subcommands[kind].load(), include_extras=True).items():
         if name != "return":
             kinds, info = hint.__args__[0], hint.__metadata__[0]
             given = [info.default, *(info.param_decls or ())]

@@ -24,9 +24,9 @@ from vla_training.small_model.auxiliary_targets import (
 )
 from vla_training.small_model.episode_frames import frames_from_paths
 from vla_training.small_model.frames import load_frames
-from vla_training.small_model.instruction_following import obedience
+from vla_training.small_model.instruction_following import instruction_following
 from vla_training.small_model.model import SceneHead
-from vla_training.small_model.reset_images import Stills, make_still, write_stills
+from vla_training.small_model.reset_images import ResetImages, make_reset_image, write_reset_images
 from vla_training.small_model.train import TrainConfig, Trainer
 
 SIDE, LENGTH = 32, 6
@@ -85,7 +85,7 @@ def sim():
 @pytest.fixture(scope="module")
 def stills(sim, tmp_path_factory):
     path = tmp_path_factory.mktemp("stills") / "stills.hdf5"
-    assert write_stills(path, sim, 5, range(1, 6, 2), 3) == 3
+    assert write_reset_images(path, sim, 5, range(1, 6, 2), 3) == 3
     return path
 
 
@@ -105,9 +105,9 @@ def test_a_recorded_sentence_stays_where_it_is_not_for_a_whole_episode(task):
 
 
 def test_a_still_is_always_the_same_and_knows_both_orders(sim, stills):
-    data = Stills(stills)
-    still = make_still(sim, 5, 3, 3)
-    np.testing.assert_array_equal(data.pictures(1, 2)[0], still["picture"])
+    data = ResetImages(stills)
+    still = make_reset_image(sim, 5, 3, 3)
+    np.testing.assert_array_equal(data.images(1, 2)[0], still["image"])
     np.testing.assert_array_equal(data.actions[1], still["actions"])
     asked, other = still["scenes"]
     # the gripper to the other block is the way to the first one, and on
@@ -120,7 +120,7 @@ def test_a_still_is_always_the_same_and_knows_both_orders(sim, stills):
 def test_stills_of_a_task_without_two_roles_are_refused(tmp_path):
     lift = Simulation("Lift", width=SIDE, height=SIDE)
     with pytest.raises(VlaError, match="Lift_D0 has no other order"):
-        write_stills(tmp_path / "s.hdf5", lift, 0, range(1), 1)
+        write_reset_images(tmp_path / "s.hdf5", lift, 0, range(1), 1)
     assert not (tmp_path / "s.hdf5").exists()
 
 
@@ -132,7 +132,7 @@ def test_frames_have_the_other_order_until_the_grasp(episodes, stills):
     np.testing.assert_allclose(frames.other.scene[0, :2], [1, 0], atol=1e-6)
     assert frames.episode.tolist() == [0] * 6 + [1] * 6 + [2] * 6 + [3, 4, 5]
     assert (frames.episodes, frames.recorded, len(frames.actions)) == (3, 18, 18 + 2 * 9)
-    data = Stills(stills)
+    data = ResetImages(stills)
     for order, where in enumerate((frames, frames.other)):
         for i in range(3):
             rows = frames.actions[where.start[18 + i] : where.end[18 + i]]
@@ -212,18 +212,18 @@ def test_obedience_tells_a_reader_from_one_that_follows_its_arm(episodes, stills
     def reader(batch):
         return batch["targets"], answered(batch["scene"])
 
-    found = obedience(trainer.batches, index, reader)
+    found = instruction_following(trainer.batches, index, reader)
     assert found == {"seen": [1.0, 1.0], "read": [1.0, 1.0], "acted": [1.0, 1.0]}
-    asked = {int(p.sum()): trainer.batch(index[i : i + 1]) for i, p in enumerate(frames.pictures)}
+    asked = {int(p.sum()): trainer.batch(index[i : i + 1]) for i, p in enumerate(frames.images)}
 
     def follower(batch):
-        recorded = [asked[int(p.sum())] for p in batch["pictures"]]
+        recorded = [asked[int(p.sum())] for p in batch["images"]]
         targets, scene = (torch.cat([r[n] for r in recorded]) for n in ("targets", "scene"))
         return targets, answered(scene)
 
-    found = obedience(trainer.batches, index, follower)
+    found = instruction_following(trainer.batches, index, follower)
     assert found == {"seen": [1.0, 0.0], "read": [1.0, 0.0], "acted": [1.0, 0.0]}
-    assert not any(obedience(trainer.batches, index[12:18], reader).values())
+    assert not any(instruction_following(trainer.batches, index[12:18], reader).values())
 
 
 def test_stills_go_with_episodes_of_their_own_kind_alone(episodes, stills):

@@ -8,7 +8,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pyarrow.parquet as pq
-from demonstrations import LENGTHS, picture, psnr
+from demonstrations import LENGTHS, image, psnr
 
 from vla_training.conversion.convert import convert
 from vla_training.conversion.transform import ConvertConfig
@@ -52,4 +52,4 @@ def test_the_lerobot_layout_by_pyarrow_and_av(source, tmp_path):
     ]
     begins = round(rows[1][f"videos/{key}/from_timestamp"] * 20)
     seen = frames[begins + 2].to_ndarray(format="rgb24")
-    assert psnr(seen, picture(2, 0)) > 35
+    assert psnr(seen, image(2, 0)) > 35

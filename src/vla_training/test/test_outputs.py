@@ -31,14 +31,14 @@ SUFFIX = {"data plot": ".png", "data video": ".mp4"}
 
 
 def words(command: str, output: str, source: str) -> list[str]:
-    verb, given = command.split()[0], COMMANDS[command]
+    subcommand, given = command.split()[0], COMMANDS[command]
     given = {
         "quantize": [MODEL, output],
         "merge": [MODEL, LATER, output],
         "compile": [MODEL, "--engine", "onnx", "--output", output],
         "convert": ["--dataset", source, *given, output],
-    }.get(verb, [*given, output])
-    return [verb, *given]
+    }.get(subcommand, [*given, output])
+    return [subcommand, *given]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vla_inference.checkpoints.load import load_model
-from vla_inference.cli.main import run_verb
+from vla_inference.cli.main import run_subcommand
 from vla_inference.errors import CheckpointError, VlaError
 from vla_inference.policies.openvla.policy import Policy
 from vla_inference.policies.openvla.vision import Block
@@ -41,16 +41,16 @@ def base(tmp_path_factory) -> Path:
     folder = published(tmp_path_factory.mktemp("base") / "tiny", bridge_orig=statistics(7))
     tensors = load_file(folder / "model.safetensors")
     draw = torch.Generator().manual_seed(1)
-    tower = "vision_backbone.featurizer."
+    encoder = "vision_backbone.featurizer."
     new = {
-        k.replace("blocks.0.", "blocks.1."): v.clone() for k, v in tensors.items() if tower in k
+        k.replace("blocks.0.", "blocks.1."): v.clone() for k, v in tensors.items() if encoder in k
     }
     tensors |= {k: v for k, v in new.items() if "blocks.1." in k}
     tensors |= {
-        f"{tower}attn_pool.q.weight": torch.randn(32, 32, generator=draw),
-        f"{tower}attn_pool.q.bias": torch.randn(32, generator=draw),
-        f"{tower}norm.weight": torch.ones(32),
-        f"{tower}norm.bias": torch.zeros(32),
+        f"{encoder}attn_pool.q.weight": torch.randn(32, 32, generator=draw),
+        f"{encoder}attn_pool.q.bias": torch.randn(32, generator=draw),
+        f"{encoder}norm.weight": torch.ones(32),
+        f"{encoder}norm.bias": torch.zeros(32),
     }
     save_file(tensors, folder / "model.safetensors")
     return folder
@@ -66,10 +66,10 @@ class Released(transformers.PreTrainedModel):
         model = load_model(folder)
         self.vision_backbone, self.projector = model.vision_backbone, model.projector
         self.language_model = model.language_model
-        tower = self.vision_backbone.featurizer
-        tower.blocks.append(Block(model.config.towers[0]))
-        tower.norm = nn.LayerNorm(32)
-        tower.attn_pool = nn.ModuleDict({"q": nn.Linear(32, 32)})
+        encoder = self.vision_backbone.featurizer
+        encoder.blocks.append(Block(model.config.encoders[0]))
+        encoder.norm = nn.LayerNorm(32)
+        encoder.attn_pool = nn.ModuleDict({"q": nn.Linear(32, 32)})
         self.load_state_dict(load_file(folder / "model.safetensors"))
 
     def get_output_embeddings(self):
@@ -324,10 +324,10 @@ def test_a_check_that_fails_leaves_nothing_and_keeps_what_was_there(
     base, tmp_path, monkeypatch, capsys
 ):
     adapter, _ = adapter_and_truth(base, tmp_path / "adapter")
-    point = EntryPoint("merge", "vla_training.cli.finetune:merge", "vla.verbs")
+    point = EntryPoint("merge", "vla_training.cli.finetune:merge", "vla.commands")
 
     def command(*words: str) -> int:
-        return run_verb(point, [str(base), str(adapter), str(tmp_path / "out"), *words])
+        return run_subcommand(point, [str(base), str(adapter), str(tmp_path / "out"), *words])
 
     def otherwise(*given):
         raise CheckpointError("it answers otherwise", "report this")

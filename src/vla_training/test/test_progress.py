@@ -1,4 +1,4 @@
-"""Progress: told by a verb, read by who runs it."""
+"""Progress: told by a command, read by who runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vla quantize`: with a data set of ours, and what doesn't go together."""
+"""`vla quantize`: with a dataset of ours, and what doesn't go together."""
 
 from __future__ import annotations
 

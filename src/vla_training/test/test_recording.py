@@ -83,7 +83,7 @@ def run_of(episodes: int, frames: int, rng: random.Random) -> list[Heard]:
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 4))
-@example(1, 3, 1)  # three episodes are over before the first one's picture is there
+@example(1, 3, 1)  # three episodes are over before the first one's image is there
 def test_every_message_gets_into_its_episode_however_late(tmp_path_factory, seed, count, frames):
     folder = tmp_path_factory.mktemp("run") / "bags"
     recording = Recording(folder)
@@ -103,7 +103,7 @@ def test_every_message_gets_into_its_episode_however_late(tmp_path_factory, seed
 
 def test_an_unfinished_episode_is_kept_and_numbers_go_on(tmp_path):
     for outcome in ("first", "second"):
-        recording = Recording(tmp_path, pictures="raw", storage="sqlite3")
+        recording = Recording(tmp_path, images="raw", storage="sqlite3")
         for message in run_of(1, 3, random.Random(0))[:-2]:
             recording.hear(message)
         assert recording.recording, outcome
@@ -202,14 +202,14 @@ class RecordGraph(NodeGraph):
         self.until(lambda: all(p.get_subscription_count() for p in everything), "the recorder")
         self.stamp = 5 * NS
 
-    def play(self, index: int, pictures: list[np.ndarray]) -> list[list[float]]:
+    def play(self, index: int, images: list[np.ndarray]) -> list[list[float]]:
         self.texts.publish(String(data=f"task {index}"))
         self.status(index, 0)
         done = []
-        for t, picture in enumerate(pictures):
+        for t, image in enumerate(images):
             self.stamp += NS // 20
             stamp = Time(nanoseconds=self.stamp).to_msg()
-            self.images.publish(rgb_to_image(picture, stamp, "front_optical"))
+            self.images.publish(rgb_to_image(image, stamp, "front_optical"))
             chunk = ActionChunk(instruction=f"task {index}", model="m")
             chunk.header.stamp = stamp
             done.append([0.001 * t, 0.1 / 3, -index])
@@ -226,7 +226,7 @@ class RecordGraph(NodeGraph):
             self.chunks.publish(chunk)
             self.rewards.publish(Float32(data=float(t)))
             self.idle(0.02)
-            self.status(index, t + 1, t == len(pictures) - 1)
+            self.status(index, t + 1, t == len(images) - 1)
         return done
 
     def status(self, index, step, done=False):
@@ -249,26 +249,26 @@ def test_episodes_of_a_graph_pixel_for_pixel(tmp_path):
     try:
         wanted = []
         for index in range(2):
-            pictures = [rng.integers(0, 256, (32, 40, 3), np.uint8) for _ in range(3)]
-            wanted.append((pictures, graph.play(index, pictures)))
+            images = [rng.integers(0, 256, (32, 40, 3), np.uint8) for _ in range(3)]
+            wanted.append((images, graph.play(index, images)))
         graph.until(lambda: graph.node.exit_status == 0, "both bags")
     finally:
         graph.close()
     read = BagSet(tmp_path / "bags")
     assert read.cameras() == ["front"] and len(read) == 2
-    for index, (pictures, done) in enumerate(wanted):
+    for index, (images, done) in enumerate(wanted):
         np.testing.assert_array_equal(read.actions(index)[:, :3], done)
         assert read[index].instructions == [f"task {index}"] * 3
         assert read[index].metadata["seed"] == 9
-        for step, picture in zip(read[index].steps, pictures, strict=True):
-            np.testing.assert_array_equal(step.observation.images["front"], picture)
+        for step, image in zip(read[index].steps, images, strict=True):
+            np.testing.assert_array_equal(step.observation.images["front"], image)
 
 
 def test_messages_that_cannot_be_read_are_left_out_and_the_rest_recorded(tmp_path):
     graph = RecordGraph(tmp_path / "bags", split="off")
     try:
-        pictures = [np.full((16, 16, 3), 10 * i, np.uint8) for i in range(3)]
-        broken = rgb_to_image(pictures[0], Time(nanoseconds=graph.stamp).to_msg(), "front_optical")
+        images = [np.full((16, 16, 3), 10 * i, np.uint8) for i in range(3)]
+        broken = rgb_to_image(images[0], Time(nanoseconds=graph.stamp).to_msg(), "front_optical")
         broken.height = 4000  # its data are not what it says
         graph.images.publish(broken)
         topic = graph.images.topic_name
@@ -278,8 +278,8 @@ def test_messages_that_cannot_be_read_are_left_out_and_the_rest_recorded(tmp_pat
         assert graph.node.refused[topic] == 2 and graph.node.exit_status is None
         before = broken.header.stamp
         before.sec = -1
-        graph.images.publish(rgb_to_image(pictures[0], before, "front_optical"))
-        graph.play(0, pictures)
+        graph.images.publish(rgb_to_image(images[0], before, "front_optical"))
+        graph.play(0, images)
         heard = graph.node._recording._current.bag.messages
         graph.until(lambda: sum(n for t, n in heard.items() if "/action" in t) == 3, "the chunks")
     finally:
@@ -322,7 +322,7 @@ def test_episodes_by_hand(tmp_path):
         # Four steps' worth: each topic is heard when its turn comes.
         graph.until(
             lambda: sum(n for t, n in heard.items() if "/image" in t or "/action" in t) == 4,
-            "both pictures and chunks",
+            "both images and chunks",
         )
         assert ask(False).success
     finally:
@@ -331,7 +331,7 @@ def test_episodes_by_hand(tmp_path):
 
 
 class Model:
-    """Answers each picture with what was recorded, but for those of `silent`."""
+    """Answers each image with what was recorded, but for those of `silent`."""
 
     def __init__(self, graph: NodeGraph, bags: BagSet, silent=()):
         self.answers = {
@@ -391,7 +391,7 @@ def test_a_bag_is_played_into_the_graph_and_its_answers_compared(tmp_path):
         graph.until(lambda: graph.node.exit_status is not None, "the end")
     finally:
         graph.close()
-    assert graph.node.exit_status == 1  # 6 of 7 pictures were answered
+    assert graph.node.exit_status == 1  # 6 of 7 images were answered
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     v = found["validation"]
     assert found["mean"]["accuracy"] == pytest.approx(1, abs=1e-6)

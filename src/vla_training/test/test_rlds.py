@@ -16,7 +16,7 @@ from PIL import Image
 
 from vla_inference.errors import DataError
 from vla_training.datasets import open_dataset
-from vla_training.datasets.images import decode_picture
+from vla_training.datasets.images import decode_image
 from vla_training.datasets.rlds.reader import RldsEpisodes
 from vla_training.datasets.rlds.tf_example import build_example, parse_example
 from vla_training.datasets.rlds.tfrecord import RecordFile, write_records
@@ -35,7 +35,7 @@ needs_bridge = pytest.mark.skipif(
 )
 
 
-# -- a small data set of our own --------------------------------------------------------------
+# -- a small dataset of our own --------------------------------------------------------------
 
 
 def png(value: int) -> bytes:
@@ -205,7 +205,7 @@ DAMAGE = {
         rewrite(**{"steps/observation/state": np.zeros(5, np.float32)}),
         r"'steps/observation/state' has 5 values, 6 are due to 2 steps",
     ),
-    "pictures": (
+    "images": (
         rewrite(**{"steps/observation/image": [png(0)]}),
         r"'steps/observation/image' has 1 values, 2 are due to 2 steps",
     ),
@@ -213,9 +213,9 @@ DAMAGE = {
         rewrite(**{"steps/observation/image": np.zeros(2, np.float32)}),
         r"'steps/observation/image' holds float32, not image",
     ),
-    "picture": (
+    "image": (
         rewrite(**{"steps/observation/image": [png(0), b"\xff\xd8 no JPEG"]}),
-        r"record 0, step 1, picture 'image' is no readable JPEG or PNG",
+        r"record 0, step 1, image 'image' is no readable JPEG or PNG",
     ),
     "text": (
         rewrite(**{"steps/language_instruction": [b"\xff\xfe", b""]}),
@@ -241,12 +241,12 @@ def test_damage_is_named_by_file_and_field(toy, what):
 
 
 def test_folders_that_are_no_data_set(tmp_path, toy):
-    with pytest.raises(DataError, match="there is no data set at"):
+    with pytest.raises(DataError, match="there is no dataset at"):
         open_dataset(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"no data set of a known type \(rlds, hdf5, lerobot"):
+    with pytest.raises(DataError, match=r"no dataset of a known type \(rlds, hdf5, lerobot"):
         open_dataset(tmp_path / "empty")
-    with pytest.raises(DataError, match="unknown data set type 'csv'; known: rlds, hdf5, lerobot"):
+    with pytest.raises(DataError, match="unknown dataset type 'csv'; known: rlds, hdf5, lerobot"):
         open_dataset(toy, "csv")
     with pytest.raises(DataError, match="has no split 'test'; splits: train"):
         open_dataset(toy, split="test")
@@ -267,11 +267,11 @@ def test_actions_of_another_length_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "I;16", "1"])
-def test_pictures_that_are_not_8_bit_rgb_are_refused(mode):
+def test_images_that_are_not_8_bit_rgb_are_refused(mode):
     buffer = io.BytesIO()
     Image.new(mode, (20, 16)).save(buffer, "JPEG" if mode == "CMYK" else "PNG")
-    with pytest.raises(DataError, match=r"the picture (is no readable|has colour mode)"):
-        decode_picture(buffer.getvalue(), "the picture")
+    with pytest.raises(DataError, match=r"the image (is no readable|has colour mode)"):
+        decode_image(buffer.getvalue(), "the image")
 
 
 def bomb(kind: str, width: int, height: int) -> bytes:
@@ -291,10 +291,10 @@ def bomb(kind: str, width: int, height: int) -> bytes:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("size", [8001, 9500, 14_000, 65_500])
 @pytest.mark.filterwarnings("error")
-def test_pictures_that_claim_to_be_huge_are_refused_before_memory_is_taken(kind, size):
+def test_images_that_claim_to_be_huge_are_refused_before_memory_is_taken(kind, size):
     begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(DataError, match=r"the picture (claims \d+x\d+ pixels; store|is no read)"):
-        decode_picture(bomb(kind, size, size), "the picture")
+    with pytest.raises(DataError, match=r"the image (claims \d+x\d+ pixels; store|is no read)"):
+        decode_image(bomb(kind, size, size), "the image")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begin < 50_000  # KiB
 
 
@@ -345,12 +345,12 @@ def test_all_steps_of_the_bridge_slice_as_they_are_stored():
         assert raw["steps/is_first"].dtype == bool and not raw["steps/is_last"].any()
         assert raw["episode_metadata/episode_id"].dtype == np.int32
         for camera in range(4):
-            pictures = raw[f"steps/observation/image_{camera}"]
-            assert len(pictures) == 10
-            for data_ in pictures:
-                picture = decode_picture(data_, "picture")
-                assert picture.shape == (64, 64, 3)
-                assert camera != 3 or picture.max() == 0
+            images = raw[f"steps/observation/image_{camera}"]
+            assert len(images) == 10
+            for data_ in images:
+                image = decode_image(data_, "image")
+                assert image.shape == (64, 64, 3)
+                assert camera != 3 or image.max() == 0
         steps += 10
         instructions |= set(raw["steps/language_instruction"])
         openings += raw["steps/action"][:, 6].tolist()

@@ -40,14 +40,14 @@ def write_noise(path: Path, size: int, episodes: int = 5, length: int = 6) -> Pa
     with h5py.File(path, "w") as file:
         write_header(file, "noise", episodes, {})
         for i in range(episodes):
-            pictures = rng.integers(0, 256, (length, size, size, 3), np.uint8)
+            images = rng.integers(0, 256, (length, size, size, 3), np.uint8)
             data = {
                 "actions": rng.uniform(-1, 1, (length, 7)),
                 "states": np.zeros((length, 8)),
                 "rewards": np.zeros(length),
                 "dones": np.zeros(length),
                 "instructions": ["lift the cube"] * length,
-                "obs": {"agentview_image": pictures},
+                "obs": {"agentview_image": images},
             }
             write_episode(file["data"].create_group(f"demo_{i}"), data)
     return path
@@ -291,4 +291,4 @@ def test_the_page_in_the_docs_says_what_the_figures_say():
     page = study_page.PAGE.read_text(encoding="utf-8")
     found = json.loads(study_page.FIGURES.read_text())
     assert found["complete"] and page == fill_tables(page, study_page.tables(found["rows"]))
-    assert Image.open(study_page.PICTURE).size == (1440, 840)
+    assert Image.open(study_page.IMAGE).size == (1440, 840)

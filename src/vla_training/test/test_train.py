@@ -126,14 +126,14 @@ def test_checkpoint_answers_as_the_trained_model(tmp_path):
     trainer.run()
     folder = trainer.export(tmp_path / "checkpoint", torch.float32)
     policy = Policy.from_pretrained(folder, device="cpu")
-    image = trainer.frames.pictures[0].numpy()
+    image = trainer.frames.images[0].numpy()
     text = trainer.frames.sentences[0]
     chunk = policy.predict_action(image, text)
     assert chunk.actions.shape == (8, 7)
     trainer.model.load_state_dict(trainer.average)
     batch = trainer.batch(torch.tensor([0]))
     with torch.no_grad():
-        pixels = (batch["pictures"].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+        pixels = (batch["images"].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
         context = trainer.model.context(batch["ids"], pixels)
         lengths = batch["lengths"] + trainer.model_config.num_patches
         raw = trainer.model.predict_chunk(context, lengths)[0].numpy()
@@ -175,7 +175,7 @@ def test_loss_that_is_not_finite_stops_training():
 
 
 def test_missing_data_set_is_named(tmp_path):
-    with pytest.raises(DataError, match="no data set"):
+    with pytest.raises(DataError, match="no dataset"):
         load_frames([tmp_path / "nothing.hdf5"])
 
 

@@ -12,7 +12,7 @@ from action_msgs.msg import GoalStatus
 from graphs import NodeGraph, domain, environment
 from rclpy.action import ActionClient
 
-from vla_inference.cli.main import find_verbs
+from vla_inference.cli.main import find_subcommands
 from vla_inference.ros import qos
 from vla_msgs.action import RunJob
 from vla_msgs.msg import JobStatus
@@ -195,10 +195,10 @@ def test_a_root_that_will_not_do(root, reason):
         graph.close()
 
 
-@pytest.mark.skipif("generate" not in find_verbs(), reason="the workspace is not built")
+@pytest.mark.skipif("generate" not in find_subcommands(), reason="the workspace is not built")
 def test_a_real_generation(tmp_path):
     graph = Graph(tmp_path, kinds=KINDS, command=CONFINED)
-    graph.patience = 200.0  # a whole verb, at a low priority
+    graph.patience = 200.0  # a whole command, at a low priority
     try:
         words = "--task Stack_D0 --episodes 1 --parallel 1 --camera-width 16 --camera-height 16"
         answer = graph.start(*words.split(), "--output", "made", kind="generate")
@@ -211,7 +211,7 @@ def test_a_real_generation(tmp_path):
         graph.close()
 
 
-@pytest.mark.skipif("generate" not in find_verbs(), reason="the workspace is not built")
+@pytest.mark.skipif("generate" not in find_subcommands(), reason="the workspace is not built")
 def test_the_launch_file(tmp_path):
     words = [sys.executable, "-m", "vla_inference.cli.main", "launch", "vla_training"]
     words += ["training.launch.xml", f"root:={tmp_path}"]

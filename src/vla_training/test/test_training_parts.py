@@ -1,4 +1,4 @@
-"""Parts of training against what they must equal: order, batches, tokens, adapters, pictures."""
+"""Parts of training against what they must equal: order, batches, tokens, adapters, images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from vla_training.loader.augment import NEUTRAL, Pixels, augment, draw
 from vla_training.loader.frame_index import FrameIndex, Source, index_frames
 from vla_training.loader.frame_reader import FrameReader
 from vla_training.loader.mixture import Samples, batches, mix
-from vla_training.loader.sampler import BLOCK, Order
+from vla_training.loader.sampler import BLOCK, Sampler
 from vla_training.lora.layers import LoraConfig, LoraLinear, add_lora
 
 
@@ -65,7 +65,7 @@ def a_batch(config: ModelConfig, lengths: list[int], seed: int = 0) -> Batch:
 @settings(max_examples=20, deadline=None)
 def test_each_set_is_gone_through_whole_and_keeps_its_share(sets, seed):
     sizes, weights = zip(*sets, strict=True)
-    order = Order(sizes, weights, seed)
+    order = Sampler(sizes, weights, seed)
     drawn: list[list[int]] = [[] for _ in sizes]
     for position in range(BLOCK):
         source, frame = order(position)
@@ -75,13 +75,13 @@ def test_each_set_is_gone_through_whole_and_keeps_its_share(sets, seed):
         for begin in range(0, len(frames) - size + 1, size):
             assert sorted(frames[begin : begin + size]) == list(range(size))
     # Another order, asked from the middle, says the same: nothing depends on what came before.
-    again = Order(sizes, weights, seed)
+    again = Sampler(sizes, weights, seed)
     assert again(BLOCK - 1) == order(BLOCK - 1) and again(BLOCK + 7) == order(BLOCK + 7)
 
 
 def test_a_share_too_small_to_come_up_is_refused():
     with pytest.raises(VlaError, match="less than 1/1000"):
-        Order([10, 10], [1.0, 1e-5], 0)
+        Sampler([10, 10], [1.0, 1e-5], 0)
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_batches_are_the_same_for_any_number_of_devices_and_workers(noise, tmp_p
         parts = [
             list(batches(samples, 1, 3, 4 // world, workers, rank, world)) for rank in range(world)
         ]
-        fields = ("pictures", "ids", "targets", "inside", "numbers")
+        fields = ("images", "ids", "targets", "inside", "numbers")
         return [
             torch.cat([getattr(parts[r][k], f) for r in range(world)])
             for k in range(2)
@@ -155,9 +155,9 @@ def test_formats_are_mixed_and_give_the_same_frames(noise, tmp_path):
         assert np.allclose(index.actions, indices[0].actions, atol=1e-6)
         assert np.array_equal(index.ends, indices[0].ends)
         for frame in (0, 7, 14):
-            (picture,), text = reader.read(*index.locate(frame))
+            (image,), text = reader.read(*index.locate(frame))
             (expected,), sentence = readers[0].read(*indices[0].locate(frame))
-            assert text == sentence and picture.shape == expected.shape
+            assert text == sentence and image.shape == expected.shape
     mixture, _ = mix(sources, indices, config)
     samples = Samples(mixture, config, byte_tokenizer().to_str(), 0, augmented=False)
     drawn = torch.cat([b.source for b in batches(samples, 0, 15, 8)])
@@ -167,16 +167,16 @@ def test_formats_are_mixed_and_give_the_same_frames(noise, tmp_path):
 @pytest.mark.parametrize(
     "stored", [{"chunks": (2, 8, 8, 3), "compression": "gzip"}, {"compression": "lzf"}, {}]
 )
-def test_frames_of_hdf5_are_read_however_pictures_are_stored(noise, stored):
+def test_frames_of_hdf5_are_read_however_images_are_stored(noise, stored):
     with h5py.File(noise, "r+") as file:
         group = file["data/demo_1"]
-        pictures, group["instructions"][3] = group["obs/agentview_image"][:], "another"
+        images, group["instructions"][3] = group["obs/agentview_image"][:], "another"
         del group["obs/agentview_image"]
-        group.create_dataset("obs/agentview_image", data=pictures, **stored)
+        group.create_dataset("obs/agentview_image", data=images, **stored)
     reader = FrameReader(Source(str(noise)).open(), (), 1)
     for step in (3, 0, 3):
-        (picture,), text = reader.read(1, step)
-        assert np.array_equal(picture, pictures[step])
+        (image,), text = reader.read(1, step)
+        assert np.array_equal(image, images[step])
         assert text == ("another" if step == 3 else reader.read(0, 0)[1])
 
 
@@ -295,29 +295,29 @@ def test_weights_times_tokens_are_those_of_the_modules():
     with torch.no_grad():
         Objective(model)(a_batch(config, [9]))
     macs = forward_macs(config, 9)
-    stem = sum(3 * t.patch_size**2 * t.embed_dim * t.num_patches for t in config.towers) * 2
+    stem = sum(3 * t.patch_size**2 * t.embed_dim * t.num_patches for t in config.encoders) * 2
     assert counted["vision_backbone"] + stem == macs["vision"]
     assert counted["projector"] == macs["projector"]
     assert counted["language_model"] == macs["language"]
 
 
-# -- pictures ---------------------------------------------------------------------------------
+# -- images ---------------------------------------------------------------------------------
 
 
 def test_central_crop_is_that_of_inference():
     config = dataclasses.replace(tiny(), center_crop=0.9)
-    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    seen = Pixels(config, "cpu", True)(torch.from_numpy(picture)[None, None], None, torch.float32)
-    tower = config.towers[0]
-    expected = center_crop(picture, 0.9, 64).astype(np.float32) / 255
-    expected = (expected - np.array(tower.mean, np.float32)) / np.array(tower.std, np.float32)
-    difference = np.abs(seen[0].permute(1, 2, 0).numpy() - expected).max() * max(tower.std)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    seen = Pixels(config, "cpu", True)(torch.from_numpy(image)[None, None], None, torch.float32)
+    encoder = config.encoders[0]
+    expected = center_crop(image, 0.9, 64).astype(np.float32) / 255
+    expected = (expected - np.array(encoder.mean, np.float32)) / np.array(encoder.std, np.float32)
+    difference = np.abs(seen[0].permute(1, 2, 0).numpy() - expected).max() * max(encoder.std)
     assert difference < 1.01 / 255
 
 
 @given(st.integers(0, 1000))
 @settings(max_examples=15, deadline=None)
-def test_augmented_pictures_stay_pictures(seed):
+def test_augmented_images_stay_images(seed):
     numbers = torch.from_numpy(draw(np.random.default_rng(seed)))[None]
     x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
     y = augment(x, numbers)

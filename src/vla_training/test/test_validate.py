@@ -26,7 +26,7 @@ STATISTICS = {
 
 
 class Grey:
-    """Knows by a picture's grey what was done; `change` makes a chunk [T, 7] of that action."""
+    """Knows by an image's grey what was done; `change` makes a chunk [T, 7] of that action."""
 
     def __init__(self, bags, change=lambda action: action[None], spec=SPEC):
         self.name, self.spec, self.change = "grey", spec, change
@@ -101,7 +101,7 @@ def test_jumps_where_one_chunk_takes_over_from_the_other(tmp_path):
         chunk[:, 0] = [0.0, 0.01, 0.02, 0.03]
         return chunk
 
-    for steps, jump in ((1, 0.0), (4, 30.0), (None, 0.0)):  # the bag says one step a picture
+    for steps, jump in ((1, 0.0), (4, 30.0), (None, 0.0)):  # the bag says one step an image
         joins = figures(path, ramp, execute_steps=steps)[1]["validation"]["joins"]
         assert joins["count"] == 4
         assert joins["jump_translation_mm"]["median"] == pytest.approx(jump, abs=1e-4)
@@ -151,7 +151,7 @@ def test_threads_that_wait_do_not_spin(module):
 
 
 def test_twists_are_compared_over_the_step_of_the_model(tmp_path):
-    """A camera at 20 Hz, a model at 10 Hz: its steps last for two pictures."""
+    """A camera at 20 Hz, a model at 10 Hz: its steps last for two images."""
     bags = BagSet(write_bags(tmp_path / "set", (8,), action="twist"))
     short = bags.actions(0).copy()
     policy = Grey(bags, spec=eef_delta_spec("rpy", "base", 0.1))
@@ -177,7 +177,7 @@ def test_command_line_report_and_exit_status(tmp_path, capsys):
     assert "vla validate: accuracy" in told.err and "latency ms" in told.err
     page = (tmp_path / "out" / "report.html").read_text()
     assert "validation on recorded bags" in page and "direction of translation" in page
-    assert page.index("not reached: accuracy") < page.index("Figures")
+    assert page.index("not reached: accuracy") < page.index("InferenceMetrics")
     assert "stamps belong together" in page and "within 50 ms" in page
     assert (tmp_path / "out" / "actions.png").exists()
     assert main([*given, "--min-raw-accuracy", "0"]) == 0
@@ -203,4 +203,4 @@ def test_sentences_that_are_missing_are_asked_for(tmp_path):
         validate(Grey(bags), bags)
     result = validate(Grey(bags), bags, ValidationConfig(instruction="go"))
     text = validation_report.text(result.statistics())
-    assert "accuracy, raw" in text and "pictures answered" in text
+    assert "accuracy, raw" in text and "images answered" in text

@@ -59,7 +59,7 @@ def work_of(policy: Policy, positions: int) -> dict[str, float]:
         for m in model.language_model.model.layers.modules()
         if hasattr(m, "in_features")
     )
-    patches = policy.config.towers[0].num_patches * policy.config.head.num_images
+    patches = policy.config.encoders[0].num_patches * policy.config.head.num_images
     vision = sum(
         p.numel() for n, p in model.named_parameters() if n.startswith(("vision", "projector"))
     )

@@ -220,11 +220,11 @@ def lines(rows: Iterable[Sequence[str]]) -> list[str]:
 
 def observation(seed: int, images: int, state: int) -> Observation:
     rng = np.random.default_rng(seed)
-    pictures = {}
+    arrays = {}
     for i in range(images):
         small = rng.integers(0, 256, (8, 8, 3), np.uint8)
-        pictures[f"camera_{i}"] = np.ascontiguousarray(small.repeat(28, 0).repeat(28, 1))
-    return Observation(pictures, SENTENCE, np.zeros(state, np.float32))
+        arrays[f"camera_{i}"] = np.ascontiguousarray(small.repeat(28, 0).repeat(28, 1))
+    return Observation(arrays, SENTENCE, np.zeros(state, np.float32))
 
 
 def measure(

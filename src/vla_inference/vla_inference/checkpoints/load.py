@@ -46,8 +46,8 @@ from vla_inference.quantization.linear import QuantLinear
 from vla_inference.quantization.rounding import quantize_linear
 from vla_inference.quantization.swap import put, quantisable, swap_all
 
-# Parts the released checkpoints carry that no answer depends on: each tower's last block, its
-# final norm and SigLIP's pooling head.
+# Parts the released checkpoints carry that no answer depends on: each vision encoder's last block,
+# its final norm and SigLIP's pooling head.
 UNUSED = re.compile(r"^vision_backbone\.\w+\.(norm\.|attn_pool\.)|rotary_emb\.inv_freq$")
 CODES = (torch.int8, torch.int32, torch.float8_e4m3fn)  # of quantised weights alone
 
@@ -74,12 +74,12 @@ def load_config(folder: Path, overrides: Mapping[str, Any] | None = None) -> Mod
     if isinstance(raw.get("action_head") or {}, Mapping):
         raw = complete(folder, raw, name)
     config = ModelConfig.from_json(raw, str(path))
-    pictures = folder / "preprocessor_config.json"
-    return _with_constants(config, pictures) if pictures.is_file() else config
+    images = folder / "preprocessor_config.json"
+    return _with_constants(config, images) if images.is_file() else config
 
 
 def _with_constants(config: ModelConfig, path: Path) -> ModelConfig:
-    """Each tower's mean and standard deviation as the file beside the weights has them.
+    """Each vision encoder's mean and standard deviation as the file beside the weights has them.
 
     The released ones are rounded to bfloat16; `means` and `stds` in the same file are not, and
     are not what the model was trained with.
@@ -90,24 +90,24 @@ def _with_constants(config: ModelConfig, path: Path) -> ModelConfig:
     try:
         pairs = [(tuple(map(float, g["mean"])), tuple(map(float, g["std"]))) for g in given]
         good = all(len(m) == len(s) == 3 and min(s) > 0 for m, s in pairs)
-        if not good or len(pairs) != len(config.towers):
-            raise ValueError(f"{len(pairs)} entries for {len(config.towers)} towers")
+        if not good or len(pairs) != len(config.encoders):
+            raise ValueError(f"{len(pairs)} entries for {len(config.encoders)} vision encoders")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: tvf_normalize_params is not one mean and std of 3 numbers per tower "
+            f"{path}: tvf_normalize_params is not one mean and std of 3 numbers per encoder "
             f"({error})",
             "copy it again",
         ) from error
-    towers = tuple(
+    encoders = tuple(
         dataclasses.replace(t, mean=m, std=s)
-        for t, (m, s) in zip(config.towers, pairs, strict=True)
+        for t, (m, s) in zip(config.encoders, pairs, strict=True)
     )
-    return dataclasses.replace(config, towers=towers)
+    return dataclasses.replace(config, encoders=encoders)
 
 
 def no_answer_needs(config: ModelConfig) -> Callable[[str], bool]:
     """Tells, by its name, a tensor of the released checkpoints that no answer depends on."""
-    last = tuple(f"vision_backbone.{t.key}.blocks.{t.layers}." for t in config.towers)
+    last = tuple(f"vision_backbone.{t.key}.blocks.{t.layers}." for t in config.encoders)
     return lambda name: name.startswith(last) or UNUSED.search(name) is not None
 
 

@@ -26,7 +26,7 @@ from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.openvla.model import VLA
 from vla_inference.policies.openvla.policy import Policy
 
-# A few 10,000 parameters; 64x64 pictures, 16 patches.
+# A few 10,000 parameters; 64x64 images, 16 patches.
 TINY: dict[str, Any] = {
     "model_type": "openvla",
     "name": "tiny",

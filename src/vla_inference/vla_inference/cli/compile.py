@@ -98,7 +98,7 @@ def compile_model(
         ),
     ],
     engine: Annotated[
-        str, typer.Option(help="tvm or mlc (language model), onnx or tensorrt (vision towers).")
+        str, typer.Option(help="tvm or mlc (language model), onnx or tensorrt (vision encoders).")
     ],
     output: Annotated[Path, typer.Option(help="Folder to write.")],
     target: Annotated[
@@ -117,7 +117,7 @@ def compile_model(
     overwrite: Annotated[bool, typer.Option(help="Replace the folder if it is there.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compile a model's language model or vision towers for an engine, in a folder of its own."""
+    """Compile a model's language model or vision encoders for an engine, into a folder."""
     if engine not in PARTS:
         raise VlaError(f"there is nothing to compile for {engine!r}", f"known: {', '.join(PARTS)}")
     quantization = quantization or USUAL[engine]

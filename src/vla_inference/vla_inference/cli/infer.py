@@ -1,4 +1,4 @@
-"""`vla infer`: actions for the pictures of a folder, a video, a camera or a stream."""
+"""`vla infer`: actions for the images of a folder, a video, a camera or a stream."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def record(frame: Frame, chunk: ActionChunk) -> str:
 def infer(
     model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
     source: Annotated[
-        str, typer.Option(help="Folder of pictures, video file, /dev/videoN or rtsp:// address.")
+        str, typer.Option(help="Folder of images, video file, /dev/videoN or rtsp:// address.")
     ],
     instruction: Annotated[str, typer.Option(help="What the robot is to do.")],
     action_space: Annotated[
@@ -55,7 +55,7 @@ def infer(
     ] = None,
     max_frames: Annotated[int, typer.Option(help="Stop after so many; 0: at the end.", min=0)] = 0,
     rate: Annotated[
-        float | None, typer.Option(help="Pictures per second, asked of a camera.")
+        float | None, typer.Option(help="Images per second, asked of a camera.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
@@ -64,9 +64,9 @@ def infer(
     quantization: QuantizationOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict actions for each picture of a folder, video file, camera or stream.
+    """Predict actions for each image of a folder, video file, camera or stream.
 
-    With --json each picture gives one line with a JSON object of its own.
+    With --json each image gives one line with a JSON object of its own.
     """
     from vla_inference.policies.openvla.policy import Policy  # brings PyTorch
 
@@ -86,8 +86,8 @@ def infer(
         head = policy.config.head
         if head.num_images > 1 or head.proprio_dim:
             raise VlaError(
-                f"model {policy.name} takes {head.num_images} pictures and {head.proprio_dim} "
-                "numbers of proprioception; a source has one picture",
+                f"model {policy.name} takes {head.num_images} images and {head.proprio_dim} "
+                "numbers of proprioception; a source has one image",
                 "call Policy.predict_action",
             )
         times: list[float] = []
@@ -100,7 +100,7 @@ def infer(
                 break
         seconds = time.perf_counter() - begin
     print(
-        f"{len(times)} pictures, {np.median(times):.1f} ms each (median), "
+        f"{len(times)} images, {np.median(times):.1f} ms each (median), "
         f"{len(times) / seconds:.1f} per second with reading",
         file=sys.stderr,
     )

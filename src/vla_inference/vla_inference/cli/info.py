@@ -42,9 +42,9 @@ def describe(model: str | Path) -> dict[str, Any]:
         "dtypes": sorted(dtypes),
         "parameters": sum(parts.values()),
         "parts": dict(parts),
-        "towers": [
+        "vision encoders": [
             {"key": t.key, "image_size": t.image_size, "patches": t.num_patches, "stem": t.stem}
-            for t in config.towers
+            for t in config.encoders
         ],
         "quantization": config.quantization,
         "resize": config.image_resize_strategy,
@@ -85,7 +85,7 @@ def _space(name: str, statistics: Mapping[str, Any], config: ModelConfig) -> dic
     if len(bounds) != len(spec):
         raise CheckpointError(
             f"statistics {name!r} have {len(bounds)} dimensions, the actions {len(spec)}",
-            "mend dataset_statistics.json",
+            "fix dataset_statistics.json",
         )
     return {
         "rotation": spec.rotation,
@@ -116,13 +116,13 @@ def text(d: Mapping[str, Any]) -> str:
     lines += [f"    {name:<28} {n / 1e6:9.3f} M" for name, n in d["parts"].items()]
     if d["quantization"]:
         lines.append(f"  quantised   the language model's layers, {d['quantization']}")
-    for t in d["towers"]:
+    for t in d["vision encoders"]:
         lines.append(
             f"  vision      {t['key']}: {t['image_size']} x {t['image_size']} pixels "
             f"({d['resize']}), {t['patches']} patches, {t['stem']} stem"
         )
     lines += [
-        f"  input       {d['images']} picture(s), "
+        f"  input       {d['images']} image(s), "
         + (f"{d['state']} numbers of state" if d["state"] else "no state"),
         *(
             [f"  crop        the central {d['center_crop']:g} of the area"]

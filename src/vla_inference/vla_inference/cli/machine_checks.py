@@ -17,7 +17,7 @@ from vla_inference.errors import VlaError
 OK, WARN, ERROR = "ok", "warning", "error"
 
 DISTROS = ("humble", "jazzy", "kilted")
-PICTURE = 3 * 1280 * 720  # bytes of a large raw picture
+IMAGE = 3 * 1280 * 720  # bytes of a large raw image
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _memory(name: str, root: Path) -> Finding:
 def _disk(name: str, root: Path) -> Finding:
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     if free < 2:
-        remedy = "results, bags and data sets are written here: make room"
+        remedy = "results, bags and datasets are written here: make room"
         return Finding(name, WARN, f"{free:.1f} GB free in this folder", remedy)
     return Finding(name, OK, f"{free:.0f} GB free in this folder")
 
@@ -177,8 +177,8 @@ def _shared_memory(name: str, root: Path) -> Finding:
 
 def _buffers(name: str, root: Path) -> Finding:
     size = int((root / "proc/sys/net/core/rmem_max").read_text())
-    if size < PICTURE:
-        remedy = f"raw pictures from other machines get lost: sysctl -w net.core.rmem_max={2**25}"
+    if size < IMAGE:
+        remedy = f"raw images from other machines get lost: sysctl -w net.core.rmem_max={2**25}"
         return Finding(name, WARN, f"UDP receive buffers of {size // 1024} KiB at most", remedy)
     return Finding(name, OK, f"UDP receive buffers of up to {size // 1024} KiB")
 

@@ -1,7 +1,8 @@
-"""`vla VERB ...`: the root of the command line.
+"""`vla COMMAND ...`: the root of the command line.
 
-Verbs are functions with typer annotations that packages name in the entry point group
-`vla.verbs`. Only the module of the chosen verb is imported, so that `vla --help` stays quick.
+Commands are functions with typer annotations that packages name in the entry point group
+`vla.commands`. Only the module of the chosen command is imported, so that `vla --help` stays
+quick.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ from typing import Any
 
 from vla_inference.errors import VlaError
 
-GROUP = "vla.verbs"
-USAGE = "usage: vla VERB [options]      (vla VERB --help tells about one)"
+GROUP = "vla.commands"
+USAGE = "usage: vla COMMAND [options]      (vla COMMAND --help tells about one)"
 
 
-def find_verbs() -> dict[str, EntryPoint]:
-    """Name -> entry point of every installed verb, by name."""
+def find_subcommands() -> dict[str, EntryPoint]:
+    """Name -> entry point of every installed command, by name."""
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=GROUP):
         other = found.setdefault(point.name, point)
         if other.value != point.value:
             raise VlaError(
-                f"two packages bring the verb '{point.name}' ({other.value} and {point.value})",
+                f"two packages bring the command '{point.name}' ({other.value} and {point.value})",
                 "remove one of them from the workspace",
             )
     return dict(sorted(found.items()))
 
 
 def summary(point: EntryPoint) -> str:
-    """First docstring line of a verb's function, read from the source without running it."""
+    """First docstring line of a command's function, read from the source without running it."""
     package, *inner = point.module.split(".")
     path: Sequence[str] | None = None
     for name in [package, *(".".join([package, *inner[: i + 1]]) for i in range(len(inner)))]:
@@ -55,18 +56,18 @@ def summary(point: EntryPoint) -> str:
     return ""
 
 
-def help_text(verbs: dict[str, EntryPoint]) -> str:
-    """All verbs with a line each, under the package that brings them."""
+def help_text(subcommands: dict[str, EntryPoint]) -> str:
+    """All commands with a line each, under the package that brings them."""
     by_package: dict[str, list[EntryPoint]] = {}
-    for point in verbs.values():
+    for point in subcommands.values():
         by_package.setdefault(point.module.split(".")[0], []).append(point)
-    width = max(map(len, verbs), default=0)
+    width = max(map(len, subcommands), default=0)
     lines = [USAGE]
     for package, points in sorted(by_package.items()):
         lines += ["", package]
         lines += [f"  {p.name:<{width}}  {summary(p)}".rstrip() for p in points]
-    if not verbs:
-        lines += ["", "No verbs are installed: build and source the workspace."]
+    if not subcommands:
+        lines += ["", "No commands are installed: build and source the workspace."]
     return "\n".join(lines)
 
 
@@ -74,8 +75,8 @@ def complain(where: str, text: str) -> None:
     print(f"{where}: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
-def run_verb(point: EntryPoint, arguments: list[str]) -> int:
-    """Import one verb, run it on its arguments and return the exit status."""
+def run_subcommand(point: EntryPoint, arguments: list[str]) -> int:
+    """Import one command, run it on its arguments and return the exit status."""
     import typer
 
     function = point.load()
@@ -96,9 +97,9 @@ def run_verb(point: EntryPoint, arguments: list[str]) -> int:
 
 
 def join_words(words: Sequence[str], several: Collection[str]) -> list[str]:
-    """`--tasks A B` -> `--tasks A,B` for the options in `several`, an attribute of the verb.
+    """`--tasks A B` -> `--tasks A,B` for the options in `several`, an attribute of the command.
 
-    Tutorials of the field write lists so. The verb splits them at commas.
+    Tutorials of the field write lists so. The command splits them at commas.
     """
     joined: list[str] = []
     values = None  # how many the list at the end has; None: there is no such list
@@ -120,22 +121,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_alone(name: str, function: str) -> int:
-    """What `main` returns, of one verb (MODULE:FUNCTION): `python -m` without a workspace."""
-    return _status(f"vla {name}", run_verb, EntryPoint(name, function, GROUP), sys.argv[1:])
+    """What `main` returns, of one command (MODULE:FUNCTION): `python -m` without a workspace."""
+    return _status(f"vla {name}", run_subcommand, EntryPoint(name, function, GROUP), sys.argv[1:])
 
 
 def _choose(arguments: list[str]) -> int:
-    verbs = find_verbs()
+    subcommands = find_subcommands()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(help_text(verbs))
+        print(help_text(subcommands))
         return 0 if arguments else 2
-    verb = arguments[0]
-    if verb not in verbs:
-        close = difflib.get_close_matches(verb, verbs, n=3, cutoff=0.6)
+    subcommand = arguments[0]
+    if subcommand not in subcommands:
+        close = difflib.get_close_matches(subcommand, subcommands, n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(close)}?" if close else "vla --help lists all"
-        complain("vla", f"there is no verb '{verb}'; {hint}")
+        complain("vla", f"there is no command '{subcommand}'; {hint}")
         return 2
-    return _status(f"vla {verb}", run_verb, verbs[verb], arguments[1:])
+    return _status(f"vla {subcommand}", run_subcommand, subcommands[subcommand], arguments[1:])
 
 
 def _status(where: str, function: Callable[..., int], *arguments: Any) -> int:
@@ -153,7 +154,7 @@ def _status(where: str, function: Callable[..., int], *arguments: Any) -> int:
         # Whoever read our output has gone; keep Python from complaining once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # a verb may raise anything: it becomes a line and a status
+    except Exception as error:  # a command may raise anything: it becomes a line and a status
         return _handle(error, where)
 
 

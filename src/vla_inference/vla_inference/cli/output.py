@@ -1,4 +1,4 @@
-"""What verbs print: text for people, or one JSON object for machines (`--json`)."""
+"""What commands print: text for people, or one JSON object for machines (`--json`)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-# Use as the type of a verb's argument: `def info(..., as_json: JsonOption = False)`.
+# Use as the type of a command's argument: `def info(..., as_json: JsonOption = False)`.
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-# How a model is run, for verbs that load one.
+# How a model is run, for commands that load one.
 EngineOption = Annotated[
     str,
     typer.Option(
@@ -27,7 +27,7 @@ DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda ...; CUDA where there is one, if left out.")
 ]
 VisionOption = Annotated[
-    str, typer.Option(help="onnx:FOLDER or tensorrt:FOLDER for the vision towers.")
+    str, typer.Option(help="onnx:FOLDER or tensorrt:FOLDER for the vision encoders.")
 ]
 QuantizationOption = Annotated[
     str | None,

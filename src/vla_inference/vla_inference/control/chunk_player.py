@@ -1,6 +1,6 @@
-"""Which motion is due when: chunks laid out in time by the stamps of their pictures.
+"""Which motion is due when: chunks laid out in time by the stamps of their images.
 
-Step k of a chunk is meant for k steps after its picture. What has passed by the time the chunk
+Step k of a chunk is meant for k steps after its image. What has passed by the time the chunk
 arrives is dropped; the rest takes over from the chunk before, or is averaged with it (temporal
 ensembling, as in ACT: tonyzhaozh/act, imitate_episodes.py). A chunk of a single step is no plan in
 time: it begins when it arrives.
@@ -59,7 +59,7 @@ class Motion:
     linear: Vector
     angular: Vector
     gripper: float | None
-    stamp: float  # of the newest picture behind it
+    stamp: float  # of the newest image behind it
 
 
 def planned(dt: float, steps: Sequence[Step], time: float) -> tuple[Vector, Vector]:
@@ -128,11 +128,11 @@ class ChunkPlayer:
         self._segments: list[Segment] = []  # oldest first
 
     def clear(self) -> None:
-        """Forget all plans; those of pictures seen so far stay void."""
+        """Forget all plans; those of images seen so far stay void."""
         self._segments = []
 
     def restart(self) -> None:
-        """The clock has changed: also forget which pictures were seen."""
+        """The clock has changed: also forget which images were seen."""
         self._segments, self._newest = [], -math.inf
 
     def accept(

@@ -37,7 +37,7 @@ class Settings:
         called so, else "base".
     stretch: how many times as long each step takes, its motion as much slower; at least 1. What a
         slow model's chunk needs to last until the next one.
-    catch_up: seconds over which a chunk makes up for what it wanted to be done between its picture
+    catch_up: seconds over which a chunk makes up for what it wanted to be done between its image
         and its arrival and was not; 0: it isn't. Else the corrections that a slow model sees a
         need for lie in steps that are always dropped. About as long as an answer takes:
         over twice that commands swing less, and the arm follows what the model saw later.
@@ -135,7 +135,7 @@ class Commander:
             ANGULAR,
         )
         self.scale = s.scale
-        self.picture_stamp: float | None = None
+        self.image_stamp: float | None = None
         self.chunks = 0
         self._in_tool: bool | None = None  # whose axes the deltas are in: known by a chunk
         self._history = History()
@@ -193,7 +193,7 @@ class Commander:
         return self._clock[1]
 
     def accept(self, chunk: ActionChunk, stamp: float, now: float, steady: float) -> bool:
-        """A chunk that answers the picture of `stamp` [s, by `now`'s clock]."""
+        """A chunk that answers the image of `stamp` [s, by `now`'s clock]."""
         if not self.safety.accepts(chunk, stamp, now):
             return False
         in_tool = (self.settings.deltas_in or chunk.spec.frame.lstrip("/")) == "tool"
@@ -213,7 +213,7 @@ class Commander:
             self.safety.clip(clips)
             steps.append((linear, angular, gripper))
         self.chunks += 1
-        self.picture_stamp = stamp
+        self.image_stamp = stamp
         begin = self._next_begin(now)
         extra, end = self._made_up_for(stamp, dt, steps, begin)
         if not self.player.accept(stamp, dt, steps, begin, extra, end):

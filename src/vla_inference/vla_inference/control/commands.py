@@ -36,7 +36,7 @@ def check_chunk(chunk: ActionChunk) -> None:
     if len(chunk) == 0:
         raise VlaError("the chunk has no steps", "have the model give at least one")
     if not np.isfinite(chunk.actions).all():
-        raise VlaError("the chunk holds numbers that are not finite", "mend the model")
+        raise VlaError("the chunk holds numbers that are not finite", "fix the model")
     check_dt(spec.dt)
 
 

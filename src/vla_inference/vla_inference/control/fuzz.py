@@ -43,8 +43,8 @@ HOLD = 2  # command periods for which a twist is obeyed
 FAULTS = (
     "nan",
     "inf",
-    "old_picture",
-    "future_picture",
+    "old_image",
+    "future_image",
     "clock_back",
     "clock_forward",
     "late",
@@ -369,9 +369,9 @@ class Trial:
             spec = SPECS["rotvec", "base", 0.05]
             wrong = type(spec)(spec.dims[:6], dt=0.05)
             self.deliver(self.now, ActionChunk(np.zeros((2, 6)), wrong))
-        elif kind == "old_picture":
+        elif kind == "old_image":
             self.deliver(self.now - self.rng.uniform(1.1, 1e4), self.chunk())
-        elif kind == "future_picture":
+        elif kind == "future_image":
             self.deliver(self.now + self.rng.uniform(1.1, 1e4), self.chunk())
         elif kind == "clock_back":
             self.now -= self.rng.uniform(0.5, 900.0)

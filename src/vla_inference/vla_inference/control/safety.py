@@ -1,7 +1,7 @@
 """Whether the robot may move: one state machine, its watchdogs, and a count of everything.
 
 Disabled at first (a dry run). `enable` starts it; any fault stops it; after a stop only `enable`
-starts it again. Time is passed in by two clocks: `now`, the one that pictures are stamped with,
+starts it again. Time is passed in by two clocks: `now`, the one that images are stamped with,
 which may jump or stand still, and `steady`, which does neither.
 """
 
@@ -23,7 +23,7 @@ DISABLED, ENABLED, STOPPED = "disabled", "enabled", "stopped"
 
 # Kinds of stops
 BAD_CHUNK = "bad_chunk"
-PICTURE_AGE = "picture_age"
+IMAGE_AGE = "image_age"
 STALL = "inference_stall"
 CLOCK_BACK, CLOCK_FORWARD = "clock_back", "clock_forward"
 LATE = "late"
@@ -42,7 +42,7 @@ OUT_OF_DISTRIBUTION = "out_of_distribution"  # a refusal, not a stop
 class Watchdogs:
     """Bounds in seconds; 0 switches one off.
 
-    picture_age: of the picture behind the motion. stall: without an acceptable chunk.
+    image_age: of the image behind the motion. stall: without an acceptable chunk.
     clock_jump: by which `now` may differ from `steady` between two command periods.
     clock_stopped: in which `now` stands still, or nearly so, while `steady` goes on.
     late: between two command periods. heartbeat: without one. pose_age: without a measured pose,
@@ -50,7 +50,7 @@ class Watchdogs:
         very same.
     """
 
-    picture_age: float = 1.0
+    image_age: float = 1.0
     stall: float = 1.0
     clock_jump: float = 0.2
     late: float = 0.5
@@ -195,13 +195,13 @@ class Safety:
         self.stop(BAD_CHUNK, reason, now)
 
     def accepts(self, chunk: ActionChunk, stamp: float, now: float) -> bool:
-        """Whether a chunk that answers the picture of `stamp` may be executed."""
+        """Whether a chunk that answers the image of `stamp` may be executed."""
         try:
             check_chunk(chunk)
         except VlaError as error:
             self.bad_chunk(str(error), now)
             return False
-        fault = self._picture_age(stamp, now)
+        fault = self._image_age(stamp, now)
         if fault:
             self.refuse(*fault)
             self.stop(*fault, now)
@@ -225,7 +225,7 @@ class Safety:
     ) -> bool:
         """A command period begins; whether to move.
 
-        others: who else is on our topics, in words; empty: nobody. moved_by: stamp of the picture
+        others: who else is on our topics, in words; empty: nobody. moved_by: stamp of the image
         behind the motion under way, if any. robot: what is wrong with it, kind and reason.
         """
         fault = (
@@ -234,7 +234,7 @@ class Safety:
             or self._silence(HEARTBEAT, steady)
             or self._silence(POSE, steady)
             or robot
-            or (self._picture_age(moved_by, now) if moved_by is not None else None)
+            or (self._image_age(moved_by, now) if moved_by is not None else None)
             or self._silence(STALL, steady)
         )
         self._tick = now, steady
@@ -290,15 +290,15 @@ class Safety:
         since = f"for {silent:.2f} s" if math.isfinite(silent) else "yet"
         return kind, f"{what} {since} (allowed: {bound:g} s)"
 
-    def _picture_age(self, stamp: float, now: float) -> tuple[str, str] | None:
-        age, bound = now - stamp, self.watchdogs.picture_age
+    def _image_age(self, stamp: float, now: float) -> tuple[str, str] | None:
+        age, bound = now - stamp, self.watchdogs.image_age
         if bound and age > bound:
-            return PICTURE_AGE, (
-                f"the picture behind the motion is {age:.2f} s old, more than {bound:g} s; check "
+            return IMAGE_AGE, (
+                f"the image behind the motion is {age:.2f} s old, more than {bound:g} s; check "
                 "camera, clocks and the model's rate"
             )
         if bound and age < -bound:
-            return PICTURE_AGE, (
-                f"the picture's stamp is {-age:.2f} s in the future; synchronise the clocks"
+            return IMAGE_AGE, (
+                f"the image's stamp is {-age:.2f} s in the future; synchronise the clocks"
             )
         return None

@@ -21,7 +21,7 @@ ENGINES = {
     "tvm": "vla_inference.engines.tvm.engine:make",
     "mlc": "vla_inference.engines.mlc.engine:make",
 }
-# What may take the place of the engine's own vision towers and projector.
+# What may take the place of the engine's own vision encoders and projector.
 VISIONS = {
     "onnx": "vla_inference.engines.vision.onnx:make",
     "tensorrt": "vla_inference.engines.vision.tensorrt:make",
@@ -47,7 +47,8 @@ def make_engine(
     """The engine of that name around a model; an unknown one lists what there is.
 
     name: of a compiled one with its folder, "tvm:FOLDER".
-    vision: "onnx:FOLDER" or "tensorrt:FOLDER" for the towers and the projector, "" for the
+    vision: "onnx:FOLDER" or "tensorrt:FOLDER" for the vision encoders and the projector, "" for
+    the
         engine's own.
     checkpoint: folder of the model's weights, which compiled parts must have been made from.
     draft: the last action's tokens are tried first (`draft.DraftEngine`); engine plain alone.

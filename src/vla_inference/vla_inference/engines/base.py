@@ -14,14 +14,14 @@ from torch import Tensor
 
 from vla_inference.policies.openvla.decoding import ActionDecoder
 from vla_inference.policies.openvla.model import VLA
-from vla_inference.policies.openvla.preprocessing import PicturePreprocessor
+from vla_inference.policies.openvla.preprocessing import ImagePreprocessor
 
 
 class Vision(Protocol):
-    """Both towers and the projector."""
+    """Both vision encoders and the projector."""
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Normalised pictures [B, images * towers * 3, S, S] -> [B, P, H]"""
+        """Normalised images [B, images * vision encoders * 3, S, S] -> [B, P, H]"""
 
 
 class Language(Protocol):
@@ -39,24 +39,24 @@ class Engine(ActionDecoder):
 
     def __init__(self, model: VLA, vision: Vision | None = None, language: Language | None = None):
         self.model, self.config = model, model.config
-        self.vision: Vision = vision or model.embed_pictures
+        self.vision: Vision = vision or model.embed_images
         self.language: Language = language or model
-        self._preprocess = PicturePreprocessor(model.config)
+        self._preprocess = ImagePreprocessor(model.config)
         some = model.language_model.model.embed_tokens.weight
         self.device, self.dtype = some.device, some.dtype
 
-    def observe(self, ids: Tensor, pictures: Tensor, proprio: Tensor | None = None) -> Tensor:
+    def observe(self, ids: Tensor, images: Tensor, proprio: Tensor | None = None) -> Tensor:
         """From what the host holds to the context's embeddings [B, n, H].
 
-        ids: [B, n] on the device; pictures: uint8 [B, images, S, S, 3] on the host;
+        ids: [B, n] on the device; images: uint8 [B, images, S, S, 3] on the host;
         proprio: normalised float [B, S] on the host, or None.
         """
-        pixels = torch.stack([self._preprocess.normalise(p) for p in pictures.to(self.device)])
+        pixels = torch.stack([self._preprocess.normalise(p) for p in images.to(self.device)])
         if proprio is not None:
             proprio = proprio.to(self.device, self.dtype)
         return self.context(ids, pixels.to(self.dtype), proprio)
 
-    def embed_pictures(self, pixels: Tensor) -> Tensor:
+    def embed_images(self, pixels: Tensor) -> Tensor:
         return self.vision(pixels)
 
     def embed_tokens(self, ids: Tensor) -> Tensor:

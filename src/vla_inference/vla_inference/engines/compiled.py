@@ -84,8 +84,8 @@ def language_digest(tensors: Tensors, config: ModelConfig) -> str:
 
 
 def vision_digest(tensors: Tensors, config: ModelConfig) -> str:
-    towers = [dataclasses.asdict(t) for t in config.towers]
-    return tensors.digest(VISION, [towers, config.projector, config.head.num_images])
+    encoders = [dataclasses.asdict(t) for t in config.encoders]
+    return tensors.digest(VISION, [encoders, config.projector, config.head.num_images])
 
 
 # -- the folder -------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Notices a camera that goes on publishing one and the same picture."""
+"""Notices a camera that goes on publishing one and the same image."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from vla_inference.errors import ObservationError
 
 
 class FrozenWatch:
-    """A sensor's noise makes every picture another one: bytes that stay the same are a fault.
+    """A sensor's noise makes every image another one: bytes that stay the same are a fault.
 
-    Simulated pictures have no noise: there a still scene looks just like it.
+    Simulated images have no noise: there a still scene looks just like it.
     """
 
     def __init__(self):
@@ -27,6 +27,6 @@ class FrozenWatch:
             self._last[camera] = checksum, arrived
         elif arrived - last[1] > most:
             raise ObservationError(
-                f"{camera} has shown the very same picture for {arrived - last[1]:.2f} s",
-                "the camera is frozen: restart it; for still pictures set max_same_picture to 0",
+                f"{camera} has shown the very same image for {arrived - last[1]:.2f} s",
+                "the camera is frozen: restart it; for still images set max_same_image to 0",
             )

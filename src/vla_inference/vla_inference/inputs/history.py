@@ -1,4 +1,4 @@
-"""What was seen a while ago, for models that take past pictures."""
+"""What was seen a while ago, for models that take past images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Picture files to what a model may see: uint8 [H, W, 3] RGB."""
+"""Image files to what a model may see: uint8 [H, W, 3] RGB."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vla_inference.errors import ObservationError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 MODES = ("RGB", "RGBA", "L", "LA", "P", "1")
-# A compressed picture may claim any size; more than this is a mistake or an attack.
+# A compressed image may claim any size; more than this is a mistake or an attack.
 MAX_PIXELS = 64_000_000
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # of JPEG
 
@@ -47,29 +47,29 @@ def check_header(data: bytes, name: str) -> None:
             at += 1 if marker == 0xFF else 2 + length  # fill bytes may come before a marker
 
 
-def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
-    """An opened picture's pixels; transparency is dropped. Refuses 16 bits, CMYK and giants."""
-    check_size(picture.width, picture.height, name)
-    if picture.mode not in MODES:
-        raise ObservationError(f"{name}'s colour mode is {picture.mode}", "send 8-bit RGB or grey")
-    if picture.mode in ("RGBA", "LA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")  # so that transparency is dropped, not blended
-    return np.array(picture.convert("RGB"))
+def to_rgb(image: Image.Image, name: str) -> np.ndarray:
+    """An opened image's pixels; transparency is dropped. Refuses 16 bits, CMYK and giants."""
+    check_size(image.width, image.height, name)
+    if image.mode not in MODES:
+        raise ObservationError(f"{name}'s colour mode is {image.mode}", "send 8-bit RGB or grey")
+    if image.mode in ("RGBA", "LA") or "transparency" in image.info:
+        image = image.convert("RGBA")  # so that transparency is dropped, not blended
+    return np.array(image.convert("RGB"))
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """A picture file, turned upright as its EXIF data asks."""
+def read_image(path: Path) -> np.ndarray:
+    """An image file, turned upright as its EXIF data asks."""
     try:
-        with Image.open(path) as picture:
-            if picture.mode not in MODES or picture.width * picture.height > MAX_PIXELS:
-                return to_rgb(picture, str(path))  # says why not
-            return to_rgb(ImageOps.exif_transpose(picture), str(path))
+        with Image.open(path) as image:
+            if image.mode not in MODES or image.width * image.height > MAX_PIXELS:
+                return to_rgb(image, str(path))  # says why not
+            return to_rgb(ImageOps.exif_transpose(image), str(path))
     except ObservationError:
         raise
     except FileNotFoundError:
-        raise ObservationError(f"there is no picture {path}", "check the path") from None
+        raise ObservationError(f"there is no image {path}", "check the path") from None
     except Exception as error:  # Pillow raises all kinds on broken data
         raise ObservationError(
-            f"{path} cannot be read as a picture ({type(error).__name__}: {error})",
+            f"{path} cannot be read as an image ({type(error).__name__}: {error})",
             "give a whole JPEG or PNG file",
         ) from error

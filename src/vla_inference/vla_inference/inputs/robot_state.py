@@ -124,9 +124,7 @@ class StateLayout:
                 values.extend(_rotation(quaternion, part))
         state = np.array(values, np.float32)
         if not np.isfinite(state).all():
-            raise ObservationError(
-                "the state holds numbers that are not finite", "mend its source"
-            )
+            raise ObservationError("the state holds numbers that are not finite", "fix its source")
         return state
 
     def seam(self, quaternion: Sequence[float]) -> str:
@@ -148,7 +146,7 @@ def _checked(quaternion: Sequence[float]) -> np.ndarray:
     q = np.asarray(quaternion, np.float64)
     length = np.linalg.norm(q)
     if not 0.99 < length < 1.01:
-        raise ObservationError("the measured rotation is no unit quaternion", "mend its source")
+        raise ObservationError("the measured rotation is no unit quaternion", "fix its source")
     return q / length
 
 

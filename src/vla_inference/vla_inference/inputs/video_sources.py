@@ -1,10 +1,10 @@
-"""Where pictures come from: a folder, a video file, a camera or a stream.
+"""Where images come from: a folder, a video file, a camera or a stream.
 
     for frame in open_source("/dev/video0"):
         chunk = policy.predict_action(frame.image, instruction="...")
 
-Live sources hand out the newest picture and drop what came in between; recorded ones hand out
-every picture, as fast as they are asked.
+Live sources hand out the newest image and drop what came in between; recorded ones hand out
+every image, as fast as they are asked.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from vla_inference.errors import DataError
-from vla_inference.inputs.image_files import SUFFIXES, read_picture
-from vla_inference.serving.latest_value import Mailbox
+from vla_inference.inputs.image_files import SUFFIXES, read_image
+from vla_inference.serving.latest_value import LatestValue
 
 TIMEOUT = 10.0  # seconds a camera or stream may stay silent
 STREAM = re.compile(r"(rtsps?|rtmp|https?|udp|tcp)://.+", re.DOTALL)
@@ -31,7 +31,7 @@ CAMERA = re.compile(r"/dev/video\d+")
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture, uint8 [H, W, 3] RGB.
+    """An image, uint8 [H, W, 3] RGB.
 
     stamp: seconds since the epoch of a live source, since the beginning of a recorded one.
     name: the file's name in a folder, else the frame's number.
@@ -62,19 +62,19 @@ class Source:
         self.close()
 
 
-class PictureSource(Source):
-    """The pictures of a folder in the order of their names, or a single one."""
+class ImageSource(Source):
+    """The images of a folder in the order of their names, or a single one."""
 
     def __init__(self, path: Path, rate: float | None = None):
         super().__init__(str(path))
         self.period = 1.0 / (rate or 10.0)
-        self.files = [path] if path.is_file() else self._pictures(path)
+        self.files = [path] if path.is_file() else self._images(path)
 
     @staticmethod
-    def _pictures(folder: Path) -> list[Path]:
+    def _images(folder: Path) -> list[Path]:
         files = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()]
         if not files:
-            raise DataError(f"{folder} holds no pictures", f"known endings: {', '.join(SUFFIXES)}")
+            raise DataError(f"{folder} holds no images", f"known endings: {', '.join(SUFFIXES)}")
 
         def natural(path: Path) -> list[tuple[int, int | str]]:  # frame2 before frame10
             parts = re.split(r"(\d+)", path.name)
@@ -84,7 +84,7 @@ class PictureSource(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         for i, path in enumerate(self.files):
-            yield Frame(i * self.period, read_picture(path), path.name)
+            yield Frame(i * self.period, read_image(path), path.name)
 
 
 class VideoSource(Source):
@@ -100,7 +100,7 @@ class VideoSource(Source):
     ):
         super().__init__(address)
         self.live, self._closed = live, False
-        self._mailbox: Mailbox[Frame | Exception] | None = None
+        self._mailbox: LatestValue[Frame | Exception] | None = None
         self._container = self._open(format, options or {})
         if not self._container.streams.video:
             self._container.close()
@@ -132,35 +132,35 @@ class VideoSource(Source):
         if not self.live:
             yield from self._decode()
             return
-        self._mailbox = mailbox = Mailbox()
+        self._mailbox = latest = LatestValue()
         if self._closed:
             return
-        thread = threading.Thread(target=self._read, args=(mailbox,), daemon=True)
+        thread = threading.Thread(target=self._read, args=(latest,), daemon=True)
         thread.start()
         try:
             while not self._closed:
-                item = mailbox.take(TIMEOUT)
+                item = latest.take(TIMEOUT)
                 if self._closed:
                     return
                 if isinstance(item, Exception):
                     raise item
                 if item is None:
-                    reason = TimeoutError(f"no picture for {TIMEOUT:g} s")
+                    reason = TimeoutError(f"no image for {TIMEOUT:g} s")
                     raise self._failure("went silent", reason)
                 yield item
         finally:
             self._closed = True
             thread.join(timeout=2)
 
-    def _read(self, mailbox: Mailbox[Frame | Exception]) -> None:
+    def _read(self, latest: LatestValue[Frame | Exception]) -> None:
         try:
             for frame in self._decode():
                 if self._closed:
                     return
-                mailbox.put(frame)
-            mailbox.put(self._failure("ended", EOFError("no more pictures come")))
+                latest.put(frame)
+            latest.put(self._failure("ended", EOFError("no more images come")))
         except Exception as error:  # raised again where the frames are taken out
-            mailbox.put(error)
+            latest.put(error)
         finally:
             with contextlib.suppress(Exception):  # a stream that broke may not close
                 self._container.close()
@@ -184,7 +184,7 @@ class VideoSource(Source):
                 return
             raise self._failure(f"cannot be read after frame {number}", error) from error
         if number < 0 and not self._closed:
-            raise self._failure("holds no picture", EOFError("the video is empty"))
+            raise self._failure("holds no image", EOFError("the video is empty"))
 
     def close(self) -> None:
         """The container of a live source is closed by the thread that reads it."""
@@ -199,14 +199,14 @@ class VideoSource(Source):
 def open_source(
     address: str | Path, *, rate: float | None = None, size: tuple[int, int] | None = None
 ) -> Source:
-    """Open a folder of pictures, a picture, a video file, `/dev/videoN` or a stream's address.
+    """Open a folder of images, an image, a video file, `/dev/videoN` or a stream's address.
 
-    rate: pictures per second, asked of a camera and used for the stamps of a folder's pictures.
+    rate: images per second, asked of a camera and used for the stamps of a folder's images.
     size: width and height asked of a camera.
     """
     text = str(address)
     if rate is not None and not 0 < rate <= 1000:
-        raise DataError(f"a rate of {rate} pictures per second", "give more than 0, at most 1000")
+        raise DataError(f"a rate of {rate} images per second", "give more than 0, at most 1000")
     if CAMERA.fullmatch(text):
         if not Path(text).exists():
             raise DataError(f"there is no camera {text}", "list them with: ls /dev/video*")
@@ -215,17 +215,17 @@ def open_source(
             options["video_size"] = f"{size[0]}x{size[1]}"
         return VideoSource(text, live=True, format="v4l2", options=options)
     if STREAM.fullmatch(text):
-        # Over UDP, FFmpeg's default, lost packets smear the picture.
+        # Over UDP, FFmpeg's default, lost packets smear the image.
         options = {"rtsp_transport": "tcp"} if text.startswith("rtsp") else {}
         return VideoSource(text, live=True, options=options)
     if "://" in text:
         raise DataError(f"unknown kind of address {text}", "give rtsp://, http:// or a path")
     path = Path(text)
     if path.is_dir() or (path.is_file() and path.suffix.lower() in SUFFIXES):
-        return PictureSource(path, rate)
+        return ImageSource(path, rate)
     if not path.is_file():
         raise DataError(
             f"there is no source {text!r}",
-            "give a folder of pictures, a video file, /dev/videoN or an rtsp:// address",
+            "give a folder of images, a video file, /dev/videoN or an rtsp:// address",
         )
     return VideoSource(text)

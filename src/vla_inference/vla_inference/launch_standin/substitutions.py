@@ -124,9 +124,7 @@ def evaluate(expression: str, element: Element) -> str:
     try:
         return str(value(ast.parse(expression.strip(), mode="eval").body))
     except (SyntaxError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
-        raise element.fail(
-            f"$(eval) cannot work out {expression!r} ({error})", "mend it"
-        ) from None
+        raise element.fail(f"$(eval) cannot work out {expression!r} ({error})", "fix it") from None
 
 
 def split(text: str) -> list[str]:

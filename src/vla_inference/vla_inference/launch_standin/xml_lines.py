@@ -79,7 +79,7 @@ def parse(path: Path) -> Element:
         raise LaunchError(
             f"{path}:{error.lineno}: not well-formed XML "
             f"({xml.parsers.expat.errors.messages[error.code]})",
-            "mend it there",
+            "fix it there",
         ) from None
     if roots[0].tag != "launch":
         raise roots[0].fail(f"the root element is <{roots[0].tag}>", "make it <launch>")

@@ -74,7 +74,7 @@ class Calibrator:
             self.recorder.tokens = self._tokens(action, action_space)
             policy.predict_action(observation, action_space=action_space)
         if not self.recorder.seen:
-            raise VlaError("there are no samples to calibrate with", "give a data set")
+            raise VlaError("there are no samples to calibrate with", "give a dataset")
         return self.recorder.seen
 
     def _tokens(self, action: np.ndarray | None, space: str | Mapping | None) -> Tensor | None:

@@ -35,7 +35,7 @@ def gptq_linear(
     if format.kind == "fp8":
         raise VlaError(f"GPTQ has no grid for {format.name}", "use method rtn, or an int format")
     if not hessian.isfinite().all():
-        raise VlaError(f"inputs of {name} are not finite", "check the weights and the data set")
+        raise VlaError(f"inputs of {name} are not finite", "check the weights and the dataset")
     result = quantize_linear(layer, format, "rtn", name)
     n, k = layer.weight.shape
     low, high = (0, 15) if format.kind == "int4" else (-127, 127)

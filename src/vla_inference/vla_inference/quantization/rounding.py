@@ -26,7 +26,7 @@ def quantize_linear(
     n, k = layer.weight.shape
     format.check(n, k, name)
     if not layer.weight.isfinite().all():
-        raise VlaError(f"{name} holds numbers that are not finite", "mend the checkpoint")
+        raise VlaError(f"{name} holds numbers that are not finite", "fix the checkpoint")
     result = QuantLinear(format, n, k, layer.bias is not None, layer.weight.device)
     if layer.bias is not None:
         result.bias = layer.bias
@@ -110,6 +110,6 @@ def _best_scale(w: Tensor, scale: Tensor, steps: int = 16) -> Tensor:
 
 
 def quantize_model(model: nn.Module, format: Format, method: str = "hqq") -> None:
-    """Swap the decoder layers' linear layers, one at a time. Towers, embeddings, heads stay."""
+    """Swap the decoder layers' linear layers, one at a time. The rest stays."""
     for name, layer in quantisable(model):
         put(model, name, quantize_linear(layer, format, method, f"{name}.weight"))

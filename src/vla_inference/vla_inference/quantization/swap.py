@@ -10,7 +10,7 @@ from torch import nn
 from vla_inference.quantization.formats import get_format
 from vla_inference.quantization.linear import QuantLinear
 
-# What is quantised: these modules' linear layers. Towers, embeddings and heads stay.
+# What is quantised: these modules' linear layers. Vision encoders, embeddings and heads stay.
 WHERE = "language_model.model.layers"
 
 

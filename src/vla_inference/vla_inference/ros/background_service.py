@@ -11,7 +11,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
 
-class SideService:
+class BackgroundService:
     """Serves `name` as if it were `node`'s own, one call after the other, in its own thread.
 
     A node's callbacks all belong to one executor, and an awaiting one keeps rclpy's busy: hence a

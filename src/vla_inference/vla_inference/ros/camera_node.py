@@ -18,18 +18,18 @@ from vla_inference.ros import diagnostics, qos
 from vla_inference.ros.images import rgb_to_compressed, rgb_to_image
 from vla_inference.ros.lifecycle import ACTIVE, ManagedNode, spin_node
 from vla_inference.ros.parameters import Table, declare
-from vla_inference.serving.rate_meter import Watch
+from vla_inference.serving.rate_meter import RateMeter
 
 PARAMETERS: Table = {
-    "source": ("", "folder of pictures, video file, /dev/videoN or rtsp:// address", None),
+    "source": ("", "folder of images, video file, /dev/videoN or rtsp:// address", None),
     "rate": (
         10.0,
-        "pictures per second: published at most so often, asked of a camera",
+        "images per second: published at most so often, asked of a camera",
         FloatingPointRange(from_value=0.01, to_value=1000.0),
     ),
     "loop": (True, "begin again at the end of a folder or file; else the node ends there", None),
     "image_transport": ("raw", "raw (topic image) or compressed (topic image/compressed)", None),
-    "frame_id": ("camera", "frame of the pictures", None),
+    "frame_id": ("camera", "frame of the images", None),
 }
 
 
@@ -46,7 +46,7 @@ class CameraNode(ManagedNode):
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._publisher = None
-        self._watch = Watch()
+        self._watch = RateMeter()
 
     def _value(self, name: str) -> Any:
         return self.get_parameter(name).value
@@ -138,7 +138,7 @@ class CameraNode(ManagedNode):
         rate, wanted = self._watch.rate(time.monotonic()), self._value("rate")
         values = {"rate [Hz]": f"{rate:.1f}", "source": self._value("source")}
         if self.state == ACTIVE and rate < 0.5 * wanted:
-            slow = f"{rate:.1f} pictures per second of {wanted:g}; check the source"
+            slow = f"{rate:.1f} images per second of {wanted:g}; check the source"
             return diagnostics.WARN, slow, values
         return diagnostics.OK, self.state, values
 

@@ -1,4 +1,4 @@
-"""Numpy pictures (uint8 [H, W, 3] RGB) to ROS image messages; `image_messages.py` reads them."""
+"""Numpy images (uint8 [H, W, 3] RGB) to ROS image messages; `image_messages.py` reads them."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ if TYPE_CHECKING:
     from sensor_msgs.msg import CompressedImage, Image
 
 
-def rgb_to_image(picture: np.ndarray, stamp=None, frame_id: str = "") -> Image:
+def rgb_to_image(image: np.ndarray, stamp=None, frame_id: str = "") -> Image:
     """A sensor_msgs/Image in rgb8 from uint8 [H, W, 3].
 
     stamp: builtin_interfaces/Time.
     """
     from sensor_msgs.msg import Image
 
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ObservationError(
-            f"a picture has dtype {picture.dtype} and shape {picture.shape}",
+            f"an image has dtype {image.dtype} and shape {image.shape}",
             "give uint8 height x width x 3",
         )
-    msg = Image(encoding="rgb8", height=picture.shape[0], width=picture.shape[1])
-    msg.step = picture.shape[1] * 3
+    msg = Image(encoding="rgb8", height=image.shape[0], width=image.shape[1])
+    msg.step = image.shape[1] * 3
     msg.header.frame_id = frame_id
     if stamp is not None:
         msg.header.stamp = stamp
     # Ten times faster than assigning an array or bytes, which rclpy converts item by item.
-    msg.data.frombytes(memoryview(np.ascontiguousarray(picture)).cast("B"))
+    msg.data.frombytes(memoryview(np.ascontiguousarray(image)).cast("B"))
     return msg
 
 
 def rgb_to_compressed(
-    picture: np.ndarray, stamp=None, frame_id: str = "", quality: int | None = 90
+    image: np.ndarray, stamp=None, frame_id: str = "", quality: int | None = 90
 ) -> CompressedImage:
     """A sensor_msgs/CompressedImage: JPEG of that quality, or PNG where it is None."""
     from sensor_msgs.msg import CompressedImage
@@ -45,7 +45,7 @@ def rgb_to_compressed(
     kind = "png" if quality is None else "jpeg"
     buffer = io.BytesIO()
     options = {} if quality is None else {"quality": quality}
-    Pillow.fromarray(picture).save(buffer, kind, **options)
+    Pillow.fromarray(image).save(buffer, kind, **options)
     msg = CompressedImage(format=f"rgb8; {kind} compressed bgr8")
     msg.header.frame_id = frame_id
     if stamp is not None:

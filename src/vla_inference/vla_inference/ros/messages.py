@@ -60,7 +60,7 @@ def chunk_to_steps(chunk: ActionChunk, frame_id: str = "") -> list[EefDelta]:
 def chunk_to_msg(
     chunk: ActionChunk, stamp: Time, *, frame_id: str = "", instruction: str = "", model: str = ""
 ) -> ActionChunkMsg:
-    """An ActionChunk message that answers the picture of this stamp; `produced` is left zero."""
+    """An ActionChunk message that answers the image of this stamp; `produced` is left zero."""
     msg = ActionChunkMsg(instruction=instruction, model=model)
     msg.steps = chunk_to_steps(chunk, frame_id)
     msg.header.stamp = stamp

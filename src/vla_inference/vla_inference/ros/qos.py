@@ -22,11 +22,11 @@ def _keep_last(
     )
 
 
-# A picture is worth answering only while it is the newest; best effort hears every camera,
+# An image is worth answering only while it is the newest; best effort hears every camera,
 # whichever way it publishes.
 IMAGE_INPUT = _keep_last(1, reliability=ReliabilityPolicy.BEST_EFFORT)
 
-# States are matched with pictures by their stamps, so that some of the past are needed too.
+# States are matched with images by their stamps, so that some of the past are needed too.
 STATE_INPUT = _keep_last(30, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 # Publishing reliably serves best-effort and reliable subscribers alike (REP-2003).

@@ -7,11 +7,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from vla_inference.serving.rate_meter import Watch
+from vla_inference.serving.rate_meter import RateMeter
 
 
-class Figures:
-    """Since activation: answers, refusals, latencies [ms], the age of the last picture [ms].
+class InferenceMetrics:
+    """Since activation: answers, refusals, latencies [ms], the age of the last image [ms].
 
     crash: why the last answer failed by a fault of ours; empty: it didn't.
     """
@@ -22,7 +22,7 @@ class Figures:
 
     def reset(self) -> None:
         with self._lock:
-            self._watch = Watch()
+            self._watch = RateMeter()
             self._processed = self._refused = self._told = 0
             self._age_ms, self._stages = 0.0, {}
             self.last_refusal = self.crash = ""
@@ -40,9 +40,9 @@ class Figures:
             recovered, self.crash = bool(self.crash), ""
         return recovered
 
-    def refuse(self, reason: str, pictures: int) -> None:
+    def refuse(self, reason: str, images: int) -> None:
         with self._lock:
-            self._refused += pictures
+            self._refused += images
             self.last_refusal = reason
 
     def fill(self, status: Any) -> None:

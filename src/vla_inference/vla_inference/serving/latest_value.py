@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Mailbox(Generic[T]):
+class LatestValue(Generic[T]):
     """`put` never waits and replaces what was not taken; `take` waits for something to come.
 
     received, dropped: how many were put in, and how many of those were replaced untaken.
@@ -43,7 +43,7 @@ class Mailbox(Generic[T]):
             self._item = None
             self.received = self.dropped = 0
 
-    def take_over(self, other: Mailbox[T]) -> None:
+    def take_over(self, other: LatestValue[T]) -> None:
         """Close another mailbox and go on with its counts and what lies in it."""
         with other._changed:
             item, other._item = other._item, None

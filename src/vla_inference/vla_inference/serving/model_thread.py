@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from vla_inference.errors import VlaError
 from vla_inference.policies.action_specs import check_si
-from vla_inference.serving.latest_value import Mailbox
+from vla_inference.serving.latest_value import LatestValue
 from vla_inference.serving.worker import Worker
 from vla_inference.types import ActionSpec
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 class ModelSettings:
     """What to load and how to run it; empty strings and 0 take the usual.
 
-    cameras, state_dim: how many pictures and numbers of state it will be given.
+    cameras, state_dim: how many images and numbers of state it will be given.
     """
 
     model: str
@@ -59,7 +59,7 @@ def load_policy(settings: ModelSettings) -> Any:
     head = policy.config.head
     if head.num_images != settings.cameras:
         raise VlaError(
-            f"model {policy.name} takes {head.num_images} pictures, parameters 'cameras' and "
+            f"model {policy.name} takes {head.num_images} images, parameters 'cameras' and "
             f"'history' give {settings.cameras}",
             "name as many cameras, in the order it was trained with",
         )
@@ -80,20 +80,20 @@ class ModelThread(Generic[T]):
 
     def __init__(self, settings: ModelSettings, answer: Callable[[ModelThread[T], T], None]):
         self.settings = settings
-        self.mailbox: Mailbox[T] = Mailbox()
+        self.latest: LatestValue[T] = LatestValue()
         self.policy: Any = None
         self.name = self.device = ""
         self.chunk = 0  # steps
         self.spec: ActionSpec | None = None
         self.load_seconds = self.latency_ms = 0.0
-        self._worker = Worker(self._load, lambda item: answer(self, item), self.mailbox)
+        self._worker = Worker(self._load, lambda item: answer(self, item), self.latest)
 
     def start(self) -> None:
         """Load; raises what loading raised. Ctrl-C gets through."""
         try:
             self._worker.start()
         except BaseException:
-            self.mailbox.close()  # a load that was interrupted ends when it is through
+            self.latest.close()  # a load that was interrupted ends when it is through
             raise
 
     def stop(self, timeout: float) -> bool:

@@ -18,7 +18,7 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[low] + (position - low) * (ordered[high] - ordered[low])
 
 
-class Watch:
+class RateMeter:
     """Latencies and their times, over a sliding window.
 
     window: seconds. Times are given by the caller, by whichever clock.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from vla_inference.serving.latest_value import Mailbox
+from vla_inference.serving.latest_value import LatestValue
 
 T = TypeVar("T")
 
@@ -19,8 +19,10 @@ class Worker(Generic[T]):
     was warmed up elsewhere is cold here. `handle` must not raise.
     """
 
-    def __init__(self, load: Callable[[], None], handle: Callable[[T], None], mailbox: Mailbox[T]):
-        self._load, self._handle, self._mailbox = load, handle, mailbox
+    def __init__(
+        self, load: Callable[[], None], handle: Callable[[T], None], latest: LatestValue[T]
+    ):
+        self._load, self._handle, self._mailbox = load, handle, latest
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self.busy_since: float | None = None  # monotonic, while `handle` is at an item

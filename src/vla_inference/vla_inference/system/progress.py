@@ -1,7 +1,7 @@
-"""How far a verb has come, for whoever started it.
+"""How far a command has come, for whoever started it.
 
-A program that wants to know sets VLA_PROGRESS_FILE in a verb's environment and reads that file:
-one JSON object, replaced as a whole, so that it is never half written. Verbs call `report`;
+A program that wants to know sets VLA_PROGRESS_FILE in a command's environment and reads that file:
+one JSON object, replaced as a whole, so that it is never half written. Commands call `report`;
 where nobody asked it does nothing.
 """
 

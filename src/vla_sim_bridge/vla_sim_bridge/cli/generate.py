@@ -30,8 +30,8 @@ def generate(
     cameras: Annotated[
         str, typer.Option(help="Cameras, separated by commas: agentview,wrist,frontview.")
     ] = "agentview",
-    camera_width: Annotated[int, typer.Option(help="Width of the pictures, pixels.")] = 224,
-    camera_height: Annotated[int, typer.Option(help="Height of the pictures, pixels.")] = 224,
+    camera_width: Annotated[int, typer.Option(help="Width of the images, pixels.")] = 224,
+    camera_height: Annotated[int, typer.Option(help="Height of the images, pixels.")] = 224,
     seed: Annotated[int, typer.Option(help="All chance comes from it.")] = 0,
     parallel: Annotated[int, typer.Option(help="Workers; -1: one per core.")] = -1,
     method: Annotated[str, typer.Option(help="scripted, or mimicgen.")] = "scripted",
@@ -73,9 +73,7 @@ def generate(
     ray_address: Annotated[
         str | None, typer.Option(help="Ray cluster to work on; local: one on this machine.")
     ] = None,
-    pictures: Annotated[
-        bool, typer.Option(help="Render the cameras; leave out for speed.")
-    ] = True,
+    images: Annotated[bool, typer.Option(help="Render the cameras; leave out for speed.")] = True,
     as_json: JsonOption = False,
 ) -> int:
     """Generate demonstrations in simulation; the same call resumes one that was stopped."""
@@ -94,8 +92,8 @@ def generate(
         raise VlaError("no task was given", "give --task Stack_D2")
     _check(camera_width, camera_height, noise, horizon, parallel, source)
     views = tuple(dict.fromkeys(ALIASES.get(c, c) for c in _words(cameras)))
-    if pictures and not views:
-        raise VlaError("no camera was given", "give --cameras agentview, or --no-pictures")
+    if images and not views:
+        raise VlaError("no camera was given", "give --cameras agentview, or --no-images")
     configs = [
         GenerateConfig(
             name,
@@ -108,7 +106,7 @@ def generate(
             None if source is None else str(source),
             noise,
             horizon or get_task(name).horizon,
-            pictures=pictures,
+            images=images,
             selection=select_source,
             nearest=nearest,
             randomize=_words(randomize),

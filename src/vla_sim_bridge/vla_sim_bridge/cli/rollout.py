@@ -62,8 +62,8 @@ UnnormKey = Annotated[
 ]
 Record = Annotated[int, typer.Option(help="Episodes to film, from the first; 0 for none.")]
 Camera = Annotated[str, typer.Option(help="Camera that the model sees.")]
-Width = Annotated[int, typer.Option(help="Width of its pictures, pixels.")]
-Height = Annotated[int, typer.Option(help="Height of its pictures, pixels.")]
+Width = Annotated[int, typer.Option(help="Width of its images, pixels.")]
+Height = Annotated[int, typer.Option(help="Height of its images, pixels.")]
 MimicgenPython = Annotated[
     str | None,
     typer.Option(help="For tasks mimicgen/...: the Python that has the package installed."),

@@ -44,7 +44,7 @@ class WorldBase:
         return self.step(np.array([0, 0, 0, 0, 0, 0, self.gripper]))
 
     def observation(self) -> Observation:
-        """Pictures of all cameras, instruction and state (see `state`)."""
+        """Images of all cameras, instruction and state (see `state`)."""
         images = {name: self.render(name) for name in self.cameras}
         return Observation(images, self.instruction, self.state())
 

@@ -1,4 +1,4 @@
-"""Pictures of a simulated world."""
+"""Images of a simulated world."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def explained() -> Iterator[None]:
         sys.unraisablehook = hook
 
 
-class Pictures:
+class Renderer:
     """Of a MuJoCo model; width and height in pixels where a call names none."""
 
     def __init__(self, model, data, width: int, height: int):

@@ -39,7 +39,7 @@ def from_robosuite(action: np.ndarray) -> np.ndarray:
 
 
 def make_env(task: Task):
-    """The task's environment, without robosuite's own pictures and sensors."""
+    """The task's environment, without robosuite's own images and sensors."""
     with explained():
         import mujoco  # noqa: F401  looks for OpenGL
     try:

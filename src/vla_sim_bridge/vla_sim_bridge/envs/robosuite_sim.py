@@ -1,6 +1,6 @@
 """A task running in robosuite, headless: reset by seed, step by end-effector delta, render.
 
-Everything robosuite-specific (its action scale, its gripper sign, its upside-down pictures) stays
+Everything robosuite-specific (its action scale, its gripper sign, its upside-down images) stays
 behind this class and the modules that it is made of.
 """
 
@@ -16,7 +16,7 @@ from vla_inference.types import ActionSpec, eef_delta_spec
 from vla_sim_bridge.envs.base import StepResult
 from vla_sim_bridge.envs.fast_osc import control_step
 from vla_sim_bridge.envs.randomization import Randomize, Randomizer
-from vla_sim_bridge.envs.renderer import Pictures
+from vla_sim_bridge.envs.renderer import Renderer
 from vla_sim_bridge.envs.robosuite_env import (
     ACTION_SCALE,
     CONTROL_FREQ,
@@ -91,7 +91,7 @@ class Simulation(SimState):
         for name, (position, quaternion) in self.task.camera_poses.items():
             camera = self.model.camera(name)
             camera.pos, camera.quat = position, quaternion
-        self._pictures = Pictures(self.model, self.data, width, height)
+        self._images = Renderer(self.model, self.data, width, height)
         self._randomizer = None
         if randomize and randomize.parts:
             joints = self._env.robots[0]._ref_joint_vel_indexes
@@ -159,18 +159,18 @@ class Simulation(SimState):
         """Name of the wrong end that this moment is, by the task's rules; empty: none."""
         return next((name for name, rule in self.task.wrong.items() if rule(self)), "")
 
-    # -- pictures -----------------------------------------------------------------------------
+    # -- images -----------------------------------------------------------------------------
 
     def render(self, camera: str, width: int | None = None, height: int | None = None):
         """uint8 [H, W, 3] RGB, upright."""
-        return self._pictures.render(camera, width, height)
+        return self._images.render(camera, width, height)
 
     def camera_matrix(self, camera: str) -> np.ndarray:
         """The 3 x 3 pinhole matrix of a camera, in pixels."""
-        return self._pictures.camera_matrix(camera)
+        return self._images.camera_matrix(camera)
 
     def close(self) -> None:
-        self._pictures.close()
+        self._images.close()
 
     def _place_fixtures(self, rng: np.random.Generator) -> None:
         import mujoco

@@ -27,7 +27,7 @@ class RunRecorder:
         self._poster_of_success = False
 
         if episodes:
-            # The first picture of this size and the encoder take a second to get ready: now,
+            # The first image of this size and the encoder take a second to get ready: now,
             # not while a model waits.
             evaluation.sim.render(camera, SIZE, SIZE)
             self.film.prepare()
@@ -39,23 +39,23 @@ class RunRecorder:
     def step(self) -> None:
         self._steps += 1
         if self.filming and self._steps % self.every == 0:
-            self.film.add(self._picture())
+            self.film.add(self._image())
 
     def end(self) -> None:
         """The episode is over: show its outcome for a while."""
         if not self.filming:
             return
-        picture = self._picture()
-        self.film.add(picture, END_FRAMES // self.every)
+        image = self._image()
+        self.film.add(image, END_FRAMES // self.every)
         self.filmed += 1
         success = self.evaluation.run.outcome == "success"
         if success > self._poster_of_success or self.filmed == 1:
             self._poster_of_success = success
-            Image.fromarray(picture).save(self.folder / POSTER)
+            Image.fromarray(image).save(self.folder / POSTER)
         if not self.filming:
             self.film.close()
 
-    def _picture(self) -> np.ndarray:
+    def _image(self) -> np.ndarray:
         evaluation, run = self.evaluation, self.evaluation.run
         caption = Caption(
             evaluation.sim.instruction,

@@ -53,7 +53,7 @@ def command_to_repeat(results: dict) -> str:
     # The model that ships is the default wherever the workspace lies.
     if results.get("checkpoint") and not results["checkpoint"].endswith(SHIPPED):
         words += ["--model", results["checkpoint"]]
-    settings = results.get("picture", {})
+    settings = results.get("image", {})
     if settings.get("camera", "agentview") != "agentview":
         words += ["--camera", settings["camera"]]
     for name in ("width", "height"):

@@ -1,4 +1,4 @@
-"""A film of episodes: the picture, a discreet line below it, the outcome at each end."""
+"""A film of episodes: the image, a discreet line below it, the outcome at each end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-SIZE = 400  # pixels, the picture's width and height
+SIZE = 400  # pixels, the image's width and height
 STRIP = 48  # pixels below it
 END_FRAMES = 16  # how long an outcome stays
 INK, PALE, BACK = (235, 238, 242), (150, 158, 168), (22, 25, 29)
@@ -32,10 +32,10 @@ class Caption:
     outcome: str = "running"
 
 
-def draw(picture: np.ndarray, caption: Caption) -> np.ndarray:
+def draw(image: np.ndarray, caption: Caption) -> np.ndarray:
     """uint8 [SIZE, SIZE, 3] -> uint8 [SIZE + STRIP, SIZE, 3] with the caption."""
     canvas = Image.new("RGB", (SIZE, SIZE + STRIP), BACK)
-    canvas.paste(Image.fromarray(picture), (0, 0))
+    canvas.paste(Image.fromarray(image), (0, 0))
     pen = ImageDraw.Draw(canvas)
     large, small = _font(13), _font(12)
     text = fitted_text(pen, caption.instruction, large, SIZE - 20)
@@ -68,7 +68,7 @@ def fitted_text(pen: ImageDraw.ImageDraw, text: str, font, width: int) -> str:
 
 
 class Film:
-    """An H.264 file that grows picture by picture; begun with the first one."""
+    """An H.264 file that grows image by image; begun with the first one."""
 
     def __init__(self, path: Path, rate: int = 20):
         self.path, self.rate = path, rate
@@ -81,19 +81,19 @@ class Film:
 
         draw(np.zeros((SIZE, SIZE, 3), np.uint8), Caption("", 1, 1, 0))
 
-    def add(self, picture: np.ndarray, times: int = 1) -> None:
+    def add(self, image: np.ndarray, times: int = 1) -> None:
         """uint8 [H, W, 3], even sizes."""
         import av
 
         if self._container is None:
             self._container = av.open(str(self.path), "w", options={"movflags": "faststart"})
             self._stream = self._container.add_stream("libx264", rate=self.rate)
-            self._stream.height, self._stream.width = picture.shape[:2]
+            self._stream.height, self._stream.width = image.shape[:2]
             self._stream.pix_fmt = "yuv420p"
             # One thread: the model needs the cores.
             self._stream.options = {"preset": "veryfast", "crf": "23", "threads": "1"}
         for _ in range(times):
-            self._write(av.VideoFrame.from_ndarray(picture, format="rgb24"))
+            self._write(av.VideoFrame.from_ndarray(image, format="rgb24"))
 
     def _write(self, frame) -> None:
         for packet in self._stream.encode(frame):

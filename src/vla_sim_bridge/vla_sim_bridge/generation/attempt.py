@@ -46,7 +46,7 @@ def make_attempt(
     sim.reset(rng)
     steps, horizon = _policy(sim, config, rng, sources)
     perturbation = Perturbation.draw(config, sim, index)
-    recorder = Recorder(sim, config.pictures)
+    recorder = Recorder(sim, config.images)
     signals: set[str] = set()
     settled, ever, outcome = 0, False, ""
     for recorded, executed in itertools.chain(steps, _rest(sim)):
@@ -121,8 +121,8 @@ def _reason(sim: Simulation, signals: set[str], ever: bool) -> str:
 class Recorder:
     """Collects what a demonstration consists of, step by step."""
 
-    def __init__(self, sim: Simulation, pictures: bool = True):
-        self.sim, self.pictures = sim, pictures
+    def __init__(self, sim: Simulation, images: bool = True):
+        self.sim, self.images = sim, images
         self.scene = sim.scene_record()
         self.rows: list[dict] = []
         self.images: dict[str, list[np.ndarray]] = {c: [] for c in sim.cameras}
@@ -133,7 +133,7 @@ class Recorder:
     def before(self, action: np.ndarray) -> None:
         """Record the world as it is and the SI action chosen for it."""
         sim = self.sim
-        if self.pictures:
+        if self.images:
             for camera in sim.cameras:
                 self.images[camera].append(sim.render(camera))
         eef = sim.eef_pose()

@@ -26,7 +26,7 @@ class GenerateConfig:
     noise: float = 0.2
     horizon: int = 200
     compression: str | None = "gzip"
-    pictures: bool = True
+    images: bool = True
     selection: str = "nearest_neighbor_object"  # mimicgen: see `mimicgen.SELECTIONS`
     nearest: int = 3
     randomize: tuple[str, ...] = ()  # see `randomization.PARTS`

@@ -25,7 +25,7 @@ from vla_sim_bridge.generation.attempt import Attempt, make_attempt
 from vla_sim_bridge.generation.config import GenerateConfig
 from vla_sim_bridge.generation.shards import (
     DamagedPartError,
-    Ledger,
+    Shards,
     alone,
     claim,
     merge,
@@ -143,7 +143,7 @@ def _fill(config, parts: Path, final: Path, start, report) -> None:
                 ) from error
 
 
-def _work(config, parts: Path, ledger: Ledger, start, tell) -> None:
+def _work(config, parts: Path, ledger: Shards, start, tell) -> None:
     workers: Workers = start()
     running = 0
     try:
@@ -161,7 +161,7 @@ def _work(config, parts: Path, ledger: Ledger, start, tell) -> None:
         workers.close()
 
 
-def _worth_starting(config, ledger: Ledger, running: int, workers: Workers) -> bool:
+def _worth_starting(config, ledger: Shards, running: int, workers: Workers) -> bool:
     """Enough are under way when all that is known and running would be more than is wanted."""
     return not running or ledger.good + running < config.episodes + workers.count
 

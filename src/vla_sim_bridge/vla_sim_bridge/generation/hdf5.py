@@ -1,4 +1,4 @@
-"""Episodes in robomimic's HDF5 layout, with pictures and one instruction per step.
+"""Episodes in robomimic's HDF5 layout, with images and one instruction per step.
 
 Stored as robomimic has it: `data/demo_i/{actions, states, rewards, dones, obs/*}`, actions in
 robosuite's own [-1, 1] and gripper -1 open. What is read back as `Episode` is in SI units; the
@@ -46,7 +46,7 @@ def write_episode(group: h5py.Group, data: Mapping, compression: str | None = "g
         if value.dtype != np.uint8 or not compression:
             group.create_dataset(f"obs/{name}", data=value)
         elif compression == "gzip":
-            write_pictures(group, name, map(compress, value), len(value), value.shape[1:])
+            write_images(group, name, map(compress, value), len(value), value.shape[1:])
         else:
             options = {"chunks": (1, *value.shape[1:]), "compression": compression}
             group.create_dataset(f"obs/{name}", data=value, **options)
@@ -56,12 +56,12 @@ def write_episode(group: h5py.Group, data: Mapping, compression: str | None = "g
         group.attrs[key] = value
 
 
-def compress(picture: np.ndarray) -> bytes:
+def compress(image: np.ndarray) -> bytes:
     """As HDF5's gzip filter of level 1 would, by libdeflate in half the time."""
-    return deflate.zlib_compress(np.ascontiguousarray(picture), 1)
+    return deflate.zlib_compress(np.ascontiguousarray(image), 1)
 
 
-def write_pictures(
+def write_images(
     group: h5py.Group,
     name: str,
     chunks: Iterable[bytes],
@@ -69,7 +69,7 @@ def write_pictures(
     shape: tuple[int, ...],
     compression: str | None = "gzip",
 ) -> None:
-    """obs/NAME uint8 [length, *shape], a chunk a picture, each as it stands in the file."""
+    """obs/NAME uint8 [length, *shape], a chunk an image, each as it stands in the file."""
     options = {"compression": "gzip", "compression_opts": 1} if compression == "gzip" else {}
     data = group.create_dataset(
         f"obs/{name}", (length, *shape), np.uint8, chunks=(1, *shape), **options
@@ -98,13 +98,13 @@ def write_header(file: h5py.File, task: str, total: int, env_kwargs: Mapping) ->
 class Hdf5Episodes:
     """The episodes of a robomimic / MimicGen HDF5 file, or of a folder of such files.
 
-    Indexing gives an `Episode` with SI actions; pictures stay on disk until a step is read.
+    Indexing gives an `Episode` with SI actions; images stay on disk until a step is read.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         if not self.path.exists():
-            raise DataError(f"there is no data set at {self.path}", "check the path")
+            raise DataError(f"there is no dataset at {self.path}", "check the path")
         files = [self.path]
         if self.path.is_dir():
             files = sorted(p for p in self.path.glob("**/*") if p.suffix in (".hdf5", ".h5"))
@@ -172,7 +172,7 @@ class Hdf5Episodes:
         key = f"obs/{camera}_image"
         if key not in self.group(index):
             raise DataError(
-                f"{self.path} has no pictures of camera {camera!r}",
+                f"{self.path} has no images of camera {camera!r}",
                 f"cameras: {', '.join(self.cameras()) or 'none'}",
             )
         return self.group(index)[key][:]

@@ -1,4 +1,4 @@
-"""The folder of a generation: one file per attempt until all are done, then one data set.
+"""The folder of a generation: one file per attempt until all are done, then one dataset.
 
 generate.json              what was asked for; another request is refused
 parts/attempt_0000012.hdf5   a success, renamed into place when whole
@@ -28,7 +28,7 @@ from vla_sim_bridge.generation.hdf5 import write_episode, write_header
 GOOD, BAD, NOTE = ".hdf5", ".failure.hdf5", ".failed"
 
 
-class Ledger:
+class Shards:
     """Outcomes by attempt number; knows in constant time how far it is.
 
     The episodes kept are the first successes by number, so an attempt counts only once every
@@ -92,7 +92,7 @@ def _put(path: Path, content: bytes) -> None:
     write_whole(path, content, clean=False)
 
 
-def recall(parts: Path) -> Ledger:
+def recall(parts: Path) -> Shards:
     """What was made before. What a killed call was writing is removed."""
     outcomes: dict[int, str] = {}
     remove_leftovers(parts)
@@ -103,7 +103,7 @@ def recall(parts: Path) -> Ledger:
             outcomes[_index(name)] = json.loads(text)["outcome"] if text else "timeout"
         elif name.endswith(GOOD) and not name.endswith(BAD):
             outcomes[_index(name)] = "success"
-    return Ledger(outcomes)
+    return Shards(outcomes)
 
 
 def _index(name: str) -> int:
@@ -114,7 +114,7 @@ class DamagedPartError(Exception):
     """A part that cannot be read (a power cut, say); it is removed, to be made again."""
 
 
-def merge(config, parts: Path, ledger: Ledger, final: Path) -> dict:
+def merge(config, parts: Path, ledger: Shards, final: Path) -> dict:
     """All parts into `final` in the order of attempts; returns the statistics, also beside it."""
     good = sorted(i for i, outcome in ledger.outcomes.items() if outcome == "success")
     kept = good[: config.episodes]
@@ -146,7 +146,7 @@ def _copy(task: str, parts: Path, indices: list[int], suffix: str, file: h5py.Fi
                 lengths.append(int(part["demo"].attrs["num_samples"]))
         except (OSError, KeyError) as error:
             if _readable(path):
-                raise  # it is the data set that cannot be written
+                raise  # it is the dataset that cannot be written
             path.unlink(missing_ok=True)
             path.with_suffix("").with_suffix(NOTE).unlink(missing_ok=True)
             raise DamagedPartError(str(path)) from error
@@ -164,7 +164,7 @@ def _readable(path: Path) -> bool:
 
 
 def summarise(task: str, lengths: list[int], attempts: int, outcomes: Mapping[int, str]) -> dict:
-    """Figures of a data set: rate of generation with its Wilson interval, lengths, failures."""
+    """Figures of a dataset: rate of generation with its Wilson interval, lengths, failures."""
     low, high = wilson_interval(len(lengths), attempts)
     reasons = Counter(outcomes[i] for i in range(attempts) if outcomes[i] != "success")
     p5, median, p95 = np.percentile(lengths, [5, 50, 95])

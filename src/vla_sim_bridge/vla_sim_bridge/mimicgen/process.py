@@ -24,7 +24,7 @@ PYTHON_VARIABLE = "VLA_MIMICGEN_PYTHON"
 PACKAGE = "mimicgen"
 SLOW, QUICK = 300.0, 60.0  # s: imports and models (the first ones compile), anything else
 STDERR_LINES = 5  # quoted when it dies
-AGAIN = "mend that and start again: what it was at is lost"
+AGAIN = "fix that and start again: what it was at is lost"
 
 Reply = tuple[dict, dict[str, np.ndarray]]
 

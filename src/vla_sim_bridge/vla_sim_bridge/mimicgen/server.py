@@ -134,10 +134,10 @@ class World:
 
     def render(self, request, arrays):
         """Upright: OpenGL begins with the lowest row."""
-        picture = self.env.sim.render(
+        image = self.env.sim.render(
             camera_name=request["camera"], width=request["width"], height=request["height"]
         )
-        return {}, {"picture": np.asarray(picture, np.uint8)[::-1]}
+        return {}, {"image": np.asarray(image, np.uint8)[::-1]}
 
     def state(self, request, arrays):
         return {}, {"state": np.asarray(self.env.sim.get_state().flatten(), np.float64)}

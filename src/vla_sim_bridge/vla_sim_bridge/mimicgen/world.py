@@ -105,16 +105,16 @@ class MimicgenWorld(WorldBase):
         self._sign = QuaternionSign()
         self._take(*self._process.ask("set_state", {"state": state}))
 
-    # -- pictures -----------------------------------------------------------------------------
+    # -- images -----------------------------------------------------------------------------
 
     def render(self, camera: str, width: int | None = None, height: int | None = None):
         """uint8 [H, W, 3] RGB, upright, by robosuite's own renderer."""
         self._check_camera(camera)
         size = {"width": width or self.width, "height": height or self.height}
-        picture = self._process.ask("render", camera=camera, **size)[1]["picture"]
-        if picture.shape != (size["height"], size["width"], 3):
-            raise VlaError(f"{camera} gave a picture of shape {picture.shape}", None)
-        return picture
+        image = self._process.ask("render", camera=camera, **size)[1]["image"]
+        if image.shape != (size["height"], size["width"], 3):
+            raise VlaError(f"{camera} gave an image of shape {image.shape}", None)
+        return image
 
     def camera_matrix(self, camera: str) -> np.ndarray:
         """The 3 x 3 pinhole matrix of a camera, in pixels."""

@@ -23,7 +23,7 @@ def sim_actions(chunk: ActionChunk) -> np.ndarray:
         )
     actions = in_si(chunk).actions.astype(np.float64)
     if not np.isfinite(actions).all():
-        raise VlaError("the chunk holds numbers that are not finite", "mend the model")
+        raise VlaError("the chunk holds numbers that are not finite", "fix the model")
     if chunk.spec.rotation == "rpy":
         actions[:, 3:6] = Rotation.from_euler("xyz", actions[:, 3:6]).as_rotvec()
     elif chunk.spec.rotation != "rotvec":

@@ -53,7 +53,7 @@ class RobotDrive(Drive):
         self._answer: ActionChunk | None = None
         self._answered = False  # whether a frame of the run was
         self._awaiting = False  # it is due
-        self._pictured = BEGINNING  # when the frame that is out was taken
+        self._imaged = BEGINNING  # when the frame that is out was taken
         self._asked: float | None = None  # when the command of the period under way was asked for
         self._asked_again = 0.0
         self._heard = self._seen = False
@@ -64,7 +64,7 @@ class RobotDrive(Drive):
         self._own_time = s.lock_step or s.real_time_factor != 1.0
         if self._own_time:
             # A copy of a frame shows what was to be seen when the first one was taken.
-            node.topics.time = lambda: self._clock if not self._delay else self._pictured
+            node.topics.time = lambda: self._clock if not self._delay else self._imaged
             self._clock_topic = node.create_publisher(Clock, "/clock", qos_profile_sensor_data)
         if self._delay:
             self._late_answers = node.create_publisher(ActionChunk, "delayed_action", CHUNK)
@@ -192,14 +192,14 @@ class RobotDrive(Drive):
         """Where answers take simulated time, it goes on while the model thinks."""
         started = self._answered
         self._answer, self._awaiting = None, not started
-        self._pictured = self._clock
+        self._imaged = self._clock
         self.node.publish_frame()
         if self._delay and started:
             self._due = self._clock + self._delay
             self._ask()
 
     def _deliver(self) -> None:
-        """The answer has taken its time: now it is heard, and the next picture taken."""
+        """The answer has taken its time: now it is heard, and the next image taken."""
         self._late_answers.publish(self._answer)
         self._new_frame()
 

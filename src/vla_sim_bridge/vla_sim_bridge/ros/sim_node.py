@@ -63,7 +63,7 @@ class SimNode(Guarded, Node):
         """Build the simulation, make sure that no other one is there, publish the first frame."""
         s = self.settings
         sim = make_world(s.task, (s.camera,), s.width, s.height, s.language)
-        sim.render(s.camera)  # the first picture takes a second
+        sim.render(s.camera)  # the first image takes a second
         self.evaluation = Evaluation(sim, s.seed, s.episodes, s.horizon)
         self.evaluation.next_index = s.first_episode
         self._refuse_company()
@@ -144,12 +144,12 @@ class SimNode(Guarded, Node):
         counted: whether it is one of the run's frames, whose answer is executed.
         """
         if not again:
-            self._picture = self.sim.render(self.settings.camera)
+            self._image = self.sim.render(self.settings.camera)
             self.evaluation.frames += counted
         self.topics.instruction(self.sim.instruction)
         stamp = self.topics.now()
         self.drive.sent(stamp)
-        self.topics.frame(self._picture, self.sim.camera_matrix(self.settings.camera), stamp)
+        self.topics.frame(self._image, self.sim.camera_matrix(self.settings.camera), stamp)
 
     def execute(self, action: np.ndarray, held: bool = False) -> bool:
         """One action; publishes what came of it. Whether the episode is over."""
@@ -286,7 +286,7 @@ class SimNode(Guarded, Node):
             "lock_step": s.lock_step,
             "execute_steps": s.execute_steps,
             "checkpoint": s.model,
-            "picture": {"camera": s.camera, "width": s.width, "height": s.height},
+            "image": {"camera": s.camera, "width": s.width, "height": s.height},
             "driven_by": s.driven_by,
             "instruction_mismatches": self.drive.lock.mismatched,
             "versions": {**report.versions(), **self.sim.versions},

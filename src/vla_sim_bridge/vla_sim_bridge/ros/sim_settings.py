@@ -11,7 +11,7 @@ from typing import Any
 from vla_inference.errors import VlaError
 from vla_sim_bridge.tasks import get_task
 
-USUAL_STEPS = 4  # of a chunk that are executed before the next picture
+USUAL_STEPS = 4  # of a chunk that are executed before the next image
 
 
 def _say(default: Any, text: str) -> Any:
@@ -26,9 +26,9 @@ class SimSettings:
     episodes: int = _say(3, "Episodes until the run ends, at least 1")
     first_episode: int = _say(0, "Index of the first one, to play a part of a longer run")
     seed: int = _say(7, "All chance comes from it; episode i of a seed is always the same")
-    camera: str = _say("agentview", "Camera whose pictures are published")
-    width: int = _say(224, "Width of the pictures [pixels]")
-    height: int = _say(224, "Height of the pictures [pixels]")
+    camera: str = _say("agentview", "Camera whose images are published")
+    width: int = _say(224, "Width of the images [pixels]")
+    height: int = _say(224, "Height of the images [pixels]")
     horizon: int = _say(0, "Control steps after which an episode has failed; 0: the task's own")
     language: str = _say(
         "train", "Sentences: train, held-out (never generated from), free (as typed)"

@@ -32,7 +32,7 @@ class SimTopics:
 
     @property
     def viewers(self) -> int:
-        """How many subscribe to the pictures."""
+        """How many subscribe to the images."""
         return self._image.get_subscription_count()
 
     def now(self) -> int:
@@ -46,9 +46,9 @@ class SimTopics:
             self._text = text
             self._instruction.publish(String(data=text))
 
-    def frame(self, picture: np.ndarray, matrix: np.ndarray, stamp: int) -> None:
-        """picture: uint8 [H, W, 3]; matrix: 3 x 3 pinhole, pixels."""
-        msg = rgb_to_image(picture, Time(nanoseconds=stamp).to_msg(), self.frame_id)
+    def frame(self, image: np.ndarray, matrix: np.ndarray, stamp: int) -> None:
+        """image: uint8 [H, W, 3]; matrix: 3 x 3 pinhole, pixels."""
+        msg = rgb_to_image(image, Time(nanoseconds=stamp).to_msg(), self.frame_id)
         self._image.publish(msg)
         info = CameraInfo(header=msg.header, width=msg.width, height=msg.height)
         info.distortion_model, info.d = "plumb_bob", [0.0] * 5

@@ -24,13 +24,13 @@ from vla_training.cli.options import (
 
 LOSSLESS = {
     "rlds": {"encoding": "png"},
-    "lerobot": {"pictures": "png"},
-    "bag": {"pictures": "png"},
+    "lerobot": {"images": "png"},
+    "bag": {"images": "png"},
 }
 
 
 def convert(
-    dataset: Annotated[Path, typer.Option(help="Data set: a folder or file.")],
+    dataset: Annotated[Path, typer.Option(help="Dataset: a folder or file.")],
     convert: Annotated[str, typer.Option(help="Format to write: rlds, hdf5, lerobot or bag.")],
     output: Annotated[Path, typer.Option(help="Where to; a file NAME.hdf5 for hdf5.")],
     dataset_type: DatasetTypeOption = None,
@@ -40,8 +40,8 @@ def convert(
         str,
         typer.Option(help="Cameras by new names, agentview:image,wrist:None; None leaves out."),
     ] = "",
-    width: Annotated[int | None, typer.Option(help="Width of the pictures, pixels.")] = None,
-    height: Annotated[int | None, typer.Option(help="Height of the pictures, pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of the images, pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Height of the images, pixels.")] = None,
     sample_steps: Annotated[int, typer.Option(help="Keep every n-th step.")] = 1,
     sample_actions: Annotated[
         int, typer.Option(help="Join n actions, from each step that is kept, into one.")
@@ -64,10 +64,10 @@ def convert(
         typer.Option("--allow-no-instructions", help="Convert steps without a sentence."),
     ] = False,
     workers: Annotated[int, typer.Option(help="Worker processes; -1: one per core.")] = -1,
-    overwrite: Annotated[bool, typer.Option(help="Replace a data set at --output.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace a dataset at --output.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Write a data set anew in another format."""
+    """Write a dataset anew in another format."""
     from vla_training.conversion.convert import convert as run
     from vla_training.conversion.transform import ConvertConfig
 

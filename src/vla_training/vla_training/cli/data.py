@@ -43,7 +43,7 @@ def data(
             "actions; video: an episode with its actions."
         ),
     ],
-    path: Annotated[Path, typer.Argument(help="Data set of any format: a folder or file.")],
+    path: Annotated[Path, typer.Argument(help="Dataset of any format: a folder or file.")],
     dataset_type: DatasetTypeOption = None,
     split: SplitOption = None,
     conventions: ConventionsOption = None,
@@ -60,7 +60,7 @@ def data(
     overwrite: Annotated[bool, typer.Option(help="Replace --output.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Look into a data set: counts, statistics, pictures, a film."""
+    """Look into a dataset: counts, statistics, images, a film."""
     from vla_training.datasets import open_dataset
     from vla_training.evaluation import dataset_view
 
@@ -101,10 +101,10 @@ def _check_target(path: Path, suffix: str, overwrite: bool) -> None:
     writable(path)
 
 
-def _save(picture, path: Path) -> None:
+def _save(image, path: Path) -> None:
     """Whole or not at all."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     try:
         write_whole(path, buffer.getvalue())
     except OSError as error:

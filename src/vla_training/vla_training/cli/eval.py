@@ -36,7 +36,7 @@ from vla_training.cli.options import (
 
 
 def evaluate(
-    dataset: Annotated[Path, typer.Option(help="Data set: a folder or file.")],
+    dataset: Annotated[Path, typer.Option(help="Dataset: a folder or file.")],
     model: ModelOption = None,
     dataset_type: DatasetTypeOption = None,
     split: SplitOption = None,
@@ -50,7 +50,7 @@ def evaluate(
     ] = None,
     camera: CameraOption = None,
     instruction: Annotated[
-        str | None, typer.Option(help="In place of the data set's own instructions.")
+        str | None, typer.Option(help="In place of the dataset's own instructions.")
     ] = None,
     reference_model: Annotated[
         str | None, typer.Option(help="Second checkpoint, to count equal tokens with.")
@@ -66,14 +66,14 @@ def evaluate(
     quantization: QuantizationOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Measure a model offline: its answer to every frame of a data set, beside what was done."""
+    """Measure a model offline: its answer to every frame of a dataset, beside what was done."""
     check_counts(max_episodes=max_episodes, max_steps=max_steps)
     if save_stats is not None:
         writable(save_stats)
     check_report(report)
     from vla_training.datasets import open_dataset
 
-    # The data set first: a mistake in it shows before a large model is loaded.
+    # The dataset first: a mistake in it shows before a large model is loaded.
     reading = {"split": split, "conventions": conventions, **parse_reading(read or ())}
     data = open_dataset(dataset, dataset_type, **reading)
     from vla_inference.policies.openvla.policy import Policy

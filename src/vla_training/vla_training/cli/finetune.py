@@ -24,15 +24,15 @@ def finetune(
     run_root_dir: Annotated[Path, typer.Option(help="Folder of runs.")],
     dataset_name: Annotated[
         str,
-        typer.Option(help="Data sets below --data-root-dir, by commas; NAME:2 weighs double."),
+        typer.Option(help="Datasets below --data-root-dir, by commas; NAME:2 weighs double."),
     ] = "",
-    data_root_dir: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path("."),
+    data_root_dir: Annotated[Path, typer.Option(help="Folder of datasets.")] = Path("."),
     run_id: Annotated[str, typer.Option(help="Name of the run's folder; made if left out.")] = "",
     lora_rank: Annotated[int, typer.Option(help="0 trains all weights.")] = 32,
     lora_alpha: Annotated[float | None, typer.Option(help="min(rank, 16) if left out.")] = None,
     quantize: Annotated[str, typer.Option(help="Format of a frozen base, int4 (QLoRA).")] = "",
     freeze_vision: Annotated[
-        bool, typer.Option("--freeze-vision", help="Leave the vision towers as they are.")
+        bool, typer.Option("--freeze-vision", help="Leave the vision encoders as they are.")
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Samples per device and pass.")] = 16,
     grad_accumulation_steps: Annotated[int, typer.Option(help="Passes per update.")] = 1,
@@ -57,7 +57,7 @@ def finetune(
     action_space: Annotated[
         str | None,
         typer.Option(
-            help="One for all data sets: a new name, or one of the base's, whose bounds stay."
+            help="One for all datasets: a new name, or one of the base's, whose bounds stay."
         ),
     ] = None,
     precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
@@ -167,7 +167,7 @@ def finetune(
 
 
 def find_sources(root: Path, names: str, cameras: list[str], kind: str | None) -> tuple:
-    """Data sets by name below `root`, each perhaps with `:weight`."""
+    """Datasets by name below `root`, each perhaps with `:weight`."""
     from vla_training.loader.frame_index import Source
 
     sources = []
@@ -186,7 +186,7 @@ def find_sources(root: Path, names: str, cameras: list[str], kind: str | None) -
         candidates = [root / name, root / f"{name}.hdf5"]
         path = next((p for p in candidates if below and p.exists()), None)
         if path is None:
-            raise VlaError(f"there is no data set {name!r} in {root}", "check --data-root-dir")
+            raise VlaError(f"there is no dataset {name!r} in {root}", "check --data-root-dir")
         options = {"kind": kind} if kind else {}
         sources.append(Source(str(path), weight, tuple(cameras), options))
     return tuple(sources)

@@ -1,4 +1,4 @@
-"""Options that several verbs take, and the checks that go with them."""
+"""Options that several commands take, and the checks that go with them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from vla_inference.errors import VlaError
 from vla_inference.system.files import writable
 
-# Of a data set.
+# Of a dataset.
 DatasetTypeOption = Annotated[
     str | None, typer.Option(help="rlds, hdf5, lerobot or bag; told from the path.")
 ]

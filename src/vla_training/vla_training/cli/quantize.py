@@ -25,7 +25,7 @@ def quantize(
         str, typer.Option(help="hqq, rtn (to nearest), or gptq, which needs --calibration.")
     ] = "hqq",
     calibration: Annotated[
-        Path | None, typer.Option(help="Data set whose observations gptq rounds for.")
+        Path | None, typer.Option(help="Dataset whose observations gptq rounds for.")
     ] = None,
     dataset_type: DatasetTypeOption = None,
     samples: Annotated[int, typer.Option(help="Frames of it, spread evenly.", min=1)] = 128,
@@ -36,7 +36,7 @@ def quantize(
     overwrite: Annotated[bool, typer.Option(help="Replace OUTPUT if it is there.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a checkpoint with its language model in few bits, which every verb loads."""
+    """Write a checkpoint with its language model in few bits, which every command loads."""
     if (method == "gptq") != (calibration is not None):
         raise VlaError(
             "method gptq and --calibration go together", "give both, or neither for hqq and rtn"
@@ -86,7 +86,7 @@ def quantize(
 
 
 def _samples(policy, path: Path, kind: str | None, count: int, camera: str | None) -> Iterator:
-    """Observations with their actions, evenly spread over a data set."""
+    """Observations with their actions, evenly spread over a dataset."""
     from vla_inference.types import Observation
     from vla_training.datasets import open_dataset
     from vla_training.evaluation.compatibility import choose_cameras
@@ -103,6 +103,6 @@ def _samples(policy, path: Path, kind: str | None, count: int, camera: str | Non
         steps = data[index].steps if mine else []
         for at in mine:
             seen, action = steps[at].observation, steps[at].action
-            pictures = {c: seen.images[c] for c in cameras}
-            yield Observation(pictures, seen.instruction, seen.state), action
+            images = {c: seen.images[c] for c in cameras}
+            yield Observation(images, seen.instruction, seen.state), action
         begin += length

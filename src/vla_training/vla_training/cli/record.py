@@ -19,8 +19,8 @@ def record(
         typer.Option(help="Episodes by status (EpisodeStatus), service (~/record), or off."),
     ] = "status",
     storage: Annotated[str, typer.Option(help="mcap or sqlite3.")] = "mcap",
-    pictures: Annotated[
-        str, typer.Option(help="Raw pictures as png (lossless), jpeg or raw.")
+    images: Annotated[
+        str, typer.Option(help="Raw images as png (lossless), jpeg or raw.")
     ] = "png",
     image_transport: Annotated[str, typer.Option(help="raw or compressed.")] = "raw",
     topic: Annotated[
@@ -36,7 +36,7 @@ def record(
         "output": str(output.expanduser().absolute()),
         "split": split,
         "storage": storage,
-        "pictures": pictures,
+        "images": images,
         "image_transport": image_transport,
     }
     words = [w for k, v in values.items() for w in ("-p", f"{k}:='{_plain(k, v)}'")]

@@ -19,7 +19,7 @@ def study(
     output: Annotated[Path, typer.Option(help="The study's folder; the same call goes on in it.")],
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="Data set of episodes, may be repeated; generated if left out."),
+        typer.Option(help="Dataset of episodes, may be repeated; generated if left out."),
     ] = None,
     task: Annotated[str, typer.Option(help="Task of the closed loop.")] = "Stack_D2",
     episodes: Annotated[

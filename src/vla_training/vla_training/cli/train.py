@@ -16,7 +16,7 @@ from vla_inference.system.files import writable
 
 def train(
     data: Annotated[
-        list[Path], typer.Option(help="Data set (HDF5 or RLDS), file or folder; may be repeated.")
+        list[Path], typer.Option(help="Dataset (HDF5 or RLDS), file or folder; may be repeated.")
     ],
     output: Annotated[Path, typer.Option(help="Folder for state and checkpoint.")],
     batch_size: Annotated[int, typer.Option(help="Frames per step, over all devices.")] = 1024,

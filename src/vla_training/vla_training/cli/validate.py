@@ -27,7 +27,7 @@ def validate(
     bag: Annotated[Path, typer.Argument(help="Bag, or folder of bags (MCAP or SQLite).")],
     model: ModelOption = None,
     image_topic: Annotated[
-        str | None, typer.Option(help="Pictures; of several cameras separated by commas.")
+        str | None, typer.Option(help="Images; of several cameras separated by commas.")
     ] = None,
     action_topic: Annotated[
         str | None,
@@ -58,7 +58,7 @@ def validate(
         float, typer.Option(help="Seconds by which stamps that belong together may differ.")
     ] = 0.05,
     episode_gap: Annotated[
-        float, typer.Option(help="Seconds without a picture that end an episode.")
+        float, typer.Option(help="Seconds without an image that end an episode.")
     ] = 5.0,
     instruction: Annotated[
         str | None, typer.Option(help="In place of the recorded instructions.")
@@ -69,7 +69,7 @@ def validate(
         int | None, typer.Option(help="Steps of a chunk until the next; by the recording.")
     ] = None,
     max_episodes: Annotated[int | None, typer.Option(help="Episodes; all.")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Pictures in all; all.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Images in all; all.")] = None,
     min_accuracy: Annotated[
         float | None, typer.Option(help="Fail below this accuracy (clipped), 0 to 1.")
     ] = None,
@@ -96,7 +96,7 @@ def validate(
     dtype: DtypeOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Check a model on recorded bags: its answer to each picture, beside what was done."""
+    """Check a model on recorded bags: its answer to each image, beside what was done."""
     check_counts(max_episodes=max_episodes, max_steps=max_steps, execute_steps=execute_steps)
     check_report(report)
     from vla_training.datasets import open_dataset

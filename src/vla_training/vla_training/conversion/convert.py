@@ -1,4 +1,4 @@
-"""From one format of data sets to another: `vla convert`.
+"""From one format of datasets to another: `vla convert`.
 
 Each episode is read, changed and encoded in a worker process and written in order by this one, so
 memory does not grow with the number of episodes. Whatever of the source has no place in an
@@ -54,7 +54,7 @@ def convert(
     workers: int | None = None,
     report: Callable[[int, int, int], None] = lambda *_: None,
 ) -> Converted:
-    """Write a data set anew in the format `kind` (`writers.WRITERS`).
+    """Write a dataset anew in the format `kind` (`writers.WRITERS`).
 
     reading, writing: options of the reader and of the writer. workers: None or -1 for one per
     core. report: called with episodes done, of how many, and frames done.
@@ -96,7 +96,7 @@ def _keep_apart(source: Path, output: Path) -> None:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as it can be opened in any process."""
+    """A dataset as it can be opened in any process."""
 
     path: Path
     kind: str | None

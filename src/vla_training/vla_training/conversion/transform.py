@@ -96,7 +96,7 @@ class Change:
             step, column = np.argwhere(~np.isfinite(actions))[0]
             raise DataError(
                 f"{where}: action {self.old.names[column]!r} of step {step} is not finite",
-                "mend the data",
+                "fix the data",
             )
         if self.config.sample_actions > 1:
             joined = join_actions(actions, self.old, self.config.sample_actions, starts)
@@ -137,11 +137,11 @@ class Change:
                     f"leave it out with --remap-keys {STATE}:None",
                 )
             state = seen.state
-        return Observation(ChangedPictures(seen.images, self, where), seen.instruction, state)
+        return Observation(ChangedImages(seen.images, self, where), seen.instruction, state)
 
 
-class ChangedPictures(Mapping[str, np.ndarray]):
-    """The pictures of one step under their new names and sizes, made on each access."""
+class ChangedImages(Mapping[str, np.ndarray]):
+    """The images of one step under their new names and sizes, made on each access."""
 
     __slots__ = ("_change", "_images", "_where")
 
@@ -152,20 +152,20 @@ class ChangedPictures(Mapping[str, np.ndarray]):
         old = self._change.cameras[camera]
         if old not in self._images:
             raise DataError(
-                f"{self._where} has no picture of camera {old!r}",
+                f"{self._where} has no image of camera {old!r}",
                 f"leave it out with --remap-keys {old}:None",
             )
-        picture = check_image(self._images[old], f"{self._where}: picture {old!r}")
+        image = check_image(self._images[old], f"{self._where}: image {old!r}")
         height, width = self._change.form.cameras[camera]
         if self._change.resized:
-            return np.asarray(Image.fromarray(picture).resize((width, height), Image.BICUBIC))
-        if picture.shape[:2] != (height, width):
+            return np.asarray(Image.fromarray(image).resize((width, height), Image.BICUBIC))
+        if image.shape[:2] != (height, width):
             raise DataError(
-                f"{self._where}: picture {old!r} is {picture.shape[1]}x{picture.shape[0]}, the "
+                f"{self._where}: image {old!r} is {image.shape[1]}x{image.shape[0]}, the "
                 f"first was {width}x{height}",
                 "give --width and --height",
             )
-        return picture
+        return image
 
     def encoded(self, camera: str) -> bytes | None:
         """As it is stored, where it is encoded there and keeps its size."""
@@ -216,8 +216,8 @@ def _renamed(
     return names, [key for key, new in remap.items() if new is None]
 
 
-def _size(picture: np.ndarray, config: ConvertConfig) -> tuple[int, int]:
-    height, width = picture.shape[:2]
+def _size(image: np.ndarray, config: ConvertConfig) -> tuple[int, int]:
+    height, width = image.shape[:2]
     if config.width and config.height:
         return config.height, config.width
     if config.width:

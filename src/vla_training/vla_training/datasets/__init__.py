@@ -1,4 +1,4 @@
-"""Data sets in every format, read as episodes: `open_dataset(path)`."""
+"""Datasets in every format, read as episodes: `open_dataset(path)`."""
 
 from vla_training.datasets.base import EpisodeSet, open_dataset
 

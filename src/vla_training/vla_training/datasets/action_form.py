@@ -64,7 +64,7 @@ def read_spec(path: Path) -> ActionSpec:
     try:
         given = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path} cannot be read ({error})", "copy the data set again") from error
+        raise DataError(f"{path} cannot be read ({error})", "copy the dataset again") from error
     return spec_from_json(given, str(path))
 
 

@@ -1,4 +1,4 @@
-"""What a data set is to training and evaluation, and the one place where readers are named."""
+"""What a dataset is to training and evaluation, and the one place where readers are named."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from vla_training.datasets.bag.paths import holds_bags
 
 
 class EpisodeSet(Sequence[Episode]):
-    """Episodes by number, all of one action spec. Pictures stay on disk until a step is read.
+    """Episodes by number, all of one action spec. Images stay on disk until a step is read.
 
-    name: by which statistics and conventions know the data set.
+    name: by which statistics and conventions know the dataset.
     notes: what was assumed in reading it, for people.
     instruction: takes the place of every step's own sentence, where it is not None.
     """
@@ -37,11 +37,11 @@ class EpisodeSet(Sequence[Episode]):
 
     @abstractmethod
     def actions(self, index: int) -> np.ndarray:
-        """float64 [T, D] of an episode, without touching its pictures."""
+        """float64 [T, D] of an episode, without touching its images."""
 
     @abstractmethod
     def cameras(self) -> list[str]:
-        """Names of the cameras, the one a model with a single picture should see first."""
+        """Names of the cameras, the one a model with a single image should see first."""
 
     def left_out(self) -> list[str]:
         """Names of what is stored and no `Episode` carries."""
@@ -85,7 +85,7 @@ def action_statistics(episodes: Sequence[np.ndarray], spec: ActionSpec, name: st
     if not np.isfinite(a).all():
         row, column = np.argwhere(~np.isfinite(a))[0]
         raise DataError(
-            f"{name}: action {spec.names[column]!r} is not finite at step {row}", "mend the data"
+            f"{name}: action {spec.names[column]!r} is not finite at step {row}", "fix the data"
         )
     return {
         "action": {**column_statistics(a), "mask": [d.name != "gripper" for d in spec.dims]},
@@ -115,7 +115,7 @@ class Reader:
         for name in options:
             if name not in self.options:
                 raise DataError(
-                    f"a data set of type {self.kind} takes no {name}",
+                    f"a dataset of type {self.kind} takes no {name}",
                     f"it takes {', '.join(self.options) or 'nothing but a path'}",
                 )
         module, cls = self.target.split(":")
@@ -193,7 +193,7 @@ def open_dataset(
     instruction: str | None = None,
     **options: Any,
 ) -> EpisodeSet:
-    """Open a data set of any format.
+    """Open a dataset of any format.
 
     kind: name of a reader (`READERS`); guessed from the path if left out.
     instruction: takes the place of every step's own sentence.
@@ -203,14 +203,14 @@ def open_dataset(
     path = Path(path).expanduser()
     known = ", ".join(READERS)
     if kind is not None and kind not in READERS:
-        raise DataError(f"unknown data set type {kind!r}", f"known: {known}")
+        raise DataError(f"unknown dataset type {kind!r}", f"known: {known}")
     if not path.exists():
-        raise DataError(f"there is no data set at {path}", "check the path")
+        raise DataError(f"there is no dataset at {path}", "check the path")
     if kind is None:
         kind = next((k for k, r in READERS.items() if r.recognises(path)), None)
     if kind is None:
         raise DataError(
-            f"{path} is no data set of a known type ({known})",
+            f"{path} is no dataset of a known type ({known})",
             "an RLDS folder holds features.json and dataset_info.json, HDF5 files end in .hdf5, a "
             "LeRobot folder holds meta/info.json, a bag metadata.yaml, .mcap, .db3 or .bag",
         )

@@ -1,4 +1,4 @@
-"""Pictures that are decoded when somebody looks at them."""
+"""Images that are decoded when somebody looks at them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vla_inference.errors import DataError, ObservationError
 from vla_inference.inputs.image_files import check_header, check_size
 
 
-def decode_picture(data: bytes, what: str) -> np.ndarray:
-    """JPEG or PNG -> uint8 [H, W, 3]; a grey picture gets three equal channels.
+def decode_image(data: bytes, what: str) -> np.ndarray:
+    """JPEG or PNG -> uint8 [H, W, 3]; a grey image gets three equal channels.
 
     JPEGs come out as TensorFlow decodes them (fast integer DCT, smooth upsampling), because that
     is what published models were trained on; Pillow's differ by up to 16 of 255.
-    what: names the picture in the DataError that anything else raises.
+    what: names the image in the DataError that anything else raises.
     """
     try:
         check_header(data, what)
@@ -29,10 +29,10 @@ def decode_picture(data: bytes, what: str) -> np.ndarray:
             if mode not in ("CMYK", "YCCK"):
                 return simplejpeg.decode_jpeg(data, "RGB", fastdct=True)
             raise DataError(f"{what} has colour mode {mode}", "store 8-bit RGB")
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
-            if picture.mode in ("RGB", "L", "P", "RGBA"):
-                return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
-            mode = picture.mode
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            if image.mode in ("RGB", "L", "P", "RGBA"):
+                return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+            mode = image.mode
     except ObservationError as error:
         raise DataError(error.problem, "store images of a camera's size") from error
     except (OSError, ValueError, SyntaxError) as error:
@@ -42,31 +42,31 @@ def decode_picture(data: bytes, what: str) -> np.ndarray:
     raise DataError(f"{what} has colour mode {mode}", "store 8-bit RGB")
 
 
-HALF_COLOURS = 192  # pixels; of smaller pictures colours are stored at full resolution
+HALF_COLOURS = 192  # pixels; of smaller images colours are stored at full resolution
 
 
-def encode_picture(picture: np.ndarray, encoding: str = "jpeg", quality: int = 95) -> bytes:
+def encode_image(image: np.ndarray, encoding: str = "jpeg", quality: int = 95) -> bytes:
     """uint8 [H, W, 3] -> JPEG or PNG.
 
-    JPEGs halve the resolution of colours, as TFDS's do, but for small pictures, whose coloured
+    JPEGs halve the resolution of colours, as TFDS's do, but for small images, whose coloured
     edges would lose too much.
     """
     if encoding == "jpeg":
-        picture = np.ascontiguousarray(picture)
-        colours = "420" if min(picture.shape[:2]) >= HALF_COLOURS else "444"
-        return simplejpeg.encode_jpeg(picture, quality, "RGB", colours, fastdct=False)
+        image = np.ascontiguousarray(image)
+        colours = "420" if min(image.shape[:2]) >= HALF_COLOURS else "444"
+        return simplejpeg.encode_jpeg(image, quality, "RGB", colours, fastdct=False)
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
-def picture_encoding(data: bytes) -> str:
+def image_encoding(data: bytes) -> str:
     """ "jpeg" or "png", by how it begins."""
     return "jpeg" if data[:2] == b"\xff\xd8" else "png"
 
 
-class StoredPictures(Mapping[str, np.ndarray]):
-    """Camera name -> picture; which cameras there are is told without decoding."""
+class StoredImages(Mapping[str, np.ndarray]):
+    """Camera name -> image; which cameras there are is told without decoding."""
 
     __slots__ = ("_stored",)
 
@@ -83,10 +83,10 @@ class StoredPictures(Mapping[str, np.ndarray]):
         return len(self._stored)
 
 
-class LazyPictures(StoredPictures):
-    """Camera name -> picture of one step, decoded on each access; arrays are what they are.
+class LazyImages(StoredImages):
+    """Camera name -> image of one step, decoded on each access; arrays are what they are.
 
-    seen: what the steps of an episode share, so that a picture which stays the same byte for byte
+    seen: what the steps of an episode share, so that an image which stays the same byte for byte
         (that of a camera which isn't there) is decoded twice at most.
     """
 
@@ -106,9 +106,9 @@ class LazyPictures(StoredPictures):
         before, kept = self._seen.get(camera, (b"", None))
         if data == before and kept is not None:
             return kept.copy()
-        picture = decode_picture(data, f"{self._where}, picture {camera!r}")
-        self._seen[camera] = (data, picture.copy() if data == before else None)
-        return picture
+        image = decode_image(data, f"{self._where}, image {camera!r}")
+        self._seen[camera] = (data, image.copy() if data == before else None)
+        return image
 
     def encoded(self, camera: str) -> bytes | None:
         """As it is stored: JPEG or PNG; None of an array."""

@@ -1,4 +1,4 @@
-"""What writes a data set, and the one place where writers are named.
+"""What writes a dataset, and the one place where writers are named.
 
 A writer is opened with what all episodes have in common (`DataForm`), takes one episode after the
 other, and shows its result under the asked name only when all of it is there: until then it
@@ -27,9 +27,9 @@ from vla_training.datasets.base import READERS
 
 @dataclass(frozen=True)
 class DataForm:
-    """What every episode of a data set has: known before the first one is written.
+    """What every episode of a dataset has: known before the first one is written.
 
-    cameras: name -> (height, width) in pixels; all pictures of a camera have one size.
+    cameras: name -> (height, width) in pixels; all images of a camera have one size.
     state: how many numbers of proprioception a step has; 0 where there is none.
     period: seconds from one frame to the next; None: as long as an action lasts.
     """
@@ -110,7 +110,7 @@ class EpisodeWriter(ABC):
         self.put(self.encoder()(episode))
 
     def close(self) -> None:
-        """Finish, and give the data set its name."""
+        """Finish, and give the dataset its name."""
         if not self.count:
             self.abort()
             raise DataError(f"no episode was written to {self.path}", "check the source")
@@ -170,9 +170,9 @@ def _as_it_is(episode: Episode) -> Episode:
 
 
 def check_target(path: Path, overwrite: bool) -> None:
-    """Refuse to write over anything but, if asked to, a data set."""
+    """Refuse to write over anything but, if asked to, a dataset."""
     if not path.name:
-        raise DataError(f"{path} is no name for a data set", "name a file or folder")
+        raise DataError(f"{path} is no name for a dataset", "name a file or folder")
     if not os.path.lexists(path):
         return
     if not overwrite:
@@ -180,7 +180,7 @@ def check_target(path: Path, overwrite: bool) -> None:
     empty = path.is_dir() and not any(path.iterdir())
     if path.is_symlink() or not (empty or any(r.recognises(path) for r in READERS.values())):
         raise DataError(
-            f"{path} is no data set, --overwrite replaces nothing else",
+            f"{path} is no dataset, --overwrite replaces nothing else",
             "remove it yourself, or choose another output",
         )
 
@@ -214,14 +214,14 @@ WRITERS = {
 
 def get_writer(kind: str) -> type[EpisodeWriter]:
     if kind not in WRITERS:
-        raise DataError(f"cannot write data sets of type {kind!r}", f"known: {', '.join(WRITERS)}")
+        raise DataError(f"cannot write datasets of type {kind!r}", f"known: {', '.join(WRITERS)}")
     return WRITERS[kind].load()
 
 
 def open_writer(
     path: str | os.PathLike, kind: str, form: DataForm, overwrite: bool = False, **options: Any
 ) -> EpisodeWriter:
-    """Begin a data set of a kind (`WRITERS`).
+    """Begin a dataset of a kind (`WRITERS`).
 
     options: what that writer takes; None counts as left out. Raises DataError.
     """
@@ -230,7 +230,7 @@ def open_writer(
     for name in options:
         if name not in cls.options:
             raise DataError(
-                f"a data set of type {kind} takes no {name}",
+                f"a dataset of type {kind} takes no {name}",
                 f"it takes {', '.join(cls.options) or 'no options'}",
             )
     return cls(path, form, overwrite, **options)

@@ -1,7 +1,7 @@
 """How far predicted actions are from true ones. Arrays are [N, D]: N frames, D dimensions.
 
 Accuracy is 1 - NRMSE as NanoLLM has it: per frame the root of the mean, over all dimensions, of
-the squared error in units of the data set's range q99 - q01. Outliers of the data set lie outside
+the squared error in units of the dataset's range q99 - q01. Outliers of the dataset lie outside
 that range and no model can reach them, so it is given twice: raw, and with the truth clipped to
 q01/q99. Source: dusty-nv/NanoLLM nano_llm/vision/vla.py (behaviour).
 """

@@ -1,4 +1,4 @@
-"""Do a model and a data set go together? In which action space, units and cameras."""
+"""Do a model and a dataset go together? In which action space, units and cameras."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def choose_space(
 ) -> tuple[str | Mapping, Mapping]:
     """What to ask the policy for, and its statistics.
 
-    Left out, it is the model's statistics of the data set's name, "bridge_orig" for any Bridge
+    Left out, it is the model's statistics of the dataset's name, "bridge_orig" for any Bridge
     set, or the only ones there are.
     """
     spaces = policy.action_spaces
@@ -56,7 +56,7 @@ def _read_statistics(path: Path) -> Mapping:
         return raw
     if len(raw) != 1:
         raise VlaError(
-            f"{path} holds statistics of {len(raw)} data sets ({', '.join(raw)})",
+            f"{path} holds statistics of {len(raw)} datasets ({', '.join(raw)})",
             "keep the one that is meant",
         )
     return next(iter(raw.values()))
@@ -74,12 +74,12 @@ def agree(
         raise DataError(
             f"{dataset.path} has actions of {len(data)} dimensions, model {policy.name!r} of "
             f"{len(model)}, its statistics of {len(bounds)}",
-            "choose a data set or an action space of the model's kind",
+            "choose a dataset or an action space of the model's kind",
         )
     if space == NORMALISED:
         dims = tuple(DimSpec(d.name, "1", d.polarity) for d in data.dims)
         return replace(data, dims=dims), Range(bounds.low, bounds.high), []
-    # Statistics of that very data set without a spec of their own: the data set knows better.
+    # Statistics of that very dataset without a spec of their own: the dataset knows better.
     if space == dataset.name and "spec" not in statistics:
         return data, Range(bounds.low, bounds.high), []
     fields = [("rotation", model.rotation, data.rotation), ("frame", model.frame, data.frame)]
@@ -92,30 +92,30 @@ def agree(
         if ours != theirs:
             raise DataError(
                 f"{dataset.path}: {what} is {theirs!r}, that of model {policy.name!r} is {ours!r}",
-                "choose an action space of the data set's kind, or convert the data set",
+                "choose an action space of the dataset's kind, or convert the dataset",
             )
     notes = []
     if abs(model.dt - data.dt) > 0.01 * model.dt:
         notes.append(
-            f"the data set's steps last {data.dt:g} s, the model's {model.dt:g} s: its deltas "
+            f"the dataset's steps last {data.dt:g} s, the model's {model.dt:g} s: its deltas "
             "are of another size"
         )
     return model, Range(bounds.low, bounds.high), notes
 
 
 def choose_cameras(policy: Policy, dataset: EpisodeSet, given: tuple[str, ...]) -> tuple[str, ...]:
-    """As many cameras as the model has pictures."""
+    """As many cameras as the model has images."""
     known, wanted = dataset.cameras(), policy.config.head.num_images
     names = given or tuple(known[:wanted])
     for name in names:
         if name not in known:
             raise DataError(
-                f"{dataset.path} has no pictures of camera {name!r}",
+                f"{dataset.path} has no images of camera {name!r}",
                 f"cameras: {', '.join(known) or 'none'}",
             )
     if len(names) != wanted:
         raise DataError(
-            f"model {policy.name!r} wants {wanted} picture(s), {dataset.path} gives "
+            f"model {policy.name!r} wants {wanted} image(s), {dataset.path} gives "
             f"{len(names)} ({', '.join(names) or 'none'})",
             "name them with --camera",
         )

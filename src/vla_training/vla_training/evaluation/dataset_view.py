@@ -1,4 +1,4 @@
-"""What a data set holds, in numbers and pictures: `vla data`."""
+"""What a dataset holds, in numbers and images: `vla data`."""
 
 from __future__ import annotations
 
@@ -106,13 +106,13 @@ def get_camera(data: EpisodeSet, camera: str | None) -> str:
         return known[0]
     if camera not in known:
         raise DataError(
-            f"{data.path} has no pictures" + (f" of camera {camera!r}" if camera else ""),
+            f"{data.path} has no images" + (f" of camera {camera!r}" if camera else ""),
             f"cameras: {', '.join(known) or 'none'}",
         )
     return camera
 
 
-# -- pictures ---------------------------------------------------------------------------------
+# -- images ---------------------------------------------------------------------------------
 
 
 def draw_histograms(description: dict, columns: int = 4) -> Image.Image:
@@ -150,7 +150,7 @@ def draw_histograms(description: dict, columns: int = 4) -> Image.Image:
 def contact_sheet(
     data: EpisodeSet, camera: str, episodes: int = 8, columns: int = 8
 ) -> Image.Image:
-    """A row for each of the first episodes: pictures from its beginning to its end."""
+    """A row for each of the first episodes: images from its beginning to its end."""
     rows = [e for e in _first(data, episodes) if len(e)]
     if not rows:
         raise DataError(f"{data.path} holds no step", "check how it was made")
@@ -163,8 +163,8 @@ def contact_sheet(
         text = fitted_text(pen, _caption(episode, r), font, canvas.width - 2 * GAP)
         pen.text((GAP, top), text, font=font, fill=INK)
         for c, step in enumerate(np.linspace(0, len(episode) - 1, columns).round().astype(int)):
-            picture = Image.fromarray(episode.steps[step].observation.images[camera])
-            canvas.paste(_fitted(picture, TILE), (GAP + c * (TILE + GAP), top + LINE))
+            image = Image.fromarray(episode.steps[step].observation.images[camera])
+            canvas.paste(_fitted(image, TILE), (GAP + c * (TILE + GAP), top + LINE))
     return canvas
 
 
@@ -172,17 +172,17 @@ def _caption(episode: Episode, number: int) -> str:
     return f"episode {number}, {len(episode)} steps: {episode.steps[0].observation.instruction}"
 
 
-def _fitted(picture: Image.Image, size: int) -> Image.Image:
+def _fitted(image: Image.Image, size: int) -> Image.Image:
     """In a square of `size`, its proportions kept."""
-    scale = size / max(picture.size)
-    small = picture.resize([max(1, round(n * scale)) for n in picture.size], Image.BICUBIC)
+    scale = size / max(image.size)
+    small = image.resize([max(1, round(n * scale)) for n in image.size], Image.BICUBIC)
     square = Image.new("RGB", (size, size), BACK)
     square.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
     return square
 
 
 def film_episode(data: EpisodeSet, index: int, camera: str, path: Path) -> int:
-    """An MP4 of an episode, each picture beside bars of the action that followed it.
+    """An MP4 of an episode, each image beside bars of the action that followed it.
 
     The bars reach as far as the actions of this episode and of some others.
     """
@@ -210,12 +210,12 @@ def film_episode(data: EpisodeSet, index: int, camera: str, path: Path) -> int:
 
 
 def draw_step(
-    episode: Episode, number: int, picture: np.ndarray, low: np.ndarray, high: np.ndarray
+    episode: Episode, number: int, image: np.ndarray, low: np.ndarray, high: np.ndarray
 ) -> np.ndarray:
-    """uint8 [H, W, 3]: the picture, its sentence below, bars of the action on the right."""
+    """uint8 [H, W, 3]: the image, its sentence below, bars of the action on the right."""
     size, side, below = 384, 240, 48
     canvas = Image.new("RGB", (size + side, size + below), BACK)
-    canvas.paste(_fitted(Image.fromarray(picture), size), (0, 0))
+    canvas.paste(_fitted(Image.fromarray(image), size), (0, 0))
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
     step = episode.steps[number]
     text = fitted_text(pen, step.observation.instruction, font, canvas.width - 20)

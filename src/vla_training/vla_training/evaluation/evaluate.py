@@ -1,4 +1,4 @@
-"""Offline evaluation: a policy's answer to every frame of a data set, beside what was done."""
+"""Offline evaluation: a policy's answer to every frame of a dataset, beside what was done."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from vla_training.evaluation.result import Evaluation, Frame
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What to evaluate. None: no limit, or what data set and model suggest.
+    """What to evaluate. None: no limit, or what dataset and model suggest.
 
     max_steps: frames in all, over all episodes.
     action_space: name of the model's statistics, "normalized" (the model's own -1 to 1, compared
-        with the truth in the data set's q01 to q99), or a JSON file of statistics.
+        with the truth in the dataset's q01 to q99), or a JSON file of statistics.
     cameras: what the model sees, in its order.
-    instruction: takes the place of the data set's own.
+    instruction: takes the place of the dataset's own.
     """
 
     max_episodes: int | None = None
@@ -52,7 +52,7 @@ def evaluate(
     """Predict the action of every frame; `report` is told each.
 
     A Ctrl-C after the first frame ends it early: the result is then not `complete`.
-    Raises VlaError or DataError where model and data set don't go together.
+    Raises VlaError or DataError where model and dataset don't go together.
     """
     space, statistics = choose_space(policy, dataset, config.action_space)
     spec, bounds, notes = agree(policy, dataset, space, statistics)

@@ -1,4 +1,4 @@
-"""A model against recorded bags: what it says to the recorded pictures, beside what was done.
+"""A model against recorded bags: what it says to the recorded images, beside what was done.
 
 The same figures come from reading a bag (`validate`) and from a running graph
 (`vla_training/ros/validation_node.py`): both fill a `Validation` frame by frame.
@@ -26,7 +26,7 @@ from vla_training.evaluation.validation import Validation
 class ValidationConfig:
     """None: no limit, or what model and bags suggest.
 
-    max_steps: pictures in all. action_space: name of the model's statistics. cameras: what the
+    max_steps: images in all. action_space: name of the model's statistics. cameras: what the
     model sees, in its order. instruction: takes the place of the recorded ones. execute_steps: of
     each chunk, before the next one takes over; by the recording, if None.
     """
@@ -61,7 +61,7 @@ def prepare(policy: Policy, bags: BagSet, config: ValidationConfig) -> tuple[Val
 
 
 def count(bags: BagSet, config: ValidationConfig) -> tuple[int, int]:
-    """Episodes and pictures that will be asked for."""
+    """Episodes and images that will be asked for."""
     episodes = min(len(bags), config.max_episodes or len(bags))
     frames = sum(len(bags.episode(i)) for i in range(episodes))
     return episodes, min(frames, config.max_steps or frames)
@@ -84,7 +84,7 @@ def validate(
     config: ValidationConfig = ValidationConfig(),
     report: Callable[[Frame], None] = lambda _: None,
 ) -> Validation:
-    """Ask the policy for every recorded picture; `report` is told each.
+    """Ask the policy for every recorded image; `report` is told each.
 
     A Ctrl-C after the first frame ends it early. Raises VlaError or DataError where model and
     bags don't go together.

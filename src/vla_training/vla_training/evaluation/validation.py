@@ -23,7 +23,7 @@ SIDES = (("translation", slice(0, 3)), ("rotation", slice(3, 6)))
 class Validation:
     """Predictions beside recorded actions, and what they amount to.
 
-    bounds: q01 and q99 [D]. unanswered: pictures that got no prediction.
+    bounds: q01 and q99 [D]. unanswered: images that got no prediction.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Validation:
             model, bags.name, space, spec, bounds, None, [*bags.notes, *notes]
         )
         self.chunks: list[np.ndarray] = []  # float64 [T, D] by frame
-        self.ages: list[float] = []  # of the picture when its answer was there, s; NaN: not known
+        self.ages: list[float] = []  # of the image when its answer was there, s; NaN: not known
         self.unanswered = 0
         self._sums = np.zeros(2)
 
@@ -85,7 +85,7 @@ class Validation:
         """Those of an evaluation, and under "validation" what is asked of motion over time."""
         if not self.evaluation.frames:
             raise DataError(
-                f"no picture of {self.bags.path} got an answer", "; ".join(self.evaluation.notes)
+                f"no image of {self.bags.path} got an answer", "; ".join(self.evaluation.notes)
             )
         found = self.evaluation.statistics()
         truth, predicted = self.evaluation.truth, self.evaluation.predicted
@@ -134,7 +134,7 @@ class Validation:
         return None if found is None else found.flips / found.frames
 
     def _changes(self) -> dict[str, int]:
-        """How often the gripper opens or closes from one picture to the next."""
+        """How often the gripper opens or closes from one image to the next."""
         counts = {"predicted": 0, "recorded": 0}
         frames = self.evaluation.frames
         for a, b in pairwise(frames):
@@ -144,7 +144,7 @@ class Validation:
         return {k: int(v) for k, v in counts.items()}
 
     def _recorded(self) -> dict[str, Any]:
-        """Latency and age of the pictures when the bag was recorded, where chunks tell."""
+        """Latency and age of the images when the bag was recorded, where chunks tell."""
         latency, age = [], []
         for f in self.evaluation.frames:
             chunks = self.bags.chunks(f.episode)

@@ -19,7 +19,7 @@ def motion_rows(v: Mapping[str, Any]) -> Rows:
     joins = v["joins"]
     rows = [
         ("stamps belong together", f"within {1e3 * v['tolerance_s']:g} ms"),
-        ("pictures answered", f"{100 * v['coverage']:.1f} % ({v['unanswered']} were not)"),
+        ("images answered", f"{100 * v['coverage']:.1f} % ({v['unanswered']} were not)"),
         ("direction of translation", _direction(v["direction"]["translation"])),
         ("direction of rotation", _direction(v["direction"]["rotation"])),
         (

@@ -105,7 +105,7 @@ class FinetuneConfig:
         if self.quantize and not self.lora_rank:
             raise VlaError("a quantised base cannot be trained itself", "give --lora-rank")
         if not self.sources and not self.online.tasks:
-            raise VlaError("no data set was named", "give --dataset-name")
+            raise VlaError("no dataset was named", "give --dataset-name")
         if self.online.tasks and self.max_steps is None:
             raise VlaError("episodes made online have no end", "give --max-steps")
         self.online.check()

@@ -127,7 +127,7 @@ class Finetuner:
 
         indices = read() if self.place.first else []
         self.place.barrier()
-        # Rounds are one data set to the model: what the first says of actions holds for all.
+        # Rounds are one dataset to the model: what the first says of actions holds for all.
         space = c.action_space or ("online" if self.stream else None)
         return mix(sources, indices or read(), self.shape, c.val_split, space, self.statistics)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from vla_inference.policies.openvla.config import ModelConfig, TowerConfig
+from vla_inference.policies.openvla.config import ModelConfig, VisionEncoderConfig
 
 # Dense bf16 by the makers' data sheets, without sparsity.
 PEAK_BF16 = {"H200": 989.4e12, "H100": 989.4e12, "A100": 312e12, "L40S": 362e12, "4090": 165.2e12}
@@ -21,7 +21,7 @@ def peak_of(device_name: str) -> float | None:
     return next((v for k, v in PEAK_BF16.items() if k in device_name), None)
 
 
-def _tower(c: TowerConfig) -> int:
+def _encoder(c: VisionEncoderConfig) -> int:
     """Weights that act on each token, times tokens."""
     block = 4 * c.embed_dim**2 + 2 * c.embed_dim * c.mlp_hidden
     stem = 3 * c.patch_size**2 * c.embed_dim * c.num_patches
@@ -40,7 +40,7 @@ def forward_macs(config: ModelConfig, prompt: int) -> dict[str, int]:
     else:
         answers, tokens = head.action_dim, head.action_dim - 1
     length = prompt + patches + tokens + int(head.proprio_dim > 0)
-    vision = sum(t.embed_dim for t in config.towers)
+    vision = sum(t.embed_dim for t in config.encoders)
     widths = [vision, llm.hidden_size, llm.hidden_size]
     if config.projector == "fused-gelu-mlp":
         widths = [vision, 4 * vision, llm.hidden_size, llm.hidden_size]
@@ -50,7 +50,7 @@ def forward_macs(config: ModelConfig, prompt: int) -> dict[str, int]:
         per_step = head.slots_per_step * llm.hidden_size + 2 * llm.hidden_size + head.action_dim
         out = head.chunk * per_step * llm.hidden_size
     return {
-        "vision": head.num_images * sum(map(_tower, config.towers)),
+        "vision": head.num_images * sum(map(_encoder, config.encoders)),
         "projector": patches * projector,
         "language": length * llm.num_hidden_layers * layer,
         "head": out,
@@ -62,14 +62,16 @@ def step_flops(
 ) -> float:
     """Operations of one step over `batch` samples.
 
-    adapters: weights of LoRA adapters; None for full fine-tuning. vision: the towers are trained.
+    adapters: weights of LoRA adapters; None for full fine-tuning. vision: the vision encoders are
+    trained.
     """
     macs = forward_macs(config, prompt)
     each = 6 if adapters is None else 4
     total = each * (sum(macs.values()) - macs["vision"])
     total += (each if vision else 2) * macs["vision"]
     if adapters:
-        # All but the towers' adapters see the whole sequence; it is close enough for both.
+        # All but the vision encoders' adapters see the whole sequence; it is close enough for
+        # both.
         tokens = macs["language"] / _language_weights(config)
         total += 6 * adapters * tokens
     return float(total) * batch

@@ -70,7 +70,7 @@ def choose_head(
             "choose --action-head parallel or l1",
         )
     if min(head.chunk, head.num_images) < 1:
-        raise VlaError("chunk and number of pictures must be at least 1", "give at least 1")
+        raise VlaError("chunk and number of images must be at least 1", "give at least 1")
     if head.slots == "learned" and head.num_slots != base.num_slots:
         raise VlaError(
             f"the model has {base.num_slots} learned slots, the chunk needs {head.num_slots}",

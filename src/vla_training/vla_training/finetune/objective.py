@@ -17,13 +17,13 @@ from vla_training.loader.augment import Pixels
 
 @dataclass(frozen=True)
 class Batch:
-    """pictures: uint8 [B, cameras, S, S, 3]; ids: int64 [B, n], short prompts padded with 0;
+    """images: uint8 [B, cameras, S, S, 3]; ids: int64 [B, n], short prompts padded with 0;
     lengths: int64 [B], None where all are n; targets: normalised actions float32 [B, T, D];
     inside: bool [B, T], False beyond an episode's end; numbers: float32 [B, 6] of `augment.draw`,
-    or None; proprio: normalised float32 [B, P], or None; source: number of the data set [B].
+    or None; proprio: normalised float32 [B, P], or None; source: number of the dataset [B].
     """
 
-    pictures: Tensor
+    images: Tensor
     ids: Tensor
     targets: Tensor
     inside: Tensor
@@ -87,8 +87,8 @@ class Objective(nn.Module):
         """As `VLA.context`, but of the layers' dtype throughout; and its real lengths [B]."""
         vla, dtype = self.vla, self.dtype
         text = vla.embed_tokens(batch.ids).to(dtype)
-        pictures = vla.embed_pictures(self.pixels(batch.pictures, batch.numbers, dtype))
-        parts = [text[:, :1], pictures.to(dtype)]
+        images = vla.embed_images(self.pixels(batch.images, batch.numbers, dtype))
+        parts = [text[:, :1], images.to(dtype)]
         if vla.config.head.proprio_dim:
             projector = vla.proprio_projector
             proprio = batch.proprio.to(projector.fc1.weight.dtype)

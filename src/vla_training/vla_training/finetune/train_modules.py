@@ -106,6 +106,6 @@ def _convert(layers, cls, function, compiled, recompute, backend) -> None:
 
 
 def layers_of(model: VLA) -> list[nn.Module]:
-    """What is sharded and gathered as one piece: every block of the towers and of the Llama."""
-    towers = [getattr(model.vision_backbone, k).blocks for k in model.vision_backbone.keys]
-    return [*(b for blocks in towers for b in blocks), *model.language_model.model.layers]
+    """What is sharded and gathered as one piece: every block of encoders and Llama."""
+    encoders = [getattr(model.vision_backbone, k).blocks for k in model.vision_backbone.keys]
+    return [*(b for blocks in encoders for b in blocks), *model.language_model.model.layers]

@@ -1,4 +1,4 @@
-"""Verbs as jobs: started, watched, cancelled, remembered. See `runner`."""
+"""Commands as jobs: started, watched, cancelled, remembered. See `runner`."""
 
 from vla_training.jobs.kinds import KINDS, Kind
 from vla_training.jobs.record import Job

@@ -1,6 +1,6 @@
 """`vla` as a job runs it: first of all, nothing that it would open may lead out of the root.
 
-    VLA_JOB_ROOT=/root/of/jobs python -m vla_training.jobs.confined VERB --NAME=VALUE ...
+    VLA_JOB_ROOT=/root/of/jobs python -m vla_training.jobs.confined COMMAND --NAME=VALUE ...
 
 The paths themselves were confined when the job was asked for. This looks inside them: at links in
 datasets, checkpoints and runs, and at files that HDF5 files name.
@@ -26,7 +26,7 @@ REMEDY = "put the files themselves there, or use the command line on that machin
 
 
 def opened(words: Sequence[str]) -> Iterator[Path]:
-    """What a verb with these options, as `command_words` gives them, would open."""
+    """What a command with these options, as `command_words` gives them, would open."""
     kind = KINDS[words[0]]
     given = [word.removeprefix("--").partition("=")[::2] for word in words[1:]]
     options = dict(given)

@@ -1,4 +1,4 @@
-"""Which verbs may run as jobs, with which options: everything else is refused.
+"""Which commands may run as jobs, with which options: everything else is refused.
 
 An option has to stand here because the node answers to everyone on the network: one that takes a
 path must be known as such to be confined to the root folder.
@@ -18,12 +18,12 @@ MAX_WORDS, MAX_LENGTH = 256, 4096
 
 @dataclass(frozen=True)
 class Kind:
-    """A verb and its options without the leading dashes, by what they take.
+    """A command and its options without the leading dashes, by what they take.
 
     names: options that take a name or a path: whatever could be a path is confined.
     """
 
-    verb: str
+    subcommand: str
     paths: frozenset[str]
     values: frozenset[str]
     flags: frozenset[str] = frozenset()
@@ -34,19 +34,19 @@ class Kind:
         return self.paths | self.values | self.flags | self.names
 
 
-def _kind(verb: str, paths: str, values: str, flags: str = "", names: str = "") -> Kind:
-    return Kind(verb, *(frozenset(words.split()) for words in (paths, values, flags, names)))
+def _kind(subcommand: str, paths: str, values: str, flags: str = "", names: str = "") -> Kind:
+    return Kind(subcommand, *(frozenset(words.split()) for words in (paths, values, flags, names)))
 
 
 KINDS: Mapping[str, Kind] = {
-    kind.verb: kind
+    kind.subcommand: kind
     for kind in (
         _kind(
             "generate",
             paths="output source randomize-ranges",
             values="task tasks episodes cameras camera-width camera-height seed parallel method "
             "noise horizon select-source nearest randomize randomize-every recovery",
-            flags="keep-failures no-pictures",
+            flags="keep-failures no-images",
         ),
         _kind(
             "convert",
@@ -98,18 +98,18 @@ def get_kind(name: str, kinds: Mapping[str, Kind] = KINDS) -> Kind:
 
 
 def command_words(kind: Kind, arguments: Sequence[str], root: Path) -> list[str]:
-    """The verb and its options as they may be run, every path absolute and inside `root`."""
+    """The command and its options as they may be run, every path absolute and inside `root`."""
     if len(arguments) > MAX_WORDS or any(len(a) > MAX_LENGTH for a in arguments):
         raise VlaError(
             "the arguments are too long", f"give at most {MAX_WORDS} words of {MAX_LENGTH}"
         )
-    words, result = list(arguments), [kind.verb]
+    words, result = list(arguments), [kind.subcommand]
     while words:
         word = words.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or name not in kind.options:
             known = " ".join(f"--{o}" for o in sorted(kind.options))
-            raise VlaError(f"{word!r} is not for jobs of kind {kind.verb}", f"use {known}")
+            raise VlaError(f"{word!r} is not for jobs of kind {kind.subcommand}", f"use {known}")
         if name in kind.flags:
             if equals:
                 raise VlaError(f"--{name} takes no value", f"give --{name} alone")

@@ -19,9 +19,9 @@ STATES = (QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED)
 
 @dataclass
 class Job:
-    """One run of a verb.
+    """One run of a command.
 
-    step, total, rate: done and wanted in the verb's own count (total 0: not known), per second.
+    step, total, rate: done and wanted in the command's own count (total 0: not known), per second.
     seconds_left: -1 where not known.
     exit_code: below 0 the negative number of the signal that ended it; None while it runs and
         where nobody saw it end.
@@ -87,7 +87,7 @@ def load_job(folder: Path) -> Job:
 
 
 def read_progress(path: Path) -> dict | None:
-    """What the verb last reported (see vla_inference.system.progress), None where it is no use."""
+    """What the command last reported (see vla_inference.system.progress), or None."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         left = values.get("seconds_left")

@@ -1,4 +1,4 @@
-"""Runs verbs of the command `vla` as jobs, one of a kind at a time.
+"""Runs commands of the command `vla` as jobs, one of a kind at a time.
 
 A job is a process group of its own with a folder for its record, log and progress under
 ROOT/.vla_jobs. Nothing here waits and there are no threads: `poll` looks at what goes on and is
@@ -46,7 +46,7 @@ class JobRunner:
     """The jobs of one root folder. Only one runner may serve a root at a time.
 
     root: every path a job is given is confined to it; its working directory, too.
-    command: what a verb and its options are appended to.
+    command: what a command and its options are appended to.
     per_kind: how many jobs of a kind may run at once.
     cancel_grace: seconds from SIGINT to SIGTERM when a job is cancelled.
     nice: 0 to 19, how far jobs give way to others on this machine, such as a control loop.

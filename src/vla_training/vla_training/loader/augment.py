@@ -1,4 +1,4 @@
-"""Pictures as training sees them, computed on the device from numbers drawn per sample.
+"""Images as training sees them, computed on the device from numbers drawn per sample.
 
 The changes and their ranges are OpenVLA's (vla-scripts/finetune.py and
 prismatic/vla/datasets/datasets.py, facts): a crop of 90 % of the area, then brightness 0.2,
@@ -36,32 +36,32 @@ def draw(rng: np.random.Generator) -> np.ndarray:
     )
 
 
-def augment(pictures: Tensor, numbers: Tensor, area: float = TRAINED_CROP) -> Tensor:
+def augment(images: Tensor, numbers: Tensor, area: float = TRAINED_CROP) -> Tensor:
     """Crop and recolour: [B, 3, H, W] in [0, 1] and [B, 6] -> the same shape.
 
     All cameras of a sample share its numbers.
     """
     left, top, brightness, contrast, saturation, hue = (n[:, None, None, None] for n in numbers.T)
-    x = crop(pictures, left, top, area**0.5)
+    x = crop(images, left, top, area**0.5)
     x = (x + brightness).clamp(0, 1)
     mean = x.mean((2, 3), keepdim=True)
     x = ((x - mean) * contrast + mean).clamp(0, 1)
     return turn_colours(x, saturation, hue)
 
 
-def crop(pictures: Tensor, left: Tensor, top: Tensor, side: float) -> Tensor:
-    """A square of `side` (share of the picture's) brought back to full size, bilinear between
+def crop(images: Tensor, left: Tensor, top: Tensor, side: float) -> Tensor:
+    """A square of `side` (share of the image's) brought back to full size, bilinear between
     pixel centres whose outermost ones lie on the edges of the crop (as `center_crop` does it)."""
-    h, w = pictures.shape[2:]
+    h, w = images.shape[2:]
     grids = []
     for size, begin in ((h, top), (w, left)):
-        steps = torch.linspace(0, 1, size, device=pictures.device)
+        steps = torch.linspace(0, 1, size, device=images.device)
         grids.append(2 * (begin.flatten()[:, None] * (1 - side) + steps * side) - 1)
     rows, columns = grids
     grid = torch.stack(
         [columns[:, None, :].expand(-1, h, -1), rows[:, :, None].expand(-1, -1, w)], dim=-1
     )
-    return F.grid_sample(pictures, grid.to(pictures.dtype), align_corners=True)
+    return F.grid_sample(images, grid.to(images.dtype), align_corners=True)
 
 
 def turn_colours(x: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
@@ -87,25 +87,25 @@ def turn_colours(x: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
 
 
 class Pixels:
-    """uint8 pictures -> what the towers take, on the device."""
+    """uint8 images -> what the vision encoders take, on the device."""
 
     def __init__(self, config: ModelConfig, device: str | torch.device, augmented: bool):
         self.augmented = augmented
         shape = (1, 3, 1, 1)
-        self.mean = [torch.tensor(t.mean, device=device).view(shape) for t in config.towers]
-        self.std = [torch.tensor(t.std, device=device).view(shape) for t in config.towers]
+        self.mean = [torch.tensor(t.mean, device=device).view(shape) for t in config.encoders]
+        self.std = [torch.tensor(t.std, device=device).view(shape) for t in config.encoders]
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor, numbers: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """[B, cameras, S, S, 3] and [B, 6] -> [B, cameras * towers * 3, S, S]
+    def __call__(self, images: Tensor, numbers: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """[B, cameras, S, S, 3] and [B, 6] -> [B, cameras * vision encoders * 3, S, S]
 
         numbers: None takes the central crop where the model was trained on crops.
         """
-        b, cameras, size = pictures.shape[:3]
-        x = pictures.permute(0, 1, 4, 2, 3).reshape(b * cameras, 3, size, size).float() / 255
+        b, cameras, size = images.shape[:3]
+        x = images.permute(0, 1, 4, 2, 3).reshape(b * cameras, 3, size, size).float() / 255
         if self.augmented:
             if numbers is None:
                 numbers = torch.tensor([NEUTRAL], device=x.device).expand(b, -1)
             x = augment(x, numbers.repeat_interleave(cameras, 0))
-        towers = [(x - m) / s for m, s in zip(self.mean, self.std, strict=True)]
-        return torch.cat(towers, 1).to(dtype).reshape(b, -1, size, size)
+        encoders = [(x - m) / s for m, s in zip(self.mean, self.std, strict=True)]
+        return torch.cat(encoders, 1).to(dtype).reshape(b, -1, size, size)

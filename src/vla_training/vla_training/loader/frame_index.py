@@ -1,6 +1,6 @@
-"""What training must know of a data set before the first step, worked out once and kept on disk.
+"""What training must know of a dataset before the first step, worked out once and kept on disk.
 
-One safetensors file per data set: all actions, states where the model takes them, the length of
+One safetensors file per dataset: all actions, states where the model takes them, the length of
 each episode, and the statistics. It is made anew when the data's files change.
 """
 
@@ -25,10 +25,10 @@ from vla_training.datasets.base import action_statistics, column_statistics
 
 @dataclass(frozen=True)
 class Source:
-    """One data set of a mixture.
+    """One dataset of a mixture.
 
     weight: its share of the samples beside the others'; None goes by its number of frames.
-    cameras: in the order the model takes them; empty takes the data set's own order.
+    cameras: in the order the model takes them; empty takes the dataset's own order.
     options: what its reader takes (`open_dataset`), "kind" among them.
     """
 
@@ -43,7 +43,7 @@ class Source:
 
 @dataclass
 class FrameIndex:
-    """All frames of a data set by number, one episode after the other.
+    """All frames of a dataset by number, one episode after the other.
 
     actions: float32 [N, D], in the units of `spec`; states: float32 [N, P] or None;
     ends: int64 [E], one past each episode's last frame.
@@ -79,7 +79,7 @@ def index_frames(
     proprio: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> FrameIndex:
-    """The index of a data set, from `folder` if it lies there and fits the data as it is now."""
+    """The index of a dataset, from `folder` if it lies there and fits the data as it is now."""
     data = source.open()
     mark = fingerprint(source, proprio)
     path = Path(folder) / f"{data.name}-{mark[:16]}.safetensors"
@@ -92,7 +92,7 @@ def index_frames(
     if proprio:
         states = np.concatenate([_states(data, i, len(a)) for i, a in enumerate(actions)])
         if not np.isfinite(states).all():
-            raise DataError(f"{data.path}: a state is not finite", "mend the data")
+            raise DataError(f"{data.path}: a state is not finite", "fix the data")
         statistics["proprio"] = bounds(states)
     ends = np.cumsum([len(a) for a in actions]).astype(np.int64)
     index = FrameIndex(data.name, np.concatenate(actions), ends, statistics, data.spec, states)
@@ -101,7 +101,7 @@ def index_frames(
 
 
 def fingerprint(source: Source, proprio: bool) -> str:
-    """Changes when a file of the data set changes in size or time."""
+    """Changes when a file of the dataset changes in size or time."""
     root = Path(source.path).expanduser().resolve()
     files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
     stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
@@ -115,7 +115,7 @@ def bounds(values: np.ndarray) -> dict:
 
 
 def _states(data: EpisodeSet, episode: int, length: int) -> np.ndarray:
-    if hasattr(data, "episodes") and hasattr(data.episodes, "states"):  # HDF5: no picture is read
+    if hasattr(data, "episodes") and hasattr(data.episodes, "states"):  # HDF5: no image is read
         states = data.episodes.states(episode)
         rows = [None] * length if states is None else list(states)
     else:

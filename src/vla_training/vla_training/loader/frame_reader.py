@@ -1,4 +1,4 @@
-"""Single frames of a data set, without reading what lies around them where that can be helped."""
+"""Single frames of a dataset, without reading what lies around them where that can be helped."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vla_training.datasets.hdf5.images import ImageColumn, ImageColumnSet
 
 
 class FrameReader:
-    """Pictures and instruction of a step.
+    """Images and instruction of a step.
 
-    cameras: which, in the model's order; empty takes the data set's first `count`.
+    cameras: which, in the model's order; empty takes the dataset's first `count`.
     """
 
     def __init__(self, data: EpisodeSet, cameras: Sequence[str], count: int):
@@ -25,12 +25,12 @@ class FrameReader:
         missing = [c for c in self.cameras if c not in there]
         if missing:
             raise DataError(
-                f"{data.path} has no pictures of camera {missing[0]!r}",
+                f"{data.path} has no images of camera {missing[0]!r}",
                 f"cameras: {', '.join(there) or 'none'}",
             )
         if len(self.cameras) != count:
             raise DataError(
-                f"the model takes {count} pictures, {data.path} gives {len(self.cameras)} "
+                f"the model takes {count} images, {data.path} gives {len(self.cameras)} "
                 f"({', '.join(self.cameras) or 'none'})",
                 "name that many cameras",
             )
@@ -42,16 +42,16 @@ class FrameReader:
         """uint8 [H, W, 3] of each camera, and the sentence."""
         if isinstance(self.data, ImageColumnSet):  # one frame at a time
             columns, texts = self.stored(episode)
-            pictures, text = [c.read(step) for c in columns], texts[step]
+            images, text = [c.read(step) for c in columns], texts[step]
         else:
             seen = self.episode(episode).steps[step].observation
-            pictures, text = [seen.images[c] for c in self.cameras], seen.instruction
+            images, text = [seen.images[c] for c in self.cameras], seen.instruction
         if not text.strip():
             raise DataError(
                 f"{self.data.path}: step {step} of episode {episode} has no instruction",
                 "leave that dataset out, or convert it with --instruction",
             )
-        return pictures, text
+        return images, text
 
 
 def _stored(

@@ -1,4 +1,4 @@
-"""Batches from weighted mixtures of data sets, decoded ahead by worker processes.
+"""Batches from weighted mixtures of datasets, decoded ahead by worker processes.
 
 Which frame stands at which position, and how it is changed, follows from the seed and the position
 alone: a run that is resumed, or spread over another number of devices, sees the same data.
@@ -28,14 +28,14 @@ from vla_inference.policies.openvla.preprocessing import (
 from vla_training.finetune.objective import Batch
 from vla_training.loader.augment import draw
 from vla_training.loader.frame_index import FrameIndex, Source
-from vla_training.loader.sampler import Order, rng
+from vla_training.loader.sampler import Sampler, rng
 
 WIDTH = 8  # prompts are padded to a multiple, so that few shapes occur
 
 
 @dataclass
 class Mixture:
-    """Data sets with their indices, and which of their frames are drawn from.
+    """Datasets with their indices, and which of their frames are drawn from.
 
     spaces: of each, the name of the statistics its actions are normalised by.
     """
@@ -68,9 +68,9 @@ def mix(
 ) -> tuple[Mixture, Mixture]:
     """What is trained on, and what is held out.
 
-    shared: one action space of that name for all data sets, whose actions then have to mean the
+    shared: one action space of that name for all datasets, whose actions then have to mean the
         same; None gives each its own, as OpenVLA has it.
-    statistics: those of `shared`, where they are not to be worked out of these data sets.
+    statistics: those of `shared`, where they are not to be worked out of these datasets.
     """
     size = config.head.action_dim
     for index, source in zip(indices, sources, strict=True):
@@ -78,7 +78,7 @@ def mix(
             raise DataError(
                 f"the actions of {source.path} have {index.actions.shape[1]} dimensions, the "
                 f"model's {size}",
-                "convert the data set, or fine-tune another model",
+                "convert the dataset, or fine-tune another model",
             )
     if shared is None:
         spaces, statistics = [], {}
@@ -106,7 +106,7 @@ def mix(
             )
         )
     if len(parts[0].sources) != len(sources):
-        raise DataError("a data set has no frame left to train on", "generate more episodes")
+        raise DataError("a dataset has no frame left to train on", "generate more episodes")
     return parts[0], parts[1]
 
 
@@ -116,7 +116,7 @@ def _joined(indices: Sequence[FrameIndex], name: str) -> dict:
 
     if len({i.spec for i in indices}) > 1:
         raise DataError(
-            "the data sets' actions don't mean the same", "give each its own action space"
+            "the datasets' actions don't mean the same", "give each its own action space"
         )
     joined = action_statistics([i.actions for i in indices], indices[0].spec, name)
     if indices[0].states is not None:
@@ -146,7 +146,7 @@ def _bounds(
 
 
 class Samples(torch.utils.data.Dataset):
-    """Samples by position; what a worker process holds. Data sets are opened in the worker."""
+    """Samples by position; what a worker process holds. Datasets are opened in the worker."""
 
     def __init__(
         self, mixture: Mixture, config: ModelConfig, tokenizer: str, seed: int, augmented: bool
@@ -175,7 +175,7 @@ class Samples(torch.utils.data.Dataset):
         self.prompt = PromptTokenizer(self.config, Tokenizer.from_str(self.tokenizer))
         count = self.config.head.num_images
         self.readers = [FrameReader(s.open(), s.cameras, count) for s in m.sources]
-        self.order = Order([len(f) for f in m.frames], m.weights, self.seed)
+        self.order = Sampler([len(f) for f in m.frames], m.weights, self.seed)
 
     def __getstate__(self):
         return {k: v for k, v in self.__dict__.items() if k not in OPENED} | {"order": None}
@@ -193,12 +193,12 @@ class Samples(torch.utils.data.Dataset):
         m, head = self.mixture, self.config.head
         index, frame = m.indices[source], int(m.frames[source][number])
         episode, step = index.locate(frame)
-        pictures, instruction = self.readers[source].read(episode, step)
+        images, instruction = self.readers[source].read(episode, step)
         future = frame + np.arange(head.chunk)
         inside = future < index.ends[episode]
         actions = index.actions[np.where(inside, future, frame)].astype(np.float64)
         sample = {
-            "pictures": np.stack([self.resize(p) for p in pictures]),
+            "images": np.stack([self.resize(p) for p in images]),
             "ids": self.prompt(instruction),
             "targets": self.normalise[source].normalise(actions).astype(np.float32),
             "inside": inside,
@@ -213,17 +213,17 @@ class Samples(torch.utils.data.Dataset):
 
     def resize(self, image: np.ndarray) -> np.ndarray:
         """uint8 [S, S, 3], by the steps of inference up to its central crop."""
-        size = self.config.towers[0].image_size
+        size = self.config.encoders[0].image_size
         if image.shape[:2] == (size, size):
             return image
-        picture, strategy = Image.fromarray(image), self.config.image_resize_strategy
+        pixels, strategy = Image.fromarray(image), self.config.image_resize_strategy
         if self.config.center_crop:
-            return np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS))
+            return np.asarray(pixels.resize((size, size), Image.Resampling.LANCZOS))
         if strategy == "letterbox":
-            picture = letterbox(picture, self.config.towers[-1].mean)
+            pixels = letterbox(pixels, self.config.encoders[-1].mean)
         if strategy == "resize-naive":
-            return np.asarray(resize(picture, (size, size)))
-        return np.asarray(crop(resize(picture, shortest_edge(picture.size, size)), size))
+            return np.asarray(resize(pixels, (size, size)))
+        return np.asarray(crop(resize(pixels, shortest_edge(pixels.size, size)), size))
 
 
 OPENED = ("order", "prompt", "readers")
@@ -245,7 +245,7 @@ def collate(samples: Sequence[dict | VlaError]) -> Batch | VlaError:
     for row, sample in zip(ids, samples, strict=True):
         row[: len(sample["ids"])] = torch.tensor(sample["ids"])
     return Batch(
-        stacked("pictures"),
+        stacked("images"),
         ids,
         stacked("targets"),
         stacked("inside"),

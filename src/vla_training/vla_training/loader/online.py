@@ -1,6 +1,6 @@
 """Episodes from the generator straight into training: the next round is made while one is trained.
 
-Round r is a data set of its own, made by `vla generate` with seed + r; training in round r draws
+Round r is a dataset of its own, made by `vla generate` with seed + r; training in round r draws
 from all rounds up to it. What is seen at which step therefore follows from the seeds alone, and a
 run that is resumed waits for, or finds, the same episodes.
 """
@@ -53,7 +53,7 @@ class Stream:
         return [folder / task / "demo.hdf5" for task in self.online.tasks]
 
     def sources(self, number: int) -> list[Source]:
-        """The data sets of rounds 0 to `number`; waits for what is not there yet."""
+        """The datasets of rounds 0 to `number`; waits for what is not there yet."""
         for r in range(number + 1):
             for path in self.paths(r):
                 self._wait(path, r)

@@ -1,4 +1,4 @@
-"""Which frame of which data set stands at a position: by the seed and the position alone."""
+"""Which frame of which dataset stands at a position: by the seed and the position alone."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 from vla_inference.errors import VlaError
 
-BLOCK = 1000  # positions in which the data sets have exactly their shares
+BLOCK = 1000  # positions in which the datasets have exactly their shares
 
 
-class Order:
-    """Position -> data set and frame.
+class Sampler:
+    """Position -> dataset and frame.
 
-    Each data set is gone through whole, newly shuffled, before it begins again; the sets alternate
+    Each dataset is gone through whole, newly shuffled, before it begins again; the sets alternate
     by their shares.
     """
 
@@ -27,7 +27,7 @@ class Order:
             counts[i] += 1
         if (counts == 0).any():
             raise VlaError(
-                f"data set {int(np.argmin(counts)) + 1} has less than 1/{BLOCK} of the mixture",
+                f"dataset {int(np.argmin(counts)) + 1} has less than 1/{BLOCK} of the mixture",
                 "raise its weight, or leave it out",
             )
         self.counts = counts
@@ -35,7 +35,7 @@ class Order:
         self._epoch = lru_cache(2 * len(self.sizes))(self._draw_epoch)
 
     def _draw_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Data set of each position of a block, and how many of it came before in the block."""
+        """Dataset of each position of a block, and how many of it came before in the block."""
         source = np.repeat(np.arange(len(self.sizes)), self.counts)
         rng(self.seed, 1, block).shuffle(source)
         before = np.empty(BLOCK, int)

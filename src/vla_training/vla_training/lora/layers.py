@@ -21,13 +21,13 @@ from vla_inference.errors import VlaError
 # peft's "all-linear" leaves the output layer out; the heads are trained whole (`WHOLE`).
 NEVER = ("language_model.lm_head",)
 WHOLE = ("action_head", "proprio_projector", "action_slots")
-TOWERS = "vision_backbone"
+ENCODERS = "vision_backbone"
 
 
 @dataclass(frozen=True)
 class LoraConfig:
     """rank: r; alpha: the scale is alpha / rank, min(rank, 16) if left out (as OpenVLA has it);
-    vision: adapt the vision towers too, as the original does."""
+    vision: adapt the vision encoders too, as the original does."""
 
     rank: int = 32
     alpha: float | None = None
@@ -153,7 +153,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def adapted_names(model: nn.Module, config: LoraConfig) -> list[str]:
     """Names of the linear layers that get an adapter."""
-    skip = NEVER + WHOLE + (() if config.vision else (TOWERS,))
+    skip = NEVER + WHOLE + (() if config.vision else (ENCODERS,))
     names = [n for n, m in model.named_modules() if is_linear(m)]
     return [n for n in names if not n.startswith(skip)]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from vla_inference.checkpoints.load import load_model, load_tokenizer
 from vla_inference.errors import CheckpointError
 from vla_inference.policies.openvla.model import VLA
-from vla_inference.policies.openvla.preprocessing import PicturePreprocessor, PromptTokenizer
+from vla_inference.policies.openvla.preprocessing import ImagePreprocessor, PromptTokenizer
 from vla_training.finetune.model_setup import load_with_adapter
 
 # The merged weight is rounded once more, to the base's dtype: what it may change of the answers.
@@ -28,7 +28,7 @@ def verify_merge(
     dtype: torch.dtype = torch.float32,
     count: int = 4,
 ) -> dict[str, Any]:
-    """Compare outputs on pictures of noise, one model in memory at a time.
+    """Compare outputs on images of noise, one model in memory at a time.
 
     Returns {"answers", "equal", "difference"}: how many answers there were, how many are equal to
     the last token (L1: to 1e-3), and the relative difference of the outputs. Raises
@@ -52,16 +52,16 @@ def verify_merge(
 def _outputs(model: VLA, folder: Path, count: int) -> tuple[Tensor, Tensor]:
     """Logits or chunks float32 [count, ...], and what follows from them."""
     c, head = model.config, model.config.head
-    preprocess = PicturePreprocessor(c)
+    preprocess = ImagePreprocessor(c)
     prompt = PromptTokenizer(c, load_tokenizer(folder))
     rng = np.random.default_rng(0)
     weight = model.language_model.lm_head.weight
-    size = c.towers[0].image_size
+    size = c.encoders[0].image_size
     values, answers = [], []
     for _ in range(count):
         cells = rng.integers(0, 256, (head.num_images, 16, 16, 3), np.uint8)
-        pictures = [x.repeat(-(-size // 16), 0).repeat(-(-size // 16), 1) for x in cells]
-        pixels = torch.from_numpy(preprocess(pictures))[None].to(weight)
+        images = [x.repeat(-(-size // 16), 0).repeat(-(-size // 16), 1) for x in cells]
+        pixels = torch.from_numpy(preprocess(images))[None].to(weight)
         ids = torch.tensor([prompt(TEXT)], device=weight.device)
         state = torch.from_numpy(rng.uniform(-1, 1, (1, head.proprio_dim))).to(weight)
         context = model.context(ids, pixels, state if head.proprio_dim else None)

@@ -32,7 +32,7 @@ LATCHED, VOLATILE = DurabilityPolicy.TRANSIENT_LOCAL, DurabilityPolicy.VOLATILE
 PARAMETERS: Table = {
     "output": ("", "folder that gets a bag for each episode", None),
     "storage": ("mcap", "mcap or sqlite3", None),
-    "pictures": ("png", "raw pictures as png (lossless), jpeg or raw", None),
+    "images": ("png", "raw images as png (lossless), jpeg or raw", None),
     "image_transport": ("raw", "raw (topic image) or compressed (topic image/compressed)", None),
     "split": (
         "status",
@@ -83,7 +83,7 @@ class RecordNode(ManagedNode):
         self._recording = Recording(
             Path(self._value("output")).expanduser(),
             self._value("storage"),
-            self._value("pictures"),
+            self._value("images"),
             self._value("split"),
             self._saved,
         )

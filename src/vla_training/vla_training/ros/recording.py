@@ -22,7 +22,7 @@ from vla_training.datasets.bag import message_types as types
 from vla_training.datasets.bag.cameras import camera_name
 from vla_training.datasets.bag.episode_bag import STORAGES, EpisodeBag
 from vla_training.datasets.bag.streams import NS, decode_image, header_stamp
-from vla_training.datasets.images import encode_picture
+from vla_training.datasets.images import encode_image
 
 GRACE = 1.0  # s
 MOST_PENDING = 500  # messages kept between two episodes
@@ -77,7 +77,7 @@ class _Open:
 
 class Recording:
     """split: an episode by EpisodeStatus ("status"), by `begin` and `end` ("service"), or all in
-    one bag ("off"). pictures: raw ones as PNG (lossless), JPEG, or as they are.
+    one bag ("off"). images: raw ones as PNG (lossless), JPEG, or as they are.
     saved: told (path, episode's metadata, messages by topic) of each bag that is complete.
 
     Raises DataError where nothing can be written.
@@ -87,19 +87,19 @@ class Recording:
         self,
         folder: Path,
         storage: str = "mcap",
-        pictures: str = "png",
+        images: str = "png",
         split: str = "status",
         saved: Callable[[Path, dict[str, Any], dict[str, int]], None] = lambda *_: None,
     ):
         known_values = {
             "storage": (storage, tuple(STORAGES)),
-            "pictures": (pictures, KEPT),
+            "images": (images, KEPT),
             "split": (split, SPLITS),
         }
         for what, (value, known) in known_values.items():
             if value not in known:
                 raise VlaError(f"unknown {what} {value!r}", f"use {', '.join(known)}")
-        self.folder, self.storage, self.pictures, self.split = folder, storage, pictures, split
+        self.folder, self.storage, self.images, self.split = folder, storage, images, split
         self.saved, self.count = saved, 0
         self.store = types.our_types()
         try:
@@ -311,7 +311,7 @@ class Recording:
     def _write(self, into: _Open, message: Heard) -> None:
         topic, kind, data = message.topic, message.type, message.data
         if message.role == "image":
-            if kind == types.IMAGE and self.pictures != "raw":
+            if kind == types.IMAGE and self.images != "raw":
                 topic, kind, data = self._compress(message)
             frame = _frame_id(message.data)
             name = frame.removesuffix("_optical") if frame.endswith("_optical") else ""
@@ -324,11 +324,11 @@ class Recording:
         image = self.store.deserialize_cdr(message.data, types.IMAGE)
         if image.encoding not in LOSSLESS:
             return message.topic, message.type, message.data
-        picture = decode_image(types.IMAGE, image, message.topic)
+        pixels = decode_image(types.IMAGE, image, message.topic)
         packed = self.store.types[types.COMPRESSED](
             header=image.header,
-            format=f"rgb8; {self.pictures} compressed bgr8",
-            data=np.frombuffer(encode_picture(picture, self.pictures), np.uint8),
+            format=f"rgb8; {self.images} compressed bgr8",
+            data=np.frombuffer(encode_image(pixels, self.images), np.uint8),
         )
         data = self.store.serialize_cdr(packed, types.COMPRESSED)
         return f"{message.topic}/compressed", types.COMPRESSED, data

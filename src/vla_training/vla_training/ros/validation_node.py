@@ -1,7 +1,7 @@
 """A bag into the running graph, and the model's answers beside the recorded actions.
 
 It plays the bag itself, with `/clock`, or listens while `ros2 bag play --clock` does. An answer
-belongs to the picture whose stamp it carries. At the end: report and exit status.
+belongs to the image whose stamp it carries. At the end: report and exit status.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from vla_training.evaluation.validate import Thresholds, check_form
 from vla_training.evaluation.validation import Validation
 
 TICK = 0.01  # s
-LEAD = NS // 2  # ns that the clock runs before an episode's first picture
+LEAD = NS // 2  # ns that the clock runs before an episode's first image
 ASKED = (
     "min_accuracy",
     "min_direction",
@@ -57,14 +57,14 @@ PARAMETERS: Table = {
     "bag": ("", "bag, or folder of bags", None),
     "model": ("", "checkpoint whose statistics accuracy is in units of; empty: the bag's", None),
     "action_space": ("", "which of them; empty: the only ones there are", None),
-    "image_topic": ("", "pictures in the bag; empty: told from the types", None),
+    "image_topic": ("", "images in the bag; empty: told from the types", None),
     "action_topic": ("", "actions in the bag; empty: told from the types", None),
     "instruction_topic": ("", "sentences in the bag; empty: told from the names", None),
     "gripper_topic": ("", "gripper in the bag, beside twists and poses", None),
     "tolerance": (0.05, "s by which stamps that belong together may differ", SECONDS),
     "play": (True, "publish the bag and /clock; false: ros2 bag play --clock does", None),
     "rate": (1.0, "of playing", FloatingPointRange(from_value=0.01, to_value=100.0)),
-    "wait": (False, "for each answer before the next picture", None),
+    "wait": (False, "for each answer before the next image", None),
     "answer_timeout": (5.0, "s to wait for answers", SECONDS),
     "start_timeout": (120.0, "s to wait for the model", SECONDS),
     "output": ("", "folder for the report; empty: none", None),
@@ -81,7 +81,7 @@ PARAMETERS: Table = {
 
 @dataclass(frozen=True)
 class Cue:
-    """A recorded picture. stamp, log: ns, when it was taken and when the clock shows it."""
+    """A recorded image. stamp, log: ns, when it was taken and when the clock shows it."""
 
     episode: int
     step: int
@@ -139,7 +139,7 @@ class ValidationNode(ManagedNode):
         self._by_stamp = {c.stamp: c for c in self._cues}
         if len(self._by_stamp) < len(self._cues):
             raise DataError(
-                f"{path}: pictures of different episodes have the same stamp",
+                f"{path}: images of different episodes have the same stamp",
                 "validate one bag at a time",
             )
         if self._value("play"):
@@ -246,11 +246,11 @@ class ValidationNode(ManagedNode):
             self._told = cue.instruction
             self._text.publish(String(data=cue.instruction))
             if self._next == 0:
-                return  # the model hears it before it sees the first picture
-        picture = next(iter(self._steps[cue.step].observation.images.values()))
+                return  # the model hears it before it sees the first image
+        image = next(iter(self._steps[cue.step].observation.images.values()))
         stamp = Time(nanoseconds=cue.stamp).to_msg()
         self._sent[cue.stamp] = time.monotonic()
-        self._image.publish(rgb_to_image(picture, stamp, "camera"))
+        self._image.publish(rgb_to_image(image, stamp, "camera"))
         self._next += 1
 
     def _settled(self, now: float) -> bool:
@@ -278,7 +278,7 @@ class ValidationNode(ManagedNode):
         if cue is None or self.exit_status is not None:
             return
         self._heard = now
-        # Of a picture that somebody else published only the model knows.
+        # Of an image that somebody else published only the model knows.
         latency = now - self._sent[stamp] if stamp in self._sent else msg.latency_ms / 1e3
         latency = max(latency, 1e-6)
         age = (produced - stamp) / NS if produced else math.nan
@@ -343,7 +343,7 @@ def _cues(bags: BagSet) -> list[Cue]:
     found = []
     for number in range(len(bags)):
         episode = bags.episode(number)
-        keys = next(iter(episode.pictures.values()))
+        keys = next(iter(episode.images.values()))
         for step, (stamp, log) in enumerate(keys.tolist()):
             text = episode.instructions[step]
             if not text.strip():

@@ -1,7 +1,7 @@
 """What the simulator knew of a demonstration: numbers for the scene head, sentences, other orders.
 
 Where only the sentence says which object is lifted, the arm gives the answer away as soon as it
-moves, and a model that follows its own arm need not read. So the same picture is asked about in
+moves, and a model that follows its own arm need not read. So the same image is asked about in
 the other order as well: then nothing but the sentence tells the answers apart.
 """
 
@@ -30,7 +30,7 @@ def scene_numbers(
     fingers: np.ndarray,
     colours: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """What a picture and a sentence must tell a policy that stacks [T, SIZE], of about unit size.
+    """What an image and a sentence must tell a policy that stacks [T, SIZE], of about unit size.
 
     Gripper to the object to lift and from there to where it goes (each 3, in decimetres), the
     angle of the former in the gripper (cosine and sine of 4 times it), the opening of the

@@ -1,4 +1,4 @@
-"""Batches of frames on the device: a sentence drawn, pictures shifted and recoloured at random."""
+"""Batches of frames on the device: a sentence drawn, images shifted and recoloured at random."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Batches:
     ):
         """targets: normalised actions, float32 [M, 7]"""
         self.config, self.device = config, device
-        self.pictures = frames.pictures
+        self.images = frames.images
         self.targets = targets.to(device)
         self.chunk = torch.arange(model.head.chunk, device=device)
         self.wordings = frames.wordings.to(device)
@@ -80,7 +80,7 @@ class Batches:
         future = start[:, None] + self.chunk
         inside = future < end[:, None]
         return {
-            **self._pictures(index, generator),
+            **self._images(index, generator),
             "ids": self.ids[sentence],
             "lengths": self.lengths[sentence],
             "targets": self.targets[torch.where(inside, future, 0)],
@@ -88,19 +88,19 @@ class Batches:
             "scene": scene,
         }
 
-    def _pictures(self, index: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
+    def _images(self, index: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
         """uint8 [B, H, W, 3], and what their channels are multiplied by and raised by."""
         if generator is None:
             none = torch.zeros(1, device=self.device)
-            return {"pictures": self.pictures[index], "gain": none + 1, "lift": none}
-        c, b, (h, w) = self.config, len(index), self.pictures.shape[1:3]
+            return {"images": self.images[index], "gain": none + 1, "lift": none}
+        c, b, (h, w) = self.config, len(index), self.images.shape[1:3]
         options = {"device": self.device, "generator": generator}
         offset = torch.randint(-c.shift, c.shift + 1, (2, b, 1), **options)
         rows = (torch.arange(h, device=self.device) + offset[0]).clamp(0, h - 1)
         columns = (torch.arange(w, device=self.device) + offset[1]).clamp(0, w - 1)
         noise = torch.rand((2, b, 3, 1, 1), **options) * 2 - 1
         return {
-            "pictures": self.pictures[index[:, None, None], rows[:, :, None], columns[:, None, :]],
+            "images": self.images[index[:, None, None], rows[:, :, None], columns[:, None, :]],
             "gain": 1 + c.brightness * noise[0, :, :1] + c.channel * noise[0],
             "lift": 0.5 * c.brightness * noise[1, :, :1],
         }

@@ -68,5 +68,5 @@ class TrainConfig:
     every: int = 500  # steps from one report, and save, to the next
     compile: bool = False
     layers: int = SMALL["text_config"]["num_hidden_layers"]  # of the language model
-    shares: bool = False  # each device holds its share of the data sets, not all of them
+    shares: bool = False  # each device holds its share of the datasets, not all of them
     start: str | None = None  # checkpoint whose weights are begun with, where shapes agree

@@ -1,4 +1,4 @@
-"""Frames for training from data sets of any format."""
+"""Frames for training from datasets of any format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vla_inference.policies.openvla.preprocessing import resize
 from vla_training.datasets import EpisodeSet, open_dataset
 from vla_training.datasets.hdf5.reader import Hdf5Set
 from vla_training.small_model.frames import WORDINGS, Frames, load_frames
-from vla_training.small_model.reset_images import is_stills
+from vla_training.small_model.reset_images import is_reset_images
 
 
 def frames_from_paths(
@@ -24,27 +24,27 @@ def frames_from_paths(
     report: Callable[[str], None] = lambda _: None,
     wordings: int = WORDINGS,
 ) -> Frames:
-    """All frames of some data sets, with pictures of size x size.
+    """All frames of some datasets, with images of size x size.
 
     HDF5 files of that size in robosuite's own form are taken as they are, with what their
     simulator knew; stills go with these alone.
     wordings: sentences drawn for a recorded scene, see `load_frames`.
     """
-    stills = [p for p in paths if is_stills(p)]
+    stills = [p for p in paths if is_reset_images(p)]
     sets = [open_dataset(p) for p in paths if p not in stills]
-    if all(isinstance(s, Hdf5Set) and s.plain and _picture_size(s) == (size, size) for s in sets):
+    if all(isinstance(s, Hdf5Set) and s.plain and _image_size(s) == (size, size) for s in sets):
         return load_frames([s.path for s in sets] + stills, "agentview", device, report, wordings)
     if stills:
         raise DataError(
             f"{stills[0]} holds stills, which go with episodes as `vla generate` writes them",
-            f"leave it out, or give such episodes with pictures of {size} x {size}",
+            f"leave it out, or give such episodes with images of {size} x {size}",
         )
     return frames_from_episodes(sets, size=size, device=device, report=report)
 
 
-def _picture_size(data: Hdf5Set) -> tuple[int, ...] | None:
-    pictures = data.episodes.group(0).get("obs/agentview_image")
-    return None if pictures is None else pictures.shape[1:3]
+def _image_size(data: Hdf5Set) -> tuple[int, ...] | None:
+    images = data.episodes.group(0).get("obs/agentview_image")
+    return None if images is None else images.shape[1:3]
 
 
 def frames_from_episodes(
@@ -56,17 +56,17 @@ def frames_from_episodes(
 ) -> Frames:
     """Read all episodes into memory.
 
-    camera: the first of each data set if left out.
-    size: pictures are squashed to size x size, just as `Policy` does it with resize-naive; None
-        keeps those of the first picture, which all must have then.
+    camera: the first of each dataset if left out.
+    size: images are squashed to size x size, just as `Policy` does it with resize-naive; None
+        keeps those of the first image, which all must have then.
     """
     specs = {s.name: s.spec for s in sets}
     if len(set(specs.values())) > 1:
         raise DataError(
             f"the actions of {', '.join(specs)} don't mean the same",
-            "train on data sets of one convention",
+            "train on datasets of one convention",
         )
-    pictures: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     actions: list[np.ndarray] = []
     text: list[int] = []
     lengths: list[int] = []
@@ -75,7 +75,7 @@ def frames_from_episodes(
         name = camera or next(iter(data.cameras()), None)
         if name not in data.cameras():
             raise DataError(
-                f"{data.path} has no pictures of camera {name!r}",
+                f"{data.path} has no images of camera {name!r}",
                 f"cameras: {', '.join(data.cameras()) or 'none'}",
             )
         for number, episode in enumerate(data):
@@ -84,14 +84,14 @@ def frames_from_episodes(
             if not np.isfinite(episode.actions).all():
                 raise DataError(f"{data.path}: episode {number} has actions that are not finite")
             for step in episode.steps:
-                picture = _sized(step.observation.images[name], size)
-                if pictures and picture.shape != pictures[0].shape:
+                image = _sized(step.observation.images[name], size)
+                if images and image.shape != images[0].shape:
                     raise DataError(
-                        f"{data.path}: a picture of episode {number} is {picture.shape[:2]}, the "
-                        f"first was {pictures[0].shape[:2]}",
+                        f"{data.path}: an image of episode {number} is {image.shape[:2]}, the "
+                        f"first was {images[0].shape[:2]}",
                         "name a size",
                     )
-                pictures.append(picture)
+                images.append(image)
                 sentence = step.observation.instruction
                 if not sentence.strip():
                     raise DataError(
@@ -101,12 +101,12 @@ def frames_from_episodes(
                 text.append(sentences.setdefault(sentence, len(sentences)))
             actions.append(episode.actions)
             lengths.append(len(episode))
-        report(f"{data.path}: {len(data)} episodes, {len(pictures)} frames so far")
-    if not pictures:
-        raise DataError("the data sets hold no frame", "check how they were made")
+        report(f"{data.path}: {len(data)} episodes, {len(images)} frames so far")
+    if not images:
+        raise DataError("the datasets hold no frame", "check how they were made")
     counts = torch.tensor(lengths)
     return Frames(
-        torch.from_numpy(np.stack(pictures)).to(device),
+        torch.from_numpy(np.stack(images)).to(device),
         torch.from_numpy(np.concatenate(actions)),
         torch.tensor(text),
         torch.cumsum(counts, 0).repeat_interleave(counts),
@@ -118,7 +118,7 @@ def frames_from_episodes(
     )
 
 
-def _sized(picture: np.ndarray, size: int | None) -> np.ndarray:
-    if size is None or picture.shape[:2] == (size, size):
-        return picture
-    return np.asarray(resize(Image.fromarray(picture), (size, size)))
+def _sized(image: np.ndarray, size: int | None) -> np.ndarray:
+    if size is None or image.shape[:2] == (size, size):
+        return image
+    return np.asarray(resize(Image.fromarray(image), (size, size)))

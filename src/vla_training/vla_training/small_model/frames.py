@@ -21,7 +21,7 @@ from vla_training.small_model.auxiliary_targets import (
     scene_of,
     wordings,
 )
-from vla_training.small_model.reset_images import Stills, is_stills
+from vla_training.small_model.reset_images import ResetImages, is_reset_images
 
 WORDINGS = 64  # sentences drawn for a scene
 BLOCK = 256  # stills read at a time
@@ -45,7 +45,7 @@ class Other:
 class Frames:
     """All steps of all episodes, one after the other, and stills (`stills.py`) after their kind.
 
-    pictures: uint8 [N, H, W, 3]. actions: float32 [M, 7], SI.
+    images: uint8 [N, H, W, 3]. actions: float32 [M, 7], SI.
     text: row of `wordings` that fits each frame [N].
     end: index in `actions` one past the last of the frame's episode [N].
     episode: number of its episode [N]; each still is its own.
@@ -59,7 +59,7 @@ class Frames:
     recorded: how many of `actions` are episodes', ahead of the stills'; all if left out.
     """
 
-    pictures: torch.Tensor
+    images: torch.Tensor
     actions: torch.Tensor
     text: torch.Tensor
     end: torch.Tensor
@@ -97,40 +97,40 @@ def load_frames(
     report: Callable[[str], None] = lambda _: None,
     count: int = WORDINGS,
 ) -> Frames:
-    """Read HDF5 data sets and stills into memory, the pictures straight onto `device`.
+    """Read HDF5 datasets and stills into memory, the images straight onto `device`.
 
     count: sentences that are drawn for a scene whose task can say it in several ways; 0 keeps the
         recorded ones. Stills have no recorded one.
     """
-    sets = [Stills(p) if is_stills(p) else Hdf5Episodes(p) for p in paths]
+    sets = [ResetImages(p) if is_reset_images(p) else Hdf5Episodes(p) for p in paths]
     total = sum(_frames(s) for s in sets)
     recorded = sum(_frames(s) for s in sets if isinstance(s, Hdf5Episodes))
     if not recorded:
-        raise DataError("there are stills alone", "name a data set of episodes as well")
-    filling, pictures, at = _Filling(recorded), None, 0
+        raise DataError("there are stills alone", "name a dataset of episodes as well")
+    filling, arrays, at = _Filling(recorded), None, 0
     for data, path in zip(sets, paths, strict=True):
-        still = isinstance(data, Stills)
+        still = isinstance(data, ResetImages)
         parts = _stills(data, count) if still else _episodes(data, camera, count)
         for images, part in parts:
-            if pictures is None:
+            if arrays is None:
                 shape = (total, *images.shape[1:])
-                pictures = torch.empty(shape, dtype=torch.uint8, device=device)
-            if images.shape[1:] != pictures.shape[1:]:
+                arrays = torch.empty(shape, dtype=torch.uint8, device=device)
+            if images.shape[1:] != arrays.shape[1:]:
                 raise DataError(
-                    f"{path} has pictures of {images.shape[1:3]}, the first of "
-                    f"{tuple(pictures.shape[1:3])}",
+                    f"{path} has images of {images.shape[1:3]}, the first of "
+                    f"{tuple(arrays.shape[1:3])}",
                     "generate both with one size",
                 )
-            pictures[at : at + len(images)] = torch.from_numpy(images).to(device)
+            arrays[at : at + len(images)] = torch.from_numpy(images).to(device)
             filling.add(**part)
             at += len(images)
         kind = "stills" if still else "episodes"
         report(f"{path}: {len(data)} {kind}, {at} frames so far")
-    return filling.frames(pictures)
+    return filling.frames(arrays)
 
 
-def _frames(data: Stills | Hdf5Episodes) -> int:
-    if isinstance(data, Stills):
+def _frames(data: ResetImages | Hdf5Episodes) -> int:
+    if isinstance(data, ResetImages):
         return len(data)
     return sum(len(data.group(i)["actions"]) for i in range(len(data)))
 
@@ -154,7 +154,7 @@ def _episodes(data: Hdf5Episodes, camera: str, count: int) -> Iterator[tuple[np.
         yield data.images(i, camera), part
 
 
-def _stills(data: Stills, count: int) -> Iterator[tuple[np.ndarray, dict]]:
+def _stills(data: ResetImages, count: int) -> Iterator[tuple[np.ndarray, dict]]:
     for begin in range(0, len(data), BLOCK):
         end = min(begin + BLOCK, len(data))
         drawn = data.drawn[begin:end]
@@ -165,7 +165,7 @@ def _stills(data: Stills, count: int) -> Iterator[tuple[np.ndarray, dict]]:
             return {"text": text, "scene": scene, "actions": data.actions[begin:end, order]}
 
         other = part(1, [other_order(s) for s in drawn])
-        yield data.pictures(begin, end), {**part(0, drawn), "other": other}
+        yield data.images(begin, end), {**part(0, drawn), "other": other}
 
 
 class _Filling:
@@ -218,7 +218,7 @@ class _Filling:
             self.sentences.setdefault(sentence, len(self.sentences))
         return self.rows.setdefault(said, len(self.rows))
 
-    def frames(self, pictures: torch.Tensor) -> Frames:
+    def frames(self, images: torch.Tensor) -> Frames:
         columns = {k: torch.from_numpy(np.concatenate(v)) for k, v in self.columns.items()}
         other = {k: columns.pop("other_" + k) for k in ("text", "scene", "start", "end")}
         other["text"][other["scene"][:, 0].isnan()] = -1
@@ -227,7 +227,7 @@ class _Filling:
         scene = columns.pop("scene")
         actions = np.concatenate([*self.actions, *self.stills]).astype(np.float32)
         return Frames(
-            pictures=pictures,
+            images=images,
             actions=torch.from_numpy(actions),
             sentences=list(self.sentences),
             wordings=torch.tensor(table),

@@ -14,7 +14,7 @@ ORDERS = ("asked", "turned")  # the recorded order, and the other
 
 
 @torch.no_grad()
-def obedience(
+def instruction_following(
     batches: Batches,
     index: Tensor,
     predict: Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]],

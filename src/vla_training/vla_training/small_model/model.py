@@ -52,7 +52,7 @@ def initialise(model: VLA) -> None:
     Patch positions start as sines and cosines as loud as the features: where a thing is must be
     readable from the first step on.
     """
-    depth = len(model.language_model.model.layers) + model.config.towers[0].layers
+    depth = len(model.language_model.model.layers) + model.config.encoders[0].layers
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(parameter)

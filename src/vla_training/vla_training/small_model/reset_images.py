@@ -1,6 +1,6 @@
-"""Stills: beginnings of episodes by the thousand, one picture each, asked about in both orders.
+"""Stills: beginnings of episodes by the thousand, one image each, asked about in both orders.
 
-A demonstration decides once which object it goes for, and costs some eighty pictures. A still
+A demonstration decides once which object it goes for, and costs some eighty images. A still
 costs one: the scene at the reset, and for either order of its two roles where everything is and
 what the expert does first. Still i of a seed is always the same.
 """
@@ -30,8 +30,8 @@ from vla_training.small_model.auxiliary_targets import (
 ORDERS = 2  # as drawn, and the other
 
 
-def make_still(sim: Simulation, seed: int, index: int, steps: int) -> dict:
-    """picture [H, W, 3]; scenes [2, SIZE]; actions [2, steps, 7], SI; record: as it was drawn."""
+def make_reset_image(sim: Simulation, seed: int, index: int, steps: int) -> dict:
+    """image [H, W, 3]; scenes [2, SIZE]; actions [2, steps, 7], SI; record: as it was drawn."""
     sim.reset(episode_rng("still", seed, index))
     drawn = sim.scene
     other = other_order(drawn)
@@ -40,7 +40,7 @@ def make_still(sim: Simulation, seed: int, index: int, steps: int) -> dict:
             f"{sim.task.name} has no other order",
             "stills are of tasks with two roles and a sentence an episode",
         )
-    picture = sim.render(sim.cameras[0])
+    image = sim.render(sim.cameras[0])
     expert = expert_for(sim.task)
     scenes, actions = [], []
     for scene in (drawn, other):
@@ -57,14 +57,14 @@ def make_still(sim: Simulation, seed: int, index: int, steps: int) -> dict:
             sim.step(row)
     record = {"colours": dict(drawn.colours), "roles": dict(drawn.roles)}
     return {
-        "picture": picture,
+        "image": image,
         "scenes": np.stack(scenes),
         "actions": np.stack(actions),
         "record": json.dumps(record),
     }
 
 
-def write_stills(
+def write_reset_images(
     path: str | Path, sim: Simulation, seed: int, indices: Iterable[int], steps: int
 ) -> int:
     """Make these stills and write them; the file appears whole or not at all. -> their number"""
@@ -72,13 +72,13 @@ def write_stills(
     try:
         with h5py.File(staged.staged, "w") as file:
             shape = (sim.height, sim.width, 3)
-            pictures = file.create_dataset(
-                "pictures", (0, *shape), np.uint8, maxshape=(None, *shape), chunks=(1, *shape)
+            images = file.create_dataset(
+                "images", (0, *shape), np.uint8, maxshape=(None, *shape), chunks=(1, *shape)
             )
             for index in indices:
-                still = make_still(sim, seed, index, steps)
-                pictures.resize(len(stills) + 1, 0)
-                pictures[-1] = still.pop("picture")
+                still = make_reset_image(sim, seed, index, steps)
+                images.resize(len(stills) + 1, 0)
+                images[-1] = still.pop("image")
                 stills.append(still)
             for name in ("scenes", "actions") if stills else ():
                 file[name] = np.stack([s[name] for s in stills])
@@ -91,15 +91,15 @@ def write_stills(
     return len(stills)
 
 
-def is_stills(path: str | Path) -> bool:
+def is_reset_images(path: str | Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
             return "stills" in file.attrs
-    except OSError:  # a folder, another format, or damaged: the data set's reader says which
+    except OSError:  # a folder, another format, or damaged: the dataset's reader says which
         return False
 
 
-class Stills:
+class ResetImages:
     """A file of stills."""
 
     def __init__(self, path: str | Path):
@@ -118,6 +118,6 @@ class Stills:
     def __len__(self) -> int:
         return len(self.drawn)
 
-    def pictures(self, begin: int, end: int) -> np.ndarray:
+    def images(self, begin: int, end: int) -> np.ndarray:
         """uint8 [end - begin, H, W, 3]"""
-        return self.file["pictures"][begin:end]
+        return self.file["images"][begin:end]

@@ -2,7 +2,7 @@
 
 The recipe: all frames live on the device; random shift and colour jitter; a chunk of 8 actions
 with L1 loss (OpenVLA-OFT); where the simulator's own poses were recorded, a second head has to
-read them off the picture, which teaches the model early where to look; where two orders are
+read them off the image, which teaches the model early where to look; where two orders are
 possible, a share of the frames is asked about the other one, so that only the sentence has the
 answer, and its wording is drawn anew each time; AdamW, warm-up then cosine; an exponential moving
 average of the weights is what is kept.
@@ -44,7 +44,7 @@ def train(
     resume: bool = False,
     report: Callable[[dict], None] = print,
 ) -> Path:
-    """Train on data sets of any format; state and checkpoint go into `output`.
+    """Train on datasets of any format; state and checkpoint go into `output`.
 
     Returns the checkpoint.
     devices: GPUs to use, None for all there are, 0 for the CPU. `report` must be a function of a
@@ -84,7 +84,7 @@ def _train_rank(rank, meeting, world, cuda, data, output, config, resume, report
     if config.shares and world > 1:
         if len(data) < world:
             raise VlaError(
-                f"{len(data)} data sets cannot be shared by {world} devices", "give more"
+                f"{len(data)} datasets cannot be shared by {world} devices", "give more"
             )
         data = data[rank::world]
     frames = frames_from_paths(

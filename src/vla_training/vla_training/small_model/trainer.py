@@ -27,7 +27,7 @@ from vla_training.finetune.identity import check_identity
 from vla_training.small_model.batches import Batches
 from vla_training.small_model.config import SMALL, TrainConfig
 from vla_training.small_model.frames import Frames, action_statistics
-from vla_training.small_model.instruction_following import obedience
+from vla_training.small_model.instruction_following import instruction_following
 from vla_training.small_model.model import SceneHead, begin_with, initialise
 from vla_training.small_model.tokenizer import known_tokenizer, task_sentences, train_tokenizer
 
@@ -79,8 +79,8 @@ class Trainer:
         )
         self.statistics = {frames.name: self._statistics(frames)}
         self.batches = self.batches_of(frames)
-        self.mean = torch.tensor(self.model_config.towers[0].mean, device=device)[:, None, None]
-        self.std = torch.tensor(self.model_config.towers[0].std, device=device)[:, None, None]
+        self.mean = torch.tensor(self.model_config.encoders[0].mean, device=device)[:, None, None]
+        self.std = torch.tensor(self.model_config.encoders[0].std, device=device)[:, None, None]
         last = self._held_out(frames)
         self.training = torch.nonzero(~last).flatten().to(device)
         self.held_out = torch.nonzero(last).flatten().to(device)
@@ -124,10 +124,10 @@ class Trainer:
         """The frames at `index`; with a generator, shifted, recoloured and worded at random."""
         return self.batches.batch(index, generator)
 
-    def _predict(self, pictures, gain, lift, ids, lengths) -> tuple[Tensor, Tensor]:
+    def _predict(self, images, gain, lift, ids, lengths) -> tuple[Tensor, Tensor]:
         """Normalised actions [B, T, D], scene (`SceneHead`)."""
         kind = "cuda" if self.device.startswith("cuda") else "cpu"
-        pixels = (pictures.permute(0, 3, 1, 2).float() / 255 * gain + lift).clamp(0, 1)
+        pixels = (images.permute(0, 3, 1, 2).float() / 255 * gain + lift).clamp(0, 1)
         pixels = (pixels - self.mean) / self.std
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
             context = self.model.context(ids, pixels)
@@ -198,7 +198,7 @@ class Trainer:
                         "loss": round(mean[0], 5),
                         "scene": round(mean[1], 5),
                         "validation": self._validation(),
-                        "obedience": self.obedience(),
+                        "instruction_following": self.instruction_following(),
                         "samples_per_s": round(rate),
                         "progress": round(self.progress(), 4),
                         "learning_rate": self.learning_rate(),
@@ -248,14 +248,16 @@ class Trainer:
             count += len(part)
         return tuple((total / count).tolist())
 
-    def obedience(self, index: Tensor | None = None) -> dict[str, list[float]]:
+    def instruction_following(self, index: Tensor | None = None) -> dict[str, list[float]]:
         """Whether the sentence decides, on held-out frames or those named (`obedience.py`)."""
 
         def predict(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-            inputs = ("pictures", "gain", "lift", "ids", "lengths")
+            inputs = ("images", "gain", "lift", "ids", "lengths")
             return self._predict(**{name: batch[name] for name in inputs})
 
-        return obedience(self.batches, self.held_out if index is None else index, predict)
+        return instruction_following(
+            self.batches, self.held_out if index is None else index, predict
+        )
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def take_device(devices: multiprocessing.Queue) -> None:
 def take_core() -> None:
     """Start of a process that plays: many of them share the machine."""
     torch.set_num_threads(1)
-    if torch.cuda.device_count() > 1:  # pictures are drawn on all GPUs
+    if torch.cuda.device_count() > 1:  # images are drawn on all GPUs
         place = str(os.getpid() % torch.cuda.device_count())
         os.environ.setdefault("MUJOCO_EGL_DEVICE_ID", place)
 

@@ -44,11 +44,11 @@ class CpuEngine(Engine):
                 self._tail = torch.cat([self.embed_slots(tail - 1).to(stop), stop], dim=1)
 
     @torch.inference_mode()
-    def observe(self, ids: Tensor, pictures: Tensor, proprio: Tensor | None = None) -> Tensor:
+    def observe(self, ids: Tensor, images: Tensor, proprio: Tensor | None = None) -> Tensor:
         if self.own is None:
-            return super().observe(ids, pictures, proprio)
+            return super().observe(ids, images, proprio)
         text = self.embed_tokens(ids)
-        parts = [text[:, :1], self.own.from_bytes(pictures)]
+        parts = [text[:, :1], self.own.from_bytes(images)]
         if self.config.head.proprio_dim:
             parts.append(self.embed_proprio(proprio.to(self.dtype)))
         return torch.cat([*parts, text[:, 1:]], dim=1)

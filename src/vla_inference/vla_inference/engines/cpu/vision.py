@@ -1,4 +1,4 @@
-"""Vision towers and projector on CPU: channels last, activations inside the products."""
+"""Vision encoders and projector on CPU: channels last, activations inside the products."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vla_inference.engines.cpu.linear import Product
-from vla_inference.policies.openvla.config import TowerConfig
+from vla_inference.policies.openvla.config import VisionEncoderConfig
 from vla_inference.policies.openvla.model import VLA
-from vla_inference.policies.openvla.vision import EPS, Block, ConvStem, VisionTower
+from vla_inference.policies.openvla.vision import EPS, Block, ConvStem, VisionEncoder
 
 LAST = torch.channels_last
 
@@ -33,13 +33,13 @@ class CpuBlock:
         return self.fc2.join(self.fc1(norm(x, self.norm2), "gelu"), x, "add")
 
 
-class CpuTower:
+class CpuVisionEncoder:
     """[B, 3, S, S], best with channels last -> [B, patches, D]"""
 
-    def __init__(self, tower: VisionTower, c: TowerConfig, packed: bool | None):
-        self.tower, self.c = tower, c
+    def __init__(self, encoder: VisionEncoder, c: VisionEncoderConfig, packed: bool | None):
+        self.encoder, self.c = encoder, c
         rows = c.num_patches + c.prefix_tokens
-        embed = tower.patch_embed
+        embed = encoder.patch_embed
         self.convs: list[tuple[nn.Conv2d, Tensor, nn.GroupNorm]] = []
         self.proj = None
         if isinstance(embed, ConvStem):
@@ -50,10 +50,10 @@ class CpuTower:
             flat.weight = nn.Parameter(embed.proj.weight.detach().flatten(1), False)
             flat.bias = embed.proj.bias
             self.proj = Product([flat], c.num_patches, flat.bias.dtype, packed=packed)
-        self.blocks = [CpuBlock(block, rows, packed) for block in tower.blocks]
+        self.blocks = [CpuBlock(block, rows, packed) for block in encoder.blocks]
 
     def __call__(self, x: Tensor) -> Tensor:
-        t, b = self.tower, len(x)
+        t, b = self.encoder, len(x)
         if self.proj is None:
             x = t.patch_embed(x) + t.pos_embed
         else:
@@ -74,40 +74,40 @@ class CpuTower:
 
 
 class CpuVision:
-    """Both towers and the projector; bytes may come instead of normalised pictures."""
+    """Both vision encoders and the projector; bytes may come instead of normalised images."""
 
     def __init__(self, model: VLA, packed: bool | None = None):
         c, backbone, projector = model.config, model.vision_backbone, model.projector
-        pairs = list(zip(backbone.keys, c.towers, strict=True))
-        self.towers = [CpuTower(getattr(backbone, key), t, packed) for key, t in pairs]
+        pairs = list(zip(backbone.keys, c.encoders, strict=True))
+        self.encoders = [CpuVisionEncoder(getattr(backbone, key), t, packed) for key, t in pairs]
         rows = c.head.num_images * c.num_patches
         layers = [getattr(projector, f"fc{i + 1}") for i in range(projector.layers)]
-        self.dtype = self.towers[0].tower.pos_embed.dtype
+        self.dtype = self.encoders[0].encoder.pos_embed.dtype
         self.projector = [Product([y], rows, self.dtype, packed=packed) for y in layers]
-        mean, std = (torch.tensor([getattr(t, n) for t in c.towers]) for n in ("mean", "std"))
-        self.scale, self.shift = 1 / (255 * std), -mean / std  # [towers, 3]
+        mean, std = (torch.tensor([getattr(t, n) for t in c.encoders]) for n in ("mean", "std"))
+        self.scale, self.shift = 1 / (255 * std), -mean / std  # [vision encoders, 3]
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Normalised pictures [B, images * towers * 3, S, S] -> [B, P, H]"""
+        """Normalised images [B, images * vision encoders * 3, S, S] -> [B, P, H]"""
         b, _, *size = pixels.shape
-        several = pixels.view(b, -1, len(self.towers), 3, *size).flatten(0, 1).unbind(1)
+        several = pixels.view(b, -1, len(self.encoders), 3, *size).flatten(0, 1).unbind(1)
         return self._embed([x.contiguous(memory_format=LAST) for x in several], b)
 
-    def from_bytes(self, pictures: Tensor) -> Tensor:
+    def from_bytes(self, images: Tensor) -> Tensor:
         """uint8 [B, images, S, S, 3] -> [B, P, H]"""
         # Whole rows of pixels at a time, which is how broadcasting is fast.
-        side = pictures.shape[-2]
-        x = pictures.flatten(0, 1).flatten(2).float()
+        side = images.shape[-2]
+        x = images.flatten(0, 1).flatten(2).float()
         scaled = [
             torch.addcmul(b.repeat(side), x, a.repeat(side)).to(self.dtype)
             for a, b in zip(self.scale, self.shift, strict=True)
         ]
         several = [y.view(len(y), side, side, 3).permute(0, 3, 1, 2) for y in scaled]
-        return self._embed(several, len(pictures))
+        return self._embed(several, len(images))
 
-    def _embed(self, pictures: list[Tensor], b: int) -> Tensor:
-        """Of each tower [B * images, 3, S, S]"""
-        features = [tower(x) for tower, x in zip(self.towers, pictures, strict=True)]
+    def _embed(self, images: list[Tensor], b: int) -> Tensor:
+        """Of each vision encoder [B * images, 3, S, S]"""
+        features = [encoder(x) for encoder, x in zip(self.encoders, images, strict=True)]
         x = features[0] if len(features) == 1 else torch.cat(features, dim=2)
         x = x.reshape(-1, x.shape[2])
         for layer in self.projector[:-1]:

@@ -49,12 +49,12 @@ class CudaEngine(Engine):
         self.longest = c.head.num_images * c.num_patches + PROMPT
         self.positions = self.longest + extra
         self.llama = CudaLlama(model, self.positions, many_by or usual_many_by())
-        self.towers = CudaVision(model) if self.own_vision else None
-        size = c.towers[0].image_size
-        self._pictures = torch.zeros(
+        self.encoders = CudaVision(model) if self.own_vision else None
+        size = c.encoders[0].image_size
+        self._images = torch.zeros(
             c.head.num_images, size, size, 3, dtype=torch.uint8, device=self.device
         )
-        self._staging = torch.zeros(self._pictures.shape, dtype=torch.uint8, pin_memory=True)
+        self._staging = torch.zeros(self._images.shape, dtype=torch.uint8, pin_memory=True)
         state = torch.zeros(1, max(c.head.proprio_dim, 1), dtype=self.dtype, pin_memory=True)
         self._state, self._proprio = state, state.to(self.device)
         self._ids = torch.zeros(1, self.positions, dtype=torch.long, device=self.device)
@@ -74,23 +74,23 @@ class CudaEngine(Engine):
     # -- from the host to the context ---------------------------------------------------------
 
     @torch.inference_mode()
-    def observe(self, ids: Tensor, pictures: Tensor, proprio: Tensor | None = None) -> Tensor:
+    def observe(self, ids: Tensor, images: Tensor, proprio: Tensor | None = None) -> Tensor:
         if len(ids) > 1 or ids.shape[1] > PROMPT or not self.own_vision:
-            return super().observe(ids, pictures, proprio)
+            return super().observe(ids, images, proprio)
         n = ids.shape[1]
         if ids is not self._asked:  # a sentence's ids are made once
             self._ids[:, :n].copy_(ids, non_blocking=True)
             self._asked = ids
-        self._staging.copy_(pictures[0])  # the last step's transfer is over: its action is known
+        self._staging.copy_(images[0])  # the last step's transfer is over: its action is known
         if proprio is not None:
             self._state.copy_(proprio)
         return self._captured(("observe", n), lambda: self._observe(n)).replay()
 
     def _observe(self, n: int) -> Tensor:
-        self._pictures.copy_(self._staging, non_blocking=True)
-        pixels = self._preprocess.normalise(self._pictures).to(self.dtype)[None]
+        self._images.copy_(self._staging, non_blocking=True)
+        pixels = self._preprocess.normalise(self._images).to(self.dtype)[None]
         text = self.model.embed_tokens(self._ids[:, :n])
-        parts = [text[:, :1], self.towers(pixels)]
+        parts = [text[:, :1], self.encoders(pixels)]
         if self.config.head.proprio_dim:
             self._proprio.copy_(self._state, non_blocking=True)
             parts.append(self.model.embed_proprio(self._proprio))

@@ -1,4 +1,4 @@
-"""Vision towers and projector on CUDA: both towers at once, small kernels between the products."""
+"""Vision encoders and projector on CUDA: both encoders at once, small kernels between products."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 from vla_inference.kernels.attention import attention
 from vla_inference.kernels.layers import gelu_, layer_norm
 from vla_inference.policies.openvla.model import VLA
-from vla_inference.policies.openvla.vision import EPS, PatchEmbed, Projector, VisionTower
+from vla_inference.policies.openvla.vision import EPS, PatchEmbed, Projector, VisionEncoder
 
 
-class CudaTower:
-    """The tower's blocks on [n, D] of one picture; its own weights, nothing folded."""
+class CudaVisionEncoder:
+    """The vision encoder's blocks on [n, D] of one image; its own weights, nothing folded."""
 
-    def __init__(self, tower: VisionTower):
-        self.tower = tower
+    def __init__(self, encoder: VisionEncoder):
+        self.encoder = encoder
 
-    def __call__(self, picture: Tensor) -> Tensor:  # [3, S, S] -> [patches, D]
-        t = self.tower
-        x = self._patches(picture) + t.pos_embed[0]
+    def __call__(self, image: Tensor) -> Tensor:  # [3, S, S] -> [patches, D]
+        t = self.encoder
+        x = self._patches(image) + t.pos_embed[0]
         prefix = [p[0] for p in (t.cls_token, t.reg_token) if p is not None]
         x = torch.cat([*prefix, x]) if prefix else x.contiguous()
         add = gamma = None
@@ -35,14 +35,14 @@ class CudaTower:
         x = x + (add if gamma is None else add * gamma)
         return x[t.prefix :]
 
-    def _patches(self, picture: Tensor) -> Tensor:
-        embed = self.tower.patch_embed
+    def _patches(self, image: Tensor) -> Tensor:
+        embed = self.encoder.patch_embed
         if not isinstance(embed, PatchEmbed):
-            return embed(picture[None])[0]
+            return embed(image[None])[0]
         # A convolution whose windows don't overlap is a product.
         d, c, p, _ = embed.proj.weight.shape
-        side = picture.shape[-1] // p
-        cut = picture.view(c, side, p, side, p).permute(1, 3, 0, 2, 4).reshape(side * side, -1)
+        side = image.shape[-1] // p
+        cut = image.view(c, side, p, side, p).permute(1, 3, 0, 2, 4).reshape(side * side, -1)
         # 3 x 14 x 14 inputs are no multiple of 8, which the fast products want.
         spare = -cut.shape[1] % 8
         weight = F.pad(embed.proj.weight.view(d, -1), (0, spare))
@@ -50,25 +50,25 @@ class CudaTower:
 
 
 class CudaVision:
-    """Normalised pictures [1, images * towers * 3, S, S] -> embeddings [1, P, H]"""
+    """Normalised images [1, images * vision encoders * 3, S, S] -> embeddings [1, P, H]"""
 
     def __init__(self, model: VLA):
         backbone = model.vision_backbone
-        self.towers = [CudaTower(getattr(backbone, key)) for key in backbone.keys]
+        self.encoders = [CudaVisionEncoder(getattr(backbone, key)) for key in backbone.keys]
         self.projector: Projector = model.projector
-        self.streams = [torch.cuda.Stream() for _ in self.towers[1:]]
+        self.streams = [torch.cuda.Stream() for _ in self.encoders[1:]]
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        pictures = pixels[0].split(3)
-        towers = len(self.towers)
+        images = pixels[0].split(3)
+        encoders = len(self.encoders)
         features = []
         here = torch.cuda.current_stream()
         for stream in self.streams:
             stream.wait_stream(here)
-        # The towers don't need each other, and neither fills the chip.
-        for i, tower in enumerate(self.towers):
+        # The vision encoders don't need each other, and neither fills the chip.
+        for i, encoder in enumerate(self.encoders):
             with torch.cuda.stream(self.streams[i - 1] if i else here):
-                features.append(torch.cat([tower(p) for p in pictures[i::towers]]))
+                features.append(torch.cat([encoder(p) for p in images[i::encoders]]))
         for stream in self.streams:
             here.wait_stream(stream)
         x = self.projector.fc1(torch.cat(features, dim=1))

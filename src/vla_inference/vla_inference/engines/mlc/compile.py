@@ -37,7 +37,7 @@ INSTALL = (
     "that has it (docs/how-to.md), or use engine tvm, which needs no mlc_llm"
 )
 PREFIX = "language_model."
-CONTEXT = 1024  # positions: a picture's 256, a sentence, an answer
+CONTEXT = 1024  # positions: an image's 256, a sentence, an answer
 LIBRARY = "lib.so"
 
 

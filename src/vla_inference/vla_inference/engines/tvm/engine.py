@@ -1,7 +1,7 @@
 """`engine: tvm`: the Llama by a compiled library, through TVM's runtime alone.
 
 Prefill and decode go through TVM's paged cache. A control step has nothing to take over from the
-one before it: a new picture comes right after the first token, so each prefill is a whole one.
+one before it: a new image comes right after the first token, so each prefill is a whole one.
 """
 
 from __future__ import annotations

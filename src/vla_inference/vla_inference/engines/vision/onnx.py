@@ -1,7 +1,7 @@
-"""`vision: onnx`: both towers and the projector as one ONNX graph of fixed shape.
+"""`vision: onnx`: both vision encoders and the projector as one ONNX graph of fixed shape.
 
-The graph takes one observation's normalised pictures [1, images * towers * 3, S, S] to embeddings
-[1, P, H]. Its precision is written into it, which is what TensorRT builds from as well.
+The graph takes one observation's normalised images [1, images * vision encoders * 3, S, S] to
+embeddings [1, P, H]. Its precision is written into it, which is what TensorRT builds from as well.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vla_inference.engines.compiled import (
 from vla_inference.errors import CheckpointError, VlaError
 from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.openvla.model import VLA
-from vla_inference.policies.openvla.preprocessing import PicturePreprocessor
+from vla_inference.policies.openvla.preprocessing import ImagePreprocessor
 
 INSTALL = "pip install -r requirements/onnx.txt"
 GRAPH = "vision.onnx"
@@ -50,7 +50,7 @@ def import_runtime():
     return onnxruntime
 
 
-class Pictures(nn.Module):
+class ImageEncoder(nn.Module):
     """The part of a model that the graph holds."""
 
     def __init__(self, model: VLA):
@@ -62,19 +62,19 @@ class Pictures(nn.Module):
 
 
 def shape_of(config: ModelConfig) -> tuple[int, ...]:
-    size = config.towers[0].image_size
-    return (1, config.head.num_images * len(config.towers) * 3, size, size)
+    size = config.encoders[0].image_size
+    return (1, config.head.num_images * len(config.encoders) * 3, size, size)
 
 
 def test_pixels(config: ModelConfig, count: int = 2, seed: int = 0) -> Tensor:
-    """Normalised pictures of coloured cells with noise: [count, channels, S, S]"""
+    """Normalised images of coloured cells with noise: [count, channels, S, S]"""
     rng = np.random.default_rng(seed)
-    preprocess = PicturePreprocessor(config)
-    size, several = config.towers[0].image_size, []
+    preprocess = ImagePreprocessor(config)
+    size, several = config.encoders[0].image_size, []
     for _ in range(count):
         cells = rng.integers(0, 256, (config.head.num_images, 7, 7, 3))
-        pictures = cells.repeat(-(-size // 7), 1).repeat(-(-size // 7), 2)[:, :size, :size]
-        noisy = pictures + rng.normal(0, 12, pictures.shape)
+        images = cells.repeat(-(-size // 7), 1).repeat(-(-size // 7), 2)[:, :size, :size]
+        noisy = images + rng.normal(0, 12, images.shape)
         given = torch.from_numpy(noisy.clip(0, 255).astype(np.uint8))
         several.append(preprocess.normalise(given))
     return torch.stack(several)
@@ -91,7 +91,7 @@ def relative_error(ours: Tensor, reference: Tensor) -> float:
 def export(
     checkpoint: Path, output: Path, *, dtype: str = "float16", overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write the graph of a checkpoint's towers and projector into `output`; returns its record.
+    """Write the graph of a checkpoint's vision encoders and projector; returns its record.
 
     It is run by ONNX Runtime on the CPU and compared with PyTorch in float32; the difference is
     in the record, and one that is too large is refused.
@@ -107,7 +107,7 @@ def export(
     check_free(output, overwrite)
     config = load_config(checkpoint)
     digest = vision_digest(Tensors(checkpoint), config)
-    part = Pictures(load_model(checkpoint, config=config, leave_out=LANGUAGE))
+    part = ImageEncoder(load_model(checkpoint, config=config, leave_out=LANGUAGE))
     pixels = test_pixels(config)
     with new_folder(output, overwrite) as folder, torch.inference_mode():
         reference = torch.cat([part(p[None]) for p in pixels])
@@ -190,7 +190,7 @@ def run_on_cpu(session, pixels: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class OneByOne:
-    """`Vision` by something compiled for one picture at a time."""
+    """`Vision` by something compiled for one image at a time."""
 
     def __call__(self, pixels: Tensor) -> Tensor:
         return torch.cat([self._one(row[None]) for row in pixels]).to(pixels.dtype)
@@ -202,7 +202,7 @@ class OneByOne:
 def check_record(
     folder: Path, record: dict, config: ModelConfig, checkpoint: str | os.PathLike | None
 ) -> None:
-    """Refuse towers of another shape, or not of the checkpoint's weights if one is given."""
+    """Refuse encoders of another shape, or not of the checkpoint's weights if one is given."""
     require(folder, record, shape=list(shape_of(config)))
     if checkpoint is not None:
         require(folder, record, digest=vision_digest(Tensors(Path(checkpoint)), config))

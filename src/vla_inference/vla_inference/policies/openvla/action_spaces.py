@@ -50,7 +50,7 @@ class ActionSpaces:
             raise VlaError(
                 f"the statistics' spec names {len(spec)} dimensions, the model's actions have "
                 f"{self.head.action_dim}",
-                "mend the statistics",
+                "fix the statistics",
             )
         return spec
 
@@ -76,7 +76,7 @@ class ActionSpaces:
                 "give the robot's state",
             )
         if not np.isfinite(state).all():
-            raise ObservationError("the state holds numbers that are not finite", "mend it")
+            raise ObservationError("the state holds numbers that are not finite", "fix it")
         if isinstance(asked, Mapping):
             normalisation = self._state_normalisation(asked)
         else:

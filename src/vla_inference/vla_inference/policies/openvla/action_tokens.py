@@ -52,7 +52,7 @@ def _read_only(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Bounds that map a data set's values to [-1, 1] (q01/q99), and which dimensions they touch.
+    """Bounds that map a dataset's values to [-1, 1] (q01/q99), and which dimensions they touch.
 
     Dimensions whose mask is False pass through unchanged (the gripper, as a rule).
     """
@@ -97,12 +97,12 @@ class Normalisation:
         return len(self.low)
 
     def denormalise(self, x: np.ndarray, epsilon: float = 0.0) -> np.ndarray:
-        """[-1, 1] -> the data set's units. OpenVLA-OFT adds an epsilon of 1e-8 to the range."""
+        """[-1, 1] -> the dataset's units. OpenVLA-OFT adds an epsilon of 1e-8 to the range."""
         span = self.high - self.low + epsilon
         return np.where(self.mask, 0.5 * (x + 1.0) * span + self.low, x)
 
     def normalise(self, x: np.ndarray) -> np.ndarray:
-        """The data set's units -> [-1, 1], clipped; constant dimensions become 0."""
+        """The dataset's units -> [-1, 1], clipped; constant dimensions become 0."""
         scaled = np.clip(2 * (x - self.low) / (self.high - self.low + 1e-8) - 1, -1, 1)
         return np.where(self.mask, np.where(self.low == self.high, 0.0, scaled), x)
 
@@ -130,7 +130,7 @@ def find_statistics(
             )
         if len(named) > 1:
             raise VlaError(
-                "the model was trained on several data sets and no unnorm_key was given",
+                "the model was trained on several datasets and no unnorm_key was given",
                 f"choose one of: {', '.join(named)}",
             )
         key = named[0]

@@ -1,7 +1,8 @@
 """What a checkpoint's config.json says, checked and with every default made explicit.
 
 The released OpenVLA files name their parts by id; `BACKBONES` says what the ids mean. A file may
-instead spell its towers out under `vision_towers`, as the small model that ships here does.
+instead spell its vision encoders out under `vision_towers`, as the small model that ships here
+does.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from vla_inference.quantization.swap import WHERE
 
 
 @dataclass(frozen=True)
-class TowerConfig:
+class VisionEncoderConfig:
     """A vision transformer, named as in timm; its last block and norm are unused (`layers`).
 
     key: name below `vision_backbone.` in the checkpoint.
@@ -56,7 +57,7 @@ class TowerConfig:
         return self.depth - 1
 
 
-DINOV2_L = TowerConfig(
+DINOV2_L = VisionEncoderConfig(
     "featurizer",
     224,
     14,
@@ -70,9 +71,9 @@ DINOV2_L = TowerConfig(
     mean=(0.484375, 0.455078125, 0.40625),
     std=(0.228515625, 0.2236328125, 0.224609375),
 )
-SIGLIP_SO400M = TowerConfig("featurizer", 224, 14, 1152, 27, 16, 4304)
+SIGLIP_SO400M = VisionEncoderConfig("featurizer", 224, 14, 1152, 27, 16, 4304)
 
-BACKBONES: dict[str, tuple[TowerConfig, ...]] = {
+BACKBONES: dict[str, tuple[VisionEncoderConfig, ...]] = {
     "dinosiglip-vit-so-224px": (
         DINOV2_L,
         dataclasses.replace(SIGLIP_SO400M, key="fused_featurizer"),
@@ -153,14 +154,14 @@ def words_of(text: str) -> list[str]:
 class ModelConfig:
     """Everything the model needs to know to be built. `from_json` reads a config.json.
 
-    center_crop: share of the picture's area the model sees, 0 for all of it. In the file `true`
+    center_crop: share of the image's area the model sees, 0 for all of it. In the file `true`
         stands for 0.9, what OpenVLA's fine-tuning with image augmentation calls for.
     quantization: format of the decoder's weights (`quantization.FORMATS`); "": as they were.
     assumed: what the files don't say and was taken from the published recipe.
     words: all that the instructions of its training were made of; none: not known.
     """
 
-    towers: tuple[TowerConfig, ...]
+    encoders: tuple[VisionEncoderConfig, ...]
     llm: LlamaConfig
     head: HeadConfig
     projector: Literal["gelu-mlp", "fused-gelu-mlp"]
@@ -190,7 +191,7 @@ class ModelConfig:
 
     @property
     def num_patches(self) -> int:
-        return self.towers[0].num_patches
+        return self.encoders[0].num_patches
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
@@ -199,20 +200,20 @@ class ModelConfig:
             raise CheckpointError(
                 f"{where} has no 'text_config'", "is this an OpenVLA checkpoint?"
             )
-        towers = _towers(raw, where)
+        encoders = _encoders(raw, where)
         label = f"{where}: text_config"
         llm = pick(LlamaConfig, _decoder(raw["text_config"], label), label)
         if llm.num_attention_heads % llm.num_key_value_heads:
             raise CheckpointError(
                 f"{where}: num_attention_heads {llm.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads {llm.num_key_value_heads}",
-                "mend the file",
+                "fix the file",
             )
         if llm.hidden_size % llm.num_attention_heads:
             raise CheckpointError(
                 f"{where}: hidden_size {llm.hidden_size} is not a multiple of "
                 f"num_attention_heads {llm.num_attention_heads}",
-                "mend the file",
+                "fix the file",
             )
         head = pick(HeadConfig, _head(raw, where), f"{where}: action_head", strict=True)
         one_of(head.type, ("tokens", "l1"), f"{where}: action_head.type")
@@ -223,11 +224,11 @@ class ModelConfig:
             raise CheckpointError(
                 f"{where}: action_head.slots_per_step is {head.slots_per_step}, tokens need one "
                 f"slot for each of the {head.action_dim} dimensions",
-                "mend the file",
+                "fix the file",
             )
         if head.type == "l1" and head.decoding != "parallel":
             raise CheckpointError(
-                f"{where}: action_head.type 'l1' needs decoding 'parallel'", "mend the file"
+                f"{where}: action_head.type 'l1' needs decoding 'parallel'", "fix the file"
             )
         arch = raw.get("arch_specifier", "no-align+fused-gelu-mlp").removeprefix("no-align+")
         one_of(arch, ("gelu-mlp", "fused-gelu-mlp"), f"{where}: arch_specifier")
@@ -242,7 +243,7 @@ class ModelConfig:
             )
         statistics = raw.get("norm_stats") or {}
         if not isinstance(raw.get("norm_stats", {}), Mapping):
-            raise CheckpointError(f"{where}: norm_stats is no object", "mend the file")
+            raise CheckpointError(f"{where}: norm_stats is no object", "fix the file")
         names = ("n_action_bins", "pad_to_multiple_of", "empty_token_id", "bos_token_id")
         names += ("stop_token_id", "name")
         kinds = {f.name: str(f.type) for f in dataclasses.fields(cls)}
@@ -253,7 +254,7 @@ class ModelConfig:
             kind = kinds[name].removesuffix(" | None")
             check(value, kind, f"{where}: {name}", least=int(name not in MAY_BE_ZERO))
         return cls(
-            towers=towers,
+            encoders=encoders,
             llm=llm,
             head=head,
             projector=arch,
@@ -273,13 +274,13 @@ class ModelConfig:
             raise CheckpointError(
                 f"{where}: vocab_size {rows} leaves no room for {self.n_action_bins} action "
                 f"tokens and {self.pad_to_multiple_of} padding rows",
-                "mend the file",
+                "fix the file",
             )
         for name in ("empty_token_id", "bos_token_id", "stop_token_id"):
             if (getattr(self, name) or 0) >= rows:
                 raise CheckpointError(
                     f"{where}: {name} {getattr(self, name)} is beyond vocab_size {rows}",
-                    "mend the file",
+                    "fix the file",
                 )
         return self
 
@@ -401,41 +402,43 @@ def _area(value: Any, where: str) -> float:
     return 0.0 if value == 1 else float(value)
 
 
-def _towers(raw: Mapping[str, Any], where: str) -> tuple[TowerConfig, ...]:
+def _encoders(raw: Mapping[str, Any], where: str) -> tuple[VisionEncoderConfig, ...]:
     if "vision_towers" in raw:
         label = f"{where}: vision_towers"
-        towers = tuple(pick(TowerConfig, t, label, strict=True) for t in raw["vision_towers"])
-        for tower in towers:
-            _check_tower(tower, label)
+        encoders = tuple(
+            pick(VisionEncoderConfig, t, label, strict=True) for t in raw["vision_towers"]
+        )
+        for encoder in encoders:
+            _check_encoder(encoder, label)
     else:
         backbone = raw.get("vision_backbone_id")
         one_of(backbone, tuple(BACKBONES), f"{where}: vision_backbone_id")
-        towers = BACKBONES[backbone]
-    if not towers or len({t.num_patches for t in towers}) != 1:
+        encoders = BACKBONES[backbone]
+    if not encoders or len({t.num_patches for t in encoders}) != 1:
         raise CheckpointError(
-            f"{where}: the vision towers give {[t.num_patches for t in towers]} patches",
-            "all towers must cut a picture into the same number of patches",
+            f"{where}: the vision encoders give {[t.num_patches for t in encoders]} patches",
+            "all vision encoders must cut an image into the same number of patches",
         )
-    return towers
+    return encoders
 
 
-def _check_tower(tower: TowerConfig, where: str) -> None:
-    one_of(tower.stem, ("patch", "conv"), f"{where}.stem")
-    patch = tower.patch_size
-    if tower.image_size % patch or (tower.stem == "conv" and patch & (patch - 1)):
+def _check_encoder(encoder: VisionEncoderConfig, where: str) -> None:
+    one_of(encoder.stem, ("patch", "conv"), f"{where}.stem")
+    patch = encoder.patch_size
+    if encoder.image_size % patch or (encoder.stem == "conv" and patch & (patch - 1)):
         raise CheckpointError(
-            f"{where}: patch_size {patch} does not fit image_size {tower.image_size}",
+            f"{where}: patch_size {patch} does not fit image_size {encoder.image_size}",
             "it must divide it, and be a power of two for a conv stem",
         )
-    if tower.embed_dim % tower.num_heads:
+    if encoder.embed_dim % encoder.num_heads:
         raise CheckpointError(
-            f"{where}: embed_dim {tower.embed_dim} is not a multiple of num_heads "
-            f"{tower.num_heads}",
-            "mend the file",
+            f"{where}: embed_dim {encoder.embed_dim} is not a multiple of num_heads "
+            f"{encoder.num_heads}",
+            "fix the file",
         )
 
 
 def _words(value: Any, where: str) -> frozenset[str]:
     if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-        raise CheckpointError(f"{where} is no list of words", "mend the file, or leave it out")
+        raise CheckpointError(f"{where} is no list of words", "fix the file, or leave it out")
     return frozenset(value)

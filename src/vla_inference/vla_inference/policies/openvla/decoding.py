@@ -1,6 +1,6 @@
-"""From a picture and a sentence to an action, over parts that a model or an engine provides.
+"""From an image and a sentence to an action, over parts that a model or an engine provides.
 
-Shapes: B batch, P patches (all pictures together), n prompt tokens, H width of the Llama,
+Shapes: B batch, P patches (all images together), n prompt tokens, H width of the Llama,
 D action dimensions, T steps of a chunk.
 """
 
@@ -27,8 +27,8 @@ class ActionDecoder(ABC):
     # -- the parts ----------------------------------------------------------------------------
 
     @abstractmethod
-    def embed_pictures(self, pixels: Tensor) -> Tensor:
-        """Normalised pictures [B, images * towers * 3, S, S] -> [B, P, H]"""
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """Normalised images [B, images * vision encoders * 3, S, S] -> [B, P, H]"""
 
     @abstractmethod
     def embed_tokens(self, ids: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class ActionDecoder(ABC):
     def context(self, ids: Tensor, pixels: Tensor, proprio: Tensor | None = None) -> Tensor:
         """BOS, patches, [proprio,] rest of the prompt: [B, P + n (+ 1), H]"""
         text = self.embed_tokens(ids)
-        parts = [text[:, :1], self.embed_pictures(pixels)]
+        parts = [text[:, :1], self.embed_images(pixels)]
         if self.config.head.proprio_dim:
             parts.append(self.embed_proprio(proprio))
         return torch.cat([*parts, text[:, 1:]], dim=1)

@@ -1,6 +1,6 @@
 """OpenVLA (arXiv 2406.09246) and OpenVLA-OFT (arXiv 2502.19645), end to end.
 
-    picture --towers--> patch features --projector--> embeddings \
+    image --vision encoders--> patch features --projector--> embeddings \
     sentence --tokenizer--> ids --embed_tokens--> embeddings ------> Llama --> action
 """
 
@@ -22,8 +22,8 @@ class VLA(nn.Module, ActionDecoder):
         super().__init__()
         self.config = config
         c, head = config, config.head
-        vision_dim = sum(t.embed_dim for t in c.towers)
-        self.vision_backbone = VisionBackbone(c.towers)
+        vision_dim = sum(t.embed_dim for t in c.encoders)
+        self.vision_backbone = VisionBackbone(c.encoders)
         self.projector = Projector(c.projector, vision_dim, c.llm.hidden_size)
         self.language_model = LanguageModel(c.llm)
         if head.type == "l1":
@@ -35,7 +35,7 @@ class VLA(nn.Module, ActionDecoder):
         if head.proprio_dim:
             self.proprio_projector = ProprioProjector(head.proprio_dim, c.llm.hidden_size)
 
-    def embed_pictures(self, pixels: Tensor) -> Tensor:
+    def embed_images(self, pixels: Tensor) -> Tensor:
         return self.projector(self.vision_backbone(pixels))
 
     def embed_tokens(self, ids: Tensor) -> Tensor:

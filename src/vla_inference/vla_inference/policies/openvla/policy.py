@@ -16,13 +16,13 @@ from vla_inference.policies.openvla.action_tokens import ActionTokens
 from vla_inference.policies.openvla.loading import load_parts
 from vla_inference.policies.openvla.model import VLA
 from vla_inference.policies.openvla.prediction import PartialAction, Prediction, Request
-from vla_inference.policies.openvla.preprocessing import PicturePreprocessor, PromptTokenizer
+from vla_inference.policies.openvla.preprocessing import ImagePreprocessor, PromptTokenizer
 from vla_inference.policies.stage_timer import StageTimer
 from vla_inference.types import ActionChunk, ActionSpec, Observation
 
 
 class Policy:
-    """A model with its tokenizer, its picture preprocessing and its action statistics.
+    """A model with its tokenizer, its image preprocessing and its action statistics.
 
     Example::
 
@@ -43,7 +43,7 @@ class Policy:
         self.model, self.config, self.name = model, model.config, name
         self.engine = make_engine(engine, model) if isinstance(engine, str) else engine
         self.device, self.dtype = torch.device(device), dtype
-        self.preprocess = PicturePreprocessor(self.config)
+        self.preprocess = ImagePreprocessor(self.config)
         self.prompt = PromptTokenizer(self.config, tokenizer)
         self.tokens = ActionTokens(self.config.action_vocab_end, self.config.n_action_bins)
         self._prompts: dict[str, torch.Tensor] = {}
@@ -73,7 +73,8 @@ class Policy:
             {"action_head": {"num_images": 1}}; `vla.json` beside config.json does the same.
         engine: how the model is run, by name (`engines.ENGINES`): "plain", "torch", "tvm:FOLDER";
             "" for the fast one where it can run here.
-        vision: "onnx:FOLDER" or "tensorrt:FOLDER" for the vision towers; "" for the engine's own.
+        vision: "onnx:FOLDER" or "tensorrt:FOLDER" for the vision encoders; "" for the engine's
+        own.
         quantization: format of the language model's weights (`quantization.FORMATS`, or "fp16",
             "bf16", "fp32"), rounded as they are loaded; None leaves them as they are stored. The
             plain engine on the CPU calculates with dense weights that hold the rounded values.
@@ -115,7 +116,7 @@ class Policy:
     ) -> ActionChunk:
         """The next actions for one observation.
 
-        observation: an `Observation`, or one picture uint8 [H, W, 3].
+        observation: an `Observation`, or one image uint8 [H, W, 3].
         instruction: overrides the observation's.
         action_space: "normalized" ([-1, 1]), the name of the statistics to un-normalise with, or
             statistics themselves; None where the model has only one.
@@ -186,8 +187,8 @@ class Policy:
         return (yield from prediction.stream(context))
 
     def warm_up(self, unnorm_key: str | Mapping | None = None) -> float:
-        """Predict once on a grey picture, so that the first real one is not slow; milliseconds."""
-        size = self.config.towers[0].image_size
+        """Predict once on a grey image, so that the first real one is not slow; milliseconds."""
+        size = self.config.encoders[0].image_size
         grey = np.full((size, size, 3), 128, np.uint8)
         images = {f"camera_{i}": grey for i in range(self.config.head.num_images)}
         state = np.zeros(self.config.head.proprio_dim, np.float32)
@@ -250,23 +251,23 @@ class Policy:
     ) -> torch.Tensor:
         """The embeddings that the language model begins with: [B, n, H]"""
         wanted = self.config.head.num_images
-        pictures, ids, proprio = [], [], []
+        arrays, ids, proprio = [], [], []
         for observation, text in zip(observations, instructions, strict=True):
             images = list(observation.images.values())
             if len(images) != wanted:
                 raise ObservationError(
-                    f"the model needs {wanted} pictures, got {len(images)} "
+                    f"the model needs {wanted} images, got {len(images)} "
                     f"({', '.join(map(str, observation.images)) or 'none'})",
                     "give one per camera it was trained with, and no others",
                 )
-            pictures.append(torch.from_numpy(self.preprocess.sized(images))[None])
+            arrays.append(torch.from_numpy(self.preprocess.sized(images))[None])
             ids.append(self._ids(observation.instruction if text is None else text))
             if self.config.head.proprio_dim:
                 state = self._spaces.normalise_state(observation.state, action_space)
                 proprio.append(torch.from_numpy(state)[None])
         states = _together(proprio) if proprio else None
         timer.mark("preprocess")
-        context = self.engine.observe(_together(ids), _together(pictures), states)
+        context = self.engine.observe(_together(ids), _together(arrays), states)
         timer.mark("vision")
         return context
 
@@ -288,6 +289,6 @@ def _observation(given: Observation | np.ndarray) -> Observation:
         return Observation({"image": given})
     if not isinstance(given, Observation):
         raise ObservationError(
-            f"the observation is a {type(given).__name__}", "give an Observation or one picture"
+            f"the observation is a {type(given).__name__}", "give an Observation or one image"
         )
     return given

@@ -1,4 +1,4 @@
-"""Pictures and sentences made ready for the model, without torchvision or timm."""
+"""Images and sentences made ready for the model, without torchvision or timm."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.types import check_image, check_instruction
 
 
-class PicturePreprocessor:
-    """uint8 RGB pictures -> normalised float32 [images * towers * 3, S, S].
+class ImagePreprocessor:
+    """uint8 RGB images -> normalised float32 [images * encoders * 3, S, S].
 
     Resizing is Pillow's antialiased bicubic, which is what the original's torchvision does on PIL
-    pictures. Mean and standard deviation are the bf16-rounded ones of the released files.
+    images. Mean and standard deviation are the bf16-rounded ones of the released files.
     Source: openvla/openvla prismatic/extern/hf/processing_prismatic.py (behaviour).
     """
 
     def __init__(self, config: ModelConfig):
         self.config = config
-        self.mean = torch.tensor([t.mean for t in config.towers])[:, :, None, None]
-        self.std = torch.tensor([t.std for t in config.towers])[:, :, None, None]
+        self.mean = torch.tensor([t.mean for t in config.encoders])[:, :, None, None]
+        self.std = torch.tensor([t.std for t in config.encoders])[:, :, None, None]
 
     def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
         return self.normalise(torch.from_numpy(self.sized(images))).numpy()
@@ -32,37 +32,37 @@ class PicturePreprocessor:
         """Cut and resized, still bytes: uint8 [images, S, S, 3]"""
         return np.stack([self._sized(image) for image in images])
 
-    def normalise(self, pictures: torch.Tensor) -> torch.Tensor:
-        """uint8 [images, S, S, 3] on any device -> float32 [images * towers * 3, S, S] there"""
-        if self.mean.device != pictures.device:
-            self.mean, self.std = self.mean.to(pictures.device), self.std.to(pictures.device)
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 [images, S, S, 3] on any device -> float32 [images * encoders * 3, S, S] there"""
+        if self.mean.device != images.device:
+            self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
         mean, std = self.mean, self.std
-        pixels = pictures.permute(0, 3, 1, 2)[:, None].float() / 255  # [images, 1, 3, S, S]
+        pixels = images.permute(0, 3, 1, 2)[:, None].float() / 255  # [images, 1, 3, S, S]
         return ((pixels - mean) / std).flatten(0, 2)
 
     def _sized(self, image: np.ndarray) -> np.ndarray:
         image = check_image(image)
-        size = self.config.towers[0].image_size
+        size = self.config.encoders[0].image_size
         if self.config.center_crop:
             image = center_crop(image, self.config.center_crop, size)
         if image.shape[:2] == (size, size):
             return image
-        picture = Image.fromarray(image)
+        pixels = Image.fromarray(image)
         if self.config.image_resize_strategy == "letterbox":
-            # The original fills with the mean of the last tower, for all of them.
-            picture = letterbox(picture, self.config.towers[-1].mean)
-        return np.asarray(self._resize(picture, size))
+            # The original fills with the mean of the last vision encoder, for all of them.
+            pixels = letterbox(pixels, self.config.encoders[-1].mean)
+        return np.asarray(self._resize(pixels, size))
 
-    def _resize(self, picture: Image.Image, size: int) -> Image.Image:
+    def _resize(self, image: Image.Image, size: int) -> Image.Image:
         if self.config.image_resize_strategy == "resize-naive":
-            return resize(picture, (size, size))
-        return crop(resize(picture, shortest_edge(picture.size, size)), size)
+            return resize(image, (size, size))
+        return crop(resize(image, shortest_edge(image.size, size)), size)
 
 
-def resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    if picture.size == size:
-        return picture
-    return picture.resize(size, Image.Resampling.BICUBIC)
+def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    if image.size == size:
+        return image
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def shortest_edge(size: tuple[int, int], shortest: int) -> tuple[int, int]:
@@ -73,31 +73,31 @@ def shortest_edge(size: tuple[int, int], shortest: int) -> tuple[int, int]:
     return int(shortest * width / height), shortest
 
 
-def crop(picture: Image.Image, size: int) -> Image.Image:
+def crop(image: Image.Image, size: int) -> Image.Image:
     """The central square; half pixels go to the even side, as Python rounds."""
-    left = round((picture.width - size) / 2)
-    top = round((picture.height - size) / 2)
-    return picture.crop((left, top, left + size, top + size))
+    left = round((image.width - size) / 2)
+    top = round((image.height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
 
 
-def letterbox(picture: Image.Image, mean: Sequence[float]) -> Image.Image:
+def letterbox(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     """Bars of the mean colour left and right or above and below.
 
     Both bars have the same whole width: where the sides differ by an odd number the result is
     one pixel short of a square, which the cropping after it evens out.
     """
-    side = max(picture.size)
-    left, top = int((side - picture.width) / 2), int((side - picture.height) / 2)
-    size = (picture.width + 2 * left, picture.height + 2 * top)
+    side = max(image.size)
+    left, top = int((side - image.width) / 2), int((side - image.height) / 2)
+    size = (image.width + 2 * left, image.height + 2 * top)
     canvas = Image.new("RGB", size, tuple(int(m * 255) for m in mean))
-    canvas.paste(picture, (left, top))
+    canvas.paste(image, (left, top))
     return canvas
 
 
 def center_crop(image: np.ndarray, area: float, size: int) -> np.ndarray:
     """The central part with that share of the area, as uint8 [size, size, 3].
 
-    Two steps, as in training with augmentation: the whole picture is brought to `size` (Lanczos,
+    Two steps, as in training with augmentation: the whole image is brought to `size` (Lanczos,
     antialiased), then the part of it is sampled by TensorFlow's `crop_and_resize`: bilinear
     between pixel centres whose outermost ones lie on the edges of the part.
     """

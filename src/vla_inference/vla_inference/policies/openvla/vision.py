@@ -1,4 +1,4 @@
-"""Vision towers and projector. Parameter names are those of the released checkpoints (timm's)."""
+"""Vision encoders and projector. Parameter names are those of released checkpoints (timm's)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vla_inference.policies.openvla.config import TowerConfig
+from vla_inference.policies.openvla.config import VisionEncoderConfig
 
-EPS = 1e-6  # of every LayerNorm in both towers
+EPS = 1e-6  # of every LayerNorm in both vision encoders
 
 
 class PatchEmbed(nn.Module):
-    """Cut the picture into patches by one convolution."""
+    """Cut the image into patches by one convolution."""
 
-    def __init__(self, c: TowerConfig):
+    def __init__(self, c: VisionEncoderConfig):
         super().__init__()
         self.proj = nn.Conv2d(3, c.embed_dim, c.patch_size, stride=c.patch_size)
 
@@ -27,7 +27,7 @@ class PatchEmbed(nn.Module):
 class ConvStem(nn.Module):
     """Stride-2 convolutions down to the patch grid, then a 1x1 one to the embedding width."""
 
-    def __init__(self, c: TowerConfig):
+    def __init__(self, c: VisionEncoderConfig):
         super().__init__()
         halvings = c.patch_size.bit_length() - 1
         widths = [c.embed_dim >> (halvings - 1 - i) for i in range(halvings)]
@@ -44,7 +44,7 @@ class ConvStem(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, c: TowerConfig):
+    def __init__(self, c: VisionEncoderConfig):
         super().__init__()
         self.heads = c.num_heads
         self.qkv = nn.Linear(c.embed_dim, 3 * c.embed_dim)
@@ -58,17 +58,17 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    def __init__(self, c: TowerConfig):
+    def __init__(self, c: VisionEncoderConfig):
         super().__init__()
         self.fc1 = nn.Linear(c.embed_dim, c.mlp_hidden)
         self.fc2 = nn.Linear(c.mlp_hidden, c.embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))  # the exact (erf) GELU, in both towers
+        return self.fc2(F.gelu(self.fc1(x)))  # the exact (erf) GELU, in both vision encoders
 
 
 class LayerScale(nn.Module):
-    def __init__(self, c: TowerConfig):
+    def __init__(self, c: VisionEncoderConfig):
         super().__init__()
         self.scale_factor = nn.Parameter(torch.ones(c.embed_dim))
 
@@ -77,7 +77,7 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, c: TowerConfig):
+    def __init__(self, c: VisionEncoderConfig):
         super().__init__()
         self.norm1 = nn.LayerNorm(c.embed_dim, EPS)
         self.attn = Attention(c)
@@ -91,10 +91,10 @@ class Block(nn.Module):
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
-class VisionTower(nn.Module):
+class VisionEncoder(nn.Module):
     """Patch features after the second-to-last block, without a final norm, prefix stripped."""
 
-    def __init__(self, c: TowerConfig):
+    def __init__(self, c: VisionEncoderConfig):
         super().__init__()
         self.prefix = c.prefix_tokens
         self.patch_embed = ConvStem(c) if c.stem == "conv" else PatchEmbed(c)
@@ -117,22 +117,22 @@ class VisionTower(nn.Module):
 
 
 class VisionBackbone(nn.Module):
-    """One or two towers side by side; every camera picture goes through the same towers."""
+    """One or two vision encoders side by side; every camera image goes through the same."""
 
-    def __init__(self, towers: tuple[TowerConfig, ...]):
+    def __init__(self, encoders: tuple[VisionEncoderConfig, ...]):
         super().__init__()
-        self.keys = [t.key for t in towers]
-        for tower in towers:
-            self.add_module(tower.key, VisionTower(tower))
+        self.keys = [t.key for t in encoders]
+        for encoder in encoders:
+            self.add_module(encoder.key, VisionEncoder(encoder))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """[B, images * towers * 3, H, W] -> [B, images * patches, sum of tower widths]"""
-        pictures = pixels.split(3 * len(self.keys), dim=1)
+        """[B, images * encoders * 3, H, W] -> [B, images * patches, sum of encoder widths]"""
+        images = pixels.split(3 * len(self.keys), dim=1)
         features = []
-        for picture in pictures:
-            per_tower = picture.split(3, dim=1)
-            towers = [getattr(self, k)(x) for k, x in zip(self.keys, per_tower, strict=True)]
-            features.append(torch.cat(towers, dim=2))
+        for image in images:
+            per_encoder = image.split(3, dim=1)
+            encoders = [getattr(self, k)(x) for k, x in zip(self.keys, per_encoder, strict=True)]
+            features.append(torch.cat(encoders, dim=2))
         return torch.cat(features, dim=1)
 
 

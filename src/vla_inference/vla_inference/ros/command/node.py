@@ -43,7 +43,7 @@ from vla_inference.ros.command.status import diagnosis, fill_status
 from vla_inference.ros.lifecycle import ACTIVE, ManagedNode, spin_node
 from vla_inference.ros.messages import msg_to_chunk
 from vla_inference.ros.stamps import stamp_seconds
-from vla_inference.serving.rate_meter import Watch
+from vla_inference.serving.rate_meter import RateMeter
 from vla_msgs.msg import ActionChunk, CommandStatus
 
 FAREWELL = Duration(seconds=0.2)  # to have a last halt acknowledged
@@ -65,7 +65,7 @@ class CommandNode(ManagedNode):
         self._gripper: GripperAction | None = None
         self._told: tuple | None = None
         self._in_tool = False
-        self._sent, self._watch = 0, Watch()
+        self._sent, self._watch = 0, RateMeter()
         self._remark = self._pose_remark = ""  # about the chunks, about current_pose
 
         self._status = self.create_publisher(CommandStatus, "~/status", qos.LATCHED)
@@ -110,7 +110,7 @@ class CommandNode(ManagedNode):
 
     def do_activate(self) -> None:
         self.commander = Commander(self._settings)
-        self._sent, self._watch = 0, Watch()
+        self._sent, self._watch = 0, RateMeter()
         self._remark = self._pose_remark = ""
         self._tell_limits()
         clock = None if self._lock_step else self._steady
@@ -176,7 +176,7 @@ class CommandNode(ManagedNode):
             stamp = stamp_seconds(msg.header.stamp, "the chunk")
             chunk = msg_to_chunk(msg)
             if not stamp:
-                raise VlaError("the chunk has no stamp", "give it that of its picture")
+                raise VlaError("the chunk has no stamp", "give it that of its image")
         except VlaError as error:
             self.commander.bad_chunk(str(error), now)
         else:
@@ -309,7 +309,7 @@ class CommandNode(ManagedNode):
     def _publish_status(self) -> None:
         status = CommandStatus(state=CommandStatus.INACTIVE, message=self.failure)
         status.header.stamp = self.get_clock().now().to_msg()
-        status.picture_age_ms = math.nan
+        status.image_age_ms = math.nan
         c = self.commander
         if c is not None and self.state == ACTIVE:
             fill_status(status, c, self._now(), self._sent, self._rate(), self._remarks())

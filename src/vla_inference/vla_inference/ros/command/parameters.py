@@ -43,7 +43,7 @@ PARAMETERS: dict[str, tuple[Any, str, Any]] = {
         "steps of each chunk to execute; 0: all",
         IntegerRange(from_value=0, to_value=10000),
     ),
-    "align": ("stamp", "chunks begin at their picture's stamp or on arrival", None),
+    "align": ("stamp", "chunks begin at their image's stamp or on arrival", None),
     "ensemble": (
         -1.0,
         "weight exp(-ensemble * i) of temporal ensembling; negative: off",
@@ -87,7 +87,7 @@ PARAMETERS: dict[str, tuple[Any, str, Any]] = {
         "box in the base frame, x y z lowest then highest [m]; [0.0]: none. Needs current_pose",
         None,
     ),
-    "max_picture_age": (1.0, "of the picture behind the motion [s]; 0: any", _SECONDS),
+    "max_image_age": (1.0, "of the image behind the motion [s]; 0: any", _SECONDS),
     "stall_timeout": (1.0, "without an acceptable chunk [s]; 0: forever", _SECONDS),
     "heartbeat_timeout": (0.0, "without a heartbeat [s]; 0: none is needed", _SECONDS),
     "pose_timeout": (0.5, "without a current_pose, where needed [s]; 0: forever", _SECONDS),
@@ -179,7 +179,7 @@ def read_settings(value: Callable[[str], Any]) -> Settings:
     ] + ["translation_per_step", "rotation_per_step"]
     limits = SafetyLimits(**{n: value(f"max_{n}") for n in names}, workspace=workspace)
     watchdogs = Watchdogs(
-        picture_age=value("max_picture_age"),
+        image_age=value("max_image_age"),
         stall=value("stall_timeout"),
         clock_jump=value("max_clock_jump"),
         late=value("max_period"),

@@ -13,7 +13,7 @@ from vla_msgs.msg import CommandStatus
 
 HINTS = {
     DISABLED: "dry run: call ~/enable to publish commands",
-    STOPPED: "stopped; mend the reason, then call ~/enable",
+    STOPPED: "stopped; fix the reason, then call ~/enable",
 }
 
 
@@ -30,9 +30,9 @@ def fill_status(
     status.warning = "" if safety.enabled else safety.warning
     status.command_rate, status.nominal_rate = rate, 1.0 / commander.period
     status.scale = commander.scale
-    status.picture_age_ms = math.nan
-    if commander.picture_stamp is not None:
-        status.picture_age_ms = 1e3 * (now - commander.picture_stamp)
+    status.image_age_ms = math.nan
+    if commander.image_stamp is not None:
+        status.image_age_ms = 1e3 * (now - commander.image_stamp)
     status.commands, status.chunks = sent, commander.chunks
     status.refused = safety.refusals.total()
     status.stale_steps = commander.player.stale

@@ -25,18 +25,18 @@ from vla_inference.ros.stamps import stamp_ns, stamp_seconds
 from vla_inference.types import Observation
 
 POSE, JOINTS = "current_pose", "joint_states"
-MAX_FUTURE = 0.5  # seconds a picture's stamp may be ahead of our clock
+MAX_FUTURE = 0.5  # seconds an image's stamp may be ahead of our clock
 
 
 @dataclass(frozen=True)
 class View:
-    """Messages of one moment: a picture per camera, the first one leading, then the state's."""
+    """Messages of one moment: an image per camera, the first one leading, then the state's."""
 
     images: tuple[Image | CompressedImage, ...]
     pose: PoseStamped | None = None
     joints: Mapping[str, Joint] | None = None  # of the layout, as last known by then
     arrived: float = 0.0  # when it was complete (monotonic clock)
-    past: tuple[tuple[Image | CompressedImage, ...], ...] = ()  # pictures before these
+    past: tuple[tuple[Image | CompressedImage, ...], ...] = ()  # images before these
 
     @property
     def header(self) -> Any:
@@ -47,20 +47,20 @@ class View:
 
         now: by the clock that stamps are of, ns. limit: of the age, s; 0: any.
         """
-        stamp = stamp_ns(self.header.stamp, "the picture")
+        stamp = stamp_ns(self.header.stamp, "the image")
         if not stamp:
-            raise ObservationError("the picture has no stamp", "set header.stamp when taking it")
+            raise ObservationError("the image has no stamp", "set header.stamp when taking it")
         if not now:
             raise ObservationError("there is no time yet", "publish /clock or unset use_sim_time")
         age = 1e-9 * (now - stamp)
         if limit and age > limit:
             raise ObservationError(
-                f"the picture is {age:.2f} s old, more than max_image_age ({limit:g} s)",
+                f"the image is {age:.2f} s old, more than max_image_age ({limit:g} s)",
                 "check the camera's clock and the network",
             )
         if age < -MAX_FUTURE:
             raise ObservationError(
-                f"the picture's stamp is {-age:.2f} s in the future", "synchronise the clocks"
+                f"the image's stamp is {-age:.2f} s in the future", "synchronise the clocks"
             )
         return age
 
@@ -108,7 +108,7 @@ class Inputs:
             if message is CompressedImage:
                 # As image_transport does it: remapping `image` moves the compressed one along.
                 topic = node.resolve_topic_name(name) + "/compressed"
-            # States come fast: the newest alone might be too new for a picture that lags.
+            # States come fast: the newest alone might be too new for an image that lags.
             profile = qos.IMAGE_INPUT if name in self.cameras else qos.STATE_INPUT
             made = node.create_subscription(
                 message, topic, partial(self._put, name), **qos.overridable(profile)
@@ -156,19 +156,19 @@ class Inputs:
     def observe(self, view: View, text: str, most_same: float = 0.0) -> Observation:
         """The observation of a view; raises ObservationError, naming the input at fault.
 
-        most_same: seconds a camera may show the very same picture; 0: any time.
+        most_same: seconds a camera may show the very same image; 0: any time.
         """
         stamp = stamp_seconds(view.header.stamp)
         images: dict[str, np.ndarray] = {}
         for ago, seen in enumerate((view.images, *view.past)):
             for name, message in zip(self.cameras, seen, strict=True):
                 key = f"{name}-{ago}" if ago else name
-                images[key] = self._picture(key, message)
+                images[key] = self._image(key, message)
                 if most_same and not ago:
                     self._frozen.check(name, message.data, view.arrived, most_same)
         return Observation(images, text, self._state(view), stamp)
 
-    def _picture(self, name: str, message: Image | CompressedImage) -> np.ndarray:
+    def _image(self, name: str, message: Image | CompressedImage) -> np.ndarray:
         try:
             return self._decode(message)
         except ObservationError as error:

@@ -20,7 +20,7 @@ STAY = 5.0  # s that a latched subscription is kept for what they said before
 TOPIC = "instruction"
 
 
-class InstructionEars:
+class InstructionSubscriber:
     """Two subscriptions to `instruction`, 0 volatile and 1 latched.
 
     The latched one is there only after a latching publisher has come, for what that has said

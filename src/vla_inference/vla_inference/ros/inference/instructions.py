@@ -9,7 +9,7 @@ from std_msgs.msg import String
 
 from vla_inference.errors import ObservationError
 from vla_inference.ros import qos
-from vla_inference.ros.inference.instruction_subscriber import InstructionEars
+from vla_inference.ros.inference.instruction_subscriber import InstructionSubscriber
 from vla_inference.types import check_instruction
 from vla_msgs.srv import SetInstruction
 
@@ -32,7 +32,7 @@ class Instructions:
         self._remark = remark
         self._log, self._changed, self._refused = node.get_logger(), changed, refused
         self._active = node.create_publisher(String, "~/active_instruction", qos.LATCHED)
-        self.ears = InstructionEars(node, self._hear)
+        self.ears = InstructionSubscriber(node, self._hear)
         node.create_service(SetInstruction, "~/set_instruction", self._set)
 
     def follow(self, text: str) -> None:

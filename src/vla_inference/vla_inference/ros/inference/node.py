@@ -1,7 +1,7 @@
-"""The inference node: pictures and an instruction in, action chunks out.
+"""The inference node: images and an instruction in, action chunks out.
 
 Callbacks run in one thread and only file what comes; the model lives in another, which takes the
-newest picture out of a mailbox of one. Whatever no action may be computed from is refused: the
+newest image out of a mailbox of one. Whatever no action may be computed from is refused: the
 status says why, and nothing is published.
 """
 
@@ -22,7 +22,7 @@ from rclpy.parameter import Parameter
 from vla_inference.checkpoints.confined import find_model
 from vla_inference.errors import ObservationError, VlaError
 from vla_inference.ros import diagnostics, qos
-from vla_inference.ros.background_service import SideService
+from vla_inference.ros.background_service import BackgroundService
 from vla_inference.ros.inference.inputs import Inputs, View
 from vla_inference.ros.inference.instructions import Instructions
 from vla_inference.ros.inference.parameters import (
@@ -34,18 +34,18 @@ from vla_inference.ros.inference.parameters import (
 from vla_inference.ros.lifecycle import ACTIVE, ERROR, INACTIVE, ManagedNode, spin_node
 from vla_inference.ros.messages import chunk_to_msg, model_info
 from vla_inference.ros.parameters import declare
-from vla_inference.serving.inference_metrics import Figures
+from vla_inference.serving.inference_metrics import InferenceMetrics
 from vla_inference.serving.model_thread import ModelThread, changes, release_memory
 from vla_inference.types import check_instruction
 from vla_msgs.msg import ActionChunk, InferenceStatus, ModelInfo
 from vla_msgs.srv import LoadModel
 
 STATUS_PERIOD = 0.5
-HANGING = 5.0  # seconds at one picture before the status says so
+HANGING = 5.0  # seconds at one image before the status says so
 
 
 @dataclass(frozen=True)
-class Letter:
+class Request:
     """What was seen, and in which activation of the node."""
 
     view: View
@@ -60,24 +60,24 @@ class InferenceNode(ManagedNode):
         declare(self, {**AT_CONFIGURE, **AT_ONCE})
         self.add_on_set_parameters_callback(self._check_parameters)
 
-        self._model: ModelThread[Letter] | None = None
+        self._model: ModelThread[Request] | None = None
         self._inputs: Inputs | None = None
         self._gate = threading.Lock()  # holds off deactivation and a new model while a chunk goes
         self._open, self._activation = False, 0
         self._sequence = 0
-        self._figures = Figures()
+        self._figures = InferenceMetrics()
 
         self._action = self.create_lifecycle_publisher(
             ActionChunk, "action", **qos.overridable(qos.CHUNK)
         )
         self._status = self.create_publisher(InferenceStatus, "~/status", qos.LATCHED)
         self._info = self.create_publisher(ModelInfo, "~/model", qos.LATCHED)
-        # Before the picture's subscription, so that of a sentence and a picture that are both
+        # Before the image's subscription, so that of a sentence and an image that are both
         # there the sentence is read first.
         self._instructions = Instructions(
             self, self._publish_status, self._refuse, self._never_heard
         )
-        self._loader = SideService(self, LoadModel, "~/load_model", self._load_model)
+        self._loader = BackgroundService(self, LoadModel, "~/load_model", self._load_model)
         # Steady: where simulated time stands still, the status must not.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(STATUS_PERIOD, self._publish_status, clock=steady)
@@ -123,7 +123,7 @@ class InferenceNode(ManagedNode):
         self._introduce(model)
 
     def do_activate(self) -> None:
-        self._model.mailbox.reset()
+        self._model.latest.reset()
         self._inputs.reset()
         self._figures.reset()
         self._activation += 1
@@ -133,7 +133,7 @@ class InferenceNode(ManagedNode):
         with self._gate:
             self._open = False
         if self._model is not None:
-            self._model.mailbox.reset()
+            self._model.latest.reset()
 
     def do_cleanup(self) -> None:
         with self._gate:
@@ -161,11 +161,11 @@ class InferenceNode(ManagedNode):
 
     # -- the model ----------------------------------------------------------------------------
 
-    def _make_model(self, model: str, unnorm_key: str) -> ModelThread[Letter]:
+    def _make_model(self, model: str, unnorm_key: str) -> ModelThread[Request]:
         settings = read_settings(self._value, model, unnorm_key, self._layout)
         return ModelThread(settings, self._answer)
 
-    def _introduce(self, model: ModelThread[Letter]) -> None:
+    def _introduce(self, model: ModelThread[Request]) -> None:
         stamp = self.get_clock().now().to_msg()
         self._info.publish(model_info(model, stamp, self._value("cameras"), self._frame_id))
         self.get_logger().info(
@@ -200,7 +200,7 @@ class InferenceNode(ManagedNode):
         with self._gate:  # no chunk of the old one goes out any more
             stale = self._model is not old
             if not stale:
-                model.mailbox.take_over(old.mailbox)
+                model.latest.take_over(old.latest)
                 self._model = model
         (model if stale else old).stop(timeout=10.0)
         release_memory()
@@ -218,33 +218,33 @@ class InferenceNode(ManagedNode):
     def _receive(self, view: View) -> None:
         model = self._model
         if self._open and model is not None:
-            model.mailbox.put(Letter(view, self._activation))
+            model.latest.put(Request(view, self._activation))
 
     def callback_refused(self, where: str, reason: str) -> None:
         """A message that cannot be used is a refusal that the status tells of."""
         cameras = map(self.resolve_topic_name, self._value("cameras"))
         topic = self.resolve_topic_name(where).removesuffix("/compressed")
-        self._refuse(reason, pictures=int(topic in cameras))
+        self._refuse(reason, images=int(topic in cameras))
 
     # -- what goes out (in the worker's thread) -----------------------------------------------
 
-    def _answer(self, model: ModelThread[Letter], letter: Letter) -> None:
+    def _answer(self, model: ModelThread[Request], request: Request) -> None:
         # What a clean-up may take away in the meantime is held on to.
         policy, inputs, text = model.policy, self._inputs, self._instruction
         if inputs is None:
             return
-        begin, header = time.monotonic(), letter.view.header
+        begin, header = time.monotonic(), request.view.header
         try:
             if not text:
                 raise ObservationError(
                     "there is no instruction", "publish one or call ~/set_instruction"
                 )
             now = self.get_clock().now().nanoseconds
-            age = letter.view.age(now, self._value("max_image_age"))
-            seen = inputs.observe(letter.view, text, self._most_same())
+            age = request.view.age(now, self._value("max_image_age"))
+            seen = inputs.observe(request.view, text, self._most_same())
             decoded = time.monotonic()
             chunk = policy.predict_action(seen, unnorm_key=model.unnorm_key)
-            chunk.timing = {"picture": 1e3 * (decoded - begin), **chunk.timing}
+            chunk.timing = {"image": 1e3 * (decoded - begin), **chunk.timing}
             answer = chunk_to_msg(
                 chunk,
                 header.stamp,
@@ -253,20 +253,20 @@ class InferenceNode(ManagedNode):
                 model=policy.name,
             )
         except VlaError as error:
-            if self._expects(model, letter):
-                self._refuse(str(error), pictures=1)
+            if self._expects(model, request):
+                self._refuse(str(error), images=1)
             return
-        except Exception as error:  # a model's fault is a refused picture; the node lives on
-            if not self._expects(model, letter):
+        except Exception as error:  # a model's fault is a refused image; the node lives on
+            if not self._expects(model, request):
                 return
             traceback.print_exc()
             reason = f"unexpected {type(error).__name__}: {error}; please report it"
             self.get_logger().error(f"cannot answer: {reason}")
             self._figures.crash = reason
-            self._refuse(reason, pictures=1)
+            self._refuse(reason, images=1)
             return
         with self._gate:
-            if not self._expects(model, letter):
+            if not self._expects(model, request):
                 return
             answer.sequence = self._sequence
             answer.produced = self.get_clock().now().to_msg()
@@ -274,21 +274,21 @@ class InferenceNode(ManagedNode):
             answer.latency_ms = 1e3 * (done - begin)
             self._action.publish(answer)
             self._sequence += 1
-        if self._figures.answered(1e3 * (done - letter.view.arrived), 1e3 * age, chunk.timing):
+        if self._figures.answered(1e3 * (done - request.view.arrived), 1e3 * age, chunk.timing):
             self._publish_status()
 
     def _most_same(self) -> float:
-        """Seconds that a camera may show the very same picture; 0: any time."""
+        """Seconds that a camera may show the very same image; 0: any time."""
         simulated = self._value("use_sim_time")
-        return 0.0 if simulated else self._value("max_same_picture")
+        return 0.0 if simulated else self._value("max_same_image")
 
-    def _expects(self, model: ModelThread[Letter], letter: Letter) -> bool:
-        """Whether this picture's answer is still wanted: it may be from an earlier life."""
-        return self._open and model is self._model and letter.activation == self._activation
+    def _expects(self, model: ModelThread[Request], request: Request) -> bool:
+        """Whether this image's answer is still wanted: it may be from an earlier life."""
+        return self._open and model is self._model and request.activation == self._activation
 
-    def _refuse(self, reason: str, pictures: int = 0) -> None:
+    def _refuse(self, reason: str, images: int = 0) -> None:
         reason = " ".join(reason.split())
-        self._figures.refuse(reason, pictures)
+        self._figures.refuse(reason, images)
         self.get_logger().warning(
             f"refused: {reason}", throttle_duration_sec=5.0, skip_first=False
         )
@@ -304,7 +304,7 @@ class InferenceNode(ManagedNode):
         status.instruction = self._instruction
         self._figures.fill(status)
         if model is not None:
-            status.received, status.dropped = model.mailbox.received, model.mailbox.dropped
+            status.received, status.dropped = model.latest.received, model.latest.dropped
         status.message = message or self.failure or self._figures.crash or self._remark()
         self._status.publish(status)
 
@@ -320,7 +320,7 @@ class InferenceNode(ManagedNode):
             return "no instruction yet; publish one or call ~/set_instruction"
         busy = model.busy(time.monotonic())
         if busy > HANGING:
-            return f"the model has been at one picture for {busy:.0f} s; restart the node"
+            return f"the model has been at one image for {busy:.0f} s; restart the node"
         missing = inputs.missing(self._value("max_image_age") or 1.0)
         return missing or self._never_heard(self._instruction)
 

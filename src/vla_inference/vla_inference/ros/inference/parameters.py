@@ -18,7 +18,11 @@ AT_CONFIGURE: Table = {
     "device": ("", "cpu, cuda, cuda:1 ...; empty: CUDA where there is one", None),
     "dtype": ("", "float32, bfloat16 or float16; empty: the device's usual one", None),
     "engine": ("", "plain, torch, tvm:FOLDER or mlc:FOLDER; empty: plain", None),
-    "vision": ("", "onnx:FOLDER or tensorrt:FOLDER; empty: the engine's own towers", None),
+    "vision": (
+        "",
+        "onnx:FOLDER or tensorrt:FOLDER; empty: the engine's own vision encoders",
+        None,
+    ),
     "quantization": ("", "int4, int8, fp8 ...; empty: as the weights are stored", None),
     "draft": (False, "try the last action's tokens first (engine plain)", None),
     "num_threads": (
@@ -31,7 +35,7 @@ AT_CONFIGURE: Table = {
     "cameras": (["image"], "topics of the cameras, in the order the model takes them", None),
     "history": (
         0,
-        "past pictures of each camera that the model takes after the present ones, newest first",
+        "past images of each camera that the model takes after the present ones, newest first",
         IntegerRange(from_value=0, to_value=64),
     ),
     "history_interval": (0.1, "time between these [s]", SECONDS),
@@ -50,13 +54,13 @@ AT_CONFIGURE: Table = {
 AT_ONCE: Table = {
     "max_image_age": (
         1.0,
-        "refuse pictures whose stamp is older than this by our clock [s]; 0: any age",
+        "refuse images whose stamp is older than this by our clock [s]; 0: any age",
         SECONDS,
     ),
-    "max_same_picture": (
+    "max_same_image": (
         0.5,
-        "refuse pictures once a camera has shown the very same one for so long [s]: it is frozen; "
-        "0: never. Not looked at with use_sim_time: simulated pictures repeat",
+        "refuse images once a camera has shown the very same one for so long [s]: it is frozen; "
+        "0: never. Not looked at with use_sim_time: simulated images repeat",
         SECONDS,
     ),
 }

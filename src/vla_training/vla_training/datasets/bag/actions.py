@@ -1,6 +1,6 @@
-"""From messages to the action of each picture: what was asked for until the next one.
+"""From messages to the action of each image: what was asked for until the next one.
 
-| messages | action of the picture at stamp s, the next one at s' |
+| messages | action of the image at stamp s, the next one at s' |
 |---|---|
 | ActionChunk | first step of the chunk that answers it (same stamp, else the nearest) |
 | EefDelta, Float64MultiArray | the first one from s on |
@@ -47,9 +47,9 @@ class Chunk:
 
 @dataclass
 class Actions:
-    """Of T pictures. values: float64 [T, D]; known: bool [T], whether there is one at all.
+    """Of T images. values: float64 [T, D]; known: bool [T], whether there is one at all.
 
-    chunks: by picture, where chunks were recorded. missing: why pictures have none, counted.
+    chunks: by image, where chunks were recorded. missing: why images have none, counted.
     """
 
     values: np.ndarray
@@ -110,7 +110,7 @@ def digest_action(kind: str, msg: Any) -> Any:
 
 
 def step_length(times: np.ndarray, fallback: float = 0.05) -> float:
-    """Usual seconds between pictures."""
+    """Usual seconds between images."""
     return float(np.median(np.diff(times)) / NS) if len(times) > 1 else fallback
 
 
@@ -123,11 +123,11 @@ def episode_actions(
     about: dict[str, Any],
     length: float | None = None,
 ) -> Actions:
-    """Actions of the pictures at `times` (sorted, ns, on the stream's clock).
+    """Actions of the images at `times` (sorted, ns, on the stream's clock).
 
     tolerance: ns. frame: axes where the messages name neither "base" nor "tool".
     about: our writer's remarks on the spec. length: of a step where actions are velocities or
-    poses, s; None: up to the next picture. Raises DataError.
+    poses, s; None: up to the next image. Raises DataError.
     """
     if kind in (CHUNK, EEF_DELTA):
         return _from_chunks(kind, stream, times, tolerance, frame)
@@ -172,14 +172,14 @@ def episode_actions(
 
 def _from_chunks(kind, stream: Stream, times, tolerance, frame) -> Actions:
     index, distance = nearest(stream.times, times)
-    if kind == EEF_DELTA:  # no stamp: published after the picture it answers
+    if kind == EEF_DELTA:  # no stamp: published after the image it answers
         index = np.searchsorted(stream.times, times)
         inside = index < len(stream)
         index = np.minimum(index, max(0, len(stream) - 1))
         ends = np.append(times[1:], np.iinfo(np.int64).max)
         distance = np.where(inside & (stream.times[index] < ends), 0, tolerance + 1)
     elif stream.stamped and (distance == 0).any():
-        tolerance = 0  # they carry the stamps of their pictures: an unanswered one has none
+        tolerance = 0  # they carry the stamps of their images: an unanswered one has none
     known = distance <= tolerance
     missing: Counter = Counter()
     if not known.all():

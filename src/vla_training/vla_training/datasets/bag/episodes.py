@@ -1,4 +1,4 @@
-"""From a bag's streams to its episodes: where they begin and end, what belongs to each picture."""
+"""From a bag's streams to its episodes: where they begin and end, what belongs to each image."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ INFINITE = np.iinfo(np.int64).max
 
 @dataclass
 class BagEpisode:
-    """T steps without their pictures.
+    """T steps without their images.
 
-    pictures: camera -> int64 [T, 2], stamp and time of recording by which a picture is found.
-    stamps: int64 [T] ns. actions: float64 [T, D]. executed: control steps after each picture, by
+    images: camera -> int64 [T, 2], stamp and time of recording by which an image is found.
+    stamps: int64 [T] ns. actions: float64 [T, D]. executed: control steps after each image, by
     EpisodeStatus. flags: bits 1 first, 2 last, 4 terminal, as our writer stores them.
     """
 
-    pictures: dict[str, np.ndarray]
+    images: dict[str, np.ndarray]
     stamps: np.ndarray
     actions: np.ndarray
     instructions: list[str]
@@ -168,16 +168,16 @@ class _Cutter:
             if note not in self.notes:
                 self.notes.append(note)
         keep = found.known.copy()
-        pictures = {next(iter(self.topics.cameras)): np.column_stack([stamps, logs])}
+        images = {next(iter(self.topics.cameras)): np.column_stack([stamps, logs])}
         for camera, topic in list(self.topics.cameras.items())[1:]:
             other = self.streams[topic]
             index, distance = nearest(other.times, stamps if other.stamped else logs)
             bad = keep & (distance > self.tolerance)
             if bad.any():
-                self.missing[f"no picture of {camera}"] += int(bad.sum())
+                self.missing[f"no image of {camera}"] += int(bad.sum())
                 keep &= ~bad
             if len(other):
-                pictures[camera] = np.column_stack([other.stamps[index], other.logs[index]])
+                images[camera] = np.column_stack([other.stamps[index], other.logs[index]])
         states, keep = self._states(stamps, logs, keep)
         if not keep.any():
             return None, found.spec
@@ -187,7 +187,7 @@ class _Cutter:
         picked = np.flatnonzero(keep)
         chunks = None if found.chunks is None else [found.chunks[i] for i in picked]
         episode = BagEpisode(
-            {c: p[picked] for c, p in pictures.items()},
+            {c: p[picked] for c, p in images.items()},
             stamps[picked],
             actions[picked],
             self._instructions(logs[picked], chunks, remarks),
@@ -247,7 +247,7 @@ class _Cutter:
         return np.array([scaled[i] if i >= 0 else 1.0 for i in index])
 
     def _instructions(self, logs, chunks, remarks) -> list[str]:
-        """What the model was told, by the chunk or by the last sentence before the picture."""
+        """What the model was told, by the chunk or by the last sentence before the image."""
         fallback = str(remarks.get("instruction", ""))
         if chunks is not None and all(c.instruction for c in chunks):
             return [c.instruction for c in chunks]
@@ -257,11 +257,11 @@ class _Cutter:
         index = held(stream.logs, logs)
         early = int((index < 0).sum())
         if early and not fallback:
-            self._note("pictures before the first instruction are given that one")
+            self._note("images before the first instruction are given that one")
         return [stream.values[i] if i >= 0 else fallback or stream.values[0] for i in index]
 
     def _rewards(self, stamps, logs) -> np.ndarray:
-        """[T]: the last one before the next picture, 0 where there is none."""
+        """[T]: the last one before the next image, 0 where there is none."""
         stream, values = None, []
         if self.topics.reward is not None:
             stream = self.streams[self.topics.reward]
@@ -278,7 +278,7 @@ class _Cutter:
         return np.array([values[i] if ok else 0.0 for i, ok in zip(index, fresh, strict=True)])
 
     def _executed(self, stamps) -> np.ndarray | None:
-        """[T] control steps that followed each picture; None where no EpisodeStatus tells."""
+        """[T] control steps that followed each image; None where no EpisodeStatus tells."""
         if self.topics.episode is None or not len(stamps):
             return None
         stream = self.streams[self.topics.episode]
@@ -287,7 +287,7 @@ class _Cutter:
         count = np.zeros(len(stamps), np.int64)
         for i, (begin, end) in enumerate(zip(stamps, ends, strict=True)):
             inside = (stream.stamps >= begin) & (stream.stamps < end)
-            # of the last picture only what belongs to its own episode
+            # of the last image only what belongs to its own episode
             values = steps[inside]
             if len(values):
                 falls = np.flatnonzero(np.diff(values) < 0)
@@ -320,7 +320,7 @@ class _Cutter:
                     f"{stream.disordered} messages of {topic} were out of order: sorted by stamp"
                 )
         for reason, count in sorted(self.missing.items()):
-            self.notes.append(f"{count} of {len(frames)} pictures left out: {reason}")
+            self.notes.append(f"{count} of {len(frames)} images left out: {reason}")
 
 
 def _remarks(msg: Any) -> dict[str, Any]:

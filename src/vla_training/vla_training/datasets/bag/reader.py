@@ -1,4 +1,4 @@
-"""rosbag2 bags as a data set: a bag an episode, or several episodes in one bag."""
+"""rosbag2 bags as a dataset: a bag an episode, or several episodes in one bag."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vla_training.datasets.bag.streams import decode_image, header_stamp
 from vla_training.datasets.bag.topics import BagOptions, read_about
 from vla_training.datasets.base import EpisodeSet
 
-MOST_READ = 64  # bags of one episode whose messages, without pictures, are kept
+MOST_READ = 64  # bags of one episode whose messages, without images, are kept
 
 
 class BagSet(EpisodeSet):
@@ -137,7 +137,7 @@ class BagSet(EpisodeSet):
         return len(self._where)
 
     def episode(self, index: int) -> BagEpisode:
-        """All but the pictures."""
+        """All but the images."""
         number, inner = self._where[self.check_index(index)]
         return self._reading(number).episodes[inner]
 
@@ -171,16 +171,16 @@ class BagSet(EpisodeSet):
         found, actions = reading.episodes[inner], self.actions(index)
         encoded = {
             camera: file.reading(
-                lambda topic=topic, camera=camera: _pictures(file, topic, found.pictures[camera])
+                lambda topic=topic, camera=camera: _images(file, topic, found.images[camera])
             )
             for camera, topic in reading.topics.cameras.items()
-            if camera in found.pictures
+            if camera in found.images
         }
         last, texts = len(found) - 1, self.said(found.instructions)
         steps = [
             Step(
                 Observation(
-                    _LazyPictures(
+                    _LazyImages(
                         file,
                         {c: reading.topics.cameras[c] for c in encoded},
                         {c: encoded[c][t] for c in encoded},
@@ -204,11 +204,11 @@ class BagSet(EpisodeSet):
 
 
 def _alike(one: ActionSpec, other: ActionSpec) -> bool:
-    """The usual time between pictures differs a little from bag to bag."""
+    """The usual time between images differs a little from bag to bag."""
     return replace(one, dt=other.dt) == other and abs(one.dt - other.dt) <= 0.05 * other.dt
 
 
-def _pictures(file: BagFile, topic: str, keys: np.ndarray) -> list[Any]:
+def _images(file: BagFile, topic: str, keys: np.ndarray) -> list[Any]:
     """The messages of a topic whose (stamp, log) stand in keys [T, 2], in that order."""
     wanted = {(int(s), int(log)) for s, log in keys}
     low, high = int(keys[:, 1].min()), int(keys[:, 1].max())
@@ -220,12 +220,12 @@ def _pictures(file: BagFile, topic: str, keys: np.ndarray) -> list[Any]:
                 found[key] = message
     missing = len(wanted) - len(found)
     if missing:
-        raise DataError(f"{file.path}: {missing} pictures of {topic} are gone", "copy it again")
+        raise DataError(f"{file.path}: {missing} images of {topic} are gone", "copy it again")
     return [found[int(s), int(log)] for s, log in keys]
 
 
-class _LazyPictures(Mapping[str, np.ndarray]):
-    """Camera -> picture of one step, decoded on each access as the inference node does it."""
+class _LazyImages(Mapping[str, np.ndarray]):
+    """Camera -> image of one step, decoded on each access as the inference node does it."""
 
     __slots__ = ("_encoded", "_file", "_step", "_topics")
 

@@ -201,7 +201,7 @@ class BagFile:
         if self.ros1:
             raise DataError(
                 f"{self.path} cannot be read ({error})",
-                "mend it with ROS 1 (`rosbag reindex`, `rosbag fix`), then try again",
+                "repair it with ROS 1 (`rosbag reindex`, `rosbag fix`), then try again",
             )
         self.topics = self._read_metadata()  # one that was cut off before its first message too
         expected = {t.name: t.count for t in self.topics.values()}

@@ -1,4 +1,4 @@
-"""What a bag's topics say, as arrays over time; pictures stay in the bag until they are asked for.
+"""What a bag's topics say, as arrays over time; images stay in the bag until they are asked for.
 
 A message's time is its header's stamp, or, where it has none, when it was recorded. Streams of
 both kinds are compared by the time that both have.
@@ -71,16 +71,16 @@ def header_stamp(data: bytes) -> int:
 def read_streams(
     bag: BagFile, topics: BagTopics, digest: Callable[[str, Any], Any]
 ) -> dict[str, Stream]:
-    """Topic -> its stream. digest: (topic, decoded message) -> what is kept of it; of pictures
+    """Topic -> its stream. digest: (topic, decoded message) -> what is kept of it; of images
     nothing is."""
-    pictures = set(topics.cameras.values())
-    wanted = pictures | set(topics.small)
+    images = set(topics.cameras.values())
+    wanted = images | set(topics.small)
     collected = {topic: _Collected() for topic in wanted}
     for message in bag.messages(wanted):
         into, kind = collected[message.topic], bag.topics[message.topic].type
         stamped = not kind.startswith(HEADERLESS)
         value = None
-        if message.topic not in pictures:
+        if message.topic not in images:
             value = digest(message.topic, bag.decode(message))
         into.stamps.append(header_stamp(message.data) if stamped else message.log)
         into.logs.append(message.log)
@@ -106,7 +106,7 @@ def held(times: np.ndarray, at: np.ndarray) -> np.ndarray:
     return np.searchsorted(times, at, side="right") - 1
 
 
-# -- pictures ---------------------------------------------------------------------------------
+# -- images ---------------------------------------------------------------------------------
 
 
 def decode_image(kind: str, msg: Any, where: str) -> np.ndarray:

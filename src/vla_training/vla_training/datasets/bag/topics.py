@@ -37,9 +37,9 @@ class BagOptions:
 
     image_topic: of one camera, or several separated by commas; the first sets the steps.
     tolerance: seconds by which stamps that belong together may differ.
-    episode_gap: seconds without a picture that end an episode, where no EpisodeStatus does.
+    episode_gap: seconds without an image that end an episode, where no EpisodeStatus does.
     frame: axes of deltas whose messages name neither "base" nor "tool".
-    step_length: seconds a step lasts where actions are velocities or poses; to the next picture,
+    step_length: seconds a step lasts where actions are velocities or poses; to the next image,
         if left out.
     gripper_range: what the gripper's topic says for closed and open.
     robot_model, robot_tip, gripper_joint: see `bag_joints.py`.

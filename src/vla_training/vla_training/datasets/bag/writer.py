@@ -21,10 +21,10 @@ from vla_training.datasets.action_form import is_eef_delta, spec_to_json
 from vla_training.datasets.bag import message_types as types
 from vla_training.datasets.bag.episode_bag import STORAGES, EpisodeBag
 from vla_training.datasets.bag.streams import NS
-from vla_training.datasets.images import encode_picture
+from vla_training.datasets.images import encode_image
 from vla_training.datasets.writers import DataForm, EpisodeWriter
 
-PICTURES = ("png", "jpeg")
+IMAGES = ("png", "jpeg")
 FORMS = ("chunk", "twist", "pose")
 QUALITY = 95
 FIRST_STAMP, APART = 1_000_000_000 * NS, 3600 * NS  # of episodes that have no stamps of their own
@@ -32,17 +32,14 @@ FIRST_STAMP, APART = 1_000_000_000 * NS, 3600 * NS  # of episodes that have no s
 
 @dataclass(frozen=True)
 class BagEncoder:
-    """Compresses the pictures of an episode; can be pickled."""
+    """Compresses the images of an episode; can be pickled."""
 
     cameras: tuple[str, ...]
-    pictures: str
+    images: str
 
     def __call__(self, episode: Episode) -> tuple[Episode, dict[str, list[bytes]]]:
         encoded = {
-            c: [
-                encode_picture(s.observation.images[c], self.pictures, QUALITY)
-                for s in episode.steps
-            ]
+            c: [encode_image(s.observation.images[c], self.images, QUALITY) for s in episode.steps]
             for c in self.cameras
         }
         steps = [replace(s, observation=replace(s.observation, images={})) for s in episode.steps]
@@ -54,7 +51,7 @@ class BagWriter(EpisodeWriter):
 
     options = {
         "storage": "mcap or sqlite3",
-        "pictures": "png (lossless) or jpeg (quality 95)",
+        "images": "png (lossless) or jpeg (quality 95)",
         "action": "chunk (our own message), twist (TwistStamped) or pose (PoseStamped targets)",
     }
 
@@ -64,20 +61,20 @@ class BagWriter(EpisodeWriter):
         form: DataForm,
         overwrite: bool = False,
         storage: str = "mcap",
-        pictures: str = "png",
+        images: str = "png",
         action: str = "chunk",
     ):
         super().__init__(path, form, overwrite)
         given_and_known = {
             "storage": (storage, tuple(STORAGES)),
-            "pictures": (pictures, PICTURES),
+            "images": (images, IMAGES),
             "action": (action, FORMS),
         }
         for what, (given, known) in given_and_known.items():
             if given not in known:
                 raise DataError(f"unknown {what} {given!r}", f"use {' or '.join(known)}")
         types.our_types()
-        self.storage, self.pictures, self.action = storage, pictures, action
+        self.storage, self.images, self.action = storage, images, action
         spec = form.spec
         self.si = is_eef_delta(spec) and {d.unit for d in spec.dims[:6]} == {"m", "rad"}
         if not self.si:
@@ -90,8 +87,8 @@ class BagWriter(EpisodeWriter):
             self.notes.append("actions, no end-effector delta in SI, are stored as plain numbers")
         elif action != "chunk" and spec.rotation != "rotvec":
             self.notes.append(f"rotations ({spec.rotation}) are stored as angular {action}s")
-        if pictures == "jpeg":
-            self.notes.append(f"pictures are compressed with loss (JPEG, quality {QUALITY})")
+        if images == "jpeg":
+            self.notes.append(f"images are compressed with loss (JPEG, quality {QUALITY})")
         self.topics = {
             c: "/image/compressed" if i == 0 else f"/{c}/image/compressed"
             for i, c in enumerate(form.cameras)
@@ -101,10 +98,10 @@ class BagWriter(EpisodeWriter):
             self.partial.mkdir()
 
     def encoder(self) -> BagEncoder:
-        return BagEncoder(tuple(self.form.cameras), self.pictures)
+        return BagEncoder(tuple(self.form.cameras), self.images)
 
     def add(self, encoded: tuple[Episode, dict[str, list[bytes]]]) -> None:
-        episode, pictures = encoded
+        episode, images = encoded
         stamps = episode_stamps(episode, self.count, self.form.spacing)
         self._bag = bag = EpisodeBag(self.partial / f"episode_{self.count:06d}", self.storage)
         instruction = None
@@ -121,13 +118,13 @@ class BagWriter(EpisodeWriter):
                     latched=True,
                 )
             for camera, topic in self.topics.items():
-                picture = bag.make(
+                image = bag.make(
                     types.COMPRESSED,
                     header=_header(bag, stamp, f"{camera}_optical"),
-                    format=f"rgb8; {self.pictures} compressed bgr8",
-                    data=np.frombuffer(pictures[camera][t], np.uint8),
+                    format=f"rgb8; {self.images} compressed bgr8",
+                    data=np.frombuffer(images[camera][t], np.uint8),
                 )
-                bag.put(topic, types.COMPRESSED, stamp, picture)
+                bag.put(topic, types.COMPRESSED, stamp, image)
             if self.form.state:
                 self._put_array(bag, "/state", stamp, seen.state)
             self._put_action(bag, stamp, step.action, instruction, first=t == 0)
@@ -152,7 +149,7 @@ class BagWriter(EpisodeWriter):
     ) -> None:
         spec, values = self.form.spec, np.asarray(action, np.float64)
         if not np.isfinite(values).all():
-            raise DataError("an action is not finite", "mend the data")
+            raise DataError("an action is not finite", "fix the data")
         if not self.si:
             self._put_array(bag, "/action", stamp, values)
             return

@@ -1,4 +1,4 @@
-"""ALOHA's HDF5 recordings as a data set: a file an episode, joints of two arms as targets."""
+"""ALOHA's HDF5 recordings as a dataset: a file an episode, joints of two arms as targets."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from vla_inference.errors import DataError
 from vla_training.datasets.base import EpisodeSet
-from vla_training.datasets.images import StoredPictures, decode_picture
+from vla_training.datasets.images import StoredImages, decode_image
 
 # What h5py raises where the file is damaged, depending on which byte it is.
 FAULTS = (
@@ -84,7 +84,7 @@ class ImageColumn:
             raise _damaged(self._where(), error) from error
         if self._encoded:
             data = np.asarray(stored, np.uint8).tobytes()
-            stored = decode_picture(data, f"{self._where()}, step {step}")
+            stored = decode_image(data, f"{self._where()}, step {step}")
         return stored[::-1] if self._flipped else stored
 
     def _where(self) -> str:
@@ -108,7 +108,7 @@ def is_encoded(data: h5py.Dataset) -> bool:
     )
 
 
-class StepImages(StoredPictures):
+class StepImages(StoredImages):
     """Camera name -> image of one step, read on each access."""
 
     __slots__ = ("_step",)

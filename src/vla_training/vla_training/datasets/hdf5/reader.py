@@ -1,4 +1,4 @@
-"""HDF5 files as a data set: robomimic's layout, whoever wrote it; ALOHA's by `aloha`."""
+"""HDF5 files as a dataset: robomimic's layout, whoever wrote it; ALOHA's by `aloha`."""
 
 from __future__ import annotations
 

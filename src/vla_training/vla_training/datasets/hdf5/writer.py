@@ -17,7 +17,7 @@ import numpy as np
 
 from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec, Episode
-from vla_sim_bridge.generation.hdf5 import CONVENTION, compress, write_pictures
+from vla_sim_bridge.generation.hdf5 import CONVENTION, compress, write_images
 from vla_training.datasets.action_form import (
     convert_rotation,
     is_eef_delta,
@@ -32,9 +32,9 @@ PLAIN = (str, int, float, bool)
 
 
 class Hdf5Writer(EpisodeWriter):
-    """One file. Pictures are compressed where they are encoded, one chunk a picture."""
+    """One file. Images are compressed where they are encoded, one chunk an image."""
 
-    options = {"compression": "of pictures: gzip or none"}
+    options = {"compression": "of images: gzip or none"}
 
     def __init__(
         self,
@@ -80,9 +80,9 @@ class Hdf5Writer(EpisodeWriter):
             "instructions", data=np.array(encoded["instructions"], object), dtype=text
         )
         length = len(encoded["instructions"])
-        for camera, chunks in encoded["pictures"].items():
+        for camera, chunks in encoded["images"].items():
             shape = (*self.form.cameras[camera], 3)
-            write_pictures(group, f"{camera}_image", chunks, length, shape, self.compression)
+            write_images(group, f"{camera}_image", chunks, length, shape, self.compression)
         others = {}
         for key, value in encoded["metadata"].items():
             if isinstance(value, PLAIN) and key not in ("num_samples", "model_file"):
@@ -209,7 +209,7 @@ def stored_form(spec: ActionSpec) -> tuple[ActionSpec, Convention]:
 
 @dataclass(frozen=True)
 class Hdf5Encoder:
-    """Episode -> arrays by key, and pictures as finished chunks."""
+    """Episode -> arrays by key, and images as finished chunks."""
 
     form: DataForm
     spec: ActionSpec
@@ -234,7 +234,7 @@ class Hdf5Encoder:
             columns["obs/robot0_state"] = np.stack(
                 [np.asarray(s.observation.state, np.float32) for s in steps]
             )
-        pictures = {
+        images = {
             camera: [self._chunk(s.observation.images[camera]) for s in steps]
             for camera in self.form.cameras
         }
@@ -242,10 +242,10 @@ class Hdf5Encoder:
         return {
             "columns": columns,
             "instructions": episode.instructions,
-            "pictures": pictures,
+            "images": images,
             "metadata": episode.metadata,
             "beyond": int((np.abs(actions) > 1 + 1e-6).any(1).sum()) if scaled else 0,
         }
 
-    def _chunk(self, picture: np.ndarray) -> bytes:
-        return compress(picture) if self.compress else np.ascontiguousarray(picture).tobytes()
+    def _chunk(self, image: np.ndarray) -> bytes:
+        return compress(image) if self.compress else np.ascontiguousarray(image).tobytes()

@@ -103,7 +103,7 @@ def encode_video(
 ) -> bytes:
     """uint8 [H, W, 3] each -> MP4.
 
-    Every second picture stands alone, so that any is found fast, and none refers to a later one,
+    Every second image stands alone, so that any is found fast, and none refers to a later one,
     so that films can be joined.
     """
     buffer = io.BytesIO()
@@ -119,7 +119,7 @@ def encode_video(
             "threads": "1",
         }
         for frame in frames:
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            container.mux(stream.encode(picture))
+            image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(image))
         container.mux(stream.encode())
     return buffer.getvalue()

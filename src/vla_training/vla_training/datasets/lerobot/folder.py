@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from vla_inference.errors import DataError
 from vla_training.datasets.lerobot import layout as layout
 
-COPY_AGAIN = "the data set is incomplete or damaged: copy it again"
+COPY_AGAIN = "the dataset is incomplete or damaged: copy it again"
 OLD = ("v2.0", "v2.1")
 
 
@@ -64,7 +64,7 @@ class LerobotFolder:
             self.version = str(self.info.get("codebase_version"))
             if self.version not in (layout.VERSION, *OLD):
                 raise DataError(
-                    f"{path} is a LeRobot data set of version {self.version}, we read "
+                    f"{path} is a LeRobot dataset of version {self.version}, we read "
                     f"{', '.join((*OLD, layout.VERSION))}",
                     "convert it with the scripts in lerobot's repository",
                 )

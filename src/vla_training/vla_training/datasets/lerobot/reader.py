@@ -1,4 +1,4 @@
-"""LeRobotDataset, versions 2.0 to 3.0, as a data set, read with pyarrow and PyAV."""
+"""LeRobotDataset, versions 2.0 to 3.0, as a dataset, read with pyarrow and PyAV."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec, DimSpec, Episode, Observation, Step
 from vla_training.datasets.action_form import SPEC_FILE, read_spec
 from vla_training.datasets.base import EpisodeSet
-from vla_training.datasets.images import StoredPictures, decode_picture
+from vla_training.datasets.images import StoredImages, decode_image
 from vla_training.datasets.lerobot import layout as layout
 from vla_training.datasets.lerobot.folder import COPY_AGAIN, LerobotFolder, readable
 from vla_training.datasets.lerobot.video import VideoColumn
@@ -85,7 +85,7 @@ class LerobotSet(EpisodeSet):
 
     def cameras(self) -> list[str]:
         return [
-            name.removeprefix(layout.PICTURES)
+            name.removeprefix(layout.IMAGES)
             for name, feature in self.features.items()
             if feature["dtype"] in ("video", "image") and not _is_depth(feature)
         ]
@@ -95,7 +95,7 @@ class LerobotSet(EpisodeSet):
         return [n for n in self.features if n not in used]
 
     def _key(self, camera: str) -> str:
-        key = layout.PICTURES + camera
+        key = layout.IMAGES + camera
         return key if key in self.features else camera
 
     # -- episodes -----------------------------------------------------------------------------
@@ -129,7 +129,7 @@ class LerobotSet(EpisodeSet):
             raise DataError(
                 f"{self.path}: episode {index}, action {self.spec.names[column]!r} of step {step} "
                 "is not finite",
-                "mend the data",
+                "fix the data",
             )
         return actions.astype(np.float32)
 
@@ -151,18 +151,18 @@ class LerobotSet(EpisodeSet):
         rewards = scalars(layout.REWARD, [0.0] * length)
         ended = scalars(layout.TERMINAL, scalars(layout.DONE, [False] * length))
         times = np.array(scalars("timestamp", (np.arange(length) / self.fps).tolist()))
-        pictures: dict[str, list[bytes] | VideoColumn] = {}
+        images: dict[str, list[bytes] | VideoColumn] = {}
         for camera, key in cameras.items():
             if key in stored:
-                pictures[camera] = [p["bytes"] for p in columns[key].to_pylist()]
+                images[camera] = [p["bytes"] for p in columns[key].to_pylist()]
             else:
                 film, begins = place.videos[key]
-                pictures[camera] = VideoColumn(film, begins + times, self._tolerance, index)
+                images[camera] = VideoColumn(film, begins + times, self._tolerance, index)
         where = f"{self.path}, episode {index}"
         steps = [
             Step(
                 Observation(
-                    StepPictures(pictures, t, where),
+                    StepImages(images, t, where),
                     texts[t],
                     None if state is None else state[t].astype(np.float32),
                 ),
@@ -216,8 +216,8 @@ class _Table:
         return table.slice(begin - offset, length)
 
 
-class StepPictures(StoredPictures):
-    """Camera name -> picture of one step, from a table or a film, decoded on each access."""
+class StepImages(StoredImages):
+    """Camera name -> image of one step, from a table or a film, decoded on each access."""
 
     __slots__ = ("_step", "_where")
 
@@ -229,10 +229,10 @@ class StepPictures(StoredPictures):
         column = self._stored[camera]
         if isinstance(column, VideoColumn):
             return column.read(self._step)
-        what = f"{self._where}, step {self._step}, picture {camera!r}"
+        what = f"{self._where}, step {self._step}, image {camera!r}"
         if column[self._step] is None:
             raise DataError(f"{what} is not in the table", COPY_AGAIN)
-        return decode_picture(column[self._step], what)
+        return decode_image(column[self._step], what)
 
     def encoded(self, camera: str) -> bytes | None:
         """As it is stored, JPEG or PNG; None of a film."""

@@ -1,6 +1,6 @@
-"""LeRobotDataset v3.0, written with pyarrow and PyAV: parquet tables, MP4 or PNG pictures.
+"""LeRobotDataset v3.0, written with pyarrow and PyAV: parquet tables, MP4 or PNG images.
 
-Many episodes share a file, of tables as of pictures; `meta/episodes` says where each one stands.
+Many episodes share a file, of tables as of images; `meta/episodes` says where each one stands.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ import pyarrow.parquet as pq
 from vla_inference.errors import DataError
 from vla_inference.types import Episode
 from vla_training.datasets.action_form import SPEC_FILE, spec_to_json
-from vla_training.datasets.images import encode_picture
+from vla_training.datasets.images import encode_image
 from vla_training.datasets.lerobot import layout as layout
 from vla_training.datasets.lerobot.files import PIXELS, TableFiles, VideoFiles, encode_video
 from vla_training.datasets.writers import DataForm, EpisodeWriter
 
-PICTURES = ("video", "png")
+IMAGES = ("video", "png")
 CODEC = "h264"
 TABLE_EPISODES = 100  # rows of the episodes' table that are held in memory
 
 
 class LerobotWriter(EpisodeWriter):
-    """pictures: "video" (H.264, MP4) or "png" (in the tables; nothing is lost).
+    """images: "video" (H.264, MP4) or "png" (in the tables; nothing is lost).
 
     crf: quality of the video, lower is better. pixels: "yuv444p", or "yuv420p" for players that
-    show nothing else; it halves the resolution of colours, which costs small pictures several dB.
+    show nothing else; it halves the resolution of colours, which costs small images several dB.
     """
 
     options = {
-        "pictures": "video (MP4), or png in the tables, which loses nothing",
+        "images": "video (MP4), or png in the tables, which loses nothing",
         "crf": "of videos, 0 to 51, lower is better (14)",
         "pixels": "of videos, yuv444p, or yuv420p for any player",
         "file_mb": "size of a table's file in MB (100); videos take twice as much",
@@ -48,24 +48,24 @@ class LerobotWriter(EpisodeWriter):
         path: str | os.PathLike,
         form: DataForm,
         overwrite: bool = False,
-        pictures: str = "video",
+        images: str = "video",
         crf: int = 14,
         pixels: str = PIXELS[0],
         file_mb: float = 100,
     ):
         super().__init__(path, form, overwrite)
-        if pictures not in PICTURES:
-            raise DataError(f"unknown form of pictures {pictures!r}", "use video or png")
+        if images not in IMAGES:
+            raise DataError(f"unknown form of images {images!r}", "use video or png")
         if not 0 <= crf <= 51:
             raise DataError(f"crf is {crf}", "give 0 to 51")
         if pixels not in PIXELS:
             raise DataError(f"unknown pixels {pixels!r}", f"use {' or '.join(PIXELS)}")
-        self.video, self.crf, self.pixels = pictures == "video", crf, pixels
+        self.video, self.crf, self.pixels = images == "video", crf, pixels
         for camera, size in form.cameras.items():
             if self.video and (size[0] % 2 or size[1] % 2):
                 raise DataError(
-                    f"pictures of {camera!r} are {size[1]}x{size[0]}, MP4 takes even sizes only",
-                    "give --width and --height, or pictures=png",
+                    f"images of {camera!r} are {size[1]}x{size[0]}, MP4 takes even sizes only",
+                    "give --width and --height, or images=png",
                 )
             if "/" in camera:
                 raise DataError(f"camera {camera!r} has a '/'", "rename it with --remap-keys")
@@ -81,7 +81,7 @@ class LerobotWriter(EpisodeWriter):
         self._episodes = TableFiles(self.partial, layout.EPISODES, self._limit)
         self._videos = (
             {
-                c: VideoFiles(self.partial, layout.PICTURES + c, rate, 2 * self._limit)
+                c: VideoFiles(self.partial, layout.IMAGES + c, rate, 2 * self._limit)
                 for c in form.cameras
             }
             if self.video
@@ -123,8 +123,8 @@ class LerobotWriter(EpisodeWriter):
             {
                 **{n: _array(v) for n, v in columns.items()},
                 **{
-                    n: pa.array([{"bytes": b, "path": None} for b in pictures], _IMAGE)
-                    for n, pictures in encoded["pictures"].items()
+                    n: pa.array([{"bytes": b, "path": None} for b in images], _IMAGE)
+                    for n, images in encoded["images"].items()
                     if not self.video
                 },
             }
@@ -132,8 +132,8 @@ class LerobotWriter(EpisodeWriter):
         for key, value in self._data.write(table).items():
             row[f"data/{key}"] = value
         for camera, video in self._videos.items():
-            key = layout.PICTURES + camera
-            placed = video.append(encoded["pictures"][key], length)
+            key = layout.IMAGES + camera
+            placed = video.append(encoded["images"][key], length)
             row |= {f"videos/{key}/{k}": v for k, v in placed.items()}
         for name, values in own.items():
             row |= {f"stats/{name}/{k}": v.tolist() for k, v in values.items()}
@@ -198,7 +198,7 @@ class LerobotWriter(EpisodeWriter):
         return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
 
     def _hugging_face(self) -> dict[str, str]:
-        """Tells the `datasets` library which columns are pictures."""
+        """Tells the `datasets` library which columns are images."""
         features: dict[str, dict] = {}
         for name, feature in self._features().items():
             value = {"dtype": feature["dtype"], "_type": "Value"}
@@ -220,13 +220,13 @@ class LerobotWriter(EpisodeWriter):
             names = [f"state_{i}" for i in range(form.state)]
             features[layout.STATE] = vector("float32", form.state, names)
         for camera, (height, width) in form.cameras.items():
-            features[layout.PICTURES + camera] = {
+            features[layout.IMAGES + camera] = {
                 "dtype": "video" if self.video else "image",
                 "shape": [height, width, 3],
                 "names": ["height", "width", "channels"],
             }
             if self.video:
-                features[layout.PICTURES + camera]["info"] = {
+                features[layout.IMAGES + camera]["info"] = {
                     "video.height": height,
                     "video.width": width,
                     "video.codec": CODEC,
@@ -275,7 +275,7 @@ def _array(values: np.ndarray) -> pa.Array:
 
 @dataclass(frozen=True)
 class LerobotEncoder:
-    """Episode -> columns, sentences, finished pictures and their statistics."""
+    """Episode -> columns, sentences, finished images and their statistics."""
 
     form: DataForm
     video: bool
@@ -295,27 +295,27 @@ class LerobotEncoder:
             layout.DONE: np.array([s.is_last or s.is_terminal for s in steps]),
             layout.TERMINAL: np.array([s.is_terminal for s in steps]),
         }
-        pictures: dict[str, Any] = {}
+        images: dict[str, Any] = {}
         statistics = {}
         for camera in self.form.cameras:
             frames = [s.observation.images[camera] for s in steps]
-            key = layout.PICTURES + camera
+            key = layout.IMAGES + camera
             if self.video:
-                pictures[key] = encode_video(frames, self.rate, self.crf, self.pixels)
+                images[key] = encode_video(frames, self.rate, self.crf, self.pixels)
             else:
-                pictures[key] = [encode_picture(f, "png") for f in frames]
-            statistics[key] = _picture_statistics(frames)
+                images[key] = [encode_image(f, "png") for f in frames]
+            statistics[key] = _image_statistics(frames)
         return {
             "columns": columns,
             "tasks": episode.instructions,
-            "pictures": pictures,
+            "images": images,
             "statistics": statistics,
             "metadata": episode.metadata,
         }
 
 
-def _picture_statistics(frames: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Of some pictures' pixels in [0, 1], each [3, 1, 1]; count is that of the pictures seen."""
+def _image_statistics(frames: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Of some images' pixels in [0, 1], each [3, 1, 1]; count is that of the images seen."""
     chosen = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, 20).astype(int))]
     pixels = np.concatenate([f[::4, ::4].reshape(-1, 3) for f in chosen]) / 255
     found = layout.statistics(pixels)

@@ -78,7 +78,7 @@ def read_features(path: Path) -> tuple[dict[str, Feature], list[str]]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error})", "copy the data set again") from error
+        raise DataError(f"{path} cannot be read ({error})", "copy the dataset again") from error
     found: dict[str, Feature] = {}
     others: list[str] = []
     try:
@@ -86,7 +86,7 @@ def read_features(path: Path) -> tuple[dict[str, Feature], list[str]]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path} is not laid out as TFDS has it ({error!r})") from error
     if not any(name.startswith("steps/") for name in found):
-        raise DataError(f"{path} has no 'steps'", "it describes no RLDS data set of episodes")
+        raise DataError(f"{path} has no 'steps'", "it describes no RLDS dataset of episodes")
     return found, others
 
 

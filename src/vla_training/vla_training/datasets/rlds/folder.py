@@ -1,4 +1,4 @@
-"""An RLDS data set's folder as TFDS lays it out: versions, splits, shards, their records."""
+"""An RLDS dataset's folder as TFDS lays it out: versions, splits, shards, their records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vla_training.datasets.rlds.tf_example import ExampleError, parse_example
 from vla_training.datasets.rlds.tfrecord import RecordFile
 
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-COPY_AGAIN = "the data set is incomplete or mixed with another: copy it again"
+COPY_AGAIN = "the dataset is incomplete or mixed with another: copy it again"
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Shards:
 
 
 def find_version(path: Path) -> Path:
-    """The folder with features.json: `path`, its newest version, or the one data set in it."""
+    """The folder with features.json: `path`, its newest version, or the one dataset in it."""
     if not path.is_dir():
-        raise DataError(f"there is no data set folder {path}", "check the path")
+        raise DataError(f"there is no dataset folder {path}", "check the path")
     for pattern in ("features.json", "*/features.json", "*/*/features.json"):
         found = [f.parent for f in path.glob(pattern)]
         if not found:
@@ -80,14 +80,14 @@ def find_version(path: Path) -> Path:
         names = {f.parent for f in found}
         if len(found) > 1 and len(names) > 1:
             raise DataError(
-                f"{path} holds several data sets ({', '.join(sorted(n.name for n in names))})",
+                f"{path} holds several datasets ({', '.join(sorted(n.name for n in names))})",
                 "name one of them",
             )
         folder = max(found, key=lambda f: [int(n) for n in re.findall(r"\d+", f.name)])
         if not (folder / "dataset_info.json").is_file():
             raise DataError(f"{folder / 'dataset_info.json'} is missing", COPY_AGAIN)
         return folder
-    raise DataError(f"{path} holds no features.json", "give the folder NAME/VERSION of a data set")
+    raise DataError(f"{path} holds no features.json", "give the folder NAME/VERSION of a dataset")
 
 
 def read_splits(folder: Path, info: Mapping) -> dict[str, Split]:
@@ -123,4 +123,4 @@ def read_json(path: Path) -> dict:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path} cannot be read ({error})", "copy the data set again") from error
+        raise DataError(f"{path} cannot be read ({error})", "copy the dataset again") from error

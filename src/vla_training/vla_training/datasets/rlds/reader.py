@@ -1,4 +1,4 @@
-"""RLDS data sets as TFDS stores them (tfrecord), read without TensorFlow.
+"""RLDS datasets as TFDS stores them (tfrecord), read without TensorFlow.
 
 A folder NAME/VERSION holds features.json, dataset_info.json and the shards; an episode is one
 tf.train.Example whose features are flattened ("steps/observation/image") and hold all T steps.
@@ -18,7 +18,7 @@ from vla_inference.errors import DataError
 from vla_inference.types import Episode, Observation, Step
 from vla_training.datasets.action_form import SPEC_FILE, read_spec
 from vla_training.datasets.base import EpisodeSet
-from vla_training.datasets.images import LazyPictures
+from vla_training.datasets.images import LazyImages
 from vla_training.datasets.rlds.features import Feature, read_features
 from vla_training.datasets.rlds.folder import (
     COPY_AGAIN,
@@ -55,7 +55,7 @@ class RldsEpisodes(EpisodeSet):
 
     path: NAME/VERSION, NAME (the newest version is taken), or a folder that holds one NAME.
     split: "train" where it is left out and there is one.
-    conventions: name of an entry of `transforms.CONVENTIONS`; goes by the data set's name if left
+    conventions: name of an entry of `transforms.CONVENTIONS`; goes by the dataset's name if left
         out, and what is unknown is read as it is stored, with a note.
     """
 
@@ -132,7 +132,7 @@ class RldsEpisodes(EpisodeSet):
                 kind = kind or (f"is no vector ({feature.kind})" if feature else "is not there")
                 raise DataError(
                     f"{where} has no vector 'steps/{name}': it {kind}",
-                    "name other conventions, or convert the data set",
+                    "name other conventions, or convert the dataset",
                 )
         if self.conventions.actions != ("action",):
             return
@@ -194,7 +194,7 @@ class RldsEpisodes(EpisodeSet):
     def raw(self, index: int) -> dict[str, np.ndarray | list[bytes]]:
         """All features of an episode as they are stored, before any transform.
 
-        "steps/..." tensors are [T, ...] in their own dtype; pictures and texts are T bytes
+        "steps/..." tensors are [T, ...] in their own dtype; images and texts are T bytes
         objects; the others ("episode_metadata/...") are single values.
         """
         record, where = self._record(index)
@@ -268,7 +268,7 @@ class RldsEpisodes(EpisodeSet):
             step, column = np.argwhere(~np.isfinite(actions))[0]
             raise DataError(
                 f"{where}: action {self.spec.names[column]!r} of step {step} is not finite",
-                "mend the data",
+                "fix the data",
             )
         if self.spec.dims[-1].polarity != GRIPPER:
             return
@@ -294,7 +294,7 @@ class RldsEpisodes(EpisodeSet):
             return self._value(record, name, where, length)
 
         cameras = self.cameras()
-        pictures = {c: column(OBSERVATION + c, b"") for c in cameras}
+        images = {c: column(OBSERVATION + c, b"") for c in cameras}
         seen: dict = {}
         texts = self.said(self._texts(record, where, length))
         state = self._state(record, where, length)
@@ -302,7 +302,7 @@ class RldsEpisodes(EpisodeSet):
         steps = [
             Step(
                 Observation(
-                    LazyPictures({c: pictures[c][t] for c in cameras}, f"{where}, step {t}", seen),
+                    LazyImages({c: images[c][t] for c in cameras}, f"{where}, step {t}", seen),
                     texts[t],
                     None if state is None else state[t],
                 ),

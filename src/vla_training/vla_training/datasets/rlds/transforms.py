@@ -1,4 +1,4 @@
-"""What the actions of known RLDS data sets mean, and how they are brought to one form.
+"""What the actions of known RLDS datasets mean, and how they are brought to one form.
 
 A transform takes the arrays of one episode by name ("action", "state", ... [T, ...]) and gives the
 actions of those steps that stay. All results end in the gripper: 1 open, 0 closed.
@@ -124,9 +124,9 @@ def taco_play(arrays: Arrays) -> tuple[np.ndarray, slice]:
 
 @dataclass(frozen=True)
 class Conventions:
-    """How to read a data set.
+    """How to read a dataset.
 
-    primary: names of pictures in the order models want them; others follow.
+    primary: names of images in the order models want them; others follow.
     actions: arrays below "steps/" that hold the action, known to the transform by the last part
         of their name; needs: further ones it takes.
     known: False where nothing but the layout is known, so that readers can say so.
@@ -212,7 +212,7 @@ CONVENTIONS = {
 
 
 def find_conventions(name: str) -> Conventions:
-    """Those of a data set by its name or by how its name begins ("bridge_orig_ep100").
+    """Those of a dataset by its name or by how its name begins ("bridge_orig_ep100").
 
     A name nobody knows gives the identity, with `known` False.
     """

@@ -1,4 +1,4 @@
-"""RLDS data sets as TFDS stores them, written without TensorFlow.
+"""RLDS datasets as TFDS stores them, written without TensorFlow.
 
 PATH/1.0.0 holds features.json, dataset_info.json, action_spec.json and shards of about one size;
 `tfds.builder_from_directory(PATH/1.0.0)` and `tfds.builder(NAME, data_dir=PARENT)` read it.
@@ -18,7 +18,7 @@ import numpy as np
 from vla_inference.errors import DataError
 from vla_inference.types import Episode, Step
 from vla_training.datasets.action_form import SPEC_FILE, spec_to_json
-from vla_training.datasets.images import encode_picture, picture_encoding
+from vla_training.datasets.images import encode_image, image_encoding
 from vla_training.datasets.rlds.reader import METADATA, OBSERVATION, TEMPLATE
 from vla_training.datasets.rlds.tf_example import build_example
 from vla_training.datasets.rlds.tfrecord import RecordWriter
@@ -60,7 +60,7 @@ class RldsWriter(EpisodeWriter):
         if not re.match(r"[A-Za-z]", self.name):
             self.name = f"set_{self.name}"
         if self.name != self.path.name:
-            self.notes.append(f"the data set's name is {self.name!r}: TFDS takes no other")
+            self.notes.append(f"the dataset's name is {self.name!r}: TFDS takes no other")
         self.folder = self.partial / VERSION
         self._shard: RecordWriter | None = None
         self._lengths: list[int] = []  # episodes of each shard
@@ -203,18 +203,18 @@ class RldsEncoder:
             f"episode_metadata/{METADATA}": [json.dumps(episode.metadata).encode()],
         }
         for camera in self.form.cameras:
-            features[OBSERVATION + camera] = [self._picture(s, camera) for s in steps]
+            features[OBSERVATION + camera] = [self._image(s, camera) for s in steps]
         if self.form.state:
             features[OBSERVATION + "state"] = np.stack(
                 [np.asarray(s.observation.state, np.float32) for s in steps]
             )
         return build_example(features)
 
-    def _picture(self, step: Step, camera: str) -> bytes:
+    def _image(self, step: Step, camera: str) -> bytes:
         """Encoded; as it is where it already comes so, for a second JPEG would cost quality."""
         images = step.observation.images
         if hasattr(images, "encoded"):
             data = images.encoded(camera)
-            if data and picture_encoding(data) == self.encoding:
+            if data and image_encoding(data) == self.encoding:
                 return data
-        return encode_picture(images[camera], self.encoding, self.quality)
+        return encode_image(images[camera], self.encoding, self.quality)
