@@ -35,7 +35,7 @@ def main():
 """
 POOL = """
 import contextlib, multiprocessing, time
-from vla_inference import interrupts
+from vla_inference.system import interrupts
 from vla_inference.system.worker_pool import WorkerPool
 
 def main():

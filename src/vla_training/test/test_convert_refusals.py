@@ -207,7 +207,7 @@ def test_a_worker_that_dies_is_told_of(source, tmp_path, monkeypatch):
 def test_what_a_killed_process_left_is_cleared_away(source, tmp_path):
     code = f"""
 import os, time
-from vla_training import convert
+from vla_training.conversion import convert
 from vla_training.datasets.rlds.writer import RldsWriter
 def add(self, encoded):
     print("ready", flush=True)

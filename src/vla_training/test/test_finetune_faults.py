@@ -161,7 +161,7 @@ import sys, time
 sys.path[:0] = [{tests!r}]
 import torch
 from fake_world import FakeWorld
-from vla_training import closed_loop
+from vla_training.finetune import closed_loop
 import vla_training.finetune.finetune as f
 from vla_inference.errors import VlaError
 from vla_training.finetune.config import FinetuneConfig

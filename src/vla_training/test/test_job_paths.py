@@ -183,7 +183,7 @@ WAYS = (link, folder_link, external_link, external_storage, virtual_dataset, sec
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("command", ["eval", "finetune"])
+@pytest.mark.parametrize("subcommand", ["eval", "finetune"])
 def test_nothing_inside_a_dataset_leads_out(tree, way, subcommand):
     root, outside = tree
     words = {

@@ -6,21 +6,22 @@ import os
 import signal
 import sys
 import time
-import typing
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from vla_inference.cli.main import find_subcommands
+from vla_inference.cli.options import options_of
 from vla_inference.errors import VlaError
 from vla_training.jobs import KINDS, JobRunner, Kind
+from vla_training.jobs.kinds import COMMANDS, command_words
 from vla_training.jobs.paths import RECORDS
 from vla_training.jobs.record import CANCELLED, FAILED, RUNNING, SUCCEEDED
 
 FAKE = """
 import os, signal, subprocess, sys, time
-from vla_inference import progress
+from vla_inference.system import progress
 command, *options = sys.argv[1:]
 options = dict(o.removeprefix("--").split("=", 1) for o in options)
 if "fail" in options:
@@ -332,23 +333,39 @@ def test_kinds_that_are_refused(make):
         make().start("rm", [])
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_every_path_of_a_subcommand_is_known_as_one(kind):
+# What may be a path must be known as one, or a job would read and write anywhere.
+PATHS = {
+    "generate": "output source randomize-ranges",
+    "convert": "dataset output",
+    "train": "data output",
+    "finetune": "data-root-dir run-root-dir vla-path",
+    "study": "output data start",
+    "eval": "dataset model reference-model save-stats report action-space engine vision",
+}
+LOCAL = {"json", "ray-address", "wandb", "read"}
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_jobs_take_every_option_of_a_command_but_the_local_ones(name):
+    kind, function = KINDS[name], COMMANDS[name]
+    there = {w.removeprefix("--") for o in options_of(function) for w in (*o.names, *o.off)}
+    assert kind.options == there - LOCAL
+    assert kind.paths | kind.names | kind.engines == set(PATHS[name].split())
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_a_kind_of_job_is_the_command_of_its_name(name):
     subcommands = find_subcommands()
-    if kind not in subcommands:
-        pytest.skip(f"the command {kind} is not installed")
-    options = {}
-    for name, hint in typing.get_type_hints(subcommands[kind].load(), include_extras=True).items():
-        if name != "return":
-            kinds, info = hint.__args__[0], hint.__metadata__[0]
-            given = [info.default, *(info.param_decls or ())]
-            words = [w for w in given if isinstance(w, str)] or [name.replace("_", "-")]
-            words = [w.removeprefix("--") for both in words for w in both.split("/")]
-            if kinds is bool:  # a flag without a name of its own can be turned off
-                words += [f"no-{w}" for w in words]
-            options.update(dict.fromkeys(words, kinds))
-    assert KINDS[kind].options <= set(options)
-    for name in KINDS[kind].options:
-        if "Path" in str(options[name]):
-            assert name in KINDS[kind].paths
-        assert (options[name] is bool) == (name in KINDS[kind].flags)
+    if name not in subcommands:
+        pytest.skip(f"the command {name} is not installed")
+    assert subcommands[name].load() is COMMANDS[name]
+
+
+def test_the_folder_of_an_engine_is_kept_inside_the_root(tmp_path):
+    def words(value: str) -> list[str]:
+        return command_words(KINDS["eval"], ["--engine", value], tmp_path)
+
+    assert words("torch") == ["eval", "--engine=torch"]
+    assert words("tvm:made") == ["eval", f"--engine=tvm:{tmp_path}/made"]
+    with pytest.raises(VlaError, match="--engine"):
+        words("tvm:../made")

@@ -23,7 +23,7 @@ from vla_training.ros.training_node import TrainingNode
 
 FAKE = """
 import sys, time
-from vla_inference import progress
+from vla_inference.system import progress
 options = dict(o.removeprefix("--").split("=", 1) for o in sys.argv[2:])
 steps = int(options.get("steps", 3))
 for step in range(steps):

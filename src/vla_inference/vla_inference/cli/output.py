@@ -12,8 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
+from vla_inference.cli.options import Holds
+
 # Use as the type of a command's argument: `def info(..., as_json: JsonOption = False)`.
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object instead of text."), Holds.LOCAL
+]
 # How a model is run, for commands that load one.
 EngineOption = Annotated[
     str,
@@ -22,12 +26,15 @@ EngineOption = Annotated[
         "left out.",
         show_default=False,
     ),
+    Holds.ENGINE_FOLDER,
 ]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda ...; CUDA where there is one, if left out.")
 ]
 VisionOption = Annotated[
-    str, typer.Option(help="onnx:FOLDER or tensorrt:FOLDER for the vision encoders.")
+    str,
+    typer.Option(help="onnx:FOLDER or tensorrt:FOLDER for the vision encoders."),
+    Holds.ENGINE_FOLDER,
 ]
 QuantizationOption = Annotated[
     str | None,

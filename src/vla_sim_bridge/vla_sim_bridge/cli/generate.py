@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from vla_inference.cli.options import Holds
 from vla_inference.cli.output import JsonOption, print_json
 from vla_inference.errors import VlaError
 from vla_inference.system import progress
@@ -71,7 +72,9 @@ def generate(
         bool, typer.Option("--keep-failures", help="Keep failed attempts in failed.hdf5.")
     ] = False,
     ray_address: Annotated[
-        str | None, typer.Option(help="Ray cluster to work on; local: one on this machine.")
+        str | None,
+        typer.Option(help="Ray cluster to work on; local: one on this machine."),
+        Holds.LOCAL,
     ] = None,
     images: Annotated[bool, typer.Option(help="Render the cameras; leave out for speed.")] = True,
     as_json: JsonOption = False,

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from vla_inference.cli.options import Holds
 from vla_inference.cli.output import (
     DeviceOption,
     EngineOption,
@@ -47,13 +48,16 @@ def evaluate(
     action_space: Annotated[
         str | None,
         typer.Option(help="Statistics by name, 'normalized', or a JSON file of statistics."),
+        Holds.NAME_OR_PATH,
     ] = None,
     camera: CameraOption = None,
     instruction: Annotated[
         str | None, typer.Option(help="In place of the dataset's own instructions.")
     ] = None,
     reference_model: Annotated[
-        str | None, typer.Option(help="Second checkpoint, to count equal tokens with.")
+        str | None,
+        typer.Option(help="Second checkpoint, to count equal tokens with."),
+        Holds.PATH,
     ] = None,
     save_stats: Annotated[
         Path | None, typer.Option(help="JSON file for the figures of every frame.")

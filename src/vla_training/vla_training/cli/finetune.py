@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vla_inference.cli.options import Holds
 from vla_inference.cli.output import JsonOption, print_json
 from vla_inference.errors import VlaError
 from vla_inference.system import progress
@@ -20,7 +21,9 @@ from vla_inference.system.files import writable
 
 
 def finetune(
-    vla_path: Annotated[str, typer.Option(help="Checkpoint folder or Hub id to begin with.")],
+    vla_path: Annotated[
+        str, typer.Option(help="Checkpoint folder or Hub id to begin with."), Holds.NAME_OR_PATH
+    ],
     run_root_dir: Annotated[Path, typer.Option(help="Folder of runs.")],
     dataset_name: Annotated[
         str,
@@ -84,11 +87,15 @@ def finetune(
     online_episodes: Annotated[int, typer.Option(help="Of each task in each round.")] = 50,
     online_steps: Annotated[int, typer.Option(help="Updates that a round lasts.")] = 500,
     online_parallel: Annotated[int, typer.Option(help="Workers; -1 one per core.")] = -1,
-    ray_address: Annotated[str, typer.Option(help="Ray cluster that generates.")] = "",
+    ray_address: Annotated[
+        str, typer.Option(help="Ray cluster that generates."), Holds.LOCAL
+    ] = "",
     no_tensorboard: Annotated[
         bool, typer.Option("--no-tensorboard", help="Leave out TensorBoard's files.")
     ] = False,
-    wandb: Annotated[str, typer.Option(help="Project of Weights & Biases to tell as well.")] = "",
+    wandb: Annotated[
+        str, typer.Option(help="Project of Weights & Biases to tell as well."), Holds.LOCAL
+    ] = "",
     no_merge: Annotated[
         bool, typer.Option("--no-merge", help="Leave the adapter by itself at the end.")
     ] = False,

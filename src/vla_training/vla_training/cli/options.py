@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vla_inference.cli.options import Holds
 from vla_inference.errors import VlaError
 from vla_inference.system.files import writable
 
@@ -24,13 +25,16 @@ ConventionsOption = Annotated[
 ReadOption = Annotated[
     list[str] | None,
     typer.Option(help="NAME=VALUE for the reader, such as action_topic=/servo/twist."),
+    Holds.LOCAL,
 ]
 InstructionOption = Annotated[
     str | None, typer.Option(help="Sentence of every step, in place of the dataset's own.")
 ]
 # Of a model and what it sees.
 ModelOption = Annotated[
-    str | None, typer.Option(help="Checkpoint; the small model that ships, if left out.")
+    str | None,
+    typer.Option(help="Checkpoint; the small model that ships, if left out."),
+    Holds.PATH,
 ]
 CameraOption = Annotated[
     str | None, typer.Option(help="Camera(s) that the model sees, separated by commas.")

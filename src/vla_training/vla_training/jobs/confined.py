@@ -33,6 +33,8 @@ def opened(words: Sequence[str]) -> Iterator[Path]:
     for name, value in given:
         if name in kind.paths | kind.names and name != "data-root-dir":
             yield Path(value)
+        elif name in kind.engines and ":" in value:
+            yield Path(value.partition(":")[2])
     # Only the datasets that are named: others beside them may lie wherever they like.
     data = Path(options.get("data-root-dir", "."))
     for name in filter(None, options.get("dataset-name", "").split(",")):

@@ -1,16 +1,24 @@
 """Which commands may run as jobs, with which options: everything else is refused.
 
-An option has to stand here because the node answers to everyone on the network: one that takes a
-path must be known as such to be confined to the root folder.
+The node answers to everyone on the network, so an option that takes a path must be known as such
+(`cli.options.Holds`) to be confined to the root folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vla_inference.cli.options import Holds, options_of
 from vla_inference.errors import VlaError
+from vla_sim_bridge.cli.generate import generate
+from vla_training.cli.convert import convert
+from vla_training.cli.eval import evaluate
+from vla_training.cli.finetune import finetune
+from vla_training.cli.study import study
+from vla_training.cli.train import train
 from vla_training.jobs.paths import confine
 
 MAX_WORDS, MAX_LENGTH = 256, 4096
@@ -21,6 +29,7 @@ class Kind:
     """A command and its options without the leading dashes, by what they take.
 
     names: options that take a name or a path: whatever could be a path is confined.
+    engines: options that take a name or NAME:FOLDER; the folder is confined.
     """
 
     subcommand: str
@@ -28,67 +37,39 @@ class Kind:
     values: frozenset[str]
     flags: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
+    engines: frozenset[str] = frozenset()
 
     @property
     def options(self) -> frozenset[str]:
-        return self.paths | self.values | self.flags | self.names
+        return self.paths | self.values | self.flags | self.names | self.engines
+
+    @classmethod
+    def of(cls, subcommand: str, function: Callable) -> Kind:
+        """All options of a command's function but those that are marked `Holds.LOCAL`."""
+        found: dict[Holds | str, set[str]] = defaultdict(set)
+        for option in options_of(function):
+            if option.holds is not Holds.LOCAL:
+                words = {word.removeprefix("--") for word in (*option.names, *option.off)}
+                found["flag" if option.flag else option.holds] |= words
+        return cls(
+            subcommand,
+            paths=frozenset(found[Holds.PATH]),
+            values=frozenset(found[Holds.VALUE]),
+            flags=frozenset(found["flag"]),
+            names=frozenset(found[Holds.NAME_OR_PATH]),
+            engines=frozenset(found[Holds.ENGINE_FOLDER]),
+        )
 
 
-def _kind(subcommand: str, paths: str, values: str, flags: str = "", names: str = "") -> Kind:
-    return Kind(subcommand, *(frozenset(words.split()) for words in (paths, values, flags, names)))
-
-
-KINDS: Mapping[str, Kind] = {
-    kind.subcommand: kind
-    for kind in (
-        _kind(
-            "generate",
-            paths="output source randomize-ranges",
-            values="task tasks episodes cameras camera-width camera-height seed parallel method "
-            "noise horizon select-source nearest randomize randomize-every recovery",
-            flags="keep-failures no-images",
-        ),
-        _kind(
-            "convert",
-            paths="dataset output",
-            values="dataset-type convert split conventions remap-keys width height sample-steps "
-            "sample-actions rotation max-episodes option workers instruction",
-            flags="overwrite lossless allow-no-images allow-no-instructions",
-        ),
-        _kind(
-            "train",
-            paths="data output",
-            values="batch-size steps minutes learning-rate devices seed",
-            flags="compile resume",
-        ),
-        _kind(
-            "finetune",
-            paths="data-root-dir run-root-dir",
-            values="dataset-name run-id lora-rank lora-alpha quantize batch-size "
-            "grad-accumulation-steps learning-rate weight-decay warmup-steps lr-schedule "
-            "max-grad-norm epochs max-steps action-head chunk num-images cameras proprio-dim "
-            "dataset-type action-space precision gradient-checkpointing workers seed device "
-            "save-steps log-steps val-split val-steps eval-steps eval-task eval-episodes "
-            "online-tasks online-episodes online-steps online-parallel",
-            flags="image-aug compile freeze-vision no-reshard no-merge no-tensorboard resume",
-            names="vla-path",
-        ),
-        _kind(
-            "study",
-            paths="output data start",
-            values="task episodes passes minutes seeds batch-size learning-rate eval-episodes "
-            "eval-seed horizon execute-steps devices parallel",
-            flags="compile",
-        ),
-        _kind(
-            "eval",
-            paths="dataset model reference-model save-stats report",
-            values="dataset-type split conventions max-episodes max-steps camera instruction "
-            "device dtype quantization",
-            names="action-space",
-        ),
-    )
+COMMANDS = {
+    "generate": generate,
+    "convert": convert,
+    "train": train,
+    "finetune": finetune,
+    "study": study,
+    "eval": evaluate,
 }
+KINDS: Mapping[str, Kind] = {name: Kind.of(name, command) for name, command in COMMANDS.items()}
 
 
 def get_kind(name: str, kinds: Mapping[str, Kind] = KINDS) -> Kind:
@@ -123,6 +104,9 @@ def command_words(kind: Kind, arguments: Sequence[str], root: Path) -> list[str]
             raise VlaError(f"the value of --{name} has a zero byte", "leave it out")
         if name in kind.paths or (name in kind.names and _may_be_path(value, root)):
             value = str(confine(root, value, f"--{name}"))
+        elif name in kind.engines and ":" in value:
+            engine, _, folder = value.partition(":")
+            value = f"{engine}:{confine(root, folder, f'--{name}')}"
         result.append(f"--{name}={value}")
     return result
 

@@ -17,7 +17,7 @@ AT_CONFIGURE: Table = {
     "unnorm_key": ("", "statistics to un-normalise with; empty: the only ones there are", None),
     "device": ("", "cpu, cuda, cuda:1 ...; empty: CUDA where there is one", None),
     "dtype": ("", "float32, bfloat16 or float16; empty: the device's usual one", None),
-    "engine": ("", "plain, torch, tvm:FOLDER or mlc:FOLDER; empty: plain", None),
+    "engine": ("", "plain, torch, tvm:FOLDER or mlc:FOLDER; empty: torch where it can run", None),
     "vision": (
         "",
         "onnx:FOLDER or tensorrt:FOLDER; empty: the engine's own vision encoders",
