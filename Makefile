@@ -40,10 +40,10 @@ bench: ## figures, never pass or fail (BENCHES="..." names of files in bench/)
 	@. .venv/vla_env.sh && for b in $(BENCHES); do \
 	  echo "== bench/$$b.py"; python3 "bench/$$b.py" $(ARGS) || exit 1; done
 
-lint: ## ruff, checks and format; figures in the pages against their results
+lint: ## ruff, checks and format; figures and options in the pages against results and code
 	@python3 -IS tools/setup.py --dev
 	@. .venv/vla_env.sh && ruff check . && ruff format --check . && \
-	  python3 bench/figures.py --check
+	  python3 bench/figures.py --check && python3 tools/options_page.py --check
 
 generate: ## demonstrations of TASK (ARGS as in ./vla generate --help)
 	@./vla generate --task $(TASK) $(ARGS)

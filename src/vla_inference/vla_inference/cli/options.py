@@ -26,7 +26,7 @@ class Holds(Enum):
 class CommandOption:
     """An option as the command line takes it.
 
-    names: with their dashes. off: those that turn a flag off. default: None if there is none.
+    names: with their dashes; an argument's in capitals. off: those that turn a flag off. default: None if there is none.
     """
 
     names: tuple[str, ...]
@@ -39,23 +39,28 @@ class CommandOption:
 
 
 def options_of(function: Callable) -> list[CommandOption]:
-    """The options of a command's function, in its order, without --help."""
+    """The options and arguments of a command's function, in its order, without --help."""
     app = typer.Typer(add_completion=False)
     app.command()(function)
     hints = typing.get_type_hints(function, include_extras=True)
     return [
         CommandOption(
-            names=tuple(parameter.opts),
+            names=_names(parameter),
             off=tuple(parameter.secondary_opts),
             help=parameter.help or "",
             default=None if parameter.required else parameter.default,
             required=parameter.required,
-            flag=parameter.is_flag,
+            flag=getattr(parameter, "is_flag", False),
             holds=_holds(hints[parameter.name]),
         )
         for parameter in typer.main.get_command(app).params
         if parameter.name in hints
     ]
+
+
+def _names(parameter: Any) -> tuple[str, ...]:
+    argument = parameter.param_type_name == "argument"
+    return (parameter.name.upper(),) if argument else tuple(parameter.opts)
 
 
 def _holds(hint: Any) -> Holds:
