@@ -26,7 +26,8 @@ class Holds(Enum):
 class CommandOption:
     """An option as the command line takes it.
 
-    names: with their dashes; an argument's in capitals. off: those that turn a flag off. default: None if there is none.
+    names: with their dashes; an argument's in capitals. off: those that turn a flag off.
+    default: None if there is none.
     """
 
     names: tuple[str, ...]
