@@ -142,7 +142,7 @@ def timed(config: GenerateConfig, output: Path, parallel: int) -> dict:
     return {
         "episodes": config.episodes,
         "processes": parallel,
-        "images": f"{config.width}x{config.height}, 1 camera",
+        "images": f"{config.camera_width}x{config.camera_height}, 1 camera",
         "seconds_in_all": round(total, 1),
         "seconds_per_episode_in_all": round(total / config.episodes, 2),
         "seconds_per_episode_steady": round(steady, 2),

@@ -1,4 +1,3 @@
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,13 +14,13 @@ from vla_sim_bridge.generation.shards import summarise
     [
         ({"tasks": ["Stack_D9"]}, "no task 'Stack_D9'"),
         ({"tasks": [","]}, "no task was given"),
-        ({"camera_width": 4}, "--camera-width is 4; give 16 to 4096 pixels"),
+        ({"camera_width": 4}, "--camera-width is 4; give 16 to 4096"),
         ({"noise": 2.0}, "--noise is 2.0; give 0 to 1"),
         ({"horizon": 0}, "--horizon is 0"),
         ({"parallel": 0}, "--parallel is 0"),
-        ({"source": Path("nowhere.hdf5")}, "no source file nowhere.hdf5"),
-        ({"episodes": 0}, "0 episodes were asked for; ask for at least 1"),
-        ({"method": "magic"}, "no method 'magic'"),
+        ({"source": "nowhere.hdf5"}, "no source file nowhere.hdf5"),
+        ({"episodes": 0}, "--episodes is 0; give at least 1"),
+        ({"method": "magic"}, "--method is 'magic'; use scripted or mimicgen"),
         ({"randomize": "colors"}, "'colors' cannot be randomised; use colours, camera"),
         ({"randomize_every": "day"}, "use 'episode' or 'frame'"),
         ({"recovery": 2.0}, "give 0 to 1"),

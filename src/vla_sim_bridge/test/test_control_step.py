@@ -39,7 +39,13 @@ def both(monkeypatch, sim, play):
 )
 def test_a_generated_episode_is_the_same_to_the_byte(monkeypatch, task, attempts, horizon):
     config = GenerateConfig(
-        task, seed=11, noise=0.4, recovery=1.0, horizon=horizon, images=False, compression=None
+        task=task,
+        seed=11,
+        noise=0.4,
+        recovery=1.0,
+        horizon=horizon,
+        images=False,
+        compression=None,
     )
     sim = Simulation(task)
     outcomes = set()

@@ -13,8 +13,11 @@ from vla_sim_bridge.envs.robosuite_sim import Simulation, episode_rng
 from vla_sim_bridge.generation.attempt import make_attempt
 from vla_sim_bridge.generation.generate import GenerateConfig
 
-SIZE = {"cameras": ("agentview", "robot0_eye_in_hand"), "width": 32, "height": 32}
-CONFIG = GenerateConfig(task="Stack_D1", seed=5, **SIZE)
+CAMERAS = ("agentview", "robot0_eye_in_hand")
+SIZE = {"cameras": CAMERAS, "width": 32, "height": 32}
+CONFIG = GenerateConfig(
+    task="Stack_D1", seed=5, cameras=CAMERAS, camera_width=32, camera_height=32
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,25 +1,74 @@
-"""The options of a command, read from its function: for help, jobs and the reference alike."""
+"""The options of a command: made of a config's fields, and read from the command's function."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer.main
 
+from vla_inference.errors import VlaError
+from vla_inference.options import Holds, options
 
-class Holds(Enum):
-    """What an option's value holds. Beside `typer.Option` in an annotation; a `Path` is a PATH."""
 
-    VALUE = "a number, a name, a sentence"
-    PATH = "a path"
-    NAME_OR_PATH = "a name, or a path"
-    ENGINE_FOLDER = "a name, or NAME:FOLDER"
-    LOCAL = "what only the user of this machine may say, no job"
+def takes(config: type) -> Callable[[Callable], Callable]:
+    """The first parameter of the decorated function, a `config`, becomes its fields as options.
+
+    Its tuples are given as words between commas.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        hints = typing.get_type_hints(config)
+        own = [_parameter(f, about, hints[f.name]) for f, about in options(config)]
+        said = typing.get_type_hints(function, include_extras=True)
+        _, *others = inspect.signature(function).parameters.values()
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        others = [p.replace(annotation=said[p.name], kind=keyword) for p in others]
+        tuples = {p.name: hints[p.name] for p in own if typing.get_origin(hints[p.name]) is tuple}
+
+        @functools.wraps(function)
+        def command(**given: Any) -> Any:
+            values = {p.name: given.pop(p.name, p.default) for p in own}
+            for name, kind in tuples.items():
+                values[name] = _words(name, values[name], typing.get_args(kind)[0])
+            return function(config(**values), **given)
+
+        everything = [*own, *others]
+        command.__signature__ = inspect.Signature(everything)
+        command.__annotations__ = {p.name: p.annotation for p in everything}
+        return command
+
+    return decorate
+
+
+def _parameter(f: Any, about: Any, kind: Any) -> inspect.Parameter:
+    default = inspect.Parameter.empty if f.default is MISSING else f.default
+    if typing.get_origin(kind) is tuple:
+        kind, default = str, ",".join(map(str, default))
+    names = about.names
+    if kind is bool and default is False and not names:
+        names = ("--" + f.name.replace("_", "-"),)  # a flag that is off needs no way to be off
+    marks = [typer.Option(*names, help=about.help), *([about.holds] if about.holds else [])]
+    return inspect.Parameter(
+        f.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[(kind, *marks)],
+    )
+
+
+def _words(name: str, text: str, kind: type) -> tuple:
+    words = text.replace(",", " ").split()
+    try:
+        return tuple(kind(word) for word in words)
+    except ValueError:
+        option = "--" + name.replace("_", "-")
+        raise VlaError(f"{option} is {text!r}", "give numbers, separated by commas") from None
 
 
 @dataclass(frozen=True)

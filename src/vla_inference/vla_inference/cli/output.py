@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vla_inference.cli.options import Holds
+from vla_inference.options import Holds
 
 # Use as the type of a command's argument: `def info(..., as_json: JsonOption = False)`.
 JsonOption = Annotated[

@@ -83,12 +83,13 @@ def _policy(sim, config, rng, sources) -> tuple[Iterator, int]:
     from vla_sim_bridge.experts.motion import Noise
     from vla_sim_bridge.mimicgen.method import MimicGenConfig, mimicgen_policy
 
+    horizon = config.horizon or sim.task.horizon
     if config.method == "mimicgen":
-        settings = MimicGenConfig(selection=config.selection, nearest=config.nearest)
+        settings = MimicGenConfig(selection=config.select_source, nearest=config.nearest)
         # a human's demonstration takes its time
-        return mimicgen_policy(sim, sources, rng, settings), 10 * config.horizon
+        return mimicgen_policy(sim, sources, rng, settings), 10 * horizon
     noise = Noise(rng, rng.uniform(0, config.noise))
-    return _expert_steps(sim, noise, expert_for(sim.task)), config.horizon
+    return _expert_steps(sim, noise, expert_for(sim.task)), horizon
 
 
 def _expert_steps(sim, noise, expert):
@@ -122,10 +123,11 @@ class Recorder:
     """Collects what a demonstration consists of, step by step."""
 
     def __init__(self, sim: Simulation, images: bool = True):
-        self.sim, self.images = sim, images
+        self.sim = sim
         self.scene = sim.scene_record()
         self.rows: list[dict] = []
-        self.images: dict[str, list[np.ndarray]] = {c: [] for c in sim.cameras}
+        cameras = sim.cameras if images else ()
+        self.images: dict[str, list[np.ndarray]] = {camera: [] for camera in cameras}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -133,9 +135,8 @@ class Recorder:
     def before(self, action: np.ndarray) -> None:
         """Record the world as it is and the SI action chosen for it."""
         sim = self.sim
-        if self.images:
-            for camera in sim.cameras:
-                self.images[camera].append(sim.render(camera))
+        for camera, images in self.images.items():
+            images.append(sim.render(camera))
         eef = sim.eef_pose()
         self.rows.append(
             {

@@ -3,37 +3,53 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from vla_inference.errors import VlaError
+from vla_inference.options import Holds, check_options, option
 from vla_sim_bridge.envs.randomization import Randomize, Ranges
 
 METHODS = ("scripted", "mimicgen")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
     """What to generate. Two calls with the same values make the same data."""
 
     task: str = "Stack_D2"
-    episodes: int = 100
-    cameras: tuple[str, ...] = ("agentview",)
-    width: int = 224
-    height: int = 224
-    seed: int = 0
-    method: str = "scripted"  # or "mimicgen"
-    source: str | None = None  # mimicgen: HDF5 with sources; None: the human's that ships
-    # scripted only: largest standard deviation of executed noise, in full actions
-    noise: float = 0.2
-    horizon: int = 200
-    compression: str | None = "gzip"
-    images: bool = True
-    selection: str = "nearest_neighbor_object"  # mimicgen: see `mimicgen.SELECTIONS`
-    nearest: int = 3
-    randomize: tuple[str, ...] = ()  # see `randomization.PARTS`
-    randomize_every: str = "episode"  # or "frame"
+    episodes: int = option(100, "Successful episodes per task.", low=1)
+    cameras: tuple[str, ...] = option(
+        ("agentview",), "Cameras, separated by commas: agentview,wrist,frontview."
+    )
+    camera_width: int = option(224, "Width of the images, pixels.", low=16, high=4096)
+    camera_height: int = option(224, "Height of the images, pixels.", low=16, high=4096)
+    seed: int = option(0, "All chance comes from it.")
+    method: str = option("scripted", "scripted, or mimicgen.", choices=METHODS)
+    source: str | None = option(
+        None, "HDF5 with sources for mimicgen; the human's that ships.", holds=Holds.PATH
+    )
+    select_source: str = option(
+        "nearest_neighbor_object",
+        "mimicgen: random, nearest_neighbor_object, nearest_neighbor_robot_distance.",
+    )
+    nearest: int = option(3, "mimicgen: chance decides among so many.", low=1)
+    noise: float = option(
+        0.2, "scripted: most executed noise, full actions, 0 to 1.", low=0.0, high=1.0
+    )
+    horizon: int | None = option(
+        None, "Steps until an attempt has failed, the task's own; mimicgen: 10 times.", low=1
+    )
+    randomize: tuple[str, ...] = option(
+        (), "Any of colours,camera,light,dynamics; nothing, if left out."
+    )
+    randomize_every: str = option("episode", "episode, or frame; dynamics hold for an episode.")
     randomize_ranges: dict = field(default_factory=dict)  # other than the default `Ranges`
-    recovery: float = 0.0  # share of episodes with a mishap, see `recovery`
-    keep_failures: bool = False  # in failed.hdf5
+    recovery: float = option(
+        0.0, "Share of episodes where the arm or an object is pushed off.", low=0.0, high=1.0
+    )
+    keep_failures: bool = option(False, "Keep failed attempts in failed.hdf5.")
+    images: bool = option(True, "Render the cameras; leave out for speed.")
+    compression: str | None = "gzip"
 
     def look(self) -> Randomize:
         ranges = Ranges.make(self.randomize_ranges)
@@ -42,16 +58,14 @@ class GenerateConfig:
     def check(self) -> None:
         from vla_sim_bridge.mimicgen.method import SELECTIONS
 
-        if self.episodes < 1:
-            raise VlaError(f"{self.episodes} episodes were asked for", "ask for at least 1")
-        if self.method not in METHODS:
-            raise VlaError(f"there is no method {self.method!r}", f"use {' or '.join(METHODS)}")
-        if self.selection not in SELECTIONS:
+        check_options(self)
+        if self.select_source not in SELECTIONS:
             raise VlaError(
-                f"sources cannot be selected by {self.selection!r}", f"use {', '.join(SELECTIONS)}"
+                f"sources cannot be selected by {self.select_source!r}",
+                f"use {', '.join(SELECTIONS)}",
             )
-        if self.nearest < 1:
-            raise VlaError(f"one of the {self.nearest} nearest sources", "give at least 1")
-        if not 0 <= self.recovery <= 1:
-            raise VlaError(f"recovery in a share of {self.recovery}", "give 0 to 1")
+        if self.source is not None and not Path(self.source).is_file():
+            raise VlaError(f"there is no source file {self.source}", "correct --source")
+        if self.images and not self.cameras:
+            raise VlaError("no camera was given", "give --cameras agentview, or --no-images")
         self.look()

@@ -179,7 +179,11 @@ def _make_play(config: GenerateConfig, sources, parts: str | None) -> Callable[[
     parts: where the worker itself stores what it made; None: the caller does.
     """
     sim = Simulation(
-        config.task, config.cameras, config.width, config.height, randomize=config.look()
+        config.task,
+        config.cameras,
+        config.camera_width,
+        config.camera_height,
+        randomize=config.look(),
     )
     demonstrations = None
     if config.method == "mimicgen":

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from vla_inference.cli.options import Holds
 from vla_inference.cli.output import (
     DeviceOption,
     EngineOption,
@@ -18,6 +17,7 @@ from vla_inference.cli.output import (
     VisionOption,
     print_json,
 )
+from vla_inference.options import Holds
 from vla_inference.system import progress
 from vla_inference.system.files import writable
 from vla_training.cli.options import (

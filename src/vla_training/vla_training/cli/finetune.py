@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from vla_inference.cli.options import Holds
 from vla_inference.cli.output import JsonOption, print_json
 from vla_inference.errors import VlaError
+from vla_inference.options import Holds
 from vla_inference.system import progress
 from vla_inference.system.files import writable
 

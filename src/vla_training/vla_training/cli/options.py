@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vla_inference.cli.options import Holds
 from vla_inference.errors import VlaError
+from vla_inference.options import Holds
 from vla_inference.system.files import writable
 
 # Of a dataset.

@@ -1,7 +1,7 @@
 """Which commands may run as jobs, with which options: everything else is refused.
 
 The node answers to everyone on the network, so an option that takes a path must be known as such
-(`cli.options.Holds`) to be confined to the root folder.
+(`options.Holds`) to be confined to the root folder.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vla_inference.cli.options import Holds, options_of
+from vla_inference.cli.options import options_of
 from vla_inference.errors import VlaError
+from vla_inference.options import Holds
 from vla_sim_bridge.cli.generate import generate
 from vla_training.cli.convert import convert
 from vla_training.cli.eval import evaluate

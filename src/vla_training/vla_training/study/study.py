@@ -97,7 +97,7 @@ class Study:
 
         wanted = max(config.episodes) + HELD_OUT
         self.say(f"generating {wanted} episodes of {config.task}")
-        made = GenerateConfig(config.task, wanted, horizon=get_task(config.task).horizon)
+        made = GenerateConfig(task=config.task, episodes=wanted)
 
         def tell(done) -> None:
             progress.report(0, 0, f"generated {done.successes} of {wanted}")

@@ -1,0 +1,80 @@
+"""An option is said once: a field of a config that is an option of its command as well.
+
+`cli.options.takes` makes the command's options of such fields, and what is read off the command
+(help, what a job may name, docs/options.md) follows. `check_options` holds values to what the
+fields say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, field, fields
+from enum import Enum
+from typing import Any
+
+from vla_inference.errors import VlaError
+
+KEY = "option"
+
+
+class Holds(Enum):
+    """What the value of an option holds. A `Path` is a PATH without being told."""
+
+    VALUE = "a number, a name, a sentence"
+    PATH = "a path"
+    NAME_OR_PATH = "a name, or a path"
+    ENGINE_FOLDER = "a name, or NAME:FOLDER"
+    LOCAL = "what only the user of this machine may say, no job"
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a field says of itself as an option.
+
+    low, high: least and greatest value. above: a number that it must exceed. choices: all values.
+    names: with dashes; the field's own name if empty.
+    """
+
+    help: str
+    low: float | None = None
+    above: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    holds: Holds | None = None
+
+
+def option(default: Any = MISSING, help: str = "", **about: Any) -> Any:
+    """A field of a dataclass that is an option; `about` as in `Option`."""
+    return field(default=default, metadata={KEY: Option(help, **about)})
+
+
+def options(kind: Any) -> Iterator[tuple[Field, Option]]:
+    """The fields of a dataclass, or of one of its objects, that are options."""
+    return ((f, f.metadata[KEY]) for f in fields(kind) if KEY in f.metadata)
+
+
+def check_options(config: Any) -> None:
+    """Raises VlaError where a value is not what its field allows; None is always allowed."""
+    for f, about in options(config):
+        value = getattr(config, f.name)
+        if value is None:
+            continue
+        if remedy := _remedy(value, about):
+            raise VlaError(f"--{f.name.replace('_', '-')} is {value!r}", remedy)
+
+
+def _remedy(value: Any, about: Option) -> str:
+    """What to give instead; empty: the value will do."""
+    if about.choices and value not in about.choices:
+        return f"use {', '.join(about.choices[:-1])} or {about.choices[-1]}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "give a finite number"
+    if about.low is not None and about.high is not None and not about.low <= value <= about.high:
+        return f"give {about.low:g} to {about.high:g}"
+    if about.low is not None and value < about.low:
+        return f"give at least {about.low:g}"
+    if about.above is not None and not value > about.above:
+        return f"give more than {about.above:g}"
+    return ""
