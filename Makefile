@@ -7,7 +7,7 @@ TASK ?= Stack_D0
 EPISODES ?= 100
 SEED ?= 7
 ARGS ?=
-BENCHES ?= closed_loop generation rlds_reader speed
+BENCHES ?= closed_loop/closed_loop data/generation data/rlds_reader inference/speed
 NAMES ?=
 
 .PHONY: help setup demo test compat matrix eval bench lint generate train clean
@@ -35,7 +35,7 @@ matrix: ## a quick set of tests under Python 3.10 to 3.12, with Jazzy's and Kilt
 eval: ## closed loop: success over EPISODES of TASK from SEED
 	@./vla rollout --task $(TASK) --episodes $(EPISODES) --seed $(SEED) $(ARGS)
 
-bench: ## figures, never pass or fail (BENCHES="..." names of files in bench/)
+bench: ## figures, never pass or fail (BENCHES="..." files in bench/)
 	@python3 -IS tools/setup.py --dev
 	@. .venv/vla_env.sh && for b in $(BENCHES); do \
 	  echo "== bench/$$b.py"; python3 "bench/$$b.py" $(ARGS) || exit 1; done
@@ -43,7 +43,7 @@ bench: ## figures, never pass or fail (BENCHES="..." names of files in bench/)
 lint: ## ruff, checks and format; figures and options in the pages against results and code
 	@python3 -IS tools/setup.py --dev
 	@. .venv/vla_env.sh && ruff check . && ruff format --check . && \
-	  python3 bench/figures.py --check && python3 tools/options_page.py --check
+	  python3 tools/figures.py --check && python3 tools/options_page.py --check
 
 generate: ## demonstrations of TASK (ARGS as in ./vla generate --help)
 	@./vla generate --task $(TASK) $(ARGS)

@@ -22,6 +22,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
+# In a checkout that is not built, such as a copy on another machine, the packages are these.
+sys.path += map(str, sorted((ROOT / "src").glob("vla_*")))
 # Distributions whose version a figure may depend on, by the module that shows they took part.
 PACKAGES = {
     "torch": "torch",

@@ -1,6 +1,6 @@
 """Faults in a running graph of processes: each ends in a stop with its reason, and passes.
 
-`bench/faults.py` measures the same, 20 times each.
+`test/robustness/faults.py` measures the same, 20 times each.
 """
 
 from __future__ import annotations

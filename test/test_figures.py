@@ -64,3 +64,12 @@ def test_notes_must_say_that_nothing_was_kept(repository):
 def test_a_result_without_provenance_is_found(repository):
     (repository / "bench/results/new.json").write_text("{}")
     assert any("new.json: no provenance" in line for line in figures.wrong())
+
+
+def test_a_command_names_its_script_where_it_lies_now():
+    kept = "torchrun --nproc-per-node 2 bench/speed.py --repeats 9"
+    now = "torchrun --nproc-per-node 2 bench/inference/speed.py --repeats 9"
+    assert figures.as_of_now(kept) == figures.as_of_now(now) == now
+    assert figures.as_of_now("vla study DATA") == "vla study DATA"
+    with pytest.raises(SystemExit, match="in 0 places"):
+        figures.as_of_now("python bench/gone.py")

@@ -118,7 +118,7 @@ def test_we_read_its_own(tmp_path):
 @pytest.mark.skipif(not BRIDGE.is_dir(), reason=f"no {BRIDGE}: VLA_TEST_DATA names its folder")
 def test_the_bridge_slice_is_what_it_reads():
     done = subprocess.run(
-        [sys.executable, ROOT / "bench" / "rlds_reader.py", "--data", BRIDGE, "--repeat", "1"],
+        [sys.executable, ROOT / "bench/data/rlds_reader.py", "--data", BRIDGE, "--repeat", "1"],
         capture_output=True,
         text=True,
         check=True,

@@ -81,7 +81,7 @@ def test_what_cannot_be_trained_on_together_is_refused():
 
 @needs_bridge
 def test_a_model_trained_on_the_bridge_slice_speaks_its_action_space(tmp_path):
-    """A few steps only: whether it fits is for bench/fit_bridge.py to show."""
+    """A few steps only: whether it fits is for tools/fit_bridge.py to show."""
     tiny = copy.deepcopy(SMALL)
     tiny["vision_towers"][0].update(
         image_size=64, embed_dim=64, num_heads=2, mlp_hidden=64, depth=2

@@ -1,4 +1,4 @@
-"""bench/quantized_rollouts.py: what fewer bits cost in closed loop, paired by episode."""
+"""quantized_rollouts.py of bench/closed_loop: what fewer bits cost, paired by episode."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def early() -> dict[str, bool]:
 
 @cache
 def tuned() -> dict[str, dict]:
-    """What was measured best on this chip, by kernel and shape (`bench/tune_kernels.py`)."""
+    """What was measured best on this chip, by kernel and shape (`tools/tune_kernels.py`)."""
     return json.loads(TUNED.read_text()).get(chip(), {}) if TUNED.exists() else {}
 
 

@@ -1,0 +1,488 @@
+#!/usr/bin/env python3
+"""Fill the pages' tables of measured figures from committed results; check every stated figure.
+
+    python tools/figures.py            # writes the tables
+    python tools/figures.py --check    # exit status 1 where a page and its results differ
+
+Three things are checked. Tables are those that the results give. Each figure in the prose of a
+page (`CLAIMS`) is what its result gives. And no page states a figure that neither a table nor a
+claim covers, so that a new one cannot be written without its result; sections marked as
+development notes say themselves that no result is kept. Every result must say its command, commit,
+device and versions (bench/common.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
+import roofline
+import study_page
+import task_rates_table
+from common import RESULTS, ROOT, read
+from pages import fill_tables
+
+README = ROOT / "README.md"
+CARD = "models/stack-small/evaluation"
+SCRIPTS = ("bench", "test/robustness", "tools")
+SUCCESS = "python bench/closed_loop/success.py"
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: what was measured, the figure that the results give, the command."""
+
+    what: str
+    figure: Callable[..., str]
+    results: tuple[str, ...]
+    command: str = ""  # default: that of the first result
+
+    def line(self) -> str:
+        found = [read(name) for name in self.results]
+        command = self.command or as_of_now(found[0]["provenance"]["command"])
+        return f"| {self.what} | {self.figure(*found)} | `{command}` |"
+
+
+def as_of_now(command: str) -> str:
+    """A kept result's command, with its script where it lies today."""
+    old = re.search(r"\S+\.py", command)
+    if old is None or (ROOT / old[0]).exists():
+        return command
+    found = [p for folder in SCRIPTS for p in (ROOT / folder).rglob(Path(old[0]).name)]
+    if len(found) != 1:
+        raise SystemExit(f"{old[0]} of a result is in {len(found)} places of {SCRIPTS}")
+    return command.replace(old[0], str(found[0].relative_to(ROOT)))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence or part of one that must stand in a page, made of what the results give."""
+
+    page: str
+    text: Callable[..., str]
+    results: tuple[str, ...]
+
+
+# -- how figures are written ------------------------------------------------------------------
+
+
+def success(r: Result) -> str:
+    """97 % of 100 (91.5 to 99.0)"""
+    low, high = (100 * v for v in r["success_rate_wilson95"])
+    return f"{100 * r['success_rate']:.4g} % of {r['episodes']} ({low:.1f} to {high:.1f})"
+
+
+def point(report: Result, **wanted: Any) -> Result:
+    """The row of a report whose values are these."""
+    fits = [r for r in report["rows"] if all(r.get(k) == v for k, v in wanted.items())]
+    if len(fits) != 1:
+        raise SystemExit(f"{len(fits)} rows of {report['provenance']['command']} have {wanted}")
+    return fits[0]
+
+
+def fastest(report: Result, **wanted: Any) -> Result:
+    rows = [r for r in report["rows"] if all(r.get(k) == v for k, v in wanted.items())]
+    return max((r for r in rows if "samples_per_s" in r), key=lambda r: r["samples_per_s"])
+
+
+def pooled(name: str, *reports: Result) -> str:
+    won = sum(r["formats"][name]["successes"] for r in reports)
+    return f"{100 * won / sum(r['episodes'] for r in reports):.1f}"
+
+
+def finetune(r: Result) -> str:
+    ours, theirs = point(r, point="lora", batch=16), fastest(r, point="rival", compile=True)
+    plain = point(r, point="rival", batch=16, compile=False)
+    compiled = point(r, point="rival", batch=16, compile=True)
+    best = fastest(r, point="lora")
+    return (
+        f"{best['samples_per_s']:.1f} samples/s at batch {best['batch']}, "
+        f"{100 * best['mfu']:.0f} % of the chip's arithmetic. peft at equal batch (16): "
+        f"{ours['samples_per_s'] / plain['samples_per_s']:.2f} times its plain loop, "
+        f"{ours['samples_per_s'] / compiled['samples_per_s']:.2f} times one whose blocks are "
+        f"compiled; best against best (compiled, batch {theirs['batch']}) "
+        f"{best['samples_per_s'] / theirs['samples_per_s']:.2f} times"
+    )
+
+
+def two_gpus(r: Result) -> str:
+    one, two = (point(r, point="lora", gpus=n)["samples_per_s"] for n in (1, 2))
+    full = point(r, point="full", gpus=2)["samples_per_s"]
+    return f"{two:.0f} samples/s, {two / one:.1f} times one GPU; {full:.0f} samples/s"
+
+
+def faults(r: Result) -> str:
+    rows = r["rows"]
+    times, good = sum(f["times"] for f in rows), sum(f["recovered"] for f in rows)
+    worst = max(f["beyond_worst_ms"] for f in rows if f.get("beyond_worst_ms") is not None)
+    return (
+        f"{good} of {times} safe and recovered, at most {worst:.0f} ms after the bound of the "
+        "watchdog in charge"
+    )
+
+
+def times(report: Result, path: str, other: str = "reference") -> str:
+    paths = report["paths"]
+    return f"{paths[other]['median_ms'] / paths[path]['median_ms']:.1f}"
+
+
+def latencies(r: Result) -> str:
+    p = r["paths"]
+    names = ("torch", "torch:int8", "torch:fp8", "torch:int4")
+    ms = " / ".join(f"{p[n]['median_ms']:.1f}" for n in names)
+    faster = ", ".join(times(r, n) for n in names)
+    return f"{ms} ms an action: {faster} times the reference in that run"
+
+
+# -- the tables of README ---------------------------------------------------------------------
+
+LOOP = (
+    Row(
+        "success, `Stack_D0`",
+        success,
+        (f"{CARD}/Stack_D0_seed7.json",),
+        f"{SUCCESS} --ros Stack_D0:100",
+    ),
+    Row(
+        "success, `Stack_D2`: whole table, random colours and sentences",
+        lambda r: f"{success(r)}, {r['mean_frames_all']:.1f} frames a run",
+        (f"{CARD}/Stack_D2_seed7.json",),
+        f"{SUCCESS} --ros Stack_D2:100",
+    ),
+    Row(
+        "image to action chunk (8 steps)",
+        lambda r: f"{r['latency_ms']['median']:.0f} ms median",
+        (f"{CARD}/Stack_D2_seed7.json",),
+        "the same",
+    ),
+    Row(
+        "closed loop, simulation included",
+        lambda r: f"{r['action_steps_per_s']:.0f} action steps/s",
+        (f"{CARD}/Stack_D2_seed7.json",),
+        "the same",
+    ),
+    Row(
+        "what ROS adds to a frame",
+        lambda r: f"{r['ros_overhead_ms']['median']:.1f} ms median",
+        (f"{CARD}/Stack_D2_seed7.json",),
+        "the same",
+    ),
+    Row(
+        "success, `Stack_L`: two blocks of one size, the sentence alone says which goes on which",
+        lambda r: f"{success(r)}, wrong order {100 * r['wrong_order'] / r['episodes']:.1f} %",
+        (f"{CARD}/Stack_L_train_seed7.json",),
+        f"{SUCCESS} Stack_L:200",
+    ),
+    Row(
+        "the same, in sentences of a development set that training never draws",
+        success,
+        (f"{CARD}/Stack_L_held-out_seed7.json",),
+        f"{SUCCESS} Stack_L:200:held-out",
+    ),
+    Row(
+        "the same, in sentences as people type them",
+        success,
+        (f"{CARD}/Stack_L_free_seed7.json",),
+        f"{SUCCESS} Stack_L:120:free",
+    ),
+    Row(
+        "success, `Lift_D1`, the same weights",
+        success,
+        (f"{CARD}/Lift_D1_train_seed7.json",),
+        f"{SUCCESS} Lift_D1:100",
+    ),
+    Row(
+        "success, `Stack_D2`, with weights of 32, 8 and 4 bits, the same 600 episodes",
+        lambda *r: ", ".join(pooled(n, *r) for n in ("fp32", "int8", "int4-g32")) + " %",
+        ("quantized_rollouts.json", "quantized_rollouts_seed8.json"),
+        "python bench/closed_loop/quantized_rollouts.py`, `--episodes 400 --seed 8`, "
+        "`--pool` of both",
+    ),
+)
+ROBOT = (
+    Row(
+        "success by twists alone, by target poses alone, `Stack_D0`, at the limits of the "
+        "simulated arm's own controller (1.8 m/s), which hardly ever act",
+        lambda a, b: f"{a['successes']} of {a['episodes']}, {b['successes']} of {b['episodes']}",
+        ("robot_twist.json", "robot_pose.json"),
+        "python bench/closed_loop/robot_paths.py --path twist --episodes 100",
+    ),
+    Row(
+        "an hour in real time at 20 Hz, jobs and model changes beside it",
+        lambda r: (
+            f"{100 * r['missed_share']:.2f} % of {r['command_periods']:,} command periods "
+            f"missed, {sum(r['stops'].values()) or 'no'} stop, "
+            f"{max(p['mb_growth'] for p in r['processes'].values()):.0f} MB more; "
+            f"commit {r['provenance']['commit'].split(',')[0]}"
+        ),
+        ("soak.json",),
+    ),
+    Row("faults in the running graph, 20 times each", faults, ("faults.json",)),
+)
+GPU = (
+    Row(
+        "reference path: transformers' `generate`, bf16",
+        lambda r: f"{r['paths']['reference']['median_ms']:.0f} ms an action",
+        ("speed_h200.json",),
+    ),
+    Row(
+        "`engine: torch`, bf16 / int8 / FP8 / int4 weights",
+        latencies,
+        ("speed_h200.json",),
+        "the same",
+    ),
+    Row(
+        "OpenVLA-OFT, a chunk of 8 actions, bf16 / FP8",
+        lambda r: (
+            f"{r['paths']['torch']['median_ms']:.1f} / "
+            f"{r['paths']['torch:fp8']['median_ms']:.1f} ms"
+        ),
+        ("oft_h200.json",),
+    ),
+    Row(
+        "bf16 tokens against float32, 200 observations",
+        lambda r: (
+            f"{r['tokens']['all_equal']} of {r['tokens']['observations']} answers equal; "
+            f"all {r['tokens']['clear_and_equal']} whose tokens are no near-tie "
+            f"(gap > {r['tokens']['gap_threshold']})"
+        ),
+        ("openvla_7b_h200.json",),
+    ),
+    Row("LoRA r=32, bf16", finetune, ("finetune_h200.json",)),
+    Row(
+        "LoRA in the least memory; QLoRA",
+        lambda r: (
+            f"{point(r, point='lora-memory', batch=1)['peak_gb']:.1f} GB; "
+            f"{point(r, point='qlora', batch=1)['peak_gb']:.1f} GB"
+        ),
+        ("finetune_memory_h200.json",),
+    ),
+    Row(
+        "two GPUs: LoRA, batch 32 each; all weights (FSDP2)",
+        two_gpus,
+        ("finetune_scaling_h200.json",),
+        "torchrun --nproc-per-node 2 bench/training/finetune_scaling.py --batch 32`, "
+        "with `--rank 32",
+    ),
+    Row(
+        "demonstrations, 224 x 224, one GPU and 16 cores",
+        lambda r: (
+            f"{r['episodes'] / r['seconds_in_all']:.0f} episodes/s with the workers' start, "
+            f"{1 / r['seconds_per_episode_steady']:.0f} once they run"
+        ),
+        ("generation_h200.json",),
+    ),
+)
+TABLES = {"figures: loop": LOOP, "figures: robot": ROBOT, "figures: gpu": GPU}
+HEAD = ["| what | figure | command |", "|---|---|---|"]
+
+
+def tables() -> dict[str, list[str]]:
+    return {name: [*HEAD, *(row.line() for row in rows)] for name, rows in TABLES.items()}
+
+
+# -- figures in prose -------------------------------------------------------------------------
+
+CARD_PAGE = "models/stack-small/README.md"
+BITS = ("quantized_rollouts.json", "quantized_rollouts_seed8.json")
+PLAYED = {  # result -> sentences, command
+    "Stack_D0_seed7": ("its one", f"{SUCCESS} --ros Stack_D0:100"),
+    "Stack_D2_seed7": ("trained on", f"{SUCCESS} --ros Stack_D2:100"),
+    "Stack_L_train_seed7": ("trained on", f"{SUCCESS} Stack_L:200"),
+    "Stack_L_held-out_seed7": (
+        "development set",
+        f"{SUCCESS} Stack_L:200:held-out",
+    ),
+    "Stack_L_free_seed7": (
+        "free: 60 sentences",
+        f"{SUCCESS} Stack_L:120:free",
+    ),
+    "Lift_D1_train_seed7": ("trained on", f"{SUCCESS} Lift_D1:100"),
+}
+
+
+def card() -> list[str]:
+    names = ("task", "sentences", "success", "95 %", "wrong order", "mean frames, all", "command")
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for name, (sentences, command) in PLAYED.items():
+        r = read(f"{CARD}/{name}.json")
+        low, high = (100 * v for v in r["success_rate_wilson95"])
+        order = str(r["wrong_order"]) if "Stack_L" in name else ""
+        lines.append(
+            f"| {'_'.join(name.split('_')[:2])} | {sentences} | "
+            f"{r['successes']} of {r['episodes']} | "
+            f"{low:.1f} to {high:.1f} % | {order} | {r['mean_frames_all']:.1f} | `{command}` |"
+        )
+    return lines
+
+
+def fewer_bits() -> list[str]:
+    lines = ["| episodes | fp32 | int8 | int4-g32 |", "|---|---|---|---|"]
+    for report in map(read, BITS):
+        cells = []
+        for name in ("fp32", "int8", "int4-g32"):
+            found = report["formats"][name]
+            cells.append(str(found["successes"]))
+            if "minus_fp32" in found:
+                change = {k: 100 * v for k, v in found["minus_fp32"].items()}
+                cells[-1] += " ({difference:+.1f}; {low:.1f} to {high:.1f})".format(**change)
+        lines.append(
+            f"| {report['episodes']} of seed {report['seed']} | " + " | ".join(cells) + " |"
+        )
+    return lines
+
+
+def _won(name: str, reports: tuple[Result, ...]) -> int:
+    return sum(r["formats"][name]["successes"] for r in reports)
+
+
+CLAIMS = (
+    Claim(
+        CARD_PAGE,
+        lambda *r: f"Of {sum(x['episodes'] for x in r)} episodes",
+        BITS,
+    ),
+    Claim(
+        CARD_PAGE,
+        lambda *r: (
+            f"it does {_won('fp32', r)}, at int8 {_won('int8', r)}, at int4 {_won('int4-g32', r)}"
+        ),
+        BITS,
+    ),
+    Claim(
+        "docs/how-to.md",
+        lambda r: (
+            "the float16 graph of the full-size vision encoders in ONNX Runtime on a CPU: "
+            f"{100 * r['relative_error_at_export']:.2f} % off PyTorch in float32, "
+            f"{r['onnx']['equal_tokens']} action tokens equal"
+        ),
+        ("vision_onnx.json",),
+    ),
+    Claim(
+        "docs/how-to.md",
+        lambda r: (
+            f"{r['tokens']['equal_tokens']} tokens those of the plain model on the same "
+            f"weights, {r['tvm_ms']['answer']:.0f} ms for what the `torch` engine does in "
+            f"{r['torch_engine_ms']['answer']:.0f}, because TVM's schedules take "
+            f"{r['tvm_ms']['prefill']:.0f} ms for the prefill"
+        ),
+        ("tvm_int4_h200.json",),
+    ),
+)
+# What states no measurement of ours, by page: settings, formats, data sheets, published figures.
+NOT_MEASURED: dict[str, tuple[str, ...]] = {
+    "README.md": ("In brackets: 95 % intervals",),
+    "docs/explanation/speed.md": (
+        "(Orin: 204.8 GB/s",
+        "Thor: 273 GB/s",
+        "with their 95 % interval",
+    ),
+    "docs/explanation/study.md": (
+        "23 % of its trials, on 1,000 for 6 epochs in 48 %, on 2,500 for 4 epochs in 84 %",
+    ),
+    "docs/how-to.md": ("just below 100 % clipped",),
+    "docs/operations.md": ("all but the last 20 times each",),
+    "docs/reference.md": (
+        "at most 5 times a second",
+        "shards of 200 MB",
+        "10 times the median",
+        "crops of 90 % of",
+    ),
+    "docs/tutorial.md": ("with its 95 % interval",),
+    CARD_PAGE: (
+        "17.4 MB in bfloat16",
+        "6 of 60 are among those",
+        "(200 of seed 7",
+        "at 38 % of its schedule",
+    ),
+}
+
+
+# -- the check --------------------------------------------------------------------------------
+
+OPTIONS = ROOT / "docs" / "options.md"  # written from the code
+PAGES = ("README.md", "docs/**/*.md", "models/*/README.md")
+# What reads as a measured figure: a number with a share, a time, a size or a rate.
+MEASURED = re.compile(
+    r"(?<![\w.`-])\d[\d,]*(?:\.\d+)?\s?"
+    r"(?:%|ms\b|us\b|GB\b|MB\b|(?:samples|steps|frames|tokens|episodes|answers)/s\b|times\b|"
+    r"points\b|of \d+\b)"
+)
+TABLE = re.compile(r"<!-- (?!notes)([\w: -]+) -->\n.*?<!-- /\1 -->", re.DOTALL)
+NOTES = re.compile(
+    r"<!-- notes -->\n#+ [^\n]*\nDevelopment notes: no result .*?<!-- /notes -->", re.DOTALL
+)
+CODE = re.compile(r"```.*?```", re.DOTALL)
+
+
+def plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def wrong() -> list[str]:
+    """What a page says that no committed result does, a line each."""
+    found = [f"{name}: no provenance; measure it again with --output" for name in unproven()]
+    for page, made in generated().items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        if fill_tables(text, made) != text:
+            found.append(f"{page}: a table is not what its results give; make it again")
+    for path in sorted({p for pattern in PAGES for p in ROOT.glob(pattern)} - {OPTIONS}):
+        name = str(path.relative_to(ROOT))
+        text = path.read_text(encoding="utf-8")
+        for without in (TABLE, NOTES, CODE):
+            text = without.sub("", text)
+        text = plain(text)
+        claims = [plain(c.text(*map(read, c.results))) for c in CLAIMS if c.page == name]
+        for said in [*claims, *NOT_MEASURED.get(name, ())]:
+            if said not in text:
+                found.append(f"{name}: does not say: {said}")
+            text = text.replace(said, " ")
+        for figure in MEASURED.finditer(text):
+            around = text[max(0, figure.start() - 50) : figure.end() + 20]
+            found.append(f"{name}: {figure.group()!r} has no result: ...{around}...")
+    return found
+
+
+def generated() -> dict[str, dict[str, list[str]]]:
+    """Page -> the tables that results give it."""
+    study = read("study.json")["rows"]
+    return {
+        "README.md": tables(),
+        "docs/explanation/speed.md": {**roofline.tables(), "fewer bits": fewer_bits()},
+        CARD_PAGE: {"card": card()},
+        "docs/explanation/study.md": study_page.tables(study),
+        "docs/reference.md": {
+            "task rates": task_rates_table.table(read("task_rates.json")["rows"])
+        },
+    }
+
+
+def unproven() -> list[str]:
+    needed = {"command", "commit", "device", "versions"}
+    kept = [*RESULTS.glob("*.json"), *(ROOT / CARD).glob("*.json")]
+    names = sorted(str(path.relative_to(ROOT)) for path in kept)
+    return [name for name in names if not needed <= set(read(name).get("provenance", ()))]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    args = parser.parse_args()
+    if not args.check:
+        for page, made in generated().items():
+            text = (ROOT / page).read_text(encoding="utf-8")
+            (ROOT / page).write_text(fill_tables(text, made), encoding="utf-8")
+    found = wrong()
+    print("\n".join(found) or "every figure is what its result says")
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
