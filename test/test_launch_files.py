@@ -94,14 +94,16 @@ def prefix(tmp_path) -> Path:
     root = tmp_path / "prefix"
     index = root / "share/ament_index/resource_index/packages"
     index.mkdir(parents=True)
-    for package in ("vla_inference", "vla_sim_bridge", "vla_training"):
+    for package in ("vla_bringup", "vla_inference", "vla_sim_bridge", "vla_training"):
         (index / package).touch()
         (root / "share" / package).mkdir()
-        (root / "share" / package / "launch").symlink_to(ROOT / "launch")
-        (root / "share" / package / "config").symlink_to(ROOT / "config")
+        for folder in ("launch", "config"):
+            (root / "share" / package / folder).symlink_to(ROOT / "src" / package / folder)
         (root / "lib" / package).mkdir(parents=True)
-        for module in (ROOT / "src" / package / package).glob("*_node.py"):
-            program = root / "lib" / package / module.stem
+        setup = ROOT / "src" / package / "setup.py"
+        said = setup.read_text() if setup.exists() else ""
+        for name in re.findall(r'"(\w+_node) = ', said):
+            program = root / "lib" / package / name
             program.write_text(RECORDER.format(python=sys.executable))
             program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return root

@@ -1,9 +1,11 @@
-"""What packages may import: one direction, rclpy in ros/ alone, and what package.xml names."""
+"""What packages may import (one direction), what package.xml names, what a release carries."""
 
 from __future__ import annotations
 
 import ast
+import os
 import re
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +13,12 @@ import pytest
 
 from vla_inference.cli.main import find_subcommands, summary
 
-SRC = Path(__file__).resolve().parent.parent / "src"
+ROOT = Path(__file__).resolve().parent.parent
+SRC = ROOT / "src"
 ORDER = ["vla_msgs", "vla_inference", "vla_sim_bridge", "vla_training"]
-ROS = re.compile(r"rclpy|\w+_msgs|std_srvs|rcl_interfaces|builtin_interfaces")
+ROS = re.compile(
+    r"rclpy|\w+_msgs|std_srvs|rcl_interfaces|builtin_interfaces|launch\w*|ros2doctor|ament_\w+"
+)
 
 
 def imports(path: Path, everywhere: bool) -> Iterator[str]:
@@ -28,7 +33,7 @@ def imports(path: Path, everywhere: bool) -> Iterator[str]:
 
 @pytest.mark.parametrize("package", ORDER[1:])
 def test_a_package_imports_what_it_may_and_names_it(package):
-    said = (SRC / package / "package.xml").read_text()
+    said = dependencies(package)
     for path in (SRC / package / package).rglob("*.py"):
         name = path.relative_to(SRC / package)
         everywhere = set(imports(path, everywhere=True))
@@ -36,9 +41,47 @@ def test_a_package_imports_what_it_may_and_names_it(package):
         assert not everywhere & later, f"{name} imports {everywhere & later}"
         if "ros" not in name.parts:
             assert "rclpy" not in everywhere, f"{name} imports rclpy"
-        for wanted in imports(path, everywhere=False):
-            if ROS.fullmatch(wanted):
-                assert f"depend>{wanted}<" in said, f"{name} imports {wanted}: not in package.xml"
+        for wanted in filter(ROS.fullmatch, everywhere):
+            assert wanted in said, f"{name} imports {wanted}: not in package.xml"
+    tests = dependencies(package, "depend", "exec_depend", "test_depend")
+    for path in (SRC / package / "test").rglob("*.py"):
+        for wanted in filter(ROS.fullmatch, imports(path, everywhere=True)):
+            assert wanted in tests, f"{path.name} imports {wanted}: not in package.xml"
+
+
+@pytest.mark.parametrize("path", sorted(SRC.glob("*/launch/*.xml")), ids=lambda p: p.name)
+def test_a_launch_file_names_packages_that_its_own_depends_on(path):
+    package = path.parts[-3]
+    named = re.findall(r'find-pkg-share (\w+)|pkg="(\w+)"', path.read_text())
+    wanted = {a or b for a, b in named} - {package}
+    assert wanted <= dependencies(package), f"{wanted}: not in package.xml of {package}"
+
+
+def test_no_link_leaves_a_package():
+    for folder, *names in os.walk(SRC):
+        for path in (Path(folder, n) for group in names for n in group):
+            package = SRC / path.relative_to(SRC).parts[0]
+            if path.is_symlink():
+                assert package in path.resolve().parents, f"{path} leads out of {package.name}"
+
+
+@pytest.mark.parametrize("folder", ["launch", "config"])
+def test_the_top_level_shows_what_every_package_installs(folder):
+    shown = {p.resolve() for p in ROOT.glob(f"{folder}/**/*") if p.is_file()}
+    # A link to a folder is not followed by "**".
+    shown |= {f for p in ROOT.glob(f"{folder}/*") if p.is_dir() for f in files(p.resolve())}
+    assert shown == {f for package in SRC.iterdir() for f in files(package / folder)}
+
+
+def files(folder: Path) -> set[Path]:
+    return {p.resolve() for p in folder.rglob("*") if p.is_file()}
+
+
+def dependencies(package: str, *kinds: str) -> set[str]:
+    """What package.xml names by these tags; by default what a package needs to run."""
+    tree = ElementTree.parse(SRC / package / "package.xml")
+    wanted = kinds or ("depend", "exec_depend")
+    return {node.text or "" for node in tree.getroot() if node.tag in wanted}
 
 
 @pytest.mark.skipif(not find_subcommands(), reason="the workspace is not built")

@@ -8,10 +8,10 @@ PACKAGE = "vla_inference"
 
 
 def installed(*folders: str) -> list[tuple[str, list[str]]]:
-    """Every file below these folders (links to the repository's own), for share/<package>."""
+    """Every file below these folders, for share/<package>."""
     found = []
     for folder in folders:
-        for path, _, names in os.walk(folder, followlinks=True):
+        for path, _, names in os.walk(folder):
             files = [os.path.join(path, n) for n in sorted(names) if not n.startswith(".")]
             # colcon keeps links to files that were deleted since: leave those out
             files = [f for f in files if os.path.isfile(f)]

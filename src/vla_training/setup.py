@@ -1,3 +1,5 @@
+from glob import glob
+
 from setuptools import find_packages, setup
 
 PACKAGE = "vla_training"
@@ -16,11 +18,8 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", ["resource/" + PACKAGE]),
         ("share/" + PACKAGE, ["package.xml"]),
-        (
-            "share/" + PACKAGE + "/launch",
-            ["launch/bag_validation.launch.xml", "launch/training.launch.xml"],
-        ),
-        ("share/" + PACKAGE + "/config", ["config/bags.yaml", "config/training.yaml"]),
+        ("share/" + PACKAGE + "/launch", sorted(glob("launch/*.launch.xml"))),
+        ("share/" + PACKAGE + "/config", sorted(glob("config/*.yaml"))),
     ],
     zip_safe=False,
     entry_points={

@@ -83,7 +83,7 @@ def build_key(ros: Path | None, tests: bool) -> str:
     installed = sorted(
         str(f.relative_to(ROOT))
         for folder in ("launch", "config", "models")
-        for f in (ROOT / folder).rglob("*")
+        for f in (ROOT / "src").glob(f"*/{folder}/**/*")
         if f.is_file() and not f.name.startswith(".")
     )
     meta = [ROOT / "colcon.meta", ROOT / "requirements" / f"{wheels()}.txt"]

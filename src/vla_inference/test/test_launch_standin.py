@@ -413,5 +413,10 @@ def test_package_and_file_or_path(prefix, tmp_path):
         split_arguments(["robot", "a.launch.xml", "task=Stack_D0"])
     with pytest.raises(VlaError, match=r"no launch file 'b.launch.xml'; it has a.launch.xml"):
         split_arguments(["robot", "b.launch.xml"])
+    other = prefix / "share/arm/launch/b.launch.xml"
+    other.parent.mkdir(parents=True)
+    other.write_text("<launch/>")
+    with pytest.raises(VlaError, match=r"'arm' has it: vla launch arm b.launch.xml"):
+        split_arguments(["robot", "b.launch.xml"])
     with pytest.raises(VlaError, match="no package 'robt'"):
         split_arguments(["robt", "b.launch.xml"])

@@ -36,15 +36,22 @@ def find_launch_file(package: str, name: str) -> Path:
                 f"package '{package}' has {len(found)} files named {name}",
                 f"give the path of one, such as {found[0]}",
             )
-        names = sorted(p.name for p in share.rglob("*.launch.xml"))
         raise VlaError(
-            f"package '{package}' has no launch file '{name}'",
-            f"it has {', '.join(names)}" if names else "it has none at all",
+            f"package '{package}' has no launch file '{name}'", _instead(share, name, prefixes)
         )
     raise VlaError(
         f"there is no package '{package}' in AMENT_PREFIX_PATH",
         "build the workspace and source it, or correct the name",
     )
+
+
+def _instead(share: Path, name: str, prefixes: list[str]) -> str:
+    """Where a launch file is that a package lacks, else what the package has."""
+    found = (Path(p, "share").glob(f"*/launch/{name}") for p in prefixes)
+    if others := sorted(path.parts[-3] for paths in found for path in paths):
+        return f"'{others[0]}' has it: vla launch {others[0]} {name}"
+    names = sorted(p.name for p in share.rglob("*.launch.xml"))
+    return f"it has {', '.join(names)}" if names else "it has none at all"
 
 
 def split_arguments(words: list[str]) -> tuple[Path, dict[str, str]]:
