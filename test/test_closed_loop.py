@@ -168,12 +168,12 @@ def test_two_evaluations_at_once_never_mix(vla, checkpoint, tmp_path):
 @pytest.mark.slow
 def test_over_ros_the_model_does_what_it_does_without(vla, tmp_path):
     """The shipped model stacks in the graph, in as many frames as when called directly."""
-    from vla_inference.policies.openvla.policy import Policy
+    from vla_inference.policies.openvla.policy import OpenVLAPolicy
     from vla_sim_bridge.cli.rollout import find_model
     from vla_sim_bridge.envs.robosuite_sim import Simulation
     from vla_sim_bridge.evaluation.rollout import run_episode
 
-    policy = Policy.from_pretrained(find_model(None), device="cpu")
+    policy = OpenVLAPolicy.from_pretrained(find_model(None), device="cpu")
     sim = Simulation("Stack_D0")
     direct = run_episode(sim, policy.predict_action, seed=7, index=0, horizon=200, execute_steps=4)
     sim.close()

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.types import ActionChunk, Observation
 from vla_sim_bridge.cli.rollout import find_model
 from vla_sim_bridge.envs.robosuite_sim import Simulation
@@ -79,8 +79,8 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def shipped() -> Policy:
-    return Policy.from_pretrained(find_model(None), device="cpu")
+def shipped() -> OpenVLAPolicy:
+    return OpenVLAPolicy.from_pretrained(find_model(None), device="cpu")
 
 
 @pytest.mark.parametrize("task", RATES)
@@ -109,7 +109,9 @@ def test_the_counts_asked_for_are_as_high_as_luck_allows():
 
 @pytest.mark.slow
 def test_random_weights_do_not_pass(play, tmp_path):
-    broken = Policy.from_pretrained(write_random_checkpoint(tmp_path, head="l1"), device="cpu")
+    broken = OpenVLAPolicy.from_pretrained(
+        write_random_checkpoint(tmp_path, head="l1"), device="cpu"
+    )
     results = play("Stack_D2", broken.predict_action, 4)
     with pytest.raises(AssertionError, match="Stack_D2: 0 of 4, at least 1"):
         judge("Stack_D2", results)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_sim_bridge.cli.rollout import find_model
 from vla_sim_bridge.envs.robosuite_sim import Simulation
 from vla_sim_bridge.evaluation.episode import EpisodeRun
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--model", help="checkpoint; the small model that ships, if left out")
     args = parser.parse_args()
-    policy = Policy.from_pretrained(find_model(args.model), device="cpu")
+    policy = OpenVLAPolicy.from_pretrained(find_model(args.model), device="cpu")
     sim, words = Simulation("Stack_L"), np.random.default_rng(args.seed)
     film: list[np.ndarray] = []
     for index in range(args.scenes):

@@ -22,7 +22,7 @@ from pathlib import Path
 # Threads that spin while they wait take the processor from others.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_training.datasets import open_dataset
 from vla_training.evaluation.evaluate import evaluate
 from vla_training.evaluation.report import write_report
@@ -83,7 +83,9 @@ def fit(args: argparse.Namespace, output: Path) -> dict:
     begun = time.perf_counter()
     trainer.run(lambda r: print(f"step {r['step']}  loss {r['loss']}", flush=True), every=100)
     seconds = time.perf_counter() - begun
-    policy = Policy.from_pretrained(trainer.export(output / "checkpoint"), device=args.device)
+    policy = OpenVLAPolicy.from_pretrained(
+        trainer.export(output / "checkpoint"), device=args.device
+    )
     result = evaluate(policy, data)
     statistics = result.statistics()
     if args.output:

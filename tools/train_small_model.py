@@ -306,10 +306,10 @@ def load(checkpoint: str, steps: int, gpus: int) -> None:
         os.environ["MUJOCO_EGL_DEVICE_ID"] = str(os.getpid() % gpus)
     import torch
 
-    from vla_inference.policies.openvla.policy import Policy
+    from vla_inference.policies.openvla.policy import OpenVLAPolicy
 
     torch.set_num_threads(1)
-    _policy, _steps = Policy.from_pretrained(checkpoint, device="cpu"), steps
+    _policy, _steps = OpenVLAPolicy.from_pretrained(checkpoint, device="cpu"), steps
 
 
 def episode(task: str, language: str, seed: int, index: int):

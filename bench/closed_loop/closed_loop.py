@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_sim_bridge.cli.rollout import find_model
 from vla_sim_bridge.envs.robosuite_sim import Simulation
 from vla_sim_bridge.evaluation.rollout import run_episode
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def without_ros(args) -> dict:
-    policy = Policy.from_pretrained(find_model(None), device="cpu")
+    policy = OpenVLAPolicy.from_pretrained(find_model(None), device="cpu")
     policy.warm_up()
     sim = Simulation(args.task)
     latency: list[float] = []

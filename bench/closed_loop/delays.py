@@ -27,7 +27,7 @@ from scipy.spatial.transform import Rotation
 
 from vla_inference.control import Commander, Settings
 from vla_inference.control.commands import Pose
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.ros.command.parameters import PARAMETERS, read_settings
 from vla_sim_bridge.cli.rollout import find_model
 from vla_sim_bridge.envs.robosuite_sim import CONTROL_FREQ, Simulation
@@ -52,7 +52,9 @@ def robot_settings(**changes) -> Settings:
 class Episode:
     """One episode; `ticks` counts control periods of simulated time."""
 
-    def __init__(self, args, settings: Settings, sim: Simulation, policy: Policy, index: int):
+    def __init__(
+        self, args, settings: Settings, sim: Simulation, policy: OpenVLAPolicy, index: int
+    ):
         self.args, self.sim, self.policy = args, sim, policy
         self.run = EpisodeRun(sim, args.seed, index, args.horizon)
         self.commander, self.servo = Commander(settings), TwistController()
@@ -172,7 +174,7 @@ def main() -> int:
         execute_steps=args.execute_steps,
         align=args.align,
     )
-    policy = Policy.from_pretrained(find_model(args.model), device="cpu")
+    policy = OpenVLAPolicy.from_pretrained(find_model(args.model), device="cpu")
     sim = Simulation(args.task)
     rows = [
         Episode(args, settings, sim, policy, args.first + i).play() for i in range(args.episodes)

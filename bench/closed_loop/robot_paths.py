@@ -169,17 +169,17 @@ def play(args: argparse.Namespace, folder: Path) -> int:
 
 def slow_model(delay: float, args: list[str]) -> int:
     """The inference node with a model that takes `delay` s longer."""
-    from vla_inference.policies.openvla.policy import Policy
+    from vla_inference.policies.openvla.policy import OpenVLAPolicy
     from vla_inference.ros.inference import node
 
-    predict = Policy.predict_action
+    predict = OpenVLAPolicy.predict_action
 
     def delayed(self, *args, **more):
         time.sleep(delay)
         return predict(self, *args, **more)
 
     if delay:
-        Policy.predict_action = delayed
+        OpenVLAPolicy.predict_action = delayed
     return node.main(args)
 
 

@@ -100,10 +100,10 @@ def look() -> list:
 def serve(line, engine: str, dtype: str, model: str, threads: int, observations: list) -> None:
     import torch
 
-    from vla_inference.policies.openvla.policy import Policy
+    from vla_inference.policies.openvla.policy import OpenVLAPolicy
 
     torch.set_num_threads(threads)
-    policy = Policy.from_pretrained(
+    policy = OpenVLAPolicy.from_pretrained(
         model, device="cpu", dtype=dtype, engine="plain" if engine == "onnx" else engine
     )
     if engine == "onnx":

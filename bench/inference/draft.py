@@ -16,12 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_inference.policies.openvla.action_tokens import (
-    ActionTokens,
-    Normalisation,
-    find_statistics,
-)
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.normalisation import Normalisation, find_statistics
+from vla_inference.policies.openvla.action_tokens import ActionTokens
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_sim_bridge.envs.robosuite_sim import Simulation
 from vla_sim_bridge.evaluation.rollout import run_episode
 
@@ -37,7 +34,7 @@ def main() -> None:
     parser.add_argument("--execute-steps", type=int, default=4)
     parser.add_argument("--bins", type=int, nargs="+", default=[256, 32])
     args = parser.parse_args()
-    policy = Policy.from_pretrained(args.model, device="cpu")
+    policy = OpenVLAPolicy.from_pretrained(args.model, device="cpu")
     _, statistics = find_statistics(policy.action_spaces, None)
     bounds = Normalisation.from_statistics(statistics)
     sim = Simulation(args.task, width=224, height=224)

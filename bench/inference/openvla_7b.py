@@ -21,7 +21,7 @@ import torch
 from common import add_output, keep
 
 from vla_inference.checkpoints.random_weights import SIZES, random_policy, write_random_checkpoint
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.types import Observation
 
 GAP = 0.05  # logits closer than this may swap places under rounding
@@ -80,7 +80,7 @@ def host_gb(field: str) -> float | None:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e9
 
 
-def load(args: argparse.Namespace, report: dict) -> Policy:
+def load(args: argparse.Namespace, report: dict) -> OpenVLAPolicy:
     if args.folder is None:
         begin = time.perf_counter()
         policy = random_policy(args.size, "tokens", args.device, "bfloat16", args.seed)
@@ -92,7 +92,7 @@ def load(args: argparse.Namespace, report: dict) -> Policy:
         if before is not None:  # the peak counts from here
             Path("/proc/self/clear_refs").write_text("5")
         begin = time.perf_counter()
-        policy = Policy.from_pretrained(args.folder, device=args.device, dtype="bfloat16")
+        policy = OpenVLAPolicy.from_pretrained(args.folder, device=args.device, dtype="bfloat16")
         report["load_s"] = round(time.perf_counter() - begin, 2)
         size = sum(p.stat().st_size for p in args.folder.glob("*.safetensors")) / 1e9
         report["checkpoint_gb"] = round(size, 2)
@@ -116,7 +116,7 @@ def observations(count: int, seed: int) -> list[Observation]:
     return made
 
 
-def latency(policy: Policy, several: list[Observation], repeats: int) -> dict:
+def latency(policy: OpenVLAPolicy, several: list[Observation], repeats: int) -> dict:
     """Median milliseconds by stage, one observation at a time, and the memory it took."""
     for observation in several[:3]:
         policy.predict_action(observation)
@@ -132,7 +132,9 @@ def latency(policy: Policy, several: list[Observation], repeats: int) -> dict:
 
 
 @torch.inference_mode()
-def tokens(policy: Policy, several: list[Observation], label: str) -> list[tuple[list, list]]:
+def tokens(
+    policy: OpenVLAPolicy, several: list[Observation], label: str
+) -> list[tuple[list, list]]:
     """For each observation its tokens and, step by step, how far the runner-up was behind."""
     found = []
     for i, observation in enumerate(several):

@@ -14,7 +14,7 @@ from vla_inference.cli import info
 from vla_inference.cli.output import plain
 from vla_inference.errors import CheckpointError, VlaError
 from vla_inference.policies.openvla.config import ModelConfig
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def edit_weights(folder, edit):
 
 def refusal(folder) -> str:
     with pytest.raises(CheckpointError) as caught:
-        Policy.from_pretrained(folder, device="cpu")
+        OpenVLAPolicy.from_pretrained(folder, device="cpu")
     assert caught.value.remedy
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -180,7 +180,9 @@ def test_an_unknown_backbone_is_refused_with_the_known_ones(folder):
 
 def test_statistics_spec_of_an_unknown_kind(tmp_path):
     statistics = {"a": {"action": {"q01": [0.0] * 7, "q99": [1.0] * 7}, "spec": {"speed": 1}}}
-    policy = Policy.from_pretrained(write_random_checkpoint(tmp_path, statistics=statistics))
+    policy = OpenVLAPolicy.from_pretrained(
+        write_random_checkpoint(tmp_path, statistics=statistics)
+    )
     with pytest.raises(CheckpointError, match="unknown speed"):
         policy.action_spec()
 

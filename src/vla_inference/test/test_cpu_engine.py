@@ -21,8 +21,8 @@ from vla_inference.engines import Engine, make_engine
 from vla_inference.engines.cpu import engine as cpu
 from vla_inference.engines.cpu.engine import CpuEngine
 from vla_inference.engines.cpu.linear import Product, packs
-from vla_inference.policies.openvla.action_tokens import unit_statistics
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.normalisation import unit_statistics
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.quantization import QuantLinear, get_format
 from vla_inference.types import Observation
 
@@ -58,13 +58,15 @@ SIZES = {
 }
 
 
-def both(size: str, head: str, **options) -> tuple[Policy, Policy]:
+def both(size: str, head: str, **options) -> tuple[OpenVLAPolicy, OpenVLAPolicy]:
     model = random_model({**random_config(SIZES[size], head), "norm_stats": STATISTICS})
     made = [Engine(model), CpuEngine(model, **options)]
-    return tuple(Policy(model, byte_tokenizer(), "cpu", torch.float32, engine=e) for e in made)
+    return tuple(
+        OpenVLAPolicy(model, byte_tokenizer(), "cpu", torch.float32, engine=e) for e in made
+    )
 
 
-def observations(policy: Policy, count: int) -> list[Observation]:
+def observations(policy: OpenVLAPolicy, count: int) -> list[Observation]:
     rng = np.random.default_rng(0)
     head, size = policy.config.head, policy.config.encoders[0].image_size
     several = []
@@ -77,7 +79,7 @@ def observations(policy: Policy, count: int) -> list[Observation]:
     return several
 
 
-def assert_alike(plain: Policy, ours: Policy, count: int = 6) -> None:
+def assert_alike(plain: OpenVLAPolicy, ours: OpenVLAPolicy, count: int = 6) -> None:
     space = {**STATISTICS["random"], "action": unit_statistics(7)}
     several, arguments = observations(plain, count), {"action_space": space}
     wanted = [plain.predict_action(o, **arguments) for o in several]
@@ -98,7 +100,8 @@ def test_it_answers_as_the_plain_engine_does(size, head, packed):
 
 def test_the_shipped_model_answers_alike_and_is_run_by_it():
     plain, ours = (
-        Policy.from_pretrained(STACK_SMALL, device="cpu", engine=e) for e in ("plain", "torch")
+        OpenVLAPolicy.from_pretrained(STACK_SMALL, device="cpu", engine=e)
+        for e in ("plain", "torch")
     )
     assert isinstance(ours.engine, CpuEngine)
     assert_alike(plain, ours)
@@ -108,7 +111,7 @@ def test_bfloat16_is_no_farther_off_than_the_plain_engine_in_bfloat16():
     if not packs(torch.bfloat16):
         pytest.skip("this processor does not multiply bfloat16")
     exact, plain, ours = (
-        Policy.from_pretrained(STACK_SMALL, device="cpu", engine=engine, dtype=dtype)
+        OpenVLAPolicy.from_pretrained(STACK_SMALL, device="cpu", engine=engine, dtype=dtype)
         for engine, dtype in (("plain", None), ("plain", "bfloat16"), ("torch", "bfloat16"))
     )
     assert isinstance(ours.engine, CpuEngine)

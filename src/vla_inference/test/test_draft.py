@@ -11,7 +11,7 @@ from vla_inference.checkpoints.random_weights import random_policy, write_random
 from vla_inference.engines import make_engine
 from vla_inference.engines.base import Engine
 from vla_inference.errors import VlaError
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,6 @@ def test_what_an_answer_that_is_not_finite_leaves_is_no_draft(model):
 
 def test_the_option_is_the_plain_engines(tmp_path):
     folder = write_random_checkpoint(tmp_path, head="tokens")
-    assert Policy.from_pretrained(folder, device="cpu", draft=True).engine.drafted == 0
+    assert OpenVLAPolicy.from_pretrained(folder, device="cpu", draft=True).engine.drafted == 0
     with pytest.raises(VlaError, match="'torch' takes no draft"):
-        Policy.from_pretrained(folder, device="cpu", engine="torch", draft=True)
+        OpenVLAPolicy.from_pretrained(folder, device="cpu", engine="torch", draft=True)

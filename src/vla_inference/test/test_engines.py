@@ -9,7 +9,7 @@ import torch
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.engines import usual_engine
 from vla_inference.errors import VlaError
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.quantization import get_format
 from vla_inference.quantization.write import quantize_checkpoint
 from vla_inference.types import Observation
@@ -27,7 +27,7 @@ def folders(tmp_path_factory):
     }
 
 
-def answers(policy: Policy) -> tuple[np.ndarray, np.ndarray | None]:
+def answers(policy: OpenVLAPolicy) -> tuple[np.ndarray, np.ndarray | None]:
     head, size = policy.config.head, policy.config.encoders[0].image_size
     actions, tokens = [], []
     for seed in range(SEVERAL):
@@ -45,7 +45,7 @@ def answers(policy: Policy) -> tuple[np.ndarray, np.ndarray | None]:
 @pytest.mark.parametrize("head", ["tokens", "parallel", "l1-two-cameras"])
 def test_the_torch_engine_answers_as_the_plain_one(folders, head):
     plain, fast = (
-        Policy.from_pretrained(folders[head], device=DEVICE, dtype="float32", engine=engine)
+        OpenVLAPolicy.from_pretrained(folders[head], device=DEVICE, dtype="float32", engine=engine)
         for engine in ("plain", "torch")
     )
     (a, ids), (b, same) = answers(plain), answers(fast)
@@ -66,7 +66,9 @@ def test_the_torch_engine_on_quantised_weights(folders, tmp_path, format):
     """Inputs may be rounded there as well, by which random weights' answers move a little."""
     quantize_checkpoint(folders["l1"], tmp_path / "q", get_format(format), "rtn")
     plain, fast = (
-        Policy.from_pretrained(tmp_path / "q", device=DEVICE, dtype="float32", engine=engine)
+        OpenVLAPolicy.from_pretrained(
+            tmp_path / "q", device=DEVICE, dtype="float32", engine=engine
+        )
         for engine in ("plain", "torch")
     )
     (a, _), (b, _) = answers(plain), answers(fast)
@@ -86,6 +88,6 @@ def test_the_fast_engine_is_the_usual_one_where_it_can_run(monkeypatch):
 
 def test_options_that_contradict_are_refused_before_weights_are_read(folders, tmp_path):
     with pytest.raises(VlaError, match="no engine 'warp'; known: plain, torch"):
-        Policy.from_pretrained(folders["l1"], engine="warp")
+        OpenVLAPolicy.from_pretrained(folders["l1"], engine="warp")
     with pytest.raises(VlaError, match=r"'tvm:x' brings the language model's weights"):
-        Policy.from_pretrained(folders["l1"], engine="tvm:x", quantization="int8")
+        OpenVLAPolicy.from_pretrained(folders["l1"], engine="tvm:x", quantization="int8")

@@ -18,7 +18,7 @@ from vla_inference.cli import info
 from vla_inference.errors import CheckpointError, ObservationError, VlaError
 from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.openvla.oft_settings import Settings, of_name
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.types import Observation
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
@@ -33,7 +33,7 @@ def refusal(folder: Path) -> str:
     with pytest.raises(CheckpointError) as by_info:
         info.describe(folder)
     with pytest.raises(CheckpointError) as by_loading:
-        Policy.from_pretrained(folder, device="cpu")
+        OpenVLAPolicy.from_pretrained(folder, device="cpu")
     assert str(by_info.value) == str(by_loading.value)
     assert by_info.value.remedy and "\n" not in str(by_info.value)
     return str(by_info.value)
@@ -49,7 +49,7 @@ def seen(cameras: int, state: int = 0) -> Observation:
 
 def test_padding_and_truncation_saved_with_a_tokenizer_are_off(tmp_path):
     plain = published(tmp_path / "plain")
-    wanted = Policy.from_pretrained(plain).predict_action(IMAGE, "pick up the cup")
+    wanted = OpenVLAPolicy.from_pretrained(plain).predict_action(IMAGE, "pick up the cup")
     padding = {
         "strategy": {"Fixed": 160},
         "direction": "Right",
@@ -62,8 +62,8 @@ def test_padding_and_truncation_saved_with_a_tokenizer_are_off(tmp_path):
     for name, change in (("padded", {"padding": padding}), ("cut", {"truncation": truncation})):
         folder = shutil.copytree(plain, tmp_path / name)
         edit_json(folder / "tokenizer.json", **change)
-        policy = Policy.from_pretrained(folder)
-        assert policy.prompt("pick up the cup") == Policy.from_pretrained(plain).prompt(
+        policy = OpenVLAPolicy.from_pretrained(folder)
+        assert policy.prompt("pick up the cup") == OpenVLAPolicy.from_pretrained(plain).prompt(
             "pick up the cup"
         )
         got = policy.predict_action(IMAGE, "pick up the cup")
@@ -174,7 +174,7 @@ def test_the_statistics_tell_how_long_an_action_is(tmp_path, size):
         {"type": "tokens", "action_dim": size, "slots_per_step": size},
         my_arm=statistics(size),
     )
-    policy = Policy.from_pretrained(folder)
+    policy = OpenVLAPolicy.from_pretrained(folder)
     chunk = policy.predict_action(IMAGE, "pick up the cup")
     assert chunk.actions.shape == (1, size) and len(chunk.spec) == size
     alone = policy.predict_action(IMAGE, "pick up the cup", action_space="normalized")
@@ -190,13 +190,15 @@ def test_statistics_of_several_lengths_are_asked_about(tmp_path):
     folder = published(tmp_path, a=statistics(7), b=statistics(8))
     assert "of several lengths (7: a, 8: b)" in refusal(folder)
     edit_json(folder / "vla.json", norm_stats={"b": statistics(8)})
-    assert Policy.from_pretrained(folder).predict_action(IMAGE, "lift it").actions.shape == (1, 8)
+    assert OpenVLAPolicy.from_pretrained(folder).predict_action(
+        IMAGE, "lift it"
+    ).actions.shape == (1, 8)
 
 
 def test_no_statistics_are_not_called_several_data_sets(tmp_path):
     folder = published(tmp_path)
     (folder / "dataset_statistics.json").unlink()
-    policy = Policy.from_pretrained(folder)
+    policy = OpenVLAPolicy.from_pretrained(folder)
     with pytest.raises(VlaError, match=r"holds no action statistics .*copy dataset_statistics"):
         policy.predict_action(IMAGE, "lift it")
     assert policy.predict_action(IMAGE, "lift it", action_space="normalized").actions.shape[1] == 7
@@ -296,7 +298,7 @@ def test_what_changes_the_network_changes_the_answer(tmp_path, key, value):
 
 def test_one_camera_and_a_state_are_told_by_the_run_s_name(tmp_path):
     folder = oft(tmp_path / f"{RUN}--proprio_state--150000_chkpt", 1, 8)
-    policy = Policy.from_pretrained(folder)
+    policy = OpenVLAPolicy.from_pretrained(folder)
     head = policy.config.head
     assert (head.num_images, head.proprio_dim, head.chunk, head.type) == (1, 8, 8, "l1")
     assert policy.predict_action(seen(1, 8)).actions.shape == (8, 7)
@@ -306,7 +308,7 @@ def test_one_camera_and_a_state_are_told_by_the_run_s_name(tmp_path):
 
 
 def test_two_cameras_without_a_state_are_told_by_the_run_s_name(tmp_path):
-    policy = Policy.from_pretrained(oft(tmp_path / f"{RUN}--wrist_img--150000_chkpt", 2, 0))
+    policy = OpenVLAPolicy.from_pretrained(oft(tmp_path / f"{RUN}--wrist_img--150000_chkpt", 2, 0))
     assert (policy.config.head.num_images, policy.config.head.proprio_dim) == (2, 0)
     first = policy.predict_action(seen(2)).actions
     other = policy.predict_action(Observation({"a": IMAGE, "b": IMAGE[::-1].copy()}, "lift it"))
@@ -321,13 +323,13 @@ def test_parallel_tokens_with_nothing_beside_are_asked_for_by_name(tmp_path):
     assert "whether it answers by an L1 head or by tokens, how many images it takes" in message
     assert '"decoding": "parallel", "type": "tokens", "chunk": 8, "num_images": 1' in message
     edit_json(folder / "vla.json", action_head={"type": "tokens", "num_images": 1})
-    chunk = Policy.from_pretrained(folder).predict_action(seen(1))
+    chunk = OpenVLAPolicy.from_pretrained(folder).predict_action(seen(1))
     assert chunk.actions.shape == (8, 7) and chunk.tokens.shape == (8, 7)
 
 
 def test_parallel_tokens_whose_name_says_all_need_no_asking(tmp_path):
     name = RUN.replace("continuous_acts--L1_regression", "discrete_acts")
-    policy = Policy.from_pretrained(oft(tmp_path / f"{name}--9_chkpt", 1, 0, "tokens"))
+    policy = OpenVLAPolicy.from_pretrained(oft(tmp_path / f"{name}--9_chkpt", 1, 0, "tokens"))
     assert (policy.config.head.type, policy.config.head.decoding) == ("tokens", "parallel")
     assert policy.predict_action(seen(1)).actions.shape == (8, 7)
 

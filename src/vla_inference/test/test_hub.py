@@ -12,7 +12,7 @@ import pytest
 from vla_inference.checkpoints import hub
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.errors import CheckpointError
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_hub_id_becomes_a_policy_of_that_name(fake_hub):
     remote, cache, calls = fake_hub
     remote["some/model"] = ["config.json", "model.safetensors"]
     write_random_checkpoint(cache / "models--some--model" / "snapshots" / "0123abcd")
-    assert Policy.from_pretrained("some/model", revision="main").name == "model"
+    assert OpenVLAPolicy.from_pretrained("some/model", revision="main").name == "model"
     _, options = calls[0]
     assert options["revision"] == "main" and options["ignore_patterns"] == ["*/*"]
     assert not any(p.endswith((".py", ".bin")) for p in options["allow_patterns"])
@@ -55,14 +55,14 @@ def test_what_cannot_be_run_is_refused_before_it_is_downloaded(fake_hub):
     remote, _, calls = fake_hub
     remote["some/film"] = ["config.json", "vision_backbone--100_checkpoint.pt"]
     with pytest.raises(CheckpointError, match="FiLM"):
-        Policy.from_pretrained("some/film")
+        OpenVLAPolicy.from_pretrained("some/film")
     assert not calls
 
 
 def test_without_a_network_an_earlier_download_will_do(fake_hub):
     _, cache, _ = fake_hub
     write_random_checkpoint(cache / "models--some--model" / "snapshots" / "0123abcd")
-    assert Policy.from_pretrained("some/model").name == "model"
+    assert OpenVLAPolicy.from_pretrained("some/model").name == "model"
 
 
 def test_without_a_network_the_missing_files_are_named(fake_hub):
@@ -74,7 +74,7 @@ def test_without_a_network_the_missing_files_are_named(fake_hub):
     lost.unlink()
     (folder / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError) as caught:
-        Policy.from_pretrained("some/model")
+        OpenVLAPolicy.from_pretrained("some/model")
     assert lost.name in str(caught.value) and "tokenizer.json" in str(caught.value)
     assert "no route to host" in str(caught.value)
 
@@ -89,7 +89,7 @@ def test_a_mistyped_path_is_no_question_to_the_network(tmp_path, monkeypatch, fa
     monkeypatch.chdir(tmp_path)
     for path in ("models/nope", "/nowhere/at/all", "nope", ""):
         with pytest.raises(CheckpointError, match=r"no checkpoint folder|config\.json is missing"):
-            Policy.from_pretrained(path)
+            OpenVLAPolicy.from_pretrained(path)
 
 
 def test_without_a_network_one_line_comes_at_once(tmp_path):

@@ -21,7 +21,7 @@ from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.engines import make_engine
 from vla_inference.engines.compiled import Tensors
 from vla_inference.errors import VlaError
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 
 pytest.importorskip("tvm", reason="needs requirements/tvm.txt")
 import tvm
@@ -184,16 +184,16 @@ def test_a_damaged_folder_is_named(made, tmp_path, damage, words):
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     damage(copy)
     with pytest.raises(VlaError, match=words):
-        Policy.from_pretrained(checkpoint, engine=f"mlc:{copy}")
+        OpenVLAPolicy.from_pretrained(checkpoint, engine=f"mlc:{copy}")
 
 
 def test_another_model_is_refused(made, tmp_path):
     other = write_random_checkpoint(tmp_path / "other", "small", "tokens")
     with pytest.raises(VlaError, match="has num_hidden_layers 2, the model 8"):
-        Policy.from_pretrained(other, engine=f"mlc:{made[1]}")
+        OpenVLAPolicy.from_pretrained(other, engine=f"mlc:{made[1]}")
     parallel = write_random_checkpoint(tmp_path / "parallel", "tiny", "l1")
     with pytest.raises(VlaError, match="all at once; use engine tvm"):
-        Policy.from_pretrained(parallel, engine=f"mlc:{made[1]}")
+        OpenVLAPolicy.from_pretrained(parallel, engine=f"mlc:{made[1]}")
 
 
 CLI = """#!{python}
@@ -242,7 +242,7 @@ def test_mlc_llm_is_driven_to_a_folder_that_runs(made, tmp_path, monkeypatch):
     names = {n.removeprefix("language_model.") for n in model.state_dict() if "language" in n}
     assert set(Tensors(exported)) == names
     assert record["files"]["lib.so"] and not (out / "llama").exists()
-    policy = Policy.from_pretrained(checkpoint, engine=f"mlc:{out}")
+    policy = OpenVLAPolicy.from_pretrained(checkpoint, engine=f"mlc:{out}")
     assert policy.warm_up() > 0
 
 

@@ -8,8 +8,8 @@ import torch
 
 from vla_inference.checkpoints.random_weights import HEADS, STATISTICS, write_random_checkpoint
 from vla_inference.errors import ObservationError, VlaError
-from vla_inference.policies.openvla.action_tokens import find_statistics
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.normalisation import find_statistics
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.types import Observation
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
@@ -20,7 +20,7 @@ STATE = np.linspace(-0.5, 0.5, 8, dtype=np.float32)
 def policies(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
     return {
-        head: Policy.from_pretrained(write_random_checkpoint(folder / head, head=head))
+        head: OpenVLAPolicy.from_pretrained(write_random_checkpoint(folder / head, head=head))
         for head in HEADS
     }
 
@@ -147,7 +147,7 @@ def test_an_unknown_unnorm_key_is_refused_with_the_known_ones(policies):
 
 def test_several_statistics_need_a_choice(tmp_path):
     two = {"here": STATISTICS["random"], "there": STATISTICS["random"]}
-    policy = Policy.from_pretrained(write_random_checkpoint(tmp_path, statistics=two))
+    policy = OpenVLAPolicy.from_pretrained(write_random_checkpoint(tmp_path, statistics=two))
     with pytest.raises(VlaError, match="choose one of: here, there"):
         policy.predict_action(observation())
     assert len(policy.predict_action(observation(), unnorm_key="there")) == 8
@@ -169,7 +169,7 @@ def test_statistics_of_another_size_are_refused(policies):
 @pytest.mark.parametrize("head", ["l1", "tokens", "parallel"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_model_that_goes_wild_is_refused(tmp_path, head, value):
-    policy = Policy.from_pretrained(write_random_checkpoint(tmp_path, head=head))
+    policy = OpenVLAPolicy.from_pretrained(write_random_checkpoint(tmp_path, head=head))
     policy.model.language_model.model.norm.weight.fill_(value)
     with pytest.raises(VlaError, match="not finite"):
         policy.predict_action(observation(head))
@@ -179,21 +179,21 @@ def test_a_model_that_goes_wild_is_refused(tmp_path, head, value):
 def test_devices_that_are_not_there_are_refused(tmp_path, name):
     folder = write_random_checkpoint(tmp_path)
     if name == "" or (name == "cuda" and torch.cuda.is_available()):
-        assert Policy.from_pretrained(folder, device=name).device.type in ("cpu", "cuda")
+        assert OpenVLAPolicy.from_pretrained(folder, device=name).device.type in ("cpu", "cuda")
         return
     with pytest.raises(VlaError, match=f"device {name!r}"):
-        Policy.from_pretrained(folder, device=name)
+        OpenVLAPolicy.from_pretrained(folder, device=name)
 
 
 def test_an_unknown_dtype_is_refused_with_the_known_ones(tmp_path):
     with pytest.raises(VlaError, match="known: float32, bfloat16"):
-        Policy.from_pretrained(write_random_checkpoint(tmp_path), dtype="int4")
+        OpenVLAPolicy.from_pretrained(write_random_checkpoint(tmp_path), dtype="int4")
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_bfloat16_answers_like_float32(tmp_path, head, policies):
     folder = write_random_checkpoint(tmp_path, head=head)
-    policy = Policy.from_pretrained(folder, device="cpu", dtype="bfloat16")
+    policy = OpenVLAPolicy.from_pretrained(folder, device="cpu", dtype="bfloat16")
     chunk = policy.predict_action(observation(head))
     assert np.isfinite(chunk.actions).all()
     if policy.config.head.type == "l1":
@@ -284,7 +284,7 @@ def test_a_batch_answers_like_each_alone(policies, head):
 
 @pytest.mark.parametrize("head", ["tokens", "parallel"])
 def test_tokens_that_all_of_the_vocabulary_would_have_changed_are_counted(tmp_path, head):
-    policy = Policy.from_pretrained(write_random_checkpoint(tmp_path, head=head))
+    policy = OpenVLAPolicy.from_pretrained(write_random_checkpoint(tmp_path, head=head))
     total = policy.config.head.chunk * 7
     assert policy.predict_action(observation(head)).unrestricted is None
     weight = policy.model.language_model.lm_head.weight

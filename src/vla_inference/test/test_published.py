@@ -25,7 +25,7 @@ from vla_inference.checkpoints.random_weights import (
 from vla_inference.cli import info
 from vla_inference.errors import CheckpointError
 from vla_inference.policies.openvla.config import ModelConfig
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.types import Observation
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
@@ -50,7 +50,7 @@ def as_published(
 
 def refusal(folder: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
-        Policy.from_pretrained(folder, device="cpu")
+        OpenVLAPolicy.from_pretrained(folder, device="cpu")
     assert caught.value.remedy
     return str(caught.value)
 
@@ -59,7 +59,7 @@ def test_an_oft_checkpoint_is_told_by_its_name_and_the_files_beside_its_shards(t
     whole = write_random_checkpoint(tmp_path / "a", head="l1-two-cameras", statistics=LIBERO)
     split = as_published(tmp_path / "b")
     (split / "dataset_statistics.json").write_text(json.dumps(LIBERO))
-    a, b = Policy.from_pretrained(whole), Policy.from_pretrained(split)
+    a, b = OpenVLAPolicy.from_pretrained(whole), OpenVLAPolicy.from_pretrained(split)
     assert b.config.head == a.config.head
     assert {t.split(":")[0] for t in b.config.assumed} == {
         "action_head.chunk 8",
@@ -81,7 +81,7 @@ def test_two_arms_of_a_robot_nobody_names_are_asked_about(tmp_path):
 
 
 def test_alohas_two_arms_are_told_by_the_name_of_their_statistics(tmp_path):
-    policy = Policy.from_pretrained(
+    policy = OpenVLAPolicy.from_pretrained(
         as_published(tmp_path, 3, action_dim=14, proprio_dim=14, statistics="aloha_fold_shirt")
     )
     head = policy.config.head
@@ -112,7 +112,7 @@ def test_what_the_files_do_not_say_must_be_given(tmp_path):
     given = {"action_head": {"chunk": 3, "num_images": 2}}
     assert len(load_config(folder, given).assumed) == 1  # the kind of bounds
     given["action_head"]["bounds"] = "q01_q99"
-    policy = Policy.from_pretrained(folder, overrides=given)
+    policy = OpenVLAPolicy.from_pretrained(folder, overrides=given)
     assert len(policy.predict_action(Observation(dict.fromkeys("ab", IMAGE), "lift it"))) == 3
     edit_json(folder / "vla.json", **given)
     assert load_config(folder).head == policy.config.head

@@ -17,7 +17,7 @@ from vla_inference.checkpoints.load import load_model
 from vla_inference.checkpoints.random_weights import SMALL, random_policy, write_random_checkpoint
 from vla_inference.cli import info
 from vla_inference.errors import CheckpointError, VlaError
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.quantization import FORMATS, QuantLinear, get_format
 from vla_inference.quantization.calibration import Calibrator, LayerByLayer
 from vla_inference.quantization.formats import ALIASES
@@ -166,7 +166,7 @@ def folder(tmp_path_factory):
     return write_random_checkpoint(tmp_path_factory.mktemp("q") / "ck", head="tokens")
 
 
-def sample(policy: Policy, seed: int = 0) -> Observation:
+def sample(policy: OpenVLAPolicy, seed: int = 0) -> Observation:
     size = policy.config.encoders[0].image_size
     image = np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
     return Observation({"image": image}, "go", np.zeros(policy.config.head.proprio_dim))
@@ -179,7 +179,7 @@ def test_a_quantised_checkpoint_is_the_model_quantised(folder, tmp_path, name):
         folder, tmp_path / "q", get_format(name), progress=lambda *at: told.append(at)
     )
     assert told[-1][0] == told[-1][1] > 0
-    whole = Policy.from_pretrained(folder, device="cpu")
+    whole = OpenVLAPolicy.from_pretrained(folder, device="cpu")
     quantize_model(whole.model, get_format(name))
     stored = load_model(tmp_path / "q")
     mine, theirs = stored.state_dict(), whole.model.state_dict()
@@ -191,9 +191,9 @@ def test_a_quantised_checkpoint_is_the_model_quantised(folder, tmp_path, name):
     seen = sample(whole)
     want = whole.predict_action(seen).tokens
     for policy in (
-        Policy.from_pretrained(tmp_path / "q", device="cpu"),
-        Policy.from_pretrained(folder, device="cpu", quantization=name),
-        Policy.from_pretrained(tmp_path / "q", device="cpu", quantization=name),
+        OpenVLAPolicy.from_pretrained(tmp_path / "q", device="cpu"),
+        OpenVLAPolicy.from_pretrained(folder, device="cpu", quantization=name),
+        OpenVLAPolicy.from_pretrained(tmp_path / "q", device="cpu", quantization=name),
     ):
         assert policy.quantization == name
         assert np.array_equal(policy.predict_action(seen).tokens, want)
@@ -206,9 +206,9 @@ def test_a_quantised_checkpoint_is_the_model_quantised(folder, tmp_path, name):
 
 
 def test_plain_arithmetic_on_the_cpu_takes_rounded_dense_weights(folder):
-    policy = Policy.from_pretrained(folder, device="cpu", quantization="int4-g32")
+    policy = OpenVLAPolicy.from_pretrained(folder, device="cpu", quantization="int4-g32")
     assert not [m for m in policy.model.modules() if isinstance(m, QuantLinear)]
-    plain = Policy.from_pretrained(folder, device="cpu")
+    plain = OpenVLAPolicy.from_pretrained(folder, device="cpu")
     weight = policy.model.language_model.model.layers[0].mlp.up_proj.weight
     other = plain.model.language_model.model.layers[0].mlp.up_proj.weight
     assert 0 < (weight - other).norm() / other.norm() < 0.2
@@ -228,16 +228,16 @@ def test_mismatches_are_named(folder, tmp_path):
     quantize_checkpoint(folder, tmp_path / "q", get_format("int4-g32"))
     for asked in ("int8", "fp16"):
         with pytest.raises(CheckpointError, match=f"quantised to int4-g32.*{asked} was asked"):
-            Policy.from_pretrained(tmp_path / "q", device="cpu", quantization=asked)
+            OpenVLAPolicy.from_pretrained(tmp_path / "q", device="cpu", quantization=asked)
     with pytest.raises(CheckpointError, match="quantised to int4-g32 already"):
         quantize_checkpoint(tmp_path / "q", tmp_path / "r", get_format("int8"))
     with pytest.raises(VlaError, match="'fp32' and dtype 'bfloat16' contradict"):
-        Policy.from_pretrained(folder, device="cpu", quantization="fp32", dtype="bfloat16")
-    low = Policy.from_pretrained(folder, device="cpu", quantization="bf16")
+        OpenVLAPolicy.from_pretrained(folder, device="cpu", quantization="fp32", dtype="bfloat16")
+    low = OpenVLAPolicy.from_pretrained(folder, device="cpu", quantization="bf16")
     assert low.dtype == torch.bfloat16 and not low.quantization
     # int4's usual groups of 128 don't fit a width of 32.
     for make in (
-        lambda: Policy.from_pretrained(folder, device="cpu", quantization="int4"),
+        lambda: OpenVLAPolicy.from_pretrained(folder, device="cpu", quantization="int4"),
         lambda: quantize_checkpoint(folder, tmp_path / "r", get_format("int4")),
     ):
         with pytest.raises(VlaError, match=r"q_proj.weight has 32 inputs, which int4-g128"):

@@ -17,11 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from vla_inference.policies.openvla.action_tokens import (
-    ActionTokens,
-    Normalisation,
-    find_statistics,
-)
+from vla_inference.policies.normalisation import Normalisation, find_statistics
+from vla_inference.policies.openvla.action_tokens import ActionTokens
 from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.openvla.llama import RMSNorm
 from vla_inference.policies.openvla.model import VLA

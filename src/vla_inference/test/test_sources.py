@@ -25,7 +25,7 @@ from vla_inference.inputs import video_sources
 from vla_inference.inputs.image_files import read_image
 from vla_inference.inputs.image_messages import compressed_to_rgb, image_to_rgb
 from vla_inference.inputs.video_sources import VideoSource, open_source
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.ros import qos
 from vla_inference.ros.camera_node import CameraNode
 
@@ -190,7 +190,7 @@ def test_images_are_turned_upright(tmp_path):
 
 def test_a_1x1_image_is_refused_by_the_model(tmp_path):
     Pillow.new("RGB", (1, 1)).save(tmp_path / "a.png")
-    policy = Policy.from_pretrained(write_random_checkpoint(tmp_path / "m"))
+    policy = OpenVLAPolicy.from_pretrained(write_random_checkpoint(tmp_path / "m"))
     with pytest.raises(ObservationError, match="1x1 pixels"):
         policy.predict_action(read_image(tmp_path / "a.png"), "lift it")
 
@@ -235,7 +235,7 @@ def test_infer_answers_each_image_of_a_folder(folder, model, capsys):
     out, err = capsys.readouterr()
     records = [json.loads(line) for line in out.splitlines()]
     assert [r["frame"] for r in records] == ["frame1.png", "frame2.png", "frame3.png"]
-    wanted = Policy.from_pretrained(model, engine="").predict_action(grey(20), "lift it")
+    wanted = OpenVLAPolicy.from_pretrained(model, engine="").predict_action(grey(20), "lift it")
     np.testing.assert_allclose(records[1]["actions"], wanted.actions, rtol=1e-6)
     assert records[0]["names"][-1] == "gripper" and "total" in records[0]["timing_ms"]
     assert err.startswith("3 images")

@@ -21,7 +21,7 @@ from vla_inference.engines import make_engine
 from vla_inference.errors import VlaError
 from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.openvla.model import VLA
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.quantization import get_format
 from vla_inference.quantization.rounding import quantize_model
 from vla_inference.types import Observation
@@ -109,8 +109,8 @@ def images(count: int, seed: int = 0) -> list[Observation]:
 
 
 def test_the_shipped_model_answers_alike(small):
-    plain = Policy.from_pretrained(STACK_SMALL)
-    ours = Policy.from_pretrained(STACK_SMALL, engine=f"tvm:{small}")
+    plain = OpenVLAPolicy.from_pretrained(STACK_SMALL)
+    ours = OpenVLAPolicy.from_pretrained(STACK_SMALL, engine=f"tvm:{small}")
     layers = ours.model.language_model.model.layers
     assert next(layers.parameters()).is_meta  # compiled, so not loaded a second time
     for observation in images(4):
@@ -266,7 +266,7 @@ def test_a_folder_that_does_not_fit_is_named(tiny, tmp_path, damage, words):
     folder = Path(shutil.copytree(made, tmp_path / "folder"))
     damage(folder)
     with pytest.raises(VlaError, match=words):
-        Policy.from_pretrained(checkpoint, engine=f"tvm:{folder}")
+        OpenVLAPolicy.from_pretrained(checkpoint, engine=f"tvm:{folder}")
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_what_cannot_be_compiled_is_refused_and_leaves_nothing(tmp_path, options
 @pytest.mark.parametrize("name", ["tvm", "plain:/folder", "tvn:/folder"])
 def test_engines_by_name(name):
     with pytest.raises(VlaError, match=r"compiled folder|takes no folder|there is no engine"):
-        Policy.from_pretrained(STACK_SMALL, engine=name)
+        OpenVLAPolicy.from_pretrained(STACK_SMALL, engine=name)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ import torch
 from vla_inference.checkpoints.random_weights import TINY, write_random_checkpoint
 from vla_inference.engines import compiled
 from vla_inference.errors import VlaError
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.types import Observation
 
 pytest.importorskip("onnxruntime", reason="needs requirements/onnx.txt")
@@ -55,8 +55,8 @@ def observations(count: int) -> list[Observation]:
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 5e-3)])
 def test_the_graph_answers_as_pytorch_does(made, dtype, tolerance):
     checkpoint, base = made
-    plain = Policy.from_pretrained(checkpoint)
-    ours = Policy.from_pretrained(checkpoint, vision=f"onnx:{base / dtype}")
+    plain = OpenVLAPolicy.from_pretrained(checkpoint)
+    ours = OpenVLAPolicy.from_pretrained(checkpoint, vision=f"onnx:{base / dtype}")
     assert next(ours.model.projector.parameters()).is_meta  # not loaded a second time
     pixels = onnx.test_pixels(plain.config, 3, seed=1)
     with torch.inference_mode():
@@ -99,13 +99,13 @@ def test_a_damaged_graph_is_named(made, tmp_path, damage, words):
     folder = Path(shutil.copytree(base / "float16", tmp_path / "folder"))
     damage(folder)
     with pytest.raises(VlaError, match=words):
-        Policy.from_pretrained(checkpoint, vision=f"onnx:{folder}")
+        OpenVLAPolicy.from_pretrained(checkpoint, vision=f"onnx:{folder}")
 
 
 def test_the_graph_of_another_model_is_refused(made, tmp_path):
     other = write_random_checkpoint(tmp_path / "other", TWIN, "parallel", seed=1)
     with pytest.raises(VlaError, match="was made for digest"):
-        Policy.from_pretrained(other, vision=f"onnx:{made[1] / 'float32'}")
+        OpenVLAPolicy.from_pretrained(other, vision=f"onnx:{made[1] / 'float32'}")
 
 
 def test_an_export_that_is_too_far_off_leaves_nothing(made, tmp_path, monkeypatch):
@@ -227,7 +227,7 @@ def test_tensorrt_builds_strongly_typed_and_reads_our_memory(
     record = tensorrt.build(base / "float16", tmp_path / "plan")
     assert fake.calls == [flags, "parse", "workspace"]
     assert (record["tensorrt"], record["target"]) == (version, "cuda:sm_87")
-    plain = Policy.from_pretrained(checkpoint, device="cpu")
+    plain = OpenVLAPolicy.from_pretrained(checkpoint, device="cpu")
     vision = tensorrt.TensorrtVision(tmp_path / "plan", "cuda", plain.config, checkpoint)
     pixels = onnx.test_pixels(plain.config, 2, seed=2)
     with torch.inference_mode():
@@ -254,7 +254,7 @@ def test_a_plan_that_does_not_run_is_named(made, tmp_path, on_a_jetson, fails, w
     on_a_jetson("10.3.0")
     tensorrt.build(made[1] / "float16", tmp_path / "plan")
     on_a_jetson("10.3.0", fails)
-    config = Policy.from_pretrained(made[0], device="cpu").config
+    config = OpenVLAPolicy.from_pretrained(made[0], device="cpu").config
     with pytest.raises(VlaError, match=words):
         tensorrt.TensorrtVision(tmp_path / "plan", "cuda", config)(onnx.test_pixels(config))
 

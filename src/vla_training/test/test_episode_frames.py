@@ -11,7 +11,7 @@ import pytest
 
 from vla_inference.errors import DataError
 from vla_inference.policies.openvla.config import ModelConfig
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.policies.openvla.preprocessing import ImagePreprocessor
 from vla_inference.types import Episode, Observation, Step, eef_delta_spec
 from vla_training.datasets import open_dataset
@@ -99,7 +99,7 @@ def test_a_model_trained_on_the_bridge_slice_speaks_its_action_space(tmp_path):
     config = TrainConfig(batch_size=16, steps=4, shift=0, validation=0.0)
     trainer = Trainer(frames, config, "cpu", tiny)
     trainer.run()
-    policy = Policy.from_pretrained(trainer.export(tmp_path / "checkpoint"), device="cpu")
+    policy = OpenVLAPolicy.from_pretrained(trainer.export(tmp_path / "checkpoint"), device="cpu")
     result = evaluate(policy, data)
     assert result.action_space == "bridge_dataset" and len(result.frames) == 200
     assert result.spec == data.spec

@@ -22,7 +22,7 @@ from finetune_runs import SENTENCES, free_port, losses, make_home, settings, wri
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.cli.main import run_subcommand
 from vla_inference.errors import CheckpointError, DataError, VlaError
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.types import Observation
 from vla_sim_bridge.generation.hdf5 import write_header
 from vla_training.cli.finetune import find_sources
@@ -68,10 +68,10 @@ def test_loss_falls_and_the_checkpoint_is_the_trained_model(home, tmp_path, base
     assert run.run(Stop())
     found = losses(tmp_path / "run")
     assert np.mean([found[s] for s in (28, 29, 30)]) < 0.9 * np.mean([found[s] for s in (1, 2, 3)])
-    policy = Policy.from_pretrained(export(run), device="cpu")
+    policy = OpenVLAPolicy.from_pretrained(export(run), device="cpu")
     assert policy.config.head == run.model.config.head
     assert policy.config.center_crop == (0.9 if config.image_aug else 0.0)
-    trained = Policy(run.model.eval(), run.tokenizer, "cpu", torch.float32)
+    trained = OpenVLAPolicy(run.model.eval(), run.tokenizer, "cpu", torch.float32)
     for seed in range(3):
         seen = observation(seed, policy.config.head.num_images)
         a, b = (p.predict_action(seen, action_space="noise").actions for p in (policy, trained))
@@ -130,7 +130,7 @@ def test_two_processes_train_as_one_and_their_state_goes_on_in_one(home, tmp_pat
 
 def test_the_base_s_own_action_space_keeps_its_bounds(home, tmp_path):
     config = settings(home, tmp_path / "run", action_space="random", max_steps=1, merge=False)
-    known = Policy.from_pretrained(home / "tokens").config.norm_stats
+    known = OpenVLAPolicy.from_pretrained(home / "tokens").config.norm_stats
     assert Adapter(finetune(config)).statistics == {"random": known["random"]}
 
 
@@ -182,7 +182,10 @@ def test_asked_to_stop_it_saves_and_goes_on_bit_for_bit(home, tmp_path):
     assert losses(tmp_path / "part") == losses(tmp_path / "whole")
     weights = [tmp_path / run / "checkpoint" / "model.safetensors" for run in ("part", "whole")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
-    assert Policy.from_pretrained(checkpoint).predict_action(observation()).actions.shape[1] == 7
+    assert (
+        OpenVLAPolicy.from_pretrained(checkpoint).predict_action(observation()).actions.shape[1]
+        == 7
+    )
 
 
 def kill_and_resume(home: Path, tmp_path: Path, kills: int, steps: int) -> None:

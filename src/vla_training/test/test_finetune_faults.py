@@ -23,7 +23,7 @@ from finetune_runs import free_port, losses, make_home, settings
 
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.errors import CheckpointError, VlaError
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.quantization import get_format
 from vla_inference.quantization.write import quantize_checkpoint
 from vla_training.finetune import closed_loop, distributed, training_state
@@ -137,9 +137,9 @@ def test_closed_loop_plays_the_model_as_it_stands_sharded_or_not(
     assert world.played == 6  # once to try, before training
     # What it was played with is what was trained, not what training began with.
     world.reset(closed_loop_rng(4))
-    policy = Policy.from_pretrained(checkpoint, device="cpu")
+    policy = OpenVLAPolicy.from_pretrained(checkpoint, device="cpu")
     expected = policy.predict_action(world.observation(), action_space="noise").actions[0]
-    begun = Policy.from_pretrained(home / "l1", device="cpu")
+    begun = OpenVLAPolicy.from_pretrained(home / "l1", device="cpu")
     space = policy.config.norm_stats["noise"]
     before = begun.predict_action(world.observation(), action_space=space).actions[0]
     steps = 3 if world.good else world.task.horizon

@@ -19,7 +19,7 @@ from torch import nn
 from vla_inference.checkpoints.load import load_model
 from vla_inference.cli.main import run_subcommand
 from vla_inference.errors import CheckpointError, VlaError
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.policies.openvla.vision import Block
 from vla_inference.types import Observation
 from vla_training.lora.adapter import merge
@@ -153,7 +153,9 @@ def test_weights_are_those_of_peft_s_own_merge(base, tmp_path, kind):
 
 def test_the_merged_model_answers_otherwise_than_the_base(base, tmp_path):
     adapter, _ = adapter_and_truth(base, tmp_path / "adapter", target_modules="all-linear")
-    policies = [Policy.from_pretrained(p) for p in (base, merge(base, adapter, tmp_path / "out"))]
+    policies = [
+        OpenVLAPolicy.from_pretrained(p) for p in (base, merge(base, adapter, tmp_path / "out"))
+    ]
     a, b = (p.predict_action(IMAGE, "lift it").tokens for p in policies)
     assert (a != b).any()
 
@@ -357,7 +359,7 @@ def test_statistics_and_augmentation_follow_the_run_not_the_base(base, tmp_path)
     message = refusal(base, adapter, tmp_path)
     assert "no statistics of my_arm" in message and "dataset_statistics.json" in message
     (adapter / "dataset_statistics.json").write_text(json.dumps({"my_arm": statistics(7)}))
-    policy = Policy.from_pretrained(merge(base, adapter, tmp_path / "merged"))
+    policy = OpenVLAPolicy.from_pretrained(merge(base, adapter, tmp_path / "merged"))
     assert list(policy.config.norm_stats) == ["my_arm"] and policy.config.center_crop == 0.9
     assert "assumed" not in json.loads((tmp_path / "merged/config.json").read_text())
 
@@ -369,7 +371,7 @@ def test_an_adapter_inside_an_oft_run_takes_the_run_s_heads_along(base, tmp_path
         path.unlink()
     adapter_and_truth(base, run / "lora_adapter", target_modules="all-linear")
     merged = merge(base, run / "lora_adapter", tmp_path / "merged")
-    policy = Policy.from_pretrained(merged)
+    policy = OpenVLAPolicy.from_pretrained(merged)
     assert (policy.config.head.type, policy.config.head.proprio_dim) == ("l1", 8)
     seen = Observation({"a": IMAGE}, "lift it", np.full(8, 0.3))
     assert policy.predict_action(seen).actions.shape == (8, 7)

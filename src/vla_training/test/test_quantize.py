@@ -10,7 +10,7 @@ import pytest
 
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.errors import VlaError
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_sim_bridge.envs.robosuite_sim import to_robosuite
 from vla_sim_bridge.generation.hdf5 import write_episode, write_header
 from vla_training.cli.quantize import quantize
@@ -52,7 +52,7 @@ def test_gptq_takes_frames_of_a_data_set(tmp_path, data, capsys, samples):
     )
     told = json.loads(capsys.readouterr().out)
     assert told["method"] == "gptq" and 0 < told["bytes"] < told["bytes_before"]
-    policy = Policy.from_pretrained(output, device="cpu")
+    policy = OpenVLAPolicy.from_pretrained(output, device="cpu")
     assert policy.quantization == "int4-g32"
     assert policy.warm_up() > 0
     nearest = tmp_path / "r"

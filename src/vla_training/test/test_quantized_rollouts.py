@@ -9,7 +9,7 @@ import quantized_rollouts as bench
 from fake_world import FakeWorld
 
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_sim_bridge.evaluation.rollout import run_episode
 
 
@@ -18,7 +18,7 @@ def test_each_format_plays_the_same_episodes(tmp_path, monkeypatch):
 
     def rollout(folder, task, episodes, seed, horizon, workers, device):
         """As the real one, with a world that needs no simulator, and worse luck for int4."""
-        policy = Policy.from_pretrained(folder, device=device)
+        policy = OpenVLAPolicy.from_pretrained(folder, device=device)
         played.append((policy.quantization, task, seed, horizon))
         world = FakeWorld()
         results = [

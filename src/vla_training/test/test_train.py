@@ -1,4 +1,4 @@
-"""Training: it learns, it resumes to the same numbers, its checkpoint is what `Policy` loads."""
+"""Training: it learns, it resumes to the same numbers, its checkpoint is what inference loads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tiny_model import tiny_model
 
 from vla_inference.checkpoints.load import load_config
 from vla_inference.errors import DataError, VlaError
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_sim_bridge.generation.hdf5 import write_episode
 from vla_training.cli.train import train
 from vla_training.small_model.auxiliary_targets import SIZE, scene_of
@@ -125,7 +125,7 @@ def test_checkpoint_answers_as_the_trained_model(tmp_path):
     trainer = make_trainer()
     trainer.run()
     folder = trainer.export(tmp_path / "checkpoint", torch.float32)
-    policy = Policy.from_pretrained(folder, device="cpu")
+    policy = OpenVLAPolicy.from_pretrained(folder, device="cpu")
     image = trainer.frames.images[0].numpy()
     text = trainer.frames.sentences[0]
     chunk = policy.predict_action(image, text)

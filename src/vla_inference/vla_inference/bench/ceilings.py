@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.quantization import get_format
 
 
@@ -51,7 +51,7 @@ def timed(work, repeats: int = 10) -> float:
     return float(np.median(times))
 
 
-def work_of(policy: Policy, positions: int) -> dict[str, float]:
+def work_of(policy: OpenVLAPolicy, positions: int) -> dict[str, float]:
     """Arithmetic of one pass over `positions`, and the numbers of weights it reads."""
     model = policy.model
     layers = sum(
@@ -71,7 +71,9 @@ def work_of(policy: Policy, positions: int) -> dict[str, float]:
     }
 
 
-def floor_ms(policy: Policy, positions: int, quantisation: str, rates: dict[str, float]) -> float:
+def floor_ms(
+    policy: OpenVLAPolicy, positions: int, quantisation: str, rates: dict[str, float]
+) -> float:
     """Prefill arithmetic (vision included) plus the bytes of the decode passes."""
     w = work_of(policy, positions)
     kind, bits = "bf16", 16.0

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 
 from vla_inference.errors import VlaError
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.types import Observation
 
 
 class Reference:
     """The original's way: transformers' `generate` fed by embeddings, vision eager, bf16."""
 
-    def __init__(self, policy: Policy):
+    def __init__(self, policy: OpenVLAPolicy):
         try:
             from transformers import LlamaConfig, LlamaForCausalLM
         except ImportError as error:

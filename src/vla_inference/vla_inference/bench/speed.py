@@ -25,7 +25,7 @@ from vla_inference.checkpoints.load import load_config
 from vla_inference.checkpoints.random_weights import USUAL_HEAD, random_policy
 from vla_inference.engines import COMPILED, ENGINES
 from vla_inference.errors import VlaError
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.quantization import get_format
 from vla_inference.quantization.rounding import quantize_model
 from vla_inference.quantization.swap import make_dense
@@ -153,7 +153,7 @@ def _measured(plan: Plan, path: str, rates: dict, tell) -> tuple[dict[str, Any],
     return row, np.stack([_values(a) for a in answers[: len(several)]])
 
 
-def _policy(plan: Plan, path: str) -> tuple[Policy, str]:
+def _policy(plan: Plan, path: str) -> tuple[OpenVLAPolicy, str]:
     kind, _, quantisation = path.partition(":")
     if kind not in ("reference", *ENGINES):
         raise VlaError(f"there is no path {kind!r}", f"known: reference, {', '.join(ENGINES)}")
@@ -162,7 +162,7 @@ def _policy(plan: Plan, path: str) -> tuple[Policy, str]:
         engine, quantisation = path, ""
     engine = "plain" if engine == "reference" else engine
     if plan.model:
-        policy = Policy.from_pretrained(
+        policy = OpenVLAPolicy.from_pretrained(
             plan.model,
             device=plan.device,
             dtype=plan.dtype,
@@ -179,7 +179,7 @@ def _policy(plan: Plan, path: str) -> tuple[Policy, str]:
         if engine == "plain" and plan.device == "cpu":
             make_dense(drawn.model, drawn.dtype)
     tokenizer = drawn.prompt.tokenizer
-    policy = Policy(drawn.model, tokenizer, drawn.device, drawn.dtype, drawn.name, engine)
+    policy = OpenVLAPolicy(drawn.model, tokenizer, drawn.device, drawn.dtype, drawn.name, engine)
     # As long as a usual prompt; the random checkpoint's tokenizer has one token per byte.
     policy._prompts[SENTENCE] = torch.arange(4, 28, device=policy.device)[None]
     return policy, quantisation

@@ -24,7 +24,7 @@ from vla_inference.checkpoints.save import save_checkpoint
 from vla_inference.errors import VlaError
 from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.openvla.model import VLA
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 
 # A few 10,000 parameters; 64x64 images, 16 patches.
 TINY: dict[str, Any] = {
@@ -267,12 +267,12 @@ def random_policy(
     device: str = "cpu",
     dtype: str = "float32",
     seed: int = 0,
-) -> Policy:
+) -> OpenVLAPolicy:
     """A policy on a random model that never was on disk."""
     raw = {**random_config(size, head), "norm_stats": STATISTICS}
     kind = _named(DTYPES, dtype, "dtype")
     model = random_model(raw, device, kind, seed)
-    return Policy(model, byte_tokenizer(), device, kind, f"random-{model.config.name}")
+    return OpenVLAPolicy(model, byte_tokenizer(), device, kind, f"random-{model.config.name}")
 
 
 def byte_tokenizer():

@@ -68,11 +68,11 @@ def infer(
 
     With --json each image gives one line with a JSON object of its own.
     """
-    from vla_inference.policies.openvla.policy import Policy  # brings PyTorch
+    from vla_inference.policies.openvla.policy import OpenVLAPolicy  # brings PyTorch
 
     check_instruction(instruction)
     with open_source(source, rate=rate) as frames:
-        policy = Policy.from_pretrained(
+        policy = OpenVLAPolicy.from_pretrained(
             model,
             device=device,
             dtype=dtype,
@@ -88,7 +88,7 @@ def infer(
             raise VlaError(
                 f"model {policy.name} takes {head.num_images} images and {head.proprio_dim} "
                 "numbers of proprioception; a source has one image",
-                "call Policy.predict_action",
+                "call OpenVLAPolicy.predict_action",
             )
         times: list[float] = []
         begin = time.perf_counter()

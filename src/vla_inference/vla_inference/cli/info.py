@@ -17,7 +17,7 @@ from vla_inference.checkpoints.safetensors_io import inventory
 from vla_inference.cli.output import JsonOption, print_json
 from vla_inference.errors import CheckpointError
 from vla_inference.policies.action_specs import statistics_spec
-from vla_inference.policies.openvla.action_tokens import Normalisation
+from vla_inference.policies.normalisation import Normalisation
 from vla_inference.policies.openvla.config import ModelConfig
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from vla_inference.control.commands import check_chunk
 from vla_inference.errors import VlaError
-from vla_inference.policies.openvla.action_tokens import Normalisation
+from vla_inference.policies.normalisation import Normalisation
 from vla_inference.types import ActionChunk
 
 DISABLED, ENABLED, STOPPED = "disabled", "enabled", "stopped"

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from vla_inference.errors import CheckpointError, VlaError
-from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.types import ActionChunk, ActionSpec, DimSpec, eef_delta_spec
 
 
@@ -146,21 +144,3 @@ def _arm(side: str) -> tuple[DimSpec, ...]:
 
 
 ALOHA = _arm("left") + _arm("right")
-
-
-def check_statistics(config: ModelConfig, folder: Path) -> None:
-    """Refuse statistics of another length than the model's actions, naming file and field."""
-    file = "dataset_statistics.json"
-    where = folder / (file if (folder / file).is_file() else "config.json")
-    for name, space in config.norm_stats.items():
-        if not isinstance(space, Mapping):
-            raise CheckpointError(f"{where}: {name!r} is {space!r:.60}", "it must be an object")
-        entry = space.get("action", space)
-        for key in (*config.head.bounds.split("_"), "mask"):
-            values = entry.get(key) if isinstance(entry, Mapping) else None
-            if isinstance(values, list) and len(values) != config.head.action_dim:
-                raise CheckpointError(
-                    f"{where}: {name!r} has {len(values)} numbers in {key}, the model's actions "
-                    f"have {config.head.action_dim}",
-                    "the statistics and the weights must come from one training run",
-                )

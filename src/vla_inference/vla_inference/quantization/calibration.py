@@ -14,9 +14,9 @@ from vla_inference.checkpoints.load import load_config, load_model, load_tokeniz
 from vla_inference.checkpoints.openvla_compat import checkpoint_name
 from vla_inference.engines.base import Engine
 from vla_inference.errors import VlaError
-from vla_inference.policies.openvla.action_tokens import Normalisation, find_statistics
+from vla_inference.policies.normalisation import Normalisation, find_statistics
 from vla_inference.policies.openvla.llama import Layer, rotary
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.quantization.formats import Format
 from vla_inference.quantization.gptq import gptq_linear
 from vla_inference.quantization.linear import QuantLinear
@@ -58,7 +58,7 @@ class Calibrator:
         self.recorder = Recorder(model)
         engine = Engine(model, language=self.recorder)
         name = checkpoint_name(folder)
-        self.policy = Policy(model, load_tokenizer(folder), device, dtype, name, engine)
+        self.policy = OpenVLAPolicy(model, load_tokenizer(folder), device, dtype, name, engine)
 
     @torch.inference_mode()
     def __call__(

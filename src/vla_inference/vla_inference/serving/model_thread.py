@@ -38,16 +38,16 @@ class ModelSettings:
 
 
 def load_policy(settings: ModelSettings) -> Any:
-    """A `Policy` that fits the inputs; raises VlaError where it doesn't."""
+    """A policy that fits the inputs; raises VlaError where it doesn't."""
     import torch
 
-    from vla_inference.policies.openvla.policy import Policy
+    from vla_inference.policies.openvla.policy import OpenVLAPolicy
 
     if not settings.model:
         raise VlaError("parameter 'model' is empty", "set it to a checkpoint folder")
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
-    policy = Policy.from_pretrained(
+    policy = OpenVLAPolicy.from_pretrained(
         settings.model,
         device=settings.device or None,
         dtype=settings.dtype or None,

@@ -58,10 +58,10 @@ def _start(model: str, task: str, size: int, device: str | None, language: Langu
     global _state
     import torch
 
-    from vla_inference.policies.openvla.policy import Policy
+    from vla_inference.policies.openvla.policy import OpenVLAPolicy
 
     torch.set_num_threads(1)
-    policy = Policy.from_pretrained(model, device=device)
+    policy = OpenVLAPolicy.from_pretrained(model, device=device)
     world = make_world(task, width=size, height=size, language=language)
     _state = world, policy.predict_action
 

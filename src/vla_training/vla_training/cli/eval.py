@@ -80,13 +80,13 @@ def evaluate(
     # The dataset first: a mistake in it shows before a large model is loaded.
     reading = {"split": split, "conventions": conventions, **parse_reading(read or ())}
     data = open_dataset(dataset, dataset_type, **reading)
-    from vla_inference.policies.openvla.policy import Policy
+    from vla_inference.policies.openvla.policy import OpenVLAPolicy
     from vla_sim_bridge.cli.rollout import find_model
     from vla_training.evaluation import report as eval_report
     from vla_training.evaluation.evaluate import EvalConfig
     from vla_training.evaluation.evaluate import evaluate as run
 
-    policy = Policy.from_pretrained(
+    policy = OpenVLAPolicy.from_pretrained(
         model or find_model(None),
         device=device,
         dtype=dtype,
@@ -96,7 +96,7 @@ def evaluate(
     )
     reference = None
     if reference_model is not None:
-        reference = Policy.from_pretrained(reference_model, device=device, dtype=dtype)
+        reference = OpenVLAPolicy.from_pretrained(reference_model, device=device, dtype=dtype)
     config = EvalConfig(max_episodes, max_steps, action_space, names(camera), instruction)
 
     def follow(frame) -> None:

@@ -132,11 +132,11 @@ def validate(
         tolerance=tolerance,
         episode_gap=episode_gap,
     )
-    from vla_inference.policies.openvla.policy import Policy
+    from vla_inference.policies.openvla.policy import OpenVLAPolicy
     from vla_sim_bridge.cli.rollout import find_model
     from vla_training.evaluation import validation_report
 
-    policy = Policy.from_pretrained(model or find_model(None), device=device, dtype=dtype)
+    policy = OpenVLAPolicy.from_pretrained(model or find_model(None), device=device, dtype=dtype)
     config = ValidationConfig(
         max_episodes, max_steps, action_space, names(camera), instruction, execute_steps
     )

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from vla_inference.errors import DataError, VlaError
-from vla_inference.policies.openvla.action_tokens import Normalisation, find_statistics
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.normalisation import Normalisation, find_statistics
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.types import ActionSpec, DimSpec
 from vla_training.datasets import EpisodeSet
 from vla_training.evaluation.accuracy import Range
@@ -18,7 +18,7 @@ NORMALISED = "normalized"
 
 
 def choose_space(
-    policy: Policy, dataset: EpisodeSet, given: str | None
+    policy: OpenVLAPolicy, dataset: EpisodeSet, given: str | None
 ) -> tuple[str | Mapping, Mapping]:
     """What to ask the policy for, and its statistics.
 
@@ -37,7 +37,7 @@ def choose_space(
     return name, spaces[name]
 
 
-def statistics_of(policy: Policy, space: str | Mapping, statistics: Mapping) -> Mapping:
+def statistics_of(policy: OpenVLAPolicy, space: str | Mapping, statistics: Mapping) -> Mapping:
     if isinstance(space, Mapping):
         return statistics
     name, _ = find_statistics(policy.action_spaces, space)
@@ -63,7 +63,7 @@ def _read_statistics(path: Path) -> Mapping:
 
 
 def agree(
-    policy: Policy, dataset: EpisodeSet, space: str | Mapping, statistics: Mapping
+    policy: OpenVLAPolicy, dataset: EpisodeSet, space: str | Mapping, statistics: Mapping
 ) -> tuple[ActionSpec, Range, list[str]]:
     """Spec and bounds to compare in, and remarks; an error where the two mean different things."""
     model, data = policy.action_spec(space), dataset.spec
@@ -103,7 +103,9 @@ def agree(
     return model, Range(bounds.low, bounds.high), notes
 
 
-def choose_cameras(policy: Policy, dataset: EpisodeSet, given: tuple[str, ...]) -> tuple[str, ...]:
+def choose_cameras(
+    policy: OpenVLAPolicy, dataset: EpisodeSet, given: tuple[str, ...]
+) -> tuple[str, ...]:
     """As many cameras as the model has images."""
     known, wanted = dataset.cameras(), policy.config.head.num_images
     names = given or tuple(known[:wanted])

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vla_inference.errors import DataError
-from vla_inference.policies.openvla.action_tokens import Normalisation
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.normalisation import Normalisation
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.types import Observation
 from vla_training.datasets import EpisodeSet
 from vla_training.evaluation.accuracy import accuracy, clipped_accuracy
@@ -43,10 +43,10 @@ class EvalConfig:
 
 
 def evaluate(
-    policy: Policy,
+    policy: OpenVLAPolicy,
     dataset: EpisodeSet,
     config: EvalConfig = EvalConfig(),
-    reference: Policy | None = None,
+    reference: OpenVLAPolicy | None = None,
     report: Callable[[Frame], None] = lambda _: None,
 ) -> Evaluation:
     """Predict the action of every frame; `report` is told each.
@@ -155,7 +155,7 @@ def count_frames(dataset: EpisodeSet, config: EvalConfig) -> int:
     return total
 
 
-def _predict(policy: Policy, seen: Observation, cameras: tuple[str, ...], space):
+def _predict(policy: OpenVLAPolicy, seen: Observation, cameras: tuple[str, ...], space):
     observation = Observation({c: seen.images[c] for c in cameras}, seen.instruction, seen.state)
     begun = time.perf_counter()
     chunk = policy.predict_action(observation, unnorm_key=space)

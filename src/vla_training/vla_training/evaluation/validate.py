@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vla_inference.errors import DataError
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.types import ActionSpec, Observation
 from vla_training.datasets.bag.reader import BagSet
 from vla_training.evaluation.compatibility import agree, choose_cameras, choose_space
@@ -47,7 +47,9 @@ def check_form(spec: ActionSpec, where: str) -> None:
         )
 
 
-def prepare(policy: Policy, bags: BagSet, config: ValidationConfig) -> tuple[Validation, Any]:
+def prepare(
+    policy: OpenVLAPolicy, bags: BagSet, config: ValidationConfig
+) -> tuple[Validation, Any]:
     """An empty validation, and what to ask the policy's actions in."""
     space, statistics = choose_space(policy, bags, config.action_space)
     model = policy.action_spec(space)
@@ -79,7 +81,7 @@ def busy() -> str:
 
 
 def validate(
-    policy: Policy,
+    policy: OpenVLAPolicy,
     bags: BagSet,
     config: ValidationConfig = ValidationConfig(),
     report: Callable[[Frame], None] = lambda _: None,

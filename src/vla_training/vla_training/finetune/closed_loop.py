@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_sim_bridge.envs.protocol import make_world
 from vla_sim_bridge.evaluation.rollout import run_episode, summarise
 from vla_training.finetune.distributed import Place
@@ -28,16 +28,16 @@ class ClosedLoop:
         self.world = make_world(task, tuple(cameras))
         self.episodes, self.place = episodes, place
 
-    def act(self, policy: Policy):
+    def act(self, policy: OpenVLAPolicy):
         space = next(iter(policy.config.norm_stats))
         return partial(policy.predict_action, action_space=space)
 
-    def try_once(self, policy: Policy) -> None:
+    def try_once(self, policy: OpenVLAPolicy) -> None:
         """One answer, so that a model which cannot look at this world is known of."""
         self.world.reset(np.random.default_rng(0))
         self.act(policy)(self.world.observation())
 
-    def play(self, policy: Policy) -> dict[str, Any]:
+    def play(self, policy: OpenVLAPolicy) -> dict[str, Any]:
         """All episodes, as `summarise` counts them; every process gets the same."""
         place, results = self.place, []
         steps = max(1, policy.config.head.chunk // 2)

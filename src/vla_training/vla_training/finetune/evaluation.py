@@ -11,7 +11,7 @@ import torch
 
 from vla_inference.checkpoints.load import place
 from vla_inference.policies.openvla.model import VLA
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_training.finetune import distributed
 from vla_training.finetune.closed_loop import ClosedLoop
 from vla_training.finetune.config import PRECISIONS
@@ -66,7 +66,7 @@ def closed_loop(run: Finetuner) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _policy(run: Finetuner) -> Iterator[Policy]:
+def _policy(run: Finetuner) -> Iterator[OpenVLAPolicy]:
     """The model under training, as it answers in inference.
 
     Sharded weights are gathered into a copy for as long as it lasts: each device needs room for
@@ -81,7 +81,7 @@ def _policy(run: Finetuner) -> Iterator[Policy]:
     # Heads that are trained in float32 beside a bfloat16 base are run in bfloat16.
     low = torch.autocast(device.split(":")[0], dtype, enabled=dtype != torch.float32)
     with torch.no_grad(), low:
-        yield Policy(model, run.tokenizer, device, dtype)
+        yield OpenVLAPolicy(model, run.tokenizer, device, dtype)
     run.objective.train()
 
 

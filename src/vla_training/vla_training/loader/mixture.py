@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from vla_inference.errors import DataError, VlaError
-from vla_inference.policies.openvla.action_tokens import Normalisation
+from vla_inference.policies.normalisation import Normalisation
 from vla_inference.policies.openvla.config import HeadConfig, ModelConfig
 from vla_inference.policies.openvla.preprocessing import (
     PromptTokenizer,

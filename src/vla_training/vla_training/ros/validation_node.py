@@ -24,7 +24,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
 from vla_inference.errors import DataError, VlaError
-from vla_inference.policies.openvla.action_tokens import Normalisation, find_statistics
+from vla_inference.policies.normalisation import Normalisation, find_statistics
 from vla_inference.ros import qos
 from vla_inference.ros.images import rgb_to_image
 from vla_inference.ros.lifecycle import ManagedNode, spin_node

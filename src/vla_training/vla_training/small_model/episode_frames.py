@@ -57,8 +57,8 @@ def frames_from_episodes(
     """Read all episodes into memory.
 
     camera: the first of each dataset if left out.
-    size: images are squashed to size x size, just as `Policy` does it with resize-naive; None
-        keeps those of the first image, which all must have then.
+    size: images are squashed to size x size, as inference does it with resize-naive; None keeps
+        those of the first image, which all must have then.
     """
     specs = {s.name: s.spec for s in sets}
     if len(set(specs.values())) > 1:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vla_inference.checkpoints.load import load_config
 from vla_inference.checkpoints.save import save_checkpoint, save_tensors
 from vla_inference.errors import VlaError
-from vla_inference.policies.openvla.action_tokens import Normalisation
+from vla_inference.policies.normalisation import Normalisation
 from vla_inference.policies.openvla.config import ModelConfig, words_of
 from vla_inference.policies.openvla.model import VLA
 from vla_training.finetune.identity import check_identity

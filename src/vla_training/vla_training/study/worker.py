@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from vla_inference.errors import VlaError
-from vla_inference.policies.openvla.policy import Policy
+from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_sim_bridge.envs.protocol import World, make_world
 from vla_sim_bridge.evaluation.episode import EpisodeResult
 from vla_sim_bridge.evaluation.rollout import run_episode
@@ -143,7 +143,7 @@ def train_cell(config: StudyConfig, cell: Cell, steps: int, folder: str) -> dict
 
 # -- playing ----------------------------------------------------------------------------------
 
-_policy: tuple[str, Policy] | None = None  # of the cell that was played last
+_policy: tuple[str, OpenVLAPolicy] | None = None  # of the cell that was played last
 
 
 @cache
@@ -155,7 +155,7 @@ def play(config: StudyConfig, checkpoint: str, index: int) -> EpisodeResult:
     """One episode of the closed loop; the same episodes for all cells."""
     global _policy
     if _policy is None or _policy[0] != checkpoint:
-        _policy = checkpoint, Policy.from_pretrained(checkpoint, device="cpu")
+        _policy = checkpoint, OpenVLAPolicy.from_pretrained(checkpoint, device="cpu")
     world = _world(config.task)
     return run_episode(
         world,

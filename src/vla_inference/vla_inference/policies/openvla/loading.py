@@ -1,4 +1,4 @@
-"""Loading a checkpoint: all that a `Policy` is made of."""
+"""Loading a checkpoint: all that an `OpenVLAPolicy` is made of."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from vla_inference.checkpoints.load import load_config, load_model, load_tokeniz
 from vla_inference.checkpoints.openvla_compat import checkpoint_name
 from vla_inference.engines import Engine, left_out, make_engine, usual_engine
 from vla_inference.errors import CheckpointError, VlaError
-from vla_inference.policies.action_specs import check_statistics
 from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.openvla.model import VLA
 from vla_inference.quantization.formats import Format, read_quantization
@@ -91,7 +90,7 @@ def load_parts(
     quantization: str | None,
     draft: bool,
 ) -> tuple[VLA, Any, str, torch.dtype, str, Engine]:
-    """Model, tokenizer, device, dtype, name and engine; see `Policy.from_pretrained`."""
+    """Model, tokenizer, device, dtype, name and engine; see `OpenVLAPolicy.from_pretrained`."""
     folder, device, dtype, engine, format, leave_out, config = check_request(
         path_or_id, device, dtype, revision, overrides, engine, vision, quantization, draft
     )
@@ -110,3 +109,21 @@ def load_parts(
     if format is not None and not config.quantization:
         name += f":{format.name}"  # results tell it from the checkpoint as it is
     return model, tokenizer, device, DTYPES[dtype], name, run_by
+
+
+def check_statistics(config: ModelConfig, folder: Path) -> None:
+    """Refuse statistics of another length than the model's actions, naming file and field."""
+    file = "dataset_statistics.json"
+    where = folder / (file if (folder / file).is_file() else "config.json")
+    for name, space in config.norm_stats.items():
+        if not isinstance(space, Mapping):
+            raise CheckpointError(f"{where}: {name!r} is {space!r:.60}", "it must be an object")
+        entry = space.get("action", space)
+        for key in (*config.head.bounds.split("_"), "mask"):
+            values = entry.get(key) if isinstance(entry, Mapping) else None
+            if isinstance(values, list) and len(values) != config.head.action_dim:
+                raise CheckpointError(
+                    f"{where}: {name!r} has {len(values)} numbers in {key}, the model's actions "
+                    f"have {config.head.action_dim}",
+                    "the statistics and the weights must come from one training run",
+                )

@@ -1,4 +1,4 @@
-"""`Policy`: an observation in, an action chunk out."""
+"""`OpenVLAPolicy`: an observation in, an action chunk out."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from vla_inference.policies.stage_timer import StageTimer
 from vla_inference.types import ActionChunk, ActionSpec, Observation
 
 
-class Policy:
+class OpenVLAPolicy:
     """A model with its tokenizer, its image preprocessing and its action statistics.
 
     Example::
 
-        policy = Policy.from_pretrained("models/stack-small")
+        policy = OpenVLAPolicy.from_pretrained("models/stack-small")
         chunk = policy.predict_action(image, instruction="stack the red block on the green one")
         chunk.actions  # float32 [T, 7]: m, rad, gripper 1 open
     """
@@ -63,7 +63,7 @@ class Policy:
         vision: str = "",
         quantization: str | None = None,
         draft: bool = False,
-    ) -> Policy:
+    ) -> OpenVLAPolicy:
         """Load a checkpoint: a folder, or a Hugging Face Hub id like `openvla/openvla-7b`.
 
         device: "cpu", "cuda", ...; None takes CUDA where there is one.

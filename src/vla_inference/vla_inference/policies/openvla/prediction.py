@@ -10,7 +10,8 @@ import torch
 
 from vla_inference.engines import Engine
 from vla_inference.errors import VlaError
-from vla_inference.policies.openvla.action_tokens import ActionTokens, Normalisation
+from vla_inference.policies.normalisation import Normalisation
+from vla_inference.policies.openvla.action_tokens import ActionTokens
 from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.stage_timer import StageTimer
 from vla_inference.types import ActionChunk, ActionSpec, DimSpec

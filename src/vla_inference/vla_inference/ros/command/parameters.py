@@ -13,7 +13,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from vla_inference.control import SafetyLimits, Settings, Watchdogs
 from vla_inference.control.safety import Distribution
 from vla_inference.errors import VlaError
-from vla_inference.policies.openvla.action_tokens import find_statistics
+from vla_inference.policies.normalisation import find_statistics
 
 
 def _real(low: float, high: float) -> FloatingPointRange:
