@@ -172,14 +172,14 @@ def slow_model(delay: float, args: list[str]) -> int:
     from vla_inference.policies.openvla.policy import OpenVLAPolicy
     from vla_inference.ros.inference import node
 
-    predict = OpenVLAPolicy.predict_action
+    predict = OpenVLAPolicy.predict
 
     def delayed(self, *args, **more):
         time.sleep(delay)
         return predict(self, *args, **more)
 
     if delay:
-        OpenVLAPolicy.predict_action = delayed
+        OpenVLAPolicy.predict = delayed
     return node.main(args)
 
 

@@ -186,13 +186,13 @@ class Model(InferenceNode):
         self.create_subscription(String, "model/fault", self.hear_fault, qos.LATCHED)
 
     def do_activate(self) -> None:
-        predict = self.policy.predict_action
+        predict = self.policy.predict
 
         def may_hang(*args, **kwargs):
             self.go_on.wait()
             return predict(*args, **kwargs)
 
-        self.policy.predict_action = may_hang
+        self.policy.predict = may_hang
         super().do_activate()
 
     def hear_fault(self, msg: String) -> None:

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from vla_inference.checkpoints.load import load_model
 from vla_inference.checkpoints.random_weights import HEADS, SIZES, TINY, write_random_checkpoint
-from vla_inference.cli import info
 from vla_inference.cli.output import plain
 from vla_inference.errors import CheckpointError, VlaError
 from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
+from vla_inference.policies.registry import describe_policy
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_weights_cut_short(folder, share):
     path.write_bytes(data[: int(share * len(data))])
     assert "model.safetensors cannot be read" in refusal(folder)
     with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
-        info.describe(folder)
+        describe_policy(folder)
 
 
 def test_weights_that_are_something_else(folder):
@@ -223,7 +223,8 @@ def test_everybody_may_read_a_checkpoint(folder):
 @pytest.mark.parametrize("head", HEADS)
 def test_info_counts_what_the_model_has(tmp_path, head):
     folder = write_random_checkpoint(tmp_path, head=head)
-    d = info.describe(folder)
+    found = describe_policy(folder)
+    d = found.values
     assert d["parameters"] == sum(p.numel() for p in load_model(folder).parameters())
     assert sum(d["parts"].values()) == d["parameters"]
     assert d["head"]["chunk"] == HEADS[head].get("chunk", 1)
@@ -237,7 +238,7 @@ def test_info_counts_what_the_model_has(tmp_path, head):
         "note": "",
     }
     json.dumps(plain(d))
-    text = info.text(d)
+    text = str(found)
     assert "rad" in text and "unnorm_key 'random'" in text
 
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from vla_inference.checkpoints.load import load_config
 from vla_inference.checkpoints.random_weights import TINY
-from vla_inference.cli import info
 from vla_inference.errors import CheckpointError, ObservationError, VlaError
 from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.openvla.oft_settings import Settings, of_name
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
+from vla_inference.policies.registry import describe_policy
 from vla_inference.types import Observation
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
@@ -31,7 +31,7 @@ RUN = (
 def refusal(folder: Path) -> str:
     """The one sentence that `vla info` and loading both end with."""
     with pytest.raises(CheckpointError) as by_info:
-        info.describe(folder)
+        describe_policy(folder)
     with pytest.raises(CheckpointError) as by_loading:
         OpenVLAPolicy.from_pretrained(folder, device="cpu")
     assert str(by_info.value) == str(by_loading.value)
@@ -179,7 +179,7 @@ def test_the_statistics_tell_how_long_an_action_is(tmp_path, size):
     assert chunk.actions.shape == (1, size) and len(chunk.spec) == size
     alone = policy.predict_action(IMAGE, "pick up the cup", action_space="normalized")
     np.testing.assert_allclose(alone.actions[0, :-1], chunk.actions[0, :-1], atol=1e-6)
-    space = info.describe(folder)["action_spaces"]["my_arm"]
+    space = describe_policy(folder).values["action_spaces"]["my_arm"]
     assert len(space["dimensions"]) == size
     streamed = []
     policy.predict_action(IMAGE, "pick up the cup", stream=streamed.append)
@@ -304,7 +304,7 @@ def test_one_camera_and_a_state_are_told_by_the_run_s_name(tmp_path):
     assert policy.predict_action(seen(1, 8)).actions.shape == (8, 7)
     with pytest.raises(ObservationError, match=r"needs 1 images, got 2 \(camera_0, camera_1\)"):
         policy.predict_action(seen(2, 8))
-    assert info.describe(folder)["images"] == 1
+    assert describe_policy(folder).values["images"] == 1
 
 
 def test_two_cameras_without_a_state_are_told_by_the_run_s_name(tmp_path):

@@ -142,14 +142,14 @@ def test_compressed_images(graph):
 def hold_up(g) -> tuple[threading.Event, threading.Event]:
     """Answers wait from now on: set when the first is asked for; to be set when they may go on."""
     begun, go_on = threading.Event(), threading.Event()
-    predict = g.node.policy.predict_action
+    predict = g.node.policy.predict
 
     def slow(*args, **kwargs):
         begun.set()
         assert go_on.wait(PATIENCE)
         return predict(*args, **kwargs)
 
-    g.node.policy.predict_action = slow
+    g.node.policy.predict = slow
     return begun, go_on
 
 
@@ -258,11 +258,11 @@ def test_a_fault_in_the_model_shows_in_the_state_and_passes(shared):
     def fail(*args, **kwargs):
         raise RuntimeError("out of memory")
 
-    predict = shared.node.policy.predict_action
-    shared.node.policy.predict_action = fail
+    predict = shared.node.policy.predict
+    shared.node.policy.predict = fail
     assert "out of memory" in shared.refuse(shared.frame())
     assert shared.status.state == "error" and "out of memory" in shared.status.message
-    shared.node.policy.predict_action = predict
+    shared.node.policy.predict = predict
     shared.sentinel()
     shared.until(lambda: shared.status.state == "active", "recovery")
 

@@ -342,17 +342,17 @@ def test_diagnostics_say_how_it_is(graph):
     until(DiagnosticStatus.WARN, "mono16")
 
     begun, go_on = threading.Event(), threading.Event()
-    predict = g.node.policy.predict_action
+    predict = g.node.policy.predict
 
     def hang(*args, **kwargs):
         begun.set()
         assert go_on.wait(30)
         return predict(*args, **kwargs)
 
-    g.node.policy.predict_action = hang
+    g.node.policy.predict = hang
     g.images.publish(g.frame())
     assert begun.wait(10)
-    g.node._model._worker.busy_since -= 100  # rather than wait
+    g.node._model._busy_since -= 100  # rather than wait
     until(DiagnosticStatus.WARN, "the model has been at one image for 10")
     go_on.set()
     g.node.trigger_deactivate()

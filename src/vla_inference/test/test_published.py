@@ -22,10 +22,10 @@ from vla_inference.checkpoints.random_weights import (
     random_config,
     write_random_checkpoint,
 )
-from vla_inference.cli import info
 from vla_inference.errors import CheckpointError
 from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
+from vla_inference.policies.registry import describe_policy
 from vla_inference.types import Observation
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
@@ -68,7 +68,7 @@ def test_an_oft_checkpoint_is_told_by_its_name_and_the_files_beside_its_shards(t
     }
     seen = Observation({"a": IMAGE, "b": IMAGE[::-1].copy()}, "lift it", np.zeros(8))
     np.testing.assert_array_equal(b.predict_action(seen).actions, a.predict_action(seen).actions)
-    text = info.text(info.describe(split))
+    text = str(describe_policy(split))
     assert "assumed     action_head.chunk 8" in text
 
 

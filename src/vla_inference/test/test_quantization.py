@@ -15,9 +15,10 @@ from torch import nn
 
 from vla_inference.checkpoints.load import load_model
 from vla_inference.checkpoints.random_weights import SMALL, random_policy, write_random_checkpoint
-from vla_inference.cli import info
 from vla_inference.errors import CheckpointError, VlaError
+from vla_inference.policies.base import LoadOptions
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
+from vla_inference.policies.registry import describe_policy
 from vla_inference.quantization import FORMATS, QuantLinear, get_format
 from vla_inference.quantization.calibration import Calibrator, LayerByLayer
 from vla_inference.quantization.formats import ALIASES
@@ -25,7 +26,7 @@ from vla_inference.quantization.gptq import gptq_linear
 from vla_inference.quantization.linear import interleave, pack, unpack
 from vla_inference.quantization.rounding import quantize_linear, quantize_model
 from vla_inference.quantization.write import quantize_checkpoint
-from vla_inference.serving.model_thread import ModelSettings, load_policy
+from vla_inference.serving.model_thread import ModelSettings
 from vla_inference.types import Observation
 
 
@@ -199,9 +200,9 @@ def test_a_quantised_checkpoint_is_the_model_quantised(folder, tmp_path, name):
         assert np.array_equal(policy.predict_action(seen).tokens, want)
     about = json.loads((tmp_path / "q" / "config.json").read_text())["quantization"]
     assert about["format"] == name and about["modules"] == ["language_model.model.layers"]
-    told = info.describe(tmp_path / "q")
-    assert told["parameters"] == info.describe(folder)["parameters"]
-    assert f"the language model's layers, {name}" in info.text(told)
+    told = describe_policy(tmp_path / "q")
+    assert told.values["parameters"] == describe_policy(folder).values["parameters"]
+    assert f"the language model's layers, {name}" in str(told)
     assert not [p for p in tmp_path.iterdir() if p.name != "q"]
 
 
@@ -215,8 +216,8 @@ def test_plain_arithmetic_on_the_cpu_takes_rounded_dense_weights(folder):
 
 
 def test_the_nodes_settings_reach_the_model(folder):
-    settings = ModelSettings(str(folder), device="cpu", quantization="int8", draft=True)
-    policy = load_policy(settings)
+    options = LoadOptions(device="cpu", quantization="int8", draft=True)
+    policy = ModelSettings(str(folder), options).load()
     assert policy.quantization == "int8" and policy.engine.drafted == 0
     assert policy.name == "ck:int8"
     policy.warm_up()

@@ -14,9 +14,9 @@ from vla_inference.checkpoints.random_weights import (
     tensor_shapes,
     write_random_checkpoint,
 )
-from vla_inference.cli import info
 from vla_inference.errors import VlaError
 from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.policies.registry import describe_policy
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 # Parameters without each vision encoder's last block, its norm and SigLIP's pooling head.
@@ -54,7 +54,7 @@ def test_a_random_policy_answers():
 def test_random_checkpoints_from_the_command_line(tmp_path, capsys):
     assert main([str(tmp_path / "m"), "--head", "tokens"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "m")
-    assert info.describe(tmp_path / "m")["dtypes"] == ["BF16"]
+    assert describe_policy(tmp_path / "m").values["dtypes"] == ["BF16"]
     assert main([str(tmp_path / "n"), "--size", "huge"]) == 2
     assert "known: tiny, small, openvla-7b" in capsys.readouterr().err
     with pytest.raises(VlaError, match="known: float32"):

@@ -55,6 +55,15 @@ def check_files(names: Iterable[str], where: str | Path) -> None:
     raise CheckpointError(f"{where} holds no *.safetensors file", "give a checkpoint folder")
 
 
+def check_not_adapter(folder: Path) -> None:
+    """Refuse a folder that holds an adapter alone."""
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder} is a LoRA adapter, not a model",
+            "merge it into its base first: `vla merge BASE ADAPTER OUTPUT`",
+        )
+
+
 def check_config(raw: Mapping[str, Any], folder: Path) -> None:
     """Refuse a config.json, or what lies beside it, that stands for other weights than it seems.
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vla_inference.checkpoints.foreign_formats import check_config
+from vla_inference.checkpoints.foreign_formats import check_config, check_not_adapter
 from vla_inference.checkpoints.openvla_compat import (
     OVERRIDES,
     check_trained_on,
@@ -54,11 +54,7 @@ CODES = (torch.int8, torch.int32, torch.float8_e4m3fn)  # of quantised weights a
 
 def load_config(folder: Path, overrides: Mapping[str, Any] | None = None) -> ModelConfig:
     """What a folder says about its model; `overrides` are keys of config.json that win."""
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"{folder} is a LoRA adapter, not a model",
-            "merge it into its base first: `vla merge BASE ADAPTER OUTPUT`",
-        )
+    check_not_adapter(folder)
     path = folder / "config.json"
     raw = read_json(path)
     check_config(raw, folder)

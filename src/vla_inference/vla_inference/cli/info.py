@@ -2,152 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from vla_inference.checkpoints.hub import resolve
-from vla_inference.checkpoints.load import load_config, load_tokenizer
-from vla_inference.checkpoints.openvla_compat import checkpoint_name
-from vla_inference.checkpoints.safetensors_io import inventory
 from vla_inference.cli.output import JsonOption, print_json
-from vla_inference.errors import CheckpointError
-from vla_inference.policies.action_specs import statistics_spec
-from vla_inference.policies.normalisation import Normalisation
-from vla_inference.policies.openvla.config import ModelConfig
-
-
-def describe(model: str | Path) -> dict[str, Any]:
-    """What a checkpoint (a folder, or a Hub id, which is fetched) holds, in the terms of JSON.
-
-    Reads the config, the statistics and the headers of the weights. Raises CheckpointError.
-    """
-    folder = resolve(model)
-    config = load_config(folder)
-    parts: dict[str, int] = defaultdict(int)
-    dtypes: set[str] = set()
-    files = inventory(folder)
-    for _, header in files:
-        for key, entry in header.items():
-            parts[_part(key, config)] += _parameters(key, entry)
-            dtypes.add(entry["dtype"])
-    return {
-        "name": checkpoint_name(folder),
-        "folder": folder.resolve(),
-        "size_mb": round(sum(f.stat().st_size for f, _ in files) / 1e6, 1),
-        "dtypes": sorted(dtypes),
-        "parameters": sum(parts.values()),
-        "parts": dict(parts),
-        "vision encoders": [
-            {"key": t.key, "image_size": t.image_size, "patches": t.num_patches, "stem": t.stem}
-            for t in config.encoders
-        ],
-        "quantization": config.quantization,
-        "resize": config.image_resize_strategy,
-        "center_crop": config.center_crop,
-        "assumed": list(config.assumed),
-        "images": config.head.num_images,
-        "state": config.head.proprio_dim,
-        "prompt": config.prompt,
-        "vocabulary": load_tokenizer(folder).get_vocab_size(),
-        "head": {
-            "type": config.head.type,
-            "decoding": config.head.decoding,
-            "chunk": config.head.chunk,
-        },
-        "action_spaces": {name: _space(name, s, config) for name, s in config.norm_stats.items()},
-    }
-
-
-def _parameters(key: str, entry: Mapping[str, Any]) -> int:
-    """Of a quantised weight what its codes stand for; scales and zeros are none."""
-    kind = key.rpartition(".")[2]
-    if kind in ("scales", "zeros"):
-        return 0
-    return math.prod(entry["shape"]) * (8 if kind == "codes" and entry["dtype"] == "I32" else 1)
-
-
-def _part(key: str, config: ModelConfig) -> str:
-    first, second = (*key.split("."), "")[:2]
-    return f"{first}.{second}" if first == "vision_backbone" else first
-
-
-def _space(name: str, statistics: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
-    head = config.head
-    spec = statistics_spec(statistics, head.action_dim, name)
-    bounds = Normalisation.from_statistics(
-        statistics.get("action", statistics), f"statistics {name!r}", head.bounds
-    )
-    if len(bounds) != len(spec):
-        raise CheckpointError(
-            f"statistics {name!r} have {len(bounds)} dimensions, the actions {len(spec)}",
-            "fix dataset_statistics.json",
-        )
-    return {
-        "rotation": spec.rotation,
-        "frame": spec.frame,
-        "dt": spec.dt,
-        "dimensions": [
-            {
-                "name": d.name,
-                "unit": d.unit,
-                "low": float(low) if scaled else None,
-                "high": float(high) if scaled else None,
-                "note": d.polarity,
-            }
-            for d, low, high, scaled in zip(
-                spec.dims, bounds.low, bounds.high, bounds.mask, strict=True
-            )
-        ],
-    }
-
-
-def text(d: Mapping[str, Any]) -> str:
-    """The same for people."""
-    lines = [
-        f"{d['name']}  ({d['folder']})",
-        f"  weights     {d['parameters'] / 1e6:.2f} M parameters, {', '.join(d['dtypes'])}, "
-        f"{d['size_mb']} MB",
-    ]
-    lines += [f"    {name:<28} {n / 1e6:9.3f} M" for name, n in d["parts"].items()]
-    if d["quantization"]:
-        lines.append(f"  quantised   the language model's layers, {d['quantization']}")
-    for t in d["vision encoders"]:
-        lines.append(
-            f"  vision      {t['key']}: {t['image_size']} x {t['image_size']} pixels "
-            f"({d['resize']}), {t['patches']} patches, {t['stem']} stem"
-        )
-    lines += [
-        f"  input       {d['images']} image(s), "
-        + (f"{d['state']} numbers of state" if d["state"] else "no state"),
-        *(
-            [f"  crop        the central {d['center_crop']:g} of the area"]
-            * bool(d["center_crop"])
-        ),
-        f"  prompt      {d['prompt']!r}, {d['vocabulary']} tokens in the vocabulary",
-        f"  answer      {d['head']['chunk']} step(s) by {d['head']['type']}, "
-        f"{d['head']['decoding']}",
-    ]
-    for name, space in d["action_spaces"].items():
-        lines.append(
-            f"  actions     unnorm_key {name!r}: {space['dt']:g} s per step, rotation as "
-            f"{space['rotation']}, in the {space['frame']} frame"
-        )
-        for dim in space["dimensions"]:
-            unit = "" if dim["unit"] == "1" else f" {dim['unit']}"
-            bounds = f"not scaled{unit and f', in{unit}'}"
-            if dim["low"] is not None:
-                bounds = f"{dim['low']:+.4f} to {dim['high']:+.4f}{unit}"
-            note = f"  ({dim['note']})" if dim["note"] else ""
-            lines.append(f"    {dim['name']:<8} {bounds}{note}")
-    lines += [f"  assumed     {text}" for text in d["assumed"]]
-    if not d["action_spaces"]:
-        lines.append("  actions     no statistics: only unnorm_key 'normalized' (-1 to 1)")
-    return "\n".join(lines)
+from vla_inference.policies.registry import describe_policy
 
 
 def info(
@@ -155,8 +15,8 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Tell what a checkpoint is: parts, parameters, prompt, action spaces with their bounds."""
-    described = describe(model)
+    found = describe_policy(model)
     if as_json:
-        print_json(described)
+        print_json(found.values)
     else:
-        print(text(described))
+        print(found)

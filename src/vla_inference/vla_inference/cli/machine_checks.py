@@ -204,13 +204,16 @@ def _clock(name: str, root: Path) -> Finding:
 
 
 def _model(model: str) -> Finding:
-    from vla_inference.cli.info import describe
+    from vla_inference.policies.registry import describe_policy
 
     try:
-        found = describe(model)
+        found = describe_policy(model).values
     except VlaError as error:
         return Finding("model", ERROR, error.problem, error.remedy or "")
-    return Finding("model", OK, f"{found['name']}, {found['parameters'] / 1e6:.1f} M parameters")
+    about = f"{found['name']}, a policy of family {found['family']}"
+    if "parameters" in found:
+        about += f", {found['parameters'] / 1e6:.1f} M parameters"
+    return Finding("model", OK, about)
 
 
 CHECKS: Mapping[str, Callable[[str, Path], Finding]] = {

@@ -14,11 +14,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 from vla_inference.errors import VlaError
+from vla_inference.system.plugins import find_plugins
 
 GROUP = "vla.commands"
 USAGE = "usage: vla COMMAND [options]      (vla COMMAND --help tells about one)"
@@ -26,15 +27,7 @@ USAGE = "usage: vla COMMAND [options]      (vla COMMAND --help tells about one)"
 
 def find_subcommands() -> dict[str, EntryPoint]:
     """Name -> entry point of every installed command, by name."""
-    found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=GROUP):
-        other = found.setdefault(point.name, point)
-        if other.value != point.value:
-            raise VlaError(
-                f"two packages bring the command '{point.name}' ({other.value} and {point.value})",
-                "remove one of them from the workspace",
-            )
-    return dict(sorted(found.items()))
+    return find_plugins(GROUP)
 
 
 def summary(point: EntryPoint) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from builtin_interfaces.msg import Time
 
-    from vla_inference.serving.model_thread import ModelThread
+    from vla_inference.policies.base import Policy
 
 CONVENTIONS = (EefDelta.ROTVEC, EefDelta.RPY)
 
@@ -108,27 +108,20 @@ def msg_to_chunk(msg: ActionChunkMsg) -> ActionChunk:
     return chunk
 
 
-def model_info(
-    model: ModelThread, stamp: Time, cameras: Sequence[str], frame_id: str = ""
-) -> ModelInfo:
-    """What a loaded model is; frame_id as for `chunk_to_msg`."""
-    spec = si_spec(model.spec)
-    msg = ModelInfo(
-        model=model.name,
-        unnorm_key=model.unnorm_key or "",
-        cameras=list(cameras),
-        state_dim=model.settings.state_dim,
-        chunk=model.chunk,
+def policy_info(policy: Policy, frame_id: str = "") -> ModelInfo:
+    """What a policy is; frame_id as for `chunk_to_msg`. Stamp, cameras and times are left zero."""
+    spec = si_spec(policy.action_spec())
+    return ModelInfo(
+        model=policy.name,
+        unnorm_key=str(policy.action_space or ""),
+        state_dim=policy.needs.state,
+        chunk=policy.chunk,
         dt=spec.dt,
         frame_id=frame_id or spec.frame,
         rotation_convention=spec.rotation,
         dims=list(spec.names),
         units=[d.unit for d in spec.dims],
-        load_time=model.load_seconds,
-        latency_ms=model.latency_ms,
     )
-    msg.header.stamp = stamp
-    return msg
 
 
 def _check_step(convention: str, dt: float, frame: str) -> None:

@@ -1,4 +1,4 @@
-"""A mailbox for one letter: whoever is slower than the sender gets the newest."""
+"""A slot for one value: whoever is slower than the sender gets the latest."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LatestValue(Generic[T]):
             return not replaced
 
     def take(self, timeout: float | None = None) -> T | None:
-        """The newest item; None after `timeout` seconds or once the mailbox is closed."""
+        """The newest item; None after `timeout` seconds or once the slot is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._item is not None or self._closed, timeout)
             item, self._item = self._item, None
@@ -44,7 +44,7 @@ class LatestValue(Generic[T]):
             self.received = self.dropped = 0
 
     def take_over(self, other: LatestValue[T]) -> None:
-        """Close another mailbox and go on with its counts and what lies in it."""
+        """Close another slot and go on with its counts and what lies in it."""
         with other._changed:
             item, other._item = other._item, None
             received, dropped = other.received, other.dropped

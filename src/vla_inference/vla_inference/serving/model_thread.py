@@ -2,134 +2,153 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import sys
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from vla_inference.errors import VlaError
 from vla_inference.policies.action_specs import check_si
+from vla_inference.policies.base import LoadOptions, Policy
+from vla_inference.policies.registry import load_policy
 from vla_inference.serving.latest_value import LatestValue
-from vla_inference.serving.worker import Worker
-from vla_inference.types import ActionSpec
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What to load and how to run it; empty strings and 0 take the usual.
+    """What to load, and how many images and numbers of state it will be given.
 
-    cameras, state_dim: how many images and numbers of state it will be given.
+    num_threads: of PyTorch on the CPU; 0: as many as it likes.
     """
 
     model: str
-    unnorm_key: str = ""
-    device: str = ""
-    dtype: str = ""
-    engine: str = ""
-    vision: str = ""
-    quantization: str = ""
-    draft: bool = False
+    options: LoadOptions = field(default_factory=LoadOptions)
     num_threads: int = 0
-    cameras: int = 1
+    images: int = 1
     state_dim: int = 0
 
+    def load(self) -> Policy:
+        """A policy that fits these inputs; raises VlaError where it doesn't."""
+        if not self.model:
+            raise VlaError("parameter 'model' is empty", "set it to a checkpoint folder")
+        if self.num_threads:
+            import torch
 
-def load_policy(settings: ModelSettings) -> Any:
-    """A policy that fits the inputs; raises VlaError where it doesn't."""
-    import torch
+            torch.set_num_threads(self.num_threads)
+        policy = load_policy(self.model, self.options)
+        try:
+            self.check(policy)
+        except VlaError:
+            policy.close()
+            raise
+        return policy
 
-    from vla_inference.policies.openvla.policy import OpenVLAPolicy
-
-    if not settings.model:
-        raise VlaError("parameter 'model' is empty", "set it to a checkpoint folder")
-    if settings.num_threads:
-        torch.set_num_threads(settings.num_threads)
-    policy = OpenVLAPolicy.from_pretrained(
-        settings.model,
-        device=settings.device or None,
-        dtype=settings.dtype or None,
-        engine=settings.engine,
-        vision=settings.vision,
-        quantization=settings.quantization or None,
-        draft=settings.draft,
-    )
-    head = policy.config.head
-    if head.num_images != settings.cameras:
-        raise VlaError(
-            f"model {policy.name} takes {head.num_images} images, parameters 'cameras' and "
-            f"'history' give {settings.cameras}",
-            "name as many cameras, in the order it was trained with",
-        )
-    if head.proprio_dim != settings.state_dim:
-        raise VlaError(
-            f"model {policy.name} takes {head.proprio_dim} numbers of state, parameter 'state' "
-            f"gives {settings.state_dim}",
-            "name the parts it was trained with",
-        )
-    return policy
+    def check(self, policy: Policy) -> None:
+        """Refuse a policy that looks at something else than it will be given."""
+        needs = policy.needs
+        if needs.images != self.images:
+            raise VlaError(
+                f"model {policy.name} takes {needs.images} images, parameters 'cameras' and "
+                f"'history' give {self.images}",
+                "name as many cameras, in the order it was trained with",
+            )
+        if needs.state != self.state_dim:
+            raise VlaError(
+                f"model {policy.name} takes {needs.state} numbers of state, parameter 'state' "
+                f"gives {self.state_dim}",
+                "name the parts it was trained with",
+            )
+        spec = policy.action_spec()
+        if len(spec) == 7:
+            check_si(spec)
 
 
 class ModelThread(Generic[T]):
-    """Answers what is put into its mailbox, once `start` has come through.
+    """Loads a policy, then answers whatever is the latest value, all in one thread.
 
-    answer: called with this object and an item, in the model's thread; must not raise.
+    One thread for all of it, because PyTorch keeps thread pools and CUDA state per thread: what
+    was warmed up elsewhere is cold here.
+
+    load: gives the policy. answer: called with this object and a value; must not raise.
+    latency_ms: of an answer to a grey image, once it is warm.
     """
 
-    def __init__(self, settings: ModelSettings, answer: Callable[[ModelThread[T], T], None]):
-        self.settings = settings
+    def __init__(self, load: Callable[[], Policy], answer: Callable[[ModelThread[T], T], None]):
         self.latest: LatestValue[T] = LatestValue()
-        self.policy: Any = None
-        self.name = self.device = ""
-        self.chunk = 0  # steps
-        self.spec: ActionSpec | None = None
+        self.policy: Policy | None = None
         self.load_seconds = self.latency_ms = 0.0
-        self._worker = Worker(self._load, lambda item: answer(self, item), self.latest)
+        self._load, self._answer = load, answer
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        self._busy_since: float | None = None  # monotonic, while it is at a value
+        # A daemon, so that a long computation does not outlive the process's will to end.
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
-        """Load; raises what loading raised. Ctrl-C gets through."""
+        """Wait until the model is warm; raises what loading raised. Ctrl-C gets through."""
+        self._thread.start()
         try:
-            self._worker.start()
+            while not self._ready.wait(0.05):
+                pass
+            if self._error is not None:
+                raise self._error
         except BaseException:
             self.latest.close()  # a load that was interrupted ends when it is through
             raise
 
     def stop(self, timeout: float) -> bool:
         """Let go of the model; False where it is still busy with an answer."""
-        ended = self._worker.stop(timeout)
+        self.latest.close()
+        self._thread.join(timeout)
         self.policy = None
-        return ended
-
-    @property
-    def unnorm_key(self) -> str | None:
-        return self.settings.unnorm_key or None
+        return not self._thread.is_alive()
 
     def busy(self, now: float) -> float:
-        """Seconds it has been at one item [s]; 0: it waits for one."""
-        since = self._worker.busy_since
+        """Seconds it has been at one value [s]; 0: it waits for one."""
+        since = self._busy_since
         return now - since if since is not None else 0.0
 
-    def _load(self) -> None:
+    def _run(self) -> None:
+        try:
+            policy = self._prepare()
+        except BaseException as error:  # raised again by `start`, where somebody waits for it
+            self._error = error
+            return
+        finally:
+            self._ready.set()
+        with contextlib.closing(policy):
+            while not self.latest.closed:
+                value = self.latest.take()
+                if value is not None:
+                    self._busy_since = time.monotonic()
+                    self._answer(self, value)
+                    self._busy_since = None
+
+    def _prepare(self) -> Policy:
         begun = time.monotonic()
-        policy = load_policy(self.settings)
-        self.spec = policy.action_spec(self.unnorm_key)  # is it known?
-        if len(self.spec) == 7:
-            check_si(self.spec)
-        policy.warm_up(self.unnorm_key)
-        # The second time as it will be; and numbers that are not finite raise here.
-        self.latency_ms = policy.warm_up(self.unnorm_key)
-        self.name, self.device = policy.name, str(policy.device)
-        self.chunk = policy.config.head.chunk
+        policy = self._load()
+        try:
+            policy.warm_up()
+            # The second time as it will be; and numbers that are not finite raise here.
+            self.latency_ms = policy.warm_up()
+        except BaseException:
+            policy.close()
+            raise
         self.load_seconds = time.monotonic() - begun
         self.policy = policy
+        return policy
 
 
-def changes(old: ModelThread, new: ModelThread) -> list[str]:
+def changes(old: Policy, new: Policy) -> list[str]:
     """What whoever executes the actions must know about the new model, in words."""
     found = []
-    a, b = old.spec, new.spec
+    a, b = old.action_spec(), new.action_spec()
     for what, before, after in (
         ("frame", a.frame, b.frame),
         ("rotation", a.rotation, b.rotation),
@@ -145,8 +164,7 @@ def changes(old: ModelThread, new: ModelThread) -> list[str]:
 
 def release_memory() -> None:
     """Give back what a model took that has gone."""
-    import torch
-
     gc.collect()
-    if torch.cuda.is_available():
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from vla_inference.checkpoints.load import load_config, load_model, load_tokeniz
 from vla_inference.checkpoints.openvla_compat import checkpoint_name
 from vla_inference.engines import Engine, left_out, make_engine, usual_engine
 from vla_inference.errors import CheckpointError, VlaError
+from vla_inference.policies.base import LoadOptions, Needs
 from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.openvla.model import VLA
 from vla_inference.quantization.formats import Format, read_quantization
@@ -26,13 +28,11 @@ DTYPES = {
 }
 
 
-class Request(NamedTuple):
+class LoadPlan(NamedTuple):
     """What is asked for, checked as far as that goes without the weights."""
 
     folder: Path
-    device: str
-    dtype: str
-    engine: str
+    options: LoadOptions  # device, dtype and engine are named
     format: Format | None  # that the language model's weights are rounded to
     leave_out: tuple[str, ...]
     config: ModelConfig
@@ -40,32 +40,28 @@ class Request(NamedTuple):
 
 def check_request(
     path_or_id: str | os.PathLike,
-    device: str | None,
-    dtype: str | None,
+    options: LoadOptions,
     revision: str | None = None,
     overrides: Mapping[str, Any] | None = None,
-    engine: str = "",
-    vision: str = "",
-    quantization: str | None = None,
-    draft: bool = False,
-) -> Request:
+) -> LoadPlan:
     """What `load_parts` would refuse before it reads any weights; VlaError says what and why."""
-    leave_out = left_out(engine, vision)
-    format, dtype = read_quantization(quantization or "", dtype)
+    engine, quantization = options.engine, options.quantization
+    leave_out = left_out(engine, options.vision)
+    format, dtype = read_quantization(quantization, options.dtype or None)
     if format is not None and any(WHERE.startswith(p.rstrip(".")) for p in leave_out):
         raise VlaError(
             f"engine {engine!r} brings the language model's weights with it",
             "leave the quantisation out, or compile for it",
         )
     folder = resolve(path_or_id, revision)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.device(device)
     except RuntimeError:
         raise VlaError(f"unknown device {device!r}", "use cpu, cuda or cuda:N") from None
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise VlaError(f"device {device!r} was asked for, but there is no CUDA", "use cpu")
-    engine = engine or usual_engine(device, draft)
+    engine = engine or usual_engine(device, options.draft)
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     if dtype not in DTYPES:
         raise VlaError(f"unknown dtype {dtype!r}", f"known: {', '.join(DTYPES)}")
@@ -76,24 +72,25 @@ def check_request(
             f"{folder} is quantised to {config.quantization}, {quantization} was asked",
             "leave the quantisation out, or give the checkpoint that it was made from",
         )
-    return Request(folder, device, dtype, engine, format, leave_out, config)
+    options = replace(options, device=device, dtype=dtype, engine=engine)
+    return LoadPlan(folder, options, format, leave_out, config)
 
 
-def load_parts(
-    path_or_id: str | os.PathLike,
-    device: str | None,
-    dtype: str | None,
-    revision: str | None,
-    overrides: Mapping[str, Any] | None,
-    engine: str,
-    vision: str,
-    quantization: str | None,
-    draft: bool,
-) -> tuple[VLA, Any, str, torch.dtype, str, Engine]:
-    """Model, tokenizer, device, dtype, name and engine; see `OpenVLAPolicy.from_pretrained`."""
-    folder, device, dtype, engine, format, leave_out, config = check_request(
-        path_or_id, device, dtype, revision, overrides, engine, vision, quantization, draft
-    )
+class Parts(NamedTuple):
+    """What an `OpenVLAPolicy` is made of, named as its arguments are."""
+
+    model: VLA
+    tokenizer: Any
+    device: str
+    dtype: torch.dtype
+    name: str
+    engine: Engine
+
+
+def load_parts(plan: LoadPlan) -> Parts:
+    """Read the weights and make the engine."""
+    folder, options, format, leave_out, config = plan
+    device, dtype = options.device, DTYPES[options.dtype]
     tokenizer = load_tokenizer(folder)
     words, rows = tokenizer.get_vocab_size(), config.llm.vocab_size
     if words > rows:
@@ -101,14 +98,16 @@ def load_parts(
             f"{folder / 'tokenizer.json'} has {words} tokens, the model {rows} embeddings",
             "the two must come from one training run",
         )
-    model = load_model(folder, device, DTYPES[dtype], config, leave_out, format)
-    if engine == "plain" and device == "cpu" and model.config.quantization:
-        make_dense(model, DTYPES[dtype])
-    run_by = make_engine(engine, model, vision=vision, checkpoint=folder, draft=draft)
+    model = load_model(folder, device, dtype, config, leave_out, format)
+    if options.engine == "plain" and device == "cpu" and model.config.quantization:
+        make_dense(model, dtype)
+    engine = make_engine(
+        options.engine, model, vision=options.vision, checkpoint=folder, draft=options.draft
+    )
     name = checkpoint_name(folder)
     if format is not None and not config.quantization:
         name += f":{format.name}"  # results tell it from the checkpoint as it is
-    return model, tokenizer, device, DTYPES[dtype], name, run_by
+    return Parts(model, tokenizer, device, dtype, name, engine)
 
 
 def check_statistics(config: ModelConfig, folder: Path) -> None:
@@ -127,3 +126,9 @@ def check_statistics(config: ModelConfig, folder: Path) -> None:
                     f"have {config.head.action_dim}",
                     "the statistics and the weights must come from one training run",
                 )
+
+
+def needs(config: ModelConfig) -> Needs:
+    """What the model looks at; its files tell how many images, not of which cameras."""
+    size = config.encoders[0].image_size
+    return Needs(config.head.num_images, config.head.proprio_dim, (size, size))

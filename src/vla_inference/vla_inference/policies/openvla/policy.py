@@ -1,7 +1,8 @@
-"""`OpenVLAPolicy`: an observation in, an action chunk out."""
+"""`OpenVLAPolicy`: OpenVLA and OpenVLA-OFT as a policy."""
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 
 from vla_inference.engines import Engine, make_engine
 from vla_inference.errors import ObservationError, VlaError
-from vla_inference.policies.openvla.action_spaces import ActionSpaces, one_name
+from vla_inference.policies.base import LoadOptions, Needs, Policy
+from vla_inference.policies.openvla.action_spaces import ActionSpaces, AskedSpace, one_name
 from vla_inference.policies.openvla.action_tokens import ActionTokens
-from vla_inference.policies.openvla.loading import load_parts
+from vla_inference.policies.openvla.loading import LoadPlan, check_request, load_parts, needs
 from vla_inference.policies.openvla.model import VLA
 from vla_inference.policies.openvla.prediction import PartialAction, Prediction, Request
 from vla_inference.policies.openvla.preprocessing import ImagePreprocessor, PromptTokenizer
@@ -21,7 +23,7 @@ from vla_inference.policies.stage_timer import StageTimer
 from vla_inference.types import ActionChunk, ActionSpec, Observation
 
 
-class OpenVLAPolicy:
+class OpenVLAPolicy(Policy):
     """A model with its tokenizer, its image preprocessing and its action statistics.
 
     Example::
@@ -47,6 +49,7 @@ class OpenVLAPolicy:
         self.prompt = PromptTokenizer(self.config, tokenizer)
         self.tokens = ActionTokens(self.config.action_vocab_end, self.config.n_action_bins)
         self._prompts: dict[str, torch.Tensor] = {}
+        self.action_space: AskedSpace = None
         self._spaces = ActionSpaces(self.config)
         self._requests: dict[tuple, Request] = {}
 
@@ -80,10 +83,33 @@ class OpenVLAPolicy:
             plain engine on the CPU calculates with dense weights that hold the rounded values.
         draft: the last action's tokens are tried first (`engines.draft`).
         """
-        parts = load_parts(
-            path_or_id, device, dtype, revision, overrides, engine, vision, quantization, draft
+        options = LoadOptions.given(
+            device=device,
+            dtype=dtype,
+            engine=engine,
+            vision=vision,
+            quantization=quantization,
+            draft=draft,
         )
-        return cls(*parts)
+        return cls.load(check_request(path_or_id, options, revision, overrides))
+
+    @classmethod
+    def load(cls, plan: LoadPlan) -> OpenVLAPolicy:
+        """What was asked for, in the action space that was asked for."""
+        policy = cls(**load_parts(plan)._asdict())
+        return policy.in_space(plan.options.action_space or None)
+
+    @property
+    def placement(self) -> str:
+        return f"{self.device} by engine {self.engine.name}"
+
+    @property
+    def needs(self) -> Needs:
+        return needs(self.config)
+
+    @property
+    def chunk(self) -> int:
+        return self.config.head.chunk
 
     @property
     def quantization(self) -> str:
@@ -97,19 +123,38 @@ class OpenVLAPolicy:
         """Statistics by name, "normalized" (actions in [-1, 1]) among them."""
         return self._spaces.all
 
-    def action_spec(self, action_space: str | Mapping | None = None) -> ActionSpec:
+    def action_spec(self, action_space: AskedSpace = None) -> ActionSpec:
         """Name, unit, frame and polarity of each action dimension."""
-        return self._spaces.spec(action_space)
+        return self._spaces.spec(self._space(action_space))
+
+    def in_space(self, action_space: AskedSpace) -> OpenVLAPolicy:
+        """The same model with another usual action space; None: the one it has."""
+        if action_space is None:
+            return self
+        self._spaces.find(action_space)
+        other = copy.copy(self)
+        other.action_space = action_space
+        return other
+
+    def _space(self, action_space: AskedSpace, unnorm_key: AskedSpace = None) -> AskedSpace:
+        asked = one_name(action_space, unnorm_key)
+        return self.action_space if asked is None else asked
+
+    def unknown_words(self, instruction: str) -> list[str]:
+        return self.config.unknown_words(instruction)
 
     # -- prediction ---------------------------------------------------------------------------
+
+    def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        return self.predict_batch(observations)
 
     def predict_action(
         self,
         observation: Observation | np.ndarray,
         instruction: str | None = None,
         *,
-        action_space: str | Mapping | None = None,
-        unnorm_key: str | Mapping | None = None,
+        action_space: AskedSpace = None,
+        unnorm_key: AskedSpace = None,
         return_tensors: str = "np",
         stream: Callable[[PartialAction], None] | None = None,
         count_unrestricted: bool = False,
@@ -126,7 +171,7 @@ class OpenVLAPolicy:
         count_unrestricted: fill in `ActionChunk.unrestricted`, at the price of all logits.
         """
         arguments = {
-            "action_space": one_name(action_space, unnorm_key),
+            "action_space": self._space(action_space, unnorm_key),
             "return_tensors": return_tensors,
             "count_unrestricted": count_unrestricted,
         }
@@ -144,8 +189,8 @@ class OpenVLAPolicy:
         observations: Sequence[Observation | np.ndarray],
         instruction: str | Sequence[str] | None = None,
         *,
-        action_space: str | Mapping | None = None,
-        unnorm_key: str | Mapping | None = None,
+        action_space: AskedSpace = None,
+        unnorm_key: AskedSpace = None,
         return_tensors: str = "np",
         count_unrestricted: bool = False,
     ) -> list[ActionChunk]:
@@ -163,7 +208,7 @@ class OpenVLAPolicy:
                 f"{len(several)} observations came with {len(texts)} instructions",
                 "give one for all, or one each",
             )
-        space = one_name(action_space, unnorm_key)
+        space = self._space(action_space, unnorm_key)
         return self._predict(several, texts, space, return_tensors, count_unrestricted)
 
     def stream_action(
@@ -171,8 +216,8 @@ class OpenVLAPolicy:
         observation: Observation | np.ndarray,
         instruction: str | None = None,
         *,
-        action_space: str | Mapping | None = None,
-        unnorm_key: str | Mapping | None = None,
+        action_space: AskedSpace = None,
+        unnorm_key: AskedSpace = None,
         return_tensors: str = "np",
         count_unrestricted: bool = False,
     ) -> Iterator[PartialAction]:
@@ -180,26 +225,22 @@ class OpenVLAPolicy:
 
         Models that decode in parallel give all of them after their one pass.
         """
-        space = one_name(action_space, unnorm_key)
+        space = self._space(action_space, unnorm_key)
         prediction = self._begin(self._request(space, return_tensors, count_unrestricted))
         observation = _observation(observation)
         context = self._context([observation], [instruction], space, prediction.timer)
         return (yield from prediction.stream(context))
 
-    def warm_up(self, unnorm_key: str | Mapping | None = None) -> float:
-        """Predict once on a grey image, so that the first real one is not slow; milliseconds."""
-        size = self.config.encoders[0].image_size
-        grey = np.full((size, size, 3), 128, np.uint8)
-        images = {f"camera_{i}": grey for i in range(self.config.head.num_images)}
-        state = np.zeros(self.config.head.proprio_dim, np.float32)
-        observation = Observation(images, "warm up", state)
-        key = unnorm_key or next(iter(self.config.norm_stats), "normalized")
-        return self.predict_action(observation, action_space=key).timing["total"]
+    def warm_up(self) -> float:
+        if self.action_space is None:  # a model of several datasets is warmed up in any of them
+            name = next(iter(self.config.norm_stats), "normalized")
+            return self.in_space(name).warm_up()
+        return super().warm_up()
 
     # -- its steps ----------------------------------------------------------------------------
 
     def _request(
-        self, action_space: str | Mapping | None, return_tensors: str, count_unrestricted: bool
+        self, action_space: AskedSpace, return_tensors: str, count_unrestricted: bool
     ) -> Request:
         key = (action_space, return_tensors, count_unrestricted)
         if not isinstance(action_space, Mapping) and key in self._requests:
@@ -221,7 +262,7 @@ class OpenVLAPolicy:
         self,
         observations: Sequence[Observation],
         instructions: Sequence[str | None],
-        action_space: str | Mapping | None = None,
+        action_space: AskedSpace = None,
         return_tensors: str = "np",
         count_unrestricted: bool = False,
     ) -> list[ActionChunk]:
@@ -246,7 +287,7 @@ class OpenVLAPolicy:
         self,
         observations: Sequence[Observation],
         instructions: Sequence[str | None],
-        action_space: str | Mapping | None,
+        action_space: AskedSpace,
         timer: StageTimer,
     ) -> torch.Tensor:
         """The embeddings that the language model begins with: [B, n, H]"""

@@ -1,7 +1,7 @@
 """The inference node: images and an instruction in, action chunks out.
 
 Callbacks run in one thread and only file what comes; the model lives in another, which takes the
-newest image out of a mailbox of one. Whatever no action may be computed from is refused: the
+latest image out of a slot for one. Whatever no action may be computed from is refused: the
 status says why, and nothing is published.
 """
 
@@ -21,6 +21,7 @@ from rclpy.parameter import Parameter
 
 from vla_inference.checkpoints.confined import find_model
 from vla_inference.errors import ObservationError, VlaError
+from vla_inference.policies.base import Policy
 from vla_inference.ros import diagnostics, qos
 from vla_inference.ros.background_service import BackgroundService
 from vla_inference.ros.inference.inputs import Inputs, View
@@ -32,7 +33,7 @@ from vla_inference.ros.inference.parameters import (
     read_settings,
 )
 from vla_inference.ros.lifecycle import ACTIVE, ERROR, INACTIVE, ManagedNode, spin_node
-from vla_inference.ros.messages import chunk_to_msg, model_info
+from vla_inference.ros.messages import chunk_to_msg, policy_info
 from vla_inference.ros.parameters import declare
 from vla_inference.serving.inference_metrics import InferenceMetrics
 from vla_inference.serving.model_thread import ModelThread, changes, release_memory
@@ -91,7 +92,7 @@ class InferenceNode(ManagedNode):
         return self._instructions.text
 
     @property
-    def policy(self) -> Any:
+    def policy(self) -> Policy | None:
         """The model's, or None; for whoever lives in the same process."""
         model = self._model
         return model.policy if model else None
@@ -117,10 +118,8 @@ class InferenceNode(ManagedNode):
             self._value("history"),
             self._value("history_interval"),
         )
-        model = self._make_model(self._value("model"), self._value("unnorm_key"))
-        model.start()
-        self._model = model
-        self._introduce(model)
+        self._model = self._load(self._value("model"), self._value("unnorm_key"))
+        self._introduce(self._model)
 
     def do_activate(self) -> None:
         self._model.latest.reset()
@@ -161,16 +160,22 @@ class InferenceNode(ManagedNode):
 
     # -- the model ----------------------------------------------------------------------------
 
-    def _make_model(self, model: str, unnorm_key: str) -> ModelThread[Request]:
+    def _load(self, model: str, unnorm_key: str) -> ModelThread[Request]:
+        """A model that is warm; VlaError where it cannot be loaded or needs other inputs."""
         settings = read_settings(self._value, model, unnorm_key, self._layout)
-        return ModelThread(settings, self._answer)
+        thread = ModelThread(settings.load, self._answer)
+        thread.start()
+        return thread
 
     def _introduce(self, model: ModelThread[Request]) -> None:
-        stamp = self.get_clock().now().to_msg()
-        self._info.publish(model_info(model, stamp, self._value("cameras"), self._frame_id))
+        policy = model.policy
+        info = policy_info(policy, self._frame_id)
+        info.header.stamp = self.get_clock().now().to_msg()
+        info.cameras = list(self._value("cameras"))
+        info.load_time, info.latency_ms = model.load_seconds, model.latency_ms
+        self._info.publish(info)
         self.get_logger().info(
-            f"model {model.name} on {model.device} by engine {model.policy.engine.name}, "
-            f"{model.latency_ms:.0f} ms per answer"
+            f"model {policy.name} on {policy.placement}, {model.latency_ms:.0f} ms per answer"
         )
 
     def _load_model(self, request, response):
@@ -192,11 +197,11 @@ class InferenceNode(ManagedNode):
     def _change_model(self, name: str, unnorm_key: str) -> str:
         """Returns what is another now; raises where the old model stays in charge."""
         old = self._model
-        if old is None or self.state not in (ACTIVE, INACTIVE):
+        before = old.policy if old is not None else None
+        if old is None or before is None or self.state not in (ACTIVE, INACTIVE):
             raise VlaError(f"the node is {self.state}", "configure it first")
-        model = self._make_model(str(find_model(self._value("model_root"), name)), unnorm_key)
-        model.start()
-        told = ", ".join(changes(old, model))
+        model = self._load(str(find_model(self._value("model_root"), name)), unnorm_key)
+        told = ", ".join(changes(before, model.policy))
         with self._gate:  # no chunk of the old one goes out any more
             stale = self._model is not old
             if not stale:
@@ -243,7 +248,7 @@ class InferenceNode(ManagedNode):
             age = request.view.age(now, self._value("max_image_age"))
             seen = inputs.observe(request.view, text, self._most_same())
             decoded = time.monotonic()
-            chunk = policy.predict_action(seen, unnorm_key=model.unnorm_key)
+            chunk = policy.act(seen)
             chunk.timing = {"image": 1e3 * (decoded - begin), **chunk.timing}
             answer = chunk_to_msg(
                 chunk,
@@ -327,7 +332,7 @@ class InferenceNode(ManagedNode):
     def _never_heard(self, instruction: str) -> str:
         """Words the model cannot know: it does something, but not because of them."""
         policy = self.policy
-        words = policy.config.unknown_words(instruction) if policy else []
+        words = policy.unknown_words(instruction) if policy else []
         return f"the model was trained without: {', '.join(words)}" if words else ""
 
     def diagnose(self) -> diagnostics.Report:

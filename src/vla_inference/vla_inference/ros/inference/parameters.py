@@ -8,6 +8,7 @@ from typing import Any
 from rcl_interfaces.msg import IntegerRange
 
 from vla_inference.inputs.robot_state import StateLayout
+from vla_inference.policies.base import LoadOptions
 from vla_inference.ros.parameters import SECONDS, Table, names
 from vla_inference.serving.model_thread import ModelSettings
 
@@ -74,16 +75,12 @@ def read_settings(
     value: Callable[[str], Any], model: str, unnorm_key: str, layout: StateLayout
 ) -> ModelSettings:
     """value: gives a parameter's value by its name."""
+    names = ("device", "dtype", "engine", "vision", "quantization", "draft")
+    options = LoadOptions(**{name: value(name) for name in names}, action_space=unnorm_key)
     return ModelSettings(
         model=model,
-        unnorm_key=unnorm_key,
-        device=value("device"),
-        dtype=value("dtype"),
-        engine=value("engine"),
-        vision=value("vision"),
-        quantization=value("quantization"),
-        draft=value("draft"),
+        options=options,
         num_threads=value("num_threads"),
-        cameras=len(value("cameras")) * (1 + value("history")),
+        images=len(value("cameras")) * (1 + value("history")),
         state_dim=len(layout),
     )

@@ -1,0 +1,194 @@
+"""What every policy is, whichever family its checkpoint belongs to.
+
+A `Family` knows a kind of checkpoint: it checks, describes and loads one. What it loads is a
+`Policy`: observations in, action chunks out. Nothing here needs PyTorch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
+
+import numpy as np
+
+from vla_inference.errors import VlaError
+from vla_inference.types import ActionChunk, ActionSpec, Observation
+
+GREY = 128
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a checkpoint is to be run. What is empty is left to its family.
+
+    device: "cpu", "cuda", "cuda:1"; the usual is CUDA where there is one.
+    dtype: "float32", "bfloat16" or "float16".
+    engine: "plain" is each family's own code; OpenVLA has those of `engines.ENGINES`.
+    vision: "onnx:FOLDER" or "tensorrt:FOLDER" for the vision encoders.
+    quantization: format that weights are rounded to as they are loaded.
+    draft: the last action's tokens are tried first.
+    action_space: name of the statistics to un-normalise with, where there are several.
+    """
+
+    device: str = ""
+    dtype: str = ""
+    engine: str = ""
+    vision: str = ""
+    quantization: str = ""
+    draft: bool = False
+    action_space: str = ""
+
+    @classmethod
+    def given(cls, **values: Any) -> LoadOptions:
+        """From a command line's values, where None is left out."""
+        return cls(**{name: value for name, value in values.items() if value is not None})
+
+    def allow(self, family: str, *names: str) -> None:
+        """Refuse what is set and this family does not know; `engine` "plain" is always known."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            plain = f.name == "engine" and value == "plain"
+            if value and f.name not in names and not plain:
+                raise VlaError(
+                    f"models of family {family} take no {f.name} ({value!r} was given)",
+                    f"leave it out; they take {', '.join(names) or 'no options'}",
+                )
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a policy looks at.
+
+    images: how many an observation holds, in the policy's order.
+    state: numbers of the robot's state; 0: none.
+    image_size: height and width in pixels that it brings each image to; None: it takes any.
+    cameras: names of these images, where the checkpoint says them.
+    history: past images of each camera, after the present ones; they count in `images`.
+    """
+
+    images: int = 1
+    state: int = 0
+    image_size: tuple[int, int] | None = None
+    cameras: tuple[str, ...] = ()
+    history: int = 0
+
+    def grey(self) -> Observation:
+        """An observation that fits, of grey images."""
+        names = self.cameras or [f"camera_{i}" for i in range(self.images)]
+        image = np.full((*(self.image_size or (224, 224)), 3), GREY, np.uint8)
+        state = np.zeros(self.state, np.float32) if self.state else None
+        return Observation(dict.fromkeys(names, image), "warm up", state)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a checkpoint needs and gives, as far as it is known without its weights.
+
+    chunk: steps of an answer.
+    """
+
+    needs: Needs
+    spec: ActionSpec
+    chunk: int = 1
+
+
+class Policy(Protocol):
+    """A loaded model: observations in, action chunks out.
+
+    Families inherit from it for what is the same for all of them. Used by one thread at a time.
+
+    name: of the checkpoint, as results name it.
+    placement: on which device and by which engine it runs, in words.
+    needs, chunk: as in `Contract`.
+    action_space: the one that was chosen, of a model that has several.
+    """
+
+    name: str
+    placement: str
+    needs: Needs
+    chunk: int
+    action_space: str | Mapping | None = None
+
+    def action_spec(self) -> ActionSpec:
+        """What the numbers of its actions mean; VlaError where an action space must be chosen."""
+        ...
+
+    def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        """The next actions for each observation; `timing` has at least "total" [ms].
+
+        Raises ObservationError where an observation is not what the policy needs, and VlaError
+        instead of answering with numbers that are not finite.
+        """
+        ...
+
+    def act(self, observation: Observation) -> ActionChunk:
+        """The next actions for one observation."""
+        return self.predict([observation])[0]
+
+    def warm_up(self) -> float:
+        """Predict once on grey images, so that the first real one is not slow; milliseconds."""
+        begun = time.perf_counter()
+        self.act(self.needs.grey())
+        return 1e3 * (time.perf_counter() - begun)
+
+    def close(self) -> None:
+        """Let go of what ends with it: connections, processes."""
+
+    def unknown_words(self, instruction: str) -> list[str]:
+        """Words that no instruction of its training had, as far as that is known."""
+        return []
+
+    # -- action spaces ------------------------------------------------------------------------
+
+    @property
+    def action_spaces(self) -> Mapping[str, Mapping]:
+        """Statistics by name ({"action": {"q01": [D], "q99": [D]}}) of a model that was trained
+        on several datasets; empty: it has one action space, which needs no name."""
+        return {}
+
+    def in_space(self, action_space: str | Mapping | None) -> Policy:
+        """The same model, its actions in another of its spaces; None: the only one it has."""
+        if action_space is None:
+            return self
+        raise VlaError(
+            f"model {self.name} has one action space, {action_space!r:.60} was asked for",
+            "leave it out",
+        )
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint is, for `vla info`.
+
+    values: plain JSON values, "name", "family" and "folder" among them.
+    lines: the same for people, as (heading, text); an empty heading goes on with the one before.
+    """
+
+    values: Mapping[str, Any]
+    lines: Sequence[tuple[str, str]] = field(default=())
+
+    def __str__(self) -> str:
+        first = f"{self.values['name']}  ({self.values['folder']})"
+        rest = [
+            f"  {heading:<11} {text}" if heading else f"    {text}" for heading, text in self.lines
+        ]
+        return "\n".join([first, *rest])
+
+
+class Family(Protocol):
+    """A kind of checkpoint: an object or a module with these functions.
+
+    where: a folder or Hub id, or what followed "NAME:" of a model served elsewhere.
+    """
+
+    def check(self, where: str, options: LoadOptions) -> Contract:
+        """Refuse what `load` would refuse before it reads weights; tell what there is else."""
+        ...
+
+    def load(self, where: str, options: LoadOptions) -> Policy: ...
+
+    def describe(self, where: str) -> Description:
+        """Reads no weights."""
+        ...

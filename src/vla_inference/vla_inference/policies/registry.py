@@ -1,0 +1,89 @@
+"""Finds the family of a checkpoint: by the `model_type` of its config.json.
+
+Other packages bring families by entry points of group `vla.policies`: the name is the
+`model_type`, the value a `Family` (`my_package.family`, or `my_package.family:FAMILY`).
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+from vla_inference.errors import CheckpointError, VlaError
+from vla_inference.policies.base import Contract, Description, Family, LoadOptions, Policy
+from vla_inference.system.plugins import find_plugins, load_plugin
+
+GROUP = "vla.policies"
+FAMILIES = {"openvla": "vla_inference.policies.openvla.family"}
+
+
+def families() -> dict[str, EntryPoint]:
+    """model_type -> where its family is, of all that are installed."""
+    return find_plugins(GROUP, FAMILIES)
+
+
+def find_family(model: str | os.PathLike) -> tuple[Family, str]:
+    """A model's family, and where it finds the model.
+
+    model: a checkpoint folder, a Hub id, or NAME:ADDRESS with "://" in it, which goes to the
+        family of that name.
+    """
+    known = families()
+    name, _, address = os.fspath(model).partition(":")
+    if "://" in address:
+        if name not in known:
+            raise VlaError(f"there is no policy family {name!r}", f"known: {', '.join(known)}")
+        return load_plugin(known[name]), address
+    from vla_inference.checkpoints.hub import resolve
+
+    folder = resolve(model)
+    kind = model_type(folder)
+    if kind not in known:
+        raise CheckpointError(
+            f"{folder} is a model of type {kind!r}, which no installed family runs",
+            f"known: {', '.join(known)}; other packages bring theirs as entry points of {GROUP}",
+        )
+    return load_plugin(known[kind]), str(folder)
+
+
+def model_type(folder: Path) -> str:
+    """What a checkpoint's config.json calls its kind: `model_type`, LeRobot's `type`."""
+    from vla_inference.checkpoints.foreign_formats import check_config, check_not_adapter
+    from vla_inference.checkpoints.safetensors_io import read_json
+
+    check_not_adapter(folder)
+    path = folder / "config.json"
+    raw = read_json(path)
+    kind = raw.get("model_type", raw.get("type"))
+    if not isinstance(kind, str):
+        check_config(raw, folder)
+        raise CheckpointError(
+            f"{path} has no model_type", f"say one; known: {', '.join(families())}"
+        )
+    return kind
+
+
+def check_policy(model: str | os.PathLike, options: LoadOptions = LoadOptions()) -> Contract:
+    """Refuse what `load_policy` would refuse before it reads weights."""
+    family, where = find_family(model)
+    return family.check(where, options)
+
+
+def load_policy(model: str | os.PathLike, options: LoadOptions = LoadOptions()) -> Policy:
+    """Load a checkpoint, whichever family it is of.
+
+    Example::
+
+        policy = load_policy("models/stack-small", LoadOptions(device="cpu"))
+        chunk = policy.act(Observation({"image": image}, "stack the red block on the green one"))
+        chunk.actions  # float32 [T, D], in the units of policy.action_spec()
+    """
+    family, where = find_family(model)
+    return family.load(where, options)
+
+
+def describe_policy(model: str | os.PathLike) -> Description:
+    """What a checkpoint is, without loading its weights."""
+    family, where = find_family(model)
+    return family.describe(where)
