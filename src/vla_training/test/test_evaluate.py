@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 from PIL import Image
 
 from vla_inference.errors import DataError, VlaError
+from vla_inference.policies.base import Needs, Policy
 from vla_inference.types import ActionChunk, DimSpec, eef_delta_spec
 from vla_sim_bridge.envs.robosuite_sim import to_robosuite
 from vla_sim_bridge.generation.hdf5 import write_episode, write_header
@@ -60,14 +60,15 @@ def write_set(path: Path, lengths=(5, 3), instruction="stack the red block", **h
     return path
 
 
-class FakePolicy:
+class FakePolicy(Policy):
     """Answers with the true actions plus `offset`; sees which images it was given."""
+
+    needs, chunk = Needs(), 2
 
     def __init__(self, dataset, offset=0.0, spec=SPEC, statistics=STATISTICS, tokens=None):
         self.truth = np.concatenate([e.actions for e in dataset])
         self.name, self.offset, self.spec, self.tokens = "fake", offset, spec, tokens
         self.statistics = statistics
-        self.config = SimpleNamespace(head=SimpleNamespace(num_images=1))
         self.seen, self.warm = [], 0
 
     @property
@@ -75,17 +76,22 @@ class FakePolicy:
         normalized = {"action": {"q01": [-1.0] * 7, "q99": [1.0] * 7}}
         return {"generated": self.statistics, "normalized": normalized}
 
-    def action_spec(self, space=None):
+    def in_space(self, action_space):
+        self.action_space = action_space
+        return self
+
+    def action_spec(self):
         return self.spec
 
-    def warm_up(self, space=None):
+    def warm_up(self):
         self.warm += 1
 
-    def predict_action(self, observation, *, unnorm_key=None):
+    def predict(self, observations):
+        (observation,) = observations
         self.seen.append((list(observation.images), observation.instruction))
         action = self.truth[len(self.seen) - 1] + self.offset
         tokens = None if self.tokens is None else self.tokens[len(self.seen) - 1]
-        return ActionChunk(np.stack([action, action * 0 + 9]), SPEC, tokens)
+        return [ActionChunk(np.stack([action, action * 0 + 9]), SPEC, tokens)]
 
 
 @pytest.fixture
@@ -209,7 +215,7 @@ def test_other_refusals(data, tmp_path):
     with pytest.raises(DataError, match=r"no images of camera 'top'; cameras: agentview, a_"):
         evaluate(FakePolicy(data), data, EvalConfig(cameras=("top",)))
     policy = FakePolicy(data)
-    policy.config.head.num_images = 3
+    policy.needs = Needs(images=3)
     with pytest.raises(DataError, match=r"wants 3 image\(s\), .* gives 2"):
         evaluate(policy, data)
     mute = open_dataset(write_set(tmp_path / "mute.hdf5", instruction=""))

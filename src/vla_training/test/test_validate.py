@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from bags import SPEC, write_bags
 
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.errors import DataError
+from vla_inference.policies.base import Needs, Policy
 from vla_inference.types import ActionChunk, eef_delta_spec
 from vla_training.datasets.bag.reader import BagSet
 from vla_training.evaluation import validation_report
@@ -25,27 +25,35 @@ STATISTICS = {
 }
 
 
-class Grey:
+class Grey(Policy):
     """Knows by an image's grey what was done; `change` makes a chunk [T, 7] of that action."""
+
+    needs, chunk = Needs(), 1
 
     def __init__(self, bags, change=lambda action: action[None], spec=SPEC):
         self.name, self.spec, self.change = "grey", spec, change
-        self.config = SimpleNamespace(head=SimpleNamespace(num_images=1))
         self.done = {
             20 * i + t: a for i in range(len(bags)) for t, a in enumerate(bags.actions(i))
         }
-        self.action_spaces = {"mine": STATISTICS}
 
-    def action_spec(self, space=None):
+    @property
+    def action_spaces(self):
+        return {"mine": STATISTICS}
+
+    def in_space(self, action_space):
+        return self
+
+    def action_spec(self):
         return self.spec
 
-    def warm_up(self, space=None):
+    def warm_up(self):
         return 0.0
 
-    def predict_action(self, seen, *, unnorm_key=None):
+    def predict(self, observations):
+        (seen,) = observations
         assert seen.instruction == "go"
         (image,) = seen.images.values()
-        return ActionChunk(self.change(self.done[int(image[0, 0, 0])]), self.spec)
+        return [ActionChunk(self.change(self.done[int(image[0, 0, 0])]), self.spec)]
 
 
 def figures(path, change=lambda a: a[None], **config):
@@ -132,7 +140,7 @@ def test_a_busy_machine_is_told_beside_its_latencies(tmp_path, monkeypatch):
     [
         "vla_inference.ros.inference.node",
         "vla_inference.policies.openvla.policy",
-        "vla_training.evaluation.validate",
+        "vla_inference.policies.openvla.family",
     ],
 )
 def test_threads_that_wait_do_not_spin(module):
@@ -177,7 +185,7 @@ def test_command_line_report_and_exit_status(tmp_path, capsys):
     assert "vla validate: accuracy" in told.err and "latency ms" in told.err
     page = (tmp_path / "out" / "report.html").read_text()
     assert "validation on recorded bags" in page and "direction of translation" in page
-    assert page.index("not reached: accuracy") < page.index("InferenceMetrics")
+    assert page.index("not reached: accuracy") < page.index("Figures")
     assert "stamps belong together" in page and "within 50 ms" in page
     assert (tmp_path / "out" / "actions.png").exists()
     assert main([*given, "--min-raw-accuracy", "0"]) == 0

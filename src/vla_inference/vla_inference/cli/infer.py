@@ -19,7 +19,7 @@ from vla_inference.cli.output import (
 )
 from vla_inference.errors import VlaError
 from vla_inference.inputs.video_sources import Frame, open_source
-from vla_inference.types import ActionChunk, check_instruction
+from vla_inference.types import ActionChunk, Observation, check_instruction
 
 
 def line(frame: Frame, chunk: ActionChunk) -> str:
@@ -68,32 +68,34 @@ def infer(
 
     With --json each image gives one line with a JSON object of its own.
     """
-    from vla_inference.policies.openvla.policy import OpenVLAPolicy  # brings PyTorch
+    from vla_inference.policies.base import LoadOptions
+    from vla_inference.policies.registry import load_policy
 
     check_instruction(instruction)
     with open_source(source, rate=rate) as frames:
-        policy = OpenVLAPolicy.from_pretrained(
-            model,
+        options = LoadOptions.given(
             device=device,
             dtype=dtype,
             engine=engine,
             vision=vision,
             quantization=quantization,
+            action_space=action_space,
         )
-        policy.action_spec(action_space)
-        if unknown := policy.config.unknown_words(instruction):
+        policy = load_policy(model, options)
+        policy.action_spec()
+        if unknown := policy.unknown_words(instruction):
             print(f"the model was trained without: {', '.join(unknown)}", file=sys.stderr)
-        head = policy.config.head
-        if head.num_images > 1 or head.proprio_dim:
+        needs = policy.needs
+        if needs.images > 1 or needs.state:
             raise VlaError(
-                f"model {policy.name} takes {head.num_images} images and {head.proprio_dim} "
+                f"model {policy.name} takes {needs.images} images and {needs.state} "
                 "numbers of proprioception; a source has one image",
-                "call OpenVLAPolicy.predict_action",
+                "call Policy.predict",
             )
         times: list[float] = []
         begin = time.perf_counter()
         for frame in frames:
-            chunk = policy.predict_action(frame.image, instruction, action_space=action_space)
+            chunk = policy.act(Observation({"image": frame.image}, instruction))
             times.append(chunk.timing["total"])
             print(record(frame, chunk) if as_json else line(frame, chunk), flush=True)
             if len(times) == max_frames:

@@ -197,7 +197,8 @@ def demo(
 
 
 def find_model(given: str | None) -> str:
-    """Absolute path of a checkpoint folder; the one that ships where none is given."""
+    """Absolute path of a checkpoint folder; the one that ships where none is given. Of a model
+    that is served elsewhere (NAME:ADDRESS) its address as it is."""
     if given is None:
         prefixes = [p for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
         for prefix in prefixes:
@@ -208,6 +209,8 @@ def find_model(given: str | None) -> str:
             f"the model that ships ({SHIPPED_MODEL}) is not among the installed files",
             "build the workspace again, or give --model FOLDER",
         )
+    if "://" in given:
+        return given
     folder = Path(given).expanduser().absolute()
     if not (folder / "config.json").is_file():
         what = "has no config.json" if folder.is_dir() else "does not exist"
@@ -217,20 +220,16 @@ def find_model(given: str | None) -> str:
 
 def check_model(settings: SimSettings, how: Mapping[str, str | None]) -> None:
     """Refuse what the model's node would refuse, before anything starts."""
-    from vla_inference.policies.openvla.action_spaces import ActionSpaces
-    from vla_inference.policies.openvla.loading import check_request
+    from vla_inference.policies.base import LoadOptions
+    from vla_inference.policies.registry import check_policy
 
-    config = check_request(
-        settings.model,
-        how["device"],
-        None,
-        engine=how["engine"] or "",
-        vision=how["vision"] or "",
-        quantization=how["quantization"],
-    ).config
-    ActionSpaces(config).find(how["unnorm_key"] or None)
+    options = LoadOptions.given(
+        **{name: how[name] for name in ("device", "engine", "vision", "quantization")},
+        action_space=how["unnorm_key"],
+    )
+    contract = check_policy(settings.model, options)
     if settings.lock_step:
-        settings.steps_of(config.head.chunk)
+        settings.steps_of(contract.chunk)
 
 
 class Reason:

@@ -58,12 +58,13 @@ def _start(model: str, task: str, size: int, device: str | None, language: Langu
     global _state
     import torch
 
-    from vla_inference.policies.openvla.policy import OpenVLAPolicy
+    from vla_inference.policies.base import LoadOptions
+    from vla_inference.policies.registry import load_policy
 
     torch.set_num_threads(1)
-    policy = OpenVLAPolicy.from_pretrained(model, device=device)
+    policy = load_policy(model, LoadOptions.given(device=device, engine="plain"))
     world = make_world(task, width=size, height=size, language=language)
-    _state = world, policy.predict_action
+    _state = world, policy.act
 
 
 def _episode(seed: int, index: int, horizon: int, execute_steps: int) -> EpisodeResult:

@@ -80,23 +80,21 @@ def evaluate(
     # The dataset first: a mistake in it shows before a large model is loaded.
     reading = {"split": split, "conventions": conventions, **parse_reading(read or ())}
     data = open_dataset(dataset, dataset_type, **reading)
-    from vla_inference.policies.openvla.policy import OpenVLAPolicy
+    from vla_inference.policies.base import LoadOptions
+    from vla_inference.policies.registry import load_policy
     from vla_sim_bridge.cli.rollout import find_model
     from vla_training.evaluation import report as eval_report
     from vla_training.evaluation.evaluate import EvalConfig
     from vla_training.evaluation.evaluate import evaluate as run
 
-    policy = OpenVLAPolicy.from_pretrained(
-        model or find_model(None),
-        device=device,
-        dtype=dtype,
-        engine=engine,
-        vision=vision,
-        quantization=quantization,
+    options = LoadOptions.given(
+        device=device, dtype=dtype, engine=engine, vision=vision, quantization=quantization
     )
+    policy = load_policy(model or find_model(None), options)
     reference = None
     if reference_model is not None:
-        reference = OpenVLAPolicy.from_pretrained(reference_model, device=device, dtype=dtype)
+        plain = LoadOptions.given(device=device, dtype=dtype, engine="plain")
+        reference = load_policy(reference_model, plain)
     config = EvalConfig(max_episodes, max_steps, action_space, names(camera), instruction)
 
     def follow(frame) -> None:

@@ -132,11 +132,13 @@ def validate(
         tolerance=tolerance,
         episode_gap=episode_gap,
     )
-    from vla_inference.policies.openvla.policy import OpenVLAPolicy
+    from vla_inference.policies.base import LoadOptions
+    from vla_inference.policies.registry import load_policy
     from vla_sim_bridge.cli.rollout import find_model
     from vla_training.evaluation import validation_report
 
-    policy = OpenVLAPolicy.from_pretrained(model or find_model(None), device=device, dtype=dtype)
+    options = LoadOptions.given(device=device, dtype=dtype, engine="plain")
+    policy = load_policy(model or find_model(None), options)
     config = ValidationConfig(
         max_episodes, max_steps, action_space, names(camera), instruction, execute_steps
     )

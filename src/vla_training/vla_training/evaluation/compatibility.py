@@ -1,15 +1,15 @@
-"""Do a model and a dataset go together? In which action space, units and cameras."""
+"""Do a policy and a dataset go together? In which action space, units and cameras."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vla_inference.errors import DataError, VlaError
+from vla_inference.policies.base import Policy
 from vla_inference.policies.normalisation import Normalisation, find_statistics
-from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.types import ActionSpec, DimSpec
 from vla_training.datasets import EpisodeSet
 from vla_training.evaluation.accuracy import Range
@@ -17,31 +17,48 @@ from vla_training.evaluation.accuracy import Range
 NORMALISED = "normalized"
 
 
-def choose_space(
-    policy: OpenVLAPolicy, dataset: EpisodeSet, given: str | None
-) -> tuple[str | Mapping, Mapping]:
-    """What to ask the policy for, and its statistics.
+@dataclass(frozen=True)
+class Candidate:
+    """A policy in the action space that it is compared in.
 
-    Left out, it is the model's statistics of the dataset's name, "bridge_orig" for any Bridge
-    set, or the only ones there are.
+    space: its name; "custom" of statistics from elsewhere, "" of a policy with only one.
+    statistics: of that space; None where the checkpoint has none by name.
+    """
+
+    policy: Policy
+    space: str
+    statistics: Mapping | None
+
+    def same_space(self, reference: Policy) -> Candidate:
+        """Another policy in this space, or in its only one."""
+        if self.space == "custom" or not reference.action_spaces:
+            given = self.statistics if reference.action_spaces else None
+            return Candidate(reference.in_space(given), self.space, given)
+        return _named(reference, self.space)
+
+
+def choose_space(policy: Policy, dataset: EpisodeSet, given: str | None) -> Candidate:
+    """The policy in the space of that name, or of a JSON file of statistics.
+
+    Left out, it is the statistics of the dataset's name, "bridge_orig" for any Bridge set, or the
+    only ones there are.
     """
     spaces = policy.action_spaces
     if given is not None and given.endswith(".json"):
         entry = _read_statistics(Path(given))
-        return entry, entry
+        return Candidate(policy.in_space(entry), "custom", entry)
+    if not spaces:
+        return Candidate(policy.in_space(given), "", None)
     if given is None and dataset.name in spaces:
         given = dataset.name
     if given is None and "bridge" in dataset.name and "bridge_orig" in spaces:
         given = "bridge_orig"
-    name, _ = find_statistics(spaces, given)
-    return name, spaces[name]
+    return _named(policy, given)
 
 
-def statistics_of(policy: OpenVLAPolicy, space: str | Mapping, statistics: Mapping) -> Mapping:
-    if isinstance(space, Mapping):
-        return statistics
-    name, _ = find_statistics(policy.action_spaces, space)
-    return policy.action_spaces[name]
+def _named(policy: Policy, given: str | None) -> Candidate:
+    name, _ = find_statistics(policy.action_spaces, given)
+    return Candidate(policy.in_space(name), name, policy.action_spaces[name])
 
 
 def _read_statistics(path: Path) -> Mapping:
@@ -62,11 +79,13 @@ def _read_statistics(path: Path) -> Mapping:
     return next(iter(raw.values()))
 
 
-def agree(
-    policy: OpenVLAPolicy, dataset: EpisodeSet, space: str | Mapping, statistics: Mapping
-) -> tuple[ActionSpec, Range, list[str]]:
+def agree(candidate: Candidate, dataset: EpisodeSet) -> tuple[ActionSpec, Range, list[str]]:
     """Spec and bounds to compare in, and remarks; an error where the two mean different things."""
-    model, data = policy.action_spec(space), dataset.spec
+    policy, space, statistics = candidate.policy, candidate.space, candidate.statistics
+    model, data, notes = policy.action_spec(), dataset.spec, []
+    if statistics is None:
+        notes.append("the model names no range of its actions: accuracy is in the dataset's own")
+        statistics = dataset.statistics()
     bounds = Normalisation.from_statistics(
         statistics.get("action", statistics), f"statistics {space!r:.40}"
     )
@@ -76,12 +95,25 @@ def agree(
             f"{len(model)}, its statistics of {len(bounds)}",
             "choose a dataset or an action space of the model's kind",
         )
+    limits = Range(bounds.low, bounds.high)
     if space == NORMALISED:
         dims = tuple(DimSpec(d.name, "1", d.polarity) for d in data.dims)
-        return replace(data, dims=dims), Range(bounds.low, bounds.high), []
+        return replace(data, dims=dims), limits, notes
     # Statistics of that very dataset without a spec of their own: the dataset knows better.
     if space == dataset.name and "spec" not in statistics:
-        return data, Range(bounds.low, bounds.high), []
+        return data, limits, notes
+    _check_meaning(policy, model, dataset)
+    if abs(model.dt - data.dt) > 0.01 * model.dt:
+        notes.append(
+            f"the dataset's steps last {data.dt:g} s, the model's {model.dt:g} s: its deltas "
+            "are of another size"
+        )
+    return model, limits, notes
+
+
+def _check_meaning(policy: Policy, model: ActionSpec, dataset: EpisodeSet) -> None:
+    """Refuse a dataset whose numbers mean something else than the model's."""
+    data = dataset.spec
     fields = [("rotation", model.rotation, data.rotation), ("frame", model.frame, data.frame)]
     for ours, theirs in zip(model.dims, data.dims, strict=True):
         fields += [
@@ -94,30 +126,22 @@ def agree(
                 f"{dataset.path}: {what} is {theirs!r}, that of model {policy.name!r} is {ours!r}",
                 "choose an action space of the dataset's kind, or convert the dataset",
             )
-    notes = []
-    if abs(model.dt - data.dt) > 0.01 * model.dt:
-        notes.append(
-            f"the dataset's steps last {data.dt:g} s, the model's {model.dt:g} s: its deltas "
-            "are of another size"
-        )
-    return model, Range(bounds.low, bounds.high), notes
 
 
-def choose_cameras(
-    policy: OpenVLAPolicy, dataset: EpisodeSet, given: tuple[str, ...]
-) -> tuple[str, ...]:
-    """As many cameras as the model has images."""
-    known, wanted = dataset.cameras(), policy.config.head.num_images
-    names = given or tuple(known[:wanted])
+def choose_cameras(policy: Policy, dataset: EpisodeSet, given: tuple[str, ...]) -> tuple[str, ...]:
+    """As many cameras as the policy looks at: those it names, if the dataset has them."""
+    known, needs = dataset.cameras(), policy.needs
+    named = needs.cameras if set(needs.cameras) <= set(known) else ()
+    names = given or named or tuple(known[: needs.images])
     for name in names:
         if name not in known:
             raise DataError(
                 f"{dataset.path} has no images of camera {name!r}",
                 f"cameras: {', '.join(known) or 'none'}",
             )
-    if len(names) != wanted:
+    if len(names) != needs.images:
         raise DataError(
-            f"model {policy.name!r} wants {wanted} image(s), {dataset.path} gives "
+            f"model {policy.name!r} wants {needs.images} image(s), {dataset.path} gives "
             f"{len(names)} ({', '.join(names) or 'none'})",
             "name them with --camera",
         )

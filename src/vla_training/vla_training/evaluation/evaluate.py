@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vla_inference.errors import DataError
+from vla_inference.policies.base import Policy
 from vla_inference.policies.normalisation import Normalisation
-from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.types import Observation
 from vla_training.datasets import EpisodeSet
 from vla_training.evaluation.accuracy import accuracy, clipped_accuracy
@@ -19,7 +19,6 @@ from vla_training.evaluation.compatibility import (
     agree,
     choose_cameras,
     choose_space,
-    statistics_of,
 )
 from vla_training.evaluation.result import Evaluation, Frame
 
@@ -43,10 +42,10 @@ class EvalConfig:
 
 
 def evaluate(
-    policy: OpenVLAPolicy,
+    policy: Policy,
     dataset: EpisodeSet,
     config: EvalConfig = EvalConfig(),
-    reference: OpenVLAPolicy | None = None,
+    reference: Policy | None = None,
     report: Callable[[Frame], None] = lambda _: None,
 ) -> Evaluation:
     """Predict the action of every frame; `report` is told each.
@@ -54,14 +53,17 @@ def evaluate(
     A Ctrl-C after the first frame ends it early: the result is then not `complete`.
     Raises VlaError or DataError where model and dataset don't go together.
     """
-    space, statistics = choose_space(policy, dataset, config.action_space)
-    spec, bounds, notes = agree(policy, dataset, space, statistics)
+    candidate = choose_space(policy, dataset, config.action_space)
+    policy, space = candidate.policy, candidate.space
+    spec, bounds, notes = agree(candidate, dataset)
     if reference is not None:
-        agree(reference, dataset, space, statistics_of(reference, space, statistics))
+        other = candidate.same_space(reference)
+        reference = other.policy
+        agree(other, dataset)
     result = Evaluation(
         policy.name,
         dataset.name,
-        space if isinstance(space, str) else "custom",
+        space,
         spec,
         bounds,
         None if reference is None else reference.name,
@@ -70,20 +72,20 @@ def evaluate(
     to_space = None
     if space == NORMALISED:
         to_space = Normalisation.from_statistics(dataset.statistics()["action"])
-    policy.warm_up(space)
+    policy.warm_up()
     if reference is not None:
-        reference.warm_up(space)
+        reference.warm_up()
     total = count_frames(dataset, config)
-    cameras = {p: choose_cameras(p, dataset, config.cameras) for p in (policy, reference) if p}
+    cameras = [choose_cameras(p, dataset, config.cameras) for p in (policy, reference) if p]
     sums = np.zeros(2)
     try:
         for episode, step, seen, truth in _frames(dataset, config, total):
             if to_space is not None:
                 truth = _normalise(truth, to_space)
-            chunk, latency = _predict(policy, seen, cameras[policy], space)
+            chunk, latency = _predict(policy, seen, cameras[0])
             theirs, their_latency = None, None
             if reference is not None:
-                theirs, their_latency = _predict(reference, seen, cameras[reference], space)
+                theirs, their_latency = _predict(reference, seen, cameras[1])
             predicted = chunk.actions[0].astype(np.float64)
             values = np.array(
                 [f(truth, predicted, bounds) for f in (accuracy, clipped_accuracy)], float
@@ -155,8 +157,8 @@ def count_frames(dataset: EpisodeSet, config: EvalConfig) -> int:
     return total
 
 
-def _predict(policy: OpenVLAPolicy, seen: Observation, cameras: tuple[str, ...], space):
+def _predict(policy: Policy, seen: Observation, cameras: tuple[str, ...]):
     observation = Observation({c: seen.images[c] for c in cameras}, seen.instruction, seen.state)
     begun = time.perf_counter()
-    chunk = policy.predict_action(observation, unnorm_key=space)
+    chunk = policy.act(observation)
     return chunk, time.perf_counter() - begun

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vla_inference.errors import DataError
-from vla_inference.policies.openvla.policy import OpenVLAPolicy
+from vla_inference.policies.base import Policy
 from vla_inference.types import ActionSpec, Observation
 from vla_training.datasets.bag.reader import BagSet
 from vla_training.evaluation.compatibility import agree, choose_cameras, choose_space
@@ -47,19 +47,25 @@ def check_form(spec: ActionSpec, where: str) -> None:
         )
 
 
-def prepare(
-    policy: OpenVLAPolicy, bags: BagSet, config: ValidationConfig
-) -> tuple[Validation, Any]:
-    """An empty validation, and what to ask the policy's actions in."""
-    space, statistics = choose_space(policy, bags, config.action_space)
-    model = policy.action_spec(space)
+def prepare(policy: Policy, bags: BagSet, config: ValidationConfig) -> tuple[Validation, Policy]:
+    """An empty validation, and the policy in the action space that it is compared in."""
+    candidate = choose_space(policy, bags, config.action_space)
+    policy = candidate.policy
+    model = policy.action_spec()
     check_form(model, f"model {policy.name!r}")
     bags.read_as(model)
     bags.read_all()
-    spec, bounds, notes = agree(policy, bags, space, statistics)
-    name = space if isinstance(space, str) else "custom"
-    found = Validation(policy.name, bags, name, spec, bounds, notes, config.execute_steps)
-    return found, space
+    spec, bounds, notes = agree(candidate, bags)
+    found = Validation(
+        policy.name,
+        bags,
+        candidate.space,
+        spec,
+        bounds,
+        notes,
+        execute_steps=config.execute_steps,
+    )
+    return found, policy
 
 
 def count(bags: BagSet, config: ValidationConfig) -> tuple[int, int]:
@@ -81,7 +87,7 @@ def busy() -> str:
 
 
 def validate(
-    policy: OpenVLAPolicy,
+    policy: Policy,
     bags: BagSet,
     config: ValidationConfig = ValidationConfig(),
     report: Callable[[Frame], None] = lambda _: None,
@@ -91,11 +97,11 @@ def validate(
     A Ctrl-C after the first frame ends it early. Raises VlaError or DataError where model and
     bags don't go together.
     """
-    result, space = prepare(policy, bags, config)
+    result, policy = prepare(policy, bags, config)
     cameras = choose_cameras(policy, bags, config.cameras)
     episodes, total = count(bags, config)
     result.evaluation.notes += [note] if (note := busy()) else []
-    policy.warm_up(space)
+    policy.warm_up()
     try:
         for number in range(episodes):
             for index, step in enumerate(bags[number].steps):
@@ -110,9 +116,7 @@ def validate(
                     )
                 images = {c: seen.images[c] for c in cameras}
                 begun = time.perf_counter()
-                chunk = policy.predict_action(
-                    Observation(images, text, seen.state), unnorm_key=space
-                )
+                chunk = policy.act(Observation(images, text, seen.state))
                 latency = time.perf_counter() - begun
                 if (config.execute_steps or 0) > len(chunk.actions):
                     raise DataError(
