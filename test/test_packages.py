@@ -84,6 +84,31 @@ def dependencies(package: str, *kinds: str) -> set[str]:
     return {node.text or "" for node in tree.getroot() if node.tag in wanted}
 
 
+# What runs policies, whichever family they are of.
+GENERAL = [
+    "vla_inference/vla_inference/cli/infer.py",
+    "vla_inference/vla_inference/cli/info.py",
+    "vla_inference/vla_inference/control",
+    "vla_inference/vla_inference/inputs",
+    "vla_inference/vla_inference/ros",
+    "vla_inference/vla_inference/serving",
+    "vla_sim_bridge/vla_sim_bridge",
+    "vla_training/vla_training/cli/eval.py",
+    "vla_training/vla_training/cli/validate.py",
+    "vla_training/vla_training/datasets",
+    "vla_training/vla_training/evaluation",
+    "vla_training/vla_training/ros",
+]
+
+
+@pytest.mark.parametrize("where", GENERAL)
+def test_what_runs_policies_knows_no_family(where):
+    paths = [SRC / where] if where.endswith(".py") else list((SRC / where).rglob("*.py"))
+    assert paths
+    for path in paths:
+        assert "policies.openvla" not in path.read_text(), f"{path} knows OpenVLA"
+
+
 @pytest.mark.skipif(not find_subcommands(), reason="the workspace is not built")
 def test_every_subcommand_says_in_a_line_what_it_does():
     for name, point in find_subcommands().items():
