@@ -28,8 +28,11 @@ from trajectory_msgs.msg import JointTrajectory
 
 from vla_inference.launch_standin import read_launch_file
 from vla_inference.ros import qos
-from vla_inference.ros.command.parameters import PARAMETERS, read_outputs, read_settings
-from vla_inference.ros.ik_node import PARAMETERS as IK_PARAMETERS
+from vla_inference.ros.command.outputs.base import MOTION
+from vla_inference.ros.command.outputs.motion import PoseOutput, TwistOutput
+from vla_inference.ros.command.outputs.registry import chosen
+from vla_inference.ros.command.parameters import command_parameters, read_settings
+from vla_inference.ros.ik_node import ik_parameters
 from vla_inference.ros.messages import chunk_to_msg
 from vla_inference.types import ActionChunk, eef_delta_spec
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
@@ -55,27 +58,27 @@ def parameters(path: Path) -> dict:
 def test_the_parameter_file_says_what_the_node_would_do_without_it():
     said = parameters(ROOT / "config/command.yaml")
     assert said.pop("autostart") is True
-    assert said == {name: default for name, (default, _, _) in PARAMETERS.items()}
-    assert all(type(said[n]) is type(d) for n, (d, _, _) in PARAMETERS.items())
+    assert said == {name: default for name, (default, _, _) in command_parameters().items()}
+    assert all(type(said[n]) is type(d) for n, (d, _, _) in command_parameters().items())
 
 
 def test_the_ik_nodes_parameter_file_says_what_it_would_do_without_it():
     said = parameters(ROOT / "config/ik.yaml")
     assert said.pop("autostart") is True
-    assert said == {name: default for name, (default, _, _) in IK_PARAMETERS.items()}
+    assert said == {name: default for name, (default, _, _) in ik_parameters().items()}
 
 
 @pytest.mark.parametrize("robot", ROBOTS)
 def test_the_node_understands_a_robots_parameters(robot):
-    values = {name: default for name, (default, _, _) in PARAMETERS.items()}
+    values = {name: default for name, (default, _, _) in command_parameters().items()}
     changes = parameters(ROOT / f"config/robots/{robot}.yaml")
     assert changes.keys() <= values.keys()
     assert all(type(values[name]) is type(v) for name, v in changes.items())
     values |= changes
-    settings, outputs = read_settings(values.__getitem__), read_outputs(values.__getitem__)
+    settings, outputs = read_settings(values.__getitem__), chosen(MOTION, values.__getitem__)
     assert 20 <= settings.rate <= 50
-    assert outputs.pose != outputs.twist
-    assert settings.needs_pose == (outputs.pose or settings.limits.workspace is not None)
+    assert (PoseOutput in outputs) != (TwistOutput in outputs)
+    assert settings.needs_pose == (PoseOutput in outputs or settings.limits.workspace is not None)
 
 
 @pytest.mark.parametrize("robot", sorted(set(ROBOTS) - {SIMULATED}))

@@ -20,9 +20,14 @@ from std_srvs.srv import SetBool
 
 from vla_inference.errors import VlaError
 from vla_inference.ros import qos
-from vla_inference.ros.command import gripper_action
-from vla_inference.ros.command.gripper_action import PARALLEL, PLAIN, GripperAction, action_type
 from vla_inference.ros.command.node import CommandNode
+from vla_inference.ros.command.outputs import gripper_action
+from vla_inference.ros.command.outputs.gripper_action import (
+    PARALLEL,
+    PLAIN,
+    GripperAction,
+    action_type,
+)
 from vla_inference.ros.messages import chunk_to_msg
 from vla_inference.types import ActionChunk, eef_delta_spec
 from vla_msgs.action import RunJob

@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, TwistStamped
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, SetParametersResult
+from rcl_interfaces.msg import IntegerRange, SetParametersResult
 from rclpy.clock import Clock, ClockType
-from rclpy.duration import Duration
 from rclpy.parameter import Parameter
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import JointState
-from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from vla_inference.control.arm import Arm
 from vla_inference.control.commands import Pose
@@ -29,56 +27,59 @@ from vla_inference.control.ik import IkSettings, JointCommander
 from vla_inference.errors import VlaError
 from vla_inference.ros import qos
 from vla_inference.ros.command.messages import diagnostics, msg_to_pose, pose_to_msg
-from vla_inference.ros.command.parameters import descriptor
+from vla_inference.ros.command.outputs.base import JOINTS, JointCommand
+from vla_inference.ros.command.outputs.registry import Outputs, with_outputs
 from vla_inference.ros.lifecycle import ManagedNode, spin_node
+from vla_inference.ros.parameters import Table, declare, real
 from vla_inference.ros.stamps import stamp_ns
 
 DIAGNOSTICS_PERIOD = 1.0
 
 
-def _real(low: float, high: float) -> FloatingPointRange:
-    return FloatingPointRange(from_value=low, to_value=high)
-
-
-# name: (default, description, range). All are read when the node is configured.
-PARAMETERS: dict[str, tuple[Any, str, Any]] = {
+# The node's own, beside those of its outputs. All are read when the node is configured.
+OWN: Table = {
     "robot": ("", "the arm's description: path of a URDF or MJCF", None),
     "base_frame": ("base_link", "frame of targets and current_pose: a link of the arm", None),
     "tool_frame": ("tool0", "the link, body or site that is moved", None),
-    "rate": (50.0, "joint commands per second [Hz]", _real(1.0, 1000.0)),
-    "max_joint_velocity": (1.0, "of any joint [rad/s, m/s]", _real(1e-3, 100.0)),
-    "time_from_start": (0.1, "of the trajectory's point [s]", _real(1e-3, 10.0)),
-    "damping": (0.01, "of joint motion: rounds off singularities", _real(1e-4, 10.0)),
-    "rotation_length": (0.2, "[m] that a radian of rotation weighs as much as", _real(1e-3, 10.0)),
+    "rate": (50.0, "joint commands per second [Hz]", real(1.0, 1000.0)),
+    "max_joint_velocity": (1.0, "of any joint [rad/s, m/s]", real(1e-3, 100.0)),
+    "time_from_start": (0.1, "of the trajectory's point [s]", real(1e-3, 10.0)),
+    "damping": (0.01, "of joint motion: rounds off singularities", real(1e-4, 10.0)),
+    "rotation_length": (0.2, "[m] that a radian of rotation weighs as much as", real(1e-3, 10.0)),
     "twist_timeout": (
         0.1,
         "after which a twist or a target is not followed any more [s]",
-        _real(0.01, 10.0),
+        real(0.01, 10.0),
     ),
     "joint_publishers": (
         1,
         "publishers that joint_states may have: with one more it falls silent",
         IntegerRange(from_value=1, to_value=100),
     ),
-    "joint_timeout": (0.2, "without joint states before it falls silent [s]", _real(0.01, 10.0)),
-    "max_joint_acceleration": (10.0, "of any joint [rad/s^2, m/s^2]", _real(0.01, 1e4)),
+    "joint_timeout": (0.2, "without joint states before it falls silent [s]", real(0.01, 10.0)),
+    "max_joint_acceleration": (10.0, "of any joint [rad/s^2, m/s^2]", real(0.01, 1e4)),
     "max_joint_drift": (
         0.0,
         "that a commanded joint may be ahead of the measured one [rad, m]; 0: as far as its "
         "velocity leads in time_from_start, which is the most",
-        _real(0.0, 10.0),
+        real(0.0, 10.0),
     ),
 }
+
+
+def ik_parameters() -> Table:
+    """All of them: the node's own, and those of the outputs that are installed."""
+    return with_outputs(OWN, JOINTS)
 
 
 class IkNode(ManagedNode):
     def __init__(self, name: str = "ik", **kwargs):
         super().__init__(name, **kwargs)
-        for key, (default, description, bounds) in PARAMETERS.items():
-            self.declare_parameter(key, default, descriptor(description, bounds))
+        self._parameters_read = ik_parameters()
+        declare(self, self._parameters_read)
         self.add_on_set_parameters_callback(self._check_parameters)
         self.commander: JointCommander | None = None
-        self._timer = self._trajectory = None
+        self._timer, self._outputs = None, None
         self._sent, self._remark, self._trouble = 0, "", ""
         self._pose = self.create_publisher(PoseStamped, "current_pose", qos.COMMAND)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -96,24 +97,21 @@ class IkNode(ManagedNode):
         if not value("robot"):
             raise VlaError("parameter 'robot' is empty", "set it to the path of a URDF or MJCF")
         self._base, self._tool = value("base_frame"), value("tool_frame")
-        self._lead = Duration(seconds=value("time_from_start")).to_msg()
         arm = Arm(value("robot"), self._tool, self._base)
         settings = IkSettings(
-            value("rate"),
-            value("max_joint_velocity"),
-            value("damping"),
-            value("rotation_length"),
-            value("twist_timeout"),
-            value("joint_timeout"),
-            value("max_joint_drift"),
-            value("time_from_start"),
-            value("max_joint_acceleration"),
+            rate=value("rate"),
+            velocity=value("max_joint_velocity"),
+            damping=value("damping"),
+            length=value("rotation_length"),
+            timeout=value("twist_timeout"),
+            joint_timeout=value("joint_timeout"),
+            drift=value("max_joint_drift"),
+            lead=value("time_from_start"),
+            acceleration=value("max_joint_acceleration"),
         )
         self._joint_publishers = value("joint_publishers")
+        self._outputs = Outputs(self, value, JOINTS)
         self.commander = JointCommander(arm, settings)
-        self._trajectory = self.create_lifecycle_publisher(
-            JointTrajectory, "joint_trajectory", **qos.overridable(qos.COMMAND)
-        )
 
     def do_activate(self) -> None:
         # Nothing that was heard before counts.
@@ -128,16 +126,16 @@ class IkNode(ManagedNode):
 
     def do_cleanup(self) -> None:
         self.commander = None
-        if self._trajectory is not None:
-            self.destroy_publisher(self._trajectory)
-            self._trajectory = None
+        if self._outputs is not None:
+            self._outputs.close()
+            self._outputs = None
 
     def _value(self, name: str) -> Any:
         return self.get_parameter(name).value
 
     def _check_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
         for p in parameters:
-            if self.commander is not None and p.name in PARAMETERS:
+            if self.commander is not None and p.name in self._parameters_read:
                 reason = f"{p.name} is read when the node is configured; clean it up first"
                 return SetParametersResult(successful=False, reason=reason)
         return SetParametersResult(successful=True)
@@ -213,23 +211,21 @@ class IkNode(ManagedNode):
             self._tell_trouble(commander.trouble)
         if positions is None:
             return
-        # No stamp: at once. No velocities: a last point that moves is refused (Jazzy's JTC).
-        point = JointTrajectoryPoint(positions=positions.tolist(), time_from_start=self._lead)
-        names = list(self.commander.arm.names)
-        self._trajectory.publish(JointTrajectory(joint_names=names, points=[point]))
+        command = JointCommand(commander.arm.names, positions.tolist())
+        self._outputs.send(command, self.get_clock().now().to_msg())
         self._sent += 1
 
     def _others(self) -> str:
         """Who else measures or commands these joints, in words; empty: nobody."""
-        measure, command = self.resolve_topic_name("joint_states"), self._trajectory.topic_name
+        measure = self.resolve_topic_name("joint_states")
         count, most = self.count_publishers(measure), self._joint_publishers
         if count > most:
             return (
                 f"{count} publish on {measure}; leave only the arm's own, or set "
                 "joint_publishers where each tells joints of its own"
             )
-        count = self.count_publishers(command) - 1
-        return f"{count} more publish on {command}; leave only this node" if count > 0 else ""
+        others = ", ".join(self._outputs.others())
+        return f"{others}; leave only this node" if others else ""
 
     def _tell_trouble(self, trouble: str) -> None:
         self._trouble = trouble

@@ -10,7 +10,12 @@ from rclpy.node import Node
 
 Table = Mapping[str, tuple[Any, str, Any]]
 
-SECONDS = FloatingPointRange(from_value=0.0, to_value=3600.0)
+
+def real(low: float, high: float) -> FloatingPointRange:
+    return FloatingPointRange(from_value=low, to_value=high)
+
+
+SECONDS = real(0.0, 3600.0)
 
 
 def declare(node: Node, table: Table, read_only: bool = False) -> None:

@@ -13,35 +13,31 @@ from collections.abc import Sequence
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from geometry_msgs.msg import PoseStamped, TwistStamped
+from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.parameter import Parameter
-from std_msgs.msg import Empty, Float64MultiArray
+from std_msgs.msg import Empty
 from std_srvs.srv import SetBool
 
 from vla_inference.control import Command, Commander
 from vla_inference.control.safety import FAULT
 from vla_inference.errors import VlaError
 from vla_inference.ros import qos
-from vla_inference.ros.command.gripper_action import GripperAction
-from vla_inference.ros.command.messages import (
-    command_to_twist,
-    diagnostics,
-    msg_to_pose,
-    pose_to_msg,
-)
+from vla_inference.ros.command.messages import diagnostics, msg_to_pose
+from vla_inference.ros.command.outputs.base import MOTION
+from vla_inference.ros.command.outputs.registry import Outputs
 from vla_inference.ros.command.parameters import (
-    PARAMETERS,
-    descriptor,
+    command_parameters,
     limits_in_force,
-    read_outputs,
+    read_frames,
     read_settings,
 )
 from vla_inference.ros.command.status import diagnosis, fill_status
 from vla_inference.ros.lifecycle import ACTIVE, ManagedNode, spin_node
 from vla_inference.ros.messages import msg_to_chunk
+from vla_inference.ros.parameters import declare
 from vla_inference.ros.stamps import stamp_seconds
 from vla_inference.serving.rate_meter import RateMeter
 from vla_msgs.msg import ActionChunk, CommandStatus
@@ -53,16 +49,15 @@ STATUS_PERIOD, DIAGNOSTICS_PERIOD = 0.5, 1.0
 class CommandNode(ManagedNode):
     def __init__(self, name: str = "command", **kwargs):
         super().__init__(name, **kwargs)
-        for key, (default, description, bounds) in PARAMETERS.items():
-            self.declare_parameter(key, default, descriptor(description, bounds))
+        self._parameters_read = command_parameters()
+        declare(self, self._parameters_read)
         self.add_on_set_parameters_callback(self._check_parameters)
 
         self.commander: Commander | None = None
         self._configured = self._lock_step = False
         self._timer = None
-        self._outputs: dict[str, Any] = {}  # name -> publisher
+        self._outputs: Outputs | None = None
         self._alone: list[str] = []  # topics that one publisher alone may feed
-        self._gripper: GripperAction | None = None
         self._told: tuple | None = None
         self._in_tool = False
         self._sent, self._watch = 0, RateMeter()
@@ -84,28 +79,17 @@ class CommandNode(ManagedNode):
 
     def do_configure(self) -> None:
         self._settings = read_settings(self._value)
-        self._out = out = read_outputs(self._value)
+        self._frames = read_frames(self._value)
         self._lock_step = self._value("lock_step")
         if self._lock_step and not self._value("use_sim_time"):
             raise VlaError("lock_step without use_sim_time", "set both, or neither")
-        kinds = {
-            "delta_twist": (TwistStamped, out.twist),
-            "target_pose": (PoseStamped, out.pose),
-            "gripper": (Float64MultiArray, out.gripper),
-        }
-        for name, (kind, on) in kinds.items():
-            if on:
-                self._outputs[name] = self.create_lifecycle_publisher(
-                    kind, name, **qos.overridable(qos.COMMAND)
-                )
+        self._outputs = Outputs(self, self._value, MOTION)
         used = {
             "action": True,
             "current_pose": self._settings.needs_pose,
             "heartbeat": bool(self._settings.watchdogs.heartbeat),
         }
         self._alone = [self.resolve_topic_name(topic) for topic, on in used.items() if on]
-        if out.action:
-            self._gripper = GripperAction(self, out.action, out.action_type, out.joint, out.effort)
         self._configured = True
 
     def do_activate(self) -> None:
@@ -124,27 +108,19 @@ class CommandNode(ManagedNode):
         if commander is not None and commander.safety.enabled:
             # There will be no further period to tell it in.
             self._send(Command(target=commander.pose_to_hold(self._steadily())))
-            if self._gripper is not None:
-                self._gripper.stop()
+            self._outputs.stop()
             # The process may end right after this, and what is under way with it.
-            for publisher in self._outputs.values():
-                publisher.wait_for_all_acked(FAREWELL)
+            self._outputs.flush(FAREWELL)
 
     def do_cleanup(self) -> None:
         self._configured = False
-        for publisher in self._outputs.values():
-            self.destroy_publisher(publisher)
-        self._outputs = {}
-        if self._gripper is not None:
-            self._gripper.close()
-            self._gripper = None
+        if self._outputs is not None:
+            self._outputs.close()
+            self._outputs = None
 
     def _tell_limits(self) -> None:
-        where = {p.topic_name: name for name, p in self._outputs.items()}
-        if self._gripper is not None:
-            where[self._gripper.name] = self._out.action_type
-        enable = self.resolve_service_name("~/enable")
-        self.get_logger().info(limits_in_force(self._settings, self._out, where, enable))
+        enable, outputs = self.resolve_service_name("~/enable"), self._outputs.told()
+        self.get_logger().info(limits_in_force(self._settings, self._frames, outputs, enable))
 
     def state_changed(self) -> None:
         self._publish_status()
@@ -154,7 +130,7 @@ class CommandNode(ManagedNode):
 
     def _check_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
         for p in parameters:
-            if self._configured and p.name in PARAMETERS:
+            if self._configured and p.name in self._parameters_read:
                 reason = f"{p.name} is read when the node is configured; clean it up first"
                 return SetParametersResult(successful=False, reason=reason)
         return SetParametersResult(successful=True)
@@ -196,9 +172,9 @@ class CommandNode(ManagedNode):
             return
         frame = msg.header.frame_id
         try:
-            if frame != self._out.base_frame:
+            if frame != self._frames.base:
                 raise VlaError(
-                    f"current_pose is in frame {frame!r}, not {self._out.base_frame!r}",
+                    f"current_pose is in frame {frame!r}, not {self._frames.base!r}",
                     "set base_frame, or have the pose published in it",
                 )
             stamp, now = stamp_seconds(msg.header.stamp, "current_pose"), self._now()
@@ -220,8 +196,8 @@ class CommandNode(ManagedNode):
             response.message = "the node is not active; configure and activate it first"
             return response
         if request.data:
-            response.message = (self._gripper.missing() if self._gripper else "") or (
-                commander.enable(self._steadily(), self._others())
+            response.message = self._outputs.missing() or commander.enable(
+                self._steadily(), self._others()
             )
             if response.message and not commander.chunks:
                 topic = self.resolve_topic_name("action")
@@ -247,12 +223,9 @@ class CommandNode(ManagedNode):
 
     def _others(self) -> str:
         """Who is on our topics and ought not to be there, in words; empty: nobody."""
-        topics = [p.topic_name for p in self._outputs.values()] + self._alone
-        counts = {topic: self.count_publishers(topic) - 1 for topic in topics}
+        counts = {topic: self.count_publishers(topic) - 1 for topic in self._alone}
         found = [f"{n} more publish on {topic}" for topic, n in counts.items() if n > 0]
-        if self._gripper is not None and (n := self._gripper.others()):
-            found.append(f"{n} more clients of the action {self._gripper.name}")
-        return ", ".join(found)
+        return ", ".join(self._outputs.others() + found)
 
     def _tick(self) -> None:
         if self.commander is None:
@@ -260,32 +233,20 @@ class CommandNode(ManagedNode):
         command = self.commander.tick(self._now(), self._steadily(), self._others())
         if command is not None and command.live:
             self._send(command)
-        if self._gripper is not None and not self.commander.safety.enabled:
-            self._gripper.stop()
+        if not self.commander.safety.enabled:
+            self._outputs.stop()
         self._tell_changes()
 
     def _send(self, command: Command) -> None:
-        stamp, out = self.get_clock().now().to_msg(), self._out
         if self.commander is not None:
             self._in_tool = self.commander.in_tool
-        if command.gripper is not None:
-            value = out.gripper_values[round(command.gripper)]
-            if out.gripper:
-                self._outputs["gripper"].publish(Float64MultiArray(data=[value]))
-            if self._gripper is not None:
-                self._gripper.move(value)
-        if out.twist:
-            frame = out.tool_frame if self._in_tool else out.base_frame
-            self._outputs["delta_twist"].publish(command_to_twist(command, stamp, frame))
-        if out.pose and command.target is not None:
-            msg = pose_to_msg(command.target, stamp, out.base_frame)
-            self._outputs["target_pose"].publish(msg)
+        self._outputs.send(command, self.get_clock().now().to_msg(), self._in_tool)
         self._sent += 1
         self._watch.add(0.0, time.monotonic())
 
     def _remarks(self) -> str:
-        gripper = self._gripper.remark if self._gripper else ""
-        return self._remark or self._pose_remark or gripper
+        outputs = self._outputs.remark if self._outputs is not None else ""
+        return self._remark or self._pose_remark or outputs
 
     # -- status -------------------------------------------------------------------------------
 

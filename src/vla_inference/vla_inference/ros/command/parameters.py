@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rcl_interfaces.msg import IntegerRange
 
 from vla_inference.control import SafetyLimits, Settings, Watchdogs
 from vla_inference.control.safety import Distribution
 from vla_inference.errors import VlaError
 from vla_inference.policies.normalisation import find_statistics
+from vla_inference.ros.command.outputs.base import MOTION, Value
+from vla_inference.ros.command.outputs.registry import chosen, with_outputs
+from vla_inference.ros.parameters import SECONDS, Table, real
 
+_LIMIT = real(0.0, 1e6)
 
-def _real(low: float, high: float) -> FloatingPointRange:
-    return FloatingPointRange(from_value=low, to_value=high)
-
-
-_LIMIT = _real(0.0, 1e6)
-_SECONDS = _real(0.0, 3600.0)
-
-# name: (default, description, range). All are read when the node is configured.
-PARAMETERS: dict[str, tuple[Any, str, Any]] = {
-    "publish_twist": (True, "publish delta_twist (geometry_msgs/TwistStamped)", None),
-    "publish_pose": (False, "publish target_pose (PoseStamped); needs current_pose", None),
-    "publish_gripper": (True, "publish gripper (std_msgs/Float64MultiArray) on change", None),
-    "command_rate": (20.0, "commands per second [Hz]", _real(1.0, 1000.0)),
+# The node's own, beside those of its outputs. All are read when the node is configured.
+OWN: Table = {
+    "command_rate": (20.0, "commands per second [Hz]", real(1.0, 1000.0)),
     "lock_step": (
         False,
         "periods and watchdogs by simulated time, of a simulation that waits for each command",
@@ -37,7 +29,7 @@ PARAMETERS: dict[str, tuple[Any, str, Any]] = {
     "base_frame": ("base_link", "frame of target_pose, current_pose and base deltas", None),
     "tool_frame": ("tool0", "frame_id of delta_twist where deltas are in tool axes", None),
     "deltas_in": ("", "axes of the deltas: base, tool; empty: what the chunk says", None),
-    "scale": (1.0, "share of the model's motion carried out; small at first", _real(1e-3, 1.0)),
+    "scale": (1.0, "share of the model's motion carried out; small at first", real(1e-3, 1.0)),
     "execute_steps": (
         0,
         "steps of each chunk to execute; 0: all",
@@ -47,33 +39,23 @@ PARAMETERS: dict[str, tuple[Any, str, Any]] = {
     "ensemble": (
         -1.0,
         "weight exp(-ensemble * i) of temporal ensembling; negative: off",
-        _real(-1.0, 100.0),
+        real(-1.0, 100.0),
     ),
-    "blend": (0.1, "time in which a chunk takes over from the last one [s]", _real(0.0, 10.0)),
-    "stretch": (1.0, "how many times as long, and slower, each step is", _real(1.0, 100.0)),
+    "blend": (0.1, "time in which a chunk takes over from the last one [s]", real(0.0, 10.0)),
+    "stretch": (1.0, "how many times as long, and slower, each step is", real(1.0, 100.0)),
     "catch_up": (
         0.0,
         "time in which a late chunk makes up for what it wanted done before it came [s]; 0: "
         "never, else about as long as an answer takes; longer is smoother and further behind",
-        _real(0.0, 60.0),
+        real(0.0, 60.0),
     ),
     "max_drift": (
         0.05,
         "of the target ahead of current_pose [m]; 0: every target starts there",
-        _real(0.0, 10.0),
+        real(0.0, 10.0),
     ),
-    "max_drift_angle": (0.3, "the same [rad]", _real(1e-3, 3.2)),
-    "gripper_hysteresis": (0.1, "around 0.5, of the model's gripper", _real(0.0, 0.49)),
-    "gripper_open": (1.0, "what is published for open", _real(-1e6, 1e6)),
-    "gripper_closed": (0.0, "what is published for closed", _real(-1e6, 1e6)),
-    "gripper_action": ("", "name of the gripper's action; empty: none", None),
-    "gripper_action_type": (
-        "ParallelGripperCommand",
-        "ParallelGripperCommand or GripperCommand, of control_msgs",
-        None,
-    ),
-    "gripper_joint": ("", "the joint that ParallelGripperCommand names", None),
-    "gripper_effort": (0.0, "the most effort in an action's goal [N or Nm]", _real(0.0, 1e4)),
+    "max_drift_angle": (0.3, "the same [rad]", real(1e-3, 3.2)),
+    "gripper_hysteresis": (0.1, "around 0.5, of the model's gripper", real(0.0, 0.49)),
     "max_translation_per_step": (0.05, "of a chunk's step [m]; 0: no limit", _LIMIT),
     "max_rotation_per_step": (0.5, "of a chunk's step [rad]; 0: no limit", _LIMIT),
     "max_linear_velocity": (0.25, "[m/s]; 0: no limit", _LIMIT),
@@ -87,24 +69,24 @@ PARAMETERS: dict[str, tuple[Any, str, Any]] = {
         "box in the base frame, x y z lowest then highest [m]; [0.0]: none. Needs current_pose",
         None,
     ),
-    "max_image_age": (1.0, "of the image behind the motion [s]; 0: any", _SECONDS),
-    "stall_timeout": (1.0, "without an acceptable chunk [s]; 0: forever", _SECONDS),
-    "heartbeat_timeout": (0.0, "without a heartbeat [s]; 0: none is needed", _SECONDS),
-    "pose_timeout": (0.5, "without a current_pose, where needed [s]; 0: forever", _SECONDS),
+    "max_image_age": (1.0, "of the image behind the motion [s]; 0: any", SECONDS),
+    "stall_timeout": (1.0, "without an acceptable chunk [s]; 0: forever", SECONDS),
+    "heartbeat_timeout": (0.0, "without a heartbeat [s]; 0: none is needed", SECONDS),
+    "pose_timeout": (0.5, "without a current_pose, where needed [s]; 0: forever", SECONDS),
     "max_pose_jump": (
         0.05,
         "of current_pose beyond what the velocity limit allows [m]",
-        _real(1e-3, 10.0),
+        real(1e-3, 10.0),
     ),
-    "max_pose_jump_angle": (0.3, "the same [rad]", _real(1e-3, 3.2)),
+    "max_pose_jump_angle": (0.3, "the same [rad]", real(1e-3, 3.2)),
     "frozen_pose_timeout": (
         0.5,
         "of commanded motion while current_pose stays exactly the same [s]; 0: forever",
-        _SECONDS,
+        SECONDS,
     ),
-    "clock_timeout": (0.5, "while the clock stands still [s]; 0: forever", _SECONDS),
-    "max_clock_jump": (0.2, "between two periods [s]; 0: any", _SECONDS),
-    "max_period": (0.5, "between two commands before it counts as overload [s]", _SECONDS),
+    "clock_timeout": (0.5, "while the clock stands still [s]; 0: forever", SECONDS),
+    "max_clock_jump": (0.2, "between two periods [s]; 0: any", SECONDS),
+    "max_period": (0.5, "between two commands before it counts as overload [s]", SECONDS),
     "statistics": (
         "",
         "dataset_statistics.json of the model: refuse chunks far outside; empty: don't",
@@ -120,57 +102,30 @@ PARAMETERS: dict[str, tuple[Any, str, Any]] = {
 }
 
 
-def descriptor(description: str, bounds: Any) -> ParameterDescriptor:
-    made = ParameterDescriptor(description=description)
-    if isinstance(bounds, FloatingPointRange):
-        made.floating_point_range = [bounds]
-    elif bounds is not None:
-        made.integer_range = [bounds]
-    return made
+def command_parameters() -> Table:
+    """All of them: the node's own, and those of the outputs that are installed."""
+    return with_outputs(OWN, MOTION)
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """What the node publishes, and how it is called there."""
+class Frames(NamedTuple):
+    """Names of the frames that commands are expressed in."""
 
-    twist: bool
-    pose: bool
-    gripper: bool
-    base_frame: str
-    tool_frame: str
-    gripper_values: tuple[float, float]  # closed, open
-    action: str  # the gripper's; empty: none
-    action_type: str
-    joint: str
-    effort: float
+    base: str
+    tool: str
 
 
-def read_outputs(value: Callable[[str], Any]) -> Outputs:
-    outputs = Outputs(
-        value("publish_twist"),
-        value("publish_pose"),
-        value("publish_gripper"),
-        value("base_frame"),
-        value("tool_frame"),
-        (value("gripper_closed"), value("gripper_open")),
-        value("gripper_action"),
-        value("gripper_action_type"),
-        value("gripper_joint"),
-        value("gripper_effort"),
-    )
+def read_frames(value: Value) -> Frames:
     for name in ("base_frame", "tool_frame"):
         if not value(name):
             raise VlaError(f"parameter {name!r} is empty", "controllers drop what has no frame")
-    if not (outputs.twist or outputs.pose or outputs.gripper or outputs.action):
-        raise VlaError("no output is on", "set publish_twist, publish_pose or publish_gripper")
-    return outputs
+    return Frames(value("base_frame"), value("tool_frame"))
 
 
-def read_settings(value: Callable[[str], Any]) -> Settings:
-    """value: gives a parameter's value by its name."""
+def read_settings(value: Value) -> Settings:
     box = list(value("workspace"))
     if len(box) not in (1, 6):
         raise VlaError(f"parameter 'workspace' has {len(box)} numbers", "give six, or [0.0]")
+    needs_pose = any(output.needs_pose for output in chosen(MOTION, value))
     workspace = (tuple(box[:3]), tuple(box[3:])) if len(box) == 6 else None
     names = [
         f"{kind}_{what}"
@@ -201,7 +156,7 @@ def read_settings(value: Callable[[str], Any]) -> Settings:
         drift=(value("max_drift"), value("max_drift_angle")),
         pose_jump=(value("max_pose_jump"), value("max_pose_jump_angle")),
         gripper_hysteresis=value("gripper_hysteresis"),
-        needs_pose=value("publish_pose") or workspace is not None,
+        needs_pose=needs_pose or workspace is not None,
         limits=limits,
         watchdogs=watchdogs,
         distribution=_distribution(
@@ -213,12 +168,10 @@ def read_settings(value: Callable[[str], Any]) -> Settings:
     )
 
 
-def limits_in_force(
-    settings: Settings, outputs: Outputs, topics: Mapping[str, str], enable: str
-) -> str:
+def limits_in_force(settings: Settings, frames: Frames, outputs: str, enable: str) -> str:
     """What the node may do to the robot, for whoever starts it, in a few lines.
 
-    topics: what is published where, by resolved name. enable: the service's name.
+    outputs: what is sent where, in words. enable: the service's name.
     """
     limits, watchdogs = settings.limits, settings.watchdogs
 
@@ -244,9 +197,9 @@ def limits_in_force(
     )
     lines = [
         f"limits in force, at {settings.rate:g} Hz and {settings.scale:g} of the model's motion:",
-        f"  frames: base {outputs.base_frame}, tool {outputs.tool_frame}; deltas in "
+        f"  frames: base {frames.base}, tool {frames.tool}; deltas in "
         + (settings.deltas_in or "the axes that the chunk names"),
-        "  outputs: " + ", ".join(f"{name} on {topic}" for topic, name in topics.items()),
+        f"  outputs: {outputs}",
         "  linear velocity, acceleration, jerk: " + three("linear", "m/s"),
         "  angular velocity, acceleration, jerk: " + three("angular", "rad/s"),
         f"  workspace: {box}",

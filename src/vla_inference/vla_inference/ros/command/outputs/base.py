@@ -1,0 +1,100 @@
+"""What every output is: one way in which commands leave a node for a controller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from builtin_interfaces.msg import Time
+from rclpy.duration import Duration
+from rclpy.node import Node
+
+from vla_inference.ros import qos
+from vla_inference.ros.parameters import Table
+
+MOTION, JOINTS = "motion", "joints"
+Value = Callable[[str], Any]  # gives a parameter's value by its name
+
+
+@dataclass(frozen=True)
+class JointCommand:
+    """Where joints shall be, by name [rad, m]."""
+
+    names: Sequence[str]
+    positions: Sequence[float]
+
+
+class Output:
+    """Sends commands to one controller; there is one while its node is configured.
+
+    takes: MOTION, a `Command` (of the command node), or JOINTS, a `JointCommand` (of the IK node).
+    PARAMETERS: its own, beside the node's; two outputs may share one that both declare alike.
+    needs_pose: whether it sends `Command.target`, for which `current_pose` must be known.
+    remark: what went wrong last, in words; empty: nothing.
+    """
+
+    takes: ClassVar[str] = MOTION
+    PARAMETERS: ClassVar[Table] = {}
+    needs_pose: ClassVar[bool] = False
+    remark: str = ""
+
+    def __init__(self, node: Node, value: Value):
+        """Raises VlaError where the parameters contradict."""
+
+    @classmethod
+    def on(cls, value: Value) -> bool:
+        """Whether the parameters ask for it."""
+        raise NotImplementedError
+
+    def told(self) -> str:
+        """What it sends and where to, in words."""
+        raise NotImplementedError
+
+    def send(self, command: Any, stamp: Time, in_tool: bool = False) -> None:
+        """Called at each period in which something is commanded. in_tool: the axes of twists."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Called while nothing may move: what is still under way shall not go on."""
+
+    def missing(self) -> str:
+        """Why there is nobody to hear it, which keeps the node from being enabled."""
+        return ""
+
+    def others(self) -> str:
+        """Who else commands the same controller, in words; empty: nobody. It stops the robot."""
+        return ""
+
+    def flush(self, timeout: Duration) -> None:
+        """Wait until what was sent has arrived."""
+
+    def close(self) -> None:
+        """Take it out of the graph."""
+
+
+class TopicOutput(Output):
+    """An output that publishes on one topic, whose name users remap."""
+
+    topic: ClassVar[str]
+    message: ClassVar[Any]
+
+    def __init__(self, node: Node, value: Value):
+        self.node = node
+        self.publisher = node.create_lifecycle_publisher(
+            self.message, self.topic, **qos.overridable(qos.COMMAND)
+        )
+
+    def told(self) -> str:
+        return f"{self.topic} on {self.publisher.topic_name}"
+
+    def others(self) -> str:
+        topic = self.publisher.topic_name
+        n = self.node.count_publishers(topic) - 1
+        return f"{n} more publish on {topic}" if n > 0 else ""
+
+    def flush(self, timeout: Duration) -> None:
+        self.publisher.wait_for_all_acked(timeout)
+
+    def close(self) -> None:
+        self.node.destroy_publisher(self.publisher)

@@ -1,0 +1,99 @@
+"""Outputs by name: ours, and those that other packages bring.
+
+They bring them by entry points of group `vla.controllers`, whose value is a subclass of `Output`
+(`my_package.outputs:MyOutput`). The node declares an output's parameters and uses what they ask
+for.
+"""
+
+from __future__ import annotations
+
+from builtin_interfaces.msg import Time
+from rclpy.duration import Duration
+from rclpy.node import Node
+
+from vla_inference.errors import VlaError
+from vla_inference.ros.command.outputs.base import Output, Value
+from vla_inference.ros.parameters import Table
+from vla_inference.system.plugins import find_plugins, load_plugin
+
+GROUP = "vla.controllers"
+_HERE = "vla_inference.ros.command.outputs"
+OUTPUTS = {
+    "twist": f"{_HERE}.motion:TwistOutput",
+    "pose": f"{_HERE}.motion:PoseOutput",
+    "gripper": f"{_HERE}.gripper:GripperTopicOutput",
+    "gripper_action": f"{_HERE}.gripper:GripperActionOutput",
+    "joint_trajectory": f"{_HERE}.joint_trajectory:JointTrajectoryOutput",
+}
+
+
+def output_kinds(takes: str) -> list[type[Output]]:
+    """All that are installed and take MOTION or JOINTS."""
+    kinds = [load_plugin(point) for point in find_plugins(GROUP, OUTPUTS).values()]
+    return [kind for kind in kinds if kind.takes == takes]
+
+
+def with_outputs(own: Table, takes: str) -> Table:
+    """A node's own parameters and those of its outputs."""
+    table = dict(own)
+    for kind in output_kinds(takes):
+        for name, entry in kind.PARAMETERS.items():
+            if table.setdefault(name, entry) != entry:
+                raise VlaError(
+                    f"{kind.__module__}.{kind.__name__} declares parameter {name!r} another way",
+                    "rename it there",
+                )
+    return table
+
+
+def chosen(takes: str, value: Value) -> list[type[Output]]:
+    """Those that the parameters ask for; VlaError where none is."""
+    kinds = output_kinds(takes)
+    found = [kind for kind in kinds if kind.on(value)]
+    if not found:
+        names = sorted({n for k in kinds for n in k.PARAMETERS if n.startswith("publish_")})
+        raise VlaError("no output is on", f"set {' or '.join(names)}")
+    return found
+
+
+class Outputs:
+    """The outputs of a configured node, as one."""
+
+    def __init__(self, node: Node, value: Value, takes: str):
+        self._all: list[Output] = []
+        try:
+            for kind in chosen(takes, value):
+                self._all.append(kind(node, value))
+        except BaseException:
+            self.close()
+            raise
+
+    def told(self) -> str:
+        return ", ".join(output.told() for output in self._all)
+
+    def send(self, command: object, stamp: Time, in_tool: bool = False) -> None:
+        for output in self._all:
+            output.send(command, stamp, in_tool)
+
+    def stop(self) -> None:
+        for output in self._all:
+            output.stop()
+
+    def missing(self) -> str:
+        return next((why for o in self._all if (why := o.missing())), "")
+
+    def others(self) -> list[str]:
+        return [who for o in self._all if (who := o.others())]
+
+    @property
+    def remark(self) -> str:
+        return next((o.remark for o in self._all if o.remark), "")
+
+    def flush(self, timeout: Duration) -> None:
+        for output in self._all:
+            output.flush(timeout)
+
+    def close(self) -> None:
+        for output in self._all:
+            output.close()
+        self._all = []
