@@ -17,7 +17,13 @@ from vla_inference.errors import VlaError
 def test_every_path_is_measured_on_the_same_inputs(tmp_path, capsys):
     model = str(write_random_checkpoint(tmp_path / "ck", head="tokens"))
     output = tmp_path / "speed.json"
-    bench(model, paths="plain,plain:fp32,plain:int4-g32", device="cpu", repeats=3, output=output)
+    bench(
+        model=model,
+        paths="plain,plain:fp32,plain:int4-g32",
+        device="cpu",
+        repeats=3,
+        output=output,
+    )
     report = json.loads(output.read_text())
     rows = report["paths"]
     assert list(rows) == ["plain", "plain:fp32", "plain:int4-g32"]
@@ -54,9 +60,9 @@ def test_what_cannot_be_measured_is_told(monkeypatch):
     with pytest.raises(VlaError, match="no path 'warp'; known: reference, plain, torch, tvm, mlc"):
         run(Plan(size="tiny", device="cpu", paths=["warp"]))
     with pytest.raises(VlaError, match="leave one out"):
-        Plan(size="tiny", model="models/stack-small")
+        run(Plan(size="tiny", model="models/stack-small"))
     with pytest.raises(VlaError, match="--head is of random weights"):
-        Plan(head="l1", model="models/stack-small")
+        run(Plan(head="l1", model="models/stack-small"))
 
 
 def test_the_floor_is_arithmetic_and_bytes():

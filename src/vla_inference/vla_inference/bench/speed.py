@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ import numpy as np
 import torch
 
 from vla_inference.bench.ceilings import ceilings, floor_ms
+from vla_inference.bench.plan import Plan
 from vla_inference.bench.reference import Reference
 from vla_inference.checkpoints.hub import resolve
 from vla_inference.checkpoints.load import load_config
-from vla_inference.checkpoints.random_weights import USUAL_HEAD, random_policy
+from vla_inference.checkpoints.random_weights import SIZES, USUAL_HEAD, random_policy
 from vla_inference.engines import COMPILED, ENGINES
 from vla_inference.errors import VlaError
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
@@ -37,47 +38,29 @@ CPU_PATHS = ("plain", "torch", "torch:int8")
 SENTENCE = "put the red block on the green block"
 
 
-@dataclass
-class Plan:
-    """What to measure. model: a checkpoint; without, random weights of `size`.
-
-    repeats: of the slow paths (reference, plain) 50 at most. pause: seconds between two steps, as
-    a robot leaves them. method: of rounding random weights.
-    profile: rows of kernels to print, on CUDA.
-    """
-
-    size: str = ""
-    model: str = ""
-    head: str = ""
-    device: str = ""
-    dtype: str = ""
-    paths: Sequence[str] = ()
-    repeats: int = 50
-    pause: float = 0.0
-    method: str = "rtn"
-    profile: int = 0
-    vision: str = ""
-
-    def __post_init__(self):
-        if self.size and self.model:
-            raise VlaError("both a size and a model were given", "leave one out")
-        cuda = torch.cuda.is_available()
-        self.device = self.device or ("cuda" if cuda else "cpu")
-        self.dtype = self.dtype or ("float32" if self.device == "cpu" else "bfloat16")
-        if not self.size and not self.model:
-            self.size = "small" if self.device == "cpu" else "openvla-7b"
-        if self.model and self.head:
-            raise VlaError("--head is of random weights", "leave it out with --model")
-        if self.model:
-            self.head = load_config(resolve(self.model)).head.type
-        self.head = self.head or USUAL_HEAD.get(self.size, "tokens")
-        if not self.paths:
-            many = OFT_PATHS if "oft" in self.size else PATHS
-            self.paths = CPU_PATHS if self.device == "cpu" else many
+def complete(plan: Plan) -> Plan:
+    """With the usual device, dtype, size, head and paths where the plan leaves them open."""
+    device = plan.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = plan.dtype or ("float32" if device == "cpu" else "bfloat16")
+    size = plan.size or ("" if plan.model else "small" if device == "cpu" else "openvla-7b")
+    usual = load_config(resolve(plan.model)).head.type if plan.model else USUAL_HEAD.get(size)
+    usual_paths = CPU_PATHS if device == "cpu" else OFT_PATHS if "oft" in size else PATHS
+    return replace(
+        plan,
+        device=device,
+        dtype=dtype,
+        size=size,
+        head=plan.head or usual or "tokens",
+        paths=plan.paths or usual_paths,
+    )
 
 
 def run(plan: Plan, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Measure every path; `tell` is told each line as it is there. -> the report"""
+    if plan.size and plan.size not in SIZES:
+        raise VlaError(f"unknown size {plan.size!r}", f"known: {', '.join(SIZES)}")
+    plan.check()
+    plan = complete(plan)
     cuda = plan.device.startswith("cuda")
     rates = ceilings(plan.device)
     report: dict[str, Any] = {

@@ -62,5 +62,6 @@ def report(
         "seconds_left": seconds_left,
         "message": message,
     }
-    with contextlib.suppress(OSError):  # a full disk must not end the work that is reported on
-        write_whole(path, json.dumps(values), sync=False)
+    if os.path.isdir(os.path.dirname(path) or "."):
+        with contextlib.suppress(OSError):  # a full disk must not end the work
+            write_whole(path, json.dumps(values), sync=False)

@@ -23,7 +23,7 @@ from vla_inference.cli.output import (
 )
 from vla_inference.errors import VlaError
 from vla_sim_bridge.ros.sim_settings import SimSettings
-from vla_sim_bridge.tasks import get_task
+from vla_sim_bridge.tasks.mimicgen_package import PREFIX
 
 SHIPPED_MODEL = "models/stack-small"
 
@@ -115,7 +115,7 @@ def rollout(
         raise VlaError(f"--execute-steps is {execute_steps}", "give at least 1")
     if execute_steps is not None and not lock_step:
         raise VlaError("--execute-steps is of lock step", "leave it out, or --real-time")
-    if mimicgen_python and not get_task(task).package:
+    if mimicgen_python and not task.lower().startswith(PREFIX):
         raise VlaError(f"--mimicgen-python is for tasks mimicgen/..., not {task}", "leave it out")
     if mimicgen_python:
         os.environ["VLA_MIMICGEN_PYTHON"] = mimicgen_python  # the node reads it, too

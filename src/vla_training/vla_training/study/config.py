@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
 from vla_inference.errors import VlaError
+from vla_inference.options import Holds, check_options, option
 
 HELD_OUT = 40  # episodes at most that no model of a study is trained on
 
@@ -25,59 +25,53 @@ class Cell:
         return f"episodes-{self.episodes}_passes-{self.passes}_seed-{self.seed}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StudyConfig:
     """A grid of episodes and passes, each cell trained from `seeds` seeds.
 
     passes: episodes times epochs. Cells of equal passes see equally many frames, whatever the
         number of their episodes: it is what training costs.
-    minutes: for training all of it; takes the place of `passes`, which then follows from the speed
-        that is measured before the first cell.
-    data: made by `generate` where none is given. start: checkpoint to begin with, "" for none.
-    devices: GPUs, a cell on each; None for all there are, 0 for the CPU.
-    parallel: processes that play episodes; 0 plays and trains in this one, one after the other.
+    data: datasets of episodes; generated where there is none.
+    minutes: takes the place of `passes`, which then follows from the speed that is measured before
+        the first cell.
+    parallel: 0 plays and trains in this process, one after the other.
     """
 
-    output: str
+    output: str = option(help="Folder; the same call goes on.", holds=Holds.PATH)
     data: tuple[str, ...] = ()
-    task: str = "Stack_D2"
-    episodes: tuple[int, ...] = (250, 500, 1000, 2000)
-    passes: tuple[int, ...] = (8000,)
-    seeds: int = 3
-    minutes: float | None = None
-    batch_size: int = 256
-    learning_rate: float = 1.5e-3
-    start: str = ""
-    eval_episodes: int = 100
-    eval_seed: int = 1000
-    horizon: int | None = None
-    execute_steps: int = 4
-    devices: int | None = None
-    compile: bool = False
-    parallel: int = 1
+    task: str = option("Stack_D2", "Task of the closed loop.")
+    episodes: tuple[int, ...] = option((250, 500, 1000, 2000), "Numbers of episodes, by commas.")
+    passes: tuple[int, ...] = option(
+        (8000,), "Episodes times epochs, by commas: what training costs."
+    )
+    minutes: float | None = option(
+        None, "For all training; takes the place of --passes.", above=0.0
+    )
+    seeds: int = option(3, "Models of each kind.", low=1)
+    batch_size: int = option(256, "Frames per step.", low=1)
+    learning_rate: float = option(1.5e-3, "Peak of the cosine schedule.", above=0.0)
+    start: str = option(
+        "", "Checkpoint to begin with; from scratch if left out.", holds=Holds.PATH
+    )
+    eval_episodes: int = option(100, "Episodes played with each model.", low=1)
+    eval_seed: int = option(1000, "Theirs; the same ones for all models.", low=0)
+    horizon: int | None = option(
+        None, "Control steps until one has failed; the task's own.", low=1
+    )
+    execute_steps: int = option(4, "Steps executed of each chunk.", low=1)
+    devices: int | None = option(None, "GPUs, a model on each; all, 0 for the CPU.", low=0)
+    compile: bool = option(False, "Use torch.compile.")
+    parallel: int = option(
+        -1, "Processes that play; -1: the cores less 2. 0: no other process.", low=-1
+    )
 
     def check(self) -> None:
-        least = {
-            "seeds": 1,
-            "batch_size": 1,
-            "eval_episodes": 1,
-            "eval_seed": 0,
-            "execute_steps": 1,
-            "parallel": 0,
-        }
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise VlaError(f"{name} is {getattr(self, name)}", f"give at least {low}")
+        check_options(self)
         for name in ("episodes", "passes"):
             values = getattr(self, name)
             if not values or min(values) < 1 or len(set(values)) < len(values):
                 given = ", ".join(map(str, values)) or "empty"
                 raise VlaError(f"{name} is {given}", "give different numbers above 0")
-        for name, value in (("learning_rate", self.learning_rate), ("minutes", self.minutes)):
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise VlaError(f"{name} is {value}", "give a number above 0")
-        if self.horizon is not None and self.horizon < 1:
-            raise VlaError(f"horizon is {self.horizon}", "give at least 1")
         if self.minutes and len(self.passes) > 1:
             raise VlaError("both minutes and several passes were given", "give one of them")
 

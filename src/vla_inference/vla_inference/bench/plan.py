@@ -1,0 +1,38 @@
+"""What `vla bench` measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vla_inference.errors import VlaError
+from vla_inference.options import Holds, check_options, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to measure. Of the slow paths (reference, plain) 50 observations at most."""
+
+    model: str = option("", "Checkpoint folder or Hub id; random weights, if left out.")
+    size: str = option("", "Of random weights: openvla-7b (the usual on a GPU), small ...")
+    head: str = option("", "Of random weights; the size's usual.")
+    paths: tuple[str, ...] = option(
+        (),
+        "ENGINE[:QUANTISATION], separated by commas: reference,plain,torch,torch:int4; "
+        "the device's usual ones.",
+    )
+    vision: str = option(
+        "", "onnx:FOLDER or tensorrt:FOLDER for the encoders.", holds=Holds.ENGINE_FOLDER
+    )
+    device: str = option("", "cpu, cuda; CUDA where there is one.")
+    dtype: str = option("", "float32, bfloat16 or float16.")
+    repeats: int = option(50, "Observations to time.", low=1)
+    pause: float = option(0.0, "Seconds between two observations.", low=0.0)
+    method: str = option("rtn", "Rounding of random weights: rtn or hqq.", choices=("rtn", "hqq"))
+    profile: int = option(0, "Kernels to list for each path, CUDA.", low=0)
+
+    def check(self) -> None:
+        check_options(self)
+        if self.size and self.model:
+            raise VlaError("both a size and a model were given", "leave one out")
+        if self.model and self.head:
+            raise VlaError("--head is of random weights", "leave it out with --model")
