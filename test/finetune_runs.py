@@ -18,7 +18,12 @@ SENTENCES = ("stack the red block on the green one", "lift the cube")
 
 
 def write_noise(
-    path: Path, episodes: int = 4, length: int = 8, spoil: str = "", seed: int = 0
+    path: Path,
+    episodes: int = 4,
+    length: int = 8,
+    spoil: str = "",
+    seed: int = 0,
+    side: tuple[int, int] = (64, 64),
 ) -> Path:
     """Images whose brightness tells the action, so that there is something to learn."""
     rng = np.random.default_rng(seed)
@@ -26,7 +31,7 @@ def write_noise(
         write_header(file, "noise", episodes, {})
         for i in range(episodes):
             light = rng.uniform(-1, 1, length)
-            images = np.full((length, 64, 64, 3), 128, np.uint8)
+            images = np.full((length, *side, 3), 128, np.uint8)
             images += (light * 100).astype(np.int8).view(np.uint8)[:, None, None, None]
             actions = np.repeat(light[:, None], 7, 1)
             if spoil == "nan" and i == 2:

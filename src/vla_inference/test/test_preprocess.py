@@ -23,7 +23,7 @@ RNG = np.random.default_rng(0)
 sides = st.integers(16, 200)
 
 
-def image(width: int, height: int) -> np.ndarray:
+def noise(width: int, height: int) -> np.ndarray:
     return RNG.integers(0, 256, (height, width, 3), np.uint8)
 
 
@@ -37,14 +37,14 @@ def pixels(image: np.ndarray, strategy: str, **changes) -> np.ndarray:
 
 @pytest.mark.parametrize("strategy", ["resize-naive", "resize-crop", "letterbox"])
 def test_an_image_of_the_right_size_stays_as_it_is(strategy):
-    image = pixels(64, 64)
+    image = noise(64, 64)
     np.testing.assert_array_equal(pixels(image, strategy), image)
 
 
 @given(sides, sides, st.sampled_from(["resize-naive", "resize-crop", "letterbox"]))
 @settings(max_examples=30, deadline=None)
 def test_any_shape_becomes_a_square(width, height, strategy):
-    assert pixels(image(width, height), strategy).shape == (64, 64, 3)
+    assert pixels(noise(width, height), strategy).shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize(
@@ -64,20 +64,20 @@ def test_the_shorter_side_rules(size, expected):
 
 
 def test_resize_crop_keeps_the_middle():
-    image = pixels(100, 64)
+    image = noise(100, 64)
     np.testing.assert_array_equal(pixels(image, "resize-crop"), image[:, 18:82])
-    image = pixels(64, 67)  # 1.5 pixels above: rounds to the even 2
+    image = noise(64, 67)  # 1.5 pixels above: rounds to the even 2
     np.testing.assert_array_equal(pixels(image, "resize-crop"), image[2:66])
 
 
 def test_letterbox_pads_with_whole_bars_of_the_mean():
-    image = pixels(64, 32)
+    image = noise(64, 32)
     boxed = np.asarray(letterbox(Image.fromarray(image), (0.485, 0.456, 0.406)))
     assert boxed.shape == (64, 64, 3)
     np.testing.assert_array_equal(boxed[16:48], image)
     assert (boxed[:16] == (123, 116, 103)).all() and (boxed[48:] == (123, 116, 103)).all()
     # An odd difference: both bars are rounded down.
-    assert letterbox(Image.fromarray(pixels(64, 33)), (0.5,) * 3).size == (64, 63)
+    assert letterbox(Image.fromarray(noise(64, 33)), (0.5,) * 3).size == (64, 63)
 
 
 def test_the_last_encoder_fills_the_bars_of_all():
@@ -88,7 +88,7 @@ def test_the_last_encoder_fills_the_bars_of_all():
     config = ModelConfig.from_json(
         {**TINY, "vision_towers": encoders, "image_resize_strategy": "letterbox"}
     )
-    out = ImagePreprocessor(config)([image(64, 32)])
+    out = ImagePreprocessor(config)([noise(64, 32)])
     np.testing.assert_allclose(out[:3, 0, 0], 127 / 255 - 0.1, atol=1e-6)
     np.testing.assert_allclose(out[3:, 0, 0], (127 / 255 - 0.5) / 0.5, atol=1e-6)
 
@@ -113,7 +113,7 @@ def crop_by_the_book(image: np.ndarray, area: float) -> np.ndarray:
 
 
 def test_the_crop_samples_between_pixel_centres():
-    image = pixels(24, 24)
+    image = noise(24, 24)
     ours = center_crop(image, 0.9, 24).astype(float)
     exact = np.floor(np.minimum(crop_by_the_book(image, 0.9) / 255 * 255.5, 255))
     # Rounding to float32 may tip a value that lies on the border of two bytes.
@@ -121,7 +121,7 @@ def test_the_crop_samples_between_pixel_centres():
 
 
 def test_cropping_everything_changes_nothing():
-    image = pixels(64, 64)
+    image = noise(64, 64)
     np.testing.assert_array_equal(center_crop(image, 1.0, 64), image)
 
 
@@ -132,7 +132,7 @@ def test_a_plain_image_stays_plain(value):
 
 
 def test_the_crop_comes_from_the_checkpoint():
-    image = pixels(64, 64)
+    image = noise(64, 64)
     cropped = pixels(image, "resize-naive", center_crop=True)
     np.testing.assert_array_equal(cropped, center_crop(image, 0.9, 64))
     np.testing.assert_array_equal(pixels(image, "resize-naive", center_crop=0.9), cropped)

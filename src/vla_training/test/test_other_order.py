@@ -155,14 +155,15 @@ def test_a_batch_asks_for_the_other_order_with_its_answer_and_no_action(episodes
     drawn = trainer.batch(index, torch.Generator().manual_seed(0))
     turned = [True, False, False, True]
     expected = [w.scene[i] for i, w in zip(index, _which(frames, turned), strict=True)]
-    torch.testing.assert_close(drawn["scene"], torch.stack(expected), equal_nan=True)
-    assert drawn["inside"].sum((1, 2)).tolist() == [0, 1, 5, 3]
+    torch.testing.assert_close(drawn.scene, torch.stack(expected), equal_nan=True)
+    assert drawn.inside.sum(1).tolist() == [0, 1, 5, 3]
     plain = trainer.batch(index)
-    assert plain["inside"].sum((1, 2)).tolist() == [6, 1, 5, 3]
-    ids = {tuple(trainer.batch(index, g)["ids"][3].tolist()) for g in _generators(12)}
-    assert len(ids) > 3 and tuple(plain["ids"][3].tolist()) not in ids
+    assert plain.inside.sum(1).tolist() == [6, 1, 5, 3]
+    ids = {tuple(trainer.batch(index, g).ids[3].tolist()) for g in _generators(12)}
+    assert len(ids) > 3 and tuple(plain.ids[3].tolist()) not in ids
     losses = []
-    trainer.config = trainer.batches.config = TrainConfig(batch_size=8, steps=2, shift=0)
+    trainer.batches.config = TrainConfig(batch_size=8, steps=2, shift=0)
+    trainer.loop.config = trainer.batches.config.loop
     trainer.run(lambda r: losses.append(r["loss"]), every=1)
     assert all(np.isfinite(losses))
 
@@ -210,15 +211,17 @@ def test_obedience_tells_a_reader_from_one_that_follows_its_arm(episodes, stills
     index = torch.arange(len(frames))
 
     def reader(batch):
-        return batch["targets"], answered(batch["scene"])
+        return batch.targets, answered(batch.scene)
 
     found = instruction_following(trainer.batches, index, reader)
     assert found == {"seen": [1.0, 1.0], "read": [1.0, 1.0], "acted": [1.0, 1.0]}
     asked = {int(p.sum()): trainer.batch(index[i : i + 1]) for i, p in enumerate(frames.images)}
 
     def follower(batch):
-        recorded = [asked[int(p.sum())] for p in batch["images"]]
-        targets, scene = (torch.cat([r[n] for r in recorded]) for n in ("targets", "scene"))
+        recorded = [asked[int(p.sum())] for p in batch.images]
+        targets, scene = (
+            torch.cat([getattr(r, n) for r in recorded]) for n in ("targets", "scene")
+        )
         return targets, answered(scene)
 
     found = instruction_following(trainer.batches, index, follower)

@@ -133,7 +133,7 @@ def test_cells_cost_the_same_and_intervals_are_those_of_all_episodes(toy):
     text = (output / "report.md").read_text()
     assert "| 2 | 4.0 | 48 | " in text and "| 4 | 2.0 | 48 | " in text
     assert Image.open(output / "success.png").size == (1440, 840)
-    assert not list(output.glob("cells/*/state.safetensors"))
+    assert not list(output.glob("cells/*/state"))
 
 
 def test_more_episodes_are_compared_by_seed_whatever_order_they_ended_in():
@@ -226,7 +226,7 @@ def test_a_cell_killed_between_its_last_step_and_its_checkpoint_is_finished(toy,
     told = worker.train_cell(toy, cell, 12, str(where))
     trainer = worker.make_trainer(toy, cell, 12)
     trainer.run()
-    trainer.save(where / "state.safetensors")
+    trainer.save(where / "state")
     (where / "trained.json").unlink()
     again = worker.train_cell(toy, cell, 12, str(where))
     assert again["loss"] == told["loss"] and (where / "trained.json").is_file()

@@ -64,7 +64,7 @@ def test_resumed_run_equals_an_unbroken_one(tmp_path):
     whole = make_trainer()
     whole.run()
     first = make_trainer()
-    saved = tmp_path / "state.safetensors"
+    saved = tmp_path / "state"
 
     class Stopped(Exception):
         pass
@@ -86,7 +86,7 @@ def test_resumed_run_equals_an_unbroken_one(tmp_path):
 
 
 def test_resuming_with_anything_that_changes_samples_is_refused(tmp_path):
-    first, saved = make_trainer(), tmp_path / "state.safetensors"
+    first, saved = make_trainer(), tmp_path / "state"
     first.save(saved)
     for changed in ({"learning_rate": 1.0}, {"steps": 99}, {"validation": 0.5}, {"seed": 5}):
         (name,) = changed
@@ -133,9 +133,9 @@ def test_checkpoint_answers_as_the_trained_model(tmp_path):
     trainer.model.load_state_dict(trainer.average)
     batch = trainer.batch(torch.tensor([0]))
     with torch.no_grad():
-        pixels = (batch["images"].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
-        context = trainer.model.context(batch["ids"], pixels)
-        lengths = batch["lengths"] + trainer.model_config.num_patches
+        pixels = (batch.images[:, 0].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+        context = trainer.model.context(batch.ids, pixels)
+        lengths = batch.lengths + trainer.model_config.num_patches
         raw = trainer.model.predict_chunk(context, lengths)[0].numpy()
     spaces = policy.action_spaces["generated"]["action"]
     low, high = np.array(spaces["q01"]), np.array(spaces["q99"])
@@ -155,7 +155,7 @@ def test_padding_a_prompt_changes_no_answer():
 
 def test_targets_stop_at_the_end_of_the_episode():
     trainer = make_trainer()
-    inside = trainer.batch(torch.tensor([0, 4, 5]))["inside"][..., 0]
+    inside = trainer.batch(torch.tensor([0, 4, 5])).inside
     assert inside.sum(1).tolist() == [6, 2, 1]
 
 

@@ -25,9 +25,10 @@ from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.openvla.preprocessing import center_crop
 from vla_inference.types import eef_delta_spec
 from vla_training.finetune.flops import forward_macs
-from vla_training.finetune.objective import Batch, Objective
+from vla_training.finetune.objective import Objective
 from vla_training.finetune.train_modules import prepare
-from vla_training.loader.augment import NEUTRAL, Pixels, augment, draw
+from vla_training.loader.augment import NEUTRAL, NUMBERS, Pixels, augment, draw
+from vla_training.loader.batch import Batch
 from vla_training.loader.frame_index import FrameIndex, Source, index_frames
 from vla_training.loader.frame_reader import FrameReader
 from vla_training.loader.mixture import Samples, batches, mix
@@ -307,7 +308,7 @@ def test_weights_times_tokens_are_those_of_the_modules():
 def test_central_crop_is_that_of_inference():
     config = dataclasses.replace(tiny(), center_crop=0.9)
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    seen = Pixels(config, "cpu", True)(torch.from_numpy(image)[None, None], None, torch.float32)
+    seen = Pixels(config)(torch.from_numpy(image)[None, None], None, torch.float32)
     encoder = config.encoders[0]
     expected = center_crop(image, 0.9, 64).astype(np.float32) / 255
     expected = (expected - np.array(encoder.mean, np.float32)) / np.array(encoder.std, np.float32)
@@ -322,5 +323,5 @@ def test_augmented_images_stay_images(seed):
     x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
     y = augment(x, numbers)
     assert y.shape == x.shape and float(y.min()) >= 0 and float(y.max()) <= 1 + 1e-6
-    neutral = torch.tensor([NEUTRAL])
+    neutral = torch.full((1, NUMBERS), NEUTRAL)
     assert torch.allclose(augment(x, neutral, area=1.0), x, atol=1e-5)

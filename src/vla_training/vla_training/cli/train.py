@@ -41,7 +41,7 @@ def train(
         raise VlaError(f"--learning-rate is {learning_rate:g}", "give more than 0")
     if minutes is not None and minutes <= 0:
         raise VlaError(f"--minutes is {minutes}", "give more than 0")
-    if (output / "state.safetensors").exists() and not resume:
+    if (output / "state").exists() and not resume:
         raise VlaError(
             f"{output} holds an earlier run", "go on with --resume, or choose another --output"
         )

@@ -10,11 +10,11 @@ import torch
 
 from vla_inference.errors import VlaError
 from vla_sim_bridge.tasks import get_task
+from vla_training.finetune.loop import SCHEDULES, LoopConfig, Schedule
 from vla_training.loader.frame_index import Source
 from vla_training.loader.online import Online
 from vla_training.lora.layers import LoraConfig
 
-SCHEDULES = ("constant", "cosine", "linear")
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -160,14 +160,14 @@ class FinetuneConfig:
             return None
         return LoraConfig(self.lora_rank, self.lora_alpha, self.train_vision)
 
-    def rate(self, step: int, total: int) -> float:
-        """The learning rate of a step of the schedule."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
-        factor = {
-            "constant": 1.0,
-            "cosine": 0.5 * (1 + math.cos(math.pi * min(1.0, done))),
-            "linear": max(0.0, 1 - done),
-        }[self.lr_schedule]
-        return self.learning_rate * factor
+    def loop(self, steps: int, world: int) -> LoopConfig:
+        """steps: updates of the run; world: devices"""
+        warmup = self.warmup_steps / steps
+        begin = 1 / self.warmup_steps if self.warmup_steps else 0.0
+        return LoopConfig(
+            Schedule(self.learning_rate, self.lr_schedule, warmup, begin),
+            self.batch_size * self.grad_accumulation_steps * world,
+            steps,
+            accumulation=self.grad_accumulation_steps,
+            max_grad_norm=self.max_grad_norm,
+        )

@@ -12,14 +12,15 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vla_inference.checkpoints.load import load_tokenizer
 from vla_inference.errors import VlaError
+from vla_inference.policies.openvla.config import TRAINED_CROP
 from vla_inference.system.files import write_whole
 from vla_training.finetune import distributed
 from vla_training.finetune.config import PRECISIONS, FinetuneConfig
@@ -27,25 +28,16 @@ from vla_training.finetune.errors import explained
 from vla_training.finetune.evaluation import closed_loop, make_closed_loop, validate
 from vla_training.finetune.export import export
 from vla_training.finetune.graceful_stop import Stop
-from vla_training.finetune.identity import check_identity
-from vla_training.finetune.logger import Meter, Rate, RunLog, SpikeGuard, memory_gb
+from vla_training.finetune.logger import Rate, RunLog, SpikeGuard, memory_gb
+from vla_training.finetune.loop import Progress, TrainingLoop
 from vla_training.finetune.model_setup import choose_head, find_base, open_model
-from vla_training.finetune.objective import Batch, Objective
+from vla_training.finetune.objective import Objective
 from vla_training.finetune.train_modules import prepare
-from vla_training.finetune.training_state import find_states, load_state, read_about, save_state
+from vla_training.loader.batch import Batch
 from vla_training.loader.frame_index import FrameIndex, index_frames
 from vla_training.loader.mixture import Mixture, Samples, batches, mix
 from vla_training.loader.online import Stream
 from vla_training.lora.layers import add_lora
-
-
-@dataclass
-class Progress:
-    """How far a run has come; saved with its state."""
-
-    step: int = 0
-    samples: int = 0
-    guard: SpikeGuard = field(default_factory=SpikeGuard)
 
 
 class Finetuner:
@@ -67,10 +59,9 @@ class Finetuner:
         head = choose_head(
             given.head, config.action_head, config.chunk, config.num_images, config.proprio_dim
         )
-        crop = 0.9 if config.image_aug else given.center_crop
+        crop = TRAINED_CROP if config.image_aug else given.center_crop
         self.shape = dataclasses.replace(given, head=head, center_crop=crop)
         self.tokenizer = load_tokenizer(self.base)
-        self.progress = Progress(guard=SpikeGuard(config.spike_factor))
         o = config.online
         rounds = math.ceil(config.max_steps / o.steps) if o.tasks else 0
         self.stream = Stream(o, self.folder / "online", place, rounds) if o.tasks else None
@@ -86,11 +77,18 @@ class Finetuner:
         self.objective, self.model_json = self._model(head)
         self.model = self.objective.vla
         self.trained = [p for p in self.objective.parameters() if p.requires_grad]
-        self.loop = make_closed_loop(self) if config.closed_loop_steps else None
         self.optimizer = torch.optim.AdamW(
             self.trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.total = config.max_steps or math.ceil(config.epochs * len(train) / self.per_step)
+        self.training = TrainingLoop(
+            config.loop(self.total, place.world),
+            self.objective,
+            self.optimizer,
+            place,
+            guard=SpikeGuard(config.spike_factor),
+        )
+        self.loop = make_closed_loop(self) if config.closed_loop_steps else None
         self.log.total = self.total
         self.log.say(
             f"{len(train)} frames to train on, {len(held)} held out; {self.total} steps of "
@@ -155,27 +153,22 @@ class Finetuner:
             if not c.train_vision:
                 model.vision_backbone.requires_grad_(False)
         prepare(model, c.compile, c.gradient_checkpointing)
-        objective = Objective(model, model.config.center_crop > 0).train()
+        objective = Objective(model).train()
         if sharded:
             distributed.shard(objective, self.place, c.reshard, low=PRECISIONS[precision])
         elif not self.config.lora and precision == "bf16":
             objective.autocast = torch.bfloat16
         return objective, raw
 
+    @property
+    def progress(self) -> Progress:
+        return self.training.progress
+
     # -- the loop -----------------------------------------------------------------------------
 
     def resume(self) -> None:
         """Go on from the newest state in the run's folder."""
-        states = find_states(self.folder / "state")
-        if not states:
-            raise VlaError(
-                f"{self.folder} holds no saved state to go on from", "start without --resume"
-            )
-        saved = read_about(states[-1]).get("identity", {})
-        check_identity(states[-1], saved, self.identity)
-        about = load_state(states[-1], self.objective, self.optimizer)
-        self.progress.step, self.progress.samples = about["step"], about["samples"]
-        self.progress.guard.load(about["guard"])
+        self.training.resume(self.folder / "state", self.identity)
         self.log.rewind(self.progress.step)
         self.log.say(f"going on from step {self.progress.step}")
 
@@ -199,70 +192,65 @@ class Finetuner:
 
     def run(self, stop: Stop) -> bool:
         """Train to the end; returns False where it was stopped early. Either way it is saved."""
-        c, p, place = self.config, self.progress, self.place
-        meter, rate, loader = Meter(), Rate(self.total, p.step), self._batches()
-        while p.step < self.total:
-            for group in self.optimizer.param_groups:
-                group["lr"] = c.rate(p.step, self.total)
-            norm = self._step(loader, meter)
-            p.step += 1
-            p.samples += self.per_step
-            if p.step % c.log_steps == 0 or p.step == self.total:
-                self._report(meter, rate, norm)
-            if c.val_steps and p.step % c.val_steps == 0:
-                validate(self)
-            if c.closed_loop_steps and p.step % c.closed_loop_steps == 0:
-                closed_loop(self)
-            asked = place.agree(float(stop.asked)) > 0
-            if p.guard.hopeless:
-                self.save()
-                raise VlaError(
-                    f"{p.guard.in_a_row} steps in a row had gradients out of bounds (the last "
-                    f"{norm:g}); step {p.step} is saved",
-                    "lower the learning rate, or look for broken data",
-                )
-            if asked and p.step < self.total:
-                self.log.say(f"stopping after step {p.step} ({stop.why or 'asked elsewhere'})")
-                self.log.write("event", p.step, {"stopped": stop.why or "asked elsewhere"})
-                self.save()
-                return False
-            if c.save_steps and p.step % c.save_steps == 0 and p.step < self.total:
-                self.save()
+        rate, skipped = Rate(self.total, self.progress.step), self.training.guard.skipped
+
+        def after(norm: Tensor) -> bool:
+            nonlocal skipped
+            if self.training.guard.skipped > skipped:
+                self._tell_skipped(norm)
+            skipped = self.training.guard.skipped
+            self._look(rate, norm)
+            return self._goes_on(stop, norm)
+
+        if not self.training.run(self._batches(), after):
+            return False
         self.save()
         return True
 
-    def _step(self, loader: Iterator[Batch], meter: Meter) -> float:
-        """One update; the gradient's norm. The norm is all that is read back from the device."""
-        c, count = self.config, self.config.grad_accumulation_steps
-        for i in range(count):
-            batch = next(loader).to(self.place.device)
-            distributed.communicate(self.objective, i == count - 1)
-            loss, measured = self.objective(batch)
-            (loss / count).backward()
-            meter.add({"loss": loss, **measured})
-        if not distributed.is_sharded(self.objective):
-            distributed.average_gradients(self.trained, self.place)
-        total = distributed.gradient_norm(self.trained)
-        norm = total.item()
-        if self.progress.guard.skips(norm):
-            self.log.say(f"step {self.progress.step + 1}: gradient of {norm:g}, skipped")
-            self.log.write("event", self.progress.step + 1, {"skipped_gradient": str(norm)})
-        else:
-            if norm > c.max_grad_norm:
-                distributed.scale_gradients(self.trained, c.max_grad_norm / (norm + 1e-6))
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
+    def _look(self, rate: Rate, norm: Tensor) -> None:
+        """What is reported and tried out now and then."""
+        c, step = self.config, self.progress.step
+        if step % c.log_steps == 0 or step == self.total:
+            self._report(rate, norm.item())
+        if c.val_steps and step % c.val_steps == 0:
+            validate(self)
+        if c.closed_loop_steps and step % c.closed_loop_steps == 0:
+            closed_loop(self)
 
-    def _report(self, meter: Meter, rate: Rate, norm: float) -> None:
-        means = meter.means()
+    def _goes_on(self, stop: Stop, norm: Tensor) -> bool:
+        """Whether there is to be a next step; saves where it is time to."""
+        c, step, guard = self.config, self.progress.step, self.training.guard
+        asked = self.place.agree(float(stop.asked)) > 0
+        if guard.hopeless:
+            self.save()
+            raise VlaError(
+                f"{guard.in_a_row} steps in a row had gradients out of bounds (the last "
+                f"{norm.item():g}); step {step} is saved",
+                "lower the learning rate, or look for broken data",
+            )
+        if asked and step < self.total:
+            why = stop.why or "asked elsewhere"
+            self.log.say(f"stopping after step {step} ({why})")
+            self.log.write("event", step, {"stopped": why})
+            self.save()
+            return False
+        if c.save_steps and step % c.save_steps == 0 and step < self.total:
+            self.save()
+        return True
+
+    def _tell_skipped(self, norm: Tensor) -> None:
+        self.log.say(f"step {self.progress.step}: gradient of {norm.item():g}, skipped")
+        self.log.write("event", self.progress.step, {"skipped_gradient": str(norm.item())})
+
+    def _report(self, rate: Rate, norm: float) -> None:
+        means = self.training.meter.means()
         error = [self.place.agree(e, "avg") for e in means.pop("error")]
         values = {
             **{k: self.place.agree(v, "avg") for k, v in means.items()},
             "l1": sum(error) / len(error),
             "error": error,
             "gradient_norm": norm,
-            "skipped": self.progress.guard.skipped,
+            "skipped": self.training.guard.skipped,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **rate.since(self.progress.step, self.per_step),
             "memory_gb": memory_gb(self.place.device),
@@ -270,16 +258,8 @@ class Finetuner:
         self.log.train(self.progress.step, values)
 
     def save(self) -> None:
-        p = self.progress
-        about = {
-            "samples": p.samples,
-            "guard": p.guard.state(),
-            "identity": self.identity,
-        }
-        save_state(
-            self.folder / "state", p.step, self.objective, self.optimizer, about, self.place
-        )
-        self.log.write("event", p.step, {"saved": True})
+        self.training.save(self.folder / "state", self.identity)
+        self.log.write("event", self.progress.step, {"saved": True})
 
     def close(self) -> None:
         self.log.close()

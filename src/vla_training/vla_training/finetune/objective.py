@@ -5,45 +5,13 @@ Shapes: B batch, n prompt tokens (padded), T steps of a chunk, D action dimensio
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vla_inference.policies.openvla.model import VLA
-from vla_training.loader.augment import Pixels
-
-
-@dataclass(frozen=True)
-class Batch:
-    """images: uint8 [B, cameras, S, S, 3]; ids: int64 [B, n], short prompts padded with 0;
-    lengths: int64 [B], None where all are n; targets: normalised actions float32 [B, T, D];
-    inside: bool [B, T], False beyond an episode's end; numbers: float32 [B, 6] of `augment.draw`,
-    or None; proprio: normalised float32 [B, P], or None; source: number of the dataset [B].
-    """
-
-    images: Tensor
-    ids: Tensor
-    targets: Tensor
-    inside: Tensor
-    lengths: Tensor | None = None
-    numbers: Tensor | None = None
-    proprio: Tensor | None = None
-    source: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def map(self, function) -> Batch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v if v is None else function(v) for k, v in values.items()})
-
-    def to(self, device: str | torch.device) -> Batch:
-        return self.map(lambda t: t.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Batch:
-        return self.map(lambda t: t.pin_memory())
+from vla_training.loader.augment import OPENVLA, Augmentation, Pixels
+from vla_training.loader.batch import Batch
 
 
 class Objective(nn.Module):
@@ -53,13 +21,13 @@ class Objective(nn.Module):
     L1) and "error" [D], the mean absolute error of each normalised dimension.
     """
 
-    def __init__(self, vla: VLA, augmented: bool = False):
+    def __init__(self, vla: VLA, augmentation: Augmentation = OPENVLA):
         super().__init__()
         self.vla = vla
-        self.augmented = augmented
-        device = next(vla.parameters()).device
-        self.pixels = Pixels(vla.config, device, augmented)
-        config = vla.config
+        self.pixels = Pixels(vla.config, augmentation)
+        if vla.config.head.type == "l1":  # which no token has a part in
+            vla.language_model.lm_head.requires_grad_(False)
+        config, device = vla.config, next(vla.parameters()).device
         # As ActionTokens has them, which is what tokens are decoded with.
         self.edges = torch.linspace(-1, 1, config.n_action_bins, dtype=torch.float64).to(device)
         self.autocast: torch.dtype | None = None
@@ -69,9 +37,12 @@ class Objective(nn.Module):
         """What the layers compute in."""
         return self.vla.language_model.model.norm.weight.dtype
 
+    def low_precision(self) -> torch.autocast:
+        kind = self.edges.device.type
+        return torch.autocast(kind, self.autocast, enabled=self.autocast is not None)
+
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        kind = batch.ids.device.type
-        with torch.autocast(kind, self.autocast, enabled=self.autocast is not None):
+        with self.low_precision():
             context, lengths = self.context(batch)
             head = self.vla.config.head
             if head.type == "l1":

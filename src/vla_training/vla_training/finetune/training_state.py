@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -46,9 +46,13 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     about: dict[str, Any],
     place: Place,
+    average: dict[str, Tensor] | None = None,
     keep: int = 1,
 ) -> Path:
-    """Write `folder`/step-N and then remove all but the `keep` newest."""
+    """Write `folder`/step-N and then remove all but the `keep` newest.
+
+    average: of the weights, by name, where the run keeps one.
+    """
     target, partial = folder / f"step-{step}", folder / f".step-{step}.tmp"
     if place.first:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +60,8 @@ def save_state(
     place.barrier()
     model, optim = get_state_dict(objective, optimizer, options=_options())
     try:
-        _quiet(dcp.save, {"model": model, "optimizer": optim}, partial)
+        content = {"model": model, "optimizer": optim}
+        _quiet(dcp.save, content | _part("average", average), partial)
         if place.first:
             (partial / ABOUT).write_text(json.dumps({**about, "step": step}))
             sync_tree(partial)
@@ -99,11 +104,19 @@ def read_about(state: Path) -> dict[str, Any]:
         ) from error
 
 
-def load_state(state: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """Fill model and optimiser; what else was saved comes back. Any number of devices will do."""
+def load_state(
+    state: Path,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor] | None = None,
+) -> dict:
+    """Fill model, optimiser and average in place; what else was saved comes back.
+
+    Any number of devices will do.
+    """
     about = read_about(state)
     model, optim = get_state_dict(objective, optimizer, options=_options())
-    content = {"model": model, "optimizer": optim}
+    content = {"model": model, "optimizer": optim, **_part("average", average)}
     try:
         _quiet(dcp.load, content, state)
     except (Exception, CheckpointException) as error:  # the library raises its own and bare ones
@@ -119,6 +132,10 @@ def load_state(state: Path, objective: nn.Module, optimizer: torch.optim.Optimiz
         options=StateDictOptions(ignore_frozen_params=True, strict=False),
     )
     return about
+
+
+def _part(name: str, tensors: dict[str, Tensor] | None) -> dict[str, dict[str, Tensor]]:
+    return {} if tensors is None else {name: tensors}
 
 
 def _options() -> StateDictOptions:

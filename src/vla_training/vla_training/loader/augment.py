@@ -1,11 +1,11 @@
-"""Images as training sees them, computed on the device from numbers drawn per sample.
+"""Images as training sees them, changed at random on the device from numbers drawn per sample.
 
-The changes and their ranges are OpenVLA's (vla-scripts/finetune.py and
-prismatic/vla/datasets/datasets.py, facts): a crop of 90 % of the area, then brightness 0.2,
-contrast and saturation 0.8 to 1.2, hue 0.05.
+Everything but the change itself is inference's (`ImagePreprocessor`).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,40 +13,78 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vla_inference.policies.openvla.config import TRAINED_CROP, ModelConfig
+from vla_inference.policies.openvla.preprocessing import ImagePreprocessor, unit_scaled
 
-NUMBERS = 6  # per sample: left, top, brightness, contrast, saturation, hue
-BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.2, 0.2, 0.2, 0.05
-NEUTRAL = (0.5, 0.5, 0.0, 1.0, 1.0, 0.0)  # the central crop, which evaluation uses
+NUMBERS = 12  # per sample, see `augment`
+NEUTRAL = 0.5  # of each of them: the central crop and no other change
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far images are changed at random, both ways; what is left out stays as it is.
+
+    shift: pixels, edges repeated. lift: added to all channels. gain: factor of all channels, and
+    `channel` of each by itself. contrast, saturation: factors. hue: turns of the colour circle.
+    """
+
+    shift: int = 0
+    lift: float = 0.0
+    gain: float = 0.0
+    channel: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+
+
+# vla-scripts/finetune.py and prismatic/vla/datasets/datasets.py of openvla/openvla (facts)
+OPENVLA = Augmentation(lift=0.2, contrast=0.2, saturation=0.2, hue=0.05)
 
 
 def draw(rng: np.random.Generator) -> np.ndarray:
-    """float32 [6]: where the crop lies (0 to 1 of the play it has) and how colours change."""
-    u = rng.random(NUMBERS)
-    spread = 2 * u - 1
-    return np.array(
-        [
-            u[0],
-            u[1],
-            BRIGHTNESS * spread[2],
-            1 + CONTRAST * spread[3],
-            1 + SATURATION * spread[4],
-            HUE * spread[5],
-        ],
-        np.float32,
-    )
+    """What `augment` changes a sample by: float32 [NUMBERS]"""
+    return rng.random(NUMBERS, np.float32)
 
 
-def augment(images: Tensor, numbers: Tensor, area: float = TRAINED_CROP) -> Tensor:
-    """Crop and recolour: [B, 3, H, W] in [0, 1] and [B, 6] -> the same shape.
+def augment(
+    images: Tensor, numbers: Tensor, by: Augmentation = OPENVLA, area: float = TRAINED_CROP
+) -> Tensor:
+    """Crop, shift and recolour: [B, 3, H, W] in [0, 1] and [B, NUMBERS] -> the same shape.
 
-    All cameras of a sample share its numbers.
+    area: share of the image that the crop keeps.
+    numbers: evenly in [0, 1), in this order: left, top, down, right, lift, gain, three channels,
+        contrast, saturation, hue. All cameras of a sample share them.
     """
-    left, top, brightness, contrast, saturation, hue = (n[:, None, None, None] for n in numbers.T)
-    x = crop(images, left, top, area**0.5)
-    x = (x + brightness).clamp(0, 1)
-    mean = x.mean((2, 3), keepdim=True)
-    x = ((x - mean) * contrast + mean).clamp(0, 1)
-    return turn_colours(x, saturation, hue)
+    u = [n[:, None, None, None] for n in numbers.T]
+    left, top, down, right = u[:4]
+    lift, gain, red, green, blue, contrast, saturation, hue = (2 * n - 1 for n in u[4:])
+    x = images
+    if area < 1:
+        x = crop(x, left, top, area**0.5)
+    if by.shift:
+        x = shift(x, _whole(down, by.shift), _whole(right, by.shift))
+    factor = 1 + by.gain * gain + by.channel * torch.cat([red, green, blue], 1)
+    x = (x * factor + by.lift * lift).clamp(0, 1)
+    if by.contrast:
+        mean = x.mean((2, 3), keepdim=True)
+        x = ((x - mean) * (1 + by.contrast * contrast) + mean).clamp(0, 1)
+    if by.saturation or by.hue:
+        x = turn_colours(x, 1 + by.saturation * saturation, by.hue * hue)
+    return x
+
+
+def _whole(u: Tensor, most: int) -> Tensor:
+    """[0, 1) -> whole numbers from -most to most, each as often."""
+    return (u.flatten() * (2 * most + 1)).long().clamp(max=2 * most) - most
+
+
+def shift(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """Moved by whole pixels, int64 [B] each; what comes in repeats the edge."""
+    b, _, h, w = images.shape
+    rows = (torch.arange(h, device=images.device) - down[:, None]).clamp(0, h - 1)
+    columns = (torch.arange(w, device=images.device) - right[:, None]).clamp(0, w - 1)
+    which = torch.arange(b, device=images.device)[:, None, None]
+    moved = images.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2)
 
 
 def crop(images: Tensor, left: Tensor, top: Tensor, side: float) -> Tensor:
@@ -87,25 +125,23 @@ def turn_colours(x: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
 
 
 class Pixels:
-    """uint8 images -> what the vision encoders take, on the device."""
+    """uint8 images -> what the vision encoders take, on the device.
 
-    def __init__(self, config: ModelConfig, device: str | torch.device, augmented: bool):
-        self.augmented = augmented
-        shape = (1, 3, 1, 1)
-        self.mean = [torch.tensor(t.mean, device=device).view(shape) for t in config.encoders]
-        self.std = [torch.tensor(t.std, device=device).view(shape) for t in config.encoders]
+    Without numbers that is what inference sees, but for rounding: of a model that crops, the crop
+    is taken of floats here and of bytes there.
+    """
+
+    def __init__(self, config: ModelConfig, by: Augmentation = OPENVLA):
+        self.by, self.area = by, config.center_crop or 1.0
+        self.preprocess = ImagePreprocessor(config)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, numbers: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """[B, cameras, S, S, 3] and [B, 6] -> [B, cameras * vision encoders * 3, S, S]
-
-        numbers: None takes the central crop where the model was trained on crops.
-        """
+        """[B, cameras, S, S, 3] and [B, NUMBERS] -> [B, cameras * vision encoders * 3, S, S]"""
         b, cameras, size = images.shape[:3]
-        x = images.permute(0, 1, 4, 2, 3).reshape(b * cameras, 3, size, size).float() / 255
-        if self.augmented:
-            if numbers is None:
-                numbers = torch.tensor([NEUTRAL], device=x.device).expand(b, -1)
-            x = augment(x, numbers.repeat_interleave(cameras, 0))
-        encoders = [(x - m) / s for m, s in zip(self.mean, self.std, strict=True)]
-        return torch.cat(encoders, 1).to(dtype).reshape(b, -1, size, size)
+        x = unit_scaled(images.flatten(0, 1))
+        if numbers is None and self.area < 1:
+            numbers = torch.full((b, NUMBERS), NEUTRAL, device=x.device)
+        if numbers is not None:
+            x = augment(x, numbers.repeat_interleave(cameras, 0), self.by, self.area)
+        return self.preprocess.standardise(x).to(dtype).reshape(b, -1, size, size)

@@ -6,31 +6,22 @@ alone: a run that is resumed, or spread over another number of devices, sees the
 
 from __future__ import annotations
 
-import math
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 
 from vla_inference.errors import DataError, VlaError
 from vla_inference.policies.normalisation import Normalisation
 from vla_inference.policies.openvla.config import HeadConfig, ModelConfig
-from vla_inference.policies.openvla.preprocessing import (
-    PromptTokenizer,
-    crop,
-    letterbox,
-    resize,
-    shortest_edge,
-)
-from vla_training.finetune.objective import Batch
+from vla_inference.policies.openvla.preprocessing import ImagePreprocessor, PromptTokenizer
+from vla_inference.types import check_image
 from vla_training.loader.augment import draw
+from vla_training.loader.batch import Batch, pad
 from vla_training.loader.frame_index import FrameIndex, Source
 from vla_training.loader.sampler import Sampler, rng
-
-WIDTH = 8  # prompts are padded to a multiple, so that few shapes occur
 
 
 @dataclass
@@ -153,6 +144,7 @@ class Samples(torch.utils.data.Dataset):
     ):
         self.mixture, self.config, self.seed = mixture, config, seed
         self.augmented, self.tokenizer = augmented, tokenizer
+        self.preprocess = ImagePreprocessor(config)
         self.order = None
         head = config.head
         known, spaces = mixture.statistics, mixture.spaces
@@ -190,40 +182,32 @@ class Samples(torch.utils.data.Dataset):
         if self.order is None:
             self._open()
         source, number = self.order(position)
-        m, head = self.mixture, self.config.head
-        index, frame = m.indices[source], int(m.frames[source][number])
+        sample = self.sample_of(source, int(self.mixture.frames[source][number]))
+        if self.augmented:
+            sample["numbers"] = draw(rng(self.seed, 3, position))
+        return sample
+
+    def sample_of(self, source: int, frame: int) -> dict:
+        """A frame of a dataset, both by number, unchanged."""
+        if self.order is None:
+            self._open()
+        index, head = self.mixture.indices[source], self.config.head
         episode, step = index.locate(frame)
         images, instruction = self.readers[source].read(episode, step)
         future = frame + np.arange(head.chunk)
         inside = future < index.ends[episode]
         actions = index.actions[np.where(inside, future, frame)].astype(np.float64)
         sample = {
-            "images": np.stack([self.resize(p) for p in images]),
+            "images": np.stack([self.preprocess.uncropped(check_image(p)) for p in images]),
             "ids": self.prompt(instruction),
             "targets": self.normalise[source].normalise(actions).astype(np.float32),
             "inside": inside,
             "source": source,
         }
-        if self.augmented:
-            sample["numbers"] = draw(rng(self.seed, 3, position))
         if head.proprio_dim:
             state = index.states[frame].astype(np.float64)
             sample["proprio"] = self.proprio[source].normalise(state).astype(np.float32)
         return sample
-
-    def resize(self, image: np.ndarray) -> np.ndarray:
-        """uint8 [S, S, 3], by the steps of inference up to its central crop."""
-        size = self.config.encoders[0].image_size
-        if image.shape[:2] == (size, size):
-            return image
-        pixels, strategy = Image.fromarray(image), self.config.image_resize_strategy
-        if self.config.center_crop:
-            return np.asarray(pixels.resize((size, size), Image.Resampling.LANCZOS))
-        if strategy == "letterbox":
-            pixels = letterbox(pixels, self.config.encoders[-1].mean)
-        if strategy == "resize-naive":
-            return np.asarray(resize(pixels, (size, size)))
-        return np.asarray(crop(resize(pixels, shortest_edge(pixels.size, size)), size))
 
 
 OPENED = ("order", "prompt", "readers")
@@ -239,17 +223,13 @@ def collate(samples: Sequence[dict | VlaError]) -> Batch | VlaError:
             return None
         return torch.from_numpy(np.stack([np.asarray(s[key]) for s in samples]))
 
-    lengths = torch.tensor([len(s["ids"]) for s in samples])
-    width = math.ceil(int(lengths.max()) / WIDTH) * WIDTH
-    ids = torch.zeros(len(samples), width, dtype=torch.long)
-    for row, sample in zip(ids, samples, strict=True):
-        row[: len(sample["ids"])] = torch.tensor(sample["ids"])
+    ids, lengths = pad([s["ids"] for s in samples])
     return Batch(
         stacked("images"),
         ids,
         stacked("targets"),
         stacked("inside"),
-        None if bool((lengths == width).all()) else lengths,
+        None if bool((lengths == ids.shape[1]).all()) else lengths,
         stacked("numbers"),
         stacked("proprio"),
         stacked("source"),

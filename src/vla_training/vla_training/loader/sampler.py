@@ -57,6 +57,13 @@ class Sampler:
         epoch, at = divmod(count, self.sizes[source])
         return source, int(self._epoch(source, epoch)[at])
 
+    def span(self, begin: int, end: int) -> np.ndarray:
+        """Frames of the only dataset at positions `begin` to `end`: int64 [end - begin]"""
+        (size,) = self.sizes
+        first, last = begin // size, (end - 1) // size
+        frames = np.concatenate([self._epoch(0, epoch) for epoch in range(first, last + 1)])
+        return frames[begin - first * size : end - first * size]
+
 
 def rng(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

@@ -1,14 +1,18 @@
-"""Batches of frames on the device: a sentence drawn, images shifted and recoloured at random."""
+"""Batches of frames that all lie on the device, with everything random about them drawn there."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.openvla.preprocessing import PromptTokenizer
+from vla_training.finetune.distributed import Place
+from vla_training.loader.augment import NUMBERS
+from vla_training.loader.batch import Batch, pad
+from vla_training.loader.sampler import Sampler
 from vla_training.small_model.auxiliary_targets import SIZE
 from vla_training.small_model.config import TrainConfig
 from vla_training.small_model.frames import Frames
@@ -32,9 +36,8 @@ class Batches:
         self.targets = targets.to(device)
         self.chunk = torch.arange(model.head.chunk, device=device)
         self.wordings = frames.wordings.to(device)
-        self.ids, self.lengths = self._tokenise(
-            PromptTokenizer(model, tokenizer), frames.sentences
-        )
+        prompt = PromptTokenizer(model, tokenizer)
+        self.ids, self.lengths = (t.to(device) for t in pad([prompt(s) for s in frames.sentences]))
         scene = frames.scene
         if scene is None:
             scene = torch.full((len(frames), SIZE), torch.nan)
@@ -45,15 +48,27 @@ class Batches:
             o = frames.other
             self.other = [t.to(device) for t in (o.text, o.scene, o.start, o.end)]
 
-    def _tokenise(self, prompt: PromptTokenizer, sentences: list[str]) -> tuple[Tensor, Tensor]:
-        rows = [prompt(s) for s in sentences]
-        width = 8 * math.ceil(max(map(len, rows)) / 8)  # few widths: each is compiled anew
-        ids = torch.tensor([r + [0] * (width - len(r)) for r in rows], device=self.device)
-        return ids, torch.tensor([len(r) for r in rows], device=self.device)
+    def stream(self, frames: Tensor, begin: int, place: Place) -> Iterator[Batch]:
+        """This process's part of the global batches from number `begin` on, without end.
+
+        frames: those that are drawn from. What a batch holds follows from seed and number alone,
+        so a resumed run sees the data of an unbroken one.
+        """
+        c = self.config
+        order, generator = Sampler([len(frames)], [1.0], c.seed), torch.Generator(self.device)
+        share, number = c.batch_size // place.world, begin
+        # Where each process holds frames of its own, each goes through all of them.
+        rank, world = (0, 1) if c.shares else (place.rank, place.world)
+        while True:
+            at = (number * world + rank) * share
+            picked = torch.from_numpy(order.span(at, at + share)).to(self.device)
+            generator.manual_seed((c.seed << 32) + number * place.world + place.rank)
+            yield self.batch(frames[picked], generator)
+            number += 1
 
     def batch(
         self, index: Tensor, generator: torch.Generator | None = None, other: bool = False
-    ) -> dict[str, Tensor]:
+    ) -> Batch:
         """The frames at `index`; with a generator, everything random about a batch.
 
         other: without a generator, ask for the other order of every frame that has one.
@@ -73,34 +88,19 @@ class Batches:
             )
         said = self.wordings[text]
         if generator is None:
-            sentence = said[:, 0]
+            sentence, numbers = said[:, 0], None
         else:
             pick = torch.randint(said.shape[1], (b, 1), **options)
             sentence = said.gather(1, pick)[:, 0]
+            numbers = torch.rand((b, NUMBERS), **options)
         future = start[:, None] + self.chunk
         inside = future < end[:, None]
-        return {
-            **self._images(index, generator),
-            "ids": self.ids[sentence],
-            "lengths": self.lengths[sentence],
-            "targets": self.targets[torch.where(inside, future, 0)],
-            "inside": inside[..., None],
-            "scene": scene,
-        }
-
-    def _images(self, index: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
-        """uint8 [B, H, W, 3], and what their channels are multiplied by and raised by."""
-        if generator is None:
-            none = torch.zeros(1, device=self.device)
-            return {"images": self.images[index], "gain": none + 1, "lift": none}
-        c, b, (h, w) = self.config, len(index), self.images.shape[1:3]
-        options = {"device": self.device, "generator": generator}
-        offset = torch.randint(-c.shift, c.shift + 1, (2, b, 1), **options)
-        rows = (torch.arange(h, device=self.device) + offset[0]).clamp(0, h - 1)
-        columns = (torch.arange(w, device=self.device) + offset[1]).clamp(0, w - 1)
-        noise = torch.rand((2, b, 3, 1, 1), **options) * 2 - 1
-        return {
-            "images": self.images[index[:, None, None], rows[:, :, None], columns[:, None, :]],
-            "gain": 1 + c.brightness * noise[0, :, :1] + c.channel * noise[0],
-            "lift": 0.5 * c.brightness * noise[1, :, :1],
-        }
+        return Batch(
+            self.images[index][:, None],
+            self.ids[sentence],
+            self.targets[torch.where(inside, future, 0)],
+            inside,
+            self.lengths[sentence],
+            numbers,
+            scene=scene,
+        )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vla_training.finetune.loop import LoopConfig, Schedule
+from vla_training.loader.augment import Augmentation
+
 SMALL = {
     "model_type": "openvla",
     "name": "stack-small",
@@ -70,3 +73,12 @@ class TrainConfig:
     layers: int = SMALL["text_config"]["num_hidden_layers"]  # of the language model
     shares: bool = False  # each device holds its share of the datasets, not all of them
     start: str | None = None  # checkpoint whose weights are begun with, where shapes agree
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return Augmentation(self.shift, 0.5 * self.brightness, self.brightness, self.channel)
+
+    @property
+    def loop(self) -> LoopConfig:
+        schedule = Schedule(self.learning_rate, "cosine", self.warmup, 1e-3)
+        return LoopConfig(schedule, self.batch_size, self.steps, self.minutes)

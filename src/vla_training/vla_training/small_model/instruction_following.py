@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vla_training.loader.batch import Batch
 from vla_training.small_model.auxiliary_targets import COLOURS, NUMBERS
 from vla_training.small_model.batches import Batches
 
@@ -17,7 +18,7 @@ ORDERS = ("asked", "turned")  # the recorded order, and the other
 def instruction_following(
     batches: Batches,
     index: Tensor,
-    predict: Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]],
+    predict: Callable[[Batch], tuple[Tensor, Tensor]],
     most: int = 1024,
 ) -> dict[str, list[float]]:
     """Shares of answers that are nearer to what was asked for than to what was not.
@@ -41,13 +42,13 @@ def instruction_following(
         for other in seen:
             mine, theirs = both[other], both[not other]
             actions, scene = (t.float() for t in predict(mine))
-            near, far = ((scene[:, :3] - b["scene"][:, :3]).norm(dim=1) for b in (mine, theirs))
+            near, far = ((scene[:, :3] - b.scene[:, :3]).norm(dim=1) for b in (mine, theirs))
             seen[other].append(near < far)
             named = scene[:, NUMBERS : NUMBERS + len(COLOURS)].argmax(1)
-            read[other].append(named == mine["scene"][:, NUMBERS])
-            inside = mine["inside"] & theirs["inside"]
+            read[other].append(named == mine.scene[:, NUMBERS])
+            inside = (mine.inside & theirs.inside)[..., None]
             near, far = (
-                ((actions - b["targets"]).abs() * inside).sum((1, 2)) for b in (mine, theirs)
+                ((actions - b.targets).abs() * inside).sum((1, 2)) for b in (mine, theirs)
             )
             acted[other].append((near < far)[inside.any(1)[:, 0]])
     return {"seen": _shares(seen), "read": _shares(read), "acted": _shares(acted)}

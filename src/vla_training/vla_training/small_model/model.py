@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from vla_inference.errors import VlaError
 from vla_inference.policies.openvla.model import VLA
+from vla_training.finetune.objective import Objective
+from vla_training.loader.augment import Augmentation
+from vla_training.loader.batch import Batch
 from vla_training.small_model.auxiliary_targets import COLOURS, NAMED, NUMBERS
 
 COLOUR_WEIGHT = 1.0  # of naming colours, beside the L1 of places
@@ -44,6 +47,28 @@ class SceneHead(nn.Module):
         named = known[:, NUMBERS:]
         numbers = numbers.sum() / known[:, :NUMBERS].sum().clamp(min=1)
         return numbers - COLOUR_WEIGHT * (likely * named).sum() / named.sum().clamp(min=1)
+
+
+class SceneObjective(Objective):
+    """Mean L1 of the actions that are known and, `weight` times, the loss of the scene's head."""
+
+    def __init__(self, vla: VLA, weight: float, augmentation: Augmentation):
+        super().__init__(vla, augmentation)
+        self.weight = weight
+        self.scene_head = SceneHead(vla.config.llm.hidden_size)
+
+    def _regression(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        action, measured = super()._regression(hidden, batch)
+        scene = self.scene_head.loss(self.scene_head(hidden).float(), batch.scene)
+        told = {"action": action.detach(), "scene": scene.detach()}
+        return action + self.weight * scene, {**measured, **told}
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Normalised actions [B, T, D], scene (`SceneHead`)."""
+        with self.low_precision():
+            hidden = self.vla.action_hidden(*self.context(batch))
+            return self.vla.action_head(hidden), self.scene_head(hidden)
 
 
 def initialise(model: VLA) -> None:

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from vla_inference.errors import VlaError
+from vla_training.finetune.training_state import find_states
 from vla_training.small_model.config import SMALL, TrainConfig
 from vla_training.small_model.episode_frames import frames_from_paths
 from vla_training.small_model.model import begin_with, grid_positions
@@ -92,13 +93,13 @@ def _train_rank(rank, meeting, world, cuda, data, output, config, resume, report
     )
     text_config = {**SMALL["text_config"], "num_hidden_layers": config.layers}
     trainer = Trainer(frames, config, device, {**SMALL, "text_config": text_config})
-    state, checkpoint = Path(output) / "state.safetensors", Path(output) / "checkpoint"
-    if resume and state.exists():
+    state, checkpoint = Path(output) / "state", Path(output) / "checkpoint"
+    if resume and find_states(state):
         trainer.load(state)
 
     def save() -> None:
+        trainer.save(state)
         if rank == 0:
-            trainer.save(state)
             trainer.export(checkpoint)
 
     trainer.run(report, config.every, save)

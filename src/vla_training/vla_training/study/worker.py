@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from vla_sim_bridge.envs.protocol import World, make_world
 from vla_sim_bridge.evaluation.episode import EpisodeResult
 from vla_sim_bridge.evaluation.rollout import run_episode
 from vla_training.evaluation.report import write_statistics
+from vla_training.finetune.training_state import find_states
 from vla_training.small_model.episode_frames import frames_from_paths
 from vla_training.small_model.frames import Frames
 from vla_training.small_model.train import SMALL, TrainConfig, Trainer
@@ -111,8 +113,8 @@ def train_cell(config: StudyConfig, cell: Cell, steps: int, folder: str) -> dict
     if config.compile:
         torch._dynamo.config.cache_size_limit = 64
     trainer = make_trainer(config, cell, steps)
-    state, log = where / "state.safetensors", where / "train.jsonl"
-    if state.exists():
+    state, log = where / "state", where / "train.jsonl"
+    if find_states(state):
         trainer.load(state)
     last: dict[str, Any] = {}
 
@@ -137,7 +139,7 @@ def train_cell(config: StudyConfig, cell: Cell, steps: int, folder: str) -> dict
         "train_seconds": last["seconds"],
     }
     write_statistics(where / "trained.json", told)
-    state.unlink(missing_ok=True)
+    shutil.rmtree(state, ignore_errors=True)
     return told
 
 

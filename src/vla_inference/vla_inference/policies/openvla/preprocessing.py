@@ -34,17 +34,19 @@ class ImagePreprocessor:
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [images, S, S, 3] on any device -> float32 [images * encoders * 3, S, S] there"""
+        return self.standardise(unit_scaled(images)).flatten(0, 2)
+
+    def standardise(self, images: torch.Tensor) -> torch.Tensor:
+        """[images, 3, S, S] in [0, 1] -> each encoder's own scale: [images, encoders, 3, S, S]"""
         if self.mean.device != images.device:
             self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
-        mean, std = self.mean, self.std
-        pixels = images.permute(0, 3, 1, 2)[:, None].float() / 255  # [images, 1, 3, S, S]
-        return ((pixels - mean) / std).flatten(0, 2)
+        return (images[:, None] - self.mean) / self.std
 
-    def _sized(self, image: np.ndarray) -> np.ndarray:
-        image = check_image(image)
+    def uncropped(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [S, S, 3]: what training starts from, all steps but the central crop."""
         size = self.config.encoders[0].image_size
         if self.config.center_crop:
-            image = center_crop(image, self.config.center_crop, size)
+            return squash(image, size)
         if image.shape[:2] == (size, size):
             return image
         pixels = Image.fromarray(image)
@@ -53,10 +55,20 @@ class ImagePreprocessor:
             pixels = letterbox(pixels, self.config.encoders[-1].mean)
         return np.asarray(self._resize(pixels, size))
 
+    def _sized(self, image: np.ndarray) -> np.ndarray:
+        image = self.uncropped(check_image(image))
+        area = self.config.center_crop
+        return center_crop(image, area, len(image)) if area else image
+
     def _resize(self, image: Image.Image, size: int) -> Image.Image:
         if self.config.image_resize_strategy == "resize-naive":
             return resize(image, (size, size))
         return crop(resize(image, shortest_edge(image.size, size)), size)
+
+
+def unit_scaled(images: torch.Tensor) -> torch.Tensor:
+    """uint8 [images, H, W, 3] -> float32 [images, 3, H, W] in [0, 1]"""
+    return images.permute(0, 3, 1, 2).float() / 255
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -94,16 +106,21 @@ def letterbox(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     return canvas
 
 
+def squash(image: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [size, size, 3], Lanczos, antialiased: what a model that crops resizes by."""
+    if image.shape[:2] == (size, size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
+
+
 def center_crop(image: np.ndarray, area: float, size: int) -> np.ndarray:
     """The central part with that share of the area, as uint8 [size, size, 3].
 
-    Two steps, as in training with augmentation: the whole image is brought to `size` (Lanczos,
-    antialiased), then the part of it is sampled by TensorFlow's `crop_and_resize`: bilinear
-    between pixel centres whose outermost ones lie on the edges of the part.
+    Two steps, as in training with augmentation: the whole image is brought to `size`, then the
+    part of it is sampled by TensorFlow's `crop_and_resize`: bilinear between pixel centres whose
+    outermost ones lie on the edges of the part.
     """
-    if image.shape[:2] != (size, size):
-        whole = Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS)
-        image = np.asarray(whole)
+    image = squash(image, size)
     side = np.sqrt(np.float32(area))
     begin = (np.float32(1) - side) / np.float32(2)
     last = np.float32(size - 1)

@@ -1,0 +1,186 @@
+"""The training loop: updates of any model by any objective and batches, until its time is up."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vla_inference.errors import VlaError
+from vla_training.finetune import distributed
+from vla_training.finetune.identity import check_identity
+from vla_training.finetune.logger import Meter, SpikeGuard
+from vla_training.finetune.training_state import find_states, load_state, read_about, save_state
+from vla_training.loader.batch import Batch
+
+SCHEDULES = ("constant", "cosine", "linear")
+CLOCK = 10  # steps after which all processes agree on the time, where the schedule follows it
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate over a run.
+
+    peak: its highest. kind: how it goes on from there. warmup: share of the run in which it rises,
+    from `begin` times the peak.
+    """
+
+    peak: float
+    kind: str = "constant"
+    warmup: float = 0.0
+    begin: float = 0.0
+
+    def rate(self, done: float) -> float:
+        """done: share of the run, 0 to 1"""
+        if done < self.warmup:
+            return self.peak * (done / self.warmup + self.begin)
+        p = min(1.0, (done - self.warmup) / max(1e-9, 1 - self.warmup))
+        falling = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * p)), "linear": 1 - p}
+        return self.peak * falling[self.kind]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How a loop goes.
+
+    samples: of an update, over all devices and passes. steps: updates; minutes: where given, the
+    schedule follows the clock instead. accumulation: passes of an update. max_grad_norm: gradients
+    are clipped to it.
+    """
+
+    schedule: Schedule
+    samples: int
+    steps: int
+    minutes: float | None = None
+    accumulation: int = 1
+    max_grad_norm: float = 1.0
+
+
+@dataclass
+class Progress:
+    """How far a run has come; saved with its state. elapsed: seconds spent in training."""
+
+    step: int = 0
+    samples: int = 0
+    elapsed: float = 0.0
+
+
+class Average:
+    """Exponential moving average of a model's weights; while it is young it follows faster."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model, self.decay = model, decay
+        self.tensors = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        mine = list(self.model.state_dict().values())
+        torch._foreach_lerp_(list(self.tensors.values()), mine, 1 - decay)
+
+
+class TrainingLoop:
+    """What every training run consists of; `run` goes on from wherever `progress` stands.
+
+    forward: calls the objective, compiled perhaps. guard: tells gradients that are skipped, at
+    the price of reading the norm back from the device each time; without one all are stepped with.
+    average: of weights, brought up to date after each step.
+    """
+
+    def __init__(
+        self,
+        config: LoopConfig,
+        objective: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        place: distributed.Place,
+        *,
+        forward: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]] | None = None,
+        guard: SpikeGuard | None = None,
+        average: Average | None = None,
+    ):
+        self.config, self.objective, self.optimizer = config, objective, optimizer
+        self.place, self.guard, self.average = place, guard, average
+        self.forward = forward or objective
+        self.trained = [p for p in objective.parameters() if p.requires_grad]
+        self.progress, self.meter = Progress(), Meter()
+
+    def done(self) -> float:
+        """Share of the run, 0 to 1."""
+        c, p = self.config, self.progress
+        return min(1.0, p.elapsed / (60 * c.minutes) if c.minutes else p.step / c.steps)
+
+    def rate(self) -> float:
+        """The learning rate of the next update."""
+        return self.config.schedule.rate(self.done())
+
+    def run(self, batches: Iterator[Batch], after: Callable[[Tensor], bool]) -> bool:
+        """Update until the end; returns False where it ended early.
+
+        after: called with each update's gradient norm; ends the run early by returning False.
+        """
+        p = self.progress
+        begun, before = time.perf_counter(), p.elapsed
+        while self.done() < 1.0:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate()
+            norm = self._update(batches)
+            p.step += 1
+            p.samples += self.config.samples
+            if self.average is not None:
+                self.average.update(p.step)
+            if self.config.minutes is None:
+                p.elapsed = before + time.perf_counter() - begun
+            elif p.step % CLOCK == 0:
+                p.elapsed = self.place.agree(before + time.perf_counter() - begun)
+            if not after(norm):
+                return False
+        return True
+
+    def _update(self, batches: Iterator[Batch]) -> Tensor:
+        """The gradient's norm, on the device."""
+        count, limit = self.config.accumulation, self.config.max_grad_norm
+        for i in range(count):
+            batch = next(batches).to(self.place.device)
+            distributed.communicate(self.objective, i == count - 1)
+            loss, measured = self.forward(batch)
+            (loss / count).backward()
+            self.meter.add({"loss": loss, **measured})
+        if not distributed.is_sharded(self.objective):
+            distributed.average_gradients(self.trained, self.place)
+        norm = distributed.gradient_norm(self.trained)
+        if self.guard is None or not self.guard.skips(norm.item()):
+            distributed.scale_gradients(self.trained, (limit / (norm + 1e-6)).clamp(max=1.0))
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    # -- its state on disk --------------------------------------------------------------------
+
+    def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        """Write all that is needed to go on below `folder`; all processes do it together."""
+        p = self.progress
+        about = {"samples": p.samples, "elapsed": p.elapsed, "identity": dict(identity)}
+        if self.guard is not None:
+            about["guard"] = self.guard.state()
+        average = self.average.tensors if self.average else None
+        save_state(folder, p.step, self.objective, self.optimizer, about, self.place, average)
+
+    def resume(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        """Go on from the newest state below `folder`."""
+        states = find_states(folder)
+        if not states:
+            raise VlaError(
+                f"{folder.parent} holds no saved state to go on from", "start without --resume"
+            )
+        check_identity(states[-1], read_about(states[-1]).get("identity", {}), identity)
+        average = self.average.tensors if self.average else None
+        about = load_state(states[-1], self.objective, self.optimizer, average)
+        self.progress = Progress(about["step"], about["samples"], about["elapsed"])
+        if self.guard is not None:
+            self.guard.load(about["guard"])

@@ -1,0 +1,54 @@
+"""What one step of training takes, of any model and from any loader."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+WIDTH = 8  # prompts are padded to a multiple, so that few shapes occur
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images: uint8 [B, cameras, S, S, 3]; ids: int64 [B, n], short prompts padded with 0;
+    lengths: int64 [B], None where all are n; targets: normalised actions float32 [B, T, D];
+    inside: bool [B, T], False beyond an episode's end; numbers: float32 [B, 12] of
+    `augment.draw`, None for no change; proprio: normalised float32 [B, P], or None; source:
+    number of the dataset [B]; scene: float32 [B, S], what else the simulator knew, or None.
+    """
+
+    images: Tensor
+    ids: Tensor
+    targets: Tensor
+    inside: Tensor
+    lengths: Tensor | None = None
+    numbers: Tensor | None = None
+    proprio: Tensor | None = None
+    source: Tensor | None = None
+    scene: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def map(self, function) -> Batch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v if v is None else function(v) for k, v in values.items()})
+
+    def to(self, device: str | torch.device) -> Batch:
+        return self.map(lambda t: t.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        return self.map(lambda t: t.pin_memory())
+
+
+def pad(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids of several lengths -> int64 [B, n], padded with 0 at the end, and lengths [B]."""
+    lengths = torch.tensor([len(p) for p in prompts])
+    ids = torch.zeros(len(prompts), math.ceil(int(lengths.max()) / WIDTH) * WIDTH).long()
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt)] = torch.tensor(prompt)
+    return ids, lengths
