@@ -6,7 +6,6 @@ The package is test/plugins/wave_policy, installed as a dist-info folder beside 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -17,6 +16,7 @@ import pytest
 from demonstrations import write_set
 from graphs import IMAGE, InferenceGraph
 from lifecycle_msgs.msg import Transition
+from other_package import install
 from PIL import Image
 
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
@@ -34,18 +34,10 @@ from vla_inference.types import Observation
 from vla_msgs.srv import LoadModel
 from vla_sim_bridge.evaluation.rollout import rollout
 
-PLUGINS = Path(__file__).parent / "plugins"
-
 
 @pytest.fixture
 def package(monkeypatch):
-    """The package is installed, for this process and those that it starts."""
-    monkeypatch.syspath_prepend(str(PLUGINS))
-    paths = [str(PLUGINS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    yield
-    for name in [n for n in sys.modules if n.startswith("wave_policy")]:
-        del sys.modules[name]
+    yield from install(monkeypatch)
 
 
 def write_wave(folder: Path, **changes) -> Path:

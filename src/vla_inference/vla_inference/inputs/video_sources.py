@@ -100,7 +100,7 @@ class VideoSource(Source):
     ):
         super().__init__(address)
         self.live, self._closed = live, False
-        self._mailbox: LatestValue[Frame | Exception] | None = None
+        self._latest: LatestValue[Frame | Exception] | None = None
         self._container = self._open(format, options or {})
         if not self._container.streams.video:
             self._container.close()
@@ -132,7 +132,7 @@ class VideoSource(Source):
         if not self.live:
             yield from self._decode()
             return
-        self._mailbox = latest = LatestValue()
+        self._latest = latest = LatestValue()
         if self._closed:
             return
         thread = threading.Thread(target=self._read, args=(latest,), daemon=True)
@@ -189,8 +189,8 @@ class VideoSource(Source):
     def close(self) -> None:
         """The container of a live source is closed by the thread that reads it."""
         self._closed = True
-        if self._mailbox is not None:
-            self._mailbox.close()
+        if self._latest is not None:
+            self._latest.close()
         else:
             with contextlib.suppress(Exception):  # a file that broke may not close
                 self._container.close()

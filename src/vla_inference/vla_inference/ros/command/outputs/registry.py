@@ -7,6 +7,8 @@ for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from builtin_interfaces.msg import Time
 from rclpy.duration import Duration
 from rclpy.node import Node
@@ -72,12 +74,10 @@ class Outputs:
         return ", ".join(output.told() for output in self._all)
 
     def send(self, command: object, stamp: Time, in_tool: bool = False) -> None:
-        for output in self._all:
-            output.send(command, stamp, in_tool)
+        self._each(lambda output: output.send(command, stamp, in_tool))
 
     def stop(self) -> None:
-        for output in self._all:
-            output.stop()
+        self._each(lambda output: output.stop())
 
     def missing(self) -> str:
         return next((why for o in self._all if (why := o.missing())), "")
@@ -90,10 +90,21 @@ class Outputs:
         return next((o.remark for o in self._all if o.remark), "")
 
     def flush(self, timeout: Duration) -> None:
-        for output in self._all:
-            output.flush(timeout)
+        self._each(lambda output: output.flush(timeout))
 
     def close(self) -> None:
-        for output in self._all:
-            output.close()
+        self._each(lambda output: output.close())
         self._all = []
+
+    def _each(self, call: Callable[[Output], None]) -> None:
+        """Of all, whatever one of them does; then raises RuntimeError, which stops the robot: an
+        output's VlaError is no refusal of something that came in."""
+        failed: list[tuple[Output, Exception]] = []
+        for output in self._all:
+            try:
+                call(output)
+            except Exception as error:  # a halt has to reach the others all the same
+                failed.append((output, error))
+        if failed:
+            output, error = failed[0]
+            raise RuntimeError(f"{type(output).__name__} failed: {error}") from error
