@@ -85,10 +85,10 @@ def repeated(source: Path, path: Path, episodes: int) -> int:
 
 def ours(source: Path, output: Path, workers: int) -> float:
     """Seconds, processes and all."""
+    from vla_training.conversion.config import ConvertConfig
     from vla_training.conversion.convert import convert
-    from vla_training.conversion.transform import ConvertConfig
 
-    config = ConvertConfig({"agentview": "image"})
+    config = ConvertConfig(remap={"agentview": "image"})
     return convert(source, output, "rlds", config, workers=workers).seconds
 
 

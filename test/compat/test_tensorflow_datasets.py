@@ -13,8 +13,8 @@ import pytest
 from demonstrations import LENGTHS, SIZE
 from elsewhere import elsewhere, interpreter
 
+from vla_training.conversion.config import ConvertConfig
 from vla_training.conversion.convert import convert
-from vla_training.conversion.transform import ConvertConfig
 from vla_training.datasets import open_dataset
 
 PYTHON = "VLA_TF_PYTHON"
@@ -88,7 +88,7 @@ print(json.dumps(tfds.__version__))
 
 
 def test_it_reads_ours(source, tmp_path):
-    config = ConvertConfig({"agentview": "image"})
+    config = ConvertConfig(remap={"agentview": "image"})
     convert(source, tmp_path / "set", "rlds", config, workers=1, writing={"encoding": "png"})
     found = elsewhere(PYTHON, tmp_path, READ, tmp_path / "set" / "1.0.0", tmp_path)
     assert len(found) == 2 * len(LENGTHS)

@@ -15,8 +15,8 @@ from scipy.spatial.transform import Rotation
 
 from vla_inference.errors import DataError
 from vla_inference.types import Episode, Observation, Step, eef_delta_spec
+from vla_training.conversion.config import ConvertConfig
 from vla_training.conversion.convert import convert
-from vla_training.conversion.transform import ConvertConfig
 from vla_training.datasets import open_dataset
 from vla_training.datasets.action_form import (
     absolute_to_delta,
@@ -115,7 +115,7 @@ def test_a_lerobot_set_of_many_files(source, tmp_path, images):
 
 def test_keys_sizes_and_steps(source, tmp_path):
     config = ConvertConfig(
-        {"wrist": None, "agentview": "image"},
+        remap={"wrist": None, "agentview": "image"},
         width=32,
         sample_steps=3,
         sample_actions=3,

@@ -16,8 +16,9 @@ import pytest
 from demonstrations import write_set
 
 from vla_inference.errors import DataError, VlaError
+from vla_training.conversion.config import ConvertConfig
 from vla_training.conversion.convert import Source, Work, _encoded, convert
-from vla_training.conversion.transform import Change, ConvertConfig
+from vla_training.conversion.transform import Change
 from vla_training.datasets import open_dataset
 from vla_training.datasets.writers import WRITERS
 
@@ -30,12 +31,14 @@ def test_unknown_keys_are_told_what_there_is(source, tmp_path):
         ({"wrist": "a/b"}, "'a/b' is no name for a camera"),
     ):
         with pytest.raises(DataError, match=message):
-            convert(source, tmp_path / "out", "rlds", ConvertConfig(remap), workers=1)
-    for config in (ConvertConfig(width=0), ConvertConfig(sample_steps=0)):
-        with pytest.raises(VlaError, match="give at least 1"):
+            convert(source, tmp_path / "out", "rlds", ConvertConfig(remap=remap), workers=1)
+    for config, message in (
+        (ConvertConfig(width=0), "--width is 0; give 1 to 4096"),
+        (ConvertConfig(width=100_000), "--width is 100000; give 1 to 4096"),
+        (ConvertConfig(sample_steps=0), "--sample-steps is 0; give at least 1"),
+    ):
+        with pytest.raises(VlaError, match=message):
             convert(source, tmp_path / "out", "rlds", config, workers=1)
-    with pytest.raises(VlaError, match="width is 100000; give at most 4096 pixels"):
-        convert(source, tmp_path / "out", "rlds", ConvertConfig(width=100_000), workers=1)
     assert list(tmp_path.iterdir()) == []
 
 

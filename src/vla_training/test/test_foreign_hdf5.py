@@ -14,8 +14,8 @@ from foreign_hdf5 import COUNT, SENTENCE, aloha, isaac, libero, robocasa, robomi
 from vla_inference.cli.main import main as vla
 from vla_inference.errors import DataError
 from vla_inference.policies.action_specs import ALOHA
+from vla_training.conversion.config import ConvertConfig
 from vla_training.conversion.convert import convert
-from vla_training.conversion.transform import ConvertConfig
 from vla_training.datasets import open_dataset
 from vla_training.loader.frame_reader import FrameReader
 

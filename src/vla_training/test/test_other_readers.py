@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from demonstrations import LENGTHS, image, psnr
 
+from vla_training.conversion.config import ConvertConfig
 from vla_training.conversion.convert import convert
-from vla_training.conversion.transform import ConvertConfig
 from vla_training.datasets import open_dataset
 
 
 def test_the_lerobot_layout_by_pyarrow_and_av(source, tmp_path):
     out = tmp_path / "set"
-    convert(source, out, "lerobot", ConvertConfig({"agentview": "top"}), workers=1)
+    convert(source, out, "lerobot", ConvertConfig(remap={"agentview": "top"}), workers=1)
     info = json.loads((out / "meta/info.json").read_text())
     assert (info["codebase_version"], info["fps"]) == ("v3.0", 20)
     assert (info["total_episodes"], info["total_frames"]) == (3, sum(LENGTHS))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from vla_inference.cli.options import takes
 from vla_inference.cli.output import JsonOption, print_json
 from vla_inference.errors import VlaError
 from vla_inference.system import progress
@@ -21,6 +23,7 @@ from vla_training.cli.options import (
     SplitOption,
     parse_reading,
 )
+from vla_training.conversion.config import ConvertConfig
 
 LOSSLESS = {
     "rlds": {"encoding": "png"},
@@ -29,7 +32,9 @@ LOSSLESS = {
 }
 
 
+@takes(ConvertConfig)
 def convert(
+    config: ConvertConfig,
     dataset: Annotated[Path, typer.Option(help="Dataset: a folder or file.")],
     convert: Annotated[str, typer.Option(help="Format to write: rlds, hdf5, lerobot or bag.")],
     output: Annotated[Path, typer.Option(help="Where to; a file NAME.hdf5 for hdf5.")],
@@ -40,48 +45,20 @@ def convert(
         str,
         typer.Option(help="Cameras by new names, agentview:image,wrist:None; None leaves out."),
     ] = "",
-    width: Annotated[int | None, typer.Option(help="Width of the images, pixels.")] = None,
-    height: Annotated[int | None, typer.Option(help="Height of the images, pixels.")] = None,
-    sample_steps: Annotated[int, typer.Option(help="Keep every n-th step.")] = 1,
-    sample_actions: Annotated[
-        int, typer.Option(help="Join n actions, from each step that is kept, into one.")
-    ] = 1,
-    rotation: Annotated[
-        str | None, typer.Option(help="Of the actions: rotvec or rpy; as they are, if left out.")
-    ] = None,
-    max_episodes: Annotated[int | None, typer.Option(help="Episodes to convert; all.")] = None,
     lossless: Annotated[bool, typer.Option(help="Keep every pixel, whatever it takes.")] = False,
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE for the writer, such as quality=90.")
     ] = None,
     read: ReadOption = None,
     instruction: InstructionOption = None,
-    allow_no_images: Annotated[
-        bool, typer.Option("--allow-no-images", help="Convert a dataset without images.")
-    ] = False,
-    allow_no_instructions: Annotated[
-        bool,
-        typer.Option("--allow-no-instructions", help="Convert steps without a sentence."),
-    ] = False,
     workers: Annotated[int, typer.Option(help="Worker processes; -1: one per core.")] = -1,
     overwrite: Annotated[bool, typer.Option(help="Replace a dataset at --output.")] = False,
     as_json: JsonOption = False,
 ) -> int:
     """Write a dataset anew in another format."""
     from vla_training.conversion.convert import convert as run
-    from vla_training.conversion.transform import ConvertConfig
 
-    config = ConvertConfig(
-        parse_remap(remap_keys),
-        width,
-        height,
-        sample_steps,
-        sample_actions,
-        max_episodes,
-        rotation,
-        allow_no_images,
-        allow_no_instructions,
-    )
+    config = replace(config, remap=parse_remap(remap_keys))
     writing = parse_options(convert, option or (), lossless)
     begun = shown = time.monotonic()
 

@@ -20,7 +20,8 @@ from typing import Any
 from vla_inference.errors import DataError, VlaError
 from vla_inference.system.worker_pool import WorkerPool
 from vla_inference.types import Episode
-from vla_training.conversion.transform import Change, ConvertConfig
+from vla_training.conversion.config import ConvertConfig
+from vla_training.conversion.transform import Change
 from vla_training.datasets.base import EpisodeSet, open_dataset
 from vla_training.datasets.writers import check_target, open_writer
 

@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
-from vla_inference.errors import DataError, VlaError
+from vla_inference.errors import DataError
+from vla_inference.options import check_options
 from vla_inference.types import ActionSpec, Episode, Observation, Step, check_image
+from vla_training.conversion.config import ConvertConfig
 from vla_training.datasets.action_form import convert_rotation, join_actions, with_rotation
 from vla_training.datasets.base import EpisodeSet
 from vla_training.datasets.writers import DataForm
 
 STATE = "state"
-
-
-@dataclass(frozen=True)
-class ConvertConfig:
-    """What becomes of the episodes.
-
-    remap: camera -> its new name, None to leave it out; "state" may be left out too.
-    width, height: pixels; one of the two keeps the proportions, both squash.
-    sample_steps: every n-th step stays. sample_actions: a step's action is the motion of n, which
-    must be end-effector deltas. A step that stays has the reward of the last one it stands for.
-    rotation: "rotvec" or "rpy", of the actions; None keeps it.
-    allow_no_images, allow_no_instructions: whether a dataset without them is converted all the
-        same.
-    """
-
-    remap: Mapping[str, str | None] = field(default_factory=dict)
-    width: int | None = None
-    height: int | None = None
-    sample_steps: int = 1
-    sample_actions: int = 1
-    max_episodes: int | None = None
-    rotation: str | None = None
-    allow_no_images: bool = False
-    allow_no_instructions: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,12 +35,7 @@ class Change:
 
     @classmethod
     def of(cls, data: EpisodeSet, config: ConvertConfig, name: str) -> Change:
-        for what in ("width", "height", "sample_steps", "sample_actions", "max_episodes"):
-            value = getattr(config, what)
-            if value is not None and value < 1:
-                raise VlaError(f"--{what.replace('_', '-')} is {value}", "give at least 1")
-            if what in ("width", "height") and value is not None and value > 4096:
-                raise VlaError(f"--{what} is {value}", "give at most 4096 pixels")
+        check_options(config)
         first = next((e for e in data if len(e)), None)
         if first is None:
             raise DataError(f"{data.path} holds no step", "check how it was made")

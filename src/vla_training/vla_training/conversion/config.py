@@ -1,0 +1,31 @@
+"""What `vla convert` does to episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vla_inference.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """What becomes of the episodes.
+
+    remap: camera -> its new name, None to leave it out; "state" may be left out too.
+    width, height: one of the two keeps the proportions, both squash.
+    sample_actions: a step's action is the motion of n, which must be end-effector deltas. A step
+        that stays has the reward of the last one it stands for.
+    """
+
+    remap: Mapping[str, str | None] = field(default_factory=dict)
+    width: int | None = option(None, "Width of the images, pixels.", low=1, high=4096)
+    height: int | None = option(None, "Height of the images, pixels.", low=1, high=4096)
+    sample_steps: int = option(1, "Keep every n-th step.", low=1)
+    sample_actions: int = option(
+        1, "Join n actions, from each step that is kept, into one.", low=1
+    )
+    max_episodes: int | None = option(None, "Episodes to convert; all.", low=1)
+    rotation: str | None = option(None, "Of the actions: rotvec or rpy; as they are, if left out.")
+    allow_no_images: bool = option(False, "Convert a dataset without images.")
+    allow_no_instructions: bool = option(False, "Convert steps without a sentence.")
