@@ -1,4 +1,4 @@
-"""What every benchmark shares: where a result came from, and how it is kept.
+"""Shared code of the benchmarks: provenance and storage of results.
 
 A result is one JSON object. `provenance` in it says how to get it again: the command, the commit,
 the device and the versions of what took part.

@@ -1,4 +1,4 @@
-"""Bags that tests of several files write."""
+"""Bags written for the tests of several files."""
 
 from __future__ import annotations
 

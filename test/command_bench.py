@@ -1,4 +1,4 @@
-"""A commander without a robot, and chunks for it."""
+"""A `Commander` without a robot, and chunks for it."""
 
 from __future__ import annotations
 

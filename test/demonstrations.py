@@ -1,4 +1,4 @@
-"""A small set of demonstrations, in robomimic's HDF5 layout, that tests of several files write."""
+"""A small dataset of demonstrations in robomimic's HDF5 layout, for several test files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model's node in its plainest form, for tests: answers every image with steps of no motion.
+"""A minimal model node for tests: answers every image with steps of no motion.
 
 Run it with the behaviour as its first argument.
 """

@@ -1,4 +1,4 @@
-"""A world without a simulator: grey images, and success from a step on that is known before."""
+"""A world without a simulator: grey images, and success from a known step on."""
 
 from __future__ import annotations
 

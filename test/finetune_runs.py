@@ -1,4 +1,4 @@
-"""Small runs of fine-tuning, for the tests of several modules."""
+"""Small fine-tuning runs for the tests of several modules."""
 
 from __future__ import annotations
 

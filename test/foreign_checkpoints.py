@@ -1,4 +1,4 @@
-"""Small checkpoints as other people's programs leave them."""
+"""Small checkpoints in the form that other programs write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the makers of other people's files share: a scene, actions, a controller.
+"""Shared parts of the foreign_* writers: a scene, actions, a controller.
 
 The layouts in foreign_hdf5, foreign_lerobot and foreign_rlds are those that robomimic, LIBERO,
 Isaac Lab, RoboCasa, ALOHA, LeRobot, openpi and TFDS publish; nobody's data is in them.

@@ -1,4 +1,4 @@
-"""HDF5 files as robomimic, LIBERO, Isaac Lab, RoboCasa and ALOHA write them, a few steps each."""
+"""Small HDF5 files in the layouts of robomimic, LIBERO, Isaac Lab, RoboCasa and ALOHA."""
 
 from __future__ import annotations
 

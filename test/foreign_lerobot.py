@@ -1,4 +1,4 @@
-"""LeRobot folders of versions 2.0, 2.1 and 3.0, as LeRobot and openpi write them."""
+"""Small LeRobot folders of versions 2.0, 2.1 and 3.0, as LeRobot and openpi write them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RLDS folders as TFDS writes them, with the features that Open X-Embodiment's sets have."""
+"""Small RLDS folders as TFDS writes them, with the features of Open X-Embodiment."""
 
 from __future__ import annotations
 

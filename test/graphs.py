@@ -1,4 +1,4 @@
-"""What tests that start ROS graphs share: a node under test beside a client, and processes.
+"""Shared code of tests that start ROS graphs: a node under test, a client, processes.
 
 Test files import it by its plain name (`pythonpath` in pyproject.toml).
 """

@@ -1,4 +1,4 @@
-"""Small bags as others write them: by rosbags' own writers alone, nothing of the project."""
+"""Small bags written by rosbags alone, without this project's code."""
 
 from __future__ import annotations
 

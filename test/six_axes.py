@@ -1,4 +1,4 @@
-"""A six-axis arm as a URDF, for tests: meshes that are nowhere, a mount, a tool frame."""
+"""A six-axis arm as a URDF, for tests, with missing meshes, a mount and a tool frame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recorded simulated run validates against itself: on disk, and played into the node."""
+"""Tests that a recorded simulation run validates against itself, on disk and replayed live."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vla rollout`: both nodes from the launch file, a model with random weights, real topics."""
+"""Tests of `vla rollout`: both nodes from the launch file, real topics, a random-weight model."""
 
 from __future__ import annotations
 

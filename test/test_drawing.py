@@ -1,4 +1,4 @@
-"""Drawing without a screen: each way that works here, to the last line; others are refused."""
+"""Tests of headless rendering with every backend that works here; others are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults in a running graph of processes: each ends in a stop with its reason, and passes.
+"""Tests of faults in a running graph: each ends in a stop with its reason, then recovers.
 
 `test/robustness/faults.py` measures the same, 20 times each.
 """

@@ -1,4 +1,4 @@
-"""Figures in the pages are those of committed results, and the check can fail."""
+"""Tests that the docs' figures are those of committed results, and that the check can fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Jetson's launch file comes to the nodes, topics and parameters that it promises."""
+"""Tests that the Jetson launch file starts the promised nodes, topics and parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The launch files mean the same to ROS's own launch and to the stand-in, and end the same.
+"""Tests that launch files behave the same under ROS's own launch and the stand-in.
 
 Each file is launched with recorders in place of the nodes: what they were given, and the exit
 status, is compared. ROS's own launch is the installed one, or those in VLA_LAUNCH_SOURCES: a list

@@ -1,4 +1,4 @@
-"""What packages may import (one direction), what package.xml names, what a release carries."""
+"""Tests of package structure: import direction, package.xml, files in a release."""
 
 from __future__ import annotations
 

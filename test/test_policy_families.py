@@ -1,4 +1,4 @@
-"""A policy family that another package brings: found, described, run by node, commands, rollout.
+"""Tests of a policy family from another package: found, described, run by node and commands.
 
 The package is test/plugins/wave_policy, installed as a dist-info folder beside it says.
 """

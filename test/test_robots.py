@@ -1,4 +1,4 @@
-"""The parameter and launch files for controllers: understood by the node, and what they remap."""
+"""Tests of the parameter and launch files for controllers."""
 
 from __future__ import annotations
 

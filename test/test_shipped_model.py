@@ -1,4 +1,4 @@
-"""The model that ships does what its card says, and a model that does not would be noticed.
+"""Tests that the shipped model does what its card says, and that a worse one would fail.
 
 Fixed episodes, without ROS: the way there and back is `test_closed_loop.py`'s.
 """

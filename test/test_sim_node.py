@@ -1,4 +1,4 @@
-"""The simulation node in a real ROS graph, with a fake model that behaves or misbehaves."""
+"""Tests of the simulation node in a real ROS graph, with a fake model that may misbehave."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SROS 2 policy: of the form of its schema, and our nodes may do by it what they do.
+"""Tests of the SROS 2 policy: valid by its schema, and sufficient for the nodes.
 
 And what holds for the parameters of all nodes.
 """

@@ -1,4 +1,4 @@
-"""The shipping model made tiny: what tests of training train."""
+"""A tiny version of the shipped model, for tests of training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A compiled folder on a machine that has TVM's runtime alone: this file, run as a process."""
+"""Runs a compiled folder with TVM's runtime alone, in its own process."""
 
 from __future__ import annotations
 

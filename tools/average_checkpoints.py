@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Average two checkpoints of one shape: what a further training won, and less of what it forgot.
+"""Averages two checkpoints of one shape (weights, number by number).
 
     python tools/average_checkpoints.py BEFORE AFTER OUTPUT [--share 0.75]
 

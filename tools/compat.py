@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run the tests in test/compat: other libraries read what we wrote, and we what they wrote.
+"""Runs the tests in test/compat, which exchange files with other libraries.
 
 Each library lives in an environment of its own in .venv-compat, made at the first call from
 requirements/compat-NAME.txt. Names may be given to run some only; `--make` stops before the tests.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fill the pages' tables of measured figures from committed results; check every stated figure.
+"""Fills the docs' tables of measured figures from committed results; checks every stated figure.
 
     python tools/figures.py            # writes the tables
     python tools/figures.py --check    # exit status 1 where a page and its results differ

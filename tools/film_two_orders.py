@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Film one scene of Stack_L twice, side by side: asked for one order, asked for the other.
+"""Films one scene of Stack_L twice, side by side, with the two opposite instructions.
 
     python tools/film_two_orders.py docs/images/stack_l.webp [--scenes 2] [--seed 7]
 

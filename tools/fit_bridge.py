@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Do data, normalisation, training and evaluation agree? Fit a small model, then `vla eval` it.
+"""Fits a small model to a slice of Bridge and runs `vla eval` on it: an end-to-end check.
 
     python tools/fit_bridge.py [--data FOLDER] [--steps 2000] [--output FOLDER]
 

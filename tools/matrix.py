@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Try the workspace under other Pythons and other ROS 2 wheels; print and write a table.
+"""Tests the workspace under other Pythons and other ROS 2 wheels; prints and writes a table.
 
 Each combination is a copy of this checkout's files in .venv-matrix/NAME, set up there as a user
 would (`tools/setup.py`), in which a quick set of tests runs. A Python that this machine lacks is

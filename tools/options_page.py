@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write docs/options.md: every option of every command, as their functions declare them.
+"""Writes docs/options.md: every option of every command, as the code declares them.
 
 python tools/options_page.py            # writes the page
 python tools/options_page.py --check    # exit status 1 where the page is out of date

@@ -1,4 +1,4 @@
-"""Tables of the docs that commands of this folder write."""
+"""Replaces marked tables in Markdown pages."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fill docs/explanation/speed.md: tables of what was measured (bench/results/), projections.
+"""Fills docs/explanation/speed.md with measured tables (bench/results/) and projections.
 
     python tools/roofline.py            # writes the page's tables
     python tools/roofline.py --check    # exit status 1 where they are not what the files give

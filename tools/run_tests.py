@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""All tests once; then what draws, once more with the other way of drawing where there is one.
+"""Runs all tests, then the rendering tests again with the other renderer if there is one.
 
 What is given goes to pytest both times. Run by `make test`, within the workspace.
 """

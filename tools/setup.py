@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Set the workspace up: environment, requirements, ROS 2, colcon build. Safe to call every time.
+"""Sets the workspace up: environment, requirements, ROS 2, colcon build. Safe to call every time.
 
 Needs nothing but a Python 3.8 or newer to run under; the environment it makes uses 3.10 to 3.12.
 Each step leaves a stamp in .venv/.vla when it is through, with a hash of what it depended on: a

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fill docs/explanation/study.md: tables and image of the study in bench/results/study.json.
+"""Fills docs/explanation/study.md: tables and plot of the study in bench/results/study.json.
 
     python tools/study_page.py                # writes the tables, and docs/images/study.webp
     python tools/study_page.py --take STUDY   # the same of another folder of `vla study`

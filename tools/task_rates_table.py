@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The table of success rates of demonstrations, from what runs of task_rates.py left.
+"""Writes the table of demonstration success rates from the results of task_rates.py.
 
     python tools/task_rates_table.py FILE FILE ... [--into docs/reference.md]
 

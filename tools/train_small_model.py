@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the small model that ships: generate, train, evaluate, in one go on a machine with GPUs.
+"""Makes the shipped model on a machine with GPUs: generates data, trains, evaluates.
 
     python tools/train_small_model.py WORKDIR --data Stack_D2:1100:21 --data Stack_L:2100:22 \
         --data Stack_D0:250:23 --data Lift_D1:350:24 --stills Stack_L:8000:31 --minutes 4.5 \

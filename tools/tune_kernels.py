@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Find the fastest launches of the kernels on this chip; write them down.
+"""Finds the fastest launch settings of the kernels on this chip and writes them down.
 
     python tools/tune_kernels.py [--kinds dense int8 fp8 int4 coded-int8 coded-int4 small]
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What ROS costs in the closed loop, against the same episodes without ROS in the same run.
+"""Overhead of ROS in the closed loop, against the same episodes without ROS.
 
     python bench/closed_loop/closed_loop.py [--task Stack_D0] [--episodes 5] [--seed 7]
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Success and gaps by the delay of answers: model, commander and simulated robot in one process.
+"""Success and gaps in motion by answer delay: model, commander and simulated robot in one process.
 
     python bench/closed_loop/delays.py --delay 0.35 [--episodes 20]
         [--stretch 2.5 --catch-up 0.3 --blend 0.1]

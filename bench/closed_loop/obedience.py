@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Does the recipe learn to read? A tiny model on drawn images of two blocks, on a CPU.
+"""Instruction following of the training recipe: a tiny model on drawn images, on a CPU.
 
     python bench/closed_loop/obedience.py
     python bench/closed_loop/obedience.py --other-order 0 --stills 0   # demonstrations alone

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What fewer bits cost in closed loop: success on the same episodes, without ROS.
+"""Closed-loop success with quantised weights, on the same episodes, without ROS.
 
     python bench/closed_loop/quantized_rollouts.py --task Stack_D2 --episodes 200 --seed 7
     python bench/closed_loop/quantized_rollouts.py --pool REPORT REPORT

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Success of the model that ships, by the way its commands take to the simulated arm; JSON.
+"""Closed-loop success of the shipped model by command path (direct, twist, pose); JSON.
 
     python bench/closed_loop/robot_paths.py --path direct|twist|pose [--episodes 20] [--seed 7]
     python bench/closed_loop/robot_paths.py --path twist --delay 0.35 --stretch 2

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Success of a model over tasks and languages, without ROS, by several processes.
+"""Closed-loop success over tasks and languages, without ROS, in several processes.
 
     python bench/closed_loop/success.py Stack_D2:200 Stack_L:200 Stack_L:200:held-out
         [--seed 7] [--workers 2]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast demonstrations are made, what images cost, and that kill -9 loses none.
+"""Rate of generating demonstrations, cost of images, and a check that SIGKILL loses none.
 
     python bench/data/generation.py [--episodes 16] [--parallel 2] [--only rendering|control]
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Whether an episode costs the same in a dataset of 10,000 as in one of 100.
+"""Cost of an episode by dataset size, from 100 to 10,000 episodes.
 
     python bench/data/generation_scaling.py [--episodes 100 1000 10000] [--parallel 2]
         [--ray-address A]

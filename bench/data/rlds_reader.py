@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Rate of the RLDS reader, beside tensorflow-datasets' on the same data, and whether they agree.
+"""Rate of the RLDS reader against tensorflow-datasets on the same data, with a check for equality.
 
     VLA_TF_PYTHON=/path/to/venv/bin/python \
         python bench/data/rlds_reader.py [--data FOLDER] [--repeat 5]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Rate and memory of HDF5 -> RLDS, beside tensorflow-datasets' own writer on the same file.
+"""Rate and memory of HDF5 -> RLDS against tensorflow-datasets' own writer on the same file.
 
     VLA_TF_PYTHON=/path/to/venv/bin/python python bench/data/rlds_writer.py [--data demo.hdf5]
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How often an attempt at a demonstration succeeds, for every task and method.
+"""Success rate of demonstration attempts, for every task and method.
 
     python bench/data/task_rates.py [--attempts 200] [--workers 2] [--only Stack_D1] [--json FILE]
 

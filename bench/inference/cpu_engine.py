@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The torch engine on CPU against plain PyTorch and ONNX Runtime, from image to action.
+"""The CPU engine against plain PyTorch and ONNX Runtime, from image to action.
 
     python bench/inference/cpu_engine.py [--model models/stack-small] [--rounds 30] [--threads 2]
 

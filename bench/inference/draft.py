@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How often an action's tokens are those of the one before: what a draft of them saves.
+"""Share of action tokens equal to the previous action's: what draft decoding saves.
 
     python bench/inference/draft.py --task Stack_D2 --episodes 10 --seed 7
 

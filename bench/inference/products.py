@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Matrix products of a pass over many positions, by every library way: TFLOP/s on this GPU."""
+"""Matrix-product rates of the prefill by library: TFLOP/s on this GPU."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How far quantised weights move a model's answers: the error of normalised actions by format.
+"""Error of normalised actions by quantisation format.
 
     python bench/inference/quantization_error.py [--size openvla-oft-7b --device cuda]
         [--observations 32]

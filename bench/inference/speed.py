@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""`vla bench` where nothing is installed but PyTorch: see vla_inference/bench/speed.py.
+"""`vla bench` on a machine with PyTorch alone: see vla_inference/bench/speed.py.
 
 python bench/inference/speed.py [--size openvla-7b] [--paths reference plain torch torch:int8 ...]
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The TVM engine at full size: compile the library anywhere, then check and time it on its chip.
+"""The TVM engine at full size: compile on any machine, then check and time it on the GPU.
 
     python bench/inference/tvm_engine.py compile FOLDER [--target cuda:sm_90] [--quantization int4]
     python bench/inference/tvm_engine.py run FOLDER [--observations 200] [--profile]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Vision engines against PyTorch in float32, at the real size: error, action tokens, time.
+"""Vision engines at full size against PyTorch in float32: error, action tokens, time.
 
     python bench/inference/vision_engines.py [--engines onnx] [--dtype float16]
         [--observations 200]

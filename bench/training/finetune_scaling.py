@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fine-tuning of the 7B shape on several GPUs: samples/s, utilisation, memory, what is lost where.
+"""Fine-tuning of the 7B shape on several GPUs: samples/s, utilisation, memory, where time is lost.
 
     torchrun --standalone --nproc-per-node 8 bench/training/finetune_scaling.py [--batch 32]
                              # full, FSDP2

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Offline accuracy of the shipped model on generated episodes that no training saw.
+"""Offline accuracy of the shipped model on generated episodes outside its training set.
 
     python bench/training/unseen_accuracy.py [--task Stack_D2] [--episodes 24] [--seed 1000007]
 

@@ -1,4 +1,4 @@
-"""lerobot and we: each reads what the other wrote."""
+"""Compatibility with lerobot: each side reads what the other wrote."""
 
 from __future__ import annotations
 

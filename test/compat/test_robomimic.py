@@ -1,4 +1,4 @@
-"""robomimic and we: it reads what we wrote; we read a file that it has written into."""
+"""Compatibility with robomimic: it reads our files, and we read one it has written into."""
 
 from __future__ import annotations
 

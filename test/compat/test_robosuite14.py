@@ -1,4 +1,4 @@
-"""With a real robosuite 1.4, in the Python that VLA_TEST_ROBOSUITE14_PYTHON names.
+"""Tests with a real robosuite 1.4, under the Python in VLA_TEST_ROBOSUITE14_PYTHON.
 
 The `mimicgen` it finds is a stand-in: robosuite's own Stack under the package's names.
 """

@@ -1,4 +1,4 @@
-"""tensorflow-datasets and we: each reads what the other wrote, the slice of Bridge too."""
+"""Compatibility with tensorflow-datasets: each side reads what the other wrote."""
 
 from __future__ import annotations
 

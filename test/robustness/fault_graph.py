@@ -1,4 +1,4 @@
-"""The graph that faults.py does harm to: a camera or the simulator, a model, the commands.
+"""The graph in which faults.py injects faults: a camera or the simulator, a model, commands.
 
 A process each; a node of this process hears their commands and statuses.
 """

@@ -1,4 +1,4 @@
-"""A camera, an arm and a model that go wrong when told to, for test/robustness/faults.py.
+"""A camera, an arm and a model that fail on request, for test/robustness/faults.py.
 
     python test/robustness/fault_processes.py camera|model|arm|joints [--ros-args ...]
 

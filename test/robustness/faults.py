@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Faults in a running graph: how soon the command node is safe, why, and whether it recovers.
+"""Fault injection in a running graph: time to a safe state, its reason, recovery.
 
     python test/robustness/faults.py [--times 20] [--only NAME ...] [--watchdog 0.5]
         [--output FILE]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A million random chunks, delays and faults against the command path; JSON of what was seen.
+"""Fuzzes the command path with a million random chunks, delays and faults; writes JSON.
 
     python test/robustness/safety_fuzz.py [--chunks 1000000] [--joint-periods 200000] [--seed 0]
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The closed loop in real time for an hour: what grows, what is missed, what is left behind.
+"""Soak test: the closed loop in real time for an hour; what grows, fails or is left behind.
 
     python test/robustness/soak.py [--minutes 60] [--task Stack_D2] [--job-every 120]
         [--swap-every 300]

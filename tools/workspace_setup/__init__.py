@@ -1,1 +1,1 @@
-"""The steps of `tools/setup.py`. Only the standard library, and Python 3.8 or newer."""
+"""The steps of `tools/setup.py`. Standard library only, Python 3.8 or newer."""

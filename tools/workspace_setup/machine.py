@@ -1,4 +1,4 @@
-"""What the machine has and lacks: ROS, a Python, libraries, a GPU."""
+"""Detects what the machine has: ROS, Pythons, libraries, a GPU."""
 
 from __future__ import annotations
 

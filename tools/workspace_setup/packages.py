@@ -1,4 +1,4 @@
-"""The environment in .venv and what is installed into it."""
+"""Makes the environment in .venv and installs packages into it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the steps share: where things are, what was done, how commands are run and told of."""
+"""Shared code of the steps: paths, stamps, running and reporting commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The build of the workspace, and the file that a shell sources to work in it."""
+"""Builds the workspace and writes the file that a shell sources to work in it."""
 
 from __future__ import annotations
 

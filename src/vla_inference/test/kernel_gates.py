@@ -1,4 +1,4 @@
-"""Every Triton kernel against float64; `test_kernels.py` runs these in a process of their own.
+"""Compares every Triton kernel with float64; `test_kernels.py` runs this in its own process.
 
 On the CPU by Triton's interpreter, on a GPU compiled. Outputs are poisoned: what a kernel doesn't
 write is NaN, what it must not write or read is as well.

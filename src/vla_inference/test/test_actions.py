@@ -1,4 +1,4 @@
-"""Actions as tokens and as numbers in [-1, 1], and back."""
+"""Tests of action tokens: from normalised actions to tokens and back."""
 
 from __future__ import annotations
 

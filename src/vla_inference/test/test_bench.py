@@ -1,4 +1,4 @@
-"""`vla bench`: every path measured on the same inputs, with what the table says about each."""
+"""Tests of `vla bench`: every path runs on the same inputs and is reported in the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A damaged or foreign checkpoint folder is refused, and the error names what is wrong."""
+"""Tests of checkpoint loading: damaged or foreign folders are refused with a precise error."""
 
 from __future__ import annotations
 

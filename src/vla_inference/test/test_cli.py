@@ -1,4 +1,4 @@
-"""The command line's root: commands found, mistakes told in one line, the right exit status."""
+"""Tests of the `vla` root command: subcommands, one-line errors, exit statuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command node in a real ROS graph: what a controller hears, and what stops it.
+"""Tests of the command node in a real ROS graph: its output, and what stops it.
 
 "Nothing was published" is shown by a sentinel: the first thing heard afterwards is what was asked
 for last.

@@ -1,4 +1,4 @@
-"""Commander and safety: chunks in, commands out; and a fuzz of all of it together."""
+"""Tests of commander and safety, including a fuzz of the whole command path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands are made of: velocities, limits, chunks in time, targets, the gripper."""
+"""Tests of the control core: velocities, limits, chunk timing, target poses, gripper."""
 
 from __future__ import annotations
 

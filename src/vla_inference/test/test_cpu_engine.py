@@ -1,4 +1,4 @@
-"""`engine: torch` on CPU against the plain path: all heads, vision encoders and products."""
+"""Tests of `engine: torch` on CPU against the plain path: all heads and vision encoders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `vla doctor` finds amiss, on machines made up of files."""
+"""Tests of `vla doctor` on simulated machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last action as a draft: the tokens are those of plain decoding, whatever was drafted."""
+"""Tests of draft decoding: the tokens equal those of plain decoding, whatever the draft."""
 
 from __future__ import annotations
 

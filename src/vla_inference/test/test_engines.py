@@ -1,4 +1,4 @@
-"""Every engine that runs on this machine, against the plain one on random observations."""
+"""Tests of every engine that runs on this machine against the plain path."""
 
 from __future__ import annotations
 

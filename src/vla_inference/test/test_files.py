@@ -1,4 +1,4 @@
-"""Files that appear whole, and locks: with processes that are killed or go on."""
+"""Tests of atomic file writes and locks, with processes that are killed."""
 
 from __future__ import annotations
 

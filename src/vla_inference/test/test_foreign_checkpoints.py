@@ -1,4 +1,4 @@
-"""Checkpoints as other people's programs write them: read as they mean, or refused by name."""
+"""Tests of checkpoints from other programs: read correctly or refused by name."""
 
 from __future__ import annotations
 

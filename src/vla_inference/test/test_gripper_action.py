@@ -1,4 +1,4 @@
-"""The gripper as an action: goals as controllers read them, on change, cancelled by a stop.
+"""Tests of the gripper action client: goals on change, cancelled by a stop.
 
 With control_msgs against a real action server; without, against a stand-in of rclpy's client.
 """

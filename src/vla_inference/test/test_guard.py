@@ -1,4 +1,4 @@
-"""Whatever a callback raises, the node lives on, says so, counts it and hears the next message."""
+"""Tests of the callback guard: a callback that raises is logged and counted, the node runs on."""
 
 from __future__ import annotations
 

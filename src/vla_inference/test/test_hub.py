@@ -1,4 +1,4 @@
-"""Checkpoints of the Hugging Face Hub: with a network, and without one."""
+"""Tests of checkpoints from the Hugging Face Hub, online and offline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Joint commands: limits always kept, targets reached, nothing before the joints are known."""
+"""Tests of joint commands: limits kept, targets reached, nothing sent before joints are known."""
 
 from __future__ import annotations
 

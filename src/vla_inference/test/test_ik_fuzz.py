@@ -1,4 +1,4 @@
-"""An arm that lies about its joints: no step beyond the velocities, and the fuzz would see one."""
+"""Fuzz test of the IK path with false joint states: no step exceeds the velocity limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The IK node in a real ROS graph: what a joint_trajectory_controller hears, and when nothing."""
+"""Tests of the IK node in a real ROS graph: what it publishes and when it publishes nothing."""
 
 from __future__ import annotations
 

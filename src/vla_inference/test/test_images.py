@@ -1,4 +1,4 @@
-"""Images survive the way through ROS messages; what is no image is refused by name."""
+"""Tests of image conversion to and from ROS messages; invalid images are refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inference node in a real ROS graph: what it answers, what it refuses, how it is managed.
+"""Tests of the inference node in a real ROS graph: answers, refusals, lifecycle.
 
 "Nothing was published" is shown by a good image sent afterwards: the next chunk is its answer.
 """

@@ -1,4 +1,4 @@
-"""The inference node on a robot: cameras and state, another model while it runs, health."""
+"""Tests of the inference node in operation: cameras, state, model changes, health."""
 
 from __future__ import annotations
 

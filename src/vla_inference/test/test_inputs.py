@@ -1,4 +1,4 @@
-"""Several inputs of one moment: what goes together, what is missing, what the state is."""
+"""Tests of input synchronisation and of the robot state vector."""
 
 from __future__ import annotations
 

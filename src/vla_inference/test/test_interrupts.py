@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment: no traceback, no worker left, an end in time."""
+"""Tests of Ctrl-C at any moment: no traceback, no worker left, a prompt end."""
 
 from __future__ import annotations
 

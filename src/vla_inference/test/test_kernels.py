@@ -1,4 +1,4 @@
-"""The Triton kernels' gates, in a process whose Triton interprets where there is no GPU."""
+"""Runs the kernel gates in their own process; without a GPU Triton interprets the kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The launch stand-in means what `ros2 launch` means, and refuses the rest by name and place."""
+"""Tests of the launch stand-in: it agrees with `ros2 launch` or refuses by file and line."""
 
 from __future__ import annotations
 

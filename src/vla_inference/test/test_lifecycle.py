@@ -1,4 +1,4 @@
-"""A process with one of our nodes ends in time, with the right status and without a traceback."""
+"""Tests of node processes: they end in time, with the right status, without a traceback."""
 
 from __future__ import annotations
 

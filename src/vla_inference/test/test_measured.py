@@ -1,4 +1,4 @@
-"""What is told of the robot may be wrong: it must neither move it nor switch its limits off."""
+"""Tests of wrong measured poses: they neither move the robot nor disable its limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Action chunks survive the way through ROS; what must not be executed is refused."""
+"""Tests of action chunks as ROS messages; chunks that must not be executed are refused."""
 
 from __future__ import annotations
 

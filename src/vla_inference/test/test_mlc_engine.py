@@ -1,4 +1,4 @@
-"""`engine: mlc` on a library in mlc_llm's layout, which is built here by TVM, and its driver.
+"""Tests of `engine: mlc` on a library in mlc_llm's layout, built here with TVM.
 
 Functions, their arguments and the tensor cache are those of a Llama compiled by mlc_llm's CLI
 (q4f32_1: packed as q4f16_1, arithmetic in float32, which a CPU can check).

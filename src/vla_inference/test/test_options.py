@@ -1,4 +1,4 @@
-"""Options that are said once: as fields of a config, for the command line and for checks."""
+"""Tests of options declared as dataclass fields, for the command line and for checks."""
 
 from __future__ import annotations
 

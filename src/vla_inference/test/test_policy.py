@@ -1,4 +1,4 @@
-"""A policy answers with actions in the right units, or says why it doesn't."""
+"""Tests of the OpenVLA policy: actions in the right units, or an error that says why not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images become the pixels that the original's torchvision and TensorFlow made of them."""
+"""Tests of preprocessing: the pixels equal those of torchvision and TensorFlow."""
 
 from __future__ import annotations
 

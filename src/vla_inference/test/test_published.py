@@ -1,4 +1,4 @@
-"""Checkpoints as others publish them: OpenVLA-OFT's extra files, constants, shards."""
+"""Tests of published OpenVLA-OFT checkpoints: extra files, constants, shards."""
 
 from __future__ import annotations
 

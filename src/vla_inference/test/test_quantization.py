@@ -1,4 +1,4 @@
-"""Formats, rounding, quantised checkpoints: what is packed is unpacked, and errors are bounded."""
+"""Tests of quantisation: formats, packing, rounding error, quantised checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models with random weights, of our shapes and of the published ones."""
+"""Tests of random-weight models, in small and in published shapes."""
 
 from __future__ import annotations
 

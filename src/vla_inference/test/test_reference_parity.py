@@ -1,4 +1,4 @@
-"""The model answers as the original OpenVLA and OpenVLA-OFT code does (see data/*/README.md).
+"""Parity with the original OpenVLA and OpenVLA-OFT code (see data/*/README.md).
 
 The full comparison builds the vision encoders at their real size, 700 M random weights, and is
 marked slow. The quick one starts from the embeddings that the vision encoders gave in a full run,

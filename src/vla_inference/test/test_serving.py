@@ -1,4 +1,4 @@
-"""The latest value is kept, rates are measured, a model's thread starts and stops as asked."""
+"""Tests of the latest-value slot, the rate meter and the model thread."""
 
 from __future__ import annotations
 

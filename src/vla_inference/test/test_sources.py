@@ -1,4 +1,4 @@
-"""Images out of folders, files, cameras and streams; `vla infer` and the camera node on them."""
+"""Tests of image sources: folders, files, cameras, streams; `vla infer` and the camera node."""
 
 from __future__ import annotations
 

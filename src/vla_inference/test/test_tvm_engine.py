@@ -1,4 +1,4 @@
-"""`engine: tvm`: libraries compiled here for the CPU answer as the plain path does."""
+"""Tests of `engine: tvm`: libraries compiled here for the CPU against the plain path."""
 
 from __future__ import annotations
 

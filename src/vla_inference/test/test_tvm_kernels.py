@@ -1,4 +1,4 @@
-"""Kernels of `engine: tvm` go to the GPU's machine as machine code, and load there without nvcc.
+"""Tests of CUDA kernels shipped as machine code, which load without nvcc.
 
 No GPU is needed: TVM asks for kernels while it loads a library, before it asks the driver for
 anything; so a libcuda.so.1 of empty functions is enough to see that.

@@ -1,4 +1,4 @@
-"""`vision: onnx` and `vision: tensorrt`, the latter against a stand-in of its Python API.
+"""Tests of `vision: onnx` and `vision: tensorrt` (against a stand-in of its API).
 
 TensorRT's own library does not load without an NVIDIA driver: what is checked of it here is the
 order of calls, their arguments, and what becomes of failures. The stand-in's engine runs the ONNX

@@ -1,4 +1,4 @@
-"""Vision-language-action models as ROS 2 nodes."""
+"""Vision-language-action (VLA) models as ROS 2 nodes."""
 
 import os
 

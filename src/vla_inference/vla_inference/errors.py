@@ -1,4 +1,4 @@
-"""One exception for everything a user can fix: what is wrong, and what to do about it."""
+"""`VlaError`, for everything a user can fix: a problem and its remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An option is said once: a field of a config that is an option of its command as well.
+"""Options as dataclass fields: type, default, range and help are declared once.
 
 `cli.options.takes` makes the command's options of such fields, and what is read off the command
 (help, what a job may name, docs/options.md) follows. `check_options` holds values to what the

@@ -1,4 +1,4 @@
-"""The vocabulary every package shares: what goes into a policy, what comes out, what is stored.
+"""Types that every package shares: observations, actions, episodes.
 
 Conventions outside the simulator: SI units, rotations as rotation vectors unless the `ActionSpec`
 says otherwise, gripper 1 = open and 0 = closed, images uint8 RGB height x width x 3, upright.

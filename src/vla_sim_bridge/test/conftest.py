@@ -1,4 +1,4 @@
-"""A simulation without physics, so that rules can be tested in no time."""
+"""Fixtures: a simulation without physics, so that rules can be tested fast."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""A second model or simulation on the topics is told from the stamps of frames and chunks."""
+"""Tests of the stamp check that detects a second model or simulation on the topics."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Tests of the simulation's `vla` commands: options, errors, summaries."""
+
 from types import SimpleNamespace
 
 import pytest

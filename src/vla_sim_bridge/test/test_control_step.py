@@ -1,4 +1,4 @@
-"""Our control step beside robosuite's own: every number of an episode, bit by bit."""
+"""Tests of the fast control step against robosuite's: every number of an episode, bit by bit."""
 
 from __future__ import annotations
 

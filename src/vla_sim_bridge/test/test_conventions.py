@@ -1,3 +1,5 @@
+"""Tests of the conversion from action chunks to simulation actions."""
+
 import numpy as np
 import pytest
 from hypothesis import given

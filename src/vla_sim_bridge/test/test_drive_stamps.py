@@ -1,4 +1,4 @@
-"""Commands whose stamp is no time: the simulated robot rejects them and hears the next."""
+"""Tests of commands with invalid stamps: the simulated robot rejects them and keeps running."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Tests of an episode from reset to outcome."""
+
 import numpy as np
 
 from vla_sim_bridge.evaluation.episode import SETTLE_STEPS, EpisodeRun

@@ -1,3 +1,5 @@
+"""Tests of closed-loop evaluation: counts, reports, films."""
+
 import json
 import math
 import re

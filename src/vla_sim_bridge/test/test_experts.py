@@ -1,4 +1,4 @@
-"""Each task's scripted expert in robosuite: an episode of it succeeds and stays successful."""
+"""Tests of each task's scripted expert in robosuite: it succeeds and success lasts."""
 
 import numpy as np
 import pytest

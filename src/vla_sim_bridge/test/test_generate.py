@@ -1,4 +1,4 @@
-"""Generation: the same seed gives the same episodes, and kill -9 loses none."""
+"""Tests of generation: a seed gives the same episodes, and SIGKILL loses none."""
 
 from __future__ import annotations
 

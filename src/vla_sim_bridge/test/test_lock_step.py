@@ -1,3 +1,5 @@
+"""Tests of lock step: matching answers to frames, resending, giving up."""
+
 from vla_sim_bridge.ros.lock_step import FIRST_RESEND, RESENDS, LockStep, Verdict
 
 TEXT = "stack them"

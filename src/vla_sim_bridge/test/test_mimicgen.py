@@ -1,4 +1,4 @@
-"""The MimicGen method: segmentation, carrying over, execution."""
+"""Tests of the MimicGen method: segmentation, transfer, execution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bridge to another Python, with stand-ins for what is installed there."""
+"""Tests of the bridge to an installed mimicgen, with stand-ins for that package."""
 
 import contextlib
 import os

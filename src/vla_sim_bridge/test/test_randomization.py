@@ -1,4 +1,4 @@
-"""Looks and dynamics vary from one source of chance, and nothing of an episode else does."""
+"""Tests of domain randomisation: looks and dynamics vary reproducibly, and nothing else does."""
 
 from __future__ import annotations
 

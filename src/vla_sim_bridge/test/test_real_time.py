@@ -1,3 +1,5 @@
+"""Tests of real-time chunk execution."""
+
 import numpy as np
 import pytest
 

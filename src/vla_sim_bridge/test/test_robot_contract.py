@@ -1,4 +1,4 @@
-"""The simulated robot takes what MoveIt Servo, FZI's controller and CRISP take, and no more."""
+"""Tests of the simulated controllers: they accept what MoveIt Servo, FZI and CRISP accept."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Tests of the simulation node's parameters and their checks."""
+
 import json
 
 import pytest

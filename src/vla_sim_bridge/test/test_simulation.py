@@ -1,4 +1,4 @@
-"""The real thing: robosuite and MuJoCo, once for all tests of this file."""
+"""Tests of the real simulation: robosuite and MuJoCo, started once for this file."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Stack_L in robosuite: which order counts is the sentence's business alone."""
+"""Tests of Stack_L in robosuite: the sentence alone decides which order counts."""
 
 import pytest
 

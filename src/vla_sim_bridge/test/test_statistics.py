@@ -1,3 +1,5 @@
+"""Tests of the confidence intervals."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

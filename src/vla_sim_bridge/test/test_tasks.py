@@ -1,3 +1,5 @@
+"""Tests of the task registry, success rules and sentences."""
+
 import re
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Workers, by processes and by Ray: results and errors come back, a death is told."""
+"""Tests of generation workers, as processes and in Ray: results, errors, dead workers."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Simulation for VLA models: tasks, demonstrations, closed-loop evaluation, a ROS node."""

@@ -1,3 +1,5 @@
+"""Fixtures shared by the tests of training."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The formulas of offline evaluation, against figures worked out by hand and as properties."""
+"""Tests of the accuracy formulas, against hand-computed values and as properties."""
 
 from __future__ import annotations
 

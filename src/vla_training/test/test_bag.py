@@ -1,4 +1,4 @@
-"""rosbag2 bags of ours: read by us and by others, whole and damaged."""
+"""Tests of rosbag2 bags written here: read back, read by other libraries, damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cameras in bags of others: depth and video beside colour, encodings, formats, stamps."""
+"""Tests of cameras in foreign bags: depth, video, encodings, formats, stamps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Joint states in bags: by name, as last known, whoever publishes them and in which order."""
+"""Tests of joint states in bags: by name, several publishers, any order."""
 
 from __future__ import annotations
 

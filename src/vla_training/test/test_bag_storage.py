@@ -1,4 +1,4 @@
-"""Bags of ROS 1, packed ones, cut ones, and others that hold no ROS at all."""
+"""Tests of bag storage: ROS 1, compressed and truncated bags, files that are no bags."""
 
 from __future__ import annotations
 

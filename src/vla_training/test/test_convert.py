@@ -1,4 +1,4 @@
-"""From every format to every other: what stays equal, what is changed on the way."""
+"""Tests of conversion between all formats: what stays equal and what changes."""
 
 from __future__ import annotations
 

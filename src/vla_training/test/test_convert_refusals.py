@@ -1,4 +1,4 @@
-"""What a conversion refuses, and that nothing half is left then."""
+"""Tests of refused conversions: nothing half-written is left."""
 
 from __future__ import annotations
 

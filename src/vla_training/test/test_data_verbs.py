@@ -1,4 +1,4 @@
-"""`vla convert` and `vla data`, called as a user does and as a job."""
+"""Tests of `vla convert` and `vla data`, as commands and as jobs."""
 
 from __future__ import annotations
 

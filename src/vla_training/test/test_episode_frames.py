@@ -1,4 +1,4 @@
-"""Frames for training from any dataset, and a model that fits the Bridge slice in `vla eval`."""
+"""Tests of training frames from any dataset, and a model fitted to the Bridge slice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Offline evaluation: figures, files, and refusals where model and dataset don't go together."""
+"""Tests of offline evaluation: metrics, files, refusal of mismatched model and dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tuning end to end: it learns, ends well, goes on bit for bit, and says what is wrong."""
+"""Tests of fine-tuning end to end: it learns, stops cleanly, resumes bit for bit."""
 
 from __future__ import annotations
 

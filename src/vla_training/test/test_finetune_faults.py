@@ -1,4 +1,4 @@
-"""Fine-tuning when something is wrong: bad input, lost processes, full disks; and who is told."""
+"""Tests of fine-tuning faults: bad input, lost processes, full disks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""rosbag2 bags of others: other messages, joints, encodings, disorder."""
+"""Tests of rosbag2 bags from other recorders: other messages, encodings, unordered data."""
 
 from __future__ import annotations
 

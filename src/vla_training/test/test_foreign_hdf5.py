@@ -1,4 +1,4 @@
-"""HDF5 files of other people: what they state is used, what they hold otherwise is found."""
+"""Tests of HDF5 files from other projects: stated conventions are used, others detected."""
 
 from __future__ import annotations
 

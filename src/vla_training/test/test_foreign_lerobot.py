@@ -1,4 +1,4 @@
-"""LeRobot folders of other people: other versions, other names, films with gaps."""
+"""Tests of LeRobot folders from other projects: versions, names, videos with gaps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RLDS sets of others: sentences, actions and images where Open X-Embodiment has them."""
+"""Tests of RLDS datasets in the layouts of Open X-Embodiment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paths that a job is given: none leads out of its root."""
+"""Tests of job paths: none leads out of the root."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs: what may be asked for, and how each end of one is told."""
+"""Tests of jobs: which options are allowed, and how each way a job ends is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sentences drawn anew, the other order, stills: what makes a model read, from file to batch."""
+"""Tests of reworded sentences, the opposite order and reset images in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What we write, read by others: pyarrow and PyAV. The formats' own libraries: test/compat."""
+"""Tests that pyarrow and PyAV read what is written here; other libraries are in test/compat."""
 
 from __future__ import annotations
 

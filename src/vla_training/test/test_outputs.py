@@ -1,4 +1,4 @@
-"""Outputs that cannot be written: one line and exit status 2, before any work is done."""
+"""Tests of outputs that cannot be written: one line and exit status 2 before any work."""
 
 from __future__ import annotations
 

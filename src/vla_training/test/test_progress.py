@@ -1,4 +1,4 @@
-"""Progress: told by a command, read by who runs it."""
+"""Tests of progress reports between a command and the process that started it."""
 
 from __future__ import annotations
 

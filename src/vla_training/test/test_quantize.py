@@ -1,4 +1,4 @@
-"""`vla quantize`: with a dataset of ours, and what doesn't go together."""
+"""Tests of `vla quantize` with a calibration dataset, and of what it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""quantized_rollouts.py of bench/closed_loop: what fewer bits cost, paired by episode."""
+"""Tests of bench/closed_loop/quantized_rollouts.py: differences paired by episode."""
 
 from __future__ import annotations
 

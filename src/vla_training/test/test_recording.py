@@ -1,4 +1,4 @@
-"""Recording and live validation: what is published goes into the bag of its own episode."""
+"""Tests of recording and live validation: each episode goes into its own bag."""
 
 from __future__ import annotations
 

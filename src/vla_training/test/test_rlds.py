@@ -1,4 +1,4 @@
-"""RLDS folders: episodes as stored and as policies want them; damage by file and field."""
+"""Tests of RLDS folders: episodes, policy views, and errors that name file and field."""
 
 from __future__ import annotations
 

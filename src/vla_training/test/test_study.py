@@ -1,4 +1,4 @@
-"""`vla study`: a grid at equal cost, killed and taken up, told by table and plot."""
+"""Tests of `vla study`: a grid at equal cost, resumed after a kill, its report."""
 
 from __future__ import annotations
 

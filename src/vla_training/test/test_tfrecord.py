@@ -1,4 +1,4 @@
-"""Records and examples: what was written is read, what is damaged is named."""
+"""Tests of TFRecord files and tf.train.Example, whole and damaged."""
 
 from __future__ import annotations
 

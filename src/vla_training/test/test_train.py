@@ -1,4 +1,4 @@
-"""Training: it learns, it resumes to the same numbers, its checkpoint is what inference loads."""
+"""Tests of training: it learns, resumes exactly, and inference loads its checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training node in a real ROS graph: jobs by services and by the action."""
+"""Tests of the training node in a real ROS graph: jobs by services and by the action."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of training against what they must equal: order, batches, tokens, adapters, images."""
+"""Tests of training components: sampler, batches, tokens, adapters, augmentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vla validate`: figures of motion over time, thresholds, and bags of others beside a model."""
+"""Tests of `vla validate`: motion metrics, thresholds, bags of other projects."""
 
 from __future__ import annotations
 

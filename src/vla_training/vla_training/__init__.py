@@ -1,0 +1,1 @@
+"""Datasets, training and offline evaluation of VLA models."""

@@ -1,0 +1,1 @@
+"""A policy family from another package, for test_policy_families.py."""

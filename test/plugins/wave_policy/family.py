@@ -1,4 +1,4 @@
-"""Waves: a policy family of another package, as small as one can be.
+"""A minimal policy family in another package: its actions are sine waves.
 
 A checkpoint is a folder whose config.json says `model_type` "wave", how many steps an answer has
 and how far the end effector waves. The brighter the image, the farther.

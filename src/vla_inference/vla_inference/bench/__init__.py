@@ -1,1 +1,1 @@
-"""Measuring how fast models run."""
+"""Latency benchmarks of models and engines."""

@@ -1,4 +1,4 @@
-"""What a device can do at best, and how long a step takes at that: the floor."""
+"""Measured peak rates of a device, and the shortest possible time of a step at those rates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `vla bench` measures."""
+"""What `vla bench` measures: model, paths, repeats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The original's way of running OpenVLA, to compare with."""
+"""OpenVLA run as its authors do (transformers' `generate`), as the baseline of `vla bench`."""
 
 from __future__ import annotations
 

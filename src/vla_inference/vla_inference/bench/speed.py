@@ -1,4 +1,4 @@
-"""From an observation in host memory to an action in host memory: every path in one run.
+"""Latency from an observation to an action, both in host memory, for every path in one run.
 
 A path is ENGINE[:QUANTISATION], and the inputs are the same for all. The reference is the code
 path of the original: transformers' Llama and its `generate`, eager vision. The floor is the time

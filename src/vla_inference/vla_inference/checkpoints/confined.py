@@ -1,4 +1,4 @@
-"""Finds checkpoints inside one folder, and nowhere else."""
+"""Resolves checkpoint names inside one root folder and refuses paths outside it."""
 
 from __future__ import annotations
 

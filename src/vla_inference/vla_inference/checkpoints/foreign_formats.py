@@ -1,4 +1,4 @@
-"""What other programs leave in a checkpoint folder that cannot be read, named with its remedy."""
+"""Recognises checkpoint files in unsupported formats and names the remedy."""
 
 from __future__ import annotations
 

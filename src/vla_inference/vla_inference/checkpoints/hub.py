@@ -1,4 +1,4 @@
-"""From a folder's path or a Hugging Face Hub id to a folder. Data only: no code is fetched."""
+"""Resolves a path or a Hugging Face Hub id to a local folder. Fetches data only, never code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fields of a JSON object, held against a dataclass and its annotations; errors name the field."""
+"""Checks a JSON object against a dataclass; errors name the field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoint folders: safetensors + JSON, nothing that runs.
+"""Reads checkpoint folders: safetensors and JSON, no code.
 
 A folder holds config.json, tokenizer.json, *.safetensors (one, or shards with an index) and, when
 fine-tuned, dataset_statistics.json, which takes the place of config.json's norm_stats. Beside

@@ -1,4 +1,4 @@
-"""What published checkpoints leave unsaid, and how we know it nevertheless.
+"""Completes the config of published OpenVLA checkpoints with what they leave out.
 
 config.json is completed in this order, the later winning: what the files beside the shards imply
 (OpenVLA-OFT's heads) and what the folder's name states, config.json itself, `vla.json` beside it

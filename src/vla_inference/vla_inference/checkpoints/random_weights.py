@@ -1,4 +1,4 @@
-"""Checkpoints with random weights: complete, valid, and good for nothing but tests and timing.
+"""Writes valid checkpoints with random weights, for tests and timing.
 
 On disk (`write_random_checkpoint`, or `python -m vla_inference.checkpoints.random_weights FOLDER
 --size openvla-7b`), or straight on a device (`random_model`). Either way one tensor exists at a

@@ -1,4 +1,4 @@
-"""Weight files: which tensors lie where, and reading them one at a time.
+"""Lists the tensors of safetensors files and reads them one at a time.
 
 Tensors are read into memory of their own, not mapped: a file that changes later cannot reach into
 a running policy.

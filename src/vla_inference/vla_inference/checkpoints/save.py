@@ -1,4 +1,4 @@
-"""Writing checkpoint folders: safetensors + JSON, each file whole or not at all."""
+"""Writes checkpoint folders (safetensors and JSON); each file appears whole or not at all."""
 
 from __future__ import annotations
 

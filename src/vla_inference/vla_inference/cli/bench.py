@@ -1,4 +1,4 @@
-"""`vla bench`: how fast a model runs here, by every way of running it."""
+"""`vla bench`: how fast a model runs on this machine, with each engine."""
 
 from __future__ import annotations
 

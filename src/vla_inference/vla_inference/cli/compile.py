@@ -1,4 +1,4 @@
-"""`vla compile`: parts of a model as what TVM, mlc_llm, ONNX Runtime and TensorRT run."""
+"""`vla compile`: compile a model for TVM, mlc_llm, ONNX Runtime or TensorRT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vla doctor`: whether this machine can run the nodes."""
+"""`vla doctor`: check whether this machine can run the nodes."""
 
 from __future__ import annotations
 

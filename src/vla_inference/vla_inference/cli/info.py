@@ -1,4 +1,4 @@
-"""`vla info MODEL`: what a checkpoint is, without loading its weights."""
+"""`vla info MODEL`: describe a checkpoint without loading its weights."""
 
 from __future__ import annotations
 

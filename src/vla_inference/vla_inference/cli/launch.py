@@ -1,4 +1,4 @@
-"""`vla launch`: a launch file through ROS's own launch where it exists, else the stand-in."""
+"""`vla launch`: run a launch file with ROS's own launch, or the stand-in where that is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether this machine can run the nodes: findings, each with its remedy. Without rclpy."""
+"""The checks of `vla doctor`, each finding with its remedy. Does not need rclpy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of a command: made of a config's fields, and read from the command's function."""
+"""Builds a command's options from a config dataclass, and reads those a command declares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands print: text for people, or one JSON object for machines (`--json`)."""
+"""Command output: text for people, or one JSON object with `--json`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From action chunks to commands that may be sent to a robot. Pure Python, no clock of its own.
+"""Turns action chunks into safe robot commands. Pure Python; time is passed in.
 
 `Commander` is all of it in one: chunks in, at every command period one `Command` or silence out.
 """

@@ -1,4 +1,4 @@
-"""An arm's kinematics from its URDF or MJCF: which joints move a frame, and how.
+"""Arm kinematics from a URDF or MJCF file: forward kinematics and the Jacobian of a frame.
 
 MuJoCo reads both and computes; nothing is simulated. Poses are in the axes of the base body.
 """

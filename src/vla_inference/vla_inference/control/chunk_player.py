@@ -1,4 +1,4 @@
-"""Which motion is due when: chunks laid out in time by the stamps of their images.
+"""Plays action chunks: which step is due at a time, from the stamps of the chunks' images.
 
 Step k of a chunk is meant for k steps after its image. What has passed by the time the chunk
 arrives is dropped; the rest takes over from the chunk before, or is averaged with it (temporal

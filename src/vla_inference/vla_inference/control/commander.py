@@ -1,4 +1,4 @@
-"""Chunks in, commands out: player, limits, safety and targets, put together.
+"""The command core: action chunks in, commands out, through player, limits and safety.
 
 Call `accept` for every chunk and `tick` once per command period. What `tick` returns is to be
 sent at once; None is silence.

@@ -1,4 +1,4 @@
-"""What a controller is told: velocities of a chunk's steps, the target pose, the gripper."""
+"""The commands a controller receives: velocities of a chunk's steps, target pose, gripper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Twists and target poses to joint positions: differential inverse kinematics within limits.
+"""Differential inverse kinematics: twists and target poses to joint positions, within limits.
 
 Each period solves min |J dq - way|^2 + damping |dq|^2 with joint positions as bounds (scipy's
 bounded least squares), then shortens dq as a whole to the joints' velocities, so that the end

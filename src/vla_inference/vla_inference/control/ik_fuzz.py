@@ -1,4 +1,4 @@
-"""An arm that lies about its joints against `JointCommander`, and what must never come of it.
+"""Fuzzer of `JointCommander`: an arm with false joint states, and the rules the output must keep.
 
 The arm follows as a joint_trajectory_controller does: each command is reached in `lead` seconds.
 What is checked is computed from commands and from the true arm. All chance comes from the seed.

@@ -1,4 +1,4 @@
-"""Measured joints: by name, aged by their own stamps, and believed only while they are plausible.
+"""Measured joint positions by name, aged by their stamps and checked for plausibility.
 
 Joints cannot jump. A sample farther from the one before, and from the way to where the arm was
 sent, than the joints' velocities allow is refused; where such samples go on, nothing is believed

@@ -1,4 +1,4 @@
-"""How fast, how abruptly and where the end effector may move; what exceeds it is clipped.
+"""Velocity, acceleration and workspace limits of the end effector; what exceeds them is clipped.
 
 Limits are on the length of vectors, so that clipping keeps a motion's direction. Every clip tells
 its kind; whoever calls counts them.

@@ -1,4 +1,4 @@
-"""Where the robot is, as far as what is measured can be believed.
+"""Estimates the end-effector pose from measurements that may be stale, wrong or missing.
 
 A source of poses may die and go on repeating itself, send one wrong sample, be another robot's, or
 come late. None of that may become a target, and none of it may switch the workspace off: what

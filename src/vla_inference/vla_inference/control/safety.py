@@ -1,4 +1,4 @@
-"""Whether the robot may move: one state machine, its watchdogs, and a count of everything.
+"""The safety state machine: whether the robot may move, its watchdogs and its counters.
 
 Disabled at first (a dry run). `enable` starts it; any fault stops it; after a stop only `enable`
 starts it again. Time is passed in by two clocks: `now`, the one that images are stamped with,

@@ -1,4 +1,4 @@
-"""Engines by name: one place where a way of running a model is looked up.
+"""The registry of engines: ways to run a model, by name.
 
 An entry is "module:function"; the function takes the model (and what its options are) and returns
 an `Engine`. It is imported only when it is asked for.

@@ -1,4 +1,4 @@
-"""The interface of the engines: ways of running a model's parts.
+"""The interface that every engine implements, part by part of a model.
 
 An engine is an `ActionDecoder`. This one runs the plain modules and lets parts be replaced:
 `vision` (ONNX Runtime, TensorRT) and `language` (TVM, MLC). What passes between parts is

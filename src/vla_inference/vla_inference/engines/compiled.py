@@ -1,4 +1,4 @@
-"""Folders of compiled parts: what they were made from and for, and whether they fit.
+"""Folders of compiled parts: their record (`engine.json`) and the checks that they fit a model.
 
 A folder holds `engine.json` (the record) and the files it names. It is written under another name
 first, so that it is there whole or not at all.

@@ -1,4 +1,4 @@
-"""The last action's tokens as a draft of the next one's, checked within the prefill.
+"""Speculative decoding with the previous action's tokens as the draft, checked in the prefill.
 
 Greedy speculative decoding (Leviathan et al., 2022, arXiv 2211.17192) whose draft costs nothing:
 the tokens are those of plain decoding, whatever the draft was.

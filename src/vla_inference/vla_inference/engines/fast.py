@@ -1,4 +1,4 @@
-"""`engine: torch`: our own fast path, on whatever device the model is."""
+"""`engine: torch`: the CPU or the CUDA engine, chosen by the model's device."""
 
 from __future__ import annotations
 

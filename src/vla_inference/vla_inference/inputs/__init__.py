@@ -1,1 +1,1 @@
-"""What a policy observes: images, their times, the robot's state."""
+"""Policy inputs: images, their time stamps, the robot's state."""

@@ -1,4 +1,4 @@
-"""Notices a camera that goes on publishing one and the same image."""
+"""Detects a camera that keeps publishing the same image."""
 
 from __future__ import annotations
 

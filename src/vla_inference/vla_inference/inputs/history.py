@@ -1,4 +1,4 @@
-"""What was seen a while ago, for models that take past images."""
+"""Keeps past images for models that take several time steps."""
 
 from __future__ import annotations
 

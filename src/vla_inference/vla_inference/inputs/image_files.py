@@ -1,4 +1,4 @@
-"""Image files to what a model may see: uint8 [H, W, 3] RGB."""
+"""Reads image files as uint8 [H, W, 3] RGB."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Camera images as ROS messages carry them, to what a model sees: uint8 [H, W, 3] RGB.
+"""Converts ROS image messages to uint8 [H, W, 3] RGB.
 
 One table for the live node, the recorder and the bag reader, so that what one of them reads the
 others read as well. Any object with the fields of sensor_msgs/Image or CompressedImage will do.

@@ -1,4 +1,4 @@
-"""The last known position of each joint, from messages that need not name all of them.
+"""The last known position of each joint, from messages that may name only some of them.
 
 A JointState speaks of the joints it names and of no others: the arm's driver and the gripper's may
 share a topic, each with messages of its own joints, and two arms may share one as well.

@@ -1,4 +1,4 @@
-"""The numbers of the robot's state that a model was trained with, from what a robot publishes."""
+"""Builds a model's state vector from the topics that a robot publishes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several inputs of one moment, brought together by their stamps."""
+"""Matches messages of several inputs by their time stamps."""
 
 from __future__ import annotations
 

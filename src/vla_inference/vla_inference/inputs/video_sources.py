@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a video file, a camera or a stream.
+"""Image sources: a folder, a video file, a camera or a stream.
 
     for frame in open_source("/dev/video0"):
         chunk = policy.predict_action(frame.image, instruction="...")

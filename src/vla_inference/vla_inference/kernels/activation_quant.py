@@ -1,4 +1,4 @@
-"""8-bit codes of a vector, made by the kernel that makes the vector.
+"""Quantises a vector to 8 bits inside the kernel that computes the vector.
 
 Of a vector [K], one int32 buffer of K / 4 + 3 V words, V = K / 32 (for int8 weights: K / 16): the
 bytes (for int4 weights first all that meet low nibbles, then those of high ones), then for each

@@ -1,4 +1,4 @@
-"""Attention: of one new position to those before it, and among a few hundred."""
+"""Attention kernels: for prefill (a few hundred positions) and for decode (one position)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matrix times vector, the whole of a decode pass: bound by the bytes of the weight.
+"""Matrix-vector kernels of the decode pass, fused with their neighbours; bound by weight bytes.
 
 y = W f(x), with what stands before and after it in a Llama layer done on the way: RMSNorm of x
 (a scale, so it is applied to the sum), SiLU(gate) * up of a row pair, the residual.

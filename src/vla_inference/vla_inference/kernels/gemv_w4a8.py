@@ -1,4 +1,4 @@
-"""Matrix times vector of int4 and int8 weights whose input comes in codes.
+"""Matrix-vector kernels for int4 and int8 weights with 8-bit inputs.
 
 `gemv` makes 8-bit codes of its input in every program; a program of a few rows spends a third of
 its instructions on that. Here the kernel that makes a vector makes its codes, once. See `codes`.

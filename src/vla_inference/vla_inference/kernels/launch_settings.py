@@ -1,4 +1,4 @@
-"""What the kernels need to know of the chip, and share."""
+"""Launch settings of the kernels for the chip at hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands between the matrix products of a transformer, one kernel each.
+"""Transformer operations between the matrix products, one fused kernel each.
 
 Rows are positions; arithmetic is float32, results are rounded once. Where a following product
 takes rounded inputs ("int8", "fp8"), a row comes with its scale: largest magnitude over the

@@ -1,4 +1,4 @@
-"""From a launch file to a plan: everything is resolved, and refused, before anything starts."""
+"""Parses a launch file into a plan; everything is resolved or refused before anything starts."""
 
 from __future__ import annotations
 

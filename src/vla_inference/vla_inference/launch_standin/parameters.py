@@ -1,4 +1,4 @@
-"""Values of `<param>`: from text to the type ROS will see, and into a parameter file."""
+"""Converts `<param>` values to the types that ROS uses, and writes parameter files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A launch file under ROS's own launch.
+"""Runs a launch file with ROS's own launch.
 
 `python -m vla_inference.launch_standin.ros_launch FILE [NAME:=VALUE]...`
 

@@ -1,4 +1,4 @@
-"""Starts the processes of a plan, passes their output on and ends them all in time."""
+"""Starts the processes of a plan, forwards their output and ends them all in time."""
 
 from __future__ import annotations
 

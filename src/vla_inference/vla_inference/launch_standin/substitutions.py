@@ -1,4 +1,4 @@
-"""`$(...)` in launch files: what Humble and Jazzy both know, except what runs code."""
+"""`$(...)` in launch files: those Humble and Jazzy share, except the ones that run code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""XML elements that know where they stand, so that each complaint can name file and line."""
+"""Parses XML with line numbers, so that each error names file and line."""
 
 from __future__ import annotations
 

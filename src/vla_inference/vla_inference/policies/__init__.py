@@ -1,1 +1,1 @@
-"""Models by family, and what their actions mean."""
+"""Policy families, and the meaning of their actions."""

@@ -1,4 +1,4 @@
-"""What actions mean: those of datasets known by name, and those of a checkpoint's statistics."""
+"""Action specifications of known datasets and of a checkpoint's statistics."""
 
 from __future__ import annotations
 

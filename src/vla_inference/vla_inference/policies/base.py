@@ -1,4 +1,4 @@
-"""What every policy is, whichever family its checkpoint belongs to.
+"""The `Policy` and `Family` protocols that every policy family implements.
 
 A `Family` knows a kind of checkpoint: it checks, describes and loads one. What it loads is a
 `Policy`: observations in, action chunks out. Nothing here needs PyTorch.

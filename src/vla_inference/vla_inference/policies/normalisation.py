@@ -1,4 +1,4 @@
-"""Statistics of a dataset by name, and the scaling between its units and [-1, 1].
+"""Dataset statistics by name, and scaling between units and [-1, 1].
 
 Source: openvla/openvla modeling_prismatic.py (behaviour).
 """

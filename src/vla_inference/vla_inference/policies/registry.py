@@ -1,4 +1,4 @@
-"""Finds the family of a checkpoint: by the `model_type` of its config.json.
+"""The registry of policy families: finds one by the `model_type` of a checkpoint's config.json.
 
 Other packages bring families by entry points of group `vla.policies`: the name is the
 `model_type`, the value a `Family` (`my_package.family`, or `my_package.family:FAMILY`).

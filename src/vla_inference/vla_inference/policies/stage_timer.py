@@ -1,4 +1,4 @@
-"""How long each stage of an answer takes."""
+"""Times the stages of one prediction."""
 
 from __future__ import annotations
 

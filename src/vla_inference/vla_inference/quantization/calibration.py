@@ -1,4 +1,4 @@
-"""What reaches the decoder's layers when a model sees recorded observations."""
+"""Collects the inputs of the decoder's linear layers on recorded observations."""
 
 from __future__ import annotations
 

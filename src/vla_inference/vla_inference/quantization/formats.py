@@ -1,4 +1,4 @@
-"""The formats of quantised weights, by name; those of NanoLLM's tutorial are understood."""
+"""The quantisation formats by name, with the aliases of NanoLLM's tutorial."""
 
 from __future__ import annotations
 

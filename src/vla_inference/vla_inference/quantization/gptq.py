@@ -1,4 +1,4 @@
-"""GPTQ (Frantar et al., 2022, arXiv 2210.17323): rounding that knows the inputs.
+"""GPTQ (Frantar et al., 2022, arXiv 2210.17323): rounding calibrated on layer inputs.
 
 Columns are rounded one after the other, and each one's error is made up for by those that are
 still to come, as far as the inputs' correlations (the Hessian X^T X) let them. Scales and zeros

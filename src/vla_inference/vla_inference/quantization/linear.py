@@ -1,4 +1,4 @@
-"""A linear layer whose weight is stored in few bits: takes `nn.Linear`'s place in a model."""
+"""`QuantLinear`: a linear layer with a quantised weight, in place of `nn.Linear`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a weight to codes: to nearest, and by half-quadratic quantisation.
+"""Rounds weights to codes: to nearest, or by half-quadratic quantisation (HQQ).
 
 HQQ (Badri & Shaji, 2023, https://mobiusml.github.io/hqq_blog/) moves each group's zero so that
 the error has a small p-norm (p = 0.7), which outliers spoil less than the square. It needs no

@@ -1,4 +1,4 @@
-"""Quantised layers in the place of a model's own, and back."""
+"""Replaces a model's linear layers by quantised ones, and back."""
 
 from __future__ import annotations
 

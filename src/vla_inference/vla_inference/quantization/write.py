@@ -1,4 +1,4 @@
-"""A checkpoint with its decoder quantised, written layer by layer."""
+"""Quantises a checkpoint's decoder and writes it layer by layer."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The nodes, and what they share. Only modules in folders named `ros` import rclpy."""
+"""The nodes and what they share. Only modules in folders named `ros` import rclpy."""

@@ -1,4 +1,4 @@
-"""A service whose answer takes seconds, beside a node that must go on meanwhile."""
+"""A service that answers after seconds while its node keeps running."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A camera for those without a driver: publishes a source of `sources` as topic `image`."""
+"""The camera node: publishes a folder, video, camera or stream as topic `image`."""
 
 from __future__ import annotations
 

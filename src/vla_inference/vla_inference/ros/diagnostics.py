@@ -1,4 +1,4 @@
-"""`/diagnostics` at 1 Hz, as `diagnostic_aggregator` and rqt's monitor read them."""
+"""Publishes `/diagnostics` at 1 Hz for `diagnostic_aggregator` and rqt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our findings within `ros2 doctor` (entry point group `ros2doctor.checks`)."""
+"""Adds the findings of `vla doctor` to `ros2 doctor` (entry point `ros2doctor.checks`)."""
 
 from __future__ import annotations
 

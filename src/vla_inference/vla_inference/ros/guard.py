@@ -1,4 +1,4 @@
-"""Callbacks that raise are told of, counted and survived: no message ends a node."""
+"""Guards callbacks: an exception is logged and counted, and the node keeps running."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The IK node: twists or target poses in, joint trajectories of a single point out.
+"""The IK node: twists or target poses in, single-point joint trajectories out.
 
 For arms whose controller takes joints alone (joint_trajectory_controller). All that decides is in
 `vla_inference.control.ik`. It is no second safety: limits, watchdogs and the enabling are the

@@ -1,4 +1,4 @@
-"""Numpy images (uint8 [H, W, 3] RGB) to ROS image messages; `image_messages.py` reads them."""
+"""Converts uint8 [H, W, 3] RGB arrays to ROS image messages; `image_messages.py` reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Base class of our managed nodes, and how a process runs one."""
+"""Base class of the managed nodes, and how a process runs one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""vla_msgs/ActionChunk <-> `ActionChunk`."""
+"""Converts `ActionChunk` to and from vla_msgs/ActionChunk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters that were given but nobody reads: a misspelt limit must not be a limit left out.
+"""Refuses unknown parameters, so that a misspelt limit is an error instead of being ignored.
 
 rcl drops what a node does not declare, and sections of parameter files that name no such node.
 """

@@ -1,4 +1,4 @@
-"""Parameters from a table: name -> (default, description, range or None)."""
+"""Declares ROS parameters from a table: name -> (default, description, range or None)."""
 
 from __future__ import annotations
 

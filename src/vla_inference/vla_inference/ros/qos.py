@@ -1,4 +1,4 @@
-"""Qualities of service by purpose. Names say what a topic is for, not how it is tuned."""
+"""QoS profiles by purpose: names say what a topic is for, not how it is tuned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stamps of messages as numbers. Anybody may send one that is no time: rclpy raises there."""
+"""Converts message stamps to numbers; handles invalid stamps, on which rclpy raises."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A loaded model in a thread of its own, and what it counts."""
+"""Runs a loaded model in its own thread, and counts what it does."""

@@ -1,4 +1,4 @@
-"""What an inference node counts and measures; written and read in different threads."""
+"""Counters and latencies of an inference node, safe to use from several threads."""
 
 from __future__ import annotations
 

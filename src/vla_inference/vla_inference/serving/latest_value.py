@@ -1,4 +1,4 @@
-"""A slot for one value: whoever is slower than the sender gets the latest."""
+"""A latest-value slot: a slow receiver gets the newest value and skips the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model in a thread of its own: loaded, checked, warmed up and fed there."""
+"""Loads, warms up and runs a model in its own thread."""
 
 from __future__ import annotations
 

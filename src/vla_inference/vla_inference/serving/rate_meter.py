@@ -1,4 +1,4 @@
-"""How fast something goes: rate and latency over the last seconds."""
+"""Rate and latency over the last seconds."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the packages need of the operating system: files, locks, interrupts, worker processes."""
+"""Operating-system services: files, locks, interrupts, worker processes."""

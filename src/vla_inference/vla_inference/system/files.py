@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and locks that end with their process.
+"""Atomic file and folder writes, and locks that end with their process.
 
 What is being written lies in a hidden folder beside its target, `.NAME.XXXXXXXX.tmp`. A lock marks
 that folder as in use, so that leftovers of killed processes are told from work that goes on: by

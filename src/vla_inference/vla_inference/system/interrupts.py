@@ -1,4 +1,4 @@
-"""Ctrl-C while a process starts: held back until somebody can answer it, without a word."""
+"""Delays Ctrl-C while a process starts, until it can be handled without a traceback."""
 
 from __future__ import annotations
 

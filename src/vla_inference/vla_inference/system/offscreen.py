@@ -1,4 +1,4 @@
-"""Whether MuJoCo draws on this machine without a screen, tried in a process of its own."""
+"""Checks in a separate process whether MuJoCo can render without a screen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What packages bring by entry points: found by name, imported only when asked for."""
+"""Finds plugins by entry-point group and imports them on first use."""
 
 from __future__ import annotations
 

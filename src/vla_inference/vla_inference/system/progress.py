@@ -1,4 +1,4 @@
-"""How far a command has come, for whoever started it.
+"""Progress of a command, reported to the process that started it.
 
 A program that wants to know sets VLA_PROGRESS_FILE in a command's environment and reads that file:
 one JSON object, replaced as a whole, so that it is never half written. Commands call `report`;

@@ -1,4 +1,4 @@
-"""Processes that work for this one: silent at Ctrl-C, and never left behind."""
+"""A pool of worker processes that are silent at Ctrl-C and never left behind."""
 
 from __future__ import annotations
 

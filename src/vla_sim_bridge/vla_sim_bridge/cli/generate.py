@@ -1,4 +1,4 @@
-"""`vla generate`: demonstrations, with a bar on a terminal and lines elsewhere."""
+"""`vla generate`: generate demonstrations, with a progress bar on a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vla rollout` and `vla demo`."""
+"""`vla rollout` and `vla demo`: closed-loop evaluation of a model in simulation."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Simulated worlds on MuJoCo and robosuite."""
+"""Simulated environments on MuJoCo and robosuite."""

@@ -1,4 +1,4 @@
-"""What all worlds do alike, whichever Python they run in."""
+"""What all simulated worlds share, whichever Python and robosuite they run in."""
 
 from __future__ import annotations
 

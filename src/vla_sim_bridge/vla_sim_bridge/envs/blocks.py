@@ -1,4 +1,4 @@
-"""Robosuite environments of our own, built from its parts; importing this registers them."""
+"""Additional robosuite environments with blocks; importing this module registers them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What rollouts and the simulation node need of a world, whichever Python it runs in."""
+"""The `World` protocol: what rollouts and the simulation node need of a simulation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Domain randomisation: how the world looks and feels varies between episodes or frames.
+"""Domain randomisation of looks and dynamics, per episode or per frame.
 
 Each draw starts from the model as it was built, so draws do not add up. All chance comes from the
 generator handed in. The ranges of camera and light are robosuite's own (DomainRandomizationWrapper

@@ -1,4 +1,4 @@
-"""Images of a simulated world."""
+"""Renders camera images of a simulated world."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""robosuite's side of a simulation: its units, its signs, how an environment is made.
+"""Makes robosuite environments, and converts units and signs to robosuite's.
 
 Facts about robosuite 1.5.2: OSC_POSE takes deltas in the base frame, scaled by 0.05 m and 0.5 rad;
 the gripper is -1 open, +1 closed.

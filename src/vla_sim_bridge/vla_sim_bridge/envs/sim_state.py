@@ -1,4 +1,4 @@
-"""Where everything is in a simulated world: what rules ask, what demonstrations record."""
+"""The state of a simulated world: object and gripper poses for rules and demonstrations."""
 
 from __future__ import annotations
 

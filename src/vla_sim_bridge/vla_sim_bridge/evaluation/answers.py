@@ -1,4 +1,4 @@
-"""Whether it is one model that answers, and our frames alone: told from the stamps.
+"""Detects from message stamps that a second model or simulation shares the topics.
 
 Two simulations or two models on the same topics would each get some of the other's answers, and
 what comes of it would be nobody's result.

@@ -1,4 +1,4 @@
-"""Intervals for counted successes, and for the mean of a few values."""
+"""Confidence intervals of success rates and of means."""
 
 from __future__ import annotations
 

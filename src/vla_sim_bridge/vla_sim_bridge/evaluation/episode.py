@@ -1,4 +1,4 @@
-"""One episode from reset to outcome: counts steps, and grants success only once it has settled."""
+"""Counts an episode's steps and decides its outcome; success counts once it has settled."""
 
 from __future__ import annotations
 

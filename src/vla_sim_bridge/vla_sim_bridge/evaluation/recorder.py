@@ -1,4 +1,4 @@
-"""Films the first episodes of a run, every second control step, and keeps a poster."""
+"""Films the first episodes of a run, every second control step, and keeps a poster image."""
 
 from __future__ import annotations
 

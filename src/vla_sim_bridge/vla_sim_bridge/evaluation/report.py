@@ -1,4 +1,4 @@
-"""The results folder: results.json, report.html and the table on the terminal."""
+"""Writes the results folder (results.json, report.html) and the terminal table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Closed-loop evaluation without ROS: the same episodes, straight from simulation to policy."""
+"""Closed-loop evaluation without ROS: simulation and policy in one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run of episodes: which one is next, what each came to, what was measured on the way."""
+"""The bookkeeping of an evaluation run: next episode, outcomes, measurements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A film of episodes: the image, a discreet line below it, the outcome at each end."""
+"""Writes a video of episodes, with a caption below and the outcome at each end."""
 
 from __future__ import annotations
 

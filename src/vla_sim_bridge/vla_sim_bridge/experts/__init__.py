@@ -1,4 +1,4 @@
-"""Scripted experts by the name that a task calls them: from the world as it is to an action."""
+"""The registry of scripted experts: functions from the state of a world to an action."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An expert that takes the door's handle aslant from above, presses it down and pulls."""
+"""Expert for Door: grips the handle obliquely from above, presses it down and pulls."""
 
 from __future__ import annotations
 

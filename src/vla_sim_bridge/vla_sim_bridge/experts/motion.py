@@ -1,4 +1,4 @@
-"""What experts are made of: a step towards a pose, a grip that fits, noise on top."""
+"""Building blocks of experts: a step towards a pose, a fitting grasp, noise."""
 
 from __future__ import annotations
 

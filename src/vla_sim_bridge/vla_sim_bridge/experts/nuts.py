@@ -1,4 +1,4 @@
-"""An expert that takes a nut by its handle and lowers it over its peg."""
+"""Expert for nut assembly: takes a nut by its handle and lowers it over its peg."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An expert that carries four things from one bin into the compartments of another."""
+"""Expert for PickPlace: carries four objects from one bin into compartments of another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An expert that stacks by looking at the simulator's own poses: a source of demonstrations.
+"""Expert for stacking, from the simulator's own poses.
 
 It is a function of the world alone (no hidden phase), so it recovers from whatever noise or a
 failed grasp did, and what it shows can be learned from images.

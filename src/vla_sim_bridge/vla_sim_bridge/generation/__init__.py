@@ -1,1 +1,1 @@
-"""Demonstrations by the thousand, from scripted experts and MimicGen."""
+"""Generation of demonstrations from scripted experts and MimicGen."""

@@ -1,4 +1,4 @@
-"""One attempt at a demonstration: an expert or MimicGen's method acts, everything is recorded.
+"""Runs one attempt at a demonstration and records it.
 
 An attempt is a function of the configuration and its number alone. Its success is that of a
 rollout: it must last through `SETTLE_STEPS` steps while the expert draws back (these are part of

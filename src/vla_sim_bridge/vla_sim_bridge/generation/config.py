@@ -1,4 +1,4 @@
-"""What `vla generate` is asked for."""
+"""`GenerateConfig`: the options of `vla generate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Demonstrations by the thousand: workers in parallel, one file per attempt until all are done.
+"""Generates demonstrations with parallel workers, one file per attempt, then one dataset.
 
 Attempt i is a function of (seed, i) alone, and the kept episodes are the first N successful
 attempts by number, so the result does not depend on how many workers made it, or where. Every

@@ -1,4 +1,4 @@
-"""Episodes in robomimic's HDF5 layout, with images and one instruction per step.
+"""Writes episodes in robomimic's HDF5 layout, with images and one instruction per step.
 
 Stored as robomimic has it: `data/demo_i/{actions, states, rewards, dones, obs/*}`, actions in
 robosuite's own [-1, 1] and gripper -1 open. What is read back as `Episode` is in SI units; the

@@ -1,4 +1,4 @@
-"""Recovery demonstrations: in a share of the episodes something goes wrong, and is put right.
+"""Perturbs some demonstrations, so that they show how to recover.
 
 What is recorded is what the expert wants, not what befell it, so a model learns the way back
 (after DART, arXiv 1703.09327, with disturbances far larger than its noise). Two things happen,

@@ -1,4 +1,4 @@
-"""The folder of a generation: one file per attempt until all are done, then one dataset.
+"""The output folder of a generation: one file per attempt, merged into one dataset at the end.
 
 generate.json              what was asked for; another request is refused
 parts/attempt_0000012.hdf5   a success, renamed into place when whole

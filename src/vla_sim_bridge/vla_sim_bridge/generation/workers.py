@@ -1,4 +1,4 @@
-"""Where attempts are played: in processes of this machine, or in Ray's on many.
+"""Runs attempts in local processes, or in Ray's on many machines.
 
 Both play the same function, which decides what is handed back and what is written where.
 """

@@ -1,1 +1,1 @@
-"""MimicGen: the method here, and the original package in a process of its own."""
+"""MimicGen: the method, and a bridge to the original package in its own process."""

@@ -1,4 +1,4 @@
-"""The other Python: started, asked, watched. Its death or silence is one clear error."""
+"""Runs `server.py` under another Python; its death or silence is reported as one clear error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The world of an installed `mimicgen` package, served over pipes to `mimicgen_process`.
+"""Serves the environments of an installed `mimicgen` package over pipes to `process.py`.
 
 This one file runs under the user's other Python (3.8 on; robosuite 1.4 and what registers its
 environments, no package of ours); our side imports the framing from it. A frame is

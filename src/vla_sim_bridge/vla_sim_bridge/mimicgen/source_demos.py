@@ -1,4 +1,4 @@
-"""Source demonstrations for MimicGen's method: read from HDF5, posed in the simulation."""
+"""Source demonstrations for MimicGen: read from HDF5, replayed in the simulation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task of an installed `mimicgen` package as a world: the part of `Simulation` rollouts use."""
+"""A task of an installed `mimicgen` package as a `World`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The parts of the simulation node that speak ROS."""
+"""The simulation node and its parts."""

@@ -1,4 +1,4 @@
-"""The person beside the robot, as far as a run of episodes needs one: disables, enables, watches.
+"""Enables the command node around each episode, as an operator would.
 
 A reset puts the arm elsewhere, so the command node is disabled before it and enabled after it. In
 real time only once the model has answered to what is now to be seen: older answers, still under

@@ -1,4 +1,4 @@
-"""From any model's action chunk to what `Simulation.step` takes."""
+"""Converts any model's action chunk to actions for `Simulation.step`."""
 
 from __future__ import annotations
 

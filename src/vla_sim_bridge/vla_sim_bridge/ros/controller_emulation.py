@@ -1,4 +1,4 @@
-"""The simulated arm as a controller sees it: which commands it accepts, what it does with them.
+"""Emulates real controllers: which commands they accept and what they do with them.
 
 `TwistController` keeps MoveIt Servo's rules (moveit2, jazzy: servo_node.cpp, command.cpp),
 `PoseController` those of FZI's cartesian_motion_controller and CRISP. No ROS and no clock in here:

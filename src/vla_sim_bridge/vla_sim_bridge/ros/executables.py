@@ -1,4 +1,4 @@
-"""The executable of this package's node: see `node_process`."""
+"""The entry point of this package's node: see `node_process`."""
 
 from vla_inference.system.interrupts import node_process
 

@@ -1,4 +1,4 @@
-"""What moves the arm: `ChunkDrive` executes the model's chunks itself, in lock step or real time.
+"""Executes action chunks in the simulation, in lock step or in real time.
 
 A drive hears the chunks, decides when a frame or a control period is due, and notices what is too
 late. Everything it does runs in the node's one thread.

@@ -1,4 +1,4 @@
-"""Lock step: which chunk answers the frame that is out, when to send it again, when to give up.
+"""Lock-step logic: which chunk answers a frame, when to resend it, when to give up.
 
 No ROS and no clock in here: stamps are integers (nanoseconds), `now` is whatever steady time in
 seconds the caller has.

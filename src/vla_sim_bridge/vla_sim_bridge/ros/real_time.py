@@ -1,4 +1,4 @@
-"""Real time: which step of which chunk is due at a control period, whatever has arrived.
+"""Real-time logic: which step of which chunk is due at a control period.
 
 Step k of a chunk was meant for k periods after its frame. By the time the chunk arrives some of
 them have passed, during which the steps of the chunk before were executed; these are skipped. A

@@ -1,4 +1,4 @@
-"""The simulation as a robot: it obeys twists or target poses and the gripper's topic, no chunks.
+"""Simulates a robot that takes twists or target poses and gripper commands instead of chunks.
 
 In lock step simulated time (/clock) moves on by one control period after each command, and stands
 still while the model thinks or the command node is asked; so a run is the same each time, however

@@ -1,4 +1,4 @@
-"""The simulation as a ROS node: frames and instruction out, action chunks in, N episodes, results.
+"""The simulation node: publishes images and an instruction, executes actions, counts success.
 
 All work is done in one thread. What moves the arm, and when, is a `Drive`'s: chunks by themselves,
 or commands as a robot's controller takes them. What is counted is `Evaluation`'s.

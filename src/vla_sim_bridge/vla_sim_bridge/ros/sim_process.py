@@ -1,4 +1,4 @@
-"""One simulation node in a process of its own: signals, errors, exit status."""
+"""Runs a simulation node as a process: signals, errors, exit status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`~/pause`, `~/reset` and `~/step`: the simulation by hand."""
+"""The services `~/pause`, `~/reset` and `~/step`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run of episodes is asked for: the simulation node's parameters, checked in one place."""
+"""The simulation node's parameters, checked in one place."""
 
 from __future__ import annotations
 

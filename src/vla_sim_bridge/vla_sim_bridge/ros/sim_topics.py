@@ -1,4 +1,4 @@
-"""What the simulation publishes, and how it is put into messages."""
+"""The simulation node's publishers and their messages."""
 
 from __future__ import annotations
 

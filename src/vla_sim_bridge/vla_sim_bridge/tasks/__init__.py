@@ -1,4 +1,4 @@
-"""The registry of tasks: one place to look a task up by name."""
+"""The registry of tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a task is: data about a robosuite environment, and how its sentences are drawn."""
+"""The `Task` dataclass: a robosuite environment, its placement, success rule and sentences."""
 
 from __future__ import annotations
 

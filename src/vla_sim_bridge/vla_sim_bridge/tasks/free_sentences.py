@@ -1,4 +1,4 @@
-"""Sentences as people may type them, as they came from a language model that knew no grammar here.
+"""Test sentences written by a language model that did not know the training grammar.
 
 They hold words that no training sentence has. For testing alone.
 """

@@ -1,4 +1,4 @@
-"""PickPlace: milk, bread, cereal and a can, each into its compartment. Placed as in robosuite."""
+"""PickPlace: milk, bread, cereal and a can, each into its compartment, placed as in robosuite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions about the world that success rules and termination signals are made of.
+"""Geometric predicates for success rules and termination signals.
 
 Names are those of a task's objects or of the roles that its scene gives out. Lengths in m.
 """

@@ -1,4 +1,4 @@
-"""`vla convert`."""
+"""`vla convert`: convert a dataset to another format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vla data`."""
+"""`vla data`: describe a dataset in numbers and images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vla eval`, and `ros2 run vla_training evaluate`."""
+"""`vla eval` (and `ros2 run vla_training evaluate`): offline evaluation of a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vla finetune` and `vla merge`.
+"""`vla finetune` and `vla merge`: fine-tune a checkpoint, merge an adapter into it.
 
 On several GPUs or hosts: `torchrun --nproc-per-node 8 -m vla_training.cli.finetune ...` with the
 same options.

@@ -1,4 +1,4 @@
-"""Options that several commands take, and the checks that go with them."""
+"""Options that several commands share, and their checks."""
 
 from __future__ import annotations
 

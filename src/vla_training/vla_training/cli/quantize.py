@@ -1,4 +1,4 @@
-"""`vla quantize`: a checkpoint with its decoder in few bits, as a folder of its own."""
+"""`vla quantize`: write a checkpoint with a quantised decoder."""
 
 from __future__ import annotations
 

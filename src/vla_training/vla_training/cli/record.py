@@ -1,4 +1,4 @@
-"""`vla record`."""
+"""`vla record`: record episodes from topics into bags."""
 
 from __future__ import annotations
 

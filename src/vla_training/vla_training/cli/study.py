@@ -1,4 +1,4 @@
-"""`vla study`; where no workspace is built, `python -m vla_training.cli.study`."""
+"""`vla study`: compare training sets (also `python -m vla_training.cli.study`)."""
 
 from __future__ import annotations
 

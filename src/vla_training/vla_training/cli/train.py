@@ -1,4 +1,4 @@
-"""`vla train`."""
+"""`vla train`: train the small model."""
 
 from __future__ import annotations
 

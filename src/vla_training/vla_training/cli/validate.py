@@ -1,4 +1,4 @@
-"""`vla validate`."""
+"""`vla validate`: compare a model with recorded bags."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From one dataset format to another."""
+"""Conversion between dataset formats."""

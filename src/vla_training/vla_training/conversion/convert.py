@@ -1,4 +1,4 @@
-"""From one format of datasets to another: `vla convert`.
+"""Converts a dataset from one format to another: `vla convert`.
 
 Each episode is read, changed and encoded in a worker process and written in order by this one, so
 memory does not grow with the number of episodes. Whatever of the source has no place in an

@@ -1,4 +1,4 @@
-"""What `vla convert` does to an episode: names, sizes, steps, angles."""
+"""Episode transforms of `vla convert`: names, image sizes, steps, rotations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What actions mean, as a file says it, and how they are brought from one meaning to another."""
+"""Action conventions (delta or absolute, units, rotation, gripper) and conversion between them."""
 
 from __future__ import annotations
 

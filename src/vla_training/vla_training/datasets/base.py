@@ -1,4 +1,4 @@
-"""What a dataset is to training and evaluation, and the one place where readers are named."""
+"""The dataset interface and the registry of readers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that are decoded when somebody looks at them."""
+"""Images that are decoded on first access."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What writes a dataset, and the one place where writers are named.
+"""The dataset writer interface and the registry of writers.
 
 A writer is opened with what all episodes have in common (`DataForm`), takes one episode after the
 other, and shows its result under the asked name only when all of it is there: until then it

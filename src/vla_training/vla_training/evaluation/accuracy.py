@@ -1,4 +1,4 @@
-"""How far predicted actions are from true ones. Arrays are [N, D]: N frames, D dimensions.
+"""Accuracy metrics of predicted actions. Arrays are [N, D]: N frames, D dimensions.
 
 Accuracy is 1 - NRMSE as NanoLLM has it: per frame the root of the mean, over all dimensions, of
 the squared error in units of the dataset's range q99 - q01. Outliers of the dataset lie outside

@@ -1,4 +1,4 @@
-"""Do a policy and a dataset go together? In which action space, units and cameras."""
+"""Checks that a policy and a dataset match in action space, units and cameras."""
 
 from __future__ import annotations
 

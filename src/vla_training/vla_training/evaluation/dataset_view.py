@@ -1,4 +1,4 @@
-"""What a dataset holds, in numbers and images: `vla data`."""
+"""Describes a dataset in numbers and images: `vla data`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Offline evaluation: a policy's answer to every frame of a dataset, beside what was done."""
+"""Offline evaluation: compares a policy's predictions with a dataset's actions, frame by frame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: statistics, a plot (PNG) and a page (HTML)."""
+"""Writes an evaluation's report: statistics, a plot (PNG) and a page (HTML)."""
 
 from __future__ import annotations
 

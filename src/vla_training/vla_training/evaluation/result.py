@@ -1,4 +1,4 @@
-"""What an offline evaluation found, frame by frame, and what it amounts to."""
+"""The result of an offline evaluation, per frame and summarised."""
 
 from __future__ import annotations
 

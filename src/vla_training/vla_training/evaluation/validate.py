@@ -1,4 +1,4 @@
-"""A model against recorded bags: what it says to the recorded images, beside what was done.
+"""Replays recorded bags through a model and compares its predictions: `vla validate`.
 
 The same figures come from reading a bag (`validate`) and from a running graph
 (`vla_training/ros/validation_node.py`): both fill a `Validation` frame by frame.

@@ -1,4 +1,4 @@
-"""Predictions beside the actions that bags recorded, and what they amount to."""
+"""Predictions against the actions recorded in bags, and their metrics."""
 
 from __future__ import annotations
 

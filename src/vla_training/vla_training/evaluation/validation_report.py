@@ -1,4 +1,4 @@
-"""What a validation leaves behind: an evaluation's report, and how the motion goes over time."""
+"""Writes a validation's report: an evaluation's report plus the motion over time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model under training at work in simulation, in the training processes themselves."""
+"""Closed-loop evaluation of the model during training, in the training processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a fine-tuning run goes, checked before anything is loaded."""
+"""`FinetuneConfig`: the options of a fine-tuning run, checked before anything is loaded."""
 
 from __future__ import annotations
 

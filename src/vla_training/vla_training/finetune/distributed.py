@@ -1,4 +1,4 @@
-"""One training run on any number of devices and hosts, by torchrun; without it, on one.
+"""Runs training on one or many devices and hosts, under torchrun or alone.
 
 Full fine-tuning shards parameters, gradients and optimiser states (FSDP2, `fully_shard`): float32
 masters, gathered as bfloat16 layer by layer. LoRA keeps a copy of the frozen base on each device

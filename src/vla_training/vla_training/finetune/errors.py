@@ -1,4 +1,4 @@
-"""What ends a run from outside, as errors that say what to do next."""
+"""Turns external failures of a run (memory, disk, lost processes) into errors with remedies."""
 
 from __future__ import annotations
 

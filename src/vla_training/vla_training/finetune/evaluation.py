@@ -1,4 +1,4 @@
-"""What a run measures now and then: held-out episodes, and the model at work in simulation."""
+"""Periodic evaluation during a run: held-out episodes, and closed loop in simulation."""
 
 from __future__ import annotations
 

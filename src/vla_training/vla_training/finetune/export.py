@@ -1,4 +1,4 @@
-"""From a trained run to files that a policy loads."""
+"""Exports a trained run as files that a policy loads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: LoRA, QLoRA or all weights, of openvla-7b or of the small model alike.
+"""Fine-tuning with LoRA, QLoRA or all weights, for openvla-7b and the small model.
 
 A run's folder holds `state/` (to go on from), `adapter/` (LoRA, as peft has it), `checkpoint/`
 (the finished model, merged), metrics.jsonl, TensorBoard's files and, in finetune.json, its

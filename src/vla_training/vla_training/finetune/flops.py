@@ -1,4 +1,4 @@
-"""How many floating-point operations a training step needs, by the weights alone.
+"""Floating-point operations of a training step, from the weights alone.
 
 A weight that acts on a token costs 2 operations forward (N weights: 2N), 2 for the gradient of
 its input and 2 for its own gradient: 6N for full fine-tuning, 4N for LoRA, whose base has no

@@ -1,4 +1,4 @@
-"""A run is asked to end: by Ctrl-D, Ctrl-C, SIGTERM, or whoever cancels its job."""
+"""Stops a run cleanly on Ctrl-D, Ctrl-C, SIGTERM or a cancelled job."""
 
 from __future__ import annotations
 

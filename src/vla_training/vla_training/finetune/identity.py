@@ -1,4 +1,4 @@
-"""What a resumed run must have in common with the saved one."""
+"""Checks that a resumed run has the settings of the saved one."""
 
 from __future__ import annotations
 

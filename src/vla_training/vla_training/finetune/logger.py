@@ -1,4 +1,4 @@
-"""What a run tells while it trains: a line on the terminal, metrics.jsonl, TensorBoard, W&B."""
+"""Logs a run: a terminal line, metrics.jsonl, TensorBoard, W&B."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model a fine-tuning run begins with: a checkpoint, perhaps with another head."""
+"""Prepares the model to fine-tune: a checkpoint, with another action head if requested."""
 
 from __future__ import annotations
 

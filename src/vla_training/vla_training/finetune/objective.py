@@ -1,4 +1,4 @@
-"""From a batch to a loss: action tokens with cross-entropy, or a chunk with L1 (OpenVLA-OFT).
+"""Training losses: cross-entropy on action tokens, or L1 on a chunk (OpenVLA-OFT).
 
 Shapes: B batch, n prompt tokens (padded), T steps of a chunk, D action dimensions.
 """

@@ -1,4 +1,4 @@
-"""The model's own modules in the form training runs them: no cache, compiled, recomputed.
+"""Sets up model modules for training: no cache, compilation, activation checkpointing.
 
 `prepare` changes classes, not parameters: names and weights stay, and in `eval()` everything runs
 as in inference.

@@ -1,4 +1,4 @@
-"""What a run needs to go on, on disk: whole or not at all, for any number of devices.
+"""Saves and restores training state atomically, for any number of devices.
 
 Written by `torch.distributed.checkpoint`: each process writes its own part of sharded tensors, and
 reading deals them out anew. Only trained parameters are kept, with their optimiser's state.

@@ -1,4 +1,4 @@
-"""Commands as jobs: started, watched, cancelled, remembered. See `runner`."""
+"""Jobs: `vla` commands that are started, watched, cancelled and recorded. See `runner`."""
 
 from vla_training.jobs.kinds import KINDS, Kind
 from vla_training.jobs.record import Job

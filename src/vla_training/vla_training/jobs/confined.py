@@ -1,4 +1,4 @@
-"""`vla` as a job runs it: first of all, nothing that it would open may lead out of the root.
+"""Runs `vla` as a job, with all file access confined to the job root.
 
     VLA_JOB_ROOT=/root/of/jobs python -m vla_training.jobs.confined COMMAND --NAME=VALUE ...
 

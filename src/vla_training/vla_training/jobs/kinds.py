@@ -1,4 +1,4 @@
-"""Which commands may run as jobs, with which options: everything else is refused.
+"""The commands that may run as jobs, and the options each allows.
 
 The node answers to everyone on the network, so an option that takes a path must be known as such
 (`options.Holds`) to be confined to the root folder.

@@ -1,4 +1,4 @@
-"""Keeps the paths that jobs are given inside one folder."""
+"""Confines the paths given to jobs to one folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a job, in memory and on disk."""
+"""The record of a job, in memory and on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs commands of the command `vla` as jobs, one of a kind at a time.
+"""Runs `vla` commands as jobs, one of a kind at a time.
 
 A job is a process group of its own with a folder for its record, log and progress under
 ROOT/.vla_jobs. Nothing here waits and there are no threads: `poll` looks at what goes on and is

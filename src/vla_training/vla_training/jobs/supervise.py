@@ -1,4 +1,4 @@
-"""Runs one command and notes how it ended, even where whoever started it has gone.
+"""Runs one command and records how it ended, even if its parent process has gone.
 
     python -IS supervise.py EXIT_FILE LOCK_FD NICE COMMAND...
 

@@ -1,4 +1,4 @@
-"""Images as training sees them, changed at random on the device from numbers drawn per sample.
+"""Image augmentation on the device, from parameters drawn per sample.
 
 Everything but the change itself is inference's (`ImagePreprocessor`).
 """

@@ -1,4 +1,4 @@
-"""What training must know of a dataset before the first step, worked out once and kept on disk.
+"""Index of a dataset's frames (episode lengths, statistics), computed once and cached on disk.
 
 One safetensors file per dataset: all actions, states where the model takes them, the length of
 each episode, and the statistics. It is made anew when the data's files change.

@@ -1,4 +1,4 @@
-"""Single frames of a dataset, without reading what lies around them where that can be helped."""
+"""Reads single frames of a dataset, without reading whole episodes where the format allows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Episodes from the generator straight into training: the next round is made while one is trained.
+"""Trains on freshly generated episodes: the next round is generated while one is trained on.
 
 Round r is a dataset of its own, made by `vla generate` with seed + r; training in round r draws
 from all rounds up to it. What is seen at which step therefore follows from the seeds alone, and a

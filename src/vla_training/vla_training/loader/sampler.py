@@ -1,4 +1,4 @@
-"""Which frame of which dataset stands at a position: by the seed and the position alone."""
+"""Deterministic sampler: maps a position to a dataset and a frame, from the seed alone."""
 
 from __future__ import annotations
 

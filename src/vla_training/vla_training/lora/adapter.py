@@ -1,4 +1,4 @@
-"""LoRA adapters on disk, as peft writes and reads them, and merged into a plain checkpoint."""
+"""Reads and writes LoRA adapters in peft's layout, and merges them into a checkpoint."""
 
 from __future__ import annotations
 

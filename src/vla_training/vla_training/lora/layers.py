@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685; on a quantised base QLoRA, arXiv 2305.14314).
+"""LoRA layers (arXiv 2106.09685); on a quantised base QLoRA (arXiv 2305.14314).
 
     y = x W^T + b + scale * (x A^T) B^T        W frozen, A [r, in], B [out, r] trained
 

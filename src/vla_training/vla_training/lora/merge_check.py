@@ -1,4 +1,4 @@
-"""Whether a merged checkpoint answers as base and adapter do side by side."""
+"""Checks that a merged checkpoint answers as base plus adapter does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA adapters as peft leaves them: read exactly, or refused by the name of what is not read."""
+"""Reads LoRA adapters written by peft, exactly, or refuses unsupported features by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The executables of this package's nodes: see `node_process`."""
+"""Entry points of this package's nodes: see `node_process`."""
 
 from vla_inference.system.interrupts import node_process
 

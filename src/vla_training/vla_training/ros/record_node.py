@@ -1,4 +1,4 @@
-"""The recorder: what goes over the graph's topics into a bag for each episode."""
+"""The recorder node: writes a bag for each episode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is published, sorted into bags: one for each episode. No ROS in here; time is passed in.
+"""Sorts messages into bags, one per episode. No ROS here; time is passed in.
 
 Messages of different topics come in any order. Those with a stamp go to the episode in which they
 were made, however late they come; a bag is closed `GRACE` seconds after its episode has ended.

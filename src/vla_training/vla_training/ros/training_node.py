@@ -1,4 +1,4 @@
-"""The training node: starts commands as jobs on request and tells how they stand.
+"""The training node: runs commands as jobs on request and reports their state.
 
 Two doors to one runner: services, which everything that speaks ROS can call, and an action.
 All of it happens in the executor's thread; the work itself is in the jobs' processes.

@@ -1,4 +1,4 @@
-"""A bag into the running graph, and the model's answers beside the recorded actions.
+"""The validation node: replays a bag into the graph and compares the model's answers.
 
 It plays the bag itself, with `/clock`, or listens while `ros2 bag play --clock` does. An answer
 belongs to the image whose stamp it carries. At the end: report and exit status.

@@ -1,4 +1,4 @@
-"""What the simulator knew of a demonstration: numbers for the scene head, sentences, other orders.
+"""Auxiliary training targets from the simulator: object poses, sentences, the opposite order.
 
 Where only the sentence says which object is lifted, the arm gives the answer away as soon as it
 moves, and a model that follows its own arm need not read. So the same image is asked about in

@@ -1,4 +1,4 @@
-"""Batches of frames that all lie on the device, with everything random about them drawn there."""
+"""Batches of frames on the device; sentences and augmentation are drawn there."""
 
 from __future__ import annotations
 

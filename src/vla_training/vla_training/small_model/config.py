@@ -1,4 +1,4 @@
-"""The small model's shape, and how it is trained."""
+"""The small model's shape and training options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames for training from datasets of any format."""
+"""Loads training frames from datasets of any format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the sentence decide? Asked of held-out frames that have another order, in both orders."""
+"""Measures instruction following: answers for held-out frames under both orders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the small model begins with: weights drawn or taken over, and the head for the scene."""
+"""Builds the small model with new or given weights, and its auxiliary scene head."""
 
 from __future__ import annotations
 

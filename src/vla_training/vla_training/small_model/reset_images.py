@@ -1,4 +1,4 @@
-"""Stills: beginnings of episodes by the thousand, one image each, asked about in both orders.
+"""Reset images: one image at the start of an episode, with targets for both orders.
 
 A demonstration decides once which object it goes for, and costs some eighty images. A still
 costs one: the scene at the reset, and for either order of its two roles where everything is and

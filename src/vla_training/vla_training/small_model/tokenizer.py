@@ -1,4 +1,4 @@
-"""A small tokenizer of our own: byte-level BPE over the sentences of the tasks."""
+"""Builds a small byte-level BPE tokenizer from the tasks' sentences."""
 
 from __future__ import annotations
 

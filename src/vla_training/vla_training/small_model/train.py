@@ -1,4 +1,4 @@
-"""Training the small model on generated demonstrations.
+"""Trains the small model on generated demonstrations.
 
 The recipe: all frames live on the device; random shift and colour jitter; a chunk of 8 actions
 with L1 loss (OpenVLA-OFT); where the simulator's own poses were recorded, a second head has to

@@ -1,4 +1,4 @@
-"""One training run of the small model: its parts, what it reports, its checkpoint."""
+"""One training run of the small model: its parts, its evaluation, its checkpoint."""
 
 from __future__ import annotations
 

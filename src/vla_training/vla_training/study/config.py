@@ -1,4 +1,4 @@
-"""What `vla study` asks: the same training from few episodes seen often, or many seen seldom."""
+"""`StudyConfig`: the options of `vla study` (few episodes seen often, or many seen seldom)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study found: results.json, tables (report.md) and a plot (success.png)."""
+"""Writes a study's report: results.json, tables (report.md) and a plot (success.png)."""
 
 from __future__ import annotations
 

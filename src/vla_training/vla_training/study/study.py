@@ -1,4 +1,4 @@
-"""`vla study`: episodes or epochs? A grid of models, trained at equal cost, tried in closed loop.
+"""`vla study`: trains a grid of models at equal cost and evaluates them in closed loop.
 
 A study's folder holds study.json (what was asked, how many steps follow), for each cell
 `cells/NAME/` with `checkpoint/`, trained.json and result.json, each whole or not there, and from

@@ -1,4 +1,4 @@
-"""What the processes of a study do: one trains a cell's model, others play episodes with it."""
+"""Worker processes of a study: train one cell's model, or run its episodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fast engine on CPU: products packed and fused by oneDNN, nothing computed that is not read.
+"""The CPU engine: linear layers packed and fused by oneDNN, outputs computed only where used.
 
 It needs no compiler. It keeps a second copy of the weights, so models above `COPIED` take the
 plain path.

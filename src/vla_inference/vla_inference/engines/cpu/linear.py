@@ -1,4 +1,4 @@
-"""A layer's weights as the CPU engine multiplies by them: laid out for oneDNN once, at load.
+"""Linear layers of the CPU engine: weights packed for oneDNN once, at load.
 
 oneDNN's own kernels use AVX-512 (and its bf16 instructions) on every maker's processors, and do
 what follows a product (bias, GELU, SiLU, adding, multiplying) while its rows are in the cache.

@@ -1,4 +1,4 @@
-"""The Llama decoder on CPU: norms folded into the products, rotations as complex numbers.
+"""The Llama decoder on CPU: norms folded into linear layers, rotations as complex numbers.
 
 Rows of queries and keys are put in another order, so that the two numbers that rotate together
 lie side by side; what they score against each other stays the same.

@@ -1,4 +1,4 @@
-"""Vision encoders and projector on CPU: channels last, activations inside the products."""
+"""Vision encoders and projector on CPU: channels last, activations fused into linear layers."""
 
 from __future__ import annotations
 

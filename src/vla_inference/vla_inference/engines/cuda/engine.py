@@ -1,4 +1,4 @@
-"""The fast engine on CUDA: fused weights, static buffers, CUDA graphs.
+"""The CUDA engine: fused weights, static buffers, CUDA graphs.
 
 For one observation at a time; batches take the plain path over the same weights. A graph belongs
 to a context length: a longer or shorter instruction is captured when it first comes.

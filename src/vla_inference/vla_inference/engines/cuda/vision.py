@@ -1,4 +1,4 @@
-"""Vision encoders and projector on CUDA: both encoders at once, small kernels between products."""
+"""Vision encoders and projector on CUDA: both encoders in parallel, fused small kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A layer's weights as the CUDA engine multiplies by them: many rows at once, or one."""
+"""Linear layers of the CUDA engine: one kernel for prefill (many rows), one for decode."""
 
 from __future__ import annotations
 

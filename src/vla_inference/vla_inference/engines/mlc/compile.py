@@ -1,4 +1,4 @@
-"""`vla compile --engine mlc`: drive an installed mlc_llm to a folder for `engine: mlc`.
+"""`vla compile --engine mlc`: runs an installed mlc_llm to make a folder for `engine: mlc`.
 
 OpenVLA's language model goes out as the plain Llama that mlc_llm expects, in float16; its three
 commands convert, configure and compile that.

@@ -1,4 +1,4 @@
-"""`engine: mlc`: a folder made by mlc_llm's own CLI, through TVM's runtime alone.
+"""`engine: mlc`: runs a folder compiled by mlc_llm, with TVM's runtime alone.
 
 The folder holds one library (*.so) and the weights as a tensor cache (tensor-cache.json and
 params_shard_*.bin). Of the library's functions `prefill`, `decode`, a cache's creator and

@@ -1,4 +1,4 @@
-"""From the decoder to a library: cache, schedules, target. Needs TVM's compiler, no GPU."""
+"""Builds a TVM library of the decoder: cache, schedules, target. Needs TVM's compiler, no GPU."""
 
 from __future__ import annotations
 

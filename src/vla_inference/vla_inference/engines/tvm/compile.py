@@ -1,4 +1,4 @@
-"""`vla compile --engine tvm`: a checkpoint's Llama as a folder that TVM's runtime runs.
+"""`vla compile --engine tvm`: compiles a checkpoint's Llama decoder for TVM's runtime.
 
 engine.json      model, target, versions, parameters
 decoder-*.so     the library; decoder-*.tar, objects still to be linked, for a host of another

@@ -1,4 +1,4 @@
-"""`engine: tvm`: the Llama by a compiled library, through TVM's runtime alone.
+"""`engine: tvm`: runs a compiled Llama decoder with TVM's runtime alone.
 
 Prefill and decode go through TVM's paged cache. A control step has nothing to take over from the
 one before it: a new image comes right after the first token, so each prefill is a whole one.

@@ -1,4 +1,4 @@
-"""Machine code of a library's CUDA kernels, kept beside the library.
+"""Machine code of a library's CUDA kernels, stored beside the library.
 
 Where TVM's compiler runs without CUDA's driver, it puts the kernels into the library as CUDA
 source, and the target compiles them while it loads, by the global function CALLBACK. TVM's own

@@ -1,4 +1,4 @@
-"""The Llama decoder in TVM's nn front end, fed by embeddings: what `engine: tvm` compiles.
+"""The Llama decoder in TVM's nn front end, as `engine: tvm` compiles it.
 
     prefill  [1, n, H] and a paged cache -> the last position's normed hidden state [1, 1, H]
     decode   [1, 1, H] and the cache     -> the same

@@ -1,4 +1,4 @@
-"""TVM's runtime: libraries, their functions, and the paged cache they share."""
+"""TVM's runtime: loads libraries and their functions, and holds the paged KV cache."""
 
 from __future__ import annotations
 

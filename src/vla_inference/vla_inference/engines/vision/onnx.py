@@ -1,4 +1,4 @@
-"""`vision: onnx`: both vision encoders and the projector as one ONNX graph of fixed shape.
+"""`vision: onnx`: vision encoders and projector as one ONNX graph of fixed shape.
 
 The graph takes one observation's normalised images [1, images * vision encoders * 3, S, S] to
 embeddings [1, P, H]. Its precision is written into it, which is what TensorRT builds from as well.

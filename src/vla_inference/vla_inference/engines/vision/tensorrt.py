@@ -1,4 +1,4 @@
-"""`vision: tensorrt`: the ONNX graph of `onnx_vision` as a TensorRT engine.
+"""`vision: tensorrt`: the ONNX graph of `onnx.py` as a TensorRT engine.
 
 Built on the machine that runs it, strongly typed: the graph says which precision is used where.
 That is the one way there is in TensorRT 11, and 10 has it too. Engines belong to one TensorRT, one

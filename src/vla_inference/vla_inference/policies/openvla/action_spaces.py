@@ -1,4 +1,4 @@
-"""A model's action spaces: what their actions mean, and how they and the state are scaled."""
+"""Action spaces of a model: the meaning of its actions, and how actions and state are scaled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Action tokens: what a model that speaks in tokens means by each.
+"""Converts between action tokens and normalised actions.
 
 Source: openvla/openvla prismatic/vla/action_tokenizer.py and modeling_prismatic.py (behaviour).
 """

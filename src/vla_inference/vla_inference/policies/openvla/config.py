@@ -1,4 +1,4 @@
-"""What a checkpoint's config.json says, checked and with every default made explicit.
+"""A checkpoint's config.json as a checked dataclass with every default explicit.
 
 The released OpenVLA files name their parts by id; `BACKBONES` says what the ids mean. A file may
 instead spell its vision encoders out under `vision_towers`, as the small model that ships here

@@ -1,4 +1,4 @@
-"""From an image and a sentence to an action, over parts that a model or an engine provides.
+"""From image and instruction to action tokens, on the parts that a model or an engine provides.
 
 Shapes: B batch, P patches (all images together), n prompt tokens, H width of the Llama,
 D action dimensions, T steps of a chunk.

@@ -1,4 +1,4 @@
-"""What an OpenVLA checkpoint is, without loading its weights."""
+"""Describes an OpenVLA checkpoint without loading its weights."""
 
 from __future__ import annotations
 

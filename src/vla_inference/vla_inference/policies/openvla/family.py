@@ -1,4 +1,4 @@
-"""OpenVLA and OpenVLA-OFT as a family of policies: `model_type` "openvla"."""
+"""Registers OpenVLA and OpenVLA-OFT as the policy family `openvla`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading a checkpoint: all that an `OpenVLAPolicy` is made of."""
+"""Loads the parts of an `OpenVLAPolicy` from a checkpoint."""
 
 from __future__ import annotations
 

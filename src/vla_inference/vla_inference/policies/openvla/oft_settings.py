@@ -1,4 +1,4 @@
-"""What the name of an OpenVLA-OFT run, or a config.json in its options' words, states.
+"""OpenVLA-OFT settings parsed from a run's name or from its own form of config.json.
 
 OpenVLA-OFT writes none of its settings into a checkpoint. They stand in the name of the run's
 folder, by the note that its instructions tell to give (`--run_id_note`), such as

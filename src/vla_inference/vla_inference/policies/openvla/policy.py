@@ -1,4 +1,4 @@
-"""`OpenVLAPolicy`: OpenVLA and OpenVLA-OFT as a policy."""
+"""`OpenVLAPolicy`: the `Policy` of OpenVLA and OpenVLA-OFT."""
 
 from __future__ import annotations
 

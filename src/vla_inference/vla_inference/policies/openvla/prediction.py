@@ -1,4 +1,4 @@
-"""One pass from the language model's context to action chunks."""
+"""Runs the decoder and the action head, and returns action chunks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images and sentences made ready for the model, without torchvision or timm."""
+"""Image preprocessing and prompts, without torchvision or timm."""
 
 from __future__ import annotations
 

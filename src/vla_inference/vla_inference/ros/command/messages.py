@@ -1,4 +1,4 @@
-"""`Command` and `Pose` <-> geometry_msgs; the command node's state as diagnostics."""
+"""Converts commands and poses to and from geometry_msgs; builds the diagnostics message."""
 
 from __future__ import annotations
 

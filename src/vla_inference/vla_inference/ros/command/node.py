@@ -1,4 +1,4 @@
-"""The command node: action chunks in; what a robot's controller takes, at its own rate, out.
+"""The command node: action chunks in, controller commands out, at a fixed rate.
 
 All that decides is in `vla_inference.control`; here are topics, parameters and clocks. Disabled
 until `~/enable` is called.

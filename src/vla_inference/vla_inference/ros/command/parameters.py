@@ -1,4 +1,4 @@
-"""The command node's parameters, and the core's settings made of them."""
+"""The command node's parameters, and the control settings made from them."""
 
 from __future__ import annotations
 

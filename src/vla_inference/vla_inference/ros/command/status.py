@@ -1,4 +1,4 @@
-"""How the command node stands, as its status and as diagnostics."""
+"""The command node's state as a status message and as diagnostics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the inference node sees: cameras and the robot's state, as sets of one moment."""
+"""The inference node's inputs: cameras and robot state, synchronised by time stamp."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hears instructions from every kind of publisher, each once."""
+"""Subscribes to instructions from volatile and latched publishers, each once."""
 
 from __future__ import annotations
 

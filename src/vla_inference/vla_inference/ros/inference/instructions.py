@@ -1,4 +1,4 @@
-"""The inference node's instruction: the sentence in force, by topic, service or parameter."""
+"""The inference node's current instruction, set by topic, service or parameter."""
 
 from __future__ import annotations
 

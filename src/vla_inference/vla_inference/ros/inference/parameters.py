@@ -1,4 +1,4 @@
-"""The inference node's parameters, and the core's settings made of them."""
+"""The inference node's parameters, and the settings made from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From messages to the action of each image: what was asked for until the next one.
+"""Computes the action of each image from the messages recorded until the next one.
 
 | messages | action of the image at stamp s, the next one at s' |
 |---|---|

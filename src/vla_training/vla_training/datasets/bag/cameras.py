@@ -1,4 +1,4 @@
-"""Which topics of a bag are cameras that a model can see by, told from their messages."""
+"""Finds the topics of a bag that are colour cameras."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rosbag2 bag as it is written: topics as our nodes publish them, and what is told of it all.
+"""Writes one rosbag2 bag: topics as the nodes publish them, with metadata.
 
 Metadata is of version 8: Humble cannot read the later ones, Jazzy reads all.
 """

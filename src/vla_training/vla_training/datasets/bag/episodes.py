@@ -1,4 +1,4 @@
-"""From a bag's streams to its episodes: where they begin and end, what belongs to each image."""
+"""Splits a bag's streams into episodes and matches messages to images."""
 
 from __future__ import annotations
 

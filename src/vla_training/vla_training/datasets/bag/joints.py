@@ -1,4 +1,4 @@
-"""What joint states say: of an end effector by forward kinematics, of a gripper, of the state.
+"""Reads joint states: end-effector pose by forward kinematics, gripper, state vector.
 
 A message speaks of the joints it names alone; what belongs together is the last known of each.
 """

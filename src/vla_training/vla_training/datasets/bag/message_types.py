@@ -1,4 +1,4 @@
-"""Types of messages in bags: as the bag itself defines them, else as ROS 2 Jazzy and we do."""
+"""Message definitions of a bag: its own, else those of ROS 2 Jazzy and this workspace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where bags are: folders of rosbag2, their storage files alone, and ROS 1's .bag files."""
+"""Finds bags: rosbag2 folders, single storage files, ROS 1 .bag files."""
 
 from __future__ import annotations
 

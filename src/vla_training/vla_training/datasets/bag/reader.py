@@ -1,4 +1,4 @@
-"""rosbag2 bags as a dataset: a bag an episode, or several episodes in one bag."""
+"""Reads rosbag2 and ROS 1 bags as a dataset, with one or several episodes per bag."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which stream says what: of the action, the gripper, the state; options that change nothing."""
+"""Assigns streams to action, gripper and state; rejects options that have no effect."""
 
 from __future__ import annotations
 

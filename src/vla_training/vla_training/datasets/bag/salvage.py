@@ -1,4 +1,4 @@
-"""What can still be read of a damaged MCAP or SQLite file, record by record."""
+"""Reads what is intact of a damaged MCAP or SQLite file, record by record."""
 
 from __future__ import annotations
 

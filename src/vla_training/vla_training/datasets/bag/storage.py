@@ -1,4 +1,4 @@
-"""The storage of one bag (MCAP, SQLite, ROS 1; Humble's and Jazzy's metadata), without ROS.
+"""Storage of one bag (MCAP, SQLite, ROS 1) and its metadata, without ROS.
 
 A whole bag is read by `rosbags`. Of one that is damaged, or that `rosbags` does not know, all that
 is readable is read record by record, and `lost` says what is not. Messages come as ROS 2 has them,

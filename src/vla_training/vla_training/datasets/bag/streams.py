@@ -1,4 +1,4 @@
-"""What a bag's topics say, as arrays over time; images stay in the bag until they are asked for.
+"""A bag's topics as arrays over time; images are read from the bag on access.
 
 A message's time is its header's stamp, or, where it has none, when it was recorded. Streams of
 both kinds are compared by the time that both have.

@@ -1,4 +1,4 @@
-"""Which topics of a bag hold what: as asked for, as the bag's metadata says, or by their types."""
+"""Chooses the topics of a bag to use: by option, by metadata, or by type."""
 
 from __future__ import annotations
 

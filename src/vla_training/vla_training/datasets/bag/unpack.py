@@ -1,4 +1,4 @@
-"""Storage files and messages that `ros2 bag record --compression-format zstd` packed."""
+"""Decompresses storage files and messages recorded with `--compression-format zstd`."""
 
 from __future__ import annotations
 

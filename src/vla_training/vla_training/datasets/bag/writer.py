@@ -1,4 +1,4 @@
-"""rosbag2 bags, one an episode, that ROS, `mcap` and `rosbags` read.
+"""Writes rosbag2 bags, one per episode, that ROS, `mcap` and `rosbags` read.
 
 `/image/compressed` (of further cameras `/<camera>/image/compressed`), `/action`, `/instruction`
 (where it changes), `/state`, `/reward`, `/episode`; instruction and outcome stand in the metadata

@@ -1,1 +1,1 @@
-"""HDF5 datasets: robomimic's layout, ALOHA's."""
+"""HDF5 datasets: robomimic's layout and ALOHA's."""

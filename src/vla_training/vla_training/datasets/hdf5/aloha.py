@@ -1,4 +1,4 @@
-"""ALOHA's HDF5 recordings as a dataset: a file an episode, joints of two arms as targets."""
+"""Reads ALOHA's HDF5 recordings: a file per episode, joint targets of two arms."""
 
 from __future__ import annotations
 

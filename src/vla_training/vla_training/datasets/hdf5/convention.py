@@ -1,4 +1,4 @@
-"""What the numbers of an HDF5 file's actions mean, as the file or its user states it."""
+"""The action convention of an HDF5 file, as the file or its user states it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images as HDF5 files hold them: arrays, or JPEGs and PNGs padded to one length."""
+"""Images in HDF5 files: arrays, or JPEGs and PNGs padded to one length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where HDF5 files of robomimic's layout hold images and sentences, under whose names.
+"""Names of images and instructions in HDF5 files of robomimic's layout.
 
 robomimic, MimicGen, RoboCasa: `obs/NAME_image`, upright. LIBERO: `obs/NAME_rgb`, bottom row first.
 Isaac Lab: any name. Sentences stand in one of many places, or nowhere.

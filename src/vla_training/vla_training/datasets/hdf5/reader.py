@@ -1,4 +1,4 @@
-"""HDF5 files as a dataset: robomimic's layout, whoever wrote it; ALOHA's by `aloha`."""
+"""Reads HDF5 datasets in robomimic's layout, from any writer, and in ALOHA's."""
 
 from __future__ import annotations
 

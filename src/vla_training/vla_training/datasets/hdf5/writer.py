@@ -1,4 +1,4 @@
-"""robomimic's HDF5 layout, as `vla generate` writes it.
+"""Writes robomimic's HDF5 layout, as `vla generate` does.
 
 Motion that is in m and rad is stored in robosuite's [-1, 1] with its gripper, -1 open; whatever
 else it is stands as it came. `data.attrs["action_convention"]` says which.

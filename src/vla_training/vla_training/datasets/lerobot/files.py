@@ -1,4 +1,4 @@
-"""The files of a LeRobotDataset as they grow: tables and films, a new one when one is large."""
+"""Writes the tables and videos of a LeRobotDataset, starting new files at a size limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A LeRobotDataset's folder, versions 2.0 to 3.0: where each episode's rows and films lie.
+"""Locates each episode's rows and videos in a LeRobotDataset folder, versions 2.0 to 3.0.
 
 Version 3 keeps many episodes in a file and tells their places in tables; version 2 has a table
 and a film an episode, numbered, and tells episodes and tasks in lines of JSON.

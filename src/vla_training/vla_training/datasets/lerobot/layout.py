@@ -1,4 +1,4 @@
-"""Names and numbers of LeRobotDataset v3.0, for its reader and its writer, and of v2.
+"""Names and constants of LeRobotDataset v2 and v3.0, for reader and writer.
 
 Source: huggingface/lerobot src/lerobot/datasets (format, v3.0).
 """

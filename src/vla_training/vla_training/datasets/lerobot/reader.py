@@ -1,4 +1,4 @@
-"""LeRobotDataset, versions 2.0 to 3.0, as a dataset, read with pyarrow and PyAV."""
+"""Reads LeRobotDataset, versions 2.0 to 3.0, with pyarrow and PyAV."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The images of an episode in a film, found by time stamp."""
+"""Reads an episode's images from a video by time stamp."""
 
 from __future__ import annotations
 

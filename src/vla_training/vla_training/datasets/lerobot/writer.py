@@ -1,4 +1,4 @@
-"""LeRobotDataset v3.0, written with pyarrow and PyAV: parquet tables, MP4 or PNG images.
+"""Writes LeRobotDataset v3.0 with pyarrow and PyAV: parquet tables, MP4 or PNG images.
 
 Many episodes share a file, of tables as of images; `meta/episodes` says where each one stands.
 """

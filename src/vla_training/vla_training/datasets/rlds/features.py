@@ -1,4 +1,4 @@
-"""features.json of a TFDS folder: what each flattened feature of an episode is."""
+"""Parses features.json of a TFDS folder: type and shape of each flattened feature."""
 
 from __future__ import annotations
 

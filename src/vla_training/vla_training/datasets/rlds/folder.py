@@ -1,4 +1,4 @@
-"""An RLDS dataset's folder as TFDS lays it out: versions, splits, shards, their records."""
+"""An RLDS dataset's folder as TFDS lays it out: versions, splits, shards, records."""
 
 from __future__ import annotations
 

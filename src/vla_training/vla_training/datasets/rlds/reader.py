@@ -1,4 +1,4 @@
-"""RLDS datasets as TFDS stores them (tfrecord), read without TensorFlow.
+"""Reads RLDS datasets as TFDS stores them (tfrecord), without TensorFlow.
 
 A folder NAME/VERSION holds features.json, dataset_info.json and the shards; an episode is one
 tf.train.Example whose features are flattened ("steps/observation/image") and hold all T steps.

@@ -1,4 +1,4 @@
-"""tf.train.Example without TensorFlow or protobuf: names to lists of bytes, floats or integers.
+"""tf.train.Example without TensorFlow or protobuf.
 
 Example {1: Features {1: map<string, Feature>}}; Feature {1: BytesList | 2: FloatList |
 3: Int64List}, each {1: repeated value}. Numbers are read and written as whole arrays.

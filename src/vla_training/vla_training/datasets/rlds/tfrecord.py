@@ -1,4 +1,4 @@
-"""TFRecord files without TensorFlow: framed records, each under a masked CRC32C.
+"""TFRecord files without TensorFlow: framed records with masked CRC32C checksums.
 
 A record: u64 length, u32 CRC of those 8 bytes, the data, u32 CRC of the data; little endian.
 Source: tensorflow/tensorflow tensorflow/core/lib/io/record_writer.h (format).

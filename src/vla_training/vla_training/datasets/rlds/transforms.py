@@ -1,4 +1,4 @@
-"""What the actions of known RLDS datasets mean, and how they are brought to one form.
+"""Action conventions of known RLDS datasets, converted to one form.
 
 A transform takes the arrays of one episode by name ("action", "state", ... [T, ...]) and gives the
 actions of those steps that stay. All results end in the gripper: 1 open, 0 closed.

@@ -1,4 +1,4 @@
-"""RLDS datasets as TFDS stores them, written without TensorFlow.
+"""Writes RLDS datasets as TFDS stores them, without TensorFlow.
 
 PATH/1.0.0 holds features.json, dataset_info.json, action_spec.json and shards of about one size;
 `tfds.builder_from_directory(PATH/1.0.0)` and `tfds.builder(NAME, data_dir=PARENT)` read it.

@@ -1,1 +1,1 @@
-"""What controllers take: the outputs of the command node and of the IK node."""
+"""Controller outputs of the command node and of the IK node."""

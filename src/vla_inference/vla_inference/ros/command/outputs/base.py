@@ -1,4 +1,4 @@
-"""What every output is: one way in which commands leave a node for a controller."""
+"""The interface of a controller output."""
 
 from __future__ import annotations
 

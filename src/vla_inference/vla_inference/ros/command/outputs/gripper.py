@@ -1,4 +1,4 @@
-"""The gripper, told on change: as a topic, or as an action."""
+"""Gripper outputs, sent on change: as a topic or as an action."""
 
 from __future__ import annotations
 

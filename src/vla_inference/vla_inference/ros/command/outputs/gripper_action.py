@@ -1,4 +1,4 @@
-"""The gripper as an action, where no topic is taken: goals on change, cancelled by a stop.
+"""Action client for grippers: sends goals on change and cancels them on a stop.
 
 control_msgs is asked for only here: GripperCommand (Humble's gripper_action_controller) or
 ParallelGripperCommand (Jazzy's parallel_gripper_action_controller).

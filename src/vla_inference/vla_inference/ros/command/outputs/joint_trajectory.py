@@ -1,4 +1,4 @@
-"""Joint positions as trajectories of a single point, for joint_trajectory_controller."""
+"""Joint output: single-point trajectories for joint_trajectory_controller."""
 
 from __future__ import annotations
 

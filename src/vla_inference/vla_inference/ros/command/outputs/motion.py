@@ -1,4 +1,4 @@
-"""The end effector's motion as topics: velocities, or poses to be reached."""
+"""End-effector outputs: twists or target poses as topics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outputs by name: ours, and those that other packages bring.
+"""The registry of controller outputs, which other packages may extend.
 
 They bring them by entry points of group `vla.controllers`, whose value is a subclass of `Output`
 (`my_package.outputs:MyOutput`). The node declares an output's parameters and uses what they ask
