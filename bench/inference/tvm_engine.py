@@ -201,8 +201,8 @@ def agreement(engine: Engine, model: VLA, several: list[Tensor]) -> dict:
         for step in range(model.config.head.action_dim):
             ours, theirs = engine.action_logits(hidden), model.action_logits(plain)
             error = max(error, float((ours - theirs).norm() / theirs.norm()))
-            token = model.likeliest(theirs)
-            same = bool((engine.likeliest(ours) == token).all())
+            token = model.argmax(theirs)
+            same = bool((engine.argmax(ours) == token).all())
             equal += same
             if not same:
                 whole = False

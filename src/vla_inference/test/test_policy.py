@@ -288,7 +288,7 @@ def test_tokens_that_all_of_the_vocabulary_would_have_changed_are_counted(tmp_pa
     total = policy.config.head.chunk * 7
     assert policy.predict_action(observation(head)).unrestricted is None
     weight = policy.model.language_model.lm_head.weight
-    weight[: 576 - 256] = 0  # never the likeliest, as long as one of the 256 is above 0
+    weight[: 576 - 256] = 0  # never the most likely, as long as one of the 256 is above 0
     chunk = policy.predict_action(observation(head), count_unrestricted=True)
     assert chunk.unrestricted == 0
     weight[:] = torch.cat([weight[-256:] * 10, weight[256:]])  # every bin has a louder rival

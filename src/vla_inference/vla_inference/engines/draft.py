@@ -46,7 +46,7 @@ class DraftEngine(Engine):
         guess = self.embed_tokens(draft[None, :-1])
         states, cache = llama(torch.cat([context, guess], 1))
         states = states[:, n - 1 :]
-        found = self.likeliest(self.action_logits(states))[0]
+        found = self.argmax(self.action_logits(states))[0]
         right = int((found[:-1] == draft[:-1]).int().cumprod(0).sum())
         self.accepted += right
         self.drafted += len(draft) - 1
@@ -56,5 +56,5 @@ class DraftEngine(Engine):
         token = found[right : right + 1]
         for _ in range(right + 1, len(draft)):
             hidden, cache = self.decode(self.embed_tokens(token.clamp(min=0)[:, None]), cache)
-            token = self.likeliest(self.action_logits(hidden))
+            token = self.argmax(self.action_logits(hidden))
             yield token, hidden

@@ -344,7 +344,7 @@ def _choose(logits, words, token, x, first, H, BINS: tl.constexpr, BLOCK: tl.con
 
 
 def choose(logits: Tensor, words: Tensor, token: Tensor, x: Tensor, first: int) -> None:
-    """The likeliest token of `logits` [256] into `token`, and its embedding into `x` [H].
+    """The most likely token of `logits` [256] into `token`, and its embedding into `x` [H].
 
     words: the embeddings; first: id of the first logit. -1 where a logit is not finite.
     """

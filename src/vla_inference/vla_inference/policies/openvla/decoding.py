@@ -86,7 +86,7 @@ class ActionDecoder(ABC):
         """
         hidden, cache = self.prefill(context)
         for left in reversed(range(self.config.head.action_dim)):
-            token = self.likeliest(self.action_logits(hidden))
+            token = self.argmax(self.action_logits(hidden))
             yield token, hidden
             if left:
                 embedding = self.embed_tokens(token.clamp(min=0)[:, None])
@@ -97,14 +97,14 @@ class ActionDecoder(ABC):
         return torch.stack([token for token, _ in self.generate(context)], dim=1)
 
     def differs(self, tokens: Tensor, hidden: Tensor) -> Tensor:
-        """Where the likeliest of all tokens is another one: bool, shaped like `tokens`.
+        """Where the most likely of all tokens is another one: bool, shaped like `tokens`.
 
         hidden: the states that the tokens were read from [..., H]
         """
         return self.all_logits(hidden).argmax(-1) != tokens
 
-    def likeliest(self, logits: Tensor) -> Tensor:
-        """Ids of the likeliest action tokens; -1 where logits are not finite (argmax hides it)."""
+    def argmax(self, logits: Tensor) -> Tensor:
+        """Ids of the most likely action tokens; -1 where logits are not finite."""
         ids = logits.argmax(-1) + self.config.action_vocab_end - self.config.n_action_bins
         return torch.where(logits.isfinite().all(-1), ids, -1)
 
@@ -143,5 +143,5 @@ class ActionDecoder(ABC):
     def chunk_tokens(self, hidden: Tensor) -> Tensor:
         """The same from the hidden states of the slots [B, T * D, H]."""
         head = self.config.head
-        ids = self.likeliest(self.action_logits(hidden))
+        ids = self.argmax(self.action_logits(hidden))
         return ids.unflatten(1, (head.chunk, head.action_dim))
