@@ -96,7 +96,7 @@ def attend(
 ):
     """Attention of one new position to itself and those before it; it joins the cache.
 
-    qkv: [(heads + 2 kv_heads) d] -> [heads d]; launch: positions a turn, warps, stages. code: a
+    qkv: [(heads + 2 kv_heads) d] -> [heads d]; launch: positions a tile, warps, stages. code: a
     kind of weights, for which the result's codes are returned as well.
     """
     kv_heads, s, d = keys.shape
@@ -355,7 +355,7 @@ def attention(
     """Of n positions to each other (`causal`: and none later): [n, heads * d], heads side by side.
 
     q: [heads, n, d]; k, v: [kv_heads, n, d], laid out alike; each any way, but a head's numbers
-    next to each other. launch: positions a program, positions a turn, warps, turns on the way.
+    next to each other. launch: positions a program, positions a tile, warps, tiles in flight.
     """
     (heads, n, d), kv_heads = q.shape, len(k)
     launch = launch or attention_launch(d, causal)

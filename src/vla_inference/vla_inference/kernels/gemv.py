@@ -82,7 +82,7 @@ def _gemv_int(
     y,
     N,
     eps,
-    TURNS,
+    TILES,
     K: tl.constexpr,
     KIND: tl.constexpr,
     GROUP: tl.constexpr,
@@ -101,7 +101,7 @@ def _gemv_int(
     inside = chunk < V
     at = chunk[None, :, None] * 4 + tl.arange(0, 4)[None, None, :]
     held = inside[None, :, None] & (at >= 0)
-    rows = tl.program_id(0) * (TURNS * BLOCK_N) + tl.arange(0, BLOCK_N)
+    rows = tl.program_id(0) * (TILES * BLOCK_N) + tl.arange(0, BLOCK_N)
     # The first weights don't wait for the kernel before this one.
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
@@ -132,7 +132,7 @@ def _gemv_int(
     else:
         xa = tl.sum(tl.reshape(codes, (BLOCK_V, 4, 4)), 2)
         xb = xa
-    for _ in range(TURNS):
+    for _ in range(TILES):
         there = rows < N
         t = _dot_words(words, xa, xb, KIND, EMULATE) * step[None, :]
         if PAIR:
@@ -273,9 +273,9 @@ def gemv(
     flags = norm is not None, pair, residual is not None
     more = {"num_warps": launch.warps, **early()}
     if whole:
-        turns = triton.cdiv(n, launch.block_n * launch.programs)
+        tiles = triton.cdiv(n, launch.block_n * launch.programs)
         span = 32 if kind == "int4" else 16
-        _gemv_int[(triton.cdiv(n, turns * launch.block_n),)](
+        _gemv_int[(triton.cdiv(n, tiles * launch.block_n),)](
             x,
             weight.view(torch.int32),
             scales,
@@ -285,7 +285,7 @@ def gemv(
             y,
             n,
             eps,
-            turns,
+            tiles,
             k,
             kind,
             group or k,

@@ -42,7 +42,7 @@ class CpuLlama:
         self.c, llama = model.config.llm, model.language_model.model
         self.layers = [CpuLayer(layer, self.c, rows, packed) for layer in llama.layers]
         self.norm = llama.norm.weight
-        self._turns = torch.empty(0, 1, 1)
+        self._cached_rotations = torch.empty(0, 1, 1)
 
     def encode(
         self, x: Tensor, padding: Tensor | None = None, wanted: slice | None = None
@@ -82,16 +82,16 @@ class CpuLlama:
     ) -> Tensor:
         c, (b, n, _) = self.c, x.shape
         heads, kv_heads, m = c.num_attention_heads, c.num_key_value_heads, n
-        turns = turns_q = self._rotations(begin + n)[begin:]
+        rotations = rotations_q = self._rotations(begin + n)[begin:]
         x = x.reshape(b * n, -1)
         for i, layer in enumerate(self.layers):
             y = self._normed(x)
             k, v = layer.kv(y).view(b, n, 2, kv_heads, -1).unbind(2)
             if wanted is not None and i == len(self.layers) - 1:
                 x, y = (t.view(b, n, -1)[:, wanted] for t in (x, y))
-                m, turns_q, causal = x.shape[1], turns[wanted], False
+                m, rotations_q, causal = x.shape[1], rotations[wanted], False
                 x, y = x.reshape(b * m, -1), y.reshape(b * m, -1)
-            q, k = turn(layer.q(y).view(b, m, heads, -1), turns_q), turn(k, turns)
+            q, k = rotate(layer.q(y).view(b, m, heads, -1), rotations_q), rotate(k, rotations)
             if cache is not None:
                 cache[i, 0, :, begin : begin + n], cache[i, 1, :, begin : begin + n] = k, v
                 k, v = cache[i, :, :, : begin + n]
@@ -115,16 +115,16 @@ class CpuLlama:
 
     def _rotations(self, count: int) -> Tensor:
         """[count, 1, head_dim / 2], complex"""
-        if len(self._turns) < count:
+        if len(self._cached_rotations) < count:
             cos, sin = rotary(torch.arange(max(256, 2 * count)), self.c)
             half = self.c.head_dim // 2
-            self._turns = torch.complex(cos[:, :half], sin[:, :half])[:, None]
-        return self._turns[:count]
+            self._cached_rotations = torch.complex(cos[:, :half], sin[:, :half])[:, None]
+        return self._cached_rotations[:count]
 
 
-def turn(x: Tensor, turns: Tensor) -> Tensor:
+def rotate(x: Tensor, rotations: Tensor) -> Tensor:
     """[B, n, heads, head_dim], pairs side by side."""
-    y = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * turns
+    y = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * rotations
     return torch.view_as_real(y).flatten(-2).to(x.dtype)
 
 

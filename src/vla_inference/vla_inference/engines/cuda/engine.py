@@ -37,18 +37,18 @@ class Captured:
 
 
 class CudaEngine(Engine):
-    """See the module. many_by: how quantised weights meet many positions (`QuantWeight`)."""
+    """See the module. matmul_by: how the prefill multiplies quantised weights (`QuantWeight`)."""
 
     name = "torch"
 
-    def __init__(self, model: VLA, vision: Vision | None = None, many_by: str | None = None):
+    def __init__(self, model: VLA, vision: Vision | None = None, matmul_by: str | None = None):
         super().__init__(model, vision)
         c = model.config
         self.own_vision = vision is None
         extra = c.head.num_slots + 1 if c.head.decoding == "parallel" else c.head.action_dim
         self.longest = c.head.num_images * c.num_patches + PROMPT
         self.positions = self.longest + extra
-        self.llama = CudaLlama(model, self.positions, many_by or usual_many_by())
+        self.llama = CudaLlama(model, self.positions, matmul_by or usual_matmul_by())
         self.encoders = CudaVision(model) if self.own_vision else None
         size = c.encoders[0].image_size
         self._images = torch.zeros(
@@ -178,6 +178,6 @@ class CudaEngine(Engine):
         return self._graphs[key]
 
 
-def usual_many_by() -> str:
+def usual_matmul_by() -> str:
     """FP8 where the tensor cores have it (sm_89 on), int8 elsewhere."""
     return "fp8" if torch.cuda.get_device_capability() >= (8, 9) else "int8"

@@ -25,12 +25,12 @@ from vla_inference.policies.openvla.model import VLA
 
 
 class FusedLayer:
-    def __init__(self, layer: Layer, many_by: str, dtype: torch.dtype):
+    def __init__(self, layer: Layer, matmul_by: str, dtype: torch.dtype):
         a, m = layer.self_attn, layer.mlp
-        self.qkv = make_weight([a.q_proj, a.k_proj, a.v_proj], many_by, dtype)
-        self.o = make_weight([a.o_proj], many_by, dtype)
-        self.gate_up = make_weight([m.gate_proj, m.up_proj], many_by, dtype)
-        self.down = make_weight([m.down_proj], many_by, dtype)
+        self.qkv = make_weight([a.q_proj, a.k_proj, a.v_proj], matmul_by, dtype)
+        self.o = make_weight([a.o_proj], matmul_by, dtype)
+        self.gate_up = make_weight([m.gate_proj, m.up_proj], matmul_by, dtype)
+        self.down = make_weight([m.down_proj], matmul_by, dtype)
         # Norm weights act on the inputs, where they cost nothing: folded into 16-bit weights they
         # would round these a second time.
         self.norm1 = layer.input_layernorm.weight.float()
@@ -39,16 +39,16 @@ class FusedLayer:
 
 
 class CudaLlama:
-    """positions: how many the cache holds. many_by: see `weights.QuantWeight`."""
+    """positions: how many the cache holds. matmul_by: see `weights.QuantWeight`."""
 
-    def __init__(self, model: VLA, positions: int, many_by: str):
+    def __init__(self, model: VLA, positions: int, matmul_by: str):
         c = model.config.llm
         words = model.language_model.model.embed_tokens.weight
         self.c, self.dtype, self.device = c, words.dtype, words.device
         self.words, self.eps, self.heads = words, c.rms_norm_eps, c.num_attention_heads
         self.layers = []
         for layer in model.language_model.model.layers:
-            self.layers.append(FusedLayer(layer, many_by, self.dtype))
+            self.layers.append(FusedLayer(layer, matmul_by, self.dtype))
         self.norm = model.language_model.model.norm.weight.float()
         end, bins = model.config.action_vocab_end, model.config.n_action_bins
         self.first = end - bins
@@ -72,7 +72,7 @@ class CudaLlama:
             x, add = self._layer(i, layer, x, add, True)
         layer, i = self.layers[-1], len(self.layers) - 1
         normed, scales = rms_norm(x, add, layer.norm1, self.eps, layer.qkv.activations)
-        split_heads(layer.qkv.many(normed, scales), self.rotary, *self.cache[i], self.heads)
+        split_heads(layer.qkv.matmul(normed, scales), self.rotary, *self.cache[i], self.heads)
         return self._decode_layer(i, layer, x[n - 1], n - 1, alone=True)
 
     def decode(self, x: Tensor, position: int) -> Tensor:
@@ -90,16 +90,18 @@ class CudaLlama:
         following = [layer.norm1 for layer in self.layers[1:]] + [None]
         for i, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
             qkv = new((c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim)
-            layer.qkv.one_coded(codes, c.hidden_size, qkv, normed=True, eps=self.eps)
+            layer.qkv.matvec_coded(codes, c.hidden_size, qkv, normed=True, eps=self.eps)
             y, codes = self.attend(qkv, self.rotary, *self.cache[i], position, kind)
             out = new(c.hidden_size)
-            codes = layer.o.one_coded(codes, len(y), out, residual=x, code=True, norm=layer.norm2)
+            codes = layer.o.matvec_coded(
+                codes, len(y), out, residual=x, code=True, norm=layer.norm2
+            )
             x, y = out, new(layer.inner)
-            codes = layer.gate_up.one_coded(
+            codes = layer.gate_up.matvec_coded(
                 codes, c.hidden_size, y, normed=True, eps=self.eps, pair=True, code=True
             )
             out = new(c.hidden_size)
-            codes = layer.down.one_coded(
+            codes = layer.down.matvec_coded(
                 codes, layer.inner, out, residual=x, code=norm is not None, norm=norm
             )
             x = out
@@ -132,13 +134,13 @@ class CudaLlama:
         normed, scales = rms_norm(x, add, layer.norm1, self.eps, layer.qkv.activations)
         keys, values = self.cache[i]
         n = len(x)
-        q = split_heads(layer.qkv.many(normed, scales), self.rotary, keys, values, self.heads)
+        q = split_heads(layer.qkv.matmul(normed, scales), self.rotary, keys, values, self.heads)
         y = attention(q, keys[:, :n], values[:, :n], causal)[kept]
         x = x[kept]
-        y = layer.o.many(*quantize_rows(y, layer.o.activations))
+        y = layer.o.matmul(*quantize_rows(y, layer.o.activations))
         normed, scales = rms_norm(x, y, layer.norm2, self.eps, layer.gate_up.activations)
-        y = layer.gate_up.many(normed, scales)
-        return x, layer.down.many(*silu_mul(y, self.dtype, layer.down.activations))
+        y = layer.gate_up.matmul(normed, scales)
+        return x, layer.down.matmul(*silu_mul(y, self.dtype, layer.down.activations))
 
     def _decode_layer(
         self, i, layer: FusedLayer, x: Tensor, position: int, alone: bool = False
@@ -146,11 +148,11 @@ class CudaLlama:
         new = self._new
         c = self.c
         qkv = new((c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim)
-        layer.qkv.one(x, qkv, norm=layer.norm1, eps=self.eps)
+        layer.qkv.matvec(x, qkv, norm=layer.norm1, eps=self.eps)
         y = self.attend(qkv, self.rotary, *self.cache[i], position, alone=alone)
-        x = layer.o.one(y, new(c.hidden_size), residual=x)
-        y = layer.gate_up.one(x, new(layer.inner), norm=layer.norm2, eps=self.eps, pair=True)
-        return layer.down.one(y, new(c.hidden_size), residual=x)
+        x = layer.o.matvec(y, new(c.hidden_size), residual=x)
+        y = layer.gate_up.matvec(x, new(layer.inner), norm=layer.norm2, eps=self.eps, pair=True)
+        return layer.down.matvec(y, new(c.hidden_size), residual=x)
 
     def _coded_kind(self) -> str:
         """The kind of weights whose kernels hand on codes; "" where that was not measured to be

@@ -22,25 +22,25 @@ class DenseWeight:
     def __init__(self, layers: Sequence[nn.Linear]):
         self.weight = _join(layers, "weight")
 
-    def many(self, x: Tensor, scales: Tensor | None = None) -> Product:
+    def matmul(self, x: Tensor, scales: Tensor | None = None) -> Product:
         """[n, K] -> [n, N]"""
         return Product(F.linear(x, self.weight))
 
-    def one(self, x: Tensor, y: Tensor, **more) -> Tensor:
+    def matvec(self, x: Tensor, y: Tensor, **more) -> Tensor:
         """[K] -> [N], into y; see `gemv`."""
         return gemv(x, self.weight, y, **more)
 
 
 class QuantWeight:
-    """Codes and scales. Passes over many rows take what `many_by` says:
+    """Codes and scales. The prefill (`matmul`) goes by `matmul_by`:
 
     "int8", "fp8": inputs are rounded as well and the tensor cores multiply codes; of int4 weights
         a copy in that format is kept beside them. "dense": dequantised anew in every pass.
     """
 
-    def __init__(self, layers: Sequence[QuantLinear], many_by: str, dtype: torch.dtype):
+    def __init__(self, layers: Sequence[QuantLinear], matmul_by: str, dtype: torch.dtype):
         self.format, self.dtype, self.layers = layers[0].format, dtype, layers
-        self.activations = "" if many_by == "dense" else many_by
+        self.activations = "" if matmul_by == "dense" else matmul_by
         for layer in layers:
             layer.interleave_()
         self.codes = _join(layers, "codes")
@@ -55,7 +55,7 @@ class QuantWeight:
         else:
             self.wide, self.wide_scales = _rounded(layers, self.activations)
 
-    def many(self, x: Tensor, scales: Tensor | None = None) -> Product:
+    def matmul(self, x: Tensor, scales: Tensor | None = None) -> Product:
         if self.activations == "fp8":
             codes = torch._scaled_mm(
                 x,
@@ -74,7 +74,7 @@ class QuantWeight:
         dense = torch.cat([layer.dequantize(x.dtype) for layer in self.layers])
         return Product(F.linear(x, dense))
 
-    def one(self, x: Tensor, y: Tensor, **more) -> Tensor:
+    def matvec(self, x: Tensor, y: Tensor, **more) -> Tensor:
         return gemv(
             x,
             self.codes,
@@ -86,7 +86,7 @@ class QuantWeight:
             **more,
         )
 
-    def one_coded(self, x: Tensor, k: int, y: Tensor, **more):
+    def matvec_coded(self, x: Tensor, k: int, y: Tensor, **more):
         """The same of the codes of a vector [k]; see `gemv_coded`."""
         return gemv_coded(
             x,
@@ -101,10 +101,10 @@ class QuantWeight:
         )
 
 
-def make_weight(layers: Sequence[nn.Module], many_by: str, dtype: torch.dtype):
+def make_weight(layers: Sequence[nn.Module], matmul_by: str, dtype: torch.dtype):
     """One weight of layers that read the same input."""
     if all(isinstance(layer, QuantLinear) for layer in layers):
-        return QuantWeight(layers, many_by, dtype)
+        return QuantWeight(layers, matmul_by, dtype)
     return DenseWeight(layers)
 
 
