@@ -58,7 +58,7 @@ class Graph(NodeGraph):
         self.heart = self.client.create_publisher(Empty, "heartbeat", 10)
         self.enabler = self.client.create_client(SetBool, "command/enable")
         assert self.node.start(), self.node.failure
-        self.until(lambda: self.actions.get_subscription_count(), "the node's ears")
+        self.until(lambda: self.actions.get_subscription_count(), "the node's subscription")
         self.until(lambda: self.client.count_publishers("action"), "discovery")
         self.until(lambda: self.status.state == "disabled", "a status")
         assert self.enabler.wait_for_service(self.patience)

@@ -64,7 +64,7 @@ def test_a_callback_that_raises_is_counted_and_the_next_message_is_heard(graph, 
     numbers = g.client.create_publisher(Float64, "number", 10)
     reports: list = []
     g.client.create_subscription(DiagnosticArray, "/diagnostics", reports.append, 10)
-    g.until(lambda: numbers.get_subscription_count(), "ears")
+    g.until(lambda: numbers.get_subscription_count(), "a subscription")
     for value in (-1.0, 0.0, -2.0, 7.0):
         numbers.publish(Float64(data=value))
     g.until(lambda: g.node.heard == [7.0], "the good one")
@@ -93,7 +93,7 @@ def test_a_clock_before_1970_does_not_end_a_node_that_goes_by_it():
     g = NodeGraph(Probe, {"use_sim_time": True})
     try:
         clock = g.client.create_publisher(Clock, "/clock", 10)
-        g.until(lambda: clock.get_subscription_count(), "ears")
+        g.until(lambda: clock.get_subscription_count(), "a subscription")
         clock.publish(Clock(clock=Time(sec=-1)))
         g.until(lambda: g.node.faults["/clock"] == 1, "the bad one")
         clock.publish(Clock(clock=Time(sec=5)))
@@ -116,7 +116,7 @@ def test_a_string_message_keeps_its_meaning_through_the_guard(graph):
     heard = []
     graph.node.create_subscription(String, "words", lambda m, info: heard.append((m, info)), 10)
     words = graph.client.create_publisher(String, "words", 10)
-    graph.until(lambda: words.get_subscription_count(), "ears")
+    graph.until(lambda: words.get_subscription_count(), "a subscription")
     words.publish(String(data="so"))
     graph.until(lambda: heard, "the word")
     assert heard[0][0].data == "so" and "source_timestamp" in heard[0][1]

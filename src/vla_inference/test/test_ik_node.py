@@ -81,8 +81,8 @@ class Graph:
 
     def meet(self) -> None:
         assert self.node.start(), self.node.failure
-        ears = (self.twists, self.targets, self.joints)
-        self.until(lambda: all(p.get_subscription_count() for p in ears))
+        publishers = (self.twists, self.targets, self.joints)
+        self.until(lambda: all(p.get_subscription_count() for p in publishers))
         self.until(lambda: len(self.points) > 5, self.tell_joints, self.tell_twist)
 
     def idle(self, seconds: float, *talk) -> None:

@@ -316,8 +316,10 @@ def test_ros2_topic_pub_is_heard_without_a_warning_on_either_side(graph, monkeyp
     latching = g.client.create_publisher(String, "instruction", qos.LATCHED)
     latching.publish(String(data="pick it up"))
     g.until(lambda: g.node._instruction == "pick it up", "the latched one")
-    g.until(lambda: g.node._instructions.ears._latched is not None, "the second ear")
-    g.until(lambda: g.node._instructions.ears._latched is None, "its end")
+    g.until(
+        lambda: g.node._instructions.subscriber._latched is not None, "the latched subscription"
+    )
+    g.until(lambda: g.node._instructions.subscriber._latched is None, "its end")
     say("turn it")
     latching.publish(String(data="lift it"))
     g.until(lambda: g.node._instruction == "lift it", "the latched one again")
@@ -329,8 +331,10 @@ def test_of_two_sentences_the_later_stays_in_force(shared, monkeypatch, order):
     followed = []
     monkeypatch.setattr(shared.node._instructions, "follow", followed.append)
     said = {"v": ["lift it", "turn it"], "l": ["lift it", "turn it"]}
-    for ear in order.replace(" ", ""):
-        shared.node._instructions.ears.hear("vl".index(ear), String(data=said[ear].pop(0)))
+    for channel in order.replace(" ", ""):
+        shared.node._instructions.subscriber.hear(
+            "vl".index(channel), String(data=said[channel].pop(0))
+        )
     assert followed == ["lift it", "turn it"]
 
 

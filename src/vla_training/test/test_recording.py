@@ -273,7 +273,7 @@ def test_messages_that_cannot_be_read_are_left_out_and_the_rest_recorded(tmp_pat
         graph.images.publish(broken)
         topic = graph.images.topic_name
         graph.until(lambda: graph.node.refused[topic] == 1, "the refusal")
-        short = graph.node._ears[topic][0].callback
+        short = graph.node._recorded[topic][0].callback
         short(b"\0\1\0\0")  # no header in it: rclpy hands raw messages over as they come
         assert graph.node.refused[topic] == 2 and graph.node.exit_status is None
         before = broken.header.stamp

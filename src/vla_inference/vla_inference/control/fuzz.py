@@ -158,7 +158,7 @@ class Robot:
         self._speed = v.ZERO, v.ZERO
         self._age = 0.0  # s since the command
 
-    def obey(self, command: Command, in_tool: bool) -> None:
+    def apply(self, command: Command, in_tool: bool) -> None:
         self.command, self.in_tool, self._age = command, in_tool, 0.0
 
     def live(self, passed: float) -> None:
@@ -453,7 +453,7 @@ class Trial:
         self.found.count("motion_unseen", unseen and moves and self.settings.needs_pose)
         self.check(command, before)
         if command is not None and command.live:
-            self.robot.obey(command, c.in_tool)
+            self.robot.apply(command, c.in_tool)
 
     def check_robot(self) -> None:
         outside, self.excused = self.outside(), self.excused + self.robot.late

@@ -1,6 +1,6 @@
 """Perturbs some demonstrations, so that they show how to recover.
 
-What is recorded is what the expert wants, not what befell it, so a model learns the way back
+What is recorded is what the expert wants, not what happened to it, so a model learns the way back
 (after DART, arXiv 1703.09327, with disturbances far larger than its noise). Two things happen,
 one per episode: the arm is knocked off its course (full actions for a few steps), or an object
 that nobody holds gets a push that slides it some centimetres. MimicGen's method cannot see a

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Drive:
-    """What any drive has: an ear for chunks, the lock, the time-outs."""
+    """What any drive has: a subscription for chunks, the lock, the time-outs."""
 
     def __init__(self, node: SimNode):
         self.node, self.settings = node, node.settings

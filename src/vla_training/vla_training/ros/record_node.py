@@ -64,7 +64,7 @@ class RecordNode(ManagedNode):
         self._recording: Recording | None = None
         # topic -> role, message class, subscription and what it asks for
         self._wanted: dict[str, tuple[str, Any]] = {}
-        self._ears: dict[str, tuple[Any, tuple]] = {}
+        self._recorded: dict[str, tuple[Any, tuple]] = {}
         self._refused: set[str] = set()
         self.create_service(SetBool, "~/record", self._by_hand)
         self._timer = None
@@ -112,9 +112,9 @@ class RecordNode(ManagedNode):
         if self._timer is not None:
             self.destroy_timer(self._timer)
             self._timer = None
-        for ear, _ in self._ears.values():
-            self.destroy_subscription(ear)
-        self._ears.clear()
+        for subscription, _ in self._recorded.values():
+            self.destroy_subscription(subscription)
+        self._recorded.clear()
 
     def do_cleanup(self) -> None:
         recording, self._recording = self._recording, None
@@ -143,7 +143,7 @@ class RecordNode(ManagedNode):
                 RELIABLE if all(o.reliability == RELIABLE for o in offers) else BEST_EFFORT,
                 LATCHED if all(o.durability == LATCHED for o in offers) else VOLATILE,
             )
-            if topic not in self._ears or self._ears[topic][1] != wish:
+            if topic not in self._recorded or self._recorded[topic][1] != wish:
                 self._subscribe(topic, role, kind, wish)
 
     def _find_type(self, topic: str, name: str) -> Any:
@@ -159,8 +159,8 @@ class RecordNode(ManagedNode):
             return None
 
     def _subscribe(self, topic: str, role: str, kind: Any, wish: tuple) -> None:
-        if topic in self._ears:
-            self.destroy_subscription(self._ears[topic][0])
+        if topic in self._recorded:
+            self.destroy_subscription(self._recorded[topic][0])
         profile = QoSProfile(
             history=HistoryPolicy.KEEP_LAST, depth=DEPTH, reliability=wish[0], durability=wish[1]
         )
@@ -168,8 +168,8 @@ class RecordNode(ManagedNode):
         hear = partial(
             self._hear, role, topic, f"{package}/msg/{kind.__name__}", wish[1] == LATCHED
         )
-        ear = self.create_subscription(kind, topic, self._guard(hear), profile, raw=True)
-        self._ears[topic] = (ear, wish)
+        subscription = self.create_subscription(kind, topic, self._guard(hear), profile, raw=True)
+        self._recorded[topic] = (subscription, wish)
 
     def _hear(self, role: str, topic: str, kind: str, latched: bool, data: bytes) -> None:
         now = self.get_clock().now().nanoseconds

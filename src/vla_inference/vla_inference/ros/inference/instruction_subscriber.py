@@ -38,8 +38,8 @@ class InstructionSubscriber:
         self._met: set[tuple[int, ...]] = set()  # latching publishers
         node.create_timer(LOOK, self.look, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
-    def _listen(self, ear: int, profile):
-        return self._node.create_subscription(String, TOPIC, partial(self.hear, ear), profile)
+    def _listen(self, channel: int, profile):
+        return self._node.create_subscription(String, TOPIC, partial(self.hear, channel), profile)
 
     def look(self) -> None:
         """For latching publishers that were not there before."""
@@ -57,13 +57,13 @@ class InstructionSubscriber:
             self._latched = None
         self._met = there
 
-    def hear(self, ear: int, message: String) -> None:
-        now, other = time.monotonic(), self._heard[1 - ear]
+    def hear(self, channel: int, message: String) -> None:
+        now, other = time.monotonic(), self._heard[1 - channel]
         while other and now - other[0][0] > ECHO:
             other.popleft()
         for entry in other:
             if entry[1] == message.data:
                 other.remove(entry)
                 return
-        self._heard[ear].append((now, message.data))
+        self._heard[channel].append((now, message.data))
         self._callback(message.data)

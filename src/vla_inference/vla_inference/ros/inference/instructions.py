@@ -32,7 +32,7 @@ class Instructions:
         self._remark = remark
         self._log, self._changed, self._refused = node.get_logger(), changed, refused
         self._active = node.create_publisher(String, "~/active_instruction", qos.LATCHED)
-        self.ears = InstructionSubscriber(node, self._hear)
+        self.subscriber = InstructionSubscriber(node, self._hear)
         node.create_service(SetInstruction, "~/set_instruction", self._set)
 
     def follow(self, text: str) -> None:
