@@ -104,7 +104,7 @@ def finetune(r: Result) -> str:
     best = fastest(r, point="lora")
     return (
         f"{best['samples_per_s']:.1f} samples/s at batch {best['batch']}, "
-        f"{100 * best['mfu']:.0f} % of the chip's arithmetic. peft at equal batch (16): "
+        f"{100 * best['mfu']:.0f} % of peak FLOP/s. Against peft at batch 16: "
         f"{ours['samples_per_s'] / plain['samples_per_s']:.2f} times its plain loop, "
         f"{ours['samples_per_s'] / compiled['samples_per_s']:.2f} times one whose blocks are "
         f"compiled; best against best (compiled, batch {theirs['batch']}) "
@@ -123,8 +123,8 @@ def faults(r: Result) -> str:
     times, good = sum(f["times"] for f in rows), sum(f["recovered"] for f in rows)
     worst = max(f["beyond_worst_ms"] for f in rows if f.get("beyond_worst_ms") is not None)
     return (
-        f"{good} of {times} safe and recovered, at most {worst:.0f} ms after the bound of the "
-        "watchdog in charge"
+        f"{good} of {times} safe and recovered, at most {worst:.0f} ms after the limit of the "
+        "responsible watchdog"
     )
 
 
@@ -169,25 +169,25 @@ LOOP = (
         "the same",
     ),
     Row(
-        "what ROS adds to a frame",
+        "overhead of ROS per frame",
         lambda r: f"{r['ros_overhead_ms']['median']:.1f} ms median",
         (f"{CARD}/Stack_D2_seed7.json",),
         "the same",
     ),
     Row(
-        "success, `Stack_L`: two blocks of one size, the sentence alone says which goes on which",
+        "success, `Stack_L`: two blocks of one size, only the sentence says which goes on which",
         lambda r: f"{success(r)}, wrong order {100 * r['wrong_order'] / r['episodes']:.1f} %",
         (f"{CARD}/Stack_L_train_seed7.json",),
         f"{SUCCESS} Stack_L:200",
     ),
     Row(
-        "the same, in sentences of a development set that training never draws",
+        "the same, with sentences of a development set that training never uses",
         success,
         (f"{CARD}/Stack_L_held-out_seed7.json",),
         f"{SUCCESS} Stack_L:200:held-out",
     ),
     Row(
-        "the same, in sentences as people type them",
+        "the same, with sentences as people type them",
         success,
         (f"{CARD}/Stack_L_free_seed7.json",),
         f"{SUCCESS} Stack_L:120:free",
@@ -199,7 +199,7 @@ LOOP = (
         f"{SUCCESS} Lift_D1:100",
     ),
     Row(
-        "success, `Stack_D2`, with weights of 32, 8 and 4 bits, the same 600 episodes",
+        "success, `Stack_D2`, with 32, 8 and 4 bit weights, the same 600 episodes",
         lambda *r: ", ".join(pooled(n, *r) for n in ("fp32", "int8", "int4-g32")) + " %",
         ("quantized_rollouts.json", "quantized_rollouts_seed8.json"),
         "python bench/closed_loop/quantized_rollouts.py`, `--episodes 400 --seed 8`, "
@@ -208,23 +208,23 @@ LOOP = (
 )
 ROBOT = (
     Row(
-        "success by twists alone, by target poses alone, `Stack_D0`, at the limits of the "
-        "simulated arm's own controller (1.8 m/s), which hardly ever act",
+        "success on `Stack_D0` by twists, by target poses; limits: those of the simulated "
+        "arm's controller (1.8 m/s), rarely reached",
         lambda a, b: f"{a['successes']} of {a['episodes']}, {b['successes']} of {b['episodes']}",
         ("robot_twist.json", "robot_pose.json"),
         "python bench/closed_loop/robot_paths.py --path twist --episodes 100",
     ),
     Row(
-        "an hour in real time at 20 Hz, jobs and model changes beside it",
+        "one hour in real time at 20 Hz, with jobs and model changes",
         lambda r: (
             f"{100 * r['missed_share']:.2f} % of {r['command_periods']:,} command periods "
             f"missed, {sum(r['stops'].values()) or 'no'} stop, "
-            f"{max(p['mb_growth'] for p in r['processes'].values()):.0f} MB more; "
+            f"{max(p['mb_growth'] for p in r['processes'].values()):.0f} MB growth; "
             f"commit {r['provenance']['commit'].split(',')[0]}"
         ),
         ("soak.json",),
     ),
-    Row("faults in the running graph, 20 times each", faults, ("faults.json",)),
+    Row("injected faults, 20 times each", faults, ("faults.json",)),
 )
 GPU = (
     Row(
@@ -257,7 +257,7 @@ GPU = (
     ),
     Row("LoRA r=32, bf16", finetune, ("finetune_h200.json",)),
     Row(
-        "LoRA in the least memory; QLoRA",
+        "peak memory of LoRA (smallest settings); of QLoRA",
         lambda r: (
             f"{point(r, point='lora-memory', batch=1)['peak_gb']:.1f} GB; "
             f"{point(r, point='qlora', batch=1)['peak_gb']:.1f} GB"
@@ -272,10 +272,10 @@ GPU = (
         "with `--rank 32",
     ),
     Row(
-        "demonstrations, 224 x 224, one GPU and 16 cores",
+        "generated demonstrations, 224 x 224, one GPU and 16 cores",
         lambda r: (
-            f"{r['episodes'] / r['seconds_in_all']:.0f} episodes/s with the workers' start, "
-            f"{1 / r['seconds_per_episode_steady']:.0f} once they run"
+            f"{r['episodes'] / r['seconds_in_all']:.0f} episodes/s including start-up, "
+            f"{1 / r['seconds_per_episode_steady']:.0f} afterwards"
         ),
         ("generation_h200.json",),
     ),
