@@ -32,6 +32,7 @@ README = ROOT / "README.md"
 CARD = "models/stack-small/evaluation"
 SCRIPTS = ("bench", "test/robustness", "tools")
 SUCCESS = "python bench/closed_loop/success.py"
+SAME = "the same"
 Result = dict[str, Any]
 
 
@@ -47,7 +48,8 @@ class Row:
     def line(self) -> str:
         found = [read(name) for name in self.results]
         command = self.command or as_of_now(found[0]["provenance"]["command"])
-        return f"| {self.what} | {self.figure(*found)} | `{command}` |"
+        shown = command if command == SAME else f"`{command}`"
+        return f"| {self.what} | {self.figure(*found)} | {shown} |"
 
 
 def as_of_now(command: str) -> str:
@@ -104,7 +106,7 @@ def finetune(r: Result) -> str:
     best = fastest(r, point="lora")
     return (
         f"{best['samples_per_s']:.1f} samples/s at batch {best['batch']}, "
-        f"{100 * best['mfu']:.0f} % of peak FLOP/s. Against peft at batch 16: "
+        f"{100 * best['mfu']:.0f} % model-FLOPs utilisation. Against peft at batch 16: "
         f"{ours['samples_per_s'] / plain['samples_per_s']:.2f} times its plain loop, "
         f"{ours['samples_per_s'] / compiled['samples_per_s']:.2f} times one whose blocks are "
         f"compiled; best against best (compiled, batch {theirs['batch']}) "
@@ -160,19 +162,19 @@ LOOP = (
         "image to action chunk (8 steps)",
         lambda r: f"{r['latency_ms']['median']:.0f} ms median",
         (f"{CARD}/Stack_D2_seed7.json",),
-        "the same",
+        SAME,
     ),
     Row(
         "closed loop, simulation included",
         lambda r: f"{r['action_steps_per_s']:.0f} action steps/s",
         (f"{CARD}/Stack_D2_seed7.json",),
-        "the same",
+        SAME,
     ),
     Row(
         "overhead of ROS per frame",
         lambda r: f"{r['ros_overhead_ms']['median']:.1f} ms median",
         (f"{CARD}/Stack_D2_seed7.json",),
-        "the same",
+        SAME,
     ),
     Row(
         "success, `Stack_L`: two blocks of one size, only the sentence says which goes on which",
@@ -203,7 +205,7 @@ LOOP = (
         lambda *r: ", ".join(pooled(n, *r) for n in ("fp32", "int8", "int4-g32")) + " %",
         ("quantized_rollouts.json", "quantized_rollouts_seed8.json"),
         "python bench/closed_loop/quantized_rollouts.py`, `--episodes 400 --seed 8`, "
-        "`--pool` of both",
+        "then both with `--pool",
     ),
 )
 ROBOT = (
@@ -236,7 +238,7 @@ GPU = (
         "`engine: torch`, bf16 / int8 / FP8 / int4 weights",
         latencies,
         ("speed_h200.json",),
-        "the same",
+        SAME,
     ),
     Row(
         "OpenVLA-OFT, a chunk of 8 actions, bf16 / FP8",
