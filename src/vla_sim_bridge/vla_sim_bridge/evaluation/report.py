@@ -15,6 +15,7 @@ from string import Template
 import numpy as np
 
 from vla_inference.cli.output import plain
+from vla_inference.system import charts
 from vla_inference.system.files import write_whole
 
 RESULTS, REPORT = "results.json", "report.html"
@@ -227,25 +228,13 @@ def histogram(values: Sequence[float], width: int = 560, height: int = 130) -> s
     low, high = float(values.min()), float(np.percentile(values, 99))
     if high <= low:
         high = low + 1.0
-    counts, edges = np.histogram(np.clip(values, low, high), bins=40, range=(low, high))
-    bar = width / len(counts)
-    bars = "".join(
-        f'<rect x="{i * bar:.1f}" y="{height - height * c / counts.max():.1f}" '
-        f'width="{bar - 1:.1f}" height="{height * c / counts.max():.1f}" fill="#5b8def"/>'
-        for i, c in enumerate(counts)
-        if c
-    )
     median = float(np.median(values))
-    at = width * min(1.0, (median - low) / (high - low))
-    # Its label goes to whichever side has room, and above the bars.
-    side, shift = ("end", -4) if at > width / 2 else ("start", 4)
-    marks = (
-        f'<line x1="{at:.1f}" x2="{at:.1f}" y1="-16" y2="{height}" stroke="#1f2328"/>'
-        f'<text x="{at + shift:.1f}" y="-6" text-anchor="{side}">median {median:.1f} ms</text>'
-        f'<text x="0" y="{height + 15}">{low:.1f} ms</text>'
-        f'<text x="{width}" y="{height + 15}" text-anchor="end">{edges[-1]:.1f} ms (99 %)</text>'
-    )
-    return (
-        f'<svg viewBox="0 -20 {width} {height + 40}" width="{width}" style="max-width:100%" '
-        f'role="img" aria-label="latency histogram">{bars}{marks}</svg>'
-    )
+    figure = charts.new_figure(width, height)
+    axes = figure.subplots()
+    axes.hist(np.clip(values, low, high), bins=40, range=(low, high), color=charts.BAR, rwidth=0.9)
+    axes.axvline(min(median, high), color=charts.INK, linewidth=1)
+    axes.set_title(f"median {median:.1f} ms", fontsize=9, color=charts.PALE)
+    axes.set_xticks([low, high], [f"{low:.1f} ms", f"{high:.1f} ms (99 %)"])
+    axes.set_yticks([])
+    charts.style(axes, ("bottom",))
+    return charts.svg(figure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vla_inference.errors import DataError, VlaError
+from vla_inference.system import charts
 from vla_inference.system.files import Staged
 from vla_inference.types import Episode
 from vla_sim_bridge.evaluation.video import Film, fitted_text
@@ -117,34 +119,26 @@ def get_camera(data: EpisodeSet, camera: str | None) -> str:
 
 def draw_histograms(description: dict, columns: int = 4) -> Image.Image:
     """One panel for each dimension, with its bounds and its 1 % and 99 % quantiles."""
-    width, height, head = 300, 170, 30
     dims, statistics = description["spec"]["dims"], description["action"]
     rows = -(-len(dims) // columns)
-    canvas = Image.new("RGB", (columns * width, head + rows * height), BACK)
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=12)
+    figure = charts.new_figure(300 * columns, 170 * rows + 30)
     told = f"{description['name']}: {description['episodes_read']} episodes, "
     told += f"{description['frames']} frames; lines: 1 % and 99 % of the values are below"
-    pen.text((12, 8), fitted_text(pen, told, font, canvas.width - 24), font=font, fill=PALE)
-    for i, (dim, histogram) in enumerate(zip(dims, description["histograms"], strict=True)):
-        left, top = i % columns * width + 12, head + i // columns * height + 8
-        right, base = left + width - 24, top + height - 40
-        pen.text((left, top), f"{dim['name']} ({dim['unit']})", font=font, fill=INK)
-        low, high = histogram["low"], histogram["high"]
-        largest = max(histogram["counts"]) or 1
-        step = (right - left) / BINS
-        for k, count in enumerate(histogram["counts"]):
-            tall = (base - top - 20) * count / largest
-            if count:
-                x = left + k * step
-                pen.rectangle((x, base - max(tall, 1), x + step - 1, base), fill=BAR)
-        span = high - low or 1.0
+    figure.suptitle(told, color=charts.PALE, fontsize=10)
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for i, (panel, dim) in enumerate(itertools.zip_longest(panels, dims)):
+        if dim is None:
+            panel.set_axis_off()
+            continue
+        histogram = description["histograms"][i]
+        edges = np.linspace(histogram["low"], histogram["high"], BINS + 1)
+        panel.stairs(histogram["counts"], edges, fill=True, color=charts.BAR)
         for q in ("q01", "q99"):
-            x = left + (statistics[q][i] - low) / span * (right - left)
-            pen.line((x, top + 18, x, base), fill=PALE)
-        pen.text((left, base + 4), f"{low:.4g}", font=font, fill=PALE)
-        text = f"{high:.4g}"
-        pen.text((right - pen.textlength(text, font), base + 4), text, font=font, fill=PALE)
-    return canvas
+            panel.axvline(statistics[q][i], color=charts.PALE, linewidth=1)
+        panel.set_title(f"{dim['name']} ({dim['unit']})", loc="left", fontsize=9)
+        panel.set_yticks([])
+        charts.style(panel, ("bottom",))
+    return Image.open(io.BytesIO(charts.png(figure)))
 
 
 def contact_sheet(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +12,15 @@ from string import Template
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from vla_inference.cli.output import plain
+from vla_inference.system import charts
+from vla_inference.system.charts import INK, LINE, PALE, PREDICTED, TRUE
 from vla_inference.system.files import write_whole
 from vla_sim_bridge.evaluation.report import histogram, number
 from vla_training.evaluation.result import Evaluation
 
 PLOT, PAGE_NAME, STATISTICS = "actions.png", "report.html", "evaluation.json"
-INK, PALE, LINE, TRUE, PREDICTED = "#1f2328", "#6a737d", "#e3e6ea", "#b7c0c9", "#2f6fdf"
 MOST_FRAMES = 2000  # a plot shows the first ones
 
 
@@ -55,70 +54,32 @@ def write_report(
 # -- the plot ---------------------------------------------------------------------------------
 
 
-def draw_actions(evaluation: Evaluation, width: int = 1100, height: int = 130) -> bytes:
-    """PNG: a strip for each dimension, true and predicted action over the frames.
-
-    Drawn with Pillow: one plot is not worth a plotting library.
-    """
-    scale = 2  # for sharp lines
-    names, left, right, gap, top = evaluation.spec.dims, 110, 12, 22, 40
-    frames = evaluation.frames[:MOST_FRAMES]
-    total = top + len(names) * (height + gap)
-    image = Image.new("RGB", (width * scale, total * scale), "white")
-    draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(12 * scale)
-
-    def text(x, y, words, color=INK, anchor="lm"):
-        draw.text((x * scale, y * scale), words, color, font, anchor)
-
-    def line(points, color, thick=1.0):
-        flat = [(x * scale, y * scale) for x, y in points]
-        draw.line(flat, color, max(1, round(thick * scale)), joint="curve")
-
-    text(left, 16, "true", TRUE)
-    text(left + 40, 16, "predicted", PREDICTED)
-    shown = "" if len(frames) == len(evaluation.frames) else f"the first {len(frames)} of "
-    text(
-        width - right,
-        16,
-        f"{shown}{len(evaluation.frames)} frames; vertical lines: a new episode",
-        PALE,
-        "rm",
-    )
-    x = np.linspace(left, width - right, max(2, len(frames)))[: len(frames)]
+def draw_actions(evaluation: Evaluation, width: int = 1100, height: int = 150) -> bytes:
+    """PNG: a strip for each dimension, true and predicted action over the frames."""
+    frames, dims = evaluation.frames[:MOST_FRAMES], evaluation.spec.dims
+    figure = charts.new_figure(width, height * len(dims) + 40)
+    strips = figure.subplots(len(dims), 1, sharex=True, squeeze=False)[:, 0]
     starts = [i for i in range(1, len(frames)) if frames[i].episode != frames[i - 1].episode]
-    truth = np.stack([f.truth for f in frames])
-    predicted = np.stack([f.predicted for f in frames])
-    for row, dim in enumerate(names):
-        y0 = top + row * (height + gap)
-        values = np.stack([truth[:, row], predicted[:, row]])
-        low, high = float(values.min()), float(values.max())
-        if high - low < 1e-9:
-            low, high = low - 0.5, high + 0.5
+    marker = "o" if len(frames) == 1 else None
+    for row, (strip, dim) in enumerate(zip(strips, dims, strict=True)):
         factor = 1e3 if dim.unit in ("m", "rad") else 1.0
-        unit = {"m": " mm", "rad": " mrad"}.get(dim.unit, "")
-        line([(left, y0), (left, y0 + height)], LINE)
-        for i in starts:
-            line([((x[i] + x[i - 1]) / 2, y0), ((x[i] + x[i - 1]) / 2, y0 + height)], LINE)
-        if low < 0 < high:
-            zero = y0 + height * high / (high - low)
-            line([(left, zero), (width - right, zero)], LINE)
+        unit = {"m": " [mm]", "rad": " [mrad]"}.get(dim.unit, "")
         # The true one broad and pale: where both agree it is still to be seen.
-        for curve, color, thick in zip(values, (TRUE, PREDICTED), (4.5, 1.2), strict=True):
-            y = y0 + height * (high - curve) / (high - low)
-            points = list(zip(x.tolist(), y.tolist(), strict=True))
-            if len(points) > 1:
-                line(points, color, thick)
-            else:
-                cx, cy = points[0]
-                box = [(cx - 2) * scale, (cy - 2) * scale, (cx + 2) * scale, (cy + 2) * scale]
-                draw.ellipse(box, color)
-        text(8, y0 + height / 2, dim.name)
-        text(left - 6, y0 + 6, f"{factor * high:.3g}{unit}", PALE, "rm")
-        text(left - 6, y0 + height - 6, f"{factor * low:.3g}{unit}", PALE, "rm")
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+        truth, predicted = [f.truth[row] for f in frames], [f.predicted[row] for f in frames]
+        for curve, color, thick in ((truth, TRUE, 4.5), (predicted, PREDICTED, 1.2)):
+            strip.plot(factor * np.asarray(curve), color=color, linewidth=thick, marker=marker)
+        for start in starts:
+            strip.axvline(start - 0.5, color=LINE, linewidth=1, zorder=0)
+        if min(truth + predicted) < 0 < max(truth + predicted):
+            strip.axhline(0, color=LINE, linewidth=1, zorder=0)
+        strip.set_ylabel(dim.name + unit, color=INK, fontsize=9)
+        strip.margins(x=0.005)
+        charts.style(strip)
+    shown = "" if len(frames) == len(evaluation.frames) else f"the first {len(frames)} of "
+    told = f"{shown}{len(evaluation.frames)} frames; vertical lines: a new episode"
+    strips[0].set_title(told, loc="right", color=PALE, fontsize=9)
+    strips[0].set_title("pale: true, blue: predicted", loc="left", color=PREDICTED, fontsize=9)
+    return charts.png(figure)
 
 
 # -- the page ---------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vla_inference.system import charts
 from vla_training.evaluation.report import Extra, summary_rows
 from vla_training.evaluation.report import write_report as write_evaluation
 from vla_training.evaluation.validation import Validation
@@ -122,20 +123,18 @@ def episode_rows(episodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]
 
 def accuracy_bars(episodes: Sequence[Mapping[str, Any]], width: int = 700) -> str:
     """Inline SVG: clipped accuracy by episode, from 0 to 1."""
-    height, step = 110, min(60.0, width / max(1, len(episodes)))
-    bars = "".join(
-        f'<rect x="{i * step:.1f}" y="{height * (1 - max(0.0, e["accuracy_clipped"])):.1f}" '
-        f'width="{max(1.0, step - 2):.1f}" '
-        f'height="{height * max(0.0, e["accuracy_clipped"]):.1f}" fill="#5b8def">'
-        f"<title>episode {e['episode']}: {100 * e['accuracy_clipped']:.2f} %</title></rect>"
-        for i, e in enumerate(episodes)
-    )
-    return (
-        f'<svg viewBox="0 -8 {width} {height + 30}" width="{width}" style="max-width:100%">{bars}'
-        f'<path d="M0 0H{width} M0 {height / 2:g}H{width} M0 {height}H{width}" '
-        f'stroke="#1f2328" stroke-opacity=".15"/>'
-        f'<text x="0" y="{height + 16}">accuracy by episode, 0 to 100 %</text></svg>'
-    )
+    figure = charts.new_figure(width, 150)
+    axes = figure.subplots()
+    values = [max(0.0, e["accuracy_clipped"]) for e in episodes]
+    axes.bar([e["episode"] for e in episodes], values, color=charts.BAR)
+    axes.set_ylim(0, 1)
+    axes.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
+    axes.grid(axis="y", color=charts.LINE)
+    axes.set_axisbelow(True)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("accuracy by episode", fontsize=9, color=charts.PALE)
+    charts.style(axes, ())
+    return charts.svg(figure)
 
 
 def extra(statistics: Mapping[str, Any]) -> Extra:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageColor, ImageDraw, ImageFont
-
+from vla_inference.system import charts
+from vla_inference.system.charts import LINE, PALE
 from vla_inference.system.files import write_whole
 from vla_sim_bridge.evaluation.confidence_intervals import mean_interval, wilson_interval
 from vla_sim_bridge.evaluation.report import versions
-from vla_training.evaluation.report import INK, LINE, PALE, write_statistics
+from vla_training.evaluation.report import write_statistics
 from vla_training.study.config import Cell, StudyConfig
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = ("#2f6fdf", "#d6604d", "#4caf6e", "#8a63c9", "#c98a1b")
 
@@ -192,64 +195,42 @@ def _head(*names: str) -> list[str]:
 
 def draw(rows: Sequence[Mapping[str, Any]], width: int = 720, height: int = 420) -> bytes:
     """PNG: success over the number of episodes, a line for each cost; rings are seeds."""
-    scale, left, right, top, bottom = 2, 64, 24, 40, 72  # drawn twice as large for sharp lines
-    image = Image.new("RGB", (width * scale, height * scale), "white")
-    pen = ImageDraw.Draw(image)
-    font = ImageFont.load_default(12 * scale)
-    counts = sorted({r["episodes"] for r in rows})
-    low, high = math.log(counts[0]), math.log(counts[-1])
-
-    def x(episodes: float) -> float:
-        inner, share = width - left - right - 60, 0.5
-        if high > low:
-            share = (math.log(episodes) - low) / (high - low)
-        return left + 30 + inner * share
-
-    def y(rate: float) -> float:
-        return top + (height - top - bottom) * (1 - rate)
-
-    def text(at, words, colour=INK, anchor="mm"):
-        pen.text((at[0] * scale, at[1] * scale), words, colour, font, anchor)
-
-    def line(points, colour, thick=1.0):
-        pen.line([(a * scale, b * scale) for a, b in points], colour, round(thick * scale))
-
-    def ring(at, radius, **how):
-        box = [(at[0] - radius) * scale, (at[1] - radius) * scale]
-        pen.ellipse([*box, box[0] + 2 * radius * scale, box[1] + 2 * radius * scale], **how)
-
-    for percent in range(0, 101, 20):
-        line([(left, y(percent / 100)), (width - right, y(percent / 100))], LINE)
-        text((left - 8, y(percent / 100)), f"{percent} %", PALE, "rm")
+    figure = charts.new_figure(width, height)
+    axes = figure.subplots()
     costs = sorted({r["passes"] for r in rows})
-    for count in counts:
-        (first, *_) = (r for r in rows if r["episodes"] == count)
-        epochs = f"{first['epochs']:.1f} epochs" if len(costs) == 1 else ""
-        words = f"{count:,} episodes" if len(counts) <= 5 else f"{count:,}"
-        text((x(count), height - bottom + 14), words)
-        text((x(count), height - bottom + 30), epochs, PALE)
+    for passes, colour in zip(costs, itertools.cycle(COLOURS), strict=False):
+        _draw_cost(axes, [r for r in rows if r["passes"] == passes], passes, colour)
+    ticks = {r["episodes"]: r["epochs"] for r in reversed(rows)}
+    words = [
+        f"{n:,} episodes" + (f"\n{epochs:.1f} epochs" if len(costs) == 1 else "")
+        for n, epochs in ticks.items()
+    ]
+    axes.set_xscale("log")
+    axes.set_xticks(list(ticks), words if len(ticks) <= 5 else [f"{n:,}" for n in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(min(ticks) / 1.3, max(ticks) * 1.3)
+    percents = range(0, 101, 20)
+    axes.set_yticks([p / 100 for p in percents], [f"{p} %" for p in percents])
+    axes.set_ylim(0, 1)
+    axes.grid(axis="y", color=LINE)
     about = "success at equal frames seen; bars: Wilson 95 %; rings: models, joined by seed"
-    text(((left + width - right) / 2, height - 14), about, PALE)
-    for i, passes in enumerate(costs):
-        colour = COLOURS[i % len(COLOURS)]
-        own = [r for r in rows if r["passes"] == passes]
-        text((left + 10 + 190 * i, 16), f"episodes x epochs = {passes:,}", colour, "lm")
-        for seed in sorted({s for r in own for s in _by_seed(r)}):
-            there = [(r["episodes"], _by_seed(r)[seed]) for r in own if seed in _by_seed(r)]
-            line([(x(count) + 14, y(rate)) for count, rate in there], _tint(colour), 1.5)
-        line([(x(r["episodes"]), y(r["success_rate"])) for r in own], colour, 1.5)
-        for r in own:
-            at, (bottom_rate, top_rate) = x(r["episodes"]), r["success_rate_wilson95"]
-            line([(at, y(bottom_rate)), (at, y(top_rate))], colour, 1.5)
-            for end in (bottom_rate, top_rate):
-                line([(at - 5, y(end)), (at + 5, y(end))], colour, 1.5)
-            ring((at, y(r["success_rate"])), 3, fill=colour)
-            for rate in r["seed_rates"]:
-                ring((at + 14, y(rate)), 3, fill="white", outline=colour, width=scale)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    axes.set_xlabel(about, color=PALE, fontsize=9)
+    charts.style(axes, ())
+    figure.legend(loc="outside upper left", ncols=len(costs), frameon=False, fontsize=9)
+    return charts.png(figure)
 
 
-def _tint(colour: str, share: float = 0.35) -> tuple[int, ...]:
-    return tuple(round(255 + share * (v - 255)) for v in ImageColor.getrgb(colour))
+def _draw_cost(axes: Axes, rows: Sequence[Mapping[str, Any]], passes: int, colour: str) -> None:
+    aside = 1.04  # the seeds stand beside the mean
+    by_seed = [(r["episodes"] * aside, _by_seed(r)) for r in rows]
+    for seed in sorted({seed for _, rates in by_seed for seed in rates}):
+        there = [(at, rates[seed]) for at, rates in by_seed if seed in rates]
+        ring = {"marker": "o", "markersize": 5, "markerfacecolor": "white"}
+        axes.plot(*zip(*there, strict=True), color=colour, alpha=0.35, **ring)
+    counts, means = [r["episodes"] for r in rows], [r["success_rate"] for r in rows]
+    intervals = [r["success_rate_wilson95"] for r in rows]
+    below = [mean - low for mean, (low, _) in zip(means, intervals, strict=True)]
+    above = [high - mean for mean, (_, high) in zip(means, intervals, strict=True)]
+    label = f"episodes x epochs = {passes:,}"
+    bars = {"yerr": [below, above], "capsize": 4, "marker": "o", "markersize": 5}
+    axes.errorbar(counts, means, color=colour, label=label, **bars)
