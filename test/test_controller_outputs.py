@@ -6,6 +6,7 @@ The package is test/plugins/wave_policy, installed as a dist-info folder beside 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 
 import numpy as np
@@ -20,13 +21,15 @@ from std_msgs.msg import Float64, Float64MultiArray
 from std_srvs.srv import SetBool
 
 from vla_inference.errors import VlaError
+from vla_inference.options import option
 from vla_inference.ros import qos
 from vla_inference.ros.command.node import CommandNode
 from vla_inference.ros.command.outputs.base import JOINTS, MOTION, Output
-from vla_inference.ros.command.outputs.registry import chosen, output_kinds, with_outputs
-from vla_inference.ros.command.parameters import command_parameters
-from vla_inference.ros.ik_node import IkNode, ik_parameters
+from vla_inference.ros.command.outputs.registry import chosen, output_kinds
+from vla_inference.ros.command.parameters import command_configs
+from vla_inference.ros.ik_node import IkNode, ik_configs
 from vla_inference.ros.messages import chunk_to_msg
+from vla_inference.ros.parameters import defaults
 from vla_inference.system import plugins
 from vla_inference.types import ActionChunk, eef_delta_spec
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
@@ -58,29 +61,35 @@ def test_outputs_of_a_package_stand_beside_ours(package):
     assert motion >= {"TwistOutput", "PoseOutput", "GripperTopicOutput", "SpeedOutput"}
     joints = {kind.__name__ for kind in output_kinds(JOINTS)}
     assert joints == {"JointTrajectoryOutput", "AnglesOutput"}
-    assert "publish_speed" in command_parameters() and "publish_angles" in ik_parameters()
+    assert "publish_speed" in defaults(*command_configs()) and "publish_angles" in defaults(
+        *ik_configs()
+    )
 
 
 def test_without_the_package_there_is_neither_output_nor_parameter():
-    assert "publish_speed" not in command_parameters()
+    assert "publish_speed" not in defaults(*command_configs())
     assert "SpeedOutput" not in {kind.__name__ for kind in output_kinds(MOTION)}
 
 
 def test_no_output_at_all_is_refused_with_what_turns_one_on(package):
-    values = {name: False for name in command_parameters()} | {"gripper_action": ""}
+    values = {name: False for name in defaults(*command_configs())} | {"gripper_action": ""}
     with pytest.raises(VlaError, match=r"no output is on; set .*publish_speed or publish_twist"):
         chosen(MOTION, values.__getitem__)
 
 
 def test_an_output_may_not_declare_a_parameter_of_others_its_own_way(monkeypatch):
+    @dataclass(frozen=True)
+    class Mine:
+        command_rate: float = option(5.0, "mine")
+
     class Greedy(Output):
-        PARAMETERS = {"command_rate": (5.0, "mine", None)}
+        CONFIG = Mine
 
     point = EntryPoint("greedy", "anywhere:Greedy", "vla.controllers")
     monkeypatch.setattr(plugins, "entry_points", lambda group: [point])
     monkeypatch.setattr(EntryPoint, "load", lambda self: Greedy)
-    with pytest.raises(VlaError, match="Greedy declares parameter 'command_rate' another way"):
-        with_outputs({"command_rate": (20.0, "commands per second", None)}, MOTION)
+    with pytest.raises(VlaError, match="Mine declares parameter 'command_rate' another way"):
+        defaults(*command_configs())
 
 
 # -- the nodes --------------------------------------------------------------------------------

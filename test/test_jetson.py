@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from vla_inference.launch_standin import read_launch_file
-from vla_inference.ros.camera_node import PARAMETERS as CAMERA
-from vla_inference.ros.inference.parameters import AT_CONFIGURE, AT_ONCE
+from vla_inference.ros.camera_node import CameraConfig
+from vla_inference.ros.parameters import defaults
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "launch/jetson.launch.xml"
@@ -27,7 +26,7 @@ def test_camera_model_and_the_controllers_command_node(robot):
         assert Path(profile).is_file()
     # Nothing is set that a node does not have: rclpy would not tell.
     names = {k for p in camera.parameters if isinstance(p, dict) for k in p}
-    assert names and names <= CAMERA.keys()
+    assert names and names <= defaults(CameraConfig).keys()
     # Brought back after a crash, but not for ever where it cannot start.
     said = {k: v for p in inference.parameters if isinstance(p, dict) for k, v in p.items()}
     assert inference.respawn and said["end_on_failure"] is False
@@ -35,9 +34,3 @@ def test_camera_model_and_the_controllers_command_node(robot):
     assert len(without.processes) == 2
     servo = read_launch_file(LAUNCH, {"model": "/models/mine", "servo_api": "jazzy"})
     assert servo.processes[-1].command[3] == "/servo_node/switch_command_type"
-
-
-def test_the_parameter_file_says_what_the_node_would_do_without_it():
-    said = yaml.safe_load((ROOT / "config/inference.yaml").read_text())["/**"]["ros__parameters"]
-    assert said.pop("autostart") is True
-    assert said == {n: default for n, (default, _, _) in {**AT_CONFIGURE, **AT_ONCE}.items()}

@@ -31,9 +31,9 @@ from vla_inference.ros import qos
 from vla_inference.ros.command.outputs.base import MOTION
 from vla_inference.ros.command.outputs.motion import PoseOutput, TwistOutput
 from vla_inference.ros.command.outputs.registry import chosen
-from vla_inference.ros.command.parameters import command_parameters, read_settings
-from vla_inference.ros.ik_node import ik_parameters
+from vla_inference.ros.command.parameters import command_configs, read_settings
 from vla_inference.ros.messages import chunk_to_msg
+from vla_inference.ros.parameters import defaults
 from vla_inference.types import ActionChunk, eef_delta_spec
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
 
@@ -55,22 +55,9 @@ def parameters(path: Path) -> dict:
     return yaml.safe_load(path.read_text())["/**"]["ros__parameters"]
 
 
-def test_the_parameter_file_says_what_the_node_would_do_without_it():
-    said = parameters(ROOT / "config/command.yaml")
-    assert said.pop("autostart") is True
-    assert said == {name: default for name, (default, _, _) in command_parameters().items()}
-    assert all(type(said[n]) is type(d) for n, (d, _, _) in command_parameters().items())
-
-
-def test_the_ik_nodes_parameter_file_says_what_it_would_do_without_it():
-    said = parameters(ROOT / "config/ik.yaml")
-    assert said.pop("autostart") is True
-    assert said == {name: default for name, (default, _, _) in ik_parameters().items()}
-
-
 @pytest.mark.parametrize("robot", ROBOTS)
 def test_the_node_understands_a_robots_parameters(robot):
-    values = {name: default for name, (default, _, _) in command_parameters().items()}
+    values = defaults(*command_configs())
     changes = parameters(ROOT / f"config/robots/{robot}.yaml")
     assert changes.keys() <= values.keys()
     assert all(type(values[name]) is type(v) for name, v in changes.items())

@@ -1,27 +1,54 @@
 #!/usr/bin/env python3
-"""Writes docs/options.md: every option of every command, as the code declares them.
+"""Writes docs/options.md and docs/parameters.md: what commands and nodes declare.
 
-python tools/options_page.py            # writes the page
-python tools/options_page.py --check    # exit status 1 where the page is out of date
+python tools/options_page.py            # writes the pages
+python tools/options_page.py --check    # exit status 1 where one of them is out of date
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from vla_inference.cli.main import find_subcommands, summary
 from vla_inference.cli.options import CommandOption, options_of
+from vla_inference.options import Option
+from vla_inference.ros.camera_node import CameraConfig
+from vla_inference.ros.command.parameters import command_configs
+from vla_inference.ros.ik_node import ik_configs
+from vla_inference.ros.inference.parameters import InferenceConfig
+from vla_inference.ros.lifecycle import StartConfig
+from vla_inference.ros.parameters import defaults, fields_of
+from vla_sim_bridge.ros.sim_settings import SimSettings
+from vla_training.ros.record_node import RecordConfig
+from vla_training.ros.training_node import TrainingConfig
+from vla_training.ros.validation_node import ValidationConfig
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "options.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 HEAD = """# Options of the commands
 Written by `tools/options_page.py` from the code. `-` and `_` in names are the same. An option
 without a default may be left out, unless it says "required".
 """
+PARAMETERS_HEAD = """# Parameters of the nodes
+Written by `tools/options_page.py` from the code. They are read when a node is configured, and
+refused while it is; those marked "live" may be set at any time. Files to start from, with the
+same values: `config/`. `sim_node` is no managed node: it reads its parameters once, as it starts.
+"""
+NODES = {
+    "inference_node": (InferenceConfig,),
+    "command_node": command_configs(),
+    "ik_node": ik_configs(),
+    "camera_node": (CameraConfig,),
+    "sim_node": (SimSettings,),
+    "training_node": (TrainingConfig,),
+    "record_node": (RecordConfig,),
+    "validation_node": (ValidationConfig,),
+}
 
 
-def page() -> str:
+def options_page() -> str:
     parts = [HEAD]
     for name, point in sorted(find_subcommands().items()):
         options = options_of(point.load())
@@ -32,6 +59,35 @@ def page() -> str:
         table = ["| option | default | |", "|---|---|---|", *rows]
         parts.append("\n".join([f"## vla {name}", summary(point), "", *table, ""]))
     return "\n".join(parts)
+
+
+def parameters_page() -> str:
+    parts = [PARAMETERS_HEAD, _parameters("Every node but sim_node", StartConfig)]
+    parts += [_parameters(name, *configs) for name, configs in NODES.items()]
+    return "\n".join(parts)
+
+
+def _parameters(title: str, *configs: type) -> str:
+    values = defaults(*configs)
+    rows = [
+        f"| `{name}` | {_value(values[name])} | {_allowed(about)} | {_cell(about.help)} |"
+        for name, (_, about) in fields_of(*configs).items()
+    ]
+    table = ["| parameter | default | allowed | |", "|---|---|---|---|", *rows]
+    return "\n".join([f"## {title}", "", *table, ""])
+
+
+def _value(value: Any) -> str:
+    return f"`{json.dumps(value)}`"
+
+
+def _allowed(about: Option) -> str:
+    bounds = {"": about.low, "above ": about.above}
+    said = [f"{word}{bound:g}" for word, bound in bounds.items() if bound is not None]
+    said += [f"to {about.high:g}"] if about.high is not None else []
+    return ", ".join(
+        [" ".join(said) or ", ".join(about.choices), *(["live"] if about.live else [])]
+    )
 
 
 def _names(option: CommandOption) -> str:
@@ -58,13 +114,16 @@ def _cell(text: str) -> str:
 
 
 def main() -> int:
-    new = page()
-    if "--check" in sys.argv[1:]:
-        same = PAGE.exists() and PAGE.read_text() == new
-        print("the options' page is up to date" if same else "run: python tools/options_page.py")
-        return 0 if same else 1
-    PAGE.write_text(new)
-    return 0
+    pages = {DOCS / "options.md": options_page(), DOCS / "parameters.md": parameters_page()}
+    if "--check" not in sys.argv[1:]:
+        for path, text in pages.items():
+            path.write_text(text)
+        return 0
+    old = [p.name for p, text in pages.items() if not p.exists() or p.read_text() != text]
+    print(
+        f"{old}: run: python tools/options_page.py" if old else "options, parameters: up to date"
+    )
+    return 1 if old else 0
 
 
 if __name__ == "__main__":

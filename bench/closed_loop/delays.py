@@ -28,7 +28,8 @@ from scipy.spatial.transform import Rotation
 from vla_inference.control import Commander, Settings
 from vla_inference.control.commands import Pose
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
-from vla_inference.ros.command.parameters import command_parameters, read_settings
+from vla_inference.ros.command.parameters import command_configs, read_settings
+from vla_inference.ros.parameters import defaults
 from vla_sim_bridge.cli.rollout import find_model
 from vla_sim_bridge.envs.robosuite_sim import CONTROL_FREQ, Simulation
 from vla_sim_bridge.evaluation.confidence_intervals import wilson_interval
@@ -42,7 +43,7 @@ BEGINNING = 100.0  # s, of simulated time
 
 def robot_settings(**changes) -> Settings:
     """The command node's, by the simulated robot's parameter file."""
-    values = {name: default for name, (default, _, _) in command_parameters().items()}
+    values = defaults(*command_configs())
     text = (ROOT / "config/robots/robosuite.yaml").read_text()
     values |= yaml.safe_load(text)["/**"]["ros__parameters"]
     settings = read_settings(values.__getitem__)

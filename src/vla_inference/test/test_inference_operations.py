@@ -18,7 +18,7 @@ from sensor_msgs.msg import Image, JointState
 from vla_inference.checkpoints.random_weights import STATISTICS, write_random_checkpoint
 from vla_inference.ros import qos
 from vla_inference.ros.images import rgb_to_image
-from vla_inference.ros.inference.parameters import AT_ONCE
+from vla_inference.ros.inference.parameters import InferenceConfig
 from vla_inference.types import Observation
 from vla_msgs.msg import ModelInfo
 from vla_msgs.srv import LoadModel
@@ -223,7 +223,7 @@ def test_past_images_come_with_the_present_one(graph, tmp_path):
 
 
 def test_a_frozen_camera_is_refused_and_forgiven(graph):
-    by_default = AT_ONCE["max_same_image"][0]
+    by_default = InferenceConfig().max_same_image
     assert by_default == 0.5  # review m15: who forgets it must not be left without
     g = graph()
     g.meet()

@@ -319,7 +319,10 @@ def test_the_camera_node_publishes_a_video_once_and_ends(video):
     [
         ({}, "'source' is empty"),
         ({"source": "/nowhere"}, "there is no source"),
-        ({"source": ".", "image_transport": "smoke"}, "unknown image_transport"),
+        (
+            {"source": ".", "image_transport": "smoke"},
+            "image_transport is 'smoke'; use raw or compressed",
+        ),
     ],
 )
 def test_a_camera_that_cannot_start_says_why(parameters, words):

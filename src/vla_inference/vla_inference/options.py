@@ -1,14 +1,14 @@
 """Options as dataclass fields: type, default, range and help are declared once.
 
 `cli.options.takes` makes the command's options of such fields, and what is read off the command
-(help, what a job may name, docs/options.md) follows. `check_options` holds values to what the
-fields say.
+(help, what a job may name, docs/options.md) follows. `ros.parameters` makes a node's parameters
+of them (docs/parameters.md). `check_options` holds values to what the fields say.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import Enum
 from typing import Any
@@ -33,7 +33,8 @@ class Option:
     """What a field says of itself as an option.
 
     low, high: least and greatest value. above: a number that it must exceed. choices: all values.
-    names: with dashes; the field's own name if empty.
+    names: with dashes; the field's own name if empty. live: as a parameter of a node, it may be
+    set while the node is configured.
     """
 
     help: str
@@ -43,6 +44,7 @@ class Option:
     choices: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     holds: Holds | None = None
+    live: bool = False
 
 
 def option(default: Any = MISSING, help: str = "", **about: Any) -> Any:
@@ -55,14 +57,21 @@ def options(kind: Any) -> Iterator[tuple[Field, Option]]:
     return ((f, f.metadata[KEY]) for f in fields(kind) if KEY in f.metadata)
 
 
-def check_options(config: Any) -> None:
-    """Raises VlaError where a value is not what its field allows; None is always allowed."""
+def _dashed(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def check_options(config: Any, called: Callable[[str], str] = _dashed) -> None:
+    """Raises VlaError where a value is not what its field allows; None is always allowed.
+
+    called: what a field's name is to whoever gave the value.
+    """
     for f, about in options(config):
         value = getattr(config, f.name)
         if value is None:
             continue
         if remedy := _remedy(value, about):
-            raise VlaError(f"--{f.name.replace('_', '-')} is {value!r}", remedy)
+            raise VlaError(f"{called(f.name)} is {value!r}", remedy)
 
 
 def _remedy(value: Any, about: Option) -> str:
@@ -77,4 +86,6 @@ def _remedy(value: Any, about: Option) -> str:
         return f"give at least {about.low:g}"
     if about.above is not None and not value > about.above:
         return f"give more than {about.above:g}"
+    if about.high is not None and value > about.high:
+        return f"give at most {about.high:g}"
     return ""

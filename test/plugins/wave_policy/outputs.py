@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from std_msgs.msg import Float64, Float64MultiArray
 
 from vla_inference.errors import VlaError
+from vla_inference.options import option
 from vla_inference.ros.command.outputs.base import JOINTS, TopicOutput
+
+
+@dataclass(frozen=True)
+class SpeedConfig:
+    publish_speed: bool = option(False, "publish speed (std_msgs/Float64)")
 
 
 class SpeedOutput(TopicOutput):
     """How fast the end effector shall be, as a number."""
 
     topic, message = "speed", Float64
-    PARAMETERS = {"publish_speed": (False, "publish speed (std_msgs/Float64)", None)}
+    CONFIG = SpeedConfig
 
     def __init__(self, node, value):
         super().__init__(node, value)
@@ -34,10 +41,15 @@ class SpeedOutput(TopicOutput):
         self.stops += 1
 
 
+@dataclass(frozen=True)
+class BrokenConfig:
+    publish_broken: bool = option(False, "publish nothing")
+
+
 class BrokenOutput(SpeedOutput):
     """Fails at whatever it is to send."""
 
-    PARAMETERS = {"publish_broken": (False, "publish nothing", None)}
+    CONFIG = BrokenConfig
 
     @classmethod
     def on(cls, value):
@@ -47,12 +59,17 @@ class BrokenOutput(SpeedOutput):
         raise VlaError("the cable is out", "plug it in")
 
 
+@dataclass(frozen=True)
+class AnglesConfig:
+    publish_angles: bool = option(False, "publish angles (Float64MultiArray)")
+
+
 class AnglesOutput(TopicOutput):
     """Joint positions as the controllers of ros2_control that only forward them take them."""
 
     takes = JOINTS
     topic, message = "angles", Float64MultiArray
-    PARAMETERS = {"publish_angles": (False, "publish angles (Float64MultiArray)", None)}
+    CONFIG = AnglesConfig
 
     @classmethod
     def on(cls, value):

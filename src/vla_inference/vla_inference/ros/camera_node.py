@@ -7,30 +7,34 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
-from rcl_interfaces.msg import FloatingPointRange
 from sensor_msgs.msg import CompressedImage, Image
 
 from vla_inference.errors import VlaError
 from vla_inference.inputs.video_sources import Frame, Source, open_source
+from vla_inference.options import option
 from vla_inference.ros import diagnostics, qos
 from vla_inference.ros.images import rgb_to_compressed, rgb_to_image
 from vla_inference.ros.lifecycle import ACTIVE, ManagedNode, spin_node
-from vla_inference.ros.parameters import Table, declare
+from vla_inference.ros.parameters import image_transport
 from vla_inference.serving.rate_meter import RateMeter
 
-PARAMETERS: Table = {
-    "source": ("", "folder of images, video file, /dev/videoN or rtsp:// address", None),
-    "rate": (
+
+@dataclass(frozen=True, kw_only=True)
+class CameraConfig:
+    source: str = option("", "folder of images, video file, /dev/videoN or rtsp:// address")
+    rate: float = option(
         10.0,
         "images per second: published at most so often, asked of a camera",
-        FloatingPointRange(from_value=0.01, to_value=1000.0),
-    ),
-    "loop": (True, "begin again at the end of a folder or file; else the node ends there", None),
-    "image_transport": ("raw", "raw (topic image) or compressed (topic image/compressed)", None),
-    "frame_id": ("camera", "frame of the images", None),
-}
+        low=0.01,
+        high=1000.0,
+    )
+    loop: bool = option(
+        True, "begin again at the end of a folder or file; else the node ends there"
+    )
+    image_transport: str = image_transport()
+    frame_id: str = option("camera", "frame of the images")
 
 
 class CameraNode(ManagedNode):
@@ -39,8 +43,8 @@ class CameraNode(ManagedNode):
     TASK = "camera"
 
     def __init__(self, name: str = "camera", **kwargs):
-        super().__init__(name, **kwargs)
-        declare(self, PARAMETERS, read_only=True)
+        super().__init__(name, CameraConfig, **kwargs)
+        self._config = CameraConfig()
         self.exit_status: int | None = None
         self._source: Source | None = None
         self._thread: threading.Thread | None = None
@@ -48,18 +52,13 @@ class CameraNode(ManagedNode):
         self._publisher = None
         self._watch = RateMeter()
 
-    def _value(self, name: str) -> Any:
-        return self.get_parameter(name).value
-
     def do_configure(self) -> None:
-        if not self._value("source"):
+        self._config = self.read(CameraConfig)
+        if not self._config.source:
             raise VlaError("parameter 'source' is empty", "set it to a folder, file or address")
-        transport = self._value("image_transport")
-        if transport not in ("raw", "compressed"):
-            raise VlaError(f"unknown image_transport {transport!r}", "use raw or compressed")
         self._source = self._open()
         kind, topic = Image, "image"
-        if transport == "compressed":
+        if self._config.image_transport == "compressed":
             kind, topic = CompressedImage, self.resolve_topic_name("image") + "/compressed"
         self._publisher = self.create_publisher(kind, topic, **qos.overridable(qos.IMAGE_OUTPUT))
 
@@ -83,7 +82,7 @@ class CameraNode(ManagedNode):
             self._publisher = None
 
     def _open(self) -> Source:
-        return open_source(self._value("source"), rate=self._value("rate"))
+        return open_source(self._config.source, rate=self._config.rate)
 
     def _close(self) -> None:
         source, self._source = self._source, None
@@ -93,7 +92,7 @@ class CameraNode(ManagedNode):
     # -- in the thread ------------------------------------------------------------------------
 
     def _run(self, source: Source) -> None:
-        period, due = 1.0 / self._value("rate"), time.monotonic()
+        period, due = 1.0 / self._config.rate, time.monotonic()
         try:
             while not self._stop.is_set():
                 for frame in source:
@@ -103,7 +102,7 @@ class CameraNode(ManagedNode):
                         return
                     self._publish(frame)
                     due = max(due + period, time.monotonic())
-                if not self._value("loop") or self._stop.is_set():
+                if not self._config.loop or self._stop.is_set():
                     break
                 source.close()
                 self._source = source = self._open()
@@ -124,8 +123,8 @@ class CameraNode(ManagedNode):
 
     def _publish(self, frame: Frame) -> None:
         """Stamped as it goes out: to whoever listens a recording happens now."""
-        stamp, frame_id = self.get_clock().now().to_msg(), self._value("frame_id")
-        raw = self._value("image_transport") == "raw"
+        stamp, frame_id = self.get_clock().now().to_msg(), self._config.frame_id
+        raw = self._config.image_transport == "raw"
         message = (rgb_to_image if raw else rgb_to_compressed)(frame.image, stamp, frame_id)
         publisher = self._publisher
         if publisher is not None and not self._stop.is_set():
@@ -135,8 +134,8 @@ class CameraNode(ManagedNode):
     # -- health -------------------------------------------------------------------------------
 
     def diagnose(self) -> diagnostics.Report:
-        rate, wanted = self._watch.rate(time.monotonic()), self._value("rate")
-        values = {"rate [Hz]": f"{rate:.1f}", "source": self._value("source")}
+        rate, wanted = self._watch.rate(time.monotonic()), self._config.rate
+        values = {"rate [Hz]": f"{rate:.1f}", "source": self._config.source}
         if self.state == ACTIVE and rate < 0.5 * wanted:
             slow = f"{rate:.1f} images per second of {wanted:g}; check the source"
             return diagnostics.WARN, slow, values

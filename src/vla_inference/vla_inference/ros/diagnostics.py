@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
-
-from vla_inference.ros.command.messages import diagnostics
 
 PERIOD = 1.0
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
@@ -28,6 +26,10 @@ class Diagnostics:
     def _publish(self) -> None:
         level, message, values = self._report()
         name = self._node.get_fully_qualified_name()
-        stamp = self._node.get_clock().now().to_msg()
-        title = f"{name.lstrip('/')}: {self._task}"
-        self._publisher.publish(diagnostics(stamp, title, name, level, message, values))
+        array = DiagnosticArray()
+        array.header.stamp = self._node.get_clock().now().to_msg()
+        status = DiagnosticStatus(level=level, message=message, hardware_id=name)
+        status.name = f"{name.lstrip('/')}: {self._task}"
+        status.values = [KeyValue(key=str(k), value=str(v)) for k, v in values.items()]
+        array.status = [status]
+        self._publisher.publish(array)

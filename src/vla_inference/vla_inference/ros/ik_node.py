@@ -10,14 +10,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, TwistStamped
-from rcl_interfaces.msg import IntegerRange, SetParametersResult
 from rclpy.clock import Clock, ClockType
-from rclpy.parameter import Parameter
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import JointState
 
@@ -25,93 +23,110 @@ from vla_inference.control.arm import Arm
 from vla_inference.control.commands import Pose
 from vla_inference.control.ik import IkSettings, JointCommander
 from vla_inference.errors import VlaError
+from vla_inference.options import option
 from vla_inference.ros import qos
-from vla_inference.ros.command.messages import diagnostics, msg_to_pose, pose_to_msg
+from vla_inference.ros.command.messages import msg_to_pose, pose_to_msg
 from vla_inference.ros.command.outputs.base import JOINTS, JointCommand
-from vla_inference.ros.command.outputs.registry import Outputs, with_outputs
+from vla_inference.ros.command.outputs.registry import Outputs, output_configs
+from vla_inference.ros.diagnostics import OK, WARN, Report
 from vla_inference.ros.lifecycle import ManagedNode, spin_node
-from vla_inference.ros.parameters import Table, declare, real
 from vla_inference.ros.stamps import stamp_ns
 
-DIAGNOSTICS_PERIOD = 1.0
 
+@dataclass(frozen=True, kw_only=True)
+class IkConfig:
+    """The node's own parameters, beside those of its outputs."""
 
-# The node's own, beside those of its outputs. All are read when the node is configured.
-OWN: Table = {
-    "robot": ("", "the arm's description: path of a URDF or MJCF", None),
-    "base_frame": ("base_link", "frame of targets and current_pose: a link of the arm", None),
-    "tool_frame": ("tool0", "the link, body or site that is moved", None),
-    "rate": (50.0, "joint commands per second [Hz]", real(1.0, 1000.0)),
-    "max_joint_velocity": (1.0, "of any joint [rad/s, m/s]", real(1e-3, 100.0)),
-    "time_from_start": (0.1, "of the trajectory's point [s]", real(1e-3, 10.0)),
-    "damping": (0.01, "of joint motion: rounds off singularities", real(1e-4, 10.0)),
-    "rotation_length": (0.2, "[m] that a radian of rotation weighs as much as", real(1e-3, 10.0)),
-    "twist_timeout": (
-        0.1,
-        "after which a twist or a target is not followed any more [s]",
-        real(0.01, 10.0),
-    ),
-    "joint_publishers": (
-        1,
-        "publishers that joint_states may have: with one more it falls silent",
-        IntegerRange(from_value=1, to_value=100),
-    ),
-    "joint_timeout": (0.2, "without joint states before it falls silent [s]", real(0.01, 10.0)),
-    "max_joint_acceleration": (10.0, "of any joint [rad/s^2, m/s^2]", real(0.01, 1e4)),
-    "max_joint_drift": (
+    robot: str = option("", "the arm's description: path of a URDF or MJCF")
+    base_frame: str = option("base_link", "frame of targets and current_pose: a link of the arm")
+    tool_frame: str = option("tool0", "the link, body or site that is moved")
+    rate: float = option(50.0, "joint commands per second [Hz]", low=1, high=1000)
+    max_joint_velocity: float = option(
+        1.0, "of any joint [rad/s, m/s]; the URDF's own where it is lower", low=1e-3, high=100
+    )
+    max_joint_acceleration: float = option(
+        10.0,
+        "of any joint [rad/s^2, m/s^2]; limits and braking at them go before",
+        low=0.01,
+        high=1e4,
+    )
+    max_joint_drift: float = option(
         0.0,
         "that a commanded joint may be ahead of the measured one [rad, m]; 0: as far as its "
         "velocity leads in time_from_start, which is the most",
-        real(0.0, 10.0),
-    ),
-}
+        low=0,
+        high=10,
+    )
+    time_from_start: float = option(
+        0.1, "of the trajectory's point [s]: what the controller interpolates", low=1e-3, high=10
+    )
+    twist_timeout: float = option(
+        0.1, "after which a twist or a target is not followed any more [s]", low=0.01, high=10
+    )
+    joint_timeout: float = option(
+        0.2,
+        "without joint states, by their stamps, before it falls silent [s]",
+        low=0.01,
+        high=10,
+    )
+    joint_publishers: int = option(
+        1, "publishers that joint_states may have: with one more it falls silent", low=1, high=100
+    )
+    damping: float = option(
+        0.01,
+        "of joint motion: rounds off singularities, at a price in accuracy",
+        low=1e-4,
+        high=10,
+    )
+    rotation_length: float = option(
+        0.2, "that a radian of rotation weighs as much as [m]", low=1e-3, high=10
+    )
+
+    def settings(self) -> IkSettings:
+        return IkSettings(
+            rate=self.rate,
+            velocity=self.max_joint_velocity,
+            damping=self.damping,
+            length=self.rotation_length,
+            timeout=self.twist_timeout,
+            joint_timeout=self.joint_timeout,
+            drift=self.max_joint_drift,
+            lead=self.time_from_start,
+            acceleration=self.max_joint_acceleration,
+        )
 
 
-def ik_parameters() -> Table:
-    """All of them: the node's own, and those of the outputs that are installed."""
-    return with_outputs(OWN, JOINTS)
+def ik_configs() -> tuple[type, ...]:
+    """All parameters: the node's own, and those of the outputs that are installed."""
+    return (IkConfig, *output_configs(JOINTS))
 
 
 class IkNode(ManagedNode):
+    TASK = "joints"
+
     def __init__(self, name: str = "ik", **kwargs):
-        super().__init__(name, **kwargs)
-        self._parameters_read = ik_parameters()
-        declare(self, self._parameters_read)
-        self.add_on_set_parameters_callback(self._check_parameters)
+        super().__init__(name, *ik_configs(), **kwargs)
         self.commander: JointCommander | None = None
         self._timer, self._outputs = None, None
         self._sent, self._remark, self._trouble = 0, "", ""
         self._pose = self.create_publisher(PoseStamped, "current_pose", qos.COMMAND)
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         make = self.create_subscription
         make(JointState, "joint_states", self._on_joints, **qos.overridable(qos.STATE_INPUT))
         make(TwistStamped, "delta_twist", self._on_twist, **qos.overridable(qos.COMMAND))
         make(PoseStamped, "target_pose", self._on_target, **qos.overridable(qos.COMMAND))
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(DIAGNOSTICS_PERIOD, self._publish_diagnostics, clock=self._steady)
 
     # -- lifecycle ----------------------------------------------------------------------------
 
     def do_configure(self) -> None:
-        value = self._value
-        if not value("robot"):
+        config = self.read(IkConfig)
+        if not config.robot:
             raise VlaError("parameter 'robot' is empty", "set it to the path of a URDF or MJCF")
-        self._base, self._tool = value("base_frame"), value("tool_frame")
-        arm = Arm(value("robot"), self._tool, self._base)
-        settings = IkSettings(
-            rate=value("rate"),
-            velocity=value("max_joint_velocity"),
-            damping=value("damping"),
-            length=value("rotation_length"),
-            timeout=value("twist_timeout"),
-            joint_timeout=value("joint_timeout"),
-            drift=value("max_joint_drift"),
-            lead=value("time_from_start"),
-            acceleration=value("max_joint_acceleration"),
-        )
-        self._joint_publishers = value("joint_publishers")
-        self._outputs = Outputs(self, value, JOINTS)
-        self.commander = JointCommander(arm, settings)
+        self._base, self._tool = config.base_frame, config.tool_frame
+        arm = Arm(config.robot, self._tool, self._base)
+        self._joint_publishers = config.joint_publishers
+        self._outputs = Outputs(self, self.value, JOINTS)
+        self.commander = JointCommander(arm, config.settings())
 
     def do_activate(self) -> None:
         # Nothing that was heard before counts.
@@ -129,16 +144,6 @@ class IkNode(ManagedNode):
         if self._outputs is not None:
             self._outputs.close()
             self._outputs = None
-
-    def _value(self, name: str) -> Any:
-        return self.get_parameter(name).value
-
-    def _check_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
-        for p in parameters:
-            if self.commander is not None and p.name in self._parameters_read:
-                reason = f"{p.name} is read when the node is configured; clean it up first"
-                return SetParametersResult(successful=False, reason=reason)
-        return SetParametersResult(successful=True)
 
     # -- what comes in ------------------------------------------------------------------------
 
@@ -232,25 +237,19 @@ class IkNode(ManagedNode):
         if trouble:
             self.get_logger().warning(f"silent: {trouble}", throttle_duration_sec=5.0)
 
-    def _publish_diagnostics(self) -> None:
-        level, message, values = DiagnosticStatus.OK, self.state, {}
+    def diagnose(self) -> Report:
         commander = self.commander
-        if self.failure:
-            level, message = DiagnosticStatus.ERROR, self.failure
-        elif commander is not None:
-            trouble = self._others() or commander.states.trouble(time.monotonic())
-            if trouble:
-                level, message = DiagnosticStatus.WARN, f"silent: {trouble}"
-            elif self._remark:
-                level, message = DiagnosticStatus.WARN, f"refused: {self._remark}"
-            values = {"commands": self._sent, "joints": " ".join(commander.arm.names)}
-            values |= {f"clips {k}": n for k, n in commander.clips.items()}
-            values |= {f"refusals {k}": n for k, n in commander.refusals.items()}
-        values = {**values, **self.fault_values()}
-        stamp, name = self.get_clock().now().to_msg(), self.get_fully_qualified_name()
-        self._diagnostics.publish(
-            diagnostics(stamp, f"{name.lstrip('/')}: joints", name, level, message, values)
-        )
+        if commander is None:
+            return OK, self.state, {}
+        values = {"commands": self._sent, "joints": " ".join(commander.arm.names)}
+        values |= {f"clips {k}": n for k, n in commander.clips.items()}
+        values |= {f"refusals {k}": n for k, n in commander.refusals.items()}
+        trouble = self._others() or commander.states.trouble(time.monotonic())
+        if trouble:
+            return WARN, f"silent: {trouble}", values
+        if self._remark:
+            return WARN, f"refused: {self._remark}", values
+        return OK, self.state, values
 
 
 def main(args: Sequence[str] | None = None) -> int:

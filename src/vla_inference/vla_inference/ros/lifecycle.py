@@ -9,25 +9,47 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import rclpy
-from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
 from vla_inference.errors import VlaError
-from vla_inference.ros import diagnostics
+from vla_inference.options import option
+from vla_inference.ros import diagnostics, parameters
 from vla_inference.ros.guard import Guarded
 from vla_inference.ros.overrides import refuse_misaddressed, refuse_undeclared
+from vla_inference.ros.parameters import Config
 from vla_inference.system import interrupts
 
 UNCONFIGURED, INACTIVE, ACTIVE, ERROR = "unconfigured", "inactive", "active", "error"
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """What every managed node is started with; none of it changes while it runs."""
+
+    autostart: bool = option(
+        True, "configure and activate at start; the process ends where that fails"
+    )
+    end_on_failure: bool = option(
+        True,
+        "end the process where autostart fails; false: stay unconfigured, so that a launch file "
+        "that brings it back does not do so for ever",
+    )
+    locked: bool = option(
+        False,
+        "refuse every change of a parameter while the node runs: paths among them are of files "
+        "that it loads, libraries too",
+    )
 
 
 class ManagedNode(Guarded, LifecycleNode):
@@ -39,41 +61,22 @@ class ManagedNode(Guarded, LifecycleNode):
     `state` is "unconfigured", "inactive", "active", or "error" where the last
     start failed, and `failure` says why. A subclass that names its `TASK` has its `diagnose`
     published on /diagnostics.
+
+    configs: dataclasses whose options are the node's parameters. Those that are not `live` are
+    refused while the node is configured.
     """
 
     TASK = ""
 
-    def __init__(self, name: str, **kwargs):
+    def __init__(self, name: str, *configs: type, **kwargs):
         self.state, self.failure = UNCONFIGURED, ""
-        self._activation_begun = False
+        self._activation_begun = self._configured = False
         super().__init__(name, **kwargs)
-        self.declare_parameter(
-            "autostart",
-            True,
-            ParameterDescriptor(
-                description="configure and activate at start; the process ends where that fails",
-                read_only=True,
-            ),
-        )
-        self.declare_parameter(
-            "end_on_failure",
-            True,
-            ParameterDescriptor(
-                description="end the process where autostart fails; false: stay unconfigured, so "
-                "that a launch file that brings it back does not do so for ever",
-                read_only=True,
-            ),
-        )
-        self.declare_parameter(
-            "locked",
-            False,
-            ParameterDescriptor(
-                description="refuse every change of a parameter while the node runs: paths among "
-                "them are of files that it loads, libraries too",
-                read_only=True,
-            ),
-        )
-        self.add_on_set_parameters_callback(self._refuse_if_locked)
+        parameters.declare(self, StartConfig, read_only=True)
+        parameters.declare(self, *configs)
+        own = parameters.fields_of(*configs).items()
+        self._read_at_configure = {name for name, (_, about) in own if not about.live}
+        self.add_on_set_parameters_callback(self._refuse_change)
         self._survive_wrong_transitions()
         if self.TASK:
             diagnostics.Diagnostics(self, self.TASK, self._diagnose)
@@ -118,7 +121,7 @@ class ManagedNode(Guarded, LifecycleNode):
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         then = partial(super().on_cleanup, state)
-        return self._transition("clean up", self.do_cleanup, then, UNCONFIGURED)
+        return self._transition("clean up", self._cleanup, then, UNCONFIGURED)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._release()
@@ -130,9 +133,22 @@ class ManagedNode(Guarded, LifecycleNode):
         self._release()
         return SUCCESS  # back to unconfigured; a failure here would end the node for good
 
+    def value(self, name: str) -> Any:
+        """A parameter's, as it is now."""
+        return self.get_parameter(name).value
+
+    def read(self, config: type[Config]) -> Config:
+        """The parameters that are options of this dataclass, as they are now."""
+        return parameters.read(config, self.value)
+
     def _configure(self) -> None:
         refuse_undeclared(self)  # where whoever made the node did not
         self.do_configure()
+        self._configured = True
+
+    def _cleanup(self) -> None:
+        self._configured = False
+        self.do_cleanup()
 
     def _transition(
         self, name: str, first: Callable[[], Any], second: Callable[[], Any], state: str
@@ -152,13 +168,16 @@ class ManagedNode(Guarded, LifecycleNode):
         self.state_changed()
         return SUCCESS
 
-    def _refuse_if_locked(self, parameters: Sequence[Parameter]) -> SetParametersResult:
+    def _refuse_change(self, changed: Sequence[Parameter]) -> SetParametersResult:
         # Those that are not there yet are being declared.
-        there = [p.name for p in parameters if self.has_parameter(p.name)]
-        if there and self.get_parameter("locked").value:
+        there = [p.name for p in changed if self.has_parameter(p.name)]
+        fixed = [name for name in there if self._configured and name in self._read_at_configure]
+        reason = ""
+        if there and self.value("locked"):
             reason = f"{there[0]} cannot be changed: the node was started with locked:=true"
-            return SetParametersResult(successful=False, reason=reason)
-        return SetParametersResult(successful=True)
+        elif fixed:
+            reason = f"{fixed[0]} is read when the node is configured; clean it up first"
+        return SetParametersResult(successful=not reason, reason=reason)
 
     def _tell(self, name: str, error: Exception) -> str:
         if isinstance(error, VlaError):
@@ -173,16 +192,15 @@ class ManagedNode(Guarded, LifecycleNode):
         """Let go of everything, whatever state it is in."""
         actions = [self.do_deactivate] if self._activation_begun else []
         self._activation_begun = False
-        for action in [*actions, self.do_cleanup]:
+        for action in [*actions, self._cleanup]:
             try:
                 action()
             except Exception as error:  # must not keep the rest from being let go of
                 self._tell("let go", error)
 
     def _diagnose(self) -> diagnostics.Report:
-        if self.failure:
-            return diagnostics.ERROR, self.failure, {}
-        level, message, values = self.diagnose()
+        failed = diagnostics.ERROR, self.failure, {}
+        level, message, values = failed if self.failure else self.diagnose()
         return level, message, {**values, **self.fault_values()}
 
     def _survive_wrong_transitions(self) -> None:

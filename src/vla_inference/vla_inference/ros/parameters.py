@@ -1,34 +1,78 @@
-"""Declares ROS parameters from a table: name -> (default, description, range or None)."""
+"""Declares and reads ROS parameters: the fields of dataclasses that are options."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from dataclasses import Field
+from typing import Any, TypeVar
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
-Table = Mapping[str, tuple[Any, str, Any]]
+from vla_inference.errors import VlaError
+from vla_inference.options import Option, check_options, option, options
+
+Config = TypeVar("Config")
+Value = Callable[[str], Any]  # gives a parameter's value by its name
 
 
-def real(low: float, high: float) -> FloatingPointRange:
-    return FloatingPointRange(from_value=low, to_value=high)
+def image_transport() -> str:
+    help = "raw (topic image) or compressed (topic image/compressed)"
+    return option("raw", help, choices=("raw", "compressed"))
 
 
-SECONDS = real(0.0, 3600.0)
+def fields_of(*configs: type) -> dict[str, tuple[Field, Option]]:
+    """The parameters by name; two configs may share one that both declare alike."""
+    found: dict[str, tuple[Field, Option]] = {}
+    for config in configs:
+        for field, about in options(config):
+            before, said = found.setdefault(field.name, (field, about))
+            if (before.default, said) != (field.default, about):
+                raise VlaError(
+                    f"{config.__module__}.{config.__name__} declares parameter {field.name!r} "
+                    "another way",
+                    "rename it there",
+                )
+    return found
 
 
-def declare(node: Node, table: Table, read_only: bool = False) -> None:
+def defaults(*configs: type) -> dict[str, Any]:
+    """What a parameter file would say of them."""
+    return {name: _to_ros(field.default) for name, (field, _) in fields_of(*configs).items()}
+
+
+def declare(node: Node, *configs: type, **descriptor: Any) -> None:
     """Declare all of them; rclpy itself refuses what is out of range or of another type."""
-    for name, (default, description, bounds) in table.items():
-        about = ParameterDescriptor(description=description, read_only=read_only)
-        if isinstance(bounds, FloatingPointRange):
-            about.floating_point_range = [bounds]
-        elif isinstance(bounds, IntegerRange):
-            about.integer_range = [bounds]
-        node.declare_parameter(name, default, about)
+    for name, (field, about) in fields_of(*configs).items():
+        described = ParameterDescriptor(description=about.help, **descriptor)
+        described.additional_constraints = " or ".join(about.choices)
+        if about.low is not None and about.high is not None and not described.dynamic_typing:
+            _set_range(described, field.default, about.low, about.high)
+        node.declare_parameter(name, _to_ros(field.default), described)
 
 
-def names(value: Any) -> tuple[str, ...]:
-    """A list of strings, without the empty one that stands for an empty list in launch files."""
-    return tuple(v for v in value if v)
+def _set_range(described: ParameterDescriptor, default: Any, low: float, high: float) -> None:
+    if isinstance(default, float):
+        bounds = FloatingPointRange(from_value=float(low), to_value=float(high))
+        described.floating_point_range = [bounds]
+    else:
+        described.integer_range = [IntegerRange(from_value=int(low), to_value=int(high))]
+
+
+def read(config: type[Config], value: Value) -> Config:
+    """The config that parameters describe; VlaError where one is not what its field allows."""
+    found = config(**{field.name: _from_ros(value(field.name)) for field, _ in options(config)})
+    check_options(found, called="parameter {}".format)
+    return found
+
+
+def _to_ros(default: Any) -> Any:
+    """A tuple as a list; [""] stands for an empty one, which launch files cannot say."""
+    return (list(default) or [""]) if isinstance(default, tuple) else default
+
+
+def _from_ros(value: Any) -> Any:
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        return value
+    found = tuple(value)
+    return () if found == ("",) else found

@@ -10,16 +10,15 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from datetime import datetime
 
 import numpy as np
-from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.node import Node
 
 from vla_inference.errors import VlaError
 from vla_inference.ros.diagnostics import ERROR, OK, Diagnostics, Report
 from vla_inference.ros.guard import Guarded
+from vla_inference.ros.parameters import declare, fields_of
 from vla_msgs.msg import ActionChunk, SimStatus
 from vla_sim_bridge.envs.protocol import World, make_world
 from vla_sim_bridge.evaluation import report
@@ -42,12 +41,9 @@ class SimNode(Guarded, Node):
 
     def __init__(self, **kwargs):
         super().__init__("sim", **kwargs)
-        values = {}
-        for spec in fields(SimSettings):
-            about = ParameterDescriptor(
-                description=spec.metadata["description"], read_only=True, dynamic_typing=True
-            )
-            values[spec.name] = self.declare_parameter(spec.name, spec.default, about).value
+        # Loosely typed: an integer for a double, say, is taken; the settings refuse the rest.
+        declare(self, SimSettings, read_only=True, dynamic_typing=True)
+        values = {name: self.get_parameter(name).value for name in fields_of(SimSettings)}
         self.settings = SimSettings.from_values(values)
         self.folder = self.settings.output_folder()
         self.stop: Callable[[], bool] = lambda: False  # asked between control steps

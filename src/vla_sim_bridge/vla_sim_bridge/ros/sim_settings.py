@@ -3,61 +3,84 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from vla_inference.errors import VlaError
+from vla_inference.options import check_options, option
 from vla_sim_bridge.tasks import get_task
 
 USUAL_STEPS = 4  # of a chunk that are executed before the next image
 
 
-def _say(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"description": text})
+RATE = {"above": 0, "high": 1e6}
 
 
 @dataclass
 class SimSettings:
-    """Each field is a parameter of the node, with its description in `metadata`."""
+    """Each field is a parameter of the node. horizon 0 becomes the task's own."""
 
-    task: str = _say("Stack_D0", "Task, such as Stack_D2 or Stack_L")
-    episodes: int = _say(3, "Episodes until the run ends, at least 1")
-    first_episode: int = _say(0, "Index of the first one, to play a part of a longer run")
-    seed: int = _say(7, "All chance comes from it; episode i of a seed is always the same")
-    camera: str = _say("agentview", "Camera whose images are published")
-    width: int = _say(224, "Width of the images [pixels]")
-    height: int = _say(224, "Height of the images [pixels]")
-    horizon: int = _say(0, "Control steps after which an episode has failed; 0: the task's own")
-    language: str = _say(
-        "train", "Sentences: train, held-out (never generated from), free (as typed)"
+    task: str = option(
+        "Stack_D0", "task, such as Stack_D2 or Stack_L; docs/reference.md lists them"
     )
-    driven_by: str = _say(
-        "chunks", "What moves the arm: chunks, or commands to a robot: twist, pose"
+    episodes: int = option(3, "episodes until the run ends, at least 1")
+    first_episode: int = option(0, "index of the first one, to play a part of a longer run", low=0)
+    seed: int = option(
+        7, "all chance comes from it; episode i of a seed is always the same", low=0
     )
-    lock_step: bool = _say(True, "Wait for each frame's answer; false: real time")
-    execute_steps: int = _say(
-        0, "Lock step: how many steps of each chunk are executed; 0: 4, or all where it has fewer"
+    horizon: int = option(0, "control steps after which an episode has failed; 0: the task's own")
+    language: str = option(
+        "train", "sentences: train, held-out (never generated from), free (as typed)"
     )
-    control_rate: float = _say(20.0, "Real time: control periods per second [Hz]")
-    frame_rate: float = _say(10.0, "Real time: frames per second [Hz]")
-    real_time_factor: float = _say(
-        1.0, "Real time, driven by commands: seconds of simulation in one of the clock on the wall"
+    camera: str = option(
+        "agentview", "camera whose images are published; its frame is <camera>_optical"
     )
-    action_timeout: float = _say(10.0, "How long to wait for a frame's answer [s]")
-    command_wait: float = _say(
-        1.0, "Driven by commands in lock step: how long to wait for one [s]"
+    width: int = option(224, "width of the images [pixels]", low=16, high=4096)
+    height: int = option(224, "height of the images [pixels]", low=16, high=4096)
+    lock_step: bool = option(True, "wait for each frame's answer; false: real time")
+    execute_steps: int = option(
+        0,
+        "lock step: how many steps of each chunk are executed; 0: 4, or all where it has fewer",
+        low=0,
     )
-    answer_delay: float = _say(
-        0.0, "The same: simulated time that an answer takes, to topic delayed_action [s]"
+    action_timeout: float = option(
+        10.0, "for a frame's answer, then the run ends with an error [s]", **RATE
     )
-    start_timeout: float = _say(120.0, "How long to wait for the first answer of all [s]")
-    discovery_time: float = _say(1.5, "How long to look for another simulation first [s]")
-    output: str = _say("", "Results folder; empty: results/<task>_<time>")
-    record_episodes: int = _say(3, "How many episodes to film, from the first; 0: none")
-    model: str = _say("", "Checkpoint, for the results only")
-    summary: bool = _say(True, "Print a table at the end")
+    start_timeout: float = option(
+        120.0, "the same for the first answer of all: a model takes time to load [s]", **RATE
+    )
+    driven_by: str = option(
+        "chunks",
+        "what moves the arm: chunks, or, as a real robot's, the command node's twist or pose",
+        choices=("chunks", "twist", "pose"),
+    )
+    command_wait: float = option(
+        1.0, "driven by commands in lock step: how long to wait for one [s]", **RATE
+    )
+    answer_delay: float = option(
+        0.0,
+        "the same: simulated time that an answer takes, to topic delayed_action [s]",
+        low=0,
+        high=60,
+    )
+    control_rate: float = option(20.0, "real time: control periods per second [Hz]", **RATE)
+    frame_rate: float = option(10.0, "real time: frames per second [Hz]", **RATE)
+    real_time_factor: float = option(
+        1.0,
+        "real time, driven by commands: seconds of simulation in one of the clock on the wall",
+        **RATE,
+    )
+    discovery_time: float = option(
+        1.5, "how long to look for another simulation first [s]", low=0, high=60
+    )
+    output: str = option("", "results folder; empty: results/<task>_<time>")
+    record_episodes: int = option(
+        3, "how many episodes to film, from the first, which slows them; 0: none", low=0
+    )
+    model: str = option("", "checkpoint, for the results only")
+    summary: bool = option(True, "print a table at the end")
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> SimSettings:
@@ -76,42 +99,14 @@ class SimSettings:
         task.sentences(self.language)
         if self.episodes < 1:
             raise VlaError(f"{self.episodes} episodes were asked for", "ask for at least 1")
-        lowest = {
-            "seed": 0,
-            "first_episode": 0,
-            "horizon": 1,
-            "execute_steps": 0,
-            "record_episodes": 0,
-            "width": 16,
-            "height": 16,
-        }
-        for name, least in lowest.items():
-            if getattr(self, name) < least:
-                raise VlaError(f"{name} is {getattr(self, name)}", f"give at least {least}")
-        for name in ("width", "height"):
-            if getattr(self, name) > 4096:
-                raise VlaError(f"{name} is {getattr(self, name)}", "give at most 4096 pixels")
-        for name in (
-            "control_rate",
-            "frame_rate",
-            "action_timeout",
-            "start_timeout",
-            "command_wait",
-            "real_time_factor",
-        ):
-            if not 0 < getattr(self, name) < 1e6:
-                raise VlaError(f"{name} is {getattr(self, name)}", "give a number above 0")
-        if self.driven_by not in ("chunks", "twist", "pose"):
-            raise VlaError(f"driven_by is {self.driven_by!r}", "use chunks, twist or pose")
+        if self.horizon < 1:
+            raise VlaError(f"horizon is {self.horizon}", "give at least 1")
+        check_options(self, called="parameter {}".format)
         if self.real_time_factor != 1 and (self.lock_step or self.driven_by == "chunks"):
             raise VlaError(
                 f"real_time_factor is {self.real_time_factor:g}",
                 "only what is driven by commands in real time has one; set lock_step: false",
             )
-        if not 0 <= self.answer_delay < 60:
-            raise VlaError(f"answer_delay is {self.answer_delay}", "give 0 to 60 seconds")
-        if not 0 <= self.discovery_time < 60:
-            raise VlaError(f"discovery_time is {self.discovery_time}", "give 0 to 60 seconds")
 
     def steps_of(self, chunk: int) -> int:
         """Lock step: how many of a chunk's steps are executed; VlaError if it has fewer."""

@@ -6,11 +6,11 @@ import importlib
 import sqlite3
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rcl_interfaces.msg import IntegerRange
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rosbags.rosbag2 import WriterError
 from sensor_msgs.msg import CompressedImage, Image
@@ -18,8 +18,9 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
 from vla_inference.errors import DataError, VlaError
+from vla_inference.options import option
 from vla_inference.ros.lifecycle import ManagedNode, spin_node
-from vla_inference.ros.parameters import Table, declare, names
+from vla_inference.ros.parameters import image_transport
 from vla_msgs.msg import ActionChunk, EpisodeStatus
 from vla_training.ros.recording import Heard, Recording
 
@@ -29,27 +30,24 @@ UNWRITABLE = (OSError, WriterError, sqlite3.Error)
 RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
 LATCHED, VOLATILE = DurabilityPolicy.TRANSIENT_LOCAL, DurabilityPolicy.VOLATILE
 
-PARAMETERS: Table = {
-    "output": ("", "folder that gets a bag for each episode", None),
-    "storage": ("mcap", "mcap or sqlite3", None),
-    "images": ("png", "raw images as png (lossless), jpeg or raw", None),
-    "image_transport": ("raw", "raw (topic image) or compressed (topic image/compressed)", None),
-    "split": (
+
+@dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """The node's parameters."""
+
+    output: str = option("", "folder that gets a bag for each episode")
+    storage: str = option("mcap", "mcap or sqlite3")
+    images: str = option("png", "raw images as png (lossless), jpeg or raw; others as they come")
+    image_transport: str = image_transport()
+    split: str = option(
         "status",
         "episodes by status (vla_msgs/EpisodeStatus), by service (~/record), or off: one bag",
-        None,
-    ),
-    "episodes": (
-        0,
-        "end after so many episodes; 0: never",
-        IntegerRange(from_value=0, to_value=1_000_000),
-    ),
-    "topics": (
-        ["reward", "delta_twist", "target_pose", "gripper", "current_pose", "state"],
+    )
+    episodes: int = option(0, "end after so many episodes; 0: never", low=0, high=1_000_000)
+    topics: tuple[str, ...] = option(
+        ("reward", "delta_twist", "target_pose", "gripper", "current_pose", "state"),
         "more topics to record, of any type, as soon as somebody publishes them",
-        None,
-    ),
-}
+    )
 
 
 class RecordNode(ManagedNode):
@@ -58,8 +56,8 @@ class RecordNode(ManagedNode):
     TASK = "recorder"
 
     def __init__(self, name: str = "recorder", **kwargs):
-        super().__init__(name, **kwargs)
-        declare(self, PARAMETERS, read_only=True)
+        super().__init__(name, RecordConfig, **kwargs)
+        self._config = RecordConfig()
         self.exit_status: int | None = None
         self._recording: Recording | None = None
         # topic -> role, message class, subscription and what it asks for
@@ -69,36 +67,32 @@ class RecordNode(ManagedNode):
         self.create_service(SetBool, "~/record", self._by_hand)
         self._timer = None
 
-    def _value(self, name: str) -> Any:
-        return self.get_parameter(name).value
-
     # -- lifecycle ----------------------------------------------------------------------------
 
     def do_configure(self) -> None:
-        if not self._value("output"):
+        self._config = config = self.read(RecordConfig)
+        if not config.output:
             raise VlaError("parameter 'output' is empty", "set it to a folder")
-        transport = self._value("image_transport")
-        if transport not in ("raw", "compressed"):
-            raise VlaError(f"unknown image_transport {transport!r}", "use raw or compressed")
         self._recording = Recording(
-            Path(self._value("output")).expanduser(),
-            self._value("storage"),
-            self._value("images"),
-            self._value("split"),
+            Path(config.output).expanduser(),
+            config.storage,
+            config.images,
+            config.split,
             self._saved,
         )
         for path in self._recording.left_behind:
             self.get_logger().warning(f"a recorder was killed; what it had is in {path}")
         image = self.resolve_topic_name("image")
-        if transport == "compressed":
+        compressed = config.image_transport == "compressed"
+        if compressed:
             image += "/compressed"
         self._wanted = {
-            image: ("image", CompressedImage if transport == "compressed" else Image),
+            image: ("image", CompressedImage if compressed else Image),
             self.resolve_topic_name("action"): ("action", ActionChunk),
             self.resolve_topic_name("instruction"): ("instruction", String),
             self.resolve_topic_name("sim/episode"): ("episode", EpisodeStatus),
         }
-        for topic in names(self._value("topics")):
+        for topic in filter(None, config.topics):
             self._wanted.setdefault(self.resolve_topic_name(topic), ("", None))
 
     def do_activate(self) -> None:
@@ -201,7 +195,7 @@ class RecordNode(ManagedNode):
     def _saved(self, path: Path, about: dict[str, Any], counts: dict[str, int]) -> None:
         told = ", ".join(f"{n} {t}" for t, n in sorted(counts.items()))
         print(f"{path}  {about.get('outcome', '')}  {told}", flush=True)
-        limit = self._value("episodes")
+        limit = self._config.episodes
         if limit and self._recording is not None and self._recording.count >= limit:
             self.exit_status = 0
 
@@ -210,7 +204,7 @@ class RecordNode(ManagedNode):
         try:
             if self._recording is None:
                 raise VlaError("the recorder is not configured", "configure it first")
-            if self._value("split") != "service":
+            if self._config.split != "service":
                 raise VlaError("episodes are not split by service", "set split:=service")
             if request.data:
                 response.message = self._recording.begin(now)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from builtin_interfaces.msg import Time
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.action.server import ServerGoalHandle
 
 from vla_inference.errors import VlaError
+from vla_inference.options import option
 from vla_inference.ros import diagnostics, qos
 from vla_inference.ros.lifecycle import ManagedNode, spin_node
 from vla_msgs.action import RunJob
@@ -27,31 +27,32 @@ from vla_training.jobs.runner import CONFINED
 
 PERIOD = 0.2  # seconds between looks at the jobs
 
-# name: (default, description, range); all are read when the node is configured.
-PARAMETERS: dict[str, tuple[Any, str, Any]] = {
-    "root": ("", "folder the jobs work in; no path they are given may lead out of it", None),
-    "jobs_per_kind": (
-        1,
-        "how many jobs of a kind may run at once",
-        IntegerRange(from_value=1, to_value=64),
-    ),
-    "cancel_grace": (
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The node's parameters."""
+
+    root: str = option("", "folder the jobs work in; no path they are given may lead out of it")
+    jobs_per_kind: int = option(1, "how many jobs of a kind may run at once", low=1, high=64)
+    cancel_grace: float = option(
         10.0,
-        "seconds from SIGINT to SIGTERM when a job is cancelled",
-        FloatingPointRange(from_value=0.0, to_value=3600.0),
-    ),
-    "nice": (
+        "from SIGINT, which lets a command save, to SIGTERM when a job is cancelled [s]; 5 s "
+        "later comes SIGKILL",
+        low=0,
+        high=3600,
+    )
+    nice: int = option(
         10,
-        "how far jobs give way to what else runs here, such as a control loop",
-        IntegerRange(from_value=0, to_value=19),
-    ),
-    "keep_records": (
-        200,
-        "how many jobs that are over are remembered, with their logs",
-        IntegerRange(from_value=1, to_value=10_000),
-    ),
-    "keep_running": (False, "leave jobs running when the node ends", None),
-}
+        "how far jobs give way to what else runs here, such as a control loop; 0: they do not",
+        low=0,
+        high=19,
+    )
+    keep_records: int = option(
+        200, "how many jobs that are over are remembered, with their logs", low=1, high=10_000
+    )
+    keep_running: bool = option(
+        False, "leave jobs running when the node ends; the next one takes them over"
+    )
 
 
 class TrainingNode(ManagedNode):
@@ -66,14 +67,7 @@ class TrainingNode(ManagedNode):
         command: Sequence[str] = CONFINED,
         **kwargs,
     ):
-        super().__init__(name, **kwargs)
-        for key, (default, description, bounds) in PARAMETERS.items():
-            descriptor = ParameterDescriptor(description=description)
-            if isinstance(bounds, FloatingPointRange):
-                descriptor.floating_point_range = [bounds]
-            elif bounds is not None:
-                descriptor.integer_range = [bounds]
-            self.declare_parameter(key, default, descriptor)
+        super().__init__(name, TrainingConfig, **kwargs)
         self._kinds, self._command = kinds, command
         self._runner: JobRunner | None = None
         self._open = False
@@ -102,15 +96,16 @@ class TrainingNode(ManagedNode):
     # -- lifecycle ----------------------------------------------------------------------------
 
     def do_configure(self) -> None:
-        self._keep = self._value("keep_running")
+        config = self.read(TrainingConfig)
+        self._keep = config.keep_running
         self._runner = JobRunner(
-            self._value("root"),
+            config.root,
             self._kinds,
             self._command,
-            per_kind=self._value("jobs_per_kind"),
-            cancel_grace=self._value("cancel_grace"),
-            nice=self._value("nice"),
-            keep=self._value("keep_records"),
+            per_kind=config.jobs_per_kind,
+            cancel_grace=config.cancel_grace,
+            nice=config.nice,
+            keep=config.keep_records,
         )
         for warning in self._runner.warnings:
             self.get_logger().warning(warning)
@@ -145,9 +140,6 @@ class TrainingNode(ManagedNode):
     def diagnose(self) -> diagnostics.Report:
         jobs = self._runner.running() if self._runner else []
         return diagnostics.OK, self.state, {j.job_id: f"{j.state} {j.fraction:.0%}" for j in jobs}
-
-    def _value(self, name: str) -> Any:
-        return self.get_parameter(name).value
 
     # -- services -----------------------------------------------------------------------------
 

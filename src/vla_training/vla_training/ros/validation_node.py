@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rcl_interfaces.msg import FloatingPointRange
 from rclpy.clock import Clock, ClockType
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock as ClockMsg
@@ -24,12 +23,12 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
 from vla_inference.errors import DataError, VlaError
+from vla_inference.options import option
 from vla_inference.policies.normalisation import Normalisation, find_statistics
 from vla_inference.ros import qos
 from vla_inference.ros.images import rgb_to_image
 from vla_inference.ros.lifecycle import ManagedNode, spin_node
 from vla_inference.ros.messages import msg_to_chunk
-from vla_inference.ros.parameters import SECONDS, Table, declare
 from vla_inference.ros.stamps import stamp_ns
 from vla_inference.types import ActionChunk, eef_delta_spec
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
@@ -43,6 +42,7 @@ from vla_training.evaluation.validation import Validation
 
 TICK = 0.01  # s
 LEAD = NS // 2  # ns that the clock runs before an episode's first image
+SECONDS = {"low": 0, "high": 3600}
 ASKED = (
     "min_accuracy",
     "min_direction",
@@ -51,32 +51,48 @@ ASKED = (
     "max_latency_ms",
     "max_jump_mm",
 )
-ANY = FloatingPointRange(from_value=-2.0, to_value=1e9)
 
-PARAMETERS: Table = {
-    "bag": ("", "bag, or folder of bags", None),
-    "model": ("", "checkpoint whose statistics accuracy is in units of; empty: the bag's", None),
-    "action_space": ("", "which of them; empty: the only ones there are", None),
-    "image_topic": ("", "images in the bag; empty: told from the types", None),
-    "action_topic": ("", "actions in the bag; empty: told from the types", None),
-    "instruction_topic": ("", "sentences in the bag; empty: told from the names", None),
-    "gripper_topic": ("", "gripper in the bag, beside twists and poses", None),
-    "tolerance": (0.05, "s by which stamps that belong together may differ", SECONDS),
-    "play": (True, "publish the bag and /clock; false: ros2 bag play --clock does", None),
-    "rate": (1.0, "of playing", FloatingPointRange(from_value=0.01, to_value=100.0)),
-    "wait": (False, "for each answer before the next image", None),
-    "answer_timeout": (5.0, "s to wait for answers", SECONDS),
-    "start_timeout": (120.0, "s to wait for the model", SECONDS),
-    "output": ("", "folder for the report; empty: none", None),
-    **{
-        name: (
-            -2.0 if "direction" in name else -1.0,
-            "status 1 beyond it; negative: not asked",
-            ANY,
-        )
-        for name in ASKED
-    },
-}
+
+def _threshold(of: str, unasked: float = -1.0) -> float:
+    return option(unasked, f"{of}; {unasked:g}: not asked for", low=-2, high=1e9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """The node's parameters. From `min_accuracy` on: the node ends with status 1 beyond them."""
+
+    bag: str = option("", "bag, or folder of bags")
+    model: str = option(
+        "", "checkpoint whose statistics accuracy is in units of; empty: the bag's"
+    )
+    action_space: str = option("", "which of them; empty: the only ones there are")
+    image_topic: str = option("", "images in the bag; empty: told from the types")
+    action_topic: str = option("", "actions in the bag; empty: told from the types")
+    instruction_topic: str = option("", "sentences in the bag; empty: told from the names")
+    gripper_topic: str = option("", "gripper in the bag, beside twists and poses")
+    tolerance: float = option(
+        0.05, "by which stamps that belong together may differ [s]", **SECONDS
+    )
+    play: bool = option(True, "publish the bag and /clock; false: ros2 bag play --clock does")
+    rate: float = option(1.0, "of playing, beside the clock's", low=0.01, high=100)
+    wait: bool = option(False, "for each answer before the next image")
+    answer_timeout: float = option(
+        5.0, "to wait for answers at the end, or for each with wait [s]", **SECONDS
+    )
+    start_timeout: float = option(120.0, "to wait for the model [s]", **SECONDS)
+    output: str = option("", "folder for the report; empty: none")
+    min_accuracy: float = _threshold("clipped, 0 to 1")
+    min_direction: float = _threshold("mean cosine of translations", unasked=-2.0)
+    min_coverage: float = _threshold("share of images that got an answer")
+    max_gripper_flips: float = _threshold("share of frames")
+    max_latency_ms: float = _threshold("95th percentile of the latency")
+    max_jump_mm: float = _threshold("95th percentile of the jumps at chunk joins")
+
+    def thresholds(self) -> Thresholds:
+        """Those that are asked for."""
+        values = {name: getattr(self, name) for name in ASKED}
+        asked = {n: v for n, v in values.items() if v > (-2 if "direction" in n else -1e-9)}
+        return Thresholds(**asked)
 
 
 @dataclass(frozen=True)
@@ -101,8 +117,8 @@ class ValidationNode(ManagedNode):
     TASK = "validation"
 
     def __init__(self, name: str = "validation", **kwargs):
-        super().__init__(name, **kwargs)
-        declare(self, PARAMETERS, read_only=True)
+        super().__init__(name, ValidationConfig, **kwargs)
+        self._config = ValidationConfig()
         self.exit_status: int | None = None
         self.statistics: dict[str, Any] | None = None
         self._cues: list[Cue] = []
@@ -114,23 +130,22 @@ class ValidationNode(ManagedNode):
         self._told = ""
         self._refused: dict[str, int] = {}
 
-    def _value(self, name: str) -> Any:
-        return self.get_parameter(name).value
-
     # -- lifecycle ----------------------------------------------------------------------------
 
     def do_configure(self) -> None:
-        bag = self._value("bag")
-        if not bag:
+        self._config = config = self.read(ValidationConfig)
+        if not config.bag:
             raise VlaError("parameter 'bag' is empty", "set it to a bag, or a folder of bags")
-        path = Path(bag).expanduser()
+        path = Path(config.bag).expanduser()
         if not path.exists():
             raise DataError(f"there is no bag at {path}", "check the path")
-        topics = ("image_topic", "action_topic", "instruction_topic", "gripper_topic")
         self._bags = BagSet(
             path,
-            **{t: self._value(t) or None for t in topics},
-            tolerance=self._value("tolerance"),
+            image_topic=config.image_topic or None,
+            action_topic=config.action_topic or None,
+            instruction_topic=config.instruction_topic or None,
+            gripper_topic=config.gripper_topic or None,
+            tolerance=config.tolerance,
         )
         check_form(self._bags.spec, str(path))
         self._bounds = self._read_bounds()
@@ -142,7 +157,7 @@ class ValidationNode(ManagedNode):
                 f"{path}: images of different episodes have the same stamp",
                 "validate one bag at a time",
             )
-        if self._value("play"):
+        if self._config.play:
             self._image = self.create_publisher(Image, "image", qos.IMAGE_OUTPUT)
             self._text = self.create_publisher(String, "instruction", qos.LATCHED)
             self._clock_out = self.create_publisher(ClockMsg, "/clock", qos.CHUNK)
@@ -176,15 +191,15 @@ class ValidationNode(ManagedNode):
 
     def _read_bounds(self) -> Range:
         """And make the bag's actions those of the model."""
-        if not self._value("model"):
+        if not self._config.model:
             entry = self._bags.statistics()
         else:
-            path = Path(self._value("model")).expanduser() / "dataset_statistics.json"
+            path = Path(self._config.model).expanduser() / "dataset_statistics.json"
             try:
                 spaces = json.loads(path.read_text("utf-8"))
             except (OSError, ValueError) as error:
                 raise VlaError(f"{path} cannot be read ({error})", "set model") from error
-            name, _ = find_statistics(spaces, self._value("action_space") or None)
+            name, _ = find_statistics(spaces, self._config.action_space or None)
             entry = spaces[name]
             if "spec" in entry:
                 s = entry["spec"]
@@ -207,25 +222,25 @@ class ValidationNode(ManagedNode):
         now = time.monotonic()
         passed, self._ticked = now - self._ticked, now
         if not self._ready:
-            if now - self._begun > self._value("start_timeout"):
+            if now - self._begun > self._config.start_timeout:
                 raise VlaError("no model is active", "start an inference node on these topics")
-            if self._value("play"):
+            if self._config.play:
                 self._publish_clock()
             self._heard = now
             return
-        if not self._value("play"):
+        if not self._config.play:
             silent = now - self._heard
             if len(self._answers) == len(self._cues) or (
-                silent > (5 if self._answers else 12) * self._value("answer_timeout")
+                silent > (5 if self._answers else 12) * self._config.answer_timeout
             ):
                 self._finish()
             return
-        self._advance(round(passed * NS * self._value("rate")), now)
+        self._advance(round(passed * NS * self._config.rate), now)
 
     def _advance(self, by: int, now: float) -> None:
         if self._next == len(self._cues):
             waited = now - max(self._sent.values(), default=now)
-            if self._cues[-1].stamp in self._answers or waited > self._value("answer_timeout"):
+            if self._cues[-1].stamp in self._answers or waited > self._config.answer_timeout:
                 self._finish()
             self._now += by
             self._publish_clock()
@@ -240,7 +255,7 @@ class ValidationNode(ManagedNode):
             self._now = cue.log - LEAD  # time between episodes is not waited for
         self._now = min(self._now + by, cue.log)
         self._publish_clock()
-        if self._now < cue.log or (self._value("wait") and not self._settled(now)):
+        if self._now < cue.log or (self._config.wait and not self._settled(now)):
             return
         if cue.instruction != self._told:
             self._told = cue.instruction
@@ -258,7 +273,7 @@ class ValidationNode(ManagedNode):
         if not self._next:
             return True
         last = self._cues[self._next - 1].stamp
-        return last in self._answers or now - self._sent[last] > self._value("answer_timeout")
+        return last in self._answers or now - self._sent[last] > self._config.answer_timeout
 
     def _publish_clock(self) -> None:
         self._clock_out.publish(ClockMsg(clock=Time(nanoseconds=self._now).to_msg()))
@@ -295,7 +310,7 @@ class ValidationNode(ManagedNode):
         result = Validation(
             "the running model",
             self._bags,
-            self._value("action_space") or "live",
+            self._config.action_space or "live",
             spec,
             self._bounds,
             notes,
@@ -322,15 +337,13 @@ class ValidationNode(ManagedNode):
                 len(self._cues),
                 answer.age,
             )
-        bounds = {n: self._value(n) for n in ASKED}
-        asked = {n: v for n, v in bounds.items() if v > (-2 if "direction" in n else -1e-9)}
         self.statistics = statistics = result.statistics()
-        failures = Thresholds(**asked).failures(statistics)
+        failures = self._config.thresholds().failures(statistics)
         print(validation_report.text(statistics), flush=True)
         for note in statistics["notes"]:
             self.get_logger().warning(note)
-        if self._value("output"):
-            folder = Path(self._value("output")).expanduser()
+        if self._config.output:
+            folder = Path(self._config.output).expanduser()
             statistics["failures"] = failures
             path = validation_report.write_report(folder, result, statistics)
             print(f"report {path}", flush=True)

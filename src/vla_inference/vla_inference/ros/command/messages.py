@@ -1,17 +1,14 @@
-"""Converts commands and poses to and from geometry_msgs; builds the diagnostics message."""
+"""Converts commands and poses to and from geometry_msgs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseStamped, TwistStamped
 
 from vla_inference.control.commands import Pose
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from builtin_interfaces.msg import Time
 
     from vla_inference.control import Command
@@ -39,17 +36,3 @@ def msg_to_pose(msg: PoseStamped) -> Pose:
     """Raises VlaError where it is no pose."""
     p, q = msg.pose.position, msg.pose.orientation
     return Pose((p.x, p.y, p.z), (q.x, q.y, q.z, q.w))
-
-
-def diagnostics(
-    stamp: Time, name: str, hardware_id: str, level: bytes, message: str, values: Mapping
-) -> DiagnosticArray:
-    msg = DiagnosticArray()
-    msg.header.stamp = stamp
-    pairs = [KeyValue(key=str(k), value=str(v)) for k, v in values.items()]
-    msg.status = [
-        DiagnosticStatus(
-            level=level, name=name, message=message, hardware_id=hardware_id, values=pairs
-        )
-    ]
-    return msg

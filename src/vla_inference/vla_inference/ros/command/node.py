@@ -10,14 +10,10 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
-from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
-from rclpy.parameter import Parameter
 from std_msgs.msg import Empty
 from std_srvs.srv import SetBool
 
@@ -25,36 +21,34 @@ from vla_inference.control import Command, Commander
 from vla_inference.control.safety import FAULT
 from vla_inference.errors import VlaError
 from vla_inference.ros import qos
-from vla_inference.ros.command.messages import diagnostics, msg_to_pose
+from vla_inference.ros.command.messages import msg_to_pose
 from vla_inference.ros.command.outputs.base import MOTION
 from vla_inference.ros.command.outputs.registry import Outputs
 from vla_inference.ros.command.parameters import (
-    command_parameters,
+    command_configs,
     limits_in_force,
     read_frames,
     read_settings,
 )
 from vla_inference.ros.command.status import diagnosis, fill_status
+from vla_inference.ros.diagnostics import OK, Report
 from vla_inference.ros.lifecycle import ACTIVE, ManagedNode, spin_node
 from vla_inference.ros.messages import msg_to_chunk
-from vla_inference.ros.parameters import declare
 from vla_inference.ros.stamps import stamp_seconds
 from vla_inference.serving.rate_meter import RateMeter
 from vla_msgs.msg import ActionChunk, CommandStatus
 
 FAREWELL = Duration(seconds=0.2)  # to have a last halt acknowledged
-STATUS_PERIOD, DIAGNOSTICS_PERIOD = 0.5, 1.0
+STATUS_PERIOD = 0.5
 
 
 class CommandNode(ManagedNode):
-    def __init__(self, name: str = "command", **kwargs):
-        super().__init__(name, **kwargs)
-        self._parameters_read = command_parameters()
-        declare(self, self._parameters_read)
-        self.add_on_set_parameters_callback(self._check_parameters)
+    TASK = "commands"
 
+    def __init__(self, name: str = "command", **kwargs):
+        super().__init__(name, *command_configs(), **kwargs)
         self.commander: Commander | None = None
-        self._configured = self._lock_step = False
+        self._lock_step = False
         self._timer = None
         self._outputs: Outputs | None = None
         self._alone: list[str] = []  # topics that one publisher alone may feed
@@ -64,7 +58,6 @@ class CommandNode(ManagedNode):
         self._remark = self._pose_remark = ""  # about the chunks, about current_pose
 
         self._status = self.create_publisher(CommandStatus, "~/status", qos.LATCHED)
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         hear, newest = self.create_subscription, qos.IMAGE_INPUT
         hear(ActionChunk, "action", self._on_chunk, **qos.overridable(qos.CHUNK))
         hear(PoseStamped, "current_pose", self._on_pose, **qos.overridable(newest))
@@ -73,24 +66,22 @@ class CommandNode(ManagedNode):
         # Steady: where simulated time stands still, the watchdogs must not.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(STATUS_PERIOD, self._publish_status, clock=self._steady)
-        self.create_timer(DIAGNOSTICS_PERIOD, self._publish_diagnostics, clock=self._steady)
 
     # -- lifecycle ----------------------------------------------------------------------------
 
     def do_configure(self) -> None:
-        self._settings = read_settings(self._value)
-        self._frames = read_frames(self._value)
-        self._lock_step = self._value("lock_step")
-        if self._lock_step and not self._value("use_sim_time"):
+        self._settings = read_settings(self.value)
+        self._frames = read_frames(self.value)
+        self._lock_step = self.value("lock_step")
+        if self._lock_step and not self.value("use_sim_time"):
             raise VlaError("lock_step without use_sim_time", "set both, or neither")
-        self._outputs = Outputs(self, self._value, MOTION)
+        self._outputs = Outputs(self, self.value, MOTION)
         used = {
             "action": True,
             "current_pose": self._settings.needs_pose,
             "heartbeat": bool(self._settings.watchdogs.heartbeat),
         }
         self._alone = [self.resolve_topic_name(topic) for topic, on in used.items() if on]
-        self._configured = True
 
     def do_activate(self) -> None:
         self.commander = Commander(self._settings)
@@ -113,7 +104,6 @@ class CommandNode(ManagedNode):
             self._outputs.flush(FAREWELL)
 
     def do_cleanup(self) -> None:
-        self._configured = False
         if self._outputs is not None:
             self._outputs.close()
             self._outputs = None
@@ -124,16 +114,6 @@ class CommandNode(ManagedNode):
 
     def state_changed(self) -> None:
         self._publish_status()
-
-    def _value(self, name: str) -> Any:
-        return self.get_parameter(name).value
-
-    def _check_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
-        for p in parameters:
-            if self._configured and p.name in self._parameters_read:
-                reason = f"{p.name} is read when the node is configured; clean it up first"
-                return SetParametersResult(successful=False, reason=reason)
-        return SetParametersResult(successful=True)
 
     # -- what comes in ------------------------------------------------------------------------
 
@@ -276,18 +256,10 @@ class CommandNode(ManagedNode):
             fill_status(status, c, self._now(), self._sent, self._rate(), self._remarks())
         self._status.publish(status)
 
-    def _publish_diagnostics(self) -> None:
-        level, message, values = DiagnosticStatus.OK, self.state, {}
-        if self.failure:
-            level, message = DiagnosticStatus.ERROR, self.failure
-        elif self.commander is not None:
-            remark = self._remarks()
-            level, message, values = diagnosis(self.commander, self._sent, self._rate(), remark)
-        values = {**values, **self.fault_values()}
-        stamp, name = self.get_clock().now().to_msg(), self.get_fully_qualified_name()
-        self._diagnostics.publish(
-            diagnostics(stamp, f"{name.lstrip('/')}: commands", name, level, message, values)
-        )
+    def diagnose(self) -> Report:
+        if self.commander is None:
+            return OK, self.state, {}
+        return diagnosis(self.commander, self._sent, self._rate(), self._remarks())
 
 
 def main(args: Sequence[str] | None = None) -> int:

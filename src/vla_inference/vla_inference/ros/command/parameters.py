@@ -3,108 +3,135 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-
-from rcl_interfaces.msg import IntegerRange
 
 from vla_inference.control import SafetyLimits, Settings, Watchdogs
 from vla_inference.control.safety import Distribution
 from vla_inference.errors import VlaError
+from vla_inference.options import option
 from vla_inference.policies.normalisation import find_statistics
-from vla_inference.ros.command.outputs.base import MOTION, Value
-from vla_inference.ros.command.outputs.registry import chosen, with_outputs
-from vla_inference.ros.parameters import SECONDS, Table, real
+from vla_inference.ros.command.outputs.base import MOTION
+from vla_inference.ros.command.outputs.registry import chosen, output_configs
+from vla_inference.ros.parameters import Value, read
 
-_LIMIT = real(0.0, 1e6)
+SPEED = {"low": 0, "high": 1e6}
+SECONDS = {"low": 0, "high": 3600}
 
-# The node's own, beside those of its outputs. All are read when the node is configured.
-OWN: Table = {
-    "command_rate": (20.0, "commands per second [Hz]", real(1.0, 1000.0)),
-    "lock_step": (
+
+@dataclass(frozen=True, kw_only=True)
+class CommandConfig:
+    """The node's own parameters, beside those of its outputs."""
+
+    command_rate: float = option(20.0, "commands per second [Hz]", low=1, high=1000)
+    lock_step: bool = option(
         False,
         "periods and watchdogs by simulated time, of a simulation that waits for each command",
-        None,
-    ),
-    "base_frame": ("base_link", "frame of target_pose, current_pose and base deltas", None),
-    "tool_frame": ("tool0", "frame_id of delta_twist where deltas are in tool axes", None),
-    "deltas_in": ("", "axes of the deltas: base, tool; empty: what the chunk says", None),
-    "scale": (1.0, "share of the model's motion carried out; small at first", real(1e-3, 1.0)),
-    "execute_steps": (
-        0,
-        "steps of each chunk to execute; 0: all",
-        IntegerRange(from_value=0, to_value=10000),
-    ),
-    "align": ("stamp", "chunks begin at their image's stamp or on arrival", None),
-    "ensemble": (
+    )
+    base_frame: str = option(
+        "base_link", "frame of target_pose and current_pose, and of twists in base axes"
+    )
+    tool_frame: str = option("tool0", "frame_id of delta_twist where deltas are in tool axes")
+    deltas_in: str = option("", "axes of the deltas: base, tool; empty: what the chunk says")
+    scale: float = option(
+        1.0,
+        "share of the model's motion carried out; 0.1 to 0.3 on a first run",
+        low=1e-3,
+        high=1,
+    )
+    gripper_hysteresis: float = option(0.1, "around 0.5, of the model's gripper", low=0, high=0.49)
+
+    execute_steps: int = option(0, "steps of each chunk to execute; 0: all", low=0, high=10000)
+    align: str = option("stamp", "chunks begin at their image's stamp or on arrival")
+    ensemble: float = option(
         -1.0,
-        "weight exp(-ensemble * i) of temporal ensembling; negative: off",
-        real(-1.0, 100.0),
-    ),
-    "blend": (0.1, "time in which a chunk takes over from the last one [s]", real(0.0, 10.0)),
-    "stretch": (1.0, "how many times as long, and slower, each step is", real(1.0, 100.0)),
-    "catch_up": (
+        "temporal ensembling with weights exp(-ensemble * i); negative: off",
+        low=-1,
+        high=100,
+    )
+    blend: float = option(
+        0.1, "time in which a chunk takes over from the last one [s]", low=0, high=10
+    )
+    stretch: float = option(
+        1.0,
+        "how many times as long, and slower, each step is: bridges slow models",
+        low=1,
+        high=100,
+    )
+    catch_up: float = option(
         0.0,
         "time in which a late chunk makes up for what it wanted done before it came [s]; 0: "
         "never, else about as long as an answer takes; longer is smoother and further behind",
-        real(0.0, 60.0),
-    ),
-    "max_drift": (
+        low=0,
+        high=60,
+    )
+    max_drift: float = option(
         0.05,
         "of the target ahead of current_pose [m]; 0: every target starts there",
-        real(0.0, 10.0),
-    ),
-    "max_drift_angle": (0.3, "the same [rad]", real(1e-3, 3.2)),
-    "gripper_hysteresis": (0.1, "around 0.5, of the model's gripper", real(0.0, 0.49)),
-    "max_translation_per_step": (0.05, "of a chunk's step [m]; 0: no limit", _LIMIT),
-    "max_rotation_per_step": (0.5, "of a chunk's step [rad]; 0: no limit", _LIMIT),
-    "max_linear_velocity": (0.25, "[m/s]; 0: no limit", _LIMIT),
-    "max_angular_velocity": (1.0, "[rad/s]; 0: no limit", _LIMIT),
-    "max_linear_acceleration": (2.5, "[m/s^2]; 0: no limit", _LIMIT),
-    "max_angular_acceleration": (10.0, "[rad/s^2]; 0: no limit", _LIMIT),
-    "max_linear_jerk": (50.0, "[m/s^3]; 0: no limit", _LIMIT),
-    "max_angular_jerk": (200.0, "[rad/s^3]; 0: no limit", _LIMIT),
-    "workspace": (
-        [0.0],
+        low=0,
+        high=10,
+    )
+    max_drift_angle: float = option(0.3, "the same [rad]", low=1e-3, high=3.2)
+
+    max_translation_per_step: float = option(0.05, "of a chunk's step [m]; 0: no limit", **SPEED)
+    max_rotation_per_step: float = option(0.5, "of a chunk's step [rad]; 0: no limit", **SPEED)
+    max_linear_velocity: float = option(
+        0.25, "[m/s]; 0: no limit. 0.25 is the reduced speed of ISO 10218-1", **SPEED
+    )
+    max_angular_velocity: float = option(1.0, "[rad/s]; 0: no limit", **SPEED)
+    max_linear_acceleration: float = option(2.5, "[m/s^2]; 0: no limit", **SPEED)
+    max_angular_acceleration: float = option(10.0, "[rad/s^2]; 0: no limit", **SPEED)
+    max_linear_jerk: float = option(50.0, "[m/s^3]; 0: no limit", **SPEED)
+    max_angular_jerk: float = option(200.0, "[rad/s^3]; 0: no limit", **SPEED)
+    workspace: tuple[float, ...] = option(
+        (0.0,),
         "box in the base frame, x y z lowest then highest [m]; [0.0]: none. Needs current_pose",
-        None,
-    ),
-    "max_image_age": (1.0, "of the image behind the motion [s]; 0: any", SECONDS),
-    "stall_timeout": (1.0, "without an acceptable chunk [s]; 0: forever", SECONDS),
-    "heartbeat_timeout": (0.0, "without a heartbeat [s]; 0: none is needed", SECONDS),
-    "pose_timeout": (0.5, "without a current_pose, where needed [s]; 0: forever", SECONDS),
-    "max_pose_jump": (
+    )
+
+    max_image_age: float = option(1.0, "of the image behind the motion [s]; 0: any", **SECONDS)
+    stall_timeout: float = option(1.0, "without an acceptable chunk [s]; 0: forever", **SECONDS)
+    heartbeat_timeout: float = option(
+        0.0, "without a std_msgs/Empty on topic heartbeat [s]; 0: none is needed", **SECONDS
+    )
+    pose_timeout: float = option(
+        0.5, "without a current_pose, where needed [s]; 0: forever", **SECONDS
+    )
+    max_pose_jump: float = option(
         0.05,
-        "of current_pose beyond what the velocity limit allows [m]",
-        real(1e-3, 10.0),
-    ),
-    "max_pose_jump_angle": (0.3, "the same [rad]", real(1e-3, 3.2)),
-    "frozen_pose_timeout": (
+        "of current_pose beyond what the velocity limit allows [m]: a farther one is refused",
+        low=1e-3,
+        high=10,
+    )
+    max_pose_jump_angle: float = option(0.3, "the same [rad]", low=1e-3, high=3.2)
+    frozen_pose_timeout: float = option(
         0.5,
         "of commanded motion while current_pose stays exactly the same [s]; 0: forever",
-        SECONDS,
-    ),
-    "clock_timeout": (0.5, "while the clock stands still [s]; 0: forever", SECONDS),
-    "max_clock_jump": (0.2, "between two periods [s]; 0: any", SECONDS),
-    "max_period": (0.5, "between two commands before it counts as overload [s]", SECONDS),
-    "statistics": (
+        **SECONDS,
+    )
+    clock_timeout: float = option(0.5, "while the clock stands still [s]; 0: forever", **SECONDS)
+    max_clock_jump: float = option(0.2, "between two periods [s]; 0: any", **SECONDS)
+    max_period: float = option(
+        0.5, "between two commands before it counts as overload [s]", **SECONDS
+    )
+
+    statistics: str = option(
         "",
         "dataset_statistics.json of the model: refuse chunks far outside; empty: don't",
-        None,
-    ),
-    "unnorm_key": ("", "which of these statistics; empty: the only ones there are", None),
-    "distribution_margin": (0.5, "beyond the bounds, as a share of their distance", _LIMIT),
-    "distribution_bounds": (
+    )
+    unnorm_key: str = option("", "which of these statistics; empty: the only ones there are")
+    distribution_margin: float = option(
+        0.5, "beyond the bounds, as a share of their distance", **SPEED
+    )
+    distribution_bounds: str = option(
         "",
         "q01_q99 or min_max of these statistics; empty: what config.json beside them says",
-        None,
-    ),
-}
+    )
 
 
-def command_parameters() -> Table:
-    """All of them: the node's own, and those of the outputs that are installed."""
-    return with_outputs(OWN, MOTION)
+def command_configs() -> tuple[type, ...]:
+    """All parameters: the node's own, and those of the outputs that are installed."""
+    return (CommandConfig, *output_configs(MOTION))
 
 
 class Frames(NamedTuple):
@@ -122,49 +149,45 @@ def read_frames(value: Value) -> Frames:
 
 
 def read_settings(value: Value) -> Settings:
-    box = list(value("workspace"))
+    config = read(CommandConfig, value)
+    box = config.workspace
     if len(box) not in (1, 6):
         raise VlaError(f"parameter 'workspace' has {len(box)} numbers", "give six, or [0.0]")
     needs_pose = any(output.needs_pose for output in chosen(MOTION, value))
-    workspace = (tuple(box[:3]), tuple(box[3:])) if len(box) == 6 else None
+    workspace = (box[:3], box[3:]) if len(box) == 6 else None
     names = [
         f"{kind}_{what}"
         for what in ("velocity", "acceleration", "jerk")
         for kind in ("linear", "angular")
     ] + ["translation_per_step", "rotation_per_step"]
-    limits = SafetyLimits(**{n: value(f"max_{n}") for n in names}, workspace=workspace)
+    limits = SafetyLimits(**{n: getattr(config, f"max_{n}") for n in names}, workspace=workspace)
     watchdogs = Watchdogs(
-        image_age=value("max_image_age"),
-        stall=value("stall_timeout"),
-        clock_jump=value("max_clock_jump"),
-        late=value("max_period"),
-        heartbeat=value("heartbeat_timeout"),
-        pose_age=value("pose_timeout"),
-        pose_frozen=value("frozen_pose_timeout"),
-        clock_stopped=value("clock_timeout"),
+        image_age=config.max_image_age,
+        stall=config.stall_timeout,
+        clock_jump=config.max_clock_jump,
+        late=config.max_period,
+        heartbeat=config.heartbeat_timeout,
+        pose_age=config.pose_timeout,
+        pose_frozen=config.frozen_pose_timeout,
+        clock_stopped=config.clock_timeout,
     )
     return Settings(
-        rate=value("command_rate"),
-        scale=value("scale"),
-        deltas_in=value("deltas_in"),
-        execute_steps=value("execute_steps"),
-        align=value("align"),
-        ensemble=value("ensemble") if value("ensemble") >= 0 else None,
-        blend=value("blend"),
-        stretch=value("stretch"),
-        catch_up=value("catch_up"),
-        drift=(value("max_drift"), value("max_drift_angle")),
-        pose_jump=(value("max_pose_jump"), value("max_pose_jump_angle")),
-        gripper_hysteresis=value("gripper_hysteresis"),
+        rate=config.command_rate,
+        scale=config.scale,
+        deltas_in=config.deltas_in,
+        execute_steps=config.execute_steps,
+        align=config.align,
+        ensemble=config.ensemble if config.ensemble >= 0 else None,
+        blend=config.blend,
+        stretch=config.stretch,
+        catch_up=config.catch_up,
+        drift=(config.max_drift, config.max_drift_angle),
+        pose_jump=(config.max_pose_jump, config.max_pose_jump_angle),
+        gripper_hysteresis=config.gripper_hysteresis,
         needs_pose=needs_pose or workspace is not None,
         limits=limits,
         watchdogs=watchdogs,
-        distribution=_distribution(
-            value("statistics"),
-            value("unnorm_key"),
-            value("distribution_margin"),
-            value("distribution_bounds"),
-        ),
+        distribution=_distribution(config),
     )
 
 
@@ -212,14 +235,16 @@ def limits_in_force(settings: Settings, frames: Frames, outputs: str, enable: st
 BOUNDS = ("q01_q99", "min_max")
 
 
-def _distribution(path: str, key: str, margin: float, bounds: str) -> Distribution | None:
-    if not path:
+def _distribution(config: CommandConfig) -> Distribution | None:
+    if not config.statistics:
         return None
-    spaces = _read_object(Path(path), "statistics")
-    bounds = bounds or _bounds_of_head(Path(path).with_name("config.json"))
+    path = Path(config.statistics)
+    spaces = _read_object(path, "statistics")
+    bounds = config.distribution_bounds or _bounds_of_head(path.with_name("config.json"))
     if bounds not in BOUNDS:
         raise VlaError(f"unknown distribution_bounds {bounds!r}", f"use {' or '.join(BOUNDS)}")
-    return Distribution.from_statistics(find_statistics(spaces, key or None)[1], margin, bounds)
+    _, entry = find_statistics(spaces, config.unnorm_key or None)
+    return Distribution.from_statistics(entry, config.distribution_margin, bounds)
 
 
 def _bounds_of_head(config: Path) -> str:

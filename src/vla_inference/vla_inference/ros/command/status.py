@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.time import Time
 
 from vla_inference.control import DISABLED, ENABLED, STOPPED, Commander
+from vla_inference.ros.diagnostics import ERROR, OK, WARN, Report
 from vla_msgs.msg import CommandStatus
 
 HINTS = {
@@ -42,16 +41,14 @@ def fill_status(
     status.message = remark or HINTS.get(safety.state, "")
 
 
-def diagnosis(
-    commander: Commander, sent: int, rate: float, remark: str
-) -> tuple[bytes, str, dict[str, Any]]:
-    """Level, message and values of an active node's diagnostics."""
+def diagnosis(commander: Commander, sent: int, rate: float, remark: str) -> Report:
+    """An active node's diagnostics."""
     safety = commander.safety
-    level, message = DiagnosticStatus.OK, safety.state
+    level, message = OK, safety.state
     if safety.state == STOPPED:
-        level, message = DiagnosticStatus.ERROR, f"stopped: {safety.last_stop.reason}"
+        level, message = ERROR, f"stopped: {safety.last_stop.reason}"
     elif safety.state == ENABLED and remark:
-        level, message = DiagnosticStatus.WARN, remark
+        level, message = WARN, remark
     return (
         level,
         message,

@@ -13,11 +13,8 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
-from rclpy.parameter import Parameter
 
 from vla_inference.checkpoints.confined import find_model
 from vla_inference.errors import ObservationError, VlaError
@@ -26,15 +23,9 @@ from vla_inference.ros import diagnostics, qos
 from vla_inference.ros.background_service import BackgroundService
 from vla_inference.ros.inference.inputs import Inputs, View
 from vla_inference.ros.inference.instructions import Instructions
-from vla_inference.ros.inference.parameters import (
-    AT_CONFIGURE,
-    AT_ONCE,
-    read_layout,
-    read_settings,
-)
+from vla_inference.ros.inference.parameters import InferenceConfig
 from vla_inference.ros.lifecycle import ACTIVE, ERROR, INACTIVE, ManagedNode, spin_node
 from vla_inference.ros.messages import chunk_to_msg, policy_info
-from vla_inference.ros.parameters import declare
 from vla_inference.serving.inference_metrics import InferenceMetrics
 from vla_inference.serving.model_thread import ModelThread, changes, release_memory
 from vla_inference.types import check_instruction
@@ -57,10 +48,8 @@ class InferenceNode(ManagedNode):
     TASK = "inference"
 
     def __init__(self, name: str = "inference", **kwargs):
-        super().__init__(name, **kwargs)
-        declare(self, {**AT_CONFIGURE, **AT_ONCE})
-        self.add_on_set_parameters_callback(self._check_parameters)
-
+        super().__init__(name, InferenceConfig, **kwargs)
+        self._config = InferenceConfig()  # what it was configured with
         self._model: ModelThread[Request] | None = None
         self._inputs: Inputs | None = None
         self._gate = threading.Lock()  # holds off deactivation and a new model while a chunk goes
@@ -100,25 +89,21 @@ class InferenceNode(ManagedNode):
     # -- lifecycle ----------------------------------------------------------------------------
 
     def do_configure(self) -> None:
-        transport, text = self._value("image_transport"), self._value("instruction")
-        if transport not in ("raw", "compressed"):
-            raise VlaError(f"unknown image_transport {transport!r}", "use raw or compressed")
-        if text and not self._instruction:
-            self._instructions.follow(check_instruction(text))
+        self._config = config = self.read(InferenceConfig)
+        if config.instruction and not self._instruction:
+            self._instructions.follow(check_instruction(config.instruction))
         self._publish_status("loading the model")
-        self._layout = read_layout(self._value)
-        self._frame_id = self._value("frame_id")
         self._inputs = Inputs(
             self,
-            self._value("cameras"),
-            transport,
-            self._layout,
-            self._value("tolerance"),
+            config.cameras,
+            config.image_transport,
+            config.layout,
+            config.tolerance,
             self._receive,
-            self._value("history"),
-            self._value("history_interval"),
+            config.history,
+            config.history_interval,
         )
-        self._model = self._load(self._value("model"), self._value("unnorm_key"))
+        self._model = self._load(config.model, config.unnorm_key)
         self._introduce(self._model)
 
     def do_activate(self) -> None:
@@ -147,31 +132,19 @@ class InferenceNode(ManagedNode):
     def state_changed(self) -> None:
         self._publish_status()
 
-    def _value(self, name: str) -> Any:
-        return self.get_parameter(name).value
-
-    def _check_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
-        if self._model is not None:
-            for p in parameters:
-                if p.name in AT_CONFIGURE:
-                    reason = f"{p.name} is read when the node is configured; clean it up first"
-                    return SetParametersResult(successful=False, reason=reason)
-        return SetParametersResult(successful=True)
-
     # -- the model ----------------------------------------------------------------------------
 
     def _load(self, model: str, unnorm_key: str) -> ModelThread[Request]:
         """A model that is warm; VlaError where it cannot be loaded or needs other inputs."""
-        settings = read_settings(self._value, model, unnorm_key, self._layout)
-        thread = ModelThread(settings.load, self._answer)
+        thread = ModelThread(self._config.settings(model, unnorm_key).load, self._answer)
         thread.start()
         return thread
 
     def _introduce(self, model: ModelThread[Request]) -> None:
         policy = model.policy
-        info = policy_info(policy, self._frame_id)
+        info = policy_info(policy, self._config.frame_id)
         info.header.stamp = self.get_clock().now().to_msg()
-        info.cameras = list(self._value("cameras"))
+        info.cameras = list(self._config.cameras)
         info.load_time, info.latency_ms = model.load_seconds, model.latency_ms
         self._info.publish(info)
         self.get_logger().info(
@@ -200,7 +173,7 @@ class InferenceNode(ManagedNode):
         before = old.policy if old is not None else None
         if old is None or before is None or self.state not in (ACTIVE, INACTIVE):
             raise VlaError(f"the node is {self.state}", "configure it first")
-        model = self._load(str(find_model(self._value("model_root"), name)), unnorm_key)
+        model = self._load(str(find_model(self._config.model_root, name)), unnorm_key)
         told = ", ".join(changes(before, model.policy))
         with self._gate:  # no chunk of the old one goes out any more
             stale = self._model is not old
@@ -227,7 +200,7 @@ class InferenceNode(ManagedNode):
 
     def callback_refused(self, where: str, reason: str) -> None:
         """A message that cannot be used is a refusal that the status tells of."""
-        cameras = map(self.resolve_topic_name, self._value("cameras"))
+        cameras = map(self.resolve_topic_name, self._config.cameras)
         topic = self.resolve_topic_name(where).removesuffix("/compressed")
         self._refuse(reason, images=int(topic in cameras))
 
@@ -245,7 +218,7 @@ class InferenceNode(ManagedNode):
                     "there is no instruction", "publish one or call ~/set_instruction"
                 )
             now = self.get_clock().now().nanoseconds
-            age = request.view.age(now, self._value("max_image_age"))
+            age = request.view.age(now, self.value("max_image_age"))
             seen = inputs.observe(request.view, text, self._most_same())
             decoded = time.monotonic()
             chunk = policy.act(seen)
@@ -253,7 +226,7 @@ class InferenceNode(ManagedNode):
             answer = chunk_to_msg(
                 chunk,
                 header.stamp,
-                frame_id=self._frame_id,
+                frame_id=self._config.frame_id,
                 instruction=text,
                 model=policy.name,
             )
@@ -284,8 +257,8 @@ class InferenceNode(ManagedNode):
 
     def _most_same(self) -> float:
         """Seconds that a camera may show the very same image; 0: any time."""
-        simulated = self._value("use_sim_time")
-        return 0.0 if simulated else self._value("max_same_image")
+        simulated = self.value("use_sim_time")
+        return 0.0 if simulated else self.value("max_same_image")
 
     def _expects(self, model: ModelThread[Request], request: Request) -> bool:
         """Whether this image's answer is still wanted: it may be from an earlier life."""
@@ -326,7 +299,7 @@ class InferenceNode(ManagedNode):
         busy = model.busy(time.monotonic())
         if busy > HANGING:
             return f"the model has been at one image for {busy:.0f} s; restart the node"
-        missing = inputs.missing(self._value("max_image_age") or 1.0)
+        missing = inputs.missing(self.value("max_image_age") or 1.0)
         return missing or self._never_heard(self._instruction)
 
     def _never_heard(self, instruction: str) -> str:

@@ -2,85 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from rcl_interfaces.msg import IntegerRange
+from dataclasses import dataclass
 
 from vla_inference.inputs.robot_state import StateLayout
+from vla_inference.options import option
 from vla_inference.policies.base import LoadOptions
-from vla_inference.ros.parameters import SECONDS, Table, names
+from vla_inference.ros.parameters import image_transport
 from vla_inference.serving.model_thread import ModelSettings
 
-# Read when the node is configured.
-AT_CONFIGURE: Table = {
-    "model": ("", "checkpoint folder", None),
-    "unnorm_key": ("", "statistics to un-normalise with; empty: the only ones there are", None),
-    "device": ("", "cpu, cuda, cuda:1 ...; empty: CUDA where there is one", None),
-    "dtype": ("", "float32, bfloat16 or float16; empty: the device's usual one", None),
-    "engine": ("", "plain, torch, tvm:FOLDER or mlc:FOLDER; empty: torch where it can run", None),
-    "vision": (
-        "",
-        "onnx:FOLDER or tensorrt:FOLDER; empty: the engine's own vision encoders",
-        None,
-    ),
-    "quantization": ("", "int4, int8, fp8 ...; empty: as the weights are stored", None),
-    "draft": (False, "try the last action's tokens first (engine plain)", None),
-    "num_threads": (
-        0,
-        "CPU threads of the model; 0: as many as PyTorch likes",
-        IntegerRange(from_value=0, to_value=256),
-    ),
-    "model_root": ("", "folder ~/load_model may load from; empty: it refuses", None),
-    "image_transport": ("raw", "raw (topic image) or compressed (topic image/compressed)", None),
-    "cameras": (["image"], "topics of the cameras, in the order the model takes them", None),
-    "history": (
+SECONDS = {"low": 0, "high": 3600}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """The node's parameters."""
+
+    model: str = option("", "checkpoint folder")
+    unnorm_key: str = option("", "statistics to un-normalise with; empty: the only ones there are")
+    device: str = option("", "cpu, cuda, cuda:1 ...; empty: CUDA where there is one")
+    dtype: str = option("", "float32, bfloat16 or float16; empty: the device's usual one")
+    engine: str = option(
+        "", "plain, torch, tvm:FOLDER or mlc:FOLDER; empty: torch where it can run"
+    )
+    vision: str = option(
+        "", "onnx:FOLDER or tensorrt:FOLDER; empty: the engine's own vision encoders"
+    )
+    quantization: str = option("", "int4, int8, fp8 ...; empty: as the weights are stored")
+    draft: bool = option(False, "try the last action's tokens first (engine plain)")
+    num_threads: int = option(
+        0, "CPU threads of the model; 0: as many as PyTorch likes", low=0, high=256
+    )
+    image_transport: str = image_transport()
+    cameras: tuple[str, ...] = option(
+        ("image",), "topics of the cameras, in the order the model takes them"
+    )
+    history: int = option(
         0,
         "past images of each camera that the model takes after the present ones, newest first",
-        IntegerRange(from_value=0, to_value=64),
-    ),
-    "history_interval": (0.1, "time between these [s]", SECONDS),
-    "state": (
-        [""],
+        low=0,
+        high=64,
+    )
+    history_interval: float = option(0.1, "time between these [s]", **SECONDS)
+    state: tuple[str, ...] = option(
+        (),
         "parts of the robot's state, in the model's order: position, axis_angle (LIBERO's), "
         "rotvec, rpy, quaternion (of current_pose), joints (of joint_states); ['']: none",
-        None,
-    ),
-    "joint_names": ([""], "the joints of part joints, in the model's order", None),
-    "tolerance": (0.05, "by which stamps of one moment may differ [s]", SECONDS),
-    "frame_id": ("", "frame of the deltas, such as base; empty: what the checkpoint says", None),
-    "instruction": ("", "instruction until another one comes", None),
-}
-# May be set at any time.
-AT_ONCE: Table = {
-    "max_image_age": (
+    )
+    joint_names: tuple[str, ...] = option((), "the joints of part joints, in the model's order")
+    tolerance: float = option(0.05, "by which stamps of one moment may differ [s]", **SECONDS)
+    model_root: str = option("", "folder ~/load_model may load from; empty: it refuses")
+    frame_id: str = option(
+        "", "frame of the deltas, such as base; empty: what the checkpoint says"
+    )
+    instruction: str = option("", "instruction until another one comes")
+    max_image_age: float = option(
         1.0,
         "refuse images whose stamp is older than this by our clock [s]; 0: any age",
-        SECONDS,
-    ),
-    "max_same_image": (
+        live=True,
+        **SECONDS,
+    )
+    max_same_image: float = option(
         0.5,
         "refuse images once a camera has shown the very same one for so long [s]: it is frozen; "
         "0: never. Not looked at with use_sim_time: simulated images repeat",
-        SECONDS,
-    ),
-}
-
-
-def read_layout(value: Callable[[str], Any]) -> StateLayout:
-    return StateLayout(names(value("state")), names(value("joint_names")))
-
-
-def read_settings(
-    value: Callable[[str], Any], model: str, unnorm_key: str, layout: StateLayout
-) -> ModelSettings:
-    """value: gives a parameter's value by its name."""
-    names = ("device", "dtype", "engine", "vision", "quantization", "draft")
-    options = LoadOptions(**{name: value(name) for name in names}, action_space=unnorm_key)
-    return ModelSettings(
-        model=model,
-        options=options,
-        num_threads=value("num_threads"),
-        images=len(value("cameras")) * (1 + value("history")),
-        state_dim=len(layout),
+        live=True,
+        **SECONDS,
     )
+
+    @property
+    def layout(self) -> StateLayout:
+        return StateLayout(self.state, self.joint_names)
+
+    def settings(self, model: str, unnorm_key: str) -> ModelSettings:
+        """Of this model, which need not be the one that the parameters name."""
+        return ModelSettings(
+            model=model,
+            options=LoadOptions(
+                device=self.device,
+                dtype=self.dtype,
+                engine=self.engine,
+                vision=self.vision,
+                quantization=self.quantization,
+                draft=self.draft,
+                action_space=unnorm_key,
+            ),
+            num_threads=self.num_threads,
+            images=len(self.cameras) * (1 + self.history),
+            state_dim=len(self.layout),
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,10 +11,9 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 
 from vla_inference.ros import qos
-from vla_inference.ros.parameters import Table
+from vla_inference.ros.parameters import Value
 
 MOTION, JOINTS = "motion", "joints"
-Value = Callable[[str], Any]  # gives a parameter's value by its name
 
 
 @dataclass(frozen=True)
@@ -29,13 +28,14 @@ class Output:
     """Sends commands to one controller; there is one while its node is configured.
 
     takes: MOTION, a `Command` (of the command node), or JOINTS, a `JointCommand` (of the IK node).
-    PARAMETERS: its own, beside the node's; two outputs may share one that both declare alike.
+    CONFIG: a dataclass whose options are its own parameters, beside the node's; two outputs may
+    share one that both declare alike.
     needs_pose: whether it sends `Command.target`, for which `current_pose` must be known.
     remark: what went wrong last, in words; empty: nothing.
     """
 
     takes: ClassVar[str] = MOTION
-    PARAMETERS: ClassVar[Table] = {}
+    CONFIG: ClassVar[type]
     needs_pose: ClassVar[bool] = False
     remark: str = ""
 

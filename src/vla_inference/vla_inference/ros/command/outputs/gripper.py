@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from builtin_interfaces.msg import Time
 from rclpy.node import Node
 from std_msgs.msg import Float64MultiArray
 
 from vla_inference.control import Command
+from vla_inference.options import option
 from vla_inference.ros.command.outputs.base import Output, TopicOutput, Value
-from vla_inference.ros.command.outputs.gripper_action import PARALLEL, GripperAction
-from vla_inference.ros.parameters import real
+from vla_inference.ros.command.outputs.gripper_action import PARALLEL, TYPES, GripperAction
 
-POSITIONS = {
-    "gripper_open": (1.0, "what is published for open", real(-1e6, 1e6)),
-    "gripper_closed": (0.0, "what is published for closed", real(-1e6, 1e6)),
-}
+
+@dataclass(frozen=True, kw_only=True)
+class Positions:
+    gripper_open: float = option(1.0, "what is published for open", low=-1e6, high=1e6)
+    gripper_closed: float = option(0.0, "what is published for closed", low=-1e6, high=1e6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopicConfig(Positions):
+    publish_gripper: bool = option(True, "publish gripper (std_msgs/Float64MultiArray) on change")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionConfig(Positions):
+    gripper_action: str = option(
+        "", "name of the gripper's action, such as /gripper_controller/gripper_cmd; empty: none"
+    )
+    gripper_action_type: str = option(
+        PARALLEL, "of control_msgs; Humble has GripperCommand alone", choices=TYPES
+    )
+    gripper_joint: str = option("", "the joint that ParallelGripperCommand names")
+    gripper_effort: float = option(
+        0.0, "the most effort in an action's goal [N or Nm]", low=0, high=1e4
+    )
 
 
 def position(command: Command, value: Value) -> float | None:
@@ -25,11 +47,7 @@ def position(command: Command, value: Value) -> float | None:
 
 
 class GripperTopicOutput(TopicOutput):
-    topic, message = "gripper", Float64MultiArray
-    PARAMETERS = {
-        "publish_gripper": (True, "publish gripper (std_msgs/Float64MultiArray) on change", None),
-        **POSITIONS,
-    }
+    topic, message, CONFIG = "gripper", Float64MultiArray, TopicConfig
 
     def __init__(self, node: Node, value: Value):
         super().__init__(node, value)
@@ -46,21 +64,7 @@ class GripperTopicOutput(TopicOutput):
 
 
 class GripperActionOutput(Output):
-    PARAMETERS = {
-        "gripper_action": ("", "name of the gripper's action; empty: none", None),
-        "gripper_action_type": (
-            PARALLEL,
-            "ParallelGripperCommand or GripperCommand, of control_msgs",
-            None,
-        ),
-        "gripper_joint": ("", "the joint that ParallelGripperCommand names", None),
-        "gripper_effort": (
-            0.0,
-            "the most effort in an action's goal [N or Nm]",
-            real(0.0, 1e4),
-        ),
-        **POSITIONS,
-    }
+    CONFIG = ActionConfig
 
     def __init__(self, node: Node, value: Value):
         names = ("gripper_action", "gripper_action_type", "gripper_joint", "gripper_effort")

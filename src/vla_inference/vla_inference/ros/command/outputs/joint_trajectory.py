@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from builtin_interfaces.msg import Time
 from rclpy.duration import Duration
 from rclpy.node import Node
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from vla_inference.options import option
 from vla_inference.ros.command.outputs.base import JOINTS, JointCommand, TopicOutput, Value
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryConfig:
+    publish_trajectory: bool = option(
+        True, "publish joint_trajectory (trajectory_msgs/JointTrajectory), one point each"
+    )
 
 
 class JointTrajectoryOutput(TopicOutput):
     takes = JOINTS
     topic, message = "joint_trajectory", JointTrajectory
-    PARAMETERS = {
-        "publish_trajectory": (True, "publish joint_trajectory (trajectory_msgs)", None),
-    }
+    CONFIG = TrajectoryConfig
 
     def __init__(self, node: Node, value: Value):
         super().__init__(node, value)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.node import Node
 
 from vla_inference.control import Command
+from vla_inference.options import option
 from vla_inference.ros.command.messages import command_to_twist, pose_to_msg
 from vla_inference.ros.command.outputs.base import TopicOutput, Value
 
 
+@dataclass(frozen=True, kw_only=True)
+class TwistConfig:
+    publish_twist: bool = option(
+        True, "publish delta_twist (geometry_msgs/TwistStamped): delta / dt"
+    )
+
+
 class TwistOutput(TopicOutput):
-    topic, message = "delta_twist", TwistStamped
-    PARAMETERS = {
-        "publish_twist": (True, "publish delta_twist (geometry_msgs/TwistStamped)", None),
-    }
+    topic, message, CONFIG = "delta_twist", TwistStamped, TwistConfig
 
     def __init__(self, node: Node, value: Value):
         super().__init__(node, value)
@@ -29,11 +36,14 @@ class TwistOutput(TopicOutput):
         self.publisher.publish(command_to_twist(command, stamp, self.frames[in_tool]))
 
 
+@dataclass(frozen=True, kw_only=True)
+class PoseConfig:
+    publish_pose: bool = option(False, "publish target_pose (PoseStamped); needs current_pose")
+
+
 class PoseOutput(TopicOutput):
-    topic, message, needs_pose = "target_pose", PoseStamped, True
-    PARAMETERS = {
-        "publish_pose": (False, "publish target_pose (PoseStamped); needs current_pose", None),
-    }
+    topic, message, CONFIG = "target_pose", PoseStamped, PoseConfig
+    needs_pose = True
 
     def __init__(self, node: Node, value: Value):
         super().__init__(node, value)

@@ -15,7 +15,7 @@ from rclpy.node import Node
 
 from vla_inference.errors import VlaError
 from vla_inference.ros.command.outputs.base import Output, Value
-from vla_inference.ros.parameters import Table
+from vla_inference.ros.parameters import fields_of
 from vla_inference.system.plugins import find_plugins, load_plugin
 
 GROUP = "vla.controllers"
@@ -35,17 +35,9 @@ def output_kinds(takes: str) -> list[type[Output]]:
     return [kind for kind in kinds if kind.takes == takes]
 
 
-def with_outputs(own: Table, takes: str) -> Table:
-    """A node's own parameters and those of its outputs."""
-    table = dict(own)
-    for kind in output_kinds(takes):
-        for name, entry in kind.PARAMETERS.items():
-            if table.setdefault(name, entry) != entry:
-                raise VlaError(
-                    f"{kind.__module__}.{kind.__name__} declares parameter {name!r} another way",
-                    "rename it there",
-                )
-    return table
+def output_configs(takes: str) -> tuple[type, ...]:
+    """The parameters of all of them."""
+    return tuple(kind.CONFIG for kind in output_kinds(takes))
 
 
 def chosen(takes: str, value: Value) -> list[type[Output]]:
@@ -53,7 +45,8 @@ def chosen(takes: str, value: Value) -> list[type[Output]]:
     kinds = output_kinds(takes)
     found = [kind for kind in kinds if kind.on(value)]
     if not found:
-        names = sorted({n for k in kinds for n in k.PARAMETERS if n.startswith("publish_")})
+        known = fields_of(*output_configs(takes))
+        names = sorted(name for name in known if name.startswith("publish_"))
         raise VlaError("no output is on", f"set {' or '.join(names)}")
     return found
 

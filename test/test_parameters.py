@@ -1,0 +1,82 @@
+"""Parameters of nodes: what files say of them, what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from options_page import NODES
+
+from vla_inference.errors import VlaError
+from vla_inference.options import option
+from vla_inference.ros.parameters import defaults, read
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = {
+    "command_node": ("command.yaml", "/**"),
+    "ik_node": ("ik.yaml", "/**"),
+    "inference_node": ("inference.yaml", "/**"),
+    "record_node": ("bags.yaml", "recorder"),
+    "sim_node": ("sim.yaml", "/**"),
+    "training_node": ("training.yaml", "/**"),
+    "validation_node": ("bags.yaml", "validation"),
+}
+
+
+def same(a: object, b: object) -> bool:
+    return type(a) is type(b) and a == b
+
+
+@pytest.mark.parametrize("node", FILES)
+def test_a_parameter_file_says_what_the_node_would_do_without_it(node):
+    name, section = FILES[node]
+    said = yaml.safe_load((ROOT / "config" / name).read_text())[section]["ros__parameters"]
+    assert said.pop("autostart", True) is True
+    expected = defaults(*NODES[node])
+    if node == "sim_node":
+        expected.pop("model")  # a word for the results, which launch files give
+    assert said.keys() == expected.keys()
+    assert [n for n in said if not same(said[n], expected[n])] == []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    cameras: tuple[str, ...] = option((), "topics")
+    box: tuple[float, ...] = option((0.0,), "corners")
+    way: str = option("short", "of two", choices=("short", "long"))
+    rate: float = option(1.0, "how fast", above=0, high=9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Other:
+    rate: float = option(2.0, "how fast", above=0, high=9)
+
+
+def test_lists_come_and_go_as_ros_knows_them():
+    values = defaults(Settings)
+    assert values == {"cameras": [""], "box": [0.0], "way": "short", "rate": 1.0}
+    assert read(Settings, values.__getitem__) == Settings()
+    values["cameras"] = ["a", "b"]
+    assert read(Settings, values.__getitem__).cameras == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"way": "round"}, "parameter way is 'round'; use short or long"),
+        ({"rate": 0.0}, "parameter rate is 0.0; give more than 0"),
+        ({"rate": 10.0}, "parameter rate is 10.0; give at most 9"),
+    ],
+)
+def test_a_value_that_its_field_does_not_allow_is_refused_by_name(change, words):
+    values = {**defaults(Settings), **change}
+    with pytest.raises(VlaError) as caught:
+        read(Settings, values.__getitem__)
+    assert str(caught.value) == words
+
+
+def test_configs_that_declare_a_parameter_in_two_ways_are_refused():
+    with pytest.raises(VlaError, match="Other declares parameter 'rate' another way"):
+        defaults(Settings, Other)
