@@ -29,7 +29,7 @@ setup(
     maintainer_email="maintainers@vla-ros2.invalid",
     python_requires=">=3.10",
     packages=find_packages(exclude=["test", "test.*"]),
-    package_data={PACKAGE: ["py.typed"]},
+    package_data={PACKAGE: ["py.typed", "serving/openpi/maps/*.yaml"]},
     data_files=[
         ("share/ament_index/resource_index/packages", ["resource/" + PACKAGE]),
         ("share/" + PACKAGE, ["package.xml"]),
@@ -52,6 +52,7 @@ setup(
             "infer = vla_inference.cli.infer:infer",
             "bench = vla_inference.cli.bench:bench",
             "compile = vla_inference.cli.compile:compile_model",
+            "serve = vla_inference.cli.serve:serve",
         ],
     },
 )

@@ -1,0 +1,1 @@
+"""The network server: openpi's websocket, OpenVLA's REST, health and metrics."""

@@ -1,0 +1,89 @@
+"""Actions on the wire: one spec's numbers in the units and polarity of another."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vla_inference.errors import VlaError
+from vla_inference.types import ActionSpec, DimSpec
+
+UNKNOWN = ("?", "unknown")
+OPEN = "1 open, 0 closed"
+POLARITY = re.compile(r"(-?\d+(?:\.\d+)?) open, (-?\d+(?:\.\d+)?) closed")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """From a policy's actions to those of another spec: `actions * factors + offsets`.
+
+    spec: what the converted ones mean. A unit that either side does not know stays unknown.
+    """
+
+    spec: ActionSpec
+    factors: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def between(cls, given: ActionSpec, wanted: ActionSpec) -> Conversion:
+        """Raises VlaError where one cannot be made of the other."""
+        if len(given) != len(wanted):
+            raise VlaError(
+                f"actions have {len(given)} numbers ({', '.join(given.names)}), "
+                f"{len(wanted)} are wanted ({', '.join(wanted.names)})",
+                "choose the map that the model was trained for, or map free",
+            )
+        for what in ("frame", "rotation"):
+            a, b = getattr(given, what), getattr(wanted, what)
+            if a != b and a not in UNKNOWN:
+                raise VlaError(
+                    f"actions have {what} {a}, {b} is wanted", "choose another map, such as free"
+                )
+        pairs = [_line(a, b) for a, b in zip(given.dims, wanted.dims, strict=True)]
+        dims = tuple(
+            replace(b, unit="unknown") if a.unit in UNKNOWN else b
+            for a, b in zip(given.dims, wanted.dims, strict=True)
+        )
+        factors, offsets = (np.array(column) for column in zip(*pairs, strict=True))
+        return cls(replace(wanted, dims=dims, dt=given.dt), factors, offsets)
+
+    def __call__(self, actions: np.ndarray) -> np.ndarray:
+        """float32 [T, D] -> float32 [T, D]"""
+        if (self.factors == 1).all() and (self.offsets == 0).all():
+            return np.asarray(actions, np.float32)
+        return (actions.astype(np.float64) * self.factors + self.offsets).astype(np.float32)
+
+
+def with_open_gripper(spec: ActionSpec) -> ActionSpec:
+    """The same spec with every gripper 1 open and 0 closed, as this project has it."""
+    dims = (replace(d, polarity=OPEN) if POLARITY.search(d.polarity) else d for d in spec.dims)
+    return replace(spec, dims=tuple(dims))
+
+
+def _line(given: DimSpec, wanted: DimSpec) -> tuple[float, float]:
+    """Factor and offset from one dimension to another."""
+    a, b = POLARITY.search(given.polarity), POLARITY.search(wanted.polarity)
+    if a and b and a.groups() != b.groups():
+        (a_open, a_closed), (b_open, b_closed) = (map(float, m.groups()) for m in (a, b))
+        factor = (b_open - b_closed) / (a_open - a_closed)
+        return factor, b_closed - factor * a_closed
+    if given.unit in UNKNOWN or wanted.unit in UNKNOWN:
+        return 1.0, 0.0
+    (size, unit), (other, wanted_unit) = _unit(given), _unit(wanted)
+    if unit != wanted_unit:
+        raise VlaError(
+            f"{given.name} is in {given.unit}, {wanted.name} in {wanted.unit}",
+            "choose the map that the model was trained for, or map free",
+        )
+    return size / other, 0.0
+
+
+def _unit(dim: DimSpec) -> tuple[float, str]:
+    """A unit and how many of it: "0.05 m" -> 0.05, "m"."""
+    number, _, unit = dim.unit.rpartition(" ")
+    try:
+        return float(number or 1), unit
+    except ValueError:
+        return 1.0, dim.unit
