@@ -337,7 +337,7 @@ def test_kinds_that_are_refused(make):
 PATHS = {
     "generate": "output source randomize-ranges",
     "convert": "dataset output",
-    "train": "data output",
+    "train": "data output start average-with",
     "finetune": "data-root-dir run-root-dir vla-path",
     "study": "output data start",
     "eval": "dataset model reference-model save-stats report action-space engine vision",

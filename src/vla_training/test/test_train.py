@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from finetune_runs import write_noise
+from safetensors.torch import load_file
 from tiny_model import tiny_model
 
 from vla_inference.checkpoints.load import load_config
@@ -20,6 +21,7 @@ from vla_sim_bridge.generation.hdf5 import write_episode
 from vla_training.cli.train import train
 from vla_training.small_model.auxiliary_targets import SIZE, scene_of
 from vla_training.small_model.frames import Frames, action_statistics, load_frames
+from vla_training.small_model.reset_images import ResetImages
 from vla_training.small_model.tokenizer import task_sentences, train_tokenizer
 from vla_training.small_model.train import (
     TrainConfig,
@@ -284,6 +286,47 @@ def test_a_checkpoint_knows_the_words_it_was_trained_with(tmp_path):
 
 @pytest.mark.parametrize("rate", [-1.0, 0.0, float("nan"), float("inf")])
 def test_a_learning_rate_that_cannot_be_is_refused(tmp_path, rate):
-    with pytest.raises(VlaError, match=r"--learning-rate is .*; give more than 0"):
-        train([tmp_path / "no.hdf5"], tmp_path / "run", learning_rate=rate)
+    with pytest.raises(
+        VlaError, match=r"--learning-rate is .*; give (more than 0|a finite number)"
+    ):
+        train(data=[tmp_path / "no.hdf5"], output=tmp_path / "run", learning_rate=rate)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_goes_on_from_a_checkpoint_with_reset_images_and_averages(tmp_path):
+    data = write_noise(tmp_path / "demo.hdf5", episodes=2, length=3, side=(224, 224))
+    usual = {"data": [data], "batch_size": 2, "steps": 1, "layers": 1, "devices": 0}
+    assert train(**usual, output=tmp_path / "first") == 0
+    first = tmp_path / "first" / "checkpoint"
+    options = {"start": str(first), "average_with": first, "average_share": 0.25}
+    more = {"reset_images": ["Stack_L:2:5"], "parallel": 1, "wordings": 4}
+    assert train(**usual, **options, **more, output=tmp_path / "second") == 0
+    (still,) = (tmp_path / "second" / "reset_images").iterdir()
+    assert len(ResetImages(still)) == 2
+    checkpoints = (first, tmp_path / "second" / "checkpoint", tmp_path / "second" / "averaged")
+    before, after, mixed = (load_file(c / "model.safetensors") for c in checkpoints)
+    changed = [k for k in after if not torch.equal(before[k], after[k])]
+    assert changed and set(mixed) == set(after)
+    for key in changed:
+        expected = before[key].float().lerp(after[key].float(), 0.25).to(after[key].dtype)
+        assert torch.equal(mixed[key], expected), key
+    OpenVLAPolicy.from_pretrained(checkpoints[2], device="cpu")
+    with pytest.raises(VlaError, match="holds an earlier run"):
+        train(**usual, output=tmp_path / "second")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reset_images": ["Stack_L"]}, "give TASK:COUNT:SEED"),
+        ({"reset_images": ["Stack_L:0:1"]}, "give TASK:COUNT:SEED"),
+        ({"average_with": "nowhere"}, "there is no .*model.safetensors"),
+        ({"other_order": 1.5}, "--other-order is 1.5; give 0 to 1"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_is_made(tmp_path, options, message):
+    if "average_with" in options:
+        options = {"average_with": tmp_path / options["average_with"]}
+    with pytest.raises(VlaError, match=message):
+        train(data=[tmp_path / "no.hdf5"], output=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()

@@ -2,63 +2,72 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vla_inference.cli.options import takes
 from vla_inference.cli.output import JsonOption, print_json
 from vla_inference.errors import VlaError
+from vla_inference.options import check_options
 from vla_inference.system import progress
 from vla_inference.system.files import writable
+from vla_training.small_model.average import average, check_average
+from vla_training.small_model.config import ResetImagesWanted, TrainConfig
 
 
+@takes(TrainConfig)
 def train(
+    config: TrainConfig,
     data: Annotated[
         list[Path], typer.Option(help="Dataset (HDF5 or RLDS), file or folder; may be repeated.")
     ],
     output: Annotated[Path, typer.Option(help="Folder for state and checkpoint.")],
-    batch_size: Annotated[int, typer.Option(help="Frames per step, over all devices.")] = 1024,
-    steps: Annotated[int, typer.Option(help="Optimiser steps of the schedule.")] = 15000,
-    minutes: Annotated[
-        float | None, typer.Option(help="Let the schedule follow the clock instead of --steps.")
+    reset_images: Annotated[
+        list[str] | None,
+        typer.Option(help="TASK:COUNT:SEED of images at the reset to make and train on as well."),
     ] = None,
-    learning_rate: Annotated[float, typer.Option(help="Peak of the cosine schedule.")] = 1.5e-3,
+    parallel: Annotated[
+        int, typer.Option(help="Processes that make reset images; -1: one per core.")
+    ] = -1,
+    average_with: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint to average the trained one with, into OUTPUT/averaged."),
+    ] = None,
+    average_share: Annotated[
+        float, typer.Option(help="Share of the trained weights in that average, 0 to 1.")
+    ] = 0.75,
     devices: Annotated[
         int | None, typer.Option(help="GPUs; all there are if left out, 0 for the CPU.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of initial weights and of the order of data.")] = 0,
-    compile: Annotated[bool, typer.Option(help="Use torch.compile.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on from the state in --output.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Train the small model from scratch on generated demonstrations."""
-    for name, value in (("--batch-size", batch_size), ("--steps", steps)):
-        if value < 1:
-            raise VlaError(f"{name} is {value}", "give at least 1")
-    if not 0 < learning_rate < float("inf"):
-        raise VlaError(f"--learning-rate is {learning_rate:g}", "give more than 0")
-    if minutes is not None and minutes <= 0:
-        raise VlaError(f"--minutes is {minutes}", "give more than 0")
+    """Train the small model on demonstrations, from scratch or from a checkpoint."""
+    check_options(config)
+    wanted = [ResetImagesWanted.parse(text) for text in reset_images or ()]
+    if average_with is not None:
+        check_average(average_with, average_share)
     if (output / "state").exists() and not resume:
         raise VlaError(
             f"{output} holds an earlier run", "go on with --resume, or choose another --output"
         )
     writable(output, "folder")
-    from vla_training.small_model.train import TrainConfig, train
+    # Imported late: `--help` and mistakes in the options should not wait for PyTorch.
+    from vla_training.small_model.reset_images import make_reset_images
+    from vla_training.small_model.train import train as run
 
-    config = TrainConfig(
-        batch_size=batch_size,
-        steps=steps,
-        minutes=minutes,
-        learning_rate=learning_rate,
-        seed=seed,
-        compile=compile,
-    )
     # No closure: with several devices another process calls it.
-    tell = partial(_report, 0 if minutes else steps, as_json)
-    checkpoint = train([str(p) for p in data], output, config, devices, resume, tell)
+    tell = partial(_report, 0 if config.minutes else config.steps, as_json)
+    count = (os.cpu_count() or 1) if parallel < 0 else parallel
+    stills = make_reset_images(output / "reset_images", wanted, count, tell)
+    paths = [str(p) for p in (*data, *stills)]
+    checkpoint = run(paths, output, config, devices, resume, tell)
+    if average_with is not None:
+        checkpoint = average(average_with, checkpoint, output / "averaged", average_share)
     if as_json:
         print_json({"checkpoint": str(checkpoint)})
     else:

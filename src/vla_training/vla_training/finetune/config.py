@@ -10,7 +10,7 @@ import torch
 
 from vla_inference.errors import VlaError
 from vla_sim_bridge.tasks import get_task
-from vla_training.finetune.loop import SCHEDULES, LoopConfig, Schedule
+from vla_training.finetune.schedule import SCHEDULES, LoopConfig, Schedule
 from vla_training.loader.frame_index import Source
 from vla_training.loader.online import Online
 from vla_training.lora.layers import LoraConfig

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vla_training.finetune.loop import LoopConfig, Schedule
-from vla_training.loader.augment import Augmentation
+from vla_inference.errors import VlaError
+from vla_inference.options import Holds, option
+from vla_sim_bridge.tasks import get_task
+from vla_training.finetune.schedule import LoopConfig, Schedule
 
 SMALL = {
     "model_type": "openvla",
@@ -49,36 +51,63 @@ SMALL = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How to train. With `minutes` the schedule follows the clock, else `steps`."""
 
-    batch_size: int = 1024
-    steps: int = 15_000
-    minutes: float | None = None
-    learning_rate: float = 1.5e-3
-    scene_weight: float = 1.0  # of the loss on the simulator's own poses
-    other_order: float = 0.5  # share of the frames that have one and are asked about it
-    wordings: int = 64  # sentences drawn for a scene; 0: the recorded ones alone
+    batch_size: int = option(1024, "Frames per step, over all devices.", low=1)
+    steps: int = option(15_000, "Optimiser steps of the schedule.", low=1)
+    minutes: float | None = option(
+        None, "Let the schedule follow the clock instead of --steps.", above=0.0
+    )
+    learning_rate: float = option(1.5e-3, "Peak of the cosine schedule.", above=0.0)
+    start: str | None = option(
+        None,
+        "Checkpoint whose weights are begun with where shapes agree; from scratch if left out.",
+        holds=Holds.PATH,
+    )
+    layers: int = option(
+        SMALL["text_config"]["num_hidden_layers"], "Layers of the language model.", low=1
+    )
+    wordings: int = option(
+        64, "Sentences drawn for each recorded scene; 0: the recorded ones alone.", low=0
+    )
+    other_order: float = option(
+        0.5, "Share of the frames with another order that are asked about it.", low=0.0, high=1.0
+    )
+    scene_weight: float = option(1.0, "Weight of the loss on the simulator's own poses.", low=0.0)
+    ema: float = option(0.999, "Decay of the average of weights.", low=0.0, high=1.0)
+    validation: float = option(0.02, "Share of the episodes held out.", low=0.0, high=0.5)
+    every: int = option(500, "Steps between reports and saved states.", low=1)
+    shares: bool = option(
+        False, "Each device holds its share of the datasets in memory, not all of them."
+    )
+    seed: int = option(0, "Of initial weights and of the order of data.", low=0)
+    compile: bool = option(False, "Use torch.compile.")
     weight_decay: float = 0.05
     warmup: float = 0.03  # share of the schedule
-    ema: float = 0.999
     shift: int = 12  # pixels
     brightness: float = 0.15
     channel: float = 0.05
-    validation: float = 0.02  # share of the episodes
-    seed: int = 0
-    every: int = 500  # steps from one report, and save, to the next
-    compile: bool = False
-    layers: int = SMALL["text_config"]["num_hidden_layers"]  # of the language model
-    shares: bool = False  # each device holds its share of the datasets, not all of them
-    start: str | None = None  # checkpoint whose weights are begun with, where shapes agree
-
-    @property
-    def augmentation(self) -> Augmentation:
-        return Augmentation(self.shift, 0.5 * self.brightness, self.brightness, self.channel)
 
     @property
     def loop(self) -> LoopConfig:
         schedule = Schedule(self.learning_rate, "cosine", self.warmup, 1e-3)
         return LoopConfig(schedule, self.batch_size, self.steps, self.minutes)
+
+
+@dataclass(frozen=True)
+class ResetImagesWanted:
+    """The first `count` stills of a task and seed."""
+
+    task: str
+    count: int
+    seed: int
+
+    @classmethod
+    def parse(cls, text: str) -> ResetImagesWanted:
+        """TASK:COUNT:SEED"""
+        task, *numbers = text.split(":")
+        if len(numbers) != 2 or not all(n.isdecimal() for n in numbers) or not int(numbers[0]):
+            raise VlaError(f"--reset-images is {text!r}", "give TASK:COUNT:SEED")
+        return cls(get_task(task).name, int(numbers[0]), int(numbers[1]))

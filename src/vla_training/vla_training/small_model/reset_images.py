@@ -8,7 +8,8 @@ what the expert does first. Still i of a seed is always the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import as_completed
 from pathlib import Path
 
 import h5py
@@ -16,6 +17,7 @@ import numpy as np
 
 from vla_inference.errors import DataError, VlaError
 from vla_inference.system.files import Staged
+from vla_inference.system.worker_pool import WorkerPool
 from vla_sim_bridge.envs.robosuite_sim import Simulation, episode_rng
 from vla_sim_bridge.experts import expert_for
 from vla_sim_bridge.tasks import Scene
@@ -26,8 +28,11 @@ from vla_training.small_model.auxiliary_targets import (
     scene_numbers,
     wordings,
 )
+from vla_training.small_model.config import ResetImagesWanted
 
 ORDERS = 2  # as drawn, and the other
+STEPS = 4  # that the expert takes from a still
+PART = 250  # stills of a file
 
 
 def make_reset_image(sim: Simulation, seed: int, index: int, steps: int) -> dict:
@@ -89,6 +94,42 @@ def write_reset_images(
     finally:
         staged.discard()
     return len(stills)
+
+
+def make_reset_images(
+    folder: Path,
+    wanted: Sequence[ResetImagesWanted],
+    parallel: int,
+    report: Callable[[dict], None] = lambda _: None,
+) -> list[Path]:
+    """Make what is wanted by `parallel` processes, PART stills a file; what is there stays."""
+    jobs = {}
+    for w in wanted:
+        for begin in range(0, w.count, PART):
+            part = range(begin, min(begin + PART, w.count))
+            path = folder / f"{w.task}_seed{w.seed}_{part.start:06d}-{part.stop:06d}.hdf5"
+            jobs[path] = (w.task, w.seed, part)
+    missing = {path: job for path, job in jobs.items() if not path.exists()}
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        with WorkerPool(max(1, min(parallel, len(missing)))) as pool:
+            try:
+                made = [pool.submit(_make_part, str(p), *job) for p, job in missing.items()]
+                for done, job in enumerate(as_completed(made), 1):
+                    job.result()
+                    report({"message": f"reset images: {done} of {len(made)} files"})
+            except BaseException:
+                pool.close()
+                raise
+    return list(jobs)
+
+
+def _make_part(path: str, task: str, seed: int, indices: range) -> None:
+    sim = Simulation(task)
+    try:
+        write_reset_images(path, sim, seed, indices, STEPS)
+    finally:
+        sim.close()
 
 
 def is_reset_images(path: str | Path) -> bool:

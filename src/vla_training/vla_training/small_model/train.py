@@ -103,6 +103,8 @@ def _train_rank(rank, meeting, world, cuda, data, output, config, resume, report
             trainer.export(checkpoint)
 
     trainer.run(report, config.every, save)
+    if rank == 0:  # once more where a run was killed between its last state and its checkpoint
+        trainer.export(checkpoint)
     if world > 1:
         dist.destroy_process_group()
 

@@ -23,6 +23,7 @@ from vla_inference.policies.openvla.config import ModelConfig, words_of
 from vla_inference.policies.openvla.model import VLA
 from vla_training.finetune.distributed import Place
 from vla_training.finetune.loop import Average, TrainingLoop
+from vla_training.loader.augment import Augmentation
 from vla_training.loader.batch import Batch
 from vla_training.small_model.batches import Batches
 from vla_training.small_model.config import SMALL, TrainConfig
@@ -86,7 +87,8 @@ class Trainer:
         initialise(model)
         if c.start:
             begin_with(model, c.start)
-        objective = SceneObjective(model, c.scene_weight, c.augmentation).to(self.device).train()
+        changes = Augmentation(c.shift, 0.5 * c.brightness, c.brightness, c.channel)
+        objective = SceneObjective(model, c.scene_weight, changes).to(self.device).train()
         if self.device.startswith("cuda"):
             objective.autocast = torch.bfloat16
         return objective

@@ -1,0 +1,47 @@
+"""How long a training run lasts and how its learning rate goes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+SCHEDULES = ("constant", "cosine", "linear")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate over a run.
+
+    peak: its highest. kind: how it goes on from there. warmup: share of the run in which it rises,
+    from `begin` times the peak.
+    """
+
+    peak: float
+    kind: str = "constant"
+    warmup: float = 0.0
+    begin: float = 0.0
+
+    def rate(self, done: float) -> float:
+        """done: share of the run, 0 to 1"""
+        if done < self.warmup:
+            return self.peak * (done / self.warmup + self.begin)
+        p = min(1.0, (done - self.warmup) / max(1e-9, 1 - self.warmup))
+        falling = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * p)), "linear": 1 - p}
+        return self.peak * falling[self.kind]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How a loop goes.
+
+    samples: of an update, over all devices and passes. steps: updates; minutes: where given, the
+    schedule follows the clock instead. accumulation: passes of an update. max_grad_norm: gradients
+    are clipped to it.
+    """
+
+    schedule: Schedule
+    samples: int
+    steps: int
+    minutes: float | None = None
+    accumulation: int = 1
+    max_grad_norm: float = 1.0

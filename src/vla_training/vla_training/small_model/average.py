@@ -1,0 +1,52 @@
+"""The average of two checkpoints of one shape: what a further training won, and less of what it
+forgot.
+
+Weights are mixed number by number (Wortsman et al. 2022, "Model soups", arXiv 2203.05482).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from vla_inference.errors import VlaError
+from vla_inference.system.files import Staged
+
+WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.json"
+
+
+def check_average(before: Path, share: float) -> None:
+    """Refuse what cannot be averaged with, before anything is trained."""
+    if not 0 <= share <= 1:
+        raise VlaError(f"--average-share is {share:g}", "give 0 to 1")
+    for name in (WEIGHTS, TOKENIZER, "config.json"):
+        if not (before / name).is_file():
+            raise VlaError(f"there is no {before / name}", "name a checkpoint in one file")
+
+
+def average(before: Path, after: Path, output: Path, share: float) -> Path:
+    """Write (1 - share) `before` + share `after`, all but the weights as in `after`."""
+    from safetensors.torch import load_file
+
+    from vla_inference.checkpoints.save import save_tensors
+
+    check_average(before, share)
+    check_average(after, share)
+    mine, theirs = (load_file(folder / WEIGHTS) for folder in (before, after))
+    if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in theirs.items()}:
+        raise VlaError(
+            f"{before} and {after} are not of one shape", "average with the checkpoint of --start"
+        )
+    if (before / TOKENIZER).read_bytes() != (after / TOKENIZER).read_bytes():
+        raise VlaError(
+            f"{before} and {after} have different tokenizers",
+            "average with the checkpoint of --start",
+        )
+    mixed = {
+        k: mine[k].float().lerp(v.float(), share).to(v.dtype).contiguous()
+        for k, v in theirs.items()
+    }
+    with Staged(output) as staged:
+        shutil.copytree(after, staged, ignore=shutil.ignore_patterns(WEIGHTS), dirs_exist_ok=True)
+        save_tensors(staged / WEIGHTS, mixed, {"format": "pt"})
+    return output
