@@ -12,23 +12,23 @@ from vla_inference.options import Holds, check_options, option
 class Plan:
     """What to measure. Of the slow paths (reference, plain) 50 observations at most."""
 
-    model: str = option("", "Checkpoint folder or Hub id; random weights, if left out.")
-    size: str = option("", "Of random weights: openvla-7b (the usual on a GPU), small ...")
-    head: str = option("", "Of random weights; the size's usual.")
+    model: str = option("", "Checkpoint folder or Hub id; default: random weights.")
+    size: str = option("", "Size of random weights: openvla-7b (default on a GPU), small ...")
+    head: str = option("", "Action head of random weights; default: that of the size.")
     paths: tuple[str, ...] = option(
         (),
         "ENGINE[:QUANTISATION], separated by commas: reference,plain,torch,torch:int4; "
-        "the device's usual ones.",
+        "default depends on the device.",
     )
     vision: str = option(
-        "", "onnx:FOLDER or tensorrt:FOLDER for the encoders.", holds=Holds.ENGINE_FOLDER
+        "", "onnx:FOLDER or tensorrt:FOLDER for the vision encoders.", holds=Holds.ENGINE_FOLDER
     )
-    device: str = option("", "cpu, cuda; CUDA where there is one.")
+    device: str = option("", "cpu or cuda; default: CUDA if available.")
     dtype: str = option("", "float32, bfloat16 or float16.")
     repeats: int = option(50, "Observations to time.", low=1)
     pause: float = option(0.0, "Seconds between two observations.", low=0.0)
     method: str = option("rtn", "Rounding of random weights: rtn or hqq.", choices=("rtn", "hqq"))
-    profile: int = option(0, "Kernels to list for each path, CUDA.", low=0)
+    profile: int = option(0, "Kernels to list for each path (CUDA).", low=0)
 
     def check(self) -> None:
         check_options(self)

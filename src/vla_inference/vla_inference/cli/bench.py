@@ -21,7 +21,7 @@ def bench(
     output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Time observation to action by every engine and quantisation: medians, stages, floor."""
+    """Time every engine and quantisation, from observation to action: medians, stages, floor."""
     from vla_inference.bench.speed import lines, run, table
 
     if output is not None:

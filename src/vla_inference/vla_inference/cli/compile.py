@@ -105,7 +105,7 @@ def compile_model(
         str, typer.Option(help="llvm (CPU) or cuda:sm_NN for tvm; default: this machine's.")
     ] = "",
     host: Annotated[
-        str | None, typer.Option(help="Triple of the machine it is for: aarch64-linux-gnu.")
+        str | None, typer.Option(help="Triple of the target machine: aarch64-linux-gnu.")
     ] = None,
     quantization: Annotated[
         str,
@@ -114,10 +114,10 @@ def compile_model(
             "float16 or float32. Default int4, q4f16_1, float16."
         ),
     ] = "",
-    overwrite: Annotated[bool, typer.Option(help="Replace the folder if it is there.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace the folder if it exists.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compile a model's language model or vision encoders for an engine, into a folder."""
+    """Compile a model's language model or vision encoders for an engine."""
     if engine not in PARTS:
         raise VlaError(f"there is nothing to compile for {engine!r}", f"known: {', '.join(PARTS)}")
     quantization = quantization or USUAL[engine]

@@ -11,10 +11,10 @@ from vla_inference.cli.output import JsonOption, print_json
 
 
 def doctor(
-    model: Annotated[str, typer.Option(help="Checkpoint folder to look at as well.")] = "",
+    model: Annotated[str, typer.Option(help="Checkpoint folder to check as well.")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Tell what on this machine is amiss for the nodes, a line each with its remedy."""
+    """Check this machine and list each problem with its remedy."""
     found = examine(model)
     if as_json:
         print_json({"findings": found, "errors": sum(f.level == ERROR for f in found)})

@@ -51,11 +51,13 @@ def infer(
     ],
     instruction: Annotated[str, typer.Option(help="What the robot is to do.")],
     action_space: Annotated[
-        str | None, typer.Option(help="'normalized' or an unnorm_key; the only one by default.")
+        str | None, typer.Option(help="'normalized' or an unnorm_key; default: the only one.")
     ] = None,
-    max_frames: Annotated[int, typer.Option(help="Stop after so many; 0: at the end.", min=0)] = 0,
+    max_frames: Annotated[
+        int, typer.Option(help="Stop after this many frames; 0: at the end.", min=0)
+    ] = 0,
     rate: Annotated[
-        float | None, typer.Option(help="Images per second, asked of a camera.")
+        float | None, typer.Option(help="Images per second to request from a camera.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,

@@ -14,7 +14,7 @@ def info(
     model: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id.", metavar="MODEL")],
     as_json: JsonOption = False,
 ) -> None:
-    """Tell what a checkpoint is: parts, parameters, prompt, action spaces with their bounds."""
+    """Describe a checkpoint: parts, parameters, prompt, action spaces with their bounds."""
     found = describe_policy(model)
     if as_json:
         print_json(found.values)

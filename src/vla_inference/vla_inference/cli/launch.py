@@ -149,11 +149,11 @@ def launch(
         ),
     ],
     show_args: Annotated[
-        bool, typer.Option("--show-args", "-s", help="Print the file's arguments and end.")
+        bool, typer.Option("--show-args", "-s", help="Print the file's arguments and exit.")
     ] = False,
     stand_in: Annotated[
         bool,
-        typer.Option("--stand-in", help="Don't use ROS's own launch even where it is installed."),
+        typer.Option("--stand-in", help="Use the stand-in even if ROS's own launch is installed."),
     ] = False,
 ) -> int:
     """Start nodes from a launch file, with or without a ROS installation."""

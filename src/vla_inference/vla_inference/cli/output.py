@@ -22,14 +22,13 @@ JsonOption = Annotated[
 EngineOption = Annotated[
     str,
     typer.Option(
-        help="How it is run: plain, torch, tvm:FOLDER or mlc:FOLDER; torch where it can be, if "
-        "left out.",
+        help="Engine: plain, torch, tvm:FOLDER or mlc:FOLDER; default: torch if it can run.",
         show_default=False,
     ),
     Holds.ENGINE_FOLDER,
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu, cuda ...; CUDA where there is one, if left out.")
+    str | None, typer.Option(help="cpu, cuda ...; default: CUDA if available.")
 ]
 VisionOption = Annotated[
     str,
@@ -38,7 +37,7 @@ VisionOption = Annotated[
 ]
 QuantizationOption = Annotated[
     str | None,
-    typer.Option(help="int4, int4-g32, int8, fp8, q4f16_ft, fp16 ...; as stored, if left out."),
+    typer.Option(help="int4, int4-g32, int8, fp8, q4f16_ft, fp16 ...; default: as stored."),
 ]
 
 

@@ -26,13 +26,11 @@ class CameraConfig:
     source: str = option("", "folder of images, video file, /dev/videoN or rtsp:// address")
     rate: float = option(
         10.0,
-        "images per second: published at most so often, asked of a camera",
+        "maximum images per second, also requested from a camera",
         low=0.01,
         high=1000.0,
     )
-    loop: bool = option(
-        True, "begin again at the end of a folder or file; else the node ends there"
-    )
+    loop: bool = option(True, "restart at the end of a folder or file; otherwise the node exits")
     image_transport: str = image_transport()
     frame_id: str = option("camera", "frame of the images")
 

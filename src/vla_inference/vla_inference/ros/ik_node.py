@@ -37,49 +37,59 @@ from vla_inference.ros.stamps import stamp_ns
 class IkConfig:
     """The node's own parameters, beside those of its outputs."""
 
-    robot: str = option("", "the arm's description: path of a URDF or MJCF")
+    robot: str = option("", "path of the arm's URDF or MJCF file")
     base_frame: str = option("base_link", "frame of targets and current_pose: a link of the arm")
-    tool_frame: str = option("tool0", "the link, body or site that is moved")
+    tool_frame: str = option("tool0", "link, body or site to move")
     rate: float = option(50.0, "joint commands per second [Hz]", low=1, high=1000)
     max_joint_velocity: float = option(
-        1.0, "of any joint [rad/s, m/s]; the URDF's own where it is lower", low=1e-3, high=100
+        1.0,
+        "velocity limit of any joint [rad/s, m/s]; the URDF's own if lower",
+        low=1e-3,
+        high=100,
     )
     max_joint_acceleration: float = option(
         10.0,
-        "of any joint [rad/s^2, m/s^2]; limits and braking at them go before",
+        "acceleration limit of any joint [rad/s^2, m/s^2]; position limits and braking at "
+        "them take precedence",
         low=0.01,
         high=1e4,
     )
     max_joint_drift: float = option(
         0.0,
-        "that a commanded joint may be ahead of the measured one [rad, m]; 0: as far as its "
-        "velocity leads in time_from_start, which is the most",
+        "maximum lead of a commanded joint over the measured one [rad, m]; 0: its velocity "
+        "limit times time_from_start, which is the maximum",
         low=0,
         high=10,
     )
     time_from_start: float = option(
-        0.1, "of the trajectory's point [s]: what the controller interpolates", low=1e-3, high=10
+        0.1,
+        "time_from_start of the trajectory point [s], over which the controller interpolates",
+        low=1e-3,
+        high=10,
     )
     twist_timeout: float = option(
-        0.1, "after which a twist or a target is not followed any more [s]", low=0.01, high=10
+        0.1, "time after which a twist or a target expires [s]", low=0.01, high=10
     )
     joint_timeout: float = option(
         0.2,
-        "without joint states, by their stamps, before it falls silent [s]",
+        "maximum time without joint states, by their stamps, before the node stops publishing [s]",
         low=0.01,
         high=10,
     )
     joint_publishers: int = option(
-        1, "publishers that joint_states may have: with one more it falls silent", low=1, high=100
+        1,
+        "allowed publishers of joint_states; with more the node stops publishing",
+        low=1,
+        high=100,
     )
     damping: float = option(
         0.01,
-        "of joint motion: rounds off singularities, at a price in accuracy",
+        "damping of joint motion: smooths singularities at a cost in accuracy",
         low=1e-4,
         high=10,
     )
     rotation_length: float = option(
-        0.2, "that a radian of rotation weighs as much as [m]", low=1e-3, high=10
+        0.2, "length that weighs as much as a radian of rotation [m]", low=1e-3, high=10
     )
 
     def settings(self) -> IkSettings:

@@ -38,17 +38,17 @@ class StartConfig:
     """What every managed node is started with; none of it changes while it runs."""
 
     autostart: bool = option(
-        True, "configure and activate at start; the process ends where that fails"
+        True, "configure and activate at start; the process ends if that fails"
     )
     end_on_failure: bool = option(
         True,
-        "end the process where autostart fails; false: stay unconfigured, so that a launch file "
-        "that brings it back does not do so for ever",
+        "end the process if autostart fails; false: stay unconfigured, so that a launch file "
+        "with respawn does not restart it forever",
     )
     locked: bool = option(
         False,
-        "refuse every change of a parameter while the node runs: paths among them are of files "
-        "that it loads, libraries too",
+        "refuse every parameter change while the node runs; some parameters are paths of "
+        "files and libraries that it loads",
     )
 
 

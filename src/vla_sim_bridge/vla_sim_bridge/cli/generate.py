@@ -30,20 +30,24 @@ def generate(
     ] = ["Stack_D2"],  # noqa: B006
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder, a folder per task in it if several; datasets/TASK if not set."),
+        typer.Option(
+            help="Output folder, with a folder per task if there are several; "
+            "default: datasets/TASK."
+        ),
     ] = None,
     parallel: Annotated[int, typer.Option(help="Workers; -1: one per core.")] = -1,
     randomize_ranges: Annotated[
-        Path | None, typer.Option(help="YAML with other ranges than docs/reference.md lists.")
+        Path | None,
+        typer.Option(help="YAML file with ranges that replace those in docs/reference.md."),
     ] = None,
     ray_address: Annotated[
         str | None,
-        typer.Option(help="Ray cluster to work on; local: one on this machine."),
+        typer.Option(help="Ray cluster to use; local: one on this machine."),
         Holds.LOCAL,
     ] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Generate demonstrations in simulation; the same call resumes one that was stopped."""
+    """Generate demonstrations in simulation; the same command resumes a stopped run."""
     from vla_sim_bridge.tasks import get_task
     from vla_sim_bridge.tasks.mimicgen_package import PREFIX
 
@@ -85,7 +89,7 @@ generate.several = {"--task", "--tasks", "--cameras"}  # see `vla_inference.cli.
 
 
 def summary(statistics: dict) -> str:
-    """One line: how many, how long, how often it worked and why it did not."""
+    """One line with the number of episodes, the time, the success rate and the failures."""
     low, high = statistics["success_rate_wilson95"]
     failures = ", ".join(f"{n} {reason}" for reason, n in statistics["failures"].items())
     return (

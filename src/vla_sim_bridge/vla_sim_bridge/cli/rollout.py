@@ -28,25 +28,26 @@ from vla_sim_bridge.tasks.mimicgen_package import PREFIX
 SHIPPED_MODEL = "models/stack-small"
 
 Task = Annotated[str, typer.Option(help="Task, such as Stack_D2; docs/reference.md lists them.")]
-Episodes = Annotated[int, typer.Option(help="Episodes to play.")]
-Seed = Annotated[int, typer.Option(help="All chance comes from it; the same seed, the same run.")]
+Episodes = Annotated[int, typer.Option(help="Episodes to run.")]
+Seed = Annotated[int, typer.Option(help="Random seed; the same seed gives the same run.")]
 Model = Annotated[
     str | None,
-    typer.Option(help="Checkpoint folder; the small model that ships, if left out."),
+    typer.Option(help="Checkpoint folder; default: the shipped small model."),
 ]
 Horizon = Annotated[
     int | None,
-    typer.Option(help="Control steps (0.05 s) until an episode has failed; the task's own."),
+    typer.Option(help="Control steps (0.05 s) until an episode fails; default: the task's own."),
 ]
 Language = Annotated[
     str,
-    typer.Option(help="Sentences: train, held-out (words known, wordings not), free (as typed)."),
+    typer.Option(
+        help="Sentences: train, held-out (known words in new sentences), free (as people type)."
+    ),
 ]
 ExecuteSteps = Annotated[
     int | None,
     typer.Option(
-        help="Lock step: steps of each chunk that are executed. Default: 4, or all where it has "
-        "fewer.",
+        help="Lock step: executed steps of each chunk; default: 4, or all if there are fewer.",
         show_default=False,
     ),
 ]
@@ -54,11 +55,9 @@ LockStep = Annotated[
     bool,
     typer.Option("--lock-step/--real-time", help="Wait for each answer, or run at 20 Hz."),
 ]
-Output = Annotated[
-    Path | None, typer.Option(help="Results folder; results/TASK_TIME, if left out.")
-]
+Output = Annotated[Path | None, typer.Option(help="Results folder; default: results/TASK_TIME.")]
 UnnormKey = Annotated[
-    str | None, typer.Option(help="Name of the action statistics, where a model has several.")
+    str | None, typer.Option(help="Name of the action statistics, if a model has several.")
 ]
 Record = Annotated[int, typer.Option(help="Episodes to film, from the first; 0 for none.")]
 Camera = Annotated[str, typer.Option(help="Camera that the model sees.")]
@@ -106,7 +105,7 @@ def rollout(
     namespace: Namespace = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Evaluate a model in closed loop over ROS 2: success over N episodes, report and film."""
+    """Evaluate a model in closed loop over ROS 2: success over N episodes, report and video."""
     if min_success is not None and not 0 <= min_success <= 1:
         raise VlaError(f"--min-success is {min_success}", "give a share, 0 to 1")
     if horizon is not None and horizon < 1:
@@ -179,7 +178,7 @@ def demo(
     quantization: QuantizationOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Watch a model stack blocks over ROS 2: three episodes, a film and a report."""
+    """Watch a model stack blocks over ROS 2: three episodes, a video and a report."""
     return rollout(
         task,
         episodes,
@@ -233,7 +232,7 @@ def check_model(settings: SimSettings, how: Mapping[str, str | None]) -> None:
 
 
 class Reason:
-    """The first error that a node tells of; what others say after it comes of it."""
+    """The first error that a node reports; later ones are usually its consequences."""
 
     PATTERN = re.compile(r"(?:^error: |\bcannot (?:configure|activate): )(.+)")
 

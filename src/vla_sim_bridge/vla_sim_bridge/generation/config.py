@@ -23,32 +23,37 @@ class GenerateConfig:
     )
     camera_width: int = option(224, "Width of the images, pixels.", low=16, high=4096)
     camera_height: int = option(224, "Height of the images, pixels.", low=16, high=4096)
-    seed: int = option(0, "All chance comes from it.")
+    seed: int = option(0, "Random seed.")
     method: str = option("scripted", "scripted, or mimicgen.", choices=METHODS)
     source: str | None = option(
-        None, "HDF5 with sources for mimicgen; the human's that ships.", holds=Holds.PATH
+        None,
+        "HDF5 file with source demonstrations for mimicgen; default: the shipped human one.",
+        holds=Holds.PATH,
     )
     select_source: str = option(
         "nearest_neighbor_object",
         "mimicgen: random, nearest_neighbor_object, nearest_neighbor_robot_distance.",
     )
-    nearest: int = option(3, "mimicgen: chance decides among so many.", low=1)
+    nearest: int = option(3, "mimicgen: choose at random among this many nearest sources.", low=1)
     noise: float = option(
-        0.2, "scripted: most executed noise, full actions, 0 to 1.", low=0.0, high=1.0
+        0.2,
+        "scripted: maximum noise on executed actions, as a share of a full action, 0 to 1.",
+        low=0.0,
+        high=1.0,
     )
     horizon: int | None = option(
-        None, "Steps until an attempt has failed, the task's own; mimicgen: 10 times.", low=1
+        None,
+        "Steps until an attempt fails; default: the task's own, for mimicgen 10 times that.",
+        low=1,
     )
-    randomize: tuple[str, ...] = option(
-        (), "Any of colours,camera,light,dynamics; nothing, if left out."
-    )
-    randomize_every: str = option("episode", "episode, or frame; dynamics hold for an episode.")
+    randomize: tuple[str, ...] = option((), "Any of colours,camera,light,dynamics; default: none.")
+    randomize_every: str = option("episode", "episode or frame; dynamics change per episode only.")
     randomize_ranges: dict = field(default_factory=dict)  # other than the default `Ranges`
     recovery: float = option(
-        0.0, "Share of episodes where the arm or an object is pushed off.", low=0.0, high=1.0
+        0.0, "Share of episodes in which the arm or an object is pushed.", low=0.0, high=1.0
     )
     keep_failures: bool = option(False, "Keep failed attempts in failed.hdf5.")
-    images: bool = option(True, "Render the cameras; leave out for speed.")
+    images: bool = option(True, "Render the cameras; --no-images is faster.")
     compression: str | None = "gzip"
 
     def look(self) -> Randomize:

@@ -25,14 +25,14 @@ class SimSettings:
     task: str = option(
         "Stack_D0", "task, such as Stack_D2 or Stack_L; docs/reference.md lists them"
     )
-    episodes: int = option(3, "episodes until the run ends, at least 1")
-    first_episode: int = option(0, "index of the first one, to play a part of a longer run", low=0)
-    seed: int = option(
-        7, "all chance comes from it; episode i of a seed is always the same", low=0
+    episodes: int = option(3, "number of episodes, at least 1")
+    first_episode: int = option(
+        0, "index of the first episode, to run a part of a longer run", low=0
     )
-    horizon: int = option(0, "control steps after which an episode has failed; 0: the task's own")
+    seed: int = option(7, "random seed; episode i of a seed is always the same", low=0)
+    horizon: int = option(0, "control steps after which an episode fails; 0: the task's own")
     language: str = option(
-        "train", "sentences: train, held-out (never generated from), free (as typed)"
+        "train", "sentences: train, held-out (never used for training), free (as people type)"
     )
     camera: str = option(
         "agentview", "camera whose images are published; its frame is <camera>_optical"
@@ -42,26 +42,27 @@ class SimSettings:
     lock_step: bool = option(True, "wait for each frame's answer; false: real time")
     execute_steps: int = option(
         0,
-        "lock step: how many steps of each chunk are executed; 0: 4, or all where it has fewer",
+        "lock step: executed steps of each chunk; 0: 4, or all if there are fewer",
         low=0,
     )
     action_timeout: float = option(
-        10.0, "for a frame's answer, then the run ends with an error [s]", **RATE
+        10.0, "maximum time for a frame's answer; then the run ends with an error [s]", **RATE
     )
     start_timeout: float = option(
-        120.0, "the same for the first answer of all: a model takes time to load [s]", **RATE
+        120.0, "maximum time for the first answer, while the model loads [s]", **RATE
     )
     driven_by: str = option(
         "chunks",
-        "what moves the arm: chunks, or, as a real robot's, the command node's twist or pose",
+        "what moves the arm: chunks, or the command node's twist or pose as on a real robot",
         choices=("chunks", "twist", "pose"),
     )
     command_wait: float = option(
-        1.0, "driven by commands in lock step: how long to wait for one [s]", **RATE
+        1.0, "driven by commands, lock step: maximum time to wait for one [s]", **RATE
     )
     answer_delay: float = option(
         0.0,
-        "the same: simulated time that an answer takes, to topic delayed_action [s]",
+        "driven by commands, lock step: simulated time that an answer takes, to topic "
+        "delayed_action [s]",
         low=0,
         high=60,
     )
@@ -69,7 +70,7 @@ class SimSettings:
     frame_rate: float = option(10.0, "real time: frames per second [Hz]", **RATE)
     real_time_factor: float = option(
         1.0,
-        "real time, driven by commands: seconds of simulation in one of the clock on the wall",
+        "real time, driven by commands: simulated seconds per wall-clock second",
         **RATE,
     )
     discovery_time: float = option(
@@ -77,9 +78,9 @@ class SimSettings:
     )
     output: str = option("", "results folder; empty: results/<task>_<time>")
     record_episodes: int = option(
-        3, "how many episodes to film, from the first, which slows them; 0: none", low=0
+        3, "number of episodes to film, from the first (slows them); 0: none", low=0
     )
-    model: str = option("", "checkpoint, for the results only")
+    model: str = option("", "checkpoint name, for the results only")
     summary: bool = option(True, "print a table at the end")
 
     @classmethod

@@ -37,15 +37,15 @@ def convert(
     config: ConvertConfig,
     dataset: Annotated[Path, typer.Option(help="Dataset: a folder or file.")],
     convert: Annotated[str, typer.Option(help="Format to write: rlds, hdf5, lerobot or bag.")],
-    output: Annotated[Path, typer.Option(help="Where to; a file NAME.hdf5 for hdf5.")],
+    output: Annotated[Path, typer.Option(help="Output path; a file NAME.hdf5 for hdf5.")],
     dataset_type: DatasetTypeOption = None,
     split: SplitOption = None,
     conventions: ConventionsOption = None,
     remap_keys: Annotated[
         str,
-        typer.Option(help="Cameras by new names, agentview:image,wrist:None; None leaves out."),
+        typer.Option(help="Rename cameras: agentview:image,wrist:None; None drops one."),
     ] = "",
-    lossless: Annotated[bool, typer.Option(help="Keep every pixel, whatever it takes.")] = False,
+    lossless: Annotated[bool, typer.Option(help="Store images losslessly.")] = False,
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE for the writer, such as quality=90.")
     ] = None,
@@ -55,7 +55,7 @@ def convert(
     overwrite: Annotated[bool, typer.Option(help="Replace a dataset at --output.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Write a dataset anew in another format."""
+    """Convert a dataset to another format."""
     from vla_training.conversion.convert import convert as run
 
     config = replace(config, remap=parse_remap(remap_keys))
@@ -107,7 +107,7 @@ def convert(
 
 
 def parse_remap(text: str) -> dict[str, str | None]:
-    """ "agentview:image,wrist:None" by old name."""
+    """Parses "agentview:image,wrist:None" into new names by old name."""
     found: dict[str, str | None] = {}
     for pair in text.replace(",", " ").split():
         old, colon, new = pair.partition(":")
@@ -120,7 +120,7 @@ def parse_remap(text: str) -> dict[str, str | None]:
 
 
 def parse_options(kind: str, pairs: Sequence[str], lossless: bool) -> dict[str, Any]:
-    """What --option and --lossless say, in the types that the writer's own defaults have."""
+    """Parses --option and --lossless into the types of the writer's defaults."""
     from inspect import signature
 
     from vla_training.datasets.writers import get_writer

@@ -50,17 +50,18 @@ def data(
     read: ReadOption = None,
     instruction: InstructionOption = None,
     max_episodes: Annotated[
-        int | None, typer.Option(help="Episodes to read; all, and 8 for show.")
+        int | None, typer.Option(help="Episodes to read; default: all, 8 for show.")
     ] = None,
     episode: Annotated[int, typer.Option(help="Episode of the video, from 0.")] = 0,
-    camera: Annotated[str | None, typer.Option(help="Camera; the first, if left out.")] = None,
+    camera: Annotated[str | None, typer.Option(help="Camera; default: the first.")] = None,
     output: Annotated[
-        Path | None, typer.Option(help="File to write; sheet.png, actions.png or episode.mp4.")
+        Path | None,
+        typer.Option(help="File to write; default: sheet.png, actions.png or episode.mp4."),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace --output.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Look into a dataset: counts, statistics, images, a film."""
+    """Inspect a dataset: counts, statistics, images, a video."""
     from vla_training.datasets import open_dataset
     from vla_training.evaluation import dataset_view
 
@@ -102,7 +103,7 @@ def _check_target(path: Path, suffix: str, overwrite: bool) -> None:
 
 
 def _save(image, path: Path) -> None:
-    """Whole or not at all."""
+    """Write a file atomically."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     try:

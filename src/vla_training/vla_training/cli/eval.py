@@ -43,8 +43,12 @@ def evaluate(
     split: SplitOption = None,
     conventions: ConventionsOption = None,
     read: ReadOption = None,
-    max_episodes: Annotated[int | None, typer.Option(help="Episodes to evaluate; all.")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Frames to evaluate in all; all.")] = None,
+    max_episodes: Annotated[
+        int | None, typer.Option(help="Episodes to evaluate; default: all.")
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(help="Total frames to evaluate; default: all.")
+    ] = None,
     action_space: Annotated[
         str | None,
         typer.Option(help="Statistics by name, 'normalized', or a JSON file of statistics."),
@@ -52,15 +56,15 @@ def evaluate(
     ] = None,
     camera: CameraOption = None,
     instruction: Annotated[
-        str | None, typer.Option(help="In place of the dataset's own instructions.")
+        str | None, typer.Option(help="Replaces the dataset's instructions.")
     ] = None,
     reference_model: Annotated[
         str | None,
-        typer.Option(help="Second checkpoint, to count equal tokens with."),
+        typer.Option(help="Second checkpoint, to count equal tokens."),
         Holds.PATH,
     ] = None,
     save_stats: Annotated[
-        Path | None, typer.Option(help="JSON file for the figures of every frame.")
+        Path | None, typer.Option(help="JSON file for the metrics of every frame.")
     ] = None,
     report: ReportOption = None,
     device: DeviceOption = None,
@@ -70,7 +74,7 @@ def evaluate(
     quantization: QuantizationOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Measure a model offline: its answer to every frame of a dataset, beside what was done."""
+    """Evaluate a model offline: compare its predictions with a dataset, frame by frame."""
     check_counts(max_episodes=max_episodes, max_steps=max_steps)
     if save_stats is not None:
         writable(save_stats)
@@ -117,7 +121,7 @@ def evaluate(
 
 
 def tell(frame) -> None:
-    """A line for each frame."""
+    """Prints one line for each frame."""
     print(
         f"{frame.number}/{frame.total}  predicted {_row(frame.predicted)}  "
         f"true {_row(frame.truth)}  "
@@ -133,7 +137,7 @@ def _row(action) -> str:
 
 
 def show(statistics: dict, written: dict[str, Path]) -> None:
-    """The table at the end, remarks, and where everything is."""
+    """Prints the final table, notes and output paths."""
     from vla_training.evaluation.report import summary_rows
 
     rows = summary_rows(statistics)

@@ -22,84 +22,109 @@ from vla_inference.system.files import writable
 
 def finetune(
     vla_path: Annotated[
-        str, typer.Option(help="Checkpoint folder or Hub id to begin with."), Holds.NAME_OR_PATH
+        str, typer.Option(help="Checkpoint folder or Hub id to start from."), Holds.NAME_OR_PATH
     ],
     run_root_dir: Annotated[Path, typer.Option(help="Folder of runs.")],
     dataset_name: Annotated[
         str,
-        typer.Option(help="Datasets below --data-root-dir, by commas; NAME:2 weighs double."),
+        typer.Option(
+            help="Datasets in --data-root-dir, separated by commas; NAME:2 doubles the weight."
+        ),
     ] = "",
     data_root_dir: Annotated[Path, typer.Option(help="Folder of datasets.")] = Path("."),
-    run_id: Annotated[str, typer.Option(help="Name of the run's folder; made if left out.")] = "",
+    run_id: Annotated[
+        str, typer.Option(help="Name of the run's folder; default: generated.")
+    ] = "",
     lora_rank: Annotated[int, typer.Option(help="0 trains all weights.")] = 32,
-    lora_alpha: Annotated[float | None, typer.Option(help="min(rank, 16) if left out.")] = None,
-    quantize: Annotated[str, typer.Option(help="Format of a frozen base, int4 (QLoRA).")] = "",
+    lora_alpha: Annotated[float | None, typer.Option(help="Default: min(rank, 16).")] = None,
+    quantize: Annotated[str, typer.Option(help="Quantise the frozen base: int4 (QLoRA).")] = "",
     freeze_vision: Annotated[
-        bool, typer.Option("--freeze-vision", help="Leave the vision encoders as they are.")
+        bool, typer.Option("--freeze-vision", help="Do not train the vision encoders.")
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Samples per device and pass.")] = 16,
     grad_accumulation_steps: Annotated[int, typer.Option(help="Passes per update.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="Highest of the schedule.")] = 5e-4,
-    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.0,
-    warmup_steps: Annotated[int, typer.Option(help="Updates of rising rate.")] = 0,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.0,
+    warmup_steps: Annotated[int, typer.Option(help="Updates with a rising learning rate.")] = 0,
     lr_schedule: Annotated[str, typer.Option(help="constant, cosine or linear.")] = "constant",
-    max_grad_norm: Annotated[float, typer.Option(help="Gradients are clipped to it.")] = 1.0,
+    max_grad_norm: Annotated[
+        float, typer.Option(help="Gradients are clipped to this norm.")
+    ] = 1.0,
     epochs: Annotated[float, typer.Option(help="Passes over all frames.")] = 1.0,
-    max_steps: Annotated[int | None, typer.Option(help="Updates; wins over --epochs.")] = None,
-    image_aug: Annotated[bool, typer.Option(help="Random crops and colours.")] = False,
+    max_steps: Annotated[int | None, typer.Option(help="Updates; overrides --epochs.")] = None,
+    image_aug: Annotated[
+        bool, typer.Option(help="Augment images: random crops and colours.")
+    ] = False,
     action_head: Annotated[
-        str, typer.Option(help="keep, tokens, or of OpenVLA-OFT parallel and l1.")
+        str, typer.Option(help="keep, tokens, or OpenVLA-OFT's parallel or l1.")
     ] = "keep",
     chunk: Annotated[int | None, typer.Option(help="Actions per answer (OpenVLA-OFT).")] = None,
     num_images: Annotated[int | None, typer.Option(help="Cameras the model takes.")] = None,
-    cameras: Annotated[str, typer.Option(help="Their names, by commas, in order.")] = "",
+    cameras: Annotated[str, typer.Option(help="Their names in order, separated by commas.")] = "",
     proprio_dim: Annotated[
-        int | None, typer.Option(help="Numbers of the state the model takes; 0 for none.")
+        int | None, typer.Option(help="Size of the model's state input; 0: none.")
     ] = None,
-    dataset_type: Annotated[str | None, typer.Option(help="Guessed if left out.")] = None,
+    dataset_type: Annotated[
+        str | None, typer.Option(help="Dataset format; default: detected.")
+    ] = None,
     action_space: Annotated[
         str | None,
         typer.Option(
-            help="One for all datasets: a new name, or one of the base's, whose bounds stay."
+            help="One action space for all datasets: a new name, or one of the base's, whose "
+            "bounds are kept."
         ),
     ] = None,
     precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
     gradient_checkpointing: Annotated[
-        float, typer.Option(help="Share of layers computed twice to save memory, 0 to 1.")
+        float, typer.Option(help="Share of layers recomputed to save memory, 0 to 1.")
     ] = 0.0,
     compile: Annotated[bool, typer.Option(help="Use torch.compile.")] = False,
     no_reshard: Annotated[
         bool, typer.Option("--no-reshard", help="Keep gathered weights between passes: faster.")
     ] = False,
     workers: Annotated[int, typer.Option(help="Processes that read ahead, per device.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of order, changes and new weights.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda; CUDA where there is.")] = None,
-    save_steps: Annotated[int, typer.Option(help="Updates between states; 0: at the end.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of sampling, augmentation and new weights.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; default: CUDA if available.")
+    ] = None,
+    save_steps: Annotated[
+        int, typer.Option(help="Updates between saved states; 0: only at the end.")
+    ] = 1000,
     log_steps: Annotated[int, typer.Option(help="Updates between reports.")] = 10,
     val_split: Annotated[float, typer.Option(help="Share of episodes held out.")] = 0.05,
     val_steps: Annotated[int, typer.Option(help="Updates between validations; 0: none.")] = 0,
-    eval_steps: Annotated[int, typer.Option(help="Updates between closed loops; 0: none.")] = 0,
-    eval_task: Annotated[str, typer.Option(help="Task of the closed loop.")] = "Stack_D2",
-    eval_episodes: Annotated[int, typer.Option(help="Its episodes.")] = 20,
+    eval_steps: Annotated[
+        int, typer.Option(help="Updates between closed-loop evaluations; 0: none.")
+    ] = 0,
+    eval_task: Annotated[
+        str, typer.Option(help="Task of the closed-loop evaluation.")
+    ] = "Stack_D2",
+    eval_episodes: Annotated[
+        int, typer.Option(help="Episodes of the closed-loop evaluation.")
+    ] = 20,
     online_tasks: Annotated[
-        str, typer.Option(help="Tasks to generate while training, by commas.")
+        str, typer.Option(help="Tasks to generate while training, separated by commas.")
     ] = "",
-    online_episodes: Annotated[int, typer.Option(help="Of each task in each round.")] = 50,
-    online_steps: Annotated[int, typer.Option(help="Updates that a round lasts.")] = 500,
-    online_parallel: Annotated[int, typer.Option(help="Workers; -1 one per core.")] = -1,
+    online_episodes: Annotated[
+        int, typer.Option(help="Episodes of each task in each round.")
+    ] = 50,
+    online_steps: Annotated[int, typer.Option(help="Updates per round.")] = 500,
+    online_parallel: Annotated[
+        int, typer.Option(help="Generation workers; -1: one per core.")
+    ] = -1,
     ray_address: Annotated[
-        str, typer.Option(help="Ray cluster that generates."), Holds.LOCAL
+        str, typer.Option(help="Ray cluster for generation."), Holds.LOCAL
     ] = "",
     no_tensorboard: Annotated[
-        bool, typer.Option("--no-tensorboard", help="Leave out TensorBoard's files.")
+        bool, typer.Option("--no-tensorboard", help="Write no TensorBoard files.")
     ] = False,
     wandb: Annotated[
-        str, typer.Option(help="Project of Weights & Biases to tell as well."), Holds.LOCAL
+        str, typer.Option(help="Weights & Biases project to log to as well."), Holds.LOCAL
     ] = "",
     no_merge: Annotated[
-        bool, typer.Option("--no-merge", help="Leave the adapter by itself at the end.")
+        bool, typer.Option("--no-merge", help="Do not merge the adapter at the end.")
     ] = False,
-    resume: Annotated[bool, typer.Option(help="Go on from the run's newest state.")] = False,
+    resume: Annotated[bool, typer.Option(help="Resume from the run's newest state.")] = False,
     as_json: JsonOption = False,
 ) -> int:
     """Fine-tune a checkpoint on demonstrations: LoRA, QLoRA or all weights."""
@@ -174,7 +199,7 @@ def finetune(
 
 
 def find_sources(root: Path, names: str, cameras: list[str], kind: str | None) -> tuple:
-    """Datasets by name below `root`, each perhaps with `:weight`."""
+    """Datasets by name below `root`, optionally with `:weight`."""
     from vla_training.loader.frame_index import Source
 
     sources = []
@@ -203,12 +228,16 @@ def merge(
     base: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id of the base.")],
     adapter: Annotated[Path, typer.Argument(help="Folder of the LoRA adapter.")],
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
-    verify: Annotated[bool, typer.Option(help="Compare answers, merged and not.")] = True,
-    device: Annotated[str | None, typer.Option(help="Where to verify; CUDA if there is.")] = None,
+    verify: Annotated[
+        bool, typer.Option(help="Compare the answers before and after merging.")
+    ] = True,
+    device: Annotated[
+        str | None, typer.Option(help="Device for the comparison; default: CUDA if available.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace --output if it exists.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Make a plain checkpoint of a base and a LoRA adapter."""
+    """Merge a LoRA adapter into its base and write a plain checkpoint."""
     import torch
 
     from vla_inference.checkpoints.hub import resolve

@@ -15,12 +15,14 @@ from vla_inference.system.files import writable
 
 # Of a dataset.
 DatasetTypeOption = Annotated[
-    str | None, typer.Option(help="rlds, hdf5, lerobot or bag; told from the path.")
+    str | None, typer.Option(help="rlds, hdf5, lerobot or bag; default: detected from the path.")
 ]
-SplitOption = Annotated[str | None, typer.Option(help="Split of an RLDS set; train.")]
+SplitOption = Annotated[str | None, typer.Option(help="Split of an RLDS dataset; default: train.")]
 ConventionsOption = Annotated[
     str | None,
-    typer.Option(help="What an RLDS set's actions mean, by name; goes by the set's name."),
+    typer.Option(
+        help="Action convention of an RLDS dataset, by name; default: the dataset's name."
+    ),
 ]
 ReadOption = Annotated[
     list[str] | None,
@@ -28,12 +30,12 @@ ReadOption = Annotated[
     Holds.LOCAL,
 ]
 InstructionOption = Annotated[
-    str | None, typer.Option(help="Sentence of every step, in place of the dataset's own.")
+    str | None, typer.Option(help="Instruction for every step, replacing the dataset's.")
 ]
 # Of a model and what it sees.
 ModelOption = Annotated[
     str | None,
-    typer.Option(help="Checkpoint; the small model that ships, if left out."),
+    typer.Option(help="Checkpoint; default: the shipped small model."),
     Holds.PATH,
 ]
 CameraOption = Annotated[
@@ -42,12 +44,12 @@ CameraOption = Annotated[
 DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 # Of what is written.
 ReportOption = Annotated[
-    Path | None, typer.Option(help="Folder for report.html, plot and figures.")
+    Path | None, typer.Option(help="Folder for report.html, plot and metrics.")
 ]
 
 
 def check_counts(**counts: int | None) -> None:
-    """By the options' names in Python; None: not given."""
+    """Checks counts by option name; None: not given."""
     for name, value in counts.items():
         if value is not None and value < 1:
             raise VlaError(f"--{name.replace('_', '-')} is {value}", "give at least 1")
@@ -59,12 +61,12 @@ def check_report(folder: Path | None) -> None:
 
 
 def names(text: str | None) -> tuple[str, ...]:
-    """Those in a list that commas separate."""
+    """Splits a comma-separated list."""
     return tuple(text.replace(",", " ").split()) if text else ()
 
 
 def parse_reading(pairs: Sequence[str]) -> dict[str, Any]:
-    """What --read says: numbers and lists as JSON has them, the rest is text."""
+    """Parses --read: numbers and lists as JSON, everything else as text."""
     found: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

@@ -25,18 +25,18 @@ def quantize(
         str, typer.Option(help="hqq, rtn (to nearest), or gptq, which needs --calibration.")
     ] = "hqq",
     calibration: Annotated[
-        Path | None, typer.Option(help="Dataset whose observations gptq rounds for.")
+        Path | None, typer.Option(help="Dataset with observations for gptq.")
     ] = None,
     dataset_type: DatasetTypeOption = None,
-    samples: Annotated[int, typer.Option(help="Frames of it, spread evenly.", min=1)] = 128,
+    samples: Annotated[int, typer.Option(help="Frames of it to use, evenly spread.", min=1)] = 128,
     camera: CameraOption = None,
     device: Annotated[
-        str | None, typer.Option(help="Where to round; CUDA where there is one.")
+        str | None, typer.Option(help="Device for rounding; default: CUDA if available.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace OUTPUT if it is there.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace OUTPUT if it exists.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a checkpoint with its language model in few bits, which every command loads."""
+    """Write a checkpoint with a quantised language model, which every command loads."""
     if (method == "gptq") != (calibration is not None):
         raise VlaError(
             "method gptq and --calibration go together", "give both, or neither for hqq and rtn"

@@ -13,7 +13,9 @@ from vla_inference.errors import VlaError
 
 def record(
     output: Annotated[Path, typer.Option(help="Folder that gets a bag for each episode.")],
-    episodes: Annotated[int, typer.Option(help="End after so many episodes; 0: with Ctrl-C.")] = 0,
+    episodes: Annotated[
+        int, typer.Option(help="Stop after this many episodes; 0: at Ctrl-C.")
+    ] = 0,
     split: Annotated[
         str,
         typer.Option(help="Episodes by status (EpisodeStatus), service (~/record), or off."),
@@ -24,14 +26,14 @@ def record(
     ] = "png",
     image_transport: Annotated[str, typer.Option(help="raw or compressed.")] = "raw",
     topic: Annotated[
-        list[str] | None, typer.Option(help="One more topic; may be repeated.")
+        list[str] | None, typer.Option(help="Additional topic; may be repeated.")
     ] = None,
     remap: Annotated[
         list[str] | None,
         typer.Option(help="image:=/camera/image_raw and the like; may be repeated."),
     ] = None,
 ) -> int:
-    """Record what goes over the topics, a bag for each episode."""
+    """Record topics, one bag per episode."""
     values = {
         "output": str(output.expanduser().absolute()),
         "split": split,

@@ -22,11 +22,11 @@ def study(
     config: StudyConfig,
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="Dataset of episodes, may be repeated; generated if left out."),
+        typer.Option(help="Dataset of episodes, may be repeated; default: generated."),
     ] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Episodes or epochs: train the small model on a grid of both at equal cost, and play."""
+    """Train the small model on a grid of episodes and epochs at equal cost, and evaluate each."""
     writable(Path(config.output), "folder")
     progress.report(0, 0, "starting")
     from vla_training.study.study import study as run

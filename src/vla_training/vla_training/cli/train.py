@@ -40,10 +40,8 @@ def train(
     average_share: Annotated[
         float, typer.Option(help="Share of the trained weights in that average, 0 to 1.")
     ] = 0.75,
-    devices: Annotated[
-        int | None, typer.Option(help="GPUs; all there are if left out, 0 for the CPU.")
-    ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the state in --output.")] = False,
+    devices: Annotated[int | None, typer.Option(help="GPUs; default: all, 0: the CPU.")] = None,
+    resume: Annotated[bool, typer.Option(help="Resume from the state in --output.")] = False,
     as_json: JsonOption = False,
 ) -> int:
     """Train the small model on demonstrations, from scratch or from a checkpoint."""

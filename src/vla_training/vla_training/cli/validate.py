@@ -27,7 +27,7 @@ def validate(
     bag: Annotated[Path, typer.Argument(help="Bag, or folder of bags (MCAP or SQLite).")],
     model: ModelOption = None,
     image_topic: Annotated[
-        str | None, typer.Option(help="Images; of several cameras separated by commas.")
+        str | None, typer.Option(help="Image topics, separated by commas.")
     ] = None,
     action_topic: Annotated[
         str | None,
@@ -41,35 +41,40 @@ def validate(
         str | None, typer.Option(help="Joints of the state in JointState, in order; commas.")
     ] = None,
     gripper_topic: Annotated[
-        str | None, typer.Option(help="Gripper, where actions are twists, poses or joints.")
+        str | None, typer.Option(help="Gripper topic, if actions are twists, poses or joints.")
     ] = None,
     gripper_range: Annotated[
-        tuple[float, float], typer.Option(help="What the gripper's topic says closed and open.")
+        tuple[float, float], typer.Option(help="Values of the gripper topic for closed and open.")
     ] = (0.0, 1.0),
-    gripper_joint: Annotated[str | None, typer.Option(help="Its joint in JointState.")] = None,
-    robot_model: Annotated[
-        str | None, typer.Option(help="URDF or MJCF, where actions are joint states.")
+    gripper_joint: Annotated[
+        str | None, typer.Option(help="The gripper's joint in JointState.")
     ] = None,
-    robot_tip: Annotated[str | None, typer.Option(help="Its body or site that moves.")] = None,
+    robot_model: Annotated[
+        str | None, typer.Option(help="URDF or MJCF file, if actions are joint states.")
+    ] = None,
+    robot_tip: Annotated[
+        str | None, typer.Option(help="The end effector's body or site in it.")
+    ] = None,
     frame: Annotated[
-        str, typer.Option(help="base or tool, where the bag's deltas name neither.")
+        str, typer.Option(help="base or tool, if the bag's deltas do not say.")
     ] = "base",
     tolerance: Annotated[
-        float, typer.Option(help="Seconds by which stamps that belong together may differ.")
+        float, typer.Option(help="Maximum difference of stamps that belong together, s.")
     ] = 0.05,
     episode_gap: Annotated[
-        float, typer.Option(help="Seconds without an image that end an episode.")
+        float, typer.Option(help="Seconds without an image after which an episode ends.")
     ] = 5.0,
     instruction: Annotated[
-        str | None, typer.Option(help="In place of the recorded instructions.")
+        str | None, typer.Option(help="Replaces the recorded instructions.")
     ] = None,
     camera: CameraOption = None,
     action_space: Annotated[str | None, typer.Option(help="Statistics by name.")] = None,
     execute_steps: Annotated[
-        int | None, typer.Option(help="Steps of a chunk until the next; by the recording.")
+        int | None,
+        typer.Option(help="Steps of a chunk until the next one; default: from the recording."),
     ] = None,
-    max_episodes: Annotated[int | None, typer.Option(help="Episodes; all.")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Images in all; all.")] = None,
+    max_episodes: Annotated[int | None, typer.Option(help="Episodes; default: all.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Total images; default: all.")] = None,
     min_accuracy: Annotated[
         float | None, typer.Option(help="Fail below this accuracy (clipped), 0 to 1.")
     ] = None,
@@ -96,7 +101,7 @@ def validate(
     dtype: DtypeOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Check a model on recorded bags: its answer to each image, beside what was done."""
+    """Check a model on recorded bags: compare its answers with the recorded actions."""
     check_counts(max_episodes=max_episodes, max_steps=max_steps, execute_steps=execute_steps)
     check_report(report)
     from vla_training.datasets import open_dataset

@@ -23,9 +23,11 @@ class ConvertConfig:
     height: int | None = option(None, "Height of the images, pixels.", low=1, high=4096)
     sample_steps: int = option(1, "Keep every n-th step.", low=1)
     sample_actions: int = option(
-        1, "Join n actions, from each step that is kept, into one.", low=1
+        1, "Combine n actions, from each step that is kept, into one.", low=1
     )
-    max_episodes: int | None = option(None, "Episodes to convert; all.", low=1)
-    rotation: str | None = option(None, "Of the actions: rotvec or rpy; as they are, if left out.")
+    max_episodes: int | None = option(None, "Episodes to convert; default: all.", low=1)
+    rotation: str | None = option(
+        None, "Rotation of the actions: rotvec or rpy; default: unchanged."
+    )
     allow_no_images: bool = option(False, "Convert a dataset without images.")
-    allow_no_instructions: bool = option(False, "Convert steps without a sentence.")
+    allow_no_instructions: bool = option(False, "Convert steps without an instruction.")

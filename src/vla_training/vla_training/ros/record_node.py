@@ -37,16 +37,18 @@ class RecordConfig:
 
     output: str = option("", "folder that gets a bag for each episode")
     storage: str = option("mcap", "mcap or sqlite3")
-    images: str = option("png", "raw images as png (lossless), jpeg or raw; others as they come")
+    images: str = option(
+        "png", "raw images as png (lossless), jpeg or raw; compressed ones are kept"
+    )
     image_transport: str = image_transport()
     split: str = option(
         "status",
         "episodes by status (vla_msgs/EpisodeStatus), by service (~/record), or off: one bag",
     )
-    episodes: int = option(0, "end after so many episodes; 0: never", low=0, high=1_000_000)
+    episodes: int = option(0, "stop after this many episodes; 0: never", low=0, high=1_000_000)
     topics: tuple[str, ...] = option(
         ("reward", "delta_twist", "target_pose", "gripper", "current_pose", "state"),
-        "more topics to record, of any type, as soon as somebody publishes them",
+        "more topics to record, of any type, once they are published",
     )
 
 

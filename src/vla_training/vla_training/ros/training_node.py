@@ -32,26 +32,26 @@ PERIOD = 0.2  # seconds between looks at the jobs
 class TrainingConfig:
     """The node's parameters."""
 
-    root: str = option("", "folder the jobs work in; no path they are given may lead out of it")
-    jobs_per_kind: int = option(1, "how many jobs of a kind may run at once", low=1, high=64)
+    root: str = option("", "folder in which jobs work; their paths may not lead outside")
+    jobs_per_kind: int = option(1, "maximum number of running jobs of a kind", low=1, high=64)
     cancel_grace: float = option(
         10.0,
-        "from SIGINT, which lets a command save, to SIGTERM when a job is cancelled [s]; 5 s "
-        "later comes SIGKILL",
+        "when a job is cancelled: time from SIGINT (which lets a command save) to SIGTERM "
+        "[s]; SIGKILL follows 5 s later",
         low=0,
         high=3600,
     )
     nice: int = option(
         10,
-        "how far jobs give way to what else runs here, such as a control loop; 0: they do not",
+        "niceness of jobs, so that a control loop on the same machine has priority; 0: none",
         low=0,
         high=19,
     )
     keep_records: int = option(
-        200, "how many jobs that are over are remembered, with their logs", low=1, high=10_000
+        200, "number of finished jobs to keep, with their logs", low=1, high=10_000
     )
     keep_running: bool = option(
-        False, "leave jobs running when the node ends; the next one takes them over"
+        False, "leave jobs running when the node exits; the next node takes them over"
     )
 
 

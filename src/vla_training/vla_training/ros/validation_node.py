@@ -54,7 +54,7 @@ ASKED = (
 
 
 def _threshold(of: str, unasked: float = -1.0) -> float:
-    return option(unasked, f"{of}; {unasked:g}: not asked for", low=-2, high=1e9)
+    return option(unasked, f"{of}; {unasked:g}: no check", low=-2, high=1e9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,34 +62,32 @@ class ValidationConfig:
     """The node's parameters. From `min_accuracy` on: the node ends with status 1 beyond them."""
 
     bag: str = option("", "bag, or folder of bags")
-    model: str = option(
-        "", "checkpoint whose statistics accuracy is in units of; empty: the bag's"
-    )
-    action_space: str = option("", "which of them; empty: the only ones there are")
-    image_topic: str = option("", "images in the bag; empty: told from the types")
-    action_topic: str = option("", "actions in the bag; empty: told from the types")
-    instruction_topic: str = option("", "sentences in the bag; empty: told from the names")
+    model: str = option("", "checkpoint whose statistics scale the accuracy; empty: the bag's")
+    action_space: str = option("", "which of its statistics; empty: the only ones")
+    image_topic: str = option("", "images in the bag; empty: chosen by type")
+    action_topic: str = option("", "actions in the bag; empty: chosen by type")
+    instruction_topic: str = option("", "instructions in the bag; empty: chosen by name")
     gripper_topic: str = option("", "gripper in the bag, beside twists and poses")
     tolerance: float = option(
-        0.05, "by which stamps that belong together may differ [s]", **SECONDS
+        0.05, "maximum difference of stamps that belong together [s]", **SECONDS
     )
     play: bool = option(True, "publish the bag and /clock; false: ros2 bag play --clock does")
-    rate: float = option(1.0, "of playing, beside the clock's", low=0.01, high=100)
-    wait: bool = option(False, "for each answer before the next image")
+    rate: float = option(1.0, "replay rate relative to the clock", low=0.01, high=100)
+    wait: bool = option(False, "wait for each answer before the next image")
     answer_timeout: float = option(
-        5.0, "to wait for answers at the end, or for each with wait [s]", **SECONDS
+        5.0, "time to wait for answers at the end, or for each with `wait` [s]", **SECONDS
     )
-    start_timeout: float = option(120.0, "to wait for the model [s]", **SECONDS)
+    start_timeout: float = option(120.0, "time to wait for the model [s]", **SECONDS)
     output: str = option("", "folder for the report; empty: none")
-    min_accuracy: float = _threshold("clipped, 0 to 1")
-    min_direction: float = _threshold("mean cosine of translations", unasked=-2.0)
-    min_coverage: float = _threshold("share of images that got an answer")
-    max_gripper_flips: float = _threshold("share of frames")
-    max_latency_ms: float = _threshold("95th percentile of the latency")
-    max_jump_mm: float = _threshold("95th percentile of the jumps at chunk joins")
+    min_accuracy: float = _threshold("fail below this accuracy (clipped), 0 to 1")
+    min_direction: float = _threshold("fail below this mean cosine of translations", unasked=-2.0)
+    min_coverage: float = _threshold("fail below this share of answered images")
+    max_gripper_flips: float = _threshold("fail above this share of frames with a gripper flip")
+    max_latency_ms: float = _threshold("fail above this 95th percentile of the latency")
+    max_jump_mm: float = _threshold("fail above this 95th percentile of jumps between chunks")
 
     def thresholds(self) -> Thresholds:
-        """Those that are asked for."""
+        """Those that are set."""
         values = {name: getattr(self, name) for name in ASKED}
         asked = {n: v for n, v in values.items() if v > (-2 if "direction" in n else -1e-9)}
         return Thresholds(**asked)

@@ -56,9 +56,9 @@ class TrainConfig:
     """How to train. With `minutes` the schedule follows the clock, else `steps`."""
 
     batch_size: int = option(1024, "Frames per step, over all devices.", low=1)
-    steps: int = option(15_000, "Optimiser steps of the schedule.", low=1)
+    steps: int = option(15_000, "Optimiser steps.", low=1)
     minutes: float | None = option(
-        None, "Let the schedule follow the clock instead of --steps.", above=0.0
+        None, "Train for this many minutes instead of --steps.", above=0.0
     )
     learning_rate: float = option(1.5e-3, "Peak of the cosine schedule.", above=0.0)
     start: str | None = option(
@@ -82,7 +82,7 @@ class TrainConfig:
     shares: bool = option(
         False, "Each device holds its share of the datasets in memory, not all of them."
     )
-    seed: int = option(0, "Of initial weights and of the order of data.", low=0)
+    seed: int = option(0, "Seed of initial weights and of sampling.", low=0)
     compile: bool = option(False, "Use torch.compile.")
     weight_decay: float = 0.05
     warmup: float = 0.03  # share of the schedule

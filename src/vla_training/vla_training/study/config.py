@@ -37,33 +37,31 @@ class StudyConfig:
     parallel: 0 plays and trains in this process, one after the other.
     """
 
-    output: str = option(help="Folder; the same call goes on.", holds=Holds.PATH)
+    output: str = option(help="Output folder; the same command resumes.", holds=Holds.PATH)
     data: tuple[str, ...] = ()
-    task: str = option("Stack_D2", "Task of the closed loop.")
-    episodes: tuple[int, ...] = option((250, 500, 1000, 2000), "Numbers of episodes, by commas.")
+    task: str = option("Stack_D2", "Task of the closed-loop evaluation.")
+    episodes: tuple[int, ...] = option(
+        (250, 500, 1000, 2000), "Numbers of episodes, separated by commas."
+    )
     passes: tuple[int, ...] = option(
-        (8000,), "Episodes times epochs, by commas: what training costs."
+        (8000,), "Episodes times epochs (the cost of training), separated by commas."
     )
-    minutes: float | None = option(
-        None, "For all training; takes the place of --passes.", above=0.0
-    )
-    seeds: int = option(3, "Models of each kind.", low=1)
+    minutes: float | None = option(None, "Time for all training; replaces --passes.", above=0.0)
+    seeds: int = option(3, "Models per cell.", low=1)
     batch_size: int = option(256, "Frames per step.", low=1)
     learning_rate: float = option(1.5e-3, "Peak of the cosine schedule.", above=0.0)
-    start: str = option(
-        "", "Checkpoint to begin with; from scratch if left out.", holds=Holds.PATH
+    start: str = option("", "Checkpoint to start from; default: from scratch.", holds=Holds.PATH)
+    eval_episodes: int = option(100, "Evaluation episodes per model.", low=1)
+    eval_seed: int = option(
+        1000, "Seed of the evaluation episodes, the same for all models.", low=0
     )
-    eval_episodes: int = option(100, "Episodes played with each model.", low=1)
-    eval_seed: int = option(1000, "Theirs; the same ones for all models.", low=0)
     horizon: int | None = option(
-        None, "Control steps until one has failed; the task's own.", low=1
+        None, "Control steps until an episode fails; default: the task's own.", low=1
     )
-    execute_steps: int = option(4, "Steps executed of each chunk.", low=1)
-    devices: int | None = option(None, "GPUs, a model on each; all, 0 for the CPU.", low=0)
+    execute_steps: int = option(4, "Executed steps of each chunk.", low=1)
+    devices: int | None = option(None, "GPUs, one model on each; default: all, 0: the CPU.", low=0)
     compile: bool = option(False, "Use torch.compile.")
-    parallel: int = option(
-        -1, "Processes that play; -1: the cores less 2. 0: no other process.", low=-1
-    )
+    parallel: int = option(-1, "Evaluation processes; -1: cores minus 2, 0: none.", low=-1)
 
     def check(self) -> None:
         check_options(self)

@@ -27,20 +27,22 @@ class CommandConfig:
     command_rate: float = option(20.0, "commands per second [Hz]", low=1, high=1000)
     lock_step: bool = option(
         False,
-        "periods and watchdogs by simulated time, of a simulation that waits for each command",
+        "periods and watchdogs by simulated time, for a simulation that waits for each command",
     )
     base_frame: str = option(
         "base_link", "frame of target_pose and current_pose, and of twists in base axes"
     )
-    tool_frame: str = option("tool0", "frame_id of delta_twist where deltas are in tool axes")
-    deltas_in: str = option("", "axes of the deltas: base, tool; empty: what the chunk says")
+    tool_frame: str = option("tool0", "frame_id of delta_twist if deltas are in tool axes")
+    deltas_in: str = option("", "axes of the deltas: base, tool; empty: as the chunk says")
     scale: float = option(
         1.0,
-        "share of the model's motion carried out; 0.1 to 0.3 on a first run",
+        "share of the model's motion that is executed; 0.1 to 0.3 on a first run",
         low=1e-3,
         high=1,
     )
-    gripper_hysteresis: float = option(0.1, "around 0.5, of the model's gripper", low=0, high=0.49)
+    gripper_hysteresis: float = option(
+        0.1, "hysteresis of the model's gripper value around 0.5", low=0, high=0.49
+    )
 
     execute_steps: int = option(0, "steps of each chunk to execute; 0: all", low=0, high=10000)
     align: str = option("stamp", "chunks begin at their image's stamp or on arrival")
@@ -50,82 +52,104 @@ class CommandConfig:
         low=-1,
         high=100,
     )
-    blend: float = option(
-        0.1, "time in which a chunk takes over from the last one [s]", low=0, high=10
-    )
+    blend: float = option(0.1, "time to blend from one chunk to the next [s]", low=0, high=10)
     stretch: float = option(
         1.0,
-        "how many times as long, and slower, each step is: bridges slow models",
+        "stretches each step in time, so that chunks of slow models last longer",
         low=1,
         high=100,
     )
     catch_up: float = option(
         0.0,
-        "time in which a late chunk makes up for what it wanted done before it came [s]; 0: "
-        "never, else about as long as an answer takes; longer is smoother and further behind",
+        "time in which a late chunk catches up on the motion planned before its arrival [s]; "
+        "0: never; about the time of an answer. Longer is smoother but lags more",
         low=0,
         high=60,
     )
     max_drift: float = option(
         0.05,
-        "of the target ahead of current_pose [m]; 0: every target starts there",
+        "maximum lead of the target over current_pose [m]; 0: every target starts from "
+        "current_pose",
         low=0,
         high=10,
     )
-    max_drift_angle: float = option(0.3, "the same [rad]", low=1e-3, high=3.2)
+    max_drift_angle: float = option(0.3, "the same as an angle [rad]", low=1e-3, high=3.2)
 
-    max_translation_per_step: float = option(0.05, "of a chunk's step [m]; 0: no limit", **SPEED)
-    max_rotation_per_step: float = option(0.5, "of a chunk's step [rad]; 0: no limit", **SPEED)
-    max_linear_velocity: float = option(
-        0.25, "[m/s]; 0: no limit. 0.25 is the reduced speed of ISO 10218-1", **SPEED
+    max_translation_per_step: float = option(
+        0.05, "limit of a chunk's step [m]; 0: no limit", **SPEED
     )
-    max_angular_velocity: float = option(1.0, "[rad/s]; 0: no limit", **SPEED)
-    max_linear_acceleration: float = option(2.5, "[m/s^2]; 0: no limit", **SPEED)
-    max_angular_acceleration: float = option(10.0, "[rad/s^2]; 0: no limit", **SPEED)
-    max_linear_jerk: float = option(50.0, "[m/s^3]; 0: no limit", **SPEED)
-    max_angular_jerk: float = option(200.0, "[rad/s^3]; 0: no limit", **SPEED)
+    max_rotation_per_step: float = option(
+        0.5, "limit of a chunk's step [rad]; 0: no limit", **SPEED
+    )
+    max_linear_velocity: float = option(
+        0.25,
+        "velocity limit [m/s]; 0: no limit. 0.25 is the reduced speed of ISO 10218-1",
+        **SPEED,
+    )
+    max_angular_velocity: float = option(
+        1.0, "angular velocity limit [rad/s]; 0: no limit", **SPEED
+    )
+    max_linear_acceleration: float = option(
+        2.5, "acceleration limit [m/s^2]; 0: no limit", **SPEED
+    )
+    max_angular_acceleration: float = option(
+        10.0, "angular acceleration limit [rad/s^2]; 0: no limit", **SPEED
+    )
+    max_linear_jerk: float = option(50.0, "jerk limit [m/s^3]; 0: no limit", **SPEED)
+    max_angular_jerk: float = option(200.0, "angular jerk limit [rad/s^3]; 0: no limit", **SPEED)
     workspace: tuple[float, ...] = option(
         (0.0,),
         "box in the base frame, x y z lowest then highest [m]; [0.0]: none. Needs current_pose",
     )
 
-    max_image_age: float = option(1.0, "of the image behind the motion [s]; 0: any", **SECONDS)
-    stall_timeout: float = option(1.0, "without an acceptable chunk [s]; 0: forever", **SECONDS)
+    max_image_age: float = option(
+        1.0, "maximum age of the image behind the motion [s]; 0: any", **SECONDS
+    )
+    stall_timeout: float = option(
+        1.0, "maximum time without an acceptable chunk [s]; 0: forever", **SECONDS
+    )
     heartbeat_timeout: float = option(
-        0.0, "without a std_msgs/Empty on topic heartbeat [s]; 0: none is needed", **SECONDS
+        0.0,
+        "maximum time without a std_msgs/Empty on topic heartbeat [s]; 0: none is needed",
+        **SECONDS,
     )
     pose_timeout: float = option(
-        0.5, "without a current_pose, where needed [s]; 0: forever", **SECONDS
+        0.5, "maximum time without a current_pose, if needed [s]; 0: forever", **SECONDS
     )
     max_pose_jump: float = option(
         0.05,
-        "of current_pose beyond what the velocity limit allows [m]: a farther one is refused",
+        "allowed jump of current_pose beyond what the velocity limit allows [m]; larger ones "
+        "are refused",
         low=1e-3,
         high=10,
     )
-    max_pose_jump_angle: float = option(0.3, "the same [rad]", low=1e-3, high=3.2)
+    max_pose_jump_angle: float = option(0.3, "the same as an angle [rad]", low=1e-3, high=3.2)
     frozen_pose_timeout: float = option(
         0.5,
-        "of commanded motion while current_pose stays exactly the same [s]; 0: forever",
+        "commanded motion during which current_pose may stay exactly the same [s]; 0: forever",
         **SECONDS,
     )
-    clock_timeout: float = option(0.5, "while the clock stands still [s]; 0: forever", **SECONDS)
-    max_clock_jump: float = option(0.2, "between two periods [s]; 0: any", **SECONDS)
+    clock_timeout: float = option(
+        0.5, "maximum time for which the clock may stand still [s]; 0: forever", **SECONDS
+    )
+    max_clock_jump: float = option(
+        0.2, "maximum jump of the clock between two periods [s]; 0: any", **SECONDS
+    )
     max_period: float = option(
-        0.5, "between two commands before it counts as overload [s]", **SECONDS
+        0.5, "maximum time between two commands before it counts as overload [s]", **SECONDS
     )
 
     statistics: str = option(
         "",
-        "dataset_statistics.json of the model: refuse chunks far outside; empty: don't",
+        "dataset_statistics.json of the model, to refuse chunks far outside; empty: no check",
     )
-    unnorm_key: str = option("", "which of these statistics; empty: the only ones there are")
+    unnorm_key: str = option("", "which of these statistics; empty: the only ones")
     distribution_margin: float = option(
-        0.5, "beyond the bounds, as a share of their distance", **SPEED
+        0.5, "tolerance beyond the bounds, as a share of their distance", **SPEED
     )
     distribution_bounds: str = option(
         "",
-        "q01_q99 or min_max of these statistics; empty: what config.json beside them says",
+        "q01_q99 or min_max of these statistics; empty: as config.json beside them says",
     )
 
 

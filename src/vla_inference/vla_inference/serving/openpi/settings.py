@@ -18,40 +18,46 @@ KEY_LENGTH = 16  # characters, at least
 class ServeSettings:
     """How a model is served."""
 
-    host: str = option("127.0.0.1", "Address to listen on; beyond this machine with a key only.")
+    host: str = option(
+        "127.0.0.1", "Address to listen on; addresses other than loopback need a key."
+    )
     port: int = option(8000, "Port; 0: any free one, which is printed.", low=0, high=65535)
     map: str = option(
         "free",
         "Observation map: libero, droid, aloha, bridge, free, or a file in their form.",
         holds=Holds.NAME_OR_PATH,
     )
-    instruction: str = option("", "For observations that have none.")
+    instruction: str = option("", "Instruction for observations without one.")
     dialect: str = option(
         "openpi",
-        "Metadata: openpi, or the six keys of roboarena alone.",
+        "Metadata: openpi, or only the six keys of roboarena.",
         choices=("openpi", "roboarena"),
     )
     key_file: str = option("", "File with the key that clients must send.", holds=Holds.PATH)
     tls_cert: str = option("", "Certificate (PEM), for wss and https.", holds=Holds.PATH)
     tls_key: str = option("", "Its private key (PEM).", holds=Holds.PATH)
-    max_clients: int = option(64, "Websockets open at once.", low=1, high=4096)
-    max_batch: int = option(16, "Observations answered at once.", low=1, high=256)
-    max_megabytes: int = option(64, "Of a message.", low=1, high=1024)
-    max_rate: float = option(1000.0, "Messages of a client per second; more wait.", above=0.0)
-    idle: float = option(0.0, "Seconds of silence that end a websocket; 0: never.", low=0.0)
-    action_space: str = option("", "Name of the action statistics, where a model has several.")
-    device: str = option("", "cpu, cuda, cuda:1; CUDA where there is one.")
+    max_clients: int = option(64, "Maximum number of open websockets.", low=1, high=4096)
+    max_batch: int = option(16, "Maximum number of observations per batch.", low=1, high=256)
+    max_megabytes: int = option(64, "Maximum size of a message.", low=1, high=1024)
+    max_rate: float = option(
+        1000.0, "Maximum messages per second and client; more are delayed.", above=0.0
+    )
+    idle: float = option(
+        0.0, "Close a websocket after this many seconds without a message; 0: never.", low=0.0
+    )
+    action_space: str = option("", "Name of the action statistics, if a model has several.")
+    device: str = option("", "cpu, cuda, cuda:1; default: CUDA if available.")
     dtype: str = option("", "float32, bfloat16 or float16.")
     engine: str = option(
         "",
-        "plain, torch, tvm:FOLDER or mlc:FOLDER; torch where it can be.",
+        "plain, torch, tvm:FOLDER or mlc:FOLDER; default: torch if it can run.",
         holds=Holds.ENGINE_FOLDER,
     )
     vision: str = option(
         "", "onnx:FOLDER or tensorrt:FOLDER for the vision encoders.", holds=Holds.ENGINE_FOLDER
     )
-    quantization: str = option("", "int4, int4-g32, int8, fp8 ...; as stored.")
-    num_threads: int = option(0, "CPU threads; 0: as many as PyTorch likes.", low=0, high=256)
+    quantization: str = option("", "int4, int4-g32, int8, fp8 ...; default: as stored.")
+    num_threads: int = option(0, "CPU threads; 0: PyTorch's default.", low=0, high=256)
 
     def check(self) -> None:
         check_options(self)

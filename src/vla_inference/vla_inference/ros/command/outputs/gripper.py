@@ -16,8 +16,8 @@ from vla_inference.ros.command.outputs.gripper_action import PARALLEL, TYPES, Gr
 
 @dataclass(frozen=True, kw_only=True)
 class Positions:
-    gripper_open: float = option(1.0, "what is published for open", low=-1e6, high=1e6)
-    gripper_closed: float = option(0.0, "what is published for closed", low=-1e6, high=1e6)
+    gripper_open: float = option(1.0, "value published for open", low=-1e6, high=1e6)
+    gripper_closed: float = option(0.0, "value published for closed", low=-1e6, high=1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,11 @@ class ActionConfig(Positions):
         "", "name of the gripper's action, such as /gripper_controller/gripper_cmd; empty: none"
     )
     gripper_action_type: str = option(
-        PARALLEL, "of control_msgs; Humble has GripperCommand alone", choices=TYPES
+        PARALLEL, "action type of control_msgs; Humble has only GripperCommand", choices=TYPES
     )
-    gripper_joint: str = option("", "the joint that ParallelGripperCommand names")
+    gripper_joint: str = option("", "joint name in ParallelGripperCommand")
     gripper_effort: float = option(
-        0.0, "the most effort in an action's goal [N or Nm]", low=0, high=1e4
+        0.0, "maximum effort in an action's goal [N or Nm]", low=0, high=1e4
     )
 
 
