@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bags import write_bags
 from demonstrations import write_set
 from graphs import IMAGE, InferenceGraph
 from lifecycle_msgs.msg import Transition
@@ -141,6 +142,19 @@ def test_eval_measures_it_in_the_datasets_own_range(wave, tmp_path, capsys):
     assert any("accuracy is in the dataset's own" in note for note in told["notes"])
     assert main([*given, "--action-space", "bridge"]) == 2
     assert "has one action space" in capsys.readouterr().err
+
+
+def test_validate_sets_it_beside_recorded_bags(wave, tmp_path, capsys):
+    bags = write_bags(tmp_path / "bags", (3,))
+    assert main(["validate", str(bags), "--model", str(wave), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["model"] == "hello" and told["mean"]["timesteps"] == 3
+
+
+def test_what_is_for_openvla_alone_says_so(wave, tmp_path, capsys):
+    made = ["--engine", "onnx", "--output", str(tmp_path / "out")]
+    assert main(["compile", str(wave), *made]) == 2
+    assert "is a model of type 'wave', this is for OpenVLA's alone" in capsys.readouterr().err
 
 
 # -- the graph --------------------------------------------------------------------------------

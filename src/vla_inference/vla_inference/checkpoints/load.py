@@ -58,6 +58,12 @@ def load_config(folder: Path, overrides: Mapping[str, Any] | None = None) -> Mod
     path = folder / "config.json"
     raw = read_json(path)
     check_config(raw, folder)
+    kind = raw.get("model_type", "openvla")
+    if kind != "openvla":
+        raise CheckpointError(
+            f"{folder} is a model of type {kind!r}, this is for OpenVLA's alone",
+            "other families run by vla info, infer, eval, validate, rollout and the node",
+        )
     statistics, name = folder / "dataset_statistics.json", checkpoint_name(folder)
     if statistics.is_file():
         raw = {**raw, "norm_stats": read_json(statistics)}

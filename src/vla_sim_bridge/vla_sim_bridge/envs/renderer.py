@@ -46,6 +46,9 @@ def explained() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except KeyboardInterrupt as error:
+        traceback.clear_frames(error.__traceback__)  # a half-made renderer goes now, in silence
+        raise
     except Exception as error:  # of OpenGL's, ctypes' or MuJoCo's, at import or later
         traceback.clear_frames(error.__traceback__)
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -90,12 +90,12 @@ class EpisodeRun:
 
     def result(self) -> EpisodeResult:
         return EpisodeResult(
-            self.sim.task.name,
-            self.seed,
-            self.index,
-            self.first_instruction,
-            self.step_count,
-            self.horizon,
-            self.outcome,
-            self.ever_success,
+            task=self.sim.task.name,
+            seed=self.seed,
+            index=self.index,
+            instruction=self.first_instruction,
+            frames=self.step_count,
+            horizon=self.horizon,
+            outcome=self.outcome,
+            ever_success=self.ever_success,
         )

@@ -109,14 +109,13 @@ def validate(
     from vla_training.evaluation.validate import validate as run
 
     bounds = Thresholds(
-        min_accuracy,
-        min_raw_accuracy,
-        min_direction,
-        None,
-        max_gripper_flips,
-        max_clip_rate,
-        max_latency_ms,
-        max_jump_mm,
+        min_accuracy=min_accuracy,
+        min_raw_accuracy=min_raw_accuracy,
+        min_direction=min_direction,
+        max_gripper_flips=max_gripper_flips,
+        max_clip_rate=max_clip_rate,
+        max_latency_ms=max_latency_ms,
+        max_jump_mm=max_jump_mm,
     )
     check_shares(bounds)
     # The bags first: a mistake in them shows before a large model is loaded.

@@ -13,7 +13,6 @@ from vla_inference.policies.base import Policy
 from vla_inference.policies.normalisation import Normalisation
 from vla_inference.types import Observation
 from vla_training.datasets import EpisodeSet
-from vla_training.evaluation.accuracy import accuracy, clipped_accuracy
 from vla_training.evaluation.compatibility import (
     NORMALISED,
     agree,
@@ -61,13 +60,13 @@ def evaluate(
         reference = other.policy
         agree(other, dataset)
     result = Evaluation(
-        policy.name,
-        dataset.name,
-        space,
-        spec,
-        bounds,
-        None if reference is None else reference.name,
-        [*dataset.notes, *notes],
+        model=policy.name,
+        dataset=dataset.name,
+        action_space=space,
+        spec=spec,
+        bounds=bounds,
+        reference=None if reference is None else reference.name,
+        notes=[*dataset.notes, *notes],
     )
     to_space = None
     if space == NORMALISED:
@@ -77,7 +76,6 @@ def evaluate(
         reference.warm_up()
     total = count_frames(dataset, config)
     cameras = [choose_cameras(p, dataset, config.cameras) for p in (policy, reference) if p]
-    sums = np.zeros(2)
     try:
         for episode, step, seen, truth in _frames(dataset, config, total):
             if to_space is not None:
@@ -86,29 +84,19 @@ def evaluate(
             theirs, their_latency = None, None
             if reference is not None:
                 theirs, their_latency = _predict(reference, seen, cameras[1])
-            predicted = chunk.actions[0].astype(np.float64)
-            values = np.array(
-                [f(truth, predicted, bounds) for f in (accuracy, clipped_accuracy)], float
-            )
-            sums += values
-            number = len(result.frames) + 1
-            frame = Frame(
-                number,
-                total,
-                episode,
-                step,
-                seen.instruction,
+            frame = result.add(
                 truth,
-                predicted,
-                *values.tolist(),
-                *(sums / number).tolist(),
-                latency,
-                chunk.tokens,
-                None if theirs is None else theirs.actions[0].astype(np.float64),
-                their_latency,
-                None if theirs is None else theirs.tokens,
+                chunk.actions[0].astype(np.float64),
+                total=total,
+                episode=episode,
+                step=step,
+                instruction=seen.instruction,
+                latency=latency,
+                tokens=chunk.tokens,
+                reference=None if theirs is None else theirs.actions[0].astype(np.float64),
+                reference_latency=their_latency,
+                reference_tokens=None if theirs is None else theirs.tokens,
             )
-            result.frames.append(frame)
             report(frame)
     except KeyboardInterrupt:
         if not result.frames:

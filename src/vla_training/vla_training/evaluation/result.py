@@ -11,6 +11,8 @@ import numpy as np
 from vla_inference.types import ActionSpec
 from vla_training.evaluation.accuracy import (
     Range,
+    accuracy,
+    clipped_accuracy,
     dimension_errors,
     gripper_flips,
     nrmse,
@@ -18,7 +20,7 @@ from vla_training.evaluation.accuracy import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Frame:
     """One frame's outcome. Actions in the units of the evaluation's spec, latency in seconds."""
 
@@ -53,6 +55,27 @@ class Evaluation:
     notes: list[str] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
     complete: bool = True
+    _sums: np.ndarray = field(default_factory=lambda: np.zeros(2), repr=False)
+
+    def add(self, truth: np.ndarray, predicted: np.ndarray, **about: Any) -> Frame:
+        """One more frame; about: the fields of `Frame` that do not follow from these two."""
+        measures = (accuracy, clipped_accuracy)
+        values = np.array([f(truth, predicted, self.bounds) for f in measures], float)
+        self._sums += values
+        number = len(self.frames) + 1
+        mean = self._sums / number
+        frame = Frame(
+            number=number,
+            truth=truth,
+            predicted=predicted,
+            accuracy=float(values[0]),
+            accuracy_clipped=float(values[1]),
+            mean_accuracy=float(mean[0]),
+            mean_accuracy_clipped=float(mean[1]),
+            **about,
+        )
+        self.frames.append(frame)
+        return frame
 
     @property
     def truth(self) -> np.ndarray:

@@ -125,7 +125,8 @@ def validate(
                         f"give at most {len(chunk.actions)}",
                     )
                 truth = bags.actions(number)[index]
-                report(result.add(number, index, text, truth, chunk.actions, latency, total))
+                about = {"episode": number, "step": index, "instruction": text, "total": total}
+                report(result.add(truth, chunk.actions, latency=latency, **about))
     except KeyboardInterrupt:
         if not result.evaluation.frames:
             raise

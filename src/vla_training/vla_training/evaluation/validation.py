@@ -38,43 +38,23 @@ class Validation:
     ):
         self.bags, self.execute_steps = bags, execute_steps
         self.evaluation = Evaluation(
-            model, bags.name, space, spec, bounds, None, [*bags.notes, *notes]
+            model=model,
+            dataset=bags.name,
+            action_space=space,
+            spec=spec,
+            bounds=bounds,
+            notes=[*bags.notes, *notes],
         )
         self.chunks: list[np.ndarray] = []  # float64 [T, D] by frame
         self.ages: list[float] = []  # of the image when its answer was there, s; NaN: not known
         self.unanswered = 0
-        self._sums = np.zeros(2)
 
     def add(
-        self,
-        episode: int,
-        step: int,
-        instruction: str,
-        truth: np.ndarray,
-        chunk: np.ndarray,
-        latency: float,
-        total: int,
-        age: float = math.nan,
+        self, truth: np.ndarray, chunk: np.ndarray, *, age: float = math.nan, **about: Any
     ) -> Frame:
-        """truth: [D]; chunk: [T, D] as predicted; latency, age in s."""
-        e = self.evaluation
-        truth, chunk = np.asarray(truth, np.float64), np.asarray(chunk, np.float64)
-        values = np.array([f(truth, chunk[0], e.bounds) for f in (accuracy, clipped_accuracy)])
-        self._sums += values
-        number = len(e.frames) + 1
-        frame = Frame(
-            number,
-            total,
-            episode,
-            step,
-            instruction,
-            truth,
-            chunk[0],
-            *values.tolist(),
-            *(self._sums / number).tolist(),
-            latency,
-        )
-        e.frames.append(frame)
+        """truth: [D]; chunk: [T, D] as predicted; age in s; about: as in `Evaluation.add`."""
+        chunk = np.asarray(chunk, np.float64)
+        frame = self.evaluation.add(np.asarray(truth, np.float64), chunk[0], **about)
         self.chunks.append(chunk)
         self.ages.append(age)
         return frame

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rclpy.clock import Clock, ClockType
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock as ClockMsg
@@ -326,14 +325,14 @@ class ValidationNode(ManagedNode):
                 )
             truth = self._bags.actions(cue.episode)[cue.step]
             result.add(
-                cue.episode,
-                cue.step,
-                cue.instruction,
                 truth,
-                answer.chunk.actions.astype(np.float64),
-                answer.latency,
-                len(self._cues),
-                answer.age,
+                answer.chunk.actions,
+                episode=cue.episode,
+                step=cue.step,
+                instruction=cue.instruction,
+                latency=answer.latency,
+                total=len(self._cues),
+                age=answer.age,
             )
         self.statistics = statistics = result.statistics()
         failures = self._config.thresholds().failures(statistics)

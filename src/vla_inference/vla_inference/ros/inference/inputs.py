@@ -77,6 +77,7 @@ class Inputs:
     def __init__(
         self,
         node: Node,
+        *,
         cameras: Sequence[str],
         transport: str,
         layout: StateLayout,

@@ -95,13 +95,13 @@ class InferenceNode(ManagedNode):
         self._publish_status("loading the model")
         self._inputs = Inputs(
             self,
-            config.cameras,
-            config.image_transport,
-            config.layout,
-            config.tolerance,
-            self._receive,
-            config.history,
-            config.history_interval,
+            cameras=config.cameras,
+            transport=config.image_transport,
+            layout=config.layout,
+            tolerance=config.tolerance,
+            receive=self._receive,
+            history=config.history,
+            interval=config.history_interval,
         )
         self._model = self._load(config.model, config.unnorm_key)
         self._introduce(self._model)
