@@ -83,8 +83,8 @@ def sim():
 
 
 @pytest.fixture(scope="module")
-def stills(sim, tmp_path_factory):
-    path = tmp_path_factory.mktemp("stills") / "stills.hdf5"
+def reset_images(sim, tmp_path_factory):
+    path = tmp_path_factory.mktemp("reset_images") / "reset_images.hdf5"
     assert write_reset_images(path, sim, 5, range(1, 6, 2), 3) == 3
     return path
 
@@ -104,35 +104,35 @@ def test_a_recorded_sentence_stays_where_it_is_not_for_a_whole_episode(task):
     assert wordings(task, Scene({"cubeA": "red", "cubeB": "blue"}), 4) is None
 
 
-def test_a_still_is_always_the_same_and_knows_both_orders(sim, stills):
-    data = ResetImages(stills)
-    still = make_reset_image(sim, 5, 3, 3)
-    np.testing.assert_array_equal(data.images(1, 2)[0], still["image"])
-    np.testing.assert_array_equal(data.actions[1], still["actions"])
-    asked, other = still["scenes"]
+def test_a_reset_image_is_reproducible_and_knows_both_orders(sim, reset_images):
+    data = ResetImages(reset_images)
+    reset_image = make_reset_image(sim, 5, 3, 3)
+    np.testing.assert_array_equal(data.images(1, 2)[0], reset_image["image"])
+    np.testing.assert_array_equal(data.actions[1], reset_image["actions"])
+    asked, other = reset_image["scenes"]
     # the gripper to the other block is the way to the first one, and on
     np.testing.assert_allclose(other[:3], asked[:3] + asked[3:6], atol=1e-5)
     np.testing.assert_allclose(other[3:6], -asked[3:6], atol=1e-5)
-    for scene, actions in zip(still["scenes"], still["actions"], strict=True):
+    for scene, actions in zip(reset_image["scenes"], reset_image["actions"], strict=True):
         assert actions[0, :2] @ scene[:2] > 0  # the expert sets off to it
 
 
-def test_stills_of_a_task_without_two_roles_are_refused(tmp_path):
+def test_reset_images_of_a_task_without_two_roles_are_refused(tmp_path):
     lift = Simulation("Lift", width=SIDE, height=SIDE)
     with pytest.raises(VlaError, match="Lift_D0 has no other order"):
         write_reset_images(tmp_path / "s.hdf5", lift, 0, range(1), 1)
     assert not (tmp_path / "s.hdf5").exists()
 
 
-def test_frames_have_the_other_order_until_the_grasp(episodes, stills):
-    frames = load_frames([episodes, stills], count=8)
+def test_frames_have_the_other_order_until_the_grasp(episodes, reset_images):
+    frames = load_frames([episodes, reset_images], count=8)
     known = frames.other.text >= 0
     assert known.tolist() == ([True] * 4 + [False] * 2) * 2 + [False] * 6 + [True] * 3
     np.testing.assert_allclose(frames.scene[0, :2], [0, 2], atol=1e-6)
     np.testing.assert_allclose(frames.other.scene[0, :2], [1, 0], atol=1e-6)
     assert frames.episode.tolist() == [0] * 6 + [1] * 6 + [2] * 6 + [3, 4, 5]
     assert (frames.episodes, frames.recorded, len(frames.actions)) == (3, 18, 18 + 2 * 9)
-    data = ResetImages(stills)
+    data = ResetImages(reset_images)
     for order, where in enumerate((frames, frames.other)):
         for i in range(3):
             rows = frames.actions[where.start[18 + i] : where.end[18 + i]]
@@ -147,11 +147,11 @@ def test_frames_have_the_other_order_until_the_grasp(episodes, stills):
     assert as_it_was.sentences == ["as it was recorded"] and as_it_was.other is None
 
 
-def test_a_batch_asks_for_the_other_order_with_its_answer_and_no_action(episodes, stills):
-    frames = load_frames([episodes, stills], count=8)
+def test_a_batch_asks_for_the_other_order_with_its_answer_and_no_action(episodes, reset_images):
+    frames = load_frames([episodes, reset_images], count=8)
     config = TrainConfig(batch_size=8, shift=0, validation=0.0, other_order=1.0)
     trainer = Trainer(frames, config, "cpu", TINY)
-    index = torch.tensor([0, 5, 13, 18])  # before and after the grasp, lifting, a still
+    index = torch.tensor([0, 5, 13, 18])  # before and after the grasp, lifting, a reset image
     drawn = trainer.batch(index, torch.Generator().manual_seed(0))
     turned = [True, False, False, True]
     expected = [w.scene[i] for i, w in zip(index, _which(frames, turned), strict=True)]
@@ -205,8 +205,10 @@ def _generators(count: int):
     return (torch.Generator().manual_seed(i) for i in range(count))
 
 
-def test_obedience_tells_a_reader_from_one_that_follows_its_arm(episodes, stills):
-    frames = load_frames([episodes, stills], count=8)
+def test_instruction_following_tells_a_reader_from_one_that_follows_its_arm(
+    episodes, reset_images
+):
+    frames = load_frames([episodes, reset_images], count=8)
     trainer = Trainer(frames, TrainConfig(batch_size=8, validation=0.0), "cpu", TINY)
     index = torch.arange(len(frames))
 
@@ -229,8 +231,8 @@ def test_obedience_tells_a_reader_from_one_that_follows_its_arm(episodes, stills
     assert not any(instruction_following(trainer.batches, index[12:18], reader).values())
 
 
-def test_stills_go_with_episodes_of_their_own_kind_alone(episodes, stills):
-    with pytest.raises(DataError, match="stills alone"):
-        frames_from_paths([stills], SIDE)
-    with pytest.raises(DataError, match="stills, which go with episodes"):
-        frames_from_paths([episodes, stills], SIDE + 8)
+def test_reset_images_go_only_with_episodes_of_their_own_kind(episodes, reset_images):
+    with pytest.raises(DataError, match="only reset images"):
+        frames_from_paths([reset_images], SIDE)
+    with pytest.raises(DataError, match="reset images, which go with episodes"):
+        frames_from_paths([episodes, reset_images], SIDE + 8)

@@ -301,8 +301,8 @@ def test_the_command_goes_on_from_a_checkpoint_with_reset_images_and_averages(tm
     options = {"start": str(first), "average_with": first, "average_share": 0.25}
     more = {"reset_images": ["Stack_L:2:5"], "parallel": 1, "wordings": 4}
     assert train(**usual, **options, **more, output=tmp_path / "second") == 0
-    (still,) = (tmp_path / "second" / "reset_images").iterdir()
-    assert len(ResetImages(still)) == 2
+    (reset_image,) = (tmp_path / "second" / "reset_images").iterdir()
+    assert len(ResetImages(reset_image)) == 2
     checkpoints = (first, tmp_path / "second" / "checkpoint", tmp_path / "second" / "averaged")
     before, after, mixed = (load_file(c / "model.safetensors") for c in checkpoints)
     changed = [k for k in after if not torch.equal(before[k], after[k])]

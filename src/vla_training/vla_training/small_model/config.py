@@ -98,7 +98,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class ResetImagesWanted:
-    """The first `count` stills of a task and seed."""
+    """The first `count` reset images of a task and seed."""
 
     task: str
     count: int

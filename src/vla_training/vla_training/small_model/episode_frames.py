@@ -27,16 +27,18 @@ def frames_from_paths(
     """All frames of some datasets, with images of size x size.
 
     HDF5 files of that size in robosuite's own form are taken as they are, with what their
-    simulator knew; stills go with these alone.
+    simulator knew; reset images go only with these.
     wordings: sentences drawn for a recorded scene, see `load_frames`.
     """
-    stills = [p for p in paths if is_reset_images(p)]
-    sets = [open_dataset(p) for p in paths if p not in stills]
+    reset_images = [p for p in paths if is_reset_images(p)]
+    sets = [open_dataset(p) for p in paths if p not in reset_images]
     if all(isinstance(s, Hdf5Set) and s.plain and _image_size(s) == (size, size) for s in sets):
-        return load_frames([s.path for s in sets] + stills, "agentview", device, report, wordings)
-    if stills:
+        return load_frames(
+            [s.path for s in sets] + reset_images, "agentview", device, report, wordings
+        )
+    if reset_images:
         raise DataError(
-            f"{stills[0]} holds stills, which go with episodes as `vla generate` writes them",
+            f"{reset_images[0]} has reset images, which go with episodes of `vla generate`",
             f"leave it out, or give such episodes with images of {size} x {size}",
         )
     return frames_from_episodes(sets, size=size, device=device, report=report)

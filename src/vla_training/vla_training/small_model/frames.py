@@ -24,7 +24,7 @@ from vla_training.small_model.auxiliary_targets import (
 from vla_training.small_model.reset_images import ResetImages, is_reset_images
 
 WORDINGS = 64  # sentences drawn for a scene
-BLOCK = 256  # stills read at a time
+BLOCK = 256  # reset images read at a time
 
 
 @dataclass
@@ -43,12 +43,12 @@ class Other:
 
 @dataclass
 class Frames:
-    """All steps of all episodes, one after the other, and stills (`stills.py`) after their kind.
+    """All steps of all episodes in order, and reset images (`reset_images.py`) in their way.
 
     images: uint8 [N, H, W, 3]. actions: float32 [M, 7], SI.
     text: row of `wordings` that fits each frame [N].
     end: index in `actions` one past the last of the frame's episode [N].
-    episode: number of its episode [N]; each still is its own.
+    episode: number of its episode [N]; each reset image is its own.
     sentences: all there are.
     scene: what the simulator knew [N, SIZE] (`scenes.scene_numbers`), NaN for the frames where it
         does not tell; None for all.
@@ -56,7 +56,7 @@ class Frames:
     start: index in `actions` of what is done at the frame [N]; its own number if left out.
     wordings: indices in `sentences` of which any may be said [W, K]; each sentence alone if left
         out.
-    recorded: how many of `actions` are episodes', ahead of the stills'; all if left out.
+    recorded: how many of `actions` are episodes', ahead of the reset images'; all if left out.
     """
 
     images: torch.Tensor
@@ -86,7 +86,7 @@ class Frames:
 
     @property
     def episodes(self) -> int:
-        """How many there are, stills left out."""
+        """Number of episodes, without reset images."""
         return len(self.episode[self.start < self.recorded].unique())
 
 
@@ -97,20 +97,20 @@ def load_frames(
     report: Callable[[str], None] = lambda _: None,
     count: int = WORDINGS,
 ) -> Frames:
-    """Read HDF5 datasets and stills into memory, the images straight onto `device`.
+    """Read HDF5 datasets and reset images into memory, the images straight onto `device`.
 
     count: sentences that are drawn for a scene whose task can say it in several ways; 0 keeps the
-        recorded ones. Stills have no recorded one.
+        recorded ones. Reset images have no recorded one.
     """
     sets = [ResetImages(p) if is_reset_images(p) else Hdf5Episodes(p) for p in paths]
     total = sum(_frames(s) for s in sets)
     recorded = sum(_frames(s) for s in sets if isinstance(s, Hdf5Episodes))
     if not recorded:
-        raise DataError("there are stills alone", "name a dataset of episodes as well")
+        raise DataError("there are only reset images", "name a dataset of episodes as well")
     filling, arrays, at = _Filling(recorded), None, 0
     for data, path in zip(sets, paths, strict=True):
-        still = isinstance(data, ResetImages)
-        parts = _stills(data, count) if still else _episodes(data, camera, count)
+        reset_image = isinstance(data, ResetImages)
+        parts = _reset_images(data, count) if reset_image else _episodes(data, camera, count)
         for images, part in parts:
             if arrays is None:
                 shape = (total, *images.shape[1:])
@@ -124,7 +124,7 @@ def load_frames(
             arrays[at : at + len(images)] = torch.from_numpy(images).to(device)
             filling.add(**part)
             at += len(images)
-        kind = "stills" if still else "episodes"
+        kind = "reset images" if reset_image else "episodes"
         report(f"{path}: {len(data)} {kind}, {at} frames so far")
     return filling.frames(arrays)
 
@@ -154,7 +154,7 @@ def _episodes(data: Hdf5Episodes, camera: str, count: int) -> Iterator[tuple[np.
         yield data.images(i, camera), part
 
 
-def _stills(data: ResetImages, count: int) -> Iterator[tuple[np.ndarray, dict]]:
+def _reset_images(data: ResetImages, count: int) -> Iterator[tuple[np.ndarray, dict]]:
     for begin in range(0, len(data), BLOCK):
         end = min(begin + BLOCK, len(data))
         drawn = data.drawn[begin:end]
@@ -169,20 +169,20 @@ def _stills(data: ResetImages, count: int) -> Iterator[tuple[np.ndarray, dict]]:
 
 
 class _Filling:
-    """Collects parts: an episode (actions [T, 7]), or stills (actions [n, T, 7])."""
+    """Collects parts: an episode (actions [T, 7]), or reset images (actions [n, T, 7])."""
 
     def __init__(self, recorded: int):
         self.recorded = recorded
         self.columns: dict[str, list] = {}
         self.actions: list[np.ndarray] = []
-        self.stills: list[np.ndarray] = []
+        self.reset_images: list[np.ndarray] = []
         self.sentences: dict[str, int] = {}
         self.rows: dict[tuple[str, ...], int] = {}
         self.episode = 0
 
     def add(self, actions, text, scene, other=None) -> None:
-        n, still = len(text), actions.ndim == 3
-        episode = self.episode + np.arange(n) if still else np.full(n, self.episode)
+        n, reset_image = len(text), actions.ndim == 3
+        episode = self.episode + np.arange(n) if reset_image else np.full(n, self.episode)
         self.episode = int(episode[-1]) + 1
         self._column("episode", episode)
         self._order("", n, text, scene, actions)
@@ -194,10 +194,10 @@ class _Filling:
         """One order's part; without actions nobody knows what would be done."""
         start = end = np.zeros(n, np.int64)
         if actions is not None and actions.ndim == 3:
-            done = self.recorded + sum(map(len, self.stills))
+            done = self.recorded + sum(map(len, self.reset_images))
             start = done + actions.shape[1] * np.arange(n)
             end = start + actions.shape[1]
-            self.stills.append(actions.reshape(-1, 7))
+            self.reset_images.append(actions.reshape(-1, 7))
         elif actions is not None:
             start = sum(map(len, self.actions)) + np.arange(n)
             end = np.full(n, start[-1] + 1)
@@ -225,7 +225,7 @@ class _Filling:
         width = max(map(len, self.rows))
         table = [[self.sentences[said[k % len(said)]] for k in range(width)] for said in self.rows]
         scene = columns.pop("scene")
-        actions = np.concatenate([*self.actions, *self.stills]).astype(np.float32)
+        actions = np.concatenate([*self.actions, *self.reset_images]).astype(np.float32)
         return Frames(
             images=images,
             actions=torch.from_numpy(actions),
@@ -241,7 +241,7 @@ class _Filling:
 def action_statistics(frames: Frames) -> dict:
     """The dataset_statistics.json entry of these frames: q01/q99 bounds, gripper left as it is.
 
-    Of the episodes alone: stills show but the way there.
+    Of the episodes only: reset images show just the first steps.
     """
     actions = frames.actions[: frames.recorded].numpy()
     statistics = dataset_statistics([actions], frames.spec, frames.name)

@@ -1,8 +1,8 @@
 """Reset images: one image at the start of an episode, with targets for both orders.
 
-A demonstration decides once which object it goes for, and costs some eighty images. A still
+A demonstration decides once which object it goes for, and costs some eighty images. A reset image
 costs one: the scene at the reset, and for either order of its two roles where everything is and
-what the expert does first. Still i of a seed is always the same.
+what the expert does first. Reset image i of a seed is always the same.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from vla_training.small_model.auxiliary_targets import (
 from vla_training.small_model.config import ResetImagesWanted
 
 ORDERS = 2  # as drawn, and the other
-STEPS = 4  # that the expert takes from a still
-PART = 250  # stills of a file
+STEPS = 4  # that the expert takes from a reset image
+PART = 250  # reset images of a file
 
 
 def make_reset_image(sim: Simulation, seed: int, index: int, steps: int) -> dict:
@@ -43,7 +43,7 @@ def make_reset_image(sim: Simulation, seed: int, index: int, steps: int) -> dict
     if other is None or wordings(sim.task.name, other, 1) is None:
         raise VlaError(
             f"{sim.task.name} has no other order",
-            "stills are of tasks with two roles and a sentence an episode",
+            "reset images need a task with two roles and one sentence per episode",
         )
     image = sim.render(sim.cameras[0])
     expert = expert_for(sim.task)
@@ -72,8 +72,8 @@ def make_reset_image(sim: Simulation, seed: int, index: int, steps: int) -> dict
 def write_reset_images(
     path: str | Path, sim: Simulation, seed: int, indices: Iterable[int], steps: int
 ) -> int:
-    """Make these stills and write them; the file appears whole or not at all. -> their number"""
-    stills, staged = [], Staged(path)
+    """Makes these reset images and writes them atomically. Returns their number."""
+    reset_images, staged = [], Staged(path)
     try:
         with h5py.File(staged.staged, "w") as file:
             shape = (sim.height, sim.width, 3)
@@ -81,19 +81,19 @@ def write_reset_images(
                 "images", (0, *shape), np.uint8, maxshape=(None, *shape), chunks=(1, *shape)
             )
             for index in indices:
-                still = make_reset_image(sim, seed, index, steps)
-                images.resize(len(stills) + 1, 0)
-                images[-1] = still.pop("image")
-                stills.append(still)
-            for name in ("scenes", "actions") if stills else ():
-                file[name] = np.stack([s[name] for s in stills])
-            file["records"] = np.array([s["record"] for s in stills], h5py.string_dtype())
-            file.attrs["stills"] = sim.task.name
-        if stills:
+                reset_image = make_reset_image(sim, seed, index, steps)
+                images.resize(len(reset_images) + 1, 0)
+                images[-1] = reset_image.pop("image")
+                reset_images.append(reset_image)
+            for name in ("scenes", "actions") if reset_images else ():
+                file[name] = np.stack([s[name] for s in reset_images])
+            file["records"] = np.array([s["record"] for s in reset_images], h5py.string_dtype())
+            file.attrs["reset_images"] = sim.task.name
+        if reset_images:
             staged.commit()
     finally:
         staged.discard()
-    return len(stills)
+    return len(reset_images)
 
 
 def make_reset_images(
@@ -102,7 +102,7 @@ def make_reset_images(
     parallel: int,
     report: Callable[[dict], None] = lambda _: None,
 ) -> list[Path]:
-    """Make what is wanted by `parallel` processes, PART stills a file; what is there stays."""
+    """Makes them with `parallel` processes, PART per file; existing files are kept."""
     jobs = {}
     for w in wanted:
         for begin in range(0, w.count, PART):
@@ -135,17 +135,17 @@ def _make_part(path: str, task: str, seed: int, indices: range) -> None:
 def is_reset_images(path: str | Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
-            return "stills" in file.attrs
+            return "reset_images" in file.attrs
     except OSError:  # a folder, another format, or damaged: the dataset's reader says which
         return False
 
 
 class ResetImages:
-    """A file of stills."""
+    """A file of reset images."""
 
     def __init__(self, path: str | Path):
         self.path, self.file = Path(path), h5py.File(path, "r")
-        self.task = str(self.file.attrs["stills"])
+        self.task = str(self.file.attrs["reset_images"])
         self.scenes, self.actions = self.file["scenes"][:], self.file["actions"][:]
         if self.scenes.shape[-1] != SIZE:
             raise DataError(

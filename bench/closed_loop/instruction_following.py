@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Instruction following of the training recipe: a tiny model on drawn images, on a CPU.
 
-    python bench/closed_loop/obedience.py
-    python bench/closed_loop/obedience.py --other-order 0 --stills 0   # demonstrations alone
+    python bench/closed_loop/instruction_following.py
+    ... --other-order 0 --reset-images 0   # demonstrations alone
 
 An episode's frames show a dot (the hand) on its way to the block that the sentence names, so that
 nearly every image gives the answer away, as in real demonstrations. Sentences are Stack_L's.
@@ -43,8 +43,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--stills", type=int, default=8000)
-    parser.add_argument("--acted", type=int, choices=(0, 1), default=1, help="stills with actions")
+    parser.add_argument("--reset-images", type=int, default=8000)
+    parser.add_argument(
+        "--acted", type=int, choices=(0, 1), default=1, help="reset images with actions"
+    )
     parser.add_argument("--other-order", type=float, default=0.5, help="see TrainConfig")
     parser.add_argument("--scene-weight", type=float, default=1.0)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
@@ -53,7 +55,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=4.8)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    frames = draw(args.episodes, args.stills, bool(args.acted), args.seed)
+    frames = draw(args.episodes, args.reset_images, bool(args.acted), args.seed)
     config = TrainConfig(
         batch_size=args.batch_size,
         minutes=args.minutes,
@@ -94,27 +96,29 @@ def shape(layers: int) -> dict:
     return model
 
 
-def draw(episodes: int, stills: int, acted: bool, seed: int, language: str = "train") -> Frames:
-    """Episodes of STEPS frames, then stills: the hand at home."""
+def draw(
+    episodes: int, reset_images: int, acted: bool, seed: int, language: str = "train"
+) -> Frames:
+    """Episodes of STEPS frames, then reset images: the hand at home."""
     rng = np.random.default_rng(seed)
     rows: dict[tuple[str, ...], int] = {}
     columns: dict[str, list] = {k: [] for k in COLUMNS}
     images, actions = [], []
-    for i in range(episodes + stills):
+    for i in range(episodes + reset_images):
         scene = TASK.draw_scene(rng)
         places = _places(rng)
-        still = i >= episodes
+        reset_image = i >= episodes
         both = (scene, other_order(scene))
         texts = [rows.setdefault(_said(s, language, rng), len(rows)) for s in both]
         path = _path(HOME, places[scene.roles["moved"]])
         begin = len(actions)
         actions += list(np.diff(path, axis=0))
-        if still:
+        if reset_image:
             actions += list(np.diff(_path(HOME, places[both[1].roles["moved"]]), axis=0))
-        for step in range(1 if still else STEPS):
+        for step in range(1 if reset_image else STEPS):
             images.append(_image(rng, places, scene.colours, path[step]))
             start, end = begin + step, begin + STEPS
-            known = not still or acted
+            known = not reset_image or acted
             values = {
                 "text": texts[0],
                 "scene": _numbers(path[step], places, both[0]),
@@ -124,7 +128,7 @@ def draw(episodes: int, stills: int, acted: bool, seed: int, language: str = "tr
                 "other_text": texts[1],
                 "other_scene": _numbers(path[step], places, both[1]),
                 "other_start": end,
-                "other_end": end + STEPS * (still and acted),
+                "other_end": end + STEPS * (reset_image and acted),
             }
             for name, value in values.items():
                 columns[name].append(value)
