@@ -80,9 +80,13 @@ def test_a_model_served_elsewhere_goes_to_the_family_that_its_address_names(wave
 
 
 def test_an_unknown_type_names_the_families_there_are(package, tmp_path):
-    with pytest.raises(CheckpointError, match=r"type 'surf', .*known: openvla, wave; other pack"):
+    with pytest.raises(
+        CheckpointError, match=r"type 'surf', .*: openpi, openvla, wave; other pack"
+    ):
         load_policy(write_wave(tmp_path / "a", model_type="surf"))
-    with pytest.raises(CheckpointError, match="has no model_type; say one; known: openvla, wave"):
+    with pytest.raises(
+        CheckpointError, match="no model_type; say one; known: openpi, openvla, wave"
+    ):
         load_policy(write_wave(tmp_path / "b", model_type=None))
 
 

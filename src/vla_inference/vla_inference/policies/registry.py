@@ -15,7 +15,10 @@ from vla_inference.policies.base import Contract, Description, Family, LoadOptio
 from vla_inference.system.plugins import find_plugins, load_plugin
 
 GROUP = "vla.policies"
-FAMILIES = {"openvla": "vla_inference.policies.openvla.family"}
+FAMILIES = {
+    "openpi": "vla_inference.policies.openpi.family",  # by address alone
+    "openvla": "vla_inference.policies.openvla.family",
+}
 
 
 def families() -> dict[str, EntryPoint]:

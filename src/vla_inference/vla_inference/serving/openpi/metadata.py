@@ -11,6 +11,7 @@ from vla_inference.policies.base import Contract, Needs
 from vla_inference.serving.openpi.observation_maps import ObservationMap, read_spec
 
 PROTOCOL, VERSION = "vla-openpi", 1
+REALTIME = "/v1/realtime/robot/openpi"  # vLLM-Omni's path
 
 
 def write_metadata(contract: Contract, name: str, observation_map: ObservationMap) -> dict:

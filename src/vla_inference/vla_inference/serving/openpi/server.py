@@ -24,7 +24,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from vla_inference.errors import ObservationError, VlaError
 from vla_inference.policies.base import Contract, Policy
 from vla_inference.serving.openpi.batcher import Answer, Batcher, PolicyFailure
-from vla_inference.serving.openpi.metadata import write_metadata, write_roboarena
+from vla_inference.serving.openpi.metadata import REALTIME, write_metadata, write_roboarena
 from vla_inference.serving.openpi.metrics import ServerMetrics
 from vla_inference.serving.openpi.observation_maps import ObservationMap
 from vla_inference.serving.openpi.rest import read_act, write_act
@@ -34,7 +34,6 @@ from vla_inference.serving.openpi.wire_actions import Conversion
 from vla_inference.types import Observation
 
 log = logging.getLogger(__name__)
-REALTIME = "/v1/realtime/robot/openpi"  # vLLM-Omni's path
 FAILED = "the model failed; the server's log says why"
 UNANSWERED = 8  # messages of a client whose replies are still to be sent
 SEND_SECONDS = 10.0  # until a client that does not read is given up
