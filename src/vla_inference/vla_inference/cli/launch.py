@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +16,8 @@ import typer
 
 from vla_inference.errors import VlaError
 from vla_inference.launch_standin.description import Declared, read_launch_file
-from vla_inference.launch_standin.runner import PR_SET_PDEATHSIG, run
-
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from vla_inference.launch_standin.runner import STOPPING, run
+from vla_inference.system import interrupts
 
 
 def find_launch_file(package: str, name: str) -> Path:
@@ -95,7 +94,7 @@ def run_ros_launch(path: Path, given: Mapping[str, str]) -> int:
     process = subprocess.Popen(
         [sys.executable, "-m", "vla_inference.launch_standin.ros_launch", *words],
         start_new_session=True,
-        preexec_fn=end_with_parent,
+        preexec_fn=partial(interrupts.end_with_parent, signal.SIGINT),
     )
     asked: list[int] = []
 
@@ -104,20 +103,11 @@ def run_ros_launch(path: Path, given: Mapping[str, str]) -> int:
             process.send_signal(signal.SIGINT)
         asked.append(number)
 
-    previous = {n: signal.signal(n, stop) for n in STOPPING}
-    try:
+    with interrupts.handled(stop, STOPPING):
         code = process.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     if asked:
         return 128 + asked[0]
     return 128 - code if code < 0 else code
-
-
-def end_with_parent() -> None:
-    """In a child, before it becomes its program: SIGINT when the parent ends, however it ends."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def start(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import selectors
 import signal
@@ -19,8 +18,9 @@ from typing import BinaryIO
 from vla_inference.launch_standin.description import Plan, Process
 from vla_inference.launch_standin.parameters import write_parameters
 from vla_inference.launch_standin.xml_lines import LaunchError
+from vla_inference.system import interrupts
 
-PR_SET_PDEATHSIG = 1
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 OURS = ("vla_inference", "vla_sim_bridge", "vla_training")
 
 
@@ -67,7 +67,6 @@ class Runner:
         self.stop_at: float | None = None  # when the stopping began
         self.told: set[tuple[int, int]] = set()  # (pid, signal) sent so far
         self.status = 0
-        self.libc = ctypes.CDLL(None, use_errno=True)
 
     def say(self, text: str) -> None:
         print(f"[launch] {text}", flush=True)
@@ -82,7 +81,7 @@ class Runner:
             if ours:  # they let it through when they can answer it: see interrupts.py
                 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             # Should we be killed without a chance to stop it, it ends all the same.
-            self.libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            interrupts.end_with_parent()
             if os.getppid() != parent:
                 os._exit(1)
 
@@ -257,13 +256,8 @@ def run(plan: Plan, heard: Callable[[str], object] = lambda _: None) -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="vla-launch-") as folder:
         runner = Runner(plan, Path(folder), heard)
-        previous = {
-            number: signal.signal(number, lambda n, _: runner.signals.append(n))
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        }
-        try:
-            return runner.loop()
-        finally:
-            runner.close()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        with interrupts.handled(lambda n, _: runner.signals.append(n), STOPPING):
+            try:
+                return runner.loop()
+            finally:
+                runner.close()

@@ -1,15 +1,19 @@
-"""Delays Ctrl-C while a process starts, until it can be handled without a traceback."""
+"""Signals: held back while a process starts, handled while it runs, sent when its parent ends."""
 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 @contextmanager
@@ -25,6 +29,25 @@ def held() -> Iterator[None]:
 def release() -> None:
     """Let SIGINT through from now on, one that came before included."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextmanager
+def handled(
+    handler: Callable[[int, FrameType | None], Any],
+    numbers: Iterable[int] = (signal.SIGINT, signal.SIGTERM),
+) -> Iterator[None]:
+    """These signals call `handler` in here, and what they called before from then on."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """In a child, before it becomes its program: this signal when the parent ends, however."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
 
 
 def node_process(module: str) -> Callable[[], NoReturn]:

@@ -9,6 +9,8 @@ import sys
 import threading
 from collections.abc import Iterator
 
+from vla_inference.system.interrupts import handled
+
 PATIENCE = 3  # Ctrl-D or signals after which a run ends at once, without saving
 
 
@@ -45,12 +47,7 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        kinds = (signal.SIGINT, signal.SIGTERM)
-        before = {k: signal.signal(k, self._signal) for k in kinds}
         if sys.stdin is not None and sys.stdin.isatty():
             threading.Thread(target=self._watch, daemon=True).start()
-        try:
+        with handled(self._signal):
             yield self
-        finally:
-            for kind, handler in before.items():
-                signal.signal(kind, handler)

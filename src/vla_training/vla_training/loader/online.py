@@ -8,8 +8,6 @@ run that is resumed waits for, or finds, the same episodes.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import signal
 import subprocess
 import sys
 import time
@@ -17,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_inference.errors import VlaError
+from vla_inference.system.interrupts import end_with_parent
 from vla_training.finetune.distributed import Place
 from vla_training.loader.frame_index import Source
 
 PERIOD = 1.0  # seconds between two looks at what is being made
-DEATH_SIGNAL = 1  # prctl(PR_SET_PDEATHSIG): generating ends with the training it is for
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class Stream:
             words += ["--ray-address", o.ray_address]
         with output.with_suffix(".log").open("ab") as log:
             self._making[path] = subprocess.Popen(
-                words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, preexec_fn=_end_with_us
+                words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent
             )
 
     def _wait(self, path: Path, number: int) -> None:
@@ -116,7 +114,3 @@ class Stream:
         for process in self._making.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
-
-
-def _end_with_us() -> None:
-    ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGTERM)
