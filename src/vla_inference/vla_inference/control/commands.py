@@ -14,6 +14,7 @@ from vla_inference.errors import VlaError
 from vla_inference.types import ActionChunk
 
 DRIFT = "drift"  # kind of clip: the target was kept from running away from the end effector
+ROTATIONS = ("rotvec", "rpy")
 SHORTEST, LONGEST = 1e-3, 60.0  # s, of a chunk's step
 
 
@@ -21,6 +22,13 @@ def check_dt(dt: float) -> None:
     """Raise VlaError where a step can't last as long."""
     if not SHORTEST <= dt <= LONGEST:
         raise VlaError(f"dt is {dt:g} s", f"a step of a chunk lasts {SHORTEST:g} to {LONGEST:g} s")
+
+
+def check_rotation(convention: str) -> None:
+    """Raise VlaError where it is no convention of a chunk's rotations."""
+    if convention not in ROTATIONS:
+        known = " or ".join(map(repr, ROTATIONS))
+        raise VlaError(f"unknown rotation convention {convention!r}", f"use {known}")
 
 
 def check_chunk(chunk: ActionChunk) -> None:
@@ -31,13 +39,16 @@ def check_chunk(chunk: ActionChunk) -> None:
             f"the actions are {', '.join(spec.names)}",
             "an end-effector delta has x, y, z, three angles and the gripper",
         )
-    if spec.rotation not in ("rotvec", "rpy"):
-        raise VlaError(f"the chunk's rotations are {spec.rotation!r}", "use 'rotvec' or 'rpy'")
+    check_rotation(spec.rotation)
+    check_dt(spec.dt)
     if len(chunk) == 0:
         raise VlaError("the chunk has no steps", "have the model give at least one")
-    if not np.isfinite(chunk.actions).all():
-        raise VlaError("the chunk holds numbers that are not finite", "fix the model")
-    check_dt(spec.dt)
+    bad = np.flatnonzero(~np.isfinite(chunk.actions).all(axis=1))
+    if len(bad):
+        raise VlaError(
+            f"step {bad[0]} holds a number that is not finite",
+            "such a chunk must not be executed; fix the model",
+        )
 
 
 def chunk_velocities(chunk: ActionChunk) -> tuple[np.ndarray, np.ndarray]:

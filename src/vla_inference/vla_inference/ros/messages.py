@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from geometry_msgs.msg import Vector3
 
-from vla_inference.control.commands import check_dt
+from vla_inference.control.commands import check_chunk, check_rotation
 from vla_inference.errors import VlaError
 from vla_inference.policies.action_specs import in_si, si_spec
 from vla_inference.types import ActionChunk, eef_delta_spec
@@ -21,29 +21,16 @@ if TYPE_CHECKING:
 
     from vla_inference.policies.base import Policy
 
-CONVENTIONS = (EefDelta.ROTVEC, EefDelta.RPY)
-
 
 def chunk_to_steps(chunk: ActionChunk, frame_id: str = "") -> list[EefDelta]:
     """The steps of a chunk as messages.
 
     frame_id: name of the frame the deltas are expressed in; empty takes the spec's.
     """
-    spec = chunk.spec
-    _check(len(chunk) > 0, "the chunk has no steps", "give at least one")
-    _check(
-        len(spec) == 7 and spec.names[-1] == "gripper",
-        f"the actions are {', '.join(spec.names)}",
-        "an end-effector delta has x, y, z, three angles and the gripper",
-    )
-    _check(
-        bool(np.isfinite(chunk.actions).all()),
-        "the chunk holds numbers that are not finite",
-        "nothing is sent",
-    )
-    chunk = in_si(chunk)
+    check_chunk(chunk)
+    spec, chunk = chunk.spec, in_si(chunk)
     frame = frame_id or spec.frame
-    _check_step(spec.rotation, spec.dt, frame)
+    _check_frame(frame)
     return [
         EefDelta(
             translation=Vector3(x=x, y=y, z=z),
@@ -75,7 +62,8 @@ def steps_to_chunk(steps: Sequence[EefDelta]) -> ActionChunk:
     _check(len(steps) > 0, "the chunk has no steps", "give at least one")
     first = steps[0]
     kind = (first.rotation_convention, first.dt, first.frame_id)
-    _check_step(*kind)
+    check_rotation(first.rotation_convention)
+    _check_frame(first.frame_id)
     rows = []
     for i, s in enumerate(steps):
         _check(
@@ -86,19 +74,16 @@ def steps_to_chunk(steps: Sequence[EefDelta]) -> ActionChunk:
         t, r = s.translation, s.rotation
         rows.append((t.x, t.y, t.z, r.x, r.y, r.z, s.gripper))
     actions = np.array(rows, np.float64)
-    bad = np.flatnonzero(~np.isfinite(actions).all(axis=1))
-    _check(
-        not len(bad),
-        f"step {bad[0] if len(bad) else 0} holds a number that is not finite",
-        "such a chunk must not be executed",
+    chunk = ActionChunk(
+        actions, eef_delta_spec(first.rotation_convention, first.frame_id, first.dt)
     )
+    check_chunk(chunk)
     _check(
         bool(((actions[:, 6] >= -0.5) & (actions[:, 6] <= 1.5)).all()),
         f"gripper values from {actions[:, 6].min():g} to {actions[:, 6].max():g}",
         "1 is open and 0 is closed",
     )
-    spec = eef_delta_spec(first.rotation_convention, first.frame_id, first.dt)
-    return ActionChunk(actions, spec)
+    return chunk
 
 
 def msg_to_chunk(msg: ActionChunkMsg) -> ActionChunk:
@@ -124,13 +109,7 @@ def policy_info(policy: Policy, frame_id: str = "") -> ModelInfo:
     )
 
 
-def _check_step(convention: str, dt: float, frame: str) -> None:
-    _check(
-        convention in CONVENTIONS,
-        f"unknown rotation convention {convention!r}",
-        f"use {' or '.join(map(repr, CONVENTIONS))}",
-    )
-    check_dt(dt)
+def _check_frame(frame: str) -> None:
     _check(bool(frame), "the deltas' frame_id is empty", "name the frame, such as 'base'")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from vla_inference.control.commands import check_chunk
 from vla_inference.errors import VlaError
 from vla_inference.policies.action_specs import in_si
 from vla_inference.types import ActionChunk
@@ -14,20 +15,13 @@ FRAME = "base"  # robosuite's controller takes deltas in the axes of the robot's
 
 def sim_actions(chunk: ActionChunk) -> np.ndarray:
     """float64 [T, 7]: m and rotation vector rad in the base frame, gripper 1 open."""
-    if len(chunk) == 0:
-        raise VlaError("the chunk has no steps", "have the model give at least one")
+    check_chunk(chunk)
     if chunk.spec.frame.lstrip("/") != FRAME:
         raise VlaError(
             f"the chunk's deltas are in frame {chunk.spec.frame!r}",
             f"this simulation takes frame {FRAME!r} only",
         )
     actions = in_si(chunk).actions.astype(np.float64)
-    if not np.isfinite(actions).all():
-        raise VlaError("the chunk holds numbers that are not finite", "fix the model")
     if chunk.spec.rotation == "rpy":
         actions[:, 3:6] = Rotation.from_euler("xyz", actions[:, 3:6]).as_rotvec()
-    elif chunk.spec.rotation != "rotvec":
-        raise VlaError(
-            f"the chunk's rotations are {chunk.spec.rotation!r}", "use 'rotvec' or 'rpy'"
-        )
     return actions
