@@ -109,7 +109,7 @@ def main() -> None:
                 args.task,
                 args.episodes,
                 args.seed,
-                args.horizon,
+                horizon=args.horizon,
                 workers=args.workers,
                 device=args.device,
             )

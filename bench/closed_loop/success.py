@@ -49,10 +49,10 @@ def main() -> None:
                 task,
                 episodes,
                 args.seed,
-                get_task(task).horizon,
-                args.execute_steps,
-                args.workers,
-                "cpu",
+                horizon=get_task(task).horizon,
+                execute_steps=args.execute_steps,
+                workers=args.workers,
+                device="cpu",
                 language=language,
             )
             found = {"language": language, **summarise(results)}

@@ -34,6 +34,7 @@ def rollout(
     task: str,
     episodes: int,
     seed: int = 0,
+    *,
     horizon: int = 200,
     execute_steps: int = 4,
     workers: int = 1,

@@ -125,8 +125,16 @@ def validate(
                         f"give at most {len(chunk.actions)}",
                     )
                 truth = bags.actions(number)[index]
-                about = {"episode": number, "step": index, "instruction": text, "total": total}
-                report(result.add(truth, chunk.actions, latency=latency, **about))
+                frame = result.add(
+                    truth,
+                    chunk.actions,
+                    episode=number,
+                    step=index,
+                    instruction=text,
+                    latency=latency,
+                    total=total,
+                )
+                report(frame)
     except KeyboardInterrupt:
         if not result.evaluation.frames:
             raise
