@@ -7,8 +7,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from vla_sim_bridge.envs.robosuite_sim import from_robosuite, to_robosuite
-from vla_sim_bridge.generation.hdf5 import write_episode, write_header
+from vla_inference.episodes.hdf5 import write_columns, write_header
+from vla_inference.episodes.robosuite import from_robosuite, to_robosuite
 
 SIZE = (48, 64)  # height, width
 LENGTHS = (7, 4, 5)
@@ -49,7 +49,7 @@ def write_set(path: Path, edit=None, **header) -> Path:
                 "attrs": {"task": "Stack_D2", "seed": 3, "attempt": i},
             }
             group = file.create_group(f"data/demo_{i}")
-            write_episode(group, data)
+            write_columns(group, data)
             if edit:
                 edit(group)
         for key, value in header.items():

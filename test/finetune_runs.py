@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
-from vla_sim_bridge.generation.hdf5 import write_episode, write_header
+from vla_inference.episodes.hdf5 import write_columns, write_header
 from vla_training.finetune.config import FinetuneConfig
 from vla_training.loader.frame_index import Source
 
@@ -48,7 +48,7 @@ def write_noise(
                     "robot0_state": rng.standard_normal((length, 8)).astype(np.float32),
                 },
             }
-            write_episode(file["data"].create_group(f"demo_{i}"), data)
+            write_columns(file["data"].create_group(f"demo_{i}"), data)
     return path
 
 

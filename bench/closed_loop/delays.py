@@ -27,11 +27,12 @@ from scipy.spatial.transform import Rotation
 
 from vla_inference.control import Commander, Settings
 from vla_inference.control.commands import Pose
+from vla_inference.episodes.robosuite import CONTROL_FREQ
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.ros.command.parameters import command_configs, read_settings
 from vla_inference.ros.parameters import defaults
 from vla_sim_bridge.cli.rollout import find_model
-from vla_sim_bridge.envs.robosuite_sim import CONTROL_FREQ, Simulation
+from vla_sim_bridge.envs.robosuite_sim import Simulation
 from vla_sim_bridge.evaluation.confidence_intervals import wilson_interval
 from vla_sim_bridge.evaluation.episode import EpisodeRun
 from vla_sim_bridge.ros.controller_emulation import TwistController

@@ -34,7 +34,7 @@ HIDDEN = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 
 def made_up(path: Path, episodes: int = 8, length: int = 80, size: int = 224) -> None:
     """Two blocks that move over a textured table, in `vla generate`'s layout."""
-    from vla_sim_bridge.generation.hdf5 import write_episode, write_header
+    from vla_inference.episodes.hdf5 import write_columns, write_header
 
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:size, :size]
@@ -62,7 +62,7 @@ def made_up(path: Path, episodes: int = 8, length: int = 80, size: int = 224) ->
                     "robot0_state": rng.normal(size=(length, 8)).astype(np.float32),
                 },
             }
-            write_episode(file.create_group(f"data/demo_{e}"), data)
+            write_columns(file.create_group(f"data/demo_{e}"), data)
 
 
 def repeated(source: Path, path: Path, episodes: int) -> int:

@@ -149,13 +149,13 @@ def attempt(row: Row, seed: int, index: int, path: str | None) -> tuple[str, int
         made = make_attempt(sim, config, index, demonstrations)
     finally:
         mimicgen.MimicGenConfig = plain
-    return made.outcome, len(made.episode["actions"]), time.perf_counter() - begun
+    return made.outcome, len(made.episode), time.perf_counter() - begun
 
 
 def make_sources(task: str, seed: int, path: str, count: int = 10) -> None:
     """The first scripted successes of a seed, as a file that MimicGen's method reads."""
+    from vla_inference.episodes.hdf5 import write_episode, write_header
     from vla_sim_bridge.generation.attempt import make_attempt
-    from vla_sim_bridge.generation.hdf5 import write_episode, write_header
 
     config = GenerateConfig(task=task, seed=seed, images=False, horizon=TASKS[task].horizon)
     sim, kept, index = simulation(task), 0, 0

@@ -356,7 +356,7 @@ def write_noise(path: str, size: int, episodes: int = 8, length: int = 60) -> No
     """An HDF5 file as the generator writes it, of blurred noise."""
     import h5py
 
-    from vla_sim_bridge.generation.hdf5 import write_episode, write_header
+    from vla_inference.episodes.hdf5 import write_columns, write_header
 
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
@@ -364,7 +364,7 @@ def write_noise(path: str, size: int, episodes: int = 8, length: int = 60) -> No
         for i in range(episodes):
             cells = rng.integers(0, 256, (length, 16, 16, 3), np.uint8)
             images = cells.repeat(size // 16, 1).repeat(size // 16, 2)
-            write_episode(
+            write_columns(
                 file["data"].create_group(f"demo_{i}"),
                 {
                     "actions": rng.uniform(-1, 1, (length, 7)),

@@ -118,11 +118,16 @@ class Step:
 
 @dataclass
 class Episode:
-    """A run from reset to end. `metadata` holds task, seed, source, outcome: plain JSON values."""
+    """A run from reset to end. `metadata` holds task, seed, source, outcome: plain JSON values.
+
+    columns: what else was recorded of the steps, by name ("states", "obs/robot0_joint_pos",
+        "datagen_info/eef_pose"): [T, ...] each. A dataset that is read leaves them on disk.
+    """
 
     steps: Sequence[Step]
     spec: ActionSpec
     metadata: dict = field(default_factory=dict)
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.steps)

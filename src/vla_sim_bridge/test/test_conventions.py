@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial.transform import Rotation
 
-from vla_inference.errors import VlaError
-from vla_inference.types import ActionChunk, eef_delta_spec
-from vla_sim_bridge.envs import poses
-from vla_sim_bridge.envs.robosuite_sim import (
+from vla_inference.episodes.robosuite import (
     POSITION_SCALE,
     ROTATION_SCALE,
     from_robosuite,
     to_robosuite,
 )
+from vla_inference.errors import VlaError
+from vla_inference.types import ActionChunk, eef_delta_spec
+from vla_sim_bridge.envs import poses
 from vla_sim_bridge.ros.chunk_to_actions import sim_actions
 
 unit = st.floats(-1, 1, allow_subnormal=False)

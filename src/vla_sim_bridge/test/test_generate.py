@@ -17,12 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vla_inference.episodes.hdf5 import Demonstrations
+from vla_inference.episodes.robosuite import from_robosuite, to_robosuite
 from vla_inference.errors import DataError, VlaError
 from vla_inference.system.files import whole_file, write_whole
-from vla_sim_bridge.envs.robosuite_sim import to_robosuite
+from vla_inference.types import Episode, Observation, Step, eef_delta_spec
 from vla_sim_bridge.generation import shards
 from vla_sim_bridge.generation.generate import GenerateConfig, generate
-from vla_sim_bridge.generation.hdf5 import Hdf5Episodes
 from vla_sim_bridge.generation.shards import Shards, store, to_bytes
 from vla_sim_bridge.generation.workers import WorkerDiedError
 
@@ -119,20 +120,20 @@ def test_bad_requests_are_named_before_any_work(change, words, tmp_path):
 
 
 def test_episodes_are_settled_and_in_si_units(reference):
-    data = Hdf5Episodes(reference)
+    data = Demonstrations(reference)
     assert len(data) == 3
     for i in range(3):
         group = data.group(i)
         assert group["rewards"][-11:].all() and group.attrs["settled"]
         assert group["obs/robot0_joint_pos"].shape == (len(group["dones"]), 7)
         assert group["dones"][:].tolist() == [0] * (len(group["dones"]) - 1) + [1]
-        actions = data.actions(i)
+        actions = from_robosuite(group["actions"][:])
         again = to_robosuite(actions.astype(np.float32))
         assert (again == group["actions"][:]).all()  # nothing is lost to formats of float32
         assert np.abs(actions[:, :3]).max() <= 0.05 + 1e-9
         assert set(np.unique(actions[:, 6])) == {0.0, 1.0}
         assert actions[0, 6] == 1.0
-        assert all("red block" in t for t in data.instructions(i))
+        assert all("red block" in t for t in group["instructions"].asstr()[:])
 
 
 # -- without a simulation: scheduling, faults, statistics ---------------------------------------
@@ -140,17 +141,11 @@ def test_episodes_are_settled_and_in_si_units(reference):
 FAKE = replace(CONFIG, episodes=20)
 
 
-def fake_episode(index: int) -> dict:
+def fake_episode(index: int) -> Episode:
     n = 5 + index % 7
-    return {
-        "actions": np.full((n, 7), index / 100),
-        "states": np.zeros((n, 45)),
-        "rewards": np.ones(n),
-        "dones": np.zeros(n),
-        "instructions": ["stack"] * n,
-        "obs": {},
-        "attrs": {"attempt": index},
-    }
+    action = np.full(7, index / 100)
+    steps = [Step(Observation({}, "stack"), action, reward=1.0) for _ in range(n)]
+    return Episode(steps, eef_delta_spec(), {"attempt": index}, {"states": np.zeros((n, 45))})
 
 
 class StandIn:
@@ -316,9 +311,4 @@ def test_cut_file_is_named(reference, tmp_path):
     cut = tmp_path / "cut.hdf5"
     cut.write_bytes(reference.read_bytes()[: reference.stat().st_size // 2])
     with pytest.raises(DataError, match=r"cut\.hdf5"):
-        Hdf5Episodes(cut)
-
-
-def test_missing_camera_lists_what_there_is(reference):
-    with pytest.raises(DataError, match="cameras: none"):
-        Hdf5Episodes(reference).images(0, "agentview")
+        Demonstrations(cut)

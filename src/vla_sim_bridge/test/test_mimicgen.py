@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from vla_inference.episodes.robosuite import to_robosuite
 from vla_inference.errors import DataError, VlaError
 from vla_sim_bridge.envs.poses import rotation_angle
 from vla_sim_bridge.envs.robosuite_sim import Simulation
-from vla_sim_bridge.generation.generate import GenerateConfig, attempt_episode
+from vla_sim_bridge.generation.attempt import make_attempt
+from vla_sim_bridge.generation.config import GenerateConfig
 from vla_sim_bridge.mimicgen.method import (
     FINGER_REACH,
     SELECTIONS,
@@ -180,12 +182,12 @@ def test_human_demonstration_is_cut_where_the_hand_closes(sim):
 def test_human_demonstration_makes_new_ones(sim):
     sources = load_sources(sim, None)
     config = GenerateConfig(task="Stack_D0", method="mimicgen", seed=3, images=False)
-    made = [attempt_episode(sim, config, i, sources) for i in (4, 5)]
-    good = [m for m in made if m is not None]
+    made = [make_attempt(sim, config, i, sources) for i in (4, 5)]
+    good = [m.episode for m in made if m.success]
     assert good, "none of two attempts stacked"
     for episode in good:
-        assert np.abs(episode["actions"]).max() <= 1.0
-        assert episode["rewards"][-1] == 1.0 and episode["attrs"]["settled"]
+        assert np.abs(to_robosuite(episode.actions)).max() <= 1.0
+        assert episode.steps[-1].reward == 1.0 and episode.metadata["settled"]
 
 
 def test_a_quick_source_waits_for_an_arm_that_is_held_back():

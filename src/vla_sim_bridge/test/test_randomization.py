@@ -94,17 +94,19 @@ def test_a_mishap_is_recorded_as_what_the_expert_wants_and_is_put_right(plain):
     for index in range(n):
         calm = make_attempt(plain, replace(config, recovery=0.0, horizon=50), index)
         made = make_attempt(plain, config, index)
-        attributes = made.episode["attrs"]
+        attributes = made.episode.metadata
         assert attributes["recovery"] is True
         what = json.loads(attributes["perturbation"])
         kinds.add(what["kind"])
         assert made.success
         at = what["at"]
-        before = made.episode["states"][: at + 1]
-        assert np.array_equal(before, calm.episode["states"][: at + 1])
+        states, plain_states = (a.episode.columns["states"] for a in (made, calm))
+        assert np.array_equal(states[: at + 1], plain_states[: at + 1])
         # the action at that step is still the expert's; the world after it is another
-        assert np.array_equal(made.episode["actions"][at], calm.episode["actions"][at])
+        assert np.array_equal(made.episode.actions[at], calm.episode.actions[at])
         after = slice(at + 1, at + 3)
-        assert not np.array_equal(made.episode["states"][after], calm.episode["states"][after])
-        assert "perturbation" not in calm.episode["attrs"]
+        assert not np.array_equal(
+            made.episode.columns["states"][after], calm.episode.columns["states"][after]
+        )
+        assert "perturbation" not in calm.episode.metadata
     assert kinds == {"knock", "nudge"}

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vla_inference.episodes.hdf5 import write_columns, write_header
+from vla_inference.episodes.robosuite import to_robosuite
 from vla_inference.errors import DataError, VlaError
 from vla_inference.policies.base import Needs, Policy
 from vla_inference.types import ActionChunk, DimSpec, eef_delta_spec
-from vla_sim_bridge.envs.robosuite_sim import to_robosuite
-from vla_sim_bridge.generation.hdf5 import write_episode, write_header
 from vla_training.cli import eval
 from vla_training.conversion.convert import convert
 from vla_training.datasets import open_dataset
@@ -54,7 +54,7 @@ def write_set(path: Path, lengths=(5, 3), instruction="stack the red block", **h
                     "a_wrist_image": np.zeros((n, 64, 64, 3), np.uint8),
                 },
             }
-            write_episode(file.create_group(f"data/demo_{i}"), data)
+            write_columns(file.create_group(f"data/demo_{i}"), data)
         for key, value in header.items():
             file["data"].attrs[key] = value
     return path

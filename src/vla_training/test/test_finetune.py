@@ -21,10 +21,10 @@ from finetune_runs import SENTENCES, free_port, losses, make_home, settings, wri
 
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.cli.main import run_subcommand
+from vla_inference.episodes.hdf5 import write_header
 from vla_inference.errors import CheckpointError, DataError, VlaError
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.types import Observation
-from vla_sim_bridge.generation.hdf5 import write_header
 from vla_training.cli.finetune import find_sources
 from vla_training.finetune import distributed, training_state
 from vla_training.finetune.export import export

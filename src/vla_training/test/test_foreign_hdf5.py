@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import foreign_hdf5 as files
 import h5py
@@ -350,3 +352,14 @@ def test_the_command_line_takes_what_the_file_does_not_state(tmp_path, capsys):
     paths = ["--dataset", str(path), "--output", str(out), "--convert", "rlds"]
     assert run("convert", *paths, "--workers", "1", *words) == 0
     assert open_dataset(out)[0].instructions == ["stack the cubes"] * COUNT
+
+
+def test_robot_data_is_read_and_written_without_the_simulator():
+    """Nor is anything of its package imported."""
+    modules = ["reader", "writer", "aloha"]
+    code = "; ".join(f"import vla_training.datasets.hdf5.{m}" for m in modules)
+    code += (
+        "; import sys; print([m for m in sys.modules if m.startswith(('vla_sim', 'robosuite'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

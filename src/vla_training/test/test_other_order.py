@@ -10,9 +10,10 @@ import pytest
 import torch
 from tiny_model import tiny_model
 
+from vla_inference.episodes.hdf5 import write_columns, write_header
+from vla_inference.episodes.robosuite import to_robosuite
 from vla_inference.errors import DataError, VlaError
-from vla_sim_bridge.envs.robosuite_sim import Simulation, to_robosuite
-from vla_sim_bridge.generation.hdf5 import write_episode, write_header
+from vla_sim_bridge.envs.robosuite_sim import Simulation
 from vla_sim_bridge.tasks import Scene
 from vla_sim_bridge.tasks.stack_language import HELD_OUT, TRAIN
 from vla_training.small_model.auxiliary_targets import (
@@ -71,7 +72,7 @@ def episodes(tmp_path_factory):
                 },
                 "attrs": {"task": task, "scene": json.dumps(record)},
             }
-            write_episode(file["data"].create_group(f"demo_{i}"), data, None)
+            write_columns(file["data"].create_group(f"demo_{i}"), data, None)
     return path
 
 

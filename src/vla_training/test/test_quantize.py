@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
+from vla_inference.episodes.hdf5 import write_columns, write_header
+from vla_inference.episodes.robosuite import to_robosuite
 from vla_inference.errors import VlaError
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
-from vla_sim_bridge.envs.robosuite_sim import to_robosuite
-from vla_sim_bridge.generation.hdf5 import write_episode, write_header
 from vla_training.cli.quantize import quantize
 
 
@@ -32,7 +32,7 @@ def data(tmp_path):
                 "instructions": ["go"] * n,
                 "obs": {"agentview_image": rng.integers(0, 256, (n, 64, 64, 3), np.uint8)},
             }
-            write_episode(file.create_group(f"data/demo_{i}"), data)
+            write_columns(file.create_group(f"data/demo_{i}"), data)
     return tmp_path / "demo.hdf5"
 
 

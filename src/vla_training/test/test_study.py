@@ -22,9 +22,9 @@ from pages import fill_tables
 from PIL import Image
 from tiny_model import tiny_model
 
+from vla_inference.episodes.hdf5 import write_columns, write_header
 from vla_inference.errors import VlaError
 from vla_sim_bridge.evaluation.confidence_intervals import wilson_interval
-from vla_sim_bridge.generation.hdf5 import write_episode, write_header
 from vla_training.small_model.train import Trainer
 from vla_training.study import worker
 from vla_training.study.config import Cell, StudyConfig
@@ -48,7 +48,7 @@ def write_noise(path: Path, size: int, episodes: int = 5, length: int = 6) -> Pa
                 "instructions": ["lift the cube"] * length,
                 "obs": {"agentview_image": images},
             }
-            write_episode(file["data"].create_group(f"demo_{i}"), data)
+            write_columns(file["data"].create_group(f"demo_{i}"), data)
     return path
 
 

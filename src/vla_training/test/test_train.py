@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from tiny_model import tiny_model
 
 from vla_inference.checkpoints.load import load_config
+from vla_inference.episodes.hdf5 import write_columns
 from vla_inference.errors import DataError, VlaError
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
-from vla_sim_bridge.generation.hdf5 import write_episode
 from vla_training.cli.train import train
 from vla_training.small_model.auxiliary_targets import SIZE, scene_of
 from vla_training.small_model.frames import Frames, action_statistics, load_frames
@@ -181,6 +181,17 @@ def test_missing_data_set_is_named(tmp_path):
         load_frames([tmp_path / "nothing.hdf5"])
 
 
+def test_missing_camera_lists_what_there_is(tmp_path):
+    path = write_noise(tmp_path / "demo.hdf5")
+    with pytest.raises(DataError, match="cameras: agentview, robot0_eye_in_hand"):
+        load_frames([path], "frontview")
+    with h5py.File(path, "r+") as file:
+        for demo in file["data"].values():
+            del demo["obs"]
+    with pytest.raises(DataError, match="cameras: none"):
+        load_frames([path])
+
+
 def test_statistics_leave_the_gripper_alone():
     statistics = action_statistics(make_frames())
     assert statistics["action"]["mask"] == [True] * 6 + [False]
@@ -216,7 +227,7 @@ def demonstration(tmp_path, task: str, poses: dict, roles: dict, signals: dict) 
     rows = {k: np.zeros((2, n)) for k, n in {"actions": 7, "states": 3, "rewards": 1}.items()}
     data = {**rows, "dones": np.zeros(2), "instructions": ["a", "a"], "obs": {}}
     group = h5py.File(tmp_path / f"{task}.hdf5", "w").create_group("demo")
-    write_episode(group, {**data, "datagen_info": info, "attrs": {"task": task}})
+    write_columns(group, {**data, "datagen_info": info, "attrs": {"task": task}})
     return group
 
 

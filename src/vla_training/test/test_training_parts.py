@@ -87,13 +87,13 @@ def test_a_share_too_small_to_come_up_is_refused():
 
 @pytest.fixture
 def noise(tmp_path: Path) -> Path:
-    from vla_sim_bridge.generation.hdf5 import write_episode, write_header
+    from vla_inference.episodes.hdf5 import write_columns, write_header
 
     rng = np.random.default_rng(1)
     with h5py.File(tmp_path / "noise.hdf5", "w") as file:
         write_header(file, "noise", 3, {})
         for i in range(3):
-            write_episode(
+            write_columns(
                 file["data"].create_group(f"demo_{i}"),
                 {
                     "actions": rng.uniform(-1, 1, (5, 7)),

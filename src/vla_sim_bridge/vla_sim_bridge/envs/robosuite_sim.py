@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vla_inference.episodes.robosuite import CONTROL_FREQ, to_robosuite
 from vla_inference.errors import VlaError
 from vla_inference.inputs.robot_state import QuaternionSign
 from vla_inference.types import ActionSpec, eef_delta_spec
@@ -17,32 +18,11 @@ from vla_sim_bridge.envs.base import StepResult
 from vla_sim_bridge.envs.fast_osc import control_step
 from vla_sim_bridge.envs.randomization import Randomize, Randomizer
 from vla_sim_bridge.envs.renderer import Renderer
-from vla_sim_bridge.envs.robosuite_env import (
-    ACTION_SCALE,
-    CONTROL_FREQ,
-    POSITION_SCALE,
-    ROBOT,
-    ROTATION_SCALE,
-    from_robosuite,
-    make_env,
-    silence,
-    to_robosuite,
-)
+from vla_sim_bridge.envs.robosuite_env import ROBOT, make_env, silence
 from vla_sim_bridge.envs.sim_state import SimState
 from vla_sim_bridge.tasks import Language, Task, get_task
 
-__all__ = [
-    "ACTION_SCALE",
-    "CONTROL_FREQ",
-    "POSITION_SCALE",
-    "ROBOT",
-    "ROTATION_SCALE",
-    "Simulation",
-    "StepResult",
-    "episode_rng",
-    "from_robosuite",
-    "to_robosuite",
-]
+__all__ = ["ROBOT", "Simulation", "StepResult", "episode_rng"]
 
 
 def episode_rng(purpose: str, seed: int, index: int) -> np.random.Generator:

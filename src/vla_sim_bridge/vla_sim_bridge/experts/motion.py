@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from vla_inference.episodes.robosuite import ACTION_SCALE
 from vla_sim_bridge.envs.poses import delta_between, turn_z
-from vla_sim_bridge.envs.robosuite_sim import ACTION_SCALE, Simulation
+from vla_sim_bridge.envs.robosuite_sim import Simulation
 
 GAIN = 1.6  # the controller lags: ask for more than the distance,
 BRAKE = 0.06  # s; less what it will coast. Overshoot at full stretch meets the joint limits

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vla_inference.episodes.robosuite import to_robosuite
+from vla_inference.types import Episode, Observation, Step
 from vla_sim_bridge.envs.poses import apply_delta
-from vla_sim_bridge.envs.robosuite_sim import Simulation, episode_rng, to_robosuite
+from vla_sim_bridge.envs.robosuite_sim import Simulation, episode_rng
 from vla_sim_bridge.evaluation.episode import SETTLE_STEPS
 from vla_sim_bridge.generation.config import GenerateConfig
 from vla_sim_bridge.generation.perturbation import Perturbation
@@ -27,11 +29,10 @@ class Attempt:
 
     outcome: "success", or why it failed: "no_SIGNAL" where a subtask's signal never came,
     "unsettled" where success did not last, the name of a task's own wrong end, else "timeout".
-    episode: the demonstration as `write_episode` takes it.
     """
 
     outcome: str
-    episode: dict
+    episode: Episode
 
     @property
     def success(self) -> bool:
@@ -140,8 +141,8 @@ class Recorder:
         eef = sim.eef_pose()
         self.rows.append(
             {
-                # float32 first, as every format has it: so it comes back to the bit
-                "action": to_robosuite(np.asarray(action, np.float32)),
+                # float32, as every format has it: so it comes back to the bit
+                "action": np.asarray(action, np.float32),
                 "state": sim.get_mujoco_state(),
                 "robot": sim.robot_state(),
                 "instruction": sim.instruction,
@@ -155,29 +156,37 @@ class Recorder:
     def after(self, success: bool) -> None:
         self.rows[-1]["reward"] = float(success)
 
-    def episode(self, attributes: dict) -> dict:
-        rows = self.rows
+    def episode(self, metadata: dict) -> Episode:
+        rows, last = self.rows, len(self.rows) - 1
 
         def column(key, name=None):
             return np.stack([row[key] if name is None else row[key][name] for row in rows])
 
-        images = {f"{c}_image": np.stack(v) for c, v in self.images.items() if v}
-        robot = {name: column("robot", name) for name in rows[0]["robot"]}
-        return {
-            "actions": column("action"),
+        steps = [
+            Step(
+                Observation(
+                    {camera: images[t] for camera, images in self.images.items()},
+                    row["instruction"],
+                    row["robot"]["robot0_state"],
+                ),
+                row["action"],
+                row["reward"],
+                t == 0,
+                t == last,
+                t == last,
+            )
+            for t, row in enumerate(rows)
+        ]
+        columns = {
             "states": column("state"),
-            "rewards": column("reward"),
-            "dones": (np.arange(len(rows)) == len(rows) - 1).astype(np.int64),
-            "instructions": [row["instruction"] for row in rows],
-            "obs": {**images, **robot},
-            "datagen_info": {
-                "eef_pose": column("eef"),
-                "target_pose": column("target"),
-                "gripper_action": column("action")[:, 6:7],
-                "object_poses": {n: column("objects", n) for n in rows[0]["objects"]},
-                "subtask_term_signals": {
-                    n: column("signals", n).astype(np.int64) for n in rows[0]["signals"]
-                },
-            },
-            "attrs": attributes,
+            **{f"obs/{name}": column("robot", name) for name in rows[0]["robot"]},
+            "datagen_info/eef_pose": column("eef"),
+            "datagen_info/target_pose": column("target"),
+            "datagen_info/gripper_action": to_robosuite(column("action"))[:, 6:7],
         }
+        for name in rows[0]["objects"]:
+            columns[f"datagen_info/object_poses/{name}"] = column("objects", name)
+        for name in rows[0]["signals"]:
+            signal = column("signals", name).astype(np.int64)
+            columns[f"datagen_info/subtask_term_signals/{name}"] = signal
+        return Episode(steps, self.sim.spec, metadata, columns)

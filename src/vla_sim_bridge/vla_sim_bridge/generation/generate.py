@@ -21,7 +21,7 @@ from typing import Any
 from vla_inference.errors import VlaError
 from vla_inference.system.files import writable
 from vla_sim_bridge.envs.robosuite_sim import Simulation
-from vla_sim_bridge.generation.attempt import Attempt, make_attempt
+from vla_sim_bridge.generation.attempt import make_attempt
 from vla_sim_bridge.generation.config import GenerateConfig
 from vla_sim_bridge.generation.shards import (
     DamagedPartError,
@@ -203,14 +203,6 @@ def _make_play(config: GenerateConfig, sources, parts: str | None) -> Callable[[
         return attempt.outcome, None, True
 
     return play
-
-
-def attempt_episode(
-    sim: Simulation, config: GenerateConfig, index: int, sources=None
-) -> dict | None:
-    """One attempt: the demonstration as `write_episode` takes it, or None if it failed."""
-    attempt: Attempt = make_attempt(sim, config, index, sources)
-    return attempt.episode if attempt.success else None
 
 
 def _read_sources(config: GenerateConfig, task):

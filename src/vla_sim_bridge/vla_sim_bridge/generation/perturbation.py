@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_sim_bridge.envs.robosuite_sim import ACTION_SCALE, Simulation, episode_rng
+from vla_inference.episodes.robosuite import ACTION_SCALE
+from vla_sim_bridge.envs.robosuite_sim import Simulation, episode_rng
 from vla_sim_bridge.generation.config import GenerateConfig
 
 FIRST, LAST = 4, 45  # control steps between which it happens

@@ -19,11 +19,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from vla_inference.episodes.hdf5 import write_episode, write_header
+from vla_inference.episodes.robosuite import CONTROL_FREQ
 from vla_inference.errors import DataError
 from vla_inference.system.files import LOCK, FileLock, Staged, remove_leftovers, write_whole
-from vla_sim_bridge.envs.robosuite_sim import CONTROL_FREQ, ROBOT
+from vla_inference.types import Episode
+from vla_sim_bridge.envs.robosuite_sim import ROBOT
 from vla_sim_bridge.evaluation.confidence_intervals import wilson_interval
-from vla_sim_bridge.generation.hdf5 import write_episode, write_header
 
 GOOD, BAD, NOTE = ".hdf5", ".failure.hdf5", ".failed"
 
@@ -66,7 +68,7 @@ class Shards:
         return self._next
 
 
-def to_bytes(episode: Mapping, compression: str | None) -> bytes:
+def to_bytes(episode: Episode, compression: str | None) -> bytes:
     """An episode as an HDF5 file, made in memory: writing it is one plain write."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:

@@ -14,8 +14,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from vla_inference.episodes.robosuite import ACTION_SCALE
 from vla_sim_bridge.envs.poses import delta_between, interpolate, invert, rotation_angle, turn_z
-from vla_sim_bridge.envs.robosuite_sim import ACTION_SCALE, Simulation
+from vla_sim_bridge.envs.robosuite_sim import Simulation
 from vla_sim_bridge.mimicgen.source_demos import SourceDemo
 from vla_sim_bridge.tasks import Subtask
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from vla_inference.episodes.robosuite import ACTION_SCALE, from_robosuite
 from vla_inference.errors import DataError, VlaError
 from vla_sim_bridge.envs.poses import apply_delta
-from vla_sim_bridge.envs.robosuite_sim import ACTION_SCALE, Simulation, from_robosuite
+from vla_sim_bridge.envs.robosuite_sim import Simulation
 from vla_sim_bridge.tasks import Subtask, Task
 
 DEMONSTRATIONS = Path(__file__).parent / "demonstrations"

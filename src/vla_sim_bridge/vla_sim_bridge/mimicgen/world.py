@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vla_inference.episodes.robosuite import CONTROL_FREQ, to_robosuite
 from vla_inference.errors import VlaError
 from vla_inference.inputs.robot_state import QuaternionSign, axis_angle
 from vla_inference.types import ActionSpec, eef_delta_spec
 from vla_sim_bridge.envs.base import StepResult, WorldBase
-from vla_sim_bridge.envs.robosuite_env import CONTROL_FREQ, to_robosuite
 from vla_sim_bridge.mimicgen.process import SLOW, MimicgenProcess, find_python
 from vla_sim_bridge.tasks import Language, Scene, Task
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vla_inference.episodes.robosuite import CONTROL_FREQ
 from vla_inference.errors import VlaError
 from vla_inference.ros.messages import msg_to_chunk
 from vla_inference.ros.qos import CHUNK, LATCHED
 from vla_inference.ros.stamps import stamp_ns
 from vla_msgs.msg import ActionChunk, InferenceStatus, SimStatus
-from vla_sim_bridge.envs.robosuite_sim import CONTROL_FREQ
 from vla_sim_bridge.evaluation.answers import Answers
 from vla_sim_bridge.ros.chunk_to_actions import sim_actions
 from vla_sim_bridge.ros.lock_step import LockStep, Verdict

@@ -21,11 +21,11 @@ from rosgraph_msgs.msg import Clock
 from scipy.spatial.transform import Rotation
 from std_msgs.msg import Float64MultiArray
 
+from vla_inference.episodes.robosuite import CONTROL_FREQ
 from vla_inference.errors import VlaError
 from vla_inference.ros.qos import CHUNK, COMMAND
 from vla_inference.ros.stamps import stamp_ns
 from vla_msgs.msg import ActionChunk, SimStatus
-from vla_sim_bridge.envs.robosuite_sim import CONTROL_FREQ
 from vla_sim_bridge.ros.auto_enable import Operator
 from vla_sim_bridge.ros.controller_emulation import PoseController, TwistController
 from vla_sim_bridge.ros.executor import Drive

@@ -1,4 +1,4 @@
-"""Demonstrations as flat arrays of frames, ready for batches."""
+"""Hdf5Set as flat arrays of frames, ready for batches."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 
 from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec, eef_delta_spec
-from vla_sim_bridge.generation.hdf5 import Hdf5Episodes
 from vla_training.datasets.base import action_statistics as dataset_statistics
+from vla_training.datasets.hdf5.reader import Hdf5Set
 from vla_training.small_model.auxiliary_targets import (
     SIZE,
     other_order,
@@ -102,9 +102,9 @@ def load_frames(
     count: sentences that are drawn for a scene whose task can say it in several ways; 0 keeps the
         recorded ones. Reset images have no recorded one.
     """
-    sets = [ResetImages(p) if is_reset_images(p) else Hdf5Episodes(p) for p in paths]
+    sets = [ResetImages(p) if is_reset_images(p) else Hdf5Set(p) for p in paths]
     total = sum(_frames(s) for s in sets)
-    recorded = sum(_frames(s) for s in sets if isinstance(s, Hdf5Episodes))
+    recorded = sum(_frames(s) for s in sets if isinstance(s, Hdf5Set))
     if not recorded:
         raise DataError("there are only reset images", "name a dataset of episodes as well")
     filling, arrays, at = _Filling(recorded), None, 0
@@ -129,16 +129,21 @@ def load_frames(
     return filling.frames(arrays)
 
 
-def _frames(data: ResetImages | Hdf5Episodes) -> int:
+def _frames(data: ResetImages | Hdf5Set) -> int:
     if isinstance(data, ResetImages):
         return len(data)
-    return sum(len(data.group(i)["actions"]) for i in range(len(data)))
+    return sum(len(data.episodes.group(i)["actions"]) for i in range(len(data)))
 
 
-def _episodes(data: Hdf5Episodes, camera: str, count: int) -> Iterator[tuple[np.ndarray, dict]]:
+def _episodes(data: Hdf5Set, camera: str, count: int) -> Iterator[tuple[np.ndarray, dict]]:
     for i in range(len(data)):
-        group, values, states = data.group(i), data.actions(i), data.states(i)
-        n = len(values)
+        group, values, states = data.episodes.group(i), data.actions(i), data.episodes.states(i)
+        n, images = len(values), data.columns(i, data.cameras()).get(camera)
+        if images is None:
+            raise DataError(
+                f"{data.path} has no images of camera {camera!r}",
+                f"cameras: {', '.join(data.cameras()) or 'none'}",
+            )
         if not np.isfinite(values).all():
             raise DataError(f"{data.path}: demonstration {i} has actions that are not finite")
         task, drawn = group.attrs.get("task", ""), recorded_scene(group)
@@ -151,7 +156,7 @@ def _episodes(data: Hdf5Episodes, camera: str, count: int) -> Iterator[tuple[np.
         if said and (scene := other_scene_of(group, states)) is not None:
             text = wordings(task, other_order(drawn), count)
             part["other"] = {"text": [text] * n, "scene": scene}
-        yield data.images(i, camera), part
+        yield images.all(), part
 
 
 def _reset_images(data: ResetImages, count: int) -> Iterator[tuple[np.ndarray, dict]]:

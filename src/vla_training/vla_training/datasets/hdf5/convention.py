@@ -11,9 +11,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from vla_inference.episodes.hdf5 import CONVENTION
 from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec, eef_delta_spec
-from vla_sim_bridge.generation.hdf5 import CONVENTION
 from vla_training.datasets.action_form import spec_from_json
 
 GRIPPERS = {  # offset and factor that make 1 open, 0 closed

@@ -87,6 +87,10 @@ class ImageColumn:
             stored = decode_image(data, f"{self._where()}, step {step}")
         return stored[::-1] if self._flipped else stored
 
+    def all(self) -> np.ndarray:
+        """uint8 [T, H, W, 3], upright."""
+        return np.stack([self.read(step) for step in range(len(self._data))])
+
     def _where(self) -> str:
         return f"{self._data.file.filename}: {self._data.name}"
 

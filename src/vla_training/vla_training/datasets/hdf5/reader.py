@@ -13,9 +13,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from vla_inference.episodes.hdf5 import Demonstrations
 from vla_inference.errors import DataError
 from vla_inference.types import Episode, Observation, Step
-from vla_sim_bridge.generation.hdf5 import Hdf5Episodes
 from vla_training.datasets.action_form import absolute_to_delta
 from vla_training.datasets.base import EpisodeSet
 from vla_training.datasets.hdf5 import layout as layout
@@ -59,7 +59,7 @@ class Hdf5Set(ImageColumnSet):
         action_convention: str | Mapping | None = None,
         upside_down: bool | None = None,
     ):
-        self.episodes = Hdf5Episodes(path)
+        self.episodes = Demonstrations(path)
         self.path = self.episodes.path
         self.name = self.path.stem if self.path.is_file() else self.path.resolve().name
         self.notes: list[str] = []
@@ -109,8 +109,7 @@ class Hdf5Set(ImageColumnSet):
 
     @property
     def plain(self) -> bool:
-        """Whether `Hdf5Episodes` reads the same: all files are in robosuite's own form, as
-        `vla generate` writes it."""
+        """Whether all files are in robosuite's own form, as `vla generate` writes it."""
         own = set(self._conventions.values()) == {default_convention()}
         with readable(self.episodes.where(0)):
             told = "instructions" in self.episodes.group(0) and self.instruction is None

@@ -15,9 +15,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from vla_inference.episodes.hdf5 import CONVENTION, compress, write_images, write_instructions
 from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec, Episode
-from vla_sim_bridge.generation.hdf5 import CONVENTION, compress, write_images
 from vla_training.datasets.action_form import (
     convert_rotation,
     is_eef_delta,
@@ -75,10 +75,7 @@ class Hdf5Writer(EpisodeWriter):
         group = self._data.create_group(f"demo_{self.count}")
         for key, value in encoded["columns"].items():
             group.create_dataset(key, data=value)
-        text = h5py.string_dtype("utf-8")
-        group.create_dataset(
-            "instructions", data=np.array(encoded["instructions"], object), dtype=text
-        )
+        write_instructions(group, encoded["instructions"])
         length = len(encoded["instructions"])
         for camera, chunks in encoded["images"].items():
             shape = (*self.form.cameras[camera], 3)

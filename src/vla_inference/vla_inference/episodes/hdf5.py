@@ -1,8 +1,8 @@
 """Writes episodes in robomimic's HDF5 layout, with images and one instruction per step.
 
 Stored as robomimic has it: `data/demo_i/{actions, states, rewards, dones, obs/*}`, actions in
-robosuite's own [-1, 1] and gripper -1 open. What is read back as `Episode` is in SI units; the
-scale and polarity are written into `data.attrs["action_convention"]`, and a file without it is
+robosuite's own [-1, 1] and gripper -1 open. An `Episode` is in SI units; the scale and polarity
+are written into `data.attrs["action_convention"]`, and a file without it is
 taken for robosuite's OSC_POSE default, which is what robomimic's and MimicGen's files hold.
 """
 
@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import deflate
 import h5py
 import numpy as np
 
+from vla_inference.episodes.robosuite import ACTION_SCALE, CONTROL_FREQ, to_robosuite
 from vla_inference.errors import DataError
-from vla_inference.types import Episode, Observation, Step, eef_delta_spec
-from vla_sim_bridge.envs.robosuite_sim import ACTION_SCALE, CONTROL_FREQ, from_robosuite
+from vla_inference.types import Episode
 
 CONVENTION = {
     "delta": "OSC_POSE, world-aligned base frame, rotation vector applied from the left",
@@ -29,8 +29,33 @@ CONVENTION = {
 }
 
 
-def write_episode(group: h5py.Group, data: Mapping, compression: str | None = "gzip") -> None:
-    """Write one demonstration.
+def write_episode(group: h5py.Group, episode: Episode, compression: str | None = "gzip") -> None:
+    """Write one demonstration whose actions are robosuite's end-effector deltas, in SI units."""
+    steps = episode.steps
+    images = {
+        f"{camera}_image": np.stack([s.observation.images[camera] for s in steps])
+        for camera in steps[0].observation.images
+    }
+    data = {
+        "actions": to_robosuite(np.stack([s.action for s in steps])),
+        "states": episode.columns["states"],
+        "rewards": np.array([s.reward for s in steps], np.float64),
+        "dones": np.array([s.is_terminal for s in steps], np.int64),
+        "instructions": episode.instructions,
+        "obs": images | _below("obs/", episode),
+        "datagen_info": _below("datagen_info/", episode),
+        "attrs": episode.metadata,
+    }
+    write_columns(group, data, compression)
+
+
+def _below(folder: str, episode: Episode) -> dict[str, np.ndarray]:
+    found = episode.columns.items()
+    return {k.removeprefix(folder): v for k, v in found if k.startswith(folder)}
+
+
+def write_columns(group: h5py.Group, data: Mapping, compression: str | None = "gzip") -> None:
+    """Write one demonstration as it is stored.
 
     data: "actions" [T, 7] robosuite units, "states" [T, S], "rewards", "dones" [T],
     "instructions" T strings, "obs" {name: [T, ...]}, "datagen_info" (nested mapping of arrays),
@@ -39,8 +64,7 @@ def write_episode(group: h5py.Group, data: Mapping, compression: str | None = "g
     length = len(data["actions"])
     for key in ("actions", "states", "rewards", "dones"):
         group.create_dataset(key, data=np.asarray(data[key]))
-    text = h5py.string_dtype("utf-8")
-    group.create_dataset("instructions", data=np.array(data["instructions"], object), dtype=text)
+    write_instructions(group, data["instructions"])
     for name, value in data["obs"].items():
         value = np.asarray(value)
         if value.dtype != np.uint8 or not compression:
@@ -54,6 +78,12 @@ def write_episode(group: h5py.Group, data: Mapping, compression: str | None = "g
     group.attrs["num_samples"] = length
     for key, value in data.get("attrs", {}).items():
         group.attrs[key] = value
+
+
+def write_instructions(group: h5py.Group, sentences: Sequence[str]) -> None:
+    """One for each step."""
+    text = h5py.string_dtype("utf-8")
+    group.create_dataset("instructions", data=np.array(sentences, object), dtype=text)
 
 
 def compress(image: np.ndarray) -> bytes:
@@ -95,11 +125,9 @@ def write_header(file: h5py.File, task: str, total: int, env_kwargs: Mapping) ->
     data.attrs["action_convention"] = json.dumps(CONVENTION)
 
 
-class Hdf5Episodes:
-    """The episodes of a robomimic / MimicGen HDF5 file, or of a folder of such files.
-
-    Indexing gives an `Episode` with SI actions; images stay on disk until a step is read.
-    """
+class Demonstrations:
+    """The demonstrations of a robomimic / MimicGen HDF5 file, or of a folder of such files, as
+    they are stored."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
@@ -130,7 +158,6 @@ class Hdf5Episodes:
             self._demos += [(data, d, data.file.filename) for d in demos]
         if not self._demos:
             raise DataError(f"{self.path} holds no demonstration", "generate some first")
-        self.spec = eef_delta_spec("rotvec", "base", 1 / CONTROL_FREQ)
 
     def __len__(self) -> int:
         return len(self._demos)
@@ -153,63 +180,8 @@ class Hdf5Episodes:
         _, name, file = self._demos[index]
         return f"{file}: /data/{name}"
 
-    def cameras(self) -> list[str]:
-        names = self.group(0).get("obs", {})
-        return [n.removesuffix("_image") for n in names if n.endswith("_image")]
-
-    def actions(self, index: int) -> np.ndarray:
-        """float64 [T, 7], SI."""
-        return from_robosuite(self.group(index)["actions"][:])
-
-    def instructions(self, index: int) -> list[str]:
-        group = self.group(index)
-        if "instructions" not in group:
-            return [""] * len(group["actions"])
-        return [t.decode() for t in group["instructions"][:]]
-
-    def images(self, index: int, camera: str) -> np.ndarray:
-        """uint8 [T, H, W, 3]"""
-        key = f"obs/{camera}_image"
-        if key not in self.group(index):
-            raise DataError(
-                f"{self.path} has no images of camera {camera!r}",
-                f"cameras: {', '.join(self.cameras()) or 'none'}",
-            )
-        return self.group(index)[key][:]
-
     def states(self, index: int) -> np.ndarray | None:
-        """float32 [T, 8] proprioception as `Simulation.state` has it, or None."""
+        """float32 [T, 8] proprioception, or None."""
         key = "obs/robot0_state"
         group = self.group(index)
         return group[key][:].astype(np.float32) if key in group else None
-
-    def __getitem__(self, index: int) -> Episode:
-        group, actions = self.group(index), self.actions(index)
-        texts, state = self.instructions(index), self.states(index)
-        images = {c: self.images(index, c) for c in self.cameras()}
-        rewards = group["rewards"][:] if "rewards" in group else np.zeros(len(actions))
-        last = len(actions) - 1
-        steps = [
-            Step(
-                Observation(
-                    {c: v[t] for c, v in images.items()},
-                    texts[t],
-                    None if state is None else state[t],
-                ),
-                actions[t].astype(np.float32),
-                float(rewards[t]),
-                t == 0,
-                t == last,
-                t == last,
-            )
-            for t in range(len(actions))
-        ]
-        metadata = {k: _plain(v) for k, v in group.attrs.items() if k != "model_file"}
-        return Episode(steps, self.spec, metadata)
-
-    def __iter__(self) -> Iterator[Episode]:
-        return (self[i] for i in range(len(self)))
-
-
-def _plain(value):
-    return value.item() if isinstance(value, np.generic) else value

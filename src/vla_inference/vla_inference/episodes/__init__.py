@@ -1,0 +1,1 @@
+"""Episodes on disk, in the one layout that both simulation and training know."""
