@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
+from functools import partial
 
 import h5py
 import numpy as np
@@ -85,6 +86,16 @@ def test_resumed_run_equals_an_unbroken_one(tmp_path):
         assert torch.equal(value, second.model.state_dict()[key]), key
     for key, value in whole.average.items():
         assert torch.equal(value, second.average[key]), key
+
+
+def test_a_compiled_run_goes_like_a_plain_one(monkeypatch):
+    """Traced whole, in one graph; what inductor makes of it is not asked here."""
+    trace = partial(torch.compile, backend="eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", trace)
+    found = []
+    for options in ({}, {"compile": True}):
+        make_trainer(**options).run(lambda r: found.append((r["loss"], r["scene"])))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-3)
 
 
 def test_resuming_with_anything_that_changes_samples_is_refused(tmp_path):

@@ -66,7 +66,7 @@ class TrainingLoop:
     ):
         self.config, self.objective, self.optimizer = config, objective, optimizer
         self.place, self.guard, self.average = place, guard, average
-        self.forward = forward or objective
+        self.forward = objective if forward is None else forward
         self.trained = [p for p in objective.parameters() if p.requires_grad]
         self.progress, self.meter = Progress(), Meter()
 
