@@ -65,7 +65,7 @@ def test_table_paths_and_a_success_rate_that_is_too_low(vla, checkpoint, tmp_pat
     assert "0 of 1 = 0.0 %" in out and "out/report.html" in out and "out/results.json" in out
     again = vla("rollout", "--model", checkpoint, "--output", "out")
     assert again.wait(100) == 2
-    assert "holds results already" in again.stderr.read()
+    assert "contains results already" in again.stderr.read()
 
 
 def test_a_damaged_checkpoint_ends_it_all_at_once(vla, checkpoint, tmp_path):
@@ -104,7 +104,7 @@ def test_what_was_measured_is_kept_when_it_is_stopped(vla, checkpoint, tmp_path,
     [
         (("--model", "nowhere"), "nowhere does not exist; give --model FOLDER"),
         (("--model", "."), "has no config.json"),
-        (("--episodes", "0"), "0 episodes were asked for; ask for at least 1"),
+        (("--episodes", "0"), "0 episodes were requested; ask for at least 1"),
         (("--task", "Lift_D0", "--language", "free"), "Lift_D0 has no free sentences; use"),
         (
             ("--execute-steps", "9"),

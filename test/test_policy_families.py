@@ -99,7 +99,7 @@ def test_what_a_family_does_not_know_is_refused_by_name(wave):
     with pytest.raises(VlaError, match=r"family wave take no engine \('torch' was given\)"):
         load_policy(wave, LoadOptions(engine="torch"))
     assert load_policy(wave, LoadOptions(device="cpu", engine="plain")).chunk == 6
-    with pytest.raises(VlaError, match="model hello has one action space, 'bridge' was asked"):
+    with pytest.raises(VlaError, match="model hello has one action space, 'bridge' was requested"):
         load_policy(wave).in_space("bridge")
 
 

@@ -155,7 +155,7 @@ def test_the_answer_to_another_simulations_frame_ends_the_run(graph, tmp_path):
     ("parameters", "complaint"),
     [
         ({"task": "Stack_D9"}, "there is no task 'Stack_D9'"),
-        ({"episodes": 0}, "0 episodes were asked for; ask for at least 1"),
+        ({"episodes": 0}, "0 episodes were requested; ask for at least 1"),
         ({"task": "Lift_D0", "language": "free"}, "has no free sentences; use language train"),
         ({"camera": "front"}, "there is no camera 'front'; cameras: frontview"),
     ],

@@ -138,14 +138,14 @@ def test_pickled_weights_are_named_with_the_way_out(tmp_path, name):
     torch.save(load_file(folder / "model.safetensors"), folder / name)
     (folder / "model.safetensors").unlink()
     message = refusal(folder)
-    assert f"holds pickled weights ({name})" in message and "safe_serialization=True" in message
+    assert f"contains pickled weights ({name})" in message and "safe_serialization=True" in message
 
 
 def test_other_forms_and_none_at_all_are_told_apart(tmp_path):
     folder = published(tmp_path)
     (folder / "model.safetensors").unlink()
     (folder / "training_args.bin").write_bytes(b"")
-    assert "holds no *.safetensors file" in refusal(folder)
+    assert "has no *.safetensors file" in refusal(folder)
     (folder / "openvla-q4.gguf").write_bytes(b"GGUF")
     assert "a form that is not read (openvla-q4.gguf)" in refusal(folder)
 
@@ -199,7 +199,7 @@ def test_no_statistics_are_not_called_several_data_sets(tmp_path):
     folder = published(tmp_path)
     (folder / "dataset_statistics.json").unlink()
     policy = OpenVLAPolicy.from_pretrained(folder)
-    with pytest.raises(VlaError, match=r"holds no action statistics .*copy dataset_statistics"):
+    with pytest.raises(VlaError, match=r"has no action statistics .*copy dataset_statistics"):
         policy.predict_action(IMAGE, "lift it")
     assert policy.predict_action(IMAGE, "lift it", action_space="normalized").actions.shape[1] == 7
 

@@ -230,7 +230,7 @@ def test_a_frozen_camera_is_refused_and_forgiven(graph):
     assert g.node.set_parameters([Parameter("max_same_image", value=by_default)])[0].successful
     g.answer(g.frame())
     g.idle(by_default + 0.1)
-    assert "has shown the very same image" in g.refuse(g.frame())
+    assert "has shown exactly the same image" in g.refuse(g.frame())
     g.answer(rgb_to_image(WRIST, g.now(), "camera"))
     refused = g.node.set_parameters([Parameter("max_same_image", value=-1.0)])[0]
     assert not refused.successful and "range" in refused.reason

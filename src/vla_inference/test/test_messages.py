@@ -62,7 +62,7 @@ def test_numbers_that_are_not_finite_are_refused_both_ways(value, dimension):
         (step, "gripper"),
     ][dimension]
     setattr(part, axis, value)
-    with pytest.raises(VlaError, match="step 1 holds a number that is not finite"):
+    with pytest.raises(VlaError, match="step 1 contains a number that is not finite"):
         msg_to_chunk(msg)
 
 

@@ -148,7 +148,7 @@ def test_what_cannot_be_quantised_is_named():
         quantize_linear(linear(4, 320), get_format("int4"), name="x.weight")
     broken = linear(4, 64)
     broken.weight.data[0, 0] = float("inf")
-    with pytest.raises(VlaError, match=r"x\.weight holds numbers that are not finite"):
+    with pytest.raises(VlaError, match=r"x\.weight contains numbers that are not finite"):
         quantize_linear(broken, get_format("int8"), name="x.weight")
     with pytest.raises(VlaError, match="rounding method 'up'"):
         quantize_linear(linear(4, 128), get_format("int4"), "up")
@@ -228,7 +228,7 @@ def test_the_nodes_settings_reach_the_model(folder):
 def test_mismatches_are_named(folder, tmp_path):
     quantize_checkpoint(folder, tmp_path / "q", get_format("int4-g32"))
     for asked in ("int8", "fp16"):
-        with pytest.raises(CheckpointError, match=f"quantised to int4-g32.*{asked} was asked"):
+        with pytest.raises(CheckpointError, match=f"quantised to int4-g32.*{asked} was requested"):
             OpenVLAPolicy.from_pretrained(tmp_path / "q", device="cpu", quantization=asked)
     with pytest.raises(CheckpointError, match="quantised to int4-g32 already"):
         quantize_checkpoint(tmp_path / "q", tmp_path / "r", get_format("int8"))

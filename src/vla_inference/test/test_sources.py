@@ -94,7 +94,7 @@ def test_a_source_may_be_left_early(video):
     ("address", "words"),
     [
         ("nowhere", "there is no source 'nowhere'"),
-        ("", "holds no images|there is no source"),
+        ("", "has no images|there is no source"),
         ("/dev/video987", "there is no camera /dev/video987"),
         ("rtsp://127.0.0.1:1/live", "rtsp://127.0.0.1:1/live cannot be opened"),
         ("gopher://camera", "unknown kind of address"),
@@ -108,7 +108,7 @@ def test_sources_that_are_not_there_are_named(address, words, tmp_path, monkeypa
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match="holds no images"):
+    with pytest.raises(DataError, match="has no images"):
         open_source(tmp_path)
 
 

@@ -181,7 +181,7 @@ def test_a_folder_compiled_anew_is_linked_and_loaded_anew(tiny, tmp_path, monkey
     )
     old = make_engine(f"tvm:{folder}", model)
     before, _ = old.prefill(x)
-    with pytest.raises(VlaError, match="is there already"):
+    with pytest.raises(VlaError, match="already exists"):
         compile_to(folder, checkpoint, "float32")
     with monkeypatch.context() as machine:  # without a linker, as for a foreign host
         machine.setattr(compile.shutil, "which", lambda name: None)
@@ -257,7 +257,7 @@ def lose_a_parameter(folder: Path) -> None:
         (cut("parameters/000*"), r"bytes instead of \d+; copy it again"),
         (forge, "cannot be loaded"),
         (lose_a_parameter, "lacks model.layers.0"),
-        (lambda f: (f / RECORD).unlink(), "holds no engine.json"),
+        (lambda f: (f / RECORD).unlink(), "has no engine.json"),
         (lambda f: (f / RECORD).write_text("{"), "cannot be read"),
     ],
 )

@@ -125,7 +125,7 @@ def test_tvms_runtime_alone_gets_the_machine_code(compiled, tmp_path):
     *_, code, other = load_elsewhere(folder, tmp_path, "cpu")
     (entry,) = record_of(folder)["kernels"]
     assert bytes.fromhex(code) == (folder / entry["file"]).read_bytes()
-    assert "holds CUDA source, which cannot be compiled here" in other
+    assert "contains CUDA source, which cannot be compiled here" in other
 
 
 def test_a_library_loads_with_its_kernels_and_not_without(compiled, tmp_path):
@@ -148,7 +148,7 @@ def test_a_library_loads_with_its_kernels_and_not_without(compiled, tmp_path):
     before, loaded, *_ = load_elsewhere(
         folder, tmp_path, "cuda", LD_LIBRARY_PATH=":".join(map(str, paths))
     )
-    assert f"{record_of(folder)['library']}: this library holds CUDA source" in before
+    assert f"{record_of(folder)['library']}: this library contains CUDA source" in before
     assert "compile it with `vla compile --engine tvm`" in before
     assert loaded == "loaded relax.VMExecutable"
 
@@ -198,8 +198,8 @@ def forget(folder: Path) -> None:
             r"kernels-\w+\.fatbin has 7 bytes instead of 12",
         ),
         (alter, r"kernels-\w+\.fatbin was altered"),
-        (forget, "holds CUDA source without its machine code; compile it again"),
-        (lambda f: change(f, kernels=[]), "holds CUDA source without its machine code"),
+        (forget, "contains CUDA source without its machine code; compile it again"),
+        (lambda f: change(f, kernels=[]), "contains CUDA source without its machine code"),
         (lambda f: change(f, kernels=[{"file": "decoder.so"}]), r"cannot be read \(KeyError"),
         (
             lambda f: change(f, kernels=[{"file": "../x", "digest": "", "source": ""}]),

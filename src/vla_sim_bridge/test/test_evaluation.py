@@ -205,13 +205,13 @@ def test_a_film_cut_short_can_be_played(fake_simulation, tmp_path):
 
 def test_an_incomplete_run_says_how_many_were_asked_for(played, tmp_path):
     whole = report.write_html(tmp_path, settled(played), []).read_text()
-    assert "were asked for" not in whole
+    assert "were requested" not in whole
     cut = settled(
         played, complete=False, episodes_asked=100, ended="interrupted", chunks_ignored=3
     )
     page = report.write_html(tmp_path, cut, []).read_text()
     assert (
-        "2 of 3 \u00b7 67 % \u00b7 100 were asked for" in page
+        "2 of 3 \u00b7 67 % \u00b7 100 were requested" in page
         and "Incomplete: interrupted" in page
     )
     rows = dict(report.summary_rows(cut))

@@ -88,13 +88,15 @@ def test_second_call_does_nothing(reference):
 
 
 def test_another_request_in_the_same_folder_is_refused(reference):
-    with pytest.raises(DataError, match=r"was begun with seed \d+, not 6; give the same options"):
+    with pytest.raises(
+        DataError, match=r"was started with seed \d+, not 6; give the same options"
+    ):
         generate(GenerateConfig(**{**asdict(CONFIG), "seed": 6}), reference.parent)
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(DataError, match="holds other files"):
+    with pytest.raises(DataError, match="contains other files"):
         generate(CONFIG, tmp_path)
 
 

@@ -11,7 +11,7 @@ from vla_sim_bridge.ros.sim_settings import SimSettings
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [
-        ({"episodes": 0}, "0 episodes were asked for; ask for at least 1"),
+        ({"episodes": 0}, "0 episodes were requested; ask for at least 1"),
         ({"task": "Stak_D0"}, "no task 'Stak_D0'; did you mean Stack_D0"),
         ({"horizon": -1}, "horizon is -1; give at least 1"),
         ({"language": "french"}, "language is 'french'; give train or held-out or free"),
@@ -44,7 +44,7 @@ def test_a_folder_with_results_is_not_overwritten(tmp_path):
     settings = SimSettings(output=str(tmp_path))
     assert settings.output_folder() == tmp_path
     (tmp_path / "results.json").write_text(json.dumps({}))
-    with pytest.raises(VlaError, match="holds results already; choose another"):
+    with pytest.raises(VlaError, match="contains results already; choose another"):
         settings.output_folder()
 
 

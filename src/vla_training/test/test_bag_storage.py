@@ -73,7 +73,7 @@ def test_a_bag_of_ros_1_is_read(compression, tmp_path):
     assert_usual(read)
     assert not any("lost" in n for n in read.notes)
     with pytest.raises(
-        DataError, match=r"it holds /camera/color/image_raw \(sensor_msgs/Image, 6\)"
+        DataError, match=r"it contains /camera/color/image_raw \(sensor_msgs/Image, 6\)"
     ):
         BagSet(path, action_topic="/nope")
 
@@ -136,7 +136,7 @@ def test_zstd_in_all_modes_with_and_without_metadata(storage, mode, alone, tmp_p
     read = open_dataset(file if alone == "file alone" else path)
     assert_usual(pickle.loads(pickle.dumps(read)))
     assert [n for n in read.notes if "lost" in n] == (
-        ["damaged, lost: metadata.yaml is not there: the recorder may have been killed"]
+        ["damaged, lost: metadata.yaml is missing: the recorder may have been killed"]
         if alone == "no metadata"
         else []
     )

@@ -186,12 +186,12 @@ def test_target_poses_become_deltas_where_the_arms_pose_is_known(tmp_path):
     controller = {"type": "OSC_POSE", "control_delta": False}
     args = json.dumps({"env_kwargs": {"controller_configs": controller}})
     data = open_dataset(write_set(tmp_path / "abs.hdf5", edit, env_args=args))
-    assert "holds target poses: read as deltas" in data.notes[0]
+    assert "contains target poses: read as deltas" in data.notes[0]
     np.testing.assert_allclose(data.actions(0)[:, :3], 0.02)
     wanted = data.episodes.group(0)["wanted"][:]
     np.testing.assert_allclose(data.actions(0)[:, 3:6], wanted, atol=1e-9)
     blind = write_set(tmp_path / "b.hdf5", lambda g: edit(g, pose=False), env_args=args)
-    with pytest.raises(DataError, match=r"holds target poses, and no obs/robot0_eef_pos"):
+    with pytest.raises(DataError, match=r"contains target poses, and no obs/robot0_eef_pos"):
         open_dataset(blind).actions(0)
 
 

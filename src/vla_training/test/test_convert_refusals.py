@@ -117,7 +117,7 @@ def no_state(path: Path) -> None:
 DAMAGE = {
     flipped: r"demo\.hdf5: /data/demo_2/obs/wrist_image cannot be read .*damaged",
     cut: r"demo\.hdf5 is not a readable robomimic file",
-    other_length: r"demo_1/actions has shape \(4, 14\), \[T, 7\] is due",
+    other_length: r"demo_1/actions has shape \(4, 14\), \[T, 7\] is expected",
     not_finite: "episode 1: action 'y' of step 2 is not finite",
     other_size: "episode 2, step 0: image 'wrist' is 32x32, the first was 64x48",
     no_state: "episode 1, step 0 has a state of none numbers, the first had 8",

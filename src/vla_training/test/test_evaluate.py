@@ -174,7 +174,7 @@ def test_statistics_may_come_from_a_file(data, tmp_path):
     result = evaluate(FakePolicy(data), data, EvalConfig(action_space=str(path)))
     assert result.action_space == "custom"
     path.write_text(json.dumps({"mine": STATISTICS, "other": STATISTICS}))
-    with pytest.raises(VlaError, match=r"own\.json holds statistics of 2 datasets"):
+    with pytest.raises(VlaError, match=r"own\.json contains statistics of 2 datasets"):
         evaluate(FakePolicy(data), data, EvalConfig(action_space=str(path)))
 
 
@@ -216,7 +216,7 @@ def test_other_refusals(data, tmp_path):
         evaluate(FakePolicy(data), data, EvalConfig(cameras=("top",)))
     policy = FakePolicy(data)
     policy.needs = Needs(images=3)
-    with pytest.raises(DataError, match=r"wants 3 image\(s\), .* gives 2"):
+    with pytest.raises(DataError, match=r"expects 3 image\(s\), .* gives 2"):
         evaluate(policy, data)
     mute = open_dataset(write_set(tmp_path / "mute.hdf5", instruction=""))
     with pytest.raises(DataError, match=r"episode 0, step 0 has no instruction; .*--instruction"):
@@ -249,7 +249,10 @@ def replace_instructions(group):
 
 DAMAGED = {
     "no actions": (lambda g: g.__delitem__("actions"), "/data/demo_0 has no 'actions'"),
-    "dimensions": (replace_actions, r"/data/demo_0/actions has shape \(5, 6\), \[T, 7\] is due"),
+    "dimensions": (
+        replace_actions,
+        r"/data/demo_0/actions has shape \(5, 6\), \[T, 7\] is expected",
+    ),
     "instructions": (replace_instructions, r"demo_0/instructions has 4 entries for 5 actions"),
 }
 

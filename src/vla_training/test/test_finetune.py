@@ -334,7 +334,7 @@ def test_bad_data_is_named(home, tmp_path):
         finetune(replace(settings(home, tmp_path / "run"), sources=(spoilt,)))
     with h5py.File(tmp_path / "empty.hdf5", "w") as file:
         write_header(file, "empty", 0, {})
-    with pytest.raises(DataError, match="holds no demonstration"):
+    with pytest.raises(DataError, match="has no demonstration"):
         none = Source(str(tmp_path / "empty.hdf5"))
         finetune(replace(settings(home, tmp_path / "run"), sources=(none,)))
     with pytest.raises(VlaError, match="no dataset 'nowhere'"):
@@ -466,5 +466,5 @@ def test_both_spellings_of_options_and_what_must_not_be_replaced(home, adapted, 
         subcommand("finetune", *where[:4], "--dataset_name=../noise", "--run_root_dir", tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert subcommand("merge", home / "tokens", adapted, tmp_path / "merged", "--json") == 0
-    with pytest.raises(VlaError, match=r"merged is there already.*--overwrite"):
+    with pytest.raises(VlaError, match=r"merged already exists.*--overwrite"):
         subcommand("merge", home / "tokens", adapted, tmp_path / "merged")

@@ -215,7 +215,7 @@ def test_a_process_that_dies_ends_the_others_and_fewer_go_on(home, tmp_path):
     _, said = ranks[0].communicate(timeout=120)
     ranks[1].communicate()
     assert ranks[0].returncode == 1
-    assert "another process of the run has ended" in said and "--resume goes on" in said
+    assert "another process of the run has ended" in said and "--resume continues" in said
     # Its last state is whole: one process alone takes it up, with batches as large as both had.
     step = training_state.read_about(training_state.find_states(state)[-1])["step"]
     alone = replace(config, max_steps=step + 1)

@@ -185,7 +185,7 @@ def test_disorder_missing_actions_and_gaps_are_told(tmp_path):
     assert len(read) == 2
     np.testing.assert_allclose(read.actions(1)[:, 0], 0.02, atol=1e-9)
     assert any("messages of /servo/delta_twist_cmds were out of order" in n for n in read.notes)
-    with pytest.raises(DataError, match=r"no topic '/nope'.*it holds /cam/image_raw"):
+    with pytest.raises(DataError, match=r"no topic '/nope'.*it contains /cam/image_raw"):
         BagSet(path, action_topic="/nope")
     with pytest.raises(DataError, match="/task is std_msgs/msg/String, --image-topic takes"):
         BagSet(path, image_topic="task")

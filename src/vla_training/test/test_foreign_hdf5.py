@@ -123,7 +123,7 @@ def test_deltas_beyond_the_stated_scale_are_refused(tmp_path):
 def test_an_arm_that_stands_still_does_not_turn(tmp_path, site):
     data = open_dataset(files.poses(tmp_path / "d.hdf5", osc(delta=False), site))
     np.testing.assert_allclose(data.actions(0)[:, :6], 0, atol=1e-9)
-    assert "holds target poses" in " ".join(data.notes)
+    assert "contains target poses" in " ".join(data.notes)
 
 
 def test_the_hand_of_an_unknown_robot_is_not_taken_for_its_grip_site(tmp_path):
@@ -256,7 +256,7 @@ def test_without_images_or_sentences_nothing_is_converted_unasked(tmp_path):
     assert not out.exists()
     config = ConvertConfig(allow_no_images=True, allow_no_instructions=True)
     assert convert(raw, out, "lerobot", config, workers=1).frames == COUNT
-    assert "holds no images" in " ".join(open_dataset(raw).notes)
+    assert "has no images" in " ".join(open_dataset(raw).notes)
 
 
 def test_embeddings_of_a_sentence_are_no_sentence(tmp_path):
@@ -316,11 +316,11 @@ def test_a_folder_of_aloha_episodes_is_a_dataset_in_their_order(tmp_path):
 def test_an_unknown_layout_is_told_what_it_holds(tmp_path):
     with h5py.File(tmp_path / "x.hdf5", "w") as file:
         file["joints"] = np.zeros(3)
-    with pytest.raises(DataError, match=r"it holds joints; robomimic's layout .* and ALOHA's"):
+    with pytest.raises(DataError, match=r"it contains joints; robomimic's layout .* and ALOHA's"):
         open_dataset(tmp_path / "x.hdf5")
     with h5py.File(tmp_path / "y.hdf5", "w") as file:
         file["action"], file["observations/qpos"] = np.zeros((4, 7)), np.zeros((4, 7))
-    with pytest.raises(DataError, match=r"action has shape \(4, 7\), \[T, 14\] is due"):
+    with pytest.raises(DataError, match=r"action has shape \(4, 7\), \[T, 14\] is expected"):
         open_dataset(tmp_path / "y.hdf5")
 
 

@@ -138,7 +138,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
     (path / "data/chunk-000/episode_000000.parquet").write_bytes(
         (path / "data/chunk-000/episode_000001.parquet").read_bytes()
     )
-    with pytest.raises(DataError, match="holds other frames than episode 0's"):
+    with pytest.raises(DataError, match="contains other frames than episode 0's"):
         open_dataset(path).actions(0)
     (path / "meta/tasks.jsonl").unlink()
     with pytest.raises(DataError, match=r"tasks.parquet cannot be read"):

@@ -160,7 +160,7 @@ def test_without_a_sentence_one_is_asked_for(tmp_path):
         {"observation/natural_language_instruction": empty},
     )
     data = open_dataset(path)
-    assert "holds no sentences, only observation/natural_language" in " ".join(data.notes)
+    assert "has no sentences, only observation/natural_language" in " ".join(data.notes)
     with pytest.raises(DataError, match="has no sentence; give one for all steps with --instruct"):
         convert(path, tmp_path / "out", "rlds", workers=1)
     assert open_dataset(path, instruction="lift")[0].instructions == ["lift"] * COUNT

@@ -191,10 +191,10 @@ def rewrite_bytes(data: bytes):
 
 
 DAMAGE = {
-    "cut short": (damage_cut, r"00000-of-00002, record 1 at byte \d+: it should end at"),
+    "truncated": (damage_cut, r"00000-of-00002, record 1 at byte \d+: it should end at"),
     "a bit": (damage_bit, r"00000-of-00002, record 0 at byte 0: the CRC of its data is wrong"),
     "no shard": (lambda f: shard(f, 1, 2).unlink(), r"00001-of-00002 is missing"),
-    "mixed shards": (damage_count, r"00001-of-00002 holds 2 episodes, shardLengths .* says 1"),
+    "mixed shards": (damage_count, r"00001-of-00002 contains 2 episodes, shardLengths .* says 1"),
     "no example": (rewrite_bytes(b"\xff" * 30), r"record 0 is no tf.train.Example"),
     "no action": (rewrite(**{"steps/action": None}), r"record 0 has no feature 'steps/action'"),
     "action length": (
@@ -203,15 +203,15 @@ DAMAGE = {
     ),
     "state length": (
         rewrite(**{"steps/observation/state": np.zeros(5, np.float32)}),
-        r"'steps/observation/state' has 5 values, 6 are due to 2 steps",
+        r"'steps/observation/state' has 5 values, 6 are expected for 2 steps",
     ),
     "images": (
         rewrite(**{"steps/observation/image": [png(0)]}),
-        r"'steps/observation/image' has 1 values, 2 are due to 2 steps",
+        r"'steps/observation/image' has 1 values, 2 are expected for 2 steps",
     ),
     "kind": (
         rewrite(**{"steps/observation/image": np.zeros(2, np.float32)}),
-        r"'steps/observation/image' holds float32, not image",
+        r"'steps/observation/image' contains float32, not image",
     ),
     "image": (
         rewrite(**{"steps/observation/image": [png(0), b"\xff\xd8 no JPEG"]}),

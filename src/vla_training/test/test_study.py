@@ -206,12 +206,12 @@ def test_mistakes_are_named_before_anything_is_trained(toy, tmp_path):
         ({"minutes": -1.0}, "--minutes is -1"),
         ({"minutes": 1.0, "passes": (8, 9)}, "both minutes and several passes"),
         ({"task": "Stack_D99"}, "Stack_D99"),
-        ({"devices": 99}, "99 GPUs were asked for"),
+        ({"devices": 99}, "99 GPUs were requested"),
     ):
         with pytest.raises(VlaError, match=message):
             study(replace(toy, **changes), quiet)
     assert not Path(toy.output).exists()
-    with pytest.raises(VlaError, match="holds 5 episodes, the study asks for 9"):
+    with pytest.raises(VlaError, match="contains 5 episodes, the study asks for 9"):
         study(replace(toy, episodes=(9,)), quiet)
     with pytest.raises(VlaError, match=r"has episodes \[9\], now it is \[2, 4\]"):
         study(toy, quiet)

@@ -333,7 +333,7 @@ def test_the_command_goes_on_from_a_checkpoint_with_reset_images_and_averages(tm
         expected = before[key].float().lerp(after[key].float(), 0.25).to(after[key].dtype)
         assert torch.equal(mixed[key], expected), key
     OpenVLAPolicy.from_pretrained(checkpoints[2], device="cpu")
-    with pytest.raises(VlaError, match="holds an earlier run"):
+    with pytest.raises(VlaError, match="contains an earlier run"):
         train(**usual, output=tmp_path / "second")
 
 

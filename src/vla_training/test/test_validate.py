@@ -200,7 +200,7 @@ def test_command_line_report_and_exit_status(tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
     assert main(["validate", str(empty)]) == 2
-    assert "holds no bag" in capsys.readouterr().err
+    assert "has no bag" in capsys.readouterr().err
 
 
 def test_sentences_that_are_missing_are_asked_for(tmp_path):

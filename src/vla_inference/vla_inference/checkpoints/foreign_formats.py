@@ -41,7 +41,8 @@ def check_files(names: Iterable[str], where: str | Path) -> None:
     pickled = [n for n in names if PICKLED.fullmatch(n)]
     if pickled:
         raise CheckpointError(
-            f"{where} holds pickled weights ({_some(pickled)}), which could run code and are not "
+            f"{where} contains pickled weights ({_some(pickled)}), which could run code and are "
+            "not "
             "read",
             "save them as safetensors where they come from: "
             "model.save_pretrained(folder, safe_serialization=True)",
@@ -49,10 +50,10 @@ def check_files(names: Iterable[str], where: str | Path) -> None:
     others = [n for n in names if OTHER_FORMS.fullmatch(n)]
     if others:
         raise CheckpointError(
-            f"{where} holds weights in a form that is not read ({_some(others)})",
+            f"{where} contains weights in a form that is not read ({_some(others)})",
             "give the checkpoint they were made from, with its *.safetensors",
         )
-    raise CheckpointError(f"{where} holds no *.safetensors file", "give a checkpoint folder")
+    raise CheckpointError(f"{where} has no *.safetensors file", "give a checkpoint folder")
 
 
 def check_not_adapter(folder: Path) -> None:
@@ -71,7 +72,7 @@ def check_config(raw: Mapping[str, Any], folder: Path) -> None:
     """
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(
-            f"{folder} holds a model and an adapter beside it (adapter_config.json), of which "
+            f"{folder} contains a model and an adapter beside it (adapter_config.json), of which "
             "nobody says whether the model contains it",
             "move the adapter to a folder of its own, and run `vla merge BASE ADAPTER OUTPUT` "
             "where it is not merged yet",

@@ -155,7 +155,8 @@ def load_model(
             swap_all(model, config.quantization)
     if quantise is not None and config.quantization and config.quantization != quantise.name:
         raise CheckpointError(
-            f"{folder} is quantised to {config.quantization} already, {quantise.name} was asked",
+            f"{folder} is quantised to {config.quantization} already, {quantise.name} was "
+            "requested",
             "leave the quantisation out, or give the checkpoint that it was made from",
         )
     rounding = Rounding(model, None if config.quantization else quantise)

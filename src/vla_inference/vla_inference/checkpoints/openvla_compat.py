@@ -114,7 +114,7 @@ def component_files(folder: Path) -> dict[str, Path]:
         files = sorted(n for n in names if n.startswith(f"{part}--") and n.endswith(".pt"))
         if len(files) > 1:
             raise CheckpointError(
-                f"{folder} holds several of one part: {', '.join(files)}",
+                f"{folder} contains several of one part: {', '.join(files)}",
                 "keep those of one training step",
             )
         if files:
@@ -136,10 +136,10 @@ def load_component(path: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}: {reason:.160})",
-            "it may be cut short: copy it again",
+            "it may be truncated: copy it again",
         ) from error
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
-        raise CheckpointError(f"{path} holds no tensors by name", "give the published file")
+        raise CheckpointError(f"{path} has no tensors by name", "give the published file")
     # What was trained on several GPUs carries DistributedDataParallel's prefix.
     return {str(k).removeprefix("module."): v for k, v in state.items()}
 
@@ -250,7 +250,7 @@ def _check_files_fit(
             )
     if given.get("type", stated.kind) == "tokens" and "action_head" in files:
         raise CheckpointError(
-            f"{folder} answers by tokens, as its name or config states, and holds an L1 head, "
+            f"{folder} answers by tokens, as its name or config states, and contains an L1 head, "
             f"{files['action_head'].name}",
             f'remove that file, or write {{"action_head": {{"type": "l1"}}}} into {OVERRIDES}',
         )

@@ -50,7 +50,7 @@ def read_json(path: Path) -> dict:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not JSON ({error})", "copy it again") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object", "copy it again")
+        raise CheckpointError(f"{path} has no JSON object", "copy it again")
     return content
 
 
@@ -72,7 +72,8 @@ def weight_files(folder: Path) -> list[Path]:
         counts = {int(m[2]) for m in numbered}
         if len(counts) > 1 or len(numbered) != len(files) or len(files) != max(counts):
             raise CheckpointError(
-                f"{folder} holds {', '.join(f.name for f in files)}, which are not the shards of "
+                f"{folder} contains {', '.join(f.name for f in files)}, which are not the "
+                "shards of "
                 "one checkpoint",
                 "fetch all of them from one place",
             )
@@ -117,7 +118,7 @@ def tensor_headers(path: Path) -> dict[str, dict]:
                 raise ValueError(f"{key} has {end - begin} bytes for shape {entry['shape']}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointError(
-            f"{path} cannot be read ({error})", "it may be cut short: copy it again"
+            f"{path} cannot be read ({error})", "it may be truncated: copy it again"
         ) from error
     return header
 
@@ -178,7 +179,7 @@ def iterate_tensors(
                 got = file.readinto(view[done:])
                 if not got:
                     raise CheckpointError(
-                        f"{path} ends within {key}", "it may be cut short: copy it again"
+                        f"{path} ends within {key}", "it may be truncated: copy it again"
                     )
                 done += got
             yield key, raw.view(DTYPES[entry["dtype"]]).view(entry["shape"])

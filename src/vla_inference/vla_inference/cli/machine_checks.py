@@ -40,7 +40,9 @@ def examine(model: str = "", root: Path = Path("/")) -> list[Finding]:
         try:
             found.append(check(name, root))
         except Exception as error:  # a doctor must not fall ill
-            found.append(Finding(name, WARN, f"cannot be told ({error})", "see to it yourself"))
+            found.append(
+                Finding(name, WARN, f"cannot be determined ({error})", "check it yourself")
+            )
     if model:
         found.append(_model(model))
     return found
@@ -52,7 +54,7 @@ def examine(model: str = "", root: Path = Path("/")) -> list[Finding]:
 def _ros(name: str, root: Path) -> Finding:
     if importlib.util.find_spec("rclpy") is None:
         remedy = "source /opt/ros/<distro>/setup.bash, or run `make setup`"
-        return Finding(name, ERROR, "rclpy is not there", remedy)
+        return Finding(name, ERROR, "rclpy is not installed", remedy)
     distro = os.environ.get("ROS_DISTRO", "")
     if distro not in DISTROS:
         remedy = f"tested with {', '.join(DISTROS)}: source one of them"
@@ -120,7 +122,7 @@ def _torch(name: str, root: Path) -> Finding:
 
 def _drawing(name: str, root: Path) -> Finding:
     if importlib.util.find_spec("mujoco") is None:
-        return Finding(name, OK, "MuJoCo is not there, nothing is simulated here")
+        return Finding(name, OK, "MuJoCo is not installed, nothing is simulated here")
     from vla_inference.system.offscreen import why_not, working_ways
 
     way = os.environ.get("MUJOCO_GL", "")

@@ -46,7 +46,7 @@ def check_chunk(chunk: ActionChunk) -> None:
     bad = np.flatnonzero(~np.isfinite(chunk.actions).all(axis=1))
     if len(bad):
         raise VlaError(
-            f"step {bad[0]} holds a number that is not finite",
+            f"step {bad[0]} contains a number that is not finite",
             "such a chunk must not be executed; fix the model",
         )
 
@@ -70,7 +70,7 @@ class Pose:
     def __post_init__(self):
         length = math.hypot(*self.orientation)
         if not all(map(math.isfinite, (*self.position, length))):
-            raise VlaError("the pose holds numbers that are not finite", "fix its publisher")
+            raise VlaError("the pose contains numbers that are not finite", "fix its publisher")
         if not 0.99 < length < 1.01:
             raise VlaError(f"the pose's quaternion has length {length:g}", "normalise it")
 

@@ -161,7 +161,7 @@ class JointCommander:
     def twist(self, twist: np.ndarray, in_tool: bool, steady: float, age: float = 0.0) -> bool:
         """A velocity [6] (m/s, rad/s) in the tool's or the base's axes."""
         if not np.isfinite(twist).all():
-            return self._refuse("twist", "the twist holds numbers that are not finite")
+            return self._refuse("twist", "the twist contains numbers that are not finite")
         if not self._in_time("twist", age):
             return False
         self._twist, self._in_tool, self._target = np.asarray(twist, float), in_tool, None

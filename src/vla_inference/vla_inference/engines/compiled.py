@@ -106,9 +106,9 @@ def check_free(folder: Path, overwrite: bool) -> None:
     if not folder.exists():
         return
     if not overwrite:
-        raise VlaError(f"{folder} is there already", "choose another or say --overwrite")
+        raise VlaError(f"{folder} already exists", "choose another or give --overwrite")
     if not (folder / RECORD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise VlaError(f"{folder} is no compiled folder", "it is left alone: choose another")
+        raise VlaError(f"{folder} is no compiled folder", "it is not overwritten: choose another")
 
 
 def write_record(folder: Path, record: Mapping[str, Any], files: Iterable[str]) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def read_record(folder: str | os.PathLike, engine: str) -> dict[str, Any]:
     path = folder / RECORD
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} holds no {RECORD}", f"give a folder made by `vla compile --engine {engine}`"
+            f"{folder} has no {RECORD}", f"give a folder made by `vla compile --engine {engine}`"
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -143,7 +143,7 @@ class Demonstrations:
                 file = h5py.File(name, "r")
                 if file.keys() and "data" not in file:
                     raise DataError(
-                        f"{name} is laid out in a way that is not read: it holds "
+                        f"{name} is laid out in a way that is not read: it contains "
                         f"{', '.join(sorted(file)[:8])}",
                         "robomimic's layout (data/demo_N/actions, obs) and ALOHA's (action, "
                         "observations/qpos, images) are read: convert it to one of them",
@@ -153,11 +153,11 @@ class Demonstrations:
             except (OSError, KeyError, ValueError, IndexError, RuntimeError, TypeError) as error:
                 raise DataError(
                     f"{name} is not a readable robomimic file ({error})",
-                    "it may be cut short; generate or copy it again",
+                    "it may be truncated; generate or copy it again",
                 ) from error
             self._demos += [(data, d, data.file.filename) for d in demos]
         if not self._demos:
-            raise DataError(f"{self.path} holds no demonstration", "generate some first")
+            raise DataError(f"{self.path} has no demonstration", "generate some first")
 
     def __len__(self) -> int:
         return len(self._demos)

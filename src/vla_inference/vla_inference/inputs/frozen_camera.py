@@ -27,6 +27,6 @@ class FrozenWatch:
             self._last[camera] = checksum, arrived
         elif arrived - last[1] > most:
             raise ObservationError(
-                f"{camera} has shown the very same image for {arrived - last[1]:.2f} s",
+                f"{camera} has shown exactly the same image for {arrived - last[1]:.2f} s",
                 "the camera is frozen: restart it; for still images set max_same_image to 0",
             )

@@ -124,7 +124,9 @@ class StateLayout:
                 values.extend(_rotation(quaternion, part))
         state = np.array(values, np.float32)
         if not np.isfinite(state).all():
-            raise ObservationError("the state holds numbers that are not finite", "fix its source")
+            raise ObservationError(
+                "the state contains numbers that are not finite", "fix its source"
+            )
         return state
 
     def seam(self, quaternion: Sequence[float]) -> str:

@@ -74,7 +74,7 @@ class ImageSource(Source):
     def _images(folder: Path) -> list[Path]:
         files = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()]
         if not files:
-            raise DataError(f"{folder} holds no images", f"known endings: {', '.join(SUFFIXES)}")
+            raise DataError(f"{folder} has no images", f"known endings: {', '.join(SUFFIXES)}")
 
         def natural(path: Path) -> list[tuple[int, int | str]]:  # frame2 before frame10
             parts = re.split(r"(\d+)", path.name)
@@ -121,7 +121,7 @@ class VideoSource(Source):
 
     def _failure(self, what: str, error: Exception) -> DataError:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        remedy = "it may be damaged or cut short: copy it again"
+        remedy = "it may be damaged or truncated: copy it again"
         if CAMERA.fullmatch(self.address):
             remedy = "check that it is plugged in, readable and in use by nothing else"
         elif self.live:
@@ -184,7 +184,7 @@ class VideoSource(Source):
                 return
             raise self._failure(f"cannot be read after frame {number}", error) from error
         if number < 0 and not self._closed:
-            raise self._failure("holds no image", EOFError("the video is empty"))
+            raise self._failure("has no image", EOFError("the video is empty"))
 
     def close(self) -> None:
         """The container of a live source is closed by the thread that reads it."""

@@ -153,7 +153,7 @@ class Policy(Protocol):
         if action_space is None:
             return self
         raise VlaError(
-            f"model {self.name} has one action space, {action_space!r:.60} was asked for",
+            f"model {self.name} has one action space, {action_space!r:.60} was requested",
             "leave it out",
         )
 

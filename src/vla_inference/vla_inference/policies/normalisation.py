@@ -86,7 +86,7 @@ def find_statistics(
         named = [k for k in spaces if k != "normalized"]
         if not named:
             raise VlaError(
-                "the checkpoint holds no action statistics (dataset_statistics.json, or "
+                "the checkpoint has no action statistics (dataset_statistics.json, or "
                 "norm_stats in config.json)",
                 "copy dataset_statistics.json from the run's folder, or take action_space "
                 "'normalized' (-1 to 1)",

@@ -26,7 +26,7 @@ def quantize_linear(
     n, k = layer.weight.shape
     format.check(n, k, name)
     if not layer.weight.isfinite().all():
-        raise VlaError(f"{name} holds numbers that are not finite", "fix the checkpoint")
+        raise VlaError(f"{name} contains numbers that are not finite", "fix the checkpoint")
     result = QuantLinear(format, n, k, layer.bias is not None, layer.weight.device)
     if layer.bias is not None:
         result.bias = layer.bias

@@ -129,9 +129,11 @@ def check_free(folder: Path, output: Path, overwrite: bool) -> None:
     if not output.exists():
         return
     if not overwrite:
-        raise VlaError(f"{output} is there already", "choose another or say --overwrite")
+        raise VlaError(f"{output} already exists", "choose another or give --overwrite")
     if not output.is_dir() or (any(output.iterdir()) and not (output / "config.json").is_file()):
-        raise VlaError(f"{output} is no checkpoint folder", "it is left alone: choose another")
+        raise VlaError(
+            f"{output} is no checkpoint folder", "it is not overwritten: choose another"
+        )
 
 
 def _rounded(tensors: Tensors, format: Format) -> dict[str, dict[str, Tensor]]:

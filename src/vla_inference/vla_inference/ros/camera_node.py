@@ -106,14 +106,14 @@ class CameraNode(ManagedNode):
                 self._source = source = self._open()
         except VlaError as error:
             if not self._stop.is_set():
-                self.get_logger().error(f"cannot go on: {error}")
+                self.get_logger().error(f"cannot continue: {error}")
                 self.exit_status = 2
             return
         except Exception as error:  # a thread that ends unnoticed would leave a silent node
             if not self._stop.is_set():
                 traceback.print_exc()
                 what = f"unexpected {type(error).__name__}: {error}; please report it"
-                self.get_logger().error(f"cannot go on: {what}")
+                self.get_logger().error(f"cannot continue: {what}")
                 self.exit_status = 1
             return
         if not self._stop.is_set():

@@ -174,7 +174,7 @@ def write_html(folder: Path, results: dict, latencies: Sequence[float]) -> Path:
         else f'<p class="warn">Incomplete: {escape(results.get("ended") or "stopped")}</p>',
         headline=f"{good} of {counted}"
         + (f" · {100 * good / counted:.0f} %" if counted else "")
-        + ("" if results["complete"] else f" · {results['episodes_asked']} were asked for"),
+        + ("" if results["complete"] else f" · {results['episodes_asked']} were requested"),
         interval=f"settled successes; Wilson 95 %: {100 * low:.1f} to {100 * high:.1f} %"
         if counted
         else "no episode was finished",

@@ -99,7 +99,7 @@ def generate(
         full = error.errno == errno.ENOSPC or "No space left" in str(error)
         raise VlaError(
             f"{output}: {'the disk is full' if full else f'writing failed ({error})'}",
-            "make room; the same call resumes, nothing made so far is lost",
+            "make room; the same command resumes, nothing made so far is lost",
         ) from error
     return final
 
@@ -139,7 +139,7 @@ def _fill(config, parts: Path, final: Path, start, report) -> None:
             if deaths == MAX_DEATHS:
                 raise VlaError(
                     "workers die before they finish an episode",
-                    "use fewer with --parallel: memory may be short; the same call resumes",
+                    "use fewer with --parallel: memory may be short; the same command resumes",
                 ) from error
 
 

@@ -221,11 +221,11 @@ def claim(output: Path, wanted: Mapping, defaults: Mapping) -> None:
         if differing:
             told = [f"{k} {found.get(k)!r}, not {wanted[k]!r}" for k in differing]
             raise DataError(
-                f"{output} was begun with {'; '.join(told)}",
+                f"{output} was started with {'; '.join(told)}",
                 "give the same options to resume, or choose another --output: several folders are "
                 "trained on together (--data A --data B)",
             )
         return
     if any(entry.name != LOCK for entry in output.iterdir()):
-        raise DataError(f"{output} holds other files", "choose another --output")
+        raise DataError(f"{output} contains other files", "choose another --output")
     write_whole(note, json.dumps(wanted, indent=2))

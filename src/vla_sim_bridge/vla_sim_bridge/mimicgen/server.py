@@ -81,7 +81,7 @@ class World:
             import mujoco
             import robosuite
         except ImportError as error:
-            remedy = "install robosuite 1.4 and the mujoco that it wants there"
+            remedy = "install robosuite 1.4 and the mujoco that it needs there"
             raise Refusal(f"robosuite cannot be imported ({error})", remedy) from error
         version = robosuite.__version__
         if not version.startswith(ROBOSUITE + "."):

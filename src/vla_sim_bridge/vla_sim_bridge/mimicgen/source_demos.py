@@ -74,10 +74,10 @@ def read_sources(task: Task, path: str | None) -> list[Recorded]:
             recorded = [_read(path, name, file["data"][name]) for name in groups]
     except (OSError, KeyError, ValueError, IndexError) as error:
         raise DataError(
-            f"{path} cannot be read ({error})", "it may be cut short; give a robomimic HDF5 file"
+            f"{path} cannot be read ({error})", "it may be truncated; give a robomimic HDF5 file"
         ) from error
     if not recorded:
-        raise DataError(f"{path} holds no demonstration", "give --source FILE with some")
+        raise DataError(f"{path} has no demonstration", "give --source FILE with some")
     return recorded
 
 

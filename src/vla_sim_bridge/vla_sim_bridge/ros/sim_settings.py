@@ -99,7 +99,7 @@ class SimSettings:
         self.task, self.horizon = task.name, self.horizon or task.horizon
         task.sentences(self.language)
         if self.episodes < 1:
-            raise VlaError(f"{self.episodes} episodes were asked for", "ask for at least 1")
+            raise VlaError(f"{self.episodes} episodes were requested", "ask for at least 1")
         if self.horizon < 1:
             raise VlaError(f"horizon is {self.horizon}", "give at least 1")
         check_options(self, called="parameter {}".format)
@@ -128,7 +128,7 @@ class SimSettings:
         if not os.access(above, os.W_OK | os.X_OK):
             raise VlaError(f"{above} cannot be written to", "choose another output folder")
         if (folder / "results.json").exists():
-            raise VlaError(f"{folder} holds results already", "choose another output folder")
+            raise VlaError(f"{folder} contains results already", "choose another output folder")
         return folder
 
 

@@ -55,7 +55,7 @@ def record(
         from vla_training.ros.record_node import main
     except ImportError as error:
         raise VlaError(
-            f"ROS 2 is not there ({error})", "source it, or use the workspace's wheels"
+            f"ROS 2 is not installed ({error})", "source it, or use the workspace's wheels"
         ) from error
     return main(["vla", "--ros-args", *words])
 

@@ -51,7 +51,8 @@ def train(
         check_average(average_with, average_share)
     if (output / "state").exists() and not resume:
         raise VlaError(
-            f"{output} holds an earlier run", "go on with --resume, or choose another --output"
+            f"{output} contains an earlier run",
+            "continue with --resume, or choose another --output",
         )
     writable(output, "folder")
     # Imported late: `--help` and mistakes in the options should not wait for PyTorch.

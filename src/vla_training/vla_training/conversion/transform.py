@@ -38,11 +38,11 @@ class Change:
         check_options(config)
         first = next((e for e in data if len(e)), None)
         if first is None:
-            raise DataError(f"{data.path} holds no step", "check how it was made")
+            raise DataError(f"{data.path} has no step", "check how it was made")
         seen = first.steps[0].observation
         if not data.cameras() and not config.allow_no_images:
             raise DataError(
-                f"{data.path} holds no images",
+                f"{data.path} has no images",
                 "render them first, name another dataset, or give --allow-no-images",
             )
         names, dropped = _renamed(data, config.remap, seen)

@@ -52,7 +52,7 @@ class EpisodeSet(Sequence[Episode]):
 
     def check_index(self, index: int) -> int:
         if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.path} has {len(self)} episodes, asked for {index}")
+            raise IndexError(f"{self.path} has {len(self)} episodes, requested {index}")
         return index % len(self)
 
     def statistics(self) -> dict:
@@ -211,8 +211,9 @@ def open_dataset(
     if kind is None:
         raise DataError(
             f"{path} is no dataset of a known type ({known})",
-            "an RLDS folder holds features.json and dataset_info.json, HDF5 files end in .hdf5, a "
-            "LeRobot folder holds meta/info.json, a bag metadata.yaml, .mcap, .db3 or .bag",
+            "an RLDS folder contains features.json and dataset_info.json, HDF5 files end in "
+            ".hdf5, a "
+            "LeRobot folder contains meta/info.json, a bag metadata.yaml, .mcap, .db3 or .bag",
         )
     if instruction is not None and not instruction.strip():
         raise DataError("the instruction is empty", "give a sentence")

@@ -73,7 +73,7 @@ def _read_statistics(path: Path) -> Mapping:
         return raw
     if len(raw) != 1:
         raise VlaError(
-            f"{path} holds statistics of {len(raw)} datasets ({', '.join(raw)})",
+            f"{path} contains statistics of {len(raw)} datasets ({', '.join(raw)})",
             "keep the one that is meant",
         )
     return next(iter(raw.values()))
@@ -141,7 +141,7 @@ def choose_cameras(policy: Policy, dataset: EpisodeSet, given: tuple[str, ...]) 
             )
     if len(names) != needs.images:
         raise DataError(
-            f"model {policy.name!r} wants {needs.images} image(s), {dataset.path} gives "
+            f"model {policy.name!r} expects {needs.images} image(s), {dataset.path} gives "
             f"{len(names)} ({', '.join(names) or 'none'})",
             "name them with --camera",
         )

@@ -147,7 +147,7 @@ def contact_sheet(
     """A row for each of the first episodes: images from its beginning to its end."""
     rows = [e for e in _first(data, episodes) if len(e)]
     if not rows:
-        raise DataError(f"{data.path} holds no step", "check how it was made")
+        raise DataError(f"{data.path} has no step", "check how it was made")
     canvas = Image.new(
         "RGB", (columns * (TILE + GAP) + GAP, len(rows) * (TILE + LINE + GAP) + GAP), BACK
     )

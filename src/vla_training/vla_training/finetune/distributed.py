@@ -57,7 +57,7 @@ def start(device: str | None = None, sharded: bool = False) -> Place:
     """
     kind = (device or ("cuda" if torch.cuda.is_available() else "cpu")).split(":")[0]
     if kind == "cuda" and not torch.cuda.is_available():
-        raise VlaError("device 'cuda' was asked for, but there is no CUDA", "use cpu")
+        raise VlaError("device 'cuda' was requested, but there is no CUDA", "use cpu")
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     where = device or kind
     if kind == "cuda" and (world > 1 or device in (None, "cuda")):

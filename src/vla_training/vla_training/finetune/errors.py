@@ -24,19 +24,19 @@ def explained(config: FinetuneConfig, place: distributed.Place) -> Iterator[None
         raise VlaError(
             f"the GPU's memory is too small for {config.batch_size} samples "
             f"({str(error).split('. ')[0]})",
-            "lower --batch-size, or raise --gradient-checkpointing; --resume goes on",
+            "lower --batch-size, or raise --gradient-checkpointing; --resume continues",
         ) from error
     except OSError as error:
         if error.errno not in FULL:
             raise
         raise VlaError(
             f"{config.folder} cannot be written to ({error.strerror})",
-            "make room; --resume goes on from the last state",
+            "make room; --resume continues from the last state",
         ) from error
     except RuntimeError as error:
         if not distributed.is_lost(error, place):
             raise
         raise VlaError(
             f"another process of the run has ended ({' '.join(str(error).split())[:160]})",
-            "its own error says why; --resume goes on from the last state",
+            "its own error says why; --resume continues from the last state",
         ) from error

@@ -273,7 +273,7 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> Path:
     folder = Path(config.folder)
     if not resume and (folder / "finetune.json").exists():
         raise VlaError(
-            f"{folder} holds an earlier run", "go on with --resume, or choose another folder"
+            f"{folder} contains an earlier run", "continue with --resume, or choose another folder"
         )
     cuda = torch.cuda.is_available() and config.device != "cpu"
     place = distributed.start(config.device, sharded=cuda and not config.lora_rank)

@@ -136,7 +136,7 @@ class TrainingLoop:
         states = find_states(folder)
         if not states:
             raise VlaError(
-                f"{folder.parent} holds no saved state to go on from", "start without --resume"
+                f"{folder.parent} has no saved state to continue from", "start without --resume"
             )
         check_identity(states[-1], read_about(states[-1]).get("identity", {}), identity)
         average = self.average.tensors if self.average else None

@@ -66,7 +66,7 @@ def choose_head(
     head = dataclasses.replace(base, **changes)
     if head.decoding == "autoregressive" and head.chunk != 1:
         raise VlaError(
-            f"a chunk of {head.chunk} was asked for, and tokens one after the other give 1",
+            f"a chunk of {head.chunk} was requested, and tokens one after the other give 1",
             "choose --action-head parallel or l1",
         )
     if min(head.chunk, head.num_images) < 1:

@@ -75,7 +75,7 @@ def save_state(
             shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
             f"the state of step {step} cannot be written to {folder} ({_reason(error)})",
-            "make room; the earlier state is still there, go on from it with --resume",
+            "make room; the earlier state is still there, continue from it with --resume",
         ) from error
     place.barrier()
     return target
@@ -100,7 +100,7 @@ def read_about(state: Path) -> dict[str, Any]:
         return dict(json.loads((state / ABOUT).read_text()))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{state} is no training state ({error})", "give another, or start anew"
+            f"{state} is no training state ({error})", "give another, or start again"
         ) from error
 
 

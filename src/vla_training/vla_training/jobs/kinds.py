@@ -99,7 +99,7 @@ def command_words(kind: Kind, arguments: Sequence[str], root: Path) -> list[str]
             continue
         if not equals:
             if not words or words[0].startswith("--"):
-                raise VlaError(f"--{name} lacks its value", "give it as the next word")
+                raise VlaError(f"--{name} needs a value", "give it as the next word")
             value = words.pop(0)
         if "\0" in value:
             raise VlaError(f"the value of --{name} has a zero byte", "leave it out")

@@ -106,7 +106,7 @@ class JobRunner:
             if job.pid:
                 self._kill(job, signal.SIGKILL)
             raise VlaError(
-                f"the job cannot be started: {error}", "look at disk and memory"
+                f"the job cannot be started: {error}", "check disk and memory"
             ) from error
         self._jobs[job_id] = job
         return job
@@ -231,7 +231,7 @@ class JobRunner:
         said = [x for x in tail(job.log_file, 50).splitlines() if x.strip()]
         last = " ".join(said[-1].split())[:500] if said else ""
         if job.cancel_asked:
-            job.state, job.message = CANCELLED, "ended as it was asked to"
+            job.state, job.message = CANCELLED, "ended as requested"
         elif code == 0:
             job.state, job.message, job.fraction = SUCCEEDED, last, 1.0
         elif code is None:

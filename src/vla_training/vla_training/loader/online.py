@@ -101,7 +101,7 @@ class Stream:
                 last = text.read_text().strip().splitlines()[-1:] if text.exists() else []
                 raise VlaError(
                     f"round {number} of {path.parent.name} was not made ({' '.join(last)})",
-                    f"see {text}; --resume goes on",
+                    f"see {text}; --resume continues",
                 )
             if self.place.agree(float(missing)) == 0:
                 self._making.pop(path, None)

@@ -356,7 +356,7 @@ def read_change(folder: Path, about: Mapping[str, Any]) -> Change:
         else:
             change.low[layer] = _low_rank(folder, about, layer, named)
     if not (change.low or change.values or change.rows):
-        raise CheckpointError(f"{folder} holds no tensors of an adapter", "copy it again")
+        raise CheckpointError(f"{folder} has no tensors of an adapter", "copy it again")
     return change
 
 
@@ -421,7 +421,7 @@ def _token_indices(folder: Path, about: Mapping[str, Any], layer: str, rows: Ten
         given = next((v for k, v in given.items() if f".{layer}".endswith(f".{k}")), [])
     if len(given) != len(rows):
         raise CheckpointError(
-            f"{folder} holds {len(rows)} rows of {layer}, trainable_token_indices names "
+            f"{folder} contains {len(rows)} rows of {layer}, trainable_token_indices names "
             f"{len(given)}",
             "copy both files from one place",
         )

@@ -127,7 +127,8 @@ class TrainingNode(ManagedNode):
         running = self._runner.running()
         for job in self._runner.close(self._keep):
             self.get_logger().error(
-                f"{job.job_id} does not end though it was killed (process group {job.pid}); look "
+                f"{job.job_id} has not ended although it was killed (process group {job.pid}); "
+                "look "
                 "at the disk it works on, the next node finds it"
             )
         for job in running:

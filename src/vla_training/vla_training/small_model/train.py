@@ -54,7 +54,7 @@ def train(
     available = torch.cuda.device_count()
     devices = available if devices is None else devices
     if devices > available:
-        raise VlaError(f"{devices} GPUs were asked for, there are {available}", "ask for fewer")
+        raise VlaError(f"{devices} GPUs were requested, there are {available}", "ask for fewer")
     world = max(1, devices)
     args = (world, devices > 0, data, str(output), config, resume, report)
     if world == 1:

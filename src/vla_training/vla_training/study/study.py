@@ -67,7 +67,7 @@ class Study:
         self.gpus = available if config.devices is None else config.devices
         if not 0 <= self.gpus <= available:
             raise VlaError(
-                f"{self.gpus} GPUs were asked for, there are {available}", "ask for fewer"
+                f"{self.gpus} GPUs were requested, there are {available}", "ask for fewer"
             )
         self.plan = self._claim(config.identity())
         self.config = replace(config, data=config.data or (self._generate(config),))

@@ -93,7 +93,7 @@ def survey(config: StudyConfig) -> dict[str, float]:
     found: dict[str, float] = {"episodes": total, "frames": len(frames)}
     if total < max(config.episodes):
         raise VlaError(
-            f"the data holds {total} episodes, the study asks for {max(config.episodes)}",
+            f"the data contains {total} episodes, the study asks for {max(config.episodes)}",
             "generate more, or give smaller numbers of episodes",
         )
     if config.minutes:

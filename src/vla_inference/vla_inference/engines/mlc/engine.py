@@ -148,7 +148,7 @@ class MlcLanguage(TvmRunner):
             )
             if not same or found[1] != wanted[1]:
                 raise CheckpointError(
-                    f"{folder}: {entry['name']} is {found[1]} {found[0]}, the library wants "
+                    f"{folder}: {entry['name']} is {found[1]} {found[0]}, the library expects "
                     f"{wanted[1]} {wanted[0]}",
                     AGAIN,
                 )

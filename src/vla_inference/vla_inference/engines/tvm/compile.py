@@ -186,7 +186,7 @@ def _check(made: Mapping[str, Tensor], shapes: Mapping[str, tuple]) -> None:
         wanted = shapes.get(name)
         if wanted is None or tuple(tensor.shape) != wanted[0]:
             raise VlaError(
-                f"the checkpoint's {name} is {list(tensor.shape)}, the library wants "
+                f"the checkpoint's {name} is {list(tensor.shape)}, the library expects "
                 f"{list(wanted[0]) if wanted else 'none'}",
                 "compile for the checkpoint's own int4 format",
             )
@@ -227,7 +227,7 @@ def make(
     if tensor.ndim == 2 and weights.transposed:
         tensor = tensor.T
     if tuple(tensor.shape) != expected[0]:
-        raise VlaError(f"{name} is {tuple(tensor.shape)}, the library wants {expected[0]}")
+        raise VlaError(f"{name} is {tuple(tensor.shape)}, the library expects {expected[0]}")
     yield name, tensor.to(getattr(torch, expected[1])).contiguous()
 
 
@@ -243,7 +243,8 @@ def _as_stored(
     packed, scales, zeros = joined("codes"), joined("scales"), joined("zeros")
     if not name.endswith(".q_weight") or tuple(packed.shape) != expected[0]:
         raise VlaError(
-            f"the checkpoint holds {codes[0]} {packed.dtype} {list(packed.shape)}, which is not "
+            f"the checkpoint contains {codes[0]} {packed.dtype} {list(packed.shape)}, which is "
+            "not "
             "what this library multiplies by",
             "compile for the checkpoint's own int4 format, or from the unquantised one",
         )

@@ -112,7 +112,7 @@ class TvmLanguage(TvmRunner):
             if list(tensor.shape) != list(entry["shape"]) or tensor.dtype != dtype:
                 raise CheckpointError(
                     f"{folder}: {entry['name']} is {tensor.dtype} {list(tensor.shape)}, the "
-                    f"library wants {entry['dtype']} {entry['shape']}",
+                    f"library expects {entry['dtype']} {entry['shape']}",
                     "copy it again",
                 )
         return [self.give(found[e["name"]]) for e in self.record["parameters"]]

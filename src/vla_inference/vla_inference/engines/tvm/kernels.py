@@ -51,7 +51,7 @@ def read_kernels(folder: Path, record: Mapping[str, Any]) -> dict[str, bytes]:
     """Digest of CUDA source -> fatbin, of a folder's record; each read whole and unaltered."""
     entries, found = record.get("kernels"), {}
     if not entries and str(record.get("target")).startswith("cuda"):
-        raise CheckpointError(f"{folder} holds CUDA source without its machine code", AGAIN)
+        raise CheckpointError(f"{folder} contains CUDA source without its machine code", AGAIN)
     try:
         for entry in entries or ():
             path, wanted = folder / entry["file"], entry["digest"]
@@ -102,7 +102,7 @@ def _answer(before):
             except Exception as error:  # tvm_ffi raises what it likes; nvcc's ends with its words
                 why = " ".join(str(error)[-200:].split())
         _thread.refused = VlaError(
-            f"this library holds CUDA source, which cannot be compiled here ({why})", REMEDY
+            f"this library contains CUDA source, which cannot be compiled here ({why})", REMEDY
         )
         raise _thread.refused
 

@@ -180,7 +180,7 @@ def open_session(runtime, graph: Path, device: torch.device):
     except Exception as error:  # the library's own kinds, derived from Exception
         words = " ".join(str(error).split())
         raise CheckpointError(
-            f"{graph} cannot be loaded ({words[:160]})", "copy it again or export it anew"
+            f"{graph} cannot be loaded ({words[:160]})", "copy it again or export it again"
         ) from None
 
 

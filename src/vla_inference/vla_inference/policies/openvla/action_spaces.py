@@ -72,7 +72,7 @@ class ActionSpaces:
                 "give the robot's state",
             )
         if not np.isfinite(state).all():
-            raise ObservationError("the state holds numbers that are not finite", "fix it")
+            raise ObservationError("the state contains numbers that are not finite", "fix it")
         if isinstance(asked, Mapping):
             normalisation = self._state_normalisation(asked)
         else:

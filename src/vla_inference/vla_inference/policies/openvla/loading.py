@@ -60,7 +60,7 @@ def check_request(
     except RuntimeError:
         raise VlaError(f"unknown device {device!r}", "use cpu, cuda or cuda:N") from None
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise VlaError(f"device {device!r} was asked for, but there is no CUDA", "use cpu")
+        raise VlaError(f"device {device!r} was requested, but there is no CUDA", "use cpu")
     engine = engine or usual_engine(device, options.draft)
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     if dtype not in DTYPES:
@@ -69,7 +69,7 @@ def check_request(
     check_statistics(config, folder)
     if quantization and format is None and config.quantization:
         raise CheckpointError(
-            f"{folder} is quantised to {config.quantization}, {quantization} was asked",
+            f"{folder} is quantised to {config.quantization}, {quantization} was requested",
             "leave the quantisation out, or give the checkpoint that it was made from",
         )
     options = replace(options, device=device, dtype=dtype, engine=engine)

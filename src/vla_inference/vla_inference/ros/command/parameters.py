@@ -283,7 +283,5 @@ def _read_object(path: Path, what: str) -> dict:
     except (OSError, ValueError) as error:
         raise VlaError(f"cannot read {what} {str(path)!r}: {error}", "give a JSON file") from None
     if not isinstance(read, dict):
-        raise VlaError(
-            f"{str(path)!r} holds no {what}", "give the file beside the model's weights"
-        )
+        raise VlaError(f"{str(path)!r} has no {what}", "give the file beside the model's weights")
     return read

@@ -215,7 +215,7 @@ def _from_arrays(stream: Stream, times, tolerance, spec: ActionSpec) -> Actions:
     for i in np.flatnonzero(known):
         if len(stream.values[index[i]]) != len(spec):
             raise DataError(
-                f"an action has {len(stream.values[index[i]])} numbers, {len(spec)} are due",
+                f"an action has {len(stream.values[index[i]])} numbers, {len(spec)} are expected",
                 "the bag is damaged",
             )
         values[i] = stream.values[index[i]]

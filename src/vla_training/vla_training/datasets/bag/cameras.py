@@ -131,4 +131,4 @@ def given_topic(bag: BagFile, option: str, name: str | None, kinds: tuple[str, .
 
 def contents(bag: BagFile) -> str:
     """What it holds, as a remedy."""
-    return f"it holds {bag.listing()}"
+    return f"it contains {bag.listing()}"

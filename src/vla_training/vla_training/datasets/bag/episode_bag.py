@@ -61,7 +61,7 @@ class EpisodeBag:
             )
             self._writer.open()
         except WriterError as error:
-            raise DataError(f"{path} cannot be begun ({error})", "look at the folder") from error
+            raise DataError(f"{path} cannot be created ({error})", "look at the folder") from error
         self._connections: dict[str, Any] = {}
 
     def write(

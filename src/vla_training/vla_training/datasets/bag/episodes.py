@@ -100,8 +100,8 @@ class _Cutter:
         if not episodes:
             why = "; ".join(self.notes) or "it has no images"
             raise DataError(
-                f"{self.bag.path} holds no step that could be used ({why})",
-                f"it holds {self.bag.listing()}",
+                f"{self.bag.path} has no step that could be used ({why})",
+                f"it contains {self.bag.listing()}",
             )
         return BagReading(episodes, self.topics, spec, self.notes, self.roles.state_names)
 

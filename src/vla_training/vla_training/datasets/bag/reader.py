@@ -46,7 +46,7 @@ class BagSet(EpisodeSet):
         paths = find_bags(self.path)
         if not paths:
             raise DataError(
-                f"{self.path} holds no bag",
+                f"{self.path} has no bag",
                 "a bag is a folder with metadata.yaml, a .mcap or .db3, or a .bag of ROS 1",
             )
         self._files: list[BagFile] = []
@@ -61,7 +61,7 @@ class BagSet(EpisodeSet):
             except DataError as error:
                 troubles.append(error)
         if not self._where:
-            raise troubles[0] if troubles else DataError(f"{self.path} holds no episode")
+            raise troubles[0] if troubles else DataError(f"{self.path} has no episode")
         self.notes += [f"left out: {error.problem}" for error in troubles]
         self._stored = self._read_first()
         self.spec = self._stored
@@ -131,7 +131,7 @@ class BagSet(EpisodeSet):
                 self.notes.append(f"left out: {error.problem}")
                 self._where = [w for w in self._where if w[0] != number]
         if not self._where:
-            raise DataError(f"{self.path} holds no step that could be used", "; ".join(self.notes))
+            raise DataError(f"{self.path} has no step that could be used", "; ".join(self.notes))
 
     def __len__(self) -> int:
         return len(self._where)

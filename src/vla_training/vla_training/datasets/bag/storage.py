@@ -209,7 +209,7 @@ class BagFile:
         files = [f for f in files if storage(f)]
         if not files:
             raise DataError(
-                f"{self.path} cannot be read ({error})", "it holds no .mcap or .db3: copy it again"
+                f"{self.path} cannot be read ({error})", "it has no .mcap or .db3: copy it again"
             )
         self._salvaged = files
         counts: Counter[str] = Counter()
@@ -235,9 +235,10 @@ class BagFile:
             )
         if not set(counts) - set(foreign):
             raise DataError(
-                f"{self.path} holds messages in {', '.join(sorted(set(foreign.values())))}, none "
+                f"{self.path} contains messages in {', '.join(sorted(set(foreign.values())))}, "
+                "none "
                 "of ROS",
-                f"record its topics with ROS 2; it holds {self.listing()}",
+                f"record its topics with ROS 2; it contains {self.listing()}",
             )
         self.topics = {n: Topic(n, t.type, counts[n]) for n, t in self.topics.items()}
         for name, count in expected.items():
@@ -253,7 +254,7 @@ class BagFile:
             self.custom = _texts(info.get("custom_data"))
             return {t.name: t for t in map(_topic, info["topics_with_message_count"])}
         except FileNotFoundError:
-            self.lost.append(f"{METADATA} is not there: the recorder may have been killed")
+            self.lost.append(f"{METADATA} is missing: the recorder may have been killed")
         except Exception as error:  # any YAML may stand in it, or none
             self.lost.append(f"{METADATA} cannot be read ({type(error).__name__})")
         return {}

@@ -74,7 +74,7 @@ class AlohaSet(ImageColumnSet):
             )
         self._group = lru_cache(4)(self._open)
         if not any(self.instructions(0)):
-            self.notes.append(f"{self.path} holds no sentences: give one with --instruction")
+            self.notes.append(f"{self.path} has no sentences: give one with --instruction")
 
     def _open(self, index: int) -> h5py.File:
         path = self._files[index]
@@ -85,7 +85,8 @@ class AlohaSet(ImageColumnSet):
             shape = file[ACTION].shape
         if len(shape) != 2 or shape[1] != len(self.spec):
             raise DataError(
-                f"{path}: {ACTION} has shape {shape}, [T, {len(self.spec)}] is due (7 joints of "
+                f"{path}: {ACTION} has shape {shape}, [T, {len(self.spec)}] is expected (7 "
+                "joints of "
                 "each arm)",
                 "record both arms",
             )

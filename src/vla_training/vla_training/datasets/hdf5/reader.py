@@ -86,7 +86,7 @@ class Hdf5Set(ImageColumnSet):
         found, notes = read_convention(demo.file["data"], name, self._given)
         self._conventions[name] = found
         if found.absolute:
-            notes.append(f"{name} holds target poses: read as deltas")
+            notes.append(f"{name} contains target poses: read as deltas")
         flipped, note = self._upside_down, ""
         if flipped is None:
             flipped, note = layout.find_upside_down(demo.file["data"], demo)
@@ -96,13 +96,13 @@ class Hdf5Set(ImageColumnSet):
     def _note_what_is_missing(self, demo: h5py.Group) -> None:
         if not self.cameras():
             self.notes.append(
-                f"{self.path} holds no images: render them from the simulator's states, as "
+                f"{self.path} has no images: render them from the simulator's states, as "
                 "robomimic's dataset_states_to_obs.py does"
             )
         if not layout.has_instructions(demo.file["data"], demo):
             embedded = ", ".join(layout.find_embeddings(demo))
             self.notes.append(
-                f"{self.path} holds no sentences"
+                f"{self.path} has no sentences"
                 + (f", only their embeddings ({embedded})" if embedded else "")
                 + ": give one with --instruction"
             )
@@ -179,7 +179,7 @@ class Hdf5Set(ImageColumnSet):
             raise DataError(f"{where} has no 'actions'", "generate or copy it again")
         if actions.ndim != 2 or actions.shape[1] != len(self.spec):
             raise DataError(
-                f"{where}/actions has shape {actions.shape}, [T, {len(self.spec)}] is due "
+                f"{where}/actions has shape {actions.shape}, [T, {len(self.spec)}] is expected "
                 f"({', '.join(self.spec.names)})",
                 "convert its actions to an end-effector delta and gripper, or name them in "
                 "--read action_convention",
@@ -268,14 +268,15 @@ def _poses(group: h5py.Group, convention: Convention, where: str) -> np.ndarray:
     for key in (place, turn):
         if key not in group:
             raise DataError(
-                f"{where} holds target poses, and no {key} to tell the motion from",
+                f"{where} contains target poses, and no {key} to tell the motion from",
                 "store the arm's pose with them",
             )
     turns = Rotation.from_quat(group[turn][:])
     if turn == hand:  # that of the hand's body
         if convention.robot not in PANDAS:
             raise DataError(
-                f"{where} holds target poses of the grip site and {hand} of the hand's body; how "
+                f"{where} contains target poses of the grip site and {hand} of the hand's body; "
+                "how "
                 f"they are turned against each other is known for Panda, not for "
                 f"{convention.robot or 'a robot that nothing names'}",
                 f"store {hand}_site with them, as robosuite 1.5 does",

@@ -56,9 +56,9 @@ class LerobotSet(EpisodeSet):
         self.spec = self._spec(size)
         self._tables: tuple[Path, _Table] | None = None
         if not self.cameras():
-            self.notes.append(f"{self.path} holds no images")
+            self.notes.append(f"{self.path} has no images")
         if not any(t.strip() for t in self._tasks.values()):
-            self.notes.append(f"{self.path} holds no sentences: give one with --instruction")
+            self.notes.append(f"{self.path} has no sentences: give one with --instruction")
 
     def _spec(self, size: int) -> ActionSpec:
         given = self.path / "meta" / SPEC_FILE
@@ -109,7 +109,7 @@ class LerobotSet(EpisodeSet):
         with readable(file):
             table = self._tables[1].rows(place.first, place.length, names)
         if set(table.column("episode_index").to_pylist()) - {index}:
-            raise DataError(f"{file} holds other frames than episode {index}'s", COPY_AGAIN)
+            raise DataError(f"{file} contains other frames than episode {index}'s", COPY_AGAIN)
         return {n: table.column(n) for n in table.column_names}
 
     def actions(self, index: int) -> np.ndarray:
@@ -121,7 +121,7 @@ class LerobotSet(EpisodeSet):
         if actions.ndim != 2 or actions.shape[1] != len(self.spec):
             raise DataError(
                 f"{self.path}: episode {index} has actions of shape {actions.shape}, "
-                f"[T, {len(self.spec)}] is due",
+                f"[T, {len(self.spec)}] is expected",
                 COPY_AGAIN,
             )
         if not np.isfinite(actions).all():

@@ -60,7 +60,7 @@ class Feature:
             if self.encoding == "zlib":
                 data = _unpack(data, size)
             if len(data) != size:
-                raise ValueError(f"{len(data)} bytes, {size} are due")
+                raise ValueError(f"{len(data)} bytes, {size} are expected")
             rows.append(np.frombuffer(data, self.dtype).reshape(self.shape))
         return np.stack(rows) if rows else np.empty((0, *self.shape), self.dtype)
 

@@ -57,7 +57,7 @@ class Shards:
             records = RecordFile(file)
             if len(records) != wanted:
                 raise DataError(
-                    f"{file} holds {len(records)} episodes, shardLengths in dataset_info.json "
+                    f"{file} contains {len(records)} episodes, shardLengths in dataset_info.json "
                     f"says {wanted}",
                     COPY_AGAIN,
                 )
@@ -80,14 +80,14 @@ def find_version(path: Path) -> Path:
         names = {f.parent for f in found}
         if len(found) > 1 and len(names) > 1:
             raise DataError(
-                f"{path} holds several datasets ({', '.join(sorted(n.name for n in names))})",
+                f"{path} contains several datasets ({', '.join(sorted(n.name for n in names))})",
                 "name one of them",
             )
         folder = max(found, key=lambda f: [int(n) for n in re.findall(r"\d+", f.name)])
         if not (folder / "dataset_info.json").is_file():
             raise DataError(f"{folder / 'dataset_info.json'} is missing", COPY_AGAIN)
         return folder
-    raise DataError(f"{path} holds no features.json", "give the folder NAME/VERSION of a dataset")
+    raise DataError(f"{path} has no features.json", "give the folder NAME/VERSION of a dataset")
 
 
 def read_splits(folder: Path, info: Mapping) -> dict[str, Split]:

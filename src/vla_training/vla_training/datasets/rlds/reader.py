@@ -79,11 +79,11 @@ class RldsEpisodes(EpisodeSet):
 
     def _note_what_is_missing(self) -> None:
         if not self.cameras():
-            self.notes.append(f"{self.path} holds no images")
+            self.notes.append(f"{self.path} has no images")
         if not self._sentences():
             named = [n.removeprefix("steps/") for n in self.features if "language" in n]
             told = f", only {', '.join(named)}" if named else ""
-            self.notes.append(f"{self.path} holds no sentences{told}: give one with --instruction")
+            self.notes.append(f"{self.path} has no sentences{told}: give one with --instruction")
 
     # -- what there is ------------------------------------------------------------------------
 
@@ -129,7 +129,7 @@ class RldsEpisodes(EpisodeSet):
                 )
             if feature is None or feature.kind != "tensor" or len(feature.shape) > 1:
                 kind = "is of a kind that is not read" if f"steps/{name}" in self.not_read else ""
-                kind = kind or (f"is no vector ({feature.kind})" if feature else "is not there")
+                kind = kind or (f"is no vector ({feature.kind})" if feature else "is missing")
                 raise DataError(
                     f"{where} has no vector 'steps/{name}': it {kind}",
                     "name other conventions, or convert the dataset",
@@ -229,13 +229,14 @@ class RldsEpisodes(EpisodeSet):
         wanted = length * feature.size if numbers else length
         if len(stored) != wanted:
             raise DataError(
-                f"{where}: {name!r} has {len(stored)} values, {wanted} are due to {length} steps",
+                f"{where}: {name!r} has {len(stored)} values, {wanted} are expected for "
+                f"{length} steps",
                 COPY_AGAIN,
             )
         array = isinstance(stored, np.ndarray)
         if wanted and array != numbers:
             kind = stored.dtype if array else "bytes"
-            raise DataError(f"{where}: {name!r} holds {kind}, not {feature.kind}", COPY_AGAIN)
+            raise DataError(f"{where}: {name!r} contains {kind}, not {feature.kind}", COPY_AGAIN)
         if feature.encoding:
             try:
                 return feature.decode(list(stored))

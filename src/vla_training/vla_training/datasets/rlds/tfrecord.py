@@ -19,7 +19,7 @@ from vla_inference.errors import DataError
 from vla_inference.system.files import Staged
 
 HEADER, FOOTER = 12, 4
-COPY_AGAIN = "the file is damaged or cut short: copy or make it again"
+COPY_AGAIN = "the file is damaged or truncated: copy or make it again"
 
 
 def masked_crc(data: bytes) -> int:
