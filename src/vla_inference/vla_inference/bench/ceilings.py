@@ -10,7 +10,7 @@ from vla_inference.quantization import get_format
 
 
 def ceilings(device: str) -> dict[str, float]:
-    """What this device does best: bytes/s of a copy (read plus written), FLOP/s by type.
+    """Peak rates of this device: bytes/s of a copy (read plus written), FLOP/s by type.
 
     "bf16 for long" is the product after two seconds of it: what the chip's power allows. The floor
     takes the others.
@@ -52,7 +52,7 @@ def timed(work, repeats: int = 10) -> float:
 
 
 def work_of(policy: OpenVLAPolicy, positions: int) -> dict[str, float]:
-    """Arithmetic of one pass over `positions`, and the numbers of weights it reads."""
+    """FLOPs of one pass over `positions`, and the number of weights it reads."""
     model = policy.model
     layers = sum(
         m.weight.numel() if hasattr(m, "weight") else m.in_features * m.out_features
@@ -74,7 +74,8 @@ def work_of(policy: OpenVLAPolicy, positions: int) -> dict[str, float]:
 def floor_ms(
     policy: OpenVLAPolicy, positions: int, quantisation: str, rates: dict[str, float]
 ) -> float:
-    """Prefill arithmetic (vision included) plus the bytes of the decode passes."""
+    """Shortest possible time: arithmetic of the prefill (vision included) plus weight bytes of
+    the decode passes."""
     w = work_of(policy, positions)
     kind, bits = "bf16", 16.0
     if quantisation:

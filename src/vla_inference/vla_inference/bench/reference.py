@@ -11,7 +11,8 @@ from vla_inference.types import Observation
 
 
 class Reference:
-    """The original's way: transformers' `generate` fed by embeddings, vision eager, bf16."""
+    """OpenVLA as its authors run it: transformers' `generate` on embeddings, eager vision,
+    bf16."""
 
     def __init__(self, policy: OpenVLAPolicy):
         try:

@@ -39,7 +39,7 @@ SENTENCE = "put the red block on the green block"
 
 
 def complete(plan: Plan) -> Plan:
-    """With the usual device, dtype, size, head and paths where the plan leaves them open."""
+    """Fills the default device, dtype, size, head and paths into a plan."""
     device = plan.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = plan.dtype or ("float32" if device == "cpu" else "bfloat16")
     size = plan.size or ("" if plan.model else "small" if device == "cpu" else "openvla-7b")
@@ -56,7 +56,7 @@ def complete(plan: Plan) -> Plan:
 
 
 def run(plan: Plan, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """Measure every path; `tell` is told each line as it is there. -> the report"""
+    """Measures every path and returns the report; `tell` receives each line as it is ready."""
     if plan.size and plan.size not in SIZES:
         raise VlaError(f"unknown size {plan.size!r}", f"known: {', '.join(SIZES)}")
     plan.check()
@@ -195,7 +195,7 @@ def table(report: dict[str, Any]) -> list[list[str]]:
 
 
 def lines(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Columns under each other."""
+    """Aligns rows in columns."""
     rows = list(rows)
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     return ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]

@@ -10,7 +10,7 @@ from vla_inference.errors import CheckpointError, VlaError
 
 
 def find_model(root: str | os.PathLike, name: str) -> Path:
-    """The checkpoint folder that `name` means inside `root`, links and ".." resolved.
+    """The checkpoint folder `name` inside `root`, with links and ".." resolved.
 
     name: a path relative to the root (an absolute one must lead into it), or a Hub id which the
         Hub's own cache layout holds there (models--ORG--NAME/snapshots). Nothing is fetched.
@@ -43,7 +43,7 @@ def _inside(top: Path, path: Path, name: str) -> Path:
 
 
 def _from_cache(top: Path, name: str) -> Path | None:
-    """What `huggingface_hub` with this folder as its cache would find for a Hub id, offline."""
+    """The folder of a Hub id in `huggingface_hub`'s cache layout, offline."""
     if not HUB_ID.fullmatch(name):
         return None
     repo = top / f"models--{name.replace('/', '--')}"

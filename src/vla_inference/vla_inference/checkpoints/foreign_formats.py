@@ -34,7 +34,7 @@ UNCODED = (
 
 
 def check_files(names: Iterable[str], where: str | Path) -> None:
-    """Refuse a folder without safetensors, by the names of its files alone."""
+    """Refuses a folder without safetensors, from its file names only."""
     names = sorted(names)
     if any(n.endswith(".safetensors") for n in names):
         return
@@ -57,7 +57,7 @@ def check_files(names: Iterable[str], where: str | Path) -> None:
 
 
 def check_not_adapter(folder: Path) -> None:
-    """Refuse a folder that holds an adapter alone."""
+    """Refuses a folder that contains only an adapter."""
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise CheckpointError(
             f"{folder} is a LoRA adapter, not a model",
@@ -66,7 +66,7 @@ def check_not_adapter(folder: Path) -> None:
 
 
 def check_config(raw: Mapping[str, Any], folder: Path) -> None:
-    """Refuse a config.json, or what lies beside it, that stands for other weights than it seems.
+    """Refuses a config.json or neighbouring file that shows the weights are in another form.
 
     An adapter beside a model is not part of it, and a quantiser's codes are not its weights.
     """
@@ -103,7 +103,7 @@ def _method(about: Any) -> str:
 
 
 def check_tensors(names: Iterable[str], where: str | Path) -> None:
-    """Refuse the codes of a quantiser whose config.json says nothing of it."""
+    """Refuses tensors of a quantiser that config.json does not mention."""
     for name in names:
         for pattern, method in CODED:
             if pattern.search(name):

@@ -104,7 +104,7 @@ def _from_cache(repo: str, revision: str | None, reason: Exception) -> Path:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Names of the files a checkpoint folder lacks, as far as those that are there tell."""
+    """Names of missing files, as far as the existing ones show."""
     from vla_inference.checkpoints.safetensors_io import INDEX, read_json
 
     missing = [n for n in ("config.json", "tokenizer.json") if not (folder / n).is_file()]

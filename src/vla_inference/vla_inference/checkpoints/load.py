@@ -53,7 +53,7 @@ CODES = (torch.int8, torch.int32, torch.float8_e4m3fn)  # of quantised weights a
 
 
 def load_config(folder: Path, overrides: Mapping[str, Any] | None = None) -> ModelConfig:
-    """What a folder says about its model; `overrides` are keys of config.json that win."""
+    """The config of a folder; `overrides` replace keys of config.json."""
     check_not_adapter(folder)
     path = folder / "config.json"
     raw = read_json(path)
@@ -81,7 +81,7 @@ def load_config(folder: Path, overrides: Mapping[str, Any] | None = None) -> Mod
 
 
 def _with_constants(config: ModelConfig, path: Path) -> ModelConfig:
-    """Each vision encoder's mean and standard deviation as the file beside the weights has them.
+    """The config with each vision encoder's mean and std from preprocessor_config.json.
 
     The released ones are rounded to bfloat16; `means` and `stds` in the same file are not, and
     are not what the model was trained with.
@@ -108,7 +108,7 @@ def _with_constants(config: ModelConfig, path: Path) -> ModelConfig:
 
 
 def no_answer_needs(config: ModelConfig) -> Callable[[str], bool]:
-    """Tells, by its name, a tensor of the released checkpoints that no answer depends on."""
+    """Whether a tensor of the released checkpoints, by name, has no effect on answers."""
     last = tuple(f"vision_backbone.{t.key}.blocks.{t.layers}." for t in config.encoders)
     return lambda name: name.startswith(last) or UNUSED.search(name) is not None
 
@@ -116,7 +116,7 @@ def no_answer_needs(config: ModelConfig) -> Callable[[str], bool]:
 def _scratch(
     headers: Iterable[Mapping[str, dict]], device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor | None:
-    """Room for the largest tensor, if any has to change its place or its dtype.
+    """A buffer for the largest tensor that must be moved or converted.
 
     Allocating for each of them would leave the heap full of holes, some 20 % of the model.
     """
@@ -135,7 +135,7 @@ def load_model(
     leave_out: tuple[str, ...] = (),
     quantise: Format | None = None,
 ) -> VLA:
-    """Build the model a folder describes and fill it, one tensor at a time.
+    """Builds the model of a folder and fills it one tensor at a time.
 
     Missing, unexpected and misshapen tensors are named before anything is read; nothing is
     filled in silently.
@@ -211,13 +211,13 @@ def load_model(
 
 
 def _coded(model: VLA, key: str) -> bool:
-    """Whether a tensor keeps its own dtype, whatever the model's."""
+    """Whether a tensor keeps its own dtype regardless of the model's."""
     path, _, name = key.rpartition(".")
     return name != "bias" and isinstance(model.get_submodule(path), QuantLinear)
 
 
 class Rounding:
-    """Places a model's tensors; weights that are to be quantised as soon as they are there."""
+    """Places tensors in a model and quantises weights as soon as they are complete."""
 
     def __init__(self, model: VLA, format: Format | None):
         self.model, self.format = model, format

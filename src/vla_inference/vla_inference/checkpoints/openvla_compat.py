@@ -49,7 +49,7 @@ OVERRIDABLE = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """Constants that OpenVLA-OFT picks by the name of the robot and stores nowhere."""
+    """Constants that OpenVLA-OFT chooses by robot name and does not store."""
 
     chunk: int
     action_dim: int
@@ -70,7 +70,8 @@ AUGMENTED = re.compile(r"^openvla-7b(-oft)?-finetuned-libero|image_aug")
 
 
 def override(raw: dict[str, Any], more: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """`raw` with the keys of `more` in their place; `action_head` and `text_config` by field."""
+    """`raw` updated with the keys of `more`; `action_head` and `text_config` are merged by
+    field."""
     unknown = sorted(set(more) - set(OVERRIDABLE))
     if unknown:
         raise CheckpointError(
@@ -85,7 +86,7 @@ def override(raw: dict[str, Any], more: Mapping[str, Any], where: str) -> dict[s
 
 
 def checkpoint_name(folder: Path) -> str:
-    """The folder's name, or its run's (RUN/checkpoint), or its repository's in the Hub's cache."""
+    """The folder's name, its run's (RUN/checkpoint), or its repository's in the Hub cache."""
     folder = folder.resolve()
     if folder.name == "checkpoint" and folder.parent.name:
         return folder.parent.name
@@ -95,7 +96,7 @@ def checkpoint_name(folder: Path) -> str:
 
 
 def check_names(names: Iterable[str], where: str) -> None:
-    """Refuse, by the names of its files alone, a checkpoint with parts we can't run."""
+    """Refuses a checkpoint with unsupported parts, from its file names only."""
     for name in sorted(names):
         found = COMPONENT_NAME.fullmatch(name)
         if found and found[1] in REFUSED:
@@ -106,7 +107,7 @@ def check_names(names: Iterable[str], where: str) -> None:
 
 
 def component_files(folder: Path) -> dict[str, Path]:
-    """Part -> the one file that holds it."""
+    """The file of each part."""
     names = [p.name for p in folder.iterdir() if p.is_file()]
     check_names(names, str(folder))
     found: dict[str, Path] = {}
@@ -147,7 +148,7 @@ def load_component(path: Path) -> dict[str, Any]:
 def infer_head(
     folder: Path, raw: Mapping[str, Any], name: str
 ) -> tuple[dict[str, Any], tuple[str, ...]] | None:
-    """`action_head` of an OpenVLA-OFT folder and what of it was assumed; None for any other.
+    """`action_head` of an OpenVLA-OFT folder and which fields were assumed; None for any other.
 
     Widths come from the heads' shapes, the rest from what the run's name and config state. The
     length of a chunk and the kind of bounds OpenVLA-OFT itself takes from the robot's name. What
@@ -237,7 +238,7 @@ def _refuse_unread(folder: Path, stated: Settings) -> None:
 def _check_files_fit(
     folder: Path, files: Mapping[str, Path], stated: Settings, given: Mapping[str, Any]
 ) -> None:
-    """The parts that are stated lie beside the weights, and no others."""
+    """Checks that exactly the stated parts are beside the weights."""
     wanted = {
         "action_head": given.get("type", stated.kind) == "l1",
         "proprio_projector": bool(stated.proprio) and "proprio_dim" not in given,
@@ -281,7 +282,7 @@ def _l1_shape(path: Path) -> dict[str, Any]:
 
 
 def _robot(action_dim: int, proprio_dim: int, raw: Mapping[str, Any]) -> str | None:
-    """The robot by whose name OpenVLA-OFT picked its constants, told by the statistics' names."""
+    """The robot whose constants OpenVLA-OFT used, from the names of the statistics."""
     names = " ".join(raw.get("norm_stats") or {}).lower()
     for robot, recipe in RECIPES.items():
         if robot in names and action_dim == recipe.action_dim:
@@ -294,7 +295,7 @@ RUN = re.compile(r"^[^+]+\+([^+]+)\+b\d+")
 
 
 def check_trained_on(name: str, raw: Mapping[str, Any], where: str | Path) -> None:
-    """Refuse statistics that are the base's own, where the run's name tells what it was tuned on.
+    """Refuses the base model's statistics if the run's name shows what it was fine-tuned on.
 
     OpenVLA's fine-tuning writes the new ones beside the weights, and leaves the base's in
     config.json.
@@ -309,7 +310,8 @@ def check_trained_on(name: str, raw: Mapping[str, Any], where: str | Path) -> No
 
 
 def complete(folder: Path, raw: dict[str, Any], name: str) -> dict[str, Any]:
-    """config.json's contents with what the folder implies filled in; `raw` wins."""
+    """The contents of config.json, completed from what the folder implies; `raw` takes
+    precedence."""
     assumed: tuple[str, ...] = ()
     if AUGMENTED.search(name) and "center_crop" not in raw:
         raw = {**raw, "center_crop": True}

@@ -224,7 +224,7 @@ def random_tensor(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 
 def _scaled(key: str, x: torch.Tensor) -> torch.Tensor:
-    """In place, so that activations neither fade nor blow up."""
+    """Scales in place, so that activations neither vanish nor explode."""
     if key.endswith(".bias"):
         return x.mul_(0.02)
     if x.ndim == 1:  # norms and layer scales
@@ -245,7 +245,7 @@ def random_model(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> VLA:
-    """A model drawn on the device itself, where billions of numbers take seconds.
+    """A random model created on the device, which takes seconds even for billions of weights.
 
     The same seed gives the same model on the same kind of device only; each tensor is drawn in
     float32 and then rounded, so that models of two dtypes are one model in two precisions.
@@ -268,7 +268,7 @@ def random_policy(
     dtype: str = "float32",
     seed: int = 0,
 ) -> OpenVLAPolicy:
-    """A policy on a random model that never was on disk."""
+    """A policy around a random model that is not on disk."""
     raw = {**random_config(size, head), "norm_stats": STATISTICS}
     kind = _named(DTYPES, dtype, "dtype")
     model = random_model(raw, device, kind, seed)
@@ -276,7 +276,7 @@ def random_policy(
 
 
 def byte_tokenizer():
-    """A byte-level tokenizer that merges nothing: 4 special ids, then one per byte."""
+    """A byte-level tokenizer without merges: 4 special ids, then one per byte."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     special = ["<pad>", "<s>", "</s>", "<empty>"]

@@ -55,7 +55,7 @@ def read_json(path: Path) -> dict:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, complete by its index or by their own numbering."""
+    """The safetensors files of a folder, checked for completeness by index or numbering."""
     index = folder / INDEX
     if index.is_file():
         names = sorted(set(_weight_map(index).values()))
@@ -124,7 +124,7 @@ def tensor_headers(path: Path) -> dict[str, dict]:
 
 
 def canonical(key: str) -> str:
-    """A tensor's name in the released layout, whichever layout it comes in."""
+    """A tensor's name in the released layout, from any supported layout."""
     for pattern, name in NATIVE:
         key = pattern.sub(name, key)
     return key
@@ -163,7 +163,7 @@ def inventory(folder: Path) -> list[tuple[Path, dict[str, dict]]]:
 def iterate_tensors(
     path: Path, header: Mapping[str, dict], scratch: torch.Tensor | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors that `header` lists, in the order they lie in the file, one at a time.
+    """The tensors in `header`, one at a time, in file order.
 
     scratch: bytes to read each of them into, one over the other, where they will be copied
         anyway; None gives each its own memory.

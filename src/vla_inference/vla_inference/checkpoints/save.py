@@ -98,7 +98,7 @@ def _size(tensor: torch.Tensor) -> int:
 
 
 def _shards(tensors: Mapping[str, torch.Tensor], limit: int) -> list[list[str]]:
-    """Names by file, in their order; a file is full before it grows over the limit."""
+    """Names by file, in order; a new file starts before the limit is exceeded."""
     shards: list[list[str]] = [[]]
     filled = 0
     for key, tensor in tensors.items():
@@ -113,7 +113,7 @@ def _shards(tensors: Mapping[str, torch.Tensor], limit: int) -> list[list[str]]:
 def _header(
     tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> bytes:
-    """What a safetensors file begins with: lengths and places, padded to 8 bytes."""
+    """The header of a safetensors file: sizes and offsets, padded to 8 bytes."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     entries: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0

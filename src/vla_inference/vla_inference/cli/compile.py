@@ -71,7 +71,7 @@ def run(
 
 
 def here() -> str:
-    """The target of this machine."""
+    """The compilation target of this machine."""
     import torch
 
     from vla_inference.engines.compiled import chip
@@ -80,7 +80,7 @@ def here() -> str:
 
 
 def line(record: dict[str, Any], engine: str, output: Path) -> str:
-    """What was made, for people, and how to use it."""
+    """One line for people: what was made and how to use it."""
     told = [f"{record['model']} for {engine}"]
     told += [f"target {record['target']}"] if "target" in record else []
     if "relative_error" in record:

@@ -23,7 +23,7 @@ from vla_inference.types import ActionChunk, Observation, check_instruction
 
 
 def line(frame: Frame, chunk: ActionChunk) -> str:
-    """A frame's first action for people."""
+    """One line with a frame's first action."""
     values = "  ".join(
         f"{d.name} {v:+.4f}" for d, v in zip(chunk.spec.dims, chunk.actions[0], strict=True)
     )
@@ -32,7 +32,7 @@ def line(frame: Frame, chunk: ActionChunk) -> str:
 
 
 def record(frame: Frame, chunk: ActionChunk) -> str:
-    """The same as one line of JSON, with the whole chunk."""
+    """One line of JSON with the whole chunk."""
     content = {
         "frame": frame.name,
         "stamp": frame.stamp,

@@ -45,7 +45,7 @@ def find_launch_file(package: str, name: str) -> Path:
 
 
 def _instead(share: Path, name: str, prefixes: list[str]) -> str:
-    """Where a launch file is that a package lacks, else what the package has."""
+    """Where else the launch file exists, otherwise which launch files the package has."""
     found = (Path(p, "share").glob(f"*/launch/{name}") for p in prefixes)
     if others := sorted(path.parts[-3] for paths in found for path in paths):
         return f"'{others[0]}' has it: vla launch {others[0]} {name}"

@@ -34,7 +34,7 @@ class Finding:
 
 
 def examine(model: str = "", root: Path = Path("/")) -> list[Finding]:
-    """All findings. model: a checkpoint folder to look at as well; root: of /proc, /dev, /sys."""
+    """All findings. model: a checkpoint folder to check as well; root: of /proc, /dev, /sys."""
     found = []
     for name, check in CHECKS.items():
         try:

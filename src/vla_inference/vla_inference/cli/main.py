@@ -50,7 +50,7 @@ def summary(point: EntryPoint) -> str:
 
 
 def help_text(subcommands: dict[str, EntryPoint]) -> str:
-    """All commands with a line each, under the package that brings them."""
+    """All commands with one line each, grouped by package."""
     by_package: dict[str, list[EntryPoint]] = {}
     for point in subcommands.values():
         by_package.setdefault(point.module.split(".")[0], []).append(point)
@@ -69,7 +69,7 @@ def complain(where: str, text: str) -> None:
 
 
 def run_subcommand(point: EntryPoint, arguments: list[str]) -> int:
-    """Import one command, run it on its arguments and return the exit status."""
+    """Imports a command, runs it with its arguments and returns the exit status."""
     import typer
 
     function = point.load()
@@ -109,7 +109,7 @@ def join_words(words: Sequence[str], several: Collection[str]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line; 0 is success, 2 a user's mistake, 130 Ctrl-C, 1 a fault of ours."""
+    """Runs one command line. 0: success, 2: user error, 130: Ctrl-C, 1: internal error."""
     return _status("vla", _choose, list(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -133,7 +133,7 @@ def _choose(arguments: list[str]) -> int:
 
 
 def _status(where: str, function: Callable[..., int], *arguments: Any) -> int:
-    """What the function returns, or the exit status of what it raises, told in a line."""
+    """The function's return value, or the exit status of its exception, reported in one line."""
     try:
         return function(*arguments)
     except VlaError as error:

@@ -42,7 +42,7 @@ QuantizationOption = Annotated[
 
 
 def plain(value: Any) -> Any:
-    """`value` in the terms of JSON: data classes, arrays, paths; NaN and infinity become null."""
+    """`value` as JSON types: data classes, arrays and paths; NaN and infinity become null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -59,6 +59,6 @@ def plain(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on standard output, which holds nothing else then."""
+    """Prints one JSON object, the only output on stdout."""
     json.dump(plain(value), sys.stdout, indent=2, ensure_ascii=False)
     print(flush=True)

@@ -113,7 +113,7 @@ class Arm:
         return pose
 
     def jacobian(self, positions: np.ndarray) -> np.ndarray:
-        """[6, n]: the frame's velocity (m/s, rad/s; base axes) by each joint's."""
+        """[6, n]: the frame's velocity (m/s, rad/s; base axes) per joint velocity."""
         self._place(positions)
         whole = np.zeros((2, 3, self.model.nv))
         if self._site >= 0:
@@ -124,7 +124,7 @@ class Arm:
 
 
 def _kinematics_of_urdf(root: ElementTree.Element) -> str:
-    """Without meshes, whose package:// addresses nobody here can follow."""
+    """Loads a URDF without meshes, since package:// paths cannot be resolved."""
     for link in root.iter("link"):
         for part in [*link.findall("visual"), *link.findall("collision")]:
             link.remove(part)

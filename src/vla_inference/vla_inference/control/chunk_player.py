@@ -24,7 +24,7 @@ Step = tuple[Vector, Vector, float]  # m/s, rad/s, gripper
 
 @dataclass(frozen=True)
 class Segment:
-    """The steps of one chunk that may be executed, from `start` on, `dt` seconds each.
+    """The executable steps of one chunk, from time `start` on, `dt` seconds each.
 
     since: when it began to be executed, in the midst of its first step perhaps.
     extra: further velocities until `extra_end`, which make up for what was missed before.
@@ -54,7 +54,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Motion:
-    """What is due in a command period: mean velocities, and the gripper at its middle."""
+    """The planned motion of a command period: mean velocities, and the gripper at its middle."""
 
     linear: Vector
     angular: Vector
@@ -63,7 +63,7 @@ class Motion:
 
 
 def planned(dt: float, steps: Sequence[Step], time: float) -> tuple[Vector, Vector]:
-    """Displacements (m, rad) that these steps have come to `time` s after they began."""
+    """Displacements (m, rad) of these steps `time` s after their start."""
     linear = angular = v.ZERO
     for k, step in enumerate(steps):
         share = min(dt, time - k * dt)
@@ -75,7 +75,7 @@ def planned(dt: float, steps: Sequence[Step], time: float) -> tuple[Vector, Vect
 
 
 class History:
-    """What was commanded lately: velocities by command period."""
+    """Recently commanded velocities, by command period."""
 
     def __init__(self, keep: float = 5.0):
         self.keep = keep
@@ -89,7 +89,7 @@ class History:
             self._entries.popleft()
 
     def way(self, begin: float, end: float) -> tuple[Vector, Vector]:
-        """Displacements (m, rad) commanded between two moments."""
+        """Displacements (m, rad) commanded between two times."""
         linear = angular = v.ZERO
         for a, b, lin, ang in reversed(self._entries):
             if b <= begin:
@@ -128,11 +128,11 @@ class ChunkPlayer:
         self._segments: list[Segment] = []  # oldest first
 
     def clear(self) -> None:
-        """Forget all plans; those of images seen so far stay void."""
+        """Drops all plans; chunks of images seen so far stay invalid."""
         self._segments = []
 
     def restart(self) -> None:
-        """The clock has changed: also forget which images were seen."""
+        """The clock has changed: also forgets which images were seen."""
         self._segments, self._newest = [], -math.inf
 
     def accept(
@@ -144,7 +144,7 @@ class ChunkPlayer:
         extra: tuple[Vector, Vector] = (v.ZERO, v.ZERO),
         extra_end: float = -math.inf,
     ) -> bool:
-        """A chunk arrived; whether any of it will be executed.
+        """Takes a new chunk; returns whether any of it will be executed.
 
         begin: when the next command period begins: nothing can be executed before.
         extra, extra_end: see `Segment`.
@@ -170,7 +170,7 @@ class ChunkPlayer:
         return True
 
     def motion(self, begin: float, end: float) -> Motion | None:
-        """The mean motion from `begin` to `end`, or None where nothing is planned."""
+        """The mean motion from `begin` to `end`, or None if nothing is planned."""
         edges = {begin, end}
         edges |= {s.extra_end for s in self._segments if begin < s.extra_end < end}
         for s in self._segments:
@@ -199,7 +199,7 @@ class ChunkPlayer:
         return Motion(linear, angular, middle[2] if middle else None, stamp)
 
     def _step(self, time: float) -> Step | None:
-        """What is due at a moment, over all chunks that speak of it."""
+        """The step at a time, combined over all chunks that cover it."""
         due = [(s, step) for s in self._segments if (step := s.at(time)) is not None]
         if len(due) < 2:
             return due[0][1] if due else None

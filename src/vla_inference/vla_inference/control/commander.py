@@ -110,7 +110,7 @@ class Command:
 
 
 class Commander:
-    """The state between command periods. `now` and `steady`: see `Safety`."""
+    """Turns chunks into one command per period. `now` and `steady`: see `Safety`."""
 
     def __init__(self, settings: Settings | None = None):
         self.settings = s = settings or Settings()
@@ -157,7 +157,7 @@ class Commander:
     # -- by hand ------------------------------------------------------------------------------
 
     def enable(self, steady: float, others: str = "") -> str:
-        """Let it move, from here and on chunks still to come; returns why that is refused."""
+        """Allows motion from now on, with chunks still to come; returns the reason if refused."""
         if self.safety.enabled:
             return ""
         disputed = self.robot.disputed if self.settings.needs_pose else ""
@@ -171,20 +171,21 @@ class Commander:
         return refused
 
     def disable(self) -> None:
-        """Back to the dry run; the next two periods tell a halt."""
+        """Back to the dry run; the next two periods command a halt."""
         self.safety.disable()
 
     # -- what comes in ------------------------------------------------------------------------
 
     def measured(self, pose: Pose, stamp: float, now: float, steady: float) -> str:
-        """A pose that was measured at `stamp` [s, by `now`'s clock]; why it is refused."""
+        """Takes a pose measured at `stamp` [s, by `now`'s clock]; returns why it is refused, if
+        it is."""
         begun = self._clock_came_to(now, steady)
         refusal = self.robot.hear(pose, stamp, now, begun, self.safety.enabled)
         self.safety.pose(self.robot.at)
         return refusal[1] if refusal else ""
 
     def _clock_came_to(self, now: float, steady: float) -> float:
-        """Steady time from which on it has been `now`: what is stamped so is no newer.
+        """Steady time since which the clock has shown `now`; later stamps are not newer.
 
         A clock that stands still makes no old pose fresh.
         """
@@ -193,7 +194,7 @@ class Commander:
         return self._clock[1]
 
     def accept(self, chunk: ActionChunk, stamp: float, now: float, steady: float) -> bool:
-        """A chunk that answers the image of `stamp` [s, by `now`'s clock]."""
+        """Takes a chunk for the image of `stamp` [s, by `now`'s clock]."""
         if not self.safety.accepts(chunk, stamp, now):
             return False
         in_tool = (self.settings.deltas_in or chunk.spec.frame.lstrip("/")) == "tool"
@@ -224,7 +225,7 @@ class Commander:
     def _made_up_for(
         self, stamp: float, dt: float, steps: list[Step], begin: float
     ) -> tuple[tuple[Vector, Vector], float]:
-        """Velocities beyond the chunk's own, and until when."""
+        """Velocities added to catch up, and until when."""
         time = self.settings.catch_up
         if not time or begin <= stamp or self.settings.align != "stamp" or len(steps) < 2:
             return (v.ZERO, v.ZERO), begin
@@ -237,13 +238,13 @@ class Commander:
         return (linear, angular), begin + time
 
     def bad_chunk(self, reason: str, now: float) -> None:
-        """A message that is no chunk."""
+        """Reports an invalid chunk message."""
         self.safety.bad_chunk(reason, now)
 
     # -- what goes out ------------------------------------------------------------------------
 
     def tick(self, now: float, steady: float, others: str = "") -> Command | None:
-        """A command period begins; what to send, or None for silence.
+        """Starts a command period; returns the command, or None to send nothing.
 
         others: see `Safety.tick`.
         """
@@ -274,7 +275,7 @@ class Commander:
         return command
 
     def _last_command_ends(self, steady: float) -> None:
-        """A controller goes on with it until it hears the next."""
+        """Until when a controller continues the last command."""
         if self._sent is not None:
             begin, linear, angular = self._sent
             self.robot.told(begin, steady, linear, angular, self._unsure)
@@ -306,7 +307,7 @@ class Commander:
         return self.target.confine(measured)
 
     def _next_begin(self, now: float) -> float:
-        """Periods follow each other without gaps while `tick` is called roughly in time."""
+        """Start of the period; periods are contiguous while `tick` is called roughly on time."""
         begin = self._window
         return now if begin is None or abs(begin - now) > 1.5 * self.period else begin
 
@@ -346,7 +347,7 @@ class Commander:
         return Command(linear, angular, pose, gripper, self._live, frozenset(clips))
 
     def _into_workspace(self, linear: Vector, angular: Vector) -> tuple[Vector, set]:
-        """Neither target nor robot may leave the box, nor the robot where it is reckoned to be."""
+        """Keeps both the target and the estimated robot position inside the workspace."""
         limits, target, measured = self.settings.limits, self.target.pose, self.robot.pose
         reckoned = self.robot.reckoned()
         if limits.workspace is None or target is None or measured is None or reckoned is None:

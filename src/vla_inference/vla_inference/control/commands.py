@@ -19,7 +19,7 @@ SHORTEST, LONGEST = 1e-3, 60.0  # s, of a chunk's step
 
 
 def check_dt(dt: float) -> None:
-    """Raise VlaError where a step can't last as long."""
+    """Raises VlaError if a step cannot last this long."""
     if not SHORTEST <= dt <= LONGEST:
         raise VlaError(f"dt is {dt:g} s", f"a step of a chunk lasts {SHORTEST:g} to {LONGEST:g} s")
 
@@ -32,7 +32,7 @@ def check_rotation(convention: str) -> None:
 
 
 def check_chunk(chunk: ActionChunk) -> None:
-    """Raise VlaError where a chunk is nothing that may be executed."""
+    """Raises VlaError if a chunk must not be executed."""
     spec = chunk.spec
     if len(spec) != 7 or spec.names[-1] != "gripper":
         raise VlaError(
@@ -75,21 +75,21 @@ class Pose:
             raise VlaError(f"the pose's quaternion has length {length:g}", "normalise it")
 
     def within(self, other: Pose, far: float, turned: float) -> bool:
-        """Whether the other is no farther than this many m and rad."""
+        """Whether the other pose is within this distance (m) and angle (rad)."""
         return (
             v.norm(v.subtract(self.position, other.position)) <= far
             and v.angle_between(self.orientation, other.orientation) <= turned
         )
 
     def towards(self, other: Pose, far: float, turned: float) -> Pose:
-        """On the way to the other one, so many m and rad farther, or there."""
+        """The pose this far (m, rad) on the way to the other one, or the other one if nearer."""
         return Pose(
             v.towards(self.position, other.position, far),
             v.turned_towards(self.orientation, other.orientation, turned),
         )
 
     def moved(self, linear: Vector, angular: Vector, time: float, in_tool: bool) -> Pose:
-        """Where a twist leads in `time` s; its axes are the tool's or the base's."""
+        """The pose after following a twist for `time` s; its axes are the tool's or the base's."""
         turn = v.from_rotation_vector(v.scale(angular, time))
         way = v.scale(linear, time)
         if in_tool:
@@ -100,7 +100,7 @@ class Pose:
 
 @dataclass
 class Target:
-    """The pose asked for: the last one plus what was commanded since.
+    """The target pose: the previous one plus the commanded motion.
 
     It never jumps: from one command period to the next it gets no farther than `step`.
 
@@ -141,7 +141,7 @@ class Target:
         return {DRIFT}
 
     def advance(self, linear: Vector, angular: Vector, period: float, in_tool: bool) -> None:
-        """What is commanded for this period."""
+        """Adds the commanded motion of this period."""
         if self.pose is not None:
             before = self._before or self.pose
             self.pose = before.towards(
@@ -149,7 +149,8 @@ class Target:
             )
 
     def confine(self, pose: Pose) -> Pose:
-        """The nearest to `pose` that is in the box, or no farther out than the target is."""
+        """The pose nearest to `pose` in the workspace, or no farther outside than the target
+        already is."""
         if self.box is None:
             return pose
         is_at = (self.pose or pose).position
@@ -162,7 +163,7 @@ class Target:
 
 @dataclass
 class Gripper:
-    """Open or closed, told on change only: a new goal preempts the one under way.
+    """Open or closed, sent only on change: a new goal preempts the current one.
 
     hysteresis: how far beyond 0.5 the model's value must be to change it.
     """

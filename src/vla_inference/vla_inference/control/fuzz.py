@@ -80,7 +80,7 @@ SPECS = {
 
 @dataclass
 class Findings:
-    """What was tried and what went wrong; `wrong` must stay empty."""
+    """Counts of what was tried and what went wrong; `wrong` must stay empty."""
 
     chunks: int = 0
     ticks: int = 0
@@ -139,7 +139,7 @@ def random_settings(rng: random.Random) -> Settings:
 
 
 class Robot:
-    """Where it is in truth, and how it obeys.
+    """The simulated robot: its true pose and how it follows commands.
 
     by: "twist" or "pose". lag, turn_lag: of twists [s]. gain: the share of the way to its target
         that it goes in a command period.
@@ -162,7 +162,7 @@ class Robot:
         self.command, self.in_tool, self._age = command, in_tool, 0.0
 
     def live(self, passed: float) -> None:
-        """Time passes."""
+        """Advances time."""
         self.late = self.aside = 0.0
         if self.command is None:
             return
@@ -193,7 +193,7 @@ class Robot:
 
 
 def _lagging(old: Vector, wanted: Vector, lag: float, time: float) -> tuple[Vector, Vector]:
-    """Mean and last velocity of what comes to the wanted one with a lag."""
+    """Mean and final velocity of a first-order lag towards the commanded one."""
     if not lag:
         return wanted, wanted
     left = math.exp(-time / lag)
@@ -205,7 +205,7 @@ def _lagging(old: Vector, wanted: Vector, lag: float, time: float) -> tuple[Vect
 
 
 class Sensor:
-    """What is told of the robot: the truth of `delay` s ago, or a lie for a while."""
+    """Reports the robot's pose with a delay, or a false one for a while."""
 
     def __init__(self, rng: random.Random, settings: Settings):
         self.rng, self.settings = rng, settings
@@ -239,7 +239,7 @@ class Sensor:
         self.wrong = v.scale(way, size / v.norm(way))
 
     def tell(self) -> list[tuple[Pose, float]]:
-        """Poses and their stamps, to be heard now."""
+        """Poses and their stamps that arrive now."""
         r, lie = self.rng, self.lie
         now, steady, _ = self.past[-1]
         told = next((p for p in reversed(self.past) if p[1] <= steady - self.delay), None)
@@ -269,7 +269,7 @@ class Sensor:
 
 
 class Trial:
-    """One commander, one robot and its sensor, and a model that misbehaves."""
+    """One commander with its robot and sensor, and a model that misbehaves."""
 
     def __init__(self, rng: random.Random, findings: Findings):
         self.rng, self.found = rng, findings
@@ -563,7 +563,7 @@ class Trial:
 
 
 def fuzz(chunks: int, seed: int = 0, per_trial: int = 200) -> Findings:
-    """Send at least `chunks` chunks, with new settings after every `per_trial`."""
+    """Sends at least `chunks` chunks, with new settings after every `per_trial`."""
     findings = Findings()
     rng = random.Random(seed)
     while findings.chunks < chunks:

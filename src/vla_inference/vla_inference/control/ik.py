@@ -66,7 +66,7 @@ class IkSettings:
 def joint_step(
     arm: Arm, positions: np.ndarray, way: np.ndarray, settings: IkSettings
 ) -> tuple[np.ndarray, set[str]]:
-    """Joint motion [n] that goes the way, and kinds of clips, whatever its velocity.
+    """Joint motion [n] that follows a twist, and the kinds of clips, without velocity limits.
 
     way: [6] (m, rotation vector; base axes) that the end effector should go. A joint that is
     outside its limits already may come back, not go farther.
@@ -88,13 +88,13 @@ def joint_step(
 
 
 def slowed(step: np.ndarray, most: np.ndarray) -> tuple[np.ndarray, set[str]]:
-    """The step, shortened as a whole until no joint exceeds its `most` [n]."""
+    """The step scaled down until no joint exceeds its maximum `most` [n]."""
     excess = float(np.max(np.abs(step) / most))
     return (step * (INSIDE / excess), {VELOCITY}) if excess > 1 else (step, set())
 
 
 def added(arm: Arm, positions: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """Positions after a step; neither it nor rounding leads out of a limit."""
+    """Positions after a step, kept within limits despite rounding."""
     lowest, highest = np.minimum(positions, arm.lower), np.maximum(positions, arm.upper)
     return np.clip(positions + step, lowest, highest)
 
@@ -107,14 +107,14 @@ def solve(
     period: float,
     settings: IkSettings,
 ) -> tuple[np.ndarray, set[str]]:
-    """Joint positions [n] after a period on the way, and kinds of clips."""
+    """Joint positions [n] after one period, and the kinds of clips."""
     step, clips = joint_step(arm, positions, way, settings)
     step, more = slowed(step, velocity * period)
     return added(arm, positions, step), clips | more
 
 
 class JointCommander:
-    """The state between periods: `measured`, `twist` and `target` in, joint positions out.
+    """Turns `twist` or `target` and `measured` joints into joint positions, period by period.
 
     Each command is within a period's motion of the one before, whatever is measured. A twist or
     target is followed for `timeout` unless repeated; then the arm is told to stay where it is
@@ -147,19 +147,20 @@ class JointCommander:
 
     @property
     def joints(self) -> np.ndarray | None:
-        """Measured last."""
+        """The last measured joints."""
         return self.states.positions
 
     def measured(
         self, names: list[str], positions: list[float], steady: float, age: float = 0.0
     ) -> bool:
-        """A JointState of `age` seconds; whether the arm's pose is known by it."""
+        """Takes a JointState `age` seconds old; returns whether the arm's pose is known from
+        it."""
         known = self.states.hear(names, positions, steady, age)
         self.refusal = self.states.refusal
         return known
 
     def twist(self, twist: np.ndarray, in_tool: bool, steady: float, age: float = 0.0) -> bool:
-        """A velocity [6] (m/s, rad/s) in the tool's or the base's axes."""
+        """Takes a velocity [6] (m/s, rad/s) in the tool's or the base's axes."""
         if not np.isfinite(twist).all():
             return self._refuse("twist", "the twist contains numbers that are not finite")
         if not self._in_time("twist", age):
@@ -171,7 +172,7 @@ class JointCommander:
     def target(
         self, position: np.ndarray, quaternion: np.ndarray, steady: float, age: float = 0.0
     ) -> bool:
-        """A pose to go to, in the base: m, x y z w."""
+        """Takes a target pose in the base frame: m, x y z w."""
         length = np.linalg.norm(quaternion)
         if not (np.isfinite(position).all() and 0.99 < length < 1.01):
             return self._refuse("target", "the target is no pose")
@@ -197,11 +198,11 @@ class JointCommander:
     # -- what goes out ------------------------------------------------------------------------
 
     def pose(self) -> np.ndarray | None:
-        """Of the end effector as measured last [4, 4]."""
+        """The last measured end-effector pose [4, 4]."""
         return None if self.joints is None else self.arm.pose(self.joints)
 
     def tick(self, steady: float, others: str = "") -> np.ndarray | None:
-        """Joint positions [n] to be reached by the period's end; None: nothing to say.
+        """Joint positions [n] for the end of the period; None: send nothing.
 
         others: who else commands or measures these joints, in words; empty: nobody.
         """
@@ -227,11 +228,11 @@ class JointCommander:
         return then
 
     def _under_way(self, steady: float) -> bool:
-        """Whether the arm may still be on its way to the last command."""
+        """Whether the arm may still be moving to the last command."""
         return steady - self._spoke <= self.settings.lead + self.settings.joint_timeout
 
     def _begin(self, steady: float) -> None:
-        """Go on from the last command; from where the arm is, where that was long ago."""
+        """Starting positions: the last command, or the measured ones if that is too old."""
         self._rest = None
         if not self._speaking:
             self._step = np.zeros(len(self.arm))
@@ -240,7 +241,7 @@ class JointCommander:
         self._speaking = True
 
     def _stays(self, steady: float) -> bool:
-        """The command has ended: whether the arm has still to be told where to stay."""
+        """The command has ended: whether to send one more command to hold position."""
         if not self._speaking:
             return False
         if self._rest is None:
@@ -258,7 +259,7 @@ class JointCommander:
         return np.concatenate([self._target[:3, 3] - pose[:3, 3], turn])
 
     def _bounded(self, step: np.ndarray, braking: bool) -> tuple[np.ndarray, set[str]]:
-        """Within acceleration, then drift, then velocity: what comes last goes before.
+        """Limits acceleration, then drift, then velocity; later limits take precedence.
 
         braking: the step ends where the motion does.
         """

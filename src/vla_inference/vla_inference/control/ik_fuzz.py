@@ -25,7 +25,7 @@ BELIEVED = ("truth", "partial", "single", "freeze")  # with these there may be c
 
 @dataclass
 class IkFindings:
-    """What was tried and what went wrong; `wrong` must stay empty.
+    """Counts of what was tried and what went wrong; `wrong` must stay empty.
 
     fastest: of the true arm's joints, as a share of their limits; beyond 1 only by a
     measurement's noise.
@@ -48,7 +48,7 @@ class IkFindings:
 
 
 class IkTrial:
-    """One arm and its commander; lies come one at a time, each after some truth."""
+    """One arm and its commander; false joint states come one kind at a time."""
 
     def __init__(self, arm: Arm, rng: random.Random, found: IkFindings):
         self.arm, self.rng, self.found = arm, rng, found
@@ -89,7 +89,7 @@ class IkTrial:
     # -- the arm ------------------------------------------------------------------------------
 
     def move(self) -> None:
-        """A period of the controller's, or of a hand's."""
+        """The motion of one period, by the controller or by hand."""
         # Held up behind joint states that are frozen, nobody can know how far it is behind.
         if self.lie == "freeze" or self.truths < 30:
             self.held &= self.lie not in ("truth", "freeze")
@@ -167,7 +167,7 @@ class IkTrial:
             self.hear(np.where(np.arange(len(self.at)) == 1, np.nan, self.at))
 
     def since(self) -> int:
-        """Periods since the lie began."""
+        """Periods since the false joint states began."""
         return self.lasts - self.lying
 
     def frozen(self) -> np.ndarray:
@@ -221,7 +221,7 @@ class IkTrial:
 
 
 def ik_fuzz(arm: Arm, ticks: int, seed: int = 0, length: int = 2000) -> IkFindings:
-    """Trials of `length` periods until there were `ticks` of them."""
+    """Runs trials of `length` periods until there were `ticks` periods."""
     found = IkFindings()
     while found.ticks < ticks:
         rng = random.Random(f"{seed} {found.ticks}")

@@ -20,7 +20,7 @@ SETTLED = 3  # samples in a row that agree, before any is believed
 
 
 class JointStates:
-    """`hear` what is measured; `positions` [n] are to be used while there is no `trouble`.
+    """Takes measurements by `hear`; `positions` [n] are valid while `trouble` is empty.
 
     velocity: what each joint can do [rad/s, m/s]; infinite: not known. margin: [n] by which a
     sample may be beyond it [rad, m]. timeout: [s] after which a joint's position is too old.
@@ -48,7 +48,7 @@ class JointStates:
     def hear(
         self, names: Sequence[str], positions: Sequence[float], steady: float, age: float = 0.0
     ) -> bool:
-        """A message that was measured `age` seconds ago; whether all joints are known by it."""
+        """Takes a message measured `age` seconds ago; returns whether all joints are known."""
         self.refusal = ""
         told = dict(zip(names, positions, strict=False))
         joints = [i for i, n in enumerate(self.names) if n in told]
@@ -81,15 +81,15 @@ class JointStates:
         return True
 
     def _lacking(self) -> bool:
-        """Whether there are joints that nobody has told of yet."""
+        """Whether some joints have never been reported."""
         lacking = [n for n, v in zip(self.names, self._values, strict=True) if math.isnan(v)]
         if lacking:
             self._refuse("joints", f"joint states lack {', '.join(lacking)}")
         return bool(lacking)
 
     def _implausible(self, joints: list[int], values: np.ndarray, at: float) -> str:
-        """Which joint cannot have come here, in words. However long wrong samples go on, they do
-        not become right: time counts up to the first of them."""
+        """Names a joint that cannot have moved this far. Wrong samples do not become plausible
+        by lasting: time counts from before the first of them."""
         since = self._after[joints]
         since = np.where(np.isnan(since), at, since)
         self._after[joints] = since
@@ -111,7 +111,7 @@ class JointStates:
         return False
 
     def trouble(self, steady: float) -> str:
-        """Why the joints are not to be relied on now, in words; empty: they are."""
+        """Why the joint positions cannot be used now; empty: they can."""
         if len(self._jumps) == JUMPS and steady - self._jumps[0] <= WINDOW:
             return (
                 f"{self._jump}; leave one publisher of joint_states. Where the arm was really set "

@@ -58,7 +58,7 @@ class SafetyLimits:
             )
 
     def clip_step(self, linear: Vector, angular: Vector, dt: float) -> tuple[Vector, Vector, set]:
-        """A step's velocities [m/s, rad/s], held for `dt` s, and the kinds of clips."""
+        """A step's velocities [m/s, rad/s] over `dt` s, clipped, and the kinds of clips."""
         clips = set()
         if self.translation_per_step and v.norm(linear) * dt > self.translation_per_step:
             linear = v.shorten(linear, self.translation_per_step / dt * INSIDE)
@@ -71,7 +71,8 @@ class SafetyLimits:
     def clip_to_workspace(
         self, linear: Vector, positions: list[Vector], period: float, unsure: float = 0.0
     ) -> tuple[Vector, set]:
-        """Base-frame velocity [m/s] with which no position leaves the box within `period` s.
+        """Base-frame velocity [m/s], clipped so that no position leaves the box within `period`
+        s.
 
         A position that is outside already may come back, not go farther. Ahead of a wall the speed
         towards it falls, so that the acceleration limit suffices to halt there.
@@ -99,7 +100,7 @@ class SafetyLimits:
         return result, {WORKSPACE} if result != linear else set()
 
     def _towards_walls(self, position: Vector, period: float) -> tuple[list, list]:
-        """The highest speeds towards the low and the high walls [m/s]."""
+        """Maximum speeds towards the low and the high walls [m/s]."""
         braking = self.linear_acceleration / math.sqrt(3) / 2
         sides = []
         for sign, wall in zip((-1, 1), self.workspace or (), strict=True):
@@ -115,7 +116,7 @@ class SafetyLimits:
 
 @dataclass
 class Ramp:
-    """Velocity that follows what is wanted, within limits of velocity, acceleration and jerk.
+    """A velocity that follows a wanted one within velocity, acceleration and jerk limits.
 
     period: seconds between two calls of `follow`. kinds: names of the three clips.
     """
@@ -130,7 +131,7 @@ class Ramp:
         self.velocity = self.acceleration = v.ZERO
 
     def override(self, velocity: Vector) -> None:
-        """Something that outranks these limits has changed the velocity since `follow`."""
+        """Sets the velocity after a higher-priority rule has changed it since `follow`."""
         self.velocity, self.acceleration = velocity, v.ZERO
 
     def follow(self, wanted: Vector) -> tuple[Vector, set]:
@@ -161,7 +162,8 @@ class Ramp:
         return self.velocity, clips
 
     def _within_jerk(self, ideal: Vector, jerk: float, top: float) -> Vector:
-        """The acceleration nearest to `ideal` that jerk and, later on, velocity permit."""
+        """The acceleration nearest to `ideal` that the jerk limit and, later on, the velocity
+        limit allow."""
         if not math.isfinite(jerk):
             return ideal
         change = jerk * self.period * INSIDE
@@ -184,7 +186,7 @@ class Ramp:
         return v.add(eased, v.scale(v.subtract(wanted, eased), low))
 
     def _leads_within(self, acceleration: Vector, change: float, top: float) -> bool:
-        """Whether velocity stays below `top` now and while this acceleration is ramped down."""
+        """Whether velocity stays below `top` while this acceleration is ramped down."""
         if not math.isfinite(top):
             return True
         now = v.add(self.velocity, v.scale(acceleration, self.period))

@@ -41,7 +41,7 @@ class PoseBounds:
 
 @dataclass
 class Told:
-    """What was commanded since some moment: how long, and how far [m, rad; base axes]."""
+    """Commanded motion since some time: duration and displacement [m, rad; base axes]."""
 
     seconds: float = 0.0
     way: Vector = v.ZERO
@@ -56,7 +56,7 @@ class Told:
 
 @dataclass
 class Track:
-    """Poses one after the other that one robot can have gone through.
+    """A sequence of poses that one robot can have passed through.
 
     shadow: goes after what is measured, as fast as the robot may at most. What is measured stays
     near it, however many small steps it takes.
@@ -72,7 +72,7 @@ class Track:
         return cls(pose, at, pose)
 
     def goes_on(self, pose: Pose, at: float, bounds: PoseBounds) -> bool:
-        """Add a pose, if the robot can be there; whether it can.
+        """Adds a pose if the robot can be there; returns whether it can.
 
         One that a newer one has overtaken changes nothing, but ought to fit as well.
         """
@@ -108,7 +108,7 @@ class Measured:
 
     @property
     def pose(self) -> Pose | None:
-        """The last one believed."""
+        """The last accepted pose."""
         return self._track.pose if self._track else None
 
     @property
@@ -119,7 +119,7 @@ class Measured:
     def hear(
         self, pose: Pose, stamp: float, now: float, steady: float, moving: bool
     ) -> tuple[str, str] | None:
-        """A pose that was measured at `stamp`; why it is refused (kind, reason), or None.
+        """Takes a pose measured at `stamp`; returns why it is refused (kind, reason), or None.
 
         moving: whether the robot may be under command. Then no other place than one that it can
         have got to is believed, however often it is told.
@@ -190,7 +190,7 @@ class Measured:
     def told(
         self, begin: float, end: float, linear: Vector, angular: Vector, unsure: float = 0.0
     ) -> None:
-        """These velocities (base axes) were commanded between two steady times.
+        """Records velocities (base axes) commanded between two steady times.
 
         unsure: by how much the robot may have carried them out in other axes [rad].
         """
@@ -213,7 +213,7 @@ class Measured:
 
     @property
     def disputed(self) -> str:
-        """Why it isn't clear where the robot is: it was measured elsewhere last; empty: it is."""
+        """Why the robot's position is unclear: the last pose was elsewhere; empty: it is clear."""
         if self._other is None or self._track is None:
             return ""
         far = v.norm(v.subtract(self._other.pose.position, self._track.pose.position))
@@ -221,17 +221,17 @@ class Measured:
 
     @property
     def doubtful(self) -> bool:
-        """Whether the robot may be elsewhere than where it was measured last."""
+        """Whether the robot may not be at the last measured pose."""
         elsewhere = self._other is not None or self._switched
         return elsewhere or self._behind is not None or self._told_to_move
 
     @property
     def _told_to_move(self) -> bool:
-        """Whether what was heard last ought to be another pose than the one before."""
+        """Whether the last pose should differ from the one before."""
         return v.norm(self._repeated.way) > TOLD[0] or v.norm(self._repeated.turn) > TOLD[1]
 
     def frozen(self) -> str:
-        """Why what is measured cannot be alive; empty: it can."""
+        """Why the pose source seems frozen; empty: it does not."""
         same, bound = self._repeated, self.bounds.frozen
         if not bound or same.seconds <= bound or not self._told_to_move:
             return ""
@@ -242,7 +242,7 @@ class Measured:
         )
 
     def not_following(self, drift: tuple[float, float]) -> str:
-        """Why the robot does not do what it is told; empty: it does. drift: see `Target`."""
+        """Why the robot does not follow commands; empty: it does. drift: see `Target`."""
         if self._behind is None or self.pose is None or not drift[0]:
             return ""
         told, begin = self._behind
@@ -264,6 +264,6 @@ class Measured:
         return ""
 
     def enabled(self) -> None:
-        """What was commanded before is no reason to stop now."""
+        """Forgets earlier commands, so that they are no reason to stop."""
         self._same, self._repeated, self._behind = Told(), Told(), None
         self._switched = False

@@ -40,7 +40,7 @@ OUT_OF_DISTRIBUTION = "out_of_distribution"  # a refusal, not a stop
 
 @dataclass(frozen=True)
 class Watchdogs:
-    """Bounds in seconds; 0 switches one off.
+    """Time limits in seconds; 0 switches one off.
 
     image_age: of the image behind the motion. stall: without an acceptable chunk.
     clock_jump: by which `now` may differ from `steady` between two command periods.
@@ -94,7 +94,7 @@ class Distribution:
         return cls(low, np.where(n.mask, n.high + more, np.inf))
 
     def outside(self, chunk: ActionChunk) -> str:
-        """Which value lies outside, in words; empty: none."""
+        """Describes the value that lies outside; empty: none."""
         if len(self.low) != len(chunk.spec):
             return f"the statistics have {len(self.low)} dimensions, the chunk {len(chunk.spec)}"
         bad = (chunk.actions < self.low) | (chunk.actions > self.high)
@@ -108,7 +108,7 @@ class Distribution:
 
 
 class Safety:
-    """`tick` at every command period says whether to move; everything else reports to it."""
+    """The state machine: `tick` decides at each period whether to move; the rest reports to it."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class Safety:
     # -- by hand ------------------------------------------------------------------------------
 
     def enable(self, steady: float, others: str = "") -> str:
-        """Let it move; returns why that is refused, or an empty string."""
+        """Allows motion; returns the reason if refused, or an empty string."""
         if self.enabled:
             return ""
         for fault in (
@@ -158,7 +158,7 @@ class Safety:
         self.state = DISABLED
 
     def stop(self, kind: str, reason: str, now: float) -> None:
-        """A fault: stops what is enabled; what is disabled only warns of it."""
+        """A fault: stops the robot if enabled, only warns if disabled."""
         if self.enabled:
             self.state = STOPPED
             self.stops[kind] += 1
@@ -171,15 +171,15 @@ class Safety:
         self._heartbeat = steady
 
     def pose(self, steady: float) -> None:
-        """Where the robot was at that time is known."""
+        """Records that the robot's pose was known at that time."""
         self._pose = steady
 
     def fed(self, steady: float) -> None:
-        """A chunk came of which something will be executed."""
+        """Records that a chunk with executable steps arrived."""
         self._chunk = steady
 
     def knows_pose(self, steady: float) -> bool:
-        """Whether the measured pose is fresh enough to be told to a controller."""
+        """Whether the measured pose is recent enough to send to a controller."""
         return steady - self._pose <= (self.watchdogs.pose_age or math.inf)
 
     def clip(self, kinds: set[str]) -> None:
@@ -190,12 +190,12 @@ class Safety:
         self.last_refusal = reason
 
     def bad_chunk(self, reason: str, now: float) -> None:
-        """What the model says makes no sense: then it must not be trusted with the next one."""
+        """Reports an invalid answer: the model's next ones are not trusted either."""
         self.refuse(BAD_CHUNK, reason)
         self.stop(BAD_CHUNK, reason, now)
 
     def accepts(self, chunk: ActionChunk, stamp: float, now: float) -> bool:
-        """Whether a chunk that answers the image of `stamp` may be executed."""
+        """Whether a chunk for the image of `stamp` may be executed."""
         try:
             check_chunk(chunk)
         except VlaError as error:
@@ -223,7 +223,7 @@ class Safety:
         moved_by: float | None = None,
         robot: tuple[str, str] | None = None,
     ) -> bool:
-        """A command period begins; whether to move.
+        """Starts a command period; returns whether to move.
 
         others: who else is on our topics, in words; empty: nobody. moved_by: stamp of the image
         behind the motion under way, if any. robot: what is wrong with it, kind and reason.

@@ -31,7 +31,7 @@ def scale(a: Vector, s: float) -> Vector:
 
 
 def shorten(a: Vector, longest: float) -> Vector:
-    """`a`, or what points the same way and is no longer than `longest`."""
+    """`a`, shortened to length `longest` if longer."""
     length = norm(a)
     return scale(a, longest / length) if length > longest else a
 
@@ -52,7 +52,7 @@ def conjugate(q: Quaternion) -> Quaternion:
 
 
 def multiply(p: Quaternion, q: Quaternion) -> Quaternion:
-    """First turn by `q`, then by `p`, both about fixed axes; normalised."""
+    """Rotation by `q`, then by `p`, both about fixed axes; normalised."""
     x = p[3] * q[0] + p[0] * q[3] + p[1] * q[2] - p[2] * q[1]
     y = p[3] * q[1] - p[0] * q[2] + p[1] * q[3] + p[2] * q[0]
     z = p[3] * q[2] + p[0] * q[1] - p[1] * q[0] + p[2] * q[3]
@@ -81,14 +81,14 @@ def towards(a: Vector, b: Vector, longest: float) -> Vector:
 
 
 def rotation_vector(q: Quaternion) -> Vector:
-    """rad; of the shorter way round"""
+    """The rotation vector in rad, by the shorter way round."""
     x, y, z, w = q if q[3] >= 0 else (-q[0], -q[1], -q[2], -q[3])
     s = math.hypot(x, y, z)
     return scale((x, y, z), 2 * math.atan2(s, w) / s) if s > 1e-12 else (2 * x, 2 * y, 2 * z)
 
 
 def turned_towards(p: Quaternion, q: Quaternion, most: float) -> Quaternion:
-    """`p`, turned by `most` rad towards `q`, or `q` where that is nearer."""
+    """`p`, turned by at most `most` rad towards `q`."""
     if angle_between(p, q) <= most:
         return q
     rest = shorten(rotation_vector(multiply(q, conjugate(p))), most)

@@ -44,7 +44,7 @@ def make_engine(
     draft: bool = False,
     **options: Any,
 ) -> Engine:
-    """The engine of that name around a model; an unknown one lists what there is.
+    """The engine of that name around a model; an unknown name lists the known ones.
 
     name: of a compiled one with its folder, "tvm:FOLDER".
     vision: "onnx:FOLDER" or "tensorrt:FOLDER" for the vision encoders and the projector, "" for
@@ -69,7 +69,7 @@ def make_engine(
 
 
 def usual_engine(device: str, draft: bool = False) -> str:
-    """Where none is named: the fast one, if it can run here (on CUDA it needs Triton)."""
+    """The default: the fast engine if it can run here (on CUDA it needs Triton)."""
     cuda = device.startswith("cuda")
     if draft or (cuda and importlib.util.find_spec("triton") is None):
         return "plain"
@@ -77,7 +77,7 @@ def usual_engine(device: str, draft: bool = False) -> str:
 
 
 def left_out(name: str, vision: str = "") -> tuple[str, ...]:
-    """Beginnings of the names of tensors that these compiled parts take the places of."""
+    """Name prefixes of the tensors that these compiled parts replace."""
     kinds = [_split(name, ENGINES, "engine")[0]] if name else []
     kinds += [_split(vision, VISIONS, "vision")[0]] if vision else []
     return tuple(prefix for kind in kinds for prefix in COMPILED.get(kind, ()))

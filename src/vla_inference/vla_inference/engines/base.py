@@ -25,7 +25,7 @@ class Vision(Protocol):
 
 
 class Language(Protocol):
-    """The Llama between embeddings and normed hidden states; shapes as in `ActionDecoder`."""
+    """The Llama decoder from embeddings to normed hidden states; shapes as in `ActionDecoder`."""
 
     def prefill(self, embeddings: Tensor) -> tuple[Tensor, Any]: ...
     def decode(self, embedding: Tensor, cache: Any) -> tuple[Tensor, Any]: ...
@@ -33,7 +33,7 @@ class Language(Protocol):
 
 
 class Engine(ActionDecoder):
-    """The model's own modules, or other parts in their places."""
+    """Runs the model's own modules, or replacements for them."""
 
     name = "plain"
 
@@ -46,7 +46,7 @@ class Engine(ActionDecoder):
         self.device, self.dtype = some.device, some.dtype
 
     def observe(self, ids: Tensor, images: Tensor, proprio: Tensor | None = None) -> Tensor:
-        """From what the host holds to the context's embeddings [B, n, H].
+        """From inputs on the host to the context's embeddings [B, n, H].
 
         ids: [B, n] on the device; images: uint8 [B, images, S, S, 3] on the host;
         proprio: normalised float [B, S] on the host, or None.

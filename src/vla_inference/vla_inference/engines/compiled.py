@@ -32,7 +32,7 @@ AGAIN = "compile it again by `vla compile`"
 
 
 class Tensors(Mapping):
-    """The tensors of a checkpoint folder by name, each read when it is asked for."""
+    """The tensors of a checkpoint folder by name, each read on access."""
 
     def __init__(self, folder: Path):
         self._where = {
@@ -57,12 +57,13 @@ class Tensors(Mapping):
         return self._where[name][2]["shape"]
 
     def empty(self, name: str) -> torch.Tensor:
-        """The tensor's shape and dtype, on "meta"."""
+        """A tensor of that shape and dtype on "meta"."""
         entry = self._where[name][2]
         return torch.empty(entry["shape"], dtype=DTYPES.get(entry["dtype"]), device="meta")
 
     def digest(self, prefixes: tuple[str, ...], config: Any) -> str:
-        """Of names, shapes, dtypes and a sample of each tensor under `prefixes`, and `config`.
+        """Hash of names, shapes, dtypes and a sample of each tensor under `prefixes`, and of
+        `config`.
 
         A sample, because a whole 7B checkpoint takes minutes to read on small boards; any
         training changes the beginning of every tensor that it changes at all.
@@ -93,7 +94,7 @@ def vision_digest(tensors: Tensors, config: ModelConfig) -> str:
 
 @contextlib.contextmanager
 def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A folder to fill that takes its name once it is complete."""
+    """A folder to fill, which gets its name once it is complete."""
     folder = Path(folder)
     check_free(folder, overwrite)
     with Staged(folder) as staged:
@@ -112,7 +113,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
 
 
 def write_record(folder: Path, record: Mapping[str, Any], files: Iterable[str]) -> dict[str, Any]:
-    """engine.json: `record` and the lengths of `files`, by which a truncated one is found."""
+    """Writes engine.json: `record` and the lengths of `files`, to detect truncated ones."""
     sizes = {name: (folder / name).stat().st_size for name in files}
     content = {"format": FORMAT, **record, "files": sizes}
     (folder / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -120,7 +121,7 @@ def write_record(folder: Path, record: Mapping[str, Any], files: Iterable[str]) 
 
 
 def read_record(folder: str | os.PathLike, engine: str) -> dict[str, Any]:
-    """The record of a folder made for `engine`, its files found whole by their lengths."""
+    """The record of a folder made for `engine`, with its files checked by length."""
     folder = Path(folder)
     path = folder / RECORD
     if not path.is_file():
@@ -153,7 +154,7 @@ def read_record(folder: str | os.PathLike, engine: str) -> dict[str, Any]:
 
 
 def require(folder: Path, record: Mapping[str, Any], **wanted: Any) -> None:
-    """Refuse a folder whose record says something else than what is here."""
+    """Refuses a folder whose record does not match this machine and model."""
     for key, here in wanted.items():
         made = record.get(key)
         if made != here:
@@ -175,7 +176,7 @@ def host_triple() -> str:
 
 
 def chip(device: str | torch.device) -> str:
-    """How `vla compile --target` names what `device` is: "cuda:sm_87", "llvm"."""
+    """The `--target` name of `device`: "cuda:sm_87", "llvm"."""
     device = torch.device(device)
     if device.type != "cuda":
         return "llvm"

@@ -16,7 +16,7 @@ from vla_inference.engines.base import Engine
 
 
 class DraftEngine(Engine):
-    """The plain engine; for one observation at a time and token by token decoding.
+    """The plain engine with draft decoding, for one observation, token by token.
 
     accepted, drafted: drafts' tokens that stood, and all that were checked.
     """
@@ -41,7 +41,7 @@ class DraftEngine(Engine):
             self._last = ids
 
     def _checked(self, context: Tensor, draft: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass over context and draft; what the draft was wrong about is decoded anew."""
+        """One pass over context and draft; tokens after the first mismatch are decoded again."""
         n, llama = context.shape[1], self.model.language_model.model
         guess = self.embed_tokens(draft[None, :-1])
         states, cache = llama(torch.cat([context, guess], 1))

@@ -10,7 +10,7 @@ from vla_inference.policies.openvla.model import VLA
 
 
 def make(model: VLA, **options: Any) -> Engine:
-    """The CUDA engine of a model on CUDA, the CPU engine of one on the CPU.
+    """The CUDA engine for a model on CUDA, the CPU engine for one on the CPU.
 
     Raises VlaError where Triton is missing on CUDA.
     """

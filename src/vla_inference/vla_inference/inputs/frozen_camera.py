@@ -8,7 +8,8 @@ from vla_inference.errors import ObservationError
 
 
 class FrozenWatch:
-    """A sensor's noise makes every image another one: bytes that stay the same are a fault.
+    """Detects a frozen camera: sensor noise makes every real image different, so identical
+    bytes are a fault.
 
     Simulated images have no noise: there a still scene looks just like it.
     """
@@ -17,7 +18,7 @@ class FrozenWatch:
         self._last: dict[str, tuple[int, float]] = {}  # camera -> checksum, since when
 
     def check(self, camera: str, data, arrived: float, most: float) -> None:
-        """Raise where the bytes of what arrives have been the same for more than `most` seconds.
+        """Raises if the bytes have been identical for more than `most` seconds.
 
         By the time of arrival, since the stamps of a fault may stand still as well.
         """

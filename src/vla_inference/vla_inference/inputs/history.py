@@ -9,14 +9,14 @@ T = TypeVar("T")
 
 
 class History(Generic[T]):
-    """Keeps as much as is needed to look `count` times `interval` seconds back."""
+    """Keeps items long enough to look back `count` times `interval` seconds."""
 
     def __init__(self, count: int, interval: float):
         self.count, self.interval = count, interval
         self._items: deque[tuple[float, T]] = deque()
 
     def put(self, stamp: float, item: T) -> list[T]:
-        """An item of now; those of `interval`, 2 `interval` ... before it, the nearest of each.
+        """Adds a current item; returns those nearest to `interval`, 2 `interval` ... before it.
 
         Where the past does not reach back so far, its oldest item stands in, as in training at
         the beginning of an episode. A stamp that goes back begins a new past.

@@ -18,7 +18,7 @@ START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # of JPEG
 
 
 def check_size(width: int, height: int, name: str) -> None:
-    """Refuse an image by the size that its header claims, before memory is taken for it.
+    """Refuses an image by the size in its header, before memory is allocated.
 
     Raises ObservationError.
     """
@@ -30,7 +30,7 @@ def check_size(width: int, height: int, name: str) -> None:
 
 
 def check_header(data: bytes, name: str) -> None:
-    """`check_size` of JPEG or PNG data by its header alone: no decoder has seen it yet.
+    """`check_size` of JPEG or PNG data from its header, before any decoder.
 
     Raises ObservationError; data of no known form, or cut in its header, is left to the decoder.
     """
@@ -48,7 +48,7 @@ def check_header(data: bytes, name: str) -> None:
 
 
 def to_rgb(image: Image.Image, name: str) -> np.ndarray:
-    """An opened image's pixels; transparency is dropped. Refuses 16 bits, CMYK and giants."""
+    """An opened image's pixels; drops transparency and refuses 16 bits, CMYK and huge images."""
     check_size(image.width, image.height, name)
     if image.mode not in MODES:
         raise ObservationError(f"{name}'s colour mode is {image.mode}", "send 8-bit RGB or grey")
@@ -58,7 +58,7 @@ def to_rgb(image: Image.Image, name: str) -> np.ndarray:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image file, turned upright as its EXIF data asks."""
+    """Reads an image file, rotated upright by its EXIF data."""
     try:
         with Image.open(path) as image:
             if image.mode not in MODES or image.width * image.height > MAX_PIXELS:

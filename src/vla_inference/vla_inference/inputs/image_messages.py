@@ -18,7 +18,7 @@ from vla_inference.inputs.image_files import check_header, to_rgb
 
 
 class RawImage(Protocol):
-    """The fields of sensor_msgs/Image that matter here. data: a buffer of bytes."""
+    """The fields of sensor_msgs/Image that are used. data: a buffer of bytes."""
 
     encoding: str
     height: int
@@ -29,7 +29,7 @@ class RawImage(Protocol):
 
 
 class PackedImage(Protocol):
-    """The fields of sensor_msgs/CompressedImage that matter here. data: a buffer of bytes."""
+    """The fields of sensor_msgs/CompressedImage that are used. data: a buffer of bytes."""
 
     format: str
     data: Any
@@ -37,7 +37,7 @@ class PackedImage(Protocol):
 
 @dataclass(frozen=True)
 class Encoding:
-    """How the pixels of an encoding lie in memory, and how they become RGB.
+    """Memory layout of an encoding's pixels, and its conversion to RGB.
 
     samples: per pixel in a row. take: which of them are red, green and blue; else convert: name of
     OpenCV's conversion. wide: 16 bits a sample, of which the upper 8 are used. even: width and

@@ -24,7 +24,7 @@ class Joint(NamedTuple):
 
 
 class JointMemory:
-    """What messages have said of each joint so far. wanted: the only ones to keep; None: all."""
+    """The last state of each joint. wanted: the only joints to keep; None: all."""
 
     def __init__(self, wanted: Collection[str] | None = None):
         self._wanted = None if wanted is None else frozenset(wanted)
@@ -33,7 +33,7 @@ class JointMemory:
     def put(
         self, names: Sequence[str], positions: Sequence[float], stamp: float
     ) -> Mapping[str, Joint]:
-        """What is known after this message, a copy; empty where it says nothing of what is wanted.
+        """A copy of what is known after this message; empty if it names no wanted joint.
 
         Without positions it says nothing: JointState allows that. One that comes late does not
         replace what is newer; one that is older by more than `SET_BACK` begins anew. Raises
@@ -56,7 +56,7 @@ class JointMemory:
 
 
 def check_joints(names: Sequence[str], positions: Sequence[float]) -> None:
-    """Raises ObservationError where a JointState does not say which position is whose."""
+    """Raises ObservationError if a JointState is ambiguous about joints and positions."""
     if len(positions) and len(names) != len(positions):
         raise ObservationError(
             f"the joint states name {len(names)} joints and give {len(positions)} positions",
@@ -70,13 +70,14 @@ def check_joints(names: Sequence[str], positions: Sequence[float]) -> None:
 
 
 def stale_joints(known: Mapping[str, Joint], names: Iterable[str], at: float) -> dict[str, float]:
-    """Those of `names` that were last measured more than `MAX_APART` before `at`, and how long."""
+    """The joints in `names` last measured more than `MAX_APART` before `at`, and how long
+    before."""
     ages = {n: at - known[n].stamp for n in names if n in known}
     return {n: age for n, age in ages.items() if age > MAX_APART}
 
 
 def positions_at(known: Mapping[str, Joint], names: Iterable[str], at: float) -> dict[str, float]:
-    """Positions of those of `names` that are known. Raises ObservationError for one too old."""
+    """Positions of the known joints in `names`. Raises ObservationError if one is too old."""
     names = list(names)
     for name, age in stale_joints(known, names, at).items():
         raise ObservationError(

@@ -18,7 +18,8 @@ SEAM = 0.1  # rad; nearer to where its numbers jump, a rotation is remarked upon
 
 
 class QuaternionSign:
-    """Of the two quaternions (x y z w) of a rotation, the one nearer to that before.
+    """Chooses, of the two quaternions (x y z w) of a rotation, the one nearer to the previous
+    one.
 
     The first one has a positive w where it turns by less than 75 degrees, else a positive x: so
     a hand that points down begins as in robosuite and LIBERO, whoever measured it.
@@ -39,7 +40,7 @@ class QuaternionSign:
         return self._last
 
     def of_matrix(self, rotation: np.ndarray) -> np.ndarray:
-        """The same of a rotation matrix [3, 3]."""
+        """The same for a rotation matrix [3, 3]."""
         return self(Rotation.from_matrix(rotation).as_quat())
 
 
@@ -57,7 +58,7 @@ def axis_angle(quaternion: Sequence[float]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class StateLayout:
-    """Which numbers, in which order.
+    """Which numbers the state vector contains, in which order.
 
     parts: of "position" (x y z of the end effector, m), "axis_angle" (LIBERO's, up to 2 pi),
         "rotvec" (up to pi), "rpy" (its rotation, rad), "quaternion" (x y z w), "joints"
@@ -130,7 +131,7 @@ class StateLayout:
         return state
 
     def seam(self, quaternion: Sequence[float]) -> str:
-        """What of a rotation is where its numbers may jump, in words; "" for nothing."""
+        """Describes where a rotation's numbers may jump; "": nowhere."""
         rotation = Rotation.from_quat(quaternion)
         angle = rotation.magnitude()
         near_pi = math.pi - angle < SEAM

@@ -20,7 +20,7 @@ class _Entry(Generic[T]):
 
 
 class Synchroniser(Generic[T]):
-    """Sets of one item per input; the first input leads, the others go with it.
+    """Builds sets of one item per input; the first input leads, the others follow.
 
     An item goes with a leading one if their stamps differ by at most `tolerance` (s); of several
     the nearest is taken. A set is given as soon as it is complete, each leading item once, in the
@@ -42,7 +42,8 @@ class Synchroniser(Generic[T]):
         self._arrived, self._apart = {}, {}
 
     def put(self, name: str, stamp: float, item: T, now: float = 0.0) -> tuple[T, ...] | None:
-        """An item that came at `now` (monotonic); the set that it completes, in order of `names`.
+        """Adds an item received at `now` (monotonic); returns the set it completes, in order of
+        `names`.
 
         A stamp that goes back by more than the tolerance means that the clock was set back or a
         recording begins again: what was kept of this input is forgotten.
@@ -70,7 +71,8 @@ class Synchroniser(Generic[T]):
         return (lead.item, *(entry.item for entry in near))
 
     def _misses(self, lead: _Entry[T]) -> dict[str, float]:
-        """Inputs without a fitting item; by how much (s) the nearest misses (infinite: none)."""
+        """Inputs without a matching item, and by how much (s) the nearest one misses (infinite:
+        none)."""
         found = {}
         for name, seen in self._seen.items():
             near = _nearest(seen, lead.stamp)
@@ -81,7 +83,7 @@ class Synchroniser(Generic[T]):
         return found
 
     def missing(self, now: float, patience: float = 1.0) -> str:
-        """Which inputs hold up the sets, in words; empty: none, as far as can be told.
+        """Describes which inputs hold up the sets; empty: none, as far as known.
 
         patience: seconds an input may be silent.
         """

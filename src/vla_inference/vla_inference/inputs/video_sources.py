@@ -43,7 +43,7 @@ class Frame:
 
 
 class Source:
-    """Iterate for frames; `close` (or leaving a `with`) ends the iteration from any thread."""
+    """Iterate to get frames; `close` (or leaving a `with`) ends the iteration from any thread."""
 
     live = False
 
@@ -63,7 +63,7 @@ class Source:
 
 
 class ImageSource(Source):
-    """The images of a folder in the order of their names, or a single one."""
+    """The images of a folder in order of name, or a single one."""
 
     def __init__(self, path: Path, rate: float | None = None):
         super().__init__(str(path))
@@ -88,7 +88,7 @@ class ImageSource(Source):
 
 
 class VideoSource(Source):
-    """Whatever PyAV opens: a video file, or live a camera (v4l2) or a network stream."""
+    """Anything PyAV opens: a video file, a camera (v4l2) or a network stream."""
 
     def __init__(
         self,

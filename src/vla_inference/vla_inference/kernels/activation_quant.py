@@ -21,7 +21,7 @@ def span_of(kind: str) -> int:
 
 
 def codes_for(k: int, kind: str, device: torch.device) -> Tensor:
-    """Room for the codes of a vector [k]."""
+    """A buffer for the codes of a vector [k]."""
     return torch.empty(k // 4 + 3 * (k // span_of(kind)), dtype=torch.int32, device=device)
 
 
@@ -68,7 +68,7 @@ def _encode(
 
 
 def encode(x: Tensor, kind: str, norm: Tensor | None = None) -> Tensor:
-    """Codes of a vector that comes from elsewhere."""
+    """Quantises an existing vector to codes."""
     k = x.shape[-1]
     out = codes_for(k, kind, x.device)
     _encode[(triton.cdiv(k, 512),)](

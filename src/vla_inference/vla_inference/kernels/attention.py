@@ -94,7 +94,7 @@ def attend(
     launch: tuple[int, int, int] | None = None,
     code: str = "",
 ):
-    """Attention of one new position to itself and those before it; it joins the cache.
+    """Attention of one new position to itself and earlier ones; adds it to the cache.
 
     qkv: [(heads + 2 kv_heads) d] -> [heads d]; launch: positions a tile, warps, stages. code: a
     kind of weights, for which the result's codes are returned as well.
@@ -214,7 +214,7 @@ def _attend_parts(
 
 
 class Attend:
-    """`attend`, by several programs a head where that was measured faster on this chip.
+    """`attend`, with several programs per head if that was measured faster on this chip.
 
     launch: positions a program, warps; () for one program a head. Programs of a head meet by a
     counter of this object's, so one object must not be used by two streams at once.
@@ -282,7 +282,7 @@ def attend_key(d: int) -> str:
 
 
 def attend_launches() -> list[tuple[int, ...]]:
-    """Worth trying."""
+    """Launch settings worth trying."""
     return [(), (32, 1), (32, 2), (64, 1), (64, 2), (64, 4), (128, 4), (128, 8)]
 
 
@@ -396,7 +396,7 @@ def library_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> 
 
 
 def attention_launch(d: int, causal: bool) -> tuple[int, ...]:
-    """() where the library was measured faster."""
+    """The launch settings; () if the library was measured faster."""
     return tuple(tuned().get(attention_key(d, causal), {}).get("launch", (64, 64, 4, 3)))
 
 
@@ -405,7 +405,7 @@ def attention_key(d: int, causal: bool) -> str:
 
 
 def attention_launches() -> list[tuple[int, int, int, int]]:
-    """Worth trying."""
+    """Launch settings worth trying."""
     return [
         (64, 64, 4, 3),
         (64, 64, 4, 2),

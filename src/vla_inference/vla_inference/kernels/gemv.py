@@ -324,7 +324,7 @@ def gemv(
 
 
 def candidates(kind: str, n: int, k: int) -> list[Launch]:
-    """Launches worth trying."""
+    """Launch settings worth trying."""
     found = []
     if kind in ("dense", "fp8"):
         for block_k in (256, 512, 1024):
@@ -344,7 +344,8 @@ def candidates(kind: str, n: int, k: int) -> list[Launch]:
 
 
 def launch_for(kind: str, n: int, k: int, pair: bool) -> Launch:
-    """The launch measured best for this shape on this chip (`tuned.json`), else a fair one."""
+    """The launch settings measured best for this shape on this chip (`tuned.json`), or a
+    default."""
     entry = tuned().get(key(kind, n, k, pair))
     if entry:
         return Launch(**entry)

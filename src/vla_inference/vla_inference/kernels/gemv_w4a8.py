@@ -391,7 +391,7 @@ def coded_key(kind: str, n: int, k: int, pair: bool) -> str:
 
 
 def coded_launches() -> list[CodedLaunch]:
-    """Worth trying."""
+    """Launch settings worth trying."""
     sizes = (
         (16, 4, 4),
         (16, 8, 2),

@@ -15,7 +15,7 @@ TUNED = Path(__file__).with_name("tuned.json")
 
 @cache
 def chip() -> str:
-    """ "sm_90" and the like, by which `tuned.json` knows the chip."""
+    """ "sm_90" and the like, the key of this chip in `tuned.json`."""
     if not torch.cuda.is_available():
         return "cpu"
     return "sm_{}{}".format(*torch.cuda.get_device_capability())
@@ -23,23 +23,23 @@ def chip() -> str:
 
 @cache
 def early_launch() -> bool:
-    """Whether a kernel may begin before the one ahead of it has ended (sm_90 on)."""
+    """Whether a kernel may start before the previous one has ended (sm_90 on)."""
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
 
 
 def early() -> dict[str, bool]:
-    """What a launch is told for that."""
+    """Launch arguments for programmatic dependent launch."""
     return {"launch_pdl": True} if early_launch() else {}
 
 
 @cache
 def tuned() -> dict[str, dict]:
-    """What was measured best on this chip, by kernel and shape (`tools/tune_kernels.py`)."""
+    """The settings measured best on this chip, by kernel and shape (`tools/tune_kernels.py`)."""
     return json.loads(TUNED.read_text()).get(chip(), {}) if TUNED.exists() else {}
 
 
 def write_tuned(entries: dict[str, dict], path: Path = TUNED) -> None:
-    """Add this chip's entries to the data file."""
+    """Adds this chip's entries to the data file."""
     known = json.loads(path.read_text()) if path.exists() else {}
     known.setdefault(chip(), {}).update(entries)
     path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
@@ -47,7 +47,8 @@ def write_tuned(entries: dict[str, dict], path: Path = TUNED) -> None:
 
 @triton.jit
 def largest(x, axis: tl.constexpr):
-    """Largest magnitude of float32 numbers; NaN where one is, which a maximum passes over.
+    """Largest magnitude of float32 numbers; NaN if any is NaN (a plain maximum would ignore
+    it).
 
     As integers, the bits of magnitudes come in the same order, NaN above all.
     """

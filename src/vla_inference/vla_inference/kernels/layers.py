@@ -20,7 +20,8 @@ QUANT_TYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
 class Product(NamedTuple):
-    """values [n, N], to be multiplied by `rows` [n, 1] and `columns` [N] where there are some.
+    """A matrix product [n, N] with scales still to apply: `rows` [n, 1] and `columns` [N], if
+    any.
 
     Of rounded inputs and weights the plain product of codes is fastest; the kernel that reads it
     next applies the scales.
@@ -51,7 +52,7 @@ def _store_row(out, scales, row, K, k, inside, y, QUANT: tl.constexpr):
 
 @triton.jit
 def _product(x, rows, columns, row, N, k, inside):
-    """Part of a row of a product, times its scales where it has some."""
+    """A block of a row of a product, times its scales if it has any."""
     v = tl.load(x + row * N + k, inside, 0).to(tl.float32)
     if rows is not None:
         v = v * tl.load(rows + row) * tl.load(columns + k, inside, 0.0)
@@ -208,7 +209,7 @@ def _quantize(x, out, scales, K, QUANT: tl.constexpr, BLOCK: tl.constexpr, PDL: 
 
 
 def quantize_rows(x: Tensor, quant: str = ""):
-    """[n, K] -> (codes [n, K], scales [n, 1]); unchanged where nothing is to be rounded."""
+    """[n, K] -> (codes [n, K], scales [n, 1]); unchanged if nothing is to be rounded."""
     if not quant:
         return x, None
     out, scales = _empty(x, quant)
@@ -301,7 +302,7 @@ def _split_heads(
 
 
 def split_heads(qkv: Product, rotary, keys: Tensor, values: Tensor, heads: int) -> Tensor:
-    """Rotate queries and keys; keys and values go into the cache: queries [heads, n, d].
+    """Rotates queries and keys and adds keys and values to the cache: queries [heads, n, d].
 
     qkv: [n, (heads + 2 kv_heads) d]; rotary: cos and sin, float32 [positions, d / 2];
     keys, values: [kv_heads, S, d], filled from position 0.
@@ -344,7 +345,8 @@ def _choose(logits, words, token, x, first, H, BINS: tl.constexpr, BLOCK: tl.con
 
 
 def choose(logits: Tensor, words: Tensor, token: Tensor, x: Tensor, first: int) -> None:
-    """The most likely token of `logits` [256] into `token`, and its embedding into `x` [H].
+    """Writes the most likely token of `logits` [256] into `token` and its embedding into `x`
+    [H].
 
     words: the embeddings; first: id of the first logit. -1 where a logit is not finite.
     """
@@ -354,7 +356,7 @@ def choose(logits: Tensor, words: Tensor, token: Tensor, x: Tensor, first: int) 
 
 
 def row_warps(kernel: str, k: int) -> int:
-    """Warps that share a row of k numbers: those measured best on this chip, else a fair count."""
+    """Number of warps that share a row of k numbers: measured best on this chip, or a default."""
     usual = min(32, max(4, _block(k) // 1024)) if kernel == "layer_norm" else 8
     return tuned().get(rows_key(kernel, k), {}).get("warps", usual)
 

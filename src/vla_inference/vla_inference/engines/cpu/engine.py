@@ -24,7 +24,7 @@ PROMPT = 32  # tokens of text that products are laid out for; others work as wel
 
 
 class CpuEngine(Engine):
-    """See the module. packed: as for `Product`; None where oneDNN can."""
+    """The CPU engine; see the module. packed: as for `Product`; None: if oneDNN can."""
 
     name = "torch"
 
@@ -76,7 +76,7 @@ class CpuEngine(Engine):
 
 
 def keep_memory() -> None:
-    """Let glibc keep what is freed, up to 128 MiB, for the whole process.
+    """Lets glibc keep up to 128 MiB of freed memory, for the whole process.
 
     It returns larger pieces to the system at once, and every pass then pays for fresh pages: a
     quarter of its time. Other C libraries stay as they are.
@@ -89,7 +89,7 @@ def keep_memory() -> None:
 
 
 def make(model: VLA, **options: Any) -> Engine:
-    """The engine, or the plain one for models that are too large or of another type."""
+    """The CPU engine, or the plain one for models that are too large or of another dtype."""
     weights = [*model.parameters(), *model.buffers()]
     size = sum(w.numel() * w.element_size() for w in weights)
     dtype = model.language_model.model.embed_tokens.weight.dtype

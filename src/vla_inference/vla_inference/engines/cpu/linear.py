@@ -19,7 +19,7 @@ AFTER = {"none": lambda y: y, "gelu": F.gelu, "swish": F.silu}  # as oneDNN call
 
 
 def packs(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies in that type here, and by the processor's own instructions."""
+    """Whether oneDNN multiplies in that dtype here with the processor's own instructions."""
     if not torch.backends.mkldnn.is_available() or not hasattr(
         torch.ops.mkldnn, "_linear_pointwise"
     ):
@@ -30,7 +30,7 @@ def packs(dtype: torch.dtype) -> bool:
 
 
 class Product:
-    """y = x W^T + b of layers that read the same input.
+    """y = x W^T + b for layers that read the same input.
 
     reads, writes: scales folded into the inputs [K] and the outputs [N].
     order: where each row of W is to be found among the layers'.
@@ -73,7 +73,7 @@ class Product:
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, after, [], kind)
 
     def join(self, x: Tensor, other: Tensor, how: str) -> Tensor:
-        """The product added to, or multiplied by, another [n, N]"""
+        """The result added to, or multiplied by, another [n, N]."""
         if not self.packed or self.bias is not None:  # both at once is slow there
             y = self(x)
             return y.add_(other) if how == "add" else y.mul_(other)
@@ -81,5 +81,5 @@ class Product:
 
 
 def weight_of(layer: nn.Module) -> Tensor:
-    """float32 [N, K], of a quantised layer the weight that its codes stand for."""
+    """float32 [N, K]; for a quantised layer the dequantised weight."""
     return layer.dequantize() if isinstance(layer, QuantLinear) else layer.weight.detach().float()

@@ -36,7 +36,7 @@ class CpuLayer:
 
 
 class CpuLlama:
-    """rows: how many positions a pass usually has. packed: as for `Product`."""
+    """The decoder on CPU. rows: usual number of positions per pass. packed: as for `Product`."""
 
     def __init__(self, model: VLA, rows: int, packed: bool | None = None):
         self.c, llama = model.config.llm, model.language_model.model
@@ -47,7 +47,7 @@ class CpuLlama:
     def encode(
         self, x: Tensor, padding: Tensor | None = None, wanted: slice | None = None
     ) -> Tensor:
-        """Every position sees every other: [B, n, H] -> normed states [B, n, H].
+        """Bidirectional attention: [B, n, H] -> normed states [B, n, H].
 
         wanted: the positions whose states are read; the last layer computes no others.
         """
@@ -55,7 +55,7 @@ class CpuLlama:
         return self._run(x, causal=False, mask=mask, wanted=wanted)
 
     def prefill(self, x: Tensor, room: int) -> tuple[Tensor, Cache]:
-        """[B, n, H] -> normed state of the last position [B, H]; a cache with room for more."""
+        """[B, n, H] -> normed state of the last position [B, H], and a cache with spare room."""
         c, (b, n, _) = self.c, x.shape
         shape = (len(self.layers), 2, b, n + room, c.num_key_value_heads, c.head_dim)
         cache = x.new_empty(shape)
@@ -63,7 +63,7 @@ class CpuLlama:
         return hidden[:, 0], (cache, n)
 
     def decode(self, x: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
-        """[B, 1, H] -> its normed state [B, H]; the cache is written on, or moved when full."""
+        """[B, 1, H] -> its normed state [B, H]; extends the cache, or moves it when full."""
         store, length = cache
         if length == store.shape[3]:
             store = torch.cat([store, torch.empty_like(store)], dim=3)
@@ -123,12 +123,12 @@ class CpuLlama:
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
-    """[B, n, heads, head_dim], pairs side by side."""
+    """Applies rotary embeddings to [B, n, heads, head_dim], with pairs side by side."""
     y = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * rotations
     return torch.view_as_real(y).flatten(-2).to(x.dtype)
 
 
 def pairs(heads: int, dim: int) -> Tensor:
-    """Where each row of a rotated projection comes from: i and i + dim / 2 become neighbours."""
+    """Row order of a rotated projection in which i and i + dim / 2 are neighbours."""
     one = torch.arange(dim).view(2, -1).T.flatten()
     return (torch.arange(heads)[:, None] * dim + one).flatten()

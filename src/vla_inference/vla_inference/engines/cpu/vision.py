@@ -74,7 +74,7 @@ class CpuVisionEncoder:
 
 
 class CpuVision:
-    """Both vision encoders and the projector; bytes may come instead of normalised images."""
+    """Both vision encoders and the projector; takes normalised images or bytes."""
 
     def __init__(self, model: VLA, packed: bool | None = None):
         c, backbone, projector = model.config, model.vision_backbone, model.projector
@@ -106,7 +106,7 @@ class CpuVision:
         return self._embed(several, len(images))
 
     def _embed(self, images: list[Tensor], b: int) -> Tensor:
-        """Of each vision encoder [B * images, 3, S, S]"""
+        """Input of each vision encoder: [B * images, 3, S, S]."""
         features = [encoder(x) for encoder, x in zip(self.encoders, images, strict=True)]
         x = features[0] if len(features) == 1 else torch.cat(features, dim=2)
         x = x.reshape(-1, x.shape[2])

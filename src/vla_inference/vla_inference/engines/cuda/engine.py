@@ -26,7 +26,7 @@ PROMPT = 256  # tokens of text that fit the buffers; longer ones take the plain 
 
 @dataclass
 class Captured:
-    """A graph with the buffers that it reads and writes."""
+    """A CUDA graph with its input and output buffers."""
 
     graph: torch.cuda.CUDAGraph
     result: Any
@@ -147,7 +147,7 @@ class CudaEngine(Engine):
         return hidden, chunk
 
     def read_chunk(self, hidden: Tensor) -> Tensor:
-        """Already computed where `hidden` is what `action_hidden` returned last."""
+        """Returns the stored result if `hidden` is what `action_hidden` returned last."""
         if self._chunk is not None and hidden is self._chunk[0]:
             return self._chunk[1]
         return super().read_chunk(hidden)
@@ -179,5 +179,5 @@ class CudaEngine(Engine):
 
 
 def usual_matmul_by() -> str:
-    """FP8 where the tensor cores have it (sm_89 on), int8 elsewhere."""
+    """FP8 if the tensor cores support it (sm_89 on), int8 otherwise."""
     return "fp8" if torch.cuda.get_device_capability() >= (8, 9) else "int8"

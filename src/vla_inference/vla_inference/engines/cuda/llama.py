@@ -39,7 +39,7 @@ class FusedLayer:
 
 
 class CudaLlama:
-    """positions: how many the cache holds. matmul_by: see `weights.QuantWeight`."""
+    """The decoder on CUDA. positions: size of the cache. matmul_by: see `weights.QuantWeight`."""
 
     def __init__(self, model: VLA, positions: int, matmul_by: str):
         c = model.config.llm
@@ -76,7 +76,7 @@ class CudaLlama:
         return self._decode_layer(i, layer, x[n - 1], n - 1, alone=True)
 
     def decode(self, x: Tensor, position: int) -> Tensor:
-        """One more embedding [H] -> its state, before the norm [H]."""
+        """Embedding [H] of one more position -> its state, before the norm [H]."""
         if self.coded:
             return self._decode_coded(x, position)
         for i, layer in enumerate(self.layers):
@@ -84,7 +84,7 @@ class CudaLlama:
         return x
 
     def _decode_coded(self, x: Tensor, position: int) -> Tensor:
-        """Each kernel makes the 8-bit codes that the next one reads."""
+        """A decode pass in which each kernel writes the 8-bit codes that the next one reads."""
         kind, c, new = self.coded, self.c, self._new
         codes = encode(x, kind, self.layers[0].norm1)
         following = [layer.norm1 for layer in self.layers[1:]] + [None]
@@ -108,7 +108,7 @@ class CudaLlama:
         return x
 
     def encode(self, x: Tensor, kept: slice = slice(None)) -> Tensor:
-        """Every position sees every other: [n, H] (overwritten) -> normed states of those kept.
+        """Bidirectional attention: [n, H] (overwritten) -> normed states of the positions kept.
 
         In the last layer only the kept positions go on beyond keys and values.
         """
@@ -119,7 +119,7 @@ class CudaLlama:
         return rms_norm(x, add, self.norm, self.eps)[0]
 
     def read_token(self, state: Tensor, token: Tensor, hidden: Tensor, embedding: Tensor) -> None:
-        """Of a state before the norm [H]: its token, its normed state, the token's embedding."""
+        """From a state before the norm [H]: its token, its normed state, the token's embedding."""
         hidden.copy_(rms_norm(state[None], None, self.norm, self.eps)[0][0])
         logits = self._dense_one(self.head, hidden)
         choose(logits, self.words, token, embedding, self.first)
@@ -130,7 +130,7 @@ class CudaLlama:
         return gemv(x, weight, torch.empty(len(weight), device=self.device))
 
     def _layer(self, i, layer: FusedLayer, x, add, causal: bool, kept: slice = slice(None)):
-        """The residual x lacks what the last layer added: it is handed on as `add`."""
+        """One layer. The residual x does not yet include the last layer's output `add`."""
         normed, scales = rms_norm(x, add, layer.norm1, self.eps, layer.qkv.activations)
         keys, values = self.cache[i]
         n = len(x)
@@ -155,8 +155,8 @@ class CudaLlama:
         return layer.down.matvec(y, new(c.hidden_size), residual=x)
 
     def _coded_kind(self) -> str:
-        """The kind of weights whose kernels hand on codes; "" where that was not measured to be
-        faster on this chip, or where spans don't fit."""
+        """The kind of weights whose kernels exchange codes; "" if that was not measured to be
+        faster on this chip, or if sizes do not fit."""
         weights = [w for y in self.layers for w in (y.qkv, y.o, y.gate_up, y.down)]
         kinds = {w.format.kind if isinstance(w, QuantWeight) else "" for w in weights}
         sizes = self.c.hidden_size, self.layers[0].inner, self.c.head_dim

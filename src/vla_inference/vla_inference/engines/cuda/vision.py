@@ -13,7 +13,7 @@ from vla_inference.policies.openvla.vision import EPS, PatchEmbed, Projector, Vi
 
 
 class CudaVisionEncoder:
-    """The vision encoder's blocks on [n, D] of one image; its own weights, nothing folded."""
+    """A vision encoder's blocks on [n, D] of one image, with its own weights."""
 
     def __init__(self, encoder: VisionEncoder):
         self.encoder = encoder

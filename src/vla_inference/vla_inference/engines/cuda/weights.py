@@ -15,7 +15,7 @@ from vla_inference.quantization import QuantLinear
 
 
 class DenseWeight:
-    """[N, K] in the model's own type. The plain modules keep working, on views of it."""
+    """[N, K] in the model's own dtype. The plain modules keep working, on views of it."""
 
     activations = ""
 
@@ -87,7 +87,7 @@ class QuantWeight:
         )
 
     def matvec_coded(self, x: Tensor, k: int, y: Tensor, **more):
-        """The same of the codes of a vector [k]; see `gemv_coded`."""
+        """`matvec` on the codes of a vector [k]; see `gemv_coded`."""
         return gemv_coded(
             x,
             k,
@@ -102,14 +102,14 @@ class QuantWeight:
 
 
 def make_weight(layers: Sequence[nn.Module], matmul_by: str, dtype: torch.dtype):
-    """One weight of layers that read the same input."""
+    """One weight for layers that read the same input."""
     if all(isinstance(layer, QuantLinear) for layer in layers):
         return QuantWeight(layers, matmul_by, dtype)
     return DenseWeight(layers)
 
 
 def _join(layers: Sequence[nn.Module], name: str) -> Tensor:
-    """One tensor of all layers' rows; the layers' own become views of it."""
+    """One tensor with the rows of all layers; the layers' own tensors become views of it."""
     parts = [getattr(layer, name) for layer in layers]
     if len(parts) == 1:
         return parts[0].data
@@ -124,7 +124,8 @@ def _join(layers: Sequence[nn.Module], name: str) -> Tensor:
 
 
 def _rounded(layers: Sequence[QuantLinear], kind: str) -> tuple[Tensor, Tensor]:
-    """The weights once more, in 8 bits with a scale a row: codes [N, K], scales bfloat16 [N].
+    """The weights once more, in 8 bits with one scale per row: codes [N, K], scales bfloat16
+    [N].
 
     What follows a product reads all scales for each row: rounded up to 16 bits they are half the
     bytes, and the codes are made with what they are rounded to.

@@ -49,7 +49,7 @@ def find_cli() -> str:
 
 
 def llama_config(config: ModelConfig) -> dict[str, Any]:
-    """config.json of the same Llama as transformers has it."""
+    """The same Llama's config.json in transformers' form."""
     c = config.llm
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -75,7 +75,7 @@ def llama_config(config: ModelConfig) -> dict[str, Any]:
 def export_llama(
     checkpoint: Path, output: Path, progress: Callable[[int, int], None] | None = None
 ) -> Path:
-    """Write a checkpoint's language model as a folder that reads as a plain Llama."""
+    """Writes a checkpoint's language model as a plain Llama folder."""
     config, tensors = load_config(checkpoint), Tensors(checkpoint)
     names = [n for n in tensors if n.startswith(PREFIX)]
 
@@ -107,7 +107,7 @@ def compile_checkpoint(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Compile a checkpoint's language model by mlc_llm into `output`; returns its record.
+    """Compiles a checkpoint's language model with mlc_llm into `output`; returns its record.
 
     target: mlc_llm compiles for the card it finds; another one asked for is refused.
     quantization: one of mlc_llm's names, such as q4f16_1, q4f16_ft, q8f16_1.
@@ -147,7 +147,7 @@ def compile_checkpoint(
 
 
 def _run(command: list[str]) -> None:
-    """One of mlc_llm's commands; what it prints goes through."""
+    """Runs one of mlc_llm's commands and passes its output through."""
     done = subprocess.run(command, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     if done.returncode:
         raise VlaError(

@@ -45,7 +45,7 @@ def make(
     vision: Vision | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> Engine:
-    """The engine that runs `folder` in the place of the model's Llama and its lm_head."""
+    """The engine that runs `folder` instead of the model's Llama and lm_head."""
     if model.config.head.decoding == "parallel":
         raise VlaError(
             "a library of mlc_llm decodes one token after the other, this model all at once",
@@ -56,7 +56,7 @@ def make(
 
 
 class MlcEngine(Engine):
-    """`hidden` is logits here: [..., vocabulary]."""
+    """The engine on a library of mlc_llm; `hidden` is logits here: [..., vocabulary]."""
 
     name = "mlc"
 
@@ -113,7 +113,7 @@ class MlcLanguage(TvmRunner):
         return found
 
     def _check(self, library: Path) -> None:
-        """Refuse a library of another shape, or one in several pieces."""
+        """Refuses a library of another shape or one that is split into several pieces."""
         llm, told = self.config.llm, self.metadata["kv_cache"]
         wanted = {
             "num_hidden_layers": llm.num_hidden_layers,
@@ -134,7 +134,7 @@ class MlcLanguage(TvmRunner):
             raise CheckpointError(f"{library} sees a sliding window", "compile it without one")
 
     def _load(self, folder: Path):
-        """The parameters that the library asks for, from the tensor cache."""
+        """Loads the library's parameters from the tensor cache."""
         have = cache_entries(folder)
         names = []
         for entry in self.metadata["params"]:
@@ -168,7 +168,7 @@ class MlcLanguage(TvmRunner):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the embeddings: what the names q4f16_1, q0f32 say after the weights."""
+        """Dtype of the embeddings, from names such as q4f16_1 and q0f32."""
         return torch.float32 if "f32" in self.metadata.get("quantization", "") else torch.float16
 
 

@@ -58,7 +58,7 @@ def make_target(name: str, host: str | None = None) -> tvm.target.Target:
 def add_cache(
     mod: tvm.IRModule, c: LlamaConfig, dtype: str, target: tvm.target.Target
 ) -> tvm.IRModule:
-    """Add the function that creates the paged cache; its arguments are CACHE_SIZES."""
+    """Adds the function that creates the paged cache; its arguments are CACHE_SIZES."""
     with target:
         return _with_cache(mod, c, dtype, target)
 
@@ -101,7 +101,7 @@ Parameters = dict[str, tuple[tuple[int, ...], str]]  # name -> shape, dtype; in 
 def lower(
     model: nn.Module, spec: dict[str, Any], target: tvm.target.Target
 ) -> tuple[tvm.IRModule, Parameters]:
-    """The functions that `spec` describes, not yet compiled."""
+    """The functions of `spec`, not yet compiled."""
     described = nn.spec.ModuleSpec.from_raw(spec, model)
     mod, parameters, _ = model.export_tvm(spec=described, allow_extern=True)
     return mod, {n: (tuple(int(s) for s in p.shape), str(p.dtype)) for n, p in parameters}
@@ -134,7 +134,7 @@ def _contents(library: Path) -> list[bytes]:
 
 @contextmanager
 def _source_alone() -> Iterator[None]:
-    """Kernels as source wherever this runs; with CUDA's driver TVM would compile them itself."""
+    """Keeps kernels as source everywhere; with CUDA's driver TVM would compile them itself."""
     name = "TVM_COMPILE_FORCE_FALLBACK"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -148,7 +148,7 @@ def _source_alone() -> Iterator[None]:
 
 
 def _sources(module) -> Iterator[str]:
-    """CUDA source of a module and of all that it imports."""
+    """CUDA source of a module and of its imports."""
     if module.kind == "cuda":
         yield str(module.inspect_source("cuda"))
     for imported in module.imports:
@@ -168,7 +168,7 @@ def _fatbin(source: str) -> bytes:
 
 
 def _pipeline(target: tvm.target.Target):
-    """TVM's own passes; for a CPU with schedules, which it has none of there."""
+    """TVM's own passes, with schedules added for CPUs, which it lacks."""
     if target.kind.name == "cuda":
         return cuda.get_default_pipeline(target)
 

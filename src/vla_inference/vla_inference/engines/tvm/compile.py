@@ -44,7 +44,7 @@ PLAIN = {"fp32": "float32", "fp16": "float16", "q0f32": "float32", "q0f16": "flo
 
 
 def import_tvm():
-    """TVM with its compiler, or one clear error."""
+    """Imports TVM with its compiler, or raises one clear error."""
     try:
         import tvm
     except ImportError as error:
@@ -64,7 +64,7 @@ def check_target(name: str) -> str:
 
 
 def weights_of(quantization: str, target: str, llm: LlamaConfig):
-    """The layout that a quantisation's name stands for on a target.
+    """The weight layout of a quantisation on a target.
 
     quantization: "float32", "float16", or an int4 format of `vla quantize`.
     """
@@ -96,7 +96,7 @@ def compile_library(
     host: str | None = None,
     decoding: str = "autoregressive",
 ) -> dict[str, Any]:
-    """Compile the library alone, which needs no weights, and say what it is for engine.json.
+    """Compiles the library, which needs no weights, and describes it for engine.json.
 
     host: triple such as aarch64-linux-gnu; None for this machine's.
     decoding: "autoregressive" or "parallel", which need different functions.
@@ -145,7 +145,7 @@ def compile_checkpoint(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Compile a checkpoint folder's language model into `output`; returns its record.
+    """Compiles a checkpoint's language model into `output`; returns its record.
 
     progress: called with the layers written so far and in all.
     """
@@ -210,7 +210,7 @@ def make(
     format: Format | None,
     weights,
 ) -> Iterator[tuple[str, Tensor]]:
-    """A parameter of the library from the checkpoint's tensors; with its scales if it has any."""
+    """A parameter of the library from the checkpoint's tensors, with its scales if any."""
     plain = name.replace(".q_weight", ".weight")
     names = [f"language_model.{n}" for n in sources(plain)]
     codes = [n.removesuffix("weight") + "codes" for n in names]
@@ -234,7 +234,7 @@ def make(
 def _as_stored(
     name: str, codes: list[str], expected: tuple, tensors: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Codes that the checkpoint holds already, one matrix above the other."""
+    """Codes that the checkpoint already contains, matrices stacked."""
 
     def joined(kind: str) -> Tensor | None:
         parts = [n.removesuffix("codes") + kind for n in codes]
@@ -255,7 +255,7 @@ def _as_stored(
 
 
 def sources(name: str) -> list[str]:
-    """The checkpoint's tensors that a parameter holds, one above the other."""
+    """The checkpoint's tensors that a parameter is made from, stacked."""
     for whole, parts in (("qkv_proj", "qkv"), ("gate_up_proj", ("gate", "up"))):
         if whole in name:
             return [name.replace(whole, f"{p}_proj") for p in parts]

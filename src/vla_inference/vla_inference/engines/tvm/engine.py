@@ -46,7 +46,7 @@ def make(
     vision: Vision | None = None,
     checkpoint: str | os.PathLike | None = None,
 ) -> Engine:
-    """The engine that runs `folder` in the place of the model's Llama.
+    """The engine that runs `folder` instead of the model's Llama.
 
     checkpoint: the folder that the model was loaded from, whose weights the library must be of.
     """
@@ -58,7 +58,7 @@ def make(
 
 
 class TvmLanguage(TvmRunner):
-    """`Language` by a folder of `vla compile --engine tvm`.
+    """`Language` on a folder of `vla compile --engine tvm`.
 
     parameters: the library's, on the device, in the place of those in the folder.
     """
@@ -104,7 +104,7 @@ class TvmLanguage(TvmRunner):
         return found
 
     def _check(self, found: Mapping[str, Tensor], folder: Path) -> list:
-        """The parameters in the library's order, each as the library wants it."""
+        """The parameters in the library's order and form."""
         for entry in self.record["parameters"]:
             tensor, dtype = found.get(entry["name"]), getattr(torch, entry["dtype"])
             if tensor is None:

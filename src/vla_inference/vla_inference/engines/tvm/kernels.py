@@ -32,7 +32,7 @@ def digest(content: bytes | str) -> str:
 
 
 def write_kernels(folder: Path, made: Mapping[str, bytes]) -> list[dict[str, str]]:
-    """Store fatbins by their CUDA source; returns their entries for engine.json."""
+    """Stores fatbins by their CUDA source; returns their entries for engine.json."""
     entries = []
     for source, fatbin in made.items():
         content = digest(fatbin)
@@ -43,7 +43,7 @@ def write_kernels(folder: Path, made: Mapping[str, bytes]) -> list[dict[str, str
 
 
 def library_files(record: Mapping[str, Any]) -> list[str]:
-    """The library's file and those of its kernels."""
+    """The library's file and its kernel files."""
     return [record["library"], *(k["file"] for k in record["kernels"])]
 
 
@@ -76,7 +76,7 @@ _installed = False
 
 
 def provide(tvm, kernels: Mapping[str, bytes]) -> None:
-    """Answer TVM's calls for CUDA kernels by `kernels`, and others as it did before."""
+    """Answers TVM's requests for CUDA kernels from `kernels`, and others as before."""
     global _installed
     with _lock:
         _fatbins.update(kernels)
@@ -110,6 +110,6 @@ def _answer(before):
 
 
 def refused() -> VlaError | None:
-    """Why the last source that this thread asked for could not be compiled, told once."""
+    """Why this thread's last CUDA source could not be compiled; reported once."""
     found, _thread.refused = getattr(_thread, "refused", None), None
     return found

@@ -26,7 +26,7 @@ NIBBLES = 8  # int4 values in a uint32, the first in the lowest bits
 
 @dataclass(frozen=True)
 class Weights:
-    """How matrices lie in memory.
+    """Memory layout of the matrices.
 
     dtype: of everything that isn't quantised: "float32" or "float16".
     group: input channels that share a scale, 0 for weights that aren't quantised.
@@ -107,7 +107,7 @@ class Attention(nn.Module):
         return self.o_proj(op.reshape(y, (1, x.shape[1], self.heads * self.dim)))
 
     def all_to_all(self, x: nn.Tensor, cos: nn.Tensor, sin: nn.Tensor) -> nn.Tensor:
-        """Without a cache and without a mask."""
+        """Attention without a cache and without a mask."""
         n, qkv = x.shape[1], self.split(x)
         q = op.tensor_expr_op(self._rotated(0, self.heads, self.dim**-0.5), "q", [qkv, cos, sin])
         k = op.tensor_expr_op(self._rotated(self.heads, self.kv_heads), "k", [qkv, cos, sin])
@@ -117,7 +117,7 @@ class Attention(nn.Module):
         return self.o_proj(op.reshape(y, (1, n, self.heads * self.dim)))
 
     def _rotated(self, first: int, heads: int, scale: float = 1.0):
-        """[1, n, all heads, d] -> [heads, d, n] turned to their positions (NeoX halves)."""
+        """[1, n, all heads, d] -> [heads, d, n] with rotary embeddings (NeoX halves)."""
         half = self.dim // 2
 
         def expression(qkv, cos, sin):
@@ -205,7 +205,7 @@ class Decoder(nn.Module):
         self.to(w.dtype)
 
     def to(self, dtype: str | None = None) -> None:
-        """As nn.Module's, but for what is packed."""
+        """As nn.Module's, except for packed weights."""
         kept = {k: p.dtype for k, p in self.named_parameters() if ".q_" in k}
         super().to(dtype)
         for name, parameter in self.named_parameters():
@@ -230,7 +230,7 @@ class Decoder(nn.Module):
         return self.model.norm(x)
 
     def spec(self, decoding: str) -> dict[str, Any]:
-        """The signatures of the functions that a way of decoding needs, for nn's exporter."""
+        """Signatures of the functions that a decoding method needs, for nn's exporter."""
         c, dtype = self.config, self.weights.dtype
         packed = {"param_mode": "packed", "effect_mode": "none"}
         cache = nn.spec.Object(object_type=PagedKVCache)

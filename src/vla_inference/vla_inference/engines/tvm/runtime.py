@@ -29,7 +29,7 @@ SIDECARS = ("tvm_runtime_cuda", "tvm_runtime_extra")
 
 
 def import_runtime(device: str | torch.device = "cpu"):
-    """TVM, able to run on `device`, or one clear error; its runtime is enough."""
+    """Imports TVM able to run on `device` (its runtime is enough), or raises one clear error."""
     try:
         import tvm
         from tvm.runtime import vm  # noqa: F401
@@ -50,7 +50,7 @@ def import_runtime(device: str | torch.device = "cpu"):
 
 
 def _load_sidecars(tvm) -> dict[str, str]:
-    """Load the libraries beside TVM's runtime, which it leaves alone where its compiler is absent.
+    """Loads the libraries beside TVM's runtime, which it skips without its compiler.
 
     Returns what kept any of them from being loaded. An older TVM, all in one library, has none.
     """
@@ -71,7 +71,7 @@ def _load_sidecars(tvm) -> dict[str, str]:
 
 
 class PagedCache:
-    """TVM's paged cache, as large as was needed so far; one generation at a time uses it."""
+    """TVM's paged cache, which grows as needed; one generation uses it at a time."""
 
     def __init__(self, tvm, create, most: int | None = None):
         """create: the library's function; most: positions that a prefill may have."""
@@ -87,7 +87,8 @@ class PagedCache:
         self.state: Any = None
 
     def restart(self, sequences: int, positions: int) -> int:
-        """Room for so many sequences of so many positions, all empty; which generation it is."""
+        """Makes room for this many sequences of this many positions, all empty; returns the
+        generation."""
         if self._most and positions > self._most:
             raise VlaError(
                 f"{positions} positions are more than the library's {self._most}",
@@ -114,7 +115,7 @@ class PagedCache:
             raise VlaError("this cache was overwritten by a later prefill", "prefill again")
 
     def step(self, sequence: int, count: int, run) -> Any:
-        """`run(state)` within a forward pass over `count` new positions of a sequence."""
+        """Runs `run(state)` in a forward pass over `count` new positions of a sequence."""
         if self.lengths[sequence] + count > self.positions:
             raise VlaError(
                 f"{self.lengths[sequence] + count} positions do not fit the cache's "
@@ -131,7 +132,7 @@ class PagedCache:
 
 
 class TvmRunner:
-    """A library's functions, called with PyTorch's tensors on PyTorch's stream."""
+    """A library's functions, called with PyTorch tensors on PyTorch's stream."""
 
     dtype: torch.dtype
     _parameters: Any
@@ -153,14 +154,14 @@ class TvmRunner:
             return None
 
     def give(self, tensor: Tensor):
-        """For TVM, without a copy if it is aligned."""
+        """Passes a tensor to TVM, without a copy if it is aligned."""
         tensor = tensor.detach().contiguous()
         if tensor.data_ptr() % ALIGNED:  # within a file that is mapped, or a slice
             tensor = tensor.clone()
         return self.tvm.runtime.from_dlpack(tensor)
 
     def stream(self):
-        """A context in which TVM works on PyTorch's current stream, its cache included."""
+        """A context in which TVM and its cache work on PyTorch's current stream."""
         if self.device.type != "cuda":
             return contextlib.nullcontext()
         import tvm_ffi
@@ -201,7 +202,7 @@ class TvmRunner:
 
 
 def linked(library: Path) -> Path:
-    """The shared library; of a *.tar of objects, linked here the first time it is needed."""
+    """The shared library; a *.tar of objects is linked at first use."""
     if library.suffix != ".tar":
         return library
     shared = library.with_suffix(".so")
@@ -245,7 +246,7 @@ def load_library(tvm, library: Path, kernels: Mapping[str, bytes] | None = None)
 
 
 def check_cpu(folder: Path) -> None:
-    """Libraries for x86-64 use AVX2."""
+    """Checks for AVX2, which libraries for x86-64 use."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:

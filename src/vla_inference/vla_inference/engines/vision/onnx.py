@@ -51,7 +51,7 @@ def import_runtime():
 
 
 class ImageEncoder(nn.Module):
-    """The part of a model that the graph holds."""
+    """The part of a model that the graph contains."""
 
     def __init__(self, model: VLA):
         super().__init__()
@@ -141,7 +141,7 @@ def export(
 
 
 def write_graph(part: nn.Module, shape: tuple[int, ...], path: Path) -> None:
-    """One static graph; weights in a file of their own beside it (protobuf holds 2 GB)."""
+    """One static graph with weights in a separate file (protobuf is limited to 2 GB)."""
     dtype = next(part.parameters()).dtype
     # It complains of a torchvision that isn't there.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
@@ -190,7 +190,7 @@ def run_on_cpu(session, pixels: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class OneByOne:
-    """`Vision` by something compiled for one image at a time."""
+    """`Vision` on something compiled for one image at a time."""
 
     def __call__(self, pixels: Tensor) -> Tensor:
         return torch.cat([self._one(row[None]) for row in pixels]).to(pixels.dtype)
@@ -202,14 +202,14 @@ class OneByOne:
 def check_record(
     folder: Path, record: dict, config: ModelConfig, checkpoint: str | os.PathLike | None
 ) -> None:
-    """Refuse encoders of another shape, or not of the checkpoint's weights if one is given."""
+    """Refuses encoders of another shape, or not of the given checkpoint's weights."""
     require(folder, record, shape=list(shape_of(config)))
     if checkpoint is not None:
         require(folder, record, digest=vision_digest(Tensors(Path(checkpoint)), config))
 
 
 class OnnxVision(OneByOne):
-    """`Vision` by a folder of `vla compile --engine onnx`."""
+    """`Vision` on a folder of `vla compile --engine onnx`."""
 
     def __init__(
         self,

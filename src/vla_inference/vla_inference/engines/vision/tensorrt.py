@@ -38,7 +38,7 @@ OLDEST = 10
 
 
 def import_tensorrt():
-    """TensorRT 10 or later, or one clear error."""
+    """Imports TensorRT 10 or later, or raises one clear error."""
     try:
         import tensorrt
     except ImportError as error:
@@ -50,7 +50,7 @@ def import_tensorrt():
 
 
 class Errors:
-    """What TensorRT complains of, in words for an exception; it logs and returns None."""
+    """Collects TensorRT's error messages, which it logs instead of raising."""
 
     def __init__(self, tensorrt):
         severity = tensorrt.ILogger.Severity
@@ -71,7 +71,7 @@ class Errors:
 
 
 def device_of(index: int) -> str:
-    """Engines are made for one kind of card, not just for its architecture."""
+    """The kind of card, because engines do not fit all cards of an architecture."""
     return torch.cuda.get_device_name(index)
 
 
@@ -106,7 +106,7 @@ def build_plan(graph: Path) -> bytes:
 def build(
     source: Path, output: Path, *, device: str = "cuda", overwrite: bool = False
 ) -> dict[str, Any]:
-    """Build the graph in `source`, a folder of `vla compile --engine onnx`, into `output`."""
+    """Builds the graph in `source`, a folder of `vla compile --engine onnx`, into `output`."""
     tensorrt = import_tensorrt()
     if not torch.cuda.is_available():
         raise VlaError("TensorRT builds on the GPU it builds for, and there is none", "use onnx")
@@ -129,7 +129,7 @@ def build(
 def build_checkpoint(
     checkpoint: Path, output: Path, *, dtype: str = "float16", overwrite: bool = False
 ) -> dict[str, Any]:
-    """Export a checkpoint's graph and build it; the graph is not kept."""
+    """Exports a checkpoint's graph and builds it; the graph is not kept."""
     from vla_inference.engines.vision import onnx
 
     import_tensorrt()  # before minutes are spent on the export
@@ -144,7 +144,7 @@ def build_checkpoint(
 
 
 class TensorrtVision(OneByOne):
-    """`Vision` by a folder of `vla compile --engine tensorrt`; on the caller's stream."""
+    """`Vision` on a folder of `vla compile --engine tensorrt`, on the caller's stream."""
 
     def __init__(
         self,
