@@ -19,7 +19,7 @@ KEY = "option"
 
 
 class Holds(Enum):
-    """What the value of an option holds. A `Path` is a PATH without being told."""
+    """What kind of value an option has. A `Path` needs no mark to be a PATH."""
 
     VALUE = "a number, a name, a sentence"
     PATH = "a path"
@@ -30,7 +30,7 @@ class Holds(Enum):
 
 @dataclass(frozen=True)
 class Option:
-    """What a field says of itself as an option.
+    """The metadata of a field that is an option.
 
     low, high: least and greatest value. above: a number that it must exceed. choices: all values.
     names: with dashes; the field's own name if empty. live: as a parameter of a node, it may be
@@ -62,7 +62,7 @@ def _dashed(name: str) -> str:
 
 
 def check_options(config: Any, called: Callable[[str], str] = _dashed) -> None:
-    """Raises VlaError where a value is not what its field allows; None is always allowed.
+    """Raises VlaError if a value is not allowed by its field; None is always allowed.
 
     called: what a field's name is to whoever gave the value.
     """

@@ -16,7 +16,7 @@ from vla_inference.errors import ObservationError, VlaError
 
 @dataclass(frozen=True)
 class DimSpec:
-    """One dimension of an action: its name, unit ("m", "rad", "1") and, if any, its polarity."""
+    """One dimension of an action: name, unit ("m", "rad", "1") and polarity, if any."""
 
     name: str
     unit: str
@@ -25,7 +25,7 @@ class DimSpec:
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """What each number of an action means.
+    """The meaning of each dimension of an action.
 
     frame: the axes a delta is expressed in ("base" or "tool").
     rotation: "rotvec" (rotation vector, applied from the left in `frame`) or "rpy"
@@ -59,7 +59,7 @@ def eef_delta_spec(rotation: str = "rotvec", frame: str = "base", dt: float = 0.
 
 @dataclass
 class Observation:
-    """What a policy sees at one moment.
+    """The input of a policy at one time.
 
     images: camera name -> uint8 [H, W, 3] RGB; the first is the model's primary camera.
     state: float32 [S] proprioception, or None where there is none.
@@ -74,7 +74,7 @@ class Observation:
 
 @dataclass
 class ActionChunk:
-    """T actions to be executed one after the other, `spec.dt` seconds each.
+    """T consecutive actions, `spec.dt` seconds each.
 
     actions: float32 [T, D] in the units of `spec`; a tensor where a policy was asked for one.
     tokens: the action tokens it was decoded from [T, D], where the model speaks in tokens.
@@ -106,7 +106,7 @@ class ActionChunk:
 
 @dataclass
 class Step:
-    """One step of an episode: what was seen, what was then done, what it brought."""
+    """One step of an episode: observation, action, reward."""
 
     observation: Observation
     action: np.ndarray
@@ -118,7 +118,7 @@ class Step:
 
 @dataclass
 class Episode:
-    """A run from reset to end. `metadata` holds task, seed, source, outcome: plain JSON values.
+    """A run from reset to end. `metadata` has task, seed, source, outcome: plain JSON values.
 
     columns: what else was recorded of the steps, by name ("states", "obs/robot0_joint_pos",
         "datagen_info/eef_pose"): [T, ...] each. A dataset that is read leaves them on disk.
@@ -143,7 +143,7 @@ class Episode:
 
 
 def check_image(image: np.ndarray, name: str = "image") -> np.ndarray:
-    """Return `image` if it is an image a model may see, else raise ObservationError."""
+    """Returns `image` if it is valid, else raises ObservationError."""
     if not isinstance(image, np.ndarray):
         raise ObservationError(f"{name} is a {type(image).__name__}", "give a numpy array")
     if image.dtype != np.uint8:
@@ -158,8 +158,8 @@ def check_image(image: np.ndarray, name: str = "image") -> np.ndarray:
 
 
 def check_instruction(text: str, limit: int = 1000) -> str:
-    """Return the instruction without outer white space; refuse one that is no text, empty or
-    endless."""
+    """Returns the instruction without outer white space; refuses one that is not text, empty or
+    too long."""
     try:
         text.encode()
     except UnicodeEncodeError:  # a command line's bytes that are no UTF-8

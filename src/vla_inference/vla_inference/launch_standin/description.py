@@ -85,7 +85,7 @@ class Process:
 
 @dataclass
 class Plan:
-    """What a launch file comes to: its arguments, what it says, what it starts."""
+    """The result of reading a launch file: its arguments, messages and processes."""
 
     declared: dict[str, Declared] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
@@ -94,7 +94,7 @@ class Plan:
 
 
 class Reader:
-    """Walks a launch file and what it includes."""
+    """Reads a launch file and the files it includes."""
 
     def __init__(self, given: Mapping[str, str], show_only: bool):
         self.given = dict(given)
@@ -114,7 +114,7 @@ class Reader:
         self.files.pop()
 
     def whole(self, path: Path) -> Plan:
-        """The plan of the file that was asked for."""
+        """The plan of the requested file."""
         scope = Scope(variables=dict(self.given))
         self.file(path, scope)
         # As in launch: what an attribute doesn't say is a variable's, looked up when it all ends.

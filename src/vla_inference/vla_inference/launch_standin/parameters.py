@@ -14,7 +14,7 @@ TYPES = (*KINDS, *(f"list_of_{k}" for k in KINDS))
 
 
 def scalar(value: object, kind: str) -> Scalar:
-    """`value`, read by YAML, as `kind`; ValueError where it is another."""
+    """`value` parsed as YAML of type `kind`; ValueError if it is of another type."""
     if kind == "bool" and isinstance(value, bool):
         return value
     if kind == "int" and isinstance(value, int) and not isinstance(value, bool):
@@ -96,6 +96,6 @@ def quoted(value: Value) -> str:
 
 
 def write_parameters(values: dict[str, Value], path: Path) -> None:
-    """A parameter file that holds for whichever node reads it."""
+    """Writes a parameter file that applies to any node that reads it."""
     lines = [f"    {quoted(name)}: {quoted(value)}" for name, value in values.items()]
     path.write_text("/**:\n  ros__parameters:\n" + "\n".join(lines) + "\n", encoding="utf-8")

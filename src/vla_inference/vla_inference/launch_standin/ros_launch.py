@@ -22,7 +22,7 @@ from vla_inference.launch_standin.xml_lines import LaunchError
 
 
 class Ends:
-    """How the processes ended, until the shutting down began.
+    """How the processes ended before shutdown began.
 
     `status` is that of the process whose end shut everything down (on_exit="shutdown"), of the
     first that failed otherwise; 128 + n where signal n ended it.
@@ -33,7 +33,7 @@ class Ends:
         self._decided = False
 
     def handlers(self) -> list[RegisterEventHandler]:
-        """What to begin a launch description with."""
+        """The event handlers to put first in a launch description."""
         return [
             RegisterEventHandler(OnProcessExit(on_exit=self._process)),
             RegisterEventHandler(OnShutdown(on_shutdown=self._shutdown)),
@@ -52,7 +52,7 @@ class Ends:
 
 
 def run(path: Path, given: dict[str, str]) -> int:
-    """Launch a file to its end; the exit status. Each process gets SIGINT from us, once."""
+    """Runs a launch file to its end; returns the exit status. Each process gets SIGINT once."""
     source = AnyLaunchDescriptionSource(str(path))
     if path.name.endswith(".xml"):  # all that a Python file takes is known to itself alone
         refuse_undeclared(path, source, given)
@@ -66,7 +66,7 @@ def run(path: Path, given: dict[str, str]) -> int:
 def refuse_undeclared(
     path: Path, source: AnyLaunchDescriptionSource, given: Mapping[str, str]
 ) -> None:
-    """launch itself says nothing about a misspelt argument, and the default stays in force.
+    """Refuses undeclared arguments, which ROS's launch ignores.
 
     Raises LaunchError, as well where this release of launch is too old for the file.
     """

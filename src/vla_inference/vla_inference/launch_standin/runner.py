@@ -26,7 +26,7 @@ OURS = ("vla_inference", "vla_sim_bridge", "vla_training")
 
 @dataclass
 class Running:
-    """A process under way; `tails` holds the unfinished line of each of its streams."""
+    """A running process; `tails` holds the unfinished line of each of its streams."""
 
     process: Process
     popen: subprocess.Popen
@@ -35,7 +35,7 @@ class Running:
 
 
 def command_line(process: Process, folder: Path) -> list[str]:
-    """What launch_ros would run; single parameters go through files in `folder`."""
+    """The command line launch_ros would use; single parameters go into files in `folder`."""
     if not process.is_node:
         return process.command
     ros = list(process.ros_args)
@@ -55,7 +55,7 @@ def log_folder() -> Path:
 
 
 class Runner:
-    """One launch: from the first process to the end of the last one."""
+    """Runs one launch, from the first process to the end of the last one."""
 
     def __init__(self, plan: Plan, folder: Path, heard: Callable[[str], object]):
         self.plan, self.folder, self.heard = plan, folder, heard
@@ -171,7 +171,7 @@ class Runner:
             self.stop_at = time.monotonic()
 
     def escalate(self) -> None:
-        """While stopping: SIGINT at once, SIGTERM and SIGKILL when their times have come."""
+        """While stopping: SIGINT at once, SIGTERM and SIGKILL after their time-outs."""
         if self.stop_at is None:
             return
         passed = time.monotonic() - self.stop_at
@@ -218,7 +218,7 @@ class Runner:
         return self.status
 
     def last_words(self) -> None:
-        """What is left in the pipes; a grandchild that keeps one open gets 0.2 s."""
+        """Reads the rest of the pipes; waits 0.2 s for a grandchild that keeps one open."""
         end = time.monotonic() + 0.2
         while self.selector.get_map():
             for key, _ in self.selector.select(0.02):
@@ -240,7 +240,7 @@ class Runner:
 
 
 def run(plan: Plan, heard: Callable[[str], object] = lambda _: None) -> int:
-    """Run a plan to its end and return its exit status.
+    """Runs a plan to its end and returns its exit status.
 
     heard: is called with each line that a process writes to its standard error.
 

@@ -18,7 +18,7 @@ TRUE, FALSE = ("true", "1"), ("false", "0")
 
 @dataclass
 class Scope:
-    """What substitutions see at one point of a launch file; a group works on a copy."""
+    """What substitutions can see at one point of a launch file; a group works on a copy."""
 
     variables: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -39,7 +39,7 @@ def parse_bool(text: str, element: Element, what: str) -> bool:
 
 
 def find_prefix(package: str, scope: Scope, element: Element) -> Path:
-    """The install prefix of a package, as the ament index tells."""
+    """The install prefix of a package, from the ament index."""
     prefixes = [p for p in scope.environment.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
     for prefix in prefixes:
         if Path(prefix, "share/ament_index/resource_index/packages", package).is_file():
@@ -128,7 +128,7 @@ def evaluate(expression: str, element: Element) -> str:
 
 
 def split(text: str) -> list[str]:
-    """Words of a substitution: divided by white space outside quotes and inner `$(...)`."""
+    """Splits a substitution into words at white space outside quotes and inner `$(...)`."""
     words, word, depth, quote, begun, escaped = [], "", 0, "", False, False
     for i, c in enumerate(text):
         if escaped:
@@ -187,7 +187,7 @@ def expand(text: str, scope: Scope, element: Element) -> str:
 
 
 def substitute(inner: str, scope: Scope, element: Element) -> str:
-    """The value of one substitution, given what stands between its parentheses."""
+    """The value of one substitution, from the text between its parentheses."""
     name, _, rest = inner.strip().partition(" ")
     words = [expand(w, scope, element) for w in split(rest)]
 

@@ -10,7 +10,7 @@ from vla_inference.errors import VlaError
 
 
 class LaunchError(VlaError):
-    """A launch file that asks for what it must not, or for more than the stand-in knows."""
+    """An error in a launch file, or a feature that the stand-in does not support."""
 
 
 @dataclass
@@ -24,11 +24,11 @@ class Element:
     children: list[Element] = field(default_factory=list)
 
     def fail(self, problem: str, remedy: str | None = None) -> LaunchError:
-        """An error that names this element's place; raise it."""
+        """Raises an error with this element's file and line."""
         return LaunchError(f"{self.file}:{self.line}: {problem}", remedy)
 
     def check(self, allowed: set[str], children: set[str] = frozenset()) -> None:
-        """Refuse attributes and children that the stand-in doesn't know."""
+        """Refuses attributes and children that the stand-in does not support."""
         for name in self.attributes:
             if name not in allowed:
                 raise self.fail(

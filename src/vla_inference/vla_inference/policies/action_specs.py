@@ -18,7 +18,7 @@ def _in_units(spec: ActionSpec, length: str, angle: str) -> ActionSpec:
 
 
 def _oxe(rate: float, length: str = "m", angle: str = "rad") -> ActionSpec:
-    """Open X-Embodiment: fixed-axis angles in the base frame, at a rate in Hz."""
+    """Open X-Embodiment's spec: fixed-axis angles in the base frame, at a rate in Hz."""
     return _in_units(eef_delta_spec("rpy", "base", 1 / rate), length, angle)
 
 
@@ -48,13 +48,13 @@ KNOWN = {
 
 
 def find_known(name: str) -> str | None:
-    """The entry of KNOWN that a dataset's or statistics' name means, if any."""
+    """The entry of KNOWN for a dataset's or statistics' name, if any."""
     matches = [k for k in KNOWN if name == k or name.startswith(k + "_")]
     return max(matches, key=len) if matches else None
 
 
 def _si_factors(spec: ActionSpec) -> np.ndarray | None:
-    """What makes m and rad of an end-effector delta [D]; None where its units don't tell."""
+    """Factors to m and rad for an end-effector delta [D]; None if its units are unknown."""
     factors = []
     for dim, wanted in zip(spec.dims, ["m"] * 3 + ["rad"] * 3, strict=False):
         number, _, unit = dim.unit.rpartition(" ")
@@ -68,14 +68,14 @@ def _si_factors(spec: ActionSpec) -> np.ndarray | None:
 
 
 def si_spec(spec: ActionSpec) -> ActionSpec:
-    """That of `in_si`'s actions; unchanged where the units don't tell."""
+    """The spec of `in_si`'s actions; unchanged if the units are unknown."""
     if len(spec) != 7 or _si_factors(spec) is None:
         return spec
     return _in_units(spec, "m", "rad")
 
 
 def check_si(spec: ActionSpec) -> np.ndarray:
-    """What makes m and rad of an end-effector delta [D]; VlaError where its units don't tell."""
+    """Factors to m and rad for an end-effector delta [D]; VlaError if its units are unknown."""
     factors = _si_factors(spec)
     if factors is None:
         units = ", ".join(dict.fromkeys(d.unit for d in spec.dims[:6]))
@@ -88,7 +88,7 @@ def check_si(spec: ActionSpec) -> np.ndarray:
 
 
 def in_si(chunk: ActionChunk) -> ActionChunk:
-    """An end-effector delta's chunk in m and rad, which is all that a robot may be sent.
+    """An end-effector delta's chunk in m and rad, the only units sent to robots.
 
     Raises VlaError where its spec has other units or none.
     """
@@ -99,7 +99,7 @@ def in_si(chunk: ActionChunk) -> ActionChunk:
 
 
 def statistics_spec(statistics: Mapping, action_dim: int = 7, name: str = "") -> ActionSpec:
-    """What the actions of a set of statistics mean.
+    """The action spec of a set of statistics.
 
     They may carry a `spec` ({"rotation", "frame", "dt", "dims": [{"name", "unit", "polarity"}]}).
     Published ones don't: they go by their name, as their dataset does (`KNOWN`). Of an unknown

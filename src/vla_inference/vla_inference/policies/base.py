@@ -21,7 +21,7 @@ GREY = 128
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a checkpoint is to be run. What is empty is left to its family.
+    """How to run a checkpoint. Empty fields are left to its family.
 
     device: "cpu", "cuda", "cuda:1"; the usual is CUDA where there is one.
     dtype: "float32", "bfloat16" or "float16".
@@ -42,11 +42,12 @@ class LoadOptions:
 
     @classmethod
     def given(cls, **values: Any) -> LoadOptions:
-        """From a command line's values, where None is left out."""
+        """Makes options from a command line's values, leaving out None."""
         return cls(**{name: value for name, value in values.items() if value is not None})
 
     def allow(self, family: str, *names: str) -> None:
-        """Refuse what is set and this family does not know; `engine` "plain" is always known."""
+        """Refuses options that are set but unknown to this family; `engine` "plain" is always
+        known."""
         for f in fields(self):
             value = getattr(self, f.name)
             plain = f.name == "engine" and value == "plain"
@@ -59,7 +60,7 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a policy looks at.
+    """The inputs of a policy.
 
     images: how many an observation holds, in the policy's order.
     state: numbers of the robot's state; 0: none.
@@ -75,7 +76,7 @@ class Needs:
     history: int = 0
 
     def grey(self) -> Observation:
-        """An observation that fits, of grey images."""
+        """A valid observation of grey images."""
         names = self.cameras or [f"camera_{i}" for i in range(self.images)]
         image = np.full((*(self.image_size or (224, 224)), 3), GREY, np.uint8)
         state = np.zeros(self.state, np.float32) if self.state else None
@@ -84,7 +85,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Contract:
-    """What a checkpoint needs and gives, as far as it is known without its weights.
+    """The inputs and outputs of a checkpoint, as far as known without its weights.
 
     chunk: steps of an answer.
     """
@@ -112,11 +113,11 @@ class Policy(Protocol):
     action_space: str | Mapping | None = None
 
     def action_spec(self) -> ActionSpec:
-        """What the numbers of its actions mean; VlaError where an action space must be chosen."""
+        """The meaning of its actions; VlaError if an action space must be chosen first."""
         ...
 
     def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        """The next actions for each observation; `timing` has at least "total" [ms].
+        """The next action chunk for each observation; `timing` has at least "total" [ms].
 
         Raises ObservationError where an observation is not what the policy needs, and VlaError
         instead of answering with numbers that are not finite.
@@ -124,20 +125,21 @@ class Policy(Protocol):
         ...
 
     def act(self, observation: Observation) -> ActionChunk:
-        """The next actions for one observation."""
+        """The next action chunk for one observation."""
         return self.predict([observation])[0]
 
     def warm_up(self) -> float:
-        """Predict once on grey images, so that the first real one is not slow; milliseconds."""
+        """Predicts once on grey images, so that the first real answer is not slow; returns
+        milliseconds."""
         begun = time.perf_counter()
         self.act(self.needs.grey())
         return 1e3 * (time.perf_counter() - begun)
 
     def close(self) -> None:
-        """Let go of what ends with it: connections, processes."""
+        """Releases connections and processes."""
 
     def unknown_words(self, instruction: str) -> list[str]:
-        """Words that no instruction of its training had, as far as that is known."""
+        """Words that its training instructions did not contain, as far as known."""
         return []
 
     # -- action spaces ------------------------------------------------------------------------
@@ -149,7 +151,7 @@ class Policy(Protocol):
         return {}
 
     def in_space(self, action_space: str | Mapping | None) -> Policy:
-        """The same model, its actions in another of its spaces; None: the only one it has."""
+        """The same model with actions in another of its spaces; None: the only one."""
         if action_space is None:
             return self
         raise VlaError(
@@ -178,17 +180,17 @@ class Description:
 
 
 class Family(Protocol):
-    """A kind of checkpoint: an object or a module with these functions.
+    """A kind of checkpoint: an object or module with these functions.
 
     where: a folder or Hub id, or what followed "NAME:" of a model served elsewhere.
     """
 
     def check(self, where: str, options: LoadOptions) -> Contract:
-        """Refuse what `load` would refuse before it reads weights; tell what there is else."""
+        """Refuses whatever `load` would refuse before reading weights; returns the contract."""
         ...
 
     def load(self, where: str, options: LoadOptions) -> Policy: ...
 
     def describe(self, where: str) -> Description:
-        """Reads no weights."""
+        """Describes a checkpoint without reading weights."""
         ...

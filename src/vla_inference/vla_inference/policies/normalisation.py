@@ -15,7 +15,8 @@ from vla_inference.errors import VlaError
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Bounds that map a dataset's values to [-1, 1] (q01/q99), and which dimensions they touch.
+    """Bounds (q01/q99) that map a dataset's values to [-1, 1], and the dimensions they apply
+    to.
 
     Dimensions whose mask is False pass through unchanged (the gripper, as a rule).
     """
@@ -71,7 +72,7 @@ class Normalisation:
 
 
 def unit_statistics(action_dim: int) -> dict[str, list[float]]:
-    """Those of the action space "normalized", which leave [-1, 1] as it is."""
+    """Statistics of the action space "normalized", which leave [-1, 1] unchanged."""
     low, high = [-1.0] * action_dim, [1.0] * action_dim
     return {"q01": low, "q99": high, "min": low, "max": high}
 
@@ -79,7 +80,7 @@ def unit_statistics(action_dim: int) -> dict[str, list[float]]:
 def find_statistics(
     spaces: Mapping[str, Mapping], key: str | Mapping | None
 ) -> tuple[str, Mapping]:
-    """Look an action space up: by name, by the statistics themselves, or the only one there is."""
+    """Looks up an action space by name or by its statistics; the only one by default."""
     if isinstance(key, Mapping):
         return "custom", key.get("action", key)
     if key is None:

@@ -22,12 +22,12 @@ FAMILIES = {
 
 
 def families() -> dict[str, EntryPoint]:
-    """model_type -> where its family is, of all that are installed."""
+    """Where each installed family is, by model_type."""
     return find_plugins(GROUP, FAMILIES)
 
 
 def find_family(model: str | os.PathLike) -> tuple[Family, str]:
-    """A model's family, and where it finds the model.
+    """A model's family, and where the family finds the model.
 
     model: a checkpoint folder, a Hub id, or NAME:ADDRESS with "://" in it, which goes to the
         family of that name.
@@ -68,13 +68,13 @@ def model_type(folder: Path) -> str:
 
 
 def check_policy(model: str | os.PathLike, options: LoadOptions = LoadOptions()) -> Contract:
-    """Refuse what `load_policy` would refuse before it reads weights."""
+    """Refuses whatever `load_policy` would refuse before reading weights."""
     family, where = find_family(model)
     return family.check(where, options)
 
 
 def load_policy(model: str | os.PathLike, options: LoadOptions = LoadOptions()) -> Policy:
-    """Load a checkpoint, whichever family it is of.
+    """Loads a checkpoint of any installed family.
 
     Example::
 
@@ -87,6 +87,6 @@ def load_policy(model: str | os.PathLike, options: LoadOptions = LoadOptions()) 
 
 
 def describe_policy(model: str | os.PathLike) -> Description:
-    """What a checkpoint is, without loading its weights."""
+    """Describes a checkpoint without loading its weights."""
     family, where = find_family(model)
     return family.describe(where)

@@ -8,7 +8,8 @@ import torch
 
 
 class StageTimer:
-    """Milliseconds by stage. On CUDA by events, so that no stage waits for the one before it."""
+    """Milliseconds per stage. On CUDA it uses events, so that no stage waits for the previous
+    one."""
 
     def __init__(self, device: torch.device):
         self.cuda = device.type == "cuda"

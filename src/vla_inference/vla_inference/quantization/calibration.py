@@ -25,7 +25,7 @@ from vla_inference.types import Observation
 
 
 class Recorder:
-    """Takes the language model's place and keeps what it is given: embeddings [1, n, H].
+    """Replaces the language model and keeps its inputs: embeddings [1, n, H].
 
     tokens: the action's, which token by token decoding would feed back.
     """
@@ -50,7 +50,7 @@ class Recorder:
 
 
 class Calibrator:
-    """A checkpoint without its decoder layers, which takes samples and leaves their embeddings."""
+    """A checkpoint without its decoder layers that records embeddings of samples."""
 
     def __init__(self, folder: Path, device: str, dtype: torch.dtype):
         config = load_config(folder)
@@ -87,7 +87,8 @@ class Calibrator:
 
 
 class LayerByLayer:
-    """Rounds the decoder layers in turn, each for inputs that passed those before it, rounded."""
+    """Quantises the decoder layers in turn, each on inputs that passed the quantised ones
+    before."""
 
     def __init__(self, config, format: Format, inputs: list[Tensor], act_order: bool = True):
         self.config, self.format, self.act_order = config, format, act_order

@@ -9,7 +9,7 @@ from vla_inference.errors import VlaError
 
 @dataclass(frozen=True)
 class Format:
-    """How a weight [N, K] is stored.
+    """The storage format of a weight [N, K].
 
     kind: "int4" (codes 0..15), "int8" (-127..127) or "fp8" (float8_e4m3fn).
     group: weights of a row that share a scale; 0: the whole row does.
@@ -67,7 +67,7 @@ UNQUANTISED = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
 def read_quantization(name: str, dtype: str | None) -> tuple[Format | None, str | None]:
-    """What is asked for by the name of a quantisation ("": none) and of a dtype (None: open).
+    """Combines the names of a quantisation ("": none) and of a dtype (None: open).
 
     "fp16", "bf16" and "fp32" are names of dtypes here, as in the tutorial.
     """
@@ -80,7 +80,7 @@ def read_quantization(name: str, dtype: str | None) -> tuple[Format | None, str 
 
 
 def get_format(name: str) -> Format:
-    """The format of that name or alias; an unknown one lists what there is."""
+    """The format of that name or alias; an unknown name lists the known ones."""
     known = ALIASES.get(name.lower(), name.lower())
     if known not in FORMATS:
         raise VlaError(

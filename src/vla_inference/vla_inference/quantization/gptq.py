@@ -27,7 +27,7 @@ def gptq_linear(
     name: str = "weight",
     act_order: bool = True,
 ) -> QuantLinear:
-    """The layer in few bits, with a small error for inputs like those that `hessian` is of.
+    """Quantises a layer with a small error on inputs with this `hessian`.
 
     hessian: float [K, K], the sum of x x^T over inputs x.
     act_order: columns with the largest inputs first.

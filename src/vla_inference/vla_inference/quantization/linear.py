@@ -41,12 +41,12 @@ class QuantLinear(nn.Module):
         self.interleaved = False
 
     def interleave_(self) -> None:
-        """Bring int4 codes into the order that `kernels.gemv` reads, in place."""
+        """Reorders int4 codes in place for `kernels.gemv`."""
         if self.format.kind == "int4" and not self.interleaved:
             self.codes, self.interleaved = interleave(self.codes), True
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The weight that the codes stand for: [N, K]"""
+        """The dequantised weight: [N, K]"""
         n, k = self.out_features, self.in_features
         codes = self.codes
         if self.format.kind == "int4":

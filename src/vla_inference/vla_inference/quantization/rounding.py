@@ -22,7 +22,7 @@ FURTHEST_ZERO = 2048.0  # codes; up to here float16 has all whole numbers
 def quantize_linear(
     layer: nn.Linear, format: Format, method: str = "hqq", name: str = "weight"
 ) -> QuantLinear:
-    """The layer in few bits, on the same device. method: "rtn" (to nearest) or "hqq"."""
+    """A quantised copy of the layer on the same device. method: "rtn" (to nearest) or "hqq"."""
     n, k = layer.weight.shape
     format.check(n, k, name)
     if not layer.weight.isfinite().all():
@@ -80,7 +80,7 @@ def int4_codes(
 def _half_quadratic(
     w: Tensor, scale: Tensor, zero: Tensor, p: float = 0.7, beta: float = 10.0, rounds: int = 20
 ) -> Tensor:
-    """HQQ's alternation: shrink the error, then move each zero to the mean that leaves it."""
+    """HQQ's alternation: shrink the error, then move each zero to the mean of what remains."""
     best, best_error = zero, torch.full_like(zero, float("inf"))
     size = scale  # errors in units of codes, so that beta means the same for all weights
     for _ in range(rounds):
@@ -98,7 +98,7 @@ def _half_quadratic(
 
 
 def _best_scale(w: Tensor, scale: Tensor, steps: int = 16) -> Tensor:
-    """Of scales up to 30 % smaller, each group's with the smallest squared error."""
+    """Each group's scale with the smallest squared error, among scales up to 30 % smaller."""
     best, best_error = scale, torch.full_like(scale, float("inf"))
     for share in torch.linspace(1.0, 0.7, steps).tolist():
         tried = scale * share
@@ -110,6 +110,6 @@ def _best_scale(w: Tensor, scale: Tensor, steps: int = 16) -> Tensor:
 
 
 def quantize_model(model: nn.Module, format: Format, method: str = "hqq") -> None:
-    """Swap the decoder layers' linear layers, one at a time. The rest stays."""
+    """Quantises the decoder's linear layers, one at a time."""
     for name, layer in quantisable(model):
         put(model, name, quantize_linear(layer, format, method, f"{name}.weight"))

@@ -15,7 +15,7 @@ WHERE = "language_model.model.layers"
 
 
 def quantisable(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """The layers that formats are for, by name."""
+    """The layers that can be quantised, by name."""
     for name, module in list(model.get_submodule(WHERE).named_modules()):
         if isinstance(module, nn.Linear):
             yield f"{WHERE}.{name}", module
@@ -27,7 +27,7 @@ def put(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def swap_all(model: nn.Module, format: str) -> None:
-    """Empty quantised layers in the places of all, to be filled from a checkpoint."""
+    """Replaces all of them by empty quantised layers, to be filled from a checkpoint."""
     for name, layer in quantisable(model):
         n, k = layer.weight.shape
         bias = layer.bias is not None
@@ -35,7 +35,7 @@ def swap_all(model: nn.Module, format: str) -> None:
 
 
 def make_dense(model: nn.Module, dtype: torch.dtype) -> bool:
-    """Dense layers that hold the rounded weights in the places of quantised ones.
+    """Replaces quantised layers by dense ones with the rounded weights.
 
     For plain arithmetic, which would dequantise in every pass. Leaves the model as it is, and
     says so by False, where the weights would take more than half of the memory that is free.
@@ -54,7 +54,7 @@ def make_dense(model: nn.Module, dtype: torch.dtype) -> bool:
 
 
 def free_memory() -> int:
-    """Bytes that a process can still take on this machine."""
+    """Free memory of this machine in bytes."""
     try:
         with open("/proc/meminfo") as file:
             lines = dict(line.split(":", 1) for line in file)

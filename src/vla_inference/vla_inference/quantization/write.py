@@ -47,7 +47,7 @@ def quantize_checkpoint(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Write a self-contained checkpoint that `load_model` knows; returns its "quantization".
+    """Writes a complete quantised checkpoint; returns its "quantization".
 
     One layer is in memory at a time. `output` appears complete or not at all.
 
@@ -137,7 +137,7 @@ def check_free(folder: Path, output: Path, overwrite: bool) -> None:
 
 
 def _rounded(tensors: Tensors, format: Format) -> dict[str, dict[str, Tensor]]:
-    """Of each weight to round the tensors that take its place, on "meta"; checked."""
+    """For each weight to round, the tensors that replace it, on "meta"; checked."""
     found = {}
     for name in tensors:
         if name.startswith(f"{WHERE}.") and name.endswith("_proj.weight"):

@@ -12,7 +12,7 @@ from rclpy.node import Node
 
 
 class BackgroundService:
-    """Serves `name` as if it were `node`'s own, one call after the other, in its own thread.
+    """Serves `name` like a service of `node`, one call at a time, in its own thread.
 
     A node's callbacks all belong to one executor, and an awaiting one keeps rclpy's busy: hence a
     second, hidden node (its name begins with an underscore) in the same process.

@@ -36,7 +36,7 @@ class CameraConfig:
 
 
 class CameraNode(ManagedNode):
-    """Reads in a thread of its own; a source that fails ends the node with status 2."""
+    """Reads the source in its own thread; a source that fails ends the node with status 2."""
 
     TASK = "camera"
 
@@ -120,7 +120,7 @@ class CameraNode(ManagedNode):
             self.exit_status = 0
 
     def _publish(self, frame: Frame) -> None:
-        """Stamped as it goes out: to whoever listens a recording happens now."""
+        """Publishes with the current time as the stamp, so that recordings look live."""
         stamp, frame_id = self.get_clock().now().to_msg(), self._config.frame_id
         raw = self._config.image_transport == "raw"
         message = (rgb_to_image if raw else rgb_to_compressed)(frame.image, stamp, frame_id)

@@ -16,7 +16,7 @@ Report = tuple[bytes, str, Mapping[str, Any]]  # level, one line, further values
 
 
 class Diagnostics:
-    """Publishes what `report` says, once a second by a clock that neither jumps nor stands."""
+    """Publishes the result of `report` once a second, by a steady clock."""
 
     def __init__(self, node: Node, task: str, report: Callable[[], Report]):
         self._node, self._task, self._report = node, task, report

@@ -16,7 +16,7 @@ QUIET = 5.0  # seconds between two lines about the same callback
 
 
 class Guarded:
-    """Mixin, named before rclpy's node class: guards each subscription, timer and service.
+    """Mixin, named before rclpy's node class, that guards subscriptions, timers and services.
 
     faults: how often each callback raised what it should not have. refused: how often it was
     given what cannot be used (it raised VlaError).
@@ -41,7 +41,7 @@ class Guarded:
         return super().create_service(srv_type, srv_name, guarded, *args, **kwargs)
 
     def guarded(self, where: str, callback: Callable, answers: bool = False) -> Callable:
-        """`callback`, but nothing it raises gets out.
+        """`callback` with all exceptions caught.
 
         answers: it is a service's: a call that failed is answered with `success` False.
         """
@@ -64,17 +64,17 @@ class Guarded:
     # -- what subclasses may fill in ----------------------------------------------------------
 
     def callback_refused(self, where: str, reason: str) -> None:
-        """A callback raised VlaError: what it was given is not taken."""
+        """A callback raised VlaError: its input is refused."""
         if self._due(where):
             self.get_logger().warning(f"refused: {reason}")
 
     def fault_values(self) -> dict[str, int]:
-        """For diagnostics."""
+        """Values for the diagnostics."""
         counts = {"faults in": self.faults, "refused on": self.refused}
         return {f"{what} {where}": n for what, c in counts.items() for where, n in c.items()}
 
     def callback_failed(self, where: str, reason: str) -> None:
-        """A callback raised something else: a fault of the node's own. It is told and counted."""
+        """A callback raised another exception, an internal error: it is logged and counted."""
 
     # -----------------------------------------------------------------------------------------
 
@@ -98,7 +98,7 @@ class Guarded:
 
 
 def _show() -> None:
-    """The traceback; whoever reads it may have gone."""
+    """Prints the traceback, even if stderr is closed."""
     with contextlib.suppress(OSError, ValueError):
         traceback.print_exc()
 

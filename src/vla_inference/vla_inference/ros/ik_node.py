@@ -212,7 +212,7 @@ class IkNode(ManagedNode):
         self._refused(reason)
 
     def callback_failed(self, where: str, reason: str) -> None:
-        """What a node that does not work as it ought to was told before is void."""
+        """After a failed callback, earlier commands are void."""
         commander, self._remark = self.commander, reason
         if commander is not None:
             self.commander = JointCommander(commander.arm, commander.settings)
@@ -231,7 +231,7 @@ class IkNode(ManagedNode):
         self._sent += 1
 
     def _others(self) -> str:
-        """Who else measures or commands these joints, in words; empty: nobody."""
+        """Describes other nodes that measure or command these joints; empty: none."""
         measure = self.resolve_topic_name("joint_states")
         count, most = self.count_publishers(measure), self._joint_publishers
         if count > most:

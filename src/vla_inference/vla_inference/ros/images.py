@@ -39,7 +39,7 @@ def rgb_to_image(image: np.ndarray, stamp=None, frame_id: str = "") -> Image:
 def rgb_to_compressed(
     image: np.ndarray, stamp=None, frame_id: str = "", quality: int | None = 90
 ) -> CompressedImage:
-    """A sensor_msgs/CompressedImage: JPEG of that quality, or PNG where it is None."""
+    """A sensor_msgs/CompressedImage: JPEG with this quality, or PNG if it is None."""
     from sensor_msgs.msg import CompressedImage
 
     kind = "png" if quality is None else "jpeg"

@@ -53,7 +53,7 @@ class StartConfig:
 
 
 class ManagedNode(Guarded, LifecycleNode):
-    """A lifecycle node that tells why a transition failed and can start itself.
+    """A lifecycle node that reports why a transition failed and can start itself.
 
     Subclasses fill in `do_configure`, `do_activate`, `do_deactivate`, `do_cleanup`; raising there
     makes the transition fail. `do_deactivate` and `do_cleanup` must bear half-built states: they
@@ -92,16 +92,16 @@ class ManagedNode(Guarded, LifecycleNode):
     def do_cleanup(self) -> None: ...
 
     def state_changed(self) -> None:
-        """Called after `state` or `failure` changed."""
+        """Called after a change of `state` or `failure`."""
 
     def diagnose(self) -> diagnostics.Report:
-        """Level, one line and further values, while there is no `failure`."""
+        """Level, message and values, while there is no `failure`."""
         return diagnostics.OK, self.state, {}
 
     # -- transitions --------------------------------------------------------------------------
 
     def start(self) -> bool:
-        """Configure and activate; False where one of them failed (`failure` says why)."""
+        """Configures and activates; False if one of them failed (see `failure`)."""
         return self.trigger_configure() == SUCCESS and self.trigger_activate() == SUCCESS
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -189,7 +189,7 @@ class ManagedNode(Guarded, LifecycleNode):
         return reason
 
     def _release(self) -> None:
-        """Let go of everything, whatever state it is in."""
+        """Releases everything, in any state."""
         actions = [self.do_deactivate] if self._activation_begun else []
         self._activation_begun = False
         for action in [*actions, self._cleanup]:
@@ -204,7 +204,7 @@ class ManagedNode(Guarded, LifecycleNode):
         return level, message, {**values, **self.fault_values()}
 
     def _survive_wrong_transitions(self) -> None:
-        """rclpy lets a request for a transition that doesn't exist here end the whole node."""
+        """Refuses invalid transitions, on which rclpy would end the node."""
         service = getattr(self, "_service_change_state", None)
         if service is None:
             return
@@ -321,7 +321,7 @@ def _close(node: ManagedNode | None) -> None:
 
 
 def _complain(error: Exception) -> int:
-    """One line for a mistake of the user's, a traceback as well for ours."""
+    """Logs one line for a user error, with a traceback for an internal one."""
     text = " ".join(str(error).split())
     if isinstance(error, VlaError):
         print(f"error: {text}", file=sys.stderr)

@@ -87,14 +87,14 @@ def steps_to_chunk(steps: Sequence[EefDelta]) -> ActionChunk:
 
 
 def msg_to_chunk(msg: ActionChunkMsg) -> ActionChunk:
-    """What a message tells to do; raises VlaError where it must not be executed."""
+    """The chunk in a message; raises VlaError if it must not be executed."""
     chunk = steps_to_chunk(msg.steps)
     chunk.timing = dict(zip(msg.stage_names, msg.stage_ms, strict=False))
     return chunk
 
 
 def policy_info(policy: Policy, frame_id: str = "") -> ModelInfo:
-    """What a policy is; frame_id as for `chunk_to_msg`. Stamp, cameras and times are left zero."""
+    """Describes a policy; frame_id as for `chunk_to_msg`. Stamp, cameras and times stay zero."""
     spec = si_spec(policy.action_spec())
     return ModelInfo(
         model=policy.name,

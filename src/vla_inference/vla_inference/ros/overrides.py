@@ -23,7 +23,7 @@ SECTION = "ros__parameters"
 
 
 def refuse_undeclared(node: Node) -> None:
-    """Raises VlaError where the node was given a parameter that it does not have."""
+    """Raises VlaError if the node was given a parameter that it does not have."""
     given = sorted(node._parameter_overrides)
     unknown = [n for n in given if not (n in RCLPY or n.startswith(QOS) or node.has_parameter(n))]
     if not unknown:
@@ -39,7 +39,7 @@ def refuse_undeclared(node: Node) -> None:
 
 
 def refuse_misaddressed(node: Node, words: Sequence[str]) -> None:
-    """Look through the parameter files on a command line for what is meant for another node.
+    """Checks a command line's parameter files for sections meant for another node.
 
     Raises VlaError where a file has nothing for this node but something for one of nearly its
     name, or of its name in another namespace; warns where there is nothing else at all.
@@ -60,7 +60,7 @@ def refuse_misaddressed(node: Node, words: Sequence[str]) -> None:
 
 
 def matches(section: str, name: str) -> bool:
-    """Whether a section such as /robot/*, /** or /robot/command is for the node of this name."""
+    """Whether a section such as /robot/*, /** or /robot/command applies to this node name."""
     return _matches(section.strip("/").split("/"), name.strip("/").split("/"))
 
 
@@ -81,7 +81,7 @@ def _read(path: str) -> Any:
 
 
 def _sections(given: Any, at: str = "") -> Iterator[str]:
-    """Names of nodes that have parameters in a parameter file."""
+    """Node names in a parameter file."""
     if not isinstance(given, Mapping):
         return
     for key, value in given.items():

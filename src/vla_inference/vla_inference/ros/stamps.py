@@ -10,7 +10,7 @@ SECOND = 10**9  # ns
 
 
 def stamp_ns(stamp: Time, what: str = "the message") -> int:
-    """Nanoseconds since 1970; 0: no stamp. Raises VlaError, naming `what`, where it is no time."""
+    """Nanoseconds since 1970; 0: no stamp. Raises VlaError, naming `what`, if it is invalid."""
     if stamp.sec < 0 or stamp.nanosec >= SECOND:
         raise VlaError(
             f"the stamp of {what} is no time ({stamp.sec} s, {stamp.nanosec} ns)",

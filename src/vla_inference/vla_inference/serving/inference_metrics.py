@@ -32,7 +32,7 @@ class InferenceMetrics:
         return self._refused
 
     def answered(self, latency_ms: float, age_ms: float, stages: Mapping[str, float]) -> bool:
-        """Count an answer; True where it is the first one after a crash."""
+        """Counts an answer; True if it is the first one after a crash."""
         with self._lock:
             self._processed += 1
             self._age_ms, self._stages = age_ms, stages
@@ -46,7 +46,7 @@ class InferenceMetrics:
             self.last_refusal = reason
 
     def fill(self, status: Any) -> None:
-        """Into a vla_msgs/InferenceStatus."""
+        """Fills a vla_msgs/InferenceStatus."""
         with self._lock:
             watch = self._watch
             status.rate = watch.rate(time.monotonic())
@@ -61,7 +61,7 @@ class InferenceMetrics:
             status.last_refusal = self.last_refusal
 
     def values(self) -> tuple[dict[str, Any], bool]:
-        """For /diagnostics; and whether something was refused since the last call."""
+        """Values for /diagnostics, and whether something was refused since the last call."""
         with self._lock:
             news, self._told = self._refused != self._told, self._refused
             watch = self._watch

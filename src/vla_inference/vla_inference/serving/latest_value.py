@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class LatestValue(Generic[T]):
-    """`put` never waits and replaces what was not taken; `take` waits for something to come.
+    """`put` never waits and replaces an untaken value; `take` waits for a value.
 
     received, dropped: how many were put in, and how many of those were replaced untaken.
     """
@@ -21,7 +21,7 @@ class LatestValue(Generic[T]):
         self.received = self.dropped = 0
 
     def put(self, item: T) -> bool:
-        """Leave an item; False where it took the place of one nobody had taken."""
+        """Stores an item; False if it replaced an untaken one."""
         with self._changed:
             replaced = self._item is not None
             self._item = item
@@ -38,13 +38,13 @@ class LatestValue(Generic[T]):
             return None if self._closed else item
 
     def reset(self) -> None:
-        """Throw away what is in it and begin to count anew."""
+        """Discards the content and resets the counters."""
         with self._changed:
             self._item = None
             self.received = self.dropped = 0
 
     def take_over(self, other: LatestValue[T]) -> None:
-        """Close another slot and go on with its counts and what lies in it."""
+        """Closes another slot and continues with its counters and content."""
         with other._changed:
             item, other._item = other._item, None
             received, dropped = other.received, other.dropped
@@ -58,7 +58,7 @@ class LatestValue(Generic[T]):
             self._changed.notify()
 
     def close(self) -> None:
-        """Wake whoever waits; from now on `take` gives None."""
+        """Wakes waiting threads; from now on `take` returns None."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

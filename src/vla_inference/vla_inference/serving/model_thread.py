@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What to load, and how many images and numbers of state it will be given.
+    """What to load, and the numbers of images and state values it will get.
 
     num_threads: of PyTorch on the CPU; 0: as many as it likes.
     """
@@ -34,7 +34,7 @@ class ModelSettings:
     state_dim: int = 0
 
     def load(self) -> Policy:
-        """A policy that fits these inputs; raises VlaError where it doesn't."""
+        """A policy that fits these inputs; raises VlaError if it does not."""
         if not self.model:
             raise VlaError("parameter 'model' is empty", "set it to a checkpoint folder")
         if self.num_threads:
@@ -50,7 +50,7 @@ class ModelSettings:
         return policy
 
     def check(self, policy: Policy) -> None:
-        """Refuse a policy that looks at something else than it will be given."""
+        """Refuses a policy that needs other inputs than it will get."""
         needs = policy.needs
         if needs.images != self.images:
             raise VlaError(
@@ -70,7 +70,7 @@ class ModelSettings:
 
 
 class ModelThread(Generic[T]):
-    """Loads a policy, then answers whatever is the latest value, all in one thread.
+    """Loads a policy, then answers the latest value, all in one thread.
 
     One thread for all of it, because PyTorch keeps thread pools and CUDA state per thread: what
     was warmed up elsewhere is cold here.
@@ -91,7 +91,7 @@ class ModelThread(Generic[T]):
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
-        """Wait until the model is warm; raises what loading raised. Ctrl-C gets through."""
+        """Waits until the model is warm; raises what loading raised. Ctrl-C works meanwhile."""
         self._thread.start()
         try:
             while not self._ready.wait(0.05):
@@ -103,14 +103,14 @@ class ModelThread(Generic[T]):
             raise
 
     def stop(self, timeout: float) -> bool:
-        """Let go of the model; False where it is still busy with an answer."""
+        """Stops the thread; False if it is still busy with an answer."""
         self.latest.close()
         self._thread.join(timeout)
         self.policy = None
         return not self._thread.is_alive()
 
     def busy(self, now: float) -> float:
-        """Seconds it has been at one value [s]; 0: it waits for one."""
+        """Seconds spent on the current value [s]; 0: idle."""
         since = self._busy_since
         return now - since if since is not None else 0.0
 
@@ -146,7 +146,7 @@ class ModelThread(Generic[T]):
 
 
 def changes(old: Policy, new: Policy) -> list[str]:
-    """What whoever executes the actions must know about the new model, in words."""
+    """Describes changes in the meaning of actions with the new model."""
     found = []
     a, b = old.action_spec(), new.action_spec()
     for what, before, after in (
@@ -163,7 +163,7 @@ def changes(old: Policy, new: Policy) -> list[str]:
 
 
 def release_memory() -> None:
-    """Give back what a model took that has gone."""
+    """Releases the memory of a model that was dropped."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

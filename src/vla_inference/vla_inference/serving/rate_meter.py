@@ -19,7 +19,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 class RateMeter:
-    """Latencies and their times, over a sliding window.
+    """Latencies and their times in a sliding window.
 
     window: seconds. Times are given by the caller, by whichever clock.
     """
@@ -35,7 +35,7 @@ class RateMeter:
         self._forget(now)
 
     def rate(self, now: float) -> float:
-        """Entries per second [Hz]; falls to 0 when nothing comes any more."""
+        """Entries per second [Hz]; falls to 0 when there are no new ones."""
         self._forget(now)
         if len(self._entries) < 2:
             return len(self._entries) / self.window

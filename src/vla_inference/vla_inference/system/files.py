@@ -67,7 +67,7 @@ class FileLock:
 
 
 def take_over(folder: Path) -> FileLock | None:
-    """The lock of a hidden folder whose maker is gone; None where it is in use, or may be."""
+    """The lock of a hidden folder whose owner is gone; None if it is or may be in use."""
     try:
         return FileLock(folder / LOCK)
     except OSError:
@@ -75,7 +75,7 @@ def take_over(folder: Path) -> FileLock | None:
 
 
 class HiddenFolder:
-    """A new hidden folder in `parent` under a name of its own, locked until it is removed.
+    """A new hidden folder in `parent` with a unique name, locked until it is removed.
 
     Where the disk knows no locks nobody can take it over, so its leftovers stay.
     """
@@ -96,12 +96,12 @@ class HiddenFolder:
                 return
 
     def remove(self) -> None:
-        """With all that is still in it."""
+        """Removes it with its content."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._release()
 
     def remove_empty(self) -> None:
-        """Only if nothing is in it: what was not moved away stays."""
+        """Removes it only if it is empty."""
         self._release()
         with contextlib.suppress(OSError):
             self.path.rmdir()
@@ -112,7 +112,7 @@ class HiddenFolder:
 
 
 class Staged:
-    """A file or folder in the making: write it at `staged`, then `commit` gives it its name.
+    """A file or folder being made: write to `staged`, then `commit` gives it its name.
 
     The target's parent folder is made where it is missing. As a context manager it commits at the
     end and discards after an error. Raises OSError, with the target's name in it.
@@ -130,7 +130,7 @@ class Staged:
         self.staged = self._place.path / self.path.name
 
     def commit(self) -> Path:
-        """Take the place of what is at `path`; there is always either the old or the new."""
+        """Replaces what is at `path`; either the old or the new one is always there."""
         try:
             with _named(self.path):
                 _set_mode(self.staged)
@@ -144,7 +144,7 @@ class Staged:
         return self.path
 
     def discard(self) -> None:
-        """Remove what was written, and what it took the place of."""
+        """Removes what was written and what it would have replaced."""
         self._place.remove()
 
     def __enter__(self) -> Path:
@@ -168,7 +168,7 @@ class Staged:
 def whole_file(
     path: str | os.PathLike, sync: bool = True, clean: bool = True
 ) -> Iterator[IO[bytes]]:
-    """A file to write that takes its name only once it is complete; see `Staged`."""
+    """A file that gets its name once it is complete; see `Staged`."""
     with Staged(path, sync, clean) as staged, staged.open("wb") as file:
         yield file
 
@@ -176,14 +176,14 @@ def whole_file(
 def write_whole(
     path: str | os.PathLike, content: bytes | str, sync: bool = True, clean: bool = True
 ) -> Path:
-    """Write a file so that whoever reads it never sees half of it, after a power cut either."""
+    """Writes a file so that readers never see half of it, even after a power cut."""
     with whole_file(path, sync, clean) as file:
         file.write(content.encode() if isinstance(content, str) else content)
     return Path(path)
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:
-    """What killed processes left in `folder` when they were writing `name`, or anything."""
+    """Removes what killed processes left in `folder` while writing `name`, or anything."""
     for left in folder.glob(f".{glob.escape(name) or '*'}.*.tmp"):
         lock = take_over(left) if left.is_dir() and not left.is_symlink() else None
         if lock is not None:
@@ -192,7 +192,7 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
 
 
 def sync(path: Path) -> None:
-    """Everything of a file, or the names in a folder, is on the disk."""
+    """Flushes a file, or the names in a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -204,7 +204,7 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """A file, or a folder with everything below it."""
+    """Flushes a file, or a folder with everything in it, to disk."""
     if path.is_dir():
         for folder, _, names in os.walk(path):
             for name in names:
@@ -217,7 +217,7 @@ def sync_tree(path: Path) -> None:
 def writable(
     path: str | os.PathLike, kind: Literal["file", "folder", "new folder"] = "file"
 ) -> None:
-    """Refuse, before any work is done, an output that could not be written at its end.
+    """Refuses, before any work, an output that could not be written at the end.
 
     kind: "folder" is one that files are put into, "new folder" one that is made or replaced whole.
     Raises VlaError.
@@ -242,7 +242,7 @@ def writable(
 
 
 def being_written(path: Path) -> list[Path]:
-    """The hidden folders of processes that are writing `path` now."""
+    """Hidden folders of processes that are now writing `path`."""
     found = []
     for place in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         lock = take_over(place)
@@ -254,7 +254,7 @@ def being_written(path: Path) -> list[Path]:
 
 
 def replace_entry(new: Path, old: Path) -> None:
-    """Give `new` the name of `old`; a folder that had it gets the name `new`."""
+    """Renames `new` to `old`; a folder that had the name gets the name `new`."""
     if (new.is_dir() or old.is_dir()) and os.path.lexists(old):
         _exchange(new, old)
     else:
@@ -262,7 +262,7 @@ def replace_entry(new: Path, old: Path) -> None:
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Swap two names in one step; in two, with a moment between, where the disk cannot."""
+    """Swaps two names atomically, or in two steps where the file system cannot."""
     libc = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(new), os.fsencode(old)
     if not libc.renameat2(_HERE, names[0], _HERE, names[1], _EXCHANGE):
@@ -281,7 +281,7 @@ def _exchange(new: Path, old: Path) -> None:
 
 
 def _set_mode(path: Path) -> None:
-    """As a plain `open` would have made it: some libraries let nobody else read their files."""
+    """Sets the mode of a plain `open`; some libraries make files private."""
     if path.is_file():
         path.chmod(0o666 & ~UMASK)
 
@@ -296,7 +296,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _give_name(error: OSError, path: Path) -> None:
-    """Name the target rather than the hidden place, or nothing (a full disk)."""
+    """Names the target instead of the hidden path in an error, or nothing (full disk)."""
     if error.errno is None:
         return  # a library's own words
     if error.filename is None or str(path.parent / f".{path.name}.") in str(error.filename):

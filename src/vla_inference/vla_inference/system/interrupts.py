@@ -18,7 +18,7 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Hold SIGINT back in here; processes started in here are born with it held back."""
+    """Delays SIGINT in this block; processes started in it inherit this."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -27,7 +27,7 @@ def held() -> Iterator[None]:
 
 
 def release() -> None:
-    """Let SIGINT through from now on, one that came before included."""
+    """Allows SIGINT again, including one that arrived meanwhile."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
@@ -51,7 +51,7 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
 
 
 def node_process(module: str) -> Callable[[], NoReturn]:
-    """What a node's executable calls: runs `main` of a module and ends the process.
+    """Runs a node module's `main` and exits; called by a node's executable.
 
     While it is imported a Ctrl-C ends the process at once: there is nothing to put away yet.
     Python's own teardown is left out: with PyTorch it takes seconds, too long for a launch.

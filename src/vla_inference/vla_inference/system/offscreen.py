@@ -25,7 +25,7 @@ except Exception as error:
 
 
 def why_not(way: str) -> str:
-    """Why no frame can be drawn with MUJOCO_GL=`way`; empty: it was drawn. way "": unset."""
+    """Why no frame can be rendered with MUJOCO_GL=`way`; empty: it can. way "": unset."""
     env = {**os.environ, "MUJOCO_GL": way}
     try:
         done = subprocess.run(

@@ -10,7 +10,7 @@ from vla_inference.errors import VlaError
 
 
 def find_plugins(group: str, own: Mapping[str, str] = {}) -> dict[str, EntryPoint]:
-    """Name -> entry point of a group, by name.
+    """The entry points of a group by name.
 
     own: name -> "module:object" of those that need no entry point because they are ours.
     Raises VlaError where two packages bring the same name.
@@ -27,7 +27,7 @@ def find_plugins(group: str, own: Mapping[str, str] = {}) -> dict[str, EntryPoin
 
 
 def load_plugin(point: EntryPoint) -> Any:
-    """Import what an entry point names; VlaError where it cannot be."""
+    """Imports an entry point; VlaError if that fails."""
     try:
         return point.load()
     except (ImportError, AttributeError) as error:

@@ -13,7 +13,7 @@ from vla_inference.system.interrupts import held
 
 
 class WorkerPool(ProcessPoolExecutor):
-    """Spawned processes. A Ctrl-C is for the parent to answer: it calls `close`.
+    """Spawned processes. Ctrl-C is handled by the parent, which calls `close`.
 
     They inherit a blocked SIGINT, so that one which comes while they import prints no traceback.
     """
@@ -28,7 +28,7 @@ class WorkerPool(ProcessPoolExecutor):
             return super().submit(function, *arguments, **named)
 
     def close(self) -> None:
-        """End the processes, in the midst of their work too."""
+        """Ends the processes, even during work."""
         for process in list((self._processes or {}).values()):
             process.terminate()
         self.shutdown(wait=True, cancel_futures=True)
@@ -41,6 +41,6 @@ def _begin(start: Callable[..., None] | None, arguments: tuple) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed cannot say so: without this its workers would wait for ever."""
+    """Ends a worker when its parent dies; otherwise it would wait forever."""
     multiprocessing.parent_process().join()
     os._exit(1)

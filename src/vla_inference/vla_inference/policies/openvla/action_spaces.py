@@ -17,7 +17,7 @@ AskedSpace = str | Mapping | None
 
 
 class ActionSpaces:
-    """Those of one model. Each method raises VlaError where what was asked for won't do."""
+    """The action spaces of one model. Methods raise VlaError if a request is not possible."""
 
     def __init__(self, config: ModelConfig):
         self.head, self._statistics = config.head, config.norm_stats
@@ -51,7 +51,7 @@ class ActionSpaces:
         return spec
 
     def normalisation(self, asked: AskedSpace) -> Normalisation:
-        """That of the actions."""
+        """The normalisation of the actions."""
         _, statistics = find_statistics(self.all, asked)
         found = Normalisation.from_statistics(statistics, bounds=self.head.bounds)
         if len(found) != self.head.action_dim:
@@ -63,7 +63,7 @@ class ActionSpaces:
         return found
 
     def normalise_state(self, state: np.ndarray | None, asked: AskedSpace) -> np.ndarray:
-        """The robot's state as the model takes it, float64 [P]."""
+        """The robot's state as the model's input, float64 [P]."""
         wanted = self.head.proprio_dim
         if state is None or len(state) != wanted:
             have = "none" if state is None else len(state)
@@ -100,7 +100,7 @@ class ActionSpaces:
 
 
 def one_name(action_space: AskedSpace, unnorm_key: AskedSpace) -> AskedSpace:
-    """`action_space` and `unnorm_key` are two names of one thing."""
+    """Checks that `action_space` and `unnorm_key`, two names of one option, are not both given."""
     if action_space is not None and unnorm_key is not None:
         raise VlaError(
             "both action_space and unnorm_key were given", "they mean the same: drop one"

@@ -53,7 +53,7 @@ class VisionEncoderConfig:
 
     @property
     def layers(self) -> int:
-        """Blocks that are run: all but the last."""
+        """Number of blocks that run: all but the last."""
         return self.depth - 1
 
 
@@ -107,7 +107,7 @@ class LlamaConfig:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """How actions leave the model.
+    """The action head: how actions leave the model.
 
     decoding: "autoregressive" (one token after the other) or "parallel" (OpenVLA-OFT, arXiv
         2502.19645: one pass over `chunk * action_dim` empty positions, bidirectional attention).
@@ -146,13 +146,13 @@ PROMPTS = {
 
 
 def words_of(text: str) -> list[str]:
-    """The words of an instruction, as training counts them."""
+    """The words of an instruction, as counted in training."""
     return re.findall(r"\w+", text.lower())
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything the model needs to know to be built. `from_json` reads a config.json.
+    """Everything needed to build the model. `from_json` reads a config.json.
 
     center_crop: share of the image's area the model sees, 0 for all of it. In the file `true`
         stands for 0.9, what OpenVLA's fine-tuning with image augmentation calls for.
@@ -180,7 +180,7 @@ class ModelConfig:
     words: frozenset[str] = frozenset()
 
     def unknown_words(self, instruction: str) -> list[str]:
-        """Words that no instruction of its training had, as far as that is known."""
+        """Words that the training instructions did not contain, as far as known."""
         said = dict.fromkeys(words_of(instruction)) if self.words else {}
         return [word for word in said if word not in self.words]
 
@@ -298,7 +298,7 @@ PLAIN_DECODER: dict[str, tuple] = {
 
 
 def _decoder(raw: Any, where: str) -> Any:
-    """text_config in the words of `LlamaConfig`; refuses what would be another network.
+    """text_config as `LlamaConfig`; refuses other architectures.
 
     transformers states the rotary base as `rope_theta` or, since its version 5, within
     `rope_parameters`; without `num_key_value_heads` there are as many as heads.
@@ -345,7 +345,7 @@ def _plain_positions(rotary: Mapping[str, Any]) -> bool:
 
 
 def _head(raw: Mapping[str, Any], where: str) -> Any:
-    """action_head; of a model that answers in tokens with the length of an action filled in.
+    """action_head; for token models with the action length filled in.
 
     The original decodes as many tokens as the statistics' q01 has numbers, and nothing else says
     how many. OpenVLA-OFT has one slot per dimension.
@@ -371,7 +371,7 @@ def _head(raw: Mapping[str, Any], where: str) -> Any:
 
 
 def action_lengths(statistics: Any) -> dict[int, list[str]]:
-    """Length of an action -> the names of the statistics that have it."""
+    """Names of the statistics by action length."""
     lengths: dict[int, list[str]] = {}
     for name, entry in statistics.items() if isinstance(statistics, Mapping) else ():
         action = entry.get("action", entry) if isinstance(entry, Mapping) else None

@@ -17,7 +17,7 @@ from vla_inference.policies.openvla.config import ModelConfig
 
 
 class ActionDecoder(ABC):
-    """The two ways to an action: token by token, or all at once (OpenVLA-OFT).
+    """Decodes actions token by token, or all at once (OpenVLA-OFT).
 
     What passes between the parts is embeddings, so each part can be run by another engine.
     """
@@ -40,7 +40,7 @@ class ActionDecoder(ABC):
 
     @abstractmethod
     def embed_slots(self, count: int) -> Tensor:
-        """What stands where actions are to be read in parallel decoding: [1, count, H]"""
+        """Embeddings of the action slots for parallel decoding: [1, count, H]"""
 
     @abstractmethod
     def prefill(self, embeddings: Tensor) -> tuple[Tensor, Any]:
@@ -48,11 +48,11 @@ class ActionDecoder(ABC):
 
     @abstractmethod
     def decode(self, embedding: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        """One more position: [B, 1, H] -> its hidden state [B, H], and the grown cache."""
+        """One more position: [B, 1, H] -> its hidden state [B, H], and the extended cache."""
 
     @abstractmethod
     def encode(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Every position sees every other: [B, n, H] -> hidden states [B, n, H].
+        """Bidirectional attention: [B, n, H] -> hidden states [B, n, H].
 
         padding: bool [B, n], True where a position holds no token and must not be seen.
         """
@@ -80,7 +80,7 @@ class ActionDecoder(ABC):
         return torch.cat([*parts, text[:, 1:]], dim=1)
 
     def generate(self, context: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Greedy action tokens, one after the other, restricted to the 256.
+        """Greedy action tokens one after the other, from the 256 action tokens only.
 
         Yields the ids [B] and the hidden states [B, H] they were read from, D times.
         """
@@ -97,7 +97,8 @@ class ActionDecoder(ABC):
         return torch.stack([token for token, _ in self.generate(context)], dim=1)
 
     def differs(self, tokens: Tensor, hidden: Tensor) -> Tensor:
-        """Where the most likely of all tokens is another one: bool, shaped like `tokens`.
+        """Whether the most likely of all tokens is not the given one: bool, shaped like
+        `tokens`.
 
         hidden: the states that the tokens were read from [..., H]
         """
@@ -141,7 +142,7 @@ class ActionDecoder(ABC):
         return self.chunk_tokens(self.action_hidden(context))
 
     def chunk_tokens(self, hidden: Tensor) -> Tensor:
-        """The same from the hidden states of the slots [B, T * D, H]."""
+        """`parallel_tokens` from the hidden states of the slots [B, T * D, H]."""
         head = self.config.head
         ids = self.argmax(self.action_logits(hidden))
         return ids.unflatten(1, (head.chunk, head.action_dim))

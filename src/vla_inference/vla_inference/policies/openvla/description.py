@@ -20,8 +20,8 @@ from vla_inference.policies.openvla.config import ModelConfig
 
 
 def describe_checkpoint(where: str) -> Description:
-    """Of a folder, or a Hub id, which is fetched: reads the config, the statistics and the
-    headers of the weights. Raises CheckpointError."""
+    """Describes a folder, or a Hub id, which is fetched, from the config, the statistics and
+    the headers of the weights. Raises CheckpointError."""
     values = _values(resolve(where))
     return Description(values, _lines(values))
 
@@ -65,7 +65,8 @@ def _values(folder: Path) -> dict[str, Any]:
 
 
 def _parameters(key: str, entry: Mapping[str, Any]) -> int:
-    """Of a quantised weight what its codes stand for; scales and zeros are none."""
+    """Number of weights; for a quantised weight those its codes stand for, without scales and
+    zeros."""
     kind = key.rpartition(".")[2]
     if kind in ("scales", "zeros"):
         return 0
@@ -108,7 +109,7 @@ def _space(name: str, statistics: Mapping[str, Any], config: ModelConfig) -> dic
 
 
 def _lines(d: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The same for people."""
+    """The description as text for people."""
     weights = (
         f"{d['parameters'] / 1e6:.2f} M parameters, {', '.join(d['dtypes'])}, {d['size_mb']} MB"
     )

@@ -29,7 +29,7 @@ DTYPES = {
 
 
 class LoadPlan(NamedTuple):
-    """What is asked for, checked as far as that goes without the weights."""
+    """A load request, checked as far as possible without the weights."""
 
     folder: Path
     options: LoadOptions  # device, dtype and engine are named
@@ -44,7 +44,7 @@ def check_request(
     revision: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> LoadPlan:
-    """What `load_parts` would refuse before it reads any weights; VlaError says what and why."""
+    """Refuses whatever `load_parts` would refuse before it reads weights."""
     engine, quantization = options.engine, options.quantization
     leave_out = left_out(engine, options.vision)
     format, dtype = read_quantization(quantization, options.dtype or None)
@@ -77,7 +77,7 @@ def check_request(
 
 
 class Parts(NamedTuple):
-    """What an `OpenVLAPolicy` is made of, named as its arguments are."""
+    """The constructor arguments of an `OpenVLAPolicy`."""
 
     model: VLA
     tokenizer: Any
@@ -88,7 +88,7 @@ class Parts(NamedTuple):
 
 
 def load_parts(plan: LoadPlan) -> Parts:
-    """Read the weights and make the engine."""
+    """Reads the weights and makes the engine."""
     folder, options, format, leave_out, config = plan
     device, dtype = options.device, DTYPES[options.dtype]
     tokenizer = load_tokenizer(folder)
@@ -111,7 +111,8 @@ def load_parts(plan: LoadPlan) -> Parts:
 
 
 def check_statistics(config: ModelConfig, folder: Path) -> None:
-    """Refuse statistics of another length than the model's actions, naming file and field."""
+    """Refuses statistics whose length does not match the model's actions, naming file and
+    field."""
     file = "dataset_statistics.json"
     where = folder / (file if (folder / file).is_file() else "config.json")
     for name, space in config.norm_stats.items():
@@ -129,6 +130,6 @@ def check_statistics(config: ModelConfig, folder: Path) -> None:
 
 
 def needs(config: ModelConfig) -> Needs:
-    """What the model looks at; its files tell how many images, not of which cameras."""
+    """The model's inputs; its files state the number of images, not the cameras."""
     size = config.encoders[0].image_size
     return Needs(config.head.num_images, config.head.proprio_dim, (size, size))

@@ -16,7 +16,7 @@ from vla_inference.policies.openvla.vision import Projector, VisionBackbone
 
 
 class VLA(nn.Module, ActionDecoder):
-    """The model's parts in plain PyTorch; `ActionDecoder` goes from them to an action."""
+    """The model in plain PyTorch; `ActionDecoder` decodes actions from its parts."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()

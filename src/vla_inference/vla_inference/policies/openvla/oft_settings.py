@@ -20,7 +20,7 @@ from vla_inference.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Settings:
-    """kind: "l1", "tokens" or "diffusion". None: nothing is said of it."""
+    """kind: "l1", "tokens" or "diffusion". None: not stated."""
 
     kind: str | None = None
     chunk: int | None = None
@@ -52,7 +52,7 @@ ITS_CODE = ("modeling_prismatic.py", "NUM_ACTIONS_CHUNK")  # beside what its tra
 
 
 def read_settings(folder: Path, raw: Mapping[str, Any], name: str) -> Settings | None:
-    """All that is stated; None where nothing says that the checkpoint is one of OpenVLA-OFT."""
+    """All stated settings; None if nothing marks the checkpoint as OpenVLA-OFT."""
     by_name, by_config = of_name(name), of_config(raw)
     if by_name is None and by_config is None:
         code = folder / ITS_CODE[0]
@@ -72,7 +72,7 @@ def read_settings(folder: Path, raw: Mapping[str, Any], name: str) -> Settings |
 
 
 def of_name(name: str) -> Settings | None:
-    """What the run's name states; None where it does not speak of OpenVLA-OFT."""
+    """Settings in the run's name; None if it is not an OpenVLA-OFT name."""
     name = name.lower()
     if PUBLISHED.match(name):
         return PUBLISHED_SETTINGS
@@ -91,7 +91,7 @@ def of_name(name: str) -> Settings | None:
 
 
 def _images(name: str) -> int | None:
-    """The cameras that are listed; None where the list does not say how many."""
+    """The listed cameras; None if the list does not give their number."""
     cameras = CAMERA.findall(name)
     if not any(which.endswith("3rd_person") for which, _ in cameras):
         return None
@@ -104,7 +104,7 @@ def _images(name: str) -> int | None:
 
 
 def of_config(raw: Mapping[str, Any]) -> Settings | None:
-    """What a config.json in the words of OpenVLA-OFT's options states, if it has such words."""
+    """Settings in a config.json that uses OpenVLA-OFT's option names, if it does."""
     given = {field: raw[key] for key, field in OPTIONS.items() if raw.get(key) is not None}
     if not given:
         return None

@@ -95,7 +95,7 @@ class OpenVLAPolicy(Policy):
 
     @classmethod
     def load(cls, plan: LoadPlan) -> OpenVLAPolicy:
-        """What was asked for, in the action space that was asked for."""
+        """Loads a request, in the requested action space."""
         policy = cls(**load_parts(plan)._asdict())
         return policy.in_space(plan.options.action_space or None)
 
@@ -128,7 +128,7 @@ class OpenVLAPolicy(Policy):
         return self._spaces.spec(self._space(action_space))
 
     def in_space(self, action_space: AskedSpace) -> OpenVLAPolicy:
-        """The same model with another usual action space; None: the one it has."""
+        """The same model with another default action space; None: the one it has."""
         if action_space is None:
             return self
         self._spaces.find(action_space)
@@ -159,7 +159,7 @@ class OpenVLAPolicy(Policy):
         stream: Callable[[PartialAction], None] | None = None,
         count_unrestricted: bool = False,
     ) -> ActionChunk:
-        """The next actions for one observation.
+        """The next action chunk for one observation.
 
         observation: an `Observation`, or one image uint8 [H, W, 3].
         instruction: overrides the observation's.
@@ -194,7 +194,7 @@ class OpenVLAPolicy(Policy):
         return_tensors: str = "np",
         count_unrestricted: bool = False,
     ) -> list[ActionChunk]:
-        """Several observations at once, as one pass for all whose prompts are equally long.
+        """Predicts for several observations, in one pass for all with equally long prompts.
 
         instruction: one for all, or one each. `timing` is that of the pass an answer came from.
         """
@@ -255,7 +255,7 @@ class OpenVLAPolicy(Policy):
         return request
 
     def _begin(self, request: Request) -> Prediction:
-        """A pass that is timed from now on."""
+        """Starts a timed pass."""
         return Prediction(self.engine, self.config, self.tokens, request, self.device)
 
     def _predict(
@@ -290,7 +290,7 @@ class OpenVLAPolicy(Policy):
         action_space: AskedSpace,
         timer: StageTimer,
     ) -> torch.Tensor:
-        """The embeddings that the language model begins with: [B, n, H]"""
+        """The embeddings of image and prompt: [B, n, H]"""
         wanted = self.config.head.num_images
         arrays, ids, proprio = [], [], []
         for observation, text in zip(observations, instructions, strict=True):

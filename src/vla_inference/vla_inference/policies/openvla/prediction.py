@@ -22,7 +22,7 @@ OFT_EPSILON = 1e-8  # OpenVLA-OFT adds it to the range when it un-normalises
 
 @dataclass(frozen=True)
 class PartialAction:
-    """One dimension of one step, as soon as it is decoded, in the unit of its `DimSpec`."""
+    """One decoded dimension of one step, in the unit of its `DimSpec`."""
 
     step: int
     index: int
@@ -32,7 +32,7 @@ class PartialAction:
 
 @dataclass
 class Request:
-    """What a prediction needs beside the model's inputs."""
+    """The inputs of a prediction besides the model's."""
 
     normalisation: Normalisation
     spec: ActionSpec
@@ -50,7 +50,7 @@ class _Answer:
 
 
 class Prediction:
-    """One pass of an engine, and how long its stages take from here on."""
+    """Runs one pass of an engine and times its remaining stages."""
 
     def __init__(
         self,
@@ -69,11 +69,11 @@ class Prediction:
         return OFT_EPSILON if self.head.decoding == "parallel" else 0.0
 
     def chunks(self, context: torch.Tensor) -> list[ActionChunk]:
-        """One for each row of the context [B, n, H]."""
+        """One chunk per row of the context [B, n, H]."""
         return self._finish(self._act(context))
 
     def stream(self, context: torch.Tensor) -> Iterator[PartialAction]:
-        """For a context of one row; the generator returns the ActionChunk."""
+        """Streams dimensions for a context of one row; the generator returns the ActionChunk."""
         request = self.request
         if self.head.decoding == "parallel":
             chunk = self.chunks(context)[0]
@@ -153,5 +153,5 @@ class Prediction:
 
 @torch.inference_mode()
 def _inferring(steps: Iterator) -> Iterator:
-    """Without gradients inside the steps, and with the caller's own setting between them."""
+    """Disables gradients inside the steps and restores the caller's setting between them."""
     yield from steps

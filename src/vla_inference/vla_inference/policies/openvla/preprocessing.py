@@ -29,7 +29,7 @@ class ImagePreprocessor:
         return self.normalise(torch.from_numpy(self.sized(images))).numpy()
 
     def sized(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Cut and resized, still bytes: uint8 [images, S, S, 3]"""
+        """Cropped and resized images as bytes: uint8 [images, S, S, 3]"""
         return np.stack([self._sized(image) for image in images])
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
@@ -37,13 +37,14 @@ class ImagePreprocessor:
         return self.standardise(unit_scaled(images)).flatten(0, 2)
 
     def standardise(self, images: torch.Tensor) -> torch.Tensor:
-        """[images, 3, S, S] in [0, 1] -> each encoder's own scale: [images, encoders, 3, S, S]"""
+        """[images, 3, S, S] in [0, 1] -> each encoder's normalisation: [images, encoders, 3, S,
+        S]"""
         if self.mean.device != images.device:
             self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
         return (images[:, None] - self.mean) / self.std
 
     def uncropped(self, image: np.ndarray) -> np.ndarray:
-        """uint8 [S, S, 3]: what training starts from, all steps but the central crop."""
+        """uint8 [S, S, 3]: all steps except the centre crop; the input of training."""
         size = self.config.encoders[0].image_size
         if self.config.center_crop:
             return squash(image, size)
@@ -86,14 +87,14 @@ def shortest_edge(size: tuple[int, int], shortest: int) -> tuple[int, int]:
 
 
 def crop(image: Image.Image, size: int) -> Image.Image:
-    """The central square; half pixels go to the even side, as Python rounds."""
+    """The central square; half pixels are rounded to even, as in Python."""
     left = round((image.width - size) / 2)
     top = round((image.height - size) / 2)
     return image.crop((left, top, left + size, top + size))
 
 
 def letterbox(image: Image.Image, mean: Sequence[float]) -> Image.Image:
-    """Bars of the mean colour left and right or above and below.
+    """Pads to a square with bars of the mean colour.
 
     Both bars have the same whole width: where the sides differ by an odd number the result is
     one pixel short of a square, which the cropping after it evens out.
@@ -107,14 +108,15 @@ def letterbox(image: Image.Image, mean: Sequence[float]) -> Image.Image:
 
 
 def squash(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [size, size, 3], Lanczos, antialiased: what a model that crops resizes by."""
+    """uint8 [size, size, 3], Lanczos with antialiasing: the resize of models that use a centre
+    crop."""
     if image.shape[:2] == (size, size):
         return image
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
 
 
 def center_crop(image: np.ndarray, area: float, size: int) -> np.ndarray:
-    """The central part with that share of the area, as uint8 [size, size, 3].
+    """The central part with this share of the area, as uint8 [size, size, 3].
 
     Two steps, as in training with augmentation: the whole image is brought to `size`, then the
     part of it is sampled by TensorFlow's `crop_and_resize`: bilinear between pixel centres whose
@@ -137,7 +139,7 @@ def center_crop(image: np.ndarray, area: float, size: int) -> np.ndarray:
 
 
 class PromptTokenizer:
-    """A sentence -> token ids, in the prompt form the model was trained with."""
+    """Converts an instruction to token ids, in the prompt format of training."""
 
     def __init__(self, config: ModelConfig, tokenizer):
         self.config, self.tokenizer = config, tokenizer
@@ -149,6 +151,6 @@ class PromptTokenizer:
         return self.finish([self.config.bos_token_id, *ids])
 
     def finish(self, ids: Sequence[int]) -> list[int]:
-        """Append the empty token that stood before the actions in training, if it is missing."""
+        """Appends the empty token that preceded the actions in training, if it is missing."""
         empty = self.config.empty_token_id
         return list(ids) if empty is None or ids[-1] == empty else [*ids, empty]

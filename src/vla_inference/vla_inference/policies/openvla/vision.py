@@ -117,7 +117,7 @@ class VisionEncoder(nn.Module):
 
 
 class VisionBackbone(nn.Module):
-    """One or two vision encoders side by side; every camera image goes through the same."""
+    """One or two vision encoders; every camera image goes through the same ones."""
 
     def __init__(self, encoders: tuple[VisionEncoderConfig, ...]):
         super().__init__()
@@ -137,7 +137,7 @@ class VisionBackbone(nn.Module):
 
 
 class Projector(nn.Module):
-    """From vision features to the language model's embeddings."""
+    """Maps vision features to the language model's embeddings."""
 
     def __init__(self, kind: str, vision_dim: int, llm_dim: int):
         super().__init__()

@@ -33,6 +33,6 @@ def pose_to_msg(pose: Pose, stamp: Time, frame_id: str) -> PoseStamped:
 
 
 def msg_to_pose(msg: PoseStamped) -> Pose:
-    """Raises VlaError where it is no pose."""
+    """Converts a message to a pose; raises VlaError if it is not one."""
     p, q = msg.pose.position, msg.pose.orientation
     return Pose((p.x, p.y, p.z), (q.x, q.y, q.z, q.w))

@@ -121,7 +121,7 @@ class CommandNode(ManagedNode):
         return 1e-9 * self.get_clock().now().nanoseconds
 
     def _steadily(self) -> float:
-        """The time that watchdogs go by: where a simulation waits for us, its own."""
+        """The clock of the watchdogs: steady time, or simulated time in lock step."""
         return self._now() if self._lock_step else time.monotonic()
 
     def _on_chunk(self, msg: ActionChunk) -> None:
@@ -190,7 +190,7 @@ class CommandNode(ManagedNode):
         return response
 
     def callback_failed(self, where: str, reason: str) -> None:
-        """A node that does not work as it ought to moves no robot: stop, and halt at once."""
+        """A node with a failed callback must not move a robot: stops and halts at once."""
         commander = self.commander
         if commander is None or not commander.safety.enabled:
             return
@@ -202,7 +202,7 @@ class CommandNode(ManagedNode):
     # -- what goes out ------------------------------------------------------------------------
 
     def _others(self) -> str:
-        """Who is on our topics and ought not to be there, in words; empty: nobody."""
+        """Describes other nodes on our topics that should not be there; empty: none."""
         counts = {topic: self.count_publishers(topic) - 1 for topic in self._alone}
         found = [f"{n} more publish on {topic}" for topic, n in counts.items() if n > 0]
         return ", ".join(self._outputs.others() + found)
@@ -231,7 +231,7 @@ class CommandNode(ManagedNode):
     # -- status -------------------------------------------------------------------------------
 
     def _tell_changes(self) -> None:
-        """Publish the status at once where the state is another one."""
+        """Publishes the status at once if the state has changed."""
         if self.commander is None:
             return
         safety = self.commander.safety

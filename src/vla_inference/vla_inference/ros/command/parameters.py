@@ -159,7 +159,7 @@ def command_configs() -> tuple[type, ...]:
 
 
 class Frames(NamedTuple):
-    """Names of the frames that commands are expressed in."""
+    """Names of the frames of commands."""
 
     base: str
     tool: str
@@ -216,7 +216,7 @@ def read_settings(value: Value) -> Settings:
 
 
 def limits_in_force(settings: Settings, frames: Frames, outputs: str, enable: str) -> str:
-    """What the node may do to the robot, for whoever starts it, in a few lines.
+    """The limits of the node in a few lines, for the log.
 
     outputs: what is sent where, in words. enable: the service's name.
     """
@@ -272,7 +272,7 @@ def _distribution(config: CommandConfig) -> Distribution | None:
 
 
 def _bounds_of_head(config: Path) -> str:
-    """What the model's own configuration says, where it lies beside its statistics."""
+    """The kind of bounds in the model's config, if that is beside its statistics."""
     head = _read_object(config, "configuration").get("action_head") if config.is_file() else None
     return str(head.get("bounds", BOUNDS[0])) if isinstance(head, dict) else BOUNDS[0]
 

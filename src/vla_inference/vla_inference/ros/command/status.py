@@ -19,7 +19,7 @@ HINTS = {
 def fill_status(
     status: CommandStatus, commander: Commander, now: float, sent: int, rate: float, remark: str
 ) -> None:
-    """All but the header, of a node that is active. sent: commands; rate: of these [Hz]."""
+    """Fills all but the header for an active node. sent: commands; rate: their rate [Hz]."""
     safety = commander.safety
     status.state = safety.state
     stop = safety.last_stop
@@ -42,7 +42,7 @@ def fill_status(
 
 
 def diagnosis(commander: Commander, sent: int, rate: float, remark: str) -> Report:
-    """An active node's diagnostics."""
+    """Level, message and values of an active node's diagnostics."""
     safety = commander.safety
     level, message = OK, safety.state
     if safety.state == STOPPED:

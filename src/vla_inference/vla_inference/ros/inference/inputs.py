@@ -30,7 +30,7 @@ MAX_FUTURE = 0.5  # seconds an image's stamp may be ahead of our clock
 
 @dataclass(frozen=True)
 class View:
-    """Messages of one moment: an image per camera, the first one leading, then the state's."""
+    """Synchronised messages: an image per camera, the first one leading, then the state's."""
 
     images: tuple[Image | CompressedImage, ...]
     pose: PoseStamped | None = None
@@ -43,7 +43,7 @@ class View:
         return self.images[0].header
 
     def age(self, now: int, limit: float) -> float:
-        """Seconds since it was taken; raises ObservationError where that won't do.
+        """Age in seconds; raises ObservationError if it is not acceptable.
 
         now: by the clock that stamps are of, ns. limit: of the age, s; 0: any.
         """
@@ -148,14 +148,14 @@ class Inputs:
             self._receive(View(images, by_name.get(POSE), by_name.get(JOINTS), now, past))
 
     def missing(self, patience: float = 1.0) -> str:
-        """What is missing or late, in words; empty: nothing."""
+        """Describes missing or late inputs; empty: none."""
         now = time.monotonic()
         return self._synchroniser.missing(now, patience) if now - self._begun > patience else ""
 
     # -- in the model's thread ----------------------------------------------------------------
 
     def observe(self, view: View, text: str, most_same: float = 0.0) -> Observation:
-        """The observation of a view; raises ObservationError, naming the input at fault.
+        """The observation of a view; raises ObservationError that names the faulty input.
 
         most_same: seconds a camera may show the very same image; 0: any time.
         """

@@ -42,7 +42,7 @@ class InstructionSubscriber:
         return self._node.create_subscription(String, TOPIC, partial(self.hear, channel), profile)
 
     def look(self) -> None:
-        """For latching publishers that were not there before."""
+        """Looks for new latching publishers."""
         now, topic = time.monotonic(), self._node.resolve_topic_name(TOPIC)
         there = {
             tuple(p.endpoint_gid)

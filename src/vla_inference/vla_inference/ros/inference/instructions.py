@@ -15,7 +15,7 @@ from vla_msgs.srv import SetInstruction
 
 
 class Instructions:
-    """Follows what is said, and says on ~/active_instruction what it follows.
+    """Keeps the current instruction and publishes it on ~/active_instruction.
 
     changed: called after each change. refused: called with the reason where a sentence won't do.
     remark: what is to be said about a sentence that is followed all the same; empty: nothing.
@@ -36,7 +36,7 @@ class Instructions:
         node.create_service(SetInstruction, "~/set_instruction", self._set)
 
     def follow(self, text: str) -> None:
-        """From now on; empty: none is in force."""
+        """Sets the current instruction; empty: none."""
         self.text = text
         self._active.publish(String(data=text))
         # Some tasks change their sentence with every frame: the log need not.

@@ -38,7 +38,7 @@ HANGING = 5.0  # seconds at one image before the status says so
 
 @dataclass(frozen=True)
 class Request:
-    """What was seen, and in which activation of the node."""
+    """An observation, and the activation of the node in which it was made."""
 
     view: View
     activation: int
@@ -82,7 +82,7 @@ class InferenceNode(ManagedNode):
 
     @property
     def policy(self) -> Policy | None:
-        """The model's, or None; for whoever lives in the same process."""
+        """The model's policy, or None; for code in the same process."""
         model = self._model
         return model.policy if model else None
 
@@ -135,7 +135,7 @@ class InferenceNode(ManagedNode):
     # -- the model ----------------------------------------------------------------------------
 
     def _load(self, model: str, unnorm_key: str) -> ModelThread[Request]:
-        """A model that is warm; VlaError where it cannot be loaded or needs other inputs."""
+        """A warm model; VlaError if it cannot be loaded or needs other inputs."""
         thread = ModelThread(self._config.settings(model, unnorm_key).load, self._answer)
         thread.start()
         return thread
@@ -152,7 +152,7 @@ class InferenceNode(ManagedNode):
         )
 
     def _load_model(self, request, response):
-        """Runs in a thread of its own; the old model answers until the new one is warm."""
+        """Runs in its own thread; the old model answers until the new one is warm."""
         begun = time.monotonic()
         try:
             response.message = self._change_model(request.model, request.unnorm_key)
@@ -168,7 +168,7 @@ class InferenceNode(ManagedNode):
         return response
 
     def _change_model(self, name: str, unnorm_key: str) -> str:
-        """Returns what is another now; raises where the old model stays in charge."""
+        """Returns what changes; raises if the old model stays active."""
         old = self._model
         before = old.policy if old is not None else None
         if old is None or before is None or self.state not in (ACTIVE, INACTIVE):
@@ -199,7 +199,7 @@ class InferenceNode(ManagedNode):
             model.latest.put(Request(view, self._activation))
 
     def callback_refused(self, where: str, reason: str) -> None:
-        """A message that cannot be used is a refusal that the status tells of."""
+        """An unusable message is counted as a refusal in the status."""
         cameras = map(self.resolve_topic_name, self._config.cameras)
         topic = self.resolve_topic_name(where).removesuffix("/compressed")
         self._refuse(reason, images=int(topic in cameras))
@@ -256,12 +256,12 @@ class InferenceNode(ManagedNode):
             self._publish_status()
 
     def _most_same(self) -> float:
-        """Seconds that a camera may show the very same image; 0: any time."""
+        """Seconds for which a camera may repeat exactly the same image; 0: any time."""
         simulated = self.value("use_sim_time")
         return 0.0 if simulated else self.value("max_same_image")
 
     def _expects(self, model: ModelThread[Request], request: Request) -> bool:
-        """Whether this image's answer is still wanted: it may be from an earlier life."""
+        """Whether this image's answer is still wanted; it may be from an earlier activation."""
         return self._open and model is self._model and request.activation == self._activation
 
     def _refuse(self, reason: str, images: int = 0) -> None:
@@ -287,7 +287,7 @@ class InferenceNode(ManagedNode):
         self._status.publish(status)
 
     def _remark(self) -> str:
-        """What keeps an active node from answering, in words; empty: nothing."""
+        """Why an active node does not answer; empty: it does."""
         model, inputs = self._model, self._inputs
         if self.state != ACTIVE or model is None or inputs is None:
             return ""
@@ -303,7 +303,7 @@ class InferenceNode(ManagedNode):
         return missing or self._never_heard(self._instruction)
 
     def _never_heard(self, instruction: str) -> str:
-        """Words the model cannot know: it does something, but not because of them."""
+        """Words that the model does not know and will ignore."""
         policy = self.policy
         words = policy.unknown_words(instruction) if policy else []
         return f"the model was trained without: {', '.join(words)}" if words else ""

@@ -18,14 +18,14 @@ MOTION, JOINTS = "motion", "joints"
 
 @dataclass(frozen=True)
 class JointCommand:
-    """Where joints shall be, by name [rad, m]."""
+    """Target positions of joints by name [rad, m]."""
 
     names: Sequence[str]
     positions: Sequence[float]
 
 
 class Output:
-    """Sends commands to one controller; there is one while its node is configured.
+    """Sends commands to one controller; exists while its node is configured.
 
     takes: MOTION, a `Command` (of the command node), or JOINTS, a `JointCommand` (of the IK node).
     CONFIG: a dataclass whose options are its own parameters, beside the node's; two outputs may
@@ -44,33 +44,34 @@ class Output:
 
     @classmethod
     def on(cls, value: Value) -> bool:
-        """Whether the parameters ask for it."""
+        """Whether the parameters enable it."""
         raise NotImplementedError
 
     def told(self) -> str:
-        """What it sends and where to, in words."""
+        """Describes what it sends and where."""
         raise NotImplementedError
 
     def send(self, command: Any, stamp: Time, in_tool: bool = False) -> None:
-        """Called at each period in which something is commanded. in_tool: the axes of twists."""
+        """Called in each period with a command. in_tool: whether twists are in tool axes."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Called while nothing may move: what is still under way shall not go on."""
+        """Called while nothing may move: ends motion that is still in progress."""
 
     def missing(self) -> str:
-        """Why there is nobody to hear it, which keeps the node from being enabled."""
+        """Why no controller would receive it, which prevents enabling; empty: one would."""
         return ""
 
     def others(self) -> str:
-        """Who else commands the same controller, in words; empty: nobody. It stops the robot."""
+        """Describes other nodes that command the same controller, which stops the robot; empty:
+        none."""
         return ""
 
     def flush(self, timeout: Duration) -> None:
-        """Wait until what was sent has arrived."""
+        """Waits until sent messages have arrived."""
 
     def close(self) -> None:
-        """Take it out of the graph."""
+        """Removes it from the graph."""
 
 
 class TopicOutput(Output):

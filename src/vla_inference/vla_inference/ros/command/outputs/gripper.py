@@ -40,7 +40,7 @@ class ActionConfig(Positions):
 
 
 def position(command: Command, value: Value) -> float | None:
-    """What the command means to this gripper; None: nothing new."""
+    """The gripper position of a command; None: unchanged."""
     if command.gripper is None:
         return None
     return value("gripper_open") if round(command.gripper) else value("gripper_closed")

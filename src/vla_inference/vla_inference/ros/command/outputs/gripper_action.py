@@ -18,7 +18,7 @@ TYPES = (PARALLEL, PLAIN)
 
 
 def action_type(kind: str) -> Any:
-    """The action's class; raises VlaError where it isn't known or not installed."""
+    """The action's class; raises VlaError if it is unknown or not installed."""
     if kind not in TYPES:
         raise VlaError(f"unknown gripper_action_type {kind!r}", f"use {' or '.join(TYPES)}")
     try:
@@ -34,7 +34,7 @@ def action_type(kind: str) -> Any:
 
 
 class GripperAction:
-    """`move` sends a goal, which takes the place of the one under way.
+    """`move` sends a goal, which replaces the current one.
 
     remark: what went wrong last, in words; empty: nothing.
     """
@@ -63,12 +63,12 @@ class GripperAction:
         return goal
 
     def missing(self) -> str:
-        """Why there is nobody to move the gripper; empty: there is."""
+        """Why there is no gripper action server; empty: there is one."""
         there = self.client.server_is_ready()
         return "" if there else f"no server of the gripper's action {self.name}; start it"
 
     def others(self) -> int:
-        """How many more clients the action has; 0 on Humble, whose nodes cannot count them."""
+        """Number of other clients of the action; 0 on Humble, which cannot count them."""
         count = getattr(self._node, "count_clients", None)
         return max(0, count(f"{self.name}/_action/send_goal") - 1) if count else 0
 
@@ -99,7 +99,7 @@ class GripperAction:
             self._goal = None
 
     def stop(self) -> None:
-        """Whatever the gripper is doing, it shall not go on."""
+        """Cancels the current goal."""
         self._stopped = self._newest
         goal, self._goal = self._goal, None
         if goal is not None:

@@ -30,7 +30,7 @@ OUTPUTS = {
 
 
 def output_kinds(takes: str) -> list[type[Output]]:
-    """All that are installed and take MOTION or JOINTS."""
+    """All installed outputs that take MOTION or JOINTS."""
     kinds = [load_plugin(point) for point in find_plugins(GROUP, OUTPUTS).values()]
     return [kind for kind in kinds if kind.takes == takes]
 
@@ -41,7 +41,7 @@ def output_configs(takes: str) -> tuple[type, ...]:
 
 
 def chosen(takes: str, value: Value) -> list[type[Output]]:
-    """Those that the parameters ask for; VlaError where none is."""
+    """The outputs that the parameters enable; VlaError if there are none."""
     kinds = output_kinds(takes)
     found = [kind for kind in kinds if kind.on(value)]
     if not found:
@@ -52,7 +52,7 @@ def chosen(takes: str, value: Value) -> list[type[Output]]:
 
 
 class Outputs:
-    """The outputs of a configured node, as one."""
+    """All outputs of a configured node, used as one."""
 
     def __init__(self, node: Node, value: Value, takes: str):
         self._all: list[Output] = []
