@@ -117,7 +117,7 @@ def _ranges(path: Path | None) -> dict:
 
 
 def _generate_one(config, folder: Path, parallel: int, ray_address: str | None) -> Path:
-    """Generate with a progress bar on a terminal, a line every 10 s elsewhere."""
+    """Generates with a progress bar on a terminal, else with a line every 10 s."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
@@ -158,7 +158,7 @@ def report_progress(config, p) -> None:
 
 
 def progress_text(p) -> str:
-    """Counts, rate and time left of a generation's `Progress`."""
+    """Counts, rate and time left from a generation's `Progress`."""
     left = "-" if p.seconds_left == float("inf") else f"{max(0, p.seconds_left):.0f} s"
     return (
         f"{p.successes}/{p.wanted} episodes, {p.attempts} attempts, "

@@ -196,8 +196,8 @@ def demo(
 
 
 def find_model(given: str | None) -> str:
-    """Absolute path of a checkpoint folder; the one that ships where none is given. Of a model
-    that is served elsewhere (NAME:ADDRESS) its address as it is."""
+    """Absolute path of a checkpoint folder, by default the shipped one. For a model served
+    elsewhere (NAME:ADDRESS) the address unchanged."""
     if given is None:
         prefixes = [p for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
         for prefix in prefixes:
@@ -218,7 +218,7 @@ def find_model(given: str | None) -> str:
 
 
 def check_model(settings: SimSettings, how: Mapping[str, str | None]) -> None:
-    """Refuse what the model's node would refuse, before anything starts."""
+    """Refuses whatever the model's node would refuse, before anything starts."""
     from vla_inference.policies.base import LoadOptions
     from vla_inference.policies.registry import check_policy
 
@@ -251,7 +251,7 @@ def play(
     quiet: bool,
     heard: Callable[[str], object] = lambda _: None,
 ) -> tuple[int, dict | None]:
-    """Run the launch file with these settings: exit status and results.json, if there is one.
+    """Runs the launch file with these settings; returns exit status and results.json, if any.
 
     how: more arguments of the launch file, of the model's node.
     """
@@ -291,7 +291,7 @@ def play(
 
 @contextlib.contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """Ours and our children's, so that standard output holds one JSON object only."""
+    """Redirects our stdout and our children's, so that stdout contains one JSON object only."""
     sys.stdout.flush()
     saved = os.dup(1)
     os.dup2(2, 1)
@@ -304,7 +304,7 @@ def _stdout_to_stderr() -> Iterator[None]:
 
 
 def show(results: dict, folder: Path) -> None:
-    """The table at the end, and where everything is."""
+    """Prints the final table and the output paths."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -13,7 +13,7 @@ from vla_inference.types import Observation
 
 @dataclass(frozen=True)
 class StepResult:
-    """After a control step: success by the task's rule at this very moment (not yet settled).
+    """Result of a control step: success by the task's rule at this moment (not yet settled).
 
     wrong: name of the outcome that it is instead, by the task's other rules; empty: none.
     """
@@ -40,7 +40,7 @@ class WorldBase:
         raise NotImplementedError
 
     def hold(self) -> StepResult:
-        """One control period without motion, the gripper as it is."""
+        """One control period without motion; the gripper stays as it is."""
         return self.step(np.array([0, 0, 0, 0, 0, 0, self.gripper]))
 
     def observation(self) -> Observation:
@@ -49,7 +49,7 @@ class WorldBase:
         return Observation(images, self.instruction, self.state())
 
     def _take_action(self, action: np.ndarray) -> np.ndarray:
-        """float64 [7]; keeps what it says of the gripper."""
+        """float64 [7]; stores its gripper value."""
         action = np.asarray(action, np.float64)
         if action.shape != (7,) or not np.isfinite(action).all():
             raise VlaError(f"action {action} is not 7 finite numbers", "nothing was moved")

@@ -16,7 +16,7 @@ TABLE_TOP = np.array((0.0, 0.0, 0.8))
 
 
 class Blocks(ManipulationEnv):
-    """Cubes on robosuite's table, as its `Stack` has two: any number, sizes and textures.
+    """Cubes on robosuite's table, like its `Stack`, with any number, sizes and textures.
 
     blocks: name -> (half edge in m, robosuite texture). They stand where the placement
     initializer says. Success is the task's business: the environment's own is never true.

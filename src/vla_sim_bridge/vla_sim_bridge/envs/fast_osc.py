@@ -19,7 +19,8 @@ VERSION = "1.5.2"  # whose arithmetic this is
 
 
 def control_step(env) -> Callable[[np.ndarray], object]:
-    """What takes an action [7] of robosuite's for one control period: ours where it fits.
+    """The function that executes a robosuite action [7] for one control period: the fast one if
+    it fits.
 
     env: just reset; robosuite makes its controllers anew with each reset, so ask again then.
     """
@@ -29,7 +30,7 @@ def control_step(env) -> Callable[[np.ndarray], object]:
 
 
 def fits(env) -> bool:
-    """Whether the environment is what `ControlStep` computes, and nothing of it is overridden."""
+    """Whether `ControlStep` can compute this environment and nothing of it is overridden."""
     import robosuite
     from robosuite.controllers.composite.composite_controller import CompositeController
     from robosuite.controllers.parts.arm.osc import OperationalSpaceController
@@ -78,7 +79,7 @@ def fits(env) -> bool:
 
 
 class ControlStep:
-    """Control periods of one episode; `env` as `fits` wants it.
+    """Control steps of one episode; `env` must pass `fits`.
 
     What robosuite's controller keeps of the arm (`ref_pos` and the like) is the first substep's.
     """
@@ -114,7 +115,7 @@ class ControlStep:
         self._error, self._velocity, self._wrench = np.zeros(6), np.zeros(6), np.zeros(6)
 
     def step(self, action: np.ndarray) -> None:
-        """As `env.step`, which would gather observations besides: here there are none."""
+        """Like `env.step`, without observations."""
         env, arm, mujoco = self._env, self._arm, self._mujoco
         model, data = self._model, self._data
         env.timestep += 1
@@ -135,7 +136,8 @@ class ControlStep:
         env._post_action(action)
 
     def _torques(self, position: np.ndarray, rotation: np.ndarray) -> np.ndarray:
-        """Nm, of the joints of the arm: `OperationalSpaceController.run_controller`."""
+        """Joint torques of the arm in Nm, as `OperationalSpaceController.run_controller`
+        computes them."""
         arm, law, mujoco = self._arm, self._law, self._mujoco
         jacobian, mass = self._jacobian, self._mass
         error, velocity, wrench = self._error, self._velocity, self._wrench

@@ -12,7 +12,7 @@ def rotvec(rotation: np.ndarray) -> np.ndarray:
 
 
 def delta_between(pose: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The delta [6] (m, rad) that leads from `pose` to `target`, both in the world frame.
+    """The delta [6] (m, rad) from `pose` to `target`, both in the world frame.
 
     Translation is the difference; rotation is applied from the left: R* = exp(delta) R.
     """
@@ -20,7 +20,7 @@ def delta_between(pose: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def apply_delta(pose: np.ndarray, delta: np.ndarray) -> np.ndarray:
-    """The inverse of `delta_between`: the pose that `delta` asks for."""
+    """The pose after `delta`; the inverse of `delta_between`."""
     target = np.eye(4)
     target[:3, 3] = pose[:3, 3] + delta[:3]
     target[:3, :3] = Rotation.from_rotvec(delta[3:6]).as_matrix() @ pose[:3, :3]

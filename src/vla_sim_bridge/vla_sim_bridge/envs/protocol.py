@@ -52,7 +52,7 @@ def make_world(
     height: int = 224,
     language: Language = "train",
 ) -> World:
-    """The task's world: in this process, or in the Python that has the task's package."""
+    """Makes the task's world, in this process or in the Python that has the task's package."""
     task = get_task(task) if isinstance(task, str) else task
     if not task.package:
         return Simulation(task, cameras, width, height, language)

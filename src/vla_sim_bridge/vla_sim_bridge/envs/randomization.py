@@ -22,7 +22,8 @@ Every = Literal["episode", "frame"]
 
 @dataclass(frozen=True)
 class Ranges:
-    """How far each quantity goes. A pair is a factor's bounds; a number the most to either side.
+    """The range of each quantity: a pair bounds a factor, a number is the maximum deviation to
+    either side.
 
     tint: factor of each colour channel of table, floor and walls (objects keep the colours that
     sentences name). camera_*: m, rad, degrees. light_position: m; light: factor of diffuse and
@@ -43,7 +44,7 @@ class Ranges:
 
     @classmethod
     def make(cls, given: Mapping[str, object]) -> Ranges:
-        """From plain data, as in a YAML file; a wrong name or value is named."""
+        """From plain data, as in a YAML file; errors name a wrong name or value."""
         known, values = {f.name: f.default for f in fields(cls)}, {}
         for name, value in given.items():
             if name not in known:
@@ -64,7 +65,7 @@ class Ranges:
 
 @dataclass(frozen=True)
 class Randomize:
-    """What varies: any of `PARTS`. Dynamics hold for an episode whatever `every` says."""
+    """What to vary: any of `PARTS`. Dynamics change per episode regardless of `every`."""
 
     parts: tuple[str, ...] = ()
     every: Every = "episode"
@@ -79,7 +80,7 @@ class Randomize:
 
 
 class Randomizer:
-    """Draws into one MuJoCo model.
+    """Applies random values to one MuJoCo model.
 
     cameras: names of those that are moved. bodies: ids of the objects. dofs: of the arm.
     """
@@ -114,7 +115,7 @@ class Randomizer:
         self._nominal = {name: array.copy() for name, array in self._arrays.items()}
 
     def _background(self) -> list[int]:
-        """Materials of what stands still and is no object: table, floor, walls."""
+        """Materials of fixed things that are not objects: table, floor, walls."""
         model = self.model
         fixed = [g for g in range(model.ngeom) if model.body_weldid[model.geom_bodyid[g]] == 0]
         moving = {int(model.geom_matid[g]) for g in range(model.ngeom) if g not in fixed}
@@ -124,7 +125,7 @@ class Randomizer:
         return sorted(used - moving - {-1})
 
     def episode(self, rng: np.random.Generator) -> dict:
-        """All parts for a new episode; returns what was drawn, as plain data."""
+        """Randomises all parts for a new episode; returns the values as plain data."""
         for name, array in self._arrays.items():
             array[:] = self._nominal[name]
         drawn = self.frame(rng)
@@ -133,7 +134,7 @@ class Randomizer:
         return drawn
 
     def frame(self, rng: np.random.Generator) -> dict:
-        """What may vary between frames."""
+        """Randomises the parts that may change between frames."""
         parts = self.config.parts
         drawn = {}
         for name in ("colours", "camera", "light"):

@@ -24,14 +24,14 @@ _open: weakref.WeakSet = weakref.WeakSet()  # renderers that nobody has closed y
 
 
 def close_renderers() -> None:
-    """Close every renderer of this process: at exit, while OpenGL is still there."""
+    """Closes every renderer of this process at exit, while OpenGL still exists."""
     for renderer in list(_open):
         renderer.close()
     _open.clear()
 
 
 def _close_at_exit(renderer) -> None:
-    """MuJoCo ends EGL by `atexit`; what is registered after it, at each renderer, runs before."""
+    """Registers after MuJoCo's own `atexit` handler, which ends EGL, so that this runs first."""
     _open.add(renderer)
     atexit.unregister(close_renderers)
     atexit.register(close_renderers)
@@ -39,7 +39,7 @@ def _close_at_exit(renderer) -> None:
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """What goes wrong with OpenGL in here becomes one error with its remedy."""
+    """Turns OpenGL errors in this block into one error with a remedy."""
     hook = sys.unraisablehook
     try:
         sys.unraisablehook = lambda _: None  # a half-made renderer complains when it goes
@@ -61,7 +61,7 @@ def explained() -> Iterator[None]:
 
 
 class Renderer:
-    """Of a MuJoCo model; width and height in pixels where a call names none."""
+    """Renders a MuJoCo model; width and height in pixels are defaults for all calls."""
 
     def __init__(self, model, data, width: int, height: int):
         self.model, self.data, self.width, self.height = model, data, width, height

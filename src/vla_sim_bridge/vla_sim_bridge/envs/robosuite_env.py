@@ -67,7 +67,7 @@ def make_env(task: Task):
 
 @contextlib.contextmanager
 def silence():
-    """robosuite logs warnings about optional parts at import; errors still come as exceptions."""
+    """Silences robosuite's warnings about optional parts at import; errors remain exceptions."""
     import logging
 
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)

@@ -26,7 +26,7 @@ __all__ = ["ROBOT", "Simulation", "StepResult", "episode_rng"]
 
 
 def episode_rng(purpose: str, seed: int, index: int) -> np.random.Generator:
-    """The one source of chance of an episode.
+    """The only random generator of an episode.
 
     `purpose` ("generate", "evaluate") is part of the seed, so that no evaluation episode can ever
     be one that training data was generated from.
@@ -38,7 +38,7 @@ def episode_rng(purpose: str, seed: int, index: int) -> np.random.Generator:
 
 
 class Simulation(SimState):
-    """One robot, one task, some cameras; sentences of the language trained on or held out.
+    """One robot, one task, some cameras; instructions in the chosen language.
 
     Poses are 4 x 4 matrices in the world frame, metres.
     """
@@ -88,7 +88,7 @@ class Simulation(SimState):
     # -- an episode ---------------------------------------------------------------------------
 
     def reset(self, rng: np.random.Generator) -> None:
-        """Start an episode. All that is random in it is drawn from `rng`."""
+        """Starts an episode. Everything random in it is drawn from `rng`."""
         self.rng = rng
         if self._randomizer:  # a generator of its own: poses and sentences stay what they were
             self._looks = rng.spawn(1)[0]
@@ -113,7 +113,7 @@ class Simulation(SimState):
         self._control = control_step(self._env)
 
     def step(self, action: np.ndarray) -> StepResult:
-        """Hold an SI end-effector delta [7] for one control period (0.05 s)."""
+        """Holds an SI end-effector delta [7] for one control period (0.05 s)."""
         self._control(to_robosuite(self._take_action(action)))
         if self.task.colours == "step":
             self.scene = self.task.draw_scene(self.rng)
@@ -127,7 +127,8 @@ class Simulation(SimState):
         return StepResult(success, float(success), wrong)
 
     def succeeded(self) -> bool:
-        """Success at this moment: the task's rule or the environment's own, its object at rest."""
+        """Success at this moment: the rule of the task or the environment, with its object at
+        rest."""
         rule = self.task.success
         if not (self._env._check_success() if rule is None else rule(self)):
             return False
@@ -136,7 +137,7 @@ class Simulation(SimState):
         return self.speed(self.task.still_object) <= self.task.still_speed
 
     def wrong(self) -> str:
-        """Name of the wrong end that this moment is, by the task's rules; empty: none."""
+        """Name of the wrong outcome at this moment, by the task's rules; empty: none."""
         return next((name for name, rule in self.task.wrong.items() if rule(self)), "")
 
     # -- images -----------------------------------------------------------------------------

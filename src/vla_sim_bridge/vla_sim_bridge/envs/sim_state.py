@@ -14,7 +14,7 @@ from vla_sim_bridge.tasks import Scene, Task
 
 
 class SimState(WorldBase):
-    """Reads and sets the state of a robosuite environment, by MuJoCo's own arrays.
+    """Reads and sets the state of a robosuite environment through MuJoCo's arrays.
 
     Poses are 4 x 4 matrices in the world frame, metres. `eef_pose` is the gripper's grip site, the
     frame that the controller moves.
@@ -62,7 +62,7 @@ class SimState(WorldBase):
         return velocity[3:]
 
     def object_poses(self) -> dict[str, np.ndarray]:
-        """Of every object by its name, and of those that play a role by that as well."""
+        """Pose of every object by name, and by role for objects that have one."""
         names = [*self._bodies, *self.scene.roles]
         return {name: self.pose(name) for name in names}
 
@@ -97,7 +97,7 @@ class SimState(WorldBase):
         return not self._touched(self._geoms(one)).isdisjoint(self._geoms(other))
 
     def _touched(self, geoms: frozenset[int]) -> set[int]:
-        """The geoms in contact with any of these; robosuite asks for names, which takes long."""
+        """Geoms in contact with any of these (faster than robosuite's look-up by name)."""
         pairs = self.data.contact.geom.tolist()
         return {b for a, b in pairs if a in geoms} | {a for a, b in pairs if b in geoms}
 
@@ -106,7 +106,7 @@ class SimState(WorldBase):
         return float(self.data.joint(name).qpos[0])
 
     def _geoms(self, name: str) -> frozenset[int]:
-        """The named geoms of a body and of what is fixed to it that can touch anything."""
+        """The named geoms, of a body and everything fixed to it, that can touch anything."""
         body = self.body(name)
         if body not in self._contact_geoms:
             root = self.model.body_weldid[body]
@@ -120,7 +120,7 @@ class SimState(WorldBase):
         return self._contact_geoms[body]
 
     def fingers(self) -> float:
-        """m, how far from the middle they are on average, as `state` has it."""
+        """Mean distance of the fingers from the middle in m, as in `state`."""
         return float(np.abs(self.data.qpos[self._fingers].astype(np.float32)).mean())
 
     def state(self) -> np.ndarray:
@@ -133,7 +133,8 @@ class SimState(WorldBase):
         return np.concatenate([pose[:3, 3], rotation, fingers]).astype(np.float32)
 
     def robot_state(self) -> dict[str, np.ndarray]:
-        """By robosuite's names: quaternions xyzw, rad, m, 1/s. `robot0_state` is `state`.
+        """The robot's state under robosuite's names: quaternions xyzw, rad, m, 1/s.
+        `robot0_state` is `state`.
 
         robot0_eef_pos and _quat_site are the grip site's, robot0_eef_quat is the hand body's.
         """
@@ -152,11 +153,11 @@ class SimState(WorldBase):
         }
 
     def free_objects(self) -> list[str]:
-        """Names of the objects that nothing ties to the world, by free joints."""
+        """Names of the objects with free joints."""
         return [n for n, body in self._bodies.items() if self.model.body_dofnum[body] == 6]
 
     def push(self, name: str, velocity: np.ndarray) -> None:
-        """Add a sideways velocity [2] m/s to a free object, as a short push would."""
+        """Adds a sideways velocity [2] m/s to a free object, like a short push."""
         start = self.model.body_dofadr[self.body(name)]
         self.data.qvel[start : start + 2] += velocity
 
@@ -165,7 +166,7 @@ class SimState(WorldBase):
         return np.concatenate([[self.data.time], self.data.qpos, self.data.qvel])
 
     def scene_record(self) -> dict:
-        """What of the scene is no part of the state, as JSON values: see `set_scene`."""
+        """The part of the scene that is not in the state, as JSON values: see `set_scene`."""
         fixtures = {
             n: [*self.model.body(n).pos.tolist(), *self.model.body(n).quat.tolist()]
             for n in self._fixtures
@@ -174,7 +175,7 @@ class SimState(WorldBase):
         return {name: value for name, value in record.items() if value}
 
     def set_scene(self, record: Mapping) -> None:
-        """Colours, roles and fixed bodies as `scene_record` told them."""
+        """Restores colours, roles and fixed bodies from `scene_record`."""
         self.scene = Scene(record.get("colours", {}), record.get("roles", {}))
         for name, pose in record.get("fixtures", {}).items():
             body = self.model.body(name)
@@ -182,7 +183,7 @@ class SimState(WorldBase):
         self._paint()
 
     def set_mujoco_state(self, state: np.ndarray) -> None:
-        """Put the world into a recorded state, for reading poses; no motion is computed."""
+        """Sets a recorded state, for reading poses; computes no motion."""
         nq, nv = self.model.nq, self.model.nv
         if len(state) != 1 + nq + nv:
             raise VlaError(

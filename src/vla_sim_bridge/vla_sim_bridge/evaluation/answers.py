@@ -15,20 +15,21 @@ REMEDY = "end the others on these topics, or give each run a namespace of its ow
 
 @dataclass
 class Answers:
-    """Stamps are integers, in nanoseconds; each frame, and each copy of one, has its own."""
+    """Checks stamps: integers in nanoseconds, unique for each frame and each copy of one."""
 
     first: int | None = None
     frames: set[int] = field(default_factory=set)
     answered: set[int] = field(default_factory=set)
 
     def sent(self, stamp: int) -> None:
-        """A frame was published."""
+        """Records a published frame."""
         if self.first is None:
             self.first = stamp
         self.frames.add(stamp)
 
     def heard(self, stamp: int, topic: str) -> None:
-        """A chunk came in for the frame of `stamp`; VlaError where it tells of company.
+        """Takes a chunk for the frame of `stamp`; VlaError if it reveals another model or
+        simulation.
 
         A frame from before our first is no sign: a slow model may still be at an earlier run's.
         """

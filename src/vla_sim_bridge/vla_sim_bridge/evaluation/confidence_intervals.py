@@ -22,7 +22,7 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Student's interval of the mean that the values were drawn around; of one value, infinite."""
+    """Student's interval of the mean of these values; infinite for one value."""
     n = len(values)
     if n == 0:
         raise VlaError("an interval of no values", "give at least one")

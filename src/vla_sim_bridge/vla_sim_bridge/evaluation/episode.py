@@ -18,7 +18,7 @@ SETTLE_STEPS = 10  # extra steps of zero motion over which success must last
 
 @dataclass
 class EpisodeResult:
-    """What is kept of an episode. frames: control steps until success, or the horizon."""
+    """The result of an episode. frames: control steps until success, or the horizon."""
 
     task: str
     seed: int
@@ -59,7 +59,7 @@ class EpisodeRun:
         return self.outcome != "running"
 
     def step(self, action: np.ndarray) -> bool:
-        """Execute one SI end-effector delta [7]; returns whether the episode is over."""
+        """Executes one SI end-effector delta [7]; returns whether the episode is over."""
         result = self.sim.step(action)
         self.step_count += 1
         self.reward = result.reward
@@ -78,7 +78,7 @@ class EpisodeRun:
         return self.done
 
     def _settle_step(self, wrong: str = "") -> bool:
-        """One step without motion; whether success, or the same wrong end, lasts."""
+        """One step without motion; returns whether success, or the same wrong outcome, lasts."""
         self.step_count += 1
         result = self.sim.hold()
         self.on_step()

@@ -42,7 +42,7 @@ class RunRecorder:
             self.film.add(self._image())
 
     def end(self) -> None:
-        """The episode is over: show its outcome for a while."""
+        """Shows the outcome for a while after the episode."""
         if not self.filming:
             return
         image = self._image()

@@ -23,7 +23,7 @@ SHIPPED = "share/vla_inference/models/stack-small"
 
 
 def versions() -> dict[str, str]:
-    """What results depend on, by name; "-" where it is not installed."""
+    """Versions of the packages that results depend on; "-" if not installed."""
     found = {"python": platform.python_version(), "ros": os.environ.get("ROS_DISTRO", "-")}
     for name in ("robosuite", "mujoco", "numpy", "torch"):
         try:
@@ -34,14 +34,14 @@ def versions() -> dict[str, str]:
 
 
 def write_json(folder: Path, results: dict) -> Path:
-    """Write results.json so that whoever reads it never sees half of it."""
+    """Writes results.json atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RESULTS
     return write_whole(path, json.dumps(plain(results), indent=2, ensure_ascii=False) + "\n")
 
 
 def command_to_repeat(results: dict) -> str:
-    """The command line that plays the same episodes again."""
+    """The command line that runs the same episodes again."""
     words = ["./vla", "rollout"]
     words += ["--task", results["task"], "--episodes", str(results["episodes_asked"])]
     words += ["--seed", str(results["seed"]), "--horizon", str(results["horizon"])]
@@ -71,7 +71,7 @@ def number(value: float | None, digits: int = 1, unit: str = "") -> str:
 
 
 def summary_rows(results: dict) -> list[tuple[str, str]]:
-    """Name and value of what the tables show."""
+    """Names and values of the summary tables."""
     low, high = results["success_rate_wilson95"]
     counted, good = results["episodes"], results["successes"]
     latency = results["latency_ms"]
@@ -157,7 +157,7 @@ pre { background: #f6f8fa; padding: .8rem 1rem; border-radius: 6px; overflow-x: 
 
 
 def write_html(folder: Path, results: dict, latencies: Sequence[float]) -> Path:
-    """report.html: one page without outside parts, but for the film beside it."""
+    """report.html: one page without external parts, except the video beside it."""
     escape = html.escape
     counted, good = results["episodes"], results["successes"]
     rows = summary_rows(results)
@@ -220,7 +220,7 @@ def _episode(episode: dict, horizon: int) -> str:
 
 
 def histogram(values: Sequence[float], width: int = 560, height: int = 130) -> str:
-    """Inline SVG of a distribution in milliseconds; the slowest 1 % goes into the last bar."""
+    """Inline SVG of a distribution in milliseconds; the slowest 1 % is in the last bar."""
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
     if len(values) < 2:

@@ -19,7 +19,7 @@ Act = Callable[[Observation], ActionChunk]
 def run_episode(
     sim: World, act: Act, seed: int, index: int, horizon: int, execute_steps: int
 ) -> EpisodeResult:
-    """One episode: look, predict a chunk, execute its first `execute_steps` steps, repeat."""
+    """Runs one episode: predict a chunk, execute its first `execute_steps` steps, repeat."""
     run = EpisodeRun(sim, seed, index, horizon)
     while not run.done:
         chunk = act(sim.observation())
@@ -43,7 +43,7 @@ def rollout(
     language: Language = "train",
     report: Callable[[EpisodeResult], None] = lambda _: None,
 ) -> list[EpisodeResult]:
-    """Evaluate a checkpoint on episodes 0..N-1 of `seed`, spread over processes."""
+    """Evaluates a checkpoint on episodes 0..N-1 of `seed`, in several processes."""
     args = (model, task, size, device, language)
     with contextlib.closing(WorkerPool(workers, _start, *args)) as pool:
         jobs = [pool.submit(_episode, seed, i, horizon, execute_steps) for i in range(episodes)]

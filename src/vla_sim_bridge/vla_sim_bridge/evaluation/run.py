@@ -16,7 +16,7 @@ from vla_sim_bridge.evaluation.rollout import summarise
 
 @dataclass
 class Measured:
-    """What is measured of the model and of ROS, a value per accepted chunk; milliseconds."""
+    """Latencies of the model and of ROS, one value per accepted chunk; milliseconds."""
 
     latency: list[float] = field(default_factory=list)
     round_trip: list[float] = field(default_factory=list)
@@ -24,7 +24,7 @@ class Measured:
     model: str = ""
 
     def add(self, latency: float, round_trip: float | None, stages: dict[str, float], model: str):
-        """round_trip: from a frame's publication to its chunk's arrival, where it is known."""
+        """round_trip: from a frame's publication to its chunk's arrival, if known."""
         self.latency.append(latency)
         self.round_trip.append(float("nan") if round_trip is None else round_trip)
         for name, value in stages.items():
@@ -33,12 +33,12 @@ class Measured:
 
     @property
     def overhead(self) -> np.ndarray:
-        """What ROS and the nodes add to the model's own time, per frame."""
+        """Time that ROS and the nodes add to the model's own, per frame."""
         return np.array(self.round_trip) - np.array(self.latency)
 
 
 def spread(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Median, 95th percentile and count of what is finite; None where there is nothing."""
+    """Median, 95th percentile and count of the finite values; None if there are none."""
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
     if not len(values):
@@ -48,7 +48,7 @@ def spread(values: Sequence[float]) -> dict[str, float | int | None]:
 
 
 class Evaluation:
-    """Plays episodes 0..N-1 of a seed in one simulation, one action at a time.
+    """Runs episodes 0..N-1 of a seed in one simulation, one action at a time.
 
     An episode that was ended from outside ("aborted") is listed but counts for nothing.
     """
@@ -71,7 +71,7 @@ class Evaluation:
     # -- episodes -----------------------------------------------------------------------------
 
     def begin(self, seed: int | None = None, instruction: str = "") -> EpisodeRun:
-        """Begin the next episode, or the one of another seed, perhaps with another sentence."""
+        """Starts the next episode, or one of another seed, optionally with another sentence."""
         if seed is None:
             seed, index = self.seed, self.next_index
             self.next_index += 1
@@ -85,7 +85,7 @@ class Evaluation:
         return self.run
 
     def step(self, action: np.ndarray, held: bool = False) -> bool:
-        """Execute one action; returns whether the episode is over (then it has been counted).
+        """Executes one action; returns whether the episode is over (and counted).
 
         held: it was nobody's, the robot just waited; such steps don't count for the rate.
         """
@@ -98,7 +98,7 @@ class Evaluation:
         return done
 
     def abort(self) -> None:
-        """End the episode under way from outside."""
+        """Ends the current episode from outside."""
         if self.run is not None and not self.run.done:
             self.run.abort()
             self._close()
@@ -126,7 +126,8 @@ class Evaluation:
     # -- rates --------------------------------------------------------------------------------
 
     def resume_clock(self) -> None:
-        """The action rate counts from here: a model answers, nobody has paused us."""
+        """Restarts the clock of the action rate, after a pause or when a model starts to
+        answer."""
         if self._clock is None:
             self._clock = time.perf_counter()
 
@@ -153,7 +154,7 @@ class Evaluation:
     # -- what is written ----------------------------------------------------------------------
 
     def results_dict(self) -> dict:
-        """All counts and measures as plain JSON values."""
+        """All counts and measurements as plain JSON values."""
         episodes = []
         for result, seconds in zip(self.results, self.seconds, strict=True):
             kept = asdict(result)

@@ -23,7 +23,7 @@ COLOURS = {
 
 @dataclass
 class Caption:
-    """What the line says."""
+    """The text below the image."""
 
     instruction: str
     episode: int  # from 1
@@ -59,7 +59,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def fitted_text(pen: ImageDraw.ImageDraw, text: str, font, width: int) -> str:
-    """As much of a text as is no wider than `width` pixels."""
+    """The part of a text that fits into `width` pixels."""
     if pen.textlength(text, font=font) <= width:
         return text
     while text and pen.textlength(text + "…", font=font) > width:
@@ -68,7 +68,7 @@ def fitted_text(pen: ImageDraw.ImageDraw, text: str, font, width: int) -> str:
 
 
 class Film:
-    """An H.264 file that grows image by image; begun with the first one."""
+    """An H.264 file that is written image by image, opened with the first one."""
 
     def __init__(self, path: Path, rate: int = 20):
         self.path, self.rate = path, rate
@@ -76,7 +76,7 @@ class Film:
         self._container = self._stream = None
 
     def prepare(self) -> None:
-        """Do ahead what takes time: the first import, and its first drawing of text."""
+        """Does slow work ahead: the first import and the first rendering of text."""
         import av  # noqa: F401
 
         draw(np.zeros((SIZE, SIZE, 3), np.uint8), Caption("", 1, 1, 0))

@@ -21,7 +21,7 @@ TILT = np.deg2rad(50)  # from straight down: a level hand would meet the door
 
 
 def door_expert(sim: Simulation) -> np.ndarray:
-    """The SI end-effector delta [7] that brings the door closer to being open."""
+    """The SI end-effector delta [7] towards opening the door."""
     eef, latch, door = sim.eef_pose(), sim.pose("latch"), sim.pose("door")
     handle = latch[:3, 3] + latch[:3, :3] @ GRIP
     hinge = sim.joint("Door_hinge")
@@ -56,7 +56,7 @@ def door_expert(sim: Simulation) -> np.ndarray:
 
 
 def _approach(sim: Simulation, eef: np.ndarray, grasp: np.ndarray) -> np.ndarray:
-    """In along the hand's own axis once it is in line with the handle, and close there."""
+    """Moves in along the hand's axis once it is aligned with the handle, then closes."""
     error = delta_between(eef, grasp)
     way = grasp[:3, 2]
     aside = error[:3] - (error[:3] @ way) * way

@@ -28,7 +28,7 @@ def towards(sim: Simulation, eef: np.ndarray, goal: np.ndarray, gripper: float) 
 
 
 def home_yaw(eef: np.ndarray) -> float:
-    """How far a gripper that points down is turned from its home orientation, rad."""
+    """Yaw of a downward-pointing gripper relative to its home orientation, rad."""
     turned = eef[:3, :3] @ DOWN.T
     return float(np.arctan2(turned[1, 0], turned[0, 0]))
 
@@ -36,7 +36,7 @@ def home_yaw(eef: np.ndarray) -> float:
 def square_grip(
     eef: np.ndarray, block: np.ndarray, fold: int = 4, limit: float = np.deg2rad(65)
 ) -> np.ndarray:
-    """The downward orientation, square to the block, that is nearest to the present one.
+    """The downward orientation, aligned with the block, nearest to the current one.
 
     fold: how many of them there are in a full turn; limit: rad from the home orientation beyond
     which the next one is taken instead.
@@ -53,7 +53,7 @@ def square_grip(
 
 
 def free_grip(eef: np.ndarray, block: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Like `square_grip` for a cube, but rather the side where both open fingers have room.
+    """Like `square_grip` for a cube, but prefers the side where both open fingers have room.
 
     others: [N, 2] m, where things stand that they would come down on.
     """
@@ -81,7 +81,7 @@ def close_on(
     near: float = 0.05,
     tight: float = 0.015,
 ) -> np.ndarray:
-    """Towards a grip from above, and close the fingers there.
+    """Moves to a grasp from above and closes the fingers there.
 
     hover: m above the grip until the hand is over the object; near: the same from 4 cm aside on.
     tight: m aside; closer, the fingers go down around it.
@@ -104,7 +104,7 @@ def close_on(
 
 
 class Noise:
-    """Smooth random deviation of what is executed from what is recorded (DART, arXiv 1703.09327).
+    """Smooth random deviation of executed from recorded actions (DART, arXiv 1703.09327).
 
     scale: standard deviation in units of a full action (0.05 m, 0.5 rad); memory: AR(1) factor.
     """

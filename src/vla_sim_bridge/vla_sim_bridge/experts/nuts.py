@@ -23,7 +23,7 @@ HOVER = 0.07
 
 
 def nut_expert(sim: Simulation, nut: str = "SquareNut", peg: str = "peg1") -> np.ndarray:
-    """The SI end-effector delta [7] that brings the nut closer to lying around the peg."""
+    """The SI end-effector delta [7] towards placing the nut around its peg."""
     eef, now, post = sim.eef_pose(), sim.pose(nut), sim.position(peg)
     aside = post[:2] - now[:2, 3]
     off, height = float(np.linalg.norm(aside)), now[2, 3]
@@ -75,7 +75,7 @@ def nuts_expert(sim: Simulation) -> np.ndarray:
 
 
 def _grip(nut: np.ndarray) -> np.ndarray:
-    """Across the handle, so that it can be turned towards the robot afterwards if at all."""
+    """A grasp across the handle that leaves room to turn it towards the robot."""
     hand = np.arctan2(-nut[1, 0], -nut[0, 0])
     if not GRIP_FROM < hand < GRIP_TO:
         hand -= np.sign(hand) * np.pi
@@ -83,7 +83,7 @@ def _grip(nut: np.ndarray) -> np.ndarray:
 
 
 def _level(nut: np.ndarray, eef: np.ndarray, post: np.ndarray, nut_name: str) -> np.ndarray:
-    """The nut flat and turned, as it fits its peg, such that the arm is least stretched."""
+    """The nut's flat pose on its peg, in the symmetric rotation that stretches the arm least."""
     fold = 4 if nut_name == "SquareNut" else 12
     yaw, hand = np.arctan2(nut[1, 0], nut[0, 0]), home_yaw(eef)
     if hand < WRIST_FROM - 0.2:

@@ -13,7 +13,8 @@ from vla_sim_bridge.tasks.pick_place import FLOOR, ORDER, in_bin
 
 @dataclass(frozen=True)
 class Grip:
-    """above: m over the thing's centre. half: m, of its height. fold: ways to take it."""
+    """above: m over the object's centre. half: half its height in m. fold: number of equivalent
+    grasps."""
 
     above: float
     half: float
@@ -38,7 +39,7 @@ HOVER = 0.10
 
 
 def pick_place_expert(sim: Simulation) -> np.ndarray:
-    """The SI end-effector delta [7] that brings the next thing closer to its place."""
+    """The SI end-effector delta [7] towards moving the next object to its place."""
     eef = sim.eef_pose()
     for item in ORDER:
         if sim.holds(item):

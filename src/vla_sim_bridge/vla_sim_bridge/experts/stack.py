@@ -25,7 +25,7 @@ def stack_expert(
     stacked: float = 0.045,
     avoid: tuple[str, ...] = (),
 ) -> np.ndarray:
-    """The SI end-effector delta [7] that brings `moved` closer to lying on `base`.
+    """The SI end-effector delta [7] towards placing `moved` on `base`.
 
     stacked: m between the centres of the two when one lies on the other. avoid: objects that the
     open fingers should not come down on.
@@ -78,7 +78,7 @@ def stack_three_expert(sim: Simulation) -> np.ndarray:
 
 
 def lift_expert(sim: Simulation) -> np.ndarray:
-    """The cube well above the table."""
+    """Lifts the cube well above the table."""
     eef, cube = sim.eef_pose(), sim.pose("cube")
     if sim.holds("cube"):
         goal = eef.copy()
@@ -89,7 +89,7 @@ def lift_expert(sim: Simulation) -> np.ndarray:
 
 
 def grip_of(eef: np.ndarray, block: np.ndarray) -> np.ndarray:
-    """Where to close the fingers: lower, their tips would press on the table."""
+    """Height at which to close the fingers; lower, their tips would press on the table."""
     grasp = np.eye(4)
     grasp[:3, 3] = block[:3, 3] + [0, 0, 0.006]
     grasp[:3, :3] = square_grip(eef, block)

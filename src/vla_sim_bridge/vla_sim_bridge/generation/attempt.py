@@ -25,7 +25,7 @@ from vla_sim_bridge.generation.perturbation import Perturbation
 
 @dataclass
 class Attempt:
-    """What came of an attempt.
+    """The result of an attempt.
 
     outcome: "success", or why it failed: "no_SIGNAL" where a subtask's signal never came,
     "unsettled" where success did not last, the name of a task's own wrong end, else "timeout".
@@ -42,7 +42,7 @@ class Attempt:
 def make_attempt(
     sim: Simulation, config: GenerateConfig, index: int, sources: list | None = None
 ) -> Attempt:
-    """Play attempt `index`; sources: what MimicGen's method starts from."""
+    """Runs attempt `index`; sources: source demonstrations for MimicGen."""
     rng = episode_rng("generate", config.seed, index)
     sim.reset(rng)
     steps, horizon = _policy(sim, config, rng, sources)
@@ -79,7 +79,7 @@ def make_attempt(
 
 
 def _policy(sim, config, rng, sources) -> tuple[Iterator, int]:
-    """Pairs of (action to record, action to execute), and how many steps there may be."""
+    """Pairs of (action to record, action to execute), and the maximum number of steps."""
     from vla_sim_bridge.experts import expert_for
     from vla_sim_bridge.experts.motion import Noise
     from vla_sim_bridge.mimicgen.method import MimicGenConfig, mimicgen_policy
@@ -100,7 +100,7 @@ def _expert_steps(sim, noise, expert):
 
 
 def _rest(sim: Simulation):
-    """After the last step of a policy that ends: no motion, for as long as settling may take."""
+    """No motion after the last step of a policy, for the settling time."""
     for _ in range(2 * SETTLE_STEPS):
         still = np.array([0, 0, 0, 0, 0, 0, sim.gripper])
         yield still, still

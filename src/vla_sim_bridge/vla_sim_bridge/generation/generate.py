@@ -66,7 +66,7 @@ def generate(
     ray_address: str | None = None,
     start_workers: Callable[..., Workers] | None = None,
 ) -> Path:
-    """Generate `config.episodes` successes into `output`/demo.hdf5 and return that path.
+    """Generates `config.episodes` successes into `output`/demo.hdf5 and returns that path.
 
     parallel: workers; None or -1 for one per core, of the Ray cluster where there is one.
     ray_address: of a Ray cluster, or "local". start_workers: called with what makes the function
@@ -105,7 +105,7 @@ def generate(
 
 
 def _unclaim(output: Path) -> None:
-    """A request that could not be begun leaves nothing, so that a corrected one may follow."""
+    """Removes the traces of a request that could not start, so that a corrected one can."""
     with contextlib.suppress(OSError):
         if not any((output / "parts").iterdir()):
             (output / "parts").rmdir()
@@ -114,7 +114,7 @@ def _unclaim(output: Path) -> None:
 
 
 def _fill(config, parts: Path, final: Path, start, report) -> None:
-    """Play attempts until there are enough, and merge them."""
+    """Runs attempts until there are enough successes, and merges them."""
     ledger = recall(parts)
     before, begun, deaths = ledger.good, time.perf_counter(), 0
 
@@ -162,7 +162,7 @@ def _work(config, parts: Path, ledger: Shards, start, tell) -> None:
 
 
 def _worth_starting(config, ledger: Shards, running: int, workers: Workers) -> bool:
-    """Enough are under way when all that is known and running would be more than is wanted."""
+    """Whether another attempt may still be needed, given those known and running."""
     return not running or ledger.good + running < config.episodes + workers.count
 
 
@@ -174,7 +174,8 @@ def _starter(parallel: int | None, ray_address: str | None) -> Callable[..., Wor
 
 
 def _make_play(config: GenerateConfig, sources, parts: str | None) -> Callable[[int], Any]:
-    """What a worker plays attempts with: index -> (outcome, content, whether it is stored).
+    """A worker's function that runs attempts: index -> (outcome, content, whether it is
+    stored).
 
     parts: where the worker itself stores what it made; None: the caller does.
     """

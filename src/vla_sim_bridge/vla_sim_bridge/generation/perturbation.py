@@ -26,7 +26,7 @@ PUSH = (0.4, 0.9)  # m/s; friction 1 stops that within 1 to 4 cm
 
 @dataclass(frozen=True)
 class Perturbation:
-    """What happens in an episode; kind "" for nothing.
+    """The perturbation of an episode; kind "" for none.
 
     at: control step; steps: how many; action: [6] SI, executed instead of the expert's; velocity:
     [2] m/s of the object named.
@@ -41,7 +41,7 @@ class Perturbation:
 
     @classmethod
     def draw(cls, config: GenerateConfig, sim: Simulation, index: int) -> Perturbation:
-        """From a source of chance of its own: the episode is else the one without recovery."""
+        """Draws from its own random generator; the rest of the episode is unchanged."""
         rng = episode_rng("recovery", config.seed, index)
         if rng.random() >= config.recovery:
             return cls()
@@ -59,7 +59,7 @@ class Perturbation:
         return cls("knock", at, steps, tuple((way * ACTION_SCALE).tolist()))
 
     def disturb(self, sim: Simulation, step: int, action: np.ndarray) -> np.ndarray:
-        """What is executed at a control step instead of `action` [7]."""
+        """The executed action of a control step, instead of `action` [7]."""
         if not self.at <= step < self.at + self.steps:
             return action
         if self.kind == "nudge":
@@ -69,7 +69,7 @@ class Perturbation:
         return np.append(self.action, action[6])
 
     def attributes(self) -> dict:
-        """Of the demonstration: `recovery`, and what happened as JSON."""
+        """Attributes of the demonstration: `recovery`, and the perturbation as JSON."""
         if not self.kind:
             return {}
         what = {k: v for k, v in vars(self).items() if v}

@@ -31,7 +31,7 @@ GOOD, BAD, NOTE = ".hdf5", ".failure.hdf5", ".failed"
 
 
 class Shards:
-    """Outcomes by attempt number; knows in constant time how far it is.
+    """Outcomes by attempt number, with progress in constant time.
 
     The episodes kept are the first successes by number, so an attempt counts only once every
     earlier one is known: `through` is that frontier, `kept` the successes before it.
@@ -61,7 +61,7 @@ class Shards:
         return self.kept >= wanted
 
     def take(self) -> int:
-        """The lowest attempt that is neither known nor under way; it is under way from now on."""
+        """Takes the lowest attempt that is neither known nor running."""
         while self._next in self.outcomes or self._next in self._started:
             self._next += 1
         self._started.add(self._next)
@@ -69,7 +69,7 @@ class Shards:
 
 
 def to_bytes(episode: Episode, compression: str | None) -> bytes:
-    """An episode as an HDF5 file, made in memory: writing it is one plain write."""
+    """An episode as an HDF5 file in memory, so that writing is one plain write."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         write_episode(file.create_group("demo"), episode, compression)
@@ -77,7 +77,7 @@ def to_bytes(episode: Episode, compression: str | None) -> bytes:
 
 
 def store(parts: Path, index: int, outcome: str, content: bytes | None) -> None:
-    """Keep what an attempt came to; whatever happens, a file is there whole or not at all.
+    """Stores an attempt's result atomically.
 
     Raises OSError where it cannot be written, and leaves nothing behind.
     """
@@ -95,7 +95,7 @@ def _put(path: Path, content: bytes) -> None:
 
 
 def recall(parts: Path) -> Shards:
-    """What was made before. What a killed call was writing is removed."""
+    """Loads earlier results and removes what a killed call left half-written."""
     outcomes: dict[int, str] = {}
     remove_leftovers(parts)
     for entry in list(os.scandir(parts)):
@@ -113,11 +113,13 @@ def _index(name: str) -> int:
 
 
 class DamagedPartError(Exception):
-    """A part that cannot be read (a power cut, say); it is removed, to be made again."""
+    """A shard that cannot be read (after a power cut, for example); it is removed and made
+    again."""
 
 
 def merge(config, parts: Path, ledger: Shards, final: Path) -> dict:
-    """All parts into `final` in the order of attempts; returns the statistics, also beside it."""
+    """Merges all shards into `final` in order of attempts; returns the statistics, also stored
+    beside it."""
     good = sorted(i for i, outcome in ledger.outcomes.items() if outcome == "success")
     kept = good[: config.episodes]
     attempts = kept[-1] + 1
@@ -166,7 +168,7 @@ def _readable(path: Path) -> bool:
 
 
 def summarise(task: str, lengths: list[int], attempts: int, outcomes: Mapping[int, str]) -> dict:
-    """Figures of a dataset: rate of generation with its Wilson interval, lengths, failures."""
+    """Statistics of a dataset: success rate with its Wilson interval, lengths, failures."""
     low, high = wilson_interval(len(lengths), attempts)
     reasons = Counter(outcomes[i] for i in range(attempts) if outcomes[i] != "success")
     p5, median, p95 = np.percentile(lengths, [5, 50, 95])
@@ -189,7 +191,7 @@ def summarise(task: str, lengths: list[int], attempts: int, outcomes: Mapping[in
 
 @contextlib.contextmanager
 def alone(output: Path) -> Iterator[None]:
-    """No other process works in `output`, which is made, as long as this lasts."""
+    """Makes `output` and ensures that no other process works in it during this block."""
     if output.exists() and not output.is_dir():
         raise DataError(f"{output} is a file", "choose another --output")
     output.mkdir(parents=True, exist_ok=True)
@@ -206,7 +208,7 @@ def alone(output: Path) -> Iterator[None]:
 
 
 def claim(output: Path, wanted: Mapping, defaults: Mapping) -> None:
-    """Note what this folder is for, and refuse to mix two different requests in one.
+    """Records the request of this folder; refuses to mix two requests in one.
 
     defaults: what an option means that a note of an earlier version does not have.
     """

@@ -19,22 +19,22 @@ Result = tuple[int, Any]  # a number handed to `start`, and what `play` made of 
 
 
 class WorkerDiedError(Exception):
-    """A worker ended (out of memory, a machine switched off); what it was at has to be redone."""
+    """A worker ended (out of memory, a machine switched off); its work must be redone."""
 
 
 class Workers(Protocol):
-    """Plays numbers, `count` at a time."""
+    """Runs attempts by number, `count` at a time."""
 
     count: int
 
     def start(self, index: int) -> None:
-        """Begin with `index`."""
+        """Starts attempt `index`."""
 
     def finished(self) -> list[Result]:
-        """Wait for at least one; errors of `play` are raised, and WorkerDiedError."""
+        """Waits for at least one result; raises errors of `play`, and WorkerDiedError."""
 
     def close(self) -> None:
-        """Stop, what is under way included."""
+        """Stops all work, including running attempts."""
 
 
 def _one_thread() -> None:
@@ -61,7 +61,7 @@ def _play_in_process(index: int):
 
 
 class Processes:
-    """On this machine. make: makes `play` once in each process; both must be picklable."""
+    """Local worker processes. make: makes `play` once in each process; both must be picklable."""
 
     def __init__(self, make: Callable[[], Callable[[int], Any]], count: int):
         self.count = count
@@ -86,7 +86,8 @@ class Processes:
 
 
 def _reach(address: str) -> None:
-    """Ray itself tries for minutes, and then ends the process."""
+    """Checks the address first, because Ray itself retries for minutes and then ends the
+    process."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon:
         if address in ("local", "auto"):

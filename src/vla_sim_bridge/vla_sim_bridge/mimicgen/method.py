@@ -27,7 +27,7 @@ SELECTIONS: tuple[str, ...] = get_args(Selection)
 
 @dataclass(frozen=True)
 class MimicGenConfig:
-    """The method's settings; defaults are the paper's where it has one.
+    """The method's settings; defaults are the paper's where given.
 
     noise: standard deviation of executed actions in full actions (0.05 m, 0.5 rad).
     step_length: m; joining two segments takes at least this many steps more, so that the arm can
@@ -66,7 +66,7 @@ def mimicgen_policy(
     rng: np.random.Generator,
     config: MimicGenConfig | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """One attempt: yields (action to record, action to execute), both SI [7], until it ends.
+    """Runs one attempt: yields (action to record, action to execute), both SI [7].
 
     The caller executes each action before asking for the next.
     """
@@ -118,7 +118,8 @@ def _disturb(action: np.ndarray, rng: np.random.Generator, config: MimicGenConfi
 
 
 def _join(start: np.ndarray, goal: np.ndarray, config: MimicGenConfig) -> np.ndarray:
-    """Poses strictly between two segments: as many as the way needs, over what may stand there."""
+    """Poses strictly between two segments, as many as the distance needs, passing above
+    obstacles."""
     away = float(np.linalg.norm(goal[:3, 3] - start[:3, 3]))
     steps = config.interpolation_steps
     if config.step_length:
@@ -136,7 +137,7 @@ def _action(sim: Simulation, pose: np.ndarray, gripper: float) -> np.ndarray:
 
 
 def _randomised(source: SourceDemo, ends: list[int], subtasks, rng) -> list[tuple[int, int]]:
-    """Segments [begin, end), inner boundaries moved by a random offset, never empty.
+    """Segments [begin, end) with inner boundaries moved by a random offset, never empty.
 
     A quick demonstration may open the gripper within the offset: the boundary goes at most half
     the way there, so that the next segment still has an approach of its own.
@@ -155,7 +156,7 @@ def _randomised(source: SourceDemo, ends: list[int], subtasks, rng) -> list[tupl
 
 
 def _select(sim, sources, cuts, i, subtask, rng, config):
-    """A source demonstration for subtask `i`, its segment, and what carries it over.
+    """A source demonstration for subtask `i`, its segment, and the transform that adapts it.
 
     Distances count 1 m as much as 1 rad, among the `nearest` chance decides: as in the paper.
     """
@@ -186,7 +187,7 @@ def _select(sim, sources, cuts, i, subtask, rng, config):
 def _carry(
     subtask: Subtask, objects, eef, source: SourceDemo, begin, end, config, base
 ) -> np.ndarray:
-    """What moves the source segment [begin, end) to the object's present pose.
+    """The transform from the source segment [begin, end) to the object's current pose.
 
     Among the object's rotational symmetries the nearest to the gripper is taken (1 rad counts as
     much as 0.2 m), unless a finger would come down on another object there, or the way leads
@@ -214,7 +215,7 @@ def _carry(
 
 
 def _beyond_reach(carry, source: SourceDemo, begin, end, config, base) -> float:
-    """How much further from the robot's base than `reach` the carried segment leads [m]."""
+    """How far the adapted segment exceeds `reach` from the robot's base [m]."""
     if not config.reach:
         return 0.0
     way = (carry @ source.eef_pose[begin:end])[:, :2, 3]

@@ -30,7 +30,7 @@ Reply = tuple[dict, dict[str, np.ndarray]]
 
 
 def find_python() -> str:
-    """The interpreter that the user named."""
+    """The Python interpreter named by the user."""
     given = os.environ.get(PYTHON_VARIABLE, "")
     remedy = (
         f"set {PYTHON_VARIABLE}, or --mimicgen-python, to the Python of an environment "
@@ -46,7 +46,7 @@ def find_python() -> str:
 
 @lru_cache
 def installed(python: str) -> dict:
-    """Versions and `environments` there, asked once."""
+    """Versions and `environments` in the other Python, requested once."""
     process = MimicgenProcess(python)
     try:
         return process.about
@@ -55,7 +55,7 @@ def installed(python: str) -> dict:
 
 
 class MimicgenProcess:
-    """One server. After its death or silence every call raises the same error."""
+    """One server process. After its death or silence every call raises the same error."""
 
     def __init__(self, python: str, command: Sequence[str] | None = None):
         """command: in place of `python` and our server script."""
@@ -97,7 +97,8 @@ class MimicgenProcess:
         timeout: float | None = None,
         **request,
     ) -> Reply:
-        """One request, its reply. An error there is a VlaError here; the server lives on.
+        """One request and its reply. An error there becomes a VlaError here; the server stays
+        alive.
 
         timeout: s, `QUICK` unless told.
         """
@@ -124,7 +125,7 @@ class MimicgenProcess:
         return header, out
 
     def close(self) -> None:
-        """End it, however it is."""
+        """Ends it in any state."""
         self._broken = self._broken or f"{PACKAGE}'s process ({self.python}) was closed"
         self._kill()
         for pipe in (self._process.stdin, self._process.stdout, self._log):
@@ -177,7 +178,7 @@ class MimicgenProcess:
         return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
     def _last_words(self) -> str:
-        """The end of what it printed, on one line."""
+        """The end of its output, on one line."""
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - 4000))
         lines = self._log.read().decode(errors="replace").split("\n")
@@ -187,6 +188,6 @@ class MimicgenProcess:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what would make the other Python import our packages instead of its own."""
+    """Our environment without what would make the other Python import our packages."""
     ours = ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
     return {name: value for name, value in os.environ.items() if name not in ours}

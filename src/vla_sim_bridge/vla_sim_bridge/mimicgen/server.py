@@ -32,11 +32,11 @@ ROBOT, ROBOSUITE = "Panda", "1.4"
 
 
 class FrameError(Exception):
-    """What came over the pipe is no frame."""
+    """Data from the pipe that is not a frame."""
 
 
 def write_frame(send, header, arrays=None):
-    """send: takes all of some bytes. header: dict. arrays: name -> array of one of `TYPES`."""
+    """send: writes all of the bytes. header: dict. arrays: name -> array of one of `TYPES`."""
     arrays = {n: np.ascontiguousarray(a) for n, a in (arrays or {}).items()}
     listed = [[n, a.dtype.name, list(a.shape)] for n, a in arrays.items()]
     text = json.dumps({**header, "arrays": listed}).encode()
@@ -44,7 +44,7 @@ def write_frame(send, header, arrays=None):
 
 
 def read_frame(receive):
-    """receive: gives exactly so many bytes. Returns the header and its arrays by name."""
+    """receive: returns exactly this many bytes. Returns the header and its arrays by name."""
     magic, length = HEAD.unpack(receive(HEAD.size))
     if magic != MAGIC or length > MAX_HEADER:
         raise FrameError(f"the frame begins with {magic!r}")
@@ -65,17 +65,17 @@ def read_frame(receive):
 
 
 class Refusal(Exception):
-    """What is wrong, in the words that the user reads; then what to do, if that is known."""
+    """A problem in words for the user, and a remedy if known."""
 
 
 class World:
-    """At most one environment; a method for each request `do`."""
+    """At most one environment, with a method for each request `do`."""
 
     def __init__(self):
         self.env = None
 
     def hello(self, request, arrays):
-        """Versions, and every environment that robosuite knows once the package is imported."""
+        """Versions, and every environment that robosuite knows after importing the package."""
         package = request["package"]
         try:
             import mujoco
@@ -154,7 +154,7 @@ class World:
         return self._now()
 
     def _now(self):
-        """Success, and where the robot is: m and rotation matrices in the world."""
+        """Success, and the robot's pose: m and rotation matrices in the world."""
         sim, robot = self.env.sim, self.env.robots[0]
         where = {
             "eef_position": sim.data.site_xpos[robot.eef_site_id],
@@ -168,7 +168,7 @@ class World:
 
 
 def serve(world, receive, send):
-    """Answer until the pipe ends. An error is told and not died of."""
+    """Answers until the pipe ends. Errors are reported and survived."""
     requests = ("hello", "make", "reset", "step", "render", "state", "set_state")
     while True:
         request, arrays = read_frame(receive)
@@ -187,7 +187,7 @@ def serve(world, receive, send):
 
 
 def main():
-    """Requests on standard input, replies on what was standard output; prints go to stderr."""
+    """Requests on stdin, replies on the original stdout; prints go to stderr."""
     out = os.fdopen(os.dup(1), "wb", 0)
     os.dup2(2, 1)
 

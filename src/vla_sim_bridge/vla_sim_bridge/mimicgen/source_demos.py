@@ -21,7 +21,7 @@ Recorded = tuple[np.ndarray, np.ndarray, dict]  # states, actions, scene
 
 @dataclass
 class SourceDemo:
-    """T steps of a demonstration, as the method needs them (poses: [T, 4, 4], world, m)."""
+    """T steps of a demonstration in the form the method needs (poses: [T, 4, 4], world, m)."""
 
     eef_pose: np.ndarray
     target_pose: np.ndarray
@@ -33,7 +33,7 @@ class SourceDemo:
         return len(self.gripper)
 
     def boundaries(self, subtasks: tuple[Subtask, ...]) -> list[int]:
-        """End index of each subtask: one past the step where its signal rose."""
+        """End index of each subtask: one past the step where its signal appeared."""
         ends, at = [], 0
         for i, subtask in enumerate(subtasks):
             if subtask.signal is None:
@@ -53,7 +53,7 @@ class SourceDemo:
 
 
 def load_sources(sim: Simulation, path: str | None) -> list[SourceDemo]:
-    """Source demonstrations from a file; None: the human's that ships for the task."""
+    """Source demonstrations from a file; None: the human one shipped for the task."""
     return pose_sources(sim, read_sources(sim.task, path))
 
 
@@ -111,7 +111,7 @@ def pose_sources(sim: Simulation, recorded: list[Recorded]) -> list[SourceDemo]:
 
 
 def source_from_states(sim: Simulation, states: np.ndarray, actions: np.ndarray) -> SourceDemo:
-    """Pose the simulation in every recorded state and read what the method needs."""
+    """Sets the simulation to every recorded state and reads what the method needs."""
     si = from_robosuite(actions)
     eef, target, objects, signals = [], [], [], []
     for state, action in zip(states, si, strict=True):

@@ -16,7 +16,7 @@ from vla_sim_bridge.tasks import Language, Scene, Task
 
 
 class MimicgenWorld(WorldBase):
-    """Runs in the other Python. Success is the environment's own rule, at each moment.
+    """A world in the other Python. Success is the environment's own rule, at each moment.
 
     Frames and units as in `Simulation`. robosuite 1.4's OSC_POSE scales actions as 1.5's does
     (0.05 m, 0.5 rad, gripper -1 open) but takes deltas in the axes of the world.
@@ -60,7 +60,7 @@ class MimicgenWorld(WorldBase):
     # -- an episode ---------------------------------------------------------------------------
 
     def reset(self, rng: np.random.Generator) -> None:
-        """Start an episode; the global generators over there are seeded from `rng`."""
+        """Starts an episode; the global generators of the other Python are seeded from `rng`."""
         seed = int(rng.integers(2**32))
         self._sign = QuaternionSign()
         self._take(*self._process.ask("reset", timeout=SLOW, seed=seed))
@@ -100,7 +100,7 @@ class MimicgenWorld(WorldBase):
         return self._process.ask("state")[1]["state"]
 
     def set_mujoco_state(self, state: np.ndarray) -> None:
-        """Put the world into a recorded state of the same model."""
+        """Sets a recorded state of the same model."""
         state = np.asarray(state, np.float64)
         self._sign = QuaternionSign()
         self._take(*self._process.ask("set_state", {"state": state}))

@@ -48,7 +48,7 @@ class Operator:
         self.status = msg
 
     def poll(self, seen: bool) -> bool:
-        """seen: whether the model has answered to the new scene, where that is waited for."""
+        """seen: whether the model has answered for the new scene, if that is awaited."""
         now = time.monotonic()
         if self.ready:
             return True

@@ -33,7 +33,7 @@ class Heard:
 
 
 class TwistController:
-    """Velocities, each held until the next one or until it is `TIMEOUT` old."""
+    """Velocities, each held until the next one or until it is older than `TIMEOUT`."""
 
     def __init__(self, base: str = "base", tool: str = "tool", timeout: float = TIMEOUT):
         self.base, self.tool, self.timeout = base, tool, timeout
@@ -73,7 +73,7 @@ class TwistController:
 
 
 class PoseController:
-    """Targets, without a time-out: the arm goes on to the last one, however old."""
+    """Targets without a time-out: the arm keeps moving to the last one."""
 
     def __init__(self, base: str = "base", timeout: float = TIMEOUT):
         self.base, self.timeout = base, timeout

@@ -15,7 +15,7 @@ RESENDS = 3  # copies over the time-out, should the frame or its answer have bee
 
 
 class Verdict(Enum):
-    """What is to be done now."""
+    """What to do next."""
 
     WAIT = "wait"
     EXECUTE = "execute"
@@ -25,7 +25,7 @@ class Verdict(Enum):
 
 @dataclass
 class LockStep:
-    """One frame at a time.
+    """Waits for the answer to one frame at a time.
 
     Copies of a frame show the same scene, so the answer to any of them counts, however slow the
     model. `start_timeout` holds until the first answer ever (a model takes its time to load),
@@ -53,7 +53,7 @@ class LockStep:
         return self.action_timeout if self.started else self.start_timeout
 
     def sent(self, stamp: int, now: float) -> None:
-        """A frame, or a copy of the one that is out, was published with this stamp."""
+        """Records a published frame, or a copy of the current one, with this stamp."""
         if not self._sent:
             self._begun, self._mismatches, self.other_instruction = now, 0, ""
         self._sent[stamp] = now
@@ -61,15 +61,15 @@ class LockStep:
         self._resend_at = now + pause
 
     def withdraw(self) -> None:
-        """No answer to the frame that is out is wanted any more."""
+        """The current frame needs no answer any more."""
         self._sent.clear()
 
     def resend_now(self, now: float) -> None:
-        """Something changed (a model came up): don't wait for the next copy's turn."""
+        """Resends without waiting for the next copy's time (after a model has started)."""
         self._resend_at = min(self._resend_at, now)
 
     def judge(self, stamp: int, instruction: str, expected: str, now: float) -> Verdict:
-        """A chunk came in: EXECUTE it, or WAIT on."""
+        """Takes a chunk: EXECUTE it, or WAIT on."""
         if stamp not in self._sent:
             self.ignored += 1
             return Verdict.WAIT
@@ -87,7 +87,7 @@ class LockStep:
         return Verdict.EXECUTE
 
     def poll(self, now: float) -> Verdict:
-        """Time has passed: WAIT on, RESEND the frame, or give up as TOO_LATE."""
+        """Checks the time: WAIT on, RESEND the frame, or give up as TOO_LATE."""
         if not self._sent:
             return Verdict.WAIT
         if now - self._begun >= self.timeout:
@@ -95,5 +95,5 @@ class LockStep:
         return Verdict.RESEND if now >= self._resend_at else Verdict.WAIT
 
     def waited(self, now: float) -> float:
-        """Seconds since the frame that is out was first sent."""
+        """Seconds since the current frame was first sent."""
         return now - self._begun if self._sent else 0.0

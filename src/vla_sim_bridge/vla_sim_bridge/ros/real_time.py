@@ -14,7 +14,8 @@ import numpy as np
 
 @dataclass
 class RealTime:
-    """The newest chunk and the place in it. Times in seconds of any one clock; `dt` of a step."""
+    """The newest chunk and the current step in it. Times in seconds of any one clock; `dt` of a
+    step."""
 
     dt: float
     held: int = 0  # periods without a step to execute
@@ -26,11 +27,11 @@ class RealTime:
     _next: float | None = None
 
     def restart(self, now: float) -> None:
-        """A new episode: what was predicted for frames before `now` is void."""
+        """A new episode: predictions for frames before `now` are void."""
         self._actions, self._at, self._stamp, self._next = np.zeros((0, 7)), 0, now, None
 
     def accept(self, stamp: float, actions: np.ndarray, now: float) -> bool:
-        """A chunk for the frame of `stamp` arrived; whether it replaces the one in hand."""
+        """Takes a chunk for the frame of `stamp`; returns whether it replaces the current one."""
         if stamp < self._stamp:
             self.ignored += 1
             return False
@@ -40,7 +41,7 @@ class RealTime:
         return True
 
     def period(self, now: float) -> np.ndarray | None:
-        """A control period begins: the step to execute, or None to hold."""
+        """Starts a control period: the step to execute, or None to hold."""
         if self._next is not None and now - self._next > self.dt:
             late = int((now - self._next) / self.dt)
             self.missed += late

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 class _Stop:
-    """Ctrl-C and SIGTERM: raise while loading, later only ask, so that results can be written."""
+    """Ctrl-C and SIGTERM raise while loading; later they only request a stop, so that results
+    are written."""
 
     def __init__(self):
         self.number = 0

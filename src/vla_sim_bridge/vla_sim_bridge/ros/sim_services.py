@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class SimServices:
-    """Refusals are told in the answer; nothing a caller sends ends the run."""
+    """Refusals are reported in the response; no request ends the run."""
 
     def __init__(self, node: SimNode):
         self.node = node

@@ -110,7 +110,7 @@ class SimSettings:
             )
 
     def steps_of(self, chunk: int) -> int:
-        """Lock step: how many of a chunk's steps are executed; VlaError if it has fewer."""
+        """Lock step: number of steps of a chunk to execute; VlaError if it has fewer."""
         if self.execute_steps > chunk:
             raise VlaError(
                 f"execute_steps is {self.execute_steps}, but the model's chunks have {chunk}",
@@ -119,7 +119,7 @@ class SimSettings:
         return self.execute_steps or min(USUAL_STEPS, chunk)
 
     def output_folder(self) -> Path:
-        """Where results go; refuses one that cannot be made, or holds some, which are kept."""
+        """The results folder; refuses one that cannot be made or already contains results."""
         name = self.output or f"results/{self.task}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
         folder = Path(name).expanduser().absolute()
         above = next(p for p in (folder, *folder.parents) if p.exists())

@@ -32,16 +32,16 @@ class SimTopics:
 
     @property
     def viewers(self) -> int:
-        """How many subscribe to the images."""
+        """Number of subscribers to the images."""
         return self._image.get_subscription_count()
 
     def now(self) -> int:
-        """A stamp that was never given before."""
+        """A unique stamp."""
         self.last_stamp = max(self.time(), self.last_stamp + 1)
         return self.last_stamp
 
     def instruction(self, text: str) -> None:
-        """Published where it changed, latched for whoever comes later."""
+        """Publishes the instruction if it changed, latched for late subscribers."""
         if text != self._text:
             self._text = text
             self._instruction.publish(String(data=text))

@@ -30,7 +30,8 @@ TASKS: dict[str, Task] = {
 
 
 def get_task(name: str) -> Task:
-    """The task of that name (case-insensitive; without a variant: its D0), or what there is.
+    """The task of that name (case-insensitive; without a variant: D0), or an error listing the
+    known ones.
 
     `mimicgen/NAME` is the installed package's, see `mimicgen_package`.
     """

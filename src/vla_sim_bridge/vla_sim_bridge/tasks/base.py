@@ -21,7 +21,7 @@ Rule = Callable[["Simulation"], bool]  # a question about the world at this mome
 
 @dataclass(frozen=True)
 class Subtask:
-    """A stretch of a demonstration that is tied to one object (MimicGen, arXiv 2310.17596).
+    """A segment of a demonstration that refers to one object (MimicGen, arXiv 2310.17596).
 
     object: name of the reference object (or role), whose frame the motion is carried over in.
     signal: name of the termination signal; None for the last subtask, which runs to the end.
@@ -52,7 +52,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where something may stand at the start: m from its reference point, yaw in rad.
+    """Where an object may start: m from its reference point, yaw in rad.
 
     yaw: None for any.
     """
@@ -63,13 +63,13 @@ class Placement:
 
 
 def plain_scene(rng: np.random.Generator) -> Scene:
-    """Nothing but poses varies."""
+    """A scene in which only poses vary."""
     return Scene()
 
 
 @dataclass(frozen=True)
 class Task:
-    """A page of data that makes a task.
+    """The data that define a task.
 
     env: name of the robosuite environment, or of one of ours (`environments.py`); `make`: further
         arguments of it.
@@ -125,11 +125,11 @@ class Task:
     horizon: int = 200
 
     def instruct(self, rng: np.random.Generator, scene: Scene, language: Language) -> str:
-        """A sentence for the scene: trained on, held out from training, or as people type."""
+        """An instruction for the scene: trained on, held out, or as people type."""
         return self.sentences(language)(rng, scene)
 
     def sentences(self, language: str) -> Callable[[np.random.Generator, Scene], str]:
-        """What draws the sentences of a language; VlaError where the task has none of it."""
+        """The function that draws sentences of a language; VlaError if the task has none."""
         drawn = {
             "train": self.draw_instruction,
             "held-out": self.draw_held_out,

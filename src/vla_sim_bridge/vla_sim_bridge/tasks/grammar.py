@@ -16,13 +16,13 @@ SLOT = re.compile(r"{(\w+)}")
 
 @dataclass(frozen=True)
 class Grammar:
-    """templates: each as likely as the other. words: slot -> synonyms, each as likely."""
+    """templates: all equally likely. words: slot -> synonyms, all equally likely."""
 
     templates: tuple[str, ...]
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def draw(self, rng: np.random.Generator, **values: str) -> str:
-        """A sentence; `values` fill the slots that the scene decides."""
+        """A random sentence; `values` fill the slots that the scene determines."""
         template = self.templates[rng.integers(len(self.templates))]
 
         def fill(slot: re.Match) -> str:
@@ -34,7 +34,7 @@ class Grammar:
         return SLOT.sub(fill, template)
 
     def for_scene(self) -> Callable[[np.random.Generator, Scene], str]:
-        """As `Task.draw_instruction` takes it, where the scene decides nothing."""
+        """The form of `Task.draw_instruction`, for scenes that determine nothing."""
         return lambda rng, scene: self.draw(rng)
 
     def sentences(self, **values: str) -> Iterator[str]:

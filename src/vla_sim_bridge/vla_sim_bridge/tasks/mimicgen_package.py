@@ -33,12 +33,12 @@ PUBLISHED: dict[str, tuple[str, int, str]] = {
 
 
 def published_names() -> list[str]:
-    """`mimicgen/Coffee_D1` and the like, whether or not the package is there."""
+    """`mimicgen/Coffee_D1` and the like, whether or not the package is installed."""
     return [f"{PREFIX}{t}_{v}" for t, (vs, *_) in PUBLISHED.items() for v in vs.split()]
 
 
 def mimicgen_task(name: str) -> Task:
-    """The task `mimicgen/NAME` (any case; without a variant: its D0) if the package has it.
+    """The task `mimicgen/NAME` (any case; without a variant: D0) if the package has it.
 
     Subtasks and reference objects are the package's business: this is for rollouts, not for
     generation. Starts the other Python, once per process.

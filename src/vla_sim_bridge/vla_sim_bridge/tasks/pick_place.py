@@ -34,7 +34,7 @@ HELD_OUT = Grammar(
 
 
 def in_bin(item: str) -> Rule:
-    """Within its compartment, as robosuite counts it, and let go of."""
+    """Within its compartment, as robosuite counts it, and released."""
 
     def rule(sim) -> bool:
         at, centre = sim.position(item), sim.position(f"{item}_bin")

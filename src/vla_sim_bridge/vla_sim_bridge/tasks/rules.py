@@ -23,7 +23,7 @@ def lifted(name: str, height: float) -> Rule:
 
 
 def on_top(upper: str, lower: str, height: float) -> Rule:
-    """`upper` was let go of and rests on `lower`, its centre higher by about `height`.
+    """`upper` is released and rests on `lower`, its centre higher by about `height`.
 
     Its centre must be over `lower`, within a half of `height`: else it would only lean there.
     """
@@ -48,7 +48,7 @@ def around(name: str, post: str, reach: float, below: float) -> Rule:
 
 
 def released(rule: Rule, *names: str) -> Rule:
-    """`rule`, and none of these is held."""
+    """`rule` holds, and none of these objects is held."""
     return lambda sim: rule(sim) and not any(sim.holds(n) for n in names)
 
 

@@ -54,7 +54,7 @@ def _two_colours(rng: np.random.Generator) -> Scene:
 
 
 def _sentence(rng: np.random.Generator, scene: Scene) -> str:
-    """`PICK the A NOUN PLACE B NOUN`: a block goes by its colour 5 times in 8, else by size."""
+    """`PICK the A NOUN PLACE B NOUN`: blocks are named by colour 5 times in 8, else by size."""
 
     def pick(*words: str) -> str:
         return str(rng.choice(words))

@@ -127,7 +127,7 @@ HELD_OUT = Grammar(
 
 
 def _train() -> Grammar:
-    """FRAMES with every pair of names, without the templates that can say what HELD_OUT says."""
+    """FRAMES with every pair of names, without templates that can produce HELD_OUT sentences."""
     held_out = set(HELD_OUT.sentences(a="A", b="B"))
     templates = []
     for frame, moved, base in product(FRAMES, MOVED, BASE):
