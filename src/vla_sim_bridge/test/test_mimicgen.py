@@ -242,5 +242,5 @@ def test_half_a_source_file_is_named(tmp_path):
     path = tmp_path / "half.hdf5"
     whole = (DEMONSTRATIONS / "stack_human.hdf5").read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"half\.hdf5 cannot be read"):
+    with pytest.raises(DataError, match=r"half\.hdf5 is not a readable robomimic file"):
         read_sources(get_task("Stack_D0"), str(path))

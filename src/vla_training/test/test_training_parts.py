@@ -26,6 +26,7 @@ from vla_inference.policies.openvla.preprocessing import center_crop
 from vla_inference.types import eef_delta_spec
 from vla_training.finetune.flops import forward_macs
 from vla_training.finetune.objective import Objective
+from vla_training.finetune.schedule import Schedule
 from vla_training.finetune.train_modules import prepare
 from vla_training.loader.augment import NEUTRAL, NUMBERS, Pixels, augment, draw
 from vla_training.loader.batch import Batch
@@ -194,6 +195,24 @@ def test_actions_of_another_length_are_refused():
     index = FrameIndex("odd", np.zeros((4, 6), np.float32), np.array([4]), {}, eef_delta_spec())
     with pytest.raises(DataError, match="have 6 dimensions, the model's 7"):
         mix([Source("odd")], [index], tiny())
+
+
+# -- how the learning rate goes ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "half", "end"), [("constant", 1, 1), ("linear", 0.5, 0)])
+def test_the_rate_rises_step_by_step_and_then_falls(kind, half, end):
+    schedule = Schedule(2e-3, kind, warmup=4 / 20, begin=1 / 4)
+    rising = [schedule.rate(step / 20) for step in range(5)]
+    assert rising == pytest.approx([0.5e-3, 1e-3, 1.5e-3, 2e-3, 2e-3])
+    assert schedule.rate(12 / 20) == pytest.approx(2e-3 * half)
+    assert schedule.rate(1.0) == pytest.approx(2e-3 * end)
+
+
+def test_a_cosine_is_half_way_down_in_the_middle():
+    schedule = Schedule(1.0, "cosine")
+    found = [schedule.rate(p) for p in (0, 0.25, 0.5, 1)]
+    assert found == pytest.approx([1, 0.5 + 0.5**1.5, 0.5, 0])
 
 
 # -- what the loss is taken of ----------------------------------------------------------------

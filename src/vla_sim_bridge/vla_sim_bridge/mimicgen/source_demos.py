@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from vla_inference.episodes.hdf5 import Demonstrations
 from vla_inference.episodes.robosuite import ACTION_SCALE, from_robosuite
 from vla_inference.errors import DataError, VlaError
 from vla_sim_bridge.envs.poses import apply_delta
@@ -67,37 +68,33 @@ def read_sources(task: Task, path: str | None) -> list[Recorded]:
             f"no demonstration of {task.name} ships here",
             "give --source FILE, which may be one that `vla generate` made",
         )
-    path = path or str(DEMONSTRATIONS / task.human)
+    data = Demonstrations(path or DEMONSTRATIONS / task.human)
     try:
-        with h5py.File(path, "r") as file:
-            groups = sorted(file["data"], key=lambda d: int(d.rsplit("_", 1)[1]))
-            recorded = [_read(path, name, file["data"][name]) for name in groups]
-    except (OSError, KeyError, ValueError, IndexError) as error:
+        return [_read(data.where(i), data.group(i)) for i in range(len(data))]
+    except (OSError, KeyError, ValueError) as error:
         raise DataError(
-            f"{path} cannot be read ({error})", "it may be truncated; give a robomimic HDF5 file"
+            f"{data.path} cannot be read ({error})",
+            "it may be truncated; give a robomimic HDF5 file",
         ) from error
-    if not recorded:
-        raise DataError(f"{path} has no demonstration", "give --source FILE with some")
-    return recorded
 
 
-def _read(path: str, name: str, demo: h5py.Group) -> Recorded:
+def _read(where: str, demo: h5py.Group) -> Recorded:
     for key in ("states", "actions"):
         if key not in demo:
-            raise DataError(f"{path}: {name} has no {key!r}", "record it with states")
+            raise DataError(f"{where} has no {key!r}", "record it with states")
     states, actions = demo["states"][:], demo["actions"][:]
     if actions.ndim != 2 or actions.shape[1] != 7 or not len(actions):
         raise DataError(
-            f"{path}: actions of {name} have shape {actions.shape}",
+            f"{where}: actions have shape {actions.shape}",
             "steps of 7 numbers are needed",
         )
     if states.ndim != 2 or len(states) != len(actions):
         raise DataError(
-            f"{path}: {name} has {len(actions)} actions and states of shape {states.shape}",
+            f"{where} has {len(actions)} actions and states of shape {states.shape}",
             "one state per action is needed",
         )
     if not (np.isfinite(states).all() and np.isfinite(actions).all()):
-        raise DataError(f"{path}: {name} has numbers that are not finite", "record it again")
+        raise DataError(f"{where} has numbers that are not finite", "record it again")
     return states, actions, json.loads(demo.attrs.get("scene", "{}"))
 
 

@@ -41,6 +41,14 @@ class Source:
         return open_dataset(self.path, **self.options)
 
 
+def held_out(episode: Any, share: float) -> Any:
+    """Whether episodes of these numbers, an array or a tensor, are for validation: every k-th."""
+    if share <= 0:
+        return episode < 0
+    every = max(2, round(1 / share))
+    return episode % every == every - 1
+
+
 @dataclass
 class FrameIndex:
     """All frames of a dataset by number, one episode after the other.
@@ -65,12 +73,8 @@ class FrameIndex:
         return episode, frame - (int(self.ends[episode - 1]) if episode else 0)
 
     def held_out(self, share: float) -> np.ndarray:
-        """Frames of every k-th episode, for validation: bool [N]"""
-        if share <= 0:
-            return np.zeros(len(self), bool)
-        every = max(2, round(1 / share))
-        episode = np.searchsorted(self.ends, np.arange(len(self)), side="right")
-        return episode % every == every - 1
+        """Frames of the episodes that are for validation: bool [N]"""
+        return held_out(np.searchsorted(self.ends, np.arange(len(self)), side="right"), share)
 
 
 def index_frames(

@@ -25,6 +25,7 @@ from vla_training.finetune.distributed import Place
 from vla_training.finetune.loop import Average, TrainingLoop
 from vla_training.loader.augment import Augmentation
 from vla_training.loader.batch import Batch
+from vla_training.loader.frame_index import held_out
 from vla_training.small_model.batches import Batches
 from vla_training.small_model.config import SMALL, TrainConfig
 from vla_training.small_model.frames import Frames, action_statistics
@@ -61,7 +62,7 @@ class Trainer:
         )
         self.statistics = {frames.name: self._statistics(frames)}
         self.batches = self.batches_of(frames)
-        last = self._held_out(frames)
+        last = held_out(frames.episode, config.validation)
         self.training = torch.nonzero(~last).flatten().to(device)
         self.held_out = torch.nonzero(last).flatten().to(device)
         if not len(self.training):
@@ -119,13 +120,6 @@ class Trainer:
             replace(frames, actions=everything, recorded=len(everything))
         )
         return {**statistics, "num_trajectories": sum(episodes)}
-
-    def _held_out(self, frames: Frames) -> Tensor:
-        """Every k-th episode is for validation: bool [N]."""
-        if not self.config.validation:
-            return torch.zeros(len(frames), dtype=torch.bool)
-        every = max(2, round(1 / self.config.validation))
-        return frames.episode % every == every - 1
 
     def batches_of(self, frames: Frames) -> Batches:
         """Frames, their actions normalised as those that are trained on."""
