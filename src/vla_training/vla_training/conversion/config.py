@@ -10,7 +10,7 @@ from vla_inference.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
-    """What becomes of the episodes.
+    """How to transform the episodes.
 
     remap: camera -> its new name, None to leave it out; "state" may be left out too.
     width, height: one of the two keeps the proportions, both squash.

@@ -31,7 +31,8 @@ AHEAD = 2  # episodes each worker may be ahead of the writing
 
 @dataclass
 class Converted:
-    """What was made. left_out: names of what the source holds and the result does not."""
+    """The result of a conversion. left_out: names in the source that the result does not
+    contain."""
 
     path: Path
     kind: str
@@ -55,7 +56,7 @@ def convert(
     workers: int | None = None,
     report: Callable[[int, int, int], None] = lambda *_: None,
 ) -> Converted:
-    """Write a dataset anew in the format `kind` (`writers.WRITERS`).
+    """Converts a dataset to the format `kind` (`writers.WRITERS`).
 
     reading, writing: options of the reader and of the writer. workers: None or -1 for one per
     core. report: called with episodes done, of how many, and frames done.
@@ -97,7 +98,7 @@ def _keep_apart(source: Path, output: Path) -> None:
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset as it can be opened in any process."""
+    """A dataset as any process can open it."""
 
     path: Path
     kind: str | None
@@ -116,7 +117,7 @@ class Work:
     encode: Callable[[Episode], Any]
 
     def episode(self, data: EpisodeSet, index: int) -> tuple[Any, int]:
-        """The encoded episode and its length; None where it has no step."""
+        """The encoded episode and its length; None if it has no step."""
         episode = self.change(data[index], f"{data.path}, episode {index}")
         return (self.encode(episode) if len(episode) else None), len(episode)
 
@@ -143,7 +144,7 @@ def _count(workers: int | None, episodes: int) -> int:
 
 
 def _encoded(work: Work, total: int, workers: int) -> Iterator[tuple[Any, int]]:
-    """Encoded episodes in order; only a few are held at a time."""
+    """Encoded episodes in order, with only a few in memory at a time."""
     if workers == 1:
         data = work.source.open()
         for index in range(total):

@@ -141,7 +141,7 @@ class ChangedImages(Mapping[str, np.ndarray]):
         return image
 
     def encoded(self, camera: str) -> bytes | None:
-        """As it is stored, where it is encoded there and keeps its size."""
+        """The stored encoded image, if it is encoded and keeps its size."""
         if self._change.resized or not hasattr(self._images, "encoded"):
             return None
         return self._images.encoded(self._change.cameras[camera])
@@ -159,7 +159,7 @@ class ChangedImages(Mapping[str, np.ndarray]):
 def _renamed(
     data: EpisodeSet, remap: Mapping[str, str | None], seen: Observation
 ) -> tuple[dict[str, str], list[str]]:
-    """New camera name -> old one, and what is left out on request."""
+    """New camera name -> old one, and the cameras dropped on request."""
     known = data.cameras()
     others = [STATE] if seen.state is not None else []
     for key, new in remap.items():

@@ -21,7 +21,7 @@ ANGLES = {"rotvec": ("rx", "ry", "rz"), "rpy": ("roll", "pitch", "yaw")}
 
 
 def spec_to_json(spec: ActionSpec) -> dict:
-    """All of a spec as plain JSON; `control` says that motion is relative to where the arm is."""
+    """A spec as plain JSON; `control` states that motion is relative to the arm's pose."""
     return {
         "control": "delta",
         "rotation": spec.rotation,
@@ -32,7 +32,7 @@ def spec_to_json(spec: ActionSpec) -> dict:
 
 
 def spec_from_json(given: Mapping, where: str) -> ActionSpec:
-    """Undoes `spec_to_json`; what is left out is that of an end-effector delta."""
+    """The inverse of `spec_to_json`; missing fields are those of an end-effector delta."""
     known = {"control", "rotation", "frame", "dt", "dims"}
     if unknown := set(given) - known:
         raise DataError(
@@ -60,7 +60,7 @@ def spec_from_json(given: Mapping, where: str) -> ActionSpec:
 
 
 def read_spec(path: Path) -> ActionSpec:
-    """That of an action_spec.json."""
+    """The spec in an action_spec.json."""
     try:
         given = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -104,7 +104,7 @@ def with_rotation(spec: ActionSpec, rotation: str) -> ActionSpec:
 
 
 def convert_rotation(actions: np.ndarray, old: ActionSpec, new: ActionSpec) -> np.ndarray:
-    """Actions [T, 7] of `old` -> those of `new`, which differ in rotation only; float64."""
+    """Actions [T, 7] of `old` as those of `new`, which may differ only in rotation; float64."""
     actions = np.array(actions, np.float64)
     if old.rotation != new.rotation:
         turns = _turns(actions[:, 3:6], old.rotation)
@@ -127,7 +127,7 @@ def _angles(turns: Rotation, rotation: str) -> np.ndarray:
 def join_actions(
     actions: np.ndarray, spec: ActionSpec, size: int, starts: np.ndarray | None = None
 ) -> np.ndarray:
-    """`size` deltas as one, for each window of actions [T, 7] that begins at one of `starts`.
+    """Combines `size` deltas into one, for each window of actions [T, 7] starting at `starts`.
 
     The motion is what they add up to, the gripper the last one's. In the base frame positions add
     up and each rotation is applied from the left; in the tool's frame each delta is applied where
@@ -158,7 +158,7 @@ def join_actions(
 
 
 def absolute_to_delta(targets: np.ndarray, poses: np.ndarray) -> np.ndarray:
-    """Targets [T, 6] (m, rotation vector) and the poses [T, 4, 4] they were given at -> deltas.
+    """Targets [T, 6] (m, rotation vector) and the arm's poses [T, 4, 4] -> deltas.
 
     In the base frame, the rotation applied from the left: R_target = R_delta R.
     """

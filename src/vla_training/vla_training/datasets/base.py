@@ -18,7 +18,7 @@ from vla_training.datasets.bag.paths import holds_bags
 
 
 class EpisodeSet(Sequence[Episode]):
-    """Episodes by number, all of one action spec. Images stay on disk until a step is read.
+    """Episodes by number, all with one action spec. Images stay on disk until a step is read.
 
     name: by which statistics and conventions know the dataset.
     notes: what was assumed in reading it, for people.
@@ -32,7 +32,7 @@ class EpisodeSet(Sequence[Episode]):
     instruction: str | None = None
 
     def said(self, texts: list[str]) -> list[str]:
-        """The sentences that steps come with, for those that are stored with them."""
+        """The instructions of the steps, if they are stored with them."""
         return texts if self.instruction is None else [self.instruction] * len(texts)
 
     @abstractmethod
@@ -41,10 +41,10 @@ class EpisodeSet(Sequence[Episode]):
 
     @abstractmethod
     def cameras(self) -> list[str]:
-        """Names of the cameras, the one a model with a single image should see first."""
+        """Names of the cameras; the first is the one for models with a single image."""
 
     def left_out(self) -> list[str]:
-        """Names of what is stored and no `Episode` carries."""
+        """Names of stored data that no `Episode` carries."""
         return []
 
     def __iter__(self) -> Iterator[Episode]:
@@ -65,7 +65,7 @@ class EpisodeSet(Sequence[Episode]):
 
 
 def column_statistics(values: np.ndarray) -> dict[str, list[float]]:
-    """Of each column of [N, D]."""
+    """Statistics of each column of [N, D]."""
     return {
         "mean": values.mean(0).tolist(),
         "std": values.std(0).tolist(),
@@ -77,7 +77,7 @@ def column_statistics(values: np.ndarray) -> dict[str, list[float]]:
 
 
 def action_statistics(episodes: Sequence[np.ndarray], spec: ActionSpec, name: str = "") -> dict:
-    """q01/q99 bounds and the like of actions [T, D] per episode; the gripper is left as it is."""
+    """q01/q99 bounds and more of actions [T, D] per episode; the gripper is left as it is."""
     episodes = [e for e in episodes if len(e)]
     if not episodes:
         raise DataError(f"{name or 'the data set'} has no step", "check how it was made")
@@ -100,7 +100,7 @@ def action_statistics(episodes: Sequence[np.ndarray], spec: ActionSpec, name: st
 
 @dataclass(frozen=True)
 class Reader:
-    """How to tell a format from its path, and where its reader is.
+    """How to recognise a format by its path, and where its reader is.
 
     target: "module:Class" or "module:function", imported only when it is needed.
     options: names of what it takes beside the path.

@@ -15,7 +15,7 @@ from vla_inference.inputs.image_files import check_header, check_size
 
 
 def decode_image(data: bytes, what: str) -> np.ndarray:
-    """JPEG or PNG -> uint8 [H, W, 3]; a grey image gets three equal channels.
+    """JPEG or PNG -> uint8 [H, W, 3]; grey images get three equal channels.
 
     JPEGs come out as TensorFlow decodes them (fast integer DCT, smooth upsampling), because that
     is what published models were trained on; Pillow's differ by up to 16 of 255.
@@ -61,12 +61,12 @@ def encode_image(image: np.ndarray, encoding: str = "jpeg", quality: int = 95) -
 
 
 def image_encoding(data: bytes) -> str:
-    """ "jpeg" or "png", by how it begins."""
+    """ "jpeg" or "png", from the first bytes."""
     return "jpeg" if data[:2] == b"\xff\xd8" else "png"
 
 
 class StoredImages(Mapping[str, np.ndarray]):
-    """Camera name -> image; which cameras there are is told without decoding."""
+    """Camera name -> image; names are known without decoding."""
 
     __slots__ = ("_stored",)
 
@@ -84,7 +84,8 @@ class StoredImages(Mapping[str, np.ndarray]):
 
 
 class LazyImages(StoredImages):
-    """Camera name -> image of one step, decoded on each access; arrays are what they are.
+    """Camera name -> image of one step, decoded on each access; arrays are returned as they
+    are.
 
     seen: what the steps of an episode share, so that an image which stays the same byte for byte
         (that of a camera which isn't there) is decoded twice at most.
@@ -111,6 +112,6 @@ class LazyImages(StoredImages):
         return image
 
     def encoded(self, camera: str) -> bytes | None:
-        """As it is stored: JPEG or PNG; None of an array."""
+        """The stored JPEG or PNG; None for an array."""
         data = self._stored[camera]
         return None if isinstance(data, np.ndarray) else data

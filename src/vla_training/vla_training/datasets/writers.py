@@ -27,7 +27,7 @@ from vla_training.datasets.base import READERS
 
 @dataclass(frozen=True)
 class DataForm:
-    """What every episode of a dataset has: known before the first one is written.
+    """What all episodes of a dataset share, known before the first one is written.
 
     cameras: name -> (height, width) in pixels; all images of a camera have one size.
     state: how many numbers of proprioception a step has; 0 where there is none.
@@ -70,7 +70,7 @@ class EpisodeWriter(ABC):
 
     @cached_property
     def _staged(self) -> Staged:
-        """Where it is written until it is whole; begun with the first use."""
+        """The path while writing; created at first use."""
         with self.mishaps():
             staged = Staged(self.path)
         others = [p for p in being_written(self.path) if p != staged.staged.parent]
@@ -87,21 +87,21 @@ class EpisodeWriter(ABC):
         return self._staged.staged
 
     def encoder(self) -> Callable[[Episode], Any]:
-        """What makes of an episode what `add` takes; it and its results can be pickled."""
+        """The function from an episode to what `add` takes; it and its results can be pickled."""
         return _as_it_is
 
     @abstractmethod
     def add(self, encoded: Any) -> None:
-        """Write the next episode, as `encoder` gave it."""
+        """Writes the next episode, encoded by `encoder`."""
 
     def finish(self) -> None:  # noqa: B027  nothing to do is a fair answer
-        """Write what belongs behind the last episode and close all files."""
+        """Writes what follows the last episode and closes all files."""
 
     def release(self) -> None:  # noqa: B027
-        """Close all files, after an error too."""
+        """Closes all files, also after an error."""
 
     def put(self, encoded: Any) -> None:
-        """`add`, counted, with errors of the disk as DataError."""
+        """`add`, counted, with disk errors as DataError."""
         with self.mishaps():
             self.add(encoded)
         self.count += 1
@@ -110,7 +110,7 @@ class EpisodeWriter(ABC):
         self.put(self.encoder()(episode))
 
     def close(self) -> None:
-        """Finish, and give the dataset its name."""
+        """Finishes, and gives the dataset its name."""
         if not self.count:
             self.abort()
             raise DataError(f"no episode was written to {self.path}", "check the source")
@@ -125,7 +125,7 @@ class EpisodeWriter(ABC):
             raise
 
     def abort(self) -> None:
-        """Remove all that was written."""
+        """Removes everything written."""
         with contextlib.suppress(Exception):  # what broke may not close; it is removed anyway
             self.release()
         if "_staged" in vars(self):
@@ -157,7 +157,7 @@ class EpisodeWriter(ABC):
 
 
 def _reason(error: OSError) -> str:
-    """In a few words; HDF5 tells a page."""
+    """A short reason; HDF5's messages fill a page."""
     told = re.search(r"error message = '([^']+)'", str(error))
     return told[1] if told else error.strerror or str(error)
 
@@ -170,7 +170,7 @@ def _as_it_is(episode: Episode) -> Episode:
 
 
 def check_target(path: Path, overwrite: bool) -> None:
-    """Refuse to write over anything but, if asked to, a dataset."""
+    """Refuses to overwrite anything but a dataset, and that only on request."""
     if not path.name:
         raise DataError(f"{path} is no name for a dataset", "name a file or folder")
     if not os.path.lexists(path):
@@ -190,7 +190,7 @@ def check_target(path: Path, overwrite: bool) -> None:
 
 @dataclass(frozen=True)
 class Writer:
-    """target: "module:Class", imported only when it is needed."""
+    """target: "module:Class", imported on first use."""
 
     kind: str
     target: str
@@ -221,7 +221,7 @@ def get_writer(kind: str) -> type[EpisodeWriter]:
 def open_writer(
     path: str | os.PathLike, kind: str, form: DataForm, overwrite: bool = False, **options: Any
 ) -> EpisodeWriter:
-    """Begin a dataset of a kind (`WRITERS`).
+    """Opens a dataset for writing, of a kind in `WRITERS`.
 
     options: what that writer takes; None counts as left out. Raises DataError.
     """

@@ -61,7 +61,7 @@ class Actions:
 
 
 def read_chunk(steps: Sequence[Any], msg: Any = None) -> Chunk:
-    """From EefDelta messages, and the ActionChunk that holds them."""
+    """The chunk in EefDelta messages, or in the ActionChunk that contains them."""
     if not len(steps):
         return Chunk(np.zeros((0, 7)), refusal="a chunk without steps")
     rows = [
@@ -97,7 +97,7 @@ def read_chunk(steps: Sequence[Any], msg: Any = None) -> Chunk:
 
 
 def digest_action(kind: str, msg: Any) -> Any:
-    """What is kept of a chunk, an EefDelta, a twist or a pose."""
+    """The part to keep of a chunk, an EefDelta, a twist or a pose."""
     if kind == CHUNK:
         return read_chunk(msg.steps, msg)
     if kind == EEF_DELTA:
@@ -110,7 +110,7 @@ def digest_action(kind: str, msg: Any) -> Any:
 
 
 def step_length(times: np.ndarray, fallback: float = 0.05) -> float:
-    """Usual seconds between images."""
+    """Usual time between images in seconds."""
     return float(np.median(np.diff(times)) / NS) if len(times) > 1 else fallback
 
 
@@ -255,7 +255,7 @@ def _from_twists(stream: Stream, times, ends, tolerance, frame="base"):
 
 
 def _from_targets(stream: Stream, times, ends, tolerance):
-    """Differences of targets: the last one before the end and the last one before the begin."""
+    """Differences of targets: the last one before the end minus the last one before the begin."""
     poses = np.array([v for v, _ in stream.values], np.float64).reshape(-1, 7)
     begin = np.searchsorted(stream.times, times, "left") - 1
     end = np.searchsorted(stream.times, ends, "left") - 1

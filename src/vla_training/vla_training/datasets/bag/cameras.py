@@ -35,7 +35,7 @@ def camera_name(topic: str) -> str:
 def choose_cameras(
     bag: BagFile, given: str | None, noted: Mapping[str, str]
 ) -> tuple[dict[str, str], list[str]]:
-    """Camera -> topic, the one that sets the steps first, and what was left out and why.
+    """Topic of each camera, first the one that sets the steps, and what was left out and why.
 
     given: topics asked for. noted: cameras by the bag's metadata. Raises DataError.
     """
@@ -115,7 +115,7 @@ def _is_grey(bag: BagFile, topic: str) -> bool:
 
 
 def given_topic(bag: BagFile, option: str, name: str | None, kinds: tuple[str, ...]) -> str | None:
-    """The topic that an option names, if it is there and of one of these types."""
+    """The topic named by an option, if it exists and has one of these types."""
     if name is None:
         return None
     topic = bag.topics.get(name) or bag.topics.get("/" + name)
@@ -130,5 +130,5 @@ def given_topic(bag: BagFile, option: str, name: str | None, kinds: tuple[str, .
 
 
 def contents(bag: BagFile) -> str:
-    """What it holds, as a remedy."""
+    """The content of a bag, as a remedy."""
     return f"it contains {bag.listing()}"

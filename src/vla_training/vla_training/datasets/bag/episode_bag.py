@@ -47,7 +47,7 @@ def qos(latched: bool = False, reliable: bool = True) -> Qos:
 
 
 class EpisodeBag:
-    """One bag under way: its folder must not exist yet. Topics are added as they are written."""
+    """A bag being written into a new folder. Topics are added as they are written."""
 
     def __init__(self, path: Path, storage: str = "mcap"):
         if storage not in STORAGES:
@@ -90,7 +90,7 @@ class EpisodeBag:
         return make_message(self.store, kind, **fields)
 
     def close(self, about: dict[str, Any], readable: dict[str, str]) -> None:
-        """about: what our reader needs, as JSON. readable: for people, among the metadata."""
+        """about: metadata for our reader, as JSON. readable: metadata for people."""
         self._writer.set_custom_data(OURS, json.dumps(about, ensure_ascii=False))
         for key, value in readable.items():
             self._writer.set_custom_data(key, value)
@@ -105,7 +105,7 @@ ZEROS = {"string": "", "bool": False, "float32": 0.0, "float64": 0.0}
 
 
 def make_message(store: Any, kind: str, **given: Any) -> Any:
-    """A message with all fields that are not given empty."""
+    """A message in which all fields that are not given are empty."""
     _, fields = store.fielddefs[kind]
     values = {}
     for name, (node, inner) in fields:

@@ -60,7 +60,7 @@ class BagReading:
 
 
 def read_bag(bag: BagFile, options: BagOptions) -> BagReading:
-    """All episodes of a bag. Raises DataError where there is none."""
+    """All episodes of a bag. Raises DataError if there are none."""
     topics = bag.reading(lambda: choose_topics(bag, options))
     kinds = {t: bag.topics[t].type for t in topics.small}
     if kinds[topics.action] == JOINTS and options.robot_model is None:
@@ -202,7 +202,7 @@ class _Cutter:
         return episode, found.spec
 
     def _states(self, stamps, logs, keep):
-        """float64 [T, S] and which images have one; rows of others are 0."""
+        """float64 [T, S], and which images have a state; other rows are 0."""
         stream = self.roles.state
         if stream is None:
             return None, keep
@@ -225,7 +225,7 @@ class _Cutter:
         return (rows if keep.any() else None), keep
 
     def _gripper(self, stamps, logs) -> np.ndarray:
-        """[T], 1 open: what holds when the image's time is over."""
+        """[T], 1 open: the value that holds at the end of the image's time."""
         closed, opened = self.options.gripper_range
         stream = self.roles.gripper
         if stream is None:
@@ -247,7 +247,7 @@ class _Cutter:
         return np.array([scaled[i] if i >= 0 else 1.0 for i in index])
 
     def _instructions(self, logs, chunks, remarks) -> list[str]:
-        """What the model was told, by the chunk or by the last sentence before the image."""
+        """The instruction of each image, from the chunk or from the last message before it."""
         fallback = str(remarks.get("instruction", ""))
         if chunks is not None and all(c.instruction for c in chunks):
             return [c.instruction for c in chunks]
@@ -261,7 +261,7 @@ class _Cutter:
         return [stream.values[i] if i >= 0 else fallback or stream.values[0] for i in index]
 
     def _rewards(self, stamps, logs) -> np.ndarray:
-        """[T]: the last one before the next image, 0 where there is none."""
+        """[T]: the last reward before the next image, 0 if there is none."""
         stream, values = None, []
         if self.topics.reward is not None:
             stream = self.streams[self.topics.reward]
@@ -278,7 +278,7 @@ class _Cutter:
         return np.array([values[i] if ok else 0.0 for i, ok in zip(index, fresh, strict=True)])
 
     def _executed(self, stamps) -> np.ndarray | None:
-        """[T] control steps that followed each image; None where no EpisodeStatus tells."""
+        """[T] control steps after each image; None without EpisodeStatus."""
         if self.topics.episode is None or not len(stamps):
             return None
         stream = self.streams[self.topics.episode]

@@ -34,7 +34,7 @@ def read_joints(msg: Any) -> Joints:
 
 
 class JointStream:
-    """A topic of joint states over time. stream: of Joints. faults: why messages are left out."""
+    """Joint states of a topic over time. stream: of Joints. faults: why messages are left out."""
 
     def __init__(self, topic: str, stream: Stream):
         self.topic, self._stream = topic, stream
@@ -46,7 +46,7 @@ class JointStream:
         self.partial = len({frozenset(names) for names in sets}) > 1
 
     def position(self, joint: str) -> Stream:
-        """Of one joint: values are positions, from the messages that name it."""
+        """Positions of one joint, from the messages that name it."""
         if joint not in self.names:
             raise DataError(
                 f"{self.topic}: there is no joint {joint!r}", f"joints: {', '.join(self.names)}"
@@ -101,7 +101,7 @@ class JointStream:
 
 
 class ForwardKinematics:
-    """Poses of one body or site in the frame of the model's world.
+    """Poses of a body or site in the world frame of the robot model.
 
     model: MJCF or URDF file; tip: name of the body or site. Raises DataError.
     """
@@ -156,7 +156,7 @@ class ForwardKinematics:
         return [self.mujoco.mj_id2name(self.model, joint, i) for i in sorted(numbers)]
 
     def names(self, given: Iterable[str]) -> list[str]:
-        """Those of the joints that the model has; raises DataError where there is none."""
+        """The joints that the model has; raises DataError if there are none."""
         given = list(given)
         known = [n for n in given if n in self.addresses]
         if not known:
@@ -167,7 +167,7 @@ class ForwardKinematics:
         return known
 
     def pose(self, positions: Mapping[str, float]) -> list[float]:
-        """x y z (m), quaternion x y z w; joints that are not named stay at 0."""
+        """x y z (m), quaternion x y z w; joints that are not named are 0."""
         for name, position in positions.items():
             self.data.qpos[self.addresses[name]] = position
         self.mujoco.mj_kinematics(self.model, self.data)

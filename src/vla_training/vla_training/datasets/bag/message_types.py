@@ -26,7 +26,7 @@ IDL_RULE = "=" * 80 + "\n"  # between the parts of a definition in IDL
 
 
 def our_definitions() -> Path | None:
-    """Folder of the .msg files of vla_msgs, if the workspace is sourced."""
+    """Folder of vla_msgs's .msg files, if the workspace is sourced."""
     for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep):
         folder = Path(prefix, "share", "vla_msgs", "msg")
         if prefix and any(folder.glob("*.msg")):
@@ -36,7 +36,7 @@ def our_definitions() -> Path | None:
 
 @lru_cache(maxsize=1)
 def known_types() -> Typestore:
-    """ROS 2 Jazzy's common types and ours; for writing, and for bags that define nothing."""
+    """ROS 2 Jazzy's common types and ours, for writing and for bags without definitions."""
     store = get_typestore(Stores.ROS2_JAZZY)
     folder = our_definitions()
     if folder is not None:
@@ -48,7 +48,7 @@ def known_types() -> Typestore:
 
 
 def our_types() -> Typestore:
-    """`known_types`, with ours surely among them."""
+    """`known_types`; raises an error if ours are missing."""
     store = known_types()
     if CHUNK not in store.fielddefs:
         raise DataError("the definitions of vla_msgs are not there", "source the workspace")
@@ -56,7 +56,7 @@ def our_types() -> Typestore:
 
 
 def bag_types(definitions: Mapping[str, MessageDefinition]) -> Typestore:
-    """What decodes the messages of a bag. definitions: type -> as the bag has it."""
+    """Decoder for a bag's messages. definitions: by type, as stored in the bag."""
     return _bag_types(tuple(sorted(definitions.items())))
 
 

@@ -10,7 +10,8 @@ PACKED = ".zstd"  # what `ros2 bag record --compression-mode file` adds
 
 
 def storage(path: Path) -> str:
-    """The kind of a storage file: ".mcap", ".db3" or ".bag", packed or not; empty: it is none."""
+    """The kind of a storage file: ".mcap", ".db3" or ".bag", compressed or not; empty: none of
+    them."""
     if path.suffix == PACKED:
         path = Path(path.stem)
         return path.suffix if path.suffix in ROS2 else ""
@@ -18,7 +19,7 @@ def storage(path: Path) -> str:
 
 
 def is_bag(path: Path) -> bool:
-    """Whether this is one bag: a folder of rosbag2, or a storage file."""
+    """Whether this is one bag: a rosbag2 folder or a storage file."""
     if path.is_dir():
         return any(storage(f) in ROS2 or f.name == METADATA for f in files_of(path))
     return bool(storage(path))
@@ -29,7 +30,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def find_bags(path: Path) -> list[Path]:
-    """The bags at `path`: itself, or those in its folders, by name."""
+    """The bags at `path`: itself or those in its folders, by name."""
     if is_bag(path):
         return [path]
     if not path.is_dir():

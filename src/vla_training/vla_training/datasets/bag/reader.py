@@ -32,7 +32,7 @@ MOST_READ = 64  # bags of one episode whose messages, without images, are kept
 
 
 class BagSet(EpisodeSet):
-    """The episodes of one bag, or of all bags in a folder, in the order of their names.
+    """The episodes of one bag or of all bags in a folder, in order of name.
 
     A bag whose metadata says that it is one episode is read when that episode is; another one at
     once. What was left out or assumed is in `notes`. Raises DataError.
@@ -123,7 +123,7 @@ class BagSet(EpisodeSet):
             self.spec = with_rotation(self.spec, spec.rotation)
 
     def read_all(self) -> None:
-        """Read every bag, so that `notes` are complete; those without a step are left out."""
+        """Reads every bag, so that `notes` are complete; leaves out those without a step."""
         for number in {n for n, _ in self._where}:
             try:
                 self._reading(number)
@@ -137,7 +137,7 @@ class BagSet(EpisodeSet):
         return len(self._where)
 
     def episode(self, index: int) -> BagEpisode:
-        """All but the images."""
+        """Everything but the images."""
         number, inner = self._where[self.check_index(index)]
         return self._reading(number).episodes[inner]
 
@@ -148,7 +148,7 @@ class BagSet(EpisodeSet):
         return convert_rotation(self.episode(index).actions, self._stored, self.spec)
 
     def chunks(self, index: int) -> list[Chunk] | None:
-        """The recorded chunk of each step, where chunks were recorded."""
+        """The recorded chunk of each step, if chunks were recorded."""
         return self.episode(index).chunks
 
     def left_out(self) -> list[str]:
@@ -209,7 +209,7 @@ def _alike(one: ActionSpec, other: ActionSpec) -> bool:
 
 
 def _images(file: BagFile, topic: str, keys: np.ndarray) -> list[Any]:
-    """The messages of a topic whose (stamp, log) stand in keys [T, 2], in that order."""
+    """The messages of a topic with (stamp, log) in keys [T, 2], in that order."""
     wanted = {(int(s), int(log)) for s, log in keys}
     low, high = int(keys[:, 1].min()), int(keys[:, 1].max())
     found = {}

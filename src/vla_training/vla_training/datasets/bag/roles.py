@@ -33,7 +33,7 @@ class Roles:
 
 
 def digest(kind: str, msg: Any) -> Any:
-    """What is kept of a message that is no image."""
+    """The part to keep of a message that is not an image."""
     if kind == JOINTS:
         return read_joints(msg)
     if kind in (CHUNK, EEF_DELTA, TWIST, POSE):
@@ -121,7 +121,7 @@ def _add_state(roles: Roles, options, topics, kinds, streams, joints) -> None:
 def check_used(
     where: str, options: BagOptions, topics: BagTopics, kinds: Mapping[str, str]
 ) -> None:
-    """Raises DataError for an option that this bag does not take."""
+    """Raises DataError for an option that has no effect on this bag."""
     kind = kinds[topics.action]
     told = f"{where}: the actions are those of {topics.action} ({kind.replace('/msg/', '/')})"
     joints = {topics.action, topics.gripper, topics.state} & {

@@ -49,7 +49,7 @@ class Salvage:
 
 
 def salvage(path: Path) -> Salvage:
-    """What is readable of a storage file."""
+    """The readable part of a storage file."""
     return salvage_mcap(path) if path.suffix == ".mcap" else salvage_sqlite(path)
 
 
@@ -90,7 +90,7 @@ def _type_name(name: str) -> str:
 
 
 def _mcap_records(path: Path, lost: list[str]) -> Iterator[McapRecord]:
-    """Every record, also those in chunks; what cannot be read goes to `lost`."""
+    """Every record, also in chunks; what cannot be read goes to `lost`."""
     size = path.stat().st_size
     with path.open("rb") as file:
         records = StreamReader(file, emit_chunks=True, record_size_limit=None).records
@@ -123,7 +123,7 @@ def _mcap_records(path: Path, lost: list[str]) -> Iterator[McapRecord]:
 
 
 def _inside(content: bytes) -> Iterator[McapRecord]:
-    """Records at the beginning of a chunk whose end is missing."""
+    """Records at the start of a truncated chunk."""
     try:
         (length,) = struct.unpack_from("<I", content, 28)
         compression = content[32 : 32 + length].decode()
@@ -133,7 +133,7 @@ def _inside(content: bytes) -> Iterator[McapRecord]:
 
 
 def _unpack(data: bytes, compression: str) -> bytes:
-    """As much of a chunk as comes out of it."""
+    """The part of a chunk that can be decompressed."""
     whole = io.BytesIO()
     try:
         if not compression:

@@ -36,7 +36,7 @@ _open_readers: dict[tuple, Reader] = {}  # the last ones used, the newest at the
 
 
 def _identity(path: Path) -> tuple:
-    """Of what stands there now: another bag may come to the same place."""
+    """Identifies the current files, because another bag may replace them."""
     about = path.stat()
     return path, about.st_ino, about.st_mtime_ns
 
@@ -81,7 +81,7 @@ class BagFile:
             self._fall_back(error)
 
     def _open(self) -> None:
-        """From metadata.yaml, where that is there: opening the storage takes 50 times longer."""
+        """Opens by metadata.yaml if possible: opening the storage takes 50 times longer."""
         if self.path.is_dir():
             info = self._metadata()
             self.custom = _texts(info.get("custom_data"))
@@ -92,7 +92,7 @@ class BagFile:
             self.topics.setdefault(c.topic, Topic(c.topic, c.msgtype, c.msgcount))
 
     def _reader(self) -> Reader:
-        """Opened, and kept so while it is among the last ones used."""
+        """An open reader, kept while it is among the last ones used."""
         key = _identity(self.path)
         reader = _open_readers.pop(key, None)
         if reader is None:
@@ -110,7 +110,7 @@ class BagFile:
         return yaml.load((self.path / METADATA).read_text("utf-8"), LOADER)[ROOT]
 
     def reading(self, work: Callable[[], T]) -> T:
-        """What `work`, which reads messages, returns; done again if the bag proves damaged."""
+        """The result of `work`, which reads messages; repeated if the bag proves damaged."""
         if self._salvaged is None:
             try:
                 return work()
@@ -123,7 +123,7 @@ class BagFile:
     def messages(
         self, topics: Collection[str], start: int | None = None, stop: int | None = None
     ) -> Iterator[Message]:
-        """Those of these topics recorded in [start, stop) ns, in no particular order."""
+        """Messages of these topics recorded in [start, stop) ns, in no particular order."""
         if self._salvaged is not None:
             for path in self._salvaged:
                 for m in salvage(unpacked(path)[0]).messages():
@@ -144,7 +144,7 @@ class BagFile:
                     raise EOFError(f"{self.path} has {found[topic]} messages of {topic}")
 
     def _cdr(self, topic: str, data: bytes) -> bytes:
-        """A message's bytes as ROS 2 has them."""
+        """A message's bytes in ROS 2's serialisation."""
         kind = self.topics[topic].type
         try:
             if self.ros1 or topic in self._ros1_topics:
@@ -175,7 +175,7 @@ class BagFile:
             ) from error
 
     def first(self, topic: str) -> Any:
-        """One message of a topic, decoded; None where it has none."""
+        """The first message of a topic, decoded; None if it has none."""
         for message in self.messages({topic}):
             return self.decode(message)
         return None
@@ -192,7 +192,7 @@ class BagFile:
     # -- damaged bags -------------------------------------------------------------------------
 
     def _fall_back(self, error: Exception) -> None:
-        """Read what can be read, and find out what cannot."""
+        """Switches to reading what is readable, and finds out what is not."""
         self.lost, self.topics, self._definitions = [], {}, {}
         reader = _open_readers.pop(_identity(self.path), None)
         if reader is not None:
@@ -246,7 +246,7 @@ class BagFile:
                 self.lost.append(f"{count - counts[name]} of {count} messages of {name}")
 
     def _read_metadata(self) -> dict[str, Topic]:
-        """Topics and messages there should be; fills in `custom`."""
+        """The topics and message counts there should be; fills in `custom`."""
         if not self.path.is_dir():
             return {}
         try:

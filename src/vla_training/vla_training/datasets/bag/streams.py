@@ -25,7 +25,7 @@ HEADERLESS = ("std_msgs/", "vla_msgs/msg/EefDelta")
 
 @dataclass
 class Stream:
-    """Messages of a topic in the order of their time.
+    """Messages of a topic in order of time.
 
     stamps, logs: int64 [N] ns, when it was and when it was recorded. stamped: whether the messages
     have stamps of their own. disordered: how many were recorded after a later one.
@@ -63,7 +63,7 @@ class _Collected:
 
 
 def header_stamp(data: bytes) -> int:
-    """ns, of a message that begins with a std_msgs/Header; without decoding it."""
+    """Stamp in ns of a message that begins with a std_msgs/Header, without decoding it."""
     seconds, nanoseconds = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, 4)
     return seconds * NS + nanoseconds
 
@@ -92,7 +92,7 @@ def read_streams(
 
 
 def nearest(times: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each of `at` [M] the index of the nearest of sorted `times` [N], and how far it is."""
+    """For each of `at` [M] the index of the nearest of sorted `times` [N], and its distance."""
     if not len(times):
         return np.zeros(len(at), int), np.full(len(at), np.iinfo(np.int64).max)
     right = np.clip(np.searchsorted(times, at), 0, len(times) - 1)

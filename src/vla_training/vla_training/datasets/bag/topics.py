@@ -33,7 +33,7 @@ INSTRUCTION_WORDS = ("instruction", "language", "task", "prompt", "command")
 
 @dataclass(frozen=True)
 class BagOptions:
-    """How to read bags. None: told from the bag.
+    """How to read bags. None: chosen from the bag.
 
     image_topic: of one camera, or several separated by commas; the first sets the steps.
     tolerance: seconds by which stamps that belong together may differ.
@@ -91,7 +91,7 @@ class BagOptions:
 
 @dataclass(frozen=True)
 class BagTopics:
-    """Names of topics; cameras by name, the one that sets the steps first."""
+    """Names of topics; cameras by name, first the one that sets the steps."""
 
     cameras: Mapping[str, str]
     action: str
@@ -105,7 +105,7 @@ class BagTopics:
 
     @property
     def small(self) -> list[str]:
-        """All but the cameras."""
+        """All topics except the cameras."""
         found = (
             self.action,
             self.instruction,
@@ -118,7 +118,7 @@ class BagTopics:
 
 
 def read_about(bag: BagFile) -> dict[str, Any]:
-    """What our writers put into the metadata; {} where somebody else wrote the bag."""
+    """Our writers' metadata; {} for bags from others."""
     try:
         about = json.loads(bag.custom.get(OURS, "{}"))
     except ValueError:
@@ -190,7 +190,7 @@ def _instruction(bag: BagFile, given: str | None) -> str | None:
 def _one(
     bag: BagFile, what: str, option: str, given: str | None, kinds: tuple[str, ...]
 ) -> str | None:
-    """The given topic, or the only one of the first kind there is."""
+    """The given topic, or the only one of the first type that exists."""
     if given is not None:
         return given_topic(bag, option, given, (*ACTIONS, JOINTS, ARRAY))
     for kind in kinds:

@@ -36,7 +36,7 @@ _kept: dict[tuple, _Unpacked] = {}  # the last ones used, the newest at the end
 
 
 def unpacked(path: Path) -> tuple[Path, str]:
-    """The storage file in a packed one, kept while it is in use, and what is lost of it."""
+    """The storage file in a compressed one, kept while in use, and what of it is lost."""
     if path.suffix != PACKED:
         return path, ""
     about = path.stat()
@@ -49,7 +49,7 @@ def unpacked(path: Path) -> tuple[Path, str]:
 
 
 def plain(data: bytes) -> bytes:
-    """A message as it was before `--compression-mode message`."""
+    """A message before `--compression-mode message`."""
     if data[:4] == MAGIC:
         return zstandard.ZstdDecompressor().decompressobj().decompress(data)
     return data

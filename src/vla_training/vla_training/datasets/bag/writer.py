@@ -47,7 +47,7 @@ class BagEncoder:
 
 
 class BagWriter(EpisodeWriter):
-    """A folder with a bag for each episode."""
+    """Writes a folder with a bag for each episode."""
 
     options = {
         "storage": "mcap or sqlite3",
@@ -201,7 +201,7 @@ class BagWriter(EpisodeWriter):
         bag.put("/target_pose", types.POSE, stamp, bag.make(types.POSE, header=header, pose=pose))
 
     def _put_status(self, bag: EpisodeBag, episode: Episode, stamp: int, step: int) -> None:
-        """Before the first step and after the last."""
+        """Writes EpisodeStatus before the first step and after the last."""
         about, done = episode.metadata, step > 0
         last = episode.steps[max(0, step - 1)]
         message = bag.make(
@@ -250,7 +250,7 @@ class BagWriter(EpisodeWriter):
 
 
 def episode_stamps(episode: Episode, number: int, spacing: float) -> list[int]:
-    """ns of each step: its own where they increase, else `spacing` s after the other."""
+    """Stamps in ns of each step: its own if they increase, else `spacing` s apart."""
     own = [round(s.observation.stamp * NS) for s in episode.steps]
     if own[0] > 0 and all(a < b for a, b in pairwise(own)):
         return own
@@ -259,7 +259,7 @@ def episode_stamps(episode: Episode, number: int, spacing: float) -> list[int]:
 
 
 def outcome(metadata: dict[str, Any]) -> str:
-    """The episode's, as its metadata tells; empty where it doesn't."""
+    """The episode's outcome from its metadata; empty if missing."""
     if metadata.get("outcome"):
         return str(metadata["outcome"])
     return "success" if metadata.get("success") else ""

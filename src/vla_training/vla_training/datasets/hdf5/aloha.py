@@ -29,7 +29,7 @@ RATE = 50.0  # Hz; ALOHA's own recording rate, which its files do not state
 
 
 def is_aloha(path: Path) -> bool:
-    """Whether a file, or the first one of a folder, is laid out as ALOHA's recordings are."""
+    """Whether a file, or the first one of a folder, has the layout of ALOHA's recordings."""
     file = next(iter(_files(path)), None)
     if file is None:
         return False
@@ -41,7 +41,7 @@ def is_aloha(path: Path) -> bool:
 
 
 def _files(path: Path) -> list[Path]:
-    """By number: episode_2 before episode_10."""
+    """Sorted by number: episode_2 before episode_10."""
     if path.is_file():
         return [path]
     found = [p for p in path.glob("**/*") if p.suffix in (".hdf5", ".h5")]
@@ -49,7 +49,7 @@ def _files(path: Path) -> list[Path]:
 
 
 class AlohaSet(ImageColumnSet):
-    """The episodes of a folder of recordings, or of one.
+    """The episodes of one recording or of a folder of them.
 
     The 14 numbers of an action are joint targets (rad, grippers 1 open) of the left and the right
     arm, held for a step. Velocities and efforts are left out.
@@ -107,7 +107,7 @@ class AlohaSet(ImageColumnSet):
             return np.asarray(self._group(index)[ACTION][:], np.float64)
 
     def cameras(self) -> list[str]:
-        """The one above the table first."""
+        """First the one above the table."""
         found = self._group(0).get(IMAGES, {})
         names = [n for n in found if found[n].ndim == 4 or is_encoded(found[n])]
         return sorted(names, key=lambda name: (name != "cam_high", "wrist" in name, name))

@@ -33,7 +33,8 @@ KEYS = ("scale", "gripper", "control_freq", "spec", "delta", "absolute")
 
 @dataclass(frozen=True)
 class Convention:
-    """How a file's numbers become those of `spec`: motion * scale, gripper offset + factor * g.
+    """Converts a file's numbers to those of `spec`: motion * scale, gripper offset + factor *
+    g.
 
     absolute: the first six are a target pose (m, rotation vector), not a delta.
     limit: what the controller takes of a delta, where the file states one; 0: not known.
@@ -57,7 +58,7 @@ class Convention:
         return np.concatenate([motion, offset + factor * actions[:, -1:]], axis=1)
 
     def write(self, actions: np.ndarray) -> np.ndarray:
-        """Undoes `read`."""
+        """The inverse of `read`."""
         actions = np.asarray(actions, np.float64)
         offset, factor = self.gripper
         motion = actions[:, :-1] / np.array(self.scale)
@@ -65,7 +66,7 @@ class Convention:
 
 
 def default_convention() -> Convention:
-    """robosuite's OSC_POSE: what robomimic's and MimicGen's files hold."""
+    """robosuite's OSC_POSE, as in robomimic's and MimicGen's files."""
     spec = eef_delta_spec("rotvec", "base", 1 / CONVENTION["control_freq"])
     return Convention(spec, tuple(CONVENTION["scale"]), GRIPPERS[CONVENTION["gripper"]])
 
@@ -73,7 +74,7 @@ def default_convention() -> Convention:
 def read_convention(
     data: h5py.Group, where: str, given: str | Mapping | None = None
 ) -> tuple[Convention, list[str]]:
-    """What a file's actions mean, and notes on what had to be assumed.
+    """The action convention of a file, and notes on assumptions.
 
     given: the user's word, which goes first: "osc_pose", "absolute", or the object that
     `data.attrs["action_convention"]` holds. Then that attribute counts, then the controller that
@@ -114,7 +115,7 @@ def _given(given: str | Mapping, data: h5py.Group) -> Convention:
 
 
 def _stated(given: Mapping[str, Any], where: str, data: h5py.Group) -> Convention:
-    """That of an action_convention object; the robot is the one that env_args name."""
+    """The convention in an action_convention object; the robot is the one in env_args."""
     arm = _read_controller(data, where)
     usual, own_spec = default_convention(), "spec" in given
     try:
@@ -155,7 +156,7 @@ def _stated(given: Mapping[str, Any], where: str, data: h5py.Group) -> Conventio
 
 @dataclass(frozen=True)
 class Controller:
-    """What env_args (robomimic) or env_info (robosuite's collection script) tell of an arm.
+    """The arm's controller in env_args (robomimic) or env_info (robosuite's collection script).
 
     settings: those of the one arm's controller as robosuite 1.4 and 1.5 alike have them.
     """
@@ -178,7 +179,7 @@ class Controller:
 
     @property
     def in_base(self) -> bool:
-        """robosuite 1.5 takes poses in the base's axes unless told; 1.4 in the world's."""
+        """robosuite 1.5 takes poses in base axes by default; 1.4 in world axes."""
         new = "input_type" in self.settings
         return self.settings.get("input_ref_frame", "base" if new else "world") == "base"
 
@@ -219,7 +220,7 @@ def _rate(stated: Controller, where: str) -> float:
 
 
 def _scale(settings: Mapping[str, Any], where: str) -> tuple[tuple[float, ...], float]:
-    """Of each of the six numbers, and how large the controller lets them be."""
+    """Scale of each of the six numbers, and the controller's limits."""
 
     def six(key: str, default: Any) -> np.ndarray:
         return np.broadcast_to(np.asarray(settings.get(key, default), float), 6)

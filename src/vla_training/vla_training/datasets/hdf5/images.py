@@ -31,7 +31,7 @@ FAULTS = (
 
 @contextlib.contextmanager
 def readable(where: str) -> Iterator[None]:
-    """Damage as DataError that names the file and what lies in it."""
+    """Raises damage as DataError that names the file and what is in it."""
     try:
         yield
     except FAULTS as error:
@@ -45,7 +45,7 @@ def _damaged(where: str, error: Exception) -> DataError:
 
 
 class ImageColumn:
-    """The images of one camera of an episode: uint8 [T, H, W, 3], or encoded ones [T, N].
+    """Images of one camera of an episode: uint8 [T, H, W, 3], or encoded ones [T, N].
 
     shuffled: they are not read one after the other. Else, all are read at once where a chunk
         holds several.
@@ -105,7 +105,7 @@ class ImageColumn:
 
 
 def is_encoded(data: h5py.Dataset) -> bool:
-    """Whether it holds JPEGs or PNGs: rows of bytes of one length, or of their own."""
+    """Whether it contains JPEGs or PNGs: rows of bytes of equal or variable length."""
     ragged = h5py.check_vlen_dtype(data.dtype)
     return (data.ndim == 2 and data.dtype == np.uint8) or (
         data.ndim == 1 and ragged is not None and np.dtype(ragged).itemsize == 1
@@ -126,14 +126,14 @@ class StepImages(StoredImages):
 
 
 class ImageColumnSet(EpisodeSet):
-    """A dataset whose images can be read one by one, without the rest of their episode."""
+    """A dataset whose images can be read one by one, without the rest of the episode."""
 
     @abstractmethod
     def columns(
         self, index: int, cameras: Sequence[str], shuffled: bool = False
     ) -> dict[str, ImageColumn]:
-        """Those of an episode, of the cameras it has."""
+        """The image columns of an episode, for the cameras it has."""
 
     @abstractmethod
     def instructions(self, index: int) -> list[str]:
-        """A sentence for each step; "" where there is none."""
+        """An instruction for each step; "" if there is none."""

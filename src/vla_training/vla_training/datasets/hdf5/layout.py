@@ -36,7 +36,7 @@ SCENE = re.compile(r"^.*SCENE\d+_")
 
 
 def find_cameras(demo: h5py.Group) -> dict[str, str]:
-    """Camera -> key in the demonstration; robosuite's third-person views first.
+    """Key of each camera in the demonstration; robosuite's third-person views first.
 
     A camera is what its name says to be one, and any uint8 [T, H, W, 3].
     """
@@ -54,7 +54,7 @@ def find_cameras(demo: h5py.Group) -> dict[str, str]:
 
 
 def find_upside_down(data: h5py.Group, demo: h5py.Group) -> tuple[bool, str]:
-    """Whether images stand on their head, and a note where that is not stated.
+    """Whether images are upside down, and a note if that is not stated.
 
     LIBERO states it. What was made of LIBERO's files often has lost the statement.
     """
@@ -70,7 +70,8 @@ def find_upside_down(data: h5py.Group, demo: h5py.Group) -> tuple[bool, str]:
 
 
 def find_instructions(data: h5py.Group, demo: h5py.Group, length: int) -> list[str] | None:
-    """A sentence for each step; None where there is none. Raises DataError on another number."""
+    """An instruction for each step; None if there are none. Raises DataError for another
+    number."""
     where, texts = _find_texts(data, demo)
     if texts and len(texts) not in (1, length):
         raise DataError(
@@ -85,7 +86,7 @@ def has_instructions(data: h5py.Group, demo: h5py.Group) -> bool:
 
 
 def _find_texts(data: h5py.Group, demo: h5py.Group) -> tuple[str, list[str]]:
-    """The first place that holds a sentence, and what stands there."""
+    """The first place that contains an instruction, and its content."""
     for where, value in _stated(data, demo):
         texts = [_text(v) for v in np.asarray(value, object).ravel()]
         if any(t.strip() for t in texts):
@@ -96,7 +97,7 @@ def _find_texts(data: h5py.Group, demo: h5py.Group) -> tuple[str, list[str]]:
 
 
 def _stated(data: h5py.Group, demo: h5py.Group) -> Iterator[tuple[str, Any]]:
-    """Place and value of all that may be a sentence, the most particular first."""
+    """Place and value of every possible instruction, the most specific first."""
     file = data.file.filename
     places = (demo, demo.get("obs"), data, data.file)
     for group in (g for g in places if isinstance(g, h5py.Group)):
@@ -112,7 +113,7 @@ def _stated(data: h5py.Group, demo: h5py.Group) -> Iterator[tuple[str, Any]]:
 
 
 def _member(group: h5py.Group, name: str, key: str) -> str:
-    """A text in a JSON object that an attribute holds; LIBERO's own readers take it apart, too."""
+    """A text in a JSON object in an attribute; LIBERO's own readers parse it as well."""
     text = _text(group.attrs[name])
     try:
         found = json.loads(text)[key]
@@ -122,7 +123,8 @@ def _member(group: h5py.Group, name: str, key: str) -> str:
 
 
 def _by_filename(path: Path) -> list[str]:
-    """LIBERO's files are named by their sentence: KITCHEN_SCENE3_turn_on_the_stove_demo.hdf5."""
+    """LIBERO's files are named by their instruction:
+    KITCHEN_SCENE3_turn_on_the_stove_demo.hdf5."""
     if not path.stem.endswith("_demo"):
         return []
     words = SCENE.sub("", path.stem).removesuffix("_demo").replace("_", " ").strip()
@@ -130,7 +132,7 @@ def _by_filename(path: Path) -> list[str]:
 
 
 def find_embeddings(demo: h5py.Group) -> list[str]:
-    """Names of what holds sentences as numbers alone, so that nobody can read them."""
+    """Names of data that contain instructions only as numbers, which cannot be read back."""
     found: list[str] = []
 
     def visit(name: str, item: object) -> None:

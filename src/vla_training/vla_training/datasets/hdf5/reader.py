@@ -35,7 +35,7 @@ PANDAS = ("Panda", "PandaMobile", "PandaOmron", "MountedPanda", "OnTheGroundPand
 
 
 def open_hdf5(path: str | os.PathLike, **options: Any) -> EpisodeSet:
-    """The episodes of a file or folder, by whichever layout it has."""
+    """The episodes of a file or folder in any supported layout."""
     if not is_aloha(Path(path)):
         return Hdf5Set(path, **options)
     for name in set(options) - set(AlohaSet.options):
@@ -82,7 +82,7 @@ class Hdf5Set(ImageColumnSet):
             self._note_what_is_missing(self.episodes.group(0))
 
     def _open(self, name: str, demo: h5py.Group) -> None:
-        """What the first demonstration of a file tells of all of them."""
+        """Information from the first demonstration of a file that applies to all of them."""
         found, notes = read_convention(demo.file["data"], name, self._given)
         self._conventions[name] = found
         if found.absolute:
@@ -171,7 +171,7 @@ class Hdf5Set(ImageColumnSet):
         return np.concatenate([absolute_to_delta(raw[:, :6], poses), gripper], axis=1)
 
     def _check(self, index: int) -> None:
-        """Whether all that belongs to a step is there for each action."""
+        """Checks that everything that belongs to a step exists for each action."""
         group = self.episodes.group(index)
         where = f"{group.file.filename}: {group.name}"
         actions = group.get("actions")
@@ -218,7 +218,7 @@ class Hdf5Set(ImageColumnSet):
         return self.said(found or [""] * length)
 
     def cameras(self) -> list[str]:
-        """robosuite's third-person view first: it is what our models are trained on."""
+        """First robosuite's third-person view, which our models are trained on."""
         return list(self._cameras)
 
     @cached_property
@@ -244,7 +244,7 @@ class Hdf5Set(ImageColumnSet):
 
 
 def _check_limit(actions: np.ndarray, convention: Convention, where: str) -> None:
-    """A delta beyond what the controller takes is no delta, or one of another scale."""
+    """Refuses deltas beyond the controller's range: they are poses, or scaled differently."""
     motion = np.abs(actions[:, :6])
     if not convention.limit or not len(motion) or not motion.max() > convention.limit + 1e-6:
         return
@@ -293,7 +293,7 @@ def _column(group: h5py.Group, name: str, length: int) -> np.ndarray:
 
 
 def _metadata(group: h5py.Group) -> dict:
-    """The attributes as plain values; those JSON alone can hold stand in one of them."""
+    """The attributes as plain values; one attribute holds those that need JSON."""
     values = {}
     for key, value in group.attrs.items():
         if key in ("model_file", "num_samples", "metadata_json"):

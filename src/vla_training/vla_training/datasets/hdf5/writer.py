@@ -32,7 +32,7 @@ PLAIN = (str, int, float, bool)
 
 
 class Hdf5Writer(EpisodeWriter):
-    """One file. Images are compressed where they are encoded, one chunk an image."""
+    """Writes one file. Images are compressed where they are encoded, one chunk per image."""
 
     options = {"compression": "of images: gzip or none"}
 
@@ -130,7 +130,7 @@ class Hdf5Writer(EpisodeWriter):
 
 
 class Disk(io.RawIOBase):
-    """The file under HDF5, which would flush over and over, loudly, what a full disk refuses.
+    """The file under HDF5, which otherwise retries and prints errors on a full disk.
 
     After a first error, which `check` raises, all that comes is kept in memory: little, for HDF5
     only tidies up from there on, and must find what it wrote.
@@ -194,7 +194,7 @@ class Disk(io.RawIOBase):
 
 
 def stored_form(spec: ActionSpec) -> tuple[ActionSpec, Convention]:
-    """The spec that a file has for actions of `spec`, and how its numbers stand there."""
+    """The spec that a file has for actions of `spec`, and the form of its numbers."""
     usual = default_convention()
     units = {d.unit for d in spec.dims[:3]}, {d.unit for d in spec.dims[3:6]}
     if not is_eef_delta(spec) or units != ({"m"}, {"rad"}):
@@ -206,7 +206,7 @@ def stored_form(spec: ActionSpec) -> tuple[ActionSpec, Convention]:
 
 @dataclass(frozen=True)
 class Hdf5Encoder:
-    """Episode -> arrays by key, and images as finished chunks."""
+    """Encodes an episode to arrays by key, and images to finished chunks."""
 
     form: DataForm
     spec: ActionSpec

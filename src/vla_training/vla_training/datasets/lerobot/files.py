@@ -19,7 +19,7 @@ PIXELS = ("yuv444p", "yuv420p")
 
 
 class TableFiles:
-    """Parquet files, one row group for each table written, a new file when one is large."""
+    """Parquet files with one row group per table written, and a new file at a size limit."""
 
     def __init__(self, folder: Path, pattern: str, limit: float):
         self._folder, self._pattern, self._limit = folder, pattern, limit
@@ -28,7 +28,7 @@ class TableFiles:
         self._path: Path | None = None
 
     def next_file(self) -> dict[str, int]:
-        """Chunk and file that the next table goes into."""
+        """Chunk and file number of the next table."""
         if self._writer is not None and self._path.stat().st_size > self._limit:
             self.close()
             self._number += 1
@@ -50,7 +50,7 @@ class TableFiles:
 
 
 class VideoFiles:
-    """MP4 files of one camera: encoded episodes, one after the other, copied packet by packet."""
+    """MP4 files of one camera: encoded episodes in order, copied packet by packet."""
 
     def __init__(self, folder: Path, key: str, rate: Fraction, limit: float):
         self._folder, self._key, self._rate, self._limit = folder, key, rate, limit
@@ -101,7 +101,7 @@ class VideoFiles:
 def encode_video(
     frames: Sequence[np.ndarray], rate: Fraction, crf: int = 14, pixels: str = PIXELS[0]
 ) -> bytes:
-    """uint8 [H, W, 3] each -> MP4.
+    """Encodes uint8 [H, W, 3] images to MP4.
 
     Every second image stands alone, so that any is found fast, and none refers to a later one,
     so that films can be joined.

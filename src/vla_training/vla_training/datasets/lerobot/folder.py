@@ -26,7 +26,7 @@ OLD = ("v2.0", "v2.1")
 
 @contextlib.contextmanager
 def readable(file: Path) -> Iterator[None]:
-    """What pyarrow, PyAV and JSON raise on damage, as DataError."""
+    """Raises pyarrow's, PyAV's and JSON's errors on damage as DataError."""
     try:
         yield
     except DataError:
@@ -38,7 +38,7 @@ def readable(file: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where an episode lies.
+    """Where an episode is stored.
 
     first: its first row's frame index, by which the table's rows are found; None: the table is
         its own.
@@ -54,7 +54,7 @@ class Place:
 
 
 class LerobotFolder:
-    """meta/ of a dataset, read at once: info, features, tasks, and the places of its episodes."""
+    """meta/ of a dataset: info, features, tasks, and the places of its episodes."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -83,7 +83,7 @@ class LerobotFolder:
         self.tasks = self._read_tasks()
 
     def one_of(self, names: Sequence[str]) -> str | None:
-        """The first of these features that is there."""
+        """The first of these features that exists."""
         return next((n for n in names if n in self.features), None)
 
     # -- version 3 ----------------------------------------------------------------------------
@@ -126,7 +126,7 @@ class LerobotFolder:
         )
 
     def _inside(self, name: str) -> Path:
-        """A file of the dataset by the name that meta/info.json makes."""
+        """A file of the dataset, from the name pattern in meta/info.json."""
         path = Path(name)
         if path.is_absolute() or ".." in path.parts:
             raise DataError(
@@ -158,7 +158,7 @@ class LerobotFolder:
     # -- tasks --------------------------------------------------------------------------------
 
     def _read_tasks(self) -> dict[int, str]:
-        """Sentences by number, from a table (version 3) or from lines of JSON (version 2)."""
+        """Instructions by number, from a table (version 3) or from lines of JSON (version 2)."""
         file = self.path / layout.TASKS
         if not file.is_file() and (self.path / layout.OLD_TASKS).is_file():
             file = self.path / layout.OLD_TASKS

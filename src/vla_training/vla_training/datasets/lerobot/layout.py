@@ -31,7 +31,7 @@ def file_number(number: int) -> dict[str, int]:
 
 
 def statistics(values: np.ndarray) -> dict[str, np.ndarray]:
-    """Of [N, D] along N, as `meta/stats.json` has them."""
+    """Statistics of [N, D] along N, as in `meta/stats.json`."""
     values = np.asarray(values, np.float64)
     quantiles = np.quantile(values, list(QUANTILES.values()), axis=0)
     return {
@@ -45,7 +45,8 @@ def statistics(values: np.ndarray) -> dict[str, np.ndarray]:
 
 
 class RunningStatistics:
-    """Statistics of all episodes from those of each; quantiles as a weighted mean, as LeRobot."""
+    """Statistics of all episodes from those of each; quantiles as a weighted mean, as in
+    LeRobot."""
 
     def __init__(self):
         self._sums: dict[str, dict[str, np.ndarray]] = {}

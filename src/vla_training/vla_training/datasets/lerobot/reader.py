@@ -190,7 +190,7 @@ def _vectors(column: pa.ChunkedArray) -> np.ndarray:
 
 
 class _Table:
-    """A parquet file's rows by frame index; only the row groups that hold them are read."""
+    """A parquet file's rows by frame index; reads only the row groups needed."""
 
     def __init__(self, file: Path):
         self.file = pq.ParquetFile(file)
@@ -200,7 +200,7 @@ class _Table:
         self._first = self.file.read_row_group(0, ["index"]).column("index")[0].as_py()
 
     def rows(self, begin: int | None, length: int, names: list[str]) -> pa.Table:
-        """begin: frame index of the first; None: these are all that the file has."""
+        """begin: frame index of the first; None: these are all rows of the file."""
         total = self._ends[-1] if self._ends else 0
         if begin is None and total != length:
             raise ValueError(f"{total} rows, the episode has {length}")
@@ -217,7 +217,7 @@ class _Table:
 
 
 class StepImages(StoredImages):
-    """Camera name -> image of one step, from a table or a film, decoded on each access."""
+    """Camera name -> image of one step, from a table or a video, decoded on each access."""
 
     __slots__ = ("_step", "_where")
 
@@ -235,7 +235,7 @@ class StepImages(StoredImages):
         return decode_image(column[self._step], what)
 
     def encoded(self, camera: str) -> bytes | None:
-        """As it is stored, JPEG or PNG; None of a film."""
+        """The stored JPEG or PNG; None for a video."""
         column = self._stored[camera]
         return None if isinstance(column, VideoColumn) else column[self._step]
 

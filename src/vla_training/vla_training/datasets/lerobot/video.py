@@ -15,7 +15,7 @@ JUMP = 1.0  # s; what lies farther ahead is sought rather than decoded up to
 
 
 class VideoColumn:
-    """The images of one episode in a film: of each step the one that is nearest in time.
+    """The images of one episode in a video: for each step the nearest in time.
 
     times: seconds in the film of each step [T]. tolerance: s, how far off the image may be.
     Steps are decoded in order; going back seeks, and gives the same images.
@@ -31,7 +31,7 @@ class VideoColumn:
         self._last: tuple[int, np.ndarray] | None = None
 
     def read(self, step: int) -> np.ndarray:
-        """uint8 [H, W, 3]; raises DataError where the film has no image at that time."""
+        """uint8 [H, W, 3]; raises DataError if the video has no image at that time."""
         if self._last is not None and self._last[0] == step:
             return self._last[1]
         with readable(self._file):
@@ -61,7 +61,7 @@ class VideoColumn:
         return nearest
 
     def _decode(self, wanted: float) -> Iterator[av.VideoFrame]:
-        """From the key frame before a time on."""
+        """Decodes from the key frame before a time on."""
         with av.open(str(self._file)) as container:
             stream = container.streams.video[0]
             before = max(0, int((wanted - self._tolerance) / stream.time_base))

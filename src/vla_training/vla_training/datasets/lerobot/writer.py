@@ -30,7 +30,7 @@ TABLE_EPISODES = 100  # rows of the episodes' table that are held in memory
 
 
 class LerobotWriter(EpisodeWriter):
-    """images: "video" (H.264, MP4) or "png" (in the tables; nothing is lost).
+    """images: "video" (H.264, MP4) or "png" (in the tables, lossless).
 
     crf: quality of the video, lower is better. pixels: "yuv444p", or "yuv420p" for players that
     show nothing else; it halves the resolution of colours, which costs small images several dB.
@@ -275,7 +275,7 @@ def _array(values: np.ndarray) -> pa.Array:
 
 @dataclass(frozen=True)
 class LerobotEncoder:
-    """Episode -> columns, sentences, finished images and their statistics."""
+    """Encodes an episode to columns, instructions, finished images and their statistics."""
 
     form: DataForm
     video: bool

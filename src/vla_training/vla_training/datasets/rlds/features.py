@@ -33,7 +33,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Feature:
-    """One leaf. kind: "image", "text" or "tensor"; shape is that of one step.
+    """One leaf. kind: "image", "text" or "tensor"; shape: of one step.
 
     encoding: "bytes" or "zlib" where each step of a tensor is stored as one text of bytes.
     """
@@ -49,12 +49,12 @@ class Feature:
 
     @property
     def is_image(self) -> bool:
-        """Whether it is a camera's: an encoded image, or uint8 [H, W, 3]."""
+        """Whether it is a camera image: an encoded image, or uint8 [H, W, 3]."""
         image = self.dtype == np.uint8 and len(self.shape) == 3 and self.shape[-1] == 3
         return self.kind == "image" or (self.kind == "tensor" and image)
 
     def decode(self, stored: list[bytes]) -> np.ndarray:
-        """An encoded tensor's steps [T, *shape]; raises ValueError where they are none."""
+        """An encoded tensor's steps [T, *shape]; raises ValueError if they are invalid."""
         size, rows = self.size * self.dtype.itemsize, []
         for data in stored:
             if self.encoding == "zlib":
@@ -66,7 +66,7 @@ class Feature:
 
 
 def _unpack(data: bytes, size: int) -> bytes:
-    """What zlib packed, of a known size: never more."""
+    """Decompresses zlib data of a known size, never more."""
     try:
         return zlib.decompressobj().decompress(data, size + 1)
     except zlib.error as error:
@@ -74,7 +74,7 @@ def _unpack(data: bytes, size: int) -> bytes:
 
 
 def read_features(path: Path) -> tuple[dict[str, Feature], list[str]]:
-    """Flattened name ("steps/observation/image") -> Feature, and names of a kind not read here."""
+    """Feature by flattened name ("steps/observation/image"), and names of unsupported ones."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -103,7 +103,7 @@ def _walk(node: dict, name: str, found: dict[str, Feature], others: list[str]) -
 
 
 def _leaf(node: dict) -> Feature | None:
-    """None: of a kind that is not read, as images of depth (16 bits, floats) are."""
+    """A feature; None if it is unsupported, as depth images are (16 bits, floats)."""
     if "image" in node:
         dtype = np.dtype(node["image"].get("dtype", "uint8"))
         return Feature("image", dtype, _shape(node["image"])) if dtype == np.uint8 else None

@@ -20,14 +20,14 @@ COPY_AGAIN = "the dataset is incomplete or mixed with another: copy it again"
 
 @dataclass(frozen=True)
 class Split:
-    """Files of a split and how many episodes each holds (None where it was not written down)."""
+    """Files of a split and the number of episodes in each (None if not recorded)."""
 
     files: tuple[Path, ...]
     lengths: tuple[int, ...]
 
 
 class Shards:
-    """The records of a split, an episode each, over its files; one file is held open."""
+    """The records of a split over its files, one per episode; one file is open at a time."""
 
     def __init__(self, split: Split):
         self._split = split
@@ -39,7 +39,7 @@ class Shards:
         return self._ends[-1] if self._ends else 0
 
     def record(self, index: int) -> tuple[dict, str]:
-        """Features of an episode as they stand in its Example, and its place for messages."""
+        """An episode's features as stored in its Example, and its place for messages."""
         number = bisect.bisect_right(self._ends, index)
         at = index - (self._ends[number - 1] if number else 0)
         shard = self._shard(number)
@@ -70,7 +70,7 @@ class Shards:
 
 
 def find_version(path: Path) -> Path:
-    """The folder with features.json: `path`, its newest version, or the one dataset in it."""
+    """The folder with features.json: `path`, its newest version, or the only dataset in it."""
     if not path.is_dir():
         raise DataError(f"there is no dataset folder {path}", "check the path")
     for pattern in ("features.json", "*/features.json", "*/*/features.json"):

@@ -145,12 +145,12 @@ class RldsEpisodes(EpisodeSet):
             )
 
     def _parts(self) -> list[str]:
-        """What the action is a dictionary of, if it is one."""
+        """The keys of the action if it is a dictionary."""
         names = [*self.features, *self.not_read]
         return [n.removeprefix("steps/action/") for n in names if n.startswith("steps/action/")]
 
     def _fitting(self) -> list[str]:
-        """Conventions that all arrays are there for."""
+        """Conventions for which all arrays exist."""
         return [
             c.name
             for c in CONVENTIONS.values()
@@ -192,7 +192,7 @@ class RldsEpisodes(EpisodeSet):
         return self._shards.record(self.check_index(index))
 
     def raw(self, index: int) -> dict[str, np.ndarray | list[bytes]]:
-        """All features of an episode as they are stored, before any transform.
+        """All features of an episode as stored, before any transform.
 
         "steps/..." tensors are [T, ...] in their own dtype; images and texts are T bytes
         objects; the others ("episode_metadata/...") are single values.
@@ -252,7 +252,7 @@ class RldsEpisodes(EpisodeSet):
     # -- episodes as policies want them -------------------------------------------------------
 
     def _transformed(self, record: Mapping, where: str) -> tuple[np.ndarray, range]:
-        """Actions float32 [K, D], and the numbers of the K steps that stay."""
+        """Actions float32 [K, D], and the numbers of the K remaining steps."""
         length = self._length(record, where)
         names = (*self.conventions.actions, *self.conventions.needs)
         arrays = {
@@ -327,7 +327,7 @@ class RldsEpisodes(EpisodeSet):
         return Episode(steps, self.spec, {"source": where, **metadata})
 
     def _texts(self, record: Mapping, where: str, length: int) -> list[str]:
-        """The sentences of the first feature that has some."""
+        """The instructions of the first feature that has some."""
         for name in self._sentences():
             texts = [_text(t, where) for t in self._value(record, name, where, length)]
             if any(t.strip() for t in texts):

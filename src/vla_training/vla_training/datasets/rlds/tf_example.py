@@ -15,14 +15,15 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
 class ExampleError(ValueError):
-    """Bytes that are no tf.train.Example."""
+    """Bytes that are not a tf.train.Example."""
 
 
 # -- reading ----------------------------------------------------------------------------------
 
 
 def parse_example(data: bytes) -> dict[str, list[bytes] | np.ndarray]:
-    """Name -> list of bytes, float32 [N] or int64 [N]; an empty feature is an empty list."""
+    """Values by name: list of bytes, float32 [N] or int64 [N]; an empty feature is an empty
+    list."""
     found: dict[str, list[bytes] | np.ndarray] = {}
     for number, features in _fields(data, 0, len(data)):
         if number != 1:
@@ -73,7 +74,8 @@ def _floats(data: bytes, start: int, end: int) -> np.ndarray:
 
 
 def _integers(data: bytes, start: int, end: int) -> np.ndarray:
-    """Varints, all at once: 7 bits a byte, the lowest first; the high bit says "goes on"."""
+    """Decodes varints, all at once: 7 bits per byte, lowest first; the high bit means
+    "continues"."""
     raw = np.frombuffer(data, np.uint8, end - start, start)
     last = raw < 0x80
     if last.all():
@@ -158,7 +160,7 @@ def build_example(features: Mapping[str, Sequence[bytes] | np.ndarray]) -> bytes
 
 
 def _field(number: int, parts: list[bytes]) -> list[bytes]:
-    """A field whose value is all the parts, which are copied once, when everything is joined."""
+    """A field whose value is all the parts, copied once when everything is joined."""
     return [_head(number, sum(map(len, parts))), *parts]
 
 

@@ -35,7 +35,7 @@ def _frame(data: bytes) -> tuple[bytes, bytes]:
 
 
 class RecordFile:
-    """The records of one file by number. Opening it reads and checks the lengths only.
+    """The records of one file by number. Opening it reads and checks only the lengths.
 
     `close` frees the file; reading opens it again, so that a set of thousands of shards needs one
     at a time. Threads and forked processes may share one.
@@ -100,7 +100,7 @@ class RecordFile:
 
 
 class RecordWriter:
-    """Writes a file of records; it appears under its name when all of it is there."""
+    """Writes a file of records, which gets its name when it is complete."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
@@ -138,7 +138,7 @@ class RecordWriter:
 
 
 def write_records(path: str | os.PathLike, records: Iterable[bytes]) -> int:
-    """Write all records; returns how many."""
+    """Writes all records; returns their number."""
     with RecordWriter(path) as writer:
         for data in records:
             writer.write(data)

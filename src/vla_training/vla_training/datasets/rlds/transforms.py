@@ -24,7 +24,7 @@ EVERY = slice(None)
 
 
 def binarise_gripper(gripper: np.ndarray) -> np.ndarray:
-    """[T] -> 1 where above 0.95, 0 where below 0.05, else as the next decided step.
+    """[T] -> 1 above 0.95, 0 below 0.05, otherwise the value of the next decided step.
 
     What is undecided to the very end keeps the last value, as the original has it.
     """
@@ -40,12 +40,12 @@ def binarise_gripper(gripper: np.ndarray) -> np.ndarray:
 
 
 def identity(arrays: Arrays) -> tuple[np.ndarray, slice]:
-    """Actions as they are stored."""
+    """Actions as stored."""
     return arrays["action"], EVERY
 
 
 def bridge(arrays: Arrays) -> tuple[np.ndarray, slice]:
-    """Motion as the difference of states; the first step (all zeros) and the last are dropped."""
+    """Motion as the difference of states; drops the first step (all zeros) and the last."""
     action, state = arrays["action"], arrays["state"]
     if len(action) < 3:
         return action[:0], slice(0, 0)
@@ -212,7 +212,7 @@ CONVENTIONS = {
 
 
 def find_conventions(name: str) -> Conventions:
-    """Those of a dataset by its name or by how its name begins ("bridge_orig_ep100").
+    """The conventions of a dataset by its name or name prefix ("bridge_orig_ep100").
 
     A name nobody knows gives the identity, with `known` False.
     """
@@ -228,7 +228,7 @@ def unknown_conventions() -> Conventions:
 
 
 def get_conventions(name: str) -> Conventions:
-    """Those a user names; an unknown name is an error."""
+    """The conventions that a user names; an unknown name is an error."""
     if name not in CONVENTIONS:
         raise DataError(f"unknown conventions {name!r}", f"known: {', '.join(CONVENTIONS)}")
     return CONVENTIONS[name]

@@ -211,7 +211,8 @@ class RldsEncoder:
         return build_example(features)
 
     def _image(self, step: Step, camera: str) -> bytes:
-        """Encoded; as it is where it already comes so, for a second JPEG would cost quality."""
+        """An encoded image; kept unchanged if it already is, since a second JPEG would lose
+        quality."""
         images = step.observation.images
         if hasattr(images, "encoded"):
             data = images.encoded(camera)
