@@ -74,7 +74,9 @@ def settings(home: Path, folder: Path, base: str = "tokens", **changes) -> Finet
         "quiet": True,
     }
     sources = changes.pop("sources", (Source(str(home / "noise.hdf5")),))
-    return FinetuneConfig(str(home / base), sources, str(folder), **{**usual, **changes})
+    return FinetuneConfig(
+        vla_path=str(home / base), sources=sources, folder=str(folder), **{**usual, **changes}
+    )
 
 
 def losses(folder: Path) -> dict[int, float]:

@@ -34,7 +34,8 @@ from vla_training.finetune.identity import check_identity
 from vla_training.finetune.logger import SpikeGuard
 from vla_training.finetune.model_setup import choose_head, load_with_adapter
 from vla_training.loader.frame_index import Source
-from vla_training.loader.online import Online, Stream
+from vla_training.loader.online import Stream
+from vla_training.loader.online_config import Online
 from vla_training.lora.adapter import Adapter, merge
 from vla_training.lora.merge_check import verify_merge
 
@@ -144,7 +145,7 @@ def test_rounds_of_online_training_are_awaited_and_drawn_from(home, tmp_path, mo
             write_noise(path, episodes=1 + number, length=5, seed=number)
 
     monkeypatch.setattr(Stream, "_begin", make)
-    online = Online(("A", "B"), episodes=1, steps=2)
+    online = Online(tasks=("A", "B"), episodes=1, steps=2)
     config = settings(home, tmp_path / "whole", sources=(), online=online, max_steps=5)
     finetune(config)
     assert made == [f"round-0000{r}/{t}/demo.hdf5" for r in range(3) for t in "AB"]
@@ -160,7 +161,7 @@ def test_rounds_of_online_training_are_awaited_and_drawn_from(home, tmp_path, mo
 
 
 def test_a_round_that_cannot_be_made_ends_the_run_with_the_reason(home, tmp_path):
-    online = Online(("Stack_D99",), parallel=1)
+    online = Online(tasks=("Stack_D99",), parallel=1)
     with pytest.raises(VlaError, match=r"round 0 of Stack_D99 was not made .*Stack_D99"):
         finetune(settings(home, tmp_path / "run", sources=(), online=online))
 
@@ -200,7 +201,7 @@ def kill_and_resume(home: Path, tmp_path: Path, kills: int, steps: int) -> None:
         "from vla_training.finetune.training_state import find_states\n"
         "from vla_training.finetune.config import FinetuneConfig\n"
         "from vla_training.loader.frame_index import Source\n"
-        "from vla_training.loader.online import Online\n"
+        "from vla_training.loader.online_config import Online\n"
         "import vla_training.finetune.finetune as f\n"
         "torch.set_num_threads(1)\n"
         "report = f.RunLog.train\n"
@@ -313,9 +314,9 @@ def test_adapter_of_a_kind_we_do_not_read_is_refused(adapted, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"learning_rate": float("nan")}, "learning_rate is nan"),
-        ({"lr_schedule": "stairs"}, "unknown schedule"),
+        ({"batch_size": 0}, "--batch-size is 0"),
+        ({"learning_rate": float("nan")}, "--learning-rate is nan"),
+        ({"lr_schedule": "stairs"}, "--lr-schedule is .stairs.; use constant, cosine or linear"),
         ({"quantize": "int4", "lora_rank": 0}, "quantised base"),
         ({"action_head": "diffusion"}, "unknown action head"),
         ({"chunk": 8}, "tokens one after the other give 1"),
@@ -376,7 +377,7 @@ def test_resuming_with_anything_that_changes_samples_or_meaning_is_refused(home,
         {"proprio_dim": 3},
         {"image_aug": True},
         {"seed": 9},
-        {"train_vision": False},
+        {"freeze_vision": True},
         {"sources": (replace(source, weight=3.0),)},
         {"sources": (replace(source, cameras=("wrist",)),)},
         {"sources": (replace(source, options={"kind": "hdf5"}),)},
@@ -458,7 +459,7 @@ def test_both_spellings_of_options_and_what_must_not_be_replaced(home, adapted, 
 
     where = ["--vla_path", home / "tokens", "--data-root-dir", home, "--dataset_name=noise"]
     for spelling in ("--batch_size", "--batch-size"):
-        with pytest.raises(VlaError, match="batch_size is 0"):
+        with pytest.raises(VlaError, match="--batch-size is 0"):
             subcommand("finetune", *where, "--run_root_dir", tmp_path, spelling, "0")
     with pytest.raises(VlaError, match="a folder's name"):
         subcommand("finetune", *where, "--run_root_dir", tmp_path, "--run-id", "../up")

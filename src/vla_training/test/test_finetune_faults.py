@@ -85,15 +85,15 @@ def test_an_adapter_is_not_taken_by_other_weights_of_the_same_shape(home, tmp_pa
 
 def test_a_closed_loop_that_cannot_be_is_known_before_training(home, tmp_path, monkeypatch):
     def run(**changes):
-        finetune(settings(home, tmp_path / "run", closed_loop_steps=1, **changes))
+        finetune(settings(home, tmp_path / "run", eval_steps=1, **changes))
 
     with pytest.raises(VlaError, match="Stack_D99"):
-        run(closed_loop_task="Stack_D99")
-    with pytest.raises(VlaError, match="closed_loop_episodes is 0"):
-        run(closed_loop_task="Lift_D0", closed_loop_episodes=0)
+        run(eval_task="Stack_D99")
+    with pytest.raises(VlaError, match="--eval-episodes is 0"):
+        run(eval_task="Lift_D0", eval_episodes=0)
     monkeypatch.setattr(closed_loop, "make_world", lambda *_: FakeWorld())
     with pytest.raises(VlaError, match="state"):  # the model wants one, this world has none
-        run(closed_loop_task="Lift_D0", proprio_dim=8)
+        run(eval_task="Lift_D0", proprio_dim=8)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
@@ -114,9 +114,9 @@ def test_closed_loop_plays_the_model_as_it_stands_sharded_or_not(
         "l1",
         lora_rank=lora_rank,
         max_steps=2,
-        closed_loop_steps=2,
-        closed_loop_task="Lift_D0",
-        closed_loop_episodes=5,
+        eval_steps=2,
+        eval_task="Lift_D0",
+        eval_episodes=5,
         learning_rate=1e-2,
     )
     try:
@@ -166,7 +166,7 @@ import vla_training.finetune.finetune as f
 from vla_inference.errors import VlaError
 from vla_training.finetune.config import FinetuneConfig
 from vla_training.loader.frame_index import Source
-from vla_training.loader.online import Online
+from vla_training.loader.online_config import Online
 torch.set_num_threads(1)
 closed_loop.make_world = lambda *_: FakeWorld()
 report = f.RunLog.train
@@ -188,9 +188,9 @@ def test_a_process_that_dies_ends_the_others_and_fewer_go_on(home, tmp_path):
         batch_size=2,
         max_steps=300,
         save_steps=1,
-        closed_loop_steps=1,
-        closed_loop_task="Lift_D0",
-        closed_loop_episodes=3,
+        eval_steps=1,
+        eval_task="Lift_D0",
+        eval_episodes=3,
     )
     tests = str(Path(sys.modules["fake_world"].__file__).parent)
     script = tmp_path / "rank.py"
@@ -220,8 +220,8 @@ def test_a_process_that_dies_ends_the_others_and_fewer_go_on(home, tmp_path):
     step = training_state.read_about(training_state.find_states(state)[-1])["step"]
     alone = replace(config, max_steps=step + 1)
     with pytest.raises(VlaError, match="saved with samples_per_step 4, now it is 2"):
-        finetune(replace(alone, closed_loop_steps=0), resume=True)
-    finetune(replace(alone, closed_loop_steps=0, batch_size=4), resume=True)
+        finetune(replace(alone, eval_steps=0), resume=True)
+    finetune(replace(alone, eval_steps=0, batch_size=4), resume=True)
     # The two shared the episodes of their closed loops, and counted all of them.
     lines = [
         json.loads(line)

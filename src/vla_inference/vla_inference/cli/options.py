@@ -4,41 +4,43 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import typing
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, Field, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer.main
 
 from vla_inference.errors import VlaError
-from vla_inference.options import Holds, options
+from vla_inference.options import Holds, Option, options
 
 
-def takes(config: type) -> Callable[[Callable], Callable]:
-    """The first parameter of the decorated function, a `config`, becomes its fields as options.
+def takes(*configs: type) -> Callable[[Callable], Callable]:
+    """The decorated function's first parameters, one of each config, become their options.
 
-    Its tuples are given as words between commas.
+    Tuples are given as words separated by commas.
     """
 
     def decorate(function: Callable) -> Callable:
-        hints = typing.get_type_hints(config)
-        own = [_parameter(f, about, hints[f.name]) for f, about in options(config)]
+        made = [[_Made.of(config, f, about) for f, about in options(config)] for config in configs]
         said = typing.get_type_hints(function, include_extras=True)
-        _, *others = inspect.signature(function).parameters.values()
         keyword = inspect.Parameter.KEYWORD_ONLY
-        others = [p.replace(annotation=said[p.name], kind=keyword) for p in others]
-        tuples = {p.name: hints[p.name] for p in own if typing.get_origin(hints[p.name]) is tuple}
+        others = list(inspect.signature(function).parameters.values())[len(configs) :]
+        everything = [
+            *(one.parameter for several in made for one in several),
+            *(p.replace(annotation=said[p.name], kind=keyword) for p in others),
+        ]
 
         @functools.wraps(function)
         def command(**given: Any) -> Any:
-            values = {p.name: given.pop(p.name, p.default) for p in own}
-            for name, kind in tuples.items():
-                values[name] = _words(name, values[name], typing.get_args(kind)[0])
-            return function(config(**values), **given)
+            filled = [
+                config(**{one.field: one.read(given) for one in several})
+                for config, several in zip(configs, made, strict=True)
+            ]
+            return function(*filled, **given)
 
-        everything = [*own, *others]
         command.__signature__ = inspect.Signature(everything)
         command.__annotations__ = {p.name: p.annotation for p in everything}
         return command
@@ -46,29 +48,44 @@ def takes(config: type) -> Callable[[Callable], Callable]:
     return decorate
 
 
-def _parameter(f: Any, about: Any, kind: Any) -> inspect.Parameter:
-    default = inspect.Parameter.empty if f.default is MISSING else f.default
-    if typing.get_origin(kind) is tuple:
-        kind, default = str, ",".join(map(str, default))
-    names = about.names
-    if kind is bool and default is False and not names:
-        names = ("--" + f.name.replace("_", "-"),)  # a flag that is off needs no way to be off
-    marks = [typer.Option(*names, help=about.help), *([about.holds] if about.holds else [])]
-    return inspect.Parameter(
-        f.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Annotated[(kind, *marks)],
-    )
+@dataclass(frozen=True)
+class _Made:
+    """A command's parameter made of a config's field. words: type of a tuple's elements."""
 
+    field: str
+    parameter: inspect.Parameter
+    words: type | None
 
-def _words(name: str, text: str, kind: type) -> tuple:
-    words = text.replace(",", " ").split()
-    try:
-        return tuple(kind(word) for word in words)
-    except ValueError:
-        option = "--" + name.replace("_", "-")
-        raise VlaError(f"{option} is {text!r}", "give numbers, separated by commas") from None
+    @classmethod
+    def of(cls, config: type, f: Field, about: Option) -> _Made:
+        kind, words = _type_of(config, f), None
+        default = inspect.Parameter.empty if f.default is MISSING else f.default
+        if typing.get_origin(kind) is tuple:
+            words = typing.get_args(kind)[0]
+            kind, default = str, ",".join(map(str, default))
+        names = about.names or ("--" + f.name.replace("_", "-"),)
+        name = names[0].removeprefix("--").replace("-", "_")
+        if kind is bool and default is True:  # a flag that is off needs no way to be off
+            names = (f"{names[0]}/--no-{names[0].removeprefix('--')}",)
+        marks = [typer.Option(*names, help=about.help), *([about.holds] if about.holds else [])]
+        parameter = inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=Annotated[(kind, *marks)],
+        )
+        return cls(f.name, parameter, words)
+
+    def read(self, given: dict[str, Any]) -> Any:
+        """The field's value, taken out of what the command was given."""
+        value = given.pop(self.parameter.name, self.parameter.default)
+        if self.words is None:
+            return value
+        try:
+            return tuple(self.words(word) for word in value.replace(",", " ").split())
+        except ValueError:
+            option = "--" + self.parameter.name.replace("_", "-")
+            raise VlaError(f"{option} is {value!r}", "give numbers, separated by commas") from None
 
 
 @dataclass(frozen=True)
@@ -111,6 +128,13 @@ def options_of(function: Callable) -> list[CommandOption]:
 def _names(parameter: Any) -> tuple[str, ...]:
     argument = parameter.param_type_name == "argument"
     return (parameter.name.upper(),) if argument else tuple(parameter.opts)
+
+
+def _type_of(config: type, f: Field) -> Any:
+    """A field's type; those of the other fields may be imported for type checkers alone."""
+    if not isinstance(f.type, str):
+        return f.type
+    return eval(f.type, vars(sys.modules[config.__module__]))
 
 
 def _holds(hint: Any) -> Holds:

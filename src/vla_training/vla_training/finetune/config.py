@@ -4,104 +4,83 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from vla_inference.errors import VlaError
-from vla_sim_bridge.tasks import get_task
+from vla_inference.options import Holds, check_options, option
 from vla_training.finetune.schedule import SCHEDULES, LoopConfig, Schedule
-from vla_training.loader.frame_index import Source
-from vla_training.loader.online import Online
-from vla_training.lora.layers import LoraConfig
+from vla_training.loader.online_config import Online
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+if TYPE_CHECKING:
+    from vla_training.loader.frame_index import Source
+    from vla_training.lora.layers import LoraConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """How to fine-tune. Batches count per device; what must be equal to resume is `identity`.
 
-    lora_rank: 0 fine-tunes all weights. quantize: format of the frozen base (QLoRA), "" for none.
-    gradient_checkpointing: share of layers that are computed twice to save memory, 0 to 1.
-    precision: "bf16", "fp32", or "auto": bf16 on a GPU. save_steps: 0 saves at the end alone.
-    spike_factor: a gradient this many times the usual one is skipped. wandb: a project's name.
+    sources: the datasets. folder: the run's own. spike_factor: a gradient this many times the
+    usual one is skipped.
     """
 
-    vla_path: str
-    sources: tuple[Source, ...]
-    folder: str
-    lora_rank: int = 32
-    lora_alpha: float | None = None
-    train_vision: bool = True
-    quantize: str = ""
-    batch_size: int = 16
-    grad_accumulation_steps: int = 1
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
-    lr_schedule: str = "constant"
-    max_grad_norm: float = 1.0
+    vla_path: str = option(
+        help="Checkpoint folder or Hub id to start from.", holds=Holds.NAME_OR_PATH
+    )
+    sources: tuple[Source, ...] = ()
+    folder: str = ""
+    lora_rank: int = option(32, "LoRA rank; 0: train all weights.", low=0)
+    lora_alpha: float | None = option(None, "LoRA alpha; default: min(rank, 16).", above=0.0)
+    quantize: str = option("", "Format of a frozen base, such as int4 (QLoRA).")
+    freeze_vision: bool = option(False, "Do not train the vision encoders.")
+    batch_size: int = option(16, "Samples per device and pass.", low=1)
+    grad_accumulation_steps: int = option(1, "Passes per update.", low=1)
+    learning_rate: float = option(5e-4, "Peak learning rate.", above=0.0)
+    weight_decay: float = option(0.0, "Weight decay of AdamW.", low=0.0)
+    warmup_steps: int = option(0, "Updates of linear warm-up.", low=0)
+    lr_schedule: str = option("constant", "constant, cosine or linear.", choices=SCHEDULES)
+    max_grad_norm: float = option(1.0, "Gradient norm to clip to.", above=0.0)
     spike_factor: float = 10.0
-    epochs: float = 1.0
-    max_steps: int | None = None
-    image_aug: bool = False
-    action_head: str = "keep"
-    chunk: int | None = None
-    num_images: int | None = None
-    proprio_dim: int | None = None
-    action_space: str | None = None
-    precision: str = "auto"
-    gradient_checkpointing: float = 0.0
-    compile: bool = False
-    reshard: bool = True
-    workers: int = 4
-    seed: int = 0
-    device: str | None = None
-    save_steps: int = 1000
-    log_steps: int = 10
-    val_split: float = 0.05
-    val_steps: int = 0
+    epochs: float = option(1.0, "Passes over all frames.", above=0.0)
+    max_steps: int | None = option(None, "Updates; overrides --epochs.", low=1)
+    image_aug: bool = option(False, "Random crops and colours.")
+    action_head: str = option("keep", "keep, tokens, parallel or l1 (OpenVLA-OFT).")
+    chunk: int | None = option(None, "Actions per answer (OpenVLA-OFT).", low=1)
+    num_images: int | None = option(None, "Number of cameras the model takes.", low=1)
+    proprio_dim: int | None = option(
+        None, "Size of the state vector the model takes; 0: none.", low=0
+    )
+    action_space: str | None = option(
+        None,
+        "One action space for all datasets: a new name, or one of the base's, whose bounds stay.",
+    )
+    precision: str = option("auto", "auto, bf16 or fp32.", choices=("auto", "bf16", "fp32"))
+    gradient_checkpointing: float = option(
+        0.0, "Share of layers recomputed to save memory, 0 to 1.", low=0.0, high=1.0
+    )
+    compile: bool = option(False, "Use torch.compile.")
+    reshard: bool = option(True, "Give up gathered weights between passes; off: faster.")
+    workers: int = option(4, "Data loading processes per device.", low=0)
+    seed: int = option(0, "Seed of sampling, augmentation and new weights.")
+    device: str | None = option(None, "cpu or cuda; default: CUDA if available.")
+    save_steps: int = option(1000, "Updates between saved states; 0: only at the end.", low=0)
+    log_steps: int = option(10, "Updates between reports.", low=1)
+    val_split: float = option(0.05, "Share of episodes held out.", low=0.0, high=0.9)
+    val_steps: int = option(0, "Updates between validations; 0: none.", low=0)
     val_batches: int = 20
-    closed_loop_steps: int = 0
-    closed_loop_task: str = ""
-    closed_loop_episodes: int = 20
-    tensorboard: bool = True
-    wandb: str = ""
-    merge: bool = True
+    eval_steps: int = option(0, "Updates between closed-loop evaluations; 0: none.", low=0)
+    eval_task: str = option("Stack_D2", "Task of the closed-loop evaluation.")
+    eval_episodes: int = option(20, "Episodes of the closed-loop evaluation.", low=1)
+    tensorboard: bool = option(True, "Write TensorBoard files.")
+    wandb: str = option("", "Weights & Biases project to log to as well.", holds=Holds.LOCAL)
+    merge: bool = option(True, "Merge the adapter into the base at the end.")
     online: Online = field(default_factory=Online)
     quiet: bool = False
 
     def check(self) -> None:
-        least = {
-            "batch_size": 1,
-            "grad_accumulation_steps": 1,
-            "lora_rank": 0,
-            "workers": 0,
-            "warmup_steps": 0,
-            "save_steps": 0,
-            "log_steps": 1,
-            "val_steps": 0,
-            "closed_loop_steps": 0,
-            "closed_loop_episodes": 1,
-        }
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise VlaError(f"{name} is {getattr(self, name)}", f"give at least {low}")
-        above = ("learning_rate", "epochs", "max_grad_norm", "spike_factor")
-        for name in above:
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise VlaError(f"{name} is {value}", "give a number above 0")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise VlaError(f"max_steps is {self.max_steps}", "give at least 1")
-        if not 0 <= self.gradient_checkpointing <= 1 or not 0 <= self.val_split < 1:
-            raise VlaError("gradient_checkpointing and val_split are shares", "give 0 to 1")
-        if self.lr_schedule not in SCHEDULES:
-            known = ", ".join(SCHEDULES)
-            raise VlaError(f"unknown schedule {self.lr_schedule!r}", f"known: {known}")
-        if self.precision not in ("auto", *PRECISIONS):
-            raise VlaError(f"unknown precision {self.precision!r}", "use auto, bf16 or fp32")
+        check_options(self)
+        if not (math.isfinite(self.spike_factor) and self.spike_factor > 0):
+            raise VlaError(f"spike_factor is {self.spike_factor}", "give a number above 0")
         if self.quantize and not self.lora_rank:
             raise VlaError("a quantised base cannot be trained itself", "give --lora-rank")
         if not self.sources and not self.online.tasks:
@@ -109,8 +88,10 @@ class FinetuneConfig:
         if self.online.tasks and self.max_steps is None:
             raise VlaError("episodes made online have no end", "give --max-steps")
         self.online.check()
-        if self.closed_loop_steps:
-            get_task(self.closed_loop_task)
+        if self.eval_steps:
+            from vla_sim_bridge.tasks import get_task
+
+            get_task(self.eval_task)
 
     def settings(self) -> dict[str, Any]:
         """All of it as JSON has it, to be kept with the run."""
@@ -128,7 +109,7 @@ class FinetuneConfig:
             "vla_path",
             "lora_rank",
             "quantize",
-            "train_vision",
+            "freeze_vision",
             "learning_rate",
             "weight_decay",
             "warmup_steps",
@@ -158,7 +139,9 @@ class FinetuneConfig:
     def lora(self) -> LoraConfig | None:
         if not self.lora_rank:
             return None
-        return LoraConfig(self.lora_rank, self.lora_alpha, self.train_vision)
+        from vla_training.lora.layers import LoraConfig
+
+        return LoraConfig(self.lora_rank, self.lora_alpha, not self.freeze_vision)
 
     def loop(self, steps: int, world: int) -> LoopConfig:
         """steps: updates of the run; world: devices"""

@@ -14,8 +14,8 @@ from vla_inference.policies.openvla.model import VLA
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_training.finetune import distributed
 from vla_training.finetune.closed_loop import ClosedLoop
-from vla_training.finetune.config import PRECISIONS
 from vla_training.finetune.logger import Meter
+from vla_training.finetune.model_setup import PRECISIONS
 from vla_training.loader.mixture import batches
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def make_closed_loop(run: Finetuner) -> ClosedLoop:
     c, source = run.config, run.samples.mixture.sources[0]
     count = run.shape.head.num_images
     cameras = source.cameras or tuple(source.open().cameras())
-    loop = ClosedLoop(c.closed_loop_task, cameras[:count], c.closed_loop_episodes, run.place)
+    loop = ClosedLoop(c.eval_task, cameras[:count], c.eval_episodes, run.place)
     with _policy(run) as policy:
         loop.try_once(policy)
     return loop

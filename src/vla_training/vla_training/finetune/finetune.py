@@ -23,14 +23,14 @@ from vla_inference.errors import VlaError
 from vla_inference.policies.openvla.config import TRAINED_CROP
 from vla_inference.system.files import write_whole
 from vla_training.finetune import distributed
-from vla_training.finetune.config import PRECISIONS, FinetuneConfig
+from vla_training.finetune.config import FinetuneConfig
 from vla_training.finetune.errors import explained
 from vla_training.finetune.evaluation import closed_loop, make_closed_loop, validate
 from vla_training.finetune.export import export
 from vla_training.finetune.graceful_stop import Stop
 from vla_training.finetune.logger import Rate, RunLog, SpikeGuard, memory_gb
 from vla_training.finetune.loop import Progress, TrainingLoop
-from vla_training.finetune.model_setup import choose_head, find_base, open_model
+from vla_training.finetune.model_setup import PRECISIONS, choose_head, find_base, open_model
 from vla_training.finetune.objective import Objective
 from vla_training.finetune.train_modules import prepare
 from vla_training.loader.batch import Batch
@@ -88,7 +88,7 @@ class Finetuner:
             place,
             guard=SpikeGuard(config.spike_factor),
         )
-        self.loop = make_closed_loop(self) if config.closed_loop_steps else None
+        self.loop = make_closed_loop(self) if config.eval_steps else None
         self.log.total = self.total
         self.log.say(
             f"{len(train)} frames to train on, {len(held)} held out; {self.total} steps of "
@@ -150,7 +150,7 @@ class Finetuner:
             add_lora(model, self.config.lora, c.seed)
         else:
             model.requires_grad_(True)
-            if not c.train_vision:
+            if c.freeze_vision:
                 model.vision_backbone.requires_grad_(False)
         prepare(model, c.compile, c.gradient_checkpointing)
         objective = Objective(model).train()
@@ -214,7 +214,7 @@ class Finetuner:
             self._report(rate, norm.item())
         if c.val_steps and step % c.val_steps == 0:
             validate(self)
-        if c.closed_loop_steps and step % c.closed_loop_steps == 0:
+        if c.eval_steps and step % c.eval_steps == 0:
             closed_loop(self)
 
     def _goes_on(self, stop: Stop, norm: Tensor) -> bool:

@@ -20,6 +20,8 @@ from vla_inference.policies.openvla.model import VLA
 from vla_training.lora.layers import WHOLE
 from vla_training.lora.peft_adapter import Adapter, raw_config
 
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
 HEADS = ("keep", "tokens", "parallel", "l1")
 
 

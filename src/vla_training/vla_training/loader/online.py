@@ -11,32 +11,15 @@ import contextlib
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from vla_inference.errors import VlaError
 from vla_inference.system.interrupts import end_with_parent
 from vla_training.finetune.distributed import Place
 from vla_training.loader.frame_index import Source
+from vla_training.loader.online_config import Online
 
 PERIOD = 1.0  # seconds between two looks at what is being made
-
-
-@dataclass(frozen=True)
-class Online:
-    """tasks: to generate; episodes: of each in each round; steps: updates that a round lasts;
-    parallel: workers, -1 for one per core; ray_address: of a Ray cluster to do it instead."""
-
-    tasks: tuple[str, ...] = ()
-    episodes: int = 50
-    steps: int = 500
-    parallel: int = -1
-    seed: int = 0
-    ray_address: str = ""
-
-    def check(self) -> None:
-        if self.tasks and min(self.episodes, self.steps) < 1:
-            raise VlaError("online training needs episodes and steps", "give at least 1 of each")
 
 
 class Stream:
