@@ -80,6 +80,14 @@ def load_config(folder: Path, overrides: Mapping[str, Any] | None = None) -> Mod
     return _with_constants(config, images) if images.is_file() else config
 
 
+def raw_config(folder: Path) -> dict[str, Any]:
+    """A checkpoint's config.json, completed from the files beside it as `load_config` does."""
+    raw, beside = read_json(folder / "config.json"), folder / OVERRIDES
+    if beside.is_file():
+        raw = override(raw, read_json(beside), str(beside))
+    return complete(folder, raw, checkpoint_name(folder))
+
+
 def _with_constants(config: ModelConfig, path: Path) -> ModelConfig:
     """The config with each vision encoder's mean and std from preprocessor_config.json.
 

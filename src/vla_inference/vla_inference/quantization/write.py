@@ -10,14 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vla_inference.checkpoints.load import load_config, load_tokenizer
+from vla_inference.checkpoints.load import load_config, load_tokenizer, raw_config
 from vla_inference.checkpoints.openvla_compat import (
-    OVERRIDES,
-    checkpoint_name,
-    complete,
     component_files,
     load_component,
-    override,
 )
 from vla_inference.checkpoints.safetensors_io import read_json
 from vla_inference.checkpoints.save import save_checkpoint
@@ -66,10 +62,7 @@ def quantize_checkpoint(
             f"{folder} is quantised to {config.quantization} already",
             "give the checkpoint that it was made from",
         )
-    raw = read_json(folder / "config.json")
-    if (folder / OVERRIDES).is_file():
-        raw = override(raw, read_json(folder / OVERRIDES), str(folder / OVERRIDES))
-    raw = complete(folder, raw, checkpoint_name(folder))
+    raw = raw_config(folder)
     if format.kind != "int4" and method == "hqq":
         method = "rtn"  # 8 bits have no zero to move
     about = {"format": format.name, "method": method, "modules": [WHERE]}

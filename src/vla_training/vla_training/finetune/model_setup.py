@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from vla_inference.checkpoints.hub import resolve
-from vla_inference.checkpoints.load import load_config, load_model
+from vla_inference.checkpoints.load import load_config, load_model, raw_config
 from vla_inference.errors import VlaError
 from vla_inference.policies.openvla.config import TRAINED_CROP, HeadConfig, ModelConfig
 from vla_inference.policies.openvla.heads import L1ActionHead, ProprioProjector
 from vla_inference.policies.openvla.model import VLA
 from vla_training.lora.layers import WHOLE
-from vla_training.lora.peft_adapter import Adapter, raw_config
+from vla_training.lora.peft_adapter import Adapter
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -14,15 +14,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from vla_inference.checkpoints.load import no_answer_needs
+from vla_inference.checkpoints.load import no_answer_needs, raw_config
 from vla_inference.checkpoints.openvla_compat import (
-    OVERRIDES,
     check_trained_on,
     checkpoint_name,
     complete,
     component_files,
     load_component,
-    override,
 )
 from vla_inference.checkpoints.safetensors_io import canonical, read_json
 from vla_inference.engines.compiled import Tensors
@@ -298,14 +296,6 @@ class Adapter:
         if self.statistics is None and not beside.is_file():
             return {k: v for k, v in told.items() if k != "assumed"}
         return {k: v for k, v in told.items() if k not in ("assumed", "norm_stats")}
-
-
-def raw_config(folder: Path) -> dict[str, Any]:
-    """A checkpoint's config.json, completed from the files beside it as `load_config` does."""
-    raw = read_json(folder / "config.json")
-    if (folder / OVERRIDES).is_file():
-        raw = override(raw, read_json(folder / OVERRIDES), str(folder / OVERRIDES))
-    return complete(folder, raw, checkpoint_name(folder))
 
 
 def base_digest(folder: Path) -> str:
