@@ -27,10 +27,10 @@ from vla_inference.ros.diagnostics import Diagnostics
 from vla_inference.ros.ik_node import IkNode
 from vla_inference.ros.inference.node import InferenceNode
 from vla_inference.ros.lifecycle import SUCCESS, ManagedNode
+from vla_sim_bridge.ros.episodes import Episodes
 from vla_sim_bridge.ros.robot_executor import RobotDrive
 from vla_sim_bridge.ros.sim_node import SimNode
 from vla_sim_bridge.ros.sim_services import SimServices
-from vla_sim_bridge.ros.sim_topics import SimTopics
 from vla_training.ros.record_node import RecordNode
 from vla_training.ros.training_node import TrainingNode
 from vla_training.ros.validation_node import ValidationNode
@@ -133,13 +133,14 @@ def nodes(tmp_path_factory):
 
 def all_but_the_world(context) -> SimNode:
     """The simulation's node as a robot, without what takes seconds to build."""
-    settings = {"driven_by": "twist", "answer_delay": 0.1}
+    settings = {"driven_by": "twist", "answer_delay": 0.1, "record_episodes": 0}
     overrides = [Parameter(k, value=v) for k, v in settings.items()]
     node = SimNode(parameter_overrides=overrides, context=context)
-    node.topics = SimTopics(node, "agentview")
-    SimServices(node)
+    node.episodes = Episodes(node, node.settings, node.folder, world=None)
+    drive = RobotDrive(node, node.episodes)
+    SimServices(node, drive)
     Diagnostics(node, "simulation", node._diagnose)
-    RobotDrive(node).start()
+    drive.start()
     return node
 
 

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from rclpy.node import Node
+
 from vla_inference.errors import VlaError
 
 QUIET = 5.0  # seconds between two lines about the same callback
@@ -95,6 +97,10 @@ class Guarded:
             return False
         self._fault_told[where] = now
         return True
+
+
+class GuardedNode(Guarded, Node):
+    """A node that has no lifecycle."""
 
 
 def _show() -> None:

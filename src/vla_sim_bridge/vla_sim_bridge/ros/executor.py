@@ -7,46 +7,45 @@ late. Everything it does runs in the node's one thread.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vla_inference.episodes.robosuite import CONTROL_FREQ
 from vla_inference.errors import VlaError
+from vla_inference.ros.guard import GuardedNode
 from vla_inference.ros.messages import msg_to_chunk
 from vla_inference.ros.qos import CHUNK, LATCHED
 from vla_inference.ros.stamps import stamp_ns
 from vla_msgs.msg import ActionChunk, InferenceStatus, SimStatus
 from vla_sim_bridge.evaluation.answers import Answers
 from vla_sim_bridge.ros.chunk_to_actions import sim_actions
+from vla_sim_bridge.ros.episodes import Episodes
 from vla_sim_bridge.ros.lock_step import LockStep, Verdict
 from vla_sim_bridge.ros.real_time import RealTime
-
-if TYPE_CHECKING:
-    from vla_sim_bridge.ros.sim_node import SimNode
 
 
 class Drive:
     """What any drive has: a subscription for chunks, the lock, the time-outs."""
 
-    def __init__(self, node: SimNode):
-        self.node, self.settings = node, node.settings
-        s = self.settings
+    def __init__(self, node: GuardedNode, episodes: Episodes):
+        self.node, self.episodes = node, episodes
+        self.settings = s = episodes.settings
         self.lock = LockStep(s.action_timeout, s.start_timeout)
         self.answers = Answers()
         self._created = time.monotonic()
         self._viewers = 0
         self._inference: InferenceStatus | None = None
+        episodes.more_results = self.results
 
     def start(self) -> None:
         """Everything else is there: begin to listen."""
-        node, s = self.node, self.settings
-        node.create_subscription(ActionChunk, "action", node.guard(self._on_chunk), CHUNK)
+        node, s, guard = self.node, self.settings, self.episodes.guard
+        node.create_subscription(ActionChunk, "action", guard(self._on_chunk), CHUNK)
         node.create_subscription(InferenceStatus, "inference/status", self._on_inference, LATCHED)
         if not s.lock_step:
             pace = 1.0 / s.real_time_factor
-            node.create_timer(pace / s.control_rate, node.guard(self._control_period))
-            node.create_timer(pace / s.frame_rate, node.guard(self._frame_period))
+            node.create_timer(pace / s.control_rate, guard(self._control_period))
+            node.create_timer(pace / s.frame_rate, guard(self._frame_period))
 
     # -- what a drive fills in ----------------------------------------------------------------
 
@@ -72,17 +71,73 @@ class Drive:
 
     def results(self) -> dict:
         """What the run's results say of it."""
-        return {"chunks_ignored": self.lock.ignored}
+        return {
+            "instruction_mismatches": self.lock.mismatched,
+            "chunks_ignored": self.lock.ignored,
+        }
+
+    # -- episodes -----------------------------------------------------------------------------
+
+    def begin_episode(self, seed: int | None = None, instruction: str = "") -> None:
+        """The run's next one, or another seed's first."""
+        self.episodes.begin(seed, instruction)
+        self.begin()
+
+    def go_on(self) -> None:
+        """After actions: the next frame, of the next episode where this one is over."""
+        self.episodes.progress()
+        if self.episodes.evaluation.complete:
+            self.episodes.finished = True
+        elif self.episodes.evaluation.run.done:
+            self.begin_episode()
+        elif self.settings.lock_step:
+            self.publish_frame()
+
+    def set_paused(self, paused: bool) -> None:
+        episodes = self.episodes
+        if paused == episodes.paused or episodes.finished:
+            return
+        episodes.paused = paused
+        if paused:
+            self.withdraw()
+            episodes.evaluation.stop_clock()
+            episodes.set_state(SimStatus.PAUSED)
+            return
+        episodes.set_state(SimStatus.RUNNING)
+        if episodes.evaluation.run.done:
+            self.begin_episode()
+        else:
+            self.resume()
+
+    def reset(self, task: str, seed: int | None, instruction: str) -> None:
+        """End the episode under way and begin the run's next one, or another seed's first."""
+        world = self.episodes.world_of(task)
+        self.episodes.abort()
+        self.withdraw()
+        self.episodes.use(world)
+        self.begin_episode(seed, instruction)
 
     # -- frames and chunks --------------------------------------------------------------------
 
-    def sent(self, stamp: int) -> None:
-        """A frame was published."""
-        self._viewers = self.node.topics.viewers
+    def publish_frame(self, again: bool = False, counted: bool = True) -> None:
+        """The world as it is (or was, for a copy) under a new stamp, its instruction first.
+
+        counted: whether it is one of the run's frames, whose answer is executed.
+        """
+        episodes, topics = self.episodes, self.episodes.topics
+        if not again:
+            episodes.take_image(counted)
+        topics.instruction(episodes.sim.instruction)
+        stamp = topics.now()
+        self._sent(stamp)
+        episodes.publish_image(stamp)
+
+    def _sent(self, stamp: int) -> None:
+        self._viewers = self.episodes.topics.viewers
         self.answers.sent(stamp)
-        if self.settings.lock_step and not self.node.paused:
+        if self.settings.lock_step and not self.episodes.paused:
             self.lock.sent(stamp, time.monotonic())
-            self.node.set_state(SimStatus.WAITING)
+            self.episodes.set_state(SimStatus.WAITING)
 
     def withdraw(self) -> None:
         """No answer to what is out is wanted any more."""
@@ -97,21 +152,22 @@ class Drive:
             return node.callback_refused("action", str(error))
         self.answers.heard(stamp, node.resolve_topic_name("action"))
         if not self.settings.lock_step:
-            now = node.topics.time()
+            now = self.episodes.topics.time()
             if self.accept(msg, stamp, now):
-                self.lock.started = True
-                node.measure(msg, (now - stamp) / 1e6)
-                if not node.paused:
-                    node.set_state(SimStatus.RUNNING)
+                self.lock.started = self.episodes.answered = True
+                self.episodes.measure(msg, (now - stamp) / 1e6)
+                if not self.episodes.paused:
+                    self.episodes.set_state(SimStatus.RUNNING)
             return
-        expected = node.sim.instruction
+        expected = self.episodes.sim.instruction
         verdict = self.lock.judge(stamp, msg.instruction, expected, time.monotonic())
         if verdict is Verdict.EXECUTE:
+            self.episodes.answered = True
             self.answered(msg)
 
     def _frame_period(self) -> None:
-        if not self.node.paused:
-            self.node.publish_frame()
+        if not self.episodes.paused:
+            self.publish_frame()
 
     # -- time passes --------------------------------------------------------------------------
 
@@ -124,22 +180,22 @@ class Drive:
             late = not self.lock.started and now - self._created > self.settings.start_timeout
             verdict = Verdict.TOO_LATE if late else Verdict.WAIT
         else:
-            if not self.lock.started and self.node.topics.viewers > self._viewers:
+            if not self.lock.started and self.episodes.topics.viewers > self._viewers:
                 self.lock.resend_now(now)  # a model came up
             verdict = self.lock.poll(now)
         if verdict is Verdict.TOO_LATE:
             raise VlaError(*self._too_late())
         if verdict is Verdict.RESEND:
-            self.node.publish_frame(again=True)
+            self.publish_frame(again=True)
 
     def _too_late(self) -> tuple[str, str]:
         """What is wrong and what to do."""
-        run, timeout = self.node.evaluation.run, self.lock.timeout
+        run, timeout = self.episodes.evaluation.run, self.lock.timeout
         what = f"no action for the frame of episode {run.index}, step {run.step_count}"
         if self.lock.other_instruction:
             return (
                 f"{what} within {timeout:g} s: the model answers to "
-                f"{self.lock.other_instruction!r} instead of {self.node.sim.instruction!r}",
+                f"{self.lock.other_instruction!r} instead of {self.episodes.sim.instruction!r}",
                 "check that nothing else publishes on the topic instruction",
             )
         said, status = "", self._inference
@@ -157,26 +213,26 @@ class Drive:
 
 
 class ChunkDrive(Drive):
-    def __init__(self, node: SimNode):
-        super().__init__(node)
+    def __init__(self, node: GuardedNode, episodes: Episodes):
+        super().__init__(node, episodes)
         self.real = RealTime(1.0 / self.settings.control_rate)
         self._dt_warned = False
 
     def begin(self) -> None:
-        self.real.restart(self.node.topics.now() / 1e9)
-        self.node.publish_frame()
+        self.real.restart(self.episodes.topics.now() / 1e9)
+        self.publish_frame()
 
     def answered(self, msg: ActionChunk) -> None:
-        node, actions = self.node, self._read(msg)
+        actions = self._read(msg)
         self.settings.execute_steps = self.settings.steps_of(len(actions))
-        node.measure(msg, 1e3 * self.lock.round_trip)
-        node.set_state(SimStatus.RUNNING)
+        self.episodes.measure(msg, 1e3 * self.lock.round_trip)
+        self.episodes.set_state(SimStatus.RUNNING)
         for action in actions[: self.settings.execute_steps]:
-            if node.stop():
+            if self.episodes.stop():
                 return
-            if node.execute(action):
+            if self.episodes.execute(action):
                 break
-        node.go_on()
+        self.go_on()
 
     def accept(self, msg: ActionChunk, stamp: int, now: int) -> bool:
         return self.real.accept(stamp / 1e9, self._read(msg), now / 1e9)
@@ -192,13 +248,12 @@ class ChunkDrive(Drive):
         return sim_actions(chunk)
 
     def _control_period(self) -> None:
-        node = self.node
-        if node.paused or not self.lock.started:
+        if self.episodes.paused or not self.lock.started:
             return
         action = self.real.period(time.monotonic())
         held = action is None
-        node.execute(node.stand_still() if held else action, held)
-        node.go_on()
+        self.episodes.execute(self.episodes.stand_still() if held else action, held)
+        self.go_on()
 
     def results(self) -> dict:
         s, found = self.settings, super().results()

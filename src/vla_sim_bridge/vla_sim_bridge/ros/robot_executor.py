@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped, TwistStamped
@@ -23,15 +22,14 @@ from std_msgs.msg import Float64MultiArray
 
 from vla_inference.episodes.robosuite import CONTROL_FREQ
 from vla_inference.errors import VlaError
+from vla_inference.ros.guard import GuardedNode
 from vla_inference.ros.qos import CHUNK, COMMAND
 from vla_inference.ros.stamps import stamp_ns
 from vla_msgs.msg import ActionChunk, SimStatus
 from vla_sim_bridge.ros.auto_enable import Operator
 from vla_sim_bridge.ros.controller_emulation import PoseController, TwistController
+from vla_sim_bridge.ros.episodes import Episodes
 from vla_sim_bridge.ros.executor import Drive
-
-if TYPE_CHECKING:
-    from vla_sim_bridge.ros.sim_node import SimNode
 
 BASE_FRAME = "base"
 PERIOD = round(1e9 / CONTROL_FREQ)  # ns
@@ -40,8 +38,8 @@ CLOCK_AGAIN = 0.1  # s: /clock is best effort
 
 
 class RobotDrive(Drive):
-    def __init__(self, node: SimNode):
-        super().__init__(node)
+    def __init__(self, node: GuardedNode, episodes: Episodes):
+        super().__init__(node, episodes)
         s = self.settings
         self.controller = TwistController() if s.driven_by == "twist" else PoseController()
         self.operator = Operator(node, s.start_timeout)
@@ -64,7 +62,7 @@ class RobotDrive(Drive):
         self._own_time = s.lock_step or s.real_time_factor != 1.0
         if self._own_time:
             # A copy of a frame shows what was to be seen when the first one was taken.
-            node.topics.time = lambda: self._clock if not self._delay else self._imaged
+            self.episodes.topics.time = lambda: self._clock if not self._delay else self._imaged
             self._clock_topic = node.create_publisher(Clock, "/clock", qos_profile_sensor_data)
         if self._delay:
             self._late_answers = node.create_publisher(ActionChunk, "delayed_action", CHUNK)
@@ -72,23 +70,19 @@ class RobotDrive(Drive):
 
     def start(self) -> None:
         super().start()
-        node = self.node
+        hear, guard = self.node.create_subscription, self.episodes.guard
         # The gripper first: it is told before the motion of the same period.
-        node.create_subscription(
-            Float64MultiArray, "gripper", node.guard(self._on_gripper), COMMAND
-        )
+        hear(Float64MultiArray, "gripper", guard(self._on_gripper), COMMAND)
         if self.settings.driven_by == "twist":
-            node.create_subscription(
-                TwistStamped, "delta_twist", node.guard(self._on_twist), CHUNK
-            )
+            hear(TwistStamped, "delta_twist", guard(self._on_twist), CHUNK)
         else:
-            node.create_subscription(PoseStamped, "target_pose", node.guard(self._on_pose), CHUNK)
+            hear(PoseStamped, "target_pose", guard(self._on_pose), CHUNK)
 
     # -- episodes -----------------------------------------------------------------------------
 
     def begin(self) -> None:
         self.controller.reset()
-        self._gripper, self._seen, self._begun = self.node.sim.gripper, False, False
+        self._gripper, self._seen, self._begun = self.episodes.sim.gripper, False, False
         self._forget()
         self._seen_since = self._now()
         self._shown = False
@@ -106,7 +100,7 @@ class RobotDrive(Drive):
     # -- what comes in ------------------------------------------------------------------------
 
     def _now(self) -> int:
-        return self._clock if self._own_time else self.node.topics.time()
+        return self._clock if self._own_time else self.episodes.topics.time()
 
     def _on_twist(self, msg: TwistStamped) -> None:
         linear, angular = msg.twist.linear, msg.twist.angular
@@ -143,7 +137,7 @@ class RobotDrive(Drive):
 
     def _pose(self) -> np.ndarray:
         """Of the end effector in the robot's base [4, 4]; the base stands upright."""
-        sim = self.node.sim
+        sim = self.episodes.sim
         pose = sim.eef_pose()
         pose[:3, 3] -= sim.base_position()
         return pose
@@ -168,10 +162,10 @@ class RobotDrive(Drive):
 
     def _period(self) -> bool:
         """One control period; whether the episode is over."""
-        node, now = self.node, 1e-9 * self._now()
+        now = 1e-9 * self._now()
         delta = self.controller.delta(self._pose(), now, PERIOD * 1e-9)
         action = np.append(np.zeros(6) if delta is None else delta, self._gripper)
-        return node.execute(action, held=delta is None)
+        return self.episodes.execute(action, held=delta is None)
 
     def answered(self, msg: ActionChunk) -> None:
         self.settings.execute_steps = self.settings.steps_of(len(msg.steps))
@@ -180,8 +174,8 @@ class RobotDrive(Drive):
                 self._late_answers.publish(msg)
             return
         self._answered = True
-        self.node.measure(msg, 1e3 * self.lock.round_trip)
-        self.node.set_state(SimStatus.RUNNING)
+        self.episodes.measure(msg, 1e3 * self.lock.round_trip)
+        self.episodes.set_state(SimStatus.RUNNING)
         if self._delay:
             self._answer = msg
             return
@@ -193,7 +187,7 @@ class RobotDrive(Drive):
         started = self._answered
         self._answer, self._awaiting = None, not started
         self._imaged = self._clock
-        self.node.publish_frame()
+        self.publish_frame()
         if self._delay and started:
             self._due = self._clock + self._delay
             self._ask()
@@ -215,13 +209,12 @@ class RobotDrive(Drive):
         return stamp > self._seen_since
 
     def _control_period(self) -> None:
-        node = self.node
         self._tell_where()
         if self._own_time:
             self._tell_time()
-        if not node.paused and self.operator.ready:
+        if not self.episodes.paused and self.operator.ready:
             self._period()
-            node.go_on()
+            self.go_on()
         self._clock += PERIOD
 
     def poll(self) -> None:
@@ -235,7 +228,7 @@ class RobotDrive(Drive):
         if not self.operator.poll(lock_step or self._seen):
             if lock_step and self.operator.refusals > 1 and not self._shown:
                 self._shown = True  # it is not enabled before a model has been heard
-                self.node.publish_frame(counted=False)
+                self.publish_frame(counted=False)
             self._remind()
             return
         if not lock_step:
@@ -271,7 +264,7 @@ class RobotDrive(Drive):
         if self._delay and not done and self._clock >= self._due:
             self._awaiting = True
         elif done or self._left == 0:
-            self.node.go_on()
+            self.go_on()
         else:
             self._ask()
 

@@ -42,6 +42,7 @@ def run(factory: Callable[[], SimNode], args: Sequence[str] | None = None) -> in
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     node = executor = None
+    failed = False
     try:
         interrupts.release()
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
@@ -53,21 +54,21 @@ def run(factory: Callable[[], SimNode], args: Sequence[str] | None = None) -> in
         executor.add_node(node)
         node.load()
         stop.raising = False
-        while not node.finished and not stop.number:
+        while not node.episodes.finished and not stop.number:
             executor.spin_once(timeout_sec=0.05)
             node.tick()
-        if node.failure is not None:
-            raise node.failure
+        if node.episodes.failure is not None:
+            raise node.episodes.failure
         if not stop.number:
             node.finish("all episodes done")
     except KeyboardInterrupt:
         pass
     except Exception as error:  # whatever it is: what was measured is kept
-        stop.raising = False
+        stop.raising, failed = False, True
         return _fail(node, error)
     finally:
         stop.raising = False
-        if stop.number and node is not None and node.failure is None:
+        if stop.number and node is not None and not failed:
             node.finish("interrupted")
         _close(node, executor)
     return 128 + stop.number if stop.number else 0
@@ -80,7 +81,6 @@ def _fail(node: SimNode | None, error: Exception) -> int:
         text = f"unexpected {type(error).__name__}: {text}; please report it with the above"
     begun = node is not None and node.begun
     if node is not None:
-        node.failure = error
         node.finish(text, error=True)
     print(f"error: {text}", file=sys.stderr, flush=True)
     return 1 if begun else 2

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from rclpy.node import Node
 from std_srvs.srv import SetBool
 
 from vla_inference.errors import VlaError
 from vla_inference.ros.messages import steps_to_chunk
 from vla_msgs.srv import ResetEpisode, StepSim
 from vla_sim_bridge.ros.chunk_to_actions import sim_actions
-
-if TYPE_CHECKING:
-    from vla_sim_bridge.ros.sim_node import SimNode
+from vla_sim_bridge.ros.executor import Drive
 
 
 class SimServices:
     """Refusals are reported in the response; no request ends the run."""
 
-    def __init__(self, node: SimNode):
-        self.node = node
+    def __init__(self, node: Node, drive: Drive):
+        self.drive, self.episodes = drive, drive.episodes
         node.create_service(ResetEpisode, "~/reset", self.reset)
         node.create_service(StepSim, "~/step", self.step)
         node.create_service(SetBool, "~/pause", self.pause)
 
     def pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        self.node.set_paused(request.data)
-        response.success, response.message = True, "paused" if self.node.paused else "running"
+        self.drive.set_paused(request.data)
+        response.success, response.message = True, "paused" if self.episodes.paused else "running"
         return response
 
     def reset(self, request: ResetEpisode.Request, response: ResetEpisode.Response):
@@ -37,31 +34,31 @@ class SimServices:
 
     def _answer(self, response, work):
         try:
-            if self.node.finished:
+            if self.episodes.finished:
                 raise VlaError("the run is over", "start the simulation again")
             work()
             response.success = True
         except VlaError as error:
             response.success, response.message = False, str(error)
-        response.episode = self.node.topics.episode_message(self.node.evaluation)
+        response.episode = self.episodes.topics.episode_message(self.episodes.evaluation)
         return response
 
     def _reset(self, request: ResetEpisode.Request) -> None:
         if request.seed < -1:
             raise VlaError(f"seed {request.seed}", "give 0 or more, or -1 for the run's next")
         seed = None if request.seed == -1 else request.seed
-        self.node.reset(request.task, seed, " ".join(request.instruction.split()))
+        self.drive.reset(request.task, seed, " ".join(request.instruction.split()))
 
     def _step(self, request: StepSim.Request) -> None:
-        node = self.node
-        if not node.paused:
+        episodes = self.episodes
+        if not episodes.paused:
             raise VlaError("the simulation is running", "pause it first (~/pause)")
-        if node.evaluation.run.done:
+        if episodes.evaluation.run.done:
             raise VlaError("the episode is over", "begin another (~/reset) or go on (~/pause)")
         for action in sim_actions(steps_to_chunk(request.steps)):
-            if node.execute(action):
+            if episodes.execute(action):
                 break
-        if node.evaluation.complete:
-            node.finished = True
+        if episodes.evaluation.complete:
+            episodes.finished = True
         else:
-            node.publish_frame()
+            self.drive.publish_frame()

@@ -1,0 +1,217 @@
+"""The episodes of a run: the world, what it counts and shows on topics, what is left of it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from rclpy.node import Node
+
+from vla_inference.ros.diagnostics import ERROR, OK, Report
+from vla_msgs.msg import ActionChunk, SimStatus
+from vla_sim_bridge.envs.protocol import World, make_world
+from vla_sim_bridge.evaluation import report
+from vla_sim_bridge.evaluation.recorder import RunRecorder
+from vla_sim_bridge.evaluation.run import Evaluation
+from vla_sim_bridge.ros.sim_settings import SimSettings
+from vla_sim_bridge.ros.sim_topics import SimTopics
+from vla_sim_bridge.tasks import get_task
+
+PROGRESS_EVERY = 5.0  # s between progress lines within an episode
+
+
+class Episodes:
+    """What a `Drive` plays: it decides when an episode begins, a frame is due, an action comes.
+
+    stop: asked between control steps. more_results: what the drive adds to the results.
+    paused, finished, failure: how the run stands. answered: whether a model has.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        settings: SimSettings,
+        folder: Path,
+        world: World,
+        stop: Callable[[], bool] = lambda: False,
+    ):
+        s = settings
+        self.node, self.settings, self.folder, self.stop = node, settings, folder, stop
+        self.evaluation = Evaluation(world, s.seed, s.episodes, s.horizon)
+        self.evaluation.next_index = s.first_episode
+        every = 1 if s.lock_step else 2  # real time has no time to draw more
+        self.recorder = RunRecorder(self.evaluation, folder, s.record_episodes, s.camera, every)
+        self.evaluation.on_step = self.recorder.step
+        self.topics = SimTopics(node, s.camera)
+        self.more_results: Callable[[], dict] = dict
+        self.paused = self.finished = self.answered = False
+        self.failure: Exception | None = None
+        self.state, self.message = SimStatus.STARTING, "loading"
+        self._told = self._created = time.monotonic()
+        self._started = datetime.now().astimezone().isoformat(timespec="seconds")
+
+    @property
+    def sim(self) -> World:
+        return self.evaluation.sim
+
+    def guard(self, callback: Callable) -> Callable:
+        """A callback whose errors end the run in an orderly way instead of the process."""
+
+        def guarded(*args):
+            if self.finished:
+                return
+            try:
+                callback(*args)
+            except Exception as error:  # `sim_process.run` raises it again
+                self.failure, self.finished = error, True
+
+        return guarded
+
+    # -- episodes -----------------------------------------------------------------------------
+
+    def begin(self, seed: int | None = None, instruction: str = "") -> None:
+        """The run's next episode, or another seed's first."""
+        self.evaluation.begin(seed, instruction)
+        self.topics.episode(self.evaluation)
+
+    def abort(self) -> None:
+        """End the episode under way from outside."""
+        under_way = not self.evaluation.run.done
+        self.evaluation.abort()
+        if under_way:
+            self.recorder.end()
+
+    def world_of(self, task: str) -> World:
+        """This world, or another one where the task is another; empty: the same."""
+        if not task or get_task(task).name == self.sim.task.name:
+            return self.sim
+        s = self.settings
+        return make_world(task, (s.camera,), s.width, s.height, s.language)
+
+    def use(self, world: World) -> None:
+        if world is not self.sim:
+            self.sim.close()
+            self.evaluation.sim = world
+
+    # -- frames and actions -------------------------------------------------------------------
+
+    def take_image(self, counted: bool = True) -> None:
+        """counted: whether it is one of the run's frames, whose answer is executed."""
+        self._image = self.sim.render(self.settings.camera)
+        self.evaluation.frames += counted
+
+    def publish_image(self, stamp: int) -> None:
+        matrix = self.sim.camera_matrix(self.settings.camera)
+        self.topics.frame(self._image, matrix, stamp)
+
+    def execute(self, action: np.ndarray, held: bool = False) -> bool:
+        """One action; publishes what came of it. Whether the episode is over."""
+        done = self.evaluation.step(action, held)
+        self.topics.reward(self.evaluation.run.reward)
+        self.topics.episode(self.evaluation)
+        if done:
+            self._after_episode()
+        return done
+
+    def stand_still(self) -> np.ndarray:
+        """The action [7] of no motion, the gripper as it is."""
+        return np.array([0, 0, 0, 0, 0, 0, self.sim.gripper])
+
+    def measure(self, msg: ActionChunk, round_trip: float) -> None:
+        """A chunk was taken, `round_trip` ms after its frame was published."""
+        stages = dict(zip(msg.stage_names, map(float, msg.stage_ms), strict=False))
+        self.evaluation.measured.add(float(msg.latency_ms), round_trip, stages, msg.model)
+        self.evaluation.resume_clock()
+
+    def _after_episode(self) -> None:
+        self.recorder.end()
+        run, e = self.evaluation.run, self.evaluation
+        counted, good = len(e.counted), e.successes
+        share = f" ({100 * good / counted:.0f} %)" if counted else ""
+        self.say(
+            f"episode {len(e.results)}/{e.episodes}  {run.outcome:<7}  {run.step_count:3d} frames"
+            f"  reward {run.reward:.0f}  success so far {good}/{counted}{share}"
+            f"  {e.recent_rate:.1f} steps/s"
+        )
+        self._write_json("under way")
+        self.publish_status()
+
+    # -- status -------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        self._told = time.monotonic()
+        print(text, flush=True)
+
+    def progress(self) -> None:
+        """A line, where none was told for a while."""
+        now = time.monotonic()
+        if now - self._told < PROGRESS_EVERY:
+            return
+        e = self.evaluation
+        if not self.answered:
+            topic = self.node.resolve_topic_name("action")
+            self.say(f"waiting for a model on topic {topic} ({now - self._created:.0f} s)")
+        elif not e.run.done:
+            self.say(
+                f"episode {len(e.results) + 1}/{e.episodes}  step {e.run.step_count}/{e.horizon}"
+                f"  reward {e.run.reward:.0f}  success so far {e.successes}/{len(e.counted)}"
+                f"  {e.recent_rate:.1f} steps/s"
+            )
+
+    def set_state(self, state: str, message: str = "") -> None:
+        changed = (state, message) != (self.state, self.message)
+        self.state, self.message = state, message
+        # WAITING and RUNNING alternate many times a second: those go with the timer
+        if changed and state not in (SimStatus.WAITING, SimStatus.RUNNING):
+            self.publish_status()
+
+    def publish_status(self) -> None:
+        self.topics.status(self.evaluation, self.state, self.message)
+
+    def diagnose(self) -> Report:
+        e = self.evaluation
+        values = {
+            "episodes": f"{len(e.results)} of {e.episodes}",
+            "successes": e.successes,
+            "action rate [Hz]": f"{e.recent_rate:.1f}",
+        }
+        return ERROR if self.state == SimStatus.ERROR else OK, self.message or self.state, values
+
+    # -- end ----------------------------------------------------------------------------------
+
+    def _write_json(self, ended: str) -> dict:
+        s = self.settings
+        results = {
+            **self.evaluation.results_dict(),
+            "ended": ended,
+            "started": self._started,
+            "lock_step": s.lock_step,
+            "execute_steps": s.execute_steps,
+            "checkpoint": s.model,
+            "image": {"camera": s.camera, "width": s.width, "height": s.height},
+            "driven_by": s.driven_by,
+            "versions": {**report.versions(), **self.sim.versions},
+            **self.more_results(),
+        }
+        results["command"] = report.command_to_repeat(results)
+        report.write_json(self.folder, results)
+        return results
+
+    def end(self, ended: str, error: bool = False) -> None:
+        """Write all that was measured; `ended` says why the run is over."""
+        self.evaluation.stop_clock()
+        self.evaluation.abort()
+        self.recorder.close()
+        self.set_state(SimStatus.ERROR if error else SimStatus.DONE, ended)
+        if not self.evaluation.action_steps:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()  # nothing was measured, nothing is in it
+            return
+        results = self._write_json(ended)
+        path = report.write_html(self.folder, results, self.evaluation.measured.latency)
+        if self.settings.summary:
+            self.say(f"{report.plain_table(results)}\nreport: {path}")
