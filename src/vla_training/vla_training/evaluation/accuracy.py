@@ -21,7 +21,7 @@ GRIPPER_THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class Range:
-    """q01 and q99 of each dimension [D]. A dimension without extent counts in no NRMSE."""
+    """q01 and q99 of each dimension [D]. A dimension with q01 = q99 is left out of the NRMSE."""
 
     low: np.ndarray
     high: np.ndarray
@@ -56,7 +56,7 @@ def nrmse(truth: np.ndarray, predicted: np.ndarray, bounds: Range) -> np.ndarray
 
 
 def accuracy(truth: np.ndarray, predicted: np.ndarray, bounds: Range) -> np.ndarray:
-    """1 - NRMSE per frame; negative where a prediction is further off than the range is wide."""
+    """1 - NRMSE per frame; negative if the error exceeds the range."""
     return 1.0 - nrmse(truth, predicted, bounds)
 
 
@@ -94,7 +94,7 @@ class DimensionError:
 def dimension_errors(
     truth: np.ndarray, predicted: np.ndarray, spec: ActionSpec
 ) -> list[DimensionError]:
-    """Of each dimension, in millimetres and milliradians."""
+    """Errors of each dimension, in millimetres and milliradians."""
     error = np.abs(np.asarray(truth, np.float64) - np.asarray(predicted, np.float64))
     if error.ndim != 2 or error.shape[1] != len(spec) or not len(error):
         raise VlaError(f"errors have shape {error.shape}", f"give [N, {len(spec)}]")
@@ -117,7 +117,7 @@ def dimension_errors(
 
 @dataclass(frozen=True)
 class GripperFlips:
-    """Frames where the gripper was predicted on the other side of half open.
+    """Frames whose predicted gripper is on the other side of half open.
 
     opened: predicted open, truly closed. closed: the other way round.
     """
@@ -134,7 +134,7 @@ class GripperFlips:
 def gripper_flips(
     truth: np.ndarray, predicted: np.ndarray, spec: ActionSpec
 ) -> GripperFlips | None:
-    """None where the action has no dimension called "gripper"."""
+    """None if the action has no dimension called "gripper"."""
     columns = [i for i, d in enumerate(spec.dims) if d.name.endswith("gripper")]
     if not columns:
         return None
@@ -145,7 +145,7 @@ def gripper_flips(
 
 @dataclass(frozen=True)
 class TokenAgreement:
-    """How often two models speak the same tokens.
+    """How often two models give the same tokens.
 
     tokens, frames: shares of equal tokens, and of frames with all tokens equal.
     largest_step: largest distance of two tokens, in bins.

@@ -19,7 +19,7 @@ NORMALISED = "normalized"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy in the action space that it is compared in.
+    """A policy and the action space in which it is compared.
 
     space: its name; "custom" of statistics from elsewhere, "" of a policy with only one.
     statistics: of that space; None where the checkpoint has none by name.
@@ -38,7 +38,7 @@ class Candidate:
 
 
 def choose_space(policy: Policy, dataset: EpisodeSet, given: str | None) -> Candidate:
-    """The policy in the space of that name, or of a JSON file of statistics.
+    """The policy in the space of that name, or with the statistics of a JSON file.
 
     Left out, it is the statistics of the dataset's name, "bridge_orig" for any Bridge set, or the
     only ones there are.
@@ -80,7 +80,7 @@ def _read_statistics(path: Path) -> Mapping:
 
 
 def agree(candidate: Candidate, dataset: EpisodeSet) -> tuple[ActionSpec, Range, list[str]]:
-    """Spec and bounds to compare in, and remarks; an error where the two mean different things."""
+    """Spec and bounds for the comparison, and notes; an error if meanings differ."""
     policy, space, statistics = candidate.policy, candidate.space, candidate.statistics
     model, data, notes = policy.action_spec(), dataset.spec, []
     if statistics is None:
@@ -112,7 +112,7 @@ def agree(candidate: Candidate, dataset: EpisodeSet) -> tuple[ActionSpec, Range,
 
 
 def _check_meaning(policy: Policy, model: ActionSpec, dataset: EpisodeSet) -> None:
-    """Refuse a dataset whose numbers mean something else than the model's."""
+    """Refuses a dataset whose actions mean something else than the model's."""
     data = dataset.spec
     fields = [("rotation", model.rotation, data.rotation), ("frame", model.frame, data.frame)]
     for ours, theirs in zip(model.dims, data.dims, strict=True):
@@ -129,7 +129,7 @@ def _check_meaning(policy: Policy, model: ActionSpec, dataset: EpisodeSet) -> No
 
 
 def choose_cameras(policy: Policy, dataset: EpisodeSet, given: tuple[str, ...]) -> tuple[str, ...]:
-    """As many cameras as the policy looks at: those it names, if the dataset has them."""
+    """As many cameras as the policy needs: those it names, if the dataset has them."""
     known, needs = dataset.cameras(), policy.needs
     named = needs.cameras if set(needs.cameras) <= set(known) else ()
     names = given or named or tuple(known[: needs.images])

@@ -29,7 +29,7 @@ INK, PALE, BACK, BAR = (235, 238, 242), (150, 158, 168), (22, 25, 29), (92, 148,
 
 
 def describe(data: EpisodeSet, max_episodes: int | None = None) -> dict:
-    """Counts, lengths, cameras, what the actions mean and how they are spread, instructions."""
+    """Counts, lengths, cameras, meaning and distribution of the actions, instructions."""
     actions, lengths = [], []
     sentences: Counter[str] = Counter()
     metadata: set[str] = set()
@@ -73,7 +73,7 @@ def describe(data: EpisodeSet, max_episodes: int | None = None) -> dict:
 
 
 def histograms(actions: np.ndarray) -> list[dict]:
-    """Of each dimension of actions [T, D]: BINS counts between its least and its largest value."""
+    """For each dimension of actions [T, D]: BINS counts between minimum and maximum."""
     found = []
     for column in actions.T:
         counts, edges = np.histogram(column, BINS)
@@ -82,7 +82,7 @@ def histograms(actions: np.ndarray) -> list[dict]:
 
 
 def bars(counts: list[int]) -> str:
-    """A histogram in one line; whatever is not empty shows."""
+    """A histogram in one line; non-empty bins are always visible."""
     top = max(max(counts), 1)
     steps = len(BARS) - 1
     return "".join(BARS[0 if not n else max(1, round(n / top * steps))] for n in counts)
@@ -144,7 +144,7 @@ def draw_histograms(description: dict, columns: int = 4) -> Image.Image:
 def contact_sheet(
     data: EpisodeSet, camera: str, episodes: int = 8, columns: int = 8
 ) -> Image.Image:
-    """A row for each of the first episodes: images from its beginning to its end."""
+    """One row for each of the first episodes, with images from start to end."""
     rows = [e for e in _first(data, episodes) if len(e)]
     if not rows:
         raise DataError(f"{data.path} has no step", "check how it was made")
@@ -167,7 +167,7 @@ def _caption(episode: Episode, number: int) -> str:
 
 
 def _fitted(image: Image.Image, size: int) -> Image.Image:
-    """In a square of `size`, its proportions kept."""
+    """Scaled into a square of `size`, keeping the proportions."""
     scale = size / max(image.size)
     small = image.resize([max(1, round(n * scale)) for n in image.size], Image.BICUBIC)
     square = Image.new("RGB", (size, size), BACK)
@@ -176,7 +176,7 @@ def _fitted(image: Image.Image, size: int) -> Image.Image:
 
 
 def film_episode(data: EpisodeSet, index: int, camera: str, path: Path) -> int:
-    """An MP4 of an episode, each image beside bars of the action that followed it.
+    """An MP4 of an episode, each image beside bars of the following action.
 
     The bars reach as far as the actions of this episode and of some others.
     """
@@ -206,7 +206,7 @@ def film_episode(data: EpisodeSet, index: int, camera: str, path: Path) -> int:
 def draw_step(
     episode: Episode, number: int, image: np.ndarray, low: np.ndarray, high: np.ndarray
 ) -> np.ndarray:
-    """uint8 [H, W, 3]: the image, its sentence below, bars of the action on the right."""
+    """uint8 [H, W, 3]: the image, its instruction below, bars of the action on the right."""
     size, side, below = 384, 240, 48
     canvas = Image.new("RGB", (size + side, size + below), BACK)
     canvas.paste(_fitted(Image.fromarray(image), size), (0, 0))

@@ -24,7 +24,7 @@ from vla_training.evaluation.result import Evaluation, Frame
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What to evaluate. None: no limit, or what dataset and model suggest.
+    """What to evaluate. None: no limit, or the default of dataset and model.
 
     max_steps: frames in all, over all episodes.
     action_space: name of the model's statistics, "normalized" (the model's own -1 to 1, compared
@@ -47,7 +47,7 @@ def evaluate(
     reference: Policy | None = None,
     report: Callable[[Frame], None] = lambda _: None,
 ) -> Evaluation:
-    """Predict the action of every frame; `report` is told each.
+    """Predicts the action of every frame; `report` receives each.
 
     A Ctrl-C after the first frame ends it early: the result is then not `complete`.
     Raises VlaError or DataError where model and dataset don't go together.
@@ -127,13 +127,13 @@ def _frames(dataset: EpisodeSet, config: EvalConfig, total: int):
 
 
 def _normalise(actions: np.ndarray, by: Normalisation) -> np.ndarray:
-    """As `by.normalise`, but outliers stay outside [-1, 1]: clipping is for the metric to do."""
+    """Like `by.normalise`, but without clipping to [-1, 1], which the metric does."""
     span = np.where(by.high > by.low, by.high - by.low, np.inf)
     return np.where(by.mask, 2 * (actions - by.low) / span - (by.high > by.low), actions)
 
 
 def count_frames(dataset: EpisodeSet, config: EvalConfig) -> int:
-    """Frames that will be evaluated."""
+    """Number of frames to evaluate."""
     episodes = len(dataset)
     if config.max_episodes is not None:
         episodes = min(episodes, config.max_episodes)

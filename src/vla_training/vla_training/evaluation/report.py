@@ -31,7 +31,7 @@ def write_statistics(path: Path, statistics: dict[str, Any]) -> Path:
 
 @dataclass(frozen=True)
 class Extra:
-    """What a page holds beside an evaluation's figures.
+    """Additional content of a page besides an evaluation's metrics.
 
     rows: name and value, in the table of figures. sections: HTML, at the end.
     """
@@ -44,7 +44,7 @@ class Extra:
 def write_report(
     folder: Path, evaluation: Evaluation, statistics: dict[str, Any], extra: Extra = Extra()
 ) -> Path:
-    """evaluation.json, actions.png and report.html, which needs neither of the others."""
+    """Writes evaluation.json, actions.png and report.html, which is self-contained."""
     plot = draw_actions(evaluation)
     write_statistics(folder / STATISTICS, statistics)
     write_whole(folder / PLOT, plot)
@@ -112,7 +112,7 @@ $sections</body></html>
 
 
 def summary_rows(statistics: dict[str, Any]) -> list[tuple[str, str]]:
-    """Name and value of what page and terminal show."""
+    """Names and values of the summary on page and terminal."""
     mean = statistics["mean"]
     rows = [
         ("frames, episodes", f"{mean['timesteps']}, {mean['episodes']}"),

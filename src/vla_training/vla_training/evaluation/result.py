@@ -22,7 +22,8 @@ from vla_training.evaluation.accuracy import (
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """One frame's outcome. Actions in the units of the evaluation's spec, latency in seconds."""
+    """The result of one frame. Actions in the units of the evaluation's spec, latency in
+    seconds."""
 
     number: int
     total: int
@@ -44,7 +45,7 @@ class Frame:
 
 @dataclass
 class Evaluation:
-    """All frames, and what they amount to."""
+    """All frames and their summary."""
 
     model: str
     dataset: str
@@ -58,7 +59,7 @@ class Evaluation:
     _sums: np.ndarray = field(default_factory=lambda: np.zeros(2), repr=False)
 
     def add(self, truth: np.ndarray, predicted: np.ndarray, **about: Any) -> Frame:
-        """One more frame; about: the fields of `Frame` that do not follow from these two."""
+        """Adds a frame; about: the fields of `Frame` that do not follow from these two."""
         measures = (accuracy, clipped_accuracy)
         values = np.array([f(truth, predicted, self.bounds) for f in measures], float)
         self._sums += values
@@ -86,7 +87,7 @@ class Evaluation:
         return np.stack([f.predicted for f in self.frames])
 
     def statistics(self) -> dict[str, Any]:
-        """Figures of every frame and their means, as `--save-stats` stores them.
+        """Metrics of every frame and their means, as `--save-stats` stores them.
 
         latency, eval_latency in seconds; error, eval_error: NRMSE of model and of reference model
         against the truth; quant_error: of the model against the reference model; *_clipped: with

@@ -24,7 +24,7 @@ from vla_training.evaluation.validation import Validation
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """None: no limit, or what model and bags suggest.
+    """What to validate. None: no limit, or the default of model and bags.
 
     max_steps: images in all. action_space: name of the model's statistics. cameras: what the
     model sees, in its order. instruction: takes the place of the recorded ones. execute_steps: of
@@ -48,7 +48,7 @@ def check_form(spec: ActionSpec, where: str) -> None:
 
 
 def prepare(policy: Policy, bags: BagSet, config: ValidationConfig) -> tuple[Validation, Policy]:
-    """An empty validation, and the policy in the action space that it is compared in."""
+    """An empty validation, and the policy in the action space of the comparison."""
     candidate = choose_space(policy, bags, config.action_space)
     policy = candidate.policy
     model = policy.action_spec()
@@ -69,14 +69,14 @@ def prepare(policy: Policy, bags: BagSet, config: ValidationConfig) -> tuple[Val
 
 
 def count(bags: BagSet, config: ValidationConfig) -> tuple[int, int]:
-    """Episodes and images that will be asked for."""
+    """Number of episodes and images to process."""
     episodes = min(len(bags), config.max_episodes or len(bags))
     frames = sum(len(bags.episode(i)) for i in range(episodes))
     return episodes, min(frames, config.max_steps or frames)
 
 
 def busy() -> str:
-    """Says so where others want this machine's cores, since latencies are then not the model's."""
+    """A note if other processes use the cores, since latencies are then not only the model's."""
     load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     if load < cores:
         return ""
@@ -92,7 +92,7 @@ def validate(
     config: ValidationConfig = ValidationConfig(),
     report: Callable[[Frame], None] = lambda _: None,
 ) -> Validation:
-    """Ask the policy for every recorded image; `report` is told each.
+    """Runs the policy on every recorded image; `report` receives each.
 
     A Ctrl-C after the first frame ends it early. Raises VlaError or DataError where model and
     bags don't go together.
@@ -147,7 +147,7 @@ def validate(
 
 @dataclass(frozen=True)
 class Thresholds:
-    """None: not asked. Shares are 0 to 1."""
+    """None: no check. Shares are 0 to 1."""
 
     min_accuracy: float | None = None
     min_raw_accuracy: float | None = None
@@ -159,7 +159,7 @@ class Thresholds:
     max_jump_mm: float | None = None
 
     def failures(self, statistics: Mapping[str, Any]) -> list[str]:
-        """What is not reached, in words; what cannot be told is not reached either."""
+        """Describes the thresholds that were missed; unknown values count as missed."""
         v, mean = statistics["validation"], statistics["mean"]
         jump = v["joins"]["jump_translation_mm"]
         values = {

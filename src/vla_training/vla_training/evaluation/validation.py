@@ -21,7 +21,7 @@ SIDES = (("translation", slice(0, 3)), ("rotation", slice(3, 6)))
 
 
 class Validation:
-    """Predictions beside recorded actions, and what they amount to.
+    """Predictions beside recorded actions, and their summary.
 
     bounds: q01 and q99 [D]. unanswered: images that got no prediction.
     """
@@ -62,7 +62,7 @@ class Validation:
     # -- figures ------------------------------------------------------------------------------
 
     def statistics(self) -> dict[str, Any]:
-        """Those of an evaluation, and under "validation" what is asked of motion over time."""
+        """An evaluation's statistics, and under "validation" those of motion over time."""
         if not self.evaluation.frames:
             raise DataError(
                 f"no image of {self.bags.path} got an answer", "; ".join(self.evaluation.notes)
@@ -93,7 +93,8 @@ class Validation:
         return found
 
     def _direction(self, truth, predicted, side: slice) -> dict[str, Any]:
-        """Cosine of the angle between them, over frames whose true motion has a direction."""
+        """Cosine of the angle between the motions, over frames whose true motion has a
+        direction."""
         span = np.nan_to_num(self.evaluation.bounds.span[side])
         length = np.linalg.norm(truth, axis=1)
         moving = length > max(STILL * float(np.linalg.norm(span)), 1e-9)
@@ -124,7 +125,7 @@ class Validation:
         return {k: int(v) for k, v in counts.items()}
 
     def _recorded(self) -> dict[str, Any]:
-        """Latency and age of the images when the bag was recorded, where chunks tell."""
+        """Latency and age of the images at recording time, if chunks were recorded."""
         latency, age = [], []
         for f in self.evaluation.frames:
             chunks = self.bags.chunks(f.episode)
@@ -169,7 +170,7 @@ class Validation:
         return float(((steps < b.low - margin) | (steps > b.high + margin)).any(1).mean())
 
     def _executed(self, frame: Frame, following: Frame) -> int:
-        """Steps of a chunk that were executed when the following one took over."""
+        """Steps of a chunk that were executed when the next one took over."""
         if self.execute_steps:
             return self.execute_steps
         episode = self.bags.episode(frame.episode)
@@ -202,7 +203,7 @@ class Validation:
         return found
 
     def _chunk_accuracy(self) -> dict[str, float] | None:
-        """Over all steps of the chunks, where the recorded ones are as long."""
+        """Accuracy over all steps of the chunks, if the recorded ones are as long."""
         bounds, values = self.evaluation.bounds, []
         for frame, chunk in zip(self.evaluation.frames, self.chunks, strict=True):
             chunks = self.bags.chunks(frame.episode)
@@ -241,7 +242,7 @@ class Validation:
 
 
 def _spread(values: Sequence[float]) -> dict[str, float] | None:
-    """Median, 95th percentile and largest of what is known; None where nothing is."""
+    """Median, 95th percentile and maximum of the known values; None if there are none."""
     known = np.asarray(values, np.float64)
     known = known[np.isfinite(known)]
     if not known.size:

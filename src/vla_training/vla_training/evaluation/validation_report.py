@@ -16,7 +16,7 @@ Rows = list[tuple[str, str]]
 
 
 def motion_rows(v: Mapping[str, Any]) -> Rows:
-    """Name and value of what a validation has beyond an evaluation."""
+    """Names and values that a validation has in addition to an evaluation."""
     joins = v["joins"]
     rows = [
         ("stamps belong together", f"within {1e3 * v['tolerance_s']:g} ms"),
@@ -61,7 +61,7 @@ def _direction(found: Mapping[str, Any]) -> str:
 
 
 def _clips(v: Mapping[str, Any]) -> Rows:
-    """What the command node would clip by its defaults, by which limit, and what spares it."""
+    """What the command node would clip by default, by which limit, and how to avoid it."""
     remedy = " (its `stretch` slows steps down, its `scale` shortens them)" if v["clips"] else ""
     rows = [("steps over the command limits", f"{100 * v['clip_rate']:.2f} %{remedy}")]
     units = {
@@ -148,7 +148,7 @@ def extra(statistics: Mapping[str, Any]) -> Extra:
 
 
 def write_report(folder: Path, validation: Validation, statistics: dict[str, Any]) -> Path:
-    """report.html, actions.png, evaluation.json. statistics: with "failures", if there are any."""
+    """Writes report.html, actions.png, evaluation.json. statistics: with "failures", if any."""
     return write_evaluation(folder, validation.evaluation, statistics, extra(statistics))
 
 

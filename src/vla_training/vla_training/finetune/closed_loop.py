@@ -18,7 +18,7 @@ SEED = 1_000_003  # of episodes that nothing else draws from
 
 
 class ClosedLoop:
-    """Episodes 0..N-1 of a seed of its own; each process plays its share of them.
+    """Episodes 0..N-1 of its own seed; each process runs its share of them.
 
     cameras: what the model sees, in its order. The world is made at once, so that what is wrong
     with it shows before training.
@@ -38,7 +38,7 @@ class ClosedLoop:
         self.act(policy)(self.world.observation())
 
     def play(self, policy: OpenVLAPolicy) -> dict[str, Any]:
-        """All episodes, as `summarise` counts them; every process gets the same."""
+        """Runs all episodes and returns `summarise`'s counts, the same in every process."""
         place, results = self.place, []
         steps = max(1, policy.config.head.chunk // 2)
         for begin in range(0, self.episodes, place.world):

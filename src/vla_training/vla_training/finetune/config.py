@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """How to fine-tune. Batches count per device; what must be equal to resume is `identity`.
+    """Options of a fine-tuning run. Batch sizes are per device; `identity` must match to
+    resume.
 
     sources: the datasets. folder: the run's own. spike_factor: a gradient this many times the
     usual one is skipped.
@@ -43,7 +44,7 @@ class FinetuneConfig:
     spike_factor: float = 10.0
     epochs: float = option(1.0, "Passes over all frames.", above=0.0)
     max_steps: int | None = option(None, "Updates; overrides --epochs.", low=1)
-    image_aug: bool = option(False, "Random crops and colours.")
+    image_aug: bool = option(False, "Augment images: random crops and colours.")
     action_head: str = option("keep", "keep, tokens, parallel or l1 (OpenVLA-OFT).")
     chunk: int | None = option(None, "Actions per answer (OpenVLA-OFT).", low=1)
     num_images: int | None = option(None, "Number of cameras the model takes.", low=1)
@@ -94,11 +95,11 @@ class FinetuneConfig:
             get_task(self.eval_task)
 
     def settings(self) -> dict[str, Any]:
-        """All of it as JSON has it, to be kept with the run."""
+        """All options as JSON, stored with the run."""
         return {k: v for k, v in asdict(self).items() if k != "quiet"}
 
     def identity(self, world: int) -> dict[str, Any]:
-        """What a resumed run must have in common with the saved one, as JSON has it.
+        """What a resumed run must have in common with the saved one, as JSON.
 
         All that changes samples, weights in effect or what outputs mean; the length only where
         the learning rate follows it. How fast it goes and what it tells is left out.

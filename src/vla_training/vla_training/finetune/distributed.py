@@ -26,7 +26,7 @@ PATIENCE = datetime.timedelta(minutes=10)  # for a rank that says nothing: then 
 
 @dataclass(frozen=True)
 class Place:
-    """Where this process stands among all of a run."""
+    """The rank of this process in the run."""
 
     rank: int = 0
     world: int = 1
@@ -41,7 +41,7 @@ class Place:
             dist.barrier()
 
     def agree(self, value: float, how: str = "max") -> float:
-        """The largest ("max") or the mean ("avg") of what all processes bring."""
+        """The maximum ("max") or mean ("avg") of the values of all processes."""
         if self.world == 1:
             return value
         tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -50,7 +50,7 @@ class Place:
 
 
 def start(device: str | None = None, sharded: bool = False) -> Place:
-    """Join the run that torchrun's environment describes.
+    """Joins the run described by torchrun's environment.
 
     device: "cpu" or "cuda"; None takes CUDA where there is one.
     sharded: a process group is needed even for one process.
@@ -77,7 +77,7 @@ def start(device: str | None = None, sharded: bool = False) -> Place:
 
 
 def is_lost(error: RuntimeError, place: Place) -> bool:
-    """Whether it says that another process no longer answers."""
+    """Whether an error says that another process does not answer."""
     words = ("Connection closed", "Connection reset", "Broken pipe", "imed out", "NCCL", "gloo")
     return place.world > 1 and any(w in str(error) for w in words)
 
@@ -95,7 +95,7 @@ def shard(
     ahead: int = 2,
     low: torch.dtype | None = None,
 ) -> None:
-    """Spread the model over all devices, in place; its parameters become float32.
+    """Shards the model over all devices, in place; its parameters become float32.
 
     reshard: give up a layer's gathered weights after the forward pass and gather them again on the
         way back. False is faster and keeps the whole model in bfloat16 on each device.
@@ -128,14 +128,15 @@ def is_sharded(objective: nn.Module) -> bool:
 
 
 def communicate(objective: nn.Module, now: bool) -> None:
-    """Whether the next backward pass spreads gradients: only the last of an accumulation must."""
+    """Whether the next backward pass exchanges gradients: only the last of an accumulation
+    must."""
     if is_sharded(objective):
         objective.set_requires_gradient_sync(now)
         objective.set_is_last_backward(now)
 
 
 def average_gradients(parameters: Sequence[Tensor], place: Place) -> None:
-    """Mean over all processes of what each of them has a copy of."""
+    """Averages the gradients of replicated parameters over all processes."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if place.world == 1 or not gradients:
         return
@@ -147,7 +148,7 @@ def average_gradients(parameters: Sequence[Tensor], place: Place) -> None:
 
 
 def gradient_norm(parameters: Sequence[Tensor]) -> Tensor:
-    """Of all gradients together, over all devices; stays on the device."""
+    """Norm of all gradients over all devices; stays on the device."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients, foreach=True)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

@@ -17,7 +17,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextlib.contextmanager
 def explained(config: FinetuneConfig, place: distributed.Place) -> Iterator[None]:
-    """Too little memory, a full disk, a process that no longer answers; all else passes."""
+    """Explains lack of memory, a full disk and lost processes; other errors pass through."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:

@@ -46,7 +46,7 @@ def validate(run: Finetuner) -> dict[str, Any] | None:
 
 
 def make_closed_loop(run: Finetuner) -> ClosedLoop:
-    """The world of the closed loop, tried once with the model as it is before training."""
+    """The simulation for the closed loop, tested once with the model before training."""
     c, source = run.config, run.samples.mixture.sources[0]
     count = run.shape.head.num_images
     cameras = source.cameras or tuple(source.open().cameras())
@@ -57,7 +57,7 @@ def make_closed_loop(run: Finetuner) -> ClosedLoop:
 
 
 def closed_loop(run: Finetuner) -> dict[str, Any]:
-    """Success in simulation; each process plays its share."""
+    """Success in simulation; each process runs its share of the episodes."""
     with _policy(run) as policy:
         values = run.loop.play(policy)
     run.log.write("closed_loop", run.progress.step, values)
@@ -67,7 +67,7 @@ def closed_loop(run: Finetuner) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _policy(run: Finetuner) -> Iterator[OpenVLAPolicy]:
-    """The model under training, as it answers in inference.
+    """The model under training as an inference policy.
 
     Sharded weights are gathered into a copy for as long as it lasts: each device needs room for
     all of them in what layers compute in.
@@ -86,7 +86,7 @@ def _policy(run: Finetuner) -> Iterator[OpenVLAPolicy]:
 
 
 def gather(run: Finetuner, dtype: torch.dtype) -> VLA:
-    """A plain copy of sharded weights on this device; all processes have to ask together."""
+    """A plain copy of sharded weights on this device; all processes must call it together."""
     with torch.device("meta"):
         model = VLA(run.model.config)
     for key, value in run.model.state_dict().items():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def export(run: Finetuner) -> Path:
-    """Write adapter and merged checkpoint, or the whole model; each appears complete."""
+    """Writes adapter and merged checkpoint, or the whole model, each atomically."""
     folder, first = run.folder, run.place.first
     if run.config.lora is not None:
         adapter = folder / "adapter"
@@ -38,7 +38,7 @@ def export(run: Finetuner) -> Path:
 
 
 def save_model(run: Finetuner, output: Path) -> None:
-    """The model as it stands, in bfloat16; sharded tensors are gathered one at a time by all."""
+    """Saves the current model in bfloat16; all processes gather sharded tensors one at a time."""
     state = {k: v for k, v in run.model.state_dict().items()}
     if not run.place.first:
         for value in state.values():

@@ -41,7 +41,7 @@ from vla_training.lora.layers import add_lora
 
 
 class Finetuner:
-    """Holds what a run consists of; `run` goes on from wherever it stands."""
+    """The parts of a run; `run` continues from the current position."""
 
     def __init__(self, config: FinetuneConfig, place: distributed.Place):
         config.check()
@@ -97,7 +97,7 @@ class Finetuner:
 
     @property
     def precision(self) -> str:
-        """What layers compute in, by name."""
+        """The compute dtype, by name."""
         usual = "bf16" if self.place.device.startswith("cuda") else "fp32"
         return usual if self.config.precision == "auto" else self.config.precision
 
@@ -112,7 +112,7 @@ class Finetuner:
         return {**self.config.identity(self.place.world), "frames": self._frames}
 
     def _mix(self, number: int) -> tuple[Mixture, Mixture]:
-        """What round `number` of online training is trained on, and what is held out of it.
+        """The data of round `number` of online training, and its held-out part.
 
         The first process makes the indices that are missing, the others read them.
         """
@@ -167,7 +167,7 @@ class Finetuner:
     # -- the loop -----------------------------------------------------------------------------
 
     def resume(self) -> None:
-        """Go on from the newest state in the run's folder."""
+        """Resumes from the newest state in the run's folder."""
         self.training.resume(self.folder / "state", self.identity)
         self.log.rewind(self.progress.step)
         self.log.say(f"going on from step {self.progress.step}")
@@ -191,7 +191,7 @@ class Finetuner:
             begin = upto
 
     def run(self, stop: Stop) -> bool:
-        """Train to the end; returns False where it was stopped early. Either way it is saved."""
+        """Trains to the end; returns False if stopped early. Saves in both cases."""
         rate, skipped = Rate(self.total, self.progress.step), self.training.guard.skipped
 
         def after(norm: Tensor) -> bool:
@@ -268,7 +268,8 @@ class Finetuner:
 
 
 def finetune(config: FinetuneConfig, resume: bool = False) -> Path:
-    """Run to the end, or until asked to stop; returns the finished checkpoint (or the adapter)."""
+    """Runs to the end or until a stop is requested; returns the finished checkpoint (or
+    adapter)."""
     config.check()
     folder = Path(config.folder)
     if not resume and (folder / "finetune.json").exists():

@@ -17,7 +17,7 @@ PEAK_BF16 = {"H200": 989.4e12, "H100": 989.4e12, "A100": 312e12, "L40S": 362e12,
 
 
 def peak_of(device_name: str) -> float | None:
-    """FLOP/s of a GPU by its name, None where it isn't known."""
+    """Peak FLOP/s of a GPU by its name, None if unknown."""
     return next((v for k, v in PEAK_BF16.items() if k in device_name), None)
 
 

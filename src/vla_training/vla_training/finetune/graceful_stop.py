@@ -15,7 +15,7 @@ PATIENCE = 3  # Ctrl-D or signals after which a run ends at once, without saving
 
 
 class Stop:
-    """`asked` turns true; the trainer looks at it after each step."""
+    """A stop request: `asked` becomes true, and the trainer checks it after each step."""
 
     def __init__(self):
         self.asked, self.why = False, ""
@@ -43,7 +43,7 @@ class Stop:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[Stop]:
-        """Signals and, on a terminal, Ctrl-D ask for the end as long as the block lasts."""
+        """Turns signals and, on a terminal, Ctrl-D into a stop request inside this block."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return

@@ -11,7 +11,7 @@ from vla_inference.errors import VlaError
 
 
 def check_identity(state: Path, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    """Refuse to resume with anything that changes the samples or what the numbers mean.
+    """Refuses to resume with settings that change the samples or the meaning of numbers.
 
     Values are compared as JSON has them. Raises VlaError that names the first difference.
     """

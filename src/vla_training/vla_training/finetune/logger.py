@@ -20,7 +20,7 @@ from vla_inference.system.files import write_whole
 
 
 class Meter:
-    """Means of what steps measured, kept on the device until they are asked for."""
+    """Means of step measurements, kept on the device until they are read."""
 
     def __init__(self):
         self._sums: dict[str, Tensor] = {}
@@ -40,7 +40,7 @@ class Meter:
 
 
 class SpikeGuard:
-    """Tells gradients to step with from those to skip.
+    """Decides which gradients to use and which to skip.
 
     A step is skipped where the norm is not finite, or `factor` times above the median of the last
     ones; `limit` in a row end the run, as nothing more would come of it.
@@ -74,7 +74,7 @@ class SpikeGuard:
 
 
 class RunLog:
-    """Writes to `folder`; of several processes only the first does.
+    """Writes to `folder`; only the first of several processes does.
 
     wandb: project of Weights & Biases that is told as well, with `settings`; "" for none.
     """
@@ -98,7 +98,7 @@ class RunLog:
                 self.wandb = open_wandb(wandb, folder, plain(settings or {}))
 
     def rewind(self, step: int) -> None:
-        """Forget what was told beyond `step`: a resumed run tells it once more."""
+        """Removes log entries after `step`, which a resumed run writes again."""
         path = self.folder / "metrics.jsonl"
         if not self.first or not path.is_file():
             return
@@ -166,7 +166,8 @@ class RunLog:
 
 
 def _told_by(line: str, step: int) -> bool:
-    """Whether a line of metrics.jsonl is of a step up to `step`; not if a kill cut it off."""
+    """Whether a line of metrics.jsonl belongs to a step up to `step`; False for a truncated
+    line."""
     try:
         return json.loads(line)["step"] <= step
     except (ValueError, KeyError):
@@ -174,7 +175,7 @@ def _told_by(line: str, step: int) -> bool:
 
 
 def open_wandb(project: str, folder: Path, settings: Mapping[str, Any]) -> Any:
-    """The run in Weights & Biases; one that is resumed goes on in the same."""
+    """The run in Weights & Biases; a resumed run continues the same one."""
     try:
         import wandb
     except ImportError as error:
@@ -211,7 +212,7 @@ def _clock(seconds: float) -> str:
 
 
 class Rate:
-    """Samples per second over the last report, and the time left of a whole run."""
+    """Samples per second since the last report, and the time left."""
 
     def __init__(self, total: int, done: int, clock: Callable[[], float] = time.perf_counter):
         self.total, self.clock = total, clock

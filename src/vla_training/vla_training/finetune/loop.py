@@ -24,7 +24,7 @@ CLOCK = 10  # steps after which all processes agree on the time, where the sched
 
 @dataclass
 class Progress:
-    """How far a run has come; saved with its state. elapsed: seconds spent in training."""
+    """Progress of a run, saved with its state. elapsed: seconds spent in training."""
 
     step: int = 0
     samples: int = 0
@@ -32,7 +32,7 @@ class Progress:
 
 
 class Average:
-    """Exponential moving average of a model's weights; while it is young it follows faster."""
+    """Exponential moving average of a model's weights, which follows faster at the start."""
 
     def __init__(self, model: nn.Module, decay: float):
         self.model, self.decay = model, decay
@@ -46,7 +46,7 @@ class Average:
 
 
 class TrainingLoop:
-    """What every training run consists of; `run` goes on from wherever `progress` stands.
+    """The loop of every training run; `run` continues from `progress`.
 
     forward: calls the objective, compiled perhaps. guard: tells gradients that are skipped, at
     the price of reading the norm back from the device each time; without one all are stepped with.
@@ -71,7 +71,7 @@ class TrainingLoop:
         self.progress, self.meter = Progress(), Meter()
 
     def done(self) -> float:
-        """Share of the run, 0 to 1."""
+        """Completed share of the run, 0 to 1."""
         c, p = self.config, self.progress
         return min(1.0, p.elapsed / (60 * c.minutes) if c.minutes else p.step / c.steps)
 
@@ -80,7 +80,7 @@ class TrainingLoop:
         return self.config.schedule.rate(self.done())
 
     def run(self, batches: Iterator[Batch], after: Callable[[Tensor], bool]) -> bool:
-        """Update until the end; returns False where it ended early.
+        """Updates until the end; returns False if it ended early.
 
         after: called with each update's gradient norm; ends the run early by returning False.
         """
@@ -123,7 +123,7 @@ class TrainingLoop:
     # -- its state on disk --------------------------------------------------------------------
 
     def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """Write all that is needed to go on below `folder`; all processes do it together."""
+        """Saves everything needed to resume in `folder`; all processes call it together."""
         p = self.progress
         about = {"samples": p.samples, "elapsed": p.elapsed, "identity": dict(identity)}
         if self.guard is not None:
@@ -132,7 +132,7 @@ class TrainingLoop:
         save_state(folder, p.step, self.objective, self.optimizer, about, self.place, average)
 
     def resume(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """Go on from the newest state below `folder`."""
+        """Resumes from the newest state in `folder`."""
         states = find_states(folder)
         if not states:
             raise VlaError(

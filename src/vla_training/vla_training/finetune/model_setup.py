@@ -26,7 +26,7 @@ HEADS = ("keep", "tokens", "parallel", "l1")
 
 
 def find_base(vla_path: str) -> tuple[Path, ModelConfig]:
-    """The folder of the checkpoint to begin with, and what it says about itself."""
+    """The folder of the base checkpoint, and its config."""
     folder = resolve(vla_path)
     config = load_config(folder)
     if config.quantization:
@@ -44,7 +44,7 @@ def choose_head(
     images: int | None = None,
     proprio_dim: int | None = None,
 ) -> HeadConfig:
-    """How actions are to leave the fine-tuned model.
+    """The action head of the fine-tuned model.
 
     kind: "keep" what the base has; "tokens" one after the other; "parallel" tokens of a whole
         chunk in one pass, "l1" a regression on it (both OpenVLA-OFT, chunk 8 if left out).
@@ -107,7 +107,7 @@ def open_model(
 def attach_head(
     model: VLA, config: ModelConfig, device: str, dtype: torch.dtype, seed: int = 0
 ) -> None:
-    """Make the parts that `config`'s head needs and the model lacks; drop what it doesn't."""
+    """Creates the parts of `config`'s head that the model lacks, and drops those not needed."""
     old, new, width = model.config.head, config.head, config.llm.hidden_size
     model.config = config
     # Drawn on the CPU: what training starts from is the same on every device.

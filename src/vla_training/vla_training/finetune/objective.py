@@ -15,7 +15,7 @@ from vla_training.loader.batch import Batch
 
 
 class Objective(nn.Module):
-    """The model with its loss; calling it is one forward pass of training.
+    """The model with its loss; a call is one forward pass of training.
 
     Returns the loss and, without gradient, "accuracy" (share of tokens that are right; absent for
     L1) and "error" [D], the mean absolute error of each normalised dimension.
@@ -34,7 +34,7 @@ class Objective(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the layers compute in."""
+        """The compute dtype."""
         return self.vla.language_model.model.norm.weight.dtype
 
     def low_precision(self) -> torch.autocast:
@@ -55,7 +55,7 @@ class Objective(nn.Module):
             return self._tokens(hidden, batch)
 
     def context(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """As `VLA.context`, but of the layers' dtype throughout; and its real lengths [B]."""
+        """Like `VLA.context`, in the layers' dtype, with the real lengths [B]."""
         vla, dtype = self.vla, self.dtype
         text = vla.embed_tokens(batch.ids).to(dtype)
         images = vla.embed_images(self.pixels(batch.images, batch.numbers, dtype))

@@ -27,7 +27,7 @@ def _block(block: Block, x: Tensor) -> Tensor:
 
 
 class Runner:
-    """How one kind of layer is run: compiled or not."""
+    """How layers of one kind are run: compiled or not."""
 
     def __init__(self, function, compiled: bool, backend: str):
         self.function = function
@@ -79,7 +79,7 @@ class TrainedLlama(LlamaModel):
 def prepare(
     model: VLA, compiled: bool = False, recompute: float = 0.0, backend: str = "inductor"
 ) -> VLA:
-    """Give the model's layers their training form, in place; may be called again to change it.
+    """Prepares the model's layers for training, in place; may be called again to change it.
 
     compiled: each kind of layer is compiled once and serves all layers of its kind.
     recompute: share of the layers whose activations are computed again on the way back instead of
@@ -106,6 +106,6 @@ def _convert(layers, cls, function, compiled, recompute, backend) -> None:
 
 
 def layers_of(model: VLA) -> list[nn.Module]:
-    """What is sharded and gathered as one piece: every block of encoders and Llama."""
+    """Units of sharding: every block of the encoders and of the Llama."""
     encoders = [getattr(model.vision_backbone, k).blocks for k in model.vision_backbone.keys]
     return [*(b for blocks in encoders for b in blocks), *model.language_model.model.layers]

@@ -32,7 +32,7 @@ NAME = re.compile(r"step-(\d+)")
 
 
 def find_states(folder: Path) -> list[Path]:
-    """Complete states below `folder`, oldest first."""
+    """Complete states in `folder`, oldest first."""
     if not folder.is_dir():
         return []
     found = [p for p in folder.iterdir() if NAME.fullmatch(p.name) and (p / ABOUT).is_file()]
@@ -49,7 +49,7 @@ def save_state(
     average: dict[str, Tensor] | None = None,
     keep: int = 1,
 ) -> Path:
-    """Write `folder`/step-N and then remove all but the `keep` newest.
+    """Writes `folder`/step-N, then removes all but the `keep` newest.
 
     average: of the weights, by name, where the run keeps one.
     """
@@ -82,7 +82,7 @@ def save_state(
 
 
 def _remove_halves(folder: Path) -> None:
-    """What runs left that were killed while they wrote or removed a state."""
+    """Removes incomplete states of runs killed while writing or removing one."""
     for path in folder.iterdir():
         half = NAME.fullmatch(path.name) and not (path / ABOUT).is_file()
         if half or re.fullmatch(r"\.step-\d+\.tmp", path.name):
@@ -90,7 +90,7 @@ def _remove_halves(folder: Path) -> None:
 
 
 def remove_state(path: Path) -> None:
-    """Its note first: what is left of it if this is killed is no state any more."""
+    """Removes a state, its record first, so that a half-removed one is not a state."""
     (path / ABOUT).unlink()
     shutil.rmtree(path)
 
@@ -110,7 +110,7 @@ def load_state(
     optimizer: torch.optim.Optimizer,
     average: dict[str, Tensor] | None = None,
 ) -> dict:
-    """Fill model, optimiser and average in place; what else was saved comes back.
+    """Loads model, optimiser and average in place; returns the rest of the state.
 
     Any number of devices will do.
     """

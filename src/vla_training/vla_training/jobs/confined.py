@@ -26,7 +26,7 @@ REMEDY = "put the files themselves there, or use the command line on that machin
 
 
 def opened(words: Sequence[str]) -> Iterator[Path]:
-    """What a command with these options, as `command_words` gives them, would open."""
+    """The paths that a command with these words (from `command_words`) would open."""
     kind = KINDS[words[0]]
     given = [word.removeprefix("--").partition("=")[::2] for word in words[1:]]
     options = dict(given)
@@ -44,7 +44,7 @@ def opened(words: Sequence[str]) -> Iterator[Path]:
 
 
 def check(path: Path, root: Path) -> None:
-    """Refuse what leads out of `root` (`check_root`) at `path` or anywhere below it.
+    """Refuses links out of `root` (`check_root`) at `path` or anywhere below it.
 
     Raises VlaError that names the link or the HDF5 object.
     """
@@ -69,7 +69,7 @@ def check(path: Path, root: Path) -> None:
 
 
 def _matters(entry: os.DirEntry) -> bool:
-    """Whether to look at an entry: of plain files only HDF5's name others."""
+    """Whether to check an entry: of plain files only HDF5 can refer to others."""
     return entry.is_symlink() or entry.is_dir() or entry.name.endswith(HDF5)
 
 
@@ -84,7 +84,7 @@ def _named(file: Path, what: str, name: str, root: Path) -> Path:
 
 
 def files_named_by(path: Path) -> list[tuple[str, str]]:
-    """Objects of an HDF5 file that are in other files: their name, the file's."""
+    """External references of an HDF5 file: the object's name and the other file's."""
     found: list[tuple[str, str]] = []
     seen: set[int] = set()
 

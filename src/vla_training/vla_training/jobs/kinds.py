@@ -27,7 +27,7 @@ MAX_WORDS, MAX_LENGTH = 256, 4096
 
 @dataclass(frozen=True)
 class Kind:
-    """A command and its options without the leading dashes, by what they take.
+    """A command and its options without leading dashes, by what they take.
 
     names: options that take a name or a path: whatever could be a path is confined.
     engines: options that take a name or NAME:FOLDER; the folder is confined.
@@ -46,7 +46,7 @@ class Kind:
 
     @classmethod
     def of(cls, subcommand: str, function: Callable) -> Kind:
-        """All options of a command's function but those that are marked `Holds.LOCAL`."""
+        """All options of a command's function except those marked `Holds.LOCAL`."""
         found: dict[Holds | str, set[str]] = defaultdict(set)
         for option in options_of(function):
             if option.holds is not Holds.LOCAL:
@@ -80,7 +80,7 @@ def get_kind(name: str, kinds: Mapping[str, Kind] = KINDS) -> Kind:
 
 
 def command_words(kind: Kind, arguments: Sequence[str], root: Path) -> list[str]:
-    """The command and its options as they may be run, every path absolute and inside `root`."""
+    """The command line to run, with every path absolute and inside `root`."""
     if len(arguments) > MAX_WORDS or any(len(a) > MAX_LENGTH for a in arguments):
         raise VlaError(
             "the arguments are too long", f"give at most {MAX_WORDS} words of {MAX_LENGTH}"

@@ -13,7 +13,7 @@ RECORDS = ".vla_jobs"  # in the root: the jobs' own records, which no job may to
 
 
 def check_root(root: str | os.PathLike) -> Path:
-    """The absolute, resolved root folder; raises where it confines nothing or is none."""
+    """The absolute, resolved root folder; raises if it is invalid."""
     if not os.fspath(root):
         raise VlaError("there is no root folder for jobs", "set root to the folder they work in")
     path = Path(os.path.realpath(os.path.expanduser(root)))
@@ -28,7 +28,7 @@ def check_root(root: str | os.PathLike) -> Path:
 
 
 def confine(root: Path, value: str, name: str = "path") -> Path:
-    """Where `value` leads from `root` (as `check_root` gives it), links and ".." resolved.
+    """The path of `value` in `root` (from `check_root`), with links and ".." resolved.
 
     Raises where that is not in `root`. The file need not exist.
     """

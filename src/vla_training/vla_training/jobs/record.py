@@ -19,7 +19,7 @@ STATES = (QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED)
 
 @dataclass
 class Job:
-    """One run of a command.
+    """One job: a run of a command.
 
     step, total, rate: done and wanted in the command's own count (total 0: not known), per second.
     seconds_left: -1 where not known.
@@ -71,7 +71,7 @@ class Job:
 
 
 def load_job(folder: Path) -> Job:
-    """The job whose record is in `folder`, wherever that folder was when it was written."""
+    """The job recorded in `folder`, even if the folder was moved."""
     path = folder / "job.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -87,7 +87,7 @@ def load_job(folder: Path) -> Job:
 
 
 def read_progress(path: Path) -> dict | None:
-    """What the command last reported (see vla_inference.system.progress), or None."""
+    """The command's last progress report (see vla_inference.system.progress), or None."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         left = values.get("seconds_left")

@@ -84,7 +84,7 @@ class JobRunner:
     # -- what may be asked --------------------------------------------------------------------
 
     def start(self, kind: str, arguments: Sequence[str]) -> Job:
-        """Start a job and return at once; raises VlaError where it is refused."""
+        """Starts a job and returns at once; raises VlaError if it is refused."""
         words = command_words(get_kind(kind, self.kinds), arguments, self.root)
         running = [j.job_id for j in self.running() if j.kind == kind]
         if len(running) >= self.per_kind:
@@ -112,7 +112,7 @@ class JobRunner:
         return job
 
     def cancel(self, job_id: str) -> Job:
-        """Ask a job to end: SIGINT now, SIGTERM and SIGKILL later on, by `poll`."""
+        """Cancels a job: SIGINT now, SIGTERM and SIGKILL later by `poll`."""
         job = self.get(job_id)
         if job.over:
             raise VlaError(f"job {job_id} is over ({job.state})", "there is nothing to cancel")
@@ -130,23 +130,23 @@ class JobRunner:
         return self._jobs[job_id]
 
     def list(self) -> list[Job]:
-        """All jobs, the newest first."""
+        """All jobs, newest first."""
         return sorted(self._jobs.values(), key=lambda j: j.started, reverse=True)
 
     def running(self) -> list[Job]:
         return [j for j in self._jobs.values() if not j.over]
 
     def log(self, job_id: str, lines: int = 0) -> str:
-        """The end of what a job printed: 64 KiB or `lines` lines, whichever is less."""
+        """The end of a job's output: 64 KiB or `lines` lines, whichever is less."""
         return tail(self.get(job_id).log_file, lines)
 
     def poll(self) -> list[Job]:
-        """Look after what runs; returns the jobs of which there is news."""
+        """Checks the running jobs; returns those that changed."""
         self._ending = [p for p in self._ending if p.poll() is None]
         return [job for job in self.running() if self._look(job)]
 
     def close(self, keep_running: bool = False) -> list[Job]:
-        """Cancel what runs and wait for its end, or leave it to the next runner.
+        """Cancels running jobs and waits for them, or leaves them to the next runner.
 
         Returns the jobs that did not end although they were killed (a disk that hangs): they are
         left to the next runner too.
@@ -249,14 +249,14 @@ class JobRunner:
         self._forget()
 
     def _forget(self) -> None:
-        """Remove the records of the oldest jobs that are over, beyond those that are kept."""
+        """Removes the records of the oldest finished jobs beyond the limit."""
         over = [job for job in self.list() if job.over]
         for job in over[self.keep :]:
             del self._jobs[job.job_id]
             shutil.rmtree(job.folder, ignore_errors=True)
 
     def _escalate(self, job: Job) -> None:
-        """Send a job that was cancelled the signal that is due."""
+        """Sends a cancelled job the next signal when it is time."""
         if not job.cancel_asked:
             return
         # By the wall clock a step of it would kill at once, or never; after a restart anew.
@@ -317,7 +317,7 @@ class JobRunner:
 
 
 def cut_log(path: Path) -> None:
-    """Where a log has grown too long, its end alone; what is printed meanwhile may be lost."""
+    """Truncates a long log to its end; output written meanwhile may be lost."""
     with contextlib.suppress(OSError):  # a full disk must not end the watching
         if path.stat().st_size <= LOG_MOST:
             return
@@ -332,7 +332,7 @@ def cut_log(path: Path) -> None:
 
 
 def _locked(path: Path) -> bool:
-    """Whether a process of the job lives: it holds the lock on this file."""
+    """Whether a process of the job is alive: it holds the lock on this file."""
     try:
         fd = os.open(path, os.O_RDWR)
     except OSError:

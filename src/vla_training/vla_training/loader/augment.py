@@ -21,7 +21,7 @@ NEUTRAL = 0.5  # of each of them: the central crop and no other change
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far images are changed at random, both ways; what is left out stays as it is.
+    """Ranges of random changes in both directions; those left out are off.
 
     shift: pixels, edges repeated. lift: added to all channels. gain: factor of all channels, and
     `channel` of each by itself. contrast, saturation: factors. hue: turns of the colour circle.
@@ -41,14 +41,14 @@ OPENVLA = Augmentation(lift=0.2, contrast=0.2, saturation=0.2, hue=0.05)
 
 
 def draw(rng: np.random.Generator) -> np.ndarray:
-    """What `augment` changes a sample by: float32 [NUMBERS]"""
+    """The random parameters of `augment` for one sample: float32 [NUMBERS]"""
     return rng.random(NUMBERS, np.float32)
 
 
 def augment(
     images: Tensor, numbers: Tensor, by: Augmentation = OPENVLA, area: float = TRAINED_CROP
 ) -> Tensor:
-    """Crop, shift and recolour: [B, 3, H, W] in [0, 1] and [B, NUMBERS] -> the same shape.
+    """Crops, shifts and recolours: [B, 3, H, W] in [0, 1] and [B, NUMBERS] -> the same shape.
 
     area: share of the image that the crop keeps.
     numbers: evenly in [0, 1), in this order: left, top, down, right, lift, gain, three channels,
@@ -78,7 +78,7 @@ def _whole(u: Tensor, most: int) -> Tensor:
 
 
 def shift(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Moved by whole pixels, int64 [B] each; what comes in repeats the edge."""
+    """Shifts by whole pixels, int64 [B] each; edges are repeated."""
     b, _, h, w = images.shape
     rows = (torch.arange(h, device=images.device) - down[:, None]).clamp(0, h - 1)
     columns = (torch.arange(w, device=images.device) - right[:, None]).clamp(0, w - 1)

@@ -68,7 +68,7 @@ class FrameIndex:
         return len(self.actions)
 
     def locate(self, frame: int) -> tuple[int, int]:
-        """Episode, and step within it."""
+        """Episode and step of a frame."""
         episode = int(np.searchsorted(self.ends, frame, side="right"))
         return episode, frame - (int(self.ends[episode - 1]) if episode else 0)
 
@@ -83,7 +83,7 @@ def index_frames(
     proprio: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> FrameIndex:
-    """The index of a dataset, from `folder` if it lies there and fits the data as it is now."""
+    """The index of a dataset, from the cache in `folder` if that is still valid."""
     data = source.open()
     mark = fingerprint(source, proprio)
     path = Path(folder) / f"{data.name}-{mark[:16]}.safetensors"

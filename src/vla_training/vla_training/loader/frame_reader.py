@@ -13,7 +13,7 @@ from vla_training.datasets.hdf5.images import ImageColumn, ImageColumnSet
 
 
 class FrameReader:
-    """Images and instruction of a step.
+    """Reads images and instruction of a step.
 
     cameras: which, in the model's order; empty takes the dataset's first `count`.
     """
@@ -39,7 +39,7 @@ class FrameReader:
         self.stored = lru_cache(64)(partial(_stored, data, self.cameras))
 
     def read(self, episode: int, step: int) -> tuple[list[np.ndarray], str]:
-        """uint8 [H, W, 3] of each camera, and the sentence."""
+        """uint8 [H, W, 3] of each camera, and the instruction."""
         if isinstance(self.data, ImageColumnSet):  # one frame at a time
             columns, texts = self.stored(episode)
             images, text = [c.read(step) for c in columns], texts[step]

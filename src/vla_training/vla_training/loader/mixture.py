@@ -26,7 +26,7 @@ from vla_training.loader.sampler import Sampler, rng
 
 @dataclass
 class Mixture:
-    """Datasets with their indices, and which of their frames are drawn from.
+    """Datasets with their indices, and the frames to draw from.
 
     spaces: of each, the name of the statistics its actions are normalised by.
     """
@@ -42,7 +42,7 @@ class Mixture:
 
     @property
     def weights(self) -> list[float]:
-        """Shares of the samples; those not given go by the number of frames."""
+        """Shares of the samples; datasets without a weight count by their frames."""
         given = [s.weight for s in self.sources]
         if all(w is None for w in given):
             return [float(len(f)) for f in self.frames]
@@ -57,7 +57,7 @@ def mix(
     shared: str | None = None,
     statistics: Mapping[str, dict] | None = None,
 ) -> tuple[Mixture, Mixture]:
-    """What is trained on, and what is held out.
+    """The training mixture and the held-out one.
 
     shared: one action space of that name for all datasets, whose actions then have to mean the
         same; None gives each its own, as OpenVLA has it.
@@ -119,7 +119,7 @@ def _joined(indices: Sequence[FrameIndex], name: str) -> dict:
 def _bounds(
     statistics: Mapping[str, dict], space: str, part: str, size: int, head: HeadConfig
 ) -> Normalisation:
-    """What -1 and 1 stand for; part: "action" or "proprio"."""
+    """The values of -1 and 1; part: "action" or "proprio"."""
     entry = statistics[space].get(part)
     if not isinstance(entry, Mapping):
         raise DataError(
@@ -137,7 +137,7 @@ def _bounds(
 
 
 class Samples(torch.utils.data.Dataset):
-    """Samples by position; what a worker process holds. Datasets are opened in the worker."""
+    """Samples by position, for a worker process, which opens the datasets."""
 
     def __init__(
         self, mixture: Mixture, config: ModelConfig, tokenizer: str, seed: int, augmented: bool
@@ -153,7 +153,7 @@ class Samples(torch.utils.data.Dataset):
         self.proprio = [_bounds(known, s, "proprio", size, head) if size else None for s in spaces]
 
     def check(self) -> None:
-        """Read one frame, so that what is wrong with all of them is known before training."""
+        """Reads one frame, to find errors that affect all of them before training."""
         sample = self[0]
         if isinstance(sample, VlaError):
             raise sample
@@ -188,7 +188,7 @@ class Samples(torch.utils.data.Dataset):
         return sample
 
     def sample_of(self, source: int, frame: int) -> dict:
-        """A frame of a dataset, both by number, unchanged."""
+        """A frame by dataset and number, without augmentation."""
         if self.order is None:
             self._open()
         index, head = self.mixture.indices[source], self.config.head
@@ -237,7 +237,7 @@ def collate(samples: Sequence[dict | VlaError]) -> Batch | VlaError:
 
 
 def _leave_signals(_: int) -> None:
-    """What asks the run's whole process group to end must not end the reading before the run."""
+    """Ignores signals to the process group, so that reading does not end before the run."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -252,7 +252,7 @@ def batches(
     world: int = 1,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """This process's part of the global batches number `begin` to `end`.
+    """This process's part of the global batches `begin` to `end`.
 
     batch: samples per process. Global batch k holds the positions from k * batch * world on.
     """

@@ -23,7 +23,7 @@ PERIOD = 1.0  # seconds between two looks at what is being made
 
 
 class Stream:
-    """Makes rounds in `folder`, one ahead of what training asked for."""
+    """Generates rounds in `folder`, one ahead of training."""
 
     def __init__(self, online: Online, folder: Path, place: Place, rounds: int):
         self.online, self.folder, self.place, self.rounds = online, folder, place, rounds
@@ -34,7 +34,7 @@ class Stream:
         return [folder / task / "demo.hdf5" for task in self.online.tasks]
 
     def sources(self, number: int) -> list[Source]:
-        """The datasets of rounds 0 to `number`; waits for what is not there yet."""
+        """The datasets of rounds 0 to `number`; waits for missing ones."""
         for r in range(number + 1):
             for path in self.paths(r):
                 self._wait(path, r)

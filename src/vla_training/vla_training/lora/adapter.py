@@ -48,7 +48,7 @@ def save_adapter(
     model_json: Mapping[str, Any],
     statistics: Mapping[str, Any],
 ) -> Path:
-    """Write adapter and whole heads; `folder` appears complete, or the old one stays."""
+    """Writes adapter and whole heads to `folder` atomically."""
     names = [n for n, _ in adapters(model)]
     whole = [n for n in WHOLE if hasattr(model, n)]
     about = {
@@ -79,7 +79,7 @@ def save_adapter(
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """Tensors by peft's names."""
+    """Tensors under peft's names."""
     state = {}
     for name, module in adapters(model):
         state[f"{PREFIX}{name}.lora_A.weight"] = module.lora_A.detach().cpu().contiguous()
@@ -97,7 +97,7 @@ def merge(
     progress: Callable[[int, int], None] | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write base plus adapter as a plain checkpoint, one tensor at a time.
+    """Writes base plus adapter as a plain checkpoint, one tensor at a time.
 
     Sums are taken in float32 and rounded to the base's dtype once. What does not fit is named
     before anything is written.
@@ -137,7 +137,7 @@ def merge(
 
 
 class _Plan:
-    """Which tensors a merged checkpoint holds, and in which order they come.
+    """The tensors of a merged checkpoint, in order.
 
     announced: shapes and dtypes by name, on "meta". Raises CheckpointError where the adapter does
     not fit the base, or the two together not `config`.
@@ -190,7 +190,7 @@ class _Plan:
                     yield canonical(key)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The merged ones, in the order announced."""
+        """The merged tensors, in the announced order."""
         for path, header in self._files:
             for key, value in iterate_tensors(path, header):
                 name = canonical(key)

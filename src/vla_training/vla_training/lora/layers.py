@@ -98,7 +98,7 @@ _lora_linear.register_autograd(_backward, setup_context=_keep)
 
 
 class _Dequantised(torch.autograd.Function):
-    """x W^T for a W that is unpacked where it is needed and never kept."""
+    """x W^T for a W that is dequantised when needed and never kept."""
 
     @staticmethod
     def forward(ctx, x: Tensor, base: nn.Module) -> Tensor:
@@ -143,7 +143,7 @@ class LoraLinear(nn.Module):
         return y + self.scale * F.linear(F.linear(x, a), b)
 
     def delta(self) -> Tensor:
-        """What merging adds to the weight: float32 [out, in]."""
+        """The change of the weight by merging: float32 [out, in]."""
         return self.scale * (self.lora_B.float() @ self.lora_A.float())
 
 
@@ -159,7 +159,8 @@ def adapted_names(model: nn.Module, config: LoraConfig) -> list[str]:
 
 
 def add_lora(model: nn.Module, config: LoraConfig, seed: int = 0) -> list[str]:
-    """Freeze the model, give each linear layer an adapter, leave the action heads trainable.
+    """Freezes the model, adds an adapter to each linear layer and keeps the action heads
+    trainable.
 
     Returns the adapted layers' names.
     """
@@ -184,12 +185,12 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name in the checkpoint, without what an adapter puts in between."""
+    """A parameter's name in the checkpoint, without the adapter's additions."""
     return name.replace(".base.", ".")
 
 
 def plain_state(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """The merged model's tensors by checkpoint name; float32 sums, in the base's dtype."""
+    """The merged model's tensors by checkpoint name; summed in float32, in the base's dtype."""
     wanted = None if names is None else set(names)
     deltas = {f"{n}.weight": m for n, m in adapters(model)}
     merged = {}

@@ -28,7 +28,7 @@ def verify_merge(
     dtype: torch.dtype = torch.float32,
     count: int = 4,
 ) -> dict[str, Any]:
-    """Compare outputs on images of noise, one model in memory at a time.
+    """Compares outputs on noise images, with one model in memory at a time.
 
     Returns {"answers", "equal", "difference"}: how many answers there were, how many are equal to
     the last token (L1: to 1e-3), and the relative difference of the outputs. Raises

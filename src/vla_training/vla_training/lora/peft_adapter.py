@@ -85,7 +85,7 @@ WRAPPERS = re.compile(r"\.(modules_to_save(\.default)?|base_layer|token_adapter)
 
 @dataclass
 class LowRank:
-    """What is added to one layer's weight, and to its bias.
+    """Low-rank update of one layer's weight, and of its bias.
 
     a: [r, in] (of a convolution with its kernel), b: [out, r]; of an embedding, whose weight
         lies the other way round, [r, words] and [width, r].
@@ -106,7 +106,7 @@ class LowRank:
 
     @property
     def shape(self) -> list[int]:
-        """That of the weight it belongs to."""
+        """Shape of the layer's weight."""
         shape = [self.b.shape[0], *self.a.shape[1:]]
         return shape[::-1] if self.embedding else shape
 
@@ -125,7 +125,7 @@ class LowRank:
 
 @dataclass
 class Change:
-    """What an adapter makes of a base.
+    """Everything that an adapter changes in a base.
 
     low: what is added, by layer. values: tensors that take the base's place, by name. rows: of
     an embedding the tokens that were trained and their rows, by the weight's name.
@@ -142,7 +142,7 @@ class Change:
         unused: Callable[[str], bool],
         new: Callable[[str], bool] = lambda name: False,
     ) -> Change:
-        """The part of it that belongs to a model of these tensors; refuses what belongs to none.
+        """The part for a model with these tensors; refuses parts that match none.
 
         unused: tells the names of tensors that no answer depends on; where the base lacks them,
             they are left out. new: those of tensors that the adapter may bring itself.
@@ -173,7 +173,7 @@ class Change:
         return Change(self.source, low, values, self.rows)
 
     def _wanted(self) -> dict[str, list[int]]:
-        """The tensors of a base that it changes, with the shapes they must have."""
+        """The base tensors it changes, with their required shapes."""
         wanted = {name: list(value.shape) for name, value in self.values.items()}
         for layer, low in self.low.items():
             wanted[f"{layer}.weight"] = low.shape
@@ -210,7 +210,7 @@ class Change:
         return value.to(dtype)
 
     def apply(self, model: VLA) -> None:
-        """Put it onto its base; what is plain LoRA stays beside its layer, unmerged."""
+        """Applies it to its base; plain LoRA stays unmerged."""
         own = dict(model.named_parameters())
         shapes = {n: list(p.shape) for n, p in own.items()}
         linear = {n: m for n, m in model.named_modules() if is_linear(m)}
@@ -233,7 +233,7 @@ class Change:
 
 
 class Adapter:
-    """An adapter folder, and what lies beside it."""
+    """An adapter folder and the files beside it."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -246,13 +246,13 @@ class Adapter:
 
     @property
     def run(self) -> Path:
-        """The folder of the training run: where its name, statistics and heads are looked for."""
+        """The folder of the training run, for its name, statistics and heads."""
         folder = self.folder.resolve()
         return folder.parent if folder.name == IN_A_RUN else folder
 
     @property
     def model_json(self) -> dict[str, Any] | None:
-        """The config of the merged model, where our own training wrote the adapter."""
+        """The merged model's config, if the adapter was made by our own training."""
         path = self.folder / OURS
         return read_json(path) if path.is_file() else None
 
@@ -262,7 +262,7 @@ class Adapter:
         return next((read_json(p) for p in places if p.is_file()), None)
 
     def check_base(self, folder: Path) -> None:
-        """Where our own training wrote the adapter: that these are the weights it belongs to.
+        """For our own adapters: checks that these are the weights it was trained on.
 
         Another model of the same shape would take it without a word, and answer nonsense.
         """
@@ -278,7 +278,7 @@ class Adapter:
             )
 
     def config_on(self, base: Path) -> dict[str, Any]:
-        """config.json of the merged model, without what was taken on trust.
+        """config.json of the merged model, without assumptions.
 
         Beside the base's own it has what the run's name and files tell, as they would of a
         checkpoint: OpenVLA-OFT's heads, and whether images were augmented.
@@ -299,12 +299,12 @@ class Adapter:
 
 
 def base_digest(folder: Path) -> str:
-    """Of the names, shapes and a sample of every tensor: tells two models of one shape apart."""
+    """Hash of names, shapes and a sample of every tensor: distinguishes models of one shape."""
     return Tensors(folder).digest(("",), None)
 
 
 def refuse_unread(about: Mapping[str, Any], where: Path) -> None:
-    """Refuse, by the key that says so, an adapter that is more or other than LoRA as read here."""
+    """Refuses, by key, adapters with features that are not supported."""
     if about.get("peft_type", "LORA") != "LORA":
         raise CheckpointError(f"{where} has peft_type {about['peft_type']!r}", "only LoRA is read")
     start = about.get("init_lora_weights", True)
@@ -328,7 +328,7 @@ def refuse_unread(about: Mapping[str, Any], where: Path) -> None:
 
 
 def read_change(folder: Path, about: Mapping[str, Any]) -> Change:
-    """The tensors of an adapter folder, sorted by what they do to a base."""
+    """Reads an adapter's tensors, grouped by their effect on the base."""
     change = Change(folder)
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in _tensors(folder):
@@ -398,7 +398,8 @@ def _low_rank(
 
 
 def _by_pattern(patterns: Any, layer: str, usual: Any) -> Any:
-    """As peft picks: the first key that is the layer's name, or an end of it, as an expression."""
+    """peft's rule: the first key that, as a regular expression, matches the layer's name or its
+    end."""
     for key, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({key})$", layer):
             return value

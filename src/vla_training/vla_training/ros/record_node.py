@@ -53,7 +53,7 @@ class RecordConfig:
 
 
 class RecordNode(ManagedNode):
-    """Subscribes as publishers offer, as rosbag2 does: reliable and latched where all are."""
+    """Subscribes with the publishers' QoS, like rosbag2: reliable and latched if all are."""
 
     TASK = "recorder"
 
@@ -125,7 +125,7 @@ class RecordNode(ManagedNode):
     # -- subscriptions ------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """For publishers, and for what they offer."""
+        """Looks for publishers and their QoS."""
         self._recording.tick(self.get_clock().now().nanoseconds)
         for topic, (role, kind) in self._wanted.items():
             publishers = self.get_publishers_info_by_topic(topic)
@@ -143,7 +143,7 @@ class RecordNode(ManagedNode):
                 self._subscribe(topic, role, kind, wish)
 
     def _find_type(self, topic: str, name: str) -> Any:
-        """The class of "std_msgs/msg/Float32", if we can write it."""
+        """The class of "std_msgs/msg/Float32", if it can be written."""
         try:
             if name not in self._recording.store.fielddefs:
                 raise VlaError(f"the type {name} is not known", "")
@@ -179,7 +179,7 @@ class RecordNode(ManagedNode):
             ) from None
 
     def _guard(self, callback: Any) -> Any:
-        """A callback whose errors end the node: a recorder that writes nothing is none."""
+        """Wraps a callback so that its errors end the node: a recorder must not fail silently."""
 
         def guarded(*args):
             if self._recording is None or self.exit_status is not None:

@@ -45,7 +45,7 @@ TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # a name that something 
 
 @dataclass(frozen=True)
 class Heard:
-    """A message as it came. role: "image", "action", "instruction", "episode" or ""."""
+    """A received message. role: "image", "action", "instruction", "episode" or ""."""
 
     role: str
     topic: str
@@ -56,7 +56,7 @@ class Heard:
 
     @property
     def stamp(self) -> int:
-        """ns; 0 where it has none."""
+        """ns; 0 if it has none."""
         return header_stamp(self.data) if self.type in STAMPED else 0
 
 
@@ -129,7 +129,7 @@ class Recording:
 
     @property
     def left_behind(self) -> list[Path]:
-        """What killed recorders left: bags that were not closed, but can be read."""
+        """Unclosed but readable bags of killed recorders."""
         found = []
         for place in sorted(self.folder.glob(f"{PLACE}*")):
             lock = take_over(place)
@@ -156,7 +156,7 @@ class Recording:
         self.tick(message.log)
 
     def _follow(self, message: Heard) -> None:
-        """An EpisodeStatus: may begin or end an episode."""
+        """Handles an EpisodeStatus, which may begin or end an episode."""
         status = self.store.deserialize_cdr(message.data, types.EPISODE)
         stamp, current = message.stamp, self._current
         if current is not None and status.step == 0 and not status.done and current.step > 0:
@@ -183,7 +183,7 @@ class Recording:
             self._end(stamp, message.log)
 
     def _file(self, message: Heard) -> None:
-        """Into the bag of the episode it belongs to, or to those that wait for one."""
+        """Writes a message to its episode's bag, or keeps it until that is known."""
         stamp, current = message.stamp, self._current
         ended = [bag for bag in self._closing if stamp <= bag.end]
         if ended and (stamp or current is None):
@@ -199,7 +199,7 @@ class Recording:
             self.late += 1
 
     def _settle(self, due: Callable[[Heard], bool]) -> None:
-        """Write those of the waiting messages that belong to the current episode for sure."""
+        """Writes waiting messages that certainly belong to the current episode."""
         waiting = list(self._pending)
         self._pending.clear()
         for message in waiting:
@@ -213,7 +213,7 @@ class Recording:
     # -- episodes -----------------------------------------------------------------------------
 
     def begin(self, now: int) -> str:
-        """By hand; returns the bag's name."""
+        """Starts an episode by hand; returns the bag's name."""
         if self._current is not None:
             raise VlaError(f"{self._current.name} is being recorded", "end it first")
         self._pending.clear()
@@ -245,7 +245,8 @@ class Recording:
         self._ended = stamp
 
     def tick(self, now: int) -> None:
-        """Close what is due; what has waited long enough belongs to the current episode."""
+        """Closes bags when it is time; messages that waited long enough go to the current
+        episode."""
         if self._pending and self._current is not None:
             long_ago = now - round(GRACE * NS)
             self._settle(lambda m: m.log <= long_ago)
@@ -253,7 +254,7 @@ class Recording:
             self._close(self._closing.pop(0))
 
     def close(self) -> None:
-        """All bags; an episode that goes on is kept as unfinished."""
+        """Closes all bags; a running episode is kept as unfinished."""
         if self._current is not None:
             self._settle(lambda _: True)
             self._closing.append(self._current)
@@ -291,7 +292,7 @@ class Recording:
         self.saved(path, done.metadata, counts)
 
     def _move(self, done: _Open) -> Path:
-        """Give a complete bag its name, or the next one that is free."""
+        """Gives a complete bag its name, or the next free one."""
         sync_tree(done.bag.path)
         path = self.folder / done.name
         while True:
@@ -335,7 +336,7 @@ class Recording:
 
 
 def _frame_id(data: bytes) -> str:
-    """That of a message that begins with a header."""
+    """The frame_id of a message that begins with a header."""
     order = "little" if data[1] & 1 else "big"
     length = int.from_bytes(data[12:16], order)
     return data[16 : 16 + max(0, length - 1)].decode("utf-8", "replace")

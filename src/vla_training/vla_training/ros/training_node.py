@@ -56,7 +56,7 @@ class TrainingConfig:
 
 
 class TrainingNode(ManagedNode):
-    """kinds, command: what may be run and what it is run with, as `JobRunner` takes them."""
+    """kinds, command: what may run and how, as in `JobRunner`."""
 
     TASK = "jobs"
 

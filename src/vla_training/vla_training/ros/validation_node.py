@@ -58,7 +58,8 @@ def _threshold(of: str, unasked: float = -1.0) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """The node's parameters. From `min_accuracy` on: the node ends with status 1 beyond them."""
+    """The node's parameters. If one of the thresholds (from `min_accuracy` on) is missed, the
+    exit status is 1."""
 
     bag: str = option("", "bag, or folder of bags")
     model: str = option("", "checkpoint whose statistics scale the accuracy; empty: the bag's")
@@ -187,7 +188,7 @@ class ValidationNode(ManagedNode):
         self._sent.clear()
 
     def _read_bounds(self) -> Range:
-        """And make the bag's actions those of the model."""
+        """Reads the bounds and converts the bag's actions to the model's."""
         if not self._config.model:
             entry = self._bags.statistics()
         else:
@@ -266,7 +267,7 @@ class ValidationNode(ManagedNode):
         self._next += 1
 
     def _settled(self, now: float) -> bool:
-        """Whether the last image sent was answered, or will not be any more."""
+        """Whether the last image sent was answered, or can no longer be."""
         if not self._next:
             return True
         last = self._cues[self._next - 1].stamp

@@ -30,7 +30,7 @@ def scene_numbers(
     fingers: np.ndarray,
     colours: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """What an image and a sentence must tell a policy that stacks [T, SIZE], of about unit size.
+    """Targets for a stacking policy from image and instruction [T, SIZE], roughly unit scale.
 
     Gripper to the object to lift and from there to where it goes (each 3, in decimetres), the
     angle of the former in the gripper (cosine and sine of 4 times it), the opening of the
@@ -58,7 +58,7 @@ def scene_numbers(
 
 
 def colours_of(task: Task | None, scene: Scene | None) -> tuple[str, ...] | None:
-    """Colours of what a task lifts and of where it goes, if they are the same all the time."""
+    """Colours of the lifted object and of its goal, if they are constant."""
     if task is None or scene is None or task.colours != "episode" or len(task.subtasks) != 2:
         return None
     names = [scene.roles.get(s.object, s.object) for s in task.subtasks]
@@ -67,7 +67,7 @@ def colours_of(task: Task | None, scene: Scene | None) -> tuple[str, ...] | None
 
 
 def scene_of(group, states: np.ndarray | None) -> np.ndarray | None:
-    """The scene of every step [T, SIZE] of a demonstration, None where it was not recorded.
+    """The targets of every step [T, SIZE] of a demonstration, None if not recorded.
 
     Which objects it is about is the task's: by role, where only the sentence decides it.
     """
@@ -82,7 +82,7 @@ def scene_of(group, states: np.ndarray | None) -> np.ndarray | None:
 
 
 def other_scene_of(group, states: np.ndarray | None) -> np.ndarray | None:
-    """The scene of every step if the sentence had asked for the other order [T, SIZE].
+    """The targets of every step for an instruction with the opposite order [T, SIZE].
 
     NaN once the first object has been taken; None where there is no other order.
     """
@@ -103,7 +103,7 @@ def other_scene_of(group, states: np.ndarray | None) -> np.ndarray | None:
 
 
 def recorded_scene(group) -> Scene | None:
-    """Colours and roles as a demonstration's attributes tell them."""
+    """Colours and roles from a demonstration's attributes."""
     if "scene" not in group.attrs:
         return None
     record = json.loads(group.attrs["scene"])
@@ -111,7 +111,7 @@ def recorded_scene(group) -> Scene | None:
 
 
 def other_order(scene: Scene) -> Scene | None:
-    """The same scene with its two roles exchanged; None where it has not two."""
+    """The same scene with its two roles exchanged; None if it does not have two."""
     if len(scene.roles) != 2:
         return None
     (one, first), (other, second) = scene.roles.items()
@@ -119,7 +119,7 @@ def other_order(scene: Scene) -> Scene | None:
 
 
 def wordings(task: str, scene: Scene | None, count: int) -> tuple[str, ...] | None:
-    """`count` sentences that may be said of a scene, in the language that is trained on.
+    """`count` instructions for a scene, from the training grammar.
 
     Always the same for the same arguments. None where the scene was not recorded, or where a
     recorded sentence is not for a whole episode.
@@ -139,7 +139,7 @@ def _draw(task: str, colours: tuple, roles: tuple, count: int) -> tuple[str, ...
 
 
 def _under_way(group, poses: dict[str, np.ndarray], signals) -> tuple[np.ndarray, np.ndarray]:
-    """Poses [T, 4, 4] of the objects that each step is about: what is lifted, where it goes.
+    """Poses [T, 4, 4] of each step's objects: the lifted one and its goal.
 
     A task's subtasks come in such pairs; the next pair begins when the one before has been done.
     """

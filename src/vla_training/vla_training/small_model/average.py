@@ -16,7 +16,7 @@ WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.json"
 
 
 def check_average(before: Path, share: float) -> None:
-    """Refuse what cannot be averaged with, before anything is trained."""
+    """Refuses a checkpoint that cannot be averaged with, before training."""
     if not 0 <= share <= 1:
         raise VlaError(f"--average-share is {share:g}", "give 0 to 1")
     for name in (WEIGHTS, TOKENIZER, "config.json"):
@@ -25,7 +25,7 @@ def check_average(before: Path, share: float) -> None:
 
 
 def average(before: Path, after: Path, output: Path, share: float) -> Path:
-    """Write (1 - share) `before` + share `after`, all but the weights as in `after`."""
+    """Writes (1 - share) `before` + share `after`; everything else is as in `after`."""
     from safetensors.torch import load_file
 
     from vla_inference.checkpoints.save import save_tensors

@@ -19,7 +19,7 @@ from vla_training.small_model.frames import Frames
 
 
 class Batches:
-    """All frames on the device, their actions normalised and their sentences as tokens."""
+    """All frames on the device, with normalised actions and tokenised instructions."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Batches:
             self.other = [t.to(device) for t in (o.text, o.scene, o.start, o.end)]
 
     def stream(self, frames: Tensor, begin: int, place: Place) -> Iterator[Batch]:
-        """This process's part of the global batches from number `begin` on, without end.
+        """This process's part of the global batches from number `begin` on, endlessly.
 
         frames: those that are drawn from. What a batch holds follows from seed and number alone,
         so a resumed run sees the data of an unbroken one.
@@ -69,7 +69,7 @@ class Batches:
     def batch(
         self, index: Tensor, generator: torch.Generator | None = None, other: bool = False
     ) -> Batch:
-        """The frames at `index`; with a generator, everything random about a batch.
+        """The frames at `index`; with a generator, with random wording and augmentation.
 
         other: without a generator, ask for the other order of every frame that has one.
         """

@@ -53,7 +53,7 @@ SMALL = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train. With `minutes` the schedule follows the clock, else `steps`."""
+    """Training options. With `minutes` the schedule follows the clock, else `steps`."""
 
     batch_size: int = option(1024, "Frames per step, over all devices.", low=1)
     steps: int = option(15_000, "Optimiser steps.", low=1)

@@ -29,7 +29,7 @@ BLOCK = 256  # reset images read at a time
 
 @dataclass
 class Other:
-    """What the frames would call for if their sentences asked for the other order.
+    """The targets of frames for instructions with the opposite order.
 
     text [N]: as in `Frames`, -1 where there is no other order. scene [N, SIZE]: NaN there.
     start, end [N]: as in `Frames`; the same where nobody knows what would be done.
@@ -97,7 +97,7 @@ def load_frames(
     report: Callable[[str], None] = lambda _: None,
     count: int = WORDINGS,
 ) -> Frames:
-    """Read HDF5 datasets and reset images into memory, the images straight onto `device`.
+    """Reads HDF5 datasets and reset images into memory, with images directly on `device`.
 
     count: sentences that are drawn for a scene whose task can say it in several ways; 0 keeps the
         recorded ones. Reset images have no recorded one.
@@ -196,7 +196,7 @@ class _Filling:
         self._order("other_", n, **other)
 
     def _order(self, prefix, n, text, scene, actions=None) -> None:
-        """One order's part; without actions nobody knows what would be done."""
+        """One order's part; without actions the expert's are unknown."""
         start = end = np.zeros(n, np.int64)
         if actions is not None and actions.ndim == 3:
             done = self.recorded + sum(map(len, self.reset_images))

@@ -21,7 +21,7 @@ def instruction_following(
     predict: Callable[[Batch], tuple[Tensor, Tensor]],
     most: int = 1024,
 ) -> dict[str, list[float]]:
-    """Shares of answers that are nearer to what was asked for than to what was not.
+    """Shares of answers that are nearer to the requested order than to the other one.
 
     "seen": where the scene head has the first object. "read": what colour it says that it has,
     right or not: of the sentence alone, wherever the object is. "acted": the chunk of actions, on

@@ -20,7 +20,8 @@ COLOUR_WEIGHT = 1.0  # of naming colours, beside the L1 of places
 
 
 class SceneHead(nn.Module):
-    """Reads what the simulator knows off the mean of the action slots. Only training has it.
+    """Auxiliary head that predicts the simulator's targets from the mean of the action slots;
+    training only.
 
     hidden [B, slots, H] -> the numbers of `scenes.scene_numbers`, then logits of the colours of
     what is lifted and of where it goes [B, NUMBERS + 2 * colours]
@@ -38,7 +39,7 @@ class SceneHead(nn.Module):
 
     @staticmethod
     def loss(seen: Tensor, scene: Tensor) -> Tensor:
-        """Mean L1 of the numbers and cross-entropy of the colours; what is NaN has no part."""
+        """Mean L1 of the numbers and cross-entropy of the colours; NaN targets are ignored."""
         known = ~scene.isnan()
         scene = scene.nan_to_num(0.0)
         numbers = (seen[:, :NUMBERS] - scene[:, :NUMBERS]).abs() * known[:, :NUMBERS]
@@ -50,7 +51,7 @@ class SceneHead(nn.Module):
 
 
 class SceneObjective(Objective):
-    """Mean L1 of the actions that are known and, `weight` times, the loss of the scene's head."""
+    """Mean L1 of the known actions plus `weight` times the loss of the auxiliary head."""
 
     def __init__(self, vla: VLA, weight: float, augmentation: Augmentation):
         super().__init__(vla, augmentation)
@@ -95,7 +96,8 @@ def initialise(model: VLA) -> None:
 
 
 def begin_with(model: VLA, checkpoint: str | Path) -> list[str]:
-    """Take over a checkpoint's weights by name where shapes agree; returns what was not there.
+    """Copies a checkpoint's weights by name where shapes agree; returns the names of the
+    others.
 
     Layers that the checkpoint does not have begin as if they were not there: their output is 0.
     """

@@ -16,7 +16,7 @@ SPECIAL = ("<pad>", "<s>", "</s>", "<empty>")  # ids 0, 1, 2, 3
 
 
 def task_sentences(samples: int = 400, seed: int = 0) -> list[str]:
-    """Prompts as the tasks draw them; always the same for the same arguments."""
+    """Prompts drawn from the tasks; always the same for the same arguments."""
     rng = np.random.default_rng(seed)
     sentences = []
     for task in TASKS.values():
@@ -27,7 +27,7 @@ def task_sentences(samples: int = 400, seed: int = 0) -> list[str]:
 
 
 def train_tokenizer(sentences: Iterable[str], size: int = 512) -> Tokenizer:
-    """A byte-level BPE of exactly `size` ids or fewer; every string in any script encodes."""
+    """A byte-level BPE with at most `size` ids; it encodes any string in any script."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -42,7 +42,7 @@ def train_tokenizer(sentences: Iterable[str], size: int = 512) -> Tokenizer:
 
 
 def known_tokenizer(checkpoint: str | Path, size: int = 512) -> Tokenizer | None:
-    """A checkpoint's own, where it has one of at most `size` ids."""
+    """A checkpoint's own tokenizer, if it has one with at most `size` ids."""
     if not (Path(checkpoint) / "tokenizer.json").exists():
         return None
     tokenizer = load_tokenizer(Path(checkpoint))

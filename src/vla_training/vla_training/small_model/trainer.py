@@ -35,7 +35,7 @@ from vla_training.small_model.tokenizer import known_tokenizer, task_sentences, 
 
 
 class Trainer:
-    """Holds what a training run consists of; `run` goes on from wherever it stands."""
+    """The parts of a training run; `run` continues from the current position."""
 
     def __init__(self, frames: Frames, config: TrainConfig, device: str, model_json=SMALL):
         self.frames, self.config, self.device = frames, config, device
@@ -69,7 +69,7 @@ class Trainer:
             raise VlaError("no frame is left to train on", "generate more episodes")
 
     def _make_tokenizer(self):
-        """Embeddings that are begun with mean what they mean in their own tokenizer."""
+        """The tokenizer; given embeddings need their own."""
         start = self.config.start
         size = self.model_config.action_vocab_end - self.model_config.n_action_bins
         known = known_tokenizer(start, size) if start else None
@@ -108,7 +108,7 @@ class Trainer:
         return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=fused)
 
     def _statistics(self, frames: Frames) -> dict:
-        """Of all processes' frames, where each holds a share of its own."""
+        """Statistics of all processes' frames, if each holds a share."""
         if self.place.world == 1 or not self.config.shares:
             return action_statistics(frames)
         actions = [None] * self.place.world
@@ -122,7 +122,7 @@ class Trainer:
         return {**statistics, "num_trajectories": sum(episodes)}
 
     def batches_of(self, frames: Frames) -> Batches:
-        """Frames, their actions normalised as those that are trained on."""
+        """Batches of frames, with actions normalised like the training ones."""
         statistics = self.statistics[self.frames.name]["action"]
         actions = frames.actions.numpy().astype(np.float64)
         targets = Normalisation.from_statistics(statistics).normalise(actions)
@@ -141,7 +141,7 @@ class Trainer:
 
     @property
     def average(self) -> dict[str, Tensor]:
-        """The weights that are kept."""
+        """The weights to keep."""
         return self.loop.average.tensors
 
     def run(
@@ -150,7 +150,7 @@ class Trainer:
         every: int = 500,
         save: Callable[[], None] = lambda: None,
     ) -> None:
-        """Train until the schedule ends; `save` is called with every report."""
+        """Trains until the schedule ends; `save` is called with every report."""
         last, before = time.perf_counter(), self.step
 
         def after(_: Tensor) -> bool:
@@ -186,7 +186,8 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, most: int = 4096) -> tuple[float, float] | None:
-        """Mean L1 (actions, scene) on held-out episodes with the current weights, if any are."""
+        """Mean L1 (actions, scene) on held-out episodes with the current weights, if there are
+        any."""
         if not len(self.held_out):
             return None
         stride = max(1, len(self.held_out) // most)
@@ -198,13 +199,13 @@ class Trainer:
         return tuple((total / count).tolist())
 
     def instruction_following(self, index: Tensor | None = None) -> dict[str, list[float]]:
-        """Whether the sentence decides, on held-out frames or those named."""
+        """Instruction following on held-out frames or the given ones."""
         index = self.held_out if index is None else index
         return instruction_following(self.batches, index, self.objective.predict)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a resumed run must have in common, as JSON has it: all but speed and reports."""
+        """What a resumed run must have in common, as JSON: everything but speed and reports."""
         config = asdict(self.config)
         for name in ("every", "compile"):
             del config[name]
@@ -224,9 +225,9 @@ class Trainer:
         return save_checkpoint(folder, raw, tensors, self.tokenizer, self.statistics)
 
     def save(self, folder: Path) -> None:
-        """Write everything needed to go on below `folder`; all processes do it together."""
+        """Saves everything needed to resume in `folder`; all processes call it together."""
         self.loop.save(folder, self.identity)
 
     def load(self, folder: str | Path) -> None:
-        """Go on from the newest state below `folder`."""
+        """Resumes from the newest state in `folder`."""
         self.loop.resume(Path(folder), self.identity)

@@ -14,7 +14,7 @@ HELD_OUT = 40  # episodes at most that no model of a study is trained on
 
 @dataclass(frozen=True)
 class Cell:
-    """One model: from `episodes` episodes, gone through about passes / episodes times."""
+    """One model: trained on `episodes` episodes for about passes / episodes epochs."""
 
     episodes: int
     passes: int
@@ -74,11 +74,11 @@ class StudyConfig:
             raise VlaError("both minutes and several passes were given", "give one of them")
 
     def identity(self) -> dict[str, Any]:
-        """What a study that goes on must have in common with how it began, as JSON has it."""
+        """What a resumed study must have in common with its start, as JSON."""
         how = ("output", "devices", "compile", "parallel")
         values = {k: v for k, v in asdict(self).items() if k not in how}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     def cells(self, passes: list[int]) -> list[Cell]:
-        """Seed by seed, so that a study cut short has whole grids."""
+        """Cells ordered by seed, so that a truncated study has complete grids."""
         return [Cell(n, p, s) for s, p, n in product(range(self.seeds), passes, self.episodes)]

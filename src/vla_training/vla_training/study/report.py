@@ -24,7 +24,7 @@ COLOURS = ("#2f6fdf", "#d6604d", "#4caf6e", "#8a63c9", "#c98a1b")
 
 
 def summarise_cells(results: Mapping[Cell, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each number of episodes and passes, over all seeds that are there.
+    """One row for each number of episodes and passes, over all available seeds.
 
     The interval is Wilson's, of all episodes together: it tells of the episodes played, and what
     each seed reached stands beside it, in the order of `seed_numbers`.
@@ -60,7 +60,7 @@ def summarise_cells(results: Mapping[Cell, Mapping[str, Any]]) -> list[dict[str,
 
 
 def compare(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each row against the one of fewest episodes and equal passes, paired by seed.
+    """Compares each row with the fewest episodes at equal passes, paired by seed.
 
     Seeds are what is drawn anew here, so the interval is Student's over their differences: models
     of one seed begin alike, the smaller one's episodes are among the larger one's, and both play
@@ -174,7 +174,7 @@ def rate_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def gain_lines(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Of what `compare` found; nothing where it found nothing."""
+    """The result of `compare` as lines; empty if there is none."""
     lines = _head("episodes", "against", "each seed", "mean", "95 % (Student's t)")
     for c in comparisons:
         low, high = (100 * v for v in c["gain_t95"])
@@ -194,7 +194,8 @@ def _head(*names: str) -> list[str]:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], width: int = 720, height: int = 420) -> bytes:
-    """PNG: success over the number of episodes, a line for each cost; rings are seeds."""
+    """PNG: success over the number of episodes, a line for each number of passes; rings are
+    seeds."""
     figure = charts.new_figure(width, height)
     axes = figure.subplots()
     costs = sorted({r["passes"] for r in rows})

@@ -39,7 +39,7 @@ Say = Callable[[str], None]
 
 
 class Inline(Executor):
-    """Does at once what it is given, in this process."""
+    """Runs tasks immediately, in this process."""
 
     def submit(self, function, /, *args, **kwargs) -> Future:
         future: Future = Future()
@@ -50,14 +50,14 @@ class Inline(Executor):
         return future
 
     def close(self) -> None:
-        """There is nothing under way: all was done at once."""
+        """Nothing to do."""
 
 
 Pool = Inline | WorkerPool
 
 
 class Study:
-    """A study under way: which cells there are and what is left to do for them."""
+    """A running study: its cells and what is left to do."""
 
     def __init__(self, config: StudyConfig, say: Say = print):
         config.check()
@@ -107,7 +107,7 @@ class Study:
     # -- the plan -----------------------------------------------------------------------------
 
     def _decide(self, trainers: Pool) -> None:
-        """How many steps each cell takes; from then on it stands in study.json."""
+        """Decides the number of steps of each cell and stores it in study.json."""
         if "steps" in self.plan:
             return
         c, slots = self.config, max(1, self.gpus)
@@ -138,7 +138,7 @@ class Study:
     # -- the work -----------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
-        """Do what is left; returns what results.json holds."""
+        """Does the remaining work; returns the content of results.json."""
         trainers, players = self._executors()
         try:
             self._decide(trainers)
@@ -241,5 +241,5 @@ class Study:
 
 
 def study(config: StudyConfig, say: Say = print) -> dict[str, Any]:
-    """Run a study, or the rest of one; returns what results.json holds."""
+    """Runs a study, or the rest of one; returns the content of results.json."""
     return Study(config, say).run()

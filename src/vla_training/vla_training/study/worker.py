@@ -32,7 +32,7 @@ _device = "cpu"
 
 
 def take_device(devices: multiprocessing.Queue) -> None:
-    """Start of a process that trains: one of the devices is its own."""
+    """Initialises a training process with one device of its own."""
     global _device
     _device = devices.get()
     if _device.startswith("cuda"):
@@ -41,7 +41,7 @@ def take_device(devices: multiprocessing.Queue) -> None:
 
 
 def take_core() -> None:
-    """Start of a process that plays: many of them share the machine."""
+    """Initialises an evaluation process, many of which share the machine."""
     torch.set_num_threads(1)
     if torch.cuda.device_count() > 1:  # images are drawn on all GPUs
         place = str(os.getpid() % torch.cuda.device_count())
@@ -54,7 +54,7 @@ def read_frames(data: tuple[str, ...], device: str) -> Frames:
 
 
 def choose(total: int, episodes: int, largest: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the episodes to train on, and of those that no cell of the study sees.
+    """Numbers of the episodes to train on, and of those held out from all cells.
 
     Of one seed, those of a smaller cell are among those of a larger one.
     """
@@ -65,7 +65,7 @@ def choose(total: int, episodes: int, largest: int, seed: int) -> tuple[np.ndarr
 
 
 def make_trainer(config: StudyConfig, cell: Cell, steps: int) -> Trainer:
-    """All cells share the frames in memory and their statistics; each trains on its own part."""
+    """A cell's trainer; all cells share the frames in memory and their statistics."""
     frames = read_frames(config.data, _device)
     options = TrainConfig(
         batch_size=config.batch_size,
@@ -87,7 +87,8 @@ def make_trainer(config: StudyConfig, cell: Cell, steps: int) -> Trainer:
 
 
 def survey(config: StudyConfig) -> dict[str, float]:
-    """Episodes and frames of the data; with `minutes`, samples a second of one device."""
+    """Number of episodes and frames in the data; with `minutes`, samples per second of one
+    device."""
     frames = read_frames(config.data, _device)
     total = int(frames.episode.max()) + 1
     found: dict[str, float] = {"episodes": total, "frames": len(frames)}
@@ -107,7 +108,7 @@ def survey(config: StudyConfig) -> dict[str, float]:
 
 
 def train_cell(config: StudyConfig, cell: Cell, steps: int, folder: str) -> dict[str, Any]:
-    """Train and write folder/checkpoint, then folder/trained.json with what is returned."""
+    """Trains, writes folder/checkpoint, then folder/trained.json with the returned values."""
     where = Path(folder)
     where.mkdir(parents=True, exist_ok=True)
     if config.compile:
@@ -154,7 +155,7 @@ def _world(task: str) -> World:
 
 
 def play(config: StudyConfig, checkpoint: str, index: int) -> EpisodeResult:
-    """One episode of the closed loop; the same episodes for all cells."""
+    """Runs one closed-loop episode; the episodes are the same for all cells."""
     global _policy
     if _policy is None or _policy[0] != checkpoint:
         _policy = checkpoint, OpenVLAPolicy.from_pretrained(checkpoint, device="cpu")
