@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from graphs import NodeGraph
 from options_page import NODES
+from rclpy.parameter import Parameter
 
 from vla_inference.errors import VlaError
 from vla_inference.options import option
+from vla_inference.ros.lifecycle import SUCCESS, ManagedNode
 from vla_inference.ros.parameters import defaults, read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,3 +83,36 @@ def test_a_value_that_its_field_does_not_allow_is_refused_by_name(change, words)
 def test_configs_that_declare_a_parameter_in_two_ways_are_refused():
     with pytest.raises(VlaError, match="Other declares parameter 'rate' another way"):
         defaults(Settings, Other)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    size: int = option(1, "how large", low=1, high=9)
+    pace: float = option(1.0, "how fast", low=0, high=9, live=True)
+
+
+class Probe(ManagedNode):
+    def __init__(self, **kwargs):
+        super().__init__("probe", ProbeConfig, **kwargs)
+
+    def do_configure(self) -> None:
+        self.config = self.read(ProbeConfig)
+
+
+def test_a_parameter_is_refused_while_the_node_is_configured_unless_it_is_live():
+    graph = NodeGraph(Probe, {"autostart": False, "size": 3})
+    node = graph.node
+
+    def change(name: str, value: object) -> str:
+        (answer,) = node.set_parameters([Parameter(name, value=value)])
+        return "" if answer.successful else answer.reason
+
+    try:
+        assert change("size", 4) == "" and "range" in change("size", 10)
+        assert node.trigger_configure() == SUCCESS and node.config == ProbeConfig(size=4)
+        assert change("size", 5) == "size is read when the node is configured; clean it up first"
+        assert change("pace", 2.0) == "" and node.read(ProbeConfig).pace == 2.0
+        assert node.trigger_cleanup() == SUCCESS and change("size", 5) == ""
+        assert change("autostart", True)
+    finally:
+        graph.close()
