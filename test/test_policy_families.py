@@ -64,6 +64,14 @@ def test_a_family_is_found_by_the_checkpoints_own_model_type(wave):
     assert {"openvla", "wave"} <= set(families())
 
 
+def test_a_policy_is_warmed_up_with_what_it_needs():
+    needs = Needs(images=4, state=3, image_size=(32, 48), cameras=("top", "wrist"), history=1)
+    grey = needs.grey()
+    assert list(grey.images) == ["top", "wrist", "top-1", "wrist-1"]
+    assert {i.shape for i in grey.images.values()} == {(32, 48, 3)} and grey.state.shape == (3,)
+    assert len(Needs(images=2).grey().images) == 2 and Needs().grey().state is None
+
+
 def test_lerobots_word_for_the_type_is_understood(package, tmp_path):
     folder = write_wave(tmp_path / "new", type="wave")
     config = json.loads((folder / "config.json").read_text())

@@ -77,7 +77,8 @@ class Needs:
 
     def grey(self) -> Observation:
         """A valid observation of grey images."""
-        names = self.cameras or [f"camera_{i}" for i in range(self.images)]
+        past = [f"{name}-{ago}" for ago in range(1, self.history + 1) for name in self.cameras]
+        names = [*self.cameras, *past] or [f"camera_{i}" for i in range(self.images)]
         image = np.full((*(self.image_size or (224, 224)), 3), GREY, np.uint8)
         state = np.zeros(self.state, np.float32) if self.state else None
         return Observation(dict.fromkeys(names, image), "warm up", state)
