@@ -1,4 +1,4 @@
-"""Messages that no model server may be hurt by."""
+"""Hostile messages that a model server must survive."""
 
 from __future__ import annotations
 

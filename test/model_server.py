@@ -1,4 +1,4 @@
-"""A model server in a thread, policies to put into it, and a client that sends any bytes."""
+"""A model server in a thread, test policies, and a client that sends arbitrary bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model behind the server, used by node, closed loop and commands as if it were here."""
+"""Tests of a served model in the node, in closed loop and in commands."""
 
 from __future__ import annotations
 

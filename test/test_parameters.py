@@ -1,4 +1,4 @@
-"""Parameters of nodes: what files say of them, what is refused."""
+"""Tests of node parameters: config files, defaults, refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models served elsewhere as policies: what is taken, what is refused, what a loss does."""
+"""Tests of the openpi policy family: accepted and refused servers, lost connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model server over real sockets: answers, batches, refusals, who gets in, how it ends."""
+"""Tests of the model server over real sockets: answers, batches, refusals, keys, shutdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""openpi's messages: what goes in comes out, and what is hostile is refused."""
+"""Tests of openpi's messages: round trips, and refusal of hostile data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vla serve MODEL`: a model behind openpi's websocket and OpenVLA's REST."""
+"""`vla serve MODEL`: serve a model over openpi's websocket and OpenVLA's REST."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Episodes on disk, in the one layout that both simulation and training know."""
+"""Episodes on disk, in the HDF5 layout that simulation and training share."""

@@ -55,7 +55,7 @@ def _below(folder: str, episode: Episode) -> dict[str, np.ndarray]:
 
 
 def write_columns(group: h5py.Group, data: Mapping, compression: str | None = "gzip") -> None:
-    """Write one demonstration as it is stored.
+    """Writes one demonstration in its stored form.
 
     data: "actions" [T, 7] robosuite units, "states" [T, S], "rewards", "dones" [T],
     "instructions" T strings, "obs" {name: [T, ...]}, "datagen_info" (nested mapping of arrays),
@@ -81,13 +81,13 @@ def write_columns(group: h5py.Group, data: Mapping, compression: str | None = "g
 
 
 def write_instructions(group: h5py.Group, sentences: Sequence[str]) -> None:
-    """One for each step."""
+    """Writes one instruction per step."""
     text = h5py.string_dtype("utf-8")
     group.create_dataset("instructions", data=np.array(sentences, object), dtype=text)
 
 
 def compress(image: np.ndarray) -> bytes:
-    """As HDF5's gzip filter of level 1 would, by libdeflate in half the time."""
+    """Compresses like HDF5's gzip filter of level 1, with libdeflate in half the time."""
     return deflate.zlib_compress(np.ascontiguousarray(image), 1)
 
 
@@ -170,13 +170,13 @@ class Demonstrations:
         return self._last[1]
 
     def filename(self, index: int) -> str:
-        """Of the file a demonstration is in: another one where `data` holds a link to it."""
+        """The file of a demonstration: another one if `data` contains a link."""
         data, name, file = self._demos[index]
         link = data.id.links.get_info(name.encode())
         return self.group(index).file.filename if link.type == h5py.h5l.TYPE_EXTERNAL else file
 
     def where(self, index: int) -> str:
-        """Names a demonstration in messages."""
+        """Describes a demonstration in messages."""
         _, name, file = self._demos[index]
         return f"{file}: /data/{name}"
 

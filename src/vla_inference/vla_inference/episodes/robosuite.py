@@ -1,4 +1,4 @@
-"""Units and signs of robosuite's actions, in which demonstrations are stored.
+"""Conversion between SI actions and robosuite's units and signs, as stored in demonstrations.
 
 Facts about robosuite 1.5.2: OSC_POSE takes deltas in the base frame, scaled by 0.05 m and 0.5 rad;
 the gripper is -1 open, +1 closed.

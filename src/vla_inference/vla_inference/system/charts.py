@@ -1,4 +1,4 @@
-"""Charts for files and pages, by matplotlib.
+"""Charts for files and pages, drawn with matplotlib.
 
 It is imported when a chart is drawn, for that takes half a second. Figures are made without
 pyplot: no window, no state that lives on.
@@ -26,7 +26,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def style(axes: Axes, spines: tuple[str, ...] = ("left", "bottom")) -> None:
-    """Pale axes, only on these sides, with small numbers."""
+    """Light axes on these sides only, with small numbers."""
     for side, spine in axes.spines.items():
         spine.set_visible(side in spines)
         spine.set_color(LINE)

@@ -1,4 +1,4 @@
-"""The episodes of a run: the world, what it counts and shows on topics, what is left of it."""
+"""The run of episodes of the simulation node: its world, counts, topics and results."""
 
 from __future__ import annotations
 

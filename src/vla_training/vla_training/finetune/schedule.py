@@ -1,4 +1,4 @@
-"""How long a training run lasts and how its learning rate goes."""
+"""Length and learning-rate schedule of a training run."""
 
 from __future__ import annotations
 

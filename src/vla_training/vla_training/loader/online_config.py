@@ -1,4 +1,4 @@
-"""What is generated while a model is trained on it."""
+"""Options of online generation during training."""
 
 from __future__ import annotations
 

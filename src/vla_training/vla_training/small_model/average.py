@@ -1,5 +1,4 @@
-"""The average of two checkpoints of one shape: what a further training won, and less of what it
-forgot.
+"""Averages the weights of two checkpoints of one shape, before and after a further training.
 
 Weights are mixed number by number (Wortsman et al. 2022, "Model soups", arXiv 2203.05482).
 """

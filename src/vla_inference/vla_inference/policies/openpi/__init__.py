@@ -1,1 +1,1 @@
-"""Models that a server with openpi's websocket runs, as a family of policies."""
+"""The policy family of models behind a server with openpi's websocket."""

@@ -1,4 +1,4 @@
-"""Where a server is and how to talk to it: `ws://HOST:PORT/PATH?map=libero&timeout=5`."""
+"""Parses a server's address: `ws://HOST:PORT/PATH?map=libero&timeout=5`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Raises VlaError."""
+        """Parses an address. Raises VlaError."""
         parts = urlsplit(text)
         try:
             good = parts.scheme in ("ws", "wss") and parts.hostname and (parts.port or True)
@@ -61,7 +61,7 @@ class Address:
         )
 
     def ssl_context(self) -> ssl.SSLContext | None:
-        """What to trust; None: the system's certificates."""
+        """The certificates to trust; None: the system's."""
         if not self.ca:
             return None
         try:

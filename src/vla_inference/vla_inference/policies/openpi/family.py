@@ -1,4 +1,4 @@
-"""Servers with openpi's websocket as a family of policies: `openpi:ws://HOST:PORT`."""
+"""Registers servers with openpi's websocket as a policy family: `openpi:ws://HOST:PORT`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A websocket that a thread can ask: a deadline on each answer, and it connects again when lost.
+"""A synchronous websocket client with a deadline on each answer, which reconnects when lost.
 
 The socket lives in a thread of its own, with a reader that is always at it: so the server's pings
 are answered between requests as well, and a reply that nobody waits for is seen at once.
@@ -25,11 +25,11 @@ Reply = str | bytes
 
 
 class LinkError(VlaError):
-    """The server is not there, has gone, or did not answer in time."""
+    """The server cannot be reached, has gone, or did not answer in time."""
 
 
 class Link:
-    """One request at a time. Used by one thread at a time.
+    """A connection for one request at a time, used by one thread at a time.
 
     Example::
 
@@ -89,13 +89,13 @@ class Link:
         return _read(reply)
 
     def drop(self) -> None:
-        """Give the connection up."""
+        """Drops the connection."""
         socket, self._socket = self._socket, None
         if socket is not None:
             self._give_up(socket)
 
     def close(self) -> None:
-        """The end of the link."""
+        """Closes the link for good."""
         if not self._thread.is_alive():
             return
         self.drop()
@@ -132,7 +132,7 @@ class Link:
 
 
 class _Closed(Exception):
-    """Why the socket is of no use any more."""
+    """Why the socket cannot be used any more."""
 
 
 class _Socket:

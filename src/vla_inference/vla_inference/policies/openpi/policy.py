@@ -1,4 +1,4 @@
-"""A model that a server runs, as a policy."""
+"""`RemotePolicy`: a model on a server as a `Policy`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WARM_SECONDS = 120.0  # for the first answers, which may compile something
 
 
 class RemotePolicy(Policy):
-    """Sends observations to a server and takes its chunks, as far as they are what it promised.
+    """Sends observations to a server and checks its chunks against what it promised.
 
     Example::
 
@@ -64,7 +64,7 @@ class RemotePolicy(Policy):
     # -- its steps ----------------------------------------------------------------------------
 
     def _begin(self) -> Terms:
-        """Connect, and read what the server says of itself; a new connection, a new session."""
+        """Connects and reads the server's metadata; a new connection is a new session."""
         self._session = uuid.uuid4().hex
         try:
             return Terms.read(self._link.connect(), self.address)
@@ -73,14 +73,14 @@ class RemotePolicy(Policy):
             raise
 
     def _learn_chunk(self) -> None:
-        """Where the metadata does not say how many steps an answer has, one answer does."""
+        """If the metadata does not state the chunk length, one answer does."""
         if self.terms.contract.chunk:
             return
         actions, _ = self._exchange(self.terms.contract.needs.grey(), WARM_SECONDS)
         self.terms = replace(self.terms, contract=replace(self.terms.contract, chunk=len(actions)))
 
     def _return(self) -> None:
-        """Connect again; VlaError where it is another model by now."""
+        """Reconnects; VlaError if the server now has another model."""
         now = self._begin()
         if not now.contract.chunk:
             now = replace(now, contract=replace(now.contract, chunk=self.chunk))
@@ -103,7 +103,7 @@ class RemotePolicy(Policy):
         return ActionChunk(self._convert(actions), self._convert.spec, timing=timing)
 
     def _fitting(self, observation: Observation) -> Observation:
-        """What the model takes of it: a state that it does not look at is left out."""
+        """The observation without state that the model does not use."""
         needs = self.needs
         if len(observation.images) != needs.images:
             raise ObservationError(
@@ -133,7 +133,7 @@ class RemotePolicy(Policy):
 
 
 def _server_time(reply: Any, total: float) -> dict[str, float]:
-    """Milliseconds in the server's model and on the way, where the server says them."""
+    """Milliseconds in the server's model and in transit, if the server reports them."""
     timing = reply.get("server_timing") if isinstance(reply, Mapping) else None
     model = timing.get("infer_ms") if isinstance(timing, Mapping) else None
     if not isinstance(model, (int, float)) or not 0 <= model <= total:

@@ -1,4 +1,4 @@
-"""What a server's metadata says and a client needs to know before it sends anything."""
+"""The terms of a server's metadata: what it needs and what its actions mean."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROBOARENA = {
 
 @dataclass(frozen=True)
 class Terms:
-    """name: of the model. contract: its chunk is 0 where only an answer can tell.
+    """name: of the model. contract: its chunk is 0 if only an answer can tell.
 
     size: height and width that images are brought to, if any. endpoint, session: whether
     requests name them. keys: of the parts of an answer, in order.
@@ -43,7 +43,7 @@ class Terms:
 
     @classmethod
     def read(cls, metadata: Any, address: Address) -> Terms:
-        """Raises VlaError where the server does not say enough, or what nobody here speaks."""
+        """Raises VlaError if the metadata is incomplete or unsupported."""
         if not isinstance(metadata, Mapping):
             raise VlaError(
                 f"server {address.server} sent no metadata", "give the address of a model server"
@@ -70,12 +70,12 @@ class Terms:
 
     @property
     def conversion(self) -> Conversion:
-        """From the actions on the wire to ours, with grippers 1 open."""
+        """Conversion from actions on the wire to ours, with grippers 1 open."""
         spec = self.contract.spec
         return Conversion.between(spec, with_open_gripper(spec))
 
     def read_actions(self, reply: Any) -> np.ndarray:
-        """float32 [T, D] of any reply that servers give; raises VlaError.
+        """float32 [T, D] from any supported reply; raises VlaError.
 
         A map with `actions`, a bare array, or a map of named parts; [1, T, D] is taken, too.
         """

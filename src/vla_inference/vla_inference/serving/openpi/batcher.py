@@ -1,4 +1,4 @@
-"""One model for many clients: what waits when it is free is answered as one batch."""
+"""One model for many clients: waiting observations are answered as one batch."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 
 
 class ReplacedError(ObservationError):
-    """The observation was not looked at: its client sent a newer one."""
+    """The observation was not processed, because its client sent a newer one."""
 
 
 class PolicyFailure(Exception):
-    """The model did not answer; the log says why."""
+    """The model failed; the log has the reason."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Batcher:
         self._waiting: dict[Hashable, Request] = {}  # by client, the longest waiting first
 
     def start(self) -> Policy:
-        """Load the model and warm it up; raises what that raised."""
+        """Loads the model and warms it up; raises what that raised."""
         self._model.start()
         assert self._model.policy is not None
         return self._model.policy
@@ -96,7 +96,7 @@ class Batcher:
         return request.future
 
     def withdraw(self, client: Hashable) -> None:
-        """Forget what a client that has gone still waits for."""
+        """Drops the waiting observation of a client that has gone."""
         with self._lock:
             request = self._waiting.pop(client, None)
         if request is not None:
@@ -105,7 +105,7 @@ class Batcher:
     # -- in the model's thread ----------------------------------------------------------------
 
     def _take(self) -> list[Request]:
-        """Those who have waited longest; the others' turn comes next."""
+        """The observations that have waited longest."""
         with self._lock:
             clients = list(itertools.islice(self._waiting, self._max_batch))
             taken = [self._waiting.pop(client) for client in clients]
@@ -119,7 +119,7 @@ class Batcher:
             self._answer_batch(model.policy, [r for r in batch if r.space == space])
 
     def _answer_batch(self, policy: Policy | None, batch: Sequence[Request]) -> None:
-        """Where one observation spoils the batch, each is answered by itself."""
+        """If one observation breaks the batch, each is answered alone."""
         begun = time.monotonic()
         try:
             if policy is None:
@@ -152,7 +152,7 @@ class Batcher:
 
 
 def _check(chunk: Any, policy: Policy) -> None:
-    """Raises VlaError instead of letting a chunk out that is none."""
+    """Raises VlaError for an invalid chunk."""
     dims = len(policy.action_spec())
     actions = np.asarray(chunk.actions)
     if actions.ndim != 2 or not len(actions) or actions.shape[1] != dims:

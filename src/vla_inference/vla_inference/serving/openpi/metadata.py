@@ -1,4 +1,4 @@
-"""The metadata that a server sends first: what it needs and what its numbers mean."""
+"""The metadata that a server sends first: its inputs and the meaning of its actions."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write_roboarena(contract: Contract) -> dict:
 
 
 def read_metadata(metadata: Mapping[str, Any]) -> Contract | None:
-    """What one of our servers says; None: it is another's. Raises VlaError."""
+    """The metadata of one of our servers; None for other servers. Raises VlaError."""
     if metadata.get("protocol") != PROTOCOL:
         return None
     if metadata.get("version") != VERSION:

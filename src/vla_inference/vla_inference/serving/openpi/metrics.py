@@ -1,4 +1,4 @@
-"""Counters and histograms of a server, in Prometheus' text form."""
+"""Counters and histograms of the server, in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Histogram:
 
 
 class ServerMetrics:
-    """Written by the model's thread and the sockets'."""
+    """Metrics written by the model's thread and the sockets' thread."""
 
     def __init__(self):
         self._lock = threading.Lock()

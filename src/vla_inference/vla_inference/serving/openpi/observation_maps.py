@@ -1,4 +1,4 @@
-"""Observation maps: which key of a message is which image and which part of the state.
+"""Observation maps: which message key is which image or part of the state.
 
 Each is a file in `maps/`. A server reads observations by it, a client writes them; the actions
 that it says are the units and the gripper's polarity on the wire.
@@ -30,7 +30,7 @@ Key = tuple[str, ...]  # of a map in a map
 
 @dataclass(frozen=True)
 class ObservationMap:
-    """images: keys in the policy's order; none: whatever comes (map free).
+    """images: keys in the policy's order; none: as received (map free).
 
     state: keys and how many numbers each has. layout: axes of the images, "hwc" or "chw".
     size: height and width that published servers want. chunk: steps that they answer with.
@@ -48,7 +48,7 @@ class ObservationMap:
 
     @classmethod
     def load(cls, name: str) -> ObservationMap:
-        """One of `map_names()`, or a path of a file in the same form."""
+        """A map in `map_names()`, or from a file in the same form."""
         path = FOLDER / f"{name}.yaml" if name in map_names() else Path(name)
         try:
             raw = yaml.safe_load(path.read_text())
@@ -81,7 +81,7 @@ class ObservationMap:
         return sum(size for _, size in self.state)
 
     def check(self, needs: Needs) -> None:
-        """Refuse a policy that looks at more than this map brings."""
+        """Refuses a policy that needs more inputs than this map provides."""
         if self.images and needs.images > len(self.images):
             raise VlaError(
                 f"the model takes {needs.images} images, map {self.name} has {len(self.images)}",
@@ -97,7 +97,7 @@ class ObservationMap:
     # -- a server reads -----------------------------------------------------------------------
 
     def read(self, message: Mapping[str, Any], needs: Needs, usual: str = "") -> Observation:
-        """The observation of a message, for a policy with these needs; raises ObservationError.
+        """The observation in a message, for a policy with these needs; raises ObservationError.
 
         usual: instruction of a message that has none.
         """
@@ -195,7 +195,7 @@ def read_spec(dims: Sequence[Mapping], frame: str, rotation: str, dt: float) -> 
 
 
 def _flat(message: Mapping[str, Any], above: Key = ()) -> Iterator[tuple[Key, Any]]:
-    """What is in a message and in the maps in it, by keys; no deeper."""
+    """Entries of a message and of the maps in it, by keys; no deeper."""
     for name, value in message.items():
         key = (*above, str(name))
         if isinstance(value, Mapping) and not above:
@@ -267,7 +267,7 @@ def _unpack_image(data: bytes, name: str) -> np.ndarray:
 
 
 def pad_to(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """An image in the middle of black of this height and width, as large as fits, bilinear."""
+    """The image scaled to fit and centred on black of this height and width, bilinear."""
     height, width = size
     if image.shape[:2] == (height, width):
         return image

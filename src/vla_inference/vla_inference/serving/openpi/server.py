@@ -1,4 +1,4 @@
-"""The server: sockets in one thread, the model in another (`Batcher`).
+"""The model server: sockets in one thread, the model in another (`Batcher`).
 
 A reader for each client is always at its socket, since aiohttp answers pings only in there; a
 writer sends the replies in order. So neither a long answer nor a client that reads slowly holds
@@ -43,7 +43,7 @@ Frame = str | bytes
 
 @dataclass(eq=False)
 class Client:
-    """A websocket. replies: what is to be sent, in order. total: of the last answer [s]."""
+    """A websocket. replies: to send, in order. total: of the last answer [s]."""
 
     socket: web.WebSocketResponse
     realtime: bool
@@ -58,7 +58,7 @@ class Client:
 
 
 class Server:
-    """Serves what `load` gives.
+    """Serves the policy that `load` returns.
 
     Example::
 
@@ -83,7 +83,7 @@ class Server:
     # -- from start to end --------------------------------------------------------------------
 
     def load(self) -> Policy:
-        """Load the model, warm it up and see that it fits the map; blocks."""
+        """Loads the model, warms it up and checks it against the map; blocks."""
         policy = self.batcher.start()
         try:
             self._map.check(policy.needs)
@@ -102,7 +102,7 @@ class Server:
         return policy
 
     async def run(self, ready: Callable[[int], None] = lambda port: None) -> None:
-        """Serve until SIGTERM, SIGINT or `stop`. ready: called with the port once it listens."""
+        """Serves until SIGTERM, SIGINT or `stop`. ready: called with the port when it listens."""
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             with contextlib.suppress(RuntimeError, ValueError):  # not in the main thread
@@ -131,7 +131,7 @@ class Server:
         return runner.addresses[0][1]
 
     def stop(self) -> None:
-        """From any thread."""
+        """Stops the server; may be called from any thread."""
         if self._loop is not None and self._stop is not None:
             with contextlib.suppress(RuntimeError):  # it has ended
                 self._loop.call_soon_threadsafe(self._stop.set)
@@ -152,7 +152,7 @@ class Server:
             await asyncio.wait([asyncio.ensure_future(c) for c in closing], timeout=0.5)
 
     async def _sweep(self, runner: web.AppRunner) -> None:
-        """Close connections that have not sent a whole request in time."""
+        """Closes connections that did not send a whole request in time."""
         since: dict[Any, float] = {}
         while True:
             await asyncio.sleep(1.0)
@@ -220,7 +220,7 @@ class Server:
         return ws
 
     async def _read(self, client: Client) -> None:
-        """Until the socket closes: each message becomes a reply to come."""
+        """Reads until the socket closes; each message becomes a pending reply."""
         pause = 1 / self.settings.max_rate
         while True:
             begun = time.monotonic()
@@ -236,7 +236,7 @@ class Server:
                 await asyncio.sleep(early)
 
     async def _write(self, client: Client) -> None:
-        """Send the replies in order; drop a client that does not read them."""
+        """Sends the replies in order; drops a client that does not read them."""
         while True:
             frame = await (await client.replies.get())
             send = client.socket.send_str if isinstance(frame, str) else client.socket.send_bytes
@@ -332,12 +332,12 @@ def _done(frame: Frame) -> Awaitable[Frame]:
 
 
 def _line(error: Exception) -> str:
-    """An error for strangers: one line."""
+    """An error message for clients, on one line."""
     return "bad request: " + " ".join(str(error).split())[:300]
 
 
 def _keep_alive(request: web.Request) -> None:
-    """Find out within about a minute that a peer has gone without a word."""
+    """Detects within about a minute that a peer has disappeared."""
     peer = request.transport.get_extra_info("socket") if request.transport else None
     if peer is None:
         return

@@ -1,4 +1,4 @@
-"""What `vla serve` is told: one dataclass, whose fields are its options."""
+"""`ServeSettings`: the options of `vla serve`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEY_LENGTH = 16  # characters, at least
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
-    """How a model is served."""
+    """Options of the model server."""
 
     host: str = option(
         "127.0.0.1", "Address to listen on; addresses other than loopback need a key."

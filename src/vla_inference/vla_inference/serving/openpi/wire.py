@@ -1,4 +1,4 @@
-"""openpi's messages: msgpack with NumPy arrays, packed and unpacked under limits.
+"""openpi's messages: msgpack with NumPy arrays, packed and unpacked within limits.
 
 An array is a map {b"__ndarray__": true, b"data", b"dtype", b"shape"}, a NumPy scalar a map
 {b"__npgeneric__": true, b"data", b"dtype"}. Sources: Physical-Intelligence/openpi-client
@@ -30,14 +30,14 @@ DTYPES = frozenset(
 
 
 class WireError(ObservationError):
-    """A message that cannot be used; its text may be sent to whoever sent it."""
+    """An unusable message; its text may be sent to the client."""
 
 
 # -- out --------------------------------------------------------------------------------------
 
 
 def pack(value: Any) -> bytes:
-    """Maps, lists, text, numbers and arrays as one message."""
+    """Packs maps, lists, text, numbers and arrays into one message."""
     return msgpack.packb(value, default=_pack_numpy)
 
 
@@ -60,7 +60,7 @@ def _pack_numpy(value: Any) -> dict[bytes, Any]:
 
 
 def unpack(data: bytes, most: int = MAX_BYTES) -> Any:
-    """What a message holds; its arrays are read-only. Raises WireError.
+    """Unpacks a message; its arrays are read-only. Raises WireError.
 
     most: bytes it may have.
     """
@@ -99,7 +99,7 @@ def unpack_map(data: bytes, most: int = MAX_BYTES) -> dict[str, Any]:
 
 
 class _Hooks:
-    """Called for every map and list of one message; counts them."""
+    """Called for every map and list of a message; counts them."""
 
     def __init__(self) -> None:
         self._seen = 0
@@ -124,7 +124,8 @@ class _Hooks:
 
 
 def _field(values: Mapping, name: str) -> Any:
-    """Keys are bytes as openpi sends them, text from clients in other languages."""
+    """A field whose key is bytes, as openpi sends it, or text, as clients in other languages
+    do."""
     return values.get(name.encode(), values.get(name))
 
 

@@ -1,4 +1,4 @@
-"""Actions on the wire: one spec's numbers in the units and polarity of another."""
+"""Conversion of actions on the wire between units and gripper polarities."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POLARITY = re.compile(r"(-?\d+(?:\.\d+)?) open, (-?\d+(?:\.\d+)?) closed")
 
 @dataclass(frozen=True)
 class Conversion:
-    """From a policy's actions to those of another spec: `actions * factors + offsets`.
+    """Converts actions of one spec to another: `actions * factors + offsets`.
 
     spec: what the converted ones mean. A unit that either side does not know stays unknown.
     """
@@ -28,7 +28,7 @@ class Conversion:
 
     @classmethod
     def between(cls, given: ActionSpec, wanted: ActionSpec) -> Conversion:
-        """Raises VlaError where one cannot be made of the other."""
+        """The conversion between two specs; raises VlaError if there is none."""
         if len(given) != len(wanted):
             raise VlaError(
                 f"actions have {len(given)} numbers ({', '.join(given.names)}), "
@@ -57,7 +57,7 @@ class Conversion:
 
 
 def with_open_gripper(spec: ActionSpec) -> ActionSpec:
-    """The same spec with every gripper 1 open and 0 closed, as this project has it."""
+    """The same spec with every gripper 1 open and 0 closed, as in this project."""
     dims = (replace(d, polarity=OPEN) if POLARITY.search(d.polarity) else d for d in spec.dims)
     return replace(spec, dims=tuple(dims))
 
@@ -81,7 +81,7 @@ def _line(given: DimSpec, wanted: DimSpec) -> tuple[float, float]:
 
 
 def _unit(dim: DimSpec) -> tuple[float, str]:
-    """A unit and how many of it: "0.05 m" -> 0.05, "m"."""
+    """Splits a unit into factor and unit: "0.05 m" -> 0.05, "m"."""
     number, _, unit = dim.unit.rpartition(" ")
     try:
         return float(number or 1), unit
