@@ -118,7 +118,7 @@ def main() -> int:
     parser.add_argument("--dev", action="store_true", help="lint and test tools too")
     parser.add_argument("--tests", action="store_true", help="all that a test needs, too")
     options = parser.parse_args()
-    # A kill shall end pip and colcon too, as Ctrl-C does.
+    # A kill must end pip and colcon too, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with locked():

@@ -21,7 +21,7 @@ from workspace_setup.steps import (
     run_logged,
 )
 
-# Variables that are lists of folders: ours go in front of whatever is there.
+# Variables that are lists of folders: ours are put in front.
 PATH_LISTS = (
     "PATH",
     "AMENT_PREFIX_PATH",
@@ -114,7 +114,7 @@ def build(ros: Path | None, tests: bool) -> bool:
         "--cmake-args",
         f"-DPython3_EXECUTABLE={PYTHON}",
     ]
-    if not ros:  # nobody builds nodes in C++ on the wheels, and that is half of the build
+    if not ros:  # no C++ nodes are built on the wheels, and that saves half of the build
         command += [
             "-DVLA_LEFT_OUT=_cpp",
             *[f"-DCMAKE_{c}_FLAGS_RELEASE=-O0" for c in ("C", "CXX")],

@@ -9,7 +9,7 @@ from typing import Any
 
 from vla_inference.errors import CheckpointError
 
-# Weights in other forms, told by the names of their files; parts of OpenVLA-OFT and what a trainer
+# Weights in other formats, recognised by file name; parts of OpenVLA-OFT and what a trainer
 # keeps for itself are none.
 PICKLED = re.compile(
     r"(?!\w+--\w+\.pt$|training_args|optimizer|scheduler|rng_state).*\.(bin|pt|pth|ckpt|pkl)"

@@ -26,7 +26,7 @@ from vla_inference.control.vectors import Vector
 from vla_inference.errors import VlaError
 from vla_inference.types import ActionChunk
 
-ZEROS = 2  # how many times a halt is told, lest one gets lost
+ZEROS = 2  # how often a halt is sent, in case one gets lost
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ class Commander:
         self._clock_came_to(now, steady)
         back = self._last_now - now if self._last_now is not None else 0.0
         if back > self.settings.watchdogs.clock_jump:
-            # The clock may have begun anew: then its stamps are new ones too.
+            # The clock may have restarted: then its stamps are new as well.
             self.player.restart()
         self._last_now = now
         begin = self._next_begin(now)

@@ -169,7 +169,7 @@ class Gripper:
     """
 
     hysteresis: float = 0.1
-    state: float | None = None  # what was told last: 1 open, 0 closed
+    state: float | None = None  # the last value sent: 1 open, 0 closed
 
     def follow(self, value: float) -> float | None:
         """The model's wish (1 open, 0 closed) -> what to tell, or None for nothing new."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 FASTEST = 2 * math.pi  # rad/s, m/s: of joints whose description tells no velocity
-JUMPS, WINDOW = 3, 1.0  # so many within so many seconds: not believed any more
+JUMPS, WINDOW = 3, 1.0  # this many within this many seconds: no longer trusted
 SETTLED = 3  # samples in a row that agree, before any is believed
 
 
@@ -54,7 +54,7 @@ class JointStates:
         joints = [i for i, n in enumerate(self.names) if n in told]
         values = np.array([told[self.names[i]] for i in joints], float)
         at = steady - max(age, 0.0)
-        if not joints:  # somebody else's
+        if not joints:  # of another robot or gripper
             self._lacking()
             return False
         if not np.isfinite(values).all():
@@ -64,7 +64,7 @@ class JointStates:
             return self._refuse("joints_age", f"joint states are {when}; synchronise the clocks")
         if at < self._at[joints].min() - 1e-3:
             return self._refuse("joints_age", "joint states go back in time")
-        if steady - self._heard > self.timeout:  # nobody knows what happened meanwhile
+        if steady - self._heard > self.timeout:  # what happened meanwhile is unknown
             self._agreed, self._after[:] = 0, math.nan
         self._heard = steady
         jump = self._implausible(joints, values, at)

@@ -23,7 +23,7 @@ AGREEING = 3  # poses in a row before a place is believed that cannot be reached
 FASTER = 2.0  # times the limit: controllers overshoot, and what is measured may not be their TCP
 RESOLUTION = 0.001, 0.005  # m, rad: a pose within these is the same one with noise
 ROW = 2.0  # times the drift: how much more is commanded of a robot that does not follow
-TOLD = 0.005, 0.03  # m, rad: a robot that was told as much would be seen to have moved
+TOLD = 0.005, 0.03  # m, rad: after this much commanded motion a change would be visible
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ VISIONS = {
     "onnx": "vla_inference.engines.vision.onnx:make",
     "tensorrt": "vla_inference.engines.vision.tensorrt:make",
 }
-# Parts of the model that are compiled, and the tensors that nobody needs to load then.
+# Compiled parts of the model, and the tensors that then need not be loaded.
 COMPILED = {
     "tvm": ("language_model.model.layers.", "language_model.model.norm."),
     "mlc": ("language_model.model.layers.", "language_model.model.norm."),

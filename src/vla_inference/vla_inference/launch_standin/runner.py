@@ -73,7 +73,7 @@ class Runner:
 
     def start(self, process: Process) -> None:
         environment = {**process.environment}
-        environment.setdefault("PYTHONUNBUFFERED", "1")  # lines shall come as they are printed
+        environment.setdefault("PYTHONUNBUFFERED", "1")  # lines appear as they are printed
         parent = os.getpid()
         ours = process.is_node and Path(process.command[0]).parent.name in OURS
 

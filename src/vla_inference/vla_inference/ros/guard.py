@@ -56,7 +56,7 @@ class Guarded:
                 reason = " ".join(str(error).split())
                 self.refused[where] += 1
                 self.callback_refused(where, reason)
-            except Exception as error:  # whatever a callback raises: the node lives on
+            except Exception as error:  # any error of a callback: the node keeps running
                 reason = f"unexpected {type(error).__name__} in {where}: {error}; please report it"
                 self._count(where, reason)
             return _failed(args[-1], reason) if answers else None

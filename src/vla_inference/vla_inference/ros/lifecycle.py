@@ -142,7 +142,7 @@ class ManagedNode(Guarded, LifecycleNode):
         return parameters.read(config, self.value)
 
     def _configure(self) -> None:
-        refuse_undeclared(self)  # where whoever made the node did not
+        refuse_undeclared(self)  # if the caller did not
         self.do_configure()
         self._configured = True
 
@@ -276,7 +276,7 @@ def spin_node(factory: Callable[[], ManagedNode], args: Sequence[str] | None = N
         status = _spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):
         status = 0
-    except Exception as error:  # whatever it is becomes a line and a status
+    except Exception as error:  # any error becomes a line and a status
         status = _complain(error)
     finally:
         _close(node)

@@ -29,7 +29,7 @@ IMAGE_INPUT = _keep_last(1, reliability=ReliabilityPolicy.BEST_EFFORT)
 # States are matched with images by their stamps, so that some of the past are needed too.
 STATE_INPUT = _keep_last(30, reliability=ReliabilityPolicy.BEST_EFFORT)
 
-# Publishing reliably serves best-effort and reliable subscribers alike (REP-2003).
+# Reliable publishers serve best-effort and reliable subscribers (REP-2003).
 IMAGE_OUTPUT = _keep_last(1)
 
 # Actions must neither be lost nor come back from the past.

@@ -103,7 +103,7 @@ class ControlStep:
         self._gravity = data.qfrc_bias[speeds]
         actuators = _span(_actuators(self._robot))
         self._control, self._limits = data.ctrl[actuators], model.actuator_ctrlrange[actuators]
-        # filled anew in every substep
+        # refilled in every substep
         nv, dof = model.nv, len(arm.qvel_index)
         self._full_mass = np.zeros((nv, nv))
         self._arm_mass = self._full_mass[speeds, speeds]

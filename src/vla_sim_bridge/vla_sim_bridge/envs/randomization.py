@@ -150,7 +150,7 @@ class Randomizer:
         return dict(zip(names, tints.tolist(), strict=True))
 
     def _camera(self, rng) -> dict:
-        from scipy.spatial.transform import Rotation  # half of the start of whoever reads HDF5
+        from scipy.spatial.transform import Rotation  # half of the start-up time of HDF5 readers
 
         ranges, drawn = self.config.ranges, {}
         for camera in self.cameras:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 
-if __name__ == "__main__":  # modules beside this file must not hide the ones that are asked for
+if __name__ == "__main__":  # modules beside this file must not hide the requested ones
     _here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [p for p in sys.path if os.path.abspath(p) != _here]
 
@@ -193,7 +193,7 @@ def main():
 
     def receive(count):
         data = sys.stdin.buffer.read(count)
-        if len(data) < count:  # whoever asked is gone
+        if len(data) < count:  # the client has gone
             sys.exit(0)
         return data
 

@@ -63,7 +63,7 @@ def run(factory: Callable[[], SimNode], args: Sequence[str] | None = None) -> in
             node.finish("all episodes done")
     except KeyboardInterrupt:
         pass
-    except Exception as error:  # whatever it is: what was measured is kept
+    except Exception as error:  # any error: the measurements are kept
         stop.raising, failed = False, True
         return _fail(node, error)
     finally:

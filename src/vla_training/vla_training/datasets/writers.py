@@ -118,7 +118,7 @@ class EpisodeWriter(ABC):
             with self.mishaps():
                 self.finish()
                 self.release()
-                check_target(self.path, self.overwrite)  # somebody else may have been quicker
+                check_target(self.path, self.overwrite)  # another process may have been faster
                 self._staged.commit()
         except BaseException:
             self.abort()

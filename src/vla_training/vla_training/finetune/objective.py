@@ -92,7 +92,7 @@ class Objective(nn.Module):
         position = torch.arange(n + d - 1, device=context.device)[None]
         gap, lengths = n - lengths[:, None], lengths[:, None]
         source = torch.where(position < lengths, position, position + gap)
-        source = torch.where(source < n + d - 1, source, position)  # whatever: nobody sees it
+        source = torch.where(source < n + d - 1, source, position)  # arbitrary: it is masked
         h = context.shape[-1]
         hidden, _ = llama(sequence.gather(1, source[..., None].expand(-1, -1, h)))
         where = lengths - 1 + torch.arange(d, device=context.device)

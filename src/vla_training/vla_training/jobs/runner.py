@@ -259,7 +259,7 @@ class JobRunner:
         """Sends a cancelled job the next signal when it is time."""
         if not job.cancel_asked:
             return
-        # By the wall clock a step of it would kill at once, or never; after a restart anew.
+        # With the wall clock a jump would kill at once, or never; restarts with the runner.
         now = time.monotonic()
         waited = now - self._asked.setdefault(job.job_id, now)
         due = signal.SIGINT

@@ -37,7 +37,7 @@ from vla_training.lora.peft_adapter import (
     base_digest,
 )
 
-BESIDE = ("preprocessor_config.json",)  # files that belong to a model whatever its weights
+BESIDE = ("preprocessor_config.json",)  # files of a model that do not depend on its weights
 
 
 def save_adapter(

@@ -123,7 +123,7 @@ class LoraLinear(nn.Module):
         device = next(iter([*base.parameters(), *base.buffers()])).device
         a = torch.empty(config.rank, base.in_features, dtype=dtype, device=device)
         # Each layer draws from its own seed: what it starts from depends on nothing around it.
-        # On the CPU, so that all devices start alike.
+        # On the CPU, so that all devices start with the same weights.
         bound = 1 / math.sqrt(base.in_features)
         draw = torch.Generator().manual_seed(seed)
         a.copy_(torch.rand(a.shape, generator=draw).mul_(2 * bound).sub_(bound))

@@ -173,7 +173,7 @@ class RecordNode(ManagedNode):
             self._recording.hear(Heard(role, topic, kind, now, bytes(data), latched))
         except UNWRITABLE:
             raise
-        except Exception as error:  # whatever its bytes bring about in decoders and rosbags
+        except Exception as error:  # arbitrary bytes may raise anything in decoders and rosbags
             raise DataError(
                 f"a message on {topic} is left out: {error}", "check its publisher"
             ) from None

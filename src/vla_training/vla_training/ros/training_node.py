@@ -117,7 +117,7 @@ class TrainingNode(ManagedNode):
         self._open = True
 
     def do_deactivate(self) -> None:
-        # What runs goes on; what is new is refused.
+        # Running jobs continue; new ones are refused.
         self._open = False
 
     def do_cleanup(self) -> None:

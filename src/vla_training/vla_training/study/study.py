@@ -45,7 +45,7 @@ class Inline(Executor):
         future: Future = Future()
         try:
             future.set_result(function(*args, **kwargs))
-        except Exception as error:  # whatever it is, `result` raises it again, as a pool's does
+        except Exception as error:  # any error: `result` raises it again, as a pool's does
             future.set_exception(error)
         return future
 

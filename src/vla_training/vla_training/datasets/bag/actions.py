@@ -26,7 +26,7 @@ from vla_training.datasets.bag.message_types import ARRAY, CHUNK, EEF_DELTA, JOI
 from vla_training.datasets.bag.streams import NS, Stream, nearest
 
 CONVENTIONS = ("rotvec", "rpy")
-HOLD = 2.0  # a twist holds for at most so many of their usual periods
+HOLD = 2.0  # a twist holds for at most this many usual periods
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class JointStream:
         self.topic, self._stream = topic, stream
         self.faults = Counter(v.fault for v in stream.values if v.fault)
         sets = Counter(tuple(v.positions) for v in stream.values if v.positions)
-        # Of several publishers the one of the most joints first, whoever was recorded first.
+        # Of several publishers the one with the most joints first, in any order of recording.
         order = sorted(sets, key=lambda names: (-len(names), sorted(names)))
         self.names = list(dict.fromkeys(n for names in order for n in names))
         self.partial = len({frozenset(names) for names in sets}) > 1

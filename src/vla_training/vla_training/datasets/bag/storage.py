@@ -168,7 +168,7 @@ class BagFile:
                 f"{self.path}: the type {kind} of {message.topic} is defined nowhere",
                 "record it with definitions (MCAP), or source the workspace it is from",
             ) from error
-        except Exception as error:  # struct.error, IndexError ...: whatever its bytes bring about
+        except Exception as error:  # struct.error, IndexError ...: from arbitrary bytes
             raise DataError(
                 f"{self.path}: a message of {message.topic} is no {kind} ({error})",
                 "the bag is damaged: copy it again",

@@ -168,7 +168,7 @@ class RldsEpisodes(EpisodeSet):
             if f.is_image and k.startswith(OBSERVATION)
         ]
         first = [n for n in self.conventions.primary if n in names]
-        # A set of ours has them in their order.
+        # Datasets written here keep them in order.
         others = names if (self.path / SPEC_FILE).is_file() else sorted(names)
         return first + [n for n in others if n not in first]
 
