@@ -22,7 +22,7 @@ from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.inputs.image_messages import image_to_rgb
 from vla_inference.ros import qos
 from vla_inference.ros.images import rgb_to_compressed, rgb_to_image
-from vla_inference.ros.inference import instruction_subscriber
+from vla_inference.ros.inference import instructions
 from vla_msgs.msg import ActionChunk
 
 try:
@@ -299,7 +299,7 @@ def test_both_kinds_of_publishers_are_heard_once(shared, profile):
 
 def test_ros2_topic_pub_is_heard_without_a_warning_on_either_side(graph, monkeypatch):
     """Its publisher is volatile; a latching one beside it is left in peace after a while."""
-    monkeypatch.setattr(instruction_subscriber, "STAY", 0.3)
+    monkeypatch.setattr(instructions, "STAY", 0.3)
     g = graph(instruction="")
     told = []
     events = PublisherEventCallbacks(incompatible_qos=told.append)
