@@ -255,7 +255,7 @@ def test_driven_by_commands_of_a_model_gone_senseless_it_stands_still(graph, tmp
     found = results(tmp_path / "r")
     assert [e["outcome"] for e in found["per_episode"]] == ["timeout"] * 2
     robot = found["robot"]
-    assert robot["stops"] == {"bad_chunk": 2}  # enabled anew for the second episode
+    assert robot["stops"] == {"bad_chunk": 2}  # enabled again for the second episode
     assert robot["accepted"] <= 4 and "not finite" in robot["stop_reason"]
     assert found["action_steps"] == robot["zeros"]  # whatever it was told was to stand still
 

@@ -378,7 +378,7 @@ CLAIMS = (
         ("tvm_int4_h200.json",),
     ),
 )
-# What states no measurement of ours, by page: settings, formats, data sheets, published figures.
+# Figures that we did not measure, by page: settings, formats, data sheets, published figures.
 NOT_MEASURED: dict[str, tuple[str, ...]] = {
     "README.md": ("In brackets: 95 % intervals",),
     "docs/explanation/speed.md": (

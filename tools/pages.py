@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 
 def fill_tables(page: str, tables: Mapping[str, Sequence[str]]) -> str:
-    """The page with its tables between `<!-- name -->` and `<!-- /name -->` made anew."""
+    """The page with its tables between `<!-- name -->` and `<!-- /name -->` replaced."""
     for name, lines in tables.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         before, rest = page.split(begin)

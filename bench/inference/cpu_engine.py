@@ -4,7 +4,7 @@
     python bench/inference/cpu_engine.py [--model models/stack-small] [--rounds 30] [--threads 2]
 
 Each rival lives in a process of its own and answers in turn on the same images, in rounds, so
-that what else the machine does meets all alike; the others sleep. ONNX Runtime runs the whole
+that other load on the machine affects all equally; the others sleep. ONNX Runtime runs the whole
 model as one graph, exported here, between this package's preprocessing and denormalisation.
 Ratios are medians of the rounds' own ratios. Errors are normalised actions against plain float32.
 """

@@ -140,7 +140,7 @@ class Bench:
         for text in args.batch.split(","):
             try:
                 self.measure(int(text))
-            except torch.cuda.OutOfMemoryError as error:  # on all alike
+            except torch.cuda.OutOfMemoryError as error:  # on all devices
                 self.tell(point="memory", batch_per_gpu=int(text), out_of_memory=str(error)[:120])
                 self.optimizer.zero_grad(set_to_none=True)
                 self.empty_cache()

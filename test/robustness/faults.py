@@ -7,7 +7,7 @@
 A camera (or the simulator), the inference node and the command node, a process each; commands flow
 at 20 Hz when the fault comes. The time to a safe state is counted from the fault to the arrival of
 the status "stopped" (or, at Ctrl-C, to the last command that moves); `beyond` is what it exceeds
-the bounds of the watchdogs in charge by: --watchdog each, and 0.3 s more until a camera counts as
+the bounds of the watchdogs by: --watchdog each, and 0.3 s more until a camera counts as
 frozen. `total` is the whole time, bounds included; `motion` that to the last command that moves;
 `delivery` (JSON) how long the status was on its way. Safe means: from then on no command that
 moves, and both nodes say why. Recovered means: the fault taken away or the process started again,

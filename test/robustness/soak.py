@@ -6,7 +6,7 @@
 
 Simulation, inference, command and training node, a process each. The simulated arm is driven by
 the command node's twists alone, in real time. Every so often a job is started and cancelled, and
-the model is loaded anew and takes over (first in the warm-up: two models at once make the peak).
+the model is loaded again and takes over (first in the warm-up: two models at once make the peak).
 Sampled every 5 s: resident memory, threads and open files of each.
 Growth: the median of the last tenth of the samples less that of the first tenth after warm-up.
 A missed command period: a gap in the stamps of the commands. Exit status 1 beyond 20 MB

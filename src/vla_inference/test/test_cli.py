@@ -138,7 +138,7 @@ def test_json_holds_plain_values_only(capsys):
     ("words", "joined"),
     [
         ("--tasks A B --seed 1", "--tasks A,B --seed 1"),
-        ("--tasks A, B C,D", "--tasks A,,B,C,D"),  # whoever splits it skips what is empty
+        ("--tasks A, B C,D", "--tasks A,,B,C,D"),  # splitting skips empty parts
         ("--tasks A --tasks B C", "--tasks A --tasks B,C"),
         ("--camera_names x y", "--camera_names x,y"),
         ("--tasks A --flag B", "--tasks A --flag B"),

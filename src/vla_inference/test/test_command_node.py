@@ -464,7 +464,7 @@ def test_a_topics_qos_is_overridden_and_no_other_topics(monkeypatch):
         heard = {s.topic_name: s.qos_profile.reliability for s in node.subscriptions}
         assert heard["/here/current_pose"] == ReliabilityPolicy.RELIABLE
         assert heard["/here/heartbeat"] == ReliabilityPolicy.BEST_EFFORT
-        for _ in range(2):  # also when it is configured anew
+        for _ in range(2):  # also when it is configured again
             depths = {p.topic_name: p.qos_profile.depth for p in node.publishers}
             assert (depths["/here/delta_twist"], depths["/here/gripper"]) == (7, 1)
             assert node.trigger_cleanup() == node.trigger_configure() == SUCCESS

@@ -51,7 +51,7 @@ class Handle:
 
 
 class Client:
-    """rclpy's ActionClient, whose server is there and answers when it is told to."""
+    """rclpy's ActionClient, whose server is there and answers on request."""
 
     def __init__(self, node, kind, name):
         self.ready, self.goals = True, []

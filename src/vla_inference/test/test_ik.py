@@ -217,7 +217,7 @@ def test_samples_that_stay_elsewhere_are_not_believed_however_long(arm):
         assert not c.measured(list(arm.names), [0.0] * 6, 0.02 * i)
         c.twist(np.array([0, 0.05, 0, 0, 0, 0]), False, 0.02 * i)
         assert c.tick(0.02 * i) is None or i < 3
-    for i in range(3):  # after a silence, such as a driver's restart, it begins anew
+    for i in range(3):  # after a silence, such as a driver's restart, it starts again
         c.measured(list(arm.names), [0.0] * 6, 20 + 0.02 * i)
     c.twist(np.array([0, 0.05, 0, 0, 0, 0]), False, 20.04)
     assert c.tick(20.04) is not None

@@ -48,7 +48,7 @@ def test_whatever_comes_sets_are_of_one_moment_and_in_order(arrivals, tolerance)
 @CALM
 @given(st.integers(0, DEPTH - 2), st.integers(0, DEPTH - 2), st.integers(1, 40), st.integers(0, 9))
 def test_a_constant_lag_delays_sets_and_loses_none(lag_b, lag_c, count, jitter):
-    """Three inputs of one rate; messages of b and c come so many periods late."""
+    """Three inputs of one rate; messages of b and c come this many periods late."""
     s = Synchroniser("abc", 0.010)
     events = [(i, "a", i) for i in range(count)]
     events += [(i + lag_b, "b", i) for i in range(count)]

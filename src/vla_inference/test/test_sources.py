@@ -263,7 +263,7 @@ def test_infer_refuses_before_it_loads(folder, model, tmp_path):
 
 
 def run_camera(kind, topic: str, wanted: int, **parameters) -> tuple[list, CameraNode]:
-    """The messages until so many have come or the node has ended."""
+    """The messages until this many have come or the node has ended."""
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=101 + os.getpid() % 50)
     overrides = [Parameter(k, value=v) for k, v in parameters.items()]

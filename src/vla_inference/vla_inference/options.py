@@ -64,7 +64,7 @@ def _dashed(name: str) -> str:
 def check_options(config: Any, called: Callable[[str], str] = _dashed) -> None:
     """Raises VlaError if a value is not allowed by its field; None is always allowed.
 
-    called: what a field's name is to whoever gave the value.
+    called: the caller's name for a field.
     """
     for f, about in options(config):
         value = getattr(config, f.name)

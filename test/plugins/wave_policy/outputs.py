@@ -18,7 +18,7 @@ class SpeedConfig:
 
 
 class SpeedOutput(TopicOutput):
-    """How fast the end effector shall be, as a number."""
+    """Speed of the end effector, as a number."""
 
     topic, message = "speed", Float64
     CONFIG = SpeedConfig

@@ -88,7 +88,7 @@ def _domain(name: str, root: Path) -> Finding:
         remedy = "ports of domains above 101 may be taken by others (Linux): choose 0 to 101"
         return Finding(name, WARN, f"ROS_DOMAIN_ID is {number}", remedy)
     if number == 0 and reach == "SUBNET" and not os.environ.get("ROS_LOCALHOST_ONLY"):
-        remedy = "whoever is in this network can drive the robot: set ROS_DOMAIN_ID, or "
+        remedy = "anyone in this network can drive the robot: set ROS_DOMAIN_ID, or "
         remedy += "ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST, or use SROS 2"
         return Finding(name, WARN, "ROS_DOMAIN_ID is 0, and the subnet is searched", remedy)
     return Finding(name, OK, f"domain {number}, range {reach}")

@@ -117,7 +117,7 @@ class JointCommander:
     """Turns `twist` or `target` and `measured` joints into joint positions, period by period.
 
     Each command is within a period's motion of the one before, whatever is measured. A twist or
-    target is followed for `timeout` unless repeated; then the arm is told to stay where it is
+    target is followed for `timeout` unless repeated; then the arm is commanded to stay where it is
     measured, and nothing any more.
     """
 

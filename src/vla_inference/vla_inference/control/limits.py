@@ -1,7 +1,7 @@
 """Velocity, acceleration and workspace limits of the end effector; what exceeds them is clipped.
 
 Limits are on the length of vectors, so that clipping keeps a motion's direction. Every clip tells
-its kind; whoever calls counts them.
+its kind; the caller counts them.
 """
 
 from __future__ import annotations

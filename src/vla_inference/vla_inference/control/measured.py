@@ -74,7 +74,7 @@ class Track:
     def goes_on(self, pose: Pose, at: float, bounds: PoseBounds) -> bool:
         """Adds a pose if the robot can be there; returns whether it can.
 
-        One that a newer one has overtaken changes nothing, but ought to fit as well.
+        One that a newer one has overtaken changes nothing, but must fit as well.
         """
         passed = min(abs(at - self.at), bounds.age or math.inf)
         reach = [FASTER * s * passed if math.isfinite(s) else math.inf for s in bounds.speed]

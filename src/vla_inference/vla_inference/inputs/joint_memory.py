@@ -36,7 +36,7 @@ class JointMemory:
         """A copy of what is known after this message; empty if it names no wanted joint.
 
         Without positions it says nothing: JointState allows that. One that comes late does not
-        replace what is newer; one that is older by more than `SET_BACK` begins anew. Raises
+        replace what is newer; one that is older by more than `SET_BACK` starts again. Raises
         ObservationError where names and positions are not of one length, or a name comes twice.
         """
         check_joints(names, positions)

@@ -22,7 +22,7 @@ class QuaternionSign:
     one.
 
     The first one has a positive w where it turns by less than 75 degrees, else a positive x: so
-    a hand that points down begins as in robosuite and LIBERO, whoever measured it.
+    a hand that points down begins as in robosuite and LIBERO, with any source.
     """
 
     def __init__(self) -> None:

@@ -354,8 +354,9 @@ def attention(
 ) -> Tensor:
     """Of n positions to each other (`causal`: and none later): [n, heads * d], heads side by side.
 
-    q: [heads, n, d]; k, v: [kv_heads, n, d], laid out alike; each any way, but a head's numbers
-    next to each other. launch: positions a program, positions a tile, warps, tiles in flight.
+    q: [heads, n, d]; k, v: [kv_heads, n, d], with the same strides; any strides, but a head's
+    numbers must be contiguous. launch: positions a program, positions a tile, warps, tiles in
+    flight.
     """
     (heads, n, d), kv_heads = q.shape, len(k)
     launch = launch or attention_launch(d, causal)

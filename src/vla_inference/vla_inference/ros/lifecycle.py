@@ -260,7 +260,7 @@ def interruptible() -> Iterator[None]:
 def spin_node(factory: Callable[[], ManagedNode], args: Sequence[str] | None = None) -> int:
     """Run one node until Ctrl-C, SIGTERM or the end of its context; returns the exit status.
 
-    0 after a clean end, 2 where its parameters or its start were refused, 1 after a fault of ours.
+    0 after a clean end, 2 if its parameters or its start were refused, 1 after an internal error.
     A node may end itself by setting `exit_status`.
     """
     _signals.asked = False

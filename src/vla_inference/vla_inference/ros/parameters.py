@@ -22,7 +22,7 @@ def image_transport() -> str:
 
 
 def fields_of(*configs: type) -> dict[str, tuple[Field, Option]]:
-    """The parameters by name; two configs may share one that both declare alike."""
+    """The parameters by name; two configs may share one if both declare it the same."""
     found: dict[str, tuple[Field, Option]] = {}
     for config in configs:
         for field, about in options(config):

@@ -13,7 +13,7 @@ from vla_inference.serving.rate_meter import RateMeter
 class InferenceMetrics:
     """Since activation: answers, refusals, latencies [ms], the age of the last image [ms].
 
-    crash: why the last answer failed by a fault of ours; empty: it didn't.
+    crash: why the last answer failed by an internal error; empty: it did not.
     """
 
     def __init__(self):

@@ -22,7 +22,7 @@ def control_step(env) -> Callable[[np.ndarray], object]:
     """The function that executes a robosuite action [7] for one control period: the fast one if
     it fits.
 
-    env: just reset; robosuite makes its controllers anew with each reset, so ask again then.
+    env: just reset; robosuite recreates its controllers with each reset, so call this again then.
     """
     if os.environ.get(VARIABLE) == "1" or not fits(env):
         return env.step

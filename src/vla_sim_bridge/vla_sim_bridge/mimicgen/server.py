@@ -1,7 +1,7 @@
 """Serves the environments of an installed `mimicgen` package over pipes to `process.py`.
 
 This one file runs under the user's other Python (3.8 on; robosuite 1.4 and what registers its
-environments, no package of ours); our side imports the framing from it. A frame is
+environments, none of our packages); our side imports the framing from it. A frame is
 
     b"VLAw", uint32 length of the header, header (JSON), the bytes of its arrays one after another
 

@@ -147,7 +147,7 @@ class Drive:
         node = self.node
         try:
             stamp = stamp_ns(msg.header.stamp, "the chunk")
-        except VlaError as error:  # no frame of ours had that one
+        except VlaError as error:  # none of our frames had that stamp
             self.lock.ignored += 1
             return node.callback_refused("action", str(error))
         self.answers.heard(stamp, node.resolve_topic_name("action"))

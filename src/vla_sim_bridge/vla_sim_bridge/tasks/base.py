@@ -71,7 +71,7 @@ def plain_scene(rng: np.random.Generator) -> Scene:
 class Task:
     """The data that define a task.
 
-    env: name of the robosuite environment, or of one of ours (`environments.py`); `make`: further
+    env: name of the robosuite environment, or of one in `envs/blocks.py`; `make`: further
         arguments of it.
     package: the installed package that has the environment, in a Python of its own; an empty name:
         ours.
@@ -79,12 +79,12 @@ class Task:
     draw_scene, draw_instruction: from a random generator; no other source of chance.
     draw_held_out: the same for the sentences that are never generated from, for testing.
     draw_free: the same for sentences as people type them, words that no training has among them.
-    x_range, y_range: metres from the table centre, for all objects alike. None: as the
+    x_range, y_range: metres from the table centre, for all objects. None: as the
         environment places them, but for the samplers named in `placements`.
     fixtures: fixed body -> where it is moved to at a reset, in m from where the model has it.
     camera_poses: camera name -> (position m, quaternion wxyz), where it differs from robosuite's.
     colour_geoms: object name -> geom name prefix, for the objects that are recoloured.
-    colours, language: when they are drawn anew.
+    colours, language: how often they are redrawn.
     success: the rule; None for the environment's own.
     wrong: name of an outcome -> rule, for ends that are no success and are counted apart.
     still_object: the object that must be at rest (below `still_speed` m/s) for an end to count;

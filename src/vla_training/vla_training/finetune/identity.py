@@ -21,5 +21,5 @@ def check_identity(state: Path, saved: Mapping[str, Any], mine: Mapping[str, Any
         if before != now:
             raise VlaError(
                 f"{state} was saved with {key} {before!r}, now it is {now!r}",
-                "resume with what it was saved with (batch x accumulation x devices alike)",
+                "resume with the saved settings (batch x accumulation x devices must be equal)",
             )

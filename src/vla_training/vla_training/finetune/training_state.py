@@ -1,7 +1,7 @@
 """Saves and restores training state atomically, for any number of devices.
 
 Written by `torch.distributed.checkpoint`: each process writes its own part of sharded tensors, and
-reading deals them out anew. Only trained parameters are kept, with their optimiser's state.
+reading redistributes them. Only trained parameters are kept, with their optimiser's state.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Index of a dataset's frames (episode lengths, statistics), computed once and cached on disk.
 
 One safetensors file per dataset: all actions, states where the model takes them, the length of
-each episode, and the statistics. It is made anew when the data's files change.
+each episode, and the statistics. It is rebuilt when the data's files change.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ The recipe: all frames live on the device; random shift and colour jitter; a chu
 with L1 loss (OpenVLA-OFT); where the simulator's own poses were recorded, a second head has to
 read them off the image, which teaches the model early where to look; where two orders are
 possible, a share of the frames is asked about the other one, so that only the sentence has the
-answer, and its wording is drawn anew each time; AdamW, warm-up then cosine; an exponential moving
-average of the weights is what is kept.
+answer, and its wording is drawn at random each time; AdamW, warm-up then cosine; an exponential
+moving average of the weights is kept.
 
 Several devices share a batch (`world`): each holds all frames and computes its part, gradients are
 averaged.

@@ -62,9 +62,9 @@ def summarise_cells(results: Mapping[Cell, Mapping[str, Any]]) -> list[dict[str,
 def compare(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Compares each row with the fewest episodes at equal passes, paired by seed.
 
-    Seeds are what is drawn anew here, so the interval is Student's over their differences: models
-    of one seed begin alike, the smaller one's episodes are among the larger one's, and both play
-    the same ones.
+    Seeds are the random draws here, so the interval is Student's over their differences: models
+    of one seed start with the same weights, the smaller one's episodes are among the larger
+    one's, and both are tested on the same ones.
     """
     found = []
     for row in rows:

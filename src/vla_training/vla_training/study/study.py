@@ -145,7 +145,7 @@ class Study:
             self._work(trainers, players)
         except BrokenProcessPool as error:
             raise VlaError(
-                "a process of the study has ended, perhaps for want of memory",
+                "a process of the study has ended, perhaps out of memory",
                 "the same call goes on; lower --parallel or --batch-size",
             ) from error
         finally:

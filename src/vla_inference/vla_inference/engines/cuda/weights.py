@@ -35,7 +35,7 @@ class QuantWeight:
     """Codes and scales. The prefill (`matmul`) goes by `matmul_by`:
 
     "int8", "fp8": inputs are rounded as well and the tensor cores multiply codes; of int4 weights
-        a copy in that format is kept beside them. "dense": dequantised anew in every pass.
+        a copy in that format is kept beside them. "dense": dequantised in every pass.
     """
 
     def __init__(self, layers: Sequence[QuantLinear], matmul_by: str, dtype: torch.dtype):

@@ -158,7 +158,7 @@ def _stated(given: Mapping[str, Any], where: str, data: h5py.Group) -> Conventio
 class Controller:
     """The arm's controller in env_args (robomimic) or env_info (robosuite's collection script).
 
-    settings: those of the one arm's controller as robosuite 1.4 and 1.5 alike have them.
+    settings: those of the one arm's controller as both robosuite 1.4 and 1.5 have them.
     """
 
     simulator: Any = ROBOSUITE

@@ -29,7 +29,7 @@ class Output:
 
     takes: MOTION, a `Command` (of the command node), or JOINTS, a `JointCommand` (of the IK node).
     CONFIG: a dataclass whose options are its own parameters, beside the node's; two outputs may
-    share one that both declare alike.
+    share one that both declare in the same way.
     needs_pose: whether it sends `Command.target`, for which `current_pose` must be known.
     remark: what went wrong last, in words; empty: nothing.
     """
