@@ -10,7 +10,7 @@ ARGS ?=
 BENCHES ?= closed_loop/closed_loop data/generation data/rlds_reader inference/speed
 NAMES ?=
 
-.PHONY: help setup demo test compat matrix eval bench lint generate train clean
+.PHONY: help setup demo test coverage compat matrix eval bench lint docs generate train clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,10 @@ demo: ## a model stacks blocks over ROS 2, three episodes
 test: ## all tests (ARGS="-m 'not slow'" leaves out the long ones)
 	@python3 -IS tools/setup.py --tests
 	@. .venv/vla_env.sh && python3 tools/run_tests.py $(ARGS)
+
+coverage: ## share of the lines that quick tests run (ARGS="-k name" for some of them)
+	@python3 -IS tools/setup.py --tests
+	@. .venv/vla_env.sh && python3 -m pytest -m "not slow" --cov --cov-report=term $(ARGS)
 
 compat: ## other libraries read what we write, and we what they write (NAMES="torch ...")
 	@python3 -IS tools/setup.py --dev
@@ -40,10 +44,17 @@ bench: ## figures, never pass or fail (BENCHES="..." files in bench/)
 	@. .venv/vla_env.sh && for b in $(BENCHES); do \
 	  echo "== bench/$$b.py"; python3 "bench/$$b.py" $(ARGS) || exit 1; done
 
-lint: ## ruff, checks and format; figures and options in the pages against results and code
+lint: ## ruff, types, spelling; figures and options in the pages against results and code
 	@python3 -IS tools/setup.py --dev
-	@. .venv/vla_env.sh && ruff check . && ruff format --check . && \
+	@. .venv/vla_env.sh && ruff check . && ruff format --check . && mypy && \
+	  git ls-files -z | xargs -0 codespell -D - -D tools/words.txt && \
 	  python3 tools/figures.py --check && python3 tools/options_page.py --check
+
+docs: ## the pages and an API reference as HTML, in build/docs
+	@python3 -IS tools/setup.py --docs
+	@. .venv/vla_env.sh && for p in vla_inference vla_sim_bridge vla_training; do \
+	  python3 -m sphinx.ext.apidoc -q -f -e -M -T -o docs/api "src/$$p/$$p" || exit 1; done && \
+	  python3 -m sphinx -q -j auto docs build/docs && echo build/docs/index.html
 
 generate: ## demonstrations of TASK (ARGS as in ./vla generate --help)
 	@./vla generate --task $(TASK) $(ARGS)
@@ -52,4 +63,5 @@ train: ## train a model (ARGS as in ./vla train --help)
 	@./vla train $(ARGS)
 
 clean: ## remove what was built; the environment in .venv stays
-	rm -rf build install log .venv/.vla/build .pytest_cache .ruff_cache .hypothesis
+	rm -rf build install log .venv/.vla/build .pytest_cache .ruff_cache .mypy_cache .hypothesis \
+	  .coverage

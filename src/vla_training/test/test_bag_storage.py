@@ -99,7 +99,7 @@ def test_bags_of_ros_1_in_a_folder_are_one_each_and_convert(tmp_path, capsys):
     assert main(["data", "info", str(folder / "a.bag")]) == 0
 
 
-def test_a_cut_bag_of_ros_1_is_refused_with_what_mends_it(tmp_path):
+def test_a_cut_bag_of_ros_1_is_refused_with_its_remedy(tmp_path):
     path = ros1_bag(tmp_path / "old.bag")
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(DataError, match=r"old\.bag cannot be read .*rosbag reindex"):
