@@ -18,10 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 from common import add_output, keep
+from fuzz import fuzz
+from ik_fuzz import IkFindings, ik_fuzz
 
 from vla_inference.control.arm import Arm
-from vla_inference.control.fuzz import fuzz
-from vla_inference.control.ik_fuzz import IkFindings, ik_fuzz
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from six_axes import urdf

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from command_bench import Bench, forward
+from fuzz import FAULTS, LIES, fuzz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +22,6 @@ from vla_inference.control import (
 )
 from vla_inference.control import vectors as v
 from vla_inference.control.commands import Target
-from vla_inference.control.fuzz import FAULTS, LIES, fuzz
 from vla_inference.control.limits import Ramp
 from vla_inference.control.measured import Measured, Track
 from vla_inference.control.safety import Distribution, Safety

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from ik_fuzz import LIES, ik_fuzz
 from six_axes import urdf
 
 from vla_inference.control.arm import Arm
 from vla_inference.control.ik import JointCommander
-from vla_inference.control.ik_fuzz import LIES, ik_fuzz
 from vla_inference.control.joint_states import JointStates
 
 

@@ -1,6 +1,6 @@
 """Fuzzer of `Commander`: random chunks, delays and faults, and the rules its output must keep.
 
-Called by the tests and by bench/safety_fuzz.py. What is checked here is computed from the commands
+Called by the tests and by safety_fuzz.py. What is checked here is computed from the commands
 and from where the robot really is, not asked of the code under test. All chance comes from the
 seed.
 
