@@ -24,7 +24,7 @@ def fake_hub(tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     calls = []
 
-    def repo_info(self, repo, revision=None, timeout=None):
+    def model_info(self, repo, revision=None, timeout=None):
         if remote.get(repo) is None:
             raise ConnectionError("no route to host")
         return SimpleNamespace(siblings=[SimpleNamespace(rfilename=n) for n in remote[repo]])
@@ -36,7 +36,7 @@ def fake_hub(tmp_path, monkeypatch):
             raise FileNotFoundError(folder)
         return str(folder)
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     return remote, cache, calls
 

@@ -430,7 +430,7 @@ def test_deactivating_holds_back_the_answer_under_way(graph):
     g.sentinel()
 
 
-def test_a_bad_model_leaves_the_node_unconfigured_and_it_can_be_mended(graph, checkpoint):
+def test_a_bad_model_leaves_the_node_unconfigured_and_it_can_be_fixed(graph, checkpoint):
     g = graph(start=False, model="/nowhere/model")
     assert not g.change(Transition.TRANSITION_CONFIGURE)
     assert g.state() == "unconfigured"

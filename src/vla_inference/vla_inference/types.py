@@ -90,7 +90,7 @@ class ActionChunk:
     timing: dict[str, float] = field(default_factory=dict)
     unrestricted: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not hasattr(self.actions, "detach"):  # PyTorch's stay what they are
             self.actions = np.asarray(self.actions, np.float32)
         if self.actions.ndim != 2 or self.actions.shape[1] != len(self.spec):

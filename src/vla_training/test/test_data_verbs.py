@@ -50,7 +50,7 @@ def test_a_job_converts(source, tmp_path):
         while runner.running() and time.monotonic() < end:
             runner.poll()
             time.sleep(0.05)
-        done = next(j for j in runner.list() if j.job_id == job.job_id)
+        done = next(j for j in runner.all() if j.job_id == job.job_id)
         assert done.state == "succeeded", done
         assert (done.step, done.total) == (3, 3)
         assert len(open_dataset(tmp_path / "made/set")) == 3

@@ -69,7 +69,7 @@ def make(tmp_path):
 def until(runner, condition, patience=60.0):
     end = time.monotonic() + patience
     while not condition():
-        assert time.monotonic() < end, runner.list()
+        assert time.monotonic() < end, runner.all()
         runner.poll()
         time.sleep(0.02)
 
@@ -189,10 +189,10 @@ def test_logs_and_records_do_not_grow_without_end(make, monkeypatch):
     said = runner.log(job.job_id)
     assert "its beginning is gone" in said and said.endswith("all done\n") and "\0" not in said
     names = [ended(runner, runner.start("fake", [])).job_id for _ in range(3)]
-    assert [j.job_id for j in runner.list()] == names[:0:-1]
+    assert [j.job_id for j in runner.all()] == names[:0:-1]
     assert {p.name for p in (runner.root / RECORDS).iterdir() if p.is_dir()} == set(names[1:])
     runner.close()
-    assert [j.job_id for j in make(keep=1).list()] == names[2:]
+    assert [j.job_id for j in make(keep=1).all()] == names[2:]
 
 
 def test_kill_9_of_the_subcommand_is_a_failure_and_takes_its_workers_along(make):
@@ -232,7 +232,7 @@ def test_one_job_of_a_kind_at_a_time(make):
     runner.cancel(first.job_id)
     ended(runner, first)
     assert ended(runner, runner.start("fake", [])).state == SUCCEEDED
-    assert [j.kind for j in runner.list()] == ["fake", "other", "fake"]
+    assert [j.kind for j in runner.all()] == ["fake", "other", "fake"]
 
 
 # -- a runner that ends -----------------------------------------------------------------------
@@ -291,7 +291,7 @@ def test_damaged_records_are_left_out_and_named(make):
         if text is not None:
             (folder / "job.json").write_text(text)
     second = make()
-    assert [j.job_id for j in second.list()] == [good.job_id]
+    assert [j.job_id for j in second.all()] == [good.job_id]
     assert len(second.warnings) == 4 and all("remove its folder" in w for w in second.warnings)
 
 
@@ -325,7 +325,7 @@ def test_arguments_that_are_refused(make, arguments, reason):
     runner = make()
     with pytest.raises(VlaError, match=reason):
         runner.start("fake", arguments)
-    assert runner.list() == [] and not any(p.is_dir() for p in (runner.root / RECORDS).iterdir())
+    assert runner.all() == [] and not any(p.is_dir() for p in (runner.root / RECORDS).iterdir())
 
 
 def test_kinds_that_are_refused(make):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import nn
 
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
-from vla_inference.quantization import get_format
+from vla_inference.quantization import QuantLinear, get_format
 
 
 def ceilings(device: str) -> dict[str, float]:
@@ -55,9 +56,9 @@ def work_of(policy: OpenVLAPolicy, positions: int) -> dict[str, float]:
     """FLOPs of one pass over `positions`, and the number of weights it reads."""
     model = policy.model
     layers = sum(
-        m.weight.numel() if hasattr(m, "weight") else m.in_features * m.out_features
-        for m in model.language_model.model.layers.modules()
-        if hasattr(m, "in_features")
+        m.in_features * m.out_features
+        for m in model.language_model.model.modules()
+        if isinstance(m, (nn.Linear, QuantLinear))
     )
     patches = policy.config.encoders[0].num_patches * policy.config.head.num_images
     vision = sum(

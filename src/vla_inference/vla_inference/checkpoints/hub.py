@@ -56,7 +56,7 @@ def fetch(repo: str, revision: str | None = None) -> Path:
     try:
         # Refuse before some 15 GB have come.
         # One question, asked once: listing files is tried again and again without a network.
-        told = HfApi().repo_info(repo, revision=revision, timeout=TIMEOUT)
+        told = HfApi().model_info(repo, revision=revision, timeout=TIMEOUT)
         names = [s.rfilename for s in told.siblings or () if "/" not in s.rfilename]
         check_names(names, repo)
         if "adapter_config.json" not in names:  # what that is, the folder tells

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from vla_inference.errors import CheckpointError
 
@@ -17,7 +17,7 @@ def pick(cls: type[T], raw: Mapping[str, Any], where: str, strict: bool = False)
     """Build dataclass `cls` from the fields it knows; with `strict`, refuse any other."""
     if not isinstance(raw, Mapping):
         raise CheckpointError(f"{where} is {raw!r:.60}", "it must be an object")
-    fields = {f.name: f.type for f in dataclasses.fields(cls)}
+    fields = {f.name: f.type for f in dataclasses.fields(cast(Any, cls))}
     unknown = set(raw) - set(fields)
     if strict and unknown:
         raise CheckpointError(

@@ -229,14 +229,17 @@ class Rounding:
 
     def __init__(self, model: VLA, format: Format | None):
         self.model, self.format = model, format
-        self.waiting = dict(quantisable(model)) if format else {}
-        for name, layer in self.waiting.items():  # before anything is read
-            format.check(*layer.weight.shape, f"{name}.weight")
+        self.waiting: dict[str, nn.Linear] = {}
+        if format is not None:
+            self.waiting = dict(quantisable(model))
+            for name, layer in self.waiting.items():  # before anything is read
+                n, k = layer.weight.shape
+                format.check(n, k, f"{name}.weight")
 
     def place(self, key: str, tensor: torch.Tensor) -> None:
         place(self.model, key, tensor)
         layer = self.waiting.pop(key.removesuffix(".weight"), None)
-        if layer is not None:
+        if layer is not None and self.format is not None:
             name = key.removesuffix(".weight")
             put(self.model, name, quantize_linear(layer, self.format, name=key))
 

@@ -173,7 +173,7 @@ def iterate_tensors(
             begin, end = entry["data_offsets"]
             raw = torch.empty(end - begin, dtype=torch.uint8) if scratch is None else scratch
             raw = raw[: end - begin]
-            view, done = memoryview(raw.numpy()), 0
+            view, done = raw.numpy().data, 0
             file.seek(begin)
             while done < len(view):  # one read gives at most 2 GB
                 got = file.readinto(view[done:])

@@ -23,7 +23,7 @@ def save_checkpoint(
     config: dict,
     tensors: Mapping[str, torch.Tensor],
     tokenizer=None,
-    statistics: dict | None = None,
+    statistics: Mapping[str, Any] | None = None,
     *,
     stream: Iterable[tuple[str, torch.Tensor]] | None = None,
     shard_bytes: int = 1 << 62,
@@ -42,7 +42,8 @@ def save_checkpoint(
         stream = ((k, v.detach()) for k, v in tensors.items())
     shards = _shards(tensors, shard_bytes)
     total = sum(_size(t) for t in tensors.values())
-    values, done, weight_map = iter(stream), 0, {}
+    values, done = iter(stream), 0
+    weight_map: dict[str, str] = {}
     for i, names in enumerate(shards, start=1):
         name = "model.safetensors"
         if len(shards) > 1:
@@ -86,10 +87,10 @@ def save_tensors(
 def _write_values(file: IO[bytes], tensor: torch.Tensor) -> None:
     if tensor.numel():
         flat = tensor.detach().to("cpu").contiguous().flatten()
-        file.write(memoryview(flat.view(torch.uint8).numpy()))
+        file.write(flat.view(torch.uint8).numpy().data)
 
 
-def _write_json(path: Path, content: dict) -> None:
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps(content, indent=2))
 
 

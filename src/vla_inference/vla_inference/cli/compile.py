@@ -48,9 +48,9 @@ def run(
             progress=tell,
         )
     if engine == "mlc":
-        from vla_inference.engines.mlc import compile
+        from vla_inference.engines.mlc import compile as mlc
 
-        return compile.compile_checkpoint(
+        return mlc.compile_checkpoint(
             folder,
             output,
             target=target,

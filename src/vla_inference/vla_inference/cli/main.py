@@ -40,7 +40,8 @@ def summary(point: EntryPoint) -> str:
             return "(not there: build the workspace again)"
         path = spec.submodule_search_locations
     try:
-        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+        path = (spec and spec.origin) or ""
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     except (OSError, TypeError, SyntaxError):
         return "(its source cannot be read)"
     for node in tree.body:

@@ -41,7 +41,7 @@ def takes(*configs: type) -> Callable[[Callable], Callable]:
             ]
             return function(*filled, **given)
 
-        command.__signature__ = inspect.Signature(everything)
+        vars(command)["__signature__"] = inspect.Signature(everything)
         command.__annotations__ = {p.name: p.annotation for p in everything}
         return command
 
@@ -59,7 +59,7 @@ class _Made:
     @classmethod
     def of(cls, config: type, f: Field, about: Option) -> _Made:
         kind, words = _type_of(config, f), None
-        default = inspect.Parameter.empty if f.default is MISSING else f.default
+        default: Any = inspect.Parameter.empty if f.default is MISSING else f.default
         if typing.get_origin(kind) is tuple:
             words = typing.get_args(kind)[0]
             kind, default = str, ",".join(map(str, default))
@@ -67,12 +67,13 @@ class _Made:
         name = names[0].removeprefix("--").replace("-", "_")
         if kind is bool and default is True:  # a flag that is off needs no way to be off
             names = (f"{names[0]}/--no-{names[0].removeprefix('--')}",)
-        marks = [typer.Option(*names, help=about.help), *([about.holds] if about.holds else [])]
+        marks = kind, typer.Option(*names, help=about.help), *filter(None, (about.holds,))
+        annotated: Any = Annotated
         parameter = inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=default,
-            annotation=Annotated[(kind, *marks)],
+            annotation=annotated[marks],
         )
         return cls(f.name, parameter, words)
 
@@ -114,7 +115,7 @@ def options_of(function: Callable) -> list[CommandOption]:
         CommandOption(
             names=_names(parameter),
             off=tuple(parameter.secondary_opts),
-            help=parameter.help or "",
+            help=getattr(parameter, "help", None) or "",
             default=None if parameter.required else parameter.default,
             required=parameter.required,
             flag=getattr(parameter, "is_flag", False),

@@ -72,7 +72,8 @@ class Arm:
         self._frame_body = int(at)
 
     def _find_joints(self) -> None:
-        m, mj, body, found = self.model, self._mujoco, self._frame_body, []
+        m, mj, body = self.model, self._mujoco, self._frame_body
+        found: list[int] = []
         while body:
             first = m.body_jntadr[body]
             found = [*range(first, first + m.body_jntnum[body]), *found]

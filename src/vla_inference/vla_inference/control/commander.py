@@ -65,7 +65,7 @@ class Settings:
     watchdogs: Watchdogs = field(default_factory=Watchdogs)
     distribution: Distribution | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.rate <= 0:
             raise VlaError(f"the command rate is {self.rate} Hz", "give one above 0")
         if 0 < self.watchdogs.late < 2 / self.rate:
@@ -271,7 +271,8 @@ class Commander:
         command = self._move(motion)
         if command is not None and command.live:
             self._history.add(begin, self._window, command.linear, command.angular)
-            self._sent = steady, *self._in_base(command.linear, command.angular)
+            linear, angular = self._in_base(command.linear, command.angular)
+            self._sent = steady, linear, angular
         return command
 
     def _last_command_ends(self, steady: float) -> None:

@@ -67,7 +67,7 @@ class Pose:
     position: Vector
     orientation: Quaternion = v.IDENTITY
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         length = math.hypot(*self.orientation)
         if not all(map(math.isfinite, (*self.position, length))):
             raise VlaError("the pose contains numbers that are not finite", "fix its publisher")
@@ -125,9 +125,8 @@ class Target:
         """A command period begins: wait for the robot where it is too far behind; the clips."""
         if measured is None:
             return set()
-        if self.pose is None:
-            self.anchor(measured)
-        self._before = pose = self.pose
+        self._before = pose = measured if self.pose is None else self.pose
+        self.pose = pose
         far = v.norm(v.subtract(pose.position, measured.position)) - self.drift[0]
         turned = v.angle_between(pose.orientation, measured.orientation)
         if not self.drift[0]:

@@ -49,7 +49,7 @@ class IkSettings:
     lead: float = 0.1
     acceleration: float = math.inf
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in vars(self).items():
             bounded = math.isfinite(value) or name == "acceleration"
             if not (bounded and (value > 0 or (name == "drift" and value == 0))):
@@ -197,6 +197,16 @@ class JointCommander:
 
     # -- what goes out ------------------------------------------------------------------------
 
+    def _here(self) -> np.ndarray:
+        """Measured last [n]; only where the joint states are no trouble."""
+        assert self.joints is not None
+        return self.joints
+
+    def _last(self) -> np.ndarray:
+        """Commanded last [n]; only once there was a command."""
+        assert self.positions is not None
+        return self.positions
+
     def pose(self) -> np.ndarray | None:
         """The last measured end-effector pose [4, 4]."""
         return None if self.joints is None else self.arm.pose(self.joints)
@@ -214,17 +224,17 @@ class JointCommander:
             return None
         if steady - self._told < self.settings.timeout:
             self._begin(steady)
-            step, clips = joint_step(self.arm, self.positions, self._way(), self.settings)
+            step, clips = joint_step(self.arm, self._last(), self._way(), self.settings)
             braking = self._target is not None
         elif not self._stays(steady):
             self._speaking = False
             return None
         else:
-            step, clips, braking = self._rest - self.positions, set(), True
+            step, clips, braking = self._rest - self._last(), set(), True
         step, more = self._bounded(step, braking)
         self.clips.update(clips | more)
-        then = added(self.arm, self.positions, step)
-        self._step, self.positions, self._spoke = then - self.positions, then, steady
+        then = added(self.arm, self._last(), step)
+        self._step, self.positions, self._spoke = then - self._last(), then, steady
         return then
 
     def _under_way(self, steady: float) -> bool:
@@ -237,7 +247,7 @@ class JointCommander:
         if not self._speaking:
             self._step = np.zeros(len(self.arm))
             if not self._under_way(steady):
-                self.positions = self.joints.copy()
+                self.positions = self._here().copy()
         self._speaking = True
 
     def _stays(self, steady: float) -> bool:
@@ -245,13 +255,13 @@ class JointCommander:
         if not self._speaking:
             return False
         if self._rest is None:
-            self._rest, self._resting = self.joints.copy(), steady
+            self._rest, self._resting = self._here().copy(), steady
         slow = np.abs(self._step).max() <= self.settings.acceleration * self.period**2
-        there = slow and np.abs(self.positions - self._rest).max() < THERE
+        there = slow and np.abs(self._last() - self._rest).max() < THERE
         return not there and steady - self._resting <= RESTING
 
     def _way(self) -> np.ndarray:
-        pose = self.arm.pose(self.positions)
+        pose = self.arm.pose(self._last())
         if self._target is None:
             parts = self._twist.reshape(2, 3) * self.period
             return (parts @ pose[:3, :3].T if self._in_tool else parts).ravel()
@@ -271,9 +281,9 @@ class JointCommander:
                 step = slowed(step, np.full(len(step), max(most, 1e-12)))[0]
             change = slowed(step - self._step, np.full(len(step), gain))[0]
             step = self._step + change
-        ahead = self.positions + step - self.joints
+        ahead = self._last() + step - self._here()
         excess = float(np.max(np.abs(ahead) / self.drift))
         if excess > 1:
-            step = self.joints + ahead * (INSIDE / excess) - self.positions
+            step = self._here() + ahead * (INSIDE / excess) - self._last()
             clips = clips | {DRIFT}
         return slowed(step, self.velocity * self.period)[0], clips

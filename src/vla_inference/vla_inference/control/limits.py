@@ -41,7 +41,7 @@ class SafetyLimits:
     angular_jerk: float = 200.0
     workspace: tuple[Vector, Vector] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name != "workspace" and not (math.isfinite(value) and value >= 0):

@@ -59,7 +59,7 @@ class Watchdogs:
     pose_frozen: float = 0.5
     clock_stopped: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not (math.isfinite(value) and value >= 0):  # NaN would switch it off unnoticed
                 raise VlaError(f"watchdog {name} is {value}", "give seconds >= 0; 0: off")

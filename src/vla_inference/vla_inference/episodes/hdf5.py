@@ -86,7 +86,7 @@ def write_instructions(group: h5py.Group, sentences: Sequence[str]) -> None:
     group.create_dataset("instructions", data=np.array(sentences, object), dtype=text)
 
 
-def compress(image: np.ndarray) -> bytes:
+def compress(image: np.ndarray) -> bytes | bytearray:
     """Compresses like HDF5's gzip filter of level 1, with libdeflate in half the time."""
     return deflate.zlib_compress(np.ascontiguousarray(image), 1)
 
@@ -94,7 +94,7 @@ def compress(image: np.ndarray) -> bytes:
 def write_images(
     group: h5py.Group,
     name: str,
-    chunks: Iterable[bytes],
+    chunks: Iterable[bytes | bytearray],
     length: int,
     shape: tuple[int, ...],
     compression: str | None = "gzip",

@@ -35,7 +35,8 @@ def check_header(data: bytes, name: str) -> None:
     Raises ObservationError; data of no known form, or cut in its header, is left to the decoder.
     """
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
-        check_size(*struct.unpack(">II", data[16:24]), name)
+        width, height = struct.unpack(">II", data[16:24])
+        check_size(width, height, name)
     elif data[:2] == b"\xff\xd8":
         at = 2
         while at + 9 <= len(data) and data[at] == 0xFF:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image as Pillow
@@ -88,7 +88,8 @@ UNPACK_VIDEO = (
 )
 
 
-class _Plain(NamedTuple):
+@dataclass
+class _Plain:
     """An image without padding, as bytes."""
 
     encoding: str

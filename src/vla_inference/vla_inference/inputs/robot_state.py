@@ -28,7 +28,7 @@ class QuaternionSign:
     def __init__(self) -> None:
         self._last: np.ndarray | None = None
 
-    def __call__(self, quaternion: Sequence[float]) -> np.ndarray:
+    def __call__(self, quaternion: Sequence[float] | np.ndarray) -> np.ndarray:
         q = np.asarray(quaternion, np.float64)
         if self._last is not None:
             sign = q @ self._last
@@ -44,7 +44,7 @@ class QuaternionSign:
         return self(Rotation.from_matrix(rotation).as_quat())
 
 
-def axis_angle(quaternion: Sequence[float]) -> np.ndarray:
+def axis_angle(quaternion: Sequence[float] | np.ndarray) -> np.ndarray:
     """Axis times angle [3] rad of a quaternion (x y z w) by its own sign: 0 to 2 pi long.
 
     As robosuite's `quat2axisangle`, and with it LIBERO and OpenVLA-OFT, has it; a rotation vector
@@ -103,22 +103,26 @@ class StateLayout:
 
         sign: keeps axis angles continuous from one call to the next.
         """
+        if self.needs_pose and pose is None:
+            raise ObservationError("the measured pose is missing", "check who publishes it")
+        position, measured = pose or ((), ())
         turned = any(p in ROTATIONS for p in self.parts)
-        quaternion = _checked(pose[1]) if turned else np.zeros(4)
+        quaternion = _checked(measured) if turned else np.zeros(4)
         if "axis_angle" in self.parts:
             signed = (sign or QuaternionSign())(quaternion)
         values: list[float] = []
         for part in self.parts:
             if part == "joints":
-                lacking = [n for n in self.joints if n not in (joints or {})]
+                known = joints or {}
+                lacking = [n for n in self.joints if n not in known]
                 if lacking:
                     raise ObservationError(
                         f"the joint states lack {', '.join(lacking)}",
                         "check joint_names, and who publishes the joint states",
                     )
-                values.extend(joints[n] for n in self.joints)
+                values.extend(known[n] for n in self.joints)
             elif part == "position":
-                values.extend(pose[0])
+                values.extend(position)
             elif part == "axis_angle":
                 values.extend(axis_angle(signed))
             else:
@@ -153,7 +157,7 @@ def _checked(quaternion: Sequence[float]) -> np.ndarray:
     return q / length
 
 
-def _rotation(quaternion: np.ndarray, part: str) -> Sequence[float]:
+def _rotation(quaternion: np.ndarray, part: str) -> np.ndarray:
     rotation = Rotation.from_quat(quaternion)
     if part == "rotvec":
         return rotation.as_rotvec()

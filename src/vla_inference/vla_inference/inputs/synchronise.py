@@ -67,8 +67,8 @@ class Synchroniser(Generic[T]):
     def _complete(self, lead: _Entry[T]) -> tuple[T, ...] | None:
         if self._misses(lead):
             return None
-        near = [_nearest(seen, lead.stamp) for seen in self._seen.values()]
-        return (lead.item, *(entry.item for entry in near))
+        near = (_nearest(seen, lead.stamp) for seen in self._seen.values())
+        return (lead.item, *(entry.item for entry in near if entry is not None))
 
     def _misses(self, lead: _Entry[T]) -> dict[str, float]:
         """Inputs without a matching item, and by how much (s) the nearest one misses (infinite:

@@ -132,7 +132,7 @@ class VideoSource(Source):
         if not self.live:
             yield from self._decode()
             return
-        self._latest = latest = LatestValue()
+        self._latest = latest = LatestValue[Any]()
         if self._closed:
             return
         thread = threading.Thread(target=self._read, args=(latest,), daemon=True)

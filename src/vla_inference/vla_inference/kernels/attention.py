@@ -359,10 +359,10 @@ def attention(
     flight.
     """
     (heads, n, d), kv_heads = q.shape, len(k)
-    launch = launch or attention_launch(d, causal)
-    if not launch:
+    chosen = launch or attention_launch(d, causal)
+    if not chosen:
         return library_attention(q, k, v, causal)
-    rows, block, warps, stages = launch
+    rows, block, warps, stages = chosen
     out = torch.empty(n, heads * d, dtype=q.dtype, device=q.device)
     _attention[(triton.cdiv(n, rows), heads)](
         q,

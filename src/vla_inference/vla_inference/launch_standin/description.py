@@ -303,9 +303,11 @@ class Reader:
             value = parameter_value(text, kind)
         except ValueError as error:
             raise element.fail(f"parameter '{name}': {error}", "correct value or type") from None
-        if not process.parameters or isinstance(process.parameters[-1], Path):
-            process.parameters.append({})
-        process.parameters[-1][name] = value
+        last = process.parameters[-1] if process.parameters else None
+        if isinstance(last, dict):
+            last[name] = value
+        else:
+            process.parameters.append({name: value})
 
 
 def seconds(text: str, element: Element) -> float:

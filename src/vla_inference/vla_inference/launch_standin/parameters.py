@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 Scalar = bool | int | float | str
-Value = Scalar | list[bool] | list[int] | list[float] | list[str]
+Value = Scalar | list[Scalar]  # a list of one kind
 KINDS = ("bool", "int", "float", "str")
 TYPES = (*KINDS, *(f"list_of_{k}" for k in KINDS))
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from vla_inference.launch_standin.description import Plan, Process
 from vla_inference.launch_standin.parameters import write_parameters
@@ -32,6 +32,11 @@ class Running:
     popen: subprocess.Popen
     tails: dict[int, bytes] = field(default_factory=dict)
     ended: bool = False
+
+    @property
+    def streams(self) -> list[IO[bytes]]:
+        """Its standard output and error, which are pipes."""
+        return [s for s in (self.popen.stdout, self.popen.stderr) if s is not None]
 
 
 def command_line(process: Process, folder: Path) -> list[str]:
@@ -102,7 +107,7 @@ class Runner:
             ) from None
         run = Running(process, popen)
         self.running.append(run)
-        for stream in (popen.stdout, popen.stderr):
+        for stream in run.streams:
             os.set_blocking(stream.fileno(), False)
             run.tails[stream.fileno()] = b""
             self.selector.register(stream, selectors.EVENT_READ, run)
@@ -232,7 +237,7 @@ class Runner:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(run.popen.pid, signal.SIGKILL)
                 run.popen.wait()
-            for stream in (run.popen.stdout, run.popen.stderr):
+            for stream in run.streams:
                 stream.close()
         for log in self.logs.values():
             log.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.parsers.expat
+from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class Element:
         """Raises an error with this element's file and line."""
         return LaunchError(f"{self.file}:{self.line}: {problem}", remedy)
 
-    def check(self, allowed: set[str], children: set[str] = frozenset()) -> None:
+    def check(self, allowed: Set[str], children: Set[str] = frozenset()) -> None:
         """Refuses attributes and children that the stand-in does not support."""
         for name in self.attributes:
             if name not in allowed:

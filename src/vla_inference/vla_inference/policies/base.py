@@ -138,6 +138,7 @@ class Policy(Protocol):
 
     def close(self) -> None:
         """Releases connections and processes."""
+        return
 
     def unknown_words(self, instruction: str) -> list[str]:
         """Words that its training instructions did not contain, as far as known."""

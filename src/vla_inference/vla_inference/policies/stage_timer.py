@@ -24,14 +24,14 @@ class StageTimer:
         self.marks.append((stage, time.perf_counter(), event))
 
     def finish(self) -> dict[str, float]:
-        if self.cuda and self.marks:
-            self.marks[-1][2].synchronize()
+        if self.marks and (latest := self.marks[-1][2]) is not None:
+            latest.synchronize()
         total = 1e3 * (time.perf_counter() - self.begin)
         stages: dict[str, float] = {}
         last, last_event = self.begin, None
         for stage, now, event in self.marks:
             spent = 1e3 * (now - last)
-            if last_event is not None:
+            if last_event is not None and event is not None:
                 spent = last_event.elapsed_time(event)
             stages[stage] = stages.get(stage, 0.0) + spent
             last, last_event = now, event

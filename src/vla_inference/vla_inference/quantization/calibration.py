@@ -31,7 +31,9 @@ class Recorder:
     """
 
     def __init__(self, model: Any):
-        self.model, self.tokens, self.seen = model, None, []
+        self.model = model
+        self.tokens: Tensor | None = None
+        self.seen: list[Tensor] = []
 
     def prefill(self, embeddings: Tensor) -> tuple[Tensor, None]:
         if self.tokens is not None:

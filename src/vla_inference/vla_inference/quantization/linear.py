@@ -22,6 +22,10 @@ class QuantLinear(nn.Module):
     `forward` multiplies by the dequantised weight: exact and slow. Engines read the codes.
     """
 
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+
     def __init__(self, format: Format, n: int, k: int, bias: bool = False, device=None):
         super().__init__()
         format.check(n, k)

@@ -48,7 +48,7 @@ def make_dense(model: nn.Module, dtype: torch.dtype) -> bool:
         dense = nn.Linear(1, 1, bias=False)
         dense.in_features, dense.out_features = layer.in_features, layer.out_features
         dense.weight = nn.Parameter(layer.dequantize(dtype), requires_grad=False)
-        dense.bias = layer.bias
+        dense.register_parameter("bias", layer.bias)
         put(model, name, dense)
     return True
 

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rclpy.publisher import Publisher
 from sensor_msgs.msg import CompressedImage, Image
 
 from vla_inference.errors import VlaError
@@ -47,7 +48,7 @@ class CameraNode(ManagedNode):
         self._source: Source | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
-        self._publisher = None
+        self._publisher: Publisher | None = None
         self._watch = RateMeter()
 
     def do_configure(self) -> None:

@@ -17,6 +17,11 @@ from vla_inference.errors import VlaError
 QUIET = 5.0  # seconds between two lines about the same callback
 
 
+def _logger_of(node: Any) -> Any:
+    """Of the node that `Guarded` is mixed into."""
+    return node.get_logger()
+
+
 class Guarded:
     """Mixin, named before rclpy's node class, that guards subscriptions, timers and services.
 
@@ -68,7 +73,7 @@ class Guarded:
     def callback_refused(self, where: str, reason: str) -> None:
         """A callback raised VlaError: its input is refused."""
         if self._due(where):
-            self.get_logger().warning(f"refused: {reason}")
+            _logger_of(self).warning(f"refused: {reason}")
 
     def fault_values(self) -> dict[str, int]:
         """Values for the diagnostics."""
@@ -85,7 +90,7 @@ class Guarded:
         if first:
             _show()
         if self._due(f"fault in {where}"):
-            self.get_logger().error(" ".join(reason.split()))
+            _logger_of(self).error(" ".join(reason.split()))
         try:
             self.callback_failed(where, reason)
         except Exception:  # nothing is left that could be done about it

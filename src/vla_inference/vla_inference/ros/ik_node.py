@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.clock import Clock, ClockType
+from rclpy.timer import Timer
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import JointState
 
@@ -29,7 +30,7 @@ from vla_inference.ros.command.messages import msg_to_pose, pose_to_msg
 from vla_inference.ros.command.outputs.base import JOINTS, JointCommand
 from vla_inference.ros.command.outputs.registry import Outputs, output_configs
 from vla_inference.ros.diagnostics import OK, WARN, Report
-from vla_inference.ros.lifecycle import ManagedNode, spin_node
+from vla_inference.ros.lifecycle import ManagedNode, configured, spin_node
 from vla_inference.ros.stamps import stamp_ns
 
 
@@ -117,7 +118,8 @@ class IkNode(ManagedNode):
     def __init__(self, name: str = "ik", **kwargs):
         super().__init__(name, *ik_configs(), **kwargs)
         self.commander: JointCommander | None = None
-        self._timer, self._outputs = None, None
+        self._timer: Timer | None = None
+        self._outputs: Outputs | None = None
         self._sent, self._remark, self._trouble = 0, "", ""
         self._pose = self.create_publisher(PoseStamped, "current_pose", qos.COMMAND)
         make = self.create_subscription
@@ -140,7 +142,8 @@ class IkNode(ManagedNode):
 
     def do_activate(self) -> None:
         # Nothing that was heard before counts.
-        self.commander = JointCommander(self.commander.arm, self.commander.settings)
+        before = configured(self.commander)
+        self.commander = JointCommander(before.arm, before.settings)
         self._sent, self._remark = 0, ""
         self._timer = self.create_timer(self.commander.period, self._tick, clock=self._steady)
 
@@ -167,7 +170,7 @@ class IkNode(ManagedNode):
             return self._refused(commander.refusal)
         if not known or self._others() or commander.states.trouble(now):
             return  # then the pose is not to be relied on either: the command node stops
-        pose = commander.pose()
+        pose = configured(commander.pose())
         quaternion = Rotation.from_matrix(pose[:3, :3]).as_quat().tolist()
         measured = Pose(tuple(pose[:3, 3].tolist()), tuple(quaternion))
         self._pose.publish(pose_to_msg(measured, msg.header.stamp, self._base))
@@ -220,14 +223,14 @@ class IkNode(ManagedNode):
     # -- what goes out ------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        commander = self.commander
+        commander = configured(self.commander)
         positions = commander.tick(time.monotonic(), self._others())
         if commander.trouble != self._trouble:
             self._tell_trouble(commander.trouble)
         if positions is None:
             return
         command = JointCommand(commander.arm.names, positions.tolist())
-        self._outputs.send(command, self.get_clock().now().to_msg())
+        configured(self._outputs).send(command, self.get_clock().now().to_msg())
         self._sent += 1
 
     def _others(self) -> str:
@@ -239,7 +242,7 @@ class IkNode(ManagedNode):
                 f"{count} publish on {measure}; leave only the arm's own, or set "
                 "joint_publishers where each tells joints of its own"
             )
-        others = ", ".join(self._outputs.others())
+        others = ", ".join(configured(self._outputs).others())
         return f"{others}; leave only this node" if others else ""
 
     def _tell_trouble(self, trouble: str) -> None:

@@ -32,7 +32,7 @@ def rgb_to_image(image: np.ndarray, stamp=None, frame_id: str = "") -> Image:
     if stamp is not None:
         msg.header.stamp = stamp
     # Ten times faster than assigning an array or bytes, which rclpy converts item by item.
-    msg.data.frombytes(memoryview(np.ascontiguousarray(image)).cast("B"))
+    msg.data.frombytes(np.ascontiguousarray(image).data.cast("B"))
     return msg
 
 

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import rclpy
 from rcl_interfaces.msg import SetParametersResult
@@ -50,6 +50,15 @@ class StartConfig:
         "refuse every parameter change while the node runs; some parameters are paths of "
         "files and libraries that it loads",
     )
+
+
+T = TypeVar("T")
+
+
+def configured(part: T | None) -> T:
+    """A part that `do_configure` makes and `do_cleanup` drops, where it is there for sure."""
+    assert part is not None, "the node is not configured"
+    return part
 
 
 class ManagedNode(Guarded, LifecycleNode):
@@ -199,7 +208,7 @@ class ManagedNode(Guarded, LifecycleNode):
                 self._tell("let go", error)
 
     def _diagnose(self) -> diagnostics.Report:
-        failed = diagnostics.ERROR, self.failure, {}
+        failed: diagnostics.Report = (diagnostics.ERROR, self.failure, {})
         level, message, values = failed if self.failure else self.diagnose()
         return level, message, {**values, **self.fault_values()}
 
@@ -268,7 +277,10 @@ def spin_node(factory: Callable[[], ManagedNode], args: Sequence[str] | None = N
     interrupts.release()
     node = None
     try:
-        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+        rclpy.init(
+            args=None if args is None else list(args),
+            signal_handler_options=SignalHandlerOptions.NO,
+        )
         with interruptible():
             node = factory()
             refuse_misaddressed(node, sys.argv if args is None else args)

@@ -24,7 +24,8 @@ class InferenceMetrics:
         with self._lock:
             self._watch = RateMeter()
             self._processed = self._refused = self._told = 0
-            self._age_ms, self._stages = 0.0, {}
+            self._age_ms = 0.0
+            self._stages: Mapping[str, float] = {}
             self.last_refusal = self.crash = ""
 
     @property

@@ -42,5 +42,7 @@ def _begin(start: Callable[..., None] | None, arguments: tuple) -> None:
 
 def _end_with_parent() -> None:
     """Ends a worker when its parent dies; otherwise it would wait forever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

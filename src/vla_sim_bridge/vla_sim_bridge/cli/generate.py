@@ -85,7 +85,8 @@ def generate(
     return 0
 
 
-generate.several = {"--task", "--tasks", "--cameras"}  # see `vla_inference.cli.main.join_words`
+# See `vla_inference.cli.main.join_words`.
+vars(generate)["several"] = {"--task", "--tasks", "--cameras"}
 
 
 def summary(statistics: dict) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ class World(Protocol):
     instruction: str
     gripper: float
     spec: ActionSpec
-    versions: Mapping[str, str]  # of what it runs on, where that is not this Python's
+    versions: dict[str, str]  # of what it runs on, where that is not this Python's
 
     def reset(self, rng: np.random.Generator) -> None: ...
 

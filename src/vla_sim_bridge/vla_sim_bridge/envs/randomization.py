@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -43,9 +43,10 @@ class Ranges:
     damping: tuple[float, float] = (0.8, 1.25)
 
     @classmethod
-    def make(cls, given: Mapping[str, object]) -> Ranges:
+    def make(cls, given: Mapping[str, Any]) -> Ranges:
         """From plain data, as in a YAML file; errors name a wrong name or value."""
-        known, values = {f.name: f.default for f in fields(cls)}, {}
+        known = {f.name: f.default for f in fields(cls)}
+        values: dict[str, Any] = {}
         for name, value in given.items():
             if name not in known:
                 near = difflib.get_close_matches(str(name), known, n=1)

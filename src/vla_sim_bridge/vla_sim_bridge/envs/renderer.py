@@ -10,6 +10,7 @@ import traceback
 import warnings
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,7 @@ class Renderer:
 
     def __init__(self, model, data, width: int, height: int):
         self.model, self.data, self.width, self.height = model, data, width, height
-        self._renderers: dict[tuple[int, int], object] = {}
+        self._renderers: dict[tuple[int, int], Any] = {}  # mujoco.Renderer
 
     def render(self, camera: str, width: int | None = None, height: int | None = None):
         """uint8 [H, W, 3] RGB, upright.

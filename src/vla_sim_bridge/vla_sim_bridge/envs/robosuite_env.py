@@ -29,7 +29,7 @@ def make_env(task: Task):
     except ImportError as error:
         raise VlaError(f"robosuite cannot be imported ({error})", "run `make setup`") from error
     arguments = dict(task.make)
-    if task.x_range is not None:
+    if task.x_range is not None and task.y_range is not None:
         arguments["placement_initializer"] = UniformRandomSampler(
             name="ObjectSampler",
             x_range=list(task.x_range),

@@ -68,7 +68,8 @@ class SimState(WorldBase):
 
     def signals(self) -> dict[str, bool]:
         """The subtasks' termination signals at this moment."""
-        return {s.signal: bool(s.until(self)) for s in self.task.subtasks if s.signal}
+        asked = ((s.signal, s.until) for s in self.task.subtasks if s.signal)
+        return {name: bool(until(self)) for name, until in asked if until is not None}
 
     # -- what rules ask (name: an object's, or a role's) ----------------------------------------
 

@@ -48,7 +48,7 @@ class RunRecorder:
         image = self._image()
         self.film.add(image, END_FRAMES // self.every)
         self.filmed += 1
-        success = self.evaluation.run.outcome == "success"
+        success = self.evaluation.episode.outcome == "success"
         if success > self._poster_of_success or self.filmed == 1:
             self._poster_of_success = success
             Image.fromarray(image).save(self.folder / POSTER)
@@ -56,7 +56,7 @@ class RunRecorder:
             self.film.close()
 
     def _image(self) -> np.ndarray:
-        evaluation, run = self.evaluation, self.evaluation.run
+        evaluation, run = self.evaluation, self.evaluation.episode
         caption = Caption(
             evaluation.sim.instruction,
             len(evaluation.results) + (not run.done),

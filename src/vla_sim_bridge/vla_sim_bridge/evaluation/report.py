@@ -221,11 +221,11 @@ def _episode(episode: dict, horizon: int) -> str:
 
 def histogram(values: Sequence[float], width: int = 560, height: int = 130) -> str:
     """Inline SVG of a distribution in milliseconds; the slowest 1 % is in the last bar."""
-    values = np.asarray(values, float)
-    values = values[np.isfinite(values)]
-    if len(values) < 2:
+    finite = np.asarray(values, float)
+    finite = finite[np.isfinite(finite)]
+    if len(finite) < 2:
         return '<p class="pale">Too few answers for a histogram.</p>'
-    low, high = float(values.min()), float(np.percentile(values, 99))
+    low, high = float(finite.min()), float(np.percentile(finite, 99))
     if high <= low:
         high = low + 1.0
     median = float(np.median(values))

@@ -69,6 +69,7 @@ def _start(model: str, task: str, size: int, device: str | None, language: Langu
 
 
 def _episode(seed: int, index: int, horizon: int, execute_steps: int) -> EpisodeResult:
+    assert _state is not None  # by `_start`
     sim, act = _state
     return run_episode(sim, act, seed, index, horizon, execute_steps)
 

@@ -37,14 +37,14 @@ class Measured:
         return np.array(self.round_trip) - np.array(self.latency)
 
 
-def spread(values: Sequence[float]) -> dict[str, float | int | None]:
+def spread(values: Sequence[float] | np.ndarray) -> dict[str, float | int | None]:
     """Median, 95th percentile and count of the finite values; None if there are none."""
-    values = np.asarray(values, float)
-    values = values[np.isfinite(values)]
-    if not len(values):
+    finite = np.asarray(values, float)
+    finite = finite[np.isfinite(finite)]
+    if not len(finite):
         return {"median": None, "p95": None, "count": 0}
-    median, p95 = np.percentile(values, [50, 95])
-    return {"median": round(float(median), 3), "p95": round(float(p95), 3), "count": len(values)}
+    median, p95 = np.percentile(finite, [50, 95])
+    return {"median": round(float(median), 3), "p95": round(float(p95), 3), "count": len(finite)}
 
 
 class Evaluation:
@@ -70,6 +70,13 @@ class Evaluation:
 
     # -- episodes -----------------------------------------------------------------------------
 
+    @property
+    def episode(self) -> EpisodeRun:
+        """The one that is being played, or was played last."""
+        if self.run is None:
+            raise RuntimeError("no episode has begun")
+        return self.run
+
     def begin(self, seed: int | None = None, instruction: str = "") -> EpisodeRun:
         """Starts the next episode, or one of another seed, optionally with another sentence."""
         if seed is None:
@@ -89,7 +96,7 @@ class Evaluation:
 
         held: it was nobody's, the robot just waited; such steps don't count for the rate.
         """
-        done = self.run.step(action)
+        done = self.episode.step(action)
         if not held:
             self.action_steps += 1
             self._recent.append((time.perf_counter(), self.action_steps))
@@ -104,7 +111,7 @@ class Evaluation:
             self._close()
 
     def _close(self) -> None:
-        self.results.append(self.run.result())
+        self.results.append(self.episode.result())
         self.seconds.append(time.perf_counter() - self._begun)
 
     @property

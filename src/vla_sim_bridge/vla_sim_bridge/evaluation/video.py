@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.container import OutputContainer
+    from av.video.stream import VideoStream
 
 SIZE = 400  # pixels, the image's width and height
 STRIP = 48  # pixels below it
@@ -54,7 +60,7 @@ def draw(image: np.ndarray, caption: Caption) -> np.ndarray:
 
 
 @lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)  # Pillow's own: no font need be installed
 
 
@@ -73,7 +79,7 @@ class Film:
     def __init__(self, path: Path, rate: int = 20):
         self.path, self.rate = path, rate
         self.frames = 0
-        self._container = self._stream = None
+        self._opened: tuple[OutputContainer, VideoStream] | None = None
 
     def prepare(self) -> None:
         """Does slow work ahead: the first import and the first rendering of text."""
@@ -85,23 +91,26 @@ class Film:
         """uint8 [H, W, 3], even sizes."""
         import av
 
-        if self._container is None:
-            self._container = av.open(str(self.path), "w", options={"movflags": "faststart"})
-            self._stream = self._container.add_stream("libx264", rate=self.rate)
-            self._stream.height, self._stream.width = image.shape[:2]
-            self._stream.pix_fmt = "yuv420p"
+        if self._opened is None:
+            container = av.open(str(self.path), "w", options={"movflags": "faststart"})
+            stream = container.add_stream("libx264", rate=self.rate)
+            stream.height, stream.width = image.shape[:2]
+            stream.pix_fmt = "yuv420p"
             # One thread: the model needs the cores.
-            self._stream.options = {"preset": "veryfast", "crf": "23", "threads": "1"}
+            stream.options = {"preset": "veryfast", "crf": "23", "threads": "1"}
+            self._opened = container, stream
         for _ in range(times):
-            self._write(av.VideoFrame.from_ndarray(image, format="rgb24"))
+            self._write(*self._opened, av.VideoFrame.from_ndarray(image, format="rgb24"))
+            self.frames += 1
 
-    def _write(self, frame) -> None:
-        for packet in self._stream.encode(frame):
-            self._container.mux(packet)
-        self.frames += frame is not None
+    @staticmethod
+    def _write(container: OutputContainer, stream: VideoStream, frame: VideoFrame | None) -> None:
+        """frame: None for what the encoder still holds."""
+        for packet in stream.encode(frame):
+            container.mux(packet)
 
     def close(self) -> None:
-        if self._container is not None:
-            self._write(None)
-            self._container.close()
-            self._container = None
+        if self._opened is not None:
+            self._write(*self._opened, None)
+            self._opened[0].close()
+            self._opened = None

@@ -63,7 +63,7 @@ def free_grip(eef: np.ndarray, block: np.ndarray, others: np.ndarray) -> np.ndar
         grip = turn_z(turn)[:3, :3] @ first
         far = abs(home_yaw(grip))
         room = min(
-            np.linalg.norm(block[:2, 3] + side * FINGER_REACH * grip[:2, 0] - other)
+            float(np.linalg.norm(block[:2, 3] + side * FINGER_REACH * grip[:2, 0] - other))
             for side in (-1, 1)
             for other in others
         )

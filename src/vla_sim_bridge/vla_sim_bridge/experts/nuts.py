@@ -93,7 +93,7 @@ def _level(nut: np.ndarray, eef: np.ndarray, post: np.ndarray, nut_name: str) ->
 
     def cost(turn: float) -> float:
         handle = post[:2] + HANDLE[nut_name] * np.array([np.cos(yaw + turn), np.sin(yaw + turn)])
-        reach = np.linalg.norm(handle - BASE)
+        reach = float(np.linalg.norm(handle - BASE))
         return 0.3 * abs(turn) + 40 * max(0.0, reach - 0.73)
 
     # A part of the way at a time: the shortest might be the one that the wrist cannot go.

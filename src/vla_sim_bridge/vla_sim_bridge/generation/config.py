@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from vla_inference.errors import VlaError
 from vla_inference.options import Holds, check_options, option
-from vla_sim_bridge.envs.randomization import Randomize, Ranges
+from vla_sim_bridge.envs.randomization import Every, Randomize, Ranges
 
 METHODS = ("scripted", "mimicgen")
 
@@ -58,7 +59,7 @@ class GenerateConfig:
 
     def look(self) -> Randomize:
         ranges = Ranges.make(self.randomize_ranges)
-        return Randomize(tuple(self.randomize), self.randomize_every, ranges)
+        return Randomize(tuple(self.randomize), cast("Every", self.randomize_every), ranges)
 
     def check(self) -> None:
         from vla_sim_bridge.mimicgen.method import SELECTIONS

@@ -13,7 +13,7 @@ import errno
 import os
 import time
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,7 @@ def _starter(parallel: int | None, ray_address: str | None) -> Callable[..., Wor
     count = None if parallel in (None, -1) else max(1, parallel)
     if ray_address:
         return lambda make: RayWorkers(make, count, ray_address)
-    return lambda make: Processes(make, count or os.cpu_count())
+    return lambda make: Processes(make, count or os.cpu_count() or 1)
 
 
 def _make_play(config: GenerateConfig, sources, parts: str | None) -> Callable[[int], Any]:
@@ -215,7 +215,4 @@ def _read_sources(config: GenerateConfig, task):
 
 
 def _defaults() -> dict:
-    return {
-        f.name: f.default if f.default is not MISSING else f.default_factory()
-        for f in fields(GenerateConfig)
-    }
+    return asdict(GenerateConfig())

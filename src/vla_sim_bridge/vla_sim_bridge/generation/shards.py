@@ -82,7 +82,7 @@ def store(parts: Path, index: int, outcome: str, content: bytes | None) -> None:
     Raises OSError where it cannot be written, and leaves nothing behind.
     """
     name = parts / f"attempt_{index:07d}"
-    if outcome == "success":
+    if outcome == "success" and content is not None:
         _put(name.with_suffix(GOOD), content)
         return
     if content is not None:

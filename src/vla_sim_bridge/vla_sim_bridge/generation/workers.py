@@ -5,6 +5,7 @@ Both play the same function, which decides what is handed back and what is writt
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -56,6 +57,7 @@ def _start_process(make) -> None:
 
 def _play_in_process(index: int):
     global _play
+    assert _make is not None  # by `_start_process`
     _play = _play or _make()
     return _play(index)
 
@@ -123,7 +125,7 @@ class RayWorkers:
                 num_cpus=count if local else None,
                 include_dashboard=False if local else None,
                 log_to_driver=False,
-                logging_level="error",
+                logging_level=logging.ERROR,
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise VlaError(
@@ -141,7 +143,8 @@ class RayWorkers:
                 self.play = self.play or self.make()
                 return self.play(index)
 
-        self._free = [Actor.remote(make) for _ in range(self.count)]
+        actor: Any = Actor  # what `ray.remote` made of it
+        self._free = [actor.remote(make) for _ in range(self.count)]
         self._running: dict = {}
 
     def start(self, index: int) -> None:

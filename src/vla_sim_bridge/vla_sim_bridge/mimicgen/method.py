@@ -142,7 +142,7 @@ def _randomised(source: SourceDemo, ends: list[int], subtasks, rng) -> list[tupl
     A quick demonstration may open the gripper within the offset: the boundary goes at most half
     the way there, so that the next segment still has an approach of its own.
     """
-    moved = []
+    moved: list[tuple[int, int]] = []
     for i, (end, subtask) in enumerate(zip(ends, subtasks, strict=True)):
         if i < len(ends) - 1:
             low, high = subtask.offset

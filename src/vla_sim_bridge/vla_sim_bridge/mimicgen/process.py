@@ -77,7 +77,10 @@ class MimicgenProcess:
             raise VlaError(
                 f"{python} cannot be run ({error.strerror})", f"correct {PYTHON_VARIABLE}"
             ) from error
-        os.set_blocking(self._process.stdin.fileno(), False)
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None  # pipes, as asked
+        self._stdin, self._stdout = stdin, stdout
+        os.set_blocking(stdin.fileno(), False)
         try:
             self.about = self.ask("hello", timeout=SLOW, package=PACKAGE)[0]
             if not isinstance(self.about.get("environments"), list):
@@ -128,14 +131,14 @@ class MimicgenProcess:
         """Ends it in any state."""
         self._broken = self._broken or f"{PACKAGE}'s process ({self.python}) was closed"
         self._kill()
-        for pipe in (self._process.stdin, self._process.stdout, self._log):
+        for pipe in (self._stdin, self._stdout, self._log):
             with contextlib.suppress(OSError):
                 pipe.close()
 
     # -- bytes ----------------------------------------------------------------------------------
 
     def _send(self, data: bytes, end: float) -> None:
-        pipe, view = self._process.stdin, memoryview(data)
+        pipe, view = self._stdin, memoryview(data)
         while view:
             if not select.select([], [pipe], [], max(0.0, end - time.monotonic()))[1]:
                 raise TimeoutError
@@ -145,7 +148,7 @@ class MimicgenProcess:
                 return  # reading tells whether it said something before it ended
 
     def _receive(self, count: int, end: float) -> bytes:
-        pipe, data = self._process.stdout, bytearray()
+        pipe, data = self._stdout, bytearray()
         while len(data) < count:
             if not select.select([pipe], [], [], max(0.0, end - time.monotonic()))[0]:
                 raise TimeoutError

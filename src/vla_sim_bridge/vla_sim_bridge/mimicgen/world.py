@@ -39,7 +39,7 @@ class MimicgenWorld(WorldBase):
         self._process = process or MimicgenProcess(find_python())
         try:
             about = self._process.about
-            self.versions = {n: about[n] for n in ("robosuite", "mujoco")}
+            self.versions: dict[str, str] = {n: about[n] for n in ("robosuite", "mujoco")}
             self.versions["mimicgen_python"] = f"{self._process.python} ({about['python']})"
             known = about["environments"]
             if task.env not in known:
@@ -110,9 +110,10 @@ class MimicgenWorld(WorldBase):
     def render(self, camera: str, width: int | None = None, height: int | None = None):
         """uint8 [H, W, 3] RGB, upright, by robosuite's own renderer."""
         self._check_camera(camera)
-        size = {"width": width or self.width, "height": height or self.height}
-        image = self._process.ask("render", camera=camera, **size)[1]["image"]
-        if image.shape != (size["height"], size["width"], 3):
+        width, height = width or self.width, height or self.height
+        answer = self._process.ask("render", camera=camera, width=width, height=height)
+        image = answer[1]["image"]
+        if image.shape != (height, width, 3):
             raise VlaError(f"{camera} gave an image of shape {image.shape}", None)
         return image
 

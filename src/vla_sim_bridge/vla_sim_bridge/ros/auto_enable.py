@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 
 from rclpy.node import Node
+from rclpy.task import Future
 from std_srvs.srv import SetBool
 
 from vla_inference.errors import VlaError
@@ -32,7 +33,8 @@ class Operator:
         self._client = node.create_client(SetBool, "command/enable")
         node.create_subscription(CommandStatus, "command/status", self._on_status, LATCHED)
         self._wanted = False
-        self._future, self._asked, self._begun, self._reason = None, 0.0, 0.0, ""
+        self._future: Future | None = None
+        self._asked, self._begun, self._reason = 0.0, 0.0, ""
 
     def begin(self) -> None:
         self.ready = self._wanted = False

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from rclpy.node import Node
@@ -19,7 +20,7 @@ from vla_sim_bridge.evaluation.recorder import RunRecorder
 from vla_sim_bridge.evaluation.run import Evaluation
 from vla_sim_bridge.ros.sim_settings import SimSettings
 from vla_sim_bridge.ros.sim_topics import SimTopics
-from vla_sim_bridge.tasks import get_task
+from vla_sim_bridge.tasks import Language, get_task
 
 PROGRESS_EVERY = 5.0  # s between progress lines within an episode
 
@@ -80,7 +81,7 @@ class Episodes:
 
     def abort(self) -> None:
         """End the episode under way from outside."""
-        under_way = not self.evaluation.run.done
+        under_way = not self.evaluation.episode.done
         self.evaluation.abort()
         if under_way:
             self.recorder.end()
@@ -90,7 +91,8 @@ class Episodes:
         if not task or get_task(task).name == self.sim.task.name:
             return self.sim
         s = self.settings
-        return make_world(task, (s.camera,), s.width, s.height, s.language)
+        language = cast("Language", s.language)
+        return make_world(task, (s.camera,), s.width, s.height, language)
 
     def use(self, world: World) -> None:
         if world is not self.sim:
@@ -111,7 +113,7 @@ class Episodes:
     def execute(self, action: np.ndarray, held: bool = False) -> bool:
         """One action; publishes what came of it. Whether the episode is over."""
         done = self.evaluation.step(action, held)
-        self.topics.reward(self.evaluation.run.reward)
+        self.topics.reward(self.evaluation.episode.reward)
         self.topics.episode(self.evaluation)
         if done:
             self._after_episode()
@@ -129,7 +131,7 @@ class Episodes:
 
     def _after_episode(self) -> None:
         self.recorder.end()
-        run, e = self.evaluation.run, self.evaluation
+        run, e = self.evaluation.episode, self.evaluation
         counted, good = len(e.counted), e.successes
         share = f" ({100 * good / counted:.0f} %)" if counted else ""
         self.say(
@@ -155,10 +157,10 @@ class Episodes:
         if not self.answered:
             topic = self.node.resolve_topic_name("action")
             self.say(f"waiting for a model on topic {topic} ({now - self._created:.0f} s)")
-        elif not e.run.done:
+        elif not (run := e.episode).done:
             self.say(
-                f"episode {len(e.results) + 1}/{e.episodes}  step {e.run.step_count}/{e.horizon}"
-                f"  reward {e.run.reward:.0f}  success so far {e.successes}/{len(e.counted)}"
+                f"episode {len(e.results) + 1}/{e.episodes}  step {run.step_count}/{e.horizon}"
+                f"  reward {run.reward:.0f}  success so far {e.successes}/{len(e.counted)}"
                 f"  {e.recent_rate:.1f} steps/s"
             )
 

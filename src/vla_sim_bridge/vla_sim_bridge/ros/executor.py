@@ -88,7 +88,7 @@ class Drive:
         self.episodes.progress()
         if self.episodes.evaluation.complete:
             self.episodes.finished = True
-        elif self.episodes.evaluation.run.done:
+        elif self.episodes.evaluation.episode.done:
             self.begin_episode()
         elif self.settings.lock_step:
             self.publish_frame()
@@ -104,7 +104,7 @@ class Drive:
             episodes.set_state(SimStatus.PAUSED)
             return
         episodes.set_state(SimStatus.RUNNING)
-        if episodes.evaluation.run.done:
+        if episodes.evaluation.episode.done:
             self.begin_episode()
         else:
             self.resume()
@@ -190,7 +190,7 @@ class Drive:
 
     def _too_late(self) -> tuple[str, str]:
         """What is wrong and what to do."""
-        run, timeout = self.episodes.evaluation.run, self.lock.timeout
+        run, timeout = self.episodes.evaluation.episode, self.lock.timeout
         what = f"no action for the frame of episode {run.index}, step {run.step_count}"
         if self.lock.other_instruction:
             return (
@@ -251,8 +251,8 @@ class ChunkDrive(Drive):
         if self.episodes.paused or not self.lock.started:
             return
         action = self.real.period(time.monotonic())
-        held = action is None
-        self.episodes.execute(self.episodes.stand_still() if held else action, held)
+        wanted = self.episodes.stand_still() if action is None else action
+        self.episodes.execute(wanted, held=action is None)
         self.go_on()
 
     def results(self) -> dict:

@@ -105,19 +105,20 @@ class RobotDrive(Drive):
     def _on_twist(self, msg: TwistStamped) -> None:
         linear, angular = msg.twist.linear, msg.twist.angular
         twist = np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])
-        stamp = self._stamp(msg)
-        if stamp is None:
+        stamp, controller = self._stamp(msg), self.controller
+        if stamp is None or not isinstance(controller, TwistController):
             return
-        if self.controller.receive(msg.header.frame_id, 1e-9 * stamp, twist, 1e-9 * self._now()):
+        if controller.receive(msg.header.frame_id, 1e-9 * stamp, twist, 1e-9 * self._now()):
             self._heard = self._heard or stamp >= self._clock
 
     def _on_pose(self, msg: PoseStamped) -> None:
         p, q = msg.pose.position, msg.pose.orientation
         position, quaternion = np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
         frame, now, stamp = msg.header.frame_id, 1e-9 * self._now(), self._stamp(msg)
-        if stamp is None:
+        controller = self.controller
+        if stamp is None or not isinstance(controller, PoseController):
             return
-        if self.controller.receive(frame, position, quaternion, now):
+        if controller.receive(frame, position, quaternion, now):
             self._heard = self._heard or stamp >= self._clock
 
     def _stamp(self, msg: TwistStamped | PoseStamped) -> int | None:
@@ -253,7 +254,8 @@ class RobotDrive(Drive):
     def _lock_step(self) -> None:
         """A command was asked for: go on once it is there, or won't come."""
         if not self._heard and not self.operator.stopped:
-            if time.monotonic() - self._asked < self.settings.command_wait:
+            asked = -math.inf if self._asked is None else self._asked
+            if time.monotonic() - asked < self.settings.command_wait:
                 return self._remind()
             self.unanswered += self._begun
         self._begun |= self._heard

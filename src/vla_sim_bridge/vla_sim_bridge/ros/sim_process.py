@@ -45,7 +45,10 @@ def run(factory: Callable[[], SimNode], args: Sequence[str] | None = None) -> in
     failed = False
     try:
         interrupts.release()
-        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+        rclpy.init(
+            args=None if args is None else list(args),
+            signal_handler_options=SignalHandlerOptions.NO,
+        )
         executor = SingleThreadedExecutor()
         node = factory()
         refuse_misaddressed(node, sys.argv if args is None else args)

@@ -53,7 +53,7 @@ class SimServices:
         episodes = self.episodes
         if not episodes.paused:
             raise VlaError("the simulation is running", "pause it first (~/pause)")
-        if episodes.evaluation.run.done:
+        if episodes.evaluation.episode.done:
             raise VlaError("the episode is over", "begin another (~/reset) or go on (~/pause)")
         for action in sim_actions(steps_to_chunk(request.steps)):
             if episodes.execute(action):

@@ -64,7 +64,7 @@ class SimTopics:
         self._episode.publish(self.episode_message(evaluation))
 
     def episode_message(self, evaluation: Evaluation) -> EpisodeStatus:
-        run, sim = evaluation.run, evaluation.sim
+        run, sim = evaluation.episode, evaluation.sim
         msg = EpisodeStatus(task=sim.task.name)
         msg.header.stamp = Time(nanoseconds=self.last_stamp).to_msg()
         msg.header.frame_id = self.frame_id

@@ -11,12 +11,12 @@ import numpy as np
 from vla_inference.errors import VlaError
 
 if TYPE_CHECKING:
-    from vla_sim_bridge.envs.robosuite_sim import Simulation
+    from vla_sim_bridge.envs.sim_state import SimState
 
 Vary = Literal["never", "episode", "step"]
 Language = Literal["train", "held-out", "free"]
 LANGUAGES: tuple[Language, ...] = ("train", "held-out", "free")
-Rule = Callable[["Simulation"], bool]  # a question about the world at this moment
+Rule = Callable[["SimState"], bool]  # a question about the world at this moment
 
 
 @dataclass(frozen=True)

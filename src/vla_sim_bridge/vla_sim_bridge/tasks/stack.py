@@ -28,7 +28,7 @@ FULL_TABLE_CAMERA = {
 
 
 # Held out from the published grammar, in its own words: the block on top named last or without
-# a verb, and "one" for it.
+# a word for the action, and "one" for it.
 HELD_OUT = Grammar(
     (
         "on top of the {big} {block} {put} the {small} {block}",

@@ -65,8 +65,9 @@ def data(
     from vla_training.datasets import open_dataset
     from vla_training.evaluation import dataset_view
 
-    target = None if view is View.info else (output or Path(DEFAULT_NAMES[view]))
-    if target is not None:
+    target = Path()  # of `info`: none
+    if view is not View.info:
+        target = output or Path(DEFAULT_NAMES[view])
         _check_target(target, Path(DEFAULT_NAMES[view]).suffix, overwrite)
     reading = {"split": split, "conventions": conventions, "instruction": instruction}
     source = open_dataset(path, dataset_type, **{**reading, **parse_reading(read or ())})
@@ -83,7 +84,7 @@ def data(
     elif view is View.video:
         name = dataset_view.get_camera(source, camera)
         result["frames"] = dataset_view.film_episode(source, episode, name, target)
-    if target is not None:
+    if view is not View.info:
         result["file"] = str(target)
     if as_json:
         print_json(result)

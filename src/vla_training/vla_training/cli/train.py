@@ -62,8 +62,8 @@ def train(
     # No closure: with several devices another process calls it.
     tell = partial(_report, 0 if config.minutes else config.steps, as_json)
     count = (os.cpu_count() or 1) if parallel < 0 else parallel
-    reset_images = make_reset_images(output / "reset_images", wanted, count, tell)
-    paths = [str(p) for p in (*data, *reset_images)]
+    made = make_reset_images(output / "reset_images", wanted, count, tell)
+    paths = [str(p) for p in (*data, *made)]
     checkpoint = run(paths, output, config, devices, resume, tell)
     if average_with is not None:
         checkpoint = average(average_with, checkpoint, output / "averaged", average_share)

@@ -105,6 +105,7 @@ def validate(
     check_counts(max_episodes=max_episodes, max_steps=max_steps, execute_steps=execute_steps)
     check_report(report)
     from vla_training.datasets import open_dataset
+    from vla_training.datasets.bag.reader import BagSet
     from vla_training.evaluation.validate import Thresholds, ValidationConfig
     from vla_training.evaluation.validate import validate as run
 
@@ -157,6 +158,7 @@ def validate(
                 flush=True,
             )
 
+    assert isinstance(bags, BagSet)  # what type "bag" opens
     result = run(policy, bags, config, follow)
     statistics = result.statistics()
     failures = bounds.failures(statistics)

@@ -131,7 +131,9 @@ class ChangedImages(Mapping[str, np.ndarray]):
         image = check_image(self._images[old], f"{self._where}: image {old!r}")
         height, width = self._change.form.cameras[camera]
         if self._change.resized:
-            return np.asarray(Image.fromarray(image).resize((width, height), Image.BICUBIC))
+            return np.asarray(
+                Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+            )
         if image.shape[:2] != (height, width):
             raise DataError(
                 f"{self._where}: image {old!r} is {image.shape[1]}x{image.shape[0]}, the "

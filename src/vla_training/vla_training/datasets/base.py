@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from vla_inference.types import ActionSpec, Episode
 from vla_training.datasets.bag.paths import holds_bags
 
 
-class EpisodeSet(Sequence[Episode]):
+class EpisodeSet(ABC, Iterable[Episode]):
     """Episodes by number, all with one action spec. Images stay on disk until a step is read.
 
     name: by which statistics and conventions know the dataset.
@@ -34,6 +34,12 @@ class EpisodeSet(Sequence[Episode]):
     def said(self, texts: list[str]) -> list[str]:
         """The instructions of the steps, if they are stored with them."""
         return texts if self.instruction is None else [self.instruction] * len(texts)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Episode: ...
 
     @abstractmethod
     def actions(self, index: int) -> np.ndarray:
@@ -80,7 +86,7 @@ def action_statistics(episodes: Sequence[np.ndarray], spec: ActionSpec, name: st
     """q01/q99 bounds and more of actions [T, D] per episode; the gripper is left as it is."""
     episodes = [e for e in episodes if len(e)]
     if not episodes:
-        raise DataError(f"{name or 'the data set'} has no step", "check how it was made")
+        raise DataError(f"{name or 'the dataset'} has no step", "check how it was made")
     a = np.concatenate(episodes).astype(np.float64)
     if not np.isfinite(a).all():
         row, column = np.argwhere(~np.isfinite(a))[0]

@@ -115,9 +115,9 @@ def _check_meaning(policy: Policy, model: ActionSpec, dataset: EpisodeSet) -> No
     """Refuses a dataset whose actions mean something else than the model's."""
     data = dataset.spec
     fields = [("rotation", model.rotation, data.rotation), ("frame", model.frame, data.frame)]
-    for ours, theirs in zip(model.dims, data.dims, strict=True):
+    for mine, other in zip(model.dims, data.dims, strict=True):
         fields += [
-            (f"dimension {ours.name!r}: {what}", getattr(ours, what), getattr(theirs, what))
+            (f"dimension {mine.name!r}: {what}", getattr(mine, what), getattr(other, what))
             for what in ("name", "unit", "polarity")
         ]
     for what, ours, theirs in fields:

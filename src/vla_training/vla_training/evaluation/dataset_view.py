@@ -169,7 +169,8 @@ def _caption(episode: Episode, number: int) -> str:
 def _fitted(image: Image.Image, size: int) -> Image.Image:
     """Scaled into a square of `size`, keeping the proportions."""
     scale = size / max(image.size)
-    small = image.resize([max(1, round(n * scale)) for n in image.size], Image.BICUBIC)
+    width, height = (max(1, round(n * scale)) for n in image.size)
+    small = image.resize((width, height), Image.Resampling.BICUBIC)
     square = Image.new("RGB", (size, size), BACK)
     square.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
     return square

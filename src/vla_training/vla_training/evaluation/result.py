@@ -101,14 +101,14 @@ class Evaluation:
             "error_clipped": nrmse(clipped, predicted, bounds),
         }
         if self.reference is not None:
-            reference = np.stack([f.reference for f in self.frames])
+            reference = np.stack([f.reference for f in self.frames if f.reference is not None])
             lists |= {
                 "eval_latency": np.array([f.reference_latency for f in self.frames]),
                 "eval_error": nrmse(truth, reference, bounds),
                 "eval_error_clipped": nrmse(clipped, reference, bounds),
                 "quant_error": nrmse(reference, predicted, bounds),
             }
-        empty = {"eval_latency": [], "eval_error": [], "quant_error": []}
+        empty: dict[str, list] = {"eval_latency": [], "eval_error": [], "quant_error": []}
         return {
             "model": self.model,
             "reference_model": self.reference,
@@ -146,8 +146,8 @@ class Evaluation:
         return None if found is None else {**asdict(found), "flips": found.flips}
 
     def _tokens(self) -> dict[str, Any] | None:
-        ours = [f.tokens for f in self.frames]
-        theirs = [f.reference_tokens for f in self.frames]
-        if any(t is None for t in (*ours, *theirs)):
+        ours = [f.tokens for f in self.frames if f.tokens is not None]
+        theirs = [f.reference_tokens for f in self.frames if f.reference_tokens is not None]
+        if not len(ours) == len(theirs) == len(self.frames):
             return None
         return asdict(token_agreement(ours, theirs))

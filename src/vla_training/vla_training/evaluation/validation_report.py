@@ -102,7 +102,7 @@ def episode_rows(episodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]
         "outcome",
         "instruction",
     )
-    rows = [heading]
+    rows: list[tuple[str, ...]] = [heading]
     for e in episodes:
         direction = "-" if e["direction"] is None else f"{e['direction']:.3f}"
         rows.append(

@@ -12,6 +12,7 @@ import datetime
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -71,7 +72,9 @@ def start(device: str | None = None, sharded: bool = False) -> Place:
         torch.cuda.set_device(local)
     if (world > 1 or sharded) and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-        options = {} if world > 1 else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        options: dict[str, Any] = (
+            {} if world > 1 else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        )
         dist.init_process_group(backend, timeout=PATIENCE, **options)
     return Place(rank, world, where)
 
@@ -107,7 +110,7 @@ def shard(
 
     kind = place.device.split(":")[0]
     low = low or (torch.bfloat16 if kind == "cuda" else torch.float32)
-    options = {
+    options: dict[str, Any] = {
         "mesh": init_device_mesh(kind, (place.world,)),
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False
@@ -118,8 +121,9 @@ def shard(
         fully_shard(layer, reshard_after_forward=reshard, **options)
     fully_shard(objective, reshard_after_forward=False, **options)
     for i, layer in enumerate(layers):
-        layer.set_modules_to_forward_prefetch(layers[i + 1 : i + 1 + ahead])
-        layer.set_modules_to_backward_prefetch(layers[max(0, i - ahead) : i][::-1])
+        sharded: Any = layer  # `fully_shard` made it an FSDPModule
+        sharded.set_modules_to_forward_prefetch(layers[i + 1 : i + 1 + ahead])
+        sharded.set_modules_to_backward_prefetch(layers[max(0, i - ahead) : i][::-1])
     objective.float()  # only now, so that no device ever holds all of it in float32
 
 
@@ -131,8 +135,9 @@ def communicate(objective: nn.Module, now: bool) -> None:
     """Whether the next backward pass exchanges gradients: only the last of an accumulation
     must."""
     if is_sharded(objective):
-        objective.set_requires_gradient_sync(now)
-        objective.set_is_last_backward(now)
+        sharded: Any = objective
+        sharded.set_requires_gradient_sync(now)
+        sharded.set_is_last_backward(now)
 
 
 def average_gradients(parameters: Sequence[Tensor], place: Place) -> None:
@@ -155,7 +160,7 @@ def gradient_norm(parameters: Sequence[Tensor]) -> Tensor:
 
 
 def scale_gradients(parameters: Sequence[Tensor], factor: Tensor | float) -> None:
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients: list[Any] = [p.grad for p in parameters if p.grad is not None]
     if isinstance(factor, Tensor) and hasattr(gradients[0], "to_local"):
         gradients = [g.to_local() for g in gradients]
     torch._foreach_mul_(gradients, factor)

@@ -59,6 +59,7 @@ def make_closed_loop(run: Finetuner) -> ClosedLoop:
 def closed_loop(run: Finetuner) -> dict[str, Any]:
     """Success in simulation; each process runs its share of the episodes."""
     with _policy(run) as policy:
+        assert run.loop is not None  # asked for where there is one
         values = run.loop.play(policy)
     run.log.write("closed_loop", run.progress.step, values)
     run.log.say(f"closed loop  {values['successes']} of {values['episodes']}")

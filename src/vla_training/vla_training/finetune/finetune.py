@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +63,13 @@ class Finetuner:
         self.shape = dataclasses.replace(given, head=head, center_crop=crop)
         self.tokenizer = load_tokenizer(self.base)
         o = config.online
-        rounds = math.ceil(config.max_steps / o.steps) if o.tasks else 0
+        rounds = math.ceil(config.max_steps / o.steps) if o.tasks and config.max_steps else 0
         self.stream = Stream(o, self.folder / "online", place, rounds) if o.tasks else None
         # A name of the base's own keeps its bounds, and with them what its outputs mean.
         name, known = config.action_space, given.norm_stats
-        self.statistics = {name: known[name]} if name in known else None
+        self.statistics: Mapping[str, Any] = {}
+        if name is not None and name in known:
+            self.statistics = {name: known[name]}
         train, held = self._mix(0)
         self.statistics = train.statistics
         self.samples = self._samples(train, config.image_aug)
@@ -127,7 +129,9 @@ class Finetuner:
         self.place.barrier()
         # Rounds are one dataset to the model: what the first says of actions holds for all.
         space = c.action_space or ("online" if self.stream else None)
-        return mix(sources, indices or read(), self.shape, c.val_split, space, self.statistics)
+        return mix(
+            sources, indices or read(), self.shape, c.val_split, space, self.statistics or None
+        )
 
     def _samples(self, mixture: Mixture, augmented: bool) -> Samples:
         text = self.tokenizer.to_str()
@@ -190,15 +194,20 @@ class Finetuner:
             )
             begin = upto
 
+    @property
+    def _guard(self) -> SpikeGuard:
+        assert self.training.guard is not None  # this run always has one
+        return self.training.guard
+
     def run(self, stop: Stop) -> bool:
         """Trains to the end; returns False if stopped early. Saves in both cases."""
-        rate, skipped = Rate(self.total, self.progress.step), self.training.guard.skipped
+        rate, skipped = Rate(self.total, self.progress.step), self._guard.skipped
 
         def after(norm: Tensor) -> bool:
             nonlocal skipped
-            if self.training.guard.skipped > skipped:
+            if self._guard.skipped > skipped:
                 self._tell_skipped(norm)
-            skipped = self.training.guard.skipped
+            skipped = self._guard.skipped
             self._look(rate, norm)
             return self._goes_on(stop, norm)
 
@@ -219,7 +228,7 @@ class Finetuner:
 
     def _goes_on(self, stop: Stop, norm: Tensor) -> bool:
         """Whether there is to be a next step; saves where it is time to."""
-        c, step, guard = self.config, self.progress.step, self.training.guard
+        c, step, guard = self.config, self.progress.step, self._guard
         asked = self.place.agree(float(stop.asked)) > 0
         if guard.hopeless:
             self.save()
@@ -250,7 +259,7 @@ class Finetuner:
             "l1": sum(error) / len(error),
             "error": error,
             "gradient_norm": norm,
-            "skipped": self.training.guard.skipped,
+            "skipped": self._guard.skipped,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **rate.since(self.progress.step, self.per_step),
             "memory_gb": memory_gb(self.place.device),

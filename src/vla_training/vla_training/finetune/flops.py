@@ -67,14 +67,14 @@ def step_flops(
     """
     macs = forward_macs(config, prompt)
     each = 6 if adapters is None else 4
-    total = each * (sum(macs.values()) - macs["vision"])
+    total = float(each * (sum(macs.values()) - macs["vision"]))
     total += (each if vision else 2) * macs["vision"]
     if adapters:
         # All but the vision encoders' adapters see the whole sequence; it is close enough for
         # both.
         tokens = macs["language"] / _language_weights(config)
         total += 6 * adapters * tokens
-    return float(total) * batch
+    return total * batch
 
 
 def _language_weights(config: ModelConfig) -> int:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -129,7 +129,10 @@ def attach_head(
             model.proprio_projector = _placed(projector, device, dtype)
 
 
-def _placed(module: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
+M = TypeVar("M", bound=nn.Module)
+
+
+def _placed(module: M, device: str, dtype: torch.dtype) -> M:
     return module.to(device, dtype).requires_grad_(False)
 
 

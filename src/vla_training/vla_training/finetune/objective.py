@@ -62,6 +62,7 @@ class Objective(nn.Module):
         parts = [text[:, :1], images.to(dtype)]
         if vla.config.head.proprio_dim:
             projector = vla.proprio_projector
+            assert batch.proprio is not None  # refused by `mix` else
             proprio = batch.proprio.to(projector.fc1.weight.dtype)
             parts.append(projector(proprio).to(dtype))
         context = torch.cat([*parts, text[:, 1:]], dim=1)

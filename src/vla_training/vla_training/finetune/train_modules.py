@@ -6,6 +6,8 @@ as in inference.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -53,6 +55,7 @@ class TrainedLayer(Layer):
 
 class TrainedBlock(Block):
     recompute = False
+    runner: Callable[..., Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.runner(self, x) if self.training else super().forward(x)

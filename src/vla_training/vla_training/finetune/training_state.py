@@ -36,7 +36,7 @@ def find_states(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = [p for p in folder.iterdir() if NAME.fullmatch(p.name) and (p / ABOUT).is_file()]
-    return sorted(found, key=lambda p: int(NAME.fullmatch(p.name)[1]))
+    return sorted(found, key=lambda p: int(NAME.sub(r"\1", p.name)))
 
 
 def save_state(
@@ -60,7 +60,7 @@ def save_state(
     place.barrier()
     model, optim = get_state_dict(objective, optimizer, options=_options())
     try:
-        content = {"model": model, "optimizer": optim}
+        content: dict[str, Any] = {"model": model, "optimizer": optim}
         _quiet(dcp.save, content | _part("average", average), partial)
         if place.first:
             (partial / ABOUT).write_text(json.dumps({**about, "step": step}))
@@ -116,7 +116,7 @@ def load_state(
     """
     about = read_about(state)
     model, optim = get_state_dict(objective, optimizer, options=_options())
-    content = {"model": model, "optimizer": optim, **_part("average", average)}
+    content: dict[str, Any] = {"model": model, "optimizer": optim, **_part("average", average)}
     try:
         _quiet(dcp.load, content, state)
     except (Exception, CheckpointException) as error:  # the library raises its own and bare ones

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vla_inference.cli.options import options_of
 from vla_inference.errors import VlaError
@@ -62,7 +63,7 @@ class Kind:
         )
 
 
-COMMANDS = {
+COMMANDS: Mapping[str, Callable[..., Any]] = {
     "generate": generate,
     "convert": convert,
     "train": train,

@@ -74,7 +74,7 @@ class JobRunner:
         self._ending: list[subprocess.Popen] = []  # of jobs that are over
         self._signalled: dict[str, int] = {}
         self._records = self.root / RECORDS
-        self._lock = self._claim()
+        self._lock: int | None = self._claim()
         try:
             self._recall()
         except BaseException:
@@ -129,7 +129,7 @@ class JobRunner:
             raise VlaError(f"there is no job {job_id!r}", "list them to see their ids")
         return self._jobs[job_id]
 
-    def list(self) -> list[Job]:
+    def all(self) -> list[Job]:
         """All jobs, newest first."""
         return sorted(self._jobs.values(), key=lambda j: j.started, reverse=True)
 
@@ -250,7 +250,7 @@ class JobRunner:
 
     def _forget(self) -> None:
         """Removes the records of the oldest finished jobs beyond the limit."""
-        over = [job for job in self.list() if job.over]
+        over = [job for job in self.all() if job.over]
         for job in over[self.keep :]:
             del self._jobs[job.job_id]
             shutil.rmtree(job.folder, ignore_errors=True)

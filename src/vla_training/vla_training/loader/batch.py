@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,8 +36,9 @@ class Batch:
         return len(self.ids)
 
     def map(self, function) -> Batch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v if v is None else function(v) for k, v in values.items()})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {k: v if v is None else function(v) for k, v in values.items()}
+        return replace(self, **changed)
 
     def to(self, device: str | torch.device) -> Batch:
         return self.map(lambda t: t.to(device, non_blocking=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache, partial
+from typing import cast
 
 import numpy as np
 
@@ -36,7 +37,10 @@ class FrameReader:
             )
         # Neighbours are rarely asked for: frames come shuffled.
         self.episode = lru_cache(4)(data.__getitem__)
-        self.stored = lru_cache(64)(partial(_stored, data, self.cameras))
+        self.stored = lru_cache(64)(
+            # asked of sets whose images can be read one by one alone
+            partial(_stored, cast(ImageColumnSet, data), self.cameras)
+        )
 
     def read(self, episode: int, step: int) -> tuple[list[np.ndarray], str]:
         """uint8 [H, W, 3] of each camera, and the instruction."""

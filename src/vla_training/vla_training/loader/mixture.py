@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,9 +110,12 @@ def _joined(indices: Sequence[FrameIndex], name: str) -> dict:
         raise DataError(
             "the datasets' actions don't mean the same", "give each its own action space"
         )
-    joined = action_statistics([i.actions for i in indices], indices[0].spec, name)
-    if indices[0].states is not None:
-        joined["proprio"] = bounds(np.concatenate([i.states for i in indices]))
+    spec = indices[0].spec
+    assert spec is not None  # every dataset has one
+    joined = action_statistics([i.actions for i in indices], spec, name)
+    states = [i.states for i in indices if i.states is not None]
+    if states:
+        joined["proprio"] = bounds(np.concatenate(states))
     joined["num_trajectories"] = sum(len(i.ends) for i in indices)
     return joined
 
@@ -145,7 +149,7 @@ class Samples(torch.utils.data.Dataset):
         self.mixture, self.config, self.seed = mixture, config, seed
         self.augmented, self.tokenizer = augmented, tokenizer
         self.preprocess = ImagePreprocessor(config)
-        self.order = None
+        self.order: Sampler | None = None
         head = config.head
         known, spaces = mixture.statistics, mixture.spaces
         self.normalise = [_bounds(known, s, "action", head.action_dim, head) for s in spaces]
@@ -169,6 +173,13 @@ class Samples(torch.utils.data.Dataset):
         self.readers = [FrameReader(s.open(), s.cameras, count) for s in m.sources]
         self.order = Sampler([len(f) for f in m.frames], m.weights, self.seed)
 
+    def _opened(self) -> Sampler:
+        """Each worker opens the datasets for itself, when it is asked for the first sample."""
+        if self.order is None:
+            self._open()
+        assert self.order is not None
+        return self.order
+
     def __getstate__(self):
         return {k: v for k, v in self.__dict__.items() if k not in OPENED} | {"order": None}
 
@@ -179,9 +190,7 @@ class Samples(torch.utils.data.Dataset):
             return error
 
     def _sample(self, position: int) -> dict:
-        if self.order is None:
-            self._open()
-        source, number = self.order(position)
+        source, number = self._opened()(position)
         sample = self.sample_of(source, int(self.mixture.frames[source][number]))
         if self.augmented:
             sample["numbers"] = draw(rng(self.seed, 3, position))
@@ -189,8 +198,7 @@ class Samples(torch.utils.data.Dataset):
 
     def sample_of(self, source: int, frame: int) -> dict:
         """A frame by dataset and number, without augmentation."""
-        if self.order is None:
-            self._open()
+        self._opened()
         index, head = self.mixture.indices[source], self.config.head
         episode, step = index.locate(frame)
         images, instruction = self.readers[source].read(episode, step)
@@ -205,8 +213,10 @@ class Samples(torch.utils.data.Dataset):
             "source": source,
         }
         if head.proprio_dim:
-            state = index.states[frame].astype(np.float64)
-            sample["proprio"] = self.proprio[source].normalise(state).astype(np.float32)
+            states, normalisation = index.states, self.proprio[source]
+            assert states is not None and normalisation is not None  # refused by `mix` else
+            state = normalisation.normalise(states[frame].astype(np.float64))
+            sample["proprio"] = state.astype(np.float32)
         return sample
 
 
@@ -214,25 +224,28 @@ OPENED = ("order", "prompt", "readers")
 
 
 def collate(samples: Sequence[dict | VlaError]) -> Batch | VlaError:
+    good: list[dict] = []
     for sample in samples:
         if isinstance(sample, VlaError):
             return sample
+        good.append(sample)
 
-    def stacked(key: str) -> torch.Tensor | None:
-        if key not in samples[0]:
-            return None
-        return torch.from_numpy(np.stack([np.asarray(s[key]) for s in samples]))
+    def stacked(key: str) -> torch.Tensor:
+        return torch.from_numpy(np.stack([np.asarray(s[key]) for s in good]))
 
-    ids, lengths = pad([s["ids"] for s in samples])
+    def perhaps(key: str) -> torch.Tensor | None:
+        return stacked(key) if key in good[0] else None
+
+    ids, lengths = pad([s["ids"] for s in good])
     return Batch(
         stacked("images"),
         ids,
         stacked("targets"),
         stacked("inside"),
         None if bool((lengths == ids.shape[1]).all()) else lengths,
-        stacked("numbers"),
-        stacked("proprio"),
-        stacked("source"),
+        perhaps("numbers"),
+        perhaps("proprio"),
+        perhaps("source"),
     )
 
 
@@ -256,11 +269,11 @@ def batches(
 
     batch: samples per process. Global batch k holds the positions from k * batch * world on.
     """
-    share = [
+    share: Any = [
         range((k * world + rank) * batch, (k * world + rank + 1) * batch)
         for k in range(begin, end)
     ]
-    options = {}
+    options: dict[str, Any] = {}
     if workers:
         # Fresh processes: those that run the training hold threads, files and a GPU.
         options = {"multiprocessing_context": "forkserver", "prefetch_factor": 4}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +102,7 @@ class _Dequantised(torch.autograd.Function):
     """x W^T for a W that is dequantised when needed and never kept."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, base: nn.Module) -> Tensor:
+    def forward(ctx, x: Tensor, base: Any) -> Tensor:
         ctx.base = base
         return x @ base.dequantize().to(x.dtype).t()
 
@@ -117,25 +118,26 @@ class LoraLinear(nn.Module):
         `dequantize()`, which gives its weight [out, in].
     """
 
-    def __init__(self, base: nn.Module, config: LoraConfig, seed: int, dtype=torch.float32):
+    def __init__(self, base: Any, config: LoraConfig, seed: int, dtype=torch.float32):
         super().__init__()
         self.base, self.scale = base.requires_grad_(False), config.scale
         device = next(iter([*base.parameters(), *base.buffers()])).device
-        a = torch.empty(config.rank, base.in_features, dtype=dtype, device=device)
+        outputs, inputs = int(base.out_features), int(base.in_features)
+        a = torch.empty(config.rank, inputs, dtype=dtype, device=device)
         # Each layer draws from its own seed: what it starts from depends on nothing around it.
-        # On the CPU, so that all devices start with the same weights.
-        bound = 1 / math.sqrt(base.in_features)
+        # On the CPU, so that all devices start alike.
+        bound = 1 / math.sqrt(inputs)
         draw = torch.Generator().manual_seed(seed)
         a.copy_(torch.rand(a.shape, generator=draw).mul_(2 * bound).sub_(bound))
         self.lora_A = nn.Parameter(a)
-        zeros = torch.zeros(base.out_features, config.rank, dtype=dtype, device=device)
+        zeros = torch.zeros(outputs, config.rank, dtype=dtype, device=device)
         self.lora_B = nn.Parameter(zeros)
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
         if isinstance(self.base, nn.Linear):
-            weight, bias = self.base.weight, self.base.bias
-            return torch.ops.vla.lora_linear(x, weight, bias, a, b, self.scale)[0]
+            base = self.base
+            return torch.ops.vla.lora_linear(x, base.weight, base.bias, a, b, self.scale)[0]
         y = _Dequantised.apply(x, self.base)
         bias = getattr(self.base, "bias", None)
         if bias is not None:

@@ -168,9 +168,9 @@ class Change:
                     f"{self.source} trained row {max(indices)} of {name} {shapes[name]}",
                     ANOTHER_BASE,
                 )
-        low = {n: p for n, p in self.low.items() if f"{n}.weight" not in absent}
+        kept = {n: p for n, p in self.low.items() if f"{n}.weight" not in absent}
         values = {n: v for n, v in self.values.items() if n not in absent}
-        return Change(self.source, low, values, self.rows)
+        return Change(self.source, kept, values, self.rows)
 
     def _wanted(self) -> dict[str, list[int]]:
         """The base tensors it changes, with their required shapes."""

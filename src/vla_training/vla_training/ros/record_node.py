@@ -19,7 +19,7 @@ from std_srvs.srv import SetBool
 
 from vla_inference.errors import DataError, VlaError
 from vla_inference.options import option
-from vla_inference.ros.lifecycle import ManagedNode, spin_node
+from vla_inference.ros.lifecycle import ManagedNode, configured, spin_node
 from vla_inference.ros.parameters import image_transport
 from vla_msgs.msg import ActionChunk, EpisodeStatus
 from vla_training.ros.recording import Heard, Recording
@@ -126,7 +126,7 @@ class RecordNode(ManagedNode):
 
     def _look(self) -> None:
         """Looks for publishers and their QoS."""
-        self._recording.tick(self.get_clock().now().nanoseconds)
+        configured(self._recording).tick(self.get_clock().now().nanoseconds)
         for topic, (role, kind) in self._wanted.items():
             publishers = self.get_publishers_info_by_topic(topic)
             if not publishers or topic in self._refused:
@@ -145,7 +145,7 @@ class RecordNode(ManagedNode):
     def _find_type(self, topic: str, name: str) -> Any:
         """The class of "std_msgs/msg/Float32", if it can be written."""
         try:
-            if name not in self._recording.store.fielddefs:
+            if name not in configured(self._recording).store.fielddefs:
                 raise VlaError(f"the type {name} is not known", "")
             package, _, kind = name.split("/")
             return getattr(importlib.import_module(f"{package}.msg"), kind)
@@ -170,7 +170,7 @@ class RecordNode(ManagedNode):
     def _hear(self, role: str, topic: str, kind: str, latched: bool, data: bytes) -> None:
         now = self.get_clock().now().nanoseconds
         try:
-            self._recording.hear(Heard(role, topic, kind, now, bytes(data), latched))
+            configured(self._recording).hear(Heard(role, topic, kind, now, bytes(data), latched))
         except UNWRITABLE:
             raise
         except Exception as error:  # arbitrary bytes may raise anything in decoders and rosbags

@@ -67,7 +67,7 @@ class _Open:
     bag: EpisodeBag
     name: str
     begin: int
-    end: int | None = None
+    end: int = 0
     deadline: int = 0
     step: int = 0
     topics: dict[str, str] = field(default_factory=dict)
@@ -157,7 +157,7 @@ class Recording:
 
     def _follow(self, message: Heard) -> None:
         """Handles an EpisodeStatus, which may begin or end an episode."""
-        status = self.store.deserialize_cdr(message.data, types.EPISODE)
+        status: Any = self.store.deserialize_cdr(message.data, types.EPISODE)
         stamp, current = message.stamp, self._current
         if current is not None and status.step == 0 and not status.done and current.step > 0:
             self._end(stamp - 1, message.log)  # its end was not heard
@@ -200,13 +200,13 @@ class Recording:
 
     def _settle(self, due: Callable[[Heard], bool]) -> None:
         """Writes waiting messages that certainly belong to the current episode."""
-        waiting = list(self._pending)
+        waiting, current = list(self._pending), self._under_way()
         self._pending.clear()
         for message in waiting:
-            if message.stamp and message.stamp < self._current.begin:
+            if message.stamp and message.stamp < current.begin:
                 self.late += 1
             elif not message.stamp or due(message):
-                self._write(self._current, message)
+                self._write(current, message)
             else:
                 self._pending.append(message)
 
@@ -226,6 +226,11 @@ class Recording:
         self._current.metadata.setdefault("outcome", outcome or UNFINISHED)
         self._end(now, now)
 
+    def _under_way(self) -> _Open:
+        """The current episode, where there is one for sure."""
+        assert self._current is not None
+        return self._current
+
     def _begin(self, now: int, stamp: int) -> _Open:
         name = f"episode_{self._next:06d}"
         self._next += 1
@@ -239,7 +244,7 @@ class Recording:
         return self._current
 
     def _end(self, stamp: int, now: int) -> None:
-        ended, self._current = self._current, None
+        ended, self._current = self._under_way(), None
         ended.end, ended.deadline = stamp, now + round(GRACE * NS)
         self._closing.append(ended)
         self._ended = stamp
@@ -310,7 +315,8 @@ class Recording:
     # -- messages -----------------------------------------------------------------------------
 
     def _write(self, into: _Open, message: Heard) -> None:
-        topic, kind, data = message.topic, message.type, message.data
+        topic, kind = message.topic, message.type
+        data: bytes | memoryview = message.data
         if message.role == "image":
             if kind == types.IMAGE and self.images != "raw":
                 topic, kind, data = self._compress(message)
@@ -322,7 +328,7 @@ class Recording:
         into.bag.write(topic, kind, message.log, data, latched=message.latched)
 
     def _compress(self, message: Heard) -> tuple[str, str, bytes | memoryview]:
-        image = self.store.deserialize_cdr(message.data, types.IMAGE)
+        image: Any = self.store.deserialize_cdr(message.data, types.IMAGE)
         if image.encoding not in LOSSLESS:
             return message.topic, message.type, message.data
         pixels = decode_image(types.IMAGE, image, message.topic)
@@ -337,6 +343,5 @@ class Recording:
 
 def _frame_id(data: bytes) -> str:
     """The frame_id of a message that begins with a header."""
-    order = "little" if data[1] & 1 else "big"
-    length = int.from_bytes(data[12:16], order)
+    length = int.from_bytes(data[12:16], "little" if data[1] & 1 else "big")
     return data[16 : 16 + max(0, length - 1)].decode("utf-8", "replace")

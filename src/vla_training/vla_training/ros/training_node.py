@@ -110,7 +110,7 @@ class TrainingNode(ManagedNode):
         for warning in self._runner.warnings:
             self.get_logger().warning(warning)
         self.get_logger().info(f"jobs work in {self._runner.root}")
-        jobs = self._runner.list()
+        jobs = self._runner.all()
         self._status.publish(self._message(jobs[0]) if jobs else JobStatus())
 
     def do_activate(self) -> None:
@@ -161,7 +161,7 @@ class TrainingNode(ManagedNode):
         return response
 
     def _list(self, request, response):
-        jobs = self._runner.list() if self._runner else []
+        jobs = self._runner.all() if self._runner else []
         response.jobs = [self._message(j) for j in jobs[: request.limit or None]]
         return response
 
@@ -245,7 +245,7 @@ class TrainingNode(ManagedNode):
             goal.publish_feedback(RunJob.Feedback(job=message))
         if job.over:
             self.get_logger().info(f"{job.job_id} {job.state}: {job.message}")
-            if self._goals.pop(job.job_id, None) is not None:
+            if goal is not None and self._goals.pop(job.job_id, None) is not None:
                 goal.execute(lambda g: self._end_goal(g, job))
 
     def _message(self, job: Job) -> JobStatus:

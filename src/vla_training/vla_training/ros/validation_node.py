@@ -29,7 +29,7 @@ from vla_inference.ros.images import rgb_to_image
 from vla_inference.ros.lifecycle import ManagedNode, spin_node
 from vla_inference.ros.messages import msg_to_chunk
 from vla_inference.ros.stamps import stamp_ns
-from vla_inference.types import ActionChunk, eef_delta_spec
+from vla_inference.types import ActionChunk, Step, eef_delta_spec
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
 from vla_msgs.msg import InferenceStatus
 from vla_training.datasets.bag.reader import BagSet
@@ -168,7 +168,8 @@ class ValidationNode(ManagedNode):
 
     def do_activate(self) -> None:
         self._begun = self._heard = time.monotonic()
-        self._next, self._episode, self._steps = 0, -1, None
+        self._next, self._episode = 0, -1
+        self._steps: Sequence[Step] = ()
         self._now = self._cues[0].log - 2 * LEAD
         self._ticked = time.monotonic()
         steady = Clock(clock_type=ClockType.STEADY_TIME)

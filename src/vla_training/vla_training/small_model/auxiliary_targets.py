@@ -144,14 +144,15 @@ def _under_way(group, poses: dict[str, np.ndarray], signals) -> tuple[np.ndarray
     A task's subtasks come in such pairs; the next pair begins when the one before has been done.
     """
     task = TASKS.get(group.attrs.get("task", ""))
-    names = [s.object for s in task.subtasks] if task else sorted(poses)[:2]
+    subtasks = task.subtasks if task else ()
+    names = [s.object for s in subtasks] or sorted(poses)[:2]
     if not set(names) <= set(poses):
         names = sorted(poses)[:2]
     if len(names) < 2:
         names *= 2
     first, second = poses[names[0]].copy(), poses[names[1]].copy()
     for i in range(2, len(names) - 1, 2):
-        done = signals.get(task.subtasks[i - 1].signal)
+        done = signals.get(subtasks[i - 1].signal)
         if done is not None:
             later = np.maximum.accumulate(done[:].astype(bool))
             first[later], second[later] = poses[names[i]][later], poses[names[i + 1]][later]

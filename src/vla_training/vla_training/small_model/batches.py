@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ class Batches:
         other: without a generator, ask for the other order of every frame that has one.
         """
         b = len(index)
-        options = {"device": self.device, "generator": generator}
+        options: dict[str, Any] = {"device": self.device, "generator": generator}
         text, scene, start, end = (t[index] for t in self.asked)
         if self.other is not None:
             turned = self.other[0][index] >= 0

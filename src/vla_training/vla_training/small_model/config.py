@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from vla_inference.errors import VlaError
 from vla_inference.options import Holds, option
 from vla_sim_bridge.tasks import get_task
 from vla_training.finetune.schedule import LoopConfig, Schedule
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "model_type": "openvla",
     "name": "stack-small",
     "arch_specifier": "no-align+gelu-mlp",

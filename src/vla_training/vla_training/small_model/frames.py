@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,17 +69,17 @@ class Frames:
     scene: torch.Tensor | None = None
     name: str = "generated"
     spec: ActionSpec = field(default_factory=eef_delta_spec)
-    start: torch.Tensor | None = None
-    wordings: torch.Tensor | None = None
+    start: torch.Tensor = field(default_factory=lambda: torch.arange(0))
+    wordings: torch.Tensor = field(default_factory=lambda: torch.arange(0))
     other: Other | None = None
-    recorded: int | None = None
+    recorded: int = -1
 
     def __post_init__(self):
-        if self.start is None:
+        if not len(self.start):
             self.start = torch.arange(len(self.text))
-        if self.wordings is None:
+        if not len(self.wordings):
             self.wordings = torch.arange(len(self.sentences))[:, None]
-        if self.recorded is None:
+        if self.recorded < 0:
             self.recorded = len(self.actions)
 
     def __len__(self) -> int:
@@ -109,8 +110,10 @@ def load_frames(
         raise DataError("there are only reset images", "name a dataset of episodes as well")
     filling, arrays, at = _Filling(recorded), None, 0
     for data, path in zip(sets, paths, strict=True):
-        reset_image = isinstance(data, ResetImages)
-        parts = _reset_images(data, count) if reset_image else _episodes(data, camera, count)
+        if isinstance(data, ResetImages):
+            kind, parts = "reset images", _reset_images(data, count)
+        else:
+            kind, parts = "episodes", _episodes(data, camera, count)
         for images, part in parts:
             if arrays is None:
                 shape = (total, *images.shape[1:])
@@ -124,8 +127,8 @@ def load_frames(
             arrays[at : at + len(images)] = torch.from_numpy(images).to(device)
             filling.add(**part)
             at += len(images)
-        kind = "reset images" if reset_image else "episodes"
         report(f"{path}: {len(data)} {kind}, {at} frames so far")
+    assert arrays is not None  # for there are recorded frames
     return filling.frames(arrays)
 
 
@@ -148,12 +151,13 @@ def _episodes(data: Hdf5Set, camera: str, count: int) -> Iterator[tuple[np.ndarr
             raise DataError(f"{data.path}: demonstration {i} has actions that are not finite")
         task, drawn = group.attrs.get("task", ""), recorded_scene(group)
         said = count and wordings(task, drawn, count)
-        part = {
+        part: dict[str, Any] = {
             "actions": values,
             "text": [said] * n if said else [(t,) for t in data.instructions(i)],
             "scene": scene_of(group, states),
         }
-        if said and (scene := other_scene_of(group, states)) is not None:
+        scene = other_scene_of(group, states) if said else None
+        if drawn is not None and scene is not None:
             text = wordings(task, other_order(drawn), count)
             part["other"] = {"text": [text] * n, "scene": scene}
         yield images.all(), part
@@ -224,7 +228,9 @@ class _Filling:
         return self.rows.setdefault(said, len(self.rows))
 
     def frames(self, images: torch.Tensor) -> Frames:
-        columns = {k: torch.from_numpy(np.concatenate(v)) for k, v in self.columns.items()}
+        columns: dict[str, Any] = {
+            k: torch.from_numpy(np.concatenate(v)) for k, v in self.columns.items()
+        }
         other = {k: columns.pop("other_" + k) for k in ("text", "scene", "start", "end")}
         other["text"][other["scene"][:, 0].isnan()] = -1
         width = max(map(len, self.rows))

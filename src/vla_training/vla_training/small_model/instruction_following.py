@@ -42,7 +42,8 @@ def instruction_following(
         for other in seen:
             mine, theirs = both[other], both[not other]
             actions, scene = (t.float() for t in predict(mine))
-            near, far = ((scene[:, :3] - b.scene[:, :3]).norm(dim=1) for b in (mine, theirs))
+            assert mine.scene is not None and theirs.scene is not None  # as `Batches` makes them
+            near, far = ((scene[:, :3] - s[:, :3]).norm(dim=1) for s in (mine.scene, theirs.scene))
             seen[other].append(near < far)
             named = scene[:, NUMBERS : NUMBERS + len(COLOURS)].argmax(1)
             read[other].append(named == mine.scene[:, NUMBERS])

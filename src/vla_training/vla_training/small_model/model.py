@@ -60,6 +60,7 @@ class SceneObjective(Objective):
 
     def _regression(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         action, measured = super()._regression(hidden, batch)
+        assert batch.scene is not None  # as `Batches` makes them
         scene = self.scene_head.loss(self.scene_head(hidden).float(), batch.scene)
         told = {"action": action.detach(), "scene": scene.detach()}
         return action + self.weight * scene, {**measured, **told}

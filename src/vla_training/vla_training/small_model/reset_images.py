@@ -47,7 +47,8 @@ def make_reset_image(sim: Simulation, seed: int, index: int, steps: int) -> dict
         )
     image = sim.render(sim.cameras[0])
     expert = expert_for(sim.task)
-    scenes, actions = [], []
+    scenes: list = []
+    actions: list = []
     for scene in (drawn, other):
         if actions:  # the world as it was
             sim.reset(episode_rng("still", seed, index))
@@ -73,7 +74,8 @@ def write_reset_images(
     path: str | Path, sim: Simulation, seed: int, indices: Iterable[int], steps: int
 ) -> int:
     """Makes these reset images and writes them atomically. Returns their number."""
-    reset_images, staged = [], Staged(path)
+    staged = Staged(path)
+    reset_images: list = []
     try:
         with h5py.File(staged.staged, "w") as file:
             shape = (sim.height, sim.width, 3)

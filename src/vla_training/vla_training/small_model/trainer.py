@@ -111,8 +111,8 @@ class Trainer:
         """Statistics of all processes' frames, if each holds a share."""
         if self.place.world == 1 or not self.config.shares:
             return action_statistics(frames)
-        actions = [None] * self.place.world
-        episodes = [None] * self.place.world
+        actions: list[Any] = [None] * self.place.world
+        episodes: list[Any] = [None] * self.place.world
         dist.all_gather_object(actions, frames.actions[: frames.recorded].numpy())
         dist.all_gather_object(episodes, frames.episodes)
         everything = torch.from_numpy(np.concatenate(actions))
@@ -125,8 +125,8 @@ class Trainer:
         """Batches of frames, with actions normalised like the training ones."""
         statistics = self.statistics[self.frames.name]["action"]
         actions = frames.actions.numpy().astype(np.float64)
-        targets = Normalisation.from_statistics(statistics).normalise(actions)
-        targets = torch.from_numpy(targets).float()
+        normalised = Normalisation.from_statistics(statistics).normalise(actions)
+        targets = torch.from_numpy(normalised).float()
         return Batches(
             frames, targets, self.config, self.model_config, self.tokenizer, self.device
         )
@@ -142,6 +142,7 @@ class Trainer:
     @property
     def average(self) -> dict[str, Tensor]:
         """The weights to keep."""
+        assert self.loop.average is not None  # this trainer always keeps one
         return self.loop.average.tensors
 
     def run(

@@ -176,7 +176,9 @@ class Study:
             f"{len(cells)} cells; "
             + ", ".join(f"{s} steps for {p} passes" for p, s in steps.items())
         )
-        waiting, training, playing = [], {}, {}
+        waiting: list[Cell] = []
+        training: dict[Any, Any] = {}
+        playing: dict[Any, Any] = {}
         played: dict[Cell, list[EpisodeResult]] = {}
         for cell in cells:
             if (self._folder(cell) / "result.json").is_file():

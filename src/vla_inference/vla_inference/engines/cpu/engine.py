@@ -50,6 +50,7 @@ class CpuEngine(Engine):
         text = self.embed_tokens(ids)
         parts = [text[:, :1], self.own.from_bytes(images)]
         if self.config.head.proprio_dim:
+            assert proprio is not None  # a policy refuses observations without it
             parts.append(self.embed_proprio(proprio.to(self.dtype)))
         return torch.cat([*parts, text[:, 1:]], dim=1)
 

@@ -51,7 +51,7 @@ class Product:
         weight = torch.cat([weight_of(layer) for layer in layers])
         bias = None
         if layers[0].bias is not None:
-            bias = torch.cat([layer.bias.float() for layer in layers])
+            bias = torch.cat([layer.get_parameter("bias").float() for layer in layers])
         if order is not None:
             weight, bias = weight[order], None if bias is None else bias[order]
         if reads is not None:
@@ -82,4 +82,6 @@ class Product:
 
 def weight_of(layer: nn.Module) -> Tensor:
     """float32 [N, K]; for a quantised layer the dequantised weight."""
-    return layer.dequantize() if isinstance(layer, QuantLinear) else layer.weight.detach().float()
+    if isinstance(layer, QuantLinear):
+        return layer.dequantize()
+    return layer.get_parameter("weight").detach().float()

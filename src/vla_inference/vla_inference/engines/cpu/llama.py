@@ -6,6 +6,8 @@ lie side by side; what they score against each other stays the same.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,14 +27,14 @@ class CpuLayer:
         first, second = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
         keys = pairs(c.num_key_value_heads, c.head_dim)
         both = torch.cat([keys, torch.arange(len(keys), 2 * len(keys))])
-        more = {"rows": rows, "dtype": first.dtype, "packed": packed}
+        product = partial(Product, rows=rows, dtype=first.dtype, packed=packed)
         queries = pairs(c.num_attention_heads, c.head_dim)
-        self.q = Product([a.q_proj], reads=first, order=queries, **more)
-        self.kv = Product([a.k_proj, a.v_proj], reads=first, order=both, **more)
-        self.o = Product([a.o_proj], **more)
-        self.gate = Product([m.gate_proj], reads=second, **more)
-        self.up = Product([m.up_proj], reads=second, **more)
-        self.down = Product([m.down_proj], **more)
+        self.q = product([a.q_proj], reads=first, order=queries)
+        self.kv = product([a.k_proj, a.v_proj], reads=first, order=both)
+        self.o = product([a.o_proj])
+        self.gate = product([m.gate_proj], reads=second)
+        self.up = product([m.up_proj], reads=second)
+        self.down = product([m.down_proj])
 
 
 class CpuLlama:
@@ -95,11 +97,9 @@ class CpuLlama:
             if cache is not None:
                 cache[i, 0, :, begin : begin + n], cache[i, 1, :, begin : begin + n] = k, v
                 k, v = cache[i, :, :, : begin + n]
+            q, k, v = (t.transpose(1, 2) for t in (q, k, v))
             y = F.scaled_dot_product_attention(
-                *(t.transpose(1, 2) for t in (q, k, v)),
-                mask,
-                is_causal=causal,
-                enable_gqa=heads != kv_heads,
+                q, k, v, mask, is_causal=causal, enable_gqa=heads != kv_heads
             )
             x = layer.o.join(y.transpose(1, 2).reshape(b * m, -1), x, "add")
             y = self._normed(x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,13 +19,13 @@ LAST = torch.channels_last
 class CpuBlock:
     def __init__(self, block: Block, rows: int, packed: bool | None):
         a, m, dtype = block.attn, block.mlp, block.norm1.weight.dtype
-        more = {"rows": rows, "dtype": dtype, "packed": packed}
+        product = partial(Product, rows=rows, dtype=dtype, packed=packed)
         self.norm1, self.norm2, self.heads = block.norm1, block.norm2, a.heads
-        self.qkv = Product([a.qkv], **more)
+        self.qkv = product([a.qkv])
         scale = [getattr(s, "scale_factor", None) for s in (block.ls1, block.ls2)]
-        self.proj = Product([a.proj], writes=scale[0], **more)
-        self.fc1 = Product([m.fc1], **more)
-        self.fc2 = Product([m.fc2], writes=scale[1], **more)
+        self.proj = product([a.proj], writes=scale[0])
+        self.fc1 = product([m.fc1])
+        self.fc2 = product([m.fc2], writes=scale[1])
 
     def __call__(self, x: Tensor, b: int) -> Tensor:  # [B * n, D]
         y = norm(x, self.norm1)
@@ -41,15 +43,15 @@ class CpuVisionEncoder:
         rows = c.num_patches + c.prefix_tokens
         embed = encoder.patch_embed
         self.convs: list[tuple[nn.Conv2d, Tensor, nn.GroupNorm]] = []
-        self.proj = None
+        self.proj: Product | None = None
         if isinstance(embed, ConvStem):
             for conv, group, _ in zip(*[iter(embed.convs)] * 3, strict=True):
                 weight = conv.weight.detach().contiguous(memory_format=LAST)
                 self.convs.append((conv, weight, group))
             flat = nn.Linear(embed.proj.in_channels, c.embed_dim)
             flat.weight = nn.Parameter(embed.proj.weight.detach().flatten(1), False)
-            flat.bias = embed.proj.bias
-            self.proj = Product([flat], c.num_patches, flat.bias.dtype, packed=packed)
+            flat.register_parameter("bias", embed.proj.get_parameter("bias"))
+            self.proj = Product([flat], c.num_patches, flat.weight.dtype, packed=packed)
         self.blocks = [CpuBlock(block, rows, packed) for block in encoder.blocks]
 
     def __call__(self, x: Tensor) -> Tensor:

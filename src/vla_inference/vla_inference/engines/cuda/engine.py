@@ -90,6 +90,7 @@ class CudaEngine(Engine):
         self._images.copy_(self._staging, non_blocking=True)
         pixels = self._preprocess.normalise(self._images).to(self.dtype)[None]
         text = self.model.embed_tokens(self._ids[:, :n])
+        assert self.encoders is not None  # asked for where `own_vision` alone
         parts = [text[:, :1], self.encoders(pixels)]
         if self.config.head.proprio_dim:
             self._proprio.copy_(self._state, non_blocking=True)

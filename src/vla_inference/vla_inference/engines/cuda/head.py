@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ class CudaHead:
         x = torch.relu(net.fc1(_norm(net.layer_norm1, x)))
         add = None  # what the last block adds to x
         for block in net.mlp_resnet_blocks:
-            norm, product, _ = block.ffn
+            norm, product = cast("nn.LayerNorm", block.ffn[0]), block.ffn[1]
             add = torch.relu(product(_norm(norm, x, add)))
         y = _norm(net.layer_norm2, x, add)
         return F.linear(y, self.weight, self.bias)[:, : self.outputs]

@@ -72,7 +72,8 @@ class CudaLlama:
             x, add = self._layer(i, layer, x, add, True)
         layer, i = self.layers[-1], len(self.layers) - 1
         normed, scales = rms_norm(x, add, layer.norm1, self.eps, layer.qkv.activations)
-        split_heads(layer.qkv.matmul(normed, scales), self.rotary, *self.cache[i], self.heads)
+        keys, values = self.cache[i]
+        split_heads(layer.qkv.matmul(normed, scales), self.rotary, keys, values, self.heads)
         return self._decode_layer(i, layer, x[n - 1], n - 1, alone=True)
 
     def decode(self, x: Tensor, position: int) -> Tensor:
@@ -91,7 +92,8 @@ class CudaLlama:
         for i, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
             qkv = new((c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim)
             layer.qkv.matvec_coded(codes, c.hidden_size, qkv, normed=True, eps=self.eps)
-            y, codes = self.attend(qkv, self.rotary, *self.cache[i], position, kind)
+            keys, values = self.cache[i]
+            y, codes = self.attend(qkv, self.rotary, keys, values, position, kind)
             out = new(c.hidden_size)
             codes = layer.o.matvec_coded(
                 codes, len(y), out, residual=x, code=True, norm=layer.norm2
@@ -149,7 +151,8 @@ class CudaLlama:
         c = self.c
         qkv = new((c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim)
         layer.qkv.matvec(x, qkv, norm=layer.norm1, eps=self.eps)
-        y = self.attend(qkv, self.rotary, *self.cache[i], position, alone=alone)
+        keys, values = self.cache[i]
+        y = self.attend(qkv, self.rotary, keys, values, position, alone=alone)
         x = layer.o.matvec(y, new(c.hidden_size), residual=x)
         y = layer.gate_up.matvec(x, new(layer.inner), norm=layer.norm2, eps=self.eps, pair=True)
         return layer.down.matvec(y, new(c.hidden_size), residual=x)

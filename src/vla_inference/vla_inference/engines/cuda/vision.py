@@ -32,7 +32,8 @@ class CudaVisionEncoder:
             y = layer_norm(x, add, gamma, block.norm2.weight, block.norm2.bias, EPS)
             add = m.fc2(gelu_(m.fc1(y)))
             gamma = getattr(block.ls2, "scale_factor", None)
-        x = x + (add if gamma is None else add * gamma)
+        if add is not None:
+            x = x + (add if gamma is None else add * gamma)
         return x[t.prefix :]
 
     def _patches(self, image: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class DenseWeight:
 
     activations = ""
 
-    def __init__(self, layers: Sequence[nn.Linear]):
+    def __init__(self, layers: Sequence[nn.Module]):
         self.weight = _join(layers, "weight")
 
     def matmul(self, x: Tensor, scales: Tensor | None = None) -> Product:
@@ -103,8 +103,9 @@ class QuantWeight:
 
 def make_weight(layers: Sequence[nn.Module], matmul_by: str, dtype: torch.dtype):
     """One weight for layers that read the same input."""
-    if all(isinstance(layer, QuantLinear) for layer in layers):
-        return QuantWeight(layers, matmul_by, dtype)
+    quantised = [layer for layer in layers if isinstance(layer, QuantLinear)]
+    if len(quantised) == len(layers):
+        return QuantWeight(quantised, matmul_by, dtype)
     return DenseWeight(layers)
 
 

@@ -92,6 +92,9 @@ class MlcLanguage(TvmRunner):
                 require(folder, record, digest=digest)
         super().__init__(tvm, load_library(tvm, library), device, config)
         self.metadata = self._metadata(library)
+        # What the names q4f16_1, q0f32 say after the weights
+        wide = "f32" in self.metadata.get("quantization", "")
+        self.dtype = torch.float32 if wide else torch.float16
         self._check(library)
         self._parameters = self._load(folder)
         creator = next((c for c in CREATORS if self.function(c)), None)
@@ -165,11 +168,6 @@ class MlcLanguage(TvmRunner):
 
     def encode(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
         raise VlaError("a library of mlc_llm cannot look at all positions", "use engine tvm")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the embeddings, from names such as q4f16_1 and q0f32."""
-        return torch.float32 if "f32" in self.metadata.get("quantization", "") else torch.float16
 
 
 def _library(folder: Path) -> Path:

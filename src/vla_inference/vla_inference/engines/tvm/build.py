@@ -129,7 +129,8 @@ def _contents(library: Path) -> list[bytes]:
     if library.suffix != ".tar":
         return [library.read_bytes()]
     with tarfile.open(library) as archive:
-        return [archive.extractfile(m).read() for m in archive if m.isfile()]
+        files = map(archive.extractfile, archive)
+        return [file.read() for file in files if file is not None]
 
 
 @contextmanager

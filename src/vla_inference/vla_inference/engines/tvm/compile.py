@@ -236,11 +236,10 @@ def _as_stored(
 ) -> Iterator[tuple[str, Tensor]]:
     """Codes that the checkpoint already contains, matrices stacked."""
 
-    def joined(kind: str) -> Tensor | None:
-        parts = [n.removesuffix("codes") + kind for n in codes]
-        return torch.cat([tensors[p] for p in parts]) if all(p in tensors for p in parts) else None
+    def joined(kind: str) -> Tensor:
+        return torch.cat([tensors[n.removesuffix("codes") + kind] for n in codes])
 
-    packed, scales, zeros = joined("codes"), joined("scales"), joined("zeros")
+    packed, scales = joined("codes"), joined("scales")
     if not name.endswith(".q_weight") or tuple(packed.shape) != expected[0]:
         raise VlaError(
             f"the checkpoint contains {codes[0]} {packed.dtype} {list(packed.shape)}, which is "
@@ -250,8 +249,8 @@ def _as_stored(
         )
     yield name, packed.view(torch.uint32)
     yield name.replace(".q_weight", ".q_scale"), scales
-    if zeros is not None:
-        yield name.replace(".q_weight", ".q_zero"), zeros
+    if all(n.removesuffix("codes") + "zeros" in tensors for n in codes):
+        yield name.replace(".q_weight", ".q_zero"), joined("zeros")
 
 
 def sources(name: str) -> list[str]:

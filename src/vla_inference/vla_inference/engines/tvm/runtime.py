@@ -9,7 +9,7 @@ import tarfile
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -100,7 +100,7 @@ class PagedCache:
             self.positions = min(self.positions, self._most or self.positions)
             total = self.sequences * self.positions
             sizes = (self.sequences, total, self.positions, PAGE, 0)
-            self.state = self._create(*(self._shape([n]) for n in sizes))
+            self.state = self._create(*(self._shape((n,)) for n in sizes))
             self.lengths = []
         for i in range(len(self.lengths)):
             self._do["remove_sequence"](self.state, i)
@@ -122,7 +122,7 @@ class PagedCache:
                 f"{self.positions}",
                 "start again by a prefill",
             )
-        self._do["begin_forward"](self.state, self._shape([sequence]), self._shape([count]))
+        self._do["begin_forward"](self.state, self._shape((sequence,)), self._shape((count,)))
         try:
             result = run(self.state)
         finally:
@@ -134,7 +134,7 @@ class PagedCache:
 class TvmRunner:
     """A library's functions, called with PyTorch tensors on PyTorch's stream."""
 
-    dtype: torch.dtype
+    dtype: torch.dtype  # of the embeddings
     _parameters: Any
     _cache: PagedCache
 
@@ -217,7 +217,8 @@ def linked(library: Path) -> Path:
             if not names or any(Path(n).name != n for n in names):
                 raise tarfile.TarError("no objects in it")
             for name in names:
-                (Path(scratch) / name).write_bytes(archive.extractfile(name).read())
+                with cast("IO[bytes]", archive.extractfile(name)) as member:  # a file: see above
+                    (Path(scratch) / name).write_bytes(member.read())
             with Staged(shared) as made:
                 command = [compiler, "-shared", "-fPIC", "-o", str(made), *sorted(names)]
                 done = subprocess.run(command, cwd=scratch, capture_output=True, text=True)

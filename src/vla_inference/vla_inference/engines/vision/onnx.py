@@ -114,10 +114,10 @@ def export(
         write_graph(part.to(DTYPES[dtype]), shape_of(config), folder / GRAPH)
         session = open_session(runtime, folder / GRAPH, torch.device("cpu"))
         answers = torch.cat([run_on_cpu(session, p[None], DTYPES[dtype]) for p in pixels])
-        error = relative_error(answers, reference)
-        if not error <= TOLERANCE[dtype]:  # NaN included
+        off = relative_error(answers, reference)
+        if not off <= TOLERANCE[dtype]:  # NaN included
             raise VlaError(
-                f"the exported graph differs from PyTorch by {error:.2g} (relative), more than "
+                f"the exported graph differs from PyTorch by {off:.2g} (relative), more than "
                 f"{TOLERANCE[dtype]:g}",
                 "export in float32" if dtype == "float16" else "please report it",
             )
@@ -128,7 +128,7 @@ def export(
             "dtype": dtype,
             "shape": list(shape_of(config)),
             "answer": list(reference[:1].shape),
-            "relative_error": error,
+            "relative_error": off,
             "opset": OPSET,
             "versions": {
                 "torch": torch.__version__,
@@ -156,6 +156,7 @@ def write_graph(part: nn.Module, shape: tuple[int, ...], path: Path) -> None:
             output_names=[OUTPUT],
             verbose=False,
         )
+        assert program is not None  # with dynamo=True
         program.save(path, external_data=True)
 
 

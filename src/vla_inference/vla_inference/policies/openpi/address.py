@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from vla_inference.errors import VlaError
@@ -33,7 +34,7 @@ class Address:
             good = False
         if not good:
             raise VlaError(f"{text!r:.80} is no server's address", "give openpi:ws://HOST:PORT")
-        kinds = {f.name: type(f.default) for f in fields(cls) if f.name != "url"}
+        kinds: dict[str, Any] = {f.name: type(f.default) for f in fields(cls) if f.name != "url"}
         query = parse_qsl(parts.query, keep_blank_values=True)
         given = {name: value for name, value in query if name in kinds}
         others = [(name, value) for name, value in query if name not in kinds]

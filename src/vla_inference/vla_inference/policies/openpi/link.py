@@ -195,7 +195,7 @@ class _Socket:
             if self._waiting is not None and not self._waiting.done():
                 self._waiting.set_exception(_Closed(self._why))
 
-    def _check(self, message: aiohttp.WSMessage) -> None:
+    def _check(self, message: Any) -> None:
         if message.type not in (aiohttp.WSMsgType.BINARY, aiohttp.WSMsgType.TEXT):
             code = self._socket.close_code
             raise _Closed(f"it closed the connection (code {code})" if code else "it has gone")

@@ -244,8 +244,8 @@ class ModelConfig:
         statistics = raw.get("norm_stats") or {}
         if not isinstance(raw.get("norm_stats", {}), Mapping):
             raise CheckpointError(f"{where}: norm_stats is no object", "fix the file")
-        names = ("n_action_bins", "pad_to_multiple_of", "empty_token_id", "bos_token_id")
-        names += ("stop_token_id", "name")
+        names = ["n_action_bins", "pad_to_multiple_of", "empty_token_id", "bos_token_id"]
+        names += ["stop_token_id", "name"]
         kinds = {f.name: str(f.type) for f in dataclasses.fields(cls)}
         others = {n: raw[n] for n in names if n in raw}
         for name, value in others.items():
@@ -411,7 +411,7 @@ def _encoders(raw: Mapping[str, Any], where: str) -> tuple[VisionEncoderConfig, 
         for encoder in encoders:
             _check_encoder(encoder, label)
     else:
-        backbone = raw.get("vision_backbone_id")
+        backbone = raw.get("vision_backbone_id", "")
         one_of(backbone, tuple(BACKBONES), f"{where}: vision_backbone_id")
         encoders = BACKBONES[backbone]
     if not encoders or len({t.num_patches for t in encoders}) != 1:

@@ -76,6 +76,7 @@ class ActionDecoder(ABC):
         text = self.embed_tokens(ids)
         parts = [text[:, :1], self.embed_images(pixels)]
         if self.config.head.proprio_dim:
+            assert proprio is not None  # a policy refuses observations without it
             parts.append(self.embed_proprio(proprio))
         return torch.cat([*parts, text[:, 1:]], dim=1)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,7 +23,8 @@ class MLPResNet(nn.Module):
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(input_dim)
         self.fc1 = nn.Linear(input_dim, hidden_dim)
-        self.mlp_resnet_blocks = nn.ModuleList(ResBlock(hidden_dim) for _ in range(blocks))
+        made = nn.ModuleList(ResBlock(hidden_dim) for _ in range(blocks))
+        self.mlp_resnet_blocks = cast("Sequence[ResBlock]", made)  # which is what iterating gives
         self.layer_norm2 = nn.LayerNorm(hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, output_dim)
 

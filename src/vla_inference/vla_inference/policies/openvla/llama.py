@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,7 +53,15 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim, bias=False)
         self.o_proj = nn.Linear(self.heads * c.head_dim, c.hidden_size, bias=False)
 
-    def forward(self, x, cos, sin, mask, causal, past):
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        past: Any,
+    ) -> tuple[Tensor, Any]:
         b, n, _ = x.shape
         q = self.q_proj(x).view(b, n, self.heads, -1).transpose(1, 2)
         k = self.k_proj(x).view(b, n, self.kv_heads, -1).transpose(1, 2)
@@ -82,7 +93,15 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
-    def forward(self, x, cos, sin, mask, causal, past):
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        past: Any,
+    ) -> tuple[Tensor, Any]:
         y, kv = self.self_attn(self.input_layernorm(x), cos, sin, mask, causal, past)
         x = x + y
         return x + self.mlp(self.post_attention_layernorm(x)), kv
@@ -93,7 +112,8 @@ class LlamaModel(nn.Module):
         super().__init__()
         self.config = c
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
-        self.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
+        layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
+        self.layers = cast("Sequence[Layer]", layers)  # which is what iterating gives
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
     def forward(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 
 from vla_inference.engines import Engine, make_engine
 from vla_inference.errors import ObservationError, VlaError
-from vla_inference.policies.base import LoadOptions, Needs, Policy
+from vla_inference.policies.base import LoadOptions, Policy
 from vla_inference.policies.openvla.action_spaces import ActionSpaces, AskedSpace, one_name
 from vla_inference.policies.openvla.action_tokens import ActionTokens
 from vla_inference.policies.openvla.loading import LoadPlan, check_request, load_parts, needs
@@ -36,9 +36,9 @@ class OpenVLAPolicy(Policy):
     def __init__(
         self,
         model: VLA,
-        tokenizer,
-        device,
-        dtype,
+        tokenizer: Any,
+        device: str | torch.device,
+        dtype: torch.dtype,
         name: str = "vla",
         engine: str | Engine = "plain",
     ):
@@ -49,6 +49,8 @@ class OpenVLAPolicy(Policy):
         self.prompt = PromptTokenizer(self.config, tokenizer)
         self.tokens = ActionTokens(self.config.action_vocab_end, self.config.n_action_bins)
         self._prompts: dict[str, torch.Tensor] = {}
+        self.needs, self.chunk = needs(self.config), self.config.head.chunk
+        self.placement = f"{self.device} by engine {self.engine.name}"
         self.action_space: AskedSpace = None
         self._spaces = ActionSpaces(self.config)
         self._requests: dict[tuple, Request] = {}
@@ -98,18 +100,6 @@ class OpenVLAPolicy(Policy):
         """Loads a request, in the requested action space."""
         policy = cls(**load_parts(plan)._asdict())
         return policy.in_space(plan.options.action_space or None)
-
-    @property
-    def placement(self) -> str:
-        return f"{self.device} by engine {self.engine.name}"
-
-    @property
-    def needs(self) -> Needs:
-        return needs(self.config)
-
-    @property
-    def chunk(self) -> int:
-        return self.config.head.chunk
 
     @property
     def quantization(self) -> str:
@@ -170,14 +160,19 @@ class OpenVLAPolicy(Policy):
         stream: called with each dimension as soon as it is decoded.
         count_unrestricted: fill in `ActionChunk.unrestricted`, at the price of all logits.
         """
-        arguments = {
-            "action_space": self._space(action_space, unnorm_key),
-            "return_tensors": return_tensors,
-            "count_unrestricted": count_unrestricted,
-        }
+        space = self._space(action_space, unnorm_key)
         if stream is None:
-            return self._predict([_observation(observation)], [instruction], **arguments)[0]
-        parts = self.stream_action(observation, instruction, **arguments)
+            seen = _observation(observation)
+            return self._predict([seen], [instruction], space, return_tensors, count_unrestricted)[
+                0
+            ]
+        parts = self.stream_action(
+            observation,
+            instruction,
+            action_space=space,
+            return_tensors=return_tensors,
+            count_unrestricted=count_unrestricted,
+        )
         while True:
             try:
                 stream(next(parts))
@@ -220,7 +215,7 @@ class OpenVLAPolicy(Policy):
         unnorm_key: AskedSpace = None,
         return_tensors: str = "np",
         count_unrestricted: bool = False,
-    ) -> Iterator[PartialAction]:
+    ) -> Generator[PartialAction, None, ActionChunk]:
         """Yields each dimension as soon as it is decoded; the generator returns the ActionChunk.
 
         Models that decode in parallel give all of them after their one pass.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -72,13 +73,13 @@ class Prediction:
         """One chunk per row of the context [B, n, H]."""
         return self._finish(self._act(context))
 
-    def stream(self, context: torch.Tensor) -> Iterator[PartialAction]:
+    def stream(self, context: torch.Tensor) -> Generator[PartialAction, None, ActionChunk]:
         """Streams dimensions for a context of one row; the generator returns the ActionChunk."""
         request = self.request
         if self.head.decoding == "parallel":
             chunk = self.chunks(context)[0]
-            tensors = request.return_tensors == "pt"
-            values = np.asarray(chunk.actions.cpu() if tensors else chunk.actions)
+            actions: Any = chunk.actions
+            values = np.asarray(actions.cpu() if request.return_tensors == "pt" else actions)
             for step, row in enumerate(values):
                 for i, dim in enumerate(request.spec.dims):
                     yield PartialAction(step, i, dim, float(row[i]))
@@ -138,10 +139,9 @@ class Prediction:
             raise VlaError(*NOT_FINITE)
         timing, chunks = self.timer.finish(), []
         for i, values in enumerate(actions.astype(np.float32)):
+            tensor = torch.from_numpy(values).to(self.device)
             chunk = ActionChunk(
-                torch.from_numpy(values).to(self.device)
-                if request.return_tensors == "pt"
-                else values,
+                cast(Any, tensor) if request.return_tensors == "pt" else values,
                 request.spec,
                 None if tokens is None else tokens[i],
                 dict(timing),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,7 +142,8 @@ def center_crop(image: np.ndarray, area: float, size: int) -> np.ndarray:
 class PromptTokenizer:
     """Converts an instruction to token ids, in the prompt format of training."""
 
-    def __init__(self, config: ModelConfig, tokenizer):
+    def __init__(self, config: ModelConfig, tokenizer: Any) -> None:
+        """tokenizer: of the tokenizers library."""
         self.config, self.tokenizer = config, tokenizer
 
     def __call__(self, instruction: str) -> list[int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -103,7 +105,8 @@ class VisionEncoder(nn.Module):
         self.reg_token = (
             nn.Parameter(torch.zeros(1, c.reg_tokens, c.embed_dim)) if c.reg_tokens else None
         )
-        self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
+        blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
+        self.blocks = cast("Sequence[Block]", blocks)  # which is what iterating gives
 
     def forward(self, x: Tensor) -> Tensor:  # [B, 3, H, W] -> [B, patches, D]
         x = self.patch_embed(x) + self.pos_embed
@@ -138,6 +141,8 @@ class VisionBackbone(nn.Module):
 
 class Projector(nn.Module):
     """Maps vision features to the language model's embeddings."""
+
+    fc1: nn.Linear
 
     def __init__(self, kind: str, vision_dim: int, llm_dim: int):
         super().__init__()

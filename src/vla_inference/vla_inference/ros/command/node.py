@@ -32,7 +32,7 @@ from vla_inference.ros.command.parameters import (
 )
 from vla_inference.ros.command.status import diagnosis, fill_status
 from vla_inference.ros.diagnostics import OK, Report
-from vla_inference.ros.lifecycle import ACTIVE, ManagedNode, spin_node
+from vla_inference.ros.lifecycle import ACTIVE, ManagedNode, configured, spin_node
 from vla_inference.ros.messages import msg_to_chunk
 from vla_inference.ros.stamps import stamp_seconds
 from vla_inference.serving.rate_meter import RateMeter
@@ -99,9 +99,9 @@ class CommandNode(ManagedNode):
         if commander is not None and commander.safety.enabled:
             # There will be no further period to tell it in.
             self._send(Command(target=commander.pose_to_hold(self._steadily())))
-            self._outputs.stop()
+            configured(self._outputs).stop()
             # The process may end right after this, and what is under way with it.
-            self._outputs.flush(FAREWELL)
+            configured(self._outputs).flush(FAREWELL)
 
     def do_cleanup(self) -> None:
         if self._outputs is not None:
@@ -109,7 +109,7 @@ class CommandNode(ManagedNode):
             self._outputs = None
 
     def _tell_limits(self) -> None:
-        enable, outputs = self.resolve_service_name("~/enable"), self._outputs.told()
+        enable, outputs = self.resolve_service_name("~/enable"), configured(self._outputs).told()
         self.get_logger().info(limits_in_force(self._settings, self._frames, outputs, enable))
 
     def state_changed(self) -> None:
@@ -176,7 +176,7 @@ class CommandNode(ManagedNode):
             response.message = "the node is not active; configure and activate it first"
             return response
         if request.data:
-            response.message = self._outputs.missing() or commander.enable(
+            response.message = configured(self._outputs).missing() or commander.enable(
                 self._steadily(), self._others()
             )
             if response.message and not commander.chunks:
@@ -205,7 +205,7 @@ class CommandNode(ManagedNode):
         """Describes other nodes on our topics that should not be there; empty: none."""
         counts = {topic: self.count_publishers(topic) - 1 for topic in self._alone}
         found = [f"{n} more publish on {topic}" for topic, n in counts.items() if n > 0]
-        return ", ".join(self._outputs.others() + found)
+        return ", ".join(configured(self._outputs).others() + found)
 
     def _tick(self) -> None:
         if self.commander is None:
@@ -214,13 +214,13 @@ class CommandNode(ManagedNode):
         if command is not None and command.live:
             self._send(command)
         if not self.commander.safety.enabled:
-            self._outputs.stop()
+            configured(self._outputs).stop()
         self._tell_changes()
 
     def _send(self, command: Command) -> None:
         if self.commander is not None:
             self._in_tool = self.commander.in_tool
-        self._outputs.send(command, self.get_clock().now().to_msg(), self._in_tool)
+        configured(self._outputs).send(command, self.get_clock().now().to_msg(), self._in_tool)
         self._sent += 1
         self._watch.add(0.0, time.monotonic())
 

@@ -45,7 +45,7 @@ def diagnosis(commander: Commander, sent: int, rate: float, remark: str) -> Repo
     """Level, message and values of an active node's diagnostics."""
     safety = commander.safety
     level, message = OK, safety.state
-    if safety.state == STOPPED:
+    if safety.state == STOPPED and safety.last_stop is not None:
         level, message = ERROR, f"stopped: {safety.last_stop.reason}"
     elif safety.state == ENABLED and remark:
         level, message = WARN, remark

@@ -24,7 +24,7 @@ from vla_inference.ros.background_service import BackgroundService
 from vla_inference.ros.inference.inputs import Inputs, View
 from vla_inference.ros.inference.instructions import Instructions
 from vla_inference.ros.inference.parameters import InferenceConfig
-from vla_inference.ros.lifecycle import ACTIVE, ERROR, INACTIVE, ManagedNode, spin_node
+from vla_inference.ros.lifecycle import ACTIVE, ERROR, INACTIVE, ManagedNode, configured, spin_node
 from vla_inference.ros.messages import chunk_to_msg, policy_info
 from vla_inference.serving.inference_metrics import InferenceMetrics
 from vla_inference.serving.model_thread import ModelThread, changes, release_memory
@@ -107,8 +107,8 @@ class InferenceNode(ManagedNode):
         self._introduce(self._model)
 
     def do_activate(self) -> None:
-        self._model.latest.reset()
-        self._inputs.reset()
+        configured(self._model).latest.reset()
+        configured(self._inputs).reset()
         self._figures.reset()
         self._activation += 1
         self._open = True
@@ -141,7 +141,7 @@ class InferenceNode(ManagedNode):
         return thread
 
     def _introduce(self, model: ModelThread[Request]) -> None:
-        policy = model.policy
+        policy = configured(model.policy)
         info = policy_info(policy, self._config.frame_id)
         info.header.stamp = self.get_clock().now().to_msg()
         info.cameras = list(self._config.cameras)
@@ -174,7 +174,7 @@ class InferenceNode(ManagedNode):
         if old is None or before is None or self.state not in (ACTIVE, INACTIVE):
             raise VlaError(f"the node is {self.state}", "configure it first")
         model = self._load(str(find_model(self._config.model_root, name)), unnorm_key)
-        told = ", ".join(changes(before, model.policy))
+        told = ", ".join(changes(before, configured(model.policy)))
         with self._gate:  # no chunk of the old one goes out any more
             stale = self._model is not old
             if not stale:
@@ -209,7 +209,7 @@ class InferenceNode(ManagedNode):
     def _answer(self, model: ModelThread[Request], request: Request) -> None:
         # What a clean-up may take away in the meantime is held on to.
         policy, inputs, text = model.policy, self._inputs, self._instruction
-        if inputs is None:
+        if policy is None or inputs is None:
             return
         begin, header = time.monotonic(), request.view.header
         try:

@@ -157,6 +157,7 @@ class Server:
         while True:
             await asyncio.sleep(1.0)
             now = time.monotonic()
+            assert runner.server is not None  # set up before this began
             connections = set(runner.server.connections)
             self._known &= connections
             since = {c: since.get(c, now) for c in connections - self._known}
@@ -239,9 +240,10 @@ class Server:
         """Sends the replies in order; drops a client that does not read them."""
         while True:
             frame = await (await client.replies.get())
-            send = client.socket.send_str if isinstance(frame, str) else client.socket.send_bytes
+            socket = client.socket
+            sent = socket.send_str(frame) if isinstance(frame, str) else socket.send_bytes(frame)
             try:
-                await asyncio.wait_for(send(frame), SEND_SECONDS)
+                await asyncio.wait_for(sent, SEND_SECONDS)
             except (asyncio.TimeoutError, ConnectionError):
                 with contextlib.suppress(ConnectionError):
                     await client.socket.close(code=WSCloseCode.GOING_AWAY)

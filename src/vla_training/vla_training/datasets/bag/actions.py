@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,7 +120,7 @@ def episode_actions(
     times: np.ndarray,
     tolerance: int,
     frame: str,
-    about: dict[str, Any],
+    about: Mapping[str, Any],
     length: float | None = None,
 ) -> Actions:
     """Actions of the images at `times` (sorted, ns, on the stream's clock).
@@ -170,7 +170,9 @@ def episode_actions(
     return Actions(values, known, spec, None, missing, notes)
 
 
-def _from_chunks(kind, stream: Stream, times, tolerance, frame) -> Actions:
+def _from_chunks(
+    kind: str, stream: Stream, times: np.ndarray, tolerance: int, frame: str
+) -> Actions:
     index, distance = nearest(stream.times, times)
     if kind == EEF_DELTA:  # no stamp: published after the image it answers
         index = np.searchsorted(stream.times, times)
@@ -208,7 +210,7 @@ def _from_chunks(kind, stream: Stream, times, tolerance, frame) -> Actions:
     return Actions(values, known, spec, chunks, missing, notes)
 
 
-def _from_arrays(stream: Stream, times, tolerance, spec: ActionSpec) -> Actions:
+def _from_arrays(stream: Stream, times: np.ndarray, tolerance: int, spec: ActionSpec) -> Actions:
     index, distance = nearest(stream.times, times)
     known = distance <= tolerance
     values = np.zeros((len(times), len(spec)))
@@ -219,13 +221,23 @@ def _from_arrays(stream: Stream, times, tolerance, spec: ActionSpec) -> Actions:
                 "the bag is damaged",
             )
         values[i] = stream.values[index[i]]
-    missing = Counter()
+    missing: Counter[str] = Counter()
     if not known.all():
         missing[f"no action within {tolerance / NS:g} s"] = int((~known).sum())
     return Actions(values, known, spec, None, missing)
 
 
-def _from_twists(stream: Stream, times, ends, tolerance, frame="base"):
+# [T, 6] m and rad, which of them are known, and why the others are not
+Motion = tuple[np.ndarray, np.ndarray, str]
+
+
+def _from_twists(
+    stream: Stream,
+    times: np.ndarray,
+    ends: np.ndarray,
+    tolerance: int,
+    frame: str = "base",
+) -> Motion:
     """Integrals of velocities over [times, ends). In the tool's frame each of them acts where the
     ones before have led, as in `join_actions`."""
     at = stream.times
@@ -254,7 +266,7 @@ def _from_twists(stream: Stream, times, ends, tolerance, frame="base"):
     return motion, known, "before the first twist or after the last"
 
 
-def _from_targets(stream: Stream, times, ends, tolerance):
+def _from_targets(stream: Stream, times: np.ndarray, ends: np.ndarray, tolerance: int) -> Motion:
     """Differences of targets: the last one before the end minus the last one before the begin."""
     poses = np.array([v for v, _ in stream.values], np.float64).reshape(-1, 7)
     begin = np.searchsorted(stream.times, times, "left") - 1
@@ -263,7 +275,9 @@ def _from_targets(stream: Stream, times, ends, tolerance):
     return _difference(poses, begin, end, known), known, "no target before it"
 
 
-def _difference(poses, begin, end, known) -> np.ndarray:
+def _difference(
+    poses: Sequence[Any] | np.ndarray, begin: np.ndarray, end: np.ndarray, known: np.ndarray
+) -> np.ndarray:
     """[T, 6] m and rotation vector from the left."""
     motion = np.zeros((len(begin), 6))
     for i in np.flatnonzero(known):
@@ -283,7 +297,7 @@ def _rotation(quaternion: np.ndarray) -> Rotation:
     return Rotation.from_quat(quaternion)
 
 
-def _from_poses(stream: Stream, times, ends, tolerance):
+def _from_poses(stream: Stream, times: np.ndarray, ends: np.ndarray, tolerance: int) -> Motion:
     """Differences of measured poses (x y z, quaternion), interpolated."""
     at, poses = stream.times, np.array(stream.values, np.float64).reshape(-1, 7)
     keep = np.append(True, np.diff(at) > 0) if len(at) else np.zeros(0, bool)

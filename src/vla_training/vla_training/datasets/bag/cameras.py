@@ -56,7 +56,7 @@ def choose_cameras(
 
 
 def _asked(bag: BagFile, name: str) -> str:
-    topic = given_topic(bag, OPTION, name, (*IMAGES, *VIDEOS))
+    topic = named_topic(bag, OPTION, name, (*IMAGES, *VIDEOS))
     refused = _refusal(bag, topic)
     if refused is not None:
         raise DataError(f"{bag.path}, {topic}: {refused.problem}", refused.remedy)
@@ -72,7 +72,7 @@ def _readable(bag: BagFile) -> tuple[list[str], list[str]]:
             refused = ObservationError("depth, by its name", f"ask for it with {OPTION}")
         if refused is not None:
             left_out.append(f"{name}: {refused.problem}")
-            remedy = refused.remedy
+            remedy = refused.remedy or ""
         else:
             topics.append(name)
     # of one camera the raw images, which lost nothing
@@ -116,8 +116,11 @@ def _is_grey(bag: BagFile, topic: str) -> bool:
 
 def given_topic(bag: BagFile, option: str, name: str | None, kinds: tuple[str, ...]) -> str | None:
     """The topic named by an option, if it exists and has one of these types."""
-    if name is None:
-        return None
+    return None if name is None else named_topic(bag, option, name, kinds)
+
+
+def named_topic(bag: BagFile, option: str, name: str, kinds: tuple[str, ...]) -> str:
+    """The topic of that name, if it is there and of one of these types."""
     topic = bag.topics.get(name) or bag.topics.get("/" + name)
     if topic is None:
         raise DataError(f"{bag.path} has no topic {name!r} ({option})", contents(bag))

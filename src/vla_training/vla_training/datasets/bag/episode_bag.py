@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from rosbags.interfaces import (
@@ -26,7 +26,7 @@ from vla_inference.errors import DataError
 from vla_training.datasets.bag import message_types as types
 from vla_training.datasets.bag.topics import OURS
 
-METADATA_VERSION = 8
+METADATA_VERSION: Final = 8
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 
 

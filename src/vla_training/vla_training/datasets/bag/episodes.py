@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +77,15 @@ def read_bag(bag: BagFile, options: BagOptions) -> BagReading:
 
 
 class _Cutter:
-    def __init__(self, bag, options, topics, kinds, streams: dict[str, Stream], roles: Roles):
+    def __init__(
+        self,
+        bag: BagFile,
+        options: BagOptions,
+        topics: BagTopics,
+        kinds: Mapping[str, str],
+        streams: Mapping[str, Stream],
+        roles: Roles,
+    ) -> None:
         self.bag, self.options, self.topics, self.kinds = bag, options, topics, kinds
         self.streams, self.roles = streams, roles
         self.tolerance = round(options.tolerance * NS)
@@ -97,7 +106,7 @@ class _Cutter:
                 episodes.append(episode)
                 spec = spec or kind
         self._tell(frames)
-        if not episodes:
+        if spec is None:
             why = "; ".join(self.notes) or "it has no images"
             raise DataError(
                 f"{self.bag.path} has no step that could be used ({why})",
@@ -123,10 +132,13 @@ class _Cutter:
         ends = [*frames.stamps[breaks], frames.stamps[-1]]
         return [(int(b), int(e), dict(about)) for b, e in zip(begins, ends, strict=True)]
 
-    def _spans_by_status(self, status: Stream, frames: Stream):
-        spans, begin, last = [], None, None
+    def _spans_by_status(
+        self, status: Stream, frames: Stream
+    ) -> list[tuple[int, int, dict[str, Any]]]:
+        spans: list[tuple[int, int, dict[str, Any]]] = []
+        begin, last = None, None
         for stamp, msg in zip(status.stamps.tolist(), status.values, strict=True):
-            if begin is not None and not msg.done and msg.step == 0 and last.step > 0:
+            if begin is not None and not msg.done and msg.step == 0 and last and last.step > 0:
                 spans.append((begin, stamp - 1, _remarks(last)))  # its end was not recorded
                 begin = None
             if begin is None:
@@ -143,7 +155,9 @@ class _Cutter:
 
     # -- one episode --------------------------------------------------------------------------
 
-    def _episode(self, frames: Stream, inside: np.ndarray, remarks: dict[str, Any]):
+    def _episode(
+        self, frames: Stream, inside: np.ndarray, remarks: dict[str, Any]
+    ) -> tuple[BagEpisode | None, ActionSpec]:
         logs, stamps = frames.logs[inside], frames.stamps[inside]
         stream, kind = self.roles.action, self.kinds[self.topics.action]
         both = stream.stamped and frames.stamped
@@ -201,7 +215,9 @@ class _Cutter:
         )
         return episode, found.spec
 
-    def _states(self, stamps, logs, keep):
+    def _states(
+        self, stamps: np.ndarray, logs: np.ndarray, keep: np.ndarray
+    ) -> tuple[np.ndarray | None, np.ndarray]:
         """float64 [T, S], and which images have a state; other rows are 0."""
         stream = self.roles.state
         if stream is None:
@@ -224,7 +240,7 @@ class _Cutter:
                 keep = keep & good
         return (rows if keep.any() else None), keep
 
-    def _gripper(self, stamps, logs) -> np.ndarray:
+    def _gripper(self, stamps: np.ndarray, logs: np.ndarray) -> np.ndarray:
         """[T], 1 open: the value that holds at the end of the image's time."""
         closed, opened = self.options.gripper_range
         stream = self.roles.gripper
@@ -246,7 +262,9 @@ class _Cutter:
             )
         return np.array([scaled[i] if i >= 0 else 1.0 for i in index])
 
-    def _instructions(self, logs, chunks, remarks) -> list[str]:
+    def _instructions(
+        self, logs: np.ndarray, chunks: Any, remarks: Mapping[str, Any]
+    ) -> list[str]:
         """The instruction of each image, from the chunk or from the last message before it."""
         fallback = str(remarks.get("instruction", ""))
         if chunks is not None and all(c.instruction for c in chunks):
@@ -260,7 +278,7 @@ class _Cutter:
             self._note("images before the first instruction are given that one")
         return [stream.values[i] if i >= 0 else fallback or stream.values[0] for i in index]
 
-    def _rewards(self, stamps, logs) -> np.ndarray:
+    def _rewards(self, stamps: np.ndarray, logs: np.ndarray) -> np.ndarray:
         """[T]: the last reward before the next image, 0 if there is none."""
         stream, values = None, []
         if self.topics.reward is not None:
@@ -277,7 +295,7 @@ class _Cutter:
         fresh = (index >= 0) & (stream.times[np.maximum(index, 0)] >= at)
         return np.array([values[i] if ok else 0.0 for i, ok in zip(index, fresh, strict=True)])
 
-    def _executed(self, stamps) -> np.ndarray | None:
+    def _executed(self, stamps: np.ndarray) -> np.ndarray | None:
         """[T] control steps after each image; None without EpisodeStatus."""
         if self.topics.episode is None or not len(stamps):
             return None

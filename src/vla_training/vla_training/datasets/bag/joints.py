@@ -121,15 +121,15 @@ class ForwardKinematics:
             ) from error
         self.data = mujoco.MjData(self.model)
         kinds = {"site": mujoco.mjtObj.mjOBJ_SITE, "body": mujoco.mjtObj.mjOBJ_BODY}
-        self.kind, self.tip = next(
-            (
-                (k, i)
-                for k, o in kinds.items()
-                if tip and (i := mujoco.mj_name2id(self.model, o, tip)) >= 0
-            ),
-            (None, -1),
+        found = (
+            (k, i)
+            for k, o in kinds.items()
+            if tip and (i := mujoco.mj_name2id(self.model, o, tip)) >= 0
         )
-        if self.kind is None:
+        self.kind: str
+        self.tip: int
+        self.kind, self.tip = next(found, ("", -1))
+        if not self.kind:
             names = [
                 mujoco.mj_id2name(self.model, o, i)
                 for o, n in zip(kinds.values(), (self.model.nsite, self.model.nbody), strict=True)

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,8 @@ class BagSet(EpisodeSet):
         if not self._where:
             raise troubles[0] if troubles else DataError(f"{self.path} has no episode")
         self.notes += [f"left out: {error.problem}" for error in troubles]
-        self._stored = self._read_first()
-        self.spec = self._stored
+        self._first: ActionSpec | None = None  # of all bags alike, once one was read
+        self._stored = self.spec = self._reading(self._where[0][0]).spec
         self.name = self._files[0].custom.get("dataset", self.name)
 
     def _take(self, path: Path) -> None:
@@ -82,10 +83,6 @@ class BagSet(EpisodeSet):
         self.notes += [n for note in reading.notes if (n := prefix + note) not in self.notes]
         return reading
 
-    def _read_first(self) -> ActionSpec:
-        self._stored: ActionSpec | None = None
-        return self._reading(self._where[0][0]).spec
-
     def _reading(self, number: int) -> BagReading:
         reading = self._readings[number]
         if reading is None:
@@ -93,10 +90,11 @@ class BagSet(EpisodeSet):
             self._recent.append(number)
             if len(self._recent) > MOST_READ:  # can be read again
                 self._readings[self._recent.popleft()] = None
-        if self._stored is not None and not _alike(reading.spec, self._stored):
+        kind = self._first = self._first or reading.spec
+        if not _alike(reading.spec, kind):
             raise DataError(
                 f"{self._files[number].path}: its actions are of another kind than those of "
-                f"{self._files[self._where[0][0]].path} ({reading.spec} and {self._stored})",
+                f"{self._files[self._where[0][0]].path} ({reading.spec} and {kind})",
                 "read bags of one kind at a time",
             )
         first = self._first_names = self._first_names or reading.state_names
@@ -117,7 +115,8 @@ class BagSet(EpisodeSet):
             self._readings = [None] * len(self._readings)
             self._recent.clear()
             self.notes.clear()
-            self._stored = self._read_first()
+            self._first = None
+            self._stored = self._reading(self._where[0][0]).spec
         self.spec = self._stored
         if is_eef_delta(self.spec) and is_eef_delta(spec) and spec.rotation in ANGLES:
             self.spec = with_rotation(self.spec, spec.rotation)
@@ -170,9 +169,7 @@ class BagSet(EpisodeSet):
         file, reading = self._files[number], self._reading(number)
         found, actions = reading.episodes[inner], self.actions(index)
         encoded = {
-            camera: file.reading(
-                lambda topic=topic, camera=camera: _images(file, topic, found.images[camera])
-            )
+            camera: file.reading(partial(_images, file, topic, found.images[camera]))
             for camera, topic in reading.topics.cameras.items()
             if camera in found.images
         }

@@ -59,6 +59,7 @@ def read_roles(
         for fault, count in stream.faults.items():
             roles.notes.append(f"{count} messages of {topic} left out: {fault}")
     if kinds[topics.action] == JOINTS:
+        assert options.robot_model is not None  # refused by `read_bag`
         arm = ForwardKinematics(options.robot_model, options.robot_tip)
         roles.action = joints[topics.action].poses(arm)
         if still := [n for n in arm.chain() if n not in joints[topics.action].names]:
@@ -68,7 +69,14 @@ def read_roles(
     return roles
 
 
-def _gripper(where, options, topics, kinds, streams, joints) -> Stream | None:
+def _gripper(
+    where: str,
+    options: BagOptions,
+    topics: BagTopics,
+    kinds: Mapping[str, str],
+    streams: Mapping[str, Stream],
+    joints: Mapping[str, JointStream],
+) -> Stream | None:
     topic = topics.gripper
     if topic is None and kinds[topics.action] == JOINTS and options.gripper_joint:
         topic = topics.action
@@ -92,7 +100,14 @@ def _first(value: Any) -> float:
     return float(flat[0]) if flat.size else float("nan")
 
 
-def _add_state(roles: Roles, options, topics, kinds, streams, joints) -> None:
+def _add_state(
+    roles: Roles,
+    options: BagOptions,
+    topics: BagTopics,
+    kinds: Mapping[str, str],
+    streams: Mapping[str, Stream],
+    joints: Mapping[str, JointStream],
+) -> None:
     if topics.state is None:
         return
     stream = streams[topics.state]

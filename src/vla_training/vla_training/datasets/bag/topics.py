@@ -61,7 +61,7 @@ class BagOptions:
     gripper_joint: str | None = None
     state_joints: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("tolerance", "episode_gap", *(("step_length",) if self.step_length else ())):
             if not isinstance(getattr(self, name), (int, float)):
                 raise DataError(f"{name} is {getattr(self, name)!r}", "give seconds")

@@ -234,7 +234,7 @@ class Hdf5Set(ImageColumnSet):
         used = {*READ, *layout.SENTENCES, "obs/robot0_state", *self._cameras.values()}
         found: set[str] = set()
 
-        def visit(name: str, item) -> None:
+        def visit(name: str, item: Any) -> None:
             if isinstance(item, h5py.Dataset) and name not in used:
                 parts = name.split("/")
                 found.add(name if parts[0] == "obs" else parts[0])

@@ -11,6 +11,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -67,7 +68,7 @@ class Hdf5Writer(EpisodeWriter):
     def add(self, encoded: dict) -> None:
         try:
             self._add(encoded)
-            self._file.flush()
+            self._data.file.flush()
         finally:
             self._disk.check()
 
@@ -146,7 +147,7 @@ class Disk(io.RawIOBase):
         if self._error is not None:
             raise self._error
 
-    def write(self, data) -> int:
+    def write(self, data: Any) -> int:
         view, at = memoryview(data).cast("B"), self._at
         try:
             done = 0
@@ -160,7 +161,7 @@ class Disk(io.RawIOBase):
         self._end = max(self._end, self._at)
         return len(view)
 
-    def readinto(self, data) -> int:
+    def readinto(self, data: Any) -> int:
         view, at = memoryview(data).cast("B"), self._at
         size = max(0, min(len(view), self._end - at))
         found = bytearray(os.pread(self._file.fileno(), size, at).ljust(size, b"\0"))
@@ -244,5 +245,5 @@ class Hdf5Encoder:
             "beyond": int((np.abs(actions) > 1 + 1e-6).any(1).sum()) if scaled else 0,
         }
 
-    def _chunk(self, image: np.ndarray) -> bytes:
+    def _chunk(self, image: np.ndarray) -> bytes | bytearray:
         return compress(image) if self.compress else np.ascontiguousarray(image).tobytes()

@@ -29,7 +29,8 @@ class TableFiles:
 
     def next_file(self) -> dict[str, int]:
         """Chunk and file number of the next table."""
-        if self._writer is not None and self._path.stat().st_size > self._limit:
+        path = self._path if self._writer is not None else None
+        if path is not None and path.stat().st_size > self._limit:
             self.close()
             self._number += 1
         return layout.file_number(self._number)

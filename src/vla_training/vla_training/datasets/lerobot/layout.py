@@ -48,12 +48,12 @@ class RunningStatistics:
     """Statistics of all episodes from those of each; quantiles as a weighted mean, as in
     LeRobot."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._sums: dict[str, dict[str, np.ndarray]] = {}
 
     def add(self, name: str, one: dict[str, np.ndarray]) -> None:
-        n = float(one["count"][0])
-        moments = {
+        n = one["count"][0].astype(float)
+        moments: dict[str, np.ndarray] = {
             "count": n,
             "mean": n * one["mean"],
             "square": n * (one["std"] ** 2 + one["mean"] ** 2),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import av
@@ -24,7 +24,7 @@ class VideoColumn:
     def __init__(self, file: Path, times: np.ndarray, tolerance: float, episode: int):
         self._file, self._times, self._tolerance = file, times, tolerance
         self._episode = episode
-        self._frames: Iterator[av.VideoFrame] | None = None
+        self._frames: Generator[av.VideoFrame, None, None] | None = None
         self._nearest: av.VideoFrame | None = None
         self._ahead: av.VideoFrame | None = None
         self._wanted = 0.0
@@ -46,9 +46,11 @@ class VideoColumn:
         if nearest is None or wanted < self._wanted or wanted > nearest.time + JUMP:
             self._close()
             self._frames = self._decode(wanted)
-            nearest, self._ahead = next(self._frames, None), next(self._frames, None)
-        while self._ahead is not None and _off(self._ahead, wanted) < _off(nearest, wanted):
-            nearest, self._ahead = self._ahead, next(self._frames, None)
+            nearest, self._ahead = self._next(), self._next()
+        while nearest is not None and self._ahead is not None:
+            if _off(self._ahead, wanted) >= _off(nearest, wanted):
+                break
+            nearest, self._ahead = self._ahead, self._next()
         self._nearest, self._wanted = nearest, wanted
         if nearest is None or not _off(nearest, wanted) <= self._tolerance:
             found = "there is none" if nearest is None else f"the nearest is at {nearest.time:.4f}"
@@ -60,7 +62,7 @@ class VideoColumn:
             )
         return nearest
 
-    def _decode(self, wanted: float) -> Iterator[av.VideoFrame]:
+    def _decode(self, wanted: float) -> Generator[av.VideoFrame, None, None]:
         """Decodes from the key frame before a time on."""
         with av.open(str(self._file)) as container:
             stream = container.streams.video[0]
@@ -68,12 +70,15 @@ class VideoColumn:
             container.seek(before, stream=stream, backward=True)
             yield from (f for f in container.decode(stream) if f.time is not None)
 
+    def _next(self) -> av.VideoFrame | None:
+        return None if self._frames is None else next(self._frames, None)
+
     def _close(self) -> None:
         if self._frames is not None:
             self._frames.close()
         self._frames = self._nearest = self._ahead = None
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return VideoColumn, (self._file, self._times, self._tolerance, self._episode)
 
 

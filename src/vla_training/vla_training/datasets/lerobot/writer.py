@@ -164,8 +164,10 @@ class LerobotWriter(EpisodeWriter):
             (meta / name).write_text(json.dumps(value, indent=4), encoding="utf-8")
 
     def release(self) -> None:
-        for part in (self._data, self._episodes, *self._videos.values()):
-            part.close()
+        self._data.close()
+        self._episodes.close()
+        for video in self._videos.values():
+            video.close()
 
     def _task_table(self) -> pa.Table:
         """Sentences are the index of the table, as pandas marks one."""

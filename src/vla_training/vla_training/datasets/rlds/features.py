@@ -55,6 +55,7 @@ class Feature:
 
     def decode(self, stored: list[bytes]) -> np.ndarray:
         """An encoded tensor's steps [T, *shape]; raises ValueError if they are invalid."""
+        assert self.dtype is not None  # a text has no encoding
         size, rows = self.size * self.dtype.itemsize, []
         for data in stored:
             if self.encoding == "zlib":

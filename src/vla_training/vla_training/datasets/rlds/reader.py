@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -217,12 +218,12 @@ class RldsEpisodes(EpisodeSet):
             )
         return count // size
 
-    def _stored(self, record: Mapping, name: str, where: str):
+    def _stored(self, record: Mapping, name: str, where: str) -> Any:
         if name not in record:
             raise DataError(f"{where} has no feature {name!r}, features.json does", COPY_AGAIN)
         return record[name]
 
-    def _value(self, record: Mapping, name: str, where: str, length: int):
+    def _value(self, record: Mapping, name: str, where: str, length: int) -> Any:
         feature: Feature = self.features[name]
         stored = self._stored(record, name, where)
         numbers = feature.kind == "tensor" and not feature.encoding
@@ -289,7 +290,7 @@ class RldsEpisodes(EpisodeSet):
         length = self._length(record, where)
         actions, kept = self._transformed(record, where)
 
-        def column(name: str, default):
+        def column(name: str, default: Any) -> Any:
             if name not in self.features:
                 return [default] * length
             return self._value(record, name, where, length)
@@ -358,7 +359,7 @@ def _text(data: bytes, where: str) -> str:
         raise DataError(f"{where}: a text is not UTF-8 ({error})", COPY_AGAIN) from error
 
 
-def _plain(value, where: str):
+def _plain(value: Any, where: str) -> Any:
     if isinstance(value, bytes):
         return _text(value, where)
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value

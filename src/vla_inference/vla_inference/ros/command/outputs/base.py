@@ -31,13 +31,11 @@ class Output:
     CONFIG: a dataclass whose options are its own parameters, beside the node's; two outputs may
     share one that both declare in the same way.
     needs_pose: whether it sends `Command.target`, for which `current_pose` must be known.
-    remark: what went wrong last, in words; empty: nothing.
     """
 
     takes: ClassVar[str] = MOTION
     CONFIG: ClassVar[type]
     needs_pose: ClassVar[bool] = False
-    remark: str = ""
 
     def __init__(self, node: Node, value: Value):
         """Raises VlaError where the parameters contradict."""
@@ -46,6 +44,10 @@ class Output:
     def on(cls, value: Value) -> bool:
         """Whether the parameters enable it."""
         raise NotImplementedError
+
+    def remark(self) -> str:
+        """What went wrong last, in words; empty: nothing."""
+        return ""
 
     def told(self) -> str:
         """Describes what it sends and where."""
@@ -80,7 +82,8 @@ class TopicOutput(Output):
     topic: ClassVar[str]
     message: ClassVar[Any]
 
-    def __init__(self, node: Node, value: Value):
+    def __init__(self, node: Any, value: Value):
+        """node: a managed one."""
         self.node = node
         self.publisher = node.create_lifecycle_publisher(
             self.message, self.topic, **qos.overridable(qos.COMMAND)

@@ -75,7 +75,6 @@ class GripperActionOutput(Output):
     def on(cls, value: Value) -> bool:
         return bool(value("gripper_action"))
 
-    @property
     def remark(self) -> str:
         return self.action.remark
 

@@ -80,7 +80,7 @@ class Outputs:
 
     @property
     def remark(self) -> str:
-        return next((o.remark for o in self._all if o.remark), "")
+        return next((told for o in self._all if (told := o.remark())), "")
 
     def flush(self, timeout: Duration) -> None:
         self._each(lambda output: output.flush(timeout))
@@ -99,5 +99,5 @@ class Outputs:
             except Exception as error:  # a halt has to reach the others all the same
                 failed.append((output, error))
         if failed:
-            output, error = failed[0]
-            raise RuntimeError(f"{type(output).__name__} failed: {error}") from error
+            output, first = failed[0]
+            raise RuntimeError(f"{type(output).__name__} failed: {first}") from first
