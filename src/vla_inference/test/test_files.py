@@ -14,7 +14,14 @@ import pytest
 
 from vla_inference.errors import VlaError
 from vla_inference.system import files
-from vla_inference.system.files import FileLock, Staged, whole_file, writable, write_whole
+from vla_inference.system.files import (
+    FileLock,
+    Staged,
+    only_one,
+    whole_file,
+    writable,
+    write_whole,
+)
 
 WRITER = """
 import sys, time
@@ -171,3 +178,18 @@ def test_what_cannot_be_written_is_refused_by_name(tmp_path, monkeypatch):
         with pytest.raises(VlaError, match=words):
             writable(path, kind)
     assert [p.name for p in tmp_path.iterdir()] == ["file"] and file.read_text() == "precious"
+
+
+def test_only_one_works_in_a_folder(tmp_path):
+    folder = tmp_path / "new"
+    with only_one(folder, "vla train"):
+        running = r"another vla train is running in .*new; wait for it"
+        with pytest.raises(VlaError, match=running), only_one(folder, "vla train"):
+            pass
+        assert folder.is_dir()
+    assert not folder.exists()  # it was made for this, and is empty
+    with only_one(folder, "vla train"):
+        (folder / "result").touch()
+    assert [p.name for p in folder.iterdir()] == ["result"]
+    with pytest.raises(VlaError, match="is a file"), only_one(folder / "result", "vla train"):
+        pass

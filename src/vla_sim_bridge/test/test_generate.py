@@ -243,11 +243,15 @@ def test_two_processes_never_work_in_one_folder(tmp_path):
     output, second = tmp_path / "data", StandIn()
     write_whole(output / "generate.json", json.dumps(asdict(FAKE)))
     code = "import sys, time; from pathlib import Path\n"
-    code += "from vla_sim_bridge.generation.shards import alone\n"
-    code += "with alone(Path(sys.argv[1])): print('ready', flush=True); time.sleep(60)"
+    code += "from vla_inference.system.files import only_one\n"
+    code += (
+        "with only_one(sys.argv[1], 'vla generate'): print('ready', flush=True); time.sleep(60)"
+    )
     first = subprocess.Popen([sys.executable, "-c", code, output], stdout=subprocess.PIPE)
     assert first.stdout.readline() == b"ready\n"
-    with pytest.raises(DataError, match=r"another vla generate works in .*data; wait for it, or"):
+    with pytest.raises(
+        VlaError, match=r"another vla generate is running in .*data; wait for it, or"
+    ):
         generate(FAKE, output, start_workers=second)
     assert not second.played and first.poll() is None
     first.kill()  # with all its locks; what it was writing is no attempt

@@ -66,6 +66,36 @@ class FileLock:
             self._file.close()
 
 
+@contextlib.contextmanager
+def only_one(folder: str | os.PathLike, command: str) -> Iterator[None]:
+    """No other process works in `folder`, which is made, as long as this lasts.
+
+    Raises VlaError where another one does. Where the disk has no locks nothing is checked.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise VlaError(f"{folder} is a file", "choose another folder")
+    made, lock = not folder.exists(), None
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / LOCK)
+    except BlockingIOError:
+        raise VlaError(
+            f"another {command} is running in {folder}", "wait for it, or choose another folder"
+        ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+        if made:  # nothing is left of what could not begin
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
 def take_over(folder: Path) -> FileLock | None:
     """The lock of a hidden folder whose owner is gone; None if it is or may be in use."""
     try:

@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from vla_inference.errors import VlaError
-from vla_inference.system.files import writable
+from vla_inference.system.files import only_one, writable
 from vla_sim_bridge.envs.robosuite_sim import Simulation
 from vla_sim_bridge.generation.attempt import make_attempt
 from vla_sim_bridge.generation.config import GenerateConfig
 from vla_sim_bridge.generation.shards import (
     DamagedPartError,
     Shards,
-    alone,
     claim,
     merge,
     recall,
@@ -83,7 +82,7 @@ def generate(
             claim(output, asdict(config), _defaults())
             return final
         writable(output, "folder")
-        with alone(output):
+        with only_one(output, "vla generate"):
             claim(output, asdict(config), _defaults())
             parts.mkdir(parents=True, exist_ok=True)
             make = partial(_make_play, config, sources, None if ray_address else str(parts))

@@ -8,12 +8,11 @@ demo.hdf5, statistics.json   at the end; failed.hdf5 with the failures kept
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
@@ -22,7 +21,7 @@ import numpy as np
 from vla_inference.episodes.hdf5 import write_episode, write_header
 from vla_inference.episodes.robosuite import CONTROL_FREQ
 from vla_inference.errors import DataError
-from vla_inference.system.files import LOCK, FileLock, Staged, remove_leftovers, write_whole
+from vla_inference.system.files import LOCK, Staged, remove_leftovers, write_whole
 from vla_inference.types import Episode
 from vla_sim_bridge.envs.robosuite_sim import ROBOT
 from vla_sim_bridge.evaluation.confidence_intervals import wilson_interval
@@ -187,24 +186,6 @@ def summarise(task: str, lengths: list[int], attempts: int, outcomes: Mapping[in
         "length_median": float(median),
         "length_p95": float(p95),
     }
-
-
-@contextlib.contextmanager
-def alone(output: Path) -> Iterator[None]:
-    """Makes `output` and ensures that no other process works in it during this block."""
-    if output.exists() and not output.is_dir():
-        raise DataError(f"{output} is a file", "choose another --output")
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(output / LOCK)
-    except BlockingIOError:
-        raise DataError(
-            f"another vla generate works in {output}", "wait for it, or choose another --output"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def claim(output: Path, wanted: Mapping, defaults: Mapping) -> None:

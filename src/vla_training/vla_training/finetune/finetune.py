@@ -21,7 +21,7 @@ from torch import Tensor
 from vla_inference.checkpoints.load import load_tokenizer
 from vla_inference.errors import VlaError
 from vla_inference.policies.openvla.config import TRAINED_CROP
-from vla_inference.system.files import write_whole
+from vla_inference.system.files import only_one, write_whole
 from vla_training.finetune import distributed
 from vla_training.finetune.config import FinetuneConfig
 from vla_training.finetune.errors import explained
@@ -290,7 +290,9 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> Path:
     run = None
     try:
         torch.set_float32_matmul_precision("high")
-        with explained(config, place):
+        with contextlib.ExitStack() as stack, explained(config, place):
+            if place.first:
+                stack.enter_context(only_one(folder, "vla finetune"))
             run = Finetuner(config, place)
             if resume:
                 run.resume()

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from vla_inference.errors import VlaError
+from vla_inference.system.files import only_one
 from vla_training.finetune.training_state import find_states
 from vla_training.small_model.config import SMALL, TrainConfig
 from vla_training.small_model.episode_frames import frames_from_paths
@@ -57,10 +58,11 @@ def train(
         raise VlaError(f"{devices} GPUs were requested, there are {available}", "ask for fewer")
     world = max(1, devices)
     args = (world, devices > 0, data, str(output), config, resume, report)
-    if world == 1:
-        _train_rank(0, "", *args)
-    else:
-        spawn(world, args)
+    with only_one(output, "vla train"):
+        if world == 1:
+            _train_rank(0, "", *args)
+        else:
+            spawn(world, args)
     return Path(output) / "checkpoint"
 
 

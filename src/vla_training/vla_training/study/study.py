@@ -23,6 +23,7 @@ import torch
 from vla_inference.checkpoints.safetensors_io import read_json
 from vla_inference.errors import VlaError
 from vla_inference.system import progress
+from vla_inference.system.files import LOCK, only_one
 from vla_inference.system.worker_pool import WorkerPool
 from vla_sim_bridge.evaluation.episode import EpisodeResult
 from vla_sim_bridge.evaluation.rollout import summarise
@@ -77,7 +78,9 @@ class Study:
     def _claim(self, identity: dict[str, Any]) -> dict[str, Any]:
         path = self.output / "study.json"
         if not path.is_file():
-            if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
+            if self.output.exists() and (
+                not self.output.is_dir() or any(p.name != LOCK for p in self.output.iterdir())
+            ):
                 raise VlaError(f"{self.output} is not empty, and no study", "choose another")
             plan = {"settings": identity}
             write_statistics(path, plan)
@@ -244,4 +247,6 @@ class Study:
 
 def study(config: StudyConfig, say: Say = print) -> dict[str, Any]:
     """Runs a study, or the rest of one; returns the content of results.json."""
-    return Study(config, say).run()
+    config.check()
+    with only_one(config.output, "vla study"):
+        return Study(config, say).run()
