@@ -84,7 +84,7 @@ def test_two_episodes_despite_wrong_stamps(graph, tmp_path):
     assert found["frames_published"] == 4 and found["latency_ms"]["count"] == 4
     assert found["action_steps"] == 16
     assert found["chunks_ignored"] >= 6  # two of each answer's three
-    assert "refused: the stamp of the chunk is no time" in err
+    assert "refused: the stamp of the chunk is not a valid time" in err
     assert found["model"] == "fake" and found["ros_overhead_ms"]["median"] > 0
     assert "episode 1/2" in out and "episode 2/2" in out and "Wilson" in out
     names = {p.name for p in (tmp_path / "r").iterdir()}

@@ -32,9 +32,10 @@ Written by `tools/options_page.py` from the code. `-` and `_` in names are the s
 without a default may be left out, unless it says "required".
 """
 PARAMETERS_HEAD = """# Parameters of the nodes
-Written by `tools/options_page.py` from the code. They are read when a node is configured, and
-refused while it is; those marked "live" may be set at any time. Files to start from, with the
-same values: `config/`. `sim_node` is no managed node: it reads its parameters once, as it starts.
+Written by `tools/options_page.py` from the code. They are read when a node is configured and
+cannot be changed while it is; those marked "live" can be set at any time. Files with the same
+values to start from: `config/`. `sim_node` is not a managed node: it reads its parameters once, at
+start.
 """
 NODES = {
     "inference_node": (InferenceConfig,),

@@ -167,7 +167,7 @@ FAULTS = {
     "one pose jumps": of_the_arm("one_jump"),
     "stray joint states": of_the_arm("stray", "pose_lost", graph="joints"),
     "one stray joint state": of_the_arm("one_stray", graph="joints"),
-    "negative stamps": told("camera", "negative", "is no time"),
+    "negative stamps": told("camera", "negative", "is not a valid time"),
     "poses' stamps negative": of_the_arm("negative", "pose_lost"),
     "one negative stamp": Fault(one_negative, lambda g: None, (), graph="pose", survived=True),
     "one of joint states": of_the_arm("one_negative", graph="joints"),

@@ -221,10 +221,10 @@ def test_a_chunk_whose_stamp_is_no_time_stops_it_and_the_next_is_executed(graph)
 
     g.send(*[ahead(0.01)] * 3, change=spoil)  # disabled: refused, no more
     g.until(lambda: g.status.refused == 1, "a refusal")
-    assert "the stamp of the chunk is no time" in g.status.last_refusal
+    assert "the stamp of the chunk is not a valid time" in g.status.last_refusal
     g.ready()
     g.send(*[ahead(0.01)] * 3, change=spoil)
-    assert "the stamp of the chunk is no time" in g.stopped("bad_chunk")
+    assert "the stamp of the chunk is not a valid time" in g.stopped("bad_chunk")
     g.ready()
     g.send(*[ahead(0.01)] * 3)
     g.until(lambda: any(map(moves, g.twists)), "motion")

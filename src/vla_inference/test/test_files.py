@@ -171,8 +171,8 @@ def test_what_cannot_be_written_is_refused_by_name(tmp_path, monkeypatch):
     for path, kind, words in (
         (tmp_path, "file", "is a folder; name a file"),
         (file, "folder", "is a file; name a folder"),
-        (file / "x" / "y", "file", f"y cannot be written: {file} is no folder; choose another"),
-        (file / "x", "folder", f"x cannot be written: {file} is no folder"),
+        (file / "x" / "y", "file", f"y cannot be written: {file} is not a folder; choose another"),
+        (file / "x", "folder", f"x cannot be written: {file} is not a folder"),
         (Path("/proc/self/out"), "new folder", r"out cannot be written \(/proc/self: "),
     ):
         with pytest.raises(VlaError, match=words):

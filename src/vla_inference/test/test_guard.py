@@ -107,7 +107,9 @@ def test_a_stamp_that_is_no_time_is_refused_by_name():
     assert stamp_seconds(Time(sec=2, nanosec=5 * 10**8)) == 2.5
     assert stamp_ns(Time()) == 0  # no stamp: the caller decides
     for bad in (Time(sec=-1), Time(sec=-(2**31)), Time(nanosec=10**9), Time(nanosec=2**32 - 1)):
-        with pytest.raises(VlaError, match=r"the stamp of image is no time .*; set header.stamp"):
+        with pytest.raises(
+            VlaError, match=r"the stamp of image is not a valid time .*; set header.stamp"
+        ):
             stamp_ns(bad, "image")
 
 

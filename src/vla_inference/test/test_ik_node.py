@@ -130,15 +130,21 @@ def test_joints_follow_twists_and_targets_once_they_are_known(graph):
         ("delta_twist has no stamp", lambda: g.tell_twist(stamp=Time())),
         ("the twist is", lambda: g.tell_twist(stamp=g.now(1.0))),
         ("in the future", lambda: g.tell_twist(stamp=g.now(-1.0))),
-        ("the stamp of delta_twist is no time", lambda: g.tell_twist(stamp=Time(sec=-1))),
+        ("the stamp of delta_twist is not a valid time", lambda: g.tell_twist(stamp=Time(sec=-1))),
         ("the target is", lambda: g.tell_target(np.eye(4), g.now(1.0))),
         ("in the future", lambda: g.tell_target(np.eye(4), g.now(-1.0))),
         ("target_pose has no stamp", lambda: g.tell_target(np.eye(4), Time())),
-        ("the stamp of target_pose is no time", lambda: g.tell_target(np.eye(4), Time(sec=-1))),
+        (
+            "the stamp of target_pose is not a valid time",
+            lambda: g.tell_target(np.eye(4), Time(sec=-1)),
+        ),
         ("joint_states has no stamp", lambda: g.tell_joints(stamp=Time())),
         ("joint states are", lambda: g.tell_joints(stamp=g.now(1.0))),
         ("in the future", lambda: g.tell_joints(stamp=g.now(-1.0))),
-        ("the stamp of joint_states is no time", lambda: g.tell_joints(stamp=Time(sec=-1))),
+        (
+            "the stamp of joint_states is not a valid time",
+            lambda: g.tell_joints(stamp=Time(sec=-1)),
+        ),
     ):
         g.node._remark = ""
         g.until(lambda word=word: word in g.node._remark, refused, g.tell_joints)

@@ -197,7 +197,7 @@ def test_a_state_that_cannot_be_read_is_refused():
     unit = (0.0, 0.0, 0.0, 1.0)
     for pose, joints, words in (
         (((0, 0, 0), unit), {"f2": 1.0}, "lack f1"),
-        (((0, 0, 0), (0.0, 0.0, 0.0, 0.0)), {"f1": 1.0}, "no unit quaternion"),
+        (((0, 0, 0), (0.0, 0.0, 0.0, 0.0)), {"f1": 1.0}, "not a unit quaternion"),
         (((0, 0, float("nan")), unit), {"f1": 1.0}, "not finite"),
     ):
         with pytest.raises(ObservationError, match=words):

@@ -346,7 +346,7 @@ def test_the_time_to_end_is_the_variables_at_the_end_as_in_launch(read):
     assert timeouts(read(inner)) == [(5, 5)]  # a group's are gone by then
     own = '<node pkg="robot" exec="end" sigkill_timeout="1"/>'
     assert timeouts(read('<let name="sigkill_timeout" value="9"/>' + own)) == [(5, 1)]
-    with pytest.raises(VlaError, match="'soon' is no time in seconds"):
+    with pytest.raises(VlaError, match="'soon' is not a valid time in seconds"):
         read('<let name="sigterm_timeout" value="soon"/>' + node)
 
 
@@ -409,7 +409,9 @@ def test_package_and_file_or_path(prefix, tmp_path):
         {"x": "1", "y": "a:=b"},
     )
     assert split_arguments([str(file)])[0] == Path(file)
-    with pytest.raises(VlaError, match=r"task=Stack_D0 is no launch argument; write task:=Stack"):
+    with pytest.raises(
+        VlaError, match=r"task=Stack_D0 is not a launch argument; write task:=Stack"
+    ):
         split_arguments(["robot", "a.launch.xml", "task=Stack_D0"])
     with pytest.raises(VlaError, match=r"no launch file 'b.launch.xml'; it has a.launch.xml"):
         split_arguments(["robot", "b.launch.xml"])

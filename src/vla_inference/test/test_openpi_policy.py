@@ -322,7 +322,7 @@ def test_roboarenas_servers_are_sent_endpoint_and_session(scripted):
 
 def test_what_is_no_address_is_refused():
     for text in ("openpi:http://a:1", "openpi:ws://", "openpi:ws://a:b", "openpi:ws://a:99999999"):
-        with pytest.raises(VlaError, match="no server's address; give openpi:ws://HOST:PORT"):
+        with pytest.raises(VlaError, match="not a server's address; give openpi:ws://HOST:PORT"):
             load_policy(text)
     with pytest.raises(VlaError, match="family openpi take no device"):
         load_policy("openpi:ws://127.0.0.1:1", LoadOptions(device="cpu"))

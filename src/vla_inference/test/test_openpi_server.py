@@ -374,19 +374,19 @@ def test_ofts_form_is_answered_by_the_chunk():
 @pytest.mark.parametrize(
     "payload, told",
     [
-        (b"{", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
-        ([1], "no JSON object"),
+        (b"{", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        ([1], "not a JSON object"),
         ({"instruction": "go"}, "takes 1 images, 0 came"),
         ({"image": json_array(IMAGE)}, "instruction is empty"),
-        ({"image": {"__numpy__": "!", "dtype": "|u1", "shape": [1]}}, "no base64"),
+        ({"image": {"__numpy__": "!", "dtype": "|u1", "shape": [1]}}, "not base64"),
         ({"image": {"__numpy__": "", "dtype": ["a", "b"], "shape": [0]}}, "dtype"),
         ({"image": {"__numpy__": "AAAA", "dtype": "|O", "shape": [1]}}, "dtype '|O'"),
         (
             {"image": json_array(IMAGE), "instruction": "go", "unnorm_key": "mars"},
             "no such unnorm_key",
         ),
-        ({"image": json_array(IMAGE), "instruction": "go", "unnorm_key": 3}, "is no text"),
+        ({"image": json_array(IMAGE), "instruction": "go", "unnorm_key": 3}, "is not text"),
     ],
 )
 def test_a_request_that_cannot_be_used_is_refused_with_a_reason(server, payload, told):

@@ -169,11 +169,11 @@ def test_cameras_are_found_by_the_models_names():
 @pytest.mark.parametrize(
     "change, told",
     [
-        ({"observation/image": None}, "no image"),
+        ({"observation/image": None}, "not an image"),
         ({"observation/image": IMAGE[..., 0]}, "has shape"),
         ({"observation/image": IMAGE[:4]}, "at least 16x16"),
         ({"observation/image": IMAGE.astype(np.float32)}, "outside 0 to 1"),
-        ({"observation/image": b"\xff\xd8 no JPEG"}, "is no image"),
+        ({"observation/image": b"\xff\xd8 no JPEG"}, "is not an image"),
         ({"observation/state": np.ones(3)}, "8 numbers of state, 3 came"),
         ({"observation/state": np.full(8, np.nan)}, "not finite"),
         ({"observation/state": "x"}, "not an array of numbers"),

@@ -30,4 +30,4 @@ def test_a_command_before_1970_is_rejected_and_the_next_one_is_taken(kind, contr
         hear(msg)
     assert drive.controller.heard.rejected == {"no time as stamp": 2}
     assert drive.controller.heard.accepted == 1 and drive._heard
-    assert len(said) == 2 and "the stamp of the command is no time" in said[0]
+    assert len(said) == 2 and "the stamp of the command is not a valid time" in said[0]

@@ -28,7 +28,7 @@ def test_unknown_keys_are_told_what_there_is(source, tmp_path):
         ({"front": "image"}, r"names 'front', .* does not have; there is agentview, wrist, state"),
         ({"agentview": "wrist"}, "would both be called 'wrist'"),
         ({"state": "proprio"}, "'state' cannot be called 'proprio'"),
-        ({"wrist": "a/b"}, "'a/b' is no name for a camera"),
+        ({"wrist": "a/b"}, "'a/b' is not a name for a camera"),
     ):
         with pytest.raises(DataError, match=message):
             convert(source, tmp_path / "out", "rlds", ConvertConfig(remap=remap), workers=1)
@@ -53,7 +53,7 @@ def test_nothing_is_overwritten_unasked_and_nothing_but_a_data_set_ever(source, 
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.tex").write_text("years")
-    with pytest.raises(DataError, match="is no dataset, --overwrite replaces nothing else"):
+    with pytest.raises(DataError, match="is not a dataset, --overwrite replaces nothing else"):
         convert(source, precious, "rlds", workers=1, overwrite=True)
     with pytest.raises(DataError, match="overlap; choose an output elsewhere"):
         convert(out, out / "inner", "rlds", workers=1)

@@ -340,7 +340,7 @@ def test_bad_data_is_named(home, tmp_path):
         finetune(replace(settings(home, tmp_path / "run"), sources=(none,)))
     with pytest.raises(VlaError, match="no dataset 'nowhere'"):
         find_sources(tmp_path, "nowhere", [], None)
-    with pytest.raises(VlaError, match="is no weight"):
+    with pytest.raises(VlaError, match="is not a weight"):
         find_sources(tmp_path, "nan:heavy", [], None)
 
 

@@ -133,14 +133,14 @@ def test_a_broken_encoding_says_so(tmp_path):
             tensor("float32", 7, encoding="zlib"),
             {"action": [*good[:-1], bad]},
         )
-        with pytest.raises(DataError, match=f"'steps/action' is no zlib of float32 .*{why}"):
+        with pytest.raises(DataError, match=f"'steps/action' is not a zlib of float32 .*{why}"):
             open_dataset(path).actions(0)
 
 
 def test_what_is_no_vector_is_told_what_it_is(tmp_path):
     for number, (feature, values, why) in enumerate(
         [
-            (tensor("string"), [b"left"] * COUNT, r"it is no vector \(text\)"),
+            (tensor("string"), [b"left"] * COUNT, r"it is not a vector \(text\)"),
             (tensor("bfloat16", 7), vectors(), "it is of a kind that is not read"),
         ]
     ):

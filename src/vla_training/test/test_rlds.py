@@ -195,7 +195,7 @@ DAMAGE = {
     "a bit": (damage_bit, r"00000-of-00002, record 0 at byte 0: the CRC of its data is wrong"),
     "no shard": (lambda f: shard(f, 1, 2).unlink(), r"00001-of-00002 is missing"),
     "mixed shards": (damage_count, r"00001-of-00002 contains 2 episodes, shardLengths .* says 1"),
-    "no example": (rewrite_bytes(b"\xff" * 30), r"record 0 is no tf.train.Example"),
+    "no example": (rewrite_bytes(b"\xff" * 30), r"record 0 is not a tf.train.Example"),
     "no action": (rewrite(**{"steps/action": None}), r"record 0 has no feature 'steps/action'"),
     "action length": (
         rewrite(**{"steps/action": np.zeros(13, np.float32)}),
@@ -215,7 +215,7 @@ DAMAGE = {
     ),
     "image": (
         rewrite(**{"steps/observation/image": [png(0), b"\xff\xd8 no JPEG"]}),
-        r"record 0, step 1, image 'image' is no readable JPEG or PNG",
+        r"record 0, step 1, image 'image' is not a readable JPEG or PNG",
     ),
     "text": (
         rewrite(**{"steps/language_instruction": [b"\xff\xfe", b""]}),
@@ -244,7 +244,7 @@ def test_folders_that_are_no_data_set(tmp_path, toy):
     with pytest.raises(DataError, match="there is no dataset at"):
         open_dataset(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"no dataset of a known type \(rlds, hdf5, lerobot"):
+    with pytest.raises(DataError, match=r"not a dataset of a known type \(rlds, hdf5, lerobot"):
         open_dataset(tmp_path / "empty")
     with pytest.raises(DataError, match="unknown dataset type 'csv'; known: rlds, hdf5, lerobot"):
         open_dataset(toy, "csv")
@@ -270,7 +270,7 @@ def test_actions_of_another_length_are_refused(tmp_path):
 def test_images_that_are_not_8_bit_rgb_are_refused(mode):
     buffer = io.BytesIO()
     Image.new(mode, (20, 16)).save(buffer, "JPEG" if mode == "CMYK" else "PNG")
-    with pytest.raises(DataError, match=r"the image (is no readable|has colour mode)"):
+    with pytest.raises(DataError, match=r"the image (is not a readable|has colour mode)"):
         decode_image(buffer.getvalue(), "the image")
 
 
@@ -293,7 +293,7 @@ def bomb(kind: str, width: int, height: int) -> bytes:
 @pytest.mark.filterwarnings("error")
 def test_images_that_claim_to_be_huge_are_refused_before_memory_is_taken(kind, size):
     begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(DataError, match=r"the image (claims \d+x\d+ pixels; store|is no read)"):
+    with pytest.raises(DataError, match=r"the image (claims \d+x\d+ pixels; store|is not a read)"):
         decode_image(bomb(kind, size, size), "the image")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begin < 50_000  # KiB
 

@@ -21,7 +21,9 @@ def find_model(root: str | os.PathLike, name: str) -> Path:
         raise VlaError("models cannot be changed here", "set parameter 'model_root' to a folder")
     top = Path(os.path.realpath(os.path.expanduser(root)))
     if top == Path(top.anchor) or not top.is_dir():
-        raise VlaError(f"model_root {root} is no folder below /", "set it to the models' folder")
+        raise VlaError(
+            f"model_root {root} is not a folder below /", "set it to the models' folder"
+        )
     if not name or "\0" in name:
         raise VlaError("no model is named", "give a folder inside model_root")
     folder = _inside(top, top / name, name)

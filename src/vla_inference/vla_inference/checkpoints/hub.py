@@ -48,7 +48,7 @@ def fetch(repo: str, revision: str | None = None) -> Path:
         )
     except ImportError as error:
         raise CheckpointError(
-            f"{repo} is no folder, and huggingface_hub, which fetches from the Hub, is not "
+            f"{repo} is not a folder, and huggingface_hub, which fetches from the Hub, is not "
             "installed",
             "install huggingface_hub or give a folder",
         ) from error

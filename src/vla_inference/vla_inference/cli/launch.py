@@ -58,7 +58,7 @@ def split_arguments(words: list[str]) -> tuple[Path, dict[str, str]]:
     for word in words:
         name, equals, value = word.partition("=")
         if equals and name.isidentifier() and not Path(word).exists():
-            raise VlaError(f"{word} is no launch argument", f"write {name}:={value}")
+            raise VlaError(f"{word} is not a launch argument", f"write {name}:={value}")
     targets = [w for w in words if ":=" not in w]
     pairs = [w.partition(":=") for w in words if ":=" in w]
     for name, _, value in pairs:

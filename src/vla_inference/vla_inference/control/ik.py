@@ -175,7 +175,7 @@ class JointCommander:
         """Takes a target pose in the base frame: m, x y z w."""
         length = np.linalg.norm(quaternion)
         if not (np.isfinite(position).all() and 0.99 < length < 1.01):
-            return self._refuse("target", "the target is no pose")
+            return self._refuse("target", "the target is not a pose")
         if not self._in_time("target", age):
             return False
         self._target = np.eye(4)

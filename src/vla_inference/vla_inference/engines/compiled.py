@@ -109,7 +109,9 @@ def check_free(folder: Path, overwrite: bool) -> None:
     if not overwrite:
         raise VlaError(f"{folder} already exists", "choose another or give --overwrite")
     if not (folder / RECORD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise VlaError(f"{folder} is no compiled folder", "it is not overwritten: choose another")
+        raise VlaError(
+            f"{folder} is not a compiled folder", "it is not overwritten: choose another"
+        )
 
 
 def write_record(folder: Path, record: Mapping[str, Any], files: Iterable[str]) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def _checked(quaternion: Sequence[float]) -> np.ndarray:
     q = np.asarray(quaternion, np.float64)
     length = np.linalg.norm(q)
     if not 0.99 < length < 1.01:
-        raise ObservationError("the measured rotation is no unit quaternion", "fix its source")
+        raise ObservationError("the measured rotation is not a unit quaternion", "fix its source")
     return q / length
 
 

@@ -317,7 +317,9 @@ def seconds(text: str, element: Element) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < 3600:
-        raise element.fail(f"{text!r} is no time in seconds", "give a number from 0 to 3600")
+        raise element.fail(
+            f"{text!r} is not a valid time in seconds", "give a number from 0 to 3600"
+        )
     return value
 
 

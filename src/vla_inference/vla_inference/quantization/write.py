@@ -125,7 +125,7 @@ def check_free(folder: Path, output: Path, overwrite: bool) -> None:
         raise VlaError(f"{output} already exists", "choose another or give --overwrite")
     if not output.is_dir() or (any(output.iterdir()) and not (output / "config.json").is_file()):
         raise VlaError(
-            f"{output} is no checkpoint folder", "it is not overwritten: choose another"
+            f"{output} is not a checkpoint folder", "it is not overwritten: choose another"
         )
 
 

@@ -13,7 +13,7 @@ def stamp_ns(stamp: Time, what: str = "the message") -> int:
     """Nanoseconds since 1970; 0: no stamp. Raises VlaError, naming `what`, if it is invalid."""
     if stamp.sec < 0 or stamp.nanosec >= SECOND:
         raise VlaError(
-            f"the stamp of {what} is no time ({stamp.sec} s, {stamp.nanosec} ns)",
+            f"the stamp of {what} is not a valid time ({stamp.sec} s, {stamp.nanosec} ns)",
             "set header.stamp to the time of the measurement, by the graph's clock",
         )
     return stamp.sec * SECOND + stamp.nanosec

@@ -261,7 +261,9 @@ def writable(
     while not os.path.lexists(there):
         there = there.parent
     if not there.is_dir():
-        raise VlaError(f"{path} cannot be written: {there} is no folder", "choose another place")
+        raise VlaError(
+            f"{path} cannot be written: {there} is not a folder", "choose another place"
+        )
     try:
         with tempfile.TemporaryFile(dir=there):
             pass

@@ -92,7 +92,7 @@ def find_sources(root: Path, names: str, cameras: list[str], kind: str | None) -
             try:
                 name, weight = head, float(tail)
             except ValueError:
-                raise VlaError(f"{tail!r} of {text!r} is no weight", "give NAME:2") from None
+                raise VlaError(f"{tail!r} of {text!r} is not a weight", "give NAME:2") from None
             if not 0 < weight < float("inf"):
                 raise VlaError(f"the weight of {name} is {weight}", "give more than 0")
         # Never above `root`: a job's names come from the network.

@@ -173,7 +173,9 @@ def _renamed(
         if key in others and new not in (None, key):
             raise DataError(f"{key!r} cannot be called {new!r}", f"leave it, or give {key}:None")
         if new is not None and (not new or "/" in new or (new == STATE and key != STATE)):
-            raise DataError(f"{new!r} is no name for a camera", "choose another in --remap-keys")
+            raise DataError(
+                f"{new!r} is not a name for a camera", "choose another in --remap-keys"
+            )
     names: dict[str, str] = {}
     for old in known:
         new = remap.get(old, old)

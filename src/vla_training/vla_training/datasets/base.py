@@ -216,7 +216,7 @@ def open_dataset(
         kind = next((k for k, r in READERS.items() if r.recognises(path)), None)
     if kind is None:
         raise DataError(
-            f"{path} is no dataset of a known type ({known})",
+            f"{path} is not a dataset of a known type ({known})",
             "an RLDS folder contains features.json and dataset_info.json, HDF5 files end in "
             ".hdf5, a "
             "LeRobot folder contains meta/info.json, a bag metadata.yaml, .mcap, .db3 or .bag",

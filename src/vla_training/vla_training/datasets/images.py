@@ -37,7 +37,7 @@ def decode_image(data: bytes, what: str) -> np.ndarray:
         raise DataError(error.problem, "store images of a camera's size") from error
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(
-            f"{what} is no readable JPEG or PNG ({error})", "the data is damaged: copy it again"
+            f"{what} is not a readable JPEG or PNG ({error})", "the data is damaged: copy it again"
         ) from error
     raise DataError(f"{what} has colour mode {mode}", "store 8-bit RGB")
 

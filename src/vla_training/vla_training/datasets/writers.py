@@ -172,7 +172,7 @@ def _as_it_is(episode: Episode) -> Episode:
 def check_target(path: Path, overwrite: bool) -> None:
     """Refuses to overwrite anything but a dataset, and that only on request."""
     if not path.name:
-        raise DataError(f"{path} is no name for a dataset", "name a file or folder")
+        raise DataError(f"{path} is not a name for a dataset", "name a file or folder")
     if not os.path.lexists(path):
         return
     if not overwrite:
@@ -180,7 +180,7 @@ def check_target(path: Path, overwrite: bool) -> None:
     empty = path.is_dir() and not any(path.iterdir())
     if path.is_symlink() or not (empty or any(r.recognises(path) for r in READERS.values())):
         raise DataError(
-            f"{path} is no dataset, --overwrite replaces nothing else",
+            f"{path} is not a dataset, --overwrite replaces nothing else",
             "remove it yourself, or choose another output",
         )
 

@@ -100,7 +100,7 @@ def read_about(state: Path) -> dict[str, Any]:
         return dict(json.loads((state / ABOUT).read_text()))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{state} is no training state ({error})", "give another, or start again"
+            f"{state} is not a training state ({error})", "give another, or start again"
         ) from error
 
 

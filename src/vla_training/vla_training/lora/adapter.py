@@ -177,7 +177,7 @@ class _Plan:
         odd = sorted(n for n in {**have, **wanted} if have.get(n) != wanted.get(n))
         if odd:
             raise CheckpointError(
-                f"{base} with {adapter.folder} is no model that could be loaded: {odd[0]} is "
+                f"{base} with {adapter.folder} is not a model that could be loaded: {odd[0]} is "
                 f"{have.get(odd[0], 'missing')}, the config says {wanted.get(odd[0], 'none')}",
                 ANOTHER_BASE,
             )

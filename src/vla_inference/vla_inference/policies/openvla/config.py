@@ -440,5 +440,5 @@ def _check_encoder(encoder: VisionEncoderConfig, where: str) -> None:
 
 def _words(value: Any, where: str) -> frozenset[str]:
     if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-        raise CheckpointError(f"{where} is no list of words", "fix the file, or leave it out")
+        raise CheckpointError(f"{where} is not a list of words", "fix the file, or leave it out")
     return frozenset(value)

@@ -82,5 +82,5 @@ def read_metadata(metadata: Mapping[str, Any]) -> Contract | None:
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value <= 1_000_000:
-        raise ValueError(f"{value!r:.20} is no count")
+        raise ValueError(f"{value!r:.20} is not a count")
     return value

@@ -241,7 +241,7 @@ def read_image(value: Any, name: str) -> np.ndarray:
     if isinstance(value, bytes):
         return _unpack_image(value, name)
     if not isinstance(value, np.ndarray):
-        raise ObservationError(f"{name} is no image", "send an array, JPEG or PNG")
+        raise ObservationError(f"{name} is not an image", "send an array, JPEG or PNG")
     while value.ndim > 3 and value.shape[0] == 1:
         value = value[0]
     if value.size > 3 * MAX_PIXELS:
@@ -263,7 +263,7 @@ def _unpack_image(data: bytes, name: str) -> np.ndarray:
     except ObservationError:
         raise
     except Exception as error:  # Pillow raises all kinds on broken data
-        raise WireError(f"{name} is no image", "send whole JPEG or PNG data") from error
+        raise WireError(f"{name} is not an image", "send whole JPEG or PNG data") from error
 
 
 def pad_to(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -43,14 +43,14 @@ def read_act(body: bytes, needs: Needs) -> ActRequest:
     if encoded:
         payload = _loads(payload["encoded"])
     if not isinstance(payload, dict):
-        raise WireError("the request is no JSON object", "send image and instruction")
+        raise WireError("the request is not a JSON object", "send image and instruction")
     chunk = "full_image" in payload
     names = [name for name in payload if chunk and "wrist" in name]
     names = [*(["full_image"] if chunk else ["image"]), *names, "state", "instruction"]
     message = {name: payload[name] for name in names if name in payload}
     space = payload.get("unnorm_key") or None
     if not (space is None or isinstance(space, str)):
-        raise WireError("unnorm_key is no text", "name the statistics")
+        raise WireError("unnorm_key is not text", "name the statistics")
     return ActRequest(FREE.read(message, needs), space, chunk, encoded)
 
 
@@ -73,7 +73,7 @@ def _loads(text: bytes | str) -> Any:
     except ObservationError:
         raise
     except (ValueError, RecursionError) as error:
-        raise WireError(f"the request is no JSON ({type(error).__name__})", "send some") from None
+        raise WireError(f"the request is not JSON ({type(error).__name__})", "send some") from None
 
 
 def _from_json(value: Mapping[str, Any]) -> Any:
@@ -82,5 +82,5 @@ def _from_json(value: Mapping[str, Any]) -> Any:
     try:
         data = base64.b64decode(value["__numpy__"], validate=True)
     except (TypeError, ValueError, binascii.Error):
-        raise WireError("an array's data is no base64", "write it by json-numpy") from None
+        raise WireError("an array's data is not base64", "write it by json-numpy") from None
     return make_array(data, value.get("dtype"), value.get("shape"))

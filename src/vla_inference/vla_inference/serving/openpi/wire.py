@@ -83,7 +83,7 @@ def unpack(data: bytes, most: int = MAX_BYTES) -> Any:
         raise
     except Exception as error:  # msgpack's own, Unicode's, too deep a nesting
         raise WireError(
-            f"the message is no msgpack that is read here ({type(error).__name__})",
+            f"the message is not valid msgpack ({type(error).__name__})",
             "send a map of arrays, numbers and text",
         ) from error
 
@@ -92,9 +92,9 @@ def unpack_map(data: bytes, most: int = MAX_BYTES) -> dict[str, Any]:
     """A message that is a map with text as its keys, as requests and metadata are."""
     value = unpack(data, most)
     if not isinstance(value, dict):
-        raise WireError("the message is no map", "send one observation as a map")
+        raise WireError("the message is not a map", "send one observation as a map")
     if not all(isinstance(key, str) for key in value):
-        raise WireError("a key of the message is no text", "name everything by text")
+        raise WireError("a key of the message is not text", "name everything by text")
     return value
 
 

@@ -152,7 +152,7 @@ class BagFile:
             return plain(data)
         except Exception as error:  # as in `decode`
             raise DataError(
-                f"{self.path}: a message of {topic} is no {kind} ({error})",
+                f"{self.path}: a message of {topic} is not a {kind} ({error})",
                 "the bag is damaged: copy it again",
             ) from error
 
@@ -170,7 +170,7 @@ class BagFile:
             ) from error
         except Exception as error:  # struct.error, IndexError ...: from arbitrary bytes
             raise DataError(
-                f"{self.path}: a message of {message.topic} is no {kind} ({error})",
+                f"{self.path}: a message of {message.topic} is not a {kind} ({error})",
                 "the bag is damaged: copy it again",
             ) from error
 

@@ -122,7 +122,7 @@ def read_about(bag: BagFile) -> dict[str, Any]:
     try:
         about = json.loads(bag.custom.get(OURS, "{}"))
     except ValueError:
-        bag.lost.append(f"its metadata {OURS!r} is no JSON")
+        bag.lost.append(f"its metadata {OURS!r} is not JSON")
         return {}
     return about if isinstance(about, dict) else {}
 

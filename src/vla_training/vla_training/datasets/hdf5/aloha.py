@@ -81,7 +81,7 @@ class AlohaSet(ImageColumnSet):
         with readable(str(path)):
             file = h5py.File(path, "r")
             if ACTION not in file or STATE not in file:
-                raise DataError(f"{path} is no ALOHA recording, the others are", "take it out")
+                raise DataError(f"{path} is not an ALOHA recording, the others are", "take it out")
             shape = file[ACTION].shape
         if len(shape) != 2 or shape[1] != len(self.spec):
             raise DataError(

@@ -89,7 +89,9 @@ def read_convention(
     try:
         stated = dict(json.loads(text))
     except (ValueError, TypeError) as error:
-        raise DataError(f"{where} is no valid JSON object ({error})", "write it again") from error
+        raise DataError(
+            f"{where} is not a valid JSON object ({error})", "write it again"
+        ) from error
     return _stated(stated, where, data), []
 
 
@@ -125,7 +127,9 @@ def _stated(given: Mapping[str, Any], where: str, data: h5py.Group) -> Conventio
         stated = np.asarray(given.get("scale", default), float)
         scale = tuple(np.broadcast_to(stated, len(spec) - 1 if stated.ndim == 0 else stated.shape))
     except (ValueError, TypeError) as error:
-        raise DataError(f"{where} is no valid JSON object ({error})", "write it again") from error
+        raise DataError(
+            f"{where} is not a valid JSON object ({error})", "write it again"
+        ) from error
     plain = own_spec and spec.names[-1] != "gripper"
     gripper = given.get("gripper", "1 open, 0 closed" if plain else CONVENTION["gripper"])
     if gripper not in GRIPPERS:

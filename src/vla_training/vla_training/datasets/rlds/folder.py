@@ -47,7 +47,7 @@ class Shards:
         try:
             return parse_example(shard[at]), where
         except ExampleError as error:
-            raise DataError(f"{where} is no tf.train.Example ({error})", COPY_AGAIN) from error
+            raise DataError(f"{where} is not a tf.train.Example ({error})", COPY_AGAIN) from error
 
     def _shard(self, number: int) -> RecordFile:
         if number not in self._shards:

@@ -130,7 +130,7 @@ class RldsEpisodes(EpisodeSet):
                 )
             if feature is None or feature.kind != "tensor" or len(feature.shape) > 1:
                 kind = "is of a kind that is not read" if f"steps/{name}" in self.not_read else ""
-                kind = kind or (f"is no vector ({feature.kind})" if feature else "is missing")
+                kind = kind or (f"is not a vector ({feature.kind})" if feature else "is missing")
                 raise DataError(
                     f"{where} has no vector 'steps/{name}': it {kind}",
                     "name other conventions, or convert the dataset",
@@ -243,7 +243,7 @@ class RldsEpisodes(EpisodeSet):
                 return feature.decode(list(stored))
             except ValueError as error:
                 raise DataError(
-                    f"{where}: {name!r} is no {feature.encoding} of {feature.dtype} ({error})",
+                    f"{where}: {name!r} is not a {feature.encoding} of {feature.dtype} ({error})",
                     COPY_AGAIN,
                 ) from error
         if feature.kind != "tensor":
@@ -349,7 +349,9 @@ def _read_metadata(text: str, where: str) -> dict:
     try:
         return dict(json.loads(text))
     except (ValueError, TypeError) as error:
-        raise DataError(f"{where}: {METADATA} is no JSON object ({error})", COPY_AGAIN) from error
+        raise DataError(
+            f"{where}: {METADATA} is not a JSON object ({error})", COPY_AGAIN
+        ) from error
 
 
 def _text(data: bytes, where: str) -> str:
