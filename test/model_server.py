@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -99,6 +102,22 @@ def running(policy: Policy | Callable[[], Policy] | None = None, **settings) -> 
         yield found
     finally:
         found.stop()
+
+
+@contextlib.contextmanager
+def serving(model, *options, port: int = 0) -> Iterator[tuple[subprocess.Popen, str]]:
+    """`vla serve` as a process of its own, on the CPU: the process and its address."""
+    command = [sys.executable, "-m", "vla_inference.cli.main", "serve", str(model)]
+    command += ["--port", str(port), "--device", "cpu", *map(str, options)]
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("serving "), f"the server ended with {process.wait(10)}"
+        yield process, line.split()[3]
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @contextlib.asynccontextmanager

@@ -89,6 +89,7 @@ ENVIRONMENTS = (
     Environment(
         "robosuite14", ("VLA_TEST_ROBOSUITE14_PYTHON",), ("test_robosuite14.py",), (11, 10)
     ),
+    Environment("openpi", ("VLA_OPENPI_PYTHON",), ("test_openpi_client.py",), (11, 12, 10)),
 )
 
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 
 import numpy as np
 import pytest
 from aiohttp import web
-from model_server import IMAGE, Running, StubPolicy, running
+from model_server import IMAGE, Running, StubPolicy, running, serving
 
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.cli.main import main
@@ -435,39 +431,26 @@ def test_an_idle_connection_outlives_the_servers_pings(server):
 
 
 def test_a_server_that_is_killed_in_a_call_and_comes_back(tmp_path):
-    write_random_checkpoint(tmp_path / "tiny")
-    port = 0
-
-    def start():
-        command = [sys.executable, "-m", "vla_inference.cli.main", "serve", str(tmp_path / "tiny")]
-        command += ["--port", str(port), "--device", "cpu", "--num-threads", "1"]
-        env = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
-        return process, process.stdout.readline().split()[3]
-
-    process, url = start()
-    try:
-        with remote(url) as policy:
-            expected = policy.act(SEEN).actions
-            threading.Timer(0.5, lambda: process.send_signal(signal.SIGKILL)).start()
-            with pytest.raises(LinkError, match=f"server {url[5:]}"):
-                end = time.monotonic() + 10
-                while time.monotonic() < end:
-                    policy.act(SEEN)
-            process.wait()
-            port = int(url.rpartition(":")[2])
-            process, _ = start()
-            end = time.monotonic() + 10
-            while True:
-                try:
-                    np.testing.assert_array_equal(policy.act(SEEN).actions, expected)
-                    break
-                except LinkError:
-                    assert time.monotonic() < end
-                    time.sleep(0.05)
-    finally:
-        process.kill()
+    model = tmp_path / "tiny"
+    write_random_checkpoint(model)
+    with contextlib.ExitStack() as stack:
+        process, url = stack.enter_context(serving(model, "--num-threads", "1"))
+        policy = stack.enter_context(remote(url))
+        expected = policy.act(SEEN).actions
+        threading.Timer(0.5, process.kill).start()
+        end = time.monotonic() + 10
+        with pytest.raises(LinkError, match=f"server {url[5:]}"):
+            while time.monotonic() < end:
+                policy.act(SEEN)
         process.wait()
+        port = int(url.rpartition(":")[2])
+        stack.enter_context(serving(model, "--num-threads", "1", port=port))
+        end = time.monotonic() + 10
+        while not policy._link.connected:
+            assert time.monotonic() < end
+            with contextlib.suppress(LinkError):
+                np.testing.assert_array_equal(policy.act(SEEN).actions, expected)
+            time.sleep(0.05)
 
 
 # -- commands ---------------------------------------------------------------------------------

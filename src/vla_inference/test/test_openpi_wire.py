@@ -160,6 +160,13 @@ def test_the_free_map_takes_what_openpis_clients_send():
     assert read.instruction == "stack"
 
 
+@pytest.mark.parametrize("broken", [IMAGE[..., 0], b"no image", b"\xff\xd8 cut"])
+def test_another_image_never_takes_the_place_of_a_broken_one(broken):
+    sent = {"observation/image": broken, "observation/wrist_image": IMAGE, "prompt": b"go"}
+    with pytest.raises(VlaError, match="observation/image is"):
+        ObservationMap.load("free").read(sent, Needs(1))
+
+
 def test_cameras_are_found_by_the_models_names():
     sent = {"images": {"wrist": IMAGE, "front": IMAGE + 1}, "prompt": "go"}
     read = ObservationMap.load("free").read(sent, Needs(2, cameras=("front", "wrist")))

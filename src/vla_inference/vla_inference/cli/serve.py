@@ -21,6 +21,7 @@ def serve(
 
     from vla_inference.policies.registry import load_policy
     from vla_inference.serving.openpi.server import Server
+    from vla_inference.system.interrupts import exit_at_once
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
 
@@ -44,3 +45,4 @@ def serve(
         )
 
     asyncio.run(server.run(ready))
+    exit_at_once(0)

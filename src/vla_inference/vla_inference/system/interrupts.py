@@ -50,20 +50,23 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
 
 
+def exit_at_once(status: int) -> NoReturn:
+    """Ends the process without Python's own teardown: with PyTorch that takes seconds."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def node_process(module: str) -> Callable[[], NoReturn]:
     """Runs a node module's `main` and exits; called by a node's executable.
 
     While it is imported a Ctrl-C ends the process at once: there is nothing to put away yet.
-    Python's own teardown is left out: with PyTorch it takes seconds, too long for a launch.
     """
 
     def start() -> NoReturn:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
         release()
-        status = importlib.import_module(module).main()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        exit_at_once(importlib.import_module(module).main())
 
     return start

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
 import time
 from collections.abc import Coroutine
@@ -102,6 +103,8 @@ class Link:
         concurrent.futures.wait(self._endings, 2.0)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(2.0)
+        if not self._thread.is_alive():
+            self._loop.close()
 
     def _give_up(self, socket: _Socket) -> None:
         """Close it without waiting for that."""
@@ -141,6 +144,7 @@ class _Socket:
     def __init__(self, address: Address, headers: dict[str, str], trusted: Any):
         self._address, self._headers, self._trusted = address, headers, trusted
         self._session: aiohttp.ClientSession | None = None
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._reader: asyncio.Task | None = None
         self._waiting: asyncio.Future[Reply] | None = None
         self.open = False
@@ -204,8 +208,11 @@ class _Socket:
         self.open = False
         if self._reader is not None:
             self._reader.cancel()
+        if self._socket is not None:
+            with contextlib.suppress(Exception):  # there may be nobody to say goodbye to
+                await asyncio.wait_for(self._socket.close(), 1.0)
         if self._session is not None:
-            await self._session.close()  # and with it the socket, without a farewell
+            await self._session.close()
 
 
 def _read(reply: Reply) -> Any:

@@ -108,7 +108,7 @@ class ObservationMap:
         return Observation(images, check_instruction(text), state)
 
     def _images(self, found: Mapping[Key, Any], needs: Needs) -> dict[str, np.ndarray]:
-        keys = self.images or tuple(key for key, value in found.items() if _is_image(value))
+        keys = self.images or _image_keys(found)
         by_name = {key[-1]: key for key in keys}
         if needs.cameras and set(needs.cameras) <= set(by_name):
             keys = tuple(by_name[name] for name in needs.cameras)
@@ -214,6 +214,18 @@ def _is_image(value: Any) -> bool:
     if isinstance(value, bytes):
         return value.startswith(PACKED)
     return isinstance(value, np.ndarray) and value.ndim >= 3
+
+
+def _image_keys(found: Mapping[Key, Any]) -> tuple[Key, ...]:
+    """Of all that look like images. Raises ObservationError where one was perhaps meant to be:
+    another image must not take its place."""
+    for key, value in found.items():
+        strange = isinstance(value, bytes) and key[-1] not in PROMPTS
+        strange |= isinstance(value, np.ndarray) and value.ndim == 2
+        if strange and not _is_image(value):
+            name = "/".join(key)
+            raise ObservationError(f"{name} is neither image nor vector", "leave it out")
+    return tuple(key for key, value in found.items() if _is_image(value))
 
 
 def _is_vector(value: Any) -> bool:
