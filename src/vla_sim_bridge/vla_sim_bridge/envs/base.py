@@ -1,4 +1,4 @@
-"""What all simulated worlds share, whichever Python and robosuite they run in."""
+"""The base class of all simulated worlds, for any Python and robosuite version."""
 
 from __future__ import annotations
 

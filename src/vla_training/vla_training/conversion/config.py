@@ -1,4 +1,4 @@
-"""What `vla convert` does to episodes."""
+"""`ConvertConfig`: the transforms of `vla convert`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one step of training takes, of any model and from any loader."""
+"""The training batch, shared by all models and loaders."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Address:
         except ValueError:  # the port is no number
             good = False
         if not good:
-            raise VlaError(f"{text!r:.80} is no server's address", "give openpi:ws://HOST:PORT")
+            raise VlaError(f"{text!r:.80} is not a server's address", "give openpi:ws://HOST:PORT")
         kinds: dict[str, Any] = {f.name: type(f.default) for f in fields(cls) if f.name != "url"}
         query = parse_qsl(parts.query, keep_blank_values=True)
         given = {name: value for name, value in query if name in kinds}

@@ -243,7 +243,7 @@ class ModelConfig:
             )
         statistics = raw.get("norm_stats") or {}
         if not isinstance(raw.get("norm_stats", {}), Mapping):
-            raise CheckpointError(f"{where}: norm_stats is no object", "fix the file")
+            raise CheckpointError(f"{where}: norm_stats is not an object", "fix the file")
         names = ["n_action_bins", "pad_to_multiple_of", "empty_token_id", "bos_token_id"]
         names += ["stop_token_id", "name"]
         kinds = {f.name: str(f.type) for f in dataclasses.fields(cls)}
