@@ -131,7 +131,8 @@ def accuracy_bars(episodes: Sequence[Mapping[str, Any]], width: int = 700) -> st
     axes.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
     axes.grid(axis="y", color=charts.LINE)
     axes.set_axisbelow(True)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    locator: Any = axes.xaxis.get_major_locator()  # of numbers: it takes `integer`
+    locator.set_params(integer=True)
     axes.set_xlabel("accuracy by episode", fontsize=9, color=charts.PALE)
     charts.style(axes, ())
     return charts.svg(figure)

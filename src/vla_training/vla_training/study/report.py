@@ -226,12 +226,12 @@ def _draw_cost(axes: Axes, rows: Sequence[Mapping[str, Any]], passes: int, colou
     by_seed = [(r["episodes"] * aside, _by_seed(r)) for r in rows]
     for seed in sorted({seed for _, rates in by_seed for seed in rates}):
         there = [(at, rates[seed]) for at, rates in by_seed if seed in rates]
-        ring = {"marker": "o", "markersize": 5, "markerfacecolor": "white"}
+        ring: dict[str, Any] = {"marker": "o", "markersize": 5, "markerfacecolor": "white"}
         axes.plot(*zip(*there, strict=True), color=colour, alpha=0.35, **ring)
     counts, means = [r["episodes"] for r in rows], [r["success_rate"] for r in rows]
     intervals = [r["success_rate_wilson95"] for r in rows]
     below = [mean - low for mean, (low, _) in zip(means, intervals, strict=True)]
     above = [high - mean for mean, (_, high) in zip(means, intervals, strict=True)]
     label = f"episodes x epochs = {passes:,}"
-    bars = {"yerr": [below, above], "capsize": 4, "marker": "o", "markersize": 5}
+    bars: dict[str, Any] = {"yerr": [below, above], "capsize": 4, "marker": "o", "markersize": 5}
     axes.errorbar(counts, means, color=colour, label=label, **bars)

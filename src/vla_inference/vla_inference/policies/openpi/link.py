@@ -144,7 +144,7 @@ class _Socket:
     def __init__(self, address: Address, headers: dict[str, str], trusted: Any):
         self._address, self._headers, self._trusted = address, headers, trusted
         self._session: aiohttp.ClientSession | None = None
-        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._socket: Any = None  # aiohttp.ClientWebSocketResponse, once it is open
         self._reader: asyncio.Task | None = None
         self._waiting: asyncio.Future[Reply] | None = None
         self.open = False
