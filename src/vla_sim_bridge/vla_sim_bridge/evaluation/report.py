@@ -228,10 +228,10 @@ def histogram(values: Sequence[float], width: int = 560, height: int = 130) -> s
     low, high = float(finite.min()), float(np.percentile(finite, 99))
     if high <= low:
         high = low + 1.0
-    median = float(np.median(values))
+    median = float(np.median(finite))
     figure = charts.new_figure(width, height)
     axes = figure.subplots()
-    axes.hist(np.clip(values, low, high), bins=40, range=(low, high), color=charts.BAR, rwidth=0.9)
+    axes.hist(np.clip(finite, low, high), bins=40, range=(low, high), color=charts.BAR, rwidth=0.9)
     axes.axvline(min(median, high), color=charts.INK, linewidth=1)
     axes.set_title(f"median {median:.1f} ms", fontsize=9, color=charts.PALE)
     axes.set_xticks([low, high], [f"{low:.1f} ms", f"{high:.1f} ms (99 %)"])
