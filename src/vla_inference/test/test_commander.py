@@ -302,5 +302,7 @@ def test_the_fuzz_would_notice(bug, monkeypatch):
 
 
 def test_the_fuzz_would_notice_chunks_that_nobody_checks(monkeypatch):
-    monkeypatch.setattr("vla_inference.control.commands.np.isfinite", lambda a: np.ones(1, bool))
+    monkeypatch.setattr(
+        "vla_inference.control.commands.np.isfinite", lambda a: np.ones(np.shape(a), bool)
+    )
     assert fuzz(1000, seed=3).wrong
