@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import signal
@@ -22,6 +23,7 @@ from PIL import Image
 
 from vla_inference.errors import VlaError
 from vla_inference.policies.base import Needs
+from vla_inference.serving.openpi import server as server_module
 from vla_inference.serving.openpi.server import UNANSWERED, Server
 from vla_inference.serving.openpi.settings import ServeSettings
 from vla_inference.serving.openpi.wire import pack
@@ -242,6 +244,22 @@ def test_one_client_too_many_is_turned_away():
 
     with running(max_clients=1) as server:
         talk(go, server.url)
+
+
+def test_half_a_request_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(server_module, "REQUEST_SECONDS", 0.5)
+
+    async def go(url, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: ")
+        async with connected(url) as client:
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+            await asyncio.sleep(1.5)
+            assert "actions" in await client.ask(seen())
+        writer.close()
+
+    with running() as server, contextlib.suppress(ConnectionResetError):
+        talk(go, server.url, server.port)
 
 
 # -- who may come in --------------------------------------------------------------------------

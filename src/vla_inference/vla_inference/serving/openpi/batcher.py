@@ -153,9 +153,8 @@ class Batcher:
 
 def _check(chunk: Any, policy: Policy) -> None:
     """Raises VlaError for an invalid chunk."""
-    dims = len(policy.action_spec())
     actions = np.asarray(chunk.actions)
-    if actions.ndim != 2 or not len(actions) or actions.shape[1] != dims:
+    if actions.shape != (policy.chunk, len(policy.action_spec())):
         raise VlaError(f"model {policy.name} gave actions of shape {actions.shape}")
     if not np.isfinite(actions).all():
         raise VlaError(f"model {policy.name} gave actions that are not finite")
