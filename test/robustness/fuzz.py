@@ -10,9 +10,8 @@ any stamp. The robot's own position must keep to the workspace. It is excused fo
 
 - what it moved because a command came late: it keeps a twist for up to `HOLD` periods;
 - what a robot with a lag still had to do of its commands when it was measured: lag x speed then;
-- going aside in the tool's axes by what it had still to turn as it was measured last;
 - a push by somebody's hand until that is measured;
-- where it was when it was pushed or enabled, until it is inside again;
+- where it was when that was measured or it was enabled, until it is inside again;
 - a measurement that is wrong by less than what a robot may move (`pose_jump`), by that bias;
 - `SLACK_BOX` for noise.
 
@@ -37,7 +36,7 @@ from vla_inference.control.vectors import Vector
 from vla_inference.types import ActionChunk, eef_delta_spec
 
 SLACK = 1 + 1e-6
-SLACK_BOX = 0.002  # m
+SLACK_BOX = 0.0005  # m
 LATELY = 0.2  # s, about as old as what is measured
 HOLD = 2  # command periods for which a twist is obeyed
 FAULTS = (
@@ -152,7 +151,6 @@ class Robot:
         self.pose = Pose((0.0, 0.0, 0.0))
         self.command: Command | None = None
         self.in_tool = False
-        self.aside = 0.0  # m of this time's way, times the turn that it had still to do
         self.coasts = 0.0  # m that it would still have gone lately, had it been told to halt
         self.late = 0.0  # m, moved after the period of its command was over
         self._speed = v.ZERO, v.ZERO
@@ -163,7 +161,7 @@ class Robot:
 
     def live(self, passed: float) -> None:
         """Advances time."""
-        self.late = self.aside = 0.0
+        self.late = 0.0
         if self.command is None:
             return
         if self.by == "pose":
@@ -185,8 +183,6 @@ class Robot:
     def _move(self, command: Command, time: float) -> None:
         linear, at_end = _lagging(self._speed[0], command.linear, self.lag, time)
         angular, turns = _lagging(self._speed[1], command.angular, self.turn_lag, time)
-        turn = self.turn_lag * max(v.norm(turns), v.norm(self._speed[1])) if self.in_tool else 0.0
-        self.aside += turn * v.norm(linear) * time
         self._speed = at_end, turns
         self.coasts = max(self.coasts * math.exp(-time / LATELY), self.lag * v.norm(at_end))
         self.pose = self.pose.moved(linear, angular, time, self.in_tool)
@@ -256,7 +252,8 @@ class Sensor:
             noise = tuple(r.uniform(-2e-4, 2e-4) for _ in range(3)) if lie == "noisy" else v.ZERO
             still = Pose(v.add(self.last[0].position, noise), self.last[0].orientation)
             return [(still, stamp)]
-        self.last = pose, stamp
+        if lie != "late":  # what freezes was right when it was told first
+            self.last = pose, stamp
         self.misled = 5 if lie == "elsewhere" else max(0, self.misled - (not lie))
         elsewhere = Pose(v.add(pose.position, self.wrong), pose.orientation)
         if lie in ("outlier", "elsewhere", "biased"):
@@ -282,10 +279,10 @@ class Trial:
         self.sensor = Sensor(rng, self.settings)
         self.stopped_clock = 0  # for how many more ticks `now` stands still
         self.stood, self.ticked = 0.0, self.now  # s for which it has; when the last period began
-        self.target: Pose | None = None  # the last live one
+        self.target: Pose | None = None  # the last live one since it was enabled
+        self.told: Pose | None = None  # the last live one
         self.told_at = 0  # in which tick
-        self.aside = 0.0  # m, see `Robot`, that was not measured yet
-        self.pushed, self.seen_in = 0.0, 0  # m, the same of pushes; ticks until it is
+        self.pushed, self.seen_in = 0.0, 0  # m that was not measured yet; ticks until it is
         self.misjudged = False  # whether the robot may be where it is by a biased measurement
         self.excused = 0.0  # m that the robot may be outside, see above
         self.velocity = [(v.ZERO, v.ZERO), (v.ZERO, v.ZERO)]  # the last two
@@ -344,6 +341,8 @@ class Trial:
         size = 10 ** r.uniform(-3, 0.5 if r.random() < 0.1 else -1)
         numbers = np.random.default_rng(r.getrandbits(32))
         actions = numbers.uniform(-size, size, (r.randint(1, 8), 7))
+        if r.random() < 0.3:  # all one way, and turning: on along a wall
+            actions[:] = numbers.uniform(-0.1, 0.1, 7)
         actions[:, 6] = r.random()
         return ActionChunk(actions, spec)
 
@@ -461,6 +460,8 @@ class Trial:
             self.misjudged = True
         self.seen_in -= not self.sensor.lie
         if self.seen_in <= 0:
+            # Nobody who has seen it must take it back at once.
+            self.excused = max(self.excused, min(outside, self.excused + self.pushed))
             self.pushed = 0.0
         if outside == 0.0:
             self.excused = self.robot.coasts
@@ -469,10 +470,7 @@ class Trial:
         if self.robot.by == "pose" and self.target is not None:
             # It was enabled there, and goes there again if somebody pushes it away.
             self.excused = max(self.excused, self.outside(self.target))
-        # Of what it turned before it was measured last nobody knows how much is still to come.
-        fades = 1.0 if self.sensor.lie else math.exp(-self.commander.period / LATELY)
-        self.aside = fades * self.aside + self.robot.aside
-        unseen = self.aside + self.pushed + self.misjudged * self.settings.pose_jump[0]
+        unseen = self.pushed + self.misjudged * self.settings.pose_jump[0]
         allowed = SLACK_BOX + self.excused + unseen
         self.found.count("robot_outside", outside > allowed)
         self.found.farthest = max(self.found.farthest, outside - self.excused)
@@ -494,6 +492,7 @@ class Trial:
             found.count("more_than_two_halts", live and self.ticks_off > 2)
             if live and command.target is not None and self.settings.needs_pose:
                 found.count("hold_elsewhere", not self.knows(command.target))
+                self.told = command.target
             self.known = 0
             return
         if command is None:
@@ -515,13 +514,14 @@ class Trial:
     def knows(self, hold: Pose) -> bool:
         """Whether the robot is, was a moment ago or was told to be there."""
         places = [p.position for _, _, p in self.sensor.past]
-        places += [self.target.position] if self.target else []
-        near = self.settings.pose_jump[0] + SLACK_BOX
+        places += [self.told.position] if self.told else []
+        # Of a push that was not measured yet nobody knows.
+        near = self.settings.pose_jump[0] + SLACK_BOX + self.pushed
         return any(v.norm(v.subtract(hold.position, p)) < near for p in places)
 
     def check_target(self, target: Pose) -> None:
         """It neither jumps nor leaves the workspace, but for where it was at the beginning."""
-        last, self.target = self.target, target
+        last, self.target, self.told = self.target, target, target
         passed, self.told_at = self.found.ticks - self.told_at, self.found.ticks
         if last is None:
             return

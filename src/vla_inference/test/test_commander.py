@@ -246,8 +246,8 @@ def goes_anywhere(self, pose, at, bounds):
     return True
 
 
-def aged_by_arrival(self, pose, stamp, now, steady, moving):
-    return hear(self, pose, now, now, steady, moving)
+def aged_by_arrival(self, pose, stamp, now, taken, moving):
+    return hear(self, pose, now, now, taken[1:] * 2, moving)
 
 
 def snap(self, measured):
@@ -260,7 +260,8 @@ def by_the_targets_axes(self, linear, angular):
     if box.workspace is None or target is None or measured is None:
         return linear, set()
     turn = target.orientation if self.in_tool else v.IDENTITY
-    positions = [target.position, measured.position, *self.robot.reckoned()[0]]
+    centre = v.scale(v.add(*self.robot.reckoned()[0][-2:]), 0.5)
+    positions = [target.position, measured.position, centre]
     inside, clips = box.clip_to_workspace(v.rotate(turn, linear), positions, self.period)
     return v.rotate(v.conjugate(turn), inside), clips
 

@@ -11,7 +11,9 @@ from command_bench import NO_LIMITS, Bench, chunk, forward
 from vla_inference.control import ENABLED, STOPPED, SafetyLimits, Settings, Watchdogs
 from vla_inference.control import vectors as v
 from vla_inference.control.commands import SHORTEST, Pose
+from vla_inference.control.measured import Measured, Sent
 from vla_inference.control.safety import Distribution
+from vla_inference.control.stamps import Stamps
 from vla_inference.errors import VlaError
 from vla_inference.types import ActionChunk
 
@@ -94,6 +96,28 @@ def test_one_wrong_pose_moves_nothing_and_many_stop_the_robot():
     assert np.abs(at - [0.0, 0.0, 0.4]).max() < 0.05  # the hold of the stop among them
     # It is believed once the robot is stopped and the poses agree; before, nobody enables.
     assert "jump" in b.measure((0.0, 0.0, 0.4)) or "differ" in b.commander.enable(b.steady)
+
+
+def test_of_two_sources_that_contradict_each_other_the_last_one_heard_is_not_believed():
+    """The true one comes too late for a while, then both come in turns."""
+    b = Bench(limits=SLOW, needs_pose=True, at=(0.0, 0.0, 0.3))
+    b.commander.disable()
+    for _ in range(4):
+        b.tick()
+        b.measure((0.9, 0.0, -0.2))
+    assert b.commander.robot.pose.position == (0.9, 0.0, -0.2)
+    assert "jumped" in b.commander.enable(b.steady)
+    for _ in range(20):
+        b.tick()
+        assert "jumped" in b.measure((0.0, 0.0, 0.3))
+        assert b.measure((0.9, 0.0, -0.2)) == ""
+        b.accept(forward())
+        assert "jumped" in b.commander.enable(b.steady)
+    for _ in range(11):  # one of them is silent at last
+        b.tick()
+        b.measure((0.9, 0.0, -0.2))
+        b.accept(forward())
+    assert b.commander.enable(b.steady) == ""
 
 
 def test_a_target_never_jumps_to_what_is_measured():
@@ -199,6 +223,110 @@ def test_a_clock_that_stands_still_makes_no_old_pose_fresh():
         b.commander.tick(b.now, b.steady)
         b.measure((0.0, 0.0, 0.3))
     assert b.commander.robot.at == known < b.steady - 0.19
+
+
+def test_enabling_a_robot_again_makes_no_frozen_pose_true():
+    """It was sent back to where it had been measured, outside its box."""
+    b = Bench(limits=SLOW, needs_pose=True, at=(0.0, 0.0, 0.0), align="arrival")
+    for _ in range(4):
+        b.accept(forward(8))
+        b.measure((0.0, 0.0, 0.0))
+        told = b.tick().target
+    assert told.position[0] > 0.03
+    b.commander.disable()
+    for _ in range(12):
+        b.measure((0.0, 0.0, 0.0))
+        b.tick()
+    b.accept(forward(8))
+    assert b.commander.enable(b.steady) == ""
+    b.measure((0.0, 0.0, 0.0))
+    b.commander.disable()
+    assert b.tick().target == told
+    b.measure((0.031, 0.0, 0.0))  # it lives
+    b.tick()
+    b.accept(forward(8))
+    assert b.commander.enable(b.steady) == ""
+    b.commander.disable()
+    assert b.tick().target.position == (0.031, 0.0, 0.0)
+
+
+def seen(first: float, last: float) -> Measured:
+    """At 0 m, between two times."""
+    robot = Measured()
+    for _ in range(3):
+        assert robot.hear(Pose((0.0, 0.0, 0.0)), 100.0, 100.0, (first, last), False) is None
+    return robot
+
+
+def tell(robot: Measured, begin: float, end: float) -> list[float]:
+    """0.2 m/s ahead; lowest and highest x of where the robot may be then [m]."""
+    robot.told(Sent(begin, end, (0.2, 0.0, 0.0), v.ZERO, begin + 0.05, 0.0))
+    return [corner[0] for corner in robot.reckoned()[0]]
+
+
+def test_before_a_late_period_is_over_a_robot_may_have_halted():
+    robot = seen(7.0, 7.0)
+    assert tell(robot, 7.0, 7.05) == pytest.approx([0.01, 0.01])
+    assert tell(robot, 7.05, 7.55) == pytest.approx([0.02, 0.11])
+
+
+def test_what_was_told_while_the_clock_stood_may_be_in_the_pose_already():
+    robot = seen(7.0, 7.15)
+    for i in range(3):
+        told = tell(robot, 7.0 + 0.05 * i, 7.05 + 0.05 * i)
+    assert told == pytest.approx([0.0, 0.03])
+    assert tell(robot, 7.15, 7.2) == pytest.approx([0.01, 0.04])
+
+
+def test_noise_about_where_a_source_froze_is_no_motion():
+    robot = seen(7.0, 7.0)
+    for i in range(6):
+        tell(robot, 7.0 + 0.05 * i, 7.05 + 0.05 * i)
+    for at, x in (7.3, 0.0011), (7.31, 0.0009):
+        assert robot.hear(Pose((x, 0.0, 0.0)), 100.0, 100.0, (at, at), True) is None
+    assert max(tell(robot, 7.3, 7.35)) == pytest.approx(0.07)
+
+
+def test_a_turn_goes_on_for_a_while():
+    robot = Measured()
+    robot.told(Sent(6.9, 6.95, v.ZERO, (0.0, 0.0, 1.0), 6.95, 0.0))
+    for at in (7.0, 7.01, 7.02):
+        robot.hear(Pose((0.0, 0.0, 0.0)), 100.0, 100.0, (at, at), False)
+    assert 0.03 < robot.reckoned()[1] < 0.05
+
+
+def test_a_robot_that_was_not_seen_to_go_far_is_where_it_was_told_to_be():
+    """Noise on a source that is dead is no sign of life."""
+    b = Bench(limits=SLOW, needs_pose=True, at=(0.0, 0.0, 0.0), drift=(0.2, 0.3))
+    for i in range(8):
+        b.accept(forward(8))
+        b.measure((0.0, 0.0, 1e-4 * (i % 2)))
+        told = b.tick().target
+    assert told.position[0] > 0.06
+    b.commander.disable()
+    assert b.tick().target == told
+    b.accept(forward(8))
+    assert b.commander.enable(b.steady) == ""
+    b.measure((0.0, 0.0, 1e-4))
+    b.commander.disable()
+    assert b.tick().target == told
+
+
+def test_stamps_of_a_clock_that_runs_stands_and_jumps():
+    stamps = Stamps()
+    for i in range(11):
+        stamps.see(100 + 0.1 * i, 7 + 0.1 * i)
+    assert stamps.when(100.55) == pytest.approx((7.55, 7.55))
+    assert stamps.when(99.0) == pytest.approx((6.0, 6.0))
+    for i in range(5):  # it stands
+        stamps.see(101.0, 8.1 + 0.1 * i)
+    assert stamps.when(101.0) == pytest.approx((8.0, 8.5))
+    stamps.see(101.1, 8.6)
+    assert stamps.when(101.0) == pytest.approx((8.0, 8.5))
+    assert stamps.when(101.05) == pytest.approx((8.55, 8.55), abs=0.06)
+    assert stamps.when(101.2) == (8.6, 8.6)  # nothing is of the future
+    stamps.see(50.0, 8.7)
+    assert stamps.when(49.9) == pytest.approx((8.6, 8.6))
 
 
 def test_in_lock_step_time_may_stand_still_for_ever():

@@ -13,7 +13,7 @@ from vla_inference.control import vectors as v
 from vla_inference.control.chunk_player import ChunkPlayer, History, Motion, Step, planned
 from vla_inference.control.commands import DRIFT, Gripper, Pose, Target, chunk_velocities
 from vla_inference.control.limits import ANGULAR, LINEAR, Ramp, SafetyLimits
-from vla_inference.control.measured import Measured, PoseBounds
+from vla_inference.control.measured import Measured, PoseBounds, Sent
 from vla_inference.control.safety import (
     NOT_FOLLOWING,
     POSE_FROZEN,
@@ -22,11 +22,13 @@ from vla_inference.control.safety import (
     Safety,
     Watchdogs,
 )
+from vla_inference.control.stamps import Stamps
 from vla_inference.control.vectors import Vector
 from vla_inference.errors import VlaError
 from vla_inference.types import ActionChunk
 
 ZEROS = 2  # how often a halt is sent, in case one gets lost
+AGREED = 0.5  # s without a refused pose before a measured place is one to begin from
 
 
 @dataclass(frozen=True)
@@ -143,11 +145,13 @@ class Commander:
         self._live = False  # whether the last command may have moved the robot
         self._halts = 0  # how many more times to tell a halt after a stop
         self._hold: Pose | None = None  # the target of these
+        self._told: Pose | None = None  # the last target that was sent
         self._sent: tuple[float, Vector, Vector] | None = None  # steady; velocities, base axes
         self._unsure = 0.0  # by how much these may be turned as they are carried out [rad]
         self._zeros = 0  # the same after the end of a motion
         self._last_now: float | None = None
-        self._clock = math.nan, 0.0  # `now`, and the steady time at which it became that
+        self._stamps = Stamps()
+        self._refused = -math.inf, ""  # steady time of the last pose that was, and why
 
     @property
     def in_tool(self) -> bool:
@@ -160,15 +164,24 @@ class Commander:
         """Allows motion from now on, with chunks still to come; returns the reason if refused."""
         if self.safety.enabled:
             return ""
-        disputed = self.robot.disputed if self.settings.needs_pose else ""
-        refused = disputed or self.safety.enable(steady, others)
+        refused = self._disputed(steady) or self.safety.enable(steady, others)
         if not refused:
-            self._standstill()
             self._last_command_ends(steady)
             self.robot.enabled()
+            self._standstill()
             self.gripper.state = self._in_tool = None
             self._live, self._halts, self._zeros = True, 0, 0
         return refused
+
+    def _disputed(self, steady: float) -> str:
+        """Why it isn't clear where the robot is; empty: it is, or nobody needs to know.
+
+        Of two sources that contradict each other the last one heard is not the right one.
+        """
+        if not self.settings.needs_pose:
+            return ""
+        at, reason = self._refused
+        return self.robot.disputed or (reason if steady - at <= AGREED else "")
 
     def disable(self) -> None:
         """Back to the dry run; the next two periods command a halt."""
@@ -179,19 +192,13 @@ class Commander:
     def measured(self, pose: Pose, stamp: float, now: float, steady: float) -> str:
         """Takes a pose measured at `stamp` [s, by `now`'s clock]; returns why it is refused, if
         it is."""
-        begun = self._clock_came_to(now, steady)
-        refusal = self.robot.hear(pose, stamp, now, begun, self.safety.enabled)
+        self._stamps.see(now, steady)
+        taken = self._stamps.when(stamp)
+        refusal = self.robot.hear(pose, stamp, now, taken, self.safety.enabled)
         self.safety.pose(self.robot.at)
+        if refusal:
+            self._refused = steady, refusal[1]
         return refusal[1] if refusal else ""
-
-    def _clock_came_to(self, now: float, steady: float) -> float:
-        """Steady time since which the clock has shown `now`; later stamps are not newer.
-
-        A clock that stands still makes no old pose fresh.
-        """
-        if now != self._clock[0]:
-            self._clock = now, steady
-        return self._clock[1]
 
     def accept(self, chunk: ActionChunk, stamp: float, now: float, steady: float) -> bool:
         """Takes a chunk for the image of `stamp` [s, by `now`'s clock]."""
@@ -249,7 +256,7 @@ class Commander:
         others: see `Safety.tick`.
         """
         self._last_command_ends(steady)
-        self._clock_came_to(now, steady)
+        self._stamps.see(now, steady)
         back = self._last_now - now if self._last_now is not None else 0.0
         if back > self.settings.watchdogs.clock_jump:
             # The clock may have restarted: then its stamps are new as well.
@@ -262,6 +269,7 @@ class Commander:
         going = self.safety.tick(now, steady, others, stamp, self._robots_fault())
         if self._live and not going:
             self._live, self._halts, self._hold = False, ZEROS, self.pose_to_hold(steady)
+            self._told = self._hold
             self._standstill()
         if self._halts:
             self._halts -= 1
@@ -273,13 +281,15 @@ class Commander:
             self._history.add(begin, self._window, command.linear, command.angular)
             linear, angular = self._in_base(command.linear, command.angular)
             self._sent = steady, linear, angular
+            self._told = command.target
         return command
 
     def _last_command_ends(self, steady: float) -> None:
         """Until when a controller continues the last command."""
         if self._sent is not None:
             begin, linear, angular = self._sent
-            self.robot.told(begin, steady, linear, angular, self._unsure)
+            sure = begin + self.period
+            self.robot.told(Sent(begin, steady, linear, angular, sure, self._unsure))
             self._sent = None
 
     def _robots_fault(self) -> tuple[str, str] | None:
@@ -316,7 +326,9 @@ class Commander:
         self.player.clear()
         self._linear.reset()
         self._angular.reset()
-        self.target.anchor(self.robot.pose)
+        # A robot that was not seen to go where it was told may well be there.
+        here = self.robot.pose
+        self.target.anchor(self._told or here if self.robot.unmoved else here)
 
     def _move(self, motion: Motion | None) -> Command | None:
         if self._live:

@@ -8,11 +8,11 @@ cannot be is refused, and what has not been heard of since is reckoned from the 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 from vla_inference.control import vectors as v
-from vla_inference.control.chunk_player import History
 from vla_inference.control.commands import Pose
 from vla_inference.control.vectors import Vector
 
@@ -23,6 +23,8 @@ AGREEING = 3  # poses in a row before a place is believed that cannot be reached
 FASTER = 2.0  # times the limit: controllers overshoot, and what is measured may not be their TCP
 RESOLUTION = 0.001, 0.005  # m, rad: a pose within these is the same one with noise
 ROW = 2.0  # times the drift: how much more is commanded of a robot that does not follow
+KEEP = 5.0  # s of commands, beyond which no delayed pose reaches back
+LAG = 0.3  # s after which a robot has done most of a turn that it was told
 TOLD = 0.005, 0.03  # m, rad: after this much commanded motion a change would be visible
 
 
@@ -52,6 +54,16 @@ class Told:
             self.seconds += seconds
         self.way = v.add(self.way, v.scale(linear, seconds))
         self.turn = v.add(self.turn, v.scale(angular, seconds))
+
+    def after(self, other: Told) -> Told:
+        """All of it, begun with the other."""
+        seconds = other.seconds + self.seconds
+        return Told(seconds, v.add(other.way, self.way), v.add(other.turn, self.turn))
+
+    @property
+    def shows(self) -> bool:
+        """Whether a robot that does it is seen to have moved."""
+        return v.norm(self.way) > TOLD[0] or v.norm(self.turn) > TOLD[1]
 
 
 @dataclass
@@ -86,6 +98,73 @@ class Track:
         return True
 
 
+@dataclass(frozen=True)
+class Sent:
+    """Velocities (base axes) commanded between two steady times.
+
+    sure: until when they were carried out for certain. A robot may obey a command until it hears
+        the next, or halt before. unsure: by how much they may have been turned [rad].
+    """
+
+    begin: float
+    end: float
+    linear: Vector
+    angular: Vector
+    sure: float
+    unsure: float
+
+
+@dataclass
+class Reckoning:
+    """Where the robot is if it has done all that it was told since it was seen somewhere.
+
+    first, last: steady times between which it was there. What was commanded between these it may
+    have done already by then.
+    """
+
+    pose: Pose
+    first: float
+    last: float
+    way: Vector = v.ZERO  # told since `first` [m]
+    turn: Vector = v.ZERO  # [rad]
+    low: Vector = v.ZERO  # of that way, what it may not have done since: from here
+    high: Vector = v.ZERO  # to here
+    unsure: float = 0.0  # rad by which its turn may differ from that
+    aside: float = 0.0  # m that it may have gone another way, having turned
+
+    def add(self, sent: Sent) -> None:
+        begin, end = max(sent.begin, self.first), sent.end
+        if begin > sent.begin:  # it may have had to do some of this turn yet
+            until = min(end, self.first)
+            left = math.exp((until - self.first) / LAG)
+            self.unsure += v.norm(sent.angular) * (until - sent.begin) * left
+        if end <= begin:
+            return
+        way = v.scale(sent.linear, end - begin)
+        self.way = v.add(self.way, way)
+        self.turn = v.add(self.turn, v.scale(sent.angular, end - begin))
+        self.aside += sent.unsure * v.norm(way)
+        certain = max(0.0, min(end, sent.sure) - max(begin, self.last))
+        x, y, z = v.scale(sent.linear, end - begin - certain)
+        self.low = v.add(self.low, (min(0.0, x), min(0.0, y), min(0.0, z)))
+        self.high = v.add(self.high, (max(0.0, x), max(0.0, y), max(0.0, z)))
+        self.unsure += v.norm(sent.angular) * (end - begin - certain)
+
+    @property
+    def corners(self) -> list[Vector]:
+        """Of the box in which it is [m]."""
+        at, aside = v.add(self.pose.position, self.way), (self.aside,) * 3
+        return [
+            v.subtract(v.subtract(at, aside), self.high),
+            v.subtract(v.add(at, aside), self.low),
+        ]
+
+    @property
+    def turned(self) -> float:
+        """rad, at most"""
+        return v.norm(self.turn) + self.unsure
+
+
 @dataclass
 class Measured:
     """Call `hear` for every pose and `told` for every command that may have moved the robot.
@@ -97,14 +176,14 @@ class Measured:
     refused: Counter[str] = field(default_factory=Counter)
     _track: Track | None = None
     _other: Track | None = None  # elsewhere, not believed yet
-    _mark: tuple[Pose, float] | None = None  # where and when it was last seen to have moved
-    _since: Told = field(default_factory=Told)  # then
-    _aside: float = 0.0  # m that it may have gone another way since, having turned
+    _marks: list[Reckoning] = field(default_factory=list)  # see `reckoned`; newest last
+    _stays: bool = False  # though it was told to go farther than a pose may be wrong
     _switched: bool = False  # to another place, since it was enabled
-    _same: Told = field(default_factory=Told)  # since the pose last changed at all
+    _same: Told = field(default_factory=Told)  # since the pose last changed, or it was enabled
     _repeated: Told = field(default_factory=Told)  # the same, by when it was heard again
+    _earlier: Told = field(default_factory=Told)  # since it last changed until it was enabled
     _behind: tuple[Told, Pose] | None = None  # since the target waits for it, and where it was
-    _sent: History = field(default_factory=History)  # by steady time, base axes
+    _sent: deque[Sent] = field(default_factory=deque)  # lately
 
     @property
     def pose(self) -> Pose | None:
@@ -117,14 +196,14 @@ class Measured:
         return self._track.at if self._track else -math.inf
 
     def hear(
-        self, pose: Pose, stamp: float, now: float, steady: float, moving: bool
+        self, pose: Pose, stamp: float, now: float, taken: tuple[float, float], moving: bool
     ) -> tuple[str, str] | None:
         """Takes a pose measured at `stamp`; returns why it is refused (kind, reason), or None.
 
-        moving: whether the robot may be under command. Then no other place than one that it can
-        have got to is believed, however often it is told.
+        taken: between which steady times that was. moving: whether the robot may be under command.
+        Then no other place than one that it can have got to is believed, however often it is told.
         """
-        refusal = self._wrong_time(stamp, now) or self._place(pose, stamp, now, steady, moving)
+        refusal = self._wrong_time(stamp, now) or self._place(pose, taken, moving)
         if refusal:
             self.refused[refusal[0]] += 1
         return refusal
@@ -145,22 +224,21 @@ class Measured:
         return None
 
     def _place(
-        self, pose: Pose, stamp: float, now: float, steady: float, moving: bool
+        self, pose: Pose, taken: tuple[float, float], moving: bool
     ) -> tuple[str, str] | None:
-        at = steady - max(0.0, now - stamp)
-        track = self._track
+        at, track = taken[0], self._track
         if track is not None:
             before, newer = track.pose, at >= track.at
             if track.goes_on(pose, at, self.bounds):
                 self._other = None
                 if newer:
-                    self._believe(pose, before, at)
+                    self._believe(pose, before, taken)
                 return None
         if self._other is None or not self._other.goes_on(pose, at, self.bounds):
             self._other = Track.begin(pose, at)
         if not moving and self._other.length >= AGREEING:
             self._track, self._other, self._switched = self._other, None, True
-            self._believe(pose, None, at)
+            self._believe(pose, None, taken)
             return None
         if track is None:
             return None  # nothing is known yet, nothing is wrong
@@ -171,14 +249,19 @@ class Measured:
             "source of it, or has its frame changed?"
         )
 
-    def _believe(self, pose: Pose, before: Pose | None, at: float) -> None:
+    def _believe(self, pose: Pose, before: Pose | None, taken: tuple[float, float]) -> None:
         if pose != before:
-            self._same = Told()
+            self._same, self._earlier = Told(), Told()
         self._repeated = replace(self._same)
-        if self._mark is None or before is None or not self._mark[0].within(pose, *RESOLUTION):
-            way, turn = self._sent.way(at, math.inf)
-            self._mark, self._since = (pose, at), Told(0.0, way, turn)
-            self._aside = v.norm(way) * v.norm(turn)
+        marks, far = self._marks if before else [], self.bounds.jump
+        if marks and marks[-1].pose.within(pose, *RESOLUTION):
+            way, turn = v.norm(marks[-1].way), v.norm(marks[-1].turn)
+            self._stays = way > far[0] or turn > far[1]
+            return
+        mark, lately = Reckoning(pose, *taken), taken[0] - 5 * LAG
+        for sent in takewhile(lambda s: s.end > lately, reversed(self._sent)):
+            mark.add(sent)
+        self._marks, self._stays = [*marks[-1:], mark], False
 
     def behind(self, waiting: bool) -> None:
         """Whether the target waits for the robot in this command period."""
@@ -187,29 +270,25 @@ class Measured:
         elif self._behind is None:
             self._behind = Told(), self.pose
 
-    def told(
-        self, begin: float, end: float, linear: Vector, angular: Vector, unsure: float = 0.0
-    ) -> None:
-        """Records velocities (base axes) commanded between two steady times.
-
-        unsure: by how much the robot may have carried them out in other axes [rad].
-        """
-        self._same.add(end - begin, linear, angular)
-        if self._mark is not None:
-            passed = max(0.0, end - max(begin, self._mark[1]))
-            self._since.add(passed, linear, angular)
-            self._aside += unsure * v.norm(linear) * passed
+    def told(self, sent: Sent) -> None:
+        """Records what was commanded until now."""
+        self._sent.append(sent)
+        while self._sent[0].end < sent.end - KEEP:
+            self._sent.popleft()
+        for mark in self._marks:
+            mark.add(sent)
+        self._same.add(sent.end - sent.begin, sent.linear, sent.angular)
         if self._behind is not None:
-            self._behind[0].add(end - begin, linear, angular)
-        self._sent.add(begin, end, linear, angular)
+            self._behind[0].add(sent.end - sent.begin, sent.linear, sent.angular)
 
     def reckoned(self) -> tuple[list[Vector], float] | None:
         """Where the robot is if it has done all that it was told since it was last seen to have
-        moved: corners of a box [m], and how far it may have turned since [rad]."""
-        if self._mark is None:
+        moved, or since the time before, as that may have been noise: corners of boxes [m], and
+        how far it may have turned since [rad]."""
+        if not self._marks:
             return None
-        at, aside = v.add(self._mark[0].position, self._since.way), (self._aside,) * 3
-        return [v.subtract(at, aside), v.add(at, aside)], v.norm(self._since.turn)
+        corners = [corner for mark in self._marks for corner in mark.corners]
+        return corners, max(mark.turned for mark in self._marks)
 
     @property
     def disputed(self) -> str:
@@ -223,17 +302,17 @@ class Measured:
     def doubtful(self) -> bool:
         """Whether the robot may not be at the last measured pose."""
         elsewhere = self._other is not None or self._switched
-        return elsewhere or self._behind is not None or self._told_to_move
+        return elsewhere or self._behind is not None or self.unmoved
 
     @property
-    def _told_to_move(self) -> bool:
-        """Whether the last pose should differ from the one before."""
-        return v.norm(self._repeated.way) > TOLD[0] or v.norm(self._repeated.turn) > TOLD[1]
+    def unmoved(self) -> bool:
+        """Whether the last pose should differ from those before; enabling does not change it."""
+        return self._stays or self._repeated.after(self._earlier).shows
 
     def frozen(self) -> str:
         """Why the pose source seems frozen; empty: it does not."""
         same, bound = self._repeated, self.bounds.frozen
-        if not bound or same.seconds <= bound or not self._told_to_move:
+        if not bound or same.seconds <= bound or not same.shows:
             return ""
         return (
             f"the measured pose has been exactly the same for {same.seconds:.2f} s of commanded "
@@ -265,5 +344,6 @@ class Measured:
 
     def enabled(self) -> None:
         """Forgets earlier commands, so that they are no reason to stop."""
+        self._earlier = self._same.after(self._earlier)
         self._same, self._repeated, self._behind = Told(), Told(), None
         self._switched = False
