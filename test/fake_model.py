@@ -10,14 +10,17 @@ import sys
 import time
 
 import rclpy
+from builtin_interfaces.msg import Time
 from rclpy.executors import ExternalShutdownException
 from rclpy.qos import qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
+from vla_inference.ros.messages import chunk_to_msg
 from vla_inference.ros.qos import CHUNK, IMAGE_OUTPUT, LATCHED
-from vla_msgs.msg import ActionChunk, EefDelta
+from vla_inference.types import ActionChunk, eef_delta_spec
+from vla_msgs.msg import ActionChunk as ActionChunkMsg
 
 BEHAVIOURS = {
     "good": "answers at once",
@@ -39,7 +42,7 @@ class FakeModel:
         self.node = rclpy.create_node("inference")
         self.behaviour, self.count, self.text = behaviour, 0, ""
         self.clock, self.times = None, []
-        self.out = self.node.create_publisher(ActionChunk, "action", CHUNK)
+        self.out = self.node.create_publisher(ActionChunkMsg, "action", CHUNK)
         self.node.create_subscription(String, "instruction", self.hear, LATCHED)
         self.node.create_subscription(Image, "image", self.see, IMAGE_OUTPUT)
 
@@ -71,15 +74,14 @@ class FakeModel:
         return bool(self.times)
 
     def answer(self, sec: int, nanosec: int, text: str) -> None:
-        chunk = ActionChunk(instruction=text, model="fake", latency_ms=1.0)
-        chunk.header.stamp.sec, chunk.header.stamp.nanosec = sec, nanosec
-        frame = "tool" if self.behaviour == "tool" else "base"
-        for _ in range(3 if self.behaviour == "short" else 8):
-            step = EefDelta(rotation_convention="rotvec", gripper=1.0, dt=0.05, frame_id=frame)
-            nan = self.behaviour == "nan" or (self.behaviour == "nan_later" and self.count > 1)
-            step.translation.z = float("nan") if nan else 0.001
-            chunk.steps.append(step)
-        chunk.stage_names, chunk.stage_ms = ["total"], [1.0]
+        spec = eef_delta_spec(frame="tool" if self.behaviour == "tool" else "base")
+        steps = 3 if self.behaviour == "short" else 8
+        actions = ActionChunk([[0, 0, 0.001, 0, 0, 0, 1]] * steps, spec, timing={"total": 1.0})
+        stamp = Time(sec=sec, nanosec=nanosec)
+        chunk = chunk_to_msg(actions, stamp, instruction=text, model="fake")
+        chunk.latency_ms = 1.0
+        if self.behaviour == "nan" or (self.behaviour == "nan_later" and self.count > 1):
+            chunk.actions[2] = float("nan")
         time.sleep(0.001)
         self.out.publish(chunk)
 

@@ -30,8 +30,11 @@ from vla_inference.policies.registry import (
     find_family,
     load_policy,
 )
+from vla_inference.ros import qos
+from vla_inference.ros.messages import msg_to_chunk
 from vla_inference.system import plugins
-from vla_inference.types import Observation
+from vla_inference.types import Observation, joint_spec
+from vla_msgs.msg import ModelInfo
 from vla_msgs.srv import LoadModel
 from vla_sim_bridge.evaluation.rollout import rollout
 
@@ -191,12 +194,37 @@ def test_the_node_answers_with_it(wave, graph):
     chunk = g.answer(g.frame())
     policy = g.node.policy
     wanted = policy.act(Observation({"image": IMAGE}, "wave")).actions
-    got = [s.translation.x for s in chunk.steps]
-    np.testing.assert_array_equal(np.float32(got), wanted[:, 0])
+    np.testing.assert_array_equal(msg_to_chunk(chunk).actions, wanted)
     assert chunk.model == "hello" and chunk.header.frame_id == "base"
     assert g.change(Transition.TRANSITION_DEACTIVATE)
     assert g.change(Transition.TRANSITION_CLEANUP)
     g.until(lambda: policy.closed, "the policy's end")
+
+
+def test_the_node_publishes_joints_that_its_policy_speaks_of(package, graph, tmp_path):
+    names = ["shoulder_pan", "shoulder_lift", "elbow_flex"]
+    g = graph(model=str(write_wave(tmp_path / "joints", joints=names)), frame_id="panda_link0")
+    infos: list[ModelInfo] = []
+    g.client.create_subscription(ModelInfo, "inference/model", infos.append, qos.LATCHED)
+    g.meet()
+    msg = g.answer(g.frame())
+    chunk = msg_to_chunk(msg)
+    wanted = g.node.policy.act(Observation({"image": IMAGE}, "wave"))
+    np.testing.assert_array_equal(chunk.actions, wanted.actions)
+    assert chunk.spec == wanted.spec == joint_spec({"arm": names}, ("gripper",))
+    assert msg.header.frame_id == msg.parts[0].frame_id == ""
+    g.until(lambda: infos, "what the model is")
+    assert [(p.name, p.kind) for p in infos[-1].parts] == [
+        ("arm", "joint_position"),
+        ("gripper", "gripper"),
+    ]
+    assert list(infos[-1].parts[0].dims) == names and list(infos[-1].parts[0].units) == ["rad"] * 3
+
+
+def test_the_simulation_refuses_joints_by_name(package, tmp_path):
+    model = write_wave(tmp_path / "joints", joints=["a", "b"])
+    with pytest.raises(VlaError, match=r"arm \(joint_position\) cannot be executed"):
+        rollout(str(model), "Stack_D0", 1, horizon=8, size=64)
 
 
 def test_the_node_refuses_cameras_that_it_does_not_take(wave, graph):
@@ -214,7 +242,7 @@ def test_the_node_changes_from_one_family_to_another(wave, graph, tmp_path):
     answer = g.call(LoadModel, "inference/load_model", LoadModel.Request(model="hello"))
     assert answer.success and answer.message == "chunk: 8 steps -> 6 steps"
     g.chunks.clear()
-    assert len(g.answer(g.frame()).steps) == 6
+    assert len(msg_to_chunk(g.answer(g.frame()))) == 6
 
 
 # -- the closed loop --------------------------------------------------------------------------

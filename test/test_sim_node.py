@@ -327,12 +327,15 @@ def client(graph):
 
 @pytest.mark.slow
 def test_by_hand_pause_step_reset_and_what_is_published(graph, client, tmp_path):
+    from builtin_interfaces.msg import Time
     from sensor_msgs.msg import CameraInfo, Image
     from std_msgs.msg import String
     from std_srvs.srv import SetBool
 
+    from vla_inference.ros.messages import chunk_to_msg
     from vla_inference.ros.qos import CHUNK, IMAGE_OUTPUT, LATCHED
-    from vla_msgs.msg import EefDelta, EpisodeStatus, SimStatus
+    from vla_inference.types import ActionChunk, eef_delta_spec
+    from vla_msgs.msg import EpisodeStatus, SimStatus
     from vla_msgs.srv import ResetEpisode, StepSim
 
     client.listen(Image, "image", IMAGE_OUTPUT)
@@ -343,19 +346,20 @@ def test_by_hand_pause_step_reset_and_what_is_published(graph, client, tmp_path)
     process = sim(graph, tmp_path / "r", episodes=1)
     wait_for_line(process, "results:")
 
-    lift = EefDelta(rotation_convention="rotvec", gripper=1.0, dt=0.05, frame_id="base")
-    lift.translation.z = 0.02
-    refused = client.call(StepSim, "sim/step", StepSim.Request(steps=[lift]))
+    def lift(steps, frame="base"):
+        chunk = ActionChunk([[0, 0, 0.02, 0, 0, 0, 1.0]] * steps, eef_delta_spec(frame=frame))
+        return StepSim.Request(chunk=chunk_to_msg(chunk, Time()))
+
+    refused = client.call(StepSim, "sim/step", lift(1))
     assert not refused.success and "pause it first" in refused.message
 
     assert client.call(SetBool, "sim/pause", SetBool.Request(data=True)).message == "paused"
     client.spin(lambda: any(s.state == SimStatus.PAUSED for s in client.heard["sim/status"]))
-    done = client.call(StepSim, "sim/step", StepSim.Request(steps=[lift] * 3))
+    done = client.call(StepSim, "sim/step", lift(3))
     assert done.success and done.episode.step == 3 and done.episode.outcome == "running"
 
-    tool = EefDelta(rotation_convention="rotvec", gripper=1.0, dt=0.05, frame_id="tool")
-    for steps, word in (([tool], "'base' only"), ([], "no steps")):
-        refused = client.call(StepSim, "sim/step", StepSim.Request(steps=steps))
+    for request, word in ((lift(1, "tool"), "'base' only"), (StepSim.Request(), "no steps")):
+        refused = client.call(StepSim, "sim/step", request)
         assert not refused.success and word in refused.message and refused.episode.step == 3
 
     reset = ResetEpisode.Request(task="Stack_D2", seed=5, instruction="put  it there")
@@ -377,7 +381,7 @@ def test_by_hand_pause_step_reset_and_what_is_published(graph, client, tmp_path)
     assert info.k[0] == info.p[0] > 0 and (info.k[2], info.k[5]) == (32, 32)
     assert {e.outcome for e in client.heard["sim/episode"]} == {"running"}
 
-    done = client.call(StepSim, "sim/step", StepSim.Request(steps=[lift] * 20))
+    done = client.call(StepSim, "sim/step", lift(20))
     assert done.success and done.episode.done and done.episode.outcome == "timeout"
     assert ended(process)[0] == 0
     found = results(tmp_path / "r")

@@ -33,7 +33,7 @@ from vla_inference.control.commands import Pose
 from vla_inference.control.limits import WORKSPACE, SafetyLimits
 from vla_inference.control.safety import Distribution, Watchdogs
 from vla_inference.control.vectors import Vector
-from vla_inference.types import ActionChunk, eef_delta_spec
+from vla_inference.types import ActionChunk, eef_delta_spec, joint_spec
 
 SLACK = 1 + 1e-6
 SLACK_BOX = 0.0005  # m
@@ -365,8 +365,7 @@ class Trial:
         elif kind == "empty":
             self.deliver(self.now, ActionChunk(np.zeros((0, 7)), SPECS["rotvec", "base", 0.05]))
         elif kind == "wrong_spec":
-            spec = SPECS["rotvec", "base", 0.05]
-            wrong = type(spec)(spec.dims[:6], dt=0.05)
+            wrong = joint_spec({"arm": "abcdef"})
             self.deliver(self.now, ActionChunk(np.zeros((2, 6)), wrong))
         elif kind == "old_image":
             self.deliver(self.now - self.rng.uniform(1.1, 1e4), self.chunk())

@@ -229,8 +229,9 @@ def test_info_counts_what_the_model_has(tmp_path, head):
     assert sum(d["parts"].values()) == d["parameters"]
     assert d["head"]["chunk"] == HEADS[head].get("chunk", 1)
     space = d["action_spaces"]["random"]
-    assert [x["name"] for x in space["dimensions"]][-1] == "gripper"
-    assert space["dimensions"][0] == {
+    assert [p["kind"] for p in space["parts"]] == ["eef_delta", "gripper"]
+    assert space["parts"][-1]["dimensions"][0]["name"] == "gripper"
+    assert space["parts"][0]["dimensions"][0] == {
         "name": "x",
         "unit": "m",
         "low": -0.02,

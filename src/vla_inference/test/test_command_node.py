@@ -7,6 +7,8 @@ for last.
 from __future__ import annotations
 
 import math
+import operator
+import re
 
 import numpy as np
 import pytest
@@ -25,7 +27,15 @@ from vla_inference.ros import qos
 from vla_inference.ros.command.node import CommandNode
 from vla_inference.ros.lifecycle import SUCCESS
 from vla_inference.ros.messages import chunk_to_msg
-from vla_inference.types import ActionChunk, eef_delta_spec
+from vla_inference.types import (
+    ActionChunk,
+    ActionPart,
+    ActionSpec,
+    DimSpec,
+    eef_delta_spec,
+    eef_part,
+    joint_spec,
+)
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
 from vla_msgs.msg import CommandStatus
 
@@ -106,6 +116,9 @@ class Graph(NodeGraph):
             change(msg)
         self.actions.publish(msg)
 
+    def send_chunk(self, chunk: ActionChunk) -> None:
+        self.actions.publish(chunk_to_msg(chunk, Time(seconds=self.now()).to_msg()))
+
     def stopped(self, kind: str) -> str:
         self.until(lambda: self.status.state == "stopped", f"a stop by {kind}")
         assert self.status.stop_kind == kind
@@ -183,7 +196,7 @@ def test_faults_of_the_model_stop_it_until_it_is_enabled_again(graph):
     g = graph(stall_timeout=2.0)
 
     def spoil(msg):
-        msg.steps[1].translation.y = math.nan
+        msg.actions[7 + 1] = math.nan
 
     for begin, kind, word in (
         (lambda: g.send(*[ahead(0.01)] * 3, change=spoil), "bad_chunk", "not finite"),
@@ -311,11 +324,44 @@ def test_target_poses_start_at_the_robot_and_are_held(graph):
     assert g.poses[-1].pose.position.x == pytest.approx(at[-1])
 
 
+REFUSED_PARTS = {
+    "joints": (joint_spec({"arm": "abcdef"}, ("gripper",)), r"arm \(joint_position\) cannot be"),
+    "two arms": (
+        ActionSpec((eef_part("left_arm"), eef_part("right_arm"))),
+        r"right_arm \(eef_delta\) cannot be executed; only one arm's",
+    ),
+    "a base": (
+        ActionSpec((eef_part(), ActionPart("base", "base_twist", (DimSpec("v", "m/s"),), "base"))),
+        r"base \(base_twist\) cannot be executed",
+    ),
+    "a pose": (ActionSpec((eef_part(kind="eef_pose"),)), r"arm \(eef_pose\) cannot be executed"),
+}
+
+
+def test_what_it_cannot_execute_yet_is_refused_by_name(graph):
+    g = graph()
+    for count, (spec, words) in enumerate(REFUSED_PARTS.values(), 1):
+        g.send_chunk(ActionChunk(np.zeros((2, len(spec))), spec))
+        g.until(lambda n=count: g.status.refused == n, "the refusal")
+        assert re.search(words, g.status.last_refusal), g.status.last_refusal
+    assert not g.twists and not g.grippers
+
+
+def test_an_arm_without_a_gripper_moves_and_no_gripper_is_told(graph):
+    g = graph()
+    spec = ActionSpec((eef_part(),))
+    g.ready()
+    g.until(lambda: g.status.state == "enabled", "enabled")
+    g.send_chunk(ActionChunk(np.tile([0.01, 0, 0, 0, 0, 0], (10, 1)), spec))
+    g.until(lambda: any(moves(t) for t in g.twists), "motion")
+    assert not g.grippers
+
+
 def test_it_is_not_enabled_before_a_chunk_has_come(graph):
     g = graph()
     reason = g.enable()
     assert "no usable chunk has come" in reason and g.actions.topic_name in reason
-    g.send(*[ahead(0.01)] * 3, change=lambda m: setattr(m.steps[0], "gripper", math.nan))
+    g.send(*[ahead(0.01)] * 3, change=lambda m: operator.setitem(m.actions, 6, math.nan))
     g.until(lambda: g.status.refused, "the refusal")
     assert "the last was refused" in g.enable() and "not finite" in g.enable()
     g.ready()

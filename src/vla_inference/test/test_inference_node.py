@@ -23,6 +23,7 @@ from vla_inference.inputs.image_messages import image_to_rgb
 from vla_inference.ros import qos
 from vla_inference.ros.images import rgb_to_compressed, rgb_to_image
 from vla_inference.ros.inference import instructions
+from vla_inference.ros.messages import msg_to_chunk
 from vla_msgs.msg import ActionChunk
 
 try:
@@ -71,21 +72,24 @@ def test_the_chunk_carries_the_stamp_and_what_it_was_asked(shared):
     chunk = shared.answer(msg)
     shared.chunks.clear()
     assert chunk.header.stamp == msg.header.stamp and chunk.header.frame_id == "base"
-    assert len(chunk.steps) == 8 and chunk.instruction == "stack it" and chunk.model == "tiny"
+    assert (
+        len(msg_to_chunk(chunk)) == 8 and chunk.instruction == "stack it" and chunk.model == "tiny"
+    )
     assert {"image", "preprocess", "total"} <= set(chunk.stage_names)
     assert len(chunk.stage_names) == len(chunk.stage_ms)
     assert chunk.latency_ms > 0
     produced, stamp = (t.sec + 1e-9 * t.nanosec for t in (chunk.produced, msg.header.stamp))
     assert produced > stamp
-    assert all(s.rotation_convention == "rotvec" and s.dt == 0.05 for s in chunk.steps)
+    arm, gripper = chunk.parts
+    assert (arm.kind, arm.rotation_convention, chunk.dt) == ("eef_delta", "rotvec", 0.05)
+    assert gripper.kind == "gripper"
 
 
 def test_the_node_answers_what_the_policy_answers(shared):
     chunk = shared.answer(shared.frame())
     shared.chunks.clear()
     wanted = shared.node.policy.predict_action(IMAGE, "stack it").actions
-    got = [[s.translation.x, s.rotation.z, s.gripper] for s in chunk.steps]
-    np.testing.assert_array_equal(np.float32(got), wanted[:, [0, 5, 6]])
+    np.testing.assert_array_equal(msg_to_chunk(chunk).actions, wanted)
 
 
 def test_the_same_image_again_is_answered_again(shared):
@@ -94,18 +98,18 @@ def test_the_same_image_again_is_answered_again(shared):
     shared.chunks.clear()
     second = shared.answer(msg)
     shared.chunks.clear()
-    assert second.sequence == first.sequence + 1 and second.steps == first.steps
+    assert second.sequence == first.sequence + 1 and second.actions == first.actions
 
 
 def test_bgr_with_padding_is_the_same_image(shared):
-    wanted = shared.answer(shared.frame()).steps
+    wanted = shared.answer(shared.frame()).actions
     shared.chunks.clear()
     rows = np.zeros((48, 64 * 3 + 5), np.uint8)
     rows[:, : 64 * 3] = IMAGE[..., ::-1].reshape(48, -1)
     msg = Image(encoding="bgr8", height=48, width=64, step=rows.shape[1])
     msg.data.frombytes(rows.tobytes())
     msg.header.stamp = shared.now()
-    assert shared.answer(msg).steps == wanted
+    assert shared.answer(msg).actions == wanted
     shared.chunks.clear()
 
 
@@ -115,10 +119,10 @@ def test_yuyv_as_usb_cameras_publish_it_is_answered(shared):
     msg.data.frombytes(data.tobytes())
     red = image_to_rgb(msg)
     np.testing.assert_allclose(red, np.full_like(red, (244, 4, 12)), atol=2)
-    wanted = shared.answer(rgb_to_image(red, shared.now(), "camera")).steps
+    wanted = shared.answer(rgb_to_image(red, shared.now(), "camera")).actions
     shared.chunks.clear()
     msg.header.stamp = shared.now()
-    assert shared.answer(msg).steps == wanted
+    assert shared.answer(msg).actions == wanted
     shared.chunks.clear()
 
 
@@ -132,7 +136,7 @@ def test_compressed_images(graph):
     chunk = g.answer(png(), g.compressed)
     g.chunks.clear()
     wanted = g.node.policy.predict_action(IMAGE, "stack it").actions
-    assert np.float32(chunk.steps[3].translation.y) == wanted[3, 1]
+    assert msg_to_chunk(chunk).actions[3, 1] == wanted[3, 1]
     broken = png()
     broken.data = broken.data[:300]
     assert "cannot be decoded" in g.refuse(broken, g.compressed)
@@ -176,7 +180,7 @@ def test_the_parameter_names_the_frame_of_the_deltas(graph):
     g = graph(frame_id="panda_link0")
     g.meet()
     chunk = g.answer(g.frame())
-    assert chunk.header.frame_id == chunk.steps[0].frame_id == "panda_link0"
+    assert chunk.header.frame_id == chunk.parts[0].frame_id == "panda_link0"
 
 
 # -- refusals ---------------------------------------------------------------------------------

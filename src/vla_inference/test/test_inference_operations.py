@@ -19,6 +19,7 @@ from vla_inference.checkpoints.random_weights import STATISTICS, write_random_ch
 from vla_inference.ros import qos
 from vla_inference.ros.images import rgb_to_image
 from vla_inference.ros.inference.parameters import InferenceConfig
+from vla_inference.ros.messages import msg_to_chunk
 from vla_inference.types import Observation
 from vla_msgs.msg import ModelInfo
 from vla_msgs.srv import LoadModel
@@ -118,8 +119,7 @@ def test_two_cameras_and_the_state_of_one_moment_are_what_the_policy_sees(graph,
     state = np.float32([0.5, 0, 0, 0, 0, 0, 0.1, 0.2])
     seen = Observation({"image": IMAGE, "image_wrist": WRIST}, "stack it", state)
     wanted = g.node.policy.predict_action(seen).actions
-    got = [[s.translation.x, s.rotation.z, s.gripper] for s in g.chunks[-1].steps]
-    np.testing.assert_array_equal(np.float32(got), wanted[:, [0, 5, 6]])
+    np.testing.assert_array_equal(msg_to_chunk(g.chunks[-1]).actions, wanted)
     other = Observation({"image": WRIST, "image_wrist": IMAGE}, "stack it", state)
     assert (g.node.policy.predict_action(other).actions != wanted).any()
 
@@ -170,8 +170,7 @@ def test_arm_and_gripper_publish_their_own_joints_on_one_topic(graph, root):
     state = np.float32([0.5, 0, 0, 0, 0, 0, 0.1, 0.2])
     seen = Observation({"image": IMAGE, "image_wrist": WRIST}, "stack it", state)
     wanted = g.node.policy.predict_action(seen).actions
-    got = [[s.translation.x, s.rotation.z, s.gripper] for s in g.chunks[-1].steps]
-    np.testing.assert_array_equal(np.float32(got), wanted[:, [0, 5, 6]])
+    np.testing.assert_array_equal(msg_to_chunk(g.chunks[-1]).actions, wanted)
 
     # The arm's driver dies, the gripper's goes on: what is known of the arm is too old.
     for positions, words in (
@@ -217,9 +216,7 @@ def test_past_images_come_with_the_present_one(graph, tmp_path):
             continue
         seen = {str(k): p for k, p in enumerate(images[3:0:-1])}
         wanted = g.node.policy.predict_action(Observation(seen, "stack it")).actions
-        np.testing.assert_array_equal(
-            np.float32([s.translation.x for s in chunk.steps]), wanted[:, 0]
-        )
+        np.testing.assert_array_equal(msg_to_chunk(chunk).actions, wanted)
 
 
 def test_a_frozen_camera_is_refused_and_forgiven(graph):
@@ -259,10 +256,8 @@ def test_a_model_takes_over_without_stopping_the_stream(graph, root):
         answer = load(g, name)
         assert answer.success and answer.message == "" and answer.load_time > 0
         g.until(lambda n=name: g.chunks[-1].model == n, "an answer of the new model")
-        wanted = g.node.policy.predict_action(IMAGE, "stack it").actions[:, 0]
-        np.testing.assert_array_equal(
-            np.float32([s.translation.x for s in g.chunks[-1].steps]), wanted
-        )
+        wanted = g.node.policy.predict_action(IMAGE, "stack it").actions
+        np.testing.assert_array_equal(msg_to_chunk(g.chunks[-1]).actions, wanted)
     # The stream has no gap, nor does an old model answer after a new one.
     assert [c.sequence - g.chunks[0].sequence for c in g.chunks] == list(range(len(g.chunks)))
     answered = [c.model for c in g.chunks]
@@ -283,8 +278,9 @@ def test_a_model_takes_over_without_stopping_the_stream(graph, root):
     ):
         assert change in answer.message
     g.until(lambda: infos[-1].model == "tool", "the announcement")
-    assert (infos[-1].frame_id, infos[-1].rotation_convention) == ("tool", "rpy")
-    assert (infos[-1].dt, infos[-1].chunk, infos[-1].dims[3]) == (0.2, 1, "roll")
+    arm, gripper = infos[-1].parts
+    assert (arm.frame_id, arm.rotation_convention, arm.dims[3]) == ("tool", "rpy", "roll")
+    assert (gripper.kind, infos[-1].dt, infos[-1].chunk) == ("gripper", 0.2, 1)
 
 
 def test_a_model_that_will_not_do_leaves_the_old_one_in_charge(graph, root):

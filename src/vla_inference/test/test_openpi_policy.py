@@ -460,7 +460,7 @@ def test_info_and_infer_take_the_address(server, tmp_path, capsys):
     from PIL import Image
 
     assert main(["info", f"openpi:{server.url}"]) == 0
-    assert "answer      5 steps of 0.05 s in frame base" in capsys.readouterr().out
+    assert "answer      5 steps of 0.05 s; arm: eef delta" in capsys.readouterr().out
     assert main(["info", f"openpi:{server.url}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["needs"]["cameras"] == ["front"]
     (tmp_path / "images").mkdir()

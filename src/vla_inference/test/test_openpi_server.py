@@ -51,7 +51,9 @@ def test_a_client_gets_metadata_then_an_answer_for_each_observation(server):
 
     metadata, replies = talk(go)
     assert metadata["action_horizon"] == 5 and metadata["model"] == "stub"
-    assert [d["unit"] for d in metadata["action_dims"]] == ["m"] * 3 + ["rad"] * 3 + ["1"]
+    assert [d["unit"] for p in metadata["actions"]["parts"] for d in p["dims"]] == (
+        ["m"] * 3 + ["rad"] * 3 + ["1"]
+    )
     for reply in replies:
         assert reply["actions"].shape == (5, 7) and reply["actions"].dtype == np.float32
         assert reply["actions"][0, 0] == np.float32(IMAGE.mean())
@@ -112,7 +114,7 @@ def test_a_map_sets_the_units_on_the_wire():
 
     with running(map="libero") as server:
         metadata, reply = talk(go, server.url)
-    assert metadata["action_dims"][0]["unit"] == "0.05 m"
+    assert metadata["actions"]["parts"][0]["dims"][0]["unit"] == "0.05 m"
     assert (reply["actions"][:, 6] == 1).all()  # the stub's 0 is closed
     with pytest.raises(VlaError, match=r"7 numbers .* 14 are wanted"), running(map="aloha"):
         pass

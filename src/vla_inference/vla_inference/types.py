@@ -6,8 +6,9 @@ says otherwise, gripper 1 = open and 0 = closed, images uint8 RGB height x width
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 
@@ -23,38 +24,250 @@ class DimSpec:
     polarity: str = ""
 
 
-@dataclass(frozen=True)
-class ActionSpec:
-    """The meaning of each dimension of an action.
+Slice = slice  # `ActionSpec.slice` hides the name in its class
 
-    frame: the axes a delta is expressed in ("base" or "tool").
-    rotation: "rotvec" (rotation vector, applied from the left in `frame`) or "rpy"
-        (fixed-axis roll, pitch, yaw, as the Open X-Embodiment sets have it).
-    dt: seconds one step is held for.
+# Kind of a part -> the units its numbers have once they are in SI.
+KINDS: dict[str, tuple[str, ...]] = {
+    "eef_delta": ("m", "rad"),  # of x y z, and of three angles
+    "eef_pose": ("m", "rad"),
+    "joint_position": ("rad", "m"),  # m: prismatic
+    "joint_delta": ("rad", "m"),
+    "joint_velocity": ("rad/s", "m/s"),
+    "base_twist": ("m/s", "rad/s"),
+    "gripper": ("1",),  # 1 open, 0 closed
+    "unknown": (),  # what nothing states; never sent to a robot
+}
+EEF = ("eef_delta", "eef_pose")
+ANGLES = {"rotvec": ("rx", "ry", "rz"), "rpy": ("roll", "pitch", "yaw")}
+UNSTATED = ("1", "unknown")  # of a model's own -1 to 1; of a dataset that does not say
+OPEN = "1 open, 0 closed"
+
+
+@dataclass(frozen=True)
+class ActionPart:
+    """The numbers of an action for one part of a robot: kind, units, frame.
+
+    name: "arm", "left_arm", "gripper", "base" ...
+    kind: one of KINDS. A delta is relative to where the part is when the step begins.
+    dims: the numbers in their order. Their units are those of the kind, a multiple of them
+        ("0.05 m") or one of UNSTATED.
+    frame: the axes of an end effector's or a base's numbers, such as "base" or "tool"; else "".
+    rotation: an end effector's angles, "rotvec" (rotation vector, a delta's applied from the left
+        in `frame`) or "rpy" (fixed-axis roll, pitch, yaw, as the Open X-Embodiment sets have it);
+        else "".
     """
 
+    name: str
+    kind: str
     dims: tuple[DimSpec, ...]
-    frame: str = "base"
-    rotation: str = "rotvec"
-    dt: float = 0.05
+    frame: str = ""
+    rotation: str = ""
+
+    def __post_init__(self) -> None:
+        self._check(bool(self.name), "it has no name", "name it, such as 'arm'")
+        self._check(self.kind in KINDS, f"unknown kind {self.kind!r}", f"use {_either(KINDS)}")
+        names = [d.name for d in self.dims]
+        self._check(
+            0 < len(names) == len(set(names)),
+            f"its dimensions are {', '.join(names) or 'none'}",
+            "name each number once",
+        )
+        self._check_frame()
+        for i, dim in enumerate(self.dims):
+            units = self.si_units(i)
+            self._check(
+                not units or dim.unit in UNSTATED or split_unit(dim.unit)[1] in units,
+                f"dimension {dim.name!r} is in unit {dim.unit!r}",
+                f"{self.kind} is in {_either(units)}",
+            )
+
+    def _check_frame(self) -> None:
+        wanted = ("x", "y", "z", *ANGLES.get(self.rotation, ()))
+        if self.kind in EEF:
+            self._check(
+                self.rotation in ANGLES,
+                f"unknown rotation convention {self.rotation!r}",
+                f"use {_either(ANGLES)}",
+            )
+            self._check(
+                tuple(d.name for d in self.dims) == wanted,
+                f"its dimensions are {', '.join(d.name for d in self.dims)}",
+                f"an end effector's are {', '.join(wanted)}",
+            )
+        elif self.kind != "unknown":
+            self._check(
+                not self.rotation, f"it has rotation {self.rotation!r}", "leave it empty here"
+            )
+        if self.kind in (*EEF, "base_twist"):
+            self._check(bool(self.frame), "its frame_id is empty", "name it, such as 'base'")
+        elif self.kind != "unknown":
+            self._check(not self.frame, f"it has frame {self.frame!r}", "leave it empty here")
+
+    def _check(self, condition: bool, problem: str, remedy: str) -> None:
+        if not condition:
+            raise VlaError(f"action part {self.name!r}: {problem}", remedy)
 
     def __len__(self) -> int:
         return len(self.dims)
 
+    def __str__(self) -> str:
+        angles = f", angles as {self.rotation}" if self.rotation else ""
+        frame = f", in the {self.frame} frame" if self.frame else ""
+        return f"{self.name}: {self.kind.replace('_', ' ')}{angles}{frame}"
+
+    def si_units(self, index: int) -> tuple[str, ...]:
+        """Units that a dimension may have in SI."""
+        units = KINDS[self.kind]
+        return (units[0 if index < 3 else 1],) if self.kind in EEF else units
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """What each number of an action means: those of the first part, then those of the next.
+
+    dt: seconds one step is held for.
+    """
+
+    parts: tuple[ActionPart, ...]
+    dt: float = 0.05
+
+    def __post_init__(self) -> None:
+        names = [p.name for p in self.parts]
+        if not names or len(set(names)) < len(names):
+            raise VlaError(
+                f"an action has the parts {', '.join(names) or 'none'}", "name each part once"
+            )
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    @property
+    def dims(self) -> tuple[DimSpec, ...]:
+        return tuple(d for p in self.parts for d in p.dims)
+
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(d.name for d in self.dims)
+        """Of the dimensions; with the part's ("left_arm.x") where two parts have the same."""
+        plain = tuple(d.name for d in self.dims)
+        if len(set(plain)) == len(plain):
+            return plain
+        return tuple(f"{p.name}.{d.name}" for p in self.parts for d in p.dims)
+
+    @property
+    def eef(self) -> ActionPart | None:
+        """The end effector, where there is exactly one."""
+        found = [p for p in self.parts if p.kind in EEF]
+        return found[0] if len(found) == 1 else None
+
+    @property
+    def frame(self) -> str:
+        """The end effector's; empty where there is none or more than one."""
+        return self.eef.frame if self.eef else ""
+
+    @property
+    def rotation(self) -> str:
+        """The end effector's; empty where there is none or more than one."""
+        return self.eef.rotation if self.eef else ""
+
+    def part(self, name: str) -> ActionPart:
+        for part in self.parts:
+            if part.name == name:
+                return part
+        raise VlaError(
+            f"an action has no part {name!r}",
+            f"its parts: {', '.join(p.name for p in self.parts)}",
+        )
+
+    def slice(self, name: str) -> Slice:
+        """Where a part's numbers stand in an action."""
+        self.part(name)
+        begin = 0
+        for part in self.parts:
+            if part.name == name:
+                break
+            begin += len(part)
+        return slice(begin, begin + len(part))
+
+    def split(self, actions: np.ndarray) -> dict[str, np.ndarray]:
+        """Actions [..., D] -> by part [..., its own]; views."""
+        return {p.name: actions[..., self.slice(p.name)] for p in self.parts}
+
+    def join(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Undoes `split`."""
+        return np.concatenate([parts[p.name] for p in self.parts], axis=-1)
+
+    def with_dims(self, dims: Iterable[DimSpec]) -> ActionSpec:
+        """The same parts with other dimensions [D]."""
+        given = iter(dims)
+        parts = [replace(p, dims=tuple(islice(given, len(p)))) for p in self.parts]
+        return replace(self, parts=tuple(parts))
+
+    def with_units(self, units: Iterable[str]) -> ActionSpec:
+        """The same dimensions in other units [D]."""
+        return self.with_dims(
+            replace(d, unit=unit) for d, unit in zip(self.dims, units, strict=True)
+        )
+
+
+def split_unit(unit: str) -> tuple[str, str]:
+    """ "0.05 m" -> "0.05", "m"; "m" -> "", "m"."""
+    number, _, name = unit.rpartition(" ")
+    return number, name
+
+
+def eef_part(
+    name: str = "arm", kind: str = "eef_delta", rotation: str = "rotvec", frame: str = "base"
+) -> ActionPart:
+    """An end effector: x y z (m), three angles (rad)."""
+    names = (*"xyz", *ANGLES.get(rotation, ()))
+    dims = tuple(DimSpec(n, "m" if n in "xyz" else "rad") for n in names)
+    return ActionPart(name, kind, dims, frame, rotation)
+
+
+def joint_part(
+    name: str, joints: Sequence[str], kind: str = "joint_position", unit: str = ""
+) -> ActionPart:
+    """Named joints, rad or rad/s where no unit is given."""
+    unit = unit or KINDS[kind][0]
+    return ActionPart(name, kind, tuple(DimSpec(j, unit) for j in joints))
+
+
+def gripper_part(name: str = "gripper") -> ActionPart:
+    return ActionPart(name, "gripper", (DimSpec(name, "1", OPEN),))
 
 
 def eef_delta_spec(rotation: str = "rotvec", frame: str = "base", dt: float = 0.05) -> ActionSpec:
     """The 7 numbers of an end-effector delta: x y z (m), three angles (rad), gripper (1 open)."""
-    angles = {"rotvec": ("rx", "ry", "rz"), "rpy": ("roll", "pitch", "yaw")}
-    if rotation not in angles:
-        raise VlaError(f"unknown rotation convention {rotation!r}", "use 'rotvec' or 'rpy'")
-    dims = [DimSpec(n, "m") for n in ("x", "y", "z")]
-    dims += [DimSpec(n, "rad") for n in angles[rotation]]
-    dims.append(DimSpec("gripper", "1", "1 open, 0 closed"))
-    return ActionSpec(tuple(dims), frame, rotation, dt)
+    return ActionSpec((eef_part("arm", "eef_delta", rotation, frame), gripper_part()), dt)
+
+
+def joint_spec(
+    joints: Mapping[str, Sequence[str]],
+    grippers: Sequence[str] = (),
+    kind: str = "joint_position",
+    dt: float = 0.05,
+) -> ActionSpec:
+    """Named joints of each arm ("arm", "left_arm" ...), each followed by its gripper.
+
+    grippers: "gripper" of "arm", "left_gripper" of "left_arm" ..., of the arms that have one.
+    """
+    parts, left = [], list(grippers)
+    for name, names in joints.items():
+        parts.append(joint_part(name, names, kind))
+        gripper = name.replace("arm", "gripper")
+        if gripper in left:
+            left.remove(gripper)
+            parts.append(gripper_part(gripper))
+    if left:
+        raise VlaError(
+            f"grippers {', '.join(left)} belong to none of {', '.join(joints)}",
+            "name them 'gripper' of 'arm', 'left_gripper' of 'left_arm'",
+        )
+    return ActionSpec(tuple(parts), dt)
+
+
+def _either(names: Iterable[str]) -> str:
+    return " or ".join(map(repr, names))
 
 
 @dataclass

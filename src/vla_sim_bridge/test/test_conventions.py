@@ -16,7 +16,7 @@ from vla_inference.episodes.robosuite import (
 from vla_inference.errors import VlaError
 from vla_inference.types import ActionChunk, eef_delta_spec
 from vla_sim_bridge.envs import poses
-from vla_sim_bridge.ros.chunk_to_actions import sim_actions
+from vla_sim_bridge.envs.chunk_to_actions import sim_actions
 
 unit = st.floats(-1, 1, allow_subnormal=False)
 vector = arrays(float, 3, elements=st.floats(-2, 2, allow_subnormal=False))

@@ -121,12 +121,13 @@ def test_others_read_them(tmp_path):
             for c, _, data in reader.messages()
             if c.topic == "/action"
         ]
-    assert [c.steps[0].translation.x for c in chunks] == wanted.actions[:, 0].tolist()
+    assert [c.actions[0] for c in chunks] == wanted.actions[:, 0].tolist()
     with (folder / "episode_000000.mcap").open("rb") as file:
         reader = make_reader(file, decoder_factories=[DecoderFactory()])
         found = [m for *_, m in reader.iter_decoded_messages(["/action", "/episode"])]
     assert len(found) == len(wanted) + 2
-    assert found[1].steps[0].gripper == wanted.actions[0, 6]
+    assert found[1].actions[6] == wanted.actions[0, 6]
+    assert [p.name for p in found[1].parts] == ["arm", "gripper"]
     assert found[-1].outcome == "success" and found[-1].done
 
 

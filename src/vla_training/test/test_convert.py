@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -244,7 +243,7 @@ def test_rotations_convert_both_ways(seed, length):
     assert other.names == ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
     there = convert_rotation(actions, spec, other)
     np.testing.assert_allclose(convert_rotation(there, other, spec), actions, atol=1e-9)
-    normalised = replace(spec, dims=tuple(replace(d, unit="1") for d in spec.dims))
+    normalised = spec.with_units(["1"] * 7)
     with pytest.raises(DataError, match="in unit '1', not rad"):
         with_rotation(normalised, "rpy")
     poses = np.tile(np.eye(4), (length, 1, 1))
@@ -253,12 +252,13 @@ def test_rotations_convert_both_ways(seed, length):
 
 def test_actions_that_are_no_arm_motion_pass_unchanged(tmp_path):
     """A rover's two numbers: stored as they are, and no convention is guessed."""
-    from vla_inference.types import ActionSpec, DimSpec
+    from vla_inference.types import ActionPart, ActionSpec, DimSpec
 
-    spec = ActionSpec((DimSpec("v", "m/s"), DimSpec("w", "rad/s")), "base", "rotvec", 0.1)
+    twist = (DimSpec("v", "m/s"), DimSpec("w", "rad/s"))
+    spec = ActionSpec((ActionPart("base", "base_twist", twist, "base"),), 0.1)
     actions = np.array([[0.5, -0.25], [3.0, 0.125]], np.float32)
     steps = [Step(Observation({"front": image(t, 0)}, "drive"), a) for t, a in enumerate(actions)]
-    for kind in ("rlds", "hdf5", "lerobot"):
+    for kind in ("rlds", "hdf5", "lerobot", "bag"):
         path = tmp_path / (f"{kind}.hdf5" if kind == "hdf5" else kind)
         with open_writer(path, kind, DataForm("rover", spec, {"front": SIZE})) as writer:
             writer.write(Episode(steps, spec, {"outcome": "success"}))

@@ -187,7 +187,7 @@ def test_a_lerobot_set_of_others_is_not_guessed_at(source, tmp_path):
     (tmp_path / "set/meta/action_spec.json").unlink()
     data = open_dataset(tmp_path / "set")
     assert "in unknown units" in data.notes[0]
-    with pytest.raises(DataError, match="rz, gripper with rotation 'unknown'"):
+    with pytest.raises(DataError, match=r"rz, gripper \(actions: unknown\)"):
         convert(tmp_path / "set", tmp_path / "o", "rlds", ConvertConfig(sample_actions=2))
     convert(tmp_path / "set", tmp_path / "rlds", "rlds", workers=1)
     assert open_dataset(tmp_path / "rlds").spec == data.spec

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -17,7 +18,7 @@ from vla_inference.episodes.hdf5 import write_columns, write_header
 from vla_inference.episodes.robosuite import to_robosuite
 from vla_inference.errors import DataError, VlaError
 from vla_inference.policies.base import Needs, Policy
-from vla_inference.types import ActionChunk, DimSpec, eef_delta_spec
+from vla_inference.types import ActionChunk, ActionPart, DimSpec, eef_delta_spec, joint_spec
 from vla_training.cli import eval
 from vla_training.conversion.convert import convert
 from vla_training.datasets import open_dataset
@@ -188,13 +189,40 @@ def test_ctrl_c_keeps_what_there_is(data):
 
 
 REFUSED = {
-    "rotation": (eef_delta_spec("rpy"), r"rotation is 'rotvec', that of model 'fake' is 'rpy'"),
-    "frame": (eef_delta_spec(frame="tool"), r"frame is 'base', that of model 'fake' is 'tool'"),
-    "polarity": (
-        type(SPEC)((*SPEC.dims[:6], DimSpec("gripper", "1", "0 open, 1 closed"))),
-        r"dimension 'gripper': polarity is '1 open, 0 closed', .* '0 open, 1 closed'",
+    "rotation": (
+        eef_delta_spec("rpy"),
+        r"part 'arm': rotation is 'rotvec', that of model 'fake' is 'rpy'",
     ),
-    "dimensions": (type(SPEC)(SPEC.dims[:3]), r"actions of 7 dimensions, model 'fake' of 3"),
+    "frame": (
+        eef_delta_spec(frame="tool"),
+        r"part 'arm': frame is 'base', that of model 'fake' is 'tool'",
+    ),
+    "polarity": (
+        replace(
+            SPEC,
+            parts=(
+                SPEC.part("arm"),
+                ActionPart("gripper", "gripper", (DimSpec("gripper", "1", "0 open, 1 closed"),)),
+            ),
+        ),
+        r"part 'gripper': dimension .*: polarity is '1 open, 0 closed', .* '0 open, 1 closed'",
+    ),
+    "dimensions": (
+        joint_spec({"arm": "abc"}),
+        r"actions of 7 dimensions, model 'fake' of 3",
+    ),
+    "kind": (
+        joint_spec({"arm": "abcdef"}, ("gripper",)),
+        r"part 'arm': kind is 'eef_delta', that of model 'fake' is 'joint_position'",
+    ),
+    "parts": (
+        joint_spec({"left_arm": "ab", "right_arm": "cd", "arm": "efg"}),
+        r"the list of parts is 'arm, gripper', .* is 'left_arm, right_arm, arm'",
+    ),
+    "unit": (
+        SPEC.with_units([*["0.05 m"] * 3, *["rad"] * 3, "1"]),
+        r"part 'arm': dimension 'x': unit is 'm', that of model 'fake' is '0.05 m'",
+    ),
 }
 
 

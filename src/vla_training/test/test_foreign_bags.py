@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from old_bags import OldBag, write_old_bag
 from scipy.spatial.transform import Rotation
 
 from vla_inference.errors import DataError
+from vla_inference.policies.action_specs import aloha_spec
 from vla_inference.types import eef_delta_spec
 from vla_training.datasets import open_dataset
 from vla_training.datasets.action_form import join_actions
@@ -17,7 +19,7 @@ from vla_training.datasets.bag.actions import _from_targets, _from_twists
 from vla_training.datasets.bag.episode_bag import EpisodeBag, make_message
 from vla_training.datasets.bag.reader import BagSet
 from vla_training.datasets.bag.streams import NS, Stream, decode_image
-from vla_training.datasets.bag.writer import _header, _vector
+from vla_training.datasets.bag.writer import _header, _parts, _vector
 
 
 def bag_with(path, frames, action_kind, messages, more=()):
@@ -305,13 +307,6 @@ def test_several_episodes_in_one_bag_by_their_status(tmp_path):
                 data=grey,
             )
             bag.put("/image", types.IMAGE, stamp, image)
-            delta = bag.make(
-                types.EEF_DELTA,
-                rotation_convention="rotvec",
-                dt=0.05,
-                frame_id="base",
-                gripper=float(index),
-            )
             bag.put(
                 "/action",
                 types.CHUNK,
@@ -319,7 +314,9 @@ def test_several_episodes_in_one_bag_by_their_status(tmp_path):
                 bag.make(
                     types.CHUNK,
                     header=_header(bag, stamp, "base"),
-                    steps=[delta] * 8,
+                    parts=_parts(bag, eef_delta_spec()),
+                    dt=0.05,
+                    actions=np.tile([0, 0, 0, 0, 0, 0, float(index)], 8),
                     instruction=f"told {index}",
                 ),
             )
@@ -332,6 +329,90 @@ def test_several_episodes_in_one_bag_by_their_status(tmp_path):
     assert read.episode(0).executed.tolist() == [2, 2, 2]
     assert [c.actions.shape for c in read.chunks(1)] == [(8, 7)] * 4
     assert [s.reward for s in read[0].steps] == [0, 0, 1] and read[0].steps[-1].is_terminal
+
+
+# -- bags of the older form --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+@pytest.mark.parametrize("rotation", ["rotvec", "rpy"])
+def test_chunks_of_eef_deltas_are_read_by_the_bags_own_definitions(tmp_path, storage, rotation):
+    rows = np.random.default_rng(1).uniform(0, 0.05, (4, 7))
+    path = write_old_bag(tmp_path / "old", rows, storage, rotation_convention=rotation, dt=0.1)
+    read = BagSet(path)
+    assert read.spec == eef_delta_spec(rotation, "base", 0.1)
+    np.testing.assert_array_equal(read.actions(0), rows)
+    chunks = read.chunks(0)
+    assert [c.actions.shape for c in chunks] == [(2, 7)] * 4
+    assert chunks[2].actions[1, 6] == 0 and (chunks[2].instruction, chunks[2].model) == (
+        "go",
+        "old",
+    )
+    assert read[0].instructions == ["go"] * 4
+
+
+def test_chunks_of_eef_deltas_that_must_not_be_used_are_left_out(tmp_path):
+    rows = np.zeros((4, 7))
+    rows[1, 2] = np.nan
+    read = BagSet(write_old_bag(tmp_path / "old", rows))
+    assert len(read[0]) == 3 and any("not finite" in n for n in read.notes)
+    for fields in ({"rotation_convention": "euler"}, {"dt": 0.0}, {"frame_id": ""}):
+        with pytest.raises(DataError, match="rotation convention, frame or dt is unknown"):
+            BagSet(write_old_bag(tmp_path / str(fields), rows, **fields))
+
+
+def test_a_topic_of_eef_deltas_is_read(tmp_path):
+    bag = OldBag(tmp_path / "deltas")
+    for t in range(3):
+        stamp = 100 * NS + t * NS // 20
+        bag.image(stamp, 20 * t)
+        delta = bag.delta([0.01 * t, 0, 0, 0, 0, 0, 1.0])
+        bag.put("/delta", types.EEF_DELTA, stamp + NS // 100, delta)
+    bag._writer.close()
+    read = BagSet(tmp_path / "deltas")
+    np.testing.assert_allclose(read.actions(0)[:, 0], [0, 0.01, 0.02])
+    assert read.spec == eef_delta_spec()
+
+
+# -- chunks by parts ---------------------------------------------------------------------------
+
+
+def chunks_bag(path, spec, rows, **fields):
+    """Each image answered by a chunk of two steps."""
+    bag = EpisodeBag(path)
+    for t, row in enumerate(rows):
+        stamp = 100 * NS + t * NS // 20
+        data = np.full(256, t, np.uint8)
+        header = _header(bag, stamp, "cam")
+        shape = {"height": 16, "width": 16, "encoding": "mono8", "step": 16}
+        image = bag.make(types.IMAGE, header=header, data=data, **shape)
+        bag.put("/image", types.IMAGE, stamp, image)
+        given = {"parts": _parts(bag, spec), "dt": spec.dt, "actions": np.tile(row, 2), **fields}
+        bag.put("/action", types.CHUNK, stamp, bag.make(types.CHUNK, header=header, **given))
+    bag._writer.close()
+    return path
+
+
+def test_chunks_of_two_arms_are_read(tmp_path):
+    spec, rows = aloha_spec(0.02), np.arange(42.0).reshape(3, 14) / 100
+    read = BagSet(chunks_bag(tmp_path / "bag", spec, rows))
+    assert read.spec == spec and [c.actions.shape for c in read.chunks(0)] == [(2, 14)] * 3
+    np.testing.assert_array_equal(read.actions(0), rows)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"parts": []}, "has the parts none"),
+        ({"actions": np.zeros(0)}, "without steps"),
+        ({"actions": np.zeros(15)}, "half a step"),
+        ({"dt": 0.0}, "steps last no time"),
+        ({"actions": np.full(14, np.inf)}, "not finite"),
+    ],
+)
+def test_chunks_by_parts_that_must_not_be_used_are_left_out(tmp_path, fields, words):
+    with pytest.raises(DataError, match=words):
+        BagSet(chunks_bag(tmp_path / "bag", aloha_spec(0.02), np.zeros((3, 14)), **fields))
 
 
 def test_a_bag_of_others_is_converted(tmp_path, capsys):

@@ -15,7 +15,7 @@ from foreign_hdf5 import COUNT, SENTENCE, aloha, isaac, libero, robocasa, robomi
 
 from vla_inference.cli.main import main as vla
 from vla_inference.errors import DataError
-from vla_inference.policies.action_specs import ALOHA
+from vla_inference.policies.action_specs import aloha_spec
 from vla_training.conversion.config import ConvertConfig
 from vla_training.conversion.convert import convert
 from vla_training.datasets import open_dataset
@@ -278,7 +278,7 @@ def test_embeddings_of_a_sentence_are_no_sentence(tmp_path):
 def test_aloha_is_read_with_joints_as_joints(tmp_path, compress):
     path = aloha(tmp_path / "episode_0.hdf5", compress, sentence=True)
     data = open_dataset(path)
-    assert data.spec.dims == ALOHA and data.spec.rotation == "joints" and data.spec.dt == 0.02
+    assert data.spec == aloha_spec(0.02)
     assert "50 Hz is assumed" in data.notes[0]
     assert data.cameras() == ["cam_high", "cam_left_wrist", "cam_right_wrist"]
     assert data.left_out() == ["observations/effort", "observations/qvel"]

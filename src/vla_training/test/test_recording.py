@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import json
 import os
 import random
@@ -10,7 +11,6 @@ import signal
 import numpy as np
 import pytest
 from bags import write_bags
-from geometry_msgs.msg import Vector3
 from graphs import NodeGraph
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -25,12 +25,15 @@ from std_srvs.srv import SetBool
 from vla_inference.errors import DataError, VlaError
 from vla_inference.ros import qos
 from vla_inference.ros.images import rgb_to_image
-from vla_msgs.msg import ActionChunk, EefDelta, EpisodeStatus, InferenceStatus
+from vla_inference.ros.messages import chunk_to_msg
+from vla_inference.types import ActionChunk, eef_delta_spec
+from vla_msgs.msg import ActionChunk as ActionChunkMsg
+from vla_msgs.msg import EpisodeStatus, InferenceStatus
 from vla_training.datasets.bag import message_types as types
 from vla_training.datasets.bag.episode_bag import make_message
 from vla_training.datasets.bag.reader import BagSet
 from vla_training.datasets.bag.streams import NS
-from vla_training.datasets.bag.writer import _header
+from vla_training.datasets.bag.writer import _header, _parts
 from vla_training.ros.record_node import RecordNode
 from vla_training.ros.recording import Heard, Recording
 from vla_training.ros.validation_node import ValidationNode
@@ -41,7 +44,7 @@ class Maker:
 
     store = types.known_types()
 
-    def make(self, kind, **fields):
+    def make(self, kind, /, **fields):
         return make_message(self.store, kind, **fields)
 
     def heard(self, role, kind, stamp, log, **fields):
@@ -60,7 +63,7 @@ def run_of(episodes: int, frames: int, rng: random.Random) -> list[Heard]:
         last[role] = max(at + rng.randrange(NS * 3 // 10), last[role] + 1)
         heard.append(m.heard(role, kind, at, last[role], **fields))
 
-    delta = m.make(types.EEF_DELTA, rotation_convention="rotvec", dt=0.05, frame_id="base")
+    still = {"parts": _parts(m, eef_delta_spec()), "dt": 0.05, "actions": np.zeros(7)}
     for index in range(episodes):
         at += NS // 10
         say("episode", types.EPISODE, index=index, step=0, outcome="running")
@@ -68,7 +71,7 @@ def run_of(episodes: int, frames: int, rng: random.Random) -> list[Heard]:
             at += NS // 10
             pixel = np.full(256, 16 * index + t, np.uint8)
             say("image", types.IMAGE, encoding="mono8", height=16, width=16, step=16, data=pixel)
-            say("action", types.CHUNK, steps=[delta], instruction=f"do {index}")
+            say("action", types.CHUNK, instruction=f"do {index}", **still)
             done = t == frames - 1
             say(
                 "episode",
@@ -192,7 +195,7 @@ class RecordGraph(NodeGraph):
         super().__init__(RecordNode, {"output": str(output), **parameters})
         make = self.client.create_publisher
         self.images = make(Image, "image", camera)
-        self.chunks = make(ActionChunk, "action", qos.CHUNK)
+        self.chunks = make(ActionChunkMsg, "action", qos.CHUNK)
         self.episodes = make(EpisodeStatus, "sim/episode", qos.CHUNK)
         self.texts = make(String, "instruction", qos.LATCHED)
         self.rewards = make(Float32, "reward", qos.CHUNK)
@@ -210,20 +213,11 @@ class RecordGraph(NodeGraph):
             self.stamp += NS // 20
             stamp = Time(nanoseconds=self.stamp).to_msg()
             self.images.publish(rgb_to_image(image, stamp, "front_optical"))
-            chunk = ActionChunk(instruction=f"task {index}", model="m")
-            chunk.header.stamp = stamp
             done.append([0.001 * t, 0.1 / 3, -index])
-            x, y, z = map(float, done[-1])
-            chunk.steps = [
-                EefDelta(
-                    translation=Vector3(x=x, y=y, z=z),
-                    gripper=1.0,
-                    dt=0.05,
-                    rotation_convention="rotvec",
-                    frame_id="base",
-                )
-            ]
-            self.chunks.publish(chunk)
+            chunk = ActionChunk([[*done[-1], 0, 0, 0, 1]], eef_delta_spec())
+            msg = chunk_to_msg(chunk, stamp, instruction=f"task {index}", model="m")
+            msg.actions[:3] = array.array("d", done[-1])  # float64, as others may send them
+            self.chunks.publish(msg)
             self.rewards.publish(Float32(data=float(t)))
             self.idle(0.02)
             self.status(index, t + 1, t == len(images) - 1)
@@ -340,7 +334,7 @@ class Model:
             for s, a in zip(bags.episode(i).stamps, bags.actions(i), strict=True)
             if int(s) not in silent
         }
-        self.out = graph.client.create_publisher(ActionChunk, "action", qos.CHUNK)
+        self.out = graph.client.create_publisher(ActionChunkMsg, "action", qos.CHUNK)
         self.status = graph.client.create_publisher(
             InferenceStatus, "inference/status", qos.LATCHED
         )
@@ -354,17 +348,8 @@ class Model:
         stamp = Time.from_msg(msg.header.stamp).nanoseconds
         if stamp not in self.answers:
             return
-        x, y, z, rx, ry, rz, gripper = self.answers[stamp].tolist()
-        step = EefDelta(
-            translation=Vector3(x=x, y=y, z=z),
-            rotation=Vector3(x=rx, y=ry, z=rz),
-            gripper=gripper,
-            dt=0.05,
-            rotation_convention="rotvec",
-            frame_id="base",
-        )
-        chunk = ActionChunk(steps=[step])
-        chunk.header.stamp = msg.header.stamp
+        answer = ActionChunk(self.answers[stamp][None], eef_delta_spec())
+        chunk = chunk_to_msg(answer, msg.header.stamp)
         chunk.produced = Time(nanoseconds=stamp + NS // 25).to_msg()
         self.out.publish(chunk)
 
@@ -413,10 +398,10 @@ def test_the_clock_does_not_jump_before_the_last_answer_of_an_episode(wait, tmp_
         graph.client.create_subscription(Clock, "/clock", clock.append, qos.CHUNK)
         answer = model.out.publish
 
-        def slowly(chunk: ActionChunk) -> None:
+        def slowly(chunk: ActionChunkMsg) -> None:
             timer = graph.client.create_timer(0.15, lambda: done(timer, chunk))
 
-        def done(timer, chunk: ActionChunk) -> None:
+        def done(timer, chunk: ActionChunkMsg) -> None:
             graph.client.destroy_timer(timer)
             chunk.produced = clock[-1].clock
             late.append(chunk)
@@ -446,7 +431,7 @@ def test_it_listens_while_somebody_else_plays(tmp_path):
         graph.until(lambda: model.out.get_subscription_count(), "the validation")
         model.status.publish(InferenceStatus(state=InferenceStatus.ACTIVE))
         for bad in ("header.stamp", "produced"):  # no time: left out, and it listens on
-            chunk, (field, *more) = ActionChunk(), bad.split(".")
+            chunk, (field, *more) = ActionChunkMsg(), bad.split(".")
             inner = getattr(getattr(chunk, field), more[0]) if more else chunk.produced
             inner.sec = -1
             model.out.publish(chunk)

@@ -1,7 +1,8 @@
 """A minimal policy family in another package: its actions are sine waves.
 
 A checkpoint is a folder whose config.json says `model_type` "wave", how many steps an answer has
-and how far the end effector waves. The brighter the image, the farther.
+and how far the end effector waves, or the first of its `joints` where it names any. The brighter
+the image, the farther.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ from vla_inference.types import (
     check_image,
     check_instruction,
     eef_delta_spec,
+    joint_spec,
 )
-
-SPEC = eef_delta_spec()
 
 
 def check(where: str, options: LoadOptions) -> Contract:
     options.allow("wave", "device")
     config = read_config(where)
-    return Contract(Needs(cameras=(config["camera"],)), SPEC, config["chunk"])
+    joints = config.get("joints")
+    spec = joint_spec({"arm": joints}, ("gripper",)) if joints else eef_delta_spec()
+    return Contract(Needs(cameras=(config["camera"],)), spec, config["chunk"])
 
 
 def load(where: str, options: LoadOptions) -> WavePolicy:
@@ -54,11 +56,11 @@ def read_config(where: str) -> dict:
 class WavePolicy(Policy):
     def __init__(self, name: str, contract: Contract, reach: float):
         self.name, self.placement, self.reach = name, "cpu by NumPy", reach
-        self.needs, self.chunk = contract.needs, contract.chunk
+        self.needs, self.spec, self.chunk = contract.needs, contract.spec, contract.chunk
         self.closed = False
 
     def action_spec(self):
-        return SPEC
+        return self.spec
 
     def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         return [self._wave(o) for o in observations]
@@ -76,7 +78,8 @@ class WavePolicy(Policy):
         check_instruction(observation.instruction)
         (image,) = observation.images.values()
         bright = float(check_image(image).mean()) / 255
-        actions = np.zeros((self.chunk, len(SPEC)))
+        actions = np.zeros((self.chunk, len(self.spec)))
         for t, row in enumerate(actions):
-            row[0], row[6] = self.reach * bright * math.cos(math.pi * t / self.chunk), 1.0
-        return ActionChunk(actions, SPEC, timing={"total": 1e3 * (time.perf_counter() - begun)})
+            row[0], row[-1] = self.reach * bright * math.cos(math.pi * t / self.chunk), 1.0
+        timing = {"total": 1e3 * (time.perf_counter() - begun)}
+        return ActionChunk(actions, self.spec, timing=timing)

@@ -19,7 +19,7 @@ from vla_inference.control.vectors import Vector
 
 SLIVER = 1e-5  # s; shorter than this is rounding: seconds since 1970 have steps of 2.4e-7
 
-Step = tuple[Vector, Vector, float]  # m/s, rad/s, gripper
+Step = tuple[Vector, Vector, float | None]  # m/s, rad/s, gripper if there is one
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,7 @@ class Commander:
         stretch = self.settings.stretch
         dt, steps = stretch * chunk.spec.dt, []
         for (x, y, z, rx, ry, rz), gripper in zip(
-            (self.scale / stretch * velocities).tolist(), grippers.tolist(), strict=True
+            (self.scale / stretch * velocities).tolist(), grippers, strict=True
         ):
             linear, angular, clips = self.settings.limits.clip_step((x, y, z), (rx, ry, rz), dt)
             self.safety.clip(clips)

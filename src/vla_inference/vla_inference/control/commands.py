@@ -11,10 +11,10 @@ from scipy.spatial.transform import Rotation
 from vla_inference.control import vectors as v
 from vla_inference.control.vectors import Quaternion, Vector
 from vla_inference.errors import VlaError
-from vla_inference.types import ActionChunk
+from vla_inference.policies.action_specs import check_si, in_si
+from vla_inference.types import ActionChunk, ActionPart, ActionSpec
 
 DRIFT = "drift"  # kind of clip: the target was kept from running away from the end effector
-ROTATIONS = ("rotvec", "rpy")
 SHORTEST, LONGEST = 1e-3, 60.0  # s, of a chunk's step
 
 
@@ -24,23 +24,37 @@ def check_dt(dt: float) -> None:
         raise VlaError(f"dt is {dt:g} s", f"a step of a chunk lasts {SHORTEST:g} to {LONGEST:g} s")
 
 
-def check_rotation(convention: str) -> None:
-    """Raise VlaError where it is no convention of a chunk's rotations."""
-    if convention not in ROTATIONS:
-        known = " or ".join(map(repr, ROTATIONS))
-        raise VlaError(f"unknown rotation convention {convention!r}", f"use {known}")
+def arm_and_gripper(spec: ActionSpec) -> tuple[ActionPart, ActionPart | None]:
+    """The end-effector delta of the only arm, and its gripper if it has one.
+
+    Raises VlaError, which names the parts that are neither.
+    """
+    arms = [p for p in spec.parts if p.kind == "eef_delta"]
+    grippers = [p for p in spec.parts if p.kind == "gripper"]
+    others = [p for p in spec.parts if p not in (*arms[:1], *grippers[:1])]
+    if not arms or others:
+        found = [f"{p.name} ({p.kind})" for p in others or spec.parts]
+        raise VlaError(
+            f"the chunk's {', '.join(found)} cannot be executed",
+            "only one arm's end-effector delta (eef_delta) and one gripper can",
+        )
+    gripper = grippers[0] if grippers else None
+    if gripper is not None and len(gripper) != 1:
+        raise VlaError(f"{gripper.name} has {len(gripper)} numbers", "a gripper has one")
+    return arms[0], gripper
 
 
 def check_chunk(chunk: ActionChunk) -> None:
     """Raises VlaError if a chunk must not be executed."""
     spec = chunk.spec
-    if len(spec) != 7 or spec.names[-1] != "gripper":
-        raise VlaError(
-            f"the actions are {', '.join(spec.names)}",
-            "an end-effector delta has x, y, z, three angles and the gripper",
-        )
-    check_rotation(spec.rotation)
-    check_dt(spec.dt)
+    arm_and_gripper(spec)
+    check_si(spec)
+    check_steps(chunk)
+
+
+def check_steps(chunk: ActionChunk) -> None:
+    """Raises VlaError unless a chunk, of whichever parts, has steps of finite numbers."""
+    check_dt(chunk.spec.dt)
     if len(chunk) == 0:
         raise VlaError("the chunk has no steps", "have the model give at least one")
     bad = np.flatnonzero(~np.isfinite(chunk.actions).all(axis=1))
@@ -51,13 +65,26 @@ def check_chunk(chunk: ActionChunk) -> None:
         )
 
 
-def chunk_velocities(chunk: ActionChunk) -> tuple[np.ndarray, np.ndarray]:
+def chunk_deltas(chunk: ActionChunk) -> tuple[np.ndarray, np.ndarray | None]:
+    """Deltas [T, 6] (m; rotation vector rad) in the arm's frame, and grippers [T] if there is one.
+
+    Raises VlaError where it has other parts.
+    """
+    arm, gripper = arm_and_gripper(chunk.spec)
+    chunk = in_si(chunk)
+    parts = chunk.spec.split(np.asarray(chunk.actions, np.float64))
+    deltas = parts[arm.name]
+    if arm.rotation == "rpy":
+        turns = Rotation.from_euler("xyz", deltas[:, 3:]).as_rotvec()
+        deltas = np.hstack([deltas[:, :3], turns])
+    return deltas, parts[gripper.name][:, 0] if gripper else None
+
+
+def chunk_velocities(chunk: ActionChunk) -> tuple[np.ndarray, list[float] | list[None]]:
     """Velocities [T, 6] (m/s; rotation vector rad/s) in the chunk's frame, and grippers [T]."""
-    actions = chunk.actions.astype(np.float64)
-    rotations = actions[:, 3:6]
-    if chunk.spec.rotation == "rpy":
-        rotations = Rotation.from_euler("xyz", rotations).as_rotvec()
-    return np.hstack([actions[:, :3], rotations]) / chunk.spec.dt, actions[:, 6]
+    deltas, grippers = chunk_deltas(chunk)
+    told = [None] * len(chunk) if grippers is None else grippers.tolist()
+    return deltas / chunk.spec.dt, told
 
 
 @dataclass(frozen=True)

@@ -2,95 +2,111 @@
 
 from __future__ import annotations
 
+import array
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from geometry_msgs.msg import Vector3
 
-from vla_inference.control.commands import check_chunk, check_rotation
+from vla_inference.control.commands import check_dt, check_steps
 from vla_inference.errors import VlaError
-from vla_inference.policies.action_specs import in_si, si_spec
-from vla_inference.types import ActionChunk, eef_delta_spec
+from vla_inference.policies.action_specs import check_si, in_si, part_of, si_spec
+from vla_inference.types import EEF, ActionChunk, ActionSpec
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
-from vla_msgs.msg import EefDelta, ModelInfo
+from vla_msgs.msg import ActionPart as ActionPartMsg
+from vla_msgs.msg import ModelInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from builtin_interfaces.msg import Time
 
     from vla_inference.policies.base import Policy
 
 
-def chunk_to_steps(chunk: ActionChunk, frame_id: str = "") -> list[EefDelta]:
-    """The steps of a chunk as messages.
-
-    frame_id: name of the frame the deltas are expressed in; empty takes the spec's.
-    """
-    check_chunk(chunk)
-    spec, chunk = chunk.spec, in_si(chunk)
-    frame = frame_id or spec.frame
-    _check_frame(frame)
-    return [
-        EefDelta(
-            translation=Vector3(x=x, y=y, z=z),
-            rotation=Vector3(x=rx, y=ry, z=rz),
-            rotation_convention=spec.rotation,
-            gripper=gripper,
-            dt=spec.dt,
-            frame_id=frame,
-        )
-        for x, y, z, rx, ry, rz, gripper in chunk.actions.astype(np.float64).tolist()
-    ]
-
-
 def chunk_to_msg(
     chunk: ActionChunk, stamp: Time, *, frame_id: str = "", instruction: str = "", model: str = ""
 ) -> ActionChunkMsg:
-    """An ActionChunk message that answers the image of this stamp; `produced` is left zero."""
+    """An ActionChunk message that answers the image of this stamp; `produced` is left zero.
+
+    frame_id: name of the frame that end effectors' numbers are in; empty takes the spec's.
+    """
+    check_steps(chunk)
+    chunk = in_si(chunk)
     msg = ActionChunkMsg(instruction=instruction, model=model)
-    msg.steps = chunk_to_steps(chunk, frame_id)
+    msg.parts = _part_messages(chunk.spec, frame_id)
+    msg.dt = chunk.spec.dt
+    msg.actions = array.array("d", np.asarray(chunk.actions, np.float64).tobytes())
     msg.header.stamp = stamp
-    msg.header.frame_id = frame_id or chunk.spec.frame
+    msg.header.frame_id = (frame_id if chunk.spec.eef else "") or chunk.spec.frame
     msg.stage_names = list(chunk.timing)
     msg.stage_ms = [float(v) for v in chunk.timing.values()]
     return msg
 
 
-def steps_to_chunk(steps: Sequence[EefDelta]) -> ActionChunk:
-    """The chunk of a sequence of steps, all of one frame, convention and duration."""
-    _check(len(steps) > 0, "the chunk has no steps", "give at least one")
-    first = steps[0]
-    kind = (first.rotation_convention, first.dt, first.frame_id)
-    check_rotation(first.rotation_convention)
-    _check_frame(first.frame_id)
-    rows = []
-    for i, s in enumerate(steps):
-        _check(
-            (s.rotation_convention, s.dt, s.frame_id) == kind,
-            f"step {i} has another convention, dt or frame than step 0",
-            "all steps of a chunk must share them",
+def _part_messages(spec: ActionSpec, frame_id: str) -> list[ActionPartMsg]:
+    """Anew each time: messages can be changed."""
+    return [
+        ActionPartMsg(
+            name=p.name,
+            kind=p.kind,
+            dims=[d.name for d in p.dims],
+            units=[d.unit for d in p.dims],
+            frame_id=(frame_id if p.kind in EEF else "") or p.frame,
+            rotation_convention=p.rotation,
         )
-        t, r = s.translation, s.rotation
-        rows.append((t.x, t.y, t.z, r.x, r.y, r.z, s.gripper))
-    actions = np.array(rows, np.float64)
-    chunk = ActionChunk(
-        actions, eef_delta_spec(first.rotation_convention, first.frame_id, first.dt)
-    )
-    check_chunk(chunk)
-    _check(
-        bool(((actions[:, 6] >= -0.5) & (actions[:, 6] <= 1.5)).all()),
-        f"gripper values from {actions[:, 6].min():g} to {actions[:, 6].max():g}",
-        "1 is open and 0 is closed",
-    )
-    return chunk
+        for p in spec.parts
+    ]
+
+
+def step_count(msg: ActionChunkMsg) -> int:
+    """Whole steps of a chunk that may be wrong in other ways."""
+    return len(msg.actions) // max(1, sum(len(p.dims) for p in msg.parts))
 
 
 def msg_to_chunk(msg: ActionChunkMsg) -> ActionChunk:
-    """The chunk in a message; raises VlaError if it must not be executed."""
-    chunk = steps_to_chunk(msg.steps)
-    chunk.timing = dict(zip(msg.stage_names, msg.stage_ms, strict=False))
+    """What a message tells to do; raises VlaError where it must not be executed."""
+    numbers = np.array(msg.actions, np.float64)
+    _check(len(numbers) > 0, "the chunk has no steps", "give at least one")
+    spec = _spec(
+        tuple(
+            (p.name, p.kind, tuple(p.dims), tuple(p.units), p.frame_id, p.rotation_convention)
+            for p in msg.parts
+        ),
+        msg.dt,
+    )
+    _check(
+        len(numbers) % len(spec) == 0,
+        f"the chunk has {len(numbers)} numbers, a step has {len(spec)}",
+        "give whole steps",
+    )
+    timing = dict(zip(msg.stage_names, msg.stage_ms, strict=False))
+    chunk = ActionChunk(numbers.reshape(-1, len(spec)), spec, timing=timing)
+    check_steps(chunk)
+    for part in spec.parts:
+        if part.kind == "gripper":
+            _check_gripper(part.name, chunk.actions[:, spec.slice(part.name)])
     return chunk
+
+
+def _check_gripper(name: str, values: np.ndarray) -> None:
+    low, high = values.min(), values.max()
+    _check(
+        low >= -0.5 and high <= 1.5,
+        f"{name} values from {low:g} to {high:g}",
+        "1 is open and 0 is closed",
+    )
+
+
+@lru_cache(maxsize=64)  # a model's chunks all have the same
+def _spec(parts: tuple[tuple, ...], dt: float) -> ActionSpec:
+    """Of (name, kind, dims, units, frame, rotation) of each part; VlaError unless it is in SI."""
+    check_dt(dt)
+    spec = ActionSpec(tuple(part_of(*part) for part in parts), dt)
+    _check(
+        bool((check_si(spec) == 1).all()),
+        f"the actions are in units {', '.join(d.unit for d in spec.dims)}",
+        "send them in SI",
+    )
+    return spec
 
 
 def policy_info(policy: Policy, frame_id: str = "") -> ModelInfo:
@@ -102,15 +118,8 @@ def policy_info(policy: Policy, frame_id: str = "") -> ModelInfo:
         state_dim=policy.needs.state,
         chunk=policy.chunk,
         dt=spec.dt,
-        frame_id=frame_id or spec.frame,
-        rotation_convention=spec.rotation,
-        dims=list(spec.names),
-        units=[d.unit for d in spec.dims],
+        parts=_part_messages(spec, frame_id),
     )
-
-
-def _check_frame(frame: str) -> None:
-    _check(bool(frame), "the deltas' frame_id is empty", "name the frame, such as 'base'")
 
 
 def _check(condition: bool, problem: str, remedy: str) -> None:

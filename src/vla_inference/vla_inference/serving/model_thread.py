@@ -16,6 +16,7 @@ from vla_inference.policies.action_specs import check_si
 from vla_inference.policies.base import LoadOptions, Policy
 from vla_inference.policies.registry import load_policy
 from vla_inference.serving.latest_value import LatestValue
+from vla_inference.types import ActionSpec
 
 T = TypeVar("T")
 
@@ -64,9 +65,7 @@ class ModelSettings:
                 f"gives {self.state_dim}",
                 "name the parts it was trained with",
             )
-        spec = policy.action_spec()
-        if len(spec) == 7:
-            check_si(spec)
+        check_si(policy.action_spec())
 
 
 class ModelThread(Generic[T]):
@@ -152,6 +151,7 @@ def changes(old: Policy, new: Policy) -> list[str]:
     for what, before, after in (
         ("frame", a.frame, b.frame),
         ("rotation", a.rotation, b.rotation),
+        ("parts", _kinds(a), _kinds(b)),
         ("dt", f"{a.dt:g} s", f"{b.dt:g} s"),
         ("dimensions", " ".join(a.names), " ".join(b.names)),
         ("units", " ".join(d.unit for d in a.dims), " ".join(d.unit for d in b.dims)),
@@ -160,6 +160,10 @@ def changes(old: Policy, new: Policy) -> list[str]:
         if before != after:
             found.append(f"{what}: {before} -> {after}")
     return found
+
+
+def _kinds(spec: ActionSpec) -> str:
+    return ", ".join(f"{p.name} ({p.kind})" for p in spec.parts)
 
 
 def release_memory() -> None:

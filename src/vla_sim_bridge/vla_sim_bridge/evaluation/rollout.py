@@ -8,6 +8,7 @@ from concurrent.futures import as_completed
 
 from vla_inference.system.worker_pool import WorkerPool
 from vla_inference.types import ActionChunk, Observation
+from vla_sim_bridge.envs.chunk_to_actions import sim_actions
 from vla_sim_bridge.envs.protocol import World, make_world
 from vla_sim_bridge.evaluation.confidence_intervals import wilson_interval
 from vla_sim_bridge.evaluation.episode import EpisodeResult, EpisodeRun
@@ -23,7 +24,7 @@ def run_episode(
     run = EpisodeRun(sim, seed, index, horizon)
     while not run.done:
         chunk = act(sim.observation())
-        for action in chunk.actions[:execute_steps]:
+        for action in sim_actions(chunk)[:execute_steps]:
             if run.step(action):
                 break
     return run.result()

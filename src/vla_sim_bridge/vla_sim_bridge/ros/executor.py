@@ -17,8 +17,8 @@ from vla_inference.ros.messages import msg_to_chunk
 from vla_inference.ros.qos import CHUNK, LATCHED
 from vla_inference.ros.stamps import stamp_ns
 from vla_msgs.msg import ActionChunk, InferenceStatus, SimStatus
+from vla_sim_bridge.envs.chunk_to_actions import sim_actions
 from vla_sim_bridge.evaluation.answers import Answers
-from vla_sim_bridge.ros.chunk_to_actions import sim_actions
 from vla_sim_bridge.ros.episodes import Episodes
 from vla_sim_bridge.ros.lock_step import LockStep, Verdict
 from vla_sim_bridge.ros.real_time import RealTime

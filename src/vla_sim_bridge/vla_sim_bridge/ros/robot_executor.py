@@ -23,6 +23,7 @@ from std_msgs.msg import Float64MultiArray
 from vla_inference.episodes.robosuite import CONTROL_FREQ
 from vla_inference.errors import VlaError
 from vla_inference.ros.guard import GuardedNode
+from vla_inference.ros.messages import step_count
 from vla_inference.ros.qos import CHUNK, COMMAND
 from vla_inference.ros.stamps import stamp_ns
 from vla_msgs.msg import ActionChunk, SimStatus
@@ -169,7 +170,7 @@ class RobotDrive(Drive):
         return self.episodes.execute(action, held=delta is None)
 
     def answered(self, msg: ActionChunk) -> None:
-        self.settings.execute_steps = self.settings.steps_of(len(msg.steps))
+        self.settings.execute_steps = self.settings.steps_of(step_count(msg))
         if not self.operator.ready:
             if self._delay:
                 self._late_answers.publish(msg)

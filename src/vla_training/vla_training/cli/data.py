@@ -127,7 +127,8 @@ def show(d: dict) -> None:
         ),
         ("cameras", ", ".join(f"{c} {w}x{h}" for c, (h, w) in d["cameras"].items()) or "none"),
         ("state", f"{d['state']} numbers" if d["state"] else "none"),
-        ("actions", f"{spec['rotation']}, in the {spec['frame']} frame, {spec['dt']:g} s a step"),
+        ("actions", f"{spec['dt']:g} s a step"),
+        *[("", _part(p)) for p in spec["parts"]],
         ("metadata", ", ".join(d["metadata"]) or "none"),
         ("left out", ", ".join(d["left_out"]) or "nothing"),
     ]
@@ -135,7 +136,7 @@ def show(d: dict) -> None:
         print(f"{name:<10}{value}")
     print()
     print(f"{'action':<10}{'unit':<8}" + "".join(f"{k:>10}" for k in STATISTICS))
-    for i, dim in enumerate(spec["dims"]):
+    for i, dim in enumerate(d["dimensions"]):
         values = "".join(f"{d['action'][k][i]:>10.4f}" for k in STATISTICS)
         print(f"{dim['name']:<10}{dim['unit']:<8}{values}  {dim['polarity']}".rstrip())
     print()
@@ -146,6 +147,11 @@ def show(d: dict) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
+def _part(part: dict) -> str:
+    turned = [part[k] for k in ("rotation", "frame") if part.get(k)]
+    return f"{part['name']}: {', '.join([part['kind'], *turned])}"
+
+
 STATISTICS = ("mean", "std", "min", "q01", "q99", "max")
 
 
@@ -153,7 +159,7 @@ def show_histograms(d: dict) -> None:
     """The text of `vla data plot`."""
     from vla_training.evaluation.dataset_view import bars
 
-    for dim, histogram in zip(d["spec"]["dims"], d["histograms"], strict=True):
+    for dim, histogram in zip(d["dimensions"], d["histograms"], strict=True):
         low, high = histogram["low"], histogram["high"]
         print(
             f"{dim['name']:<10}{low:>10.4f} {bars(histogram['counts'])} {high:<10.4f}"

@@ -11,52 +11,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vla_inference.errors import DataError, VlaError
-from vla_inference.types import ActionSpec, DimSpec, eef_delta_spec
+from vla_inference.policies import action_specs
+from vla_inference.types import ANGLES, OPEN, ActionSpec
 
 if TYPE_CHECKING:
     from scipy.spatial.transform import Rotation
 
 SPEC_FILE = "action_spec.json"
-ANGLES = {"rotvec": ("rx", "ry", "rz"), "rpy": ("roll", "pitch", "yaw")}
-
-
-def spec_to_json(spec: ActionSpec) -> dict:
-    """A spec as plain JSON; `control` states that motion is relative to the arm's pose."""
-    return {
-        "control": "delta",
-        "rotation": spec.rotation,
-        "frame": spec.frame,
-        "dt": spec.dt,
-        "dims": [{"name": d.name, "unit": d.unit, "polarity": d.polarity} for d in spec.dims],
-    }
 
 
 def spec_from_json(given: Mapping, where: str) -> ActionSpec:
-    """The inverse of `spec_to_json`; missing fields are those of an end-effector delta."""
-    known = {"control", "rotation", "frame", "dt", "dims"}
-    if unknown := set(given) - known:
-        raise DataError(
-            f"{where} names unknown {', '.join(sorted(unknown))}",
-            f"known: {', '.join(sorted(known))}",
-        )
-    if given.get("control", "delta") != "delta":
-        raise DataError(
-            f"{where}: control is {given['control']!r}", "convert its actions to deltas first"
-        )
+    """Undoes `spec_to_json`; DataError where it can't be read."""
     try:
-        rest = {k: given[k] for k in ("rotation", "frame", "dt") if k in given}
-        if "dims" in given:  # anything: joints, wheels, what nobody knows
-            spec = ActionSpec(tuple(DimSpec(**d) for d in given["dims"]), **rest)
-        else:
-            spec = eef_delta_spec(**rest)
-        if not float(spec.dt) > 0:
-            raise DataError(f"{where}: dt is {spec.dt!r}", "give seconds per step")
-    except (VlaError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{where}: {getattr(error, 'problem', error)}",
-            getattr(error, "remedy", None) or "see docs/reference.md for what stands there",
-        ) from error
-    return spec
+        return action_specs.spec_from_json(given, where)
+    except VlaError as error:
+        raise DataError(error.problem, error.remedy) from error
 
 
 def read_spec(path: Path) -> ActionSpec:
@@ -69,16 +38,17 @@ def read_spec(path: Path) -> ActionSpec:
 
 
 def is_eef_delta(spec: ActionSpec) -> bool:
-    """Whether it is x y z, three angles and the gripper, 1 open."""
-    wanted = ("x", "y", "z", *ANGLES.get(spec.rotation, ()), "gripper")
-    return spec.names == wanted and spec.dims[-1].polarity in ("", "1 open, 0 closed")
+    """Whether it is one arm's x y z and three angles, then its gripper, 1 open."""
+    kinds = [p.kind for p in spec.parts]
+    one = kinds == ["eef_delta", "gripper"] and len(spec) == 7
+    return one and spec.dims[-1].polarity in ("", OPEN)
 
 
 def _check_eef_delta(spec: ActionSpec, what: str) -> None:
     if not is_eef_delta(spec):
         raise DataError(
             f"{what} needs an end-effector delta and gripper, the actions are "
-            f"{', '.join(spec.names)} with rotation {spec.rotation!r}",
+            f"{', '.join(spec.names)} ({'; '.join(map(str, spec.parts))})",
             "convert without it",
         )
 
@@ -98,9 +68,10 @@ def with_rotation(spec: ActionSpec, rotation: str) -> ActionSpec:
             f"the angles are in unit {spec.dims[3].unit!r}, not rad",
             "their convention cannot be changed",
         )
-    dims = list(spec.dims)
-    dims[3:6] = [replace(d, name=n) for d, n in zip(dims[3:6], ANGLES[rotation], strict=True)]
-    return replace(spec, dims=tuple(dims), rotation=rotation)
+    arm, gripper = spec.parts
+    angles = [replace(d, name=n) for d, n in zip(arm.dims[3:], ANGLES[rotation], strict=True)]
+    turned = replace(arm, dims=(*arm.dims[:3], *angles), rotation=rotation)
+    return replace(spec, parts=(turned, gripper))
 
 
 def convert_rotation(actions: np.ndarray, old: ActionSpec, new: ActionSpec) -> np.ndarray:

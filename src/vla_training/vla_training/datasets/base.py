@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vla_inference.errors import DataError
+from vla_inference.policies.action_specs import spec_to_json
 from vla_inference.types import ActionSpec, Episode
 from vla_training.datasets.bag.paths import holds_bags
 
@@ -95,7 +96,7 @@ def action_statistics(episodes: Sequence[np.ndarray], spec: ActionSpec, name: st
         )
     return {
         "action": {**column_statistics(a), "mask": [d.name != "gripper" for d in spec.dims]},
-        "spec": {"rotation": spec.rotation, "frame": spec.frame, "dt": spec.dt},
+        "spec": spec_to_json(spec),
         "num_transitions": len(a),
         "num_trajectories": len(episodes),
     }

@@ -99,12 +99,12 @@ def dimension_errors(
     if error.ndim != 2 or error.shape[1] != len(spec) or not len(error):
         raise VlaError(f"errors have shape {error.shape}", f"give [N, {len(spec)}]")
     found = []
-    for column, dim in zip(error.T, spec.dims, strict=True):
+    for column, name, dim in zip(error.T, spec.names, spec.dims, strict=True):
         scale, unit = (1e3, "m" + dim.unit) if dim.unit in ("m", "rad") else (1.0, dim.unit)
         column = scale * column
         found.append(
             DimensionError(
-                dim.name,
+                name,
                 unit,
                 float(column.mean()),
                 float(np.median(column)),
@@ -134,8 +134,9 @@ class GripperFlips:
 def gripper_flips(
     truth: np.ndarray, predicted: np.ndarray, spec: ActionSpec
 ) -> GripperFlips | None:
-    """None if the action has no dimension called "gripper"."""
-    columns = [i for i, d in enumerate(spec.dims) if d.name.endswith("gripper")]
+    """None where the action has no part that is a gripper."""
+    grippers = [spec.slice(p.name) for p in spec.parts if p.kind == "gripper"]
+    columns = [i for s in grippers for i in range(s.start, s.stop)]
     if not columns:
         return None
     real = np.asarray(truth)[:, columns] > GRIPPER_THRESHOLD

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vla_inference.errors import DataError, VlaError
 from vla_inference.policies.base import Policy
 from vla_inference.policies.normalisation import Normalisation, find_statistics
-from vla_inference.types import ActionSpec, DimSpec
+from vla_inference.types import ActionSpec
 from vla_training.datasets import EpisodeSet
 from vla_training.evaluation.accuracy import Range
 
@@ -97,8 +98,7 @@ def agree(candidate: Candidate, dataset: EpisodeSet) -> tuple[ActionSpec, Range,
         )
     limits = Range(bounds.low, bounds.high)
     if space == NORMALISED:
-        dims = tuple(DimSpec(d.name, "1", d.polarity) for d in data.dims)
-        return replace(data, dims=dims), limits, notes
+        return data.with_units(["1"] * len(data)), limits, notes
     # Statistics of that very dataset without a spec of their own: the dataset knows better.
     if space == dataset.name and "spec" not in statistics:
         return data, limits, notes
@@ -112,20 +112,35 @@ def agree(candidate: Candidate, dataset: EpisodeSet) -> tuple[ActionSpec, Range,
 
 
 def _check_meaning(policy: Policy, model: ActionSpec, dataset: EpisodeSet) -> None:
-    """Refuses a dataset whose actions mean something else than the model's."""
-    data = dataset.spec
-    fields = [("rotation", model.rotation, data.rotation), ("frame", model.frame, data.frame)]
-    for mine, other in zip(model.dims, data.dims, strict=True):
+    """Refuse a dataset whose numbers mean something else than the model's."""
+    for what, ours, theirs in _differences(model, dataset.spec):
+        raise DataError(
+            f"{dataset.path}: {what} is {theirs!r}, that of model {policy.name!r} is {ours!r}",
+            "choose an action space of the dataset's kind, or convert the dataset",
+        )
+
+
+def _differences(model: ActionSpec, data: ActionSpec) -> Iterator[tuple[str, str, str]]:
+    """(what, the model's, the dataset's) of each that differs, part by part."""
+    ours, theirs = (", ".join(p.name for p in s.parts) for s in (model, data))
+    if ours != theirs:
+        yield "the list of parts", ours, theirs
+        return
+    for a, b in zip(model.parts, data.parts, strict=True):
+        part = f"part {a.name!r}"
+        fields: list[tuple[str, Any, Any, str]] = [
+            (f"{part}: {what}", a, b, what) for what in ("kind", "rotation", "frame")
+        ]
         fields += [
-            (f"dimension {mine.name!r}: {what}", getattr(mine, what), getattr(other, what))
+            (f"{part}: dimension {x.name!r}: {what}", x, y, what)
+            for x, y in zip(a.dims, b.dims, strict=False)
             for what in ("name", "unit", "polarity")
         ]
-    for what, ours, theirs in fields:
-        if ours != theirs:
-            raise DataError(
-                f"{dataset.path}: {what} is {theirs!r}, that of model {policy.name!r} is {ours!r}",
-                "choose an action space of the dataset's kind, or convert the dataset",
-            )
+        for words, x, y, what in fields:
+            if getattr(x, what) != getattr(y, what):
+                yield words, getattr(x, what), getattr(y, what)
+        if len(a) != len(b):
+            yield f"{part}: number of dimensions", str(len(a)), str(len(b))
 
 
 def choose_cameras(policy: Policy, dataset: EpisodeSet, given: tuple[str, ...]) -> tuple[str, ...]:

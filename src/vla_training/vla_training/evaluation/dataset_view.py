@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vla_inference.errors import DataError, VlaError
+from vla_inference.policies.action_specs import spec_to_json
 from vla_inference.system import charts
 from vla_inference.system.files import Staged
 from vla_inference.types import Episode
@@ -61,7 +62,8 @@ def describe(data: EpisodeSet, max_episodes: int | None = None) -> dict:
         },
         "cameras": cameras,
         "state": state,
-        "spec": asdict(data.spec),
+        "spec": spec_to_json(data.spec),
+        "dimensions": [{"part": p.name, **asdict(d)} for p in data.spec.parts for d in p.dims],
         "action": statistics,
         "histograms": histograms(np.concatenate(actions)),
         "instructions": len(sentences),
@@ -119,7 +121,7 @@ def get_camera(data: EpisodeSet, camera: str | None) -> str:
 
 def draw_histograms(description: dict, columns: int = 4) -> Image.Image:
     """One panel for each dimension, with its bounds and its 1 % and 99 % quantiles."""
-    dims, statistics = description["spec"]["dims"], description["action"]
+    dims, statistics = description["dimensions"], description["action"]
     rows = -(-len(dims) // columns)
     figure = charts.new_figure(300 * columns, 170 * rows + 30)
     told = f"{description['name']}: {description['episodes_read']} episodes, "

@@ -164,8 +164,7 @@ def page(
     return PAGE.substitute(
         title=escape(f"{evaluation.model} on {evaluation.dataset}: {extra.title}"),
         subtitle=escape(
-            f"action space {evaluation.action_space}; rotation as "
-            f"{evaluation.spec.rotation} in the {evaluation.spec.frame} frame"
+            f"action space {evaluation.action_space}; {'; '.join(map(str, evaluation.spec.parts))}"
         ),
         warnings="".join(f'<p class="warn">{escape(w)}</p>' for w in warnings),
         headline=f"{100 * mean['accuracy_clipped']:.1f} % · {100 * mean['accuracy']:.1f} %",

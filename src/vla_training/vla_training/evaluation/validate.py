@@ -16,6 +16,7 @@ from typing import Any
 from vla_inference.errors import DataError
 from vla_inference.policies.base import Policy
 from vla_inference.types import ActionSpec, Observation
+from vla_training.datasets.action_form import is_eef_delta
 from vla_training.datasets.bag.reader import BagSet
 from vla_training.evaluation.compatibility import agree, choose_cameras, choose_space
 from vla_training.evaluation.result import Frame
@@ -40,9 +41,9 @@ class ValidationConfig:
 
 
 def check_form(spec: ActionSpec, where: str) -> None:
-    if len(spec) != 7 or spec.names[-1] != "gripper":
+    if not is_eef_delta(spec):
         raise DataError(
-            f"{where} has actions {', '.join(spec.names)}",
+            f"{where} has actions {'; '.join(map(str, spec.parts))}",
             "bags are validated against end-effector deltas with a gripper",
         )
 

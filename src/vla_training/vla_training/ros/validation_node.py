@@ -23,13 +23,14 @@ from std_msgs.msg import String
 
 from vla_inference.errors import DataError, VlaError
 from vla_inference.options import option
+from vla_inference.policies.action_specs import statistics_spec
 from vla_inference.policies.normalisation import Normalisation, find_statistics
 from vla_inference.ros import qos
 from vla_inference.ros.images import rgb_to_image
 from vla_inference.ros.lifecycle import ManagedNode, spin_node
 from vla_inference.ros.messages import msg_to_chunk
 from vla_inference.ros.stamps import stamp_ns
-from vla_inference.types import ActionChunk, Step, eef_delta_spec
+from vla_inference.types import ActionChunk, Step
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
 from vla_msgs.msg import InferenceStatus
 from vla_training.datasets.bag.reader import BagSet
@@ -201,8 +202,8 @@ class ValidationNode(ManagedNode):
             name, _ = find_statistics(spaces, self._config.action_space or None)
             entry = spaces[name]
             if "spec" in entry:
-                s = entry["spec"]
-                self._bags.read_as(eef_delta_spec(s["rotation"], s["frame"], s["dt"]))
+                size = len(entry.get("action", entry)["q01"])
+                self._bags.read_as(statistics_spec(entry, size, name))
         found = Normalisation.from_statistics(entry.get("action", entry), "the statistics")
         return Range(found.low, found.high)
 

@@ -41,7 +41,7 @@ def _describe(policy: RemotePolicy) -> Description:
     lines = [
         ("observation", f"{needs.images} images{cameras}, {needs.state} numbers of state"),
         ("", f"by map {policy.terms.observation_map.name}"),
-        ("answer", f"{policy.chunk} steps of {spec.dt:g} s in frame {spec.frame}"),
+        ("answer", f"{policy.chunk} steps of {spec.dt:g} s; {'; '.join(map(str, spec.parts))}"),
         ("", dims),
     ]
     return Description(values, lines)

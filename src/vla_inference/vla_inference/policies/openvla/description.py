@@ -89,23 +89,30 @@ def _space(name: str, statistics: Mapping[str, Any], config: ModelConfig) -> dic
             f"statistics {name!r} have {len(bounds)} dimensions, the actions {len(spec)}",
             "fix dataset_statistics.json",
         )
-    return {
-        "rotation": spec.rotation,
-        "frame": spec.frame,
-        "dt": spec.dt,
-        "dimensions": [
-            {
-                "name": d.name,
-                "unit": d.unit,
-                "low": float(low) if scaled else None,
-                "high": float(high) if scaled else None,
-                "note": d.polarity,
-            }
-            for d, low, high, scaled in zip(
-                spec.dims, bounds.low, bounds.high, bounds.mask, strict=True
-            )
-        ],
-    }
+    dimensions = [
+        {
+            "name": d.name,
+            "unit": d.unit,
+            "low": float(low) if scaled else None,
+            "high": float(high) if scaled else None,
+            "note": d.polarity,
+        }
+        for d, low, high, scaled in zip(
+            spec.dims, bounds.low, bounds.high, bounds.mask, strict=True
+        )
+    ]
+    parts = [
+        {
+            "name": p.name,
+            "kind": p.kind,
+            "frame": p.frame,
+            "rotation": p.rotation,
+            "meaning": str(p),
+            "dimensions": dimensions[spec.slice(p.name)],
+        }
+        for p in spec.parts
+    ]
+    return {"dt": spec.dt, "parts": parts}
 
 
 def _lines(d: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -139,13 +146,17 @@ def _lines(d: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _space_lines(name: str, space: Mapping[str, Any]) -> list[tuple[str, str]]:
-    meaning = f"rotation as {space['rotation']}, in the {space['frame']} frame"
-    lines = [("actions", f"unnorm_key {name!r}: {space['dt']:g} s per step, {meaning}")]
-    for dim in space["dimensions"]:
-        unit = "" if dim["unit"] == "1" else f" {dim['unit']}"
-        bounds = f"not scaled{unit and f', in{unit}'}"
-        if dim["low"] is not None:
-            bounds = f"{dim['low']:+.4f} to {dim['high']:+.4f}{unit}"
-        note = f"  ({dim['note']})" if dim["note"] else ""
-        lines.append(("", f"{dim['name']:<8} {bounds}{note}"))
+    lines = [("actions", f"unnorm_key {name!r}: {space['dt']:g} s per step")]
+    for part in space["parts"]:
+        lines.append(("", part["meaning"]))
+        lines += [("", f"  {_dimension(dim)}") for dim in part["dimensions"]]
     return lines
+
+
+def _dimension(dim: Mapping[str, Any]) -> str:
+    unit = "" if dim["unit"] == "1" else f" {dim['unit']}"
+    bounds = f"not scaled{unit and f', in{unit}'}"
+    if dim["low"] is not None:
+        bounds = f"{dim['low']:+.4f} to {dim['high']:+.4f}{unit}"
+    note = f"  ({dim['note']})" if dim["note"] else ""
+    return f"{dim['name']:<8} {bounds}{note}"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from vla_inference.errors import VlaError
+from vla_inference.policies.action_specs import spec_from_json, spec_to_json
 from vla_inference.policies.base import Contract, Needs
-from vla_inference.serving.openpi.observation_maps import ObservationMap, read_spec
+from vla_inference.serving.openpi.observation_maps import ObservationMap
 
 PROTOCOL, VERSION = "vla-openpi", 1
 REALTIME = "/v1/realtime/robot/openpi"  # vLLM-Omni's path
+ROBOARENA = {  # a part's kind -> its word for the action space
+    "eef_delta": "cartesian_velocity",
+    "eef_pose": "cartesian_position",
+    "joint_position": "joint_position",
+    "joint_velocity": "joint_velocity",
+}
 
 
 def write_metadata(contract: Contract, name: str, observation_map: ObservationMap) -> dict:
@@ -29,10 +35,7 @@ def write_metadata(contract: Contract, name: str, observation_map: ObservationMa
         "image_encodings": ["array", "jpeg", "png"],
         "action_horizon": contract.chunk,
         "action_dim": len(spec),
-        "action_dims": [dataclasses.asdict(d) for d in spec.dims],
-        "action_frame": spec.frame,
-        "action_rotation": spec.rotation,
-        "action_dt": spec.dt,
+        "actions": spec_to_json(spec),
         **write_roboarena(contract),
     }
 
@@ -46,7 +49,7 @@ def write_roboarena(contract: Contract) -> dict:
         "needs_wrist_camera": needs.images > 1,
         "needs_stereo_camera": False,
         "needs_session_id": False,
-        "action_space": "joint_position" if spec.frame == "joints" else "cartesian_velocity",
+        "action_space": next((ROBOARENA[p.kind] for p in spec.parts if p.kind in ROBOARENA), ""),
     }
 
 
@@ -69,12 +72,7 @@ def read_metadata(metadata: Mapping[str, Any]) -> Contract | None:
             cameras=tuple(map(str, metadata["cameras"])),
             history=_count(metadata["history"]),
         )
-        spec = read_spec(
-            metadata["action_dims"],
-            str(metadata["action_frame"]),
-            str(metadata["action_rotation"]),
-            metadata["action_dt"],
-        )
+        spec = spec_from_json(metadata["actions"], "the server's metadata")
         return Contract(needs, spec, _count(metadata["action_horizon"]))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise VlaError(f"the server's metadata is wrong ({error!r:.80})", "update it") from None

@@ -7,7 +7,7 @@ that it says are the units and the gripper's polarity on the wire.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from PIL import Image
 
 from vla_inference.errors import ObservationError, VlaError
 from vla_inference.inputs.image_files import MAX_PIXELS, check_header, to_rgb
+from vla_inference.policies.action_specs import spec_from_json
 from vla_inference.policies.base import Needs
 from vla_inference.serving.openpi.wire import WireError
-from vla_inference.types import ActionSpec, DimSpec, Observation, check_image, check_instruction
+from vla_inference.types import ActionSpec, Observation, check_image, check_instruction
 
 FOLDER = Path(__file__).parent / "maps"
 PROMPTS = ("prompt", "instruction")
@@ -73,7 +74,7 @@ class ObservationMap:
             layout=raw.get("layout", "hwc"),
             size=tuple(raw["size"]) if "size" in raw else None,
             chunk=raw.get("chunk", 0),
-            spec=read_spec(**actions) if actions else None,
+            spec=spec_from_json(actions, f"map {name}") if actions else None,
         )
 
     @property
@@ -188,10 +189,6 @@ class ObservationMap:
 
 def map_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
-
-
-def read_spec(dims: Sequence[Mapping], frame: str, rotation: str, dt: float) -> ActionSpec:
-    return ActionSpec(tuple(DimSpec(**d) for d in dims), frame, rotation, float(dt))
 
 
 def _flat(message: Mapping[str, Any], above: Key = ()) -> Iterator[tuple[Key, Any]]:

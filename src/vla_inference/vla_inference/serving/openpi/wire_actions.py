@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import numpy as np
 
 from vla_inference.errors import VlaError
-from vla_inference.types import ActionSpec, DimSpec
+from vla_inference.types import OPEN, ActionSpec, DimSpec
 
-UNKNOWN = ("?", "unknown")
-OPEN = "1 open, 0 closed"
+UNKNOWN = "unknown"
 POLARITY = re.compile(r"(-?\d+(?:\.\d+)?) open, (-?\d+(?:\.\d+)?) closed")
 
 
@@ -35,19 +35,15 @@ class Conversion:
                 f"{len(wanted)} are wanted ({', '.join(wanted.names)})",
                 "choose the map that the model was trained for, or map free",
             )
-        for what in ("frame", "rotation"):
-            a, b = getattr(given, what), getattr(wanted, what)
-            if a != b and a not in UNKNOWN:
-                raise VlaError(
-                    f"actions have {what} {a}, {b} is wanted", "choose another map, such as free"
-                )
+        if all(p.kind != "unknown" for p in given.parts):
+            _check_parts(given, wanted)
         pairs = [_line(a, b) for a, b in zip(given.dims, wanted.dims, strict=True)]
-        dims = tuple(
-            replace(b, unit="unknown") if a.unit in UNKNOWN else b
+        units = [
+            a.unit if a.unit == UNKNOWN else b.unit
             for a, b in zip(given.dims, wanted.dims, strict=True)
-        )
+        ]
         factors, offsets = (np.array(column) for column in zip(*pairs, strict=True))
-        return cls(replace(wanted, dims=dims, dt=given.dt), factors, offsets)
+        return cls(replace(wanted.with_units(units), dt=given.dt), factors, offsets)
 
     def __call__(self, actions: np.ndarray) -> np.ndarray:
         """float32 [T, D] -> float32 [T, D]"""
@@ -57,9 +53,22 @@ class Conversion:
 
 
 def with_open_gripper(spec: ActionSpec) -> ActionSpec:
-    """The same spec with every gripper 1 open and 0 closed, as in this project."""
-    dims = (replace(d, polarity=OPEN) if POLARITY.search(d.polarity) else d for d in spec.dims)
-    return replace(spec, dims=tuple(dims))
+    """The same spec with every gripper 1 open and 0 closed, as this project has it."""
+    return spec.with_dims(
+        replace(d, polarity=OPEN) if POLARITY.search(d.polarity) else d for d in spec.dims
+    )
+
+
+def _check_parts(given: ActionSpec, wanted: ActionSpec) -> None:
+    """Raise VlaError where they are of other kinds, frames or conventions."""
+    for a, b in zip_longest(given.parts, wanted.parts):
+        for what in ("kind", "frame", "rotation"):
+            have, want = (getattr(p, what, "nothing") for p in (a, b))
+            if have != want:
+                raise VlaError(
+                    f"actions have {what} {have}, {want} is wanted",
+                    "choose another map, such as free",
+                )
 
 
 def _line(given: DimSpec, wanted: DimSpec) -> tuple[float, float]:
@@ -69,7 +78,7 @@ def _line(given: DimSpec, wanted: DimSpec) -> tuple[float, float]:
         (a_open, a_closed), (b_open, b_closed) = (map(float, m.groups()) for m in (a, b))
         factor = (b_open - b_closed) / (a_open - a_closed)
         return factor, b_closed - factor * a_closed
-    if given.unit in UNKNOWN or wanted.unit in UNKNOWN:
+    if UNKNOWN in (given.unit, wanted.unit):
         return 1.0, 0.0
     (size, unit), (other, wanted_unit) = _unit(given), _unit(wanted)
     if unit != wanted_unit:

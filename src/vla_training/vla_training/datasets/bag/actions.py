@@ -13,31 +13,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
 
-from vla_inference.errors import DataError
-from vla_inference.types import ActionSpec, eef_delta_spec
+from vla_inference.errors import DataError, VlaError
+from vla_inference.policies.action_specs import part_of
+from vla_inference.types import ANGLES, ActionSpec, eef_delta_spec
 from vla_training.datasets.action_form import spec_from_json
 from vla_training.datasets.bag.message_types import ARRAY, CHUNK, EEF_DELTA, JOINTS, POSE, TWIST
 from vla_training.datasets.bag.streams import NS, Stream, nearest
 
-CONVENTIONS = ("rotvec", "rpy")
 HOLD = 2.0  # a twist holds for at most this many usual periods
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A recorded ActionChunk or EefDelta. actions: float64 [T, 7]; latency in ms, produced in ns;
+    """A recorded ActionChunk or EefDelta. actions: float64 [T, D]; latency in ms, produced in ns;
     refusal: why it must not be used."""
 
     actions: np.ndarray
-    rotation: str = "rotvec"
-    frame: str = "base"
-    dt: float = 0.05
+    spec: ActionSpec = field(default_factory=eef_delta_spec)
     instruction: str = ""
     model: str = ""
     latency: float = float("nan")
@@ -60,48 +58,65 @@ class Actions:
     notes: list[str] = field(default_factory=list)
 
 
-def read_chunk(steps: Sequence[Any], msg: Any = None) -> Chunk:
-    """The chunk in EefDelta messages, or in the ActionChunk that contains them."""
+def read_chunk(msg: Any) -> Chunk:
+    """From an ActionChunk, also of the older form, which has EefDelta steps."""
+    read = _read_steps(msg.steps) if hasattr(msg, "steps") else _read_parts(msg)
+    return replace(
+        read,
+        instruction=msg.instruction,
+        model=msg.model,
+        latency=float(msg.latency_ms),
+        produced=msg.produced.sec * NS + msg.produced.nanosec,
+    )
+
+
+def _read_parts(msg: Any) -> Chunk:
+    try:
+        parts = tuple(
+            part_of(p.name, p.kind, p.dims, p.units, p.frame_id.lstrip("/"), p.rotation_convention)
+            for p in msg.parts
+        )
+        spec = ActionSpec(parts, float(msg.dt))
+    except VlaError as error:
+        return Chunk(np.zeros((0, 7)), refusal=f"a chunk that says: {error.problem}")
+    numbers = np.asarray(msg.actions, np.float64)
+    if not len(numbers):
+        return Chunk(np.zeros((0, len(spec))), spec, refusal="a chunk without steps")
+    if len(numbers) % len(spec):
+        return Chunk(np.zeros((0, len(spec))), spec, refusal="a chunk with half a step")
+    refusal = "" if spec.dt > 0 else "a chunk whose steps last no time"
+    return _checked(numbers.reshape(-1, len(spec)), spec, refusal)
+
+
+def _read_steps(steps: Sequence[Any]) -> Chunk:
+    """From EefDelta messages."""
     if not len(steps):
         return Chunk(np.zeros((0, 7)), refusal="a chunk without steps")
-    rows = [
-        (
-            s.translation.x,
-            s.translation.y,
-            s.translation.z,
-            s.rotation.x,
-            s.rotation.y,
-            s.rotation.z,
-            s.gripper,
-        )
-        for s in steps
-    ]
-    first, values = steps[0], np.array(rows, np.float64)
+    rows = []
+    for s in steps:
+        t, r = s.translation, s.rotation
+        rows.append((t.x, t.y, t.z, r.x, r.y, r.z, s.gripper))
+    values, refusal = np.array(rows, np.float64), ""
     kinds = {(s.rotation_convention, s.frame_id, s.dt) for s in steps}
-    refusal = ""
+    rotation, frame, dt = next(iter(kinds))
+    if rotation not in ANGLES or not frame.lstrip("/") or not dt > 0 or len(kinds) > 1:
+        refusal = "a chunk whose rotation convention, frame or dt is unknown or changes"
+        return Chunk(values, refusal=refusal)
+    return _checked(values, eef_delta_spec(rotation, frame.lstrip("/"), dt))
+
+
+def _checked(values: np.ndarray, spec: ActionSpec, refusal: str = "") -> Chunk:
     if not np.isfinite(values).all():
         refusal = "a chunk with a number that is not finite"
-    elif first.rotation_convention not in CONVENTIONS or not first.dt > 0 or len(kinds) > 1:
-        refusal = "a chunk whose rotation convention, frame or dt is unknown or changes"
-    return Chunk(
-        values,
-        first.rotation_convention,
-        first.frame_id.lstrip("/"),
-        first.dt,
-        "" if msg is None else msg.instruction,
-        "" if msg is None else msg.model,
-        float("nan") if msg is None else float(msg.latency_ms),
-        0 if msg is None else msg.produced.sec * NS + msg.produced.nanosec,
-        refusal,
-    )
+    return Chunk(values, spec, refusal=refusal)
 
 
 def digest_action(kind: str, msg: Any) -> Any:
     """The part to keep of a chunk, an EefDelta, a twist or a pose."""
     if kind == CHUNK:
-        return read_chunk(msg.steps, msg)
+        return read_chunk(msg)
     if kind == EEF_DELTA:
-        return read_chunk([msg])
+        return _read_steps([msg])
     if kind == TWIST:
         v, w = msg.twist.linear, msg.twist.angular
         return (v.x, v.y, v.z, w.x, w.y, w.z), msg.header.frame_id
@@ -155,7 +170,7 @@ def episode_actions(
                 "transform them into one",
             )
         frame_id = next(iter(frames), frame)
-    known_frame = about.get("spec", {}).get("frame") or frame_id.lstrip("/")
+    known_frame = _stated_frame(about) or frame_id.lstrip("/")
     if known_frame not in ("base", "tool"):
         notes.append(f"deltas in frame {known_frame!r} are taken for those in the {frame} axes")
         known_frame = frame
@@ -168,6 +183,12 @@ def episode_actions(
     values = np.column_stack([motion, np.ones(len(times))])
     missing = Counter({reason: int((~known).sum())}) if not known.all() else Counter()
     return Actions(values, known, spec, None, missing, notes)
+
+
+def _stated_frame(about: Mapping[str, Any]) -> str:
+    """Of our writer's remarks on the spec, in either form."""
+    spec = about.get("spec")
+    return spec_from_json(spec, "the bag's metadata").frame if spec else ""
 
 
 def _from_chunks(
@@ -193,21 +214,18 @@ def _from_chunks(
             missing[chunk.refusal] += 1
             known[i], chunk = False, None
         chunks.append(chunk)
-    there = [c for c in chunks if c is not None]
-    kinds = {(c.rotation, c.frame, c.dt) for c in there}
-    if len(kinds) > 1:
-        raise DataError(
-            f"its actions are of {len(kinds)} kinds (rotation, frame, dt: {sorted(kinds)})",
-            "use bags of one kind",
-        )
-    rotation, name, dt = next(iter(kinds), ("rotvec", frame, 0.05))
-    notes = []
-    if name not in ("base", "tool"):
-        notes.append(f"deltas in frame {name!r} are taken for those in the {frame} axes")
-        name = frame
-    spec = eef_delta_spec(rotation, name, dt)
-    values = np.array([np.zeros(7) if c is None else c.actions[0] for c in chunks]).reshape(-1, 7)
-    return Actions(values, known, spec, chunks, missing, notes)
+    specs = list(dict.fromkeys(c.spec for c in chunks if c is not None))
+    if len(specs) > 1:
+        told = " | ".join(f"{'; '.join(map(str, s.parts))}, {s.dt:g} s" for s in specs)
+        raise DataError(f"its actions are of {len(specs)} kinds ({told})", "use bags of one kind")
+    spec, notes = specs[0] if specs else eef_delta_spec(frame=frame), []
+    if spec.eef and spec.frame not in ("base", "tool"):
+        notes.append(f"deltas in frame {spec.frame!r} are taken for those in the {frame} axes")
+        parts = [replace(p, frame=frame) if p is spec.eef else p for p in spec.parts]
+        spec = replace(spec, parts=tuple(parts))
+    empty = np.zeros(len(spec))
+    values = np.array([empty if c is None else c.actions[0] for c in chunks])
+    return Actions(values.reshape(-1, len(spec)), known, spec, chunks, missing, notes)
 
 
 def _from_arrays(stream: Stream, times: np.ndarray, tolerance: int, spec: ActionSpec) -> Actions:

@@ -85,7 +85,7 @@ class EpisodeBag:
         """A message object of `self.store`."""
         self.write(topic, kind, log, self.store.serialize_cdr(message, kind), latched)
 
-    def make(self, kind: str, **fields: Any) -> Any:
+    def make(self, kind: str, /, **fields: Any) -> Any:
         """A message object; fields left out are zero or empty."""
         return make_message(self.store, kind, **fields)
 
@@ -104,8 +104,8 @@ class EpisodeBag:
 ZEROS = {"string": "", "bool": False, "float32": 0.0, "float64": 0.0}
 
 
-def make_message(store: Any, kind: str, **given: Any) -> Any:
-    """A message in which all fields that are not given are empty."""
+def make_message(store: Any, kind: str, /, **given: Any) -> Any:
+    """A message with all fields that are not given empty."""
     _, fields = store.fielddefs[kind]
     values = {}
     for name, (node, inner) in fields:

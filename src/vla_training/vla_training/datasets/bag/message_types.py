@@ -15,7 +15,8 @@ from rosbags.typesys.store import Typestore
 from vla_inference.errors import DataError
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
-CHUNK, EEF_DELTA = "vla_msgs/msg/ActionChunk", "vla_msgs/msg/EefDelta"
+CHUNK, PART = "vla_msgs/msg/ActionChunk", "vla_msgs/msg/ActionPart"
+EEF_DELTA = "vla_msgs/msg/EefDelta"  # of older bags, which define it
 EPISODE, INFERENCE = "vla_msgs/msg/EpisodeStatus", "vla_msgs/msg/InferenceStatus"
 TWIST, POSE = "geometry_msgs/msg/TwistStamped", "geometry_msgs/msg/PoseStamped"
 JOINTS, STRING = "sensor_msgs/msg/JointState", "std_msgs/msg/String"

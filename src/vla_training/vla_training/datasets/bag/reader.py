@@ -15,7 +15,6 @@ import numpy as np
 from vla_inference.errors import DataError, VlaError
 from vla_inference.types import ActionSpec, Episode, Observation, Step
 from vla_training.datasets.action_form import (
-    ANGLES,
     convert_rotation,
     is_eef_delta,
     with_rotation,
@@ -118,7 +117,7 @@ class BagSet(EpisodeSet):
             self._first = None
             self._stored = self._reading(self._where[0][0]).spec
         self.spec = self._stored
-        if is_eef_delta(self.spec) and is_eef_delta(spec) and spec.rotation in ANGLES:
+        if is_eef_delta(self.spec) and is_eef_delta(spec):
             self.spec = with_rotation(self.spec, spec.rotation)
 
     def read_all(self) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from vla_inference.errors import DataError
-from vla_inference.types import ActionSpec, Episode
-from vla_training.datasets.action_form import is_eef_delta, spec_to_json
+from vla_inference.errors import DataError, VlaError
+from vla_inference.policies.action_specs import check_si, spec_to_json
+from vla_inference.types import OPEN, ActionSpec, Episode
+from vla_training.datasets.action_form import is_eef_delta
 from vla_training.datasets.bag import message_types as types
 from vla_training.datasets.bag.episode_bag import STORAGES, EpisodeBag
 from vla_training.datasets.bag.streams import NS
@@ -76,15 +77,15 @@ class BagWriter(EpisodeWriter):
         types.our_types()
         self.storage, self.images, self.action = storage, images, action
         spec = form.spec
-        self.si = is_eef_delta(spec) and {d.unit for d in spec.dims[:6]} == {"m", "rad"}
+        self.si = _is_si(spec)
+        if action != "chunk" and not (self.si and is_eef_delta(spec)):
+            raise DataError(
+                f"the actions are {', '.join(spec.names)} in units "
+                f"{', '.join(d.unit for d in spec.dims)}: no {action} can be made of them",
+                "leave --action out",
+            )
         if not self.si:
-            if action != "chunk":
-                raise DataError(
-                    f"the actions are {', '.join(spec.names)} in units "
-                    f"{', '.join(d.unit for d in spec.dims)}: no {action} can be made of them",
-                    "leave --action out",
-                )
-            self.notes.append("actions, no end-effector delta in SI, are stored as plain numbers")
+            self.notes.append("actions, of which no SI can be made, are stored as plain numbers")
         elif action != "chunk" and spec.rotation != "rotvec":
             self.notes.append(f"rotations ({spec.rotation}) are stored as angular {action}s")
         if images == "jpeg":
@@ -153,19 +154,15 @@ class BagWriter(EpisodeWriter):
         if not self.si:
             self._put_array(bag, "/action", stamp, values)
             return
-        x, y, z, rx, ry, rz, gripper = values.tolist()
         if self.action == "chunk":
-            delta = bag.make(
-                types.EEF_DELTA,
-                translation=_vector(bag, x, y, z),
-                rotation=_vector(bag, rx, ry, rz),
-                rotation_convention=spec.rotation,
-                gripper=gripper,
+            chunk = bag.make(
+                types.CHUNK,
+                header=_header(bag, stamp, spec.frame),
+                instruction=instruction,
+                parts=_parts(bag, spec),
                 dt=spec.dt,
-                frame_id=spec.frame,
+                actions=values,
             )
-            header = _header(bag, stamp, spec.frame)
-            chunk = bag.make(types.CHUNK, header=header, instruction=instruction, steps=[delta])
             bag.put("/action", types.CHUNK, stamp, chunk)
             return
         turn = _turn(values[3:6], spec)
@@ -186,7 +183,7 @@ class BagWriter(EpisodeWriter):
                 raise DataError("the deltas are in the tool's axes", "use chunk or twist")
             self._place, self._turn = self._place + values[:3], turn * self._turn
             self._put_pose(bag, stamp)
-        self._put_array(bag, "/gripper", stamp, [gripper])
+        self._put_array(bag, "/gripper", stamp, values[6:])
 
     def _put_pose(self, bag: EpisodeBag, stamp: int) -> None:
         x, y, z, w = self._turn.as_quat().tolist()
@@ -274,6 +271,30 @@ def _turn(angles: np.ndarray, spec: ActionSpec) -> Rotation:
     if spec.rotation == "rpy":
         return Rotation.from_euler("xyz", angles)
     return Rotation.from_rotvec(angles)
+
+
+def _is_si(spec: ActionSpec) -> bool:
+    """Whether an ActionChunk can say it: SI, and grippers 1 open."""
+    grippers = [d for p in spec.parts if p.kind == "gripper" for d in p.dims]
+    try:
+        return all(d.polarity in ("", OPEN) for d in grippers) and (check_si(spec) == 1).all()
+    except VlaError:
+        return False
+
+
+def _parts(bag: EpisodeBag, spec: ActionSpec) -> list[Any]:
+    return [
+        bag.make(
+            types.PART,
+            name=p.name,
+            kind=p.kind,
+            dims=[d.name for d in p.dims],
+            units=[d.unit for d in p.dims],
+            frame_id=p.frame,
+            rotation_convention=p.rotation,
+        )
+        for p in spec.parts
+    ]
 
 
 def _vector(bag: EpisodeBag, x: float, y: float, z: float) -> Any:

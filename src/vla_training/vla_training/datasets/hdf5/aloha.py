@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 
 from vla_inference.errors import DataError
-from vla_inference.policies.action_specs import ALOHA
-from vla_inference.types import ActionSpec, Episode, Observation, Step
+from vla_inference.policies.action_specs import aloha_spec
+from vla_inference.types import Episode, Observation, Step
 from vla_training.datasets.hdf5 import layout as layout
 from vla_training.datasets.hdf5.images import (
     FAULTS,
@@ -65,7 +65,7 @@ class AlohaSet(ImageColumnSet):
         rate = RATE if control_freq is None else float(control_freq)
         if not 0 < rate < 1e4:
             raise DataError(f"control_freq is {control_freq}", "give the recording's rate in Hz")
-        self.spec = ActionSpec(ALOHA, "joints", "joints", 1 / rate)
+        self.spec = aloha_spec(1 / rate)
         self.notes: list[str] = []
         if control_freq is None:
             self.notes.append(

@@ -18,11 +18,11 @@ import numpy as np
 
 from vla_inference.episodes.hdf5 import CONVENTION, compress, write_images, write_instructions
 from vla_inference.errors import DataError
+from vla_inference.policies.action_specs import spec_to_json
 from vla_inference.types import ActionSpec, Episode
 from vla_training.datasets.action_form import (
     convert_rotation,
     is_eef_delta,
-    spec_to_json,
     with_rotation,
 )
 from vla_training.datasets.hdf5.convention import GRIPPERS, Convention, default_convention

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vla_inference.errors import DataError
-from vla_inference.types import ActionSpec, DimSpec, Episode, Observation, Step
+from vla_inference.policies.action_specs import unknown_spec
+from vla_inference.types import ActionSpec, Episode, Observation, Step
 from vla_training.datasets.action_form import SPEC_FILE, read_spec
 from vla_training.datasets.base import EpisodeSet
 from vla_training.datasets.images import StoredImages, decode_image
@@ -77,8 +78,7 @@ class LerobotSet(EpisodeSet):
             names = next(iter(names.values()), None)
         if not isinstance(names, list) or len(names) != size:
             names = [f"action_{i}" for i in range(size)]
-        dims = tuple(DimSpec(str(n), "unknown") for n in names)
-        return ActionSpec(dims, "unknown", "unknown", 1 / self.fps)
+        return unknown_spec([str(n) for n in names], 1 / self.fps)
 
     def __len__(self) -> int:
         return len(self._places)

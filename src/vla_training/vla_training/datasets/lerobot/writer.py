@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vla_inference.errors import DataError
+from vla_inference.policies.action_specs import spec_to_json
 from vla_inference.types import Episode
-from vla_training.datasets.action_form import SPEC_FILE, spec_to_json
+from vla_training.datasets.action_form import SPEC_FILE
 from vla_training.datasets.images import encode_image
 from vla_training.datasets.lerobot import layout as layout
 from vla_training.datasets.lerobot.files import PIXELS, TableFiles, VideoFiles, encode_video

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla_inference.errors import DataError
+from vla_inference.policies.action_specs import spec_to_json
 from vla_inference.types import Episode, Step
-from vla_training.datasets.action_form import SPEC_FILE, spec_to_json
+from vla_training.datasets.action_form import SPEC_FILE
 from vla_training.datasets.images import encode_image, image_encoding
 from vla_training.datasets.rlds.reader import METADATA, OBSERVATION, TEMPLATE
 from vla_training.datasets.rlds.tf_example import build_example
