@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import subprocess
+import sys
 import threading
 import time
 
@@ -470,6 +472,14 @@ def test_info_and_infer_take_the_address(server, tmp_path, capsys):
     assert len(json.loads(capsys.readouterr().out)["actions"]) == 5
     assert main(["info", "openpi:ws://127.0.0.1:9"]) == 2
     assert "server 127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_a_program_that_forgets_to_close_ends_without_a_word(server):
+    code = "import sys; from vla_inference.policies.registry import load_policy\n"
+    code += "policy = load_policy(sys.argv[1]); policy.warm_up()"
+    command = [sys.executable, "-c", code, f"openpi:{server.url}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_maps_of_our_own_by_path(tmp_path, scripted):

@@ -7,6 +7,7 @@ are answered between requests as well, and a reply that nobody waits for is seen
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import contextlib
 import threading
@@ -49,6 +50,7 @@ class Link:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="link", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # of whoever forgets it
 
     @property
     def connected(self) -> bool:
