@@ -311,10 +311,11 @@ class Commander:
 
     def pose_to_hold(self, steady: float) -> Pose | None:
         """Where the robot is, not where it should have got to; where there is doubt about it,
-        what it was told last: an old or a wrong pose would drive it there."""
+        the last target that was sent: an old or a wrong pose would drive it there. None: no
+        target was ever sent, so the robot stays by itself."""
         measured = self.robot.pose
         if measured is None or self.robot.doubtful or not self.safety.knows_pose(steady):
-            return self.target.pose
+            return self._told
         return self.target.confine(measured)
 
     def _next_begin(self, now: float) -> float:
