@@ -33,11 +33,11 @@ from torch import nn
 from vla_inference.checkpoints.random_weights import SIZES, STATISTICS, random_config, random_model
 from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.openvla.model import VLA
-from vla_training.finetune.distributed import gradient_norm, scale_gradients
 from vla_training.finetune.flops import peak_of, step_flops
 from vla_training.finetune.objective import Objective
 from vla_training.finetune.train_modules import prepare
 from vla_training.loader.batch import Batch
+from vla_training.loop.distributed import gradient_norm, scale_gradients
 from vla_training.lora.layers import LoraConfig, add_lora, swap
 
 PROMPT = 26  # tokens of the usual prompt with a sentence of eight words

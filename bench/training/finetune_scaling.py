@@ -38,14 +38,14 @@ from common import add_output, keep
 
 from vla_inference.checkpoints.random_weights import SIZES, STATISTICS, random_config, random_model
 from vla_inference.policies.openvla.config import PROMPTS, ModelConfig
-from vla_training.finetune import distributed
 from vla_training.finetune.flops import peak_of, step_flops
 from vla_training.finetune.objective import Objective
 from vla_training.finetune.train_modules import prepare
-from vla_training.finetune.training_state import find_states, load_state, save_state
 from vla_training.loader.batch import Batch
 from vla_training.loader.frame_index import Source, index_frames
 from vla_training.loader.mixture import Samples, batches, mix
+from vla_training.loop import distributed
+from vla_training.loop.training_state import find_states, load_state, save_state
 from vla_training.lora.layers import LoraConfig, add_lora
 
 SENTENCES = (

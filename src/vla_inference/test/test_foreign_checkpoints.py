@@ -13,10 +13,10 @@ from foreign_checkpoints import edit_json, oft, published, statistics
 from safetensors.torch import load_file, save_file
 
 from vla_inference.checkpoints.load import load_config
+from vla_inference.checkpoints.oft_settings import Settings, of_name
 from vla_inference.checkpoints.random_weights import TINY
 from vla_inference.errors import CheckpointError, ObservationError, VlaError
 from vla_inference.policies.openvla.config import ModelConfig
-from vla_inference.policies.openvla.oft_settings import Settings, of_name
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.policies.registry import describe_policy
 from vla_inference.types import Observation

@@ -26,16 +26,16 @@ from vla_inference.errors import CheckpointError, DataError, VlaError
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.types import Observation
 from vla_training.cli.finetune import find_sources
-from vla_training.finetune import distributed, training_state
 from vla_training.finetune.export import export
 from vla_training.finetune.finetune import Finetuner, finetune
-from vla_training.finetune.graceful_stop import Stop
-from vla_training.finetune.identity import check_identity
-from vla_training.finetune.logger import SpikeGuard
 from vla_training.finetune.model_setup import choose_head, load_with_adapter
 from vla_training.loader.frame_index import Source
 from vla_training.loader.online import Stream
 from vla_training.loader.online_config import Online
+from vla_training.loop import distributed, training_state
+from vla_training.loop.graceful_stop import Stop
+from vla_training.loop.identity import check_identity
+from vla_training.loop.logger import SpikeGuard
 from vla_training.lora.adapter import Adapter, merge
 from vla_training.lora.merge_check import verify_merge
 
@@ -198,7 +198,7 @@ def kill_and_resume(home: Path, tmp_path: Path, kills: int, steps: int) -> None:
         "from pathlib import Path\n"
         "import torch\n"
         "from vla_training.finetune.finetune import finetune\n"
-        "from vla_training.finetune.training_state import find_states\n"
+        "from vla_training.loop.training_state import find_states\n"
         "from vla_training.finetune.config import FinetuneConfig\n"
         "from vla_training.loader.frame_index import Source\n"
         "from vla_training.loader.online_config import Online\n"

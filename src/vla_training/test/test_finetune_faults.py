@@ -26,12 +26,13 @@ from vla_inference.errors import CheckpointError, VlaError
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.quantization import get_format
 from vla_inference.quantization.write import quantize_checkpoint
-from vla_training.finetune import closed_loop, distributed, training_state
+from vla_training.finetune import closed_loop
 from vla_training.finetune.errors import explained
 from vla_training.finetune.export import export
 from vla_training.finetune.finetune import Finetuner, finetune
-from vla_training.finetune.graceful_stop import Stop
 from vla_training.finetune.model_setup import load_with_adapter
+from vla_training.loop import distributed, training_state
+from vla_training.loop.graceful_stop import Stop
 from vla_training.lora.adapter import merge
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vla_inference.checkpoints.oft_settings import Settings, read_settings
 from vla_inference.errors import CheckpointError
 from vla_inference.policies.openvla.config import action_lengths
-from vla_inference.policies.openvla.oft_settings import Settings, read_settings
 
 # Files OpenVLA-OFT's fine-tuning writes beside the shards: `<part>--<step>_checkpoint.pt`.
 COMPONENTS = ("action_head", "proprio_projector")

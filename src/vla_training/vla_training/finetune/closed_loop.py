@@ -12,7 +12,7 @@ import torch.distributed as dist
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_sim_bridge.envs.protocol import make_world
 from vla_sim_bridge.evaluation.rollout import run_episode, summarise
-from vla_training.finetune.distributed import Place
+from vla_training.loop.distributed import Place
 
 SEED = 1_000_003  # of episodes that nothing else draws from
 

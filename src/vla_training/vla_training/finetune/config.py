@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from vla_inference.errors import VlaError
 from vla_inference.options import Holds, check_options, option
-from vla_training.finetune.schedule import SCHEDULES, LoopConfig, Schedule
 from vla_training.loader.online_config import Online
+from vla_training.loop.schedule import SCHEDULES, LoopConfig, Schedule
 
 if TYPE_CHECKING:
     from vla_training.loader.frame_index import Source

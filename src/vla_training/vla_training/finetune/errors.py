@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import torch
 
 from vla_inference.errors import VlaError
-from vla_training.finetune import distributed
 from vla_training.finetune.config import FinetuneConfig
+from vla_training.loop import distributed
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

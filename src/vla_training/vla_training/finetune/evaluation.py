@@ -12,11 +12,11 @@ import torch
 from vla_inference.checkpoints.load import place
 from vla_inference.policies.openvla.model import VLA
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
-from vla_training.finetune import distributed
 from vla_training.finetune.closed_loop import ClosedLoop
-from vla_training.finetune.logger import Meter
 from vla_training.finetune.model_setup import PRECISIONS
 from vla_training.loader.mixture import batches
+from vla_training.loop import distributed
+from vla_training.loop.logger import Meter
 
 if TYPE_CHECKING:
     from vla_training.finetune.finetune import Finetuner

@@ -22,14 +22,10 @@ from vla_inference.checkpoints.load import load_tokenizer
 from vla_inference.errors import VlaError
 from vla_inference.policies.openvla.config import TRAINED_CROP
 from vla_inference.system.files import only_one, write_whole
-from vla_training.finetune import distributed
 from vla_training.finetune.config import FinetuneConfig
 from vla_training.finetune.errors import explained
 from vla_training.finetune.evaluation import closed_loop, make_closed_loop, validate
 from vla_training.finetune.export import export
-from vla_training.finetune.graceful_stop import Stop
-from vla_training.finetune.logger import Rate, RunLog, SpikeGuard, memory_gb
-from vla_training.finetune.loop import Progress, TrainingLoop
 from vla_training.finetune.model_setup import PRECISIONS, choose_head, find_base, open_model
 from vla_training.finetune.objective import Objective
 from vla_training.finetune.train_modules import prepare
@@ -37,6 +33,10 @@ from vla_training.loader.batch import Batch
 from vla_training.loader.frame_index import FrameIndex, index_frames
 from vla_training.loader.mixture import Mixture, Samples, batches, mix
 from vla_training.loader.online import Stream
+from vla_training.loop import distributed
+from vla_training.loop.graceful_stop import Stop
+from vla_training.loop.logger import Rate, RunLog, SpikeGuard, memory_gb
+from vla_training.loop.training_loop import Progress, TrainingLoop
 from vla_training.lora.layers import add_lora
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from vla_inference.errors import VlaError
 from vla_inference.system.interrupts import end_with_parent
-from vla_training.finetune.distributed import Place
 from vla_training.loader.frame_index import Source
 from vla_training.loader.online_config import Online
+from vla_training.loop.distributed import Place
 
 PERIOD = 1.0  # seconds between two looks at what is being made
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.openvla.preprocessing import PromptTokenizer
-from vla_training.finetune.distributed import Place
 from vla_training.loader.augment import NUMBERS
 from vla_training.loader.batch import Batch, pad
 from vla_training.loader.sampler import Sampler
+from vla_training.loop.distributed import Place
 from vla_training.small_model.auxiliary_targets import SIZE
 from vla_training.small_model.config import TrainConfig
 from vla_training.small_model.frames import Frames

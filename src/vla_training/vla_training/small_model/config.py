@@ -8,7 +8,7 @@ from typing import Any
 from vla_inference.errors import VlaError
 from vla_inference.options import Holds, option
 from vla_sim_bridge.tasks import get_task
-from vla_training.finetune.schedule import LoopConfig, Schedule
+from vla_training.loop.schedule import LoopConfig, Schedule
 
 SMALL: dict[str, Any] = {
     "model_type": "openvla",

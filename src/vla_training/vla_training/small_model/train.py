@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from vla_inference.errors import VlaError
 from vla_inference.system.files import only_one
-from vla_training.finetune.training_state import find_states
+from vla_training.loop.training_state import find_states
 from vla_training.small_model.config import SMALL, TrainConfig
 from vla_training.small_model.episode_frames import frames_from_paths
 from vla_training.small_model.model import begin_with, grid_positions

@@ -21,11 +21,11 @@ from vla_inference.errors import VlaError
 from vla_inference.policies.normalisation import Normalisation
 from vla_inference.policies.openvla.config import ModelConfig, words_of
 from vla_inference.policies.openvla.model import VLA
-from vla_training.finetune.distributed import Place
-from vla_training.finetune.loop import Average, TrainingLoop
 from vla_training.loader.augment import Augmentation
 from vla_training.loader.batch import Batch
 from vla_training.loader.frame_index import held_out
+from vla_training.loop.distributed import Place
+from vla_training.loop.training_loop import Average, TrainingLoop
 from vla_training.small_model.batches import Batches
 from vla_training.small_model.config import SMALL, TrainConfig
 from vla_training.small_model.frames import Frames, action_statistics

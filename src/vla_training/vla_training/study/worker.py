@@ -20,7 +20,7 @@ from vla_sim_bridge.envs.protocol import World, make_world
 from vla_sim_bridge.evaluation.episode import EpisodeResult
 from vla_sim_bridge.evaluation.rollout import run_episode
 from vla_training.evaluation.report import write_statistics
-from vla_training.finetune.training_state import find_states
+from vla_training.loop.training_state import find_states
 from vla_training.small_model.episode_frames import frames_from_paths
 from vla_training.small_model.frames import Frames
 from vla_training.small_model.train import SMALL, TrainConfig, Trainer

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from vla_inference.errors import CheckpointError
 from vla_inference.system.files import replace_entry, sync, sync_tree
-from vla_training.finetune.distributed import Place
+from vla_training.loop.distributed import Place
 
 ABOUT = "about.json"
 NAME = re.compile(r"step-(\d+)")

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from vla_inference.errors import VlaError
-from vla_training.finetune import distributed
-from vla_training.finetune.identity import check_identity
-from vla_training.finetune.logger import Meter, SpikeGuard
-from vla_training.finetune.schedule import LoopConfig
-from vla_training.finetune.training_state import find_states, load_state, read_about, save_state
 from vla_training.loader.batch import Batch
+from vla_training.loop import distributed
+from vla_training.loop.identity import check_identity
+from vla_training.loop.logger import Meter, SpikeGuard
+from vla_training.loop.schedule import LoopConfig
+from vla_training.loop.training_state import find_states, load_state, read_about, save_state
 
 CLOCK = 10  # steps after which all processes agree on the time, where the schedule follows it
 

@@ -1,0 +1,1 @@
+"""The training loop that every model shares: schedule, state, processes, log, graceful stop."""
