@@ -180,7 +180,7 @@ def test_the_statistics_tell_how_long_an_action_is(tmp_path, size):
     alone = policy.predict_action(IMAGE, "pick up the cup", action_space="normalized")
     np.testing.assert_allclose(alone.actions[0, :-1], chunk.actions[0, :-1], atol=1e-6)
     space = describe_policy(folder).values["action_spaces"]["my_arm"]
-    assert len(space["dimensions"]) == size
+    assert sum(len(part["dimensions"]) for part in space["parts"]) == size
     streamed = []
     policy.predict_action(IMAGE, "pick up the cup", stream=streamed.append)
     assert len(streamed) == size

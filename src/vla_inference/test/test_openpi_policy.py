@@ -168,7 +168,10 @@ def test_a_checkpoint_through_the_wire_gives_the_same_numbers(tmp_path, size):
         for seed in range(3):
             image = np.random.default_rng(seed).integers(0, 256, (224, 224, 3), np.uint8)
             seen = Observation({"agentview": image}, "stack the red block on the green block")
-            np.testing.assert_array_equal(policy.act(seen).actions, local.act(seen).actions)
+            # In two threads PyTorch may sum in another order.
+            np.testing.assert_allclose(
+                policy.act(seen).actions, local.act(seen).actions, atol=1e-6
+            )
 
 
 def test_a_state_must_fit():

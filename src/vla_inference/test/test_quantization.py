@@ -274,7 +274,7 @@ def test_nothing_is_overwritten_or_left_half(folder, tmp_path):
     format = get_format("int8")
     with pytest.raises(VlaError, match="--overwrite"):
         quantize_checkpoint(folder, other, format)
-    with pytest.raises(VlaError, match="no checkpoint folder"):
+    with pytest.raises(VlaError, match="is not a checkpoint folder"):
         quantize_checkpoint(folder, other, format, overwrite=True)
     with pytest.raises(VlaError, match="the checkpoint itself"):
         quantize_checkpoint(folder, folder, format, overwrite=True)
