@@ -140,11 +140,11 @@ def after_ctrl_c(g: Graph) -> None:
 
 FAULTS = {
     "camera dies": killed("camera", "nothing on image"),
-    "camera freezes": told("camera", "freeze", "very same image", same=True),
+    "camera freezes": told("camera", "freeze", "exactly the same image", same=True),
     # An image that is sent again with its old stamp may be too old, and its chunks bring nothing
     # new to execute, before it is the same for too long.
     "camera repeats": told(
-        "camera", "repeat", "very same image", "s old", same=True, sooner=SILENT
+        "camera", "repeat", "exactly the same image", "s old", same=True, sooner=SILENT
     ),
     "camera sends garbage": told("camera", "garbage", "image"),
     "model hangs": told("model", "hang"),  # it cannot tell of that itself for 5 s
