@@ -4,12 +4,11 @@ Called by the tests and by safety_fuzz.py. What is checked here is computed from
 and from where the robot really is, not asked of the code under test. All chance comes from the
 seed.
 
-The robot obeys twists in its own axes, with a lag, or goes for target poses. What the commander is
-told of it lies: it freezes, repeats itself, jumps, is biased, comes late, is another robot's, has
-any stamp. The robot's own position must keep to the workspace. It is excused for
+The robot obeys twists in its own axes, with a lag and for up to `HOLD` command periods, or goes
+for target poses. What the commander is told of it lies: it freezes, repeats itself, jumps, is
+biased, comes late, is another robot's, has any stamp. The robot's own position must keep to the
+workspace. It is excused for
 
-- what it moved because a command came late: it keeps a twist for up to `HOLD` periods;
-- what a robot with a lag still had to do of its commands when it was measured: lag x speed then;
 - a push by somebody's hand until that is measured;
 - where it was when that was measured or it was enabled, until it is inside again;
 - a measurement that is wrong by less than what a robot may move (`pose_jump`), by that bias;
@@ -37,7 +36,6 @@ from vla_inference.types import ActionChunk, eef_delta_spec, joint_spec
 
 SLACK = 1 + 1e-6
 SLACK_BOX = 0.0005  # m
-LATELY = 0.2  # s, about as old as what is measured
 HOLD = 2  # command periods for which a twist is obeyed
 FAULTS = (
     "nan",
@@ -151,8 +149,6 @@ class Robot:
         self.pose = Pose((0.0, 0.0, 0.0))
         self.command: Command | None = None
         self.in_tool = False
-        self.coasts = 0.0  # m that it would still have gone lately, had it been told to halt
-        self.late = 0.0  # m, moved after the period of its command was over
         self._speed = v.ZERO, v.ZERO
         self._age = 0.0  # s since the command
 
@@ -161,7 +157,6 @@ class Robot:
 
     def live(self, passed: float) -> None:
         """Advances time."""
-        self.late = 0.0
         if self.command is None:
             return
         if self.by == "pose":
@@ -177,14 +172,11 @@ class Robot:
             self._move(self.command, obeyed)
         if passed > obeyed:
             self._move(Command(), passed - obeyed)
-        linear = v.norm(self.command.linear)
-        self.late = linear * max(0.0, obeyed - max(0.0, self.period - begun))
 
     def _move(self, command: Command, time: float) -> None:
-        linear, at_end = _lagging(self._speed[0], command.linear, self.lag, time)
+        linear, goes = _lagging(self._speed[0], command.linear, self.lag, time)
         angular, turns = _lagging(self._speed[1], command.angular, self.turn_lag, time)
-        self._speed = at_end, turns
-        self.coasts = max(self.coasts * math.exp(-time / LATELY), self.lag * v.norm(at_end))
+        self._speed = goes, turns
         self.pose = self.pose.moved(linear, angular, time, self.in_tool)
 
 
@@ -454,18 +446,18 @@ class Trial:
             self.robot.apply(command, c.in_tool)
 
     def check_robot(self) -> None:
-        outside, self.excused = self.outside(), self.excused + self.robot.late
-        if self.sensor.lie == "biased":
-            self.misjudged = True
+        outside, biased = self.outside(), self.sensor.lie == "biased"
+        self.misjudged = self.misjudged or biased
         self.seen_in -= not self.sensor.lie
         if self.seen_in <= 0:
             # Nobody who has seen it must take it back at once.
             self.excused = max(self.excused, min(outside, self.excused + self.pushed))
             self.pushed = 0.0
         if outside == 0.0:
-            self.excused = self.robot.coasts
-            # A robot on its way to a target of then may take a while.
-            self.misjudged = self.misjudged and self.sensor.honest < 20
+            self.excused = 0.0
+            # A robot on its way to a target of then may take a while; of a bias nobody knows as
+            # long as it lasts, inside as well.
+            self.misjudged = biased or (self.misjudged and self.sensor.honest < 20)
         if self.robot.by == "pose" and self.target is not None:
             # It was enabled there, and goes there again if somebody pushes it away.
             self.excused = max(self.excused, self.outside(self.target))

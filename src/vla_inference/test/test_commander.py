@@ -23,7 +23,7 @@ from vla_inference.control import (
 from vla_inference.control import vectors as v
 from vla_inference.control.commands import Target
 from vla_inference.control.limits import Ramp
-from vla_inference.control.measured import Measured, Track
+from vla_inference.control.measured import Measured, Reckoning, Track
 from vla_inference.control.safety import Distribution, Safety
 from vla_inference.errors import VlaError
 
@@ -284,6 +284,7 @@ BUGS = {
     "poses of any place": (Track, "goes_on", goes_anywhere, "hold_elsewhere"),
     "the target snaps to the robot": (Target, "follow", snap, "target_jumps"),
     "nothing is reckoned": (Measured, "told", lambda *_: None, "robot_outside"),
+    "nothing is left to do": (Reckoning, "_left", lambda *_: None, "robot_outside"),
     "a tool that turns as it is told": (
         Commander,
         "_into_workspace",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from command_bench import NO_LIMITS, Bench, chunk, forward
 
-from vla_inference.control import ENABLED, STOPPED, SafetyLimits, Settings, Watchdogs
+from vla_inference.control import DISABLED, ENABLED, STOPPED, SafetyLimits, Settings, Watchdogs
 from vla_inference.control import vectors as v
 from vla_inference.control.commands import SHORTEST, Pose
 from vla_inference.control.measured import Measured, Sent
@@ -293,6 +293,50 @@ def test_a_turn_goes_on_for_a_while():
     for at in (7.0, 7.01, 7.02):
         robot.hear(Pose((0.0, 0.0, 0.0)), 100.0, 100.0, (at, at), False)
     assert 0.03 < robot.reckoned()[1] < 0.05
+
+
+def went_until_it_halted() -> Measured:
+    """At 0 m in 7.02 s; it was told 1 cm ahead until 6.95 s."""
+    robot = Measured()
+    robot.told(Sent(6.9, 6.95, (0.2, 0.0, 0.0), v.ZERO, 6.95, 0.0))
+    for at in (7.0, 7.01, 7.02):
+        robot.hear(Pose((0.0, 0.0, 0.0)), 100.0, 100.0, (at, at), False)
+    return robot
+
+
+def test_a_way_goes_on_for_a_while():
+    robot = went_until_it_halted()
+    assert tell(robot, 7.02, 7.05) == pytest.approx([0.006, 0.006 + 0.01 * math.exp(-0.7)])
+    for at in (7.1, 7.6):  # its source is dead: it was told to go and does not
+        robot.hear(Pose((0.0, 0.0, 0.0)), 100.0, 100.0, (at, at), True)
+    assert max(tell(robot, 7.6, 7.65)) == pytest.approx(0.016 + 0.01 * math.exp(-0.7))
+
+
+def test_a_robot_that_is_seen_to_stay_has_halted():
+    robot = went_until_it_halted()
+    robot.hear(Pose((1e-4, 0.0, 0.0)), 100.0, 100.0, (7.5, 7.5), True)
+    assert max(corner[0] for corner in robot.reckoned()[0]) > 0.004
+    robot.hear(Pose((1e-4, 0.0, 0.0)), 100.0, 100.0, (7.55, 7.55), True)
+    assert tell(robot, 7.55, 7.57) == pytest.approx([0.004, 0.004])
+    # or else its source was dead then: now it must move on
+    assert max(tell(robot, 7.57, 7.6)) == pytest.approx(0.01 + 0.01 * math.exp(-0.7))
+
+
+@pytest.mark.parametrize("halts_at", [0.0, 0.24])
+def test_a_robot_that_does_all_at_once_gets_to_its_wall_as_well(halts_at):
+    b, z, speed = Bench(limits=FLOOR, needs_pose=True, at=(0.0, 0.0, 0.3)), 0.3, 0.0
+    for i in range(100):
+        b.accept(down())
+        b.measure((0.0, 0.0, z))
+        if z < halts_at:
+            b.commander.disable()
+            halts_at, begins = 0.0, i + 12
+        elif b.state == DISABLED and i == begins:
+            assert b.commander.enable(b.steady) == ""
+        command = b.tick()
+        z += 0.05 * speed
+        speed = command.linear[2] if command is not None and command.live else 0.0
+    assert b.state == ENABLED and 0.2 <= z < 0.201
 
 
 def test_a_robot_that_was_not_seen_to_go_far_is_where_it_was_told_to_be():

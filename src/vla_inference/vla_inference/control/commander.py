@@ -13,7 +13,7 @@ from vla_inference.control import vectors as v
 from vla_inference.control.chunk_player import ChunkPlayer, History, Motion, Step, planned
 from vla_inference.control.commands import DRIFT, Gripper, Pose, Target, chunk_velocities
 from vla_inference.control.limits import ANGULAR, LINEAR, Ramp, SafetyLimits
-from vla_inference.control.measured import Measured, PoseBounds, Sent
+from vla_inference.control.measured import LAG, Measured, PoseBounds, Sent
 from vla_inference.control.safety import (
     NOT_FOLLOWING,
     POSE_FROZEN,
@@ -367,15 +367,15 @@ class Commander:
         if limits.workspace is None or target is None or measured is None or reckoned is None:
             return linear, set()
         positions = [target.position, measured.position, *reckoned[0]]
-        self._unsure = 0.0
+        self._unsure, time = 0.0, self.period + LAG[0]  # the next command may be late
         if not self._in_tool:
-            return limits.clip_to_workspace(linear, positions, self.period)
+            return limits.clip_to_workspace(linear, positions, time)
         # The controller takes them in the tool's real axes: somewhere between these two, or as
         # far away from what was measured as it has been told to turn since and in this period.
         between = v.angle_between(target.orientation, measured.orientation)
         self._unsure = max(between, reckoned[1]) + v.norm(angular) * self.period
         turn = measured.orientation
         inside, clips = limits.clip_to_workspace(
-            v.rotate(turn, linear), positions, self.period, self._unsure
+            v.rotate(turn, linear), positions, time, self._unsure
         )
         return (v.rotate(v.conjugate(turn), inside), clips) if clips else (linear, clips)

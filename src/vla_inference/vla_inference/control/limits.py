@@ -69,10 +69,9 @@ class SafetyLimits:
         return linear, angular, clips
 
     def clip_to_workspace(
-        self, linear: Vector, positions: list[Vector], period: float, unsure: float = 0.0
+        self, linear: Vector, positions: list[Vector], time: float, unsure: float = 0.0
     ) -> tuple[Vector, set]:
-        """Base-frame velocity [m/s], clipped so that no position leaves the box within `period`
-        s.
+        """Base-frame velocity [m/s], clipped so that no position leaves the box within `time` s.
 
         A position that is outside already may come back, not go farther. Ahead of a wall the speed
         towards it falls, so that the acceleration limit suffices to halt there.
@@ -81,7 +80,7 @@ class SafetyLimits:
         """
         if self.workspace is None:
             return linear, set()
-        lowest, highest = zip(*(self._towards_walls(p, period) for p in positions), strict=True)
+        lowest, highest = zip(*(self._towards_walls(p, time) for p in positions), strict=True)
         low = [-min(most) for most in zip(*lowest, strict=True)]
         high = [min(most) for most in zip(*highest, strict=True)]
         aside = unsure * v.norm(linear)  # what a turn can add to any component
@@ -99,13 +98,13 @@ class SafetyLimits:
         result = v.scale((x, y, z), share) if share < 1 else (x, y, z)
         return result, {WORKSPACE} if result != linear else set()
 
-    def _towards_walls(self, position: Vector, period: float) -> tuple[list, list]:
+    def _towards_walls(self, position: Vector, time: float) -> tuple[list, list]:
         """Maximum speeds towards the low and the high walls [m/s]."""
         braking = self.linear_acceleration / math.sqrt(3) / 2
         sides = []
         for sign, wall in zip((-1, 1), self.workspace or (), strict=True):
             room = [max(0.0, sign * (w - p)) for w, p in zip(wall, position, strict=True)]
-            most = [r / period * INSIDE for r in room]
+            most = [r / time * INSIDE for r in room]
             if braking:
                 most = [
                     min(m, math.sqrt(2 * braking * r)) for m, r in zip(most, room, strict=True)

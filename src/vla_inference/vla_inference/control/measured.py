@@ -24,7 +24,8 @@ FASTER = 2.0  # times the limit: controllers overshoot, and what is measured may
 RESOLUTION = 0.001, 0.005  # m, rad: a pose within these is the same one with noise
 ROW = 2.0  # times the drift: how much more is commanded of a robot that does not follow
 KEEP = 5.0  # s of commands, beyond which no delayed pose reaches back
-LAG = 0.3  # s after which a robot has done most of a turn that it was told
+LAG = 0.1, 0.3  # s after which a robot has done most of a way, of a turn that it was told
+LAGS = 5.0  # of these, after which nothing of it is left to do
 TOLD = 0.005, 0.03  # m, rad: after this much commanded motion a change would be visible
 
 
@@ -119,7 +120,7 @@ class Reckoning:
     """Where the robot is if it has done all that it was told since it was seen somewhere.
 
     first, last: steady times between which it was there. What was commanded between these it may
-    have done already by then.
+    have done already by then. Of what was commanded before, a part may have been left to do.
     """
 
     pose: Pose
@@ -131,13 +132,12 @@ class Reckoning:
     high: Vector = v.ZERO  # to here
     unsure: float = 0.0  # rad by which its turn may differ from that
     aside: float = 0.0  # m that it may have gone another way, having turned
+    left: tuple[Vector, Vector] = (v.ZERO, v.ZERO)  # to do then: a box that begins there [m]
 
     def add(self, sent: Sent) -> None:
         begin, end = max(sent.begin, self.first), sent.end
-        if begin > sent.begin:  # it may have had to do some of this turn yet
-            until = min(end, self.first)
-            left = math.exp((until - self.first) / LAG)
-            self.unsure += v.norm(sent.angular) * (until - sent.begin) * left
+        if begin > sent.begin:
+            self._left(sent, min(end, self.first))
         if end <= begin:
             return
         way = v.scale(sent.linear, end - begin)
@@ -150,13 +150,25 @@ class Reckoning:
         self.high = v.add(self.high, (max(0.0, x), max(0.0, y), max(0.0, z)))
         self.unsure += v.norm(sent.angular) * (end - begin - certain)
 
-    @property
-    def corners(self) -> list[Vector]:
-        """Of the box in which it is [m]."""
+    def _left(self, sent: Sent, until: float) -> None:
+        """Reckons what the robot may still have had to do of a command that began before."""
+        seconds = until - sent.begin
+        way, turn = (seconds * math.exp((until - self.first) / lag) for lag in LAG)
+        self.unsure += v.norm(sent.angular) * turn
+        aside = sent.unsure * v.norm(sent.linear) * way
+        low, high = self.left
+        self.left = (
+            tuple(a + min(0.0, b * way) - aside for a, b in zip(low, sent.linear, strict=True)),
+            tuple(a + max(0.0, b * way) + aside for a, b in zip(high, sent.linear, strict=True)),
+        )
+
+    def corners(self, halted: bool) -> list[Vector]:
+        """Of the box in which it is [m]. halted: whether nothing was left to do then."""
         at, aside = v.add(self.pose.position, self.way), (self.aside,) * 3
+        low, high = (at, at) if halted else (v.add(at, left) for left in self.left)
         return [
-            v.subtract(v.subtract(at, aside), self.high),
-            v.subtract(v.add(at, aside), self.low),
+            v.subtract(v.subtract(low, aside), self.high),
+            v.subtract(v.add(high, aside), self.low),
         ]
 
     @property
@@ -178,6 +190,7 @@ class Measured:
     _other: Track | None = None  # elsewhere, not believed yet
     _marks: list[Reckoning] = field(default_factory=list)  # see `reckoned`; newest last
     _stays: bool = False  # though it was told to go farther than a pose may be wrong
+    _halted: bool = False  # it stayed for long; whatever was left to do would have shown
     _switched: bool = False  # to another place, since it was enabled
     _same: Told = field(default_factory=Told)  # since the pose last changed, or it was enabled
     _repeated: Told = field(default_factory=Told)  # the same, by when it was heard again
@@ -257,11 +270,12 @@ class Measured:
         if marks and marks[-1].pose.within(pose, *RESOLUTION):
             way, turn = v.norm(marks[-1].way), v.norm(marks[-1].turn)
             self._stays = way > far[0] or turn > far[1]
+            self._halted = taken[0] > marks[-1].last + LAGS * LAG[0]
             return
-        mark, lately = Reckoning(pose, *taken), taken[0] - 5 * LAG
+        mark, lately = Reckoning(pose, *taken), taken[0] - LAGS * max(LAG)
         for sent in takewhile(lambda s: s.end > lately, reversed(self._sent)):
             mark.add(sent)
-        self._marks, self._stays = [*marks[-1:], mark], False
+        self._marks, self._stays, self._halted = [*marks[-1:], mark], False, False
 
     def behind(self, waiting: bool) -> None:
         """Whether the target waits for the robot in this command period."""
@@ -287,7 +301,9 @@ class Measured:
         how far it may have turned since [rad]."""
         if not self._marks:
             return None
-        corners = [corner for mark in self._marks for corner in mark.corners]
+        # Where it should have been seen to move on and was not, its source may have died.
+        halted = self._halted and v.norm(self._marks[-1].way) <= TOLD[0]
+        corners = [corner for mark in self._marks for corner in mark.corners(halted)]
         return corners, max(mark.turned for mark in self._marks)
 
     @property
