@@ -17,6 +17,9 @@ VLA = ("-m", "vla_inference.cli.main")
 def test_a_recorded_run_validates_against_itself(tmp_path):
     with processes(domain(70)) as start:
         recorder = start(*VLA, "record", "--output", "bags", "--episodes", 1, cwd=tmp_path)
+        for line in recorder.stderr:  # what comes before it listens is in no bag
+            if "ready to record" in line:
+                break
         run = start(
             *VLA,
             "rollout",

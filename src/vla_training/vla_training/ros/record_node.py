@@ -103,6 +103,7 @@ class RecordNode(ManagedNode):
                 latched = LATCHED if role == "instruction" else VOLATILE
                 self._subscribe(topic, role, kind, (RELIABLE, latched))
         self._timer = self.create_timer(LOOK, self._guard(self._look))
+        self.get_logger().info(f"ready to record into {self._config.output}")
 
     def do_deactivate(self) -> None:
         if self._timer is not None:
