@@ -34,10 +34,10 @@ from vla_inference.checkpoints.random_weights import SIZES, STATISTICS, random_c
 from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.openvla.model import VLA
 from vla_training.finetune.flops import peak_of, step_flops
-from vla_training.finetune.objective import Objective
-from vla_training.finetune.train_modules import prepare
 from vla_training.loader.batch import Batch
 from vla_training.loop.distributed import gradient_norm, scale_gradients
+from vla_training.loop.objective import Objective
+from vla_training.loop.train_modules import prepare
 from vla_training.lora.layers import LoraConfig, add_lora, swap
 
 PROMPT = 26  # tokens of the usual prompt with a sentence of eight words

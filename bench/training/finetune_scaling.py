@@ -39,12 +39,12 @@ from common import add_output, keep
 from vla_inference.checkpoints.random_weights import SIZES, STATISTICS, random_config, random_model
 from vla_inference.policies.openvla.config import PROMPTS, ModelConfig
 from vla_training.finetune.flops import peak_of, step_flops
-from vla_training.finetune.objective import Objective
-from vla_training.finetune.train_modules import prepare
 from vla_training.loader.batch import Batch
 from vla_training.loader.frame_index import Source, index_frames
 from vla_training.loader.mixture import Samples, batches, mix
 from vla_training.loop import distributed
+from vla_training.loop.objective import Objective
+from vla_training.loop.train_modules import prepare
 from vla_training.loop.training_state import find_states, load_state, save_state
 from vla_training.lora.layers import LoraConfig, add_lora
 
@@ -267,7 +267,7 @@ class Bench:
         return median(seconds)
 
     def set_reshard(self, on: bool) -> None:
-        from vla_training.finetune.train_modules import layers_of
+        from vla_training.loop.train_modules import layers_of
 
         for layer in layers_of(self.objective.vla):
             layer.set_reshard_after_forward(on)

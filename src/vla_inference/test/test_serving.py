@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from vla_inference.errors import VlaError
 from vla_inference.policies.base import Needs, Policy
-from vla_inference.serving.latest_value import LatestValue
 from vla_inference.serving.model_thread import ModelThread
 from vla_inference.serving.rate_meter import RateMeter, percentile
+from vla_inference.system.latest_value import LatestValue
 from vla_inference.types import ActionChunk, Observation, eef_delta_spec
 
 

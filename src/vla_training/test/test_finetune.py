@@ -28,6 +28,7 @@ from vla_inference.types import Observation
 from vla_training.cli.finetune import find_sources
 from vla_training.finetune.export import export
 from vla_training.finetune.finetune import Finetuner, finetune
+from vla_training.finetune.merge_check import verify_merge
 from vla_training.finetune.model_setup import choose_head, load_with_adapter
 from vla_training.loader.frame_index import Source
 from vla_training.loader.online import Stream
@@ -37,7 +38,6 @@ from vla_training.loop.graceful_stop import Stop
 from vla_training.loop.identity import check_identity
 from vla_training.loop.logger import SpikeGuard
 from vla_training.lora.adapter import Adapter, merge
-from vla_training.lora.merge_check import verify_merge
 
 
 @pytest.fixture(scope="module")

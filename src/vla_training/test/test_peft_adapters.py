@@ -22,8 +22,8 @@ from vla_inference.errors import CheckpointError, VlaError
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.policies.openvla.vision import Block
 from vla_inference.types import Observation
+from vla_training.finetune.merge_check import verify_merge
 from vla_training.lora.adapter import merge
-from vla_training.lora.merge_check import verify_merge
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -334,7 +334,7 @@ def test_a_check_that_fails_leaves_nothing_and_keeps_what_was_there(
     def otherwise(*given):
         raise CheckpointError("it answers otherwise", "report this")
 
-    monkeypatch.setattr("vla_training.lora.merge_check.verify_merge", otherwise)
+    monkeypatch.setattr("vla_training.finetune.merge_check.verify_merge", otherwise)
     with pytest.raises(VlaError, match="answers otherwise"):
         command()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter"]
@@ -343,7 +343,7 @@ def test_a_check_that_fails_leaves_nothing_and_keeps_what_was_there(
     told = json.loads(capsys.readouterr().out)
     assert told["equal"] == 4 and told["action_spaces"] == ["bridge_orig"]
     kept = (tmp_path / "out/model.safetensors").read_bytes()
-    monkeypatch.setattr("vla_training.lora.merge_check.verify_merge", otherwise)
+    monkeypatch.setattr("vla_training.finetune.merge_check.verify_merge", otherwise)
     with pytest.raises(VlaError, match="answers otherwise"):
         command("--overwrite")
     assert (tmp_path / "out/model.safetensors").read_bytes() == kept

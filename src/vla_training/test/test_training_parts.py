@@ -25,15 +25,15 @@ from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.openvla.preprocessing import center_crop
 from vla_inference.types import eef_delta_spec
 from vla_training.finetune.flops import forward_macs
-from vla_training.finetune.objective import Objective
-from vla_training.finetune.train_modules import prepare
 from vla_training.loader.augment import NEUTRAL, NUMBERS, Pixels, augment, draw
 from vla_training.loader.batch import Batch
 from vla_training.loader.frame_index import FrameIndex, Source, index_frames
 from vla_training.loader.frame_reader import FrameReader
 from vla_training.loader.mixture import Samples, batches, mix
 from vla_training.loader.sampler import BLOCK, Sampler
+from vla_training.loop.objective import Objective
 from vla_training.loop.schedule import Schedule
+from vla_training.loop.train_modules import prepare
 from vla_training.lora.layers import LoraConfig, LoraLinear, add_lora
 
 

@@ -155,11 +155,14 @@ class Reckoning:
         seconds = until - sent.begin
         way, turn = (seconds * math.exp((until - self.first) / lag) for lag in LAG)
         self.unsure += v.norm(sent.angular) * turn
-        aside = sent.unsure * v.norm(sent.linear) * way
+        aside = (sent.unsure * v.norm(sent.linear) * way,) * 3
+        x, y, z = v.scale(sent.linear, way)
         low, high = self.left
+        backward = (min(0.0, x), min(0.0, y), min(0.0, z))
+        forward = (max(0.0, x), max(0.0, y), max(0.0, z))
         self.left = (
-            tuple(a + min(0.0, b * way) - aside for a, b in zip(low, sent.linear, strict=True)),
-            tuple(a + max(0.0, b * way) + aside for a, b in zip(high, sent.linear, strict=True)),
+            v.subtract(v.add(low, backward), aside),
+            v.add(v.add(high, forward), aside),
         )
 
     def corners(self, halted: bool) -> list[Vector]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from vla_inference.errors import DataError
 from vla_inference.inputs.image_files import SUFFIXES, read_image
-from vla_inference.serving.latest_value import LatestValue
+from vla_inference.system.latest_value import LatestValue
 
 TIMEOUT = 10.0  # seconds a camera or stream may stay silent
 STREAM = re.compile(r"(rtsps?|rtmp|https?|udp|tcp)://.+", re.DOTALL)

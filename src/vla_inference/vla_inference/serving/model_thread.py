@@ -15,7 +15,7 @@ from vla_inference.errors import VlaError
 from vla_inference.policies.action_specs import check_si
 from vla_inference.policies.base import LoadOptions, Policy
 from vla_inference.policies.registry import load_policy
-from vla_inference.serving.latest_value import LatestValue
+from vla_inference.system.latest_value import LatestValue
 from vla_inference.types import ActionSpec
 
 T = TypeVar("T")

@@ -125,8 +125,8 @@ def merge(
     from vla_inference.checkpoints.hub import resolve
     from vla_inference.checkpoints.load import load_config
     from vla_inference.quantization.write import check_free
+    from vla_training.finetune.merge_check import verify_merge
     from vla_training.lora.adapter import merge as run
-    from vla_training.lora.merge_check import verify_merge
 
     folder = resolve(base)
     check_free(folder, output, overwrite)

@@ -27,8 +27,6 @@ from vla_training.finetune.errors import explained
 from vla_training.finetune.evaluation import closed_loop, make_closed_loop, validate
 from vla_training.finetune.export import export
 from vla_training.finetune.model_setup import PRECISIONS, choose_head, find_base, open_model
-from vla_training.finetune.objective import Objective
-from vla_training.finetune.train_modules import prepare
 from vla_training.loader.batch import Batch
 from vla_training.loader.frame_index import FrameIndex, index_frames
 from vla_training.loader.mixture import Mixture, Samples, batches, mix
@@ -36,6 +34,8 @@ from vla_training.loader.online import Stream
 from vla_training.loop import distributed
 from vla_training.loop.graceful_stop import Stop
 from vla_training.loop.logger import Rate, RunLog, SpikeGuard, memory_gb
+from vla_training.loop.objective import Objective
+from vla_training.loop.train_modules import prepare
 from vla_training.loop.training_loop import Progress, TrainingLoop
 from vla_training.lora.layers import add_lora
 

@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vla_inference.errors import VlaError
-from vla_training.finetune.objective import Objective
-from vla_training.finetune.train_modules import layers_of
+from vla_training.loop.objective import Objective
+from vla_training.loop.train_modules import layers_of
 
 PATIENCE = datetime.timedelta(minutes=10)  # for a rank that says nothing: then the run ends
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from vla_inference.errors import VlaError
 from vla_inference.policies.openvla.model import VLA
-from vla_training.finetune.objective import Objective
 from vla_training.loader.augment import Augmentation
 from vla_training.loader.batch import Batch
+from vla_training.loop.objective import Objective
 from vla_training.small_model.auxiliary_targets import COLOURS, NAMED, NUMBERS
 
 COLOUR_WEIGHT = 1.0  # of naming colours, beside the L1 of places
