@@ -227,6 +227,14 @@ ROBOT = (
         ("soak.json",),
     ),
     Row("injected faults, 20 times each", faults, ("faults.json",)),
+    Row(
+        "random chunks, delays, faults, and a robot that misreports its pose and joints",
+        lambda r: (
+            f"{r['chunks']:,} chunks: {r['wrong_in_all']} commands outside limits, after a "
+            "stop, or that led the robot out of its workspace"
+        ),
+        ("safety_fuzz.json",),
+    ),
 )
 GPU = (
     Row(
