@@ -15,7 +15,7 @@ import numpy as np
 from vla_inference.errors import DataError
 from vla_inference.policies.action_specs import spec_to_json
 from vla_inference.types import ActionSpec, Episode
-from vla_training.datasets.bag.paths import holds_bags
+from vla_training.datasets.bag.files.paths import holds_bags
 
 
 class EpisodeSet(ABC, Iterable[Episode]):

@@ -12,9 +12,9 @@ import numpy as np
 from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec
 from vla_training.datasets.bag.actions import Chunk, episode_actions
+from vla_training.datasets.bag.files.storage import BagFile
 from vla_training.datasets.bag.message_types import JOINTS
 from vla_training.datasets.bag.roles import CONTINUOUS, Roles, check_used, digest, read_roles
-from vla_training.datasets.bag.storage import BagFile
 from vla_training.datasets.bag.streams import NS, Stream, held, nearest, read_streams
 from vla_training.datasets.bag.topics import BagOptions, BagTopics, choose_topics
 

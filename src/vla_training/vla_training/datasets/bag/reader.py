@@ -21,9 +21,9 @@ from vla_training.datasets.action_form import (
 )
 from vla_training.datasets.bag.actions import Chunk
 from vla_training.datasets.bag.episodes import BagEpisode, BagReading, read_bag
-from vla_training.datasets.bag.paths import find_bags
+from vla_training.datasets.bag.files.paths import find_bags
+from vla_training.datasets.bag.files.storage import BagFile
 from vla_training.datasets.bag.roles import CONTINUOUS
-from vla_training.datasets.bag.storage import BagFile
 from vla_training.datasets.bag.streams import decode_image, header_stamp
 from vla_training.datasets.bag.topics import BagOptions, read_about
 from vla_training.datasets.base import EpisodeSet

@@ -9,6 +9,7 @@ from typing import Any
 
 from vla_inference.errors import DataError
 from vla_training.datasets.bag.cameras import choose_cameras, contents, given_topic
+from vla_training.datasets.bag.files.storage import BagFile
 from vla_training.datasets.bag.message_types import (
     ARRAY,
     CHUNK,
@@ -21,7 +22,6 @@ from vla_training.datasets.bag.message_types import (
     STRING,
     TWIST,
 )
-from vla_training.datasets.bag.storage import BagFile
 
 OURS = "vla_episode"  # key of custom_data: JSON, see bag_writer.py
 ACTIONS = (CHUNK, EEF_DELTA, TWIST, POSE)  # the first type there is

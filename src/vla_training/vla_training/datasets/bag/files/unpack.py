@@ -8,7 +8,7 @@ from pathlib import Path
 
 import zstandard
 
-from vla_training.datasets.bag.paths import PACKED
+from vla_training.datasets.bag.files.paths import PACKED
 
 MAGIC = b"\x28\xb5\x2f\xfd"  # of a zstd frame; CDR begins with a zero
 BLOCK = 1 << 20

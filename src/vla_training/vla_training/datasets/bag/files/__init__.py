@@ -1,0 +1,1 @@
+"""The files of a bag: where they are, how they are stored, compressed or damaged."""
