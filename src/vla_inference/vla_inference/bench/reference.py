@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -24,17 +26,18 @@ class Reference:
             ) from None
 
         c = policy.config.llm
-        config = LlamaConfig(
-            hidden_size=c.hidden_size,
-            intermediate_size=c.intermediate_size,
-            num_hidden_layers=c.num_hidden_layers,
-            num_attention_heads=c.num_attention_heads,
-            num_key_value_heads=c.num_key_value_heads,
-            vocab_size=c.vocab_size,
-            rms_norm_eps=c.rms_norm_eps,
-            attn_implementation="sdpa",  # type: ignore[call-arg]  # not in its types
-            pad_token_id=0,
-        )
+        settings: dict[str, Any] = {
+            "hidden_size": c.hidden_size,
+            "intermediate_size": c.intermediate_size,
+            "num_hidden_layers": c.num_hidden_layers,
+            "num_attention_heads": c.num_attention_heads,
+            "num_key_value_heads": c.num_key_value_heads,
+            "vocab_size": c.vocab_size,
+            "rms_norm_eps": c.rms_norm_eps,
+            "attn_implementation": "sdpa",  # which LlamaConfig takes but does not declare
+            "pad_token_id": 0,
+        }
+        config = LlamaConfig(**settings)
         with torch.device("meta"):
             self.llama = LlamaForCausalLM(config)
         state = policy.model.language_model.state_dict()

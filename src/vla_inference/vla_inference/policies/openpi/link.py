@@ -50,7 +50,7 @@ class Link:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="link", daemon=True)
         self._thread.start()
-        atexit.register(self.close)  # of whoever forgets it
+        atexit.register(self.close)  # of what nobody closed
 
     @property
     def connected(self) -> bool:
