@@ -61,6 +61,11 @@ def test_a_command_gets_a_config_of_its_words():
     assert run(*words.split()) == (settings, Path("out"), 2)
 
 
+def test_a_function_called_without_what_it_needs_says_so():
+    with pytest.raises(TypeError, match="name is missing"):
+        command(output=Path("out"))
+
+
 def test_a_list_of_numbers_that_holds_something_else_is_refused_by_name():
     with pytest.raises(VlaError, match="--sizes is '1;2'; give numbers, separated by commas"):
         run("--sizes", "1;2")

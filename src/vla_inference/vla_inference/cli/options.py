@@ -80,6 +80,8 @@ class _Made:
     def read(self, given: dict[str, Any]) -> Any:
         """The field's value, taken out of what the command was given."""
         value = given.pop(self.parameter.name, self.parameter.default)
+        if value is inspect.Parameter.empty:
+            raise TypeError(f"{self.parameter.name} is missing")
         if self.words is None:
             return value
         try:
