@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hostile_frames import FRAMES
@@ -234,6 +236,21 @@ def test_actions_of_another_kind_are_refused():
         Conversion.between(eef_delta_spec(), ObservationMap.load("aloha").spec)
     with pytest.raises(VlaError, match="have rotation rotvec, rpy is wanted"):
         Conversion.between(eef_delta_spec(), ObservationMap.load("bridge").spec)
+
+
+def test_a_polarity_that_nobody_stated_is_not_claimed():
+    silent = eef_delta_spec()
+    silent = silent.with_dims(replace(d, polarity="") for d in silent.dims)
+    found = Conversion.between(silent, ObservationMap.load("libero").spec)
+    assert found.spec.dims[6].polarity == "" and found.factors[6] == 1
+
+
+@pytest.mark.parametrize("polarity", ["1 open, 1 closed", f"{'9' * 400} open, 0 closed"])
+def test_a_gripper_that_is_open_and_closed_at_once_is_refused(polarity):
+    dims = eef_delta_spec().dims
+    odd = eef_delta_spec().with_dims((*dims[:6], replace(dims[6], polarity=polarity)))
+    with pytest.raises(VlaError, match="state different numbers for open and closed"):
+        Conversion.between(odd, with_open_gripper(odd))
 
 
 def test_the_same_spec_changes_no_bit():

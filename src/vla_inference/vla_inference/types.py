@@ -6,6 +6,7 @@ says otherwise, gripper 1 = open and 0 = closed, images uint8 RGB height x width
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -209,10 +210,16 @@ class ActionSpec:
         )
 
 
-def split_unit(unit: str) -> tuple[str, str]:
-    """ "0.05 m" -> "0.05", "m"; "m" -> "", "m"."""
-    number, _, name = unit.rpartition(" ")
-    return number, name
+def split_unit(unit: str) -> tuple[float, str]:
+    """ "0.05 m" -> 0.05, "m"; "m" -> 1.0, "m"; what has no factor above 0 stays as it is."""
+    number, space, name = unit.rpartition(" ")
+    if not space:
+        return 1.0, unit
+    try:
+        factor = float(number)
+    except ValueError:
+        return 1.0, unit
+    return (factor, name) if 0 < factor < math.inf else (1.0, unit)
 
 
 def eef_part(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -96,10 +97,10 @@ def _si_factors(spec: ActionSpec) -> np.ndarray | None:
     factors = []
     for part in spec.parts:
         for i, dim in enumerate(part.dims):
-            number, unit = split_unit(dim.unit)
+            factor, unit = split_unit(dim.unit)
             if unit not in part.si_units(i):
                 return None
-            factors.append(float(number or 1))
+            factors.append(factor)
     return np.array(factors)
 
 
@@ -179,7 +180,7 @@ def spec_from_json(given: Mapping, where: str, usual: ActionSpec | None = None) 
         )
     try:
         dt = float(given.get("dt", usual.dt))
-        if not dt > 0:
+        if not 0 < dt < math.inf:
             raise VlaError(f"dt is {dt!r}", "give seconds per step")
         if "parts" in given:
             return ActionSpec(tuple(_part(p) for p in given["parts"]), dt)
@@ -198,12 +199,23 @@ def _problem(error: Exception) -> str:
 
 
 def _part(given: Mapping) -> ActionPart:
-    return ActionPart(**{**given, "dims": _dims(given["dims"])})
+    words = {k: v for k, v in given.items() if k != "dims"}
+    _check_texts(words)
+    return ActionPart(**words, dims=_dims(given["dims"]))
+
+
+def _check_texts(given: Mapping) -> None:
+    for name, value in given.items():
+        if not isinstance(value, str):
+            raise VlaError(f"{name} is {value!r:.40}", "give text")
 
 
 def _dims(given: Sequence[Mapping]) -> tuple[DimSpec, ...]:
     try:
-        return tuple(DimSpec(**d) for d in given)
+        dims = tuple(DimSpec(**d) for d in given)
+        for dim in dims:
+            _check_texts(vars(dim))
+        return dims
     except TypeError as error:
         raise VlaError(
             f"its dims are {given!r:.80} ({error})", "give a list of {name, unit, polarity}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -9,7 +10,7 @@ from itertools import zip_longest
 import numpy as np
 
 from vla_inference.errors import VlaError
-from vla_inference.types import OPEN, ActionSpec, DimSpec
+from vla_inference.types import OPEN, ActionSpec, DimSpec, split_unit
 
 UNKNOWN = "unknown"
 POLARITY = re.compile(r"(-?\d+(?:\.\d+)?) open, (-?\d+(?:\.\d+)?) closed")
@@ -19,7 +20,8 @@ POLARITY = re.compile(r"(-?\d+(?:\.\d+)?) open, (-?\d+(?:\.\d+)?) closed")
 class Conversion:
     """Converts actions of one spec to another: `actions * factors + offsets`.
 
-    spec: what the converted ones mean. A unit that either side does not know stays unknown.
+    spec: what the converted ones mean. A unit that either side does not know stays unknown, a
+        polarity that the given actions do not state stays unstated.
     """
 
     spec: ActionSpec
@@ -38,12 +40,9 @@ class Conversion:
         if all(p.kind != "unknown" for p in given.parts):
             _check_parts(given, wanted)
         pairs = [_line(a, b) for a, b in zip(given.dims, wanted.dims, strict=True)]
-        units = [
-            a.unit if a.unit == UNKNOWN else b.unit
-            for a, b in zip(given.dims, wanted.dims, strict=True)
-        ]
+        dims = (_converted(a, b) for a, b in zip(given.dims, wanted.dims, strict=True))
         factors, offsets = (np.array(column) for column in zip(*pairs, strict=True))
-        return cls(replace(wanted.with_units(units), dt=given.dt), factors, offsets)
+        return cls(replace(wanted.with_dims(dims), dt=given.dt), factors, offsets)
 
     def __call__(self, actions: np.ndarray) -> np.ndarray:
         """float32 [T, D] -> float32 [T, D]"""
@@ -71,28 +70,31 @@ def _check_parts(given: ActionSpec, wanted: ActionSpec) -> None:
                 )
 
 
+def _converted(given: DimSpec, wanted: DimSpec) -> DimSpec:
+    """What a number means once it is converted."""
+    unit = given.unit if given.unit == UNKNOWN else wanted.unit
+    stated = POLARITY.search(given.polarity) is not None
+    return replace(wanted, unit=unit, polarity=wanted.polarity if stated else given.polarity)
+
+
 def _line(given: DimSpec, wanted: DimSpec) -> tuple[float, float]:
     """Factor and offset from one dimension to another."""
     a, b = POLARITY.search(given.polarity), POLARITY.search(wanted.polarity)
     if a and b and a.groups() != b.groups():
         (a_open, a_closed), (b_open, b_closed) = (map(float, m.groups()) for m in (a, b))
+        if a_open == a_closed or b_open == b_closed or not math.isfinite(a_open - a_closed):
+            raise VlaError(
+                f"{given.name} is {given.polarity}, {wanted.name} {wanted.polarity}",
+                "state different numbers for open and closed",
+            )
         factor = (b_open - b_closed) / (a_open - a_closed)
         return factor, b_closed - factor * a_closed
     if UNKNOWN in (given.unit, wanted.unit):
         return 1.0, 0.0
-    (size, unit), (other, wanted_unit) = _unit(given), _unit(wanted)
+    (size, unit), (other, wanted_unit) = split_unit(given.unit), split_unit(wanted.unit)
     if unit != wanted_unit:
         raise VlaError(
             f"{given.name} is in {given.unit}, {wanted.name} in {wanted.unit}",
             "choose the map that the model was trained for, or map free",
         )
     return size / other, 0.0
-
-
-def _unit(dim: DimSpec) -> tuple[float, str]:
-    """Splits a unit into factor and unit: "0.05 m" -> 0.05, "m"."""
-    number, _, unit = dim.unit.rpartition(" ")
-    try:
-        return float(number or 1), unit
-    except ValueError:
-        return 1.0, dim.unit
