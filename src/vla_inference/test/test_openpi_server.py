@@ -413,6 +413,56 @@ def test_a_request_that_cannot_be_used_is_refused_with_a_reason(server, payload,
     assert code == 400 and told in reply["error"] and "\n" not in reply["error"]
 
 
+def test_numbers_beyond_any_float_are_refused_with_a_reason():
+    with running(StubPolicy(Needs(1, 1))) as server:
+        given = {"image": json_array(IMAGE), "state": [10**400], "instruction": "go"}
+        code, reply = post(server, given)
+        assert code == 400 and "takes 1 numbers of state, 0 came" in reply["error"]
+
+
+def test_whatever_reading_a_request_raises_its_sender_gets_a_line(server, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(server_module, "read_act", broken)
+    monkeypatch.setattr(server_module, "unpack_map", broken)
+    said = "bad request: the message cannot be read"
+    assert post(server, {}) == (400, {"error": said})
+
+    async def go():
+        async with connected(server.url) as client:
+            assert await client.ask(seen()) == said
+
+    talk(go)
+
+
+def test_the_usual_instruction_is_that_of_both_protocols():
+    async def go(url):
+        async with connected(url) as client:
+            return await client.ask({"observation/image": IMAGE})
+
+    with running(policy := StubPolicy(), instruction="stack") as server:
+        assert post(server, {"image": json_array(IMAGE)})[0] == 200
+        assert "actions" in talk(go, server.url)
+    assert policy.batches == [["warm up"]] * 2 + [["stack"]] * 2
+
+
+def test_an_answer_that_cannot_be_sent_is_no_silence():
+    class Odd(StubPolicy):
+        def _chunk(self, observation):
+            chunk = super()._chunk(observation)
+            chunk.timing["total"] = None
+            return chunk
+
+    async def go(url):
+        async with connected(url) as client:
+            said = "the model failed; the server's log says why"
+            assert [await client.ask(seen()) for _ in range(2)] == [said] * 2
+
+    with running(Odd()) as server:
+        talk(go, server.url)
+
+
 def test_rest_tells_no_stranger_why_the_model_failed(server):
     code, reply = post(server, {"image": json_array(IMAGE), "instruction": "crash"})
     assert code == 500 and reply == {"error": "the model failed; the server's log says why"}

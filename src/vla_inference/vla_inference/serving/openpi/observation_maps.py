@@ -102,7 +102,7 @@ class ObservationMap:
 
         usual: instruction of a message that has none.
         """
-        found = {name: value for name, value in _flat(message)}
+        found = dict(_flat(message))
         images = self._images(found, needs)
         state = self._state(found, needs.state) if needs.state else None
         text = self._text(message) or usual
@@ -232,8 +232,9 @@ def _is_vector(value: Any) -> bool:
 def _numbers(value: Any, name: str) -> np.ndarray:
     """float32 [n], finite"""
     try:
-        numbers = np.atleast_1d(np.asarray(value, np.float32))
-    except (TypeError, ValueError):
+        with np.errstate(over="ignore"):  # what is too large is refused below
+            numbers = np.atleast_1d(np.asarray(value, np.float32))
+    except (TypeError, ValueError, OverflowError):
         raise ObservationError(f"{name} is not an array of numbers", "send one") from None
     if numbers.ndim != 1:
         raise ObservationError(f"{name} has shape {numbers.shape}", "send a vector")
@@ -257,7 +258,7 @@ def read_image(value: Any, name: str) -> np.ndarray:
         raise ObservationError(f"{name} has shape {value.shape}", "send a smaller image")
     if value.ndim == 3 and value.shape[0] == 3 and value.shape[2] != 3:
         value = value.transpose(1, 2, 0)
-    if value.dtype.kind == "f":
+    if value.dtype.kind == "f" and value.size:
         if not (np.isfinite(value).all() and value.min() >= 0 and value.max() <= 1):
             raise ObservationError(f"{name} has floats outside 0 to 1", "send uint8")
         value = (255 * value).astype(np.uint8)

@@ -36,8 +36,8 @@ class ActRequest:
     encoded: bool
 
 
-def read_act(body: bytes, needs: Needs) -> ActRequest:
-    """Raises ObservationError."""
+def read_act(body: bytes, needs: Needs, usual: str = "") -> ActRequest:
+    """Raises ObservationError. usual: instruction of a request that has none."""
     payload = _loads(body)
     encoded = isinstance(payload, dict) and isinstance(payload.get("encoded"), str)
     if encoded:
@@ -51,7 +51,7 @@ def read_act(body: bytes, needs: Needs) -> ActRequest:
     space = payload.get("unnorm_key") or None
     if not (space is None or isinstance(space, str)):
         raise WireError("unnorm_key is not text", "name the statistics")
-    return ActRequest(FREE.read(message, needs), space, chunk, encoded)
+    return ActRequest(FREE.read(message, needs, usual), space, chunk, encoded)
 
 
 def write_act(chunk: ActionChunk, request: ActRequest) -> str:

@@ -17,7 +17,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
@@ -39,6 +39,7 @@ UNANSWERED = 8  # messages of a client whose replies are still to be sent
 SEND_SECONDS = 10.0  # until a client that does not read is given up
 REQUEST_SECONDS = 30.0  # for the whole of a REST request or a connection's first one
 Frame = str | bytes
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -254,14 +255,10 @@ class Server:
         try:
             if message.type is WSMsgType.TEXT:
                 raise WireError("a text frame came", "send binary messages")
-            asked = await asyncio.to_thread(self._read_request, message.data)
+            asked = await asyncio.to_thread(_read, self._read_request, message.data)
         except ObservationError as error:
             self.metrics.count("refused")
             return _done(client.error(_line(error)))
-        except Exception:  # whatever a message can do, it does it to its sender alone
-            log.exception("a message could not be read")
-            self.metrics.count("refused")
-            return _done(client.error("the message cannot be read"))
         if asked is None:
             self.metrics.count("resets")
             status = "reset successful"
@@ -283,12 +280,22 @@ class Server:
 
     async def _reply(self, client: Client, answer: asyncio.Future[Answer], begun: float) -> Frame:
         try:
-            found = await answer
+            reply = pack(self._answer(client, await answer))
         except ObservationError as error:
             self.metrics.count("refused")
             return client.error(_line(error))
         except PolicyFailure:
             return client.error(FAILED)
+        except Exception:  # whatever a policy answers with, its client does not wait in vain
+            log.exception("the model's answer cannot be sent")
+            self.metrics.count("failed")
+            return client.error(FAILED)
+        client.total = time.monotonic() - begun
+        self.metrics.count("answers")
+        return reply
+
+    def _answer(self, client: Client, found: Answer) -> dict[str, Any]:
+        """The map that is sent."""
         reply: dict[str, Any] = {"actions": self._convert(found.chunk.actions)}
         if not client.realtime:
             timing = {"infer_ms": 1e3 * found.took, "wait_ms": 1e3 * found.waited}
@@ -297,9 +304,7 @@ class Server:
             reply["policy_timing"] = {k: float(v) for k, v in found.chunk.timing.items()}
             reply["policy_timing"]["infer_ms"] = timing["infer_ms"]
             reply["server_timing"] = timing
-        client.total = time.monotonic() - begun
-        self.metrics.count("answers")
-        return pack(reply)
+        return reply
 
     # -- REST ---------------------------------------------------------------------------------
 
@@ -307,7 +312,8 @@ class Server:
         client = next(self._numbers)
         try:
             body = await asyncio.wait_for(request.read(), REQUEST_SECONDS)
-            asked = await asyncio.to_thread(read_act, body, self.needs)
+            usual = self.settings.instruction
+            asked = await asyncio.to_thread(_read, read_act, body, self.needs, usual)
             if asked.space is not None and asked.space not in self._spaces:
                 raise ObservationError("there is no such unnorm_key", "leave it out")
             future = self.batcher.submit(client, asked.observation, asked.space)
@@ -323,6 +329,17 @@ class Server:
             self.batcher.withdraw(client)
         self.metrics.count("answers")
         return web.json_response(text=write_act(found.chunk, asked))
+
+
+def _read(read: Callable[..., T], *arguments: Any) -> T:
+    """What `read` returns; whatever it raises becomes an ObservationError."""
+    try:
+        return read(*arguments)
+    except ObservationError:
+        raise
+    except Exception as error:  # whatever a message can do, it does it to its sender alone
+        log.exception("a message could not be read")
+        raise WireError("the message cannot be read") from error
 
 
 async def _frame(frame: Frame) -> Frame:
