@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
+import functools
 import json
+import operator
 import subprocess
 import sys
 import threading
@@ -18,13 +21,14 @@ from model_server import IMAGE, Running, StubPolicy, running, serving
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.cli.main import main
 from vla_inference.errors import ObservationError, VlaError
-from vla_inference.policies.base import LoadOptions, Needs
+from vla_inference.policies.base import Contract, LoadOptions, Needs
 from vla_inference.policies.openpi.address import Address
 from vla_inference.policies.openpi.link import Link, LinkError
 from vla_inference.policies.registry import check_policy, load_policy
+from vla_inference.serving.openpi.metadata import write_metadata
 from vla_inference.serving.openpi.observation_maps import ObservationMap
 from vla_inference.serving.openpi.wire import pack, unpack
-from vla_inference.types import Observation
+from vla_inference.types import Observation, eef_delta_spec
 
 SEEN = Observation({"image": IMAGE}, "go")
 
@@ -264,6 +268,7 @@ def test_parts_are_joined_in_the_order_that_the_server_says(scripted):
         ({"actions": np.full((2, 7), 1e300)}, "not finite"),
         ({"actions": GOOD > 3}, "dtype bool"),
         ({"actions": "x"}, "has no actions"),
+        ({"type": np.zeros(3)}, r"shape \(3, 1\)"),
         ({}, "has no actions"),
         (b"\xc1", "cannot be read"),
         ({"actions": None, "a": GOOD, "b": GOOD[:1]}, "has no actions"),
@@ -293,7 +298,9 @@ def test_an_answer_that_is_none_is_refused_by_name(scripted, reply, told):
         (b"\xc1", {}, "cannot be read"),
         ({}, {"map": "libero", "images": 3}, "3 images are to be sent, map libero has 2"),
         ({}, {"map": "libero", "timeout": "soon"}, "a number that is none"),
-        ({}, {"map": "libero", "timeout": 0}, "--timeout is 0"),
+        ({}, {"map": "libero", "timeout": 0}, "timeout of the address is 0"),
+        ({"action_dim": np.zeros(3)}, {"map": "libero"}, "numbers, map libero has 7"),
+        ({"protocol": np.zeros(3), "model": np.zeros(3)}, {}, "does not say what its model"),
     ],
 )
 def test_a_server_that_does_not_fit_is_refused_before_anything_is_sent(
@@ -303,6 +310,81 @@ def test_a_server_that_does_not_fit_is_refused_before_anything_is_sent(
     with pytest.raises(VlaError, match=told), remote(script.url, **query):
         pass
     assert not script.requests
+
+
+DIM = ("actions", "parts", 0, "dims", 0)
+
+
+def our_metadata() -> dict:
+    contract = Contract(Needs(1), eef_delta_spec(), 5)
+    return write_metadata(contract, "stub", ObservationMap.load("free"))
+
+
+@pytest.mark.parametrize(
+    "path, value, told",
+    [
+        (("embodiment",), "/dev/zero", "uses map '/dev/zero', which is not known here"),
+        (("embodiment",), 3, "uses map ''"),
+        (("version",), np.zeros(3), "speaks version array"),
+        (("image_resolution",), [10**6, 10**6], "not 16 to 2048"),
+        (("image_resolution",), [0, 224], "not 16 to 2048"),
+        (("image_resolution",), 5, "not subscriptable"),
+        (("images",), 10**6, "not 0 to 64"),
+        (("state_dim",), True, "not 0 to 4096"),
+        (("history",), 10**6, "not 0 to 64"),
+        (("cameras",), ["a"] * 65, "not 0 to 64"),
+        (("action_horizon",), 10**6, "not 0 to 1000"),
+        (("actions",), 5, "is wrong"),
+        (("actions", "dt"), float("inf"), "dt is inf"),
+        (("actions", "parts"), [3], "server's metadata"),
+        (("actions", "parts", 0, "frame"), 4, "frame is 4; give text"),
+        ((*DIM, "name"), 5, "name is 5; give text"),
+        ((*DIM, "unit"), 5, "unit is 5; give text"),
+        ((*DIM, "unit"), "nan m", "is in unit 'nan m'"),
+        ((*DIM, "unit"), "0 m", "is in unit '0 m'"),
+        (("actions", "parts", 1, "dims", 0, "polarity"), 7, "polarity is 7; give text"),
+        (("actions", "parts", 1, "dims", 0, "polarity"), "1 open, 1 closed", "different numbers"),
+    ],
+)
+def test_our_metadata_with_one_wrong_value_is_refused_by_name(scripted, path, value, told):
+    metadata = our_metadata()
+    *above, last = path
+    functools.reduce(operator.getitem, above, metadata)[last] = value
+    script = scripted(lambda request: [{"actions": GOOD}], metadata)
+    with pytest.raises(VlaError, match=told), remote(script.url):
+        pass
+    assert not script.requests
+
+
+def test_cameras_that_our_server_does_not_take_are_not_left_out_in_silence(server):
+    with (
+        pytest.raises(VlaError, match="takes 1 images, images=2 was given"),
+        remote(server.url, images=2),
+    ):
+        pass
+    with remote(server.url, images=1) as policy:
+        assert policy.needs.images == 1
+
+
+def test_parts_that_the_server_names_but_does_not_send_are_missed(scripted):
+    reply = {"hand": GOOD[:, 6:], "arm": GOOD[:, :6]}
+    script = scripted(lambda r: [reply], {"action_keys": ["arm", "gripper"]})
+    with (
+        pytest.raises(VlaError, match="reply lacks gripper"),
+        remote(script.url, map="libero"),
+    ):
+        pass
+
+
+def test_user_password_and_query_of_an_address_are_not_shown(scripted, capsys):
+    script = scripted(lambda request: [{"actions": GOOD}])
+    address = f"openpi:ws://me:secret@127.0.0.1:{script.port}/?token=secret"
+    assert main(["info", f"{address}&map=libero"]) == 0
+    assert main(["info", address]) == main(["info", f"{address}&timeout=x"]) == 2
+    assert main(["info", "openpi:ws://me:secret@a:b/?token=secret"]) == 2
+    said = capsys.readouterr()
+    assert "secret" not in said.out + said.err
+    assert f"openpi:ws://127.0.0.1:{script.port}/?map=libero" in said.err
 
 
 def test_roboarenas_servers_are_sent_endpoint_and_session(scripted):
@@ -322,9 +404,9 @@ def test_roboarenas_servers_are_sent_endpoint_and_session(scripted):
 
 
 def test_what_is_no_address_is_refused():
-    for text in ("openpi:http://a:1", "openpi:ws://", "openpi:ws://a:b", "openpi:ws://a:99999999"):
+    for text in ("http://a:1", "ws://", "ws://a:b", "ws://a:99999999", "ws://[::1:1"):
         with pytest.raises(VlaError, match="not a server's address; give openpi:ws://HOST:PORT"):
-            load_policy(text)
+            load_policy(f"openpi:{text}")
     with pytest.raises(VlaError, match="family openpi take no device"):
         load_policy("openpi:ws://127.0.0.1:1", LoadOptions(device="cpu"))
     kept = Address.parse("ws://a:1/x?token=3&map=libero&timeout=2")
@@ -345,6 +427,35 @@ def test_a_late_reply_is_never_taken_for_the_next(scripted):
         for _ in range(4):
             np.testing.assert_allclose(policy.act(LIBERO).actions[:, 0], prompt[:, 0])
         assert script.connections == 2
+
+
+def test_the_reply_to_an_interrupted_request_is_never_taken_for_the_next(scripted, monkeypatch):
+    plan = {"late": [0.3, {"actions": GOOD + 100}], "go": [{"actions": GOOD}]}
+    script = scripted(lambda request: plan[request["prompt"]], {"action_horizon": 2})
+
+    def interrupted(future, timeout=None):
+        time.sleep(0.1)  # it has been sent
+        raise KeyboardInterrupt
+
+    with remote(script.url, map="libero") as policy:
+        policy.act(LIBERO)
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(concurrent.futures.Future, "result", interrupted)
+            policy.act(Observation(LIBERO.images, "late", LIBERO.state))
+        assert not policy._link.connected
+        for _ in range(3):
+            np.testing.assert_allclose(policy.act(LIBERO).actions[:, 0], GOOD[:, 0])
+            time.sleep(0.2)
+        assert script.connections == 2
+
+
+def test_a_link_that_was_dropped_says_so(server):
+    link = Link(Address.parse(server.url))
+    link.connect()
+    link.drop()
+    with pytest.raises(LinkError, match="it was connected to a moment ago"):
+        link.connect()
+    link.close()
 
 
 def test_what_nobody_asked_for_ends_the_connection(scripted):

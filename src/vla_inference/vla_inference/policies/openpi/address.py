@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,6 +12,11 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from vla_inference.errors import VlaError
 from vla_inference.options import check_options, option
 from vla_inference.serving.openpi.settings import read_key
+
+
+def without_secrets(url: str) -> str:
+    """A URL without user, password and query."""
+    return re.sub(r"//[^/?#]*@", "//", url.partition("?")[0])
 
 
 @dataclass(frozen=True)
@@ -27,13 +33,16 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> Address:
         """Parses an address. Raises VlaError."""
-        parts = urlsplit(text)
+        shown = without_secrets(text)
         try:
+            parts = urlsplit(text)
             good = parts.scheme in ("ws", "wss") and parts.hostname and (parts.port or True)
-        except ValueError:  # the port is no number
+        except ValueError:  # the port is no number, or a bracket lacks its other
             good = False
         if not good:
-            raise VlaError(f"{text!r:.80} is not a server's address", "give openpi:ws://HOST:PORT")
+            raise VlaError(
+                f"{shown!r:.80} is not a server's address", "give openpi:ws://HOST:PORT"
+            )
         kinds: dict[str, Any] = {f.name: type(f.default) for f in fields(cls) if f.name != "url"}
         query = parse_qsl(parts.query, keep_blank_values=True)
         given = {name: value for name, value in query if name in kinds}
@@ -41,11 +50,16 @@ class Address:
         try:
             values = {name: kinds[name](value) for name, value in given.items()}
         except ValueError:
-            raise VlaError(f"{text!r:.80} has a number that is none", "correct it") from None
+            raise VlaError(f"{shown!r:.80} has a number that is none", "correct it") from None
         url = urlunsplit(parts._replace(query=urlencode(others), path=parts.path or "/"))
         found = cls(url, **values)
-        check_options(found)
+        check_options(found, called="{} of the address".format)
         return found
+
+    @property
+    def shown(self) -> str:
+        """The URL for people to read."""
+        return without_secrets(self.url)
 
     @property
     def server(self) -> str:

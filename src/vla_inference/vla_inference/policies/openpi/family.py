@@ -30,7 +30,7 @@ def _describe(policy: RemotePolicy) -> Description:
     values = {
         "name": policy.name,
         "family": "openpi",
-        "folder": policy.address.url,
+        "folder": policy.address.shown,
         "map": policy.terms.observation_map.name,
         "needs": dataclasses.asdict(needs),
         "chunk": policy.chunk,

@@ -63,7 +63,7 @@ class Link:
         """
         now = time.monotonic()
         if now < self._not_before:
-            raise self._error(self._reason)
+            raise self._error(self._reason or "it was connected to a moment ago")
         first, longest = PAUSES
         self._pause = min(longest, 2 * self._pause or first)
         self._not_before = now + self._pause
@@ -85,7 +85,7 @@ class Link:
             raise self._error(self._reason or "it is not connected")
         try:
             reply = self._run(self._socket.ask(message, timeout), timeout)
-        except LinkError:
+        except BaseException:  # after Ctrl-C, too, the reply to come is for nobody
             self.drop()
             raise
         self._pause = self._not_before = 0.0  # it works: the next loss is tried again soon
@@ -101,6 +101,7 @@ class Link:
         """Closes the link for good."""
         if not self._thread.is_alive():
             return
+        atexit.unregister(self.close)
         self.drop()
         concurrent.futures.wait(self._endings, 2.0)
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -11,8 +11,8 @@ import numpy as np
 from vla_inference.errors import VlaError
 from vla_inference.policies.base import Contract, Needs
 from vla_inference.policies.openpi.address import Address
-from vla_inference.serving.openpi.metadata import REALTIME, read_metadata
-from vla_inference.serving.openpi.observation_maps import ObservationMap
+from vla_inference.serving.openpi.metadata import MAX_STEPS, REALTIME, read_metadata
+from vla_inference.serving.openpi.observation_maps import ObservationMap, map_names
 from vla_inference.serving.openpi.wire_actions import Conversion, with_open_gripper
 
 ROBOARENA = {
@@ -49,17 +49,23 @@ class Terms:
                 f"server {address.server} sent no metadata", "give the address of a model server"
             )
         own = read_metadata(metadata)
-        name = address.map or (str(metadata.get("embodiment")) if own is not None else "")
+        name = address.map or (_known_map(metadata, address) if own is not None else "")
         if not name:
             raise VlaError(
                 f"server {address.server} does not say what its model looks at",
-                f"name it: openpi:{address.url}?map=libero (or droid, aloha, bridge)",
+                f"name it: openpi:{address.shown}?map=libero (or droid, aloha, bridge)",
             )
         used = ObservationMap.load(name)
         contract = own or _foreign(metadata, used, address)
+        if address.images not in (0, contract.needs.images):
+            raise VlaError(
+                f"the server's model takes {contract.needs.images} images, images="
+                f"{address.images} was given",
+                "leave that out",
+            )
         roboarena = set(metadata) >= ROBOARENA
         return cls(
-            name=str(metadata.get("model") or address.server)[:100],
+            name=_text(metadata, "model")[:100] or address.server,
             contract=contract,
             observation_map=used,
             size=None if own is not None else used.size,
@@ -85,7 +91,7 @@ class Terms:
         if array.ndim == 3 and array.shape[0] == 1:
             array = array[0]
         dims, chunk = len(self.contract.spec), self.contract.chunk
-        if array.ndim != 2 or array.shape[1] != dims or not 0 < len(array) <= 1000:
+        if array.ndim != 2 or array.shape[1] != dims or not 0 < len(array) <= MAX_STEPS:
             raise VlaError(
                 f"the server's actions have shape {array.shape}, [T, {dims}] are wanted "
                 f"({', '.join(self.contract.spec.names)})",
@@ -105,17 +111,23 @@ class Terms:
         if isinstance(reply, str):
             lines = reply.strip().splitlines() or ["nothing"]
             raise VlaError(f"the server refused: {lines[-1][:300]}")
-        if isinstance(reply, Mapping) and reply.get("type") == "error":
+        if isinstance(reply, Mapping) and _text(reply, "type") == "error":
             raise VlaError(f"the server refused: {reply.get('message')!s:.300}")
         if isinstance(reply, np.ndarray):
             return reply
         if isinstance(reply, Mapping) and isinstance(reply.get("actions"), np.ndarray):
             return reply["actions"]
-        parts = []
-        if isinstance(reply, Mapping):
-            names = self.keys if set(self.keys) <= set(reply) else ()
-            parts = [reply[name] for name in names or reply]
-            parts = [p if p.ndim > 1 else p[:, None] for p in parts if _is_part(p)]
+        named = (
+            {k: v for k, v in reply.items() if _is_part(v)} if isinstance(reply, Mapping) else {}
+        )
+        lacking = [name for name in self.keys if name not in named]
+        if lacking and len(named) > 1:  # in which order, nobody has said
+            raise VlaError(
+                f"the server's reply lacks {', '.join(lacking)[:100]}, which its metadata names",
+                "check its model",
+            )
+        parts = [named[name] for name in (named if lacking else self.keys or named)]
+        parts = [p if p.ndim > 1 else p[:, None] for p in parts]
         if not parts or len({part.shape[:-1] for part in parts}) > 1:
             raise VlaError("the server's reply has no actions", "check that it runs a policy")
         return np.concatenate(parts, axis=-1)
@@ -140,14 +152,33 @@ def _foreign(metadata: Mapping, used: ObservationMap, address: Address) -> Contr
         images=address.images or len(used.images), state=used.state_dim, image_size=used.size
     )
     dims = metadata.get("action_dim", len(used.spec))
-    if dims != len(used.spec):
+    if type(dims) is not int or dims != len(used.spec):
         raise VlaError(
             f"the server's actions have {dims!r:.20} numbers, map {used.name} has "
             f"{len(used.spec)}",
             "name another map",
         )
     horizon = metadata.get("action_horizon")
-    return Contract(needs, used.spec, horizon if type(horizon) is int and horizon > 0 else 0)
+    if type(horizon) is not int or not 0 < horizon <= MAX_STEPS:
+        horizon = 0
+    return Contract(needs, used.spec, horizon)
+
+
+def _known_map(metadata: Mapping, address: Address) -> str:
+    """The map that one of our servers names; a path that it names is not opened here."""
+    name = _text(metadata, "embodiment")
+    if name not in map_names():
+        raise VlaError(
+            f"server {address.server} uses map {name[:40]!r}, which is not known here",
+            "give its file: ?map=FILE",
+        )
+    return name
+
+
+def _text(values: Mapping, name: str) -> str:
+    """A text of a message; empty where there is none."""
+    value = values.get(name)
+    return value if isinstance(value, str) else ""
 
 
 def _texts(value: Any) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ from vla_inference.policies.base import Contract, Needs
 from vla_inference.serving.openpi.observation_maps import ObservationMap
 
 PROTOCOL, VERSION = "vla-openpi", 1
+MAX_IMAGES, MAX_NUMBERS, MAX_STEPS = 64, 4096, 1000  # that a server may ask for and answer
+MIN_SIDE, MAX_SIDE = 16, 2048  # pixels that a server may ask for
 REALTIME = "/v1/realtime/robot/openpi"  # vLLM-Omni's path
 ROBOARENA = {  # a part's kind -> its word for the action space
     "eef_delta": "cartesian_velocity",
@@ -55,30 +57,40 @@ def write_roboarena(contract: Contract) -> dict:
 
 def read_metadata(metadata: Mapping[str, Any]) -> Contract | None:
     """The metadata of one of our servers; None for other servers. Raises VlaError."""
-    if metadata.get("protocol") != PROTOCOL:
+    protocol, version = metadata.get("protocol"), metadata.get("version")
+    if not isinstance(protocol, str) or protocol != PROTOCOL:
         return None
-    if metadata.get("version") != VERSION:
+    if type(version) is not int or version != VERSION:
         raise VlaError(
-            f"the server speaks version {metadata.get('version')!r:.20} of {PROTOCOL}, "
-            f"this client {VERSION}",
+            f"the server speaks version {version!r:.20} of {PROTOCOL}, this client {VERSION}",
             "bring both to the same release",
         )
     try:
         size = metadata["image_resolution"]
         needs = Needs(
-            images=_count(metadata["images"]),
-            state=_count(metadata["state_dim"]),
-            image_size=None if size is None else (_count(size[0]), _count(size[1])),
-            cameras=tuple(map(str, metadata["cameras"])),
-            history=_count(metadata["history"]),
+            images=_count(metadata["images"], MAX_IMAGES),
+            state=_count(metadata["state_dim"], MAX_NUMBERS),
+            image_size=None if size is None else (_side(size[0]), _side(size[1])),
+            cameras=_names(metadata["cameras"]),
+            history=_count(metadata["history"], MAX_IMAGES),
         )
         spec = spec_from_json(metadata["actions"], "the server's metadata")
-        return Contract(needs, spec, _count(metadata["action_horizon"]))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        return Contract(needs, spec, _count(metadata["action_horizon"], MAX_STEPS))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise VlaError(f"the server's metadata is wrong ({error!r:.80})", "update it") from None
 
 
-def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value <= 1_000_000:
-        raise ValueError(f"{value!r:.20} is not a count")
+def _count(value: Any, most: int, least: int = 0) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{value!r:.20} is not {least} to {most}")
     return value
+
+
+def _side(value: Any) -> int:
+    """Pixels of an image's side."""
+    return _count(value, MAX_SIDE, least=MIN_SIDE)
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    _count(len(value), MAX_IMAGES)
+    return tuple(map(str, value))
