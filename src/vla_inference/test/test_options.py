@@ -25,6 +25,7 @@ class Settings:
     loud: bool = option(False, "Out loud.")
     images: bool = option(True, "With images.")
     start: str = option("", "Where from.", holds=Holds.PATH)
+    wait: int = option(0, "How long.", low=0, names=("--waiting",))
     inner: int = 7  # no option
 
 
@@ -82,6 +83,7 @@ def test_a_command_tells_its_options():
         "--loud",
         "--images",
         "--start",
+        "--waiting",
         "--output",
         "--more",
     ]
@@ -100,6 +102,7 @@ def test_a_command_tells_its_options():
         ({"steps": 10}, "--steps is 10; give 1 to 9"),
         ({"rate": 0.0}, "--rate is 0.0; give more than 0"),
         ({"rate": float("nan")}, "--rate is nan; give a finite number"),
+        ({"wait": -1}, "--waiting is -1; give at least 0"),
         ({"way": "round"}, "--way is 'round'; use short or long"),
     ],
 )

@@ -57,21 +57,23 @@ def options(kind: Any) -> Iterator[tuple[Field, Option]]:
     return ((f, f.metadata[KEY]) for f in fields(kind) if KEY in f.metadata)
 
 
-def _dashed(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def command_names(f: Field, about: Option) -> tuple[str, ...]:
+    """What the command line calls a field."""
+    return about.names or ("--" + f.name.replace("_", "-"),)
 
 
-def check_options(config: Any, called: Callable[[str], str] = _dashed) -> None:
+def check_options(config: Any, called: Callable[[str], str] | None = None) -> None:
     """Raises VlaError if a value is not allowed by its field; None is always allowed.
 
-    called: the caller's name for a field.
+    called: the caller's name for a field; the command line's if left out.
     """
     for f, about in options(config):
         value = getattr(config, f.name)
         if value is None:
             continue
         if remedy := _remedy(value, about):
-            raise VlaError(f"{called(f.name)} is {value!r}", remedy)
+            name = called(f.name) if called else command_names(f, about)[0]
+            raise VlaError(f"{name} is {value!r}", remedy)
 
 
 def _remedy(value: Any, about: Option) -> str:

@@ -160,6 +160,12 @@ def test_rounds_of_online_training_are_awaited_and_drawn_from(home, tmp_path, mo
         finetune(replace(config, max_steps=None))
 
 
+def test_ranges_of_online_options_hold_whether_or_not_tasks_are_named():
+    for tasks in ((), ("Stack_D0",)):
+        with pytest.raises(VlaError, match="--online-episodes is 0; give at least 1"):
+            Online(tasks=tasks, episodes=0).check()
+
+
 def test_a_round_that_cannot_be_made_ends_the_run_with_the_reason(home, tmp_path):
     online = Online(tasks=("Stack_D99",), parallel=1)
     with pytest.raises(VlaError, match=r"round 0 of Stack_D99 was not made .*Stack_D99"):

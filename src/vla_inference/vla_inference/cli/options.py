@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer.main
 
 from vla_inference.errors import VlaError
-from vla_inference.options import Holds, Option, options
+from vla_inference.options import Holds, Option, command_names, options
 
 
 def takes(*configs: type) -> Callable[[Callable], Callable]:
@@ -63,7 +63,7 @@ class _Made:
         if typing.get_origin(kind) is tuple:
             words = typing.get_args(kind)[0]
             kind, default = str, ",".join(map(str, default))
-        names = about.names or ("--" + f.name.replace("_", "-"),)
+        names = command_names(f, about)
         name = names[0].removeprefix("--").replace("-", "_")
         if kind is bool and default is True:  # a flag that is off needs no way to be off
             names = (f"{names[0]}/--no-{names[0].removeprefix('--')}",)

@@ -46,6 +46,10 @@ def train(
 ) -> int:
     """Train the small model on demonstrations, from scratch or from a checkpoint."""
     check_options(config)
+    if parallel < 1 and parallel != -1:
+        raise VlaError(f"--parallel is {parallel}", "give at least 1, or -1 for one per core")
+    if devices is not None and devices < 0:
+        raise VlaError(f"--devices is {devices}", "give a number of GPUs, or 0 for the CPU")
     wanted = [ResetImagesWanted.parse(text) for text in reset_images or ()]
     if average_with is not None:
         check_average(average_with, average_share)

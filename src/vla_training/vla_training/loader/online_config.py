@@ -25,5 +25,4 @@ class Online:
     ray_address: str = option("", "Ray cluster for generation.", holds=Holds.LOCAL)
 
     def check(self) -> None:
-        if self.tasks:
-            check_options(self)
+        check_options(self)
