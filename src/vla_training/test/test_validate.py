@@ -141,6 +141,7 @@ def test_a_busy_machine_is_told_beside_its_latencies(tmp_path, monkeypatch):
         "vla_inference.ros.inference.node",
         "vla_inference.policies.openvla.policy",
         "vla_inference.policies.openvla.family",
+        "vla_training.small_model.trainer",
     ],
 )
 def test_threads_that_wait_do_not_spin(module):
