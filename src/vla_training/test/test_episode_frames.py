@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from finetune_runs import write_noise
 
 from vla_inference.errors import DataError
 from vla_inference.policies.openvla.config import ModelConfig
@@ -16,7 +17,7 @@ from vla_inference.policies.openvla.preprocessing import ImagePreprocessor
 from vla_inference.types import Episode, Observation, Step, eef_delta_spec
 from vla_training.datasets import open_dataset
 from vla_training.evaluation.evaluate import evaluate
-from vla_training.small_model.episode_frames import frames_from_episodes
+from vla_training.small_model.episode_frames import frames_from_episodes, frames_from_paths
 from vla_training.small_model.train import SMALL, TrainConfig, Trainer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -77,6 +78,12 @@ def test_what_cannot_be_trained_on_together_is_refused():
         frames_from_episodes([InMemory()], "top")
     with pytest.raises(DataError, match="hold no frame"):
         frames_from_episodes([InMemory(lengths=(0,))])
+
+
+def test_what_other_images_cost_is_told(tmp_path):
+    data, told = write_noise(tmp_path / "demo.hdf5", episodes=1, length=2), []
+    frames = frames_from_paths([data], size=32, report=told.append)
+    assert frames.scene is None and "without the simulator's poses" in told[0]
 
 
 @needs_bridge

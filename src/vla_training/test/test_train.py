@@ -134,6 +134,18 @@ def test_trainings_side_by_side_on_one_host_do_not_meet(tmp_path, monkeypatch):
         assert (tmp_path / name / "checkpoint" / "model.safetensors").is_file()
 
 
+def test_a_model_knows_the_words_of_all_shares(tmp_path):
+    """Two processes, each with a dataset of its own."""
+    data = [write_noise(tmp_path / f"{name}.hdf5") for name in ("grasp", "release")]
+    for path in data:
+        with h5py.File(path, "r+") as file:
+            for demo in file["data"].values():
+                demo["instructions"][:] = f"{path.stem} it"
+    config = TrainConfig(batch_size=2, steps=1, layers=1, wordings=0, shares=True)
+    spawn(2, (2, False, [str(p) for p in data], str(tmp_path / "run"), config, False, _quiet))
+    assert load_config(tmp_path / "run" / "checkpoint").words == {"grasp", "release", "it"}
+
+
 def test_checkpoint_answers_as_the_trained_model(tmp_path):
     trainer = make_trainer()
     trainer.run()
@@ -343,6 +355,9 @@ def test_the_command_goes_on_from_a_checkpoint_with_reset_images_and_averages(tm
         ({"reset_images": ["Stack_L"]}, "give TASK:COUNT:SEED"),
         ({"reset_images": ["Stack_L:0:1"]}, "give TASK:COUNT:SEED"),
         ({"average_with": "nowhere"}, "there is no .*model.safetensors"),
+        ({"average_share": 1.5}, "--average-share is 1.5; give 0 to 1"),
+        ({"start": "nowhere"}, "there is no nowhere/model.safetensors"),
+        ({"devices": -1}, "--devices is -1; give a number of GPUs"),
         ({"other_order": 1.5}, "--other-order is 1.5; give 0 to 1"),
         ({"parallel": 0}, "--parallel is 0; give at least 1, or -1"),
         ({"devices": -1}, "--devices is -1; give a number of GPUs, or 0"),

@@ -44,7 +44,7 @@ class GenerateConfig:
     )
     horizon: int | None = option(
         None,
-        "Steps until an attempt fails; default: the task's own, for mimicgen 10 times that.",
+        "Steps until an attempt fails, for mimicgen a tenth of them; default: the task's own.",
         low=1,
     )
     randomize: tuple[str, ...] = option((), "Any of colours,camera,light,dynamics; default: none.")

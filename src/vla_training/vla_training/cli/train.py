@@ -15,7 +15,7 @@ from vla_inference.errors import VlaError
 from vla_inference.options import check_options
 from vla_inference.system import progress
 from vla_inference.system.files import writable
-from vla_training.small_model.average import average, check_average
+from vla_training.small_model.average import CONFIG, WEIGHTS, average, check_checkpoint
 from vla_training.small_model.config import ResetImagesWanted, TrainConfig
 
 
@@ -51,8 +51,14 @@ def train(
     if devices is not None and devices < 0:
         raise VlaError(f"--devices is {devices}", "give a number of GPUs, or 0 for the CPU")
     wanted = [ResetImagesWanted.parse(text) for text in reset_images or ()]
+    if not 0 <= average_share <= 1:
+        raise VlaError(f"--average-share is {average_share:g}", "give 0 to 1")
     if average_with is not None:
-        check_average(average_with, average_share)
+        check_checkpoint(average_with)
+    if config.start:
+        check_checkpoint(Path(config.start), (WEIGHTS, CONFIG))
+    if devices is not None and devices < 0:
+        raise VlaError(f"--devices is {devices}", "give a number of GPUs, or 0 for the CPU")
     if (output / "state").exists() and not resume:
         raise VlaError(
             f"{output} contains an earlier run",

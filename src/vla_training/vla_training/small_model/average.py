@@ -6,21 +6,20 @@ Weights are mixed number by number (Wortsman et al. 2022, "Model soups", arXiv 2
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from vla_inference.errors import VlaError
 from vla_inference.system.files import Staged
 
-WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.json"
+WEIGHTS, TOKENIZER, CONFIG = "model.safetensors", "tokenizer.json", "config.json"
 
 
-def check_average(before: Path, share: float) -> None:
-    """Refuses a checkpoint that cannot be averaged with, before training."""
-    if not 0 <= share <= 1:
-        raise VlaError(f"--average-share is {share:g}", "give 0 to 1")
-    for name in (WEIGHTS, TOKENIZER, "config.json"):
-        if not (before / name).is_file():
-            raise VlaError(f"there is no {before / name}", "name a checkpoint in one file")
+def check_checkpoint(folder: Path, names: Sequence[str] = (WEIGHTS, TOKENIZER, CONFIG)) -> None:
+    """Refuses a folder without these files of a checkpoint."""
+    for name in names:
+        if not (folder / name).is_file():
+            raise VlaError(f"there is no {folder / name}", "name a checkpoint in one file")
 
 
 def average(before: Path, after: Path, output: Path, share: float) -> Path:
@@ -29,8 +28,8 @@ def average(before: Path, after: Path, output: Path, share: float) -> Path:
 
     from vla_inference.checkpoints.save import save_tensors
 
-    check_average(before, share)
-    check_average(after, share)
+    check_checkpoint(before)
+    check_checkpoint(after)
     mine, theirs = (load_file(folder / WEIGHTS) for folder in (before, after))
     if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in theirs.items()}:
         raise VlaError(

@@ -64,19 +64,24 @@ class TrainConfig:
     learning_rate: float = option(1.5e-3, "Peak of the cosine schedule.", above=0.0)
     start: str | None = option(
         None,
-        "Checkpoint whose weights are begun with where shapes agree; from scratch if left out.",
+        "Checkpoint to start from, where shapes agree; default: from scratch.",
         holds=Holds.PATH,
     )
     layers: int = option(
         SMALL["text_config"]["num_hidden_layers"], "Layers of the language model.", low=1
     )
     wordings: int = option(
-        64, "Sentences drawn for each recorded scene; 0: the recorded ones alone.", low=0
+        64, "Sentences drawn for each recorded scene; 0: only the recorded ones.", low=0
     )
     other_order: float = option(
-        0.5, "Share of the frames with another order that are asked about it.", low=0.0, high=1.0
+        0.5,
+        "Share of the frames with an opposite order that get a sentence for it.",
+        low=0.0,
+        high=1.0,
     )
-    scene_weight: float = option(1.0, "Weight of the loss on the simulator's own poses.", low=0.0)
+    scene_weight: float = option(
+        1.0, "Weight of the auxiliary loss on the simulator's poses.", low=0.0
+    )
     ema: float = option(0.999, "Decay of the average of weights.", low=0.0, high=1.0)
     validation: float = option(0.02, "Share of the episodes held out.", low=0.0, high=0.5)
     every: int = option(500, "Steps between reports and saved states.", low=1)

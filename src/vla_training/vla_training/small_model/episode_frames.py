@@ -41,6 +41,11 @@ def frames_from_paths(
             f"{reset_images[0]} has reset images, which go with episodes of `vla generate`",
             f"leave it out, or give such episodes with images of {size} x {size}",
         )
+    if any(isinstance(s, Hdf5Set) and s.plain for s in sets):
+        report(
+            "trained on images and actions alone, without the simulator's poses and further "
+            f"sentences: for these, give only datasets of `vla generate` of {size} x {size}"
+        )
     return frames_from_episodes(sets, size=size, device=device, report=report)
 
 

@@ -61,6 +61,7 @@ class Trainer:
             average=Average(self.model, config.ema),
         )
         self.statistics = {frames.name: self._statistics(frames)}
+        self.words = self._words(frames)
         self.batches = self.batches_of(frames)
         last = held_out(frames.episode, config.validation)
         self.training = torch.nonzero(~last).flatten().to(device)
@@ -120,6 +121,17 @@ class Trainer:
             replace(frames, actions=everything, recorded=len(everything))
         )
         return {**statistics, "num_trajectories": sum(episodes)}
+
+    def _words(self, frames: Frames) -> set[str]:
+        """Words of all sentences that the model has been trained with, of all processes."""
+        sentences: list[Any] = [frames.sentences]
+        if self.place.world > 1 and self.config.shares:
+            sentences = [None] * self.place.world
+            dist.all_gather_object(sentences, frames.sentences)
+        words = {word for each in sentences for sentence in each for word in words_of(sentence)}
+        if self.config.start:
+            words |= load_config(Path(self.config.start)).words
+        return words
 
     def batches_of(self, frames: Frames) -> Batches:
         """Batches of frames, with actions normalised like the training ones."""
@@ -219,10 +231,7 @@ class Trainer:
     def export(self, folder: str | Path, dtype=torch.bfloat16) -> Path:
         """Write the averaged weights as a checkpoint folder."""
         tensors = {k: v.to(dtype) for k, v in self.average.items()}
-        words = {word for sentence in self.frames.sentences for word in words_of(sentence)}
-        if self.config.start:
-            words |= load_config(Path(self.config.start)).words
-        raw = {**self.model_json, "trained_words": sorted(words)}
+        raw = {**self.model_json, "trained_words": sorted(self.words)}
         return save_checkpoint(folder, raw, tensors, self.tokenizer, self.statistics)
 
     def save(self, folder: Path) -> None:
