@@ -320,8 +320,8 @@ def show(results: dict, folder: Path) -> None:
     console.print()
     for what, name in (
         ("report", "report.html"),
-        ("film", "episodes.mp4"),
-        ("figures", "results.json"),
+        ("video", "episodes.mp4"),
+        ("metrics", "results.json"),
     ):
         path = folder / name
         if path.exists():

@@ -24,7 +24,7 @@ class StepResult:
 
 
 class WorldBase:
-    """Of a world that has `cameras`, an `instruction`, a `gripper`, and shows and moves itself."""
+    """What all worlds share: observations, a step without motion, the check of actions."""
 
     cameras: Sequence[str]
     instruction: str

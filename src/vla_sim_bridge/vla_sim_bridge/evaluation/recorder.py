@@ -14,7 +14,7 @@ FILM, POSTER = "episodes.mp4", "poster.png"
 
 
 class RunRecorder:
-    """Call `step` after every control step and `end` after every episode."""
+    """Records a video; call `step` after every control step and `end` after every episode."""
 
     def __init__(
         self, evaluation: Evaluation, folder: Path, episodes: int, camera: str, every: int = 2

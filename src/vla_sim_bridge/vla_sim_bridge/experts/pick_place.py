@@ -13,8 +13,11 @@ from vla_sim_bridge.tasks.pick_place import FLOOR, ORDER, in_bin
 
 @dataclass(frozen=True)
 class Grip:
-    """above: m over the object's centre. half: half its height in m. fold: number of equivalent
-    grasps."""
+    """How an object is grasped.
+
+    above: m over the object's centre. half: half its height in m. fold: number of equivalent
+    grasps.
+    """
 
     above: float
     half: float

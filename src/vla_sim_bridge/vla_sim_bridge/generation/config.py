@@ -44,7 +44,7 @@ class GenerateConfig:
     )
     horizon: int | None = option(
         None,
-        "Steps until an attempt fails, for mimicgen a tenth of them; default: the task's own.",
+        "Steps until an attempt fails (mimicgen: 10 times as many); default: the task's own.",
         low=1,
     )
     randomize: tuple[str, ...] = option((), "Any of colours,camera,light,dynamics; default: none.")

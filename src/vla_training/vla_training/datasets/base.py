@@ -59,7 +59,7 @@ class EpisodeSet(ABC, Iterable[Episode]):
 
     def check_index(self, index: int) -> int:
         if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.path} has {len(self)} episodes, requested {index}")
+            raise IndexError(f"{self.path} has {len(self)} episodes, no episode {index}")
         return index % len(self)
 
     def statistics(self) -> dict:

@@ -33,7 +33,7 @@ def write_statistics(path: Path, statistics: dict[str, Any]) -> Path:
 class Extra:
     """Additional content of a page besides an evaluation's metrics.
 
-    rows: name and value, in the table of figures. sections: HTML, at the end.
+    rows: name and value, in the table of metrics. sections: HTML, at the end.
     """
 
     title: str = "offline evaluation"

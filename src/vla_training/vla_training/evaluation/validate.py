@@ -1,6 +1,6 @@
 """Replays recorded bags through a model and compares its predictions: `vla validate`.
 
-The same figures come from reading a bag (`validate`) and from a running graph
+The same metrics come from reading a bag (`validate`) and from a running graph
 (`vla_training/ros/validation_node.py`): both fill a `Validation` frame by frame.
 """
 
@@ -148,7 +148,7 @@ def validate(
 
 @dataclass(frozen=True)
 class Thresholds:
-    """None: no check. Shares are 0 to 1."""
+    """Limits that a validation must keep; None: no check. Shares are 0 to 1."""
 
     min_accuracy: float | None = None
     min_raw_accuracy: float | None = None

@@ -59,7 +59,7 @@ class Validation:
         self.ages.append(age)
         return frame
 
-    # -- figures ------------------------------------------------------------------------------
+    # -- metrics ------------------------------------------------------------------------------
 
     def statistics(self) -> dict[str, Any]:
         """An evaluation's statistics, and under "validation" those of motion over time."""

@@ -15,7 +15,9 @@ WIDTH = 8  # prompts are padded to a multiple, so that few shapes occur
 
 @dataclass(frozen=True)
 class Batch:
-    """images: uint8 [B, cameras, S, S, 3]; ids: int64 [B, n], short prompts padded with 0;
+    """A batch of training samples.
+
+    images: uint8 [B, cameras, S, S, 3]; ids: int64 [B, n], short prompts padded with 0;
     lengths: int64 [B], None where all are n; targets: normalised actions float32 [B, T, D];
     inside: bool [B, T], False beyond an episode's end; numbers: float32 [B, 12] of
     `augment.draw`, None for no change; proprio: normalised float32 [B, P], or None; source:

@@ -74,7 +74,7 @@ class SpikeGuard:
 
 
 class RunLog:
-    """Writes to `folder`; only the first of several processes does.
+    """The log of a run in `folder`, written by the first of several processes.
 
     wandb: project of Weights & Biases that is told as well, with `settings`; "" for none.
     """
@@ -120,7 +120,7 @@ class RunLog:
             print(text, flush=True)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """kind: "train", "validation", "closed_loop" or "event"."""
+        """Logs values of a step; kind: "train", "validation", "closed_loop" or "event"."""
         if not self.first:
             return
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:

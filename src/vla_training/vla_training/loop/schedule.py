@@ -32,7 +32,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How a loop goes.
+    """Length, batch size and learning rate of a training loop.
 
     samples: of an update, over all devices and passes. steps: updates; minutes: where given, the
     schedule follows the clock instead. accumulation: passes of an update. max_grad_norm: gradients

@@ -27,8 +27,11 @@ ENCODERS = "vision_backbone"
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """rank: r; alpha: the scale is alpha / rank, min(rank, 16) if left out (as OpenVLA has it);
-    vision: adapt the vision encoders too, as the original does."""
+    """Size and scale of LoRA adapters.
+
+    rank: r; alpha: the scale is alpha / rank, min(rank, 16) if left out (as OpenVLA has it);
+    vision: adapt the vision encoders too, as the original does.
+    """
 
     rank: int = 32
     alpha: float | None = None

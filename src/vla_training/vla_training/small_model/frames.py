@@ -1,4 +1,4 @@
-"""Hdf5Set as flat arrays of frames, ready for batches."""
+"""Training frames as flat arrays: all steps of HDF5 datasets, and reset images."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class Other:
 
 @dataclass
 class Frames:
-    """All steps of all episodes in order, and reset images (`reset_images.py`) in their way.
+    """All steps of all episodes in order, and reset images (`reset_images.py`).
 
     images: uint8 [N, H, W, 3]. actions: float32 [M, 7], SI.
     text: row of `wordings` that fits each frame [N].
     end: index in `actions` one past the last of the frame's episode [N].
     episode: number of its episode [N]; each reset image is its own.
     sentences: all there are.
-    scene: what the simulator knew [N, SIZE] (`scenes.scene_numbers`), NaN for the frames where it
+    scene: what the simulator knew [N, SIZE] (`scene_numbers`), NaN for the frames where it
         does not tell; None for all.
     name: of the action space that a model learns from them. spec: what the actions mean.
     start: index in `actions` of what is done at the frame [N]; its own number if left out.

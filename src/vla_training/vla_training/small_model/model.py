@@ -23,8 +23,8 @@ class SceneHead(nn.Module):
     """Auxiliary head that predicts the simulator's targets from the mean of the action slots;
     training only.
 
-    hidden [B, slots, H] -> the numbers of `scenes.scene_numbers`, then logits of the colours of
-    what is lifted and of where it goes [B, NUMBERS + 2 * colours]
+    hidden [B, slots, H] -> the numbers of `auxiliary_targets.scene_numbers`, then logits of the
+    colours of what is lifted and of where it goes [B, NUMBERS + 2 * colours]
     """
 
     def __init__(self, hidden_size: int):

@@ -6,7 +6,7 @@
 | EefDelta, Float64MultiArray | the first one from s on |
 | TwistStamped | integral from s to s'; a twist holds until the next one |
 | PoseStamped (targets) | last target before s' minus last target before s |
-| JointState | measured pose at s' minus that at s (see `bag_joints.py`) |
+| JointState | measured pose at s' minus that at s (see `joints.py`) |
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ class Chunk:
 
 @dataclass
 class Actions:
-    """Of T images. values: float64 [T, D]; known: bool [T], whether there is one at all.
+    """The actions of T images.
 
+    values: float64 [T, D]; known: bool [T], whether there is one at all.
     chunks: by image, where chunks were recorded. missing: why images have none, counted.
     """
 
@@ -59,7 +60,7 @@ class Actions:
 
 
 def read_chunk(msg: Any) -> Chunk:
-    """From an ActionChunk, also of the older form, which has EefDelta steps."""
+    """Reads an ActionChunk, also of the older form, which has EefDelta steps."""
     read = _read_steps(msg.steps) if hasattr(msg, "steps") else _read_parts(msg)
     return replace(
         read,
@@ -89,7 +90,7 @@ def _read_parts(msg: Any) -> Chunk:
 
 
 def _read_steps(steps: Sequence[Any]) -> Chunk:
-    """From EefDelta messages."""
+    """Reads EefDelta messages."""
     if not len(steps):
         return Chunk(np.zeros((0, 7)), refusal="a chunk without steps")
     rows = []

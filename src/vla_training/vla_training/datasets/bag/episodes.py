@@ -120,7 +120,7 @@ class _Cutter:
         """(first stamp, last stamp, metadata) of each episode."""
         status = self.streams.get(self.topics.episode) if self.topics.episode else None
         if status is not None and len(status) and not self.topics.about.get("episodes"):
-            return self._spans_by_status(status, frames)
+            return self._spans_by_status(status)
         about = dict(self.topics.about.get("metadata", {}))
         if not len(frames):
             return []
@@ -132,9 +132,7 @@ class _Cutter:
         ends = [*frames.stamps[breaks], frames.stamps[-1]]
         return [(int(b), int(e), dict(about)) for b, e in zip(begins, ends, strict=True)]
 
-    def _spans_by_status(
-        self, status: Stream, frames: Stream
-    ) -> list[tuple[int, int, dict[str, Any]]]:
+    def _spans_by_status(self, status: Stream) -> list[tuple[int, int, dict[str, Any]]]:
         spans: list[tuple[int, int, dict[str, Any]]] = []
         begin, last = None, None
         for stamp, msg in zip(status.stamps.tolist(), status.values, strict=True):

@@ -22,8 +22,11 @@ RANGE = BagOptions().gripper_range
 
 @dataclass
 class Roles:
-    """action: values as `episode_actions` takes them. gripper: values are numbers. state: values
-    are rows of numbers, of joints in the order of `state_names`."""
+    """The streams of a bag by what they are used for.
+
+    action: values as `episode_actions` takes them. gripper: values are numbers. state: values are
+    rows of numbers, of joints in the order of `state_names`.
+    """
 
     action: Stream
     gripper: Stream | None = None
@@ -50,7 +53,10 @@ def read_roles(
     kinds: Mapping[str, str],
     streams: Mapping[str, Stream],
 ) -> Roles:
-    """where: the bag, for messages. kinds, streams: by topic. Raises DataError."""
+    """Assigns the streams of a bag; raises DataError where they do not fit the options.
+
+    where: the bag, for messages. kinds, streams: by topic.
+    """
     joints = {
         t: JointStream(t, streams[t]) for t in topics.small if kinds[t] == JOINTS and t in streams
     }

@@ -23,7 +23,7 @@ from vla_training.datasets.bag.message_types import (
     TWIST,
 )
 
-OURS = "vla_episode"  # key of custom_data: JSON, see bag_writer.py
+OURS = "vla_episode"  # key of custom_data: JSON, see writer.py
 ACTIONS = (CHUNK, EEF_DELTA, TWIST, POSE)  # the first type there is
 STATES = (ARRAY, JOINTS, POSE)
 GRIPPERS = (ARRAY, DOUBLE, FLOAT, JOINTS)
@@ -42,7 +42,7 @@ class BagOptions:
     step_length: seconds a step lasts where actions are velocities or poses; to the next image,
         if left out.
     gripper_range: what the gripper's topic says for closed and open.
-    robot_model, robot_tip, gripper_joint: see `bag_joints.py`.
+    robot_model, robot_tip, gripper_joint: see `joints.py`.
     state_joints: joints that make the state, in this order, separated by commas; all, if left out.
     """
 

@@ -31,8 +31,9 @@ TABLE_EPISODES = 100  # rows of the episodes' table that are held in memory
 
 
 class LerobotWriter(EpisodeWriter):
-    """images: "video" (H.264, MP4) or "png" (in the tables, lossless).
+    """Writes the folder of a LeRobotDataset.
 
+    images: "video" (H.264, MP4) or "png" (in the tables, lossless).
     crf: quality of the video, lower is better. pixels: "yuv444p", or "yuv420p" for players that
     show nothing else; it halves the resolution of colours, which costs small images several dB.
     """

@@ -35,7 +35,9 @@ class Found(NamedTuple):
 
 @dataclass
 class Salvage:
-    """types: topic -> type, definitions: type -> definition, lost: for people. encodings: topic
+    """What can be read of a damaged file.
+
+    types: topic -> type, definitions: type -> definition, lost: for people. encodings: topic
     -> how its messages are written ("cdr", "ros1", "protobuf" ...), where that is said.
 
     All are complete only once `messages` was gone through.
