@@ -34,7 +34,7 @@ class Option:
 
     low, high: least and greatest value. above: a number that it must exceed. choices: all values.
     names: with dashes; the field's own name if empty. live: as a parameter of a node, it may be
-    set while the node is configured.
+    set while the node is configured. unit: of the bounds, for messages.
     """
 
     help: str
@@ -45,6 +45,7 @@ class Option:
     names: tuple[str, ...] = ()
     holds: Holds | None = None
     live: bool = False
+    unit: str = ""
 
 
 def option(default: Any = MISSING, help: str = "", **about: Any) -> Any:
@@ -82,12 +83,18 @@ def _remedy(value: Any, about: Option) -> str:
         return f"use {', '.join(about.choices[:-1])} or {about.choices[-1]}"
     if isinstance(value, float) and not math.isfinite(value):
         return "give a finite number"
+    bounds = _bounds(value, about)
+    return f"give {bounds} {about.unit}".rstrip() if bounds else ""
+
+
+def _bounds(value: Any, about: Option) -> str:
+    """The range that the value is not in; empty: it is."""
     if about.low is not None and about.high is not None and not about.low <= value <= about.high:
-        return f"give {about.low:g} to {about.high:g}"
+        return f"{about.low:g} to {about.high:g}"
     if about.low is not None and value < about.low:
-        return f"give at least {about.low:g}"
+        return f"at least {about.low:g}"
     if about.above is not None and not value > about.above:
-        return f"give more than {about.above:g}"
+        return f"more than {about.above:g}"
     if about.high is not None and value > about.high:
-        return f"give at most {about.high:g}"
+        return f"at most {about.high:g}"
     return ""

@@ -16,7 +16,7 @@ from vla_sim_bridge.generation.shards import summarise
     [
         ({"tasks": ["Stack_D9"]}, "no task 'Stack_D9'"),
         ({"tasks": [","]}, "no task was given"),
-        ({"camera_width": 4}, "--camera-width is 4; give 16 to 4096"),
+        ({"camera_width": 4}, "--camera-width is 4; give 16 to 4096 pixels"),
         ({"noise": 2.0}, "--noise is 2.0; give 0 to 1"),
         ({"horizon": 0}, "--horizon is 0"),
         ({"parallel": 0}, "--parallel is 0"),

@@ -18,7 +18,7 @@ from vla_sim_bridge.ros.sim_settings import SimSettings
         ({"execute_steps": -1}, "execute_steps is -1"),
         ({"seed": -5}, "seed is -5"),
         ({"width": 8}, "width is 8"),
-        ({"height": 100_000}, "height is 100000; give 16 to 4096"),
+        ({"height": 100_000}, "height is 100000; give 16 to 4096 pixels"),
         ({"action_timeout": 0.0}, "action_timeout is 0.0; give more than 0"),
         ({"control_rate": float("nan")}, "control_rate is nan"),
         ({"discovery_time": -1.0}, "discovery_time is -1.0"),

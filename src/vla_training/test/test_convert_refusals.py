@@ -33,8 +33,8 @@ def test_unknown_keys_are_told_what_there_is(source, tmp_path):
         with pytest.raises(DataError, match=message):
             convert(source, tmp_path / "out", "rlds", ConvertConfig(remap=remap), workers=1)
     for config, message in (
-        (ConvertConfig(width=0), "--width is 0; give 1 to 4096"),
-        (ConvertConfig(width=100_000), "--width is 100000; give 1 to 4096"),
+        (ConvertConfig(width=0), "--width is 0; give 1 to 4096 pixels"),
+        (ConvertConfig(width=100_000), "--width is 100000; give 1 to 4096 pixels"),
         (ConvertConfig(sample_steps=0), "--sample-steps is 0; give at least 1"),
     ):
         with pytest.raises(VlaError, match=message):

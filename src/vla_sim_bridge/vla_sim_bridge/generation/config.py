@@ -22,8 +22,12 @@ class GenerateConfig:
     cameras: tuple[str, ...] = option(
         ("agentview",), "Cameras, separated by commas: agentview,wrist,frontview."
     )
-    camera_width: int = option(224, "Width of the images, pixels.", low=16, high=4096)
-    camera_height: int = option(224, "Height of the images, pixels.", low=16, high=4096)
+    camera_width: int = option(
+        224, "Width of the images, pixels.", low=16, high=4096, unit="pixels"
+    )
+    camera_height: int = option(
+        224, "Height of the images, pixels.", low=16, high=4096, unit="pixels"
+    )
     seed: int = option(0, "Random seed.")
     method: str = option("scripted", "scripted, or mimicgen.", choices=METHODS)
     source: str | None = option(

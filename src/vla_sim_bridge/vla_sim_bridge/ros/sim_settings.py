@@ -37,8 +37,8 @@ class SimSettings:
     camera: str = option(
         "agentview", "camera whose images are published; its frame is <camera>_optical"
     )
-    width: int = option(224, "width of the images [pixels]", low=16, high=4096)
-    height: int = option(224, "height of the images [pixels]", low=16, high=4096)
+    width: int = option(224, "width of the images [pixels]", low=16, high=4096, unit="pixels")
+    height: int = option(224, "height of the images [pixels]", low=16, high=4096, unit="pixels")
     lock_step: bool = option(True, "wait for each frame's answer; false: real time")
     execute_steps: int = option(
         0,

@@ -19,8 +19,12 @@ class ConvertConfig:
     """
 
     remap: Mapping[str, str | None] = field(default_factory=dict)
-    width: int | None = option(None, "Width of the images, pixels.", low=1, high=4096)
-    height: int | None = option(None, "Height of the images, pixels.", low=1, high=4096)
+    width: int | None = option(
+        None, "Width of the images, pixels.", low=1, high=4096, unit="pixels"
+    )
+    height: int | None = option(
+        None, "Height of the images, pixels.", low=1, high=4096, unit="pixels"
+    )
     sample_steps: int = option(1, "Keep every n-th step.", low=1)
     sample_actions: int = option(
         1, "Combine n actions, from each step that is kept, into one.", low=1
