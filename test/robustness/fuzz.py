@@ -15,6 +15,7 @@ workspace. It is excused for
 - `SLACK_BOX` for noise.
 
 Nobody enables it while all that is measured agrees on a place far from the truth: that takes eyes.
+While it is not enabled somebody may move it elsewhere; from there it goes on.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from vla_inference.types import ActionChunk, eef_delta_spec, joint_spec
 SLACK = 1 + 1e-6
 SLACK_BOX = 0.0005  # m
 HOLD = 2  # command periods for which a twist is obeyed
+SEEN = 20  # ticks of an honest sensor after which a push was measured
 FAULTS = (
     "nan",
     "inf",
@@ -84,6 +86,7 @@ class Findings:
     commands: int = 0
     moving: int = 0
     enabled: int = 0
+    jogged: int = 0
     faults: Counter = field(default_factory=Counter)
     stops: Counter = field(default_factory=Counter)
     clips: Counter = field(default_factory=Counter)
@@ -154,6 +157,10 @@ class Robot:
 
     def apply(self, command: Command, in_tool: bool) -> None:
         self.command, self.in_tool, self._age = command, in_tool, 0.0
+
+    def restart(self, pose: Pose) -> None:
+        """Its controller was off and is on again, elsewhere: there it stays."""
+        self.pose, self.command, self._speed = pose, None, (v.ZERO, v.ZERO)
 
     def live(self, passed: float) -> None:
         """Advances time."""
@@ -275,7 +282,7 @@ class Trial:
         self.told: Pose | None = None  # the last live one
         self.told_at = 0  # in which tick
         self.pushed, self.seen_in = 0.0, 0  # m that was not measured yet; ticks until it is
-        self.misjudged = False  # whether the robot may be where it is by a biased measurement
+        self.misjudged = 0.0  # m by which the measurement was biased that the robot is there by
         self.excused = 0.0  # m that the robot may be outside, see above
         self.velocity = [(v.ZERO, v.ZERO), (v.ZERO, v.ZERO)]  # the last two
         self.known = 0  # how many commands in a row the above know of
@@ -283,11 +290,15 @@ class Trial:
         self.fault_at: int | None = None
         self.ticks_off = 0  # since it was enabled last
         self.others, self.quiet, self.mute = "", 0, 0
+        self.hand, self.jogged = random.Random(findings.chunks), False  # see `jog`
 
     def run(self, chunks: int) -> None:
         self.tick()  # the clocks are known from here on
         begun = self.found.chunks
         while self.found.chunks - begun < chunks:
+            off = not self.commander.safety.enabled
+            if off and not self.jogged and self.hand.random() < 0.02:
+                self.jog()
             enabled, misled = self.commander.safety.enabled, self.sensor.misled
             if not enabled and not misled and self.rng.random() < 0.2:
                 self.enable()
@@ -314,6 +325,10 @@ class Trial:
         self.known = 2
         self.ticks_off, self.fault_at, self.target = 0, None, None
         self.excused = max(self.excused, self.outside())
+        if self.jogged and self.hand.random() < 0.5:  # a fault before the first new command
+            self.mute = int(1.5 / self.commander.period)
+            self.sensor.begin(self.hand.choice(LIES), self.commander.period)
+        self.jogged = False
 
     def outside(self, pose: Pose | None = None) -> float:
         """m that the robot really is outside its workspace, or that a pose is"""
@@ -397,8 +412,19 @@ class Trial:
         r = self.rng
         way = v.scale((r.uniform(-1, 1), r.uniform(-1, 1), r.uniform(-1, 1)), 0.06)
         self.robot.pose = self.robot.pose.moved(way, (0.0, 0.05, 0.0), 1.0, False)
-        self.excused += v.norm(way)
-        self.pushed, self.seen_in = self.pushed + v.norm(way), 20
+        self.pushed, self.seen_in = self.pushed + v.norm(way), SEEN
+
+    def jog(self) -> None:
+        """Somebody moves the robot while nothing is enabled, by a pendant or by hand, and does not
+        enable it before that was measured. What it was told before must not take it back."""
+        r, before = self.hand, self.robot.pose
+        low, high = self.settings.limits.workspace or ((-0.3,) * 3, (0.3,) * 3)
+        x, y, z = (r.uniform(a, b) for a, b in zip(low, high, strict=True))
+        self.robot.restart(Pose((x, y, z), before.orientation))
+        self.pushed += v.norm(v.subtract(self.robot.pose.position, before.position))
+        self.seen_in = self.sensor.misled = SEEN
+        self.told, self.jogged = None, True
+        self.found.jogged += 1
 
     def deliver(self, stamp: float, chunk: ActionChunk) -> None:
         if not self.settings.distribution or np.isfinite(chunk.actions).all():
@@ -447,7 +473,8 @@ class Trial:
 
     def check_robot(self) -> None:
         outside, biased = self.outside(), self.sensor.lie == "biased"
-        self.misjudged = self.misjudged or biased
+        bias = v.norm(self.sensor.wrong) if biased else 0.0
+        self.misjudged = max(self.misjudged, bias)
         self.seen_in -= not self.sensor.lie
         if self.seen_in <= 0:
             # Nobody who has seen it must take it back at once.
@@ -457,14 +484,14 @@ class Trial:
             self.excused = 0.0
             # A robot on its way to a target of then may take a while; of a bias nobody knows as
             # long as it lasts, inside as well.
-            self.misjudged = biased or (self.misjudged and self.sensor.honest < 20)
+            lasts = not biased and self.sensor.honest < 20
+            self.misjudged = self.misjudged if lasts else bias
         if self.robot.by == "pose" and self.target is not None:
             # It was enabled there, and goes there again if somebody pushes it away.
             self.excused = max(self.excused, self.outside(self.target))
-        unseen = self.pushed + self.misjudged * self.settings.pose_jump[0]
-        allowed = SLACK_BOX + self.excused + unseen
-        self.found.count("robot_outside", outside > allowed)
-        self.found.farthest = max(self.found.farthest, outside - self.excused)
+        beyond = outside - self.excused - self.pushed - self.misjudged
+        self.found.count("robot_outside", beyond > SLACK_BOX)
+        self.found.farthest = max(self.found.farthest, beyond)
 
     def check(self, command, before: bool) -> None:
         found, c = self.found, self.commander
@@ -511,10 +538,12 @@ class Trial:
         return any(v.norm(v.subtract(hold.position, p)) < near for p in places)
 
     def check_target(self, target: Pose) -> None:
-        """It neither jumps nor leaves the workspace, but for where it was at the beginning."""
-        last, self.target, self.told = self.target, target, target
+        """It begins where the robot is, and neither jumps nor leaves the workspace from there."""
+        known, last = self.knows(target), self.target
+        self.target = self.told = target
         passed, self.told_at = self.found.ticks - self.told_at, self.found.ticks
         if last is None:
+            self.found.count("begins_elsewhere", self.settings.needs_pose and not known)
             return
         limits, period = self.settings.limits, passed * self.commander.period
         step = (limits.linear_velocity or math.inf) * period * SLACK + 1e-9

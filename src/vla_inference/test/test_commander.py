@@ -226,6 +226,7 @@ def test_fuzz_finds_nothing_wrong():
     assert not found.wrong, found
     assert found.slowest_stop == 1  # command period
     assert found.moving > 10_000 and len(found.faults) == len(FAULTS) + len(LIES)
+    assert found.jogged > 30
     kinds = {"pose_frozen", "pose_lost", "clock_stopped", "inference_stall", "bad_chunk", "late"}
     assert kinds <= set(found.stops) and len(found.stops) >= 11
 
@@ -266,7 +267,24 @@ def by_the_targets_axes(self, linear, angular):
     return v.rotate(v.conjugate(turn), inside), clips
 
 
-hear = Measured.hear
+def remembers_what_was_told(self, steady, others=""):
+    told = self._told
+    refused = enable(self, steady, others)
+    self._told = told or self._told
+    return refused
+
+
+def begins_where_it_was_told_to_be():
+    standstill = Commander._standstill
+
+    def begins(self):
+        standstill(self)
+        self.target.anchor(self._told or self.target.pose)
+
+    return begins
+
+
+hear, enable = Measured.hear, Commander.enable
 BUGS = {
     "the ramp follows every wish": (
         Ramp,
@@ -282,6 +300,18 @@ BUGS = {
     ),
     "poses aged by their arrival": (Measured, "hear", aged_by_arrival, "motion_unseen"),
     "poses of any place": (Track, "goes_on", goes_anywhere, "hold_elsewhere"),
+    "a hold of another session": (
+        Commander,
+        "enable",
+        remembers_what_was_told,
+        "hold_elsewhere",
+    ),
+    "a target of another session": (
+        Commander,
+        "_standstill",
+        begins_where_it_was_told_to_be(),
+        "begins_elsewhere",
+    ),
     "the target snaps to the robot": (Target, "follow", snap, "target_jumps"),
     "nothing is reckoned": (Measured, "told", lambda *_: None, "robot_outside"),
     "nothing is left to do": (Reckoning, "_left", lambda *_: None, "robot_outside"),

@@ -250,6 +250,35 @@ def test_enabling_a_robot_again_makes_no_frozen_pose_true():
     assert b.tick().target.position == (0.031, 0.0, 0.0)
 
 
+def test_what_was_told_before_it_was_moved_by_hand_is_not_gone_back_to():
+    """A halt in doubt, before any new command, sent it back by all of the way."""
+    b = Bench(limits=SLOW, needs_pose=True, at=(0.0, 0.0, 0.0))
+    for _ in range(4):
+        b.accept(forward(8))
+        b.measure((0.0, 0.0, 0.0))
+        assert b.tick().target is not None
+    b.commander.disable()
+    for i in range(41):
+        b.measure((0.01 * i, 0.0, 0.0))
+        b.accept(forward(8))
+        b.tick()
+    assert b.commander.enable(b.steady) == ""
+    assert "jumped" in b.measure((2.0, 0.0, 0.0))
+    b.commander.disable()
+    assert b.tick().target == Pose((0.4, 0.0, 0.0))
+
+
+def test_a_robot_that_may_have_gone_before_it_was_measured_is_not_waited_for():
+    """Of a clock that stood nobody knows whether the way was done when the pose was taken."""
+    robot = seen(7.0, 7.5)
+    robot.told(Sent(7.0, 7.5, (0.2, 0.0, 0.0), v.ZERO, 7.5, 0.0))
+    assert robot.hear(Pose((1e-4, 0.0, 0.0)), 100.0, 100.0, (7.5, 7.5), False) is None
+    assert not robot.unmoved
+    robot.told(Sent(7.5, 7.8, (0.2, 0.0, 0.0), v.ZERO, 7.8, 0.0))
+    assert robot.hear(Pose((2e-4, 0.0, 0.0)), 100.0, 100.0, (7.8, 7.8), False) is None
+    assert robot.unmoved
+
+
 def seen(first: float, last: float) -> Measured:
     """At 0 m, between two times."""
     robot = Measured()

@@ -145,7 +145,7 @@ class Commander:
         self._live = False  # whether the last command may have moved the robot
         self._halts = 0  # how many more times to tell a halt after a stop
         self._hold: Pose | None = None  # the target of these
-        self._told: Pose | None = None  # the last target that was sent
+        self._told: Pose | None = None  # the last target that was sent, or begun from since
         self._sent: tuple[float, Vector, Vector] | None = None  # steady; velocities, base axes
         self._unsure = 0.0  # by how much these may be turned as they are carried out [rad]
         self._zeros = 0  # the same after the end of a motion
@@ -169,6 +169,7 @@ class Commander:
             self._last_command_ends(steady)
             self.robot.enabled()
             self._standstill()
+            self._told = self.target.pose  # what was sent before may be far from here by now
             self.gripper.state = self._in_tool = None
             self._live, self._halts, self._zeros = True, 0, 0
         return refused
@@ -311,8 +312,8 @@ class Commander:
 
     def pose_to_hold(self, steady: float) -> Pose | None:
         """Where the robot is, not where it should have got to; where there is doubt about it,
-        the last target that was sent: an old or a wrong pose would drive it there. None: no
-        target was ever sent, so the robot stays by itself."""
+        the last target that was sent since it was enabled, or where it was then: an old or a
+        wrong pose would drive it there. None: no pose is known, so the robot stays by itself."""
         measured = self.robot.pose
         if measured is None or self.robot.doubtful or not self.safety.knows_pose(steady):
             return self._told

@@ -179,6 +179,14 @@ class Reckoning:
         """rad, at most"""
         return v.norm(self.turn) + self.unsure
 
+    def beyond(self, far: tuple[float, float]) -> bool:
+        """Whether it was told to go farther than this since, for certain [m, rad]."""
+        x, y, z = (
+            max(w - high, 0.0) + min(w - low, 0.0)
+            for w, low, high in zip(self.way, self.low, self.high, strict=True)
+        )
+        return v.norm((x, y, z)) > far[0] or v.norm(self.turn) - self.unsure > far[1]
+
 
 @dataclass
 class Measured:
@@ -269,10 +277,9 @@ class Measured:
         if pose != before:
             self._same, self._earlier = Told(), Told()
         self._repeated = replace(self._same)
-        marks, far = self._marks if before else [], self.bounds.jump
+        marks = self._marks if before else []
         if marks and marks[-1].pose.within(pose, *RESOLUTION):
-            way, turn = v.norm(marks[-1].way), v.norm(marks[-1].turn)
-            self._stays = way > far[0] or turn > far[1]
+            self._stays = marks[-1].beyond(self.bounds.jump)
             self._halted = taken[0] > marks[-1].last + LAGS * LAG[0]
             return
         mark, lately = Reckoning(pose, *taken), taken[0] - LAGS * max(LAG)
