@@ -96,7 +96,7 @@ def test_a_model_that_goes_the_other_way(tmp_path):
             **found,
             "validation": {**v, "joins": {"jump_translation_mm": None}},
         }
-    ) == ["jump mm is not known, 1 is asked for"]
+    ) == ["jump mm is not known, 1 is required"]
 
 
 def test_jumps_where_one_chunk_takes_over_from_the_other(tmp_path):

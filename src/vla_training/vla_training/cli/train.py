@@ -57,8 +57,6 @@ def train(
         check_checkpoint(average_with)
     if config.start:
         check_checkpoint(Path(config.start), (WEIGHTS, CONFIG))
-    if devices is not None and devices < 0:
-        raise VlaError(f"--devices is {devices}", "give a number of GPUs, or 0 for the CPU")
     if (output / "state").exists() and not resume:
         raise VlaError(
             f"{output} contains an earlier run",

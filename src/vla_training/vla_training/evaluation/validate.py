@@ -179,7 +179,7 @@ class Thresholds:
             if bound is None:
                 continue
             if value is None or not math.isfinite(value):
-                found.append(f"{words} is not known, {bound:g} is asked for")
+                found.append(f"{words} is not known, {bound:g} is required")
             elif name.startswith("min") and value < bound:
                 found.append(f"{words} {value:.4f} is below {bound:g}")
             elif name.startswith("max") and value > bound:

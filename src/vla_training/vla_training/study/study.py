@@ -2,8 +2,8 @@
 
 A study's folder holds study.json (what was asked, how many steps follow), for each cell
 `cells/NAME/` with `checkpoint/`, trained.json and result.json, each whole or not there, and from
-the first finished cell on results.json, report.md and success.png. The same call goes on where a
-killed one was.
+the first finished cell on results.json, report.md and success.png. The same command continues a
+killed study.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vla_sim_bridge.evaluation.episode import EpisodeResult
 from vla_sim_bridge.evaluation.rollout import summarise
 from vla_sim_bridge.tasks import get_task
 from vla_training.evaluation.report import write_statistics
-from vla_training.study import worker as worker
+from vla_training.study import worker
 from vla_training.study.config import HELD_OUT, Cell, StudyConfig
 from vla_training.study.report import write_report
 
@@ -91,7 +91,7 @@ class Study:
             if there != value:
                 raise VlaError(
                     f"the study in {self.output} has {key} {there!r}, now it is {value!r}",
-                    "go on with the same settings, or choose another --output",
+                    "continue with the same settings, or choose another --output",
                 )
         return plan
 
@@ -149,7 +149,7 @@ class Study:
         except BrokenProcessPool as error:
             raise VlaError(
                 "a process of the study has ended, perhaps out of memory",
-                "the same call goes on; lower --parallel or --batch-size",
+                "the same command continues; lower --parallel or --batch-size",
             ) from error
         finally:
             for pool in (trainers, players):  # a cell may last for hours
