@@ -137,6 +137,12 @@ def test_a_part_that_contradicts_itself_is_refused(make, message):
         make()
 
 
+@pytest.mark.parametrize("number", ["x", "nan", "inf", "0", "-0.05", "1e999"])
+def test_a_unit_is_a_positive_multiple_of_si(number):
+    with pytest.raises(VlaError, match="is in unit"):
+        eef_delta_spec().with_units([f"{number} m"] * 3 + ["rad"] * 3 + ["1"])
+
+
 def test_multiples_of_si_become_si():
     part = joint_part("arm", "ab", unit="0.5 rad")
     spec = ActionSpec((part, gripper_part()))

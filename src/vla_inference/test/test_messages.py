@@ -132,6 +132,7 @@ def with_gripper(value):
         (spoil(name=""), "it has no name"),
         (spoil(units=["mm"] * 6), "dimension 'x' is in unit 'mm'; eef_delta is in 'm'"),
         (spoil(units=["0.05 m"] * 3 + ["rad"] * 3), "in units 0.05 m.*; send them in SI"),
+        (spoil(units=["a m"] + ["m"] * 2 + ["rad"] * 3), "'x' is in unit 'a m'; eef_delta is"),
         (spoil(units=["1"] * 6), "in unit 1, of which no m and rad"),
         (spoil(units=["m"]), "has 6 dimensions and 1 units"),
         (spoil(dims=["x", "y", "z", "roll", "pitch", "yaw"]), "an end effector's are x, y, z, rx"),
@@ -156,6 +157,21 @@ def test_a_chunk_without_steps_is_refused_both_ways():
             msg_to_chunk(empty)
     with pytest.raises(VlaError, match="no steps"):
         chunk_to_msg(ActionChunk(np.zeros((0, 7)), eef_delta_spec()), Time())
+
+
+@pytest.mark.parametrize(
+    ("spec", "steps", "words"),
+    [
+        (eef_delta_spec(), 10_001, "has 10001 steps; give at most 10000"),
+        (ActionSpec(tuple(map(gripper_part, map(str, range(65))))), 1, "65 parts; .* most 64"),
+        (joint_spec({"arm": [f"j{i}" for i in range(1025)]}), 1, "has 1025 numbers a step"),
+    ],
+)
+def test_a_chunk_that_would_hold_up_whoever_hears_it_is_refused(spec, steps, words):
+    msg = chunk_to_msg(ActionChunk(np.zeros((1, len(spec))), spec), Time())
+    msg.actions = array.array("d", [0.0] * len(spec) * steps)
+    with pytest.raises(VlaError, match=words):
+        msg_to_chunk(msg)
 
 
 def test_libero_is_sent_in_metres_and_radians():

@@ -77,7 +77,7 @@ class ActionPart:
         for i, dim in enumerate(self.dims):
             units = self.si_units(i)
             self._check(
-                not units or dim.unit in UNSTATED or split_unit(dim.unit)[1] in units,
+                not units or dim.unit in UNSTATED or _is_multiple(dim.unit, units),
                 f"dimension {dim.name!r} is in unit {dim.unit!r}",
                 f"{self.kind} is in {_either(units)}",
             )
@@ -220,6 +220,14 @@ def split_unit(unit: str) -> tuple[float, str]:
     except ValueError:
         return 1.0, unit
     return (factor, name) if 0 < factor < math.inf else (1.0, unit)
+
+
+def _is_multiple(unit: str, units: Sequence[str]) -> bool:
+    number, name = split_unit(unit)
+    try:
+        return name in units and 0 < float(number or 1) < math.inf
+    except ValueError:
+        return False
 
 
 def eef_part(

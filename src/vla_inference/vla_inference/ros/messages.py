@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from vla_inference.policies.base import Policy
 
 
+MOST_PARTS, MOST_NUMBERS = 64, 1024  # of a step; to look at more takes too long
+
+
 def chunk_to_msg(
     chunk: ActionChunk, stamp: Time, *, frame_id: str = "", instruction: str = "", model: str = ""
 ) -> ActionChunkMsg:
@@ -29,8 +32,8 @@ def chunk_to_msg(
 
     frame_id: name of the frame that end effectors' numbers are in; empty takes the spec's.
     """
-    check_steps(chunk)
     chunk = in_si(chunk)
+    check_steps(chunk)
     msg = ActionChunkMsg(instruction=instruction, model=model)
     msg.parts = _part_messages(chunk.spec, frame_id)
     msg.dt = chunk.spec.dt
@@ -66,6 +69,11 @@ def msg_to_chunk(msg: ActionChunkMsg) -> ActionChunk:
     """What a message tells to do; raises VlaError where it must not be executed."""
     numbers = np.array(msg.actions, np.float64)
     _check(len(numbers) > 0, "the chunk has no steps", "give at least one")
+    for what, count, most in (
+        ("parts", len(msg.parts), MOST_PARTS),
+        ("numbers a step", sum(len(p.dims) for p in msg.parts), MOST_NUMBERS),
+    ):
+        _check(count <= most, f"the chunk has {count} {what}", f"give at most {most}")
     spec = _spec(
         tuple(
             (p.name, p.kind, tuple(p.dims), tuple(p.units), p.frame_id, p.rotation_convention)
