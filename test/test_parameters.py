@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rclpy.parameter import Parameter
 
 from vla_inference.errors import VlaError
 from vla_inference.options import option
+from vla_inference.ros.command.parameters import command_configs, read_settings
 from vla_inference.ros.lifecycle import SUCCESS, ManagedNode
 from vla_inference.ros.parameters import defaults, read
 
@@ -79,6 +81,15 @@ def test_a_value_that_its_field_does_not_allow_is_refused_by_name(change, words)
     with pytest.raises(VlaError) as caught:
         read(Settings, values.__getitem__)
     assert str(caught.value) == words
+
+
+def test_statistics_of_the_command_node_are_made_si_as_its_chunks_are(tmp_path):
+    path = tmp_path / "dataset_statistics.json"
+    action = {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 6 + [False]}
+    path.write_text(json.dumps({"libero_spatial": {"action": action}}))
+    values = {**defaults(*command_configs()), "statistics": str(path), "distribution_margin": 0.0}
+    found = read_settings(values.__getitem__).distribution
+    assert found.high[:6] == pytest.approx([0.05] * 3 + [0.5] * 3)
 
 
 def test_configs_that_declare_a_parameter_in_two_ways_are_refused():

@@ -15,7 +15,8 @@ from vla_inference.control.measured import Measured, Sent
 from vla_inference.control.safety import Distribution
 from vla_inference.control.stamps import Stamps
 from vla_inference.errors import VlaError
-from vla_inference.types import ActionChunk
+from vla_inference.policies.action_specs import KNOWN
+from vla_inference.types import ActionChunk, ActionSpec, eef_delta_spec, eef_part, gripper_part
 
 FLOOR = SafetyLimits(workspace=((-0.5, -0.5, 0.2), (0.5, 0.5, 0.6)))
 SLOW = SafetyLimits(linear_velocity=0.25, angular_velocity=1.0)
@@ -433,6 +434,26 @@ def test_constant_dimensions_lie_in_their_bounds_and_each_head_has_its_own():
         assert seen.outside(said) == ""
         far = chunk([constant, 0.3, 0, 0, 0, 0, 1.0])
         assert bool(seen.outside(far)) == (bounds == "q01_q99")
+
+
+def test_statistics_are_compared_in_si_and_part_by_part():
+    """LIBERO's are in [-1, 1], of which 1 is 0.05 m: any chunk in m lay within them."""
+    statistics = {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 6 + [False]}
+    seen = Distribution.from_statistics(statistics, 0.0).in_si(KNOWN["libero"])
+    assert seen.outside(chunk([0.049, 0, 0, 0.49, 0, 0, 1.0])) == ""
+    assert "x of step 0 is 0.06" in seen.outside(chunk([0.06, 0, 0, 0, 0, 0, 1.0]))
+    assert "rz of step 0 is 0.6" in seen.outside(chunk([0, 0, 0, 0, 0, 0.6, 1.0]))
+    gripper_first = ActionChunk(np.zeros((1, 7)), ActionSpec((gripper_part(), eef_part())))
+    assert "the statistics are of arm: eef delta" in seen.outside(gripper_first)
+    with pytest.raises(VlaError, match="in unit unknown"):
+        Distribution.from_statistics(statistics, 0.0).in_si(KNOWN["taco_play"])
+
+
+def test_numbers_that_become_infinite_in_si_are_refused():
+    spec = eef_delta_spec().with_units(["1e30 m"] * 3 + ["rad"] * 3 + ["1"])
+    b = Bench()
+    assert not b.accept(ActionChunk(np.full((1, 7), 1e10), spec))
+    assert b.stop.kind == "bad_chunk" and "not finite" in b.stop.reason
 
 
 def test_a_rate_that_the_overload_watchdog_would_stop_at_once_is_refused():

@@ -16,8 +16,9 @@ import numpy as np
 
 from vla_inference.control.commands import check_chunk
 from vla_inference.errors import VlaError
+from vla_inference.policies.action_specs import check_si, si_spec
 from vla_inference.policies.normalisation import Normalisation
-from vla_inference.types import ActionChunk
+from vla_inference.types import ActionChunk, ActionSpec
 
 DISABLED, ENABLED, STOPPED = "disabled", "enabled", "stopped"
 
@@ -75,10 +76,14 @@ class Stop:
 @dataclass(frozen=True)
 class Distribution:
     """Values that the model can give: between the bounds of its normalisation (q01 and q99 of
-    training, or the least and the greatest), and `margin` times their distance beyond."""
+    training, or the least and the greatest), and `margin` times their distance beyond.
+
+    spec: what these numbers mean, in SI; None: as the chunk's.
+    """
 
     low: np.ndarray
     high: np.ndarray
+    spec: ActionSpec | None = None
 
     @classmethod
     def from_statistics(
@@ -93,10 +98,18 @@ class Distribution:
         low = np.where(n.mask, n.low - more, -np.inf)
         return cls(low, np.where(n.mask, n.high + more, np.inf))
 
+    def in_si(self, spec: ActionSpec) -> Distribution:
+        """The same for chunks in SI. spec: of the statistics; VlaError if no SI can be made."""
+        factors = check_si(spec)
+        return Distribution(self.low * factors, self.high * factors, si_spec(spec))
+
     def outside(self, chunk: ActionChunk) -> str:
         """Describes the value that lies outside; empty: none."""
         if len(self.low) != len(chunk.spec):
             return f"the statistics have {len(self.low)} dimensions, the chunk {len(chunk.spec)}"
+        if self.spec is not None and _kinds(self.spec) != _kinds(chunk.spec):
+            wanted, found = (", ".join(map(str, s.parts)) for s in (self.spec, chunk.spec))
+            return f"the statistics are of {wanted}, the chunk of {found}"
         bad = (chunk.actions < self.low) | (chunk.actions > self.high)
         if not bad.any():
             return ""
@@ -105,6 +118,11 @@ class Distribution:
             f"{chunk.spec.names[axis]} of step {step} is {chunk.actions[step, axis]:.4g}, outside "
             f"{self.low[axis]:.4g} to {self.high[axis]:.4g} (training's range and a margin)"
         )
+
+
+def _kinds(spec: ActionSpec) -> list[str]:
+    """Of each number."""
+    return [p.kind for p in spec.parts for _ in p.dims]
 
 
 class Safety:

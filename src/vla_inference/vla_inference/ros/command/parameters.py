@@ -11,6 +11,7 @@ from vla_inference.control import SafetyLimits, Settings, Watchdogs
 from vla_inference.control.safety import Distribution
 from vla_inference.errors import VlaError
 from vla_inference.options import option
+from vla_inference.policies.action_specs import statistics_spec
 from vla_inference.policies.normalisation import find_statistics
 from vla_inference.ros.command.outputs.base import MOTION
 from vla_inference.ros.command.outputs.registry import chosen, output_configs
@@ -267,8 +268,9 @@ def _distribution(config: CommandConfig) -> Distribution | None:
     bounds = config.distribution_bounds or _bounds_of_head(path.with_name("config.json"))
     if bounds not in BOUNDS:
         raise VlaError(f"unknown distribution_bounds {bounds!r}", f"use {' or '.join(BOUNDS)}")
-    _, entry = find_statistics(spaces, config.unnorm_key or None)
-    return Distribution.from_statistics(entry, config.distribution_margin, bounds)
+    name, entry = find_statistics(spaces, config.unnorm_key or None)
+    found = Distribution.from_statistics(entry, config.distribution_margin, bounds)
+    return found.in_si(statistics_spec(spaces[name], len(found.low), name))
 
 
 def _bounds_of_head(config: Path) -> str:
