@@ -61,6 +61,10 @@ def test_what_cannot_be_measured_is_told(monkeypatch):
         run(Plan(size="tiny", device="cpu", paths=["warp"]))
     with pytest.raises(VlaError, match="leave one out"):
         run(Plan(size="tiny", model="models/stack-small"))
+    with pytest.raises(VlaError, match="--method is of random weights"):
+        run(Plan(model="m", method="hqq"))
+    with pytest.raises(VlaError, match="cpu has no kernels to list; leave out --profile"):
+        run(Plan(size="tiny", device="cpu", profile=3))
     with pytest.raises(VlaError, match="--head is of random weights"):
         run(Plan(head="l1", model="models/stack-small"))
 

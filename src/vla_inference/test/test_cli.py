@@ -162,6 +162,12 @@ def test_compiling_without_the_compiler_says_what_to_install(tmp_path, monkeypat
         compile_model(str(tmp_path), "tvm", tmp_path / "out", target="llvm")
 
 
+def test_an_exported_graph_keeps_its_dtype(tmp_path):
+    (tmp_path / "engine.json").touch()
+    with pytest.raises(VlaError, match="has its dtype; leave out --quantization"):
+        compile_model(str(tmp_path), "tensorrt", tmp_path / "out", quantization="float32")
+
+
 @pytest.mark.parametrize(
     ("path", "name"),
     [

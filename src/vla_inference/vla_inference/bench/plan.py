@@ -36,3 +36,5 @@ class Plan:
             raise VlaError("both a size and a model were given", "leave one out")
         if self.model and self.head:
             raise VlaError("--head is of random weights", "leave it out with --model")
+        if self.model and self.method != "rtn":
+            raise VlaError("--method is of random weights", "leave it out with --model")

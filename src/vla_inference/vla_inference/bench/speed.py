@@ -62,6 +62,8 @@ def run(plan: Plan, tell: Callable[[str], None] = lambda _: None) -> dict[str, A
     plan.check()
     plan = complete(plan)
     cuda = plan.device.startswith("cuda")
+    if plan.profile and not cuda:
+        raise VlaError(f"{plan.device} has no kernels to list", "leave out --profile")
     rates = ceilings(plan.device)
     report: dict[str, Any] = {
         "size": plan.size or Path(plan.model).name,

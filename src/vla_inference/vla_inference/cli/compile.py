@@ -35,6 +35,7 @@ def run(
         raise VlaError(f"--engine {engine} takes no --target and no --host", "leave them out")
     if engine == "mlc" and host:
         raise VlaError("mlc_llm compiles where it runs", "leave out --host, or use engine tvm")
+    wanted = quantization or USUAL[engine]
     if engine == "tvm":
         from vla_inference.engines.tvm import compile
 
@@ -42,7 +43,7 @@ def run(
             folder,
             output,
             target=target or here(),
-            quantization=quantization,
+            quantization=wanted,
             host=host,
             overwrite=overwrite,
             progress=tell,
@@ -54,20 +55,22 @@ def run(
             folder,
             output,
             target=target,
-            quantization=quantization,
+            quantization=wanted,
             overwrite=overwrite,
             progress=tell,
         )
     if engine == "onnx":
         from vla_inference.engines.vision import onnx
 
-        return onnx.export(folder, output, dtype=quantization, overwrite=overwrite)
+        return onnx.export(folder, output, dtype=wanted, overwrite=overwrite)
     from vla_inference.engines import compiled
     from vla_inference.engines.vision import tensorrt
 
     if (folder / compiled.RECORD).is_file():  # an exported graph, perhaps from another machine
+        if quantization:
+            raise VlaError(f"the graph in {folder} has its dtype", "leave out --quantization")
         return tensorrt.build(folder, output, overwrite=overwrite)
-    return tensorrt.build_checkpoint(folder, output, dtype=quantization, overwrite=overwrite)
+    return tensorrt.build_checkpoint(folder, output, dtype=wanted, overwrite=overwrite)
 
 
 def here() -> str:
@@ -120,7 +123,6 @@ def compile_model(
     """Compile a model's language model or vision encoders for an engine."""
     if engine not in PARTS:
         raise VlaError(f"there is nothing to compile for {engine!r}", f"known: {', '.join(PARTS)}")
-    quantization = quantization or USUAL[engine]
     record = run(model, engine, output, target, host, quantization, overwrite)
     if sys.stderr.isatty():
         print(file=sys.stderr)
