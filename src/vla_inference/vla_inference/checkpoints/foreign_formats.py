@@ -42,8 +42,7 @@ def check_files(names: Iterable[str], where: str | Path) -> None:
     if pickled:
         raise CheckpointError(
             f"{where} contains pickled weights ({_some(pickled)}), which could run code and are "
-            "not "
-            "read",
+            "not read",
             "save them as safetensors where they come from: "
             "model.save_pretrained(folder, safe_serialization=True)",
         )

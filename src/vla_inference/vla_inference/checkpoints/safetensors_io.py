@@ -73,8 +73,7 @@ def weight_files(folder: Path) -> list[Path]:
         if len(counts) > 1 or len(numbered) != len(files) or len(files) != max(counts):
             raise CheckpointError(
                 f"{folder} contains {', '.join(f.name for f in files)}, which are not the "
-                "shards of "
-                "one checkpoint",
+                "shards of one checkpoint",
                 "fetch all of them from one place",
             )
     return files

@@ -47,9 +47,8 @@ def make_engine(
     """The engine of that name around a model; an unknown name lists the known ones.
 
     name: of a compiled one with its folder, "tvm:FOLDER".
-    vision: "onnx:FOLDER" or "tensorrt:FOLDER" for the vision encoders and the projector, "" for
-    the
-        engine's own.
+    vision: "onnx:FOLDER" or "tensorrt:FOLDER" for the vision encoders and the projector; "" for
+        the engine's own.
     checkpoint: folder of the model's weights, which compiled parts must have been made from.
     draft: the last action's tokens are tried first (`draft.DraftEngine`); engine plain alone.
     """

@@ -243,8 +243,7 @@ def _as_stored(
     if not name.endswith(".q_weight") or tuple(packed.shape) != expected[0]:
         raise VlaError(
             f"the checkpoint contains {codes[0]} {packed.dtype} {list(packed.shape)}, which is "
-            "not "
-            "what this library multiplies by",
+            "not what this library multiplies by",
             "compile for the checkpoint's own int4 format, or from the unquantised one",
         )
     yield name, packed.view(torch.uint32)

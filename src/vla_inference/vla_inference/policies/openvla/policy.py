@@ -79,7 +79,7 @@ class OpenVLAPolicy(Policy):
         engine: how the model is run, by name (`engines.ENGINES`): "plain", "torch", "tvm:FOLDER";
             "" for the fast one where it can run here.
         vision: "onnx:FOLDER" or "tensorrt:FOLDER" for the vision encoders; "" for the engine's
-        own.
+            own.
         quantization: format of the language model's weights (`quantization.FORMATS`, or "fp16",
             "bf16", "fp32"), rounded as they are loaded; None leaves them as they are stored. The
             plain engine on the CPU calculates with dense weights that hold the rounded values.
