@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 from graphs import NodeGraph
-from options_page import NODES
+from options_page import NODES, default_cell
 from rclpy.parameter import Parameter
 
+from vla_inference.cli.options import CommandOption
 from vla_inference.errors import VlaError
-from vla_inference.options import option
+from vla_inference.options import Holds, option
 from vla_inference.ros.command.parameters import command_configs, read_settings
 from vla_inference.ros.lifecycle import SUCCESS, ManagedNode
 from vla_inference.ros.parameters import defaults, read
@@ -128,3 +129,14 @@ def test_a_parameter_is_refused_while_the_node_is_configured_unless_it_is_live()
         assert change("autostart", True)
     finally:
         graph.close()
+
+
+@pytest.mark.parametrize(
+    ("default", "flag", "cell"),
+    [(0, False, "`0`"), (0.0, False, "`0`"), (1e-4, False, "`0.0001`"), ("a|b", False, "`a\\|b`")]
+    + [(["x", "y"], False, "`x,y`"), (True, True, "on"), (False, True, "")]
+    + [(empty, False, "") for empty in (None, "", [])],
+)
+def test_the_page_of_options_leaves_out_no_default(default, flag, cell):
+    found = CommandOption(("--a",), (), "", default, False, flag, Holds.VALUE)
+    assert default_cell(found) == cell

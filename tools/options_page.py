@@ -54,7 +54,7 @@ def options_page() -> str:
     for name, point in sorted(find_subcommands().items()):
         options = options_of(point.load())
         rows = [
-            f"| {_names(option)} | {_default(option)} | {_cell(option.help)} |"
+            f"| {_names(option)} | {default_cell(option)} | {_cell(option.help)} |"
             for option in options
         ]
         table = ["| option | default | |", "|---|---|---|", *rows]
@@ -95,12 +95,14 @@ def _names(option: CommandOption) -> str:
     return ", ".join(f"`{name}`" for name in (*option.names, *option.off))
 
 
-def _default(option: CommandOption) -> str:
+def default_cell(option: CommandOption) -> str:
     if option.required:
         return "required"
     value = option.default
-    if value in (None, "", [], False) or (option.flag and value is True):
-        return "on" if option.flag and value is True else ""
+    if option.flag:
+        return "on" if value is True else ""
+    if value is None or value in ("", []):
+        return ""
     return f"`{_cell(_plain(value))}`"
 
 
