@@ -490,6 +490,21 @@ def test_deactivating_halts_and_senseless_parameters_leave_it_unconfigured(graph
     g.until(lambda: "workspace" in g.status.message, "the reason")
 
 
+def test_an_output_that_fails_at_the_end_does_not_keep_the_others_going(graph, monkeypatch):
+    g, stopped = graph(), []
+    g.ready()
+    g.send(*[ahead(0.001)] * 200)
+    g.until(lambda: len(g.twists) > 3, "motion")
+
+    def fail(*_):
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(g.node._outputs, "send", fail)
+    monkeypatch.setattr(g.node._outputs, "stop", lambda: stopped.append(True))
+    g.node.trigger_deactivate()
+    assert stopped and "out of order" in g.node.failure
+
+
 def test_a_topics_qos_is_overridden_and_no_other_topics(monkeypatch):
     """rclpy writes an override into the profile it is given, which topics share."""
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")

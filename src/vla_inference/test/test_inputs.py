@@ -179,6 +179,12 @@ def test_rotations_whose_numbers_jump_nearby_are_remarked_upon():
         assert words in found and bool(words) == bool(found), part
 
 
+def test_where_only_the_position_is_read_a_pose_need_have_no_rotation():
+    layout, pose = StateLayout(("position",)), ((0.1, 0.2, 0.3), (0.0, 0.0, 0.0, 0.0))
+    assert layout.read(pose) == pytest.approx(pose[0])
+    assert layout.seam(pose[1]) == ""
+
+
 @pytest.mark.parametrize(
     ("parts", "joints", "words"),
     [

@@ -55,3 +55,11 @@ def test_without_a_folder_the_task_and_time_name_one():
 def test_without_a_horizon_the_task_has_its_own():
     assert SimSettings.from_values({"task": "Stack_D1"}).horizon == 200
     assert SimSettings.from_values({"task": "Stack_D1", "horizon": 30}).horizon == 30
+
+
+def test_a_chunk_has_as_many_steps_as_are_to_be_executed():
+    assert SimSettings().steps_of(2) == 2 and SimSettings().steps_of(16) == 4
+    with pytest.raises(VlaError, match="chunks have 2; give 1 to 2"):
+        SimSettings(execute_steps=3).steps_of(2)
+    with pytest.raises(VlaError, match="chunk has no steps"):
+        SimSettings().steps_of(0)

@@ -136,6 +136,8 @@ class StateLayout:
 
     def seam(self, quaternion: Sequence[float]) -> str:
         """Describes where a rotation's numbers may jump; "": nowhere."""
+        if not ROTATIONS & set(self.parts):
+            return ""  # nor need it be a rotation
         rotation = Rotation.from_quat(quaternion)
         angle = rotation.magnitude()
         near_pi = math.pi - angle < SEAM

@@ -111,6 +111,8 @@ class SimSettings:
 
     def steps_of(self, chunk: int) -> int:
         """Lock step: number of steps of a chunk to execute; VlaError if it has fewer."""
+        if not chunk:
+            raise VlaError("the model's chunk has no steps", "have it give at least one")
         if self.execute_steps > chunk:
             raise VlaError(
                 f"execute_steps is {self.execute_steps}, but the model's chunks have {chunk}",

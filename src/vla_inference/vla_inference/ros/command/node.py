@@ -98,10 +98,12 @@ class CommandNode(ManagedNode):
         commander, self.commander = self.commander, None
         if commander is not None and commander.safety.enabled:
             # There will be no further period to tell it in.
-            self._send(Command(target=commander.pose_to_hold(self._steadily())))
-            configured(self._outputs).stop()
-            # The process may end right after this, and what is under way with it.
-            configured(self._outputs).flush(FAREWELL)
+            try:
+                self._send(Command(target=commander.pose_to_hold(self._steadily())))
+            finally:  # an output that fails must not keep a gripper moving
+                configured(self._outputs).stop()
+                # The process may end right after this, and what is under way with it.
+                configured(self._outputs).flush(FAREWELL)
 
     def do_cleanup(self) -> None:
         if self._outputs is not None:
