@@ -345,6 +345,9 @@ def test_the_command_goes_on_from_a_checkpoint_with_reset_images_and_averages(tm
         expected = before[key].float().lerp(after[key].float(), 0.25).to(after[key].dtype)
         assert torch.equal(mixed[key], expected), key
     OpenVLAPolicy.from_pretrained(checkpoints[2], device="cpu")
+    with pytest.raises(VlaError, match="has 1 layers, the model to train 2; give --layers 1"):
+        train(**{**usual, "layers": 2}, average_with=first, output=tmp_path / "third")
+    assert not (tmp_path / "third").exists()
     with pytest.raises(VlaError, match="contains an earlier run"):
         train(**usual, output=tmp_path / "second")
 

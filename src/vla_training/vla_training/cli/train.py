@@ -15,7 +15,13 @@ from vla_inference.errors import VlaError
 from vla_inference.options import check_options
 from vla_inference.system import progress
 from vla_inference.system.files import writable
-from vla_training.small_model.average import CONFIG, WEIGHTS, average, check_checkpoint
+from vla_training.small_model.average import (
+    CONFIG,
+    WEIGHTS,
+    average,
+    check_average,
+    check_checkpoint,
+)
 from vla_training.small_model.config import ResetImagesWanted, TrainConfig
 
 
@@ -54,7 +60,7 @@ def train(
     if not 0 <= average_share <= 1:
         raise VlaError(f"--average-share is {average_share:g}", "give 0 to 1")
     if average_with is not None:
-        check_checkpoint(average_with)
+        check_average(average_with, config.layers)
     if config.start:
         check_checkpoint(Path(config.start), (WEIGHTS, CONFIG))
     if (output / "state").exists() and not resume:

@@ -22,6 +22,18 @@ def check_checkpoint(folder: Path, names: Sequence[str] = (WEIGHTS, TOKENIZER, C
             raise VlaError(f"there is no {folder / name}", "name a checkpoint in one file")
 
 
+def check_average(before: Path, layers: int) -> None:
+    """Refuses, before training, what a model of so many layers cannot be averaged with."""
+    from vla_inference.checkpoints.safetensors_io import read_json
+
+    check_checkpoint(before)
+    there = read_json(before / CONFIG).get("text_config", {}).get("num_hidden_layers")
+    if there != layers:
+        raise VlaError(
+            f"{before} has {there} layers, the model to train {layers}", f"give --layers {there}"
+        )
+
+
 def average(before: Path, after: Path, output: Path, share: float) -> Path:
     """Writes (1 - share) `before` + share `after`; everything else is as in `after`."""
     from safetensors.torch import load_file
