@@ -40,6 +40,7 @@ setup(
     entry_points={
         "ros2doctor.checks": ["VlaCheck = vla_inference.ros.doctor_check:VlaCheck"],
         "console_scripts": [
+            "chunk_ik_node = vla_inference.ros.executables:chunk_ik_node",
             "command_node = vla_inference.ros.executables:command_node",
             "ik_node = vla_inference.ros.executables:ik_node",
             "inference_node = vla_inference.ros.executables:inference_node",
@@ -53,6 +54,15 @@ setup(
             "bench = vla_inference.cli.bench:bench",
             "compile = vla_inference.cli.compile:compile_model",
             "serve = vla_inference.cli.serve:serve",
+            "models = vla_inference.cli.listing:models",
+            "robots = vla_inference.cli.listing:robots",
+            "run = vla_inference.ros.cli.node:run",
+            "node = vla_inference.ros.cli.node:node",
+            "param = vla_inference.ros.cli.node:param",
+            "lifecycle = vla_inference.ros.cli.node:lifecycle",
+            "topic = vla_inference.ros.cli.topic:topic",
+            "service = vla_inference.ros.cli.service:service",
+            "action = vla_inference.ros.cli.service:action",
         ],
     },
 )

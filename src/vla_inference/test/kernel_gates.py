@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from vla_inference.checkpoints.random_weights import random_policy
+from vla_inference.cli.benchmark.speed import random_policy
+from vla_inference.engines.cuda.batch import BatchLlama
 from vla_inference.engines.cuda.head import CudaHead
 from vla_inference.engines.cuda.llama import CudaLlama
 from vla_inference.engines.cuda.vision import CudaVisionEncoder
 from vla_inference.kernels.activation_quant import encode
-from vla_inference.kernels.attention import Attend, attend, attention
+from vla_inference.kernels.attention import Attend, attend, attend_batch, attention
 from vla_inference.kernels.gemv import Launch, gemv
 from vla_inference.kernels.gemv_w4a8 import CodedLaunch, gemv_coded
 from vla_inference.kernels.layers import (
@@ -31,8 +32,8 @@ from vla_inference.kernels.layers import (
     silu_mul,
     split_heads,
 )
-from vla_inference.policies.openvla.heads import L1ActionHead
-from vla_inference.policies.openvla.llama import rotate
+from vla_inference.openvla.heads import L1ActionHead
+from vla_inference.openvla.llama import rotate
 from vla_inference.quantization import get_format
 from vla_inference.quantization.rounding import quantize_linear, quantize_model
 
@@ -298,6 +299,44 @@ def test_heads_and_attention(seed, n, kv, scaled):
     assert within(keys[:, :n], wanted[1], EXACT) and keys[:, n:].isnan().all()
 
 
+@given(
+    seed=SEEDS,
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    kv=st.sampled_from([1, 2, 4]),
+    d=st.sampled_from([16, 32]),
+)
+@FEW
+def test_heads_and_attention_of_a_batch(seed, lengths, kv, d):
+    """One more position of each context, over a cache with poison beyond it."""
+    draw, heads, s, step, b = Draw(seed), 4, 48, 2, len(lengths)
+    qkv, angles = draw(b, (heads + 2 * kv) * d), draw(s, d // 2)
+    rotary = angles.cos(), angles.sin()
+    rows, columns = draw.positive(b, 1), draw.positive(qkv.shape[1])
+    keys = torch.full((b, kv, s, d), float("nan"), device=DEVICE)
+    values = keys.clone()
+    past = [n + step for n in lengths]
+    for i, n in enumerate(past):
+        keys[i, :, :n], values[i, :, :n] = draw(kv, n, d), draw(kv, n, d)
+    alone = [(keys[i].clone(), values[i].clone()) for i in range(b)]
+    counts = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
+    product = Product(qkv, rows, columns)
+    q = split_heads(product, rotary, keys, values, heads, counts, step)
+    y = attend_batch(q, keys, values, counts, step, 16)
+    real = (qkv * rows * columns).split([heads * d, kv * d, kv * d], 1)
+    for i, n in enumerate(past):
+        new = [p[i].view(-1, 1, d).double() for p in real]
+        cos, sin = (torch.cat([t, t], -1)[n].double() for t in rotary)
+        query, key = rotate(new[0], cos, sin), rotate(new[1], cos, sin)
+        found = torch.cat([alone[i][0][:, :n].double(), key], 1)
+        others = torch.cat([alone[i][1][:, :n].double(), new[2]], 1)
+        wanted = F.scaled_dot_product_attention(
+            query[None], found[None], others[None], enable_gqa=heads != kv
+        )
+        assert within(y[i], wanted.flatten(), 1e-5)
+        assert within(keys[i, :, : n + 1], found, EXACT)
+        assert keys[i, :, n + 1 :].isnan().all() and values[i, :, n + 1 :].isnan().all()
+
+
 @given(seed=SEEDS, broken=st.sampled_from([None, "nan", "inf", "-inf"]))
 @FEW
 def test_choice_of_a_token(seed, broken):
@@ -354,6 +393,37 @@ def test_the_fused_llama_is_the_plain_one(quantisation, many):
         assert again == [t for t, _ in plain]
 
 
+@pytest.mark.parametrize(("quantisation", "many"), [("", "dense"), ("int8", "int8")])
+def test_the_fused_llama_of_a_batch_is_the_plain_one(quantisation, many):
+    """Three contexts of several lengths, padded by poison that is not seen."""
+    model = random_policy("tiny", "tokens", DEVICE).model
+    if quantisation:
+        quantize_model(model, get_format(quantisation))
+    bound = 2e-5 if not quantisation else 3e-2
+    draw, lengths = Draw(3), [9, 4, 7]
+    contexts = [draw(1, n, 32) for n in lengths]
+    x = torch.full((3, 9, 32), 1e3, device=DEVICE)
+    for i, (n, context) in enumerate(zip(lengths, contexts, strict=True)):
+        x[i, :n] = context[0]
+    with torch.inference_mode():
+        plain = [list(model.generate(context)) for context in contexts]
+        decoder = BatchLlama(CudaLlama(model, 32, many), 4, 32)
+        hidden = decoder.prefill(x.clone(), torch.tensor(lengths, device=DEVICE))
+        for step in range(3):
+            wanted = torch.cat([steps[step][1] for steps in plain])
+            tokens = torch.cat([steps[step][0] for steps in plain])
+            assert within(hidden, wanted, bound), step
+            found, words = decoder.choose(hidden)
+            if not quantisation:
+                assert (found == tokens).all()
+                assert (words == model.embed_tokens(tokens)).all()
+            # From here on as the plain one went on, so that every step is compared.
+            hidden = decoder.decode(model.embed_tokens(tokens), step)
+        poisoned = hidden.clone()
+        poisoned[1, 3] = float("nan")
+        assert (decoder.choose(poisoned)[0] < 0).tolist() == [False, True, False]
+
+
 @given(
     seed=SEEDS,
     n=st.sampled_from([1, 17, 40]),
@@ -376,21 +446,24 @@ def test_attention(seed, n, d, groups, causal, together):
     wanted = F.scaled_dot_product_attention(
         q.double(), *(t.double().repeat_interleave(groups, 0) for t in (k, v)), is_causal=causal
     )
-    found = attention(q, k, v, causal, (16, 16, 2, 2))
-    assert within(found, wanted.transpose(0, 1).reshape(n, -1), EXACT)
+    wanted = wanted.transpose(0, 1).reshape(n, -1)
+    assert within(attention(q, k, v, causal, (16, 16, 2, 2)), wanted, EXACT)
+    # The same twice, as a batch.
+    both = (torch.stack([t, t]) if together else t.expand(2, -1, -1, -1) for t in (q, k, v))
+    found = attention(*both, causal, (16, 16, 2, 2))
+    assert within(found, torch.cat([wanted, wanted]), EXACT)
 
 
 def test_the_fused_encoder_is_the_plain_one():
     encoder = random_policy("tiny", "tokens", DEVICE).model.vision_backbone.featurizer
     draw = Draw(2)
-    image = draw(3, 64, 64)
+    images = draw(3, 3, 64, 64)
     with torch.inference_mode():
         for block in encoder.blocks:  # gains and shifts that change something
             for norm in (block.norm1, block.norm2):
                 norm.weight.copy_(draw.positive(len(norm.weight)))
                 norm.bias.copy_(draw(len(norm.bias)))
-        wanted = encoder(image[None])[0]
-        assert within(CudaVisionEncoder(encoder)(image), wanted, 1e-5)
+        assert within(CudaVisionEncoder(encoder)(images), encoder(images), 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4-g32", "int4-g64-sym", "int4-channel"])

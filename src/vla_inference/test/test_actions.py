@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vla_inference.errors import VlaError
+from vla_inference.openvla.action_tokens import ActionTokens
 from vla_inference.policies.normalisation import Normalisation, find_statistics
-from vla_inference.policies.openvla.action_tokens import ActionTokens
 
 TOKENS = ActionTokens(32000)
 unit = st.floats(-1, 1, width=32)

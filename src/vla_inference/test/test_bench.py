@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from vla_inference.bench.ceilings import floor_ms
-from vla_inference.bench.speed import Plan, lines, run, table
-from vla_inference.checkpoints.random_weights import random_policy, write_random_checkpoint
+from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.cli.bench import bench
+from vla_inference.cli.benchmark.ceilings import floor_ms
+from vla_inference.cli.benchmark.speed import BenchConfig, lines, random_policy, run, table
 from vla_inference.errors import VlaError
 
 
@@ -46,27 +46,27 @@ def test_every_path_is_measured_on_the_same_inputs(tmp_path, capsys):
 
 def test_steps_can_be_rested_between(monkeypatch):
     rests = []
-    monkeypatch.setattr("vla_inference.bench.speed.time.sleep", rests.append)
-    report = run(Plan(size="tiny", device="cpu", paths=["plain"], repeats=4, pause=0.25))
+    monkeypatch.setattr("vla_inference.cli.benchmark.speed.time.sleep", rests.append)
+    report = run(BenchConfig(size="tiny", device="cpu", paths=["plain"], repeats=4, pause=0.25))
     assert rests == [0.25] * 4 and report["pause_s"] == 0.25
 
 
 def test_what_cannot_be_measured_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(VlaError, match="needs transformers"):
-        run(Plan(size="tiny", device="cpu", paths=["reference"], repeats=1))
+        run(BenchConfig(size="tiny", device="cpu", paths=["reference"], repeats=1))
     with pytest.raises(VlaError, match="give --model"):
-        run(Plan(size="tiny", device="cpu", paths=["tvm:somewhere"]))
+        run(BenchConfig(size="tiny", device="cpu", paths=["tvm:somewhere"]))
     with pytest.raises(VlaError, match="no path 'warp'; known: reference, plain, torch, tvm, mlc"):
-        run(Plan(size="tiny", device="cpu", paths=["warp"]))
+        run(BenchConfig(size="tiny", device="cpu", paths=["warp"]))
     with pytest.raises(VlaError, match="leave one out"):
-        run(Plan(size="tiny", model="models/stack-small"))
+        run(BenchConfig(size="tiny", model="models/stack-small"))
     with pytest.raises(VlaError, match="--method is of random weights"):
-        run(Plan(model="m", method="hqq"))
+        run(BenchConfig(model="m", method="hqq"))
     with pytest.raises(VlaError, match="cpu has no kernels to list; leave out --profile"):
-        run(Plan(size="tiny", device="cpu", profile=3))
+        run(BenchConfig(size="tiny", device="cpu", profile=3))
     with pytest.raises(VlaError, match="--head is of random weights"):
-        run(Plan(head="l1", model="models/stack-small"))
+        run(BenchConfig(head="l1", model="models/stack-small"))
 
 
 def test_the_floor_is_arithmetic_and_bytes():

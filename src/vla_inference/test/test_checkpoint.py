@@ -12,7 +12,7 @@ from vla_inference.checkpoints.load import load_model
 from vla_inference.checkpoints.random_weights import HEADS, SIZES, TINY, write_random_checkpoint
 from vla_inference.cli.output import plain
 from vla_inference.errors import CheckpointError, VlaError
-from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.openvla.config import ModelConfig
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.policies.registry import describe_policy
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import textwrap
 from importlib.metadata import EntryPoint
@@ -72,6 +73,23 @@ def test_help_lists_subcommands_by_package_without_importing_them(subcommands, c
     out = capsys.readouterr().out
     assert "fakepkg\n" in out and "greet    Greet somebody.\n" in out and "Roll out." in out
     assert not any(m.startswith("fakepkg") for m in sys.modules)
+
+
+def test_help_and_version_are_found_where_people_look(subcommands, capsys):
+    assert main.main(["--version"]) == 0
+    assert re.fullmatch(r"vla \d+\.\d+\.\d+\n", capsys.readouterr().out)
+    assert main.main(["help", "greet"]) == 0
+    assert "Greet somebody." in capsys.readouterr().out
+
+
+def test_installed_models_and_robots_are_listed(capsys):
+    assert main.main(["models", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "stack-small" in {m["name"] for m in found["models"]} and "act" in found["families"]
+    assert main.main(["robots", "--json"]) == 0
+    about = {r["name"]: r["about"] for r in json.loads(capsys.readouterr().out)["robots"]}
+    assert about["moveit_servo"] == "Action chunks to MoveIt Servo, by remapping alone."
+    assert all(about.values())
 
 
 def test_no_subcommand_is_a_mistake_that_shows_the_help(subcommands, capsys):

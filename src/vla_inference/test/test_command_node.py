@@ -67,7 +67,7 @@ class Graph(NodeGraph):
         self.pose = self.client.create_publisher(PoseStamped, "current_pose", 10)
         self.heart = self.client.create_publisher(Empty, "heartbeat", 10)
         self.enabler = self.client.create_client(SetBool, "command/enable")
-        assert self.node.start(), self.node.failure
+        assert self.start_node(), self.node.failure
         self.until(lambda: self.actions.get_subscription_count(), "the node's subscription")
         self.until(lambda: self.client.count_publishers("action"), "discovery")
         self.until(lambda: self.status.state == "disabled", "a status")
@@ -499,8 +499,8 @@ def test_an_output_that_fails_at_the_end_does_not_keep_the_others_going(graph, m
     def fail(*_):
         raise RuntimeError("out of order")
 
-    monkeypatch.setattr(g.node._outputs, "send", fail)
-    monkeypatch.setattr(g.node._outputs, "stop", lambda: stopped.append(True))
+    monkeypatch.setattr(g.node._outputs[""], "send", fail)
+    monkeypatch.setattr(g.node._outputs[""], "stop", lambda: stopped.append(True))
     g.node.trigger_deactivate()
     assert stopped and "out of order" in g.node.failure
 

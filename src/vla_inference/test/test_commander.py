@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 
 import numpy as np
 import pytest
 from command_bench import Bench, forward
-from fuzz import FAULTS, LIES, fuzz
+from fuzz import FAULTS, LIES, Findings, Trial, fuzz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,15 +16,15 @@ from vla_inference.control import (
     DISABLED,
     ENABLED,
     STOPPED,
-    Commander,
     SafetyLimits,
     Settings,
     Watchdogs,
 )
 from vla_inference.control import vectors as v
-from vla_inference.control.commands import Target
+from vla_inference.control.commands import Pose, Target
 from vla_inference.control.limits import Ramp
 from vla_inference.control.measured import Measured, Reckoning, Track
+from vla_inference.control.parts.eef import EefPart
 from vla_inference.control.safety import Distribution, Safety
 from vla_inference.errors import VlaError
 
@@ -267,15 +268,14 @@ def by_the_targets_axes(self, linear, angular):
     return v.rotate(v.conjugate(turn), inside), clips
 
 
-def remembers_what_was_told(self, steady, others=""):
+def remembers_what_was_told(self, steady):
     told = self._told
-    refused = enable(self, steady, others)
+    enabled(self, steady)
     self._told = told or self._told
-    return refused
 
 
 def begins_where_it_was_told_to_be():
-    standstill = Commander._standstill
+    standstill = EefPart._standstill
 
     def begins(self):
         standstill(self)
@@ -284,7 +284,7 @@ def begins_where_it_was_told_to_be():
     return begins
 
 
-hear, enable = Measured.hear, Commander.enable
+hear, enabled = Measured.hear, EefPart.enabled
 BUGS = {
     "the ramp follows every wish": (
         Ramp,
@@ -301,13 +301,13 @@ BUGS = {
     "poses aged by their arrival": (Measured, "hear", aged_by_arrival, "motion_unseen"),
     "poses of any place": (Track, "goes_on", goes_anywhere, "hold_elsewhere"),
     "a hold of another session": (
-        Commander,
-        "enable",
+        EefPart,
+        "enabled",
         remembers_what_was_told,
         "hold_elsewhere",
     ),
     "a target of another session": (
-        Commander,
+        EefPart,
         "_standstill",
         begins_where_it_was_told_to_be(),
         "begins_elsewhere",
@@ -316,7 +316,7 @@ BUGS = {
     "nothing is reckoned": (Measured, "told", lambda *_: None, "robot_outside"),
     "nothing is left to do": (Reckoning, "_left", lambda *_: None, "robot_outside"),
     "a tool that turns as it is told": (
-        Commander,
+        EefPart,
         "_into_workspace",
         by_the_targets_axes,
         "robot_outside",
@@ -338,3 +338,13 @@ def test_the_fuzz_would_notice_chunks_that_nobody_checks(monkeypatch):
         "vla_inference.control.commands.np.isfinite", lambda a: np.ones(np.shape(a), bool)
     )
     assert fuzz(1000, seed=3).wrong
+
+
+def test_the_fuzz_remembers_where_a_robot_was_when_its_clock_jumped():
+    """It may be held where it was measured last, a delay before that."""
+    trial = Trial(random.Random(0), Findings())
+    trial.been.extend([(0.45, 0.0, 0.0), (0.51, 0.0, 0.0)])
+    trial.sensor.live(1000.0, 50.0, Pose((0.51, 0.0, 0.0)))
+    trial.sensor.live(900.0, 50.05, Pose((0.51, 0.0, 0.0)))
+    assert trial.knows(Pose((0.45, 0.0, 0.0)))
+    assert not trial.knows(Pose((0.39, 0.0, 0.0)))

@@ -13,9 +13,9 @@ from scipy.spatial.transform import Rotation
 
 from vla_inference.control import SafetyLimits
 from vla_inference.control import vectors as v
-from vla_inference.control.chunk_player import ChunkPlayer, History, planned
 from vla_inference.control.commands import Gripper, Pose, Target, chunk_velocities
 from vla_inference.control.limits import LINEAR, Ramp
+from vla_inference.control.players.chunk_player import ChunkPlayer, History, planned
 from vla_inference.errors import VlaError
 from vla_inference.types import ActionChunk, eef_delta_spec
 

@@ -20,7 +20,7 @@ from vla_inference.checkpoints.random_weights import (
 from vla_inference.engines import Engine, make_engine
 from vla_inference.engines.cpu import engine as cpu
 from vla_inference.engines.cpu.engine import CpuEngine
-from vla_inference.engines.cpu.linear import Product, packs
+from vla_inference.engines.cpu.linear import PackedLinear, packs
 from vla_inference.policies.normalisation import unit_statistics
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.quantization import QuantLinear, get_format
@@ -155,7 +155,7 @@ def test_quantised_layers_multiply_by_what_their_codes_stand_for(packed):
         layer.scales.uniform_(0.01, 0.02)
         layers.append(layer)
     x, scale = torch.randn(5, 32), torch.rand(32)
-    product = Product(layers, 5, torch.float32, reads=scale, packed=packed)
+    product = PackedLinear(layers, 5, torch.float32, reads=scale, packed=packed)
     want = torch.cat([layer(x * scale) for layer in layers], dim=1)
     torch.testing.assert_close(product(x), want, rtol=1e-5, atol=1e-4)
     other = torch.randn_like(want)

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla_inference.checkpoints.random_weights import random_policy, write_random_checkpoint
+from vla_inference.checkpoints.random_weights import write_random_checkpoint
+from vla_inference.cli.benchmark.speed import random_policy
 from vla_inference.engines import make_engine
 from vla_inference.engines.base import Engine
 from vla_inference.errors import VlaError

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
 
+from vla_inference.checkpoints.quantize import quantize_checkpoint
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
-from vla_inference.engines import usual_engine
+from vla_inference.engines import ENGINES, LANGUAGES, VISIONS, usual_engine
 from vla_inference.errors import VlaError
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.quantization import get_format
-from vla_inference.quantization.write import quantize_checkpoint
 from vla_inference.types import Observation
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -84,6 +87,15 @@ def test_the_fast_engine_is_the_usual_one_where_it_can_run(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # no Triton
     assert usual_engine("cuda:0") == "plain"
     assert usual_engine("cpu") == "torch"
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+def test_every_engine_is_where_the_registry_says():
+    for known in (ENGINES, VISIONS, LANGUAGES):
+        for place in known.values():
+            for device in ("cpu", "cuda"):
+                module, name = place.format(device=device).split(":")
+                assert callable(getattr(importlib.import_module(module), name))
 
 
 def test_options_that_contradict_are_refused_before_weights_are_read(folders, tmp_path):

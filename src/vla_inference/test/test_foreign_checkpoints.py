@@ -13,10 +13,10 @@ from foreign_checkpoints import edit_json, oft, published, statistics
 from safetensors.torch import load_file, save_file
 
 from vla_inference.checkpoints.load import load_config
-from vla_inference.checkpoints.oft_settings import Settings, of_name
+from vla_inference.checkpoints.oft_settings import OftSettings, of_name
 from vla_inference.checkpoints.random_weights import TINY
 from vla_inference.errors import CheckpointError, ObservationError, VlaError
-from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.openvla.config import ModelConfig
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.policies.registry import describe_policy
 from vla_inference.types import Observation
@@ -388,25 +388,28 @@ def test_a_config_in_the_options_words_is_read_and_held_against_the_name(tmp_pat
         ("openvla-7b", None),
         ("openvla-7b-finetuned-libero-spatial", None),
         ("soft-grip-7b", None),
-        ("openvla-7b-oft-finetuned-libero-goal", Settings("l1", 8, 2, True, False)),
-        (f"{RUN}--wrist_img--proprio_state--150000_chkpt", Settings("l1", 8, 2, True)),
+        ("openvla-7b-oft-finetuned-libero-goal", OftSettings("l1", 8, 2, True, False)),
+        (f"{RUN}--wrist_img--proprio_state--150000_chkpt", OftSettings("l1", 8, 2, True)),
         (
             "x--parallel_dec--25_acts_chunk--continuous_acts--L1_regression--3rd_person_img"
             "--left_right_wrist_imgs--proprio_state--film",
-            Settings("l1", 25, 3, True, True),
+            OftSettings("l1", 25, 3, True, True),
         ),
         (
             "x--8_acts_chunk--L1_regression--3rd_person_img-gripper_img-proprio--5_chkpt",
-            Settings("l1", 8, 2, True),
+            OftSettings("l1", 8, 2, True),
         ),
         (
             "run--track_b16_aug-8_acts_chunk--3rd_person_img--proprio_state--90000_chkpt",
-            Settings(None, 8, 1, True),
+            OftSettings(None, 8, 1, True),
         ),
-        ("arm--oft--l1_regression--8_acts_chunk--no_film", Settings("l1", 8, None, None, False)),
+        (
+            "arm--oft--l1_regression--8_acts_chunk--no_film",
+            OftSettings("l1", 8, None, None, False),
+        ),
         (
             "x--parallel_dec--8_acts_chunk--discrete_acts--proprio_state",
-            Settings("tokens", 8, None, True),
+            OftSettings("tokens", 8, None, True),
         ),
     ],
 )

@@ -135,7 +135,7 @@ def test_a_locked_node_lets_nobody_change_its_parameters(locked):
         (result,) = g.call(SetParameters, "probe/set_parameters", request).results
         assert result.successful is not locked and ("locked:=true" in result.reason) is locked
         assert g.node.get_parameter("engine").value == ("plain" if locked else "tvm:/tmp/x")
-        assert g.node.start(), g.node.failure
+        assert g.start_node(), g.node.failure
     finally:
         g.close()
 
@@ -143,7 +143,7 @@ def test_a_locked_node_lets_nobody_change_its_parameters(locked):
 def test_a_node_that_lives_in_another_process_refuses_what_it_does_not_have_too():
     g = NodeGraph(Probe, {"spead": 1.0})
     try:
-        assert not g.node.start()
+        assert not g.start_node()
         assert "has no parameter 'spead'; it has" in g.node.failure
     finally:
         g.close()

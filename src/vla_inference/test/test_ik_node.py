@@ -19,7 +19,7 @@ from six_axes import HOME, urdf
 from trajectory_msgs.msg import JointTrajectory
 
 from vla_inference.control.arm import Arm
-from vla_inference.ros.ik_node import IkNode
+from vla_inference.ros.ik.node import IkNode
 
 DOMAIN = 1 + (os.getpid() + 70) % 100
 PATIENCE = 30.0

@@ -12,7 +12,7 @@ import threading
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
-from graphs import IMAGE, InferenceGraph, NodeGraph, domain, processes
+from graphs import IMAGE, InferenceGraph, NodeGraph, domain, inference_graphs, processes
 from lifecycle_msgs.msg import Transition
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
@@ -42,16 +42,8 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def graph(checkpoint):
     """Makes a graph of this test's own."""
-    graphs = []
-
-    def make(start: bool = True, **parameters) -> InferenceGraph:
-        defaults = {"model": str(checkpoint), "instruction": "stack it", "num_threads": 1}
-        graphs.append(InferenceGraph({**defaults, **parameters}, start))
-        return graphs[-1]
-
-    yield make
-    for g in graphs:
-        g.close()
+    with inference_graphs(model=str(checkpoint), instruction="stack it", num_threads=1) as make:
+        yield make
 
 
 @pytest.fixture(scope="module")

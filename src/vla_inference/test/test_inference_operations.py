@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
-from graphs import IMAGE, InferenceGraph
+from graphs import IMAGE, InferenceGraph, inference_graphs
 from rclpy.parameter import Parameter
 from rclpy.time import Time
 from sensor_msgs.msg import Image, JointState
@@ -44,21 +44,9 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def graph(root):
-    graphs = []
-
-    def make(start: bool = True, **parameters) -> InferenceGraph:
-        defaults = {
-            "model": str(root / "one"),
-            "instruction": "stack it",
-            "num_threads": 1,
-            "model_root": str(root),
-        }
-        graphs.append(InferenceGraph({**defaults, **parameters}, start))
-        return graphs[-1]
-
-    yield make
-    for g in graphs:
-        g.close()
+    defaults = {"model": str(root / "one"), "instruction": "stack it", "model_root": str(root)}
+    with inference_graphs(**defaults, num_threads=1) as make:
+        yield make
 
 
 # -- several cameras and state ----------------------------------------------------------------
@@ -198,7 +186,7 @@ def test_arm_and_gripper_publish_their_own_joints_on_one_topic(graph, root):
 )
 def test_inputs_that_are_not_the_models_leave_it_unconfigured(graph, root, parameters, words):
     g = graph(start=False, model=str(root / "eyes"), **parameters)
-    assert not g.node.start() and words in g.node.failure
+    assert not g.start_node() and words in g.node.failure
     assert g.state() == "unconfigured"
 
 
@@ -305,7 +293,7 @@ def test_a_model_that_will_not_do_leaves_the_old_one_in_charge(graph, root):
 def test_without_a_model_root_or_a_model_none_is_loaded(graph):
     g = graph(start=False, model_root="")
     assert "unconfigured; configure it first" in load(g, "two").message
-    assert g.node.start()
+    assert g.start_node()
     assert "set parameter 'model_root'" in load(g, "two").message
 
 
@@ -354,5 +342,5 @@ def test_diagnostics_say_how_it_is(graph):
     g.node.trigger_deactivate()
     g.node.trigger_cleanup()
     g.node.set_parameters([Parameter("model", value="/nowhere/model")])
-    assert not g.node.start()
+    assert not g.start_node()
     until(DiagnosticStatus.ERROR, "there is no checkpoint folder /nowhere/model")

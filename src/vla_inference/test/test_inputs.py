@@ -10,13 +10,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from vla_inference.checkpoints.confined import find_model
 from vla_inference.errors import ObservationError, VlaError
 from vla_inference.inputs.frozen_camera import FrozenWatch
-from vla_inference.inputs.history import History
+from vla_inference.inputs.history import ImageHistory
 from vla_inference.inputs.joint_memory import MAX_APART, SET_BACK, JointMemory, positions_at
 from vla_inference.inputs.robot_state import QuaternionSign, StateLayout, axis_angle
 from vla_inference.inputs.synchronise import DEPTH, Synchroniser
+from vla_inference.policies.confined import find_model
 
 MILLISECONDS = st.integers(0, 3000)
 CALM = settings(deadline=None, max_examples=60)  # how long an example takes says nothing here
@@ -100,7 +100,7 @@ def test_a_single_input_is_passed_on_at_once():
 @CALM
 @given(st.lists(MILLISECONDS, min_size=1, max_size=40), st.integers(0, 4), st.integers(1, 300))
 def test_the_past_is_the_nearest_there_is(stamps, count, interval):
-    history, kept = History(count, interval / 1000), []
+    history, kept = ImageHistory(count, interval / 1000), []
     for stamp in stamps:
         if kept and stamp < kept[-1]:
             kept = []

@@ -52,10 +52,20 @@ if __name__ == "__main__":
 """
 
 
+def hear_ctrl_c() -> None:
+    """Where the tests run in the background, their shell has Ctrl-C ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def interrupted(code: str, after: float, first: str) -> tuple[str, str, int, float]:
     """Run code in a group of its own, Ctrl-C to all of it: output, errors, status, seconds."""
     process = subprocess.Popen(
-        code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        code,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hear_ctrl_c,
     )
     assert process.stdout.readline().strip() == first
     time.sleep(after)
@@ -116,3 +126,31 @@ def test_workers_of_a_killed_parent_end(tmp_path):
 def test_a_pool_that_was_never_used_closes():
     with contextlib.closing(WorkerPool(1)):
         pass
+
+
+def test_a_signal_waits_for_what_is_being_made_and_no_longer():
+    stop, made, after = interrupts.StopSignals(), [], []
+    before = sys.unraisablehook
+    try:
+        with pytest.raises(KeyboardInterrupt), stop.interruptible():
+            with stop.deferred():
+                stop(signal.SIGINT, None)
+                made.append("a lock and its owner")
+            after.append("more work")
+    finally:
+        sys.unraisablehook = before
+    assert made and not after
+
+
+HANGING = """
+import ctypes
+from vla_inference.system.interrupts import ended_within
+with ended_within(5.0):
+    pass
+with ended_within(0.2):
+    ctypes.PyDLL(None).sleep(300)  # holds Python's lock, as rclpy does while an endpoint goes
+"""
+
+
+def test_what_hangs_with_pythons_lock_held_ends_all_the_same():
+    assert subprocess.run([sys.executable, "-c", HANGING], timeout=100).returncode == 1

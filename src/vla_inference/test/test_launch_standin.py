@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_inference.cli.launch import split_arguments
+from vla_inference.cli.launch_standin import read_launch_file, run
+from vla_inference.cli.launch_standin.parameters import parameter_value, write_parameters
 from vla_inference.errors import VlaError
-from vla_inference.launch_standin import read_launch_file, run
-from vla_inference.launch_standin.parameters import parameter_value, write_parameters
 
 TALK = """\
 #!{python} -S
@@ -355,7 +355,7 @@ def test_signals_reach_the_nodes_once(tmp_path, prefix, number, status):
     path = tmp_path / "t.launch.xml"
     path.write_text('<launch><node pkg="robot" exec="polite" output="screen"/></launch>')
     code = (
-        "import sys; from vla_inference.launch_standin import read_launch_file, run; "
+        "import sys; from vla_inference.cli.launch_standin import read_launch_file, run; "
         "sys.exit(run(read_launch_file(sys.argv[1])))"
     )
     process = subprocess.Popen(

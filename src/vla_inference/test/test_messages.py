@@ -167,7 +167,7 @@ def test_a_chunk_without_steps_is_refused_both_ways():
         (joint_spec({"arm": [f"j{i}" for i in range(1025)]}), 1, "has 1025 numbers a step"),
     ],
 )
-def test_a_chunk_that_would_hold_up_whoever_hears_it_is_refused(spec, steps, words):
+def test_a_chunk_that_would_hold_up_its_receiver_is_refused(spec, steps, words):
     msg = chunk_to_msg(ActionChunk(np.zeros((1, len(spec))), spec), Time())
     msg.actions = array.array("d", [0.0] * len(spec) * steps)
     with pytest.raises(VlaError, match=words):

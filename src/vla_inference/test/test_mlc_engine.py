@@ -18,8 +18,8 @@ from without_compiler import answers, answers_without_compiler
 
 from vla_inference.checkpoints.load import load_model
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
+from vla_inference.checkpoints.safetensors_io import Tensors
 from vla_inference.engines import make_engine
-from vla_inference.engines.compiled import Tensors
 from vla_inference.errors import VlaError
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 

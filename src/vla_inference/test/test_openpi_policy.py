@@ -22,11 +22,11 @@ from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.cli.main import main
 from vla_inference.errors import ObservationError, VlaError
 from vla_inference.policies.base import Contract, LoadOptions, Needs
-from vla_inference.policies.openpi.address import Address
-from vla_inference.policies.openpi.link import Link, LinkError
 from vla_inference.policies.registry import check_policy, load_policy
+from vla_inference.serving.openpi.client.address import Address
+from vla_inference.serving.openpi.client.link import Link, LinkError
 from vla_inference.serving.openpi.metadata import write_metadata
-from vla_inference.serving.openpi.observation_maps import ObservationMap
+from vla_inference.serving.openpi.observation_maps import ObservationMap, map_names
 from vla_inference.serving.openpi.wire import pack, unpack
 from vla_inference.types import Observation, eef_delta_spec
 
@@ -334,7 +334,7 @@ def our_metadata() -> dict:
         (("history",), 10**6, "not 0 to 64"),
         (("cameras",), ["a"] * 65, "not 0 to 64"),
         (("action_horizon",), 10**6, "not 0 to 1000"),
-        (("actions",), 5, "is wrong"),
+        (("actions",), 5, "metadata is 5"),
         (("actions", "dt"), float("inf"), "dt is inf"),
         (("actions", "parts"), [3], "server's metadata"),
         (("actions", "parts", 0, "frame"), 4, "frame is 4; give text"),
@@ -610,3 +610,36 @@ def test_maps_of_our_own_by_path(tmp_path, scripted):
 def test_a_running_server_is_closed_twice_without_harm():
     found = Running(StubPolicy)
     assert found.stop() < 2 and found.stop() < 2
+
+
+# -- embodiments ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(set(map_names()) - {"free"}))
+def test_each_embodiment_is_a_map_alone_on_both_sides(scripted, name):
+    """A published server and ours: what is sent and what comes back are what the map says."""
+    used = ObservationMap.load(name)
+    images = {f"camera_{i}": IMAGE for i in range(len(used.images))}
+    state = np.arange(used.state_dim, dtype=np.float32)
+    seen = Observation(images, "go", state)
+    numbers = np.linspace(0, 1, used.chunk * len(used.spec)).reshape(used.chunk, -1)
+    script = scripted(lambda request: [{"actions": numbers}], {"action_horizon": used.chunk})
+    with remote(script.url, map=name) as policy:
+        assert policy.needs.images == len(images) and policy.needs.state == len(state)
+        spec = policy.action_spec()
+        assert [(p.kind, len(p.dims)) for p in spec.parts] == [
+            (p.kind, len(p.dims)) for p in used.spec.parts
+        ]
+        grippers = [d.polarity for p in spec.parts if p.kind == "gripper" for d in p.dims]
+        assert set(grippers) == {"1 open, 0 closed"}
+        assert len(policy.act(seen)) == used.chunk
+    read = used.read(script.requests[0], policy.needs)
+    np.testing.assert_array_equal(read.state, state)
+    assert [i.shape for i in read.images.values()] == [(*(used.size or ()), 3)] * len(images)
+
+    model = StubPolicy(Needs(len(images), len(state)), used.chunk, used.spec)
+    with running(model, map=name) as server, remote(server.url) as policy:
+        chunk = policy.act(seen)
+        assert chunk.actions.shape == (used.chunk, len(used.spec))
+        np.testing.assert_allclose(chunk.actions[:, 2], state.sum())
+        assert policy.terms.observation_map.name == name

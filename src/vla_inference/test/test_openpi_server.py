@@ -8,31 +8,32 @@ import contextlib
 import io
 import json
 import signal
+import socket
 import ssl
+import struct
 import subprocess
 import time
 import urllib.error
 import urllib.request
+import zlib
 
 import aiohttp
 import numpy as np
 import pytest
 from hostile_frames import FRAMES
-from model_server import IMAGE, StubPolicy, connected, running, seen, serving
+from model_server import IMAGE, StubPolicy, connected, post, running, seen, serving, talk
 from PIL import Image
 
 from vla_inference.errors import VlaError
 from vla_inference.policies.base import Needs
+from vla_inference.serving import connections
 from vla_inference.serving.openpi import server as server_module
-from vla_inference.serving.openpi.server import UNANSWERED, Server
+from vla_inference.serving.openpi.served import UNANSWERED
+from vla_inference.serving.openpi.server import Server
 from vla_inference.serving.openpi.settings import ServeSettings
 from vla_inference.serving.openpi.wire import pack
 
 KEY = "0123456789abcdef"
-
-
-def talk(coroutine, *arguments):
-    return asyncio.run(asyncio.wait_for(coroutine(*arguments), 60))
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +238,8 @@ def test_a_ping_is_answered_while_the_model_computes(server):
 
 def test_one_client_too_many_is_turned_away():
     async def go(url):
-        async with connected(url):
+        async with connected(url) as first:
+            assert "actions" in await first.ask(seen())
             with pytest.raises(aiohttp.WSServerHandshakeError, match="503"):
                 async with connected(url):
                     pass
@@ -248,8 +250,21 @@ def test_one_client_too_many_is_turned_away():
         talk(go, server.url)
 
 
+def test_who_asks_takes_the_place_of_who_only_waits():
+    async def go(url):
+        async with connected(url) as good, connected(url) as idle:
+            assert "actions" in await good.ask(seen())
+            async with connected(url) as newcomer:
+                assert "actions" in await newcomer.ask(seen())
+                assert await idle.hear() is None
+                assert "actions" in await good.ask(seen())
+
+    with running(max_clients=2) as server:
+        talk(go, server.url)
+
+
 def test_half_a_request_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(server_module, "REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.5)
 
     async def go(url, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -262,6 +277,46 @@ def test_half_a_request_is_not_waited_for(monkeypatch):
 
     with running() as server, contextlib.suppress(ConnectionResetError):
         talk(go, server.url, server.port)
+
+
+def test_bodies_that_are_still_to_come_count_as_clients():
+    head = b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+
+    async def go(port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head)
+        await asyncio.sleep(0.2)
+        another, late = await asyncio.open_connection("127.0.0.1", port)
+        late.write(head)
+        assert b" 503 " in await another.readline()
+        writer.write(b"not JSON!")
+        assert b" 400 " in await reader.readline()
+        writer.close()
+        late.close()
+
+    with running(max_clients=1) as server:
+        talk(go, server.port)
+
+
+def test_broken_http_and_clients_that_leave_are_no_errors_in_the_log(caplog):
+    upgrade = b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    upgrade += b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    body = b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+
+    async def go(port):
+        for data in (b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03" * 50, *[upgrade, body] * 20):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            reset = struct.pack("ii", 1, 0)
+            peer = writer.get_extra_info("socket")
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            writer.write(data)
+            await asyncio.sleep(0.01 if data is body else 0)
+            writer.transport.abort()
+        await asyncio.sleep(0.2)
+
+    with running() as server:
+        talk(go, server.port)
+    assert not [r.getMessage() for r in caplog.records if r.levelname in ("ERROR", "CRITICAL")]
 
 
 # -- who may come in --------------------------------------------------------------------------
@@ -305,6 +360,38 @@ def test_a_page_in_a_browser_does_not_get_in(server):
 
     talk(go)
     assert status(server.http + "/healthz", Origin="http://evil.example") == 403
+
+
+def test_a_packed_body_is_refused_unread(server):
+    body, headers = zlib.compress(b"{}"), {"Content-Encoding": "deflate"}
+    request = urllib.request.Request(server.http + "/act", body, headers)
+    with pytest.raises(urllib.error.HTTPError, match="415"):
+        urllib.request.urlopen(request)
+    assert post(server.http, {"image": 3})[0] == 400  # as it is
+
+
+def test_a_writer_whose_client_goes_as_a_reply_is_sent_ends_with_it(server):
+    class Leaving:
+        """Its handler ends while a frame is sent."""
+
+        def __init__(self):
+            self.socket, self.replies, self.sent = self, asyncio.Queue(), 0
+
+        async def send_bytes(self, frame):
+            self.sent += 1
+            self.writer.cancel()
+
+    async def reply():
+        return b"x"
+
+    async def go():
+        client = Leaving()
+        client.replies.put_nowait(reply())
+        client.writer = asyncio.create_task(server.server._write(client))
+        await asyncio.wait([client.writer], timeout=10)
+        return client.sent, client.writer.cancelled()
+
+    assert talk(go) == (1, True)
 
 
 def test_another_address_takes_a_key_and_a_key_is_long(tmp_path):
@@ -356,23 +443,13 @@ def from_json(value: dict) -> np.ndarray:
     return np.frombuffer(data, value["dtype"]).reshape(value["shape"])
 
 
-def post(server, payload) -> tuple[int, object]:
-    body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-    request = urllib.request.Request(server.http + "/act", body)
-    try:
-        with urllib.request.urlopen(request, timeout=20) as reply:
-            return reply.status, json.load(reply)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-
-
 def test_openvlas_form_is_answered_by_one_action(server):
-    code, reply = post(server, {"image": json_array(IMAGE), "instruction": "go"})
+    code, reply = post(server.http, {"image": json_array(IMAGE), "instruction": "go"})
     action = from_json(reply)
     assert code == 200 and action.shape == (7,) and reply["dtype"] == "<f8"
     assert action[0] == np.float32(IMAGE.mean())
     encoded = json.dumps({"image": json_array(IMAGE), "instruction": "go"})
-    code, reply = post(server, {"encoded": encoded})
+    code, reply = post(server.http, {"encoded": encoded})
     assert code == 200 and from_json(json.loads(reply)).shape == (7,)
 
 
@@ -385,7 +462,7 @@ def test_ofts_form_is_answered_by_the_chunk():
             "state": json_array(np.ones(14)),
             "instruction": "go",
         }
-        code, reply = post(server, payload)
+        code, reply = post(server.http, payload)
     assert code == 200 and len(reply) == 5
     assert from_json(reply[0]).shape == (7,) and from_json(reply[0])[2] == 14
 
@@ -409,14 +486,14 @@ def test_ofts_form_is_answered_by_the_chunk():
     ],
 )
 def test_a_request_that_cannot_be_used_is_refused_with_a_reason(server, payload, told):
-    code, reply = post(server, payload)
+    code, reply = post(server.http, payload)
     assert code == 400 and told in reply["error"] and "\n" not in reply["error"]
 
 
 def test_numbers_beyond_any_float_are_refused_with_a_reason():
     with running(StubPolicy(Needs(1, 1))) as server:
         given = {"image": json_array(IMAGE), "state": [10**400], "instruction": "go"}
-        code, reply = post(server, given)
+        code, reply = post(server.http, given)
         assert code == 400 and "takes 1 numbers of state, 0 came" in reply["error"]
 
 
@@ -427,7 +504,7 @@ def test_whatever_reading_a_request_raises_its_sender_gets_a_line(server, monkey
     monkeypatch.setattr(server_module, "read_act", broken)
     monkeypatch.setattr(server_module, "unpack_map", broken)
     said = "bad request: the message cannot be read"
-    assert post(server, {}) == (400, {"error": said})
+    assert post(server.http, {}) == (400, {"error": said})
 
     async def go():
         async with connected(server.url) as client:
@@ -442,7 +519,7 @@ def test_the_usual_instruction_is_that_of_both_protocols():
             return await client.ask({"observation/image": IMAGE})
 
     with running(policy := StubPolicy(), instruction="stack") as server:
-        assert post(server, {"image": json_array(IMAGE)})[0] == 200
+        assert post(server.http, {"image": json_array(IMAGE)})[0] == 200
         assert "actions" in talk(go, server.url)
     assert policy.batches == [["warm up"]] * 2 + [["stack"]] * 2
 
@@ -464,14 +541,14 @@ def test_an_answer_that_cannot_be_sent_is_no_silence():
 
 
 def test_rest_tells_no_stranger_why_the_model_failed(server):
-    code, reply = post(server, {"image": json_array(IMAGE), "instruction": "crash"})
+    code, reply = post(server.http, {"image": json_array(IMAGE), "instruction": "crash"})
     assert code == 500 and reply == {"error": "the model failed; the server's log says why"}
 
 
 def test_metrics_count_what_happened():
     with running() as server:
-        assert post(server, {"image": json_array(IMAGE), "instruction": "go"})[0] == 200
-        assert post(server, {"instruction": "go"})[0] == 400
+        assert post(server.http, {"image": json_array(IMAGE), "instruction": "go"})[0] == 200
+        assert post(server.http, {"instruction": "go"})[0] == 400
         with urllib.request.urlopen(server.http + "/metrics", timeout=10) as reply:
             assert reply.headers["Content-Type"].startswith("text/plain; version=0.0.4")
             lines = reply.read().decode().splitlines()

@@ -76,6 +76,7 @@ def test_a_command_tells_its_options():
     found = {option.names[0]: option for option in options_of(command)}
     assert list(found) == [
         "--name",
+        "--output",  # what is required comes first
         "--steps",
         "--rate",
         "--sizes",
@@ -84,7 +85,6 @@ def test_a_command_tells_its_options():
         "--images",
         "--start",
         "--waiting",
-        "--output",
         "--more",
     ]
     assert found["--name"].required and found["--output"].required

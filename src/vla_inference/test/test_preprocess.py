@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vla_inference.checkpoints.random_weights import TINY
-from vla_inference.policies.openvla.config import ModelConfig
-from vla_inference.policies.openvla.preprocessing import (
+from vla_inference.openvla.config import ModelConfig
+from vla_inference.openvla.preprocessing import (
     ImagePreprocessor,
     center_crop,
     letterbox,

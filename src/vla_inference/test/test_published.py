@@ -23,7 +23,7 @@ from vla_inference.checkpoints.random_weights import (
     write_random_checkpoint,
 )
 from vla_inference.errors import CheckpointError
-from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.openvla.config import ModelConfig
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.policies.registry import describe_policy
 from vla_inference.types import Observation

@@ -14,18 +14,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vla_inference.checkpoints.load import load_model
-from vla_inference.checkpoints.random_weights import SMALL, random_policy, write_random_checkpoint
+from vla_inference.checkpoints.quantize import quantize_checkpoint
+from vla_inference.checkpoints.random_weights import SMALL, write_random_checkpoint
+from vla_inference.cli.benchmark.speed import random_policy
 from vla_inference.errors import CheckpointError, VlaError
 from vla_inference.policies.base import LoadOptions
+from vla_inference.policies.openvla.calibration import Calibrator, LayerByLayer
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.policies.registry import describe_policy
 from vla_inference.quantization import FORMATS, QuantLinear, get_format
-from vla_inference.quantization.calibration import Calibrator, LayerByLayer
 from vla_inference.quantization.formats import ALIASES
 from vla_inference.quantization.gptq import gptq_linear
 from vla_inference.quantization.linear import interleave, pack, unpack
 from vla_inference.quantization.rounding import quantize_linear, quantize_model
-from vla_inference.quantization.write import quantize_checkpoint
 from vla_inference.serving.model_thread import ModelSettings
 from vla_inference.types import Observation
 
@@ -318,7 +319,7 @@ PEAK = """
 import re, sys
 from pathlib import Path
 from vla_inference.quantization import get_format
-from vla_inference.quantization.write import quantize_checkpoint
+from vla_inference.checkpoints.quantize import quantize_checkpoint
 def kb(field):
     return int(re.search(field + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 small, big, output = map(Path, sys.argv[1:])

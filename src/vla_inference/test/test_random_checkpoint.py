@@ -10,12 +10,12 @@ from vla_inference.checkpoints.random_weights import (
     main,
     random_config,
     random_model,
-    random_policy,
     tensor_shapes,
     write_random_checkpoint,
 )
+from vla_inference.cli.benchmark.speed import random_policy
 from vla_inference.errors import VlaError
-from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.openvla.config import ModelConfig
 from vla_inference.policies.registry import describe_policy
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)

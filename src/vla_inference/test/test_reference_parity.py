@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 import torch
 
+from vla_inference.openvla.action_tokens import ActionTokens
+from vla_inference.openvla.config import ModelConfig
+from vla_inference.openvla.llama import RMSNorm
+from vla_inference.openvla.model import VLA
+from vla_inference.openvla.preprocessing import ImagePreprocessor, PromptTokenizer
 from vla_inference.policies.normalisation import Normalisation, find_statistics
-from vla_inference.policies.openvla.action_tokens import ActionTokens
-from vla_inference.policies.openvla.config import ModelConfig
-from vla_inference.policies.openvla.llama import RMSNorm
-from vla_inference.policies.openvla.model import VLA
 from vla_inference.policies.openvla.prediction import OFT_EPSILON
-from vla_inference.policies.openvla.preprocessing import ImagePreprocessor, PromptTokenizer
 
 DATA = Path(__file__).parent / "data"
 OPENVLA, OFT = DATA / "openvla", DATA / "openvla_oft"

@@ -40,7 +40,7 @@ def test_taking_waits_for_a_value():
     assert got == ["value"]
 
 
-def test_closing_wakes_whoever_waits():
+def test_closing_wakes_a_waiting_thread():
     slot, got = LatestValue(), []
     thread = threading.Thread(target=lambda: got.append(slot.take()))
     thread.start()
@@ -141,7 +141,7 @@ def test_a_model_loads_works_and_ends_in_one_thread_that_is_not_ours():
     assert policy.threads[0] != threading.get_ident()
 
 
-def test_what_goes_wrong_in_loading_is_told_to_whoever_starts():
+def test_an_error_of_loading_is_raised_where_it_was_started():
     def load():
         raise KeyError("model")
 

@@ -231,7 +231,7 @@ def model(tmp_path_factory):
 
 
 def test_infer_answers_each_image_of_a_folder(folder, model, capsys):
-    infer(model, str(folder), "lift it", max_frames=3, as_json=True)
+    infer(model=model, source=str(folder), instruction="lift it", max_frames=3, as_json=True)
     out, err = capsys.readouterr()
     records = [json.loads(line) for line in out.splitlines()]
     assert [r["frame"] for r in records] == ["frame1.png", "frame2.png", "frame3.png"]
@@ -242,21 +242,21 @@ def test_infer_answers_each_image_of_a_folder(folder, model, capsys):
 
 
 def test_infer_answers_a_video_for_people(video, model, capsys):
-    infer(model, str(video), "lift it", action_space="normalized")
+    infer(model=model, source=str(video), instruction="lift it", unnorm_key="normalized")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 10 and "gripper" in lines[0] and "(+7 steps)" in lines[0]
 
 
 def test_infer_refuses_before_it_loads(folder, model, tmp_path):
     with pytest.raises(VlaError, match="instruction is empty"):
-        infer(str(tmp_path), str(folder), " ")
+        infer(model=str(tmp_path), source=str(folder), instruction=" ")
     with pytest.raises(DataError, match="no source"):
-        infer(str(tmp_path), str(tmp_path / "nope"), "lift it")
+        infer(model=str(tmp_path), source=str(tmp_path / "nope"), instruction="lift it")
     with pytest.raises(VlaError, match="known: random, normalized"):
-        infer(model, str(folder), "lift it", action_space="bridge")
+        infer(model=model, source=str(folder), instruction="lift it", unnorm_key="bridge")
     two = write_random_checkpoint(tmp_path / "two", head="l1-two-cameras")
     with pytest.raises(VlaError, match="takes 2 images"):
-        infer(str(two), str(folder), "lift it")
+        infer(model=str(two), source=str(folder), instruction="lift it")
 
 
 # -- the camera node --------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from vla_inference.checkpoints.load import load_model
 from vla_inference.checkpoints.random_weights import TINY, random_tensors, write_random_checkpoint
 from vla_inference.engines import make_engine
 from vla_inference.errors import VlaError
-from vla_inference.policies.openvla.config import ModelConfig
-from vla_inference.policies.openvla.model import VLA
+from vla_inference.openvla.config import ModelConfig
+from vla_inference.openvla.model import VLA
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.quantization import get_format
 from vla_inference.quantization.rounding import quantize_model
@@ -82,7 +82,7 @@ def test_tokens_of_200_contexts_on_the_reference_shape(tmp_path):
     model = reference_model()
     llm = model.config.llm
     record = compile.compile_library(llm, "float32", "llvm", tmp_path)
-    compile.write_record(tmp_path, record, [record["library"]])
+    compile.write_record(tmp_path, record)
     weights = compile.weights_of("float32", "llvm", llm)
     state = model.state_dict()
     parameters: dict[str, torch.Tensor] = {}

@@ -19,7 +19,7 @@ import pytest
 
 from vla_inference.checkpoints.random_weights import TINY
 from vla_inference.errors import CheckpointError
-from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.openvla.config import ModelConfig
 
 pytest.importorskip("tvm", reason="needs requirements/tvm.txt")
 from vla_inference.engines.compiled import RECORD, host_triple, write_record
@@ -46,7 +46,7 @@ def compiled(tmp_path_factory):
         record = compile.compile_library(
             CONFIG.llm, "float16", f"cuda:{chip}", folder, decoding="parallel"
         )
-        write_record(folder, record, tvm_kernels.library_files(record))
+        write_record(folder, record)
     return found
 
 
@@ -170,7 +170,7 @@ def folder(tmp_path, monkeypatch):
         "library": "decoder.so",
         "kernels": kernels,
     }
-    write_record(tmp_path, record, tvm_kernels.library_files(record))
+    write_record(tmp_path, record)
     monkeypatch.setattr(engine, "chip", lambda device: "cuda:sm_90")
     return tmp_path
 

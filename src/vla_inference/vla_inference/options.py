@@ -63,8 +63,12 @@ def command_names(f: Field, about: Option) -> tuple[str, ...]:
     return about.names or ("--" + f.name.replace("_", "-"),)
 
 
-def check_options(config: Any, called: Callable[[str], str] | None = None) -> None:
-    """Raises VlaError if a value is not allowed by its field; None is always allowed.
+def check_options(
+    config: Any,
+    called: Callable[[str], str] | None = None,
+    error: type[VlaError] = VlaError,
+) -> None:
+    """Raises `error` if a value is not allowed by its field; None is always allowed.
 
     called: the caller's name for a field; the command line's if left out.
     """
@@ -74,7 +78,7 @@ def check_options(config: Any, called: Callable[[str], str] | None = None) -> No
             continue
         if remedy := _remedy(value, about):
             name = called(f.name) if called else command_names(f, about)[0]
-            raise VlaError(f"{name} is {value!r}", remedy)
+            raise error(f"{name} is {value!r}", remedy)
 
 
 def _remedy(value: Any, about: Option) -> str:
@@ -83,6 +87,9 @@ def _remedy(value: Any, about: Option) -> str:
         return f"use {', '.join(about.choices[:-1])} or {about.choices[-1]}"
     if isinstance(value, float) and not math.isfinite(value):
         return "give a finite number"
+    bounded = (about.low, about.above, about.high) != (None, None, None)
+    if bounded and not isinstance(value, (int, float)):
+        return f"give a number {about.unit}".rstrip()
     bounds = _bounds(value, about)
     return f"give {bounds} {about.unit}".rstrip() if bounds else ""
 

@@ -366,8 +366,46 @@ class Episode:
         return np.stack([s.action for s in self.steps]).astype(np.float32)
 
     @property
+    def states(self) -> np.ndarray:
+        """float32 [T, S], of an episode whose steps have a state."""
+        return np.stack([np.asarray(s.observation.state, np.float32) for s in self.steps])
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """float64 [T]"""
+        return np.array([s.reward for s in self.steps], np.float64)
+
+    @property
+    def terminal(self) -> np.ndarray:
+        """bool [T]"""
+        return np.array([s.is_terminal for s in self.steps], bool)
+
+    @property
     def instructions(self) -> list[str]:
         return [s.observation.instruction for s in self.steps]
+
+
+def make_steps(
+    images: Iterable[Mapping[str, np.ndarray]],
+    texts: Sequence[str],
+    state: Sequence | np.ndarray | None,
+    actions: np.ndarray,
+    rewards: Sequence[float] | np.ndarray,
+    terminal: Sequence[bool] | np.ndarray,
+) -> list[Step]:
+    """The steps of an episode of length T from its columns: actions [T, D], state [T, S]."""
+    last = len(actions) - 1
+    return [
+        Step(
+            Observation(shown, texts[t], None if state is None else state[t]),
+            actions[t],
+            float(rewards[t]),
+            t == 0,
+            t == last,
+            bool(terminal[t]),
+        )
+        for t, shown in enumerate(images)
+    ]
 
 
 def check_image(image: np.ndarray, name: str = "image") -> np.ndarray:

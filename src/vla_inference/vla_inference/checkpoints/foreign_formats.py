@@ -83,6 +83,13 @@ def check_config(raw: Mapping[str, Any], folder: Path) -> None:
             raise CheckpointError(
                 f"{folder} is quantised by {_method(about)}, which is not read", UNCODED
             )
+    if {"action_horizon", "paligemma_variant"} <= raw.keys() and "type" not in raw:
+        raise CheckpointError(
+            f"{folder} is a checkpoint of openpi, whose config.json says neither cameras, nor the "
+            "state, nor how its numbers are normalised",
+            "write config.json and the processors' files as LeRobot has them for pi0 and pi05, "
+            "with the statistics of assets/*/norm_stats.json; the weights may stay",
+        )
     if "text_config" not in raw and any((folder / "checkpoints").glob("*.pt")):
         raise CheckpointError(
             f"{folder} is a training run of Prismatic's own (checkpoints/*.pt), whose weights are "

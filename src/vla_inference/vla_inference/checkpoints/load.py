@@ -39,8 +39,8 @@ from vla_inference.checkpoints.safetensors_io import (
     read_json,
 )
 from vla_inference.errors import CheckpointError
-from vla_inference.policies.openvla.config import ModelConfig
-from vla_inference.policies.openvla.model import VLA
+from vla_inference.openvla.config import ModelConfig
+from vla_inference.openvla.model import VLA
 from vla_inference.quantization.formats import Format
 from vla_inference.quantization.linear import QuantLinear
 from vla_inference.quantization.rounding import quantize_linear

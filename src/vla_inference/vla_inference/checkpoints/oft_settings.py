@@ -19,7 +19,7 @@ from vla_inference.errors import CheckpointError
 
 
 @dataclass(frozen=True)
-class Settings:
+class OftSettings:
     """kind: "l1", "tokens" or "diffusion". None: not stated."""
 
     kind: str | None = None
@@ -31,7 +31,7 @@ class Settings:
 
 # openvla-oft LIBERO.md: the four suites and the one of all of them.
 PUBLISHED = re.compile(r"openvla-7b-oft-finetuned-libero")
-PUBLISHED_SETTINGS = Settings("l1", 8, 2, True, False)
+PUBLISHED_SETTINGS = OftSettings("l1", 8, 2, True, False)
 
 PARALLEL = re.compile(r"parallel_dec|\d_acts?_chunk|(?<![a-z])oft(?![a-z])")
 CHUNK = re.compile(r"(?<!\d)(\d+)_acts?_chunk")
@@ -51,15 +51,15 @@ OPTIONS = {
 ITS_CODE = ("modeling_prismatic.py", "NUM_ACTIONS_CHUNK")  # beside what its training saved
 
 
-def read_settings(folder: Path, raw: Mapping[str, Any], name: str) -> Settings | None:
+def read_settings(folder: Path, raw: Mapping[str, Any], name: str) -> OftSettings | None:
     """All stated settings; None if nothing marks the checkpoint as OpenVLA-OFT."""
     by_name, by_config = of_name(name), of_config(raw)
     if by_name is None and by_config is None:
         code = folder / ITS_CODE[0]
         known = code.is_file() and ITS_CODE[1] in code.read_text(errors="replace")
-        return Settings() if known else None
+        return OftSettings() if known else None
     found: dict[str, Any] = {}
-    for field in (f.name for f in dataclasses.fields(Settings)):
+    for field in (f.name for f in dataclasses.fields(OftSettings)):
         values = [getattr(s, field) for s in (by_name, by_config) if s is not None]
         stated = [v for v in values if v is not None]
         if len(set(stated)) > 1:
@@ -68,11 +68,11 @@ def read_settings(folder: Path, raw: Mapping[str, Any], name: str) -> Settings |
                 "correct whichever is wrong",
             )
         found[field] = stated[0] if stated else None
-    return Settings(**found)
+    return OftSettings(**found)
 
 
-def of_name(name: str) -> Settings | None:
-    """Settings in the run's name; None if it is not an OpenVLA-OFT name."""
+def of_name(name: str) -> OftSettings | None:
+    """OftSettings in the run's name; None if it is not an OpenVLA-OFT name."""
     name = name.lower()
     if PUBLISHED.match(name):
         return PUBLISHED_SETTINGS
@@ -81,7 +81,7 @@ def of_name(name: str) -> Settings | None:
     chunk = CHUNK.search(name)
     kinds = {kind for words, kind in KINDS.items() if words in name}
     proprio, film = PROPRIO.search(name), FILM.search(name)
-    return Settings(
+    return OftSettings(
         kind=kinds.pop() if len(kinds) == 1 else None,
         chunk=int(chunk[1]) if chunk else None,
         images=_images(name),
@@ -103,12 +103,12 @@ def _images(name: str) -> int | None:
     return count
 
 
-def of_config(raw: Mapping[str, Any]) -> Settings | None:
-    """Settings in a config.json that uses OpenVLA-OFT's option names, if it does."""
+def of_config(raw: Mapping[str, Any]) -> OftSettings | None:
+    """OftSettings in a config.json that uses OpenVLA-OFT's option names, if it does."""
     given = {field: raw[key] for key, field in OPTIONS.items() if raw.get(key) is not None}
     if not given:
         return None
     if "kind" in given:
         continuous = "l1" if raw.get("use_l1_regression") else "tokens"
         given["kind"] = "diffusion" if raw.get("use_diffusion") else continuous
-    return Settings(**given)
+    return OftSettings(**given)

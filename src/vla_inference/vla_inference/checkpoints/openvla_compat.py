@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vla_inference.checkpoints.oft_settings import Settings, read_settings
+from vla_inference.checkpoints.oft_settings import OftSettings, read_settings
 from vla_inference.errors import CheckpointError
-from vla_inference.policies.openvla.config import action_lengths
+from vla_inference.openvla.config import action_lengths
 
 # Files OpenVLA-OFT's fine-tuning writes beside the shards: `<part>--<step>_checkpoint.pt`.
 COMPONENTS = ("action_head", "proprio_projector")
@@ -159,7 +159,7 @@ def infer_head(
     stated = read_settings(folder, raw, name)
     if not files and (stated is None or "decoding" in given):
         return None
-    stated = stated or Settings()
+    stated = stated or OftSettings()
     _refuse_unread(folder, stated)
     head: dict[str, Any] = {"decoding": "parallel"}
     if "action_head" in files:
@@ -225,7 +225,7 @@ def _remedy(known: Mapping[str, Any]) -> str:
     )
 
 
-def _refuse_unread(folder: Path, stated: Settings) -> None:
+def _refuse_unread(folder: Path, stated: OftSettings) -> None:
     unread = "a diffusion head" if stated.kind == "diffusion" else ""
     unread = "FiLM conditioning" if stated.film else unread
     if unread:
@@ -236,7 +236,7 @@ def _refuse_unread(folder: Path, stated: Settings) -> None:
 
 
 def _check_files_fit(
-    folder: Path, files: Mapping[str, Path], stated: Settings, given: Mapping[str, Any]
+    folder: Path, files: Mapping[str, Path], stated: OftSettings, given: Mapping[str, Any]
 ) -> None:
     """Checks that exactly the stated parts are beside the weights."""
     wanted = {

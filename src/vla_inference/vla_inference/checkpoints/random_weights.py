@@ -22,9 +22,8 @@ import torch
 from vla_inference.checkpoints.load import place
 from vla_inference.checkpoints.save import save_checkpoint
 from vla_inference.errors import VlaError
-from vla_inference.policies.openvla.config import ModelConfig
-from vla_inference.policies.openvla.model import VLA
-from vla_inference.policies.openvla.policy import OpenVLAPolicy
+from vla_inference.openvla.config import ModelConfig
+from vla_inference.openvla.model import VLA
 
 # A few 10,000 parameters; 64x64 images, 16 patches.
 TINY: dict[str, Any] = {
@@ -65,9 +64,7 @@ SMALL: dict[str, Any] = {
     "name": "small",
     "vision_towers": [
         {
-            "key": "featurizer",
-            "image_size": 64,
-            "patch_size": 16,
+            **TINY["vision_towers"][0],
             "embed_dim": 192,
             "depth": 4,
             "num_heads": 4,
@@ -75,13 +72,13 @@ SMALL: dict[str, Any] = {
         }
     ],
     "text_config": {
+        **TINY["text_config"],
         "hidden_size": 256,
         "intermediate_size": 1024,
         "num_hidden_layers": 8,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "vocab_size": 4096,
-        "rms_norm_eps": 1e-5,
     },
 }
 
@@ -169,10 +166,10 @@ def random_config(
     size: a name of `SIZES`, or such contents themselves.
     head: a name of `HEADS`, or the contents of its `action_head`; None takes the size's usual.
     """
-    config = copy.deepcopy(dict(_named(SIZES, size, "size")))
+    config = copy.deepcopy(dict(find(SIZES, size, "size")))
     if head is None:
         head = USUAL_HEAD.get(size, "l1") if isinstance(size, str) else "l1"
-    config["action_head"] = dict(_named(HEADS, head, "head"))
+    config["action_head"] = dict(find(HEADS, head, "head"))
     return config
 
 
@@ -195,7 +192,7 @@ def write_random_checkpoint(
     """
     raw = random_config(size, head)
     config = ModelConfig.from_json(raw, "config")
-    stored = _named(DTYPES, dtype, "dtype")
+    stored = find(DTYPES, dtype, "dtype")
     shapes = tensor_shapes(config)
     empty = {k: torch.empty(s, dtype=stored, device="meta") for k, s in shapes.items()}
     drawn = ((k, random_tensor(k, s, seed).to(stored)) for k, s in shapes.items())
@@ -261,20 +258,6 @@ def random_model(
     return model.eval().requires_grad_(False)
 
 
-def random_policy(
-    size: str | Mapping[str, Any] = "tiny",
-    head: str | Mapping[str, Any] | None = None,
-    device: str = "cpu",
-    dtype: str = "float32",
-    seed: int = 0,
-) -> OpenVLAPolicy:
-    """A policy around a random model that is not on disk."""
-    raw = {**random_config(size, head), "norm_stats": STATISTICS}
-    kind = _named(DTYPES, dtype, "dtype")
-    model = random_model(raw, device, kind, seed)
-    return OpenVLAPolicy(model, byte_tokenizer(), device, kind, f"random-{model.config.name}")
-
-
 def byte_tokenizer():
     """A byte-level tokenizer without merges: 4 special ids, then one per byte."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -289,7 +272,7 @@ def byte_tokenizer():
     return tokenizer
 
 
-def _named(known: Mapping[str, Any], value: Any, what: str) -> Any:
+def find(known: Mapping[str, Any], value: Any, what: str) -> Any:
     if isinstance(value, Mapping):
         return value
     if value not in known:

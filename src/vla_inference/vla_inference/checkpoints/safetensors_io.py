@@ -6,12 +6,14 @@ a running policy.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,6 +42,7 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
 }
 MAX_HEADER = 100_000_000
+SAMPLE = 4096  # bytes of a tensor's beginning and end that tell it from another
 
 
 def read_json(path: Path) -> dict:
@@ -182,3 +185,52 @@ def iterate_tensors(
                     )
                 done += got
             yield key, raw.view(DTYPES[entry["dtype"]]).view(entry["shape"])
+
+
+class Tensors(Mapping):
+    """The tensors of a checkpoint folder by name, each read on access."""
+
+    def __init__(self, folder: Path):
+        self._where = {
+            canonical(key): (path, key, entry)
+            for path, header in inventory(Path(folder))
+            for key, entry in header.items()
+        }
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        path, key, entry = self._where[name]
+        if entry["dtype"] not in DTYPES:
+            raise CheckpointError(f"{path}: {name} has dtype {entry['dtype']}", "convert it")
+        return next(iterate_tensors(path, {key: entry}))[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def shape(self, name: str) -> list[int]:
+        return self._where[name][2]["shape"]
+
+    def empty(self, name: str) -> torch.Tensor:
+        """A tensor of that shape and dtype on "meta"."""
+        entry = self._where[name][2]
+        return torch.empty(entry["shape"], dtype=DTYPES.get(entry["dtype"]), device="meta")
+
+    def digest(self, prefixes: tuple[str, ...], config: Any) -> str:
+        """Hash of names, shapes, dtypes and a sample of each tensor under `prefixes`, and of
+        `config`.
+
+        A sample, because a whole 7B checkpoint takes minutes to read on small boards; any
+        training changes the beginning of every tensor that it changes at all.
+        """
+        found = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        for name in sorted(n for n in self if n.startswith(prefixes)):
+            path, _, entry = self._where[name]
+            begin, end = entry["data_offsets"]
+            found.update(f"{name} {entry['dtype']} {entry['shape']}".encode())
+            with path.open("rb") as file:
+                for at in (begin, max(begin, end - SAMPLE)):
+                    file.seek(at)
+                    found.update(file.read(min(SAMPLE, end - begin)))
+        return found.hexdigest()

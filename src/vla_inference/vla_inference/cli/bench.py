@@ -9,24 +9,24 @@ from typing import Annotated
 
 import typer
 
-from vla_inference.bench.plan import Plan
+from vla_inference.cli.benchmark.config import BenchConfig
 from vla_inference.cli.options import takes
 from vla_inference.cli.output import JsonOption, print_json
 from vla_inference.system.files import writable, write_whole
 
 
-@takes(Plan)
+@takes(BenchConfig)
 def bench(
-    plan: Plan,
+    config: BenchConfig,
     output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Time every engine and quantisation, from observation to action: medians, stages, floor."""
-    from vla_inference.bench.speed import lines, run, table
+    from vla_inference.cli.benchmark.speed import lines, run, table
 
     if output is not None:
         writable(output)
-    report = run(plan, lambda text: print(text, file=sys.stderr, flush=True))
+    report = run(config, lambda text: print(text, file=sys.stderr, flush=True))
     if output is not None:
         write_whole(output, json.dumps(report, indent=1) + "\n")
     if as_json:

@@ -10,19 +10,15 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from vla_inference.cli.output import (
-    EngineOption,
-    JsonOption,
-    QuantizationOption,
-    VisionOption,
-    plain,
-)
+from vla_inference.cli.options import takes
+from vla_inference.cli.output import JsonOption, plain
 from vla_inference.errors import VlaError
-from vla_inference.inputs.video_sources import Frame, open_source
+from vla_inference.inputs.video_sources import SourceFrame, open_source
+from vla_inference.policies.base import LoadOptions
 from vla_inference.types import ActionChunk, Observation, check_instruction
 
 
-def line(frame: Frame, chunk: ActionChunk) -> str:
+def line(frame: SourceFrame, chunk: ActionChunk) -> str:
     """One line with a frame's first action."""
     values = "  ".join(
         f"{d.name} {v:+.4f}" for d, v in zip(chunk.spec.dims, chunk.actions[0], strict=True)
@@ -31,7 +27,7 @@ def line(frame: Frame, chunk: ActionChunk) -> str:
     return f"{frame.name:>8}  {values}{more}  {chunk.timing['total']:.1f} ms"
 
 
-def record(frame: Frame, chunk: ActionChunk) -> str:
+def record(frame: SourceFrame, chunk: ActionChunk) -> str:
     """One line of JSON with the whole chunk."""
     content = {
         "frame": frame.name,
@@ -44,45 +40,30 @@ def record(frame: Frame, chunk: ActionChunk) -> str:
     return json.dumps(plain(content), ensure_ascii=False)
 
 
+@takes(LoadOptions)
 def infer(
+    options: LoadOptions,
     model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
     source: Annotated[
         str, typer.Option(help="Folder of images, video file, /dev/videoN or rtsp:// address.")
     ],
     instruction: Annotated[str, typer.Option(help="What the robot is to do.")],
-    action_space: Annotated[
-        str | None, typer.Option(help="'normalized' or an unnorm_key; default: the only one.")
-    ] = None,
     max_frames: Annotated[
         int, typer.Option(help="Stop after this many frames; 0: at the end.", min=0)
     ] = 0,
     rate: Annotated[
         float | None, typer.Option(help="Images per second to request from a camera.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    engine: EngineOption = "",
-    vision: VisionOption = "",
-    quantization: QuantizationOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict actions for each image of a folder, video file, camera or stream.
 
     With --json each image gives one line with a JSON object of its own.
     """
-    from vla_inference.policies.base import LoadOptions
     from vla_inference.policies.registry import load_policy
 
     check_instruction(instruction)
     with open_source(source, rate=rate) as frames:
-        options = LoadOptions.given(
-            device=device,
-            dtype=dtype,
-            engine=engine,
-            vision=vision,
-            quantization=quantization,
-            action_space=action_space,
-        )
         policy = load_policy(model, options)
         policy.action_spec()
         if unknown := policy.unknown_words(instruction):

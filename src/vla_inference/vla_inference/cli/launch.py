@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import signal
 import subprocess
 import sys
@@ -14,19 +13,16 @@ from typing import Annotated
 
 import typer
 
+from vla_inference.cli.launch_standin.description import Declared, read_launch_file
+from vla_inference.cli.launch_standin.runner import STOPPING, run
 from vla_inference.errors import VlaError
-from vla_inference.launch_standin.description import Declared, read_launch_file
-from vla_inference.launch_standin.runner import STOPPING, run
 from vla_inference.system import interrupts
+from vla_inference.system.prefixes import prefixes, share_folders
 
 
 def find_launch_file(package: str, name: str) -> Path:
     """The launch file of that name in a package's share folder."""
-    prefixes = [p for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
-    for prefix in prefixes:
-        share = Path(prefix, "share", package)
-        if not share.is_dir():
-            continue
+    for share in share_folders(package):
         found = sorted(p for p in share.rglob(name) if p.is_file())
         if len(found) == 1:
             return found[0]
@@ -35,18 +31,16 @@ def find_launch_file(package: str, name: str) -> Path:
                 f"package '{package}' has {len(found)} files named {name}",
                 f"give the path of one, such as {found[0]}",
             )
-        raise VlaError(
-            f"package '{package}' has no launch file '{name}'", _instead(share, name, prefixes)
-        )
+        raise VlaError(f"package '{package}' has no launch file '{name}'", _instead(share, name))
     raise VlaError(
         f"there is no package '{package}' in AMENT_PREFIX_PATH",
         "build the workspace and source it, or correct the name",
     )
 
 
-def _instead(share: Path, name: str, prefixes: list[str]) -> str:
+def _instead(share: Path, name: str) -> str:
     """Where else the launch file exists, otherwise which launch files the package has."""
-    found = (Path(p, "share").glob(f"*/launch/{name}") for p in prefixes)
+    found = ((p / "share").glob(f"*/launch/{name}") for p in prefixes())
     if others := sorted(path.parts[-3] for paths in found for path in paths):
         return f"'{others[0]}' has it: vla launch {others[0]} {name}"
     names = sorted(p.name for p in share.rglob("*.launch.xml"))
@@ -92,7 +86,7 @@ def run_ros_launch(path: Path, given: Mapping[str, str]) -> int:
     """
     words = [str(path), *(f"{k}:={v}" for k, v in given.items())]
     process = subprocess.Popen(
-        [sys.executable, "-m", "vla_inference.launch_standin.ros_launch", *words],
+        [sys.executable, "-m", "vla_inference.cli.launch_standin.ros_launch", *words],
         start_new_session=True,
         preexec_fn=partial(interrupts.end_with_parent, signal.SIGINT),
     )

@@ -1,8 +1,8 @@
 """`vla COMMAND ...`: the root of the command line.
 
-Commands are functions with typer annotations that packages name in the entry point group
-`vla.commands`. Only the module of the chosen command is imported, so that `vla --help` stays
-quick.
+Commands are functions with typer annotations, or groups of them (`command_group`), that packages
+name in the entry point group `vla.commands`. Only the module of the chosen command is imported, so
+that `vla --help` stays quick.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
+from importlib import metadata
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,9 @@ def summary(point: EntryPoint) -> str:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == point.attr:
             return (ast.get_docstring(node) or "").split("\n")[0]
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == point.attr:
+            words = [n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant)]
+            return str(words[0]) if words else ""
     return ""
 
 
@@ -71,19 +75,14 @@ def complain(where: str, text: str) -> None:
 
 def run_subcommand(point: EntryPoint, arguments: list[str]) -> int:
     """Imports a command, runs it with its arguments and returns the exit status."""
-    import typer
+    import typer.main
 
-    function = point.load()
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(
-        name=point.name,
-        context_settings={
-            "help_option_names": ["-h", "--help"],
-            "max_content_width": 99,
-            # --batch_size is --batch-size: tutorials of the field write either.
-            "token_normalize_func": lambda name: name.replace("_", "-"),
-        },
-    )(function)
+    from vla_inference.cli.options import command_group
+
+    function = app = point.load()
+    if not isinstance(app, typer.Typer):
+        app = command_group()
+        app.command(name=point.name)(function)
     command = typer.main.get_command(app)
     arguments = join_words(arguments, getattr(function, "several", ()))
     result = command.main(arguments, prog_name=f"vla {point.name}", standalone_mode=False)
@@ -121,6 +120,11 @@ def run_alone(name: str, function: str) -> int:
 
 def _choose(arguments: list[str]) -> int:
     subcommands = find_subcommands()
+    if arguments == ["--version"]:
+        print(f"vla {metadata.version('vla_inference')}")
+        return 0
+    if arguments[:1] == ["help"] and len(arguments) == 2:
+        arguments = [arguments[1], "--help"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(help_text(subcommands))
         return 0 if arguments else 2

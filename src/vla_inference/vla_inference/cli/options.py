@@ -16,11 +16,29 @@ import typer.main
 from vla_inference.errors import VlaError
 from vla_inference.options import Holds, Option, command_names, options
 
+SETTINGS: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 99,
+    # --batch_size is --batch-size: tutorials of the field write either.
+    "token_normalize_func": lambda name: name.replace("_", "-"),
+}
+
+
+def command_group(about: str = "") -> typer.Typer:
+    """A command, or several under one name, with the settings of all."""
+    return typer.Typer(
+        help=about,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings=SETTINGS,
+    )
+
 
 def takes(*configs: type) -> Callable[[Callable], Callable]:
     """The decorated function's first parameters, one of each config, become their options.
 
-    Tuples are given as words separated by commas.
+    Tuples of any length are given as words separated by commas.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -32,6 +50,7 @@ def takes(*configs: type) -> Callable[[Callable], Callable]:
             *(one.parameter for several in made for one in several),
             *(p.replace(annotation=said[p.name], kind=keyword) for p in others),
         ]
+        everything.sort(key=lambda p: p.default is not p.empty)  # what is required comes first
 
         @functools.wraps(function)
         def command(**given: Any) -> Any:
@@ -60,7 +79,7 @@ class _Made:
     def of(cls, config: type, f: Field, about: Option) -> _Made:
         kind, words = _type_of(config, f), None
         default: Any = inspect.Parameter.empty if f.default is MISSING else f.default
-        if typing.get_origin(kind) is tuple:
+        if typing.get_origin(kind) is tuple and typing.get_args(kind)[-1] is Ellipsis:
             words = typing.get_args(kind)[0]
             kind, default = str, ",".join(map(str, default))
         names = command_names(f, about)

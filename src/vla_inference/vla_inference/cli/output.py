@@ -18,27 +18,6 @@ from vla_inference.options import Holds
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object instead of text."), Holds.LOCAL
 ]
-# How a model is run, for commands that load one.
-EngineOption = Annotated[
-    str,
-    typer.Option(
-        help="Engine: plain, torch, tvm:FOLDER or mlc:FOLDER; default: torch if it can run.",
-        show_default=False,
-    ),
-    Holds.ENGINE_FOLDER,
-]
-DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu, cuda ...; default: CUDA if available.")
-]
-VisionOption = Annotated[
-    str,
-    typer.Option(help="onnx:FOLDER or tensorrt:FOLDER for the vision encoders."),
-    Holds.ENGINE_FOLDER,
-]
-QuantizationOption = Annotated[
-    str | None,
-    typer.Option(help="int4, int4-g32, int8, fp8, q4f16_ft, fp16 ...; default: as stored."),
-]
 
 
 def plain(value: Any) -> Any:

@@ -1,11 +1,14 @@
 """Turns action chunks into safe robot commands. Pure Python; time is passed in.
 
-`Commander` is all of it in one: chunks in, at every command period one `Command` or silence out.
+`RobotCommander` is all of it in one: chunks in, at every command period commands of the robot's
+parts or silence out. `Commander` is the same for one arm and its gripper.
 """
 
-from vla_inference.control.commander import Command, Commander, Settings
+from vla_inference.control.commander import Commander, RobotCommander
+from vla_inference.control.commands import Command
 from vla_inference.control.limits import SafetyLimits
 from vla_inference.control.safety import DISABLED, ENABLED, STOPPED, Safety, Watchdogs
+from vla_inference.control.settings import Settings
 
 __all__ = [
     "DISABLED",
@@ -13,6 +16,7 @@ __all__ = [
     "STOPPED",
     "Command",
     "Commander",
+    "RobotCommander",
     "Safety",
     "SafetyLimits",
     "Settings",

@@ -126,6 +126,29 @@ class Pose:
         return Pose(v.add(self.position, way), v.multiply(turn, self.orientation))
 
 
+@dataclass(frozen=True)
+class Command:
+    """To an end effector, a base or a gripper.
+
+    linear [m/s] and angular [rad/s] are in the axes of the deltas, or the base's; both zero: halt.
+
+    target: pose to be reached by the end of the period, where a pose is known.
+    gripper: 1 open, 0 closed; None: nothing new.
+    live: whether to send it; False in a dry run.
+    """
+
+    linear: Vector = v.ZERO
+    angular: Vector = v.ZERO
+    target: Pose | None = None
+    gripper: float | None = None
+    live: bool = True
+    clips: frozenset[str] = frozenset()
+
+    @property
+    def moves(self) -> bool:
+        return any(self.linear) or any(self.angular)
+
+
 @dataclass
 class Target:
     """The target pose: the previous one plus the commanded motion.

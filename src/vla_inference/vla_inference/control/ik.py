@@ -8,7 +8,7 @@ effector keeps its direction. No clock of its own: `steady` is seconds, passed i
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,6 +135,7 @@ class JointCommander:
         self.refusal = ""
         self.trouble = ""  # why the last `tick` was silent, where that was no choice
         self.positions: np.ndarray | None = None  # commanded last
+        self._sent: deque[tuple[float, np.ndarray]] = deque()  # lately: steady time, positions
         self._step = np.zeros(len(arm))  # the last command's
         self._speaking, self._spoke = False, -math.inf  # steady time of it
         self._told = -math.inf  # and of the twist or target that is followed
@@ -235,6 +236,7 @@ class JointCommander:
         self.clips.update(clips | more)
         then = added(self.arm, self._last(), step)
         self._step, self.positions, self._spoke = then - self._last(), then, steady
+        self._sent.append((steady, then))
         return then
 
     def _under_way(self, steady: float) -> bool:
@@ -248,6 +250,7 @@ class JointCommander:
             self._step = np.zeros(len(self.arm))
             if not self._under_way(steady):
                 self.positions = self._here().copy()
+                self._sent.clear()
         self._speaking = True
 
     def _stays(self, steady: float) -> bool:
@@ -268,6 +271,20 @@ class JointCommander:
         turn = Rotation.from_matrix(self._target[:3, :3] @ pose[:3, :3].T).as_rotvec()
         return np.concatenate([self._target[:3, 3] - pose[:3, 3], turn])
 
+    def _reachable(self) -> tuple[np.ndarray, np.ndarray]:
+        """Between which positions [n] a command may be, from wherever the arm is.
+
+        It may have been held up anywhere between where it was measured and where it was sent
+        since, or was on its way to then.
+        """
+        while len(self._sent) > 1 and self._sent[1][0] <= self.states.at:
+            self._sent.popleft()
+        places = np.array([self._here(), *(at for _, at in self._sent)])
+        drift = INSIDE * self.drift
+        least, most = places.max(0) - drift, places.min(0) + drift
+        between = (least + most) / 2
+        return np.minimum(least, between), np.maximum(most, between)
+
     def _bounded(self, step: np.ndarray, braking: bool) -> tuple[np.ndarray, set[str]]:
         """Limits acceleration, then drift, then velocity; later limits take precedence.
 
@@ -286,4 +303,5 @@ class JointCommander:
         if excess > 1:
             step = self._here() + ahead * (INSIDE / excess) - self._last()
             clips = clips | {DRIFT}
+        step = np.clip(self._last() + step, *self._reachable()) - self._last()
         return slowed(step, self.velocity * self.period)[0], clips

@@ -14,11 +14,11 @@ from itertools import takewhile
 
 from vla_inference.control import vectors as v
 from vla_inference.control.commands import Pose
+from vla_inference.control.stamps import AHEAD
 from vla_inference.control.vectors import Vector
 
 NO_STAMP, OLD, FUTURE, JUMP = "no_stamp", "old", "future", "jump"  # kinds of refusals
 
-AHEAD = 0.1  # s; clocks of two computers differ by less where they are synchronised
 AGREEING = 3  # poses in a row before a place is believed that cannot be reached from the last one
 FASTER = 2.0  # times the limit: controllers overshoot, and what is measured may not be their TCP
 RESOLUTION = 0.001, 0.005  # m, rad: a pose within these is the same one with noise
@@ -165,10 +165,10 @@ class Reckoning:
             v.add(v.add(high, forward), aside),
         )
 
-    def corners(self, halted: bool) -> list[Vector]:
-        """Of the box in which it is [m]. halted: whether nothing was left to do then."""
+    def corners(self) -> list[Vector]:
+        """Of the box in which it is [m]."""
         at, aside = v.add(self.pose.position, self.way), (self.aside,) * 3
-        low, high = (at, at) if halted else (v.add(at, left) for left in self.left)
+        low, high = (v.add(at, left) for left in self.left)
         return [
             v.subtract(v.subtract(low, aside), self.high),
             v.subtract(v.add(high, aside), self.low),
@@ -201,7 +201,6 @@ class Measured:
     _other: Track | None = None  # elsewhere, not believed yet
     _marks: list[Reckoning] = field(default_factory=list)  # see `reckoned`; newest last
     _stays: bool = False  # though it was told to go farther than a pose may be wrong
-    _halted: bool = False  # it stayed for long; whatever was left to do would have shown
     _switched: bool = False  # to another place, since it was enabled
     _same: Told = field(default_factory=Told)  # since the pose last changed, or it was enabled
     _repeated: Told = field(default_factory=Told)  # the same, by when it was heard again
@@ -280,12 +279,11 @@ class Measured:
         marks = self._marks if before else []
         if marks and marks[-1].pose.within(pose, *RESOLUTION):
             self._stays = marks[-1].beyond(self.bounds.jump)
-            self._halted = taken[0] > marks[-1].last + LAGS * LAG[0]
             return
         mark, lately = Reckoning(pose, *taken), taken[0] - LAGS * max(LAG)
         for sent in takewhile(lambda s: s.end > lately, reversed(self._sent)):
             mark.add(sent)
-        self._marks, self._stays, self._halted = [*marks[-1:], mark], False, False
+        self._marks, self._stays = [*marks[-1:], mark], False
 
     def behind(self, waiting: bool) -> None:
         """Whether the target waits for the robot in this command period."""
@@ -308,12 +306,13 @@ class Measured:
     def reckoned(self) -> tuple[list[Vector], float] | None:
         """Where the robot is if it has done all that it was told since it was last seen to have
         moved, or since the time before, as that may have been noise: corners of boxes [m], and
-        how far it may have turned since [rad]."""
+        how far it may have turned since [rad].
+
+        A pose that stays does not say that the robot has halted: its source may have died before.
+        """
         if not self._marks:
             return None
-        # Where it should have been seen to move on and was not, its source may have died.
-        halted = self._halted and v.norm(self._marks[-1].way) <= TOLD[0]
-        corners = [corner for mark in self._marks for corner in mark.corners(halted)]
+        corners = [corner for mark in self._marks for corner in mark.corners()]
         return corners, max(mark.turned for mark in self._marks)
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,9 @@ FAULT = "node_fault"
 POSE_FROZEN = "pose_frozen"
 NOT_FOLLOWING = "not_following"
 CLOCK_STOPPED = "clock_stopped"
+JOINTS_LOST = "joints_lost"
+JOINTS_FROZEN = "joints_frozen"
+CONTROLLER = "controller"
 
 OUT_OF_DISTRIBUTION = "out_of_distribution"  # a refusal, not a stop
 
@@ -132,11 +135,12 @@ class Safety:
         self,
         watchdogs: Watchdogs | None = None,
         distribution: Distribution | None = None,
-        needs_pose: bool = False,
+        check: Callable[[ActionChunk], None] = check_chunk,
     ):
+        """check: raises VlaError if a chunk cannot be executed."""
         self.watchdogs = watchdogs or Watchdogs()
         self.distribution = distribution
-        self.needs_pose = needs_pose
+        self._check = check
         self.state = DISABLED
         self.last_stop: Stop | None = None
         self.warning = ""  # what would stop it, were it enabled
@@ -146,7 +150,9 @@ class Safety:
         self.refusals: Counter[str] = Counter()
         self._tick: tuple[float, float] | None = None  # now, steady
         self._stood = 0.0  # s for which `now` has stood still
-        self._chunk = self._pose = self._heartbeat = -math.inf  # steady times
+        self._chunk = self._heartbeat = -math.inf  # steady times
+        self._poses: dict[str, float] = {}  # steady times, by arm
+        self._needed: list[str] = []  # arms whose pose must be known
 
     @property
     def enabled(self) -> bool:
@@ -188,17 +194,21 @@ class Safety:
     def heartbeat(self, steady: float) -> None:
         self._heartbeat = steady
 
-    def pose(self, steady: float) -> None:
-        """Records that the robot's pose was known at that time."""
-        self._pose = steady
+    def needs_pose(self, arm: str) -> None:
+        """From now on the pose of this arm must be known, whatever moves."""
+        self._needed.append(arm)
+
+    def pose(self, steady: float, arm: str = "") -> None:
+        """Records that the pose of an arm was known at that time."""
+        self._poses[arm] = steady
 
     def fed(self, steady: float) -> None:
         """Records that a chunk with executable steps arrived."""
         self._chunk = steady
 
-    def knows_pose(self, steady: float) -> bool:
+    def knows_pose(self, steady: float, arm: str = "") -> bool:
         """Whether the measured pose is recent enough to send to a controller."""
-        return steady - self._pose <= (self.watchdogs.pose_age or math.inf)
+        return steady - self._poses.get(arm, -math.inf) <= (self.watchdogs.pose_age or math.inf)
 
     def clip(self, kinds: set[str]) -> None:
         self.clips.update(kinds)
@@ -215,7 +225,7 @@ class Safety:
     def accepts(self, chunk: ActionChunk, stamp: float, now: float) -> bool:
         """Whether a chunk for the image of `stamp` may be executed."""
         try:
-            check_chunk(chunk)
+            self._check(chunk)
         except VlaError as error:
             self.bad_chunk(str(error), now)
             return False
@@ -299,14 +309,20 @@ class Safety:
     def _silence(self, kind: str, steady: float) -> tuple[str, str] | None:
         bound, last, what = {
             HEARTBEAT: (self.watchdogs.heartbeat, self._heartbeat, "no heartbeat"),
-            POSE: (self.watchdogs.pose_age, self._pose, "no usable measured pose"),
+            POSE: (self.watchdogs.pose_age, *self._oldest_pose()),
             STALL: (self.watchdogs.stall, self._chunk, "no usable chunk from the model"),
         }[kind]
         silent = steady - last
-        if (kind == POSE and not self.needs_pose) or not bound or silent <= bound:
+        if not bound or silent <= bound:
             return None
         since = f"for {silent:.2f} s" if math.isfinite(silent) else "yet"
         return kind, f"{what} {since} (allowed: {bound:g} s)"
+
+    def _oldest_pose(self) -> tuple[float, str]:
+        """Steady time of the oldest pose that must be known, and what is wrong if it is old."""
+        times = [(self._poses.get(arm, -math.inf), arm) for arm in self._needed]
+        oldest, arm = min(times, default=(math.inf, ""))
+        return oldest, "no usable measured pose" + (f" of {arm}" if arm else "")
 
     def _image_age(self, stamp: float, now: float) -> tuple[str, str] | None:
         age, bound = now - stamp, self.watchdogs.image_age

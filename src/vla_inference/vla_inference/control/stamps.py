@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 
+AHEAD = 0.1  # s; clocks of two computers differ by less where they are synchronised
 KEEP = 2.0  # s; older stamps are judged by the oldest moment that is kept
 
 

@@ -7,14 +7,15 @@ embeddings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from vla_inference.policies.openvla.decoding import ActionDecoder
-from vla_inference.policies.openvla.model import VLA
-from vla_inference.policies.openvla.preprocessing import ImagePreprocessor
+from vla_inference.openvla.decoding import ActionDecoder
+from vla_inference.openvla.model import VLA
+from vla_inference.openvla.preprocessing import ImagePreprocessor
 
 
 class Vision(Protocol):
@@ -33,9 +34,15 @@ class Language(Protocol):
 
 
 class Engine(ActionDecoder):
-    """Runs the model's own modules, or replacements for them."""
+    """Runs the model's own modules, or replacements for them.
+
+    pads: whether `generate` takes contexts of several lengths, padded on the right.
+    batches: the sizes of batches that it prepares for, largest first; none: it takes any.
+    """
 
     name = "plain"
+    pads = False
+    batches: Sequence[int] = ()
 
     def __init__(self, model: VLA, vision: Vision | None = None, language: Language | None = None):
         self.model, self.config = model, model.config

@@ -8,85 +8,36 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vla_inference.checkpoints.safetensors_io import DTYPES, canonical, inventory, iterate_tensors
-from vla_inference.errors import CheckpointError, VlaError
-from vla_inference.policies.openvla.config import ModelConfig
-from vla_inference.system.files import Staged, writable
+from vla_inference.checkpoints.safetensors_io import Tensors
+from vla_inference.errors import CheckpointError
+from vla_inference.openvla.config import ModelConfig
+from vla_inference.system.files import Staged, replaceable
 
 RECORD = "engine.json"
 FORMAT = 1
-SAMPLE = 4096  # bytes of a tensor's beginning and end that tell it from another
 LANGUAGE = ("language_model.model.layers.", "language_model.model.norm.")
 VISION = ("vision_backbone.", "projector.")
+# Beginnings of the names of the tensors that a compiled part replaces, by engine.
+REPLACED = {"tvm": LANGUAGE, "mlc": LANGUAGE, "onnx": VISION, "tensorrt": VISION}
 AGAIN = "compile it again by `vla compile`"
 
 
-class Tensors(Mapping):
-    """The tensors of a checkpoint folder by name, each read on access."""
-
-    def __init__(self, folder: Path):
-        self._where = {
-            canonical(key): (path, key, entry)
-            for path, header in inventory(Path(folder))
-            for key, entry in header.items()
-        }
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        path, key, entry = self._where[name]
-        if entry["dtype"] not in DTYPES:
-            raise CheckpointError(f"{path}: {name} has dtype {entry['dtype']}", "convert it")
-        return next(iterate_tensors(path, {key: entry}))[1]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
-
-    def __len__(self) -> int:
-        return len(self._where)
-
-    def shape(self, name: str) -> list[int]:
-        return self._where[name][2]["shape"]
-
-    def empty(self, name: str) -> torch.Tensor:
-        """A tensor of that shape and dtype on "meta"."""
-        entry = self._where[name][2]
-        return torch.empty(entry["shape"], dtype=DTYPES.get(entry["dtype"]), device="meta")
-
-    def digest(self, prefixes: tuple[str, ...], config: Any) -> str:
-        """Hash of names, shapes, dtypes and a sample of each tensor under `prefixes`, and of
-        `config`.
-
-        A sample, because a whole 7B checkpoint takes minutes to read on small boards; any
-        training changes the beginning of every tensor that it changes at all.
-        """
-        found = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-        for name in sorted(n for n in self if n.startswith(prefixes)):
-            path, _, entry = self._where[name]
-            begin, end = entry["data_offsets"]
-            found.update(f"{name} {entry['dtype']} {entry['shape']}".encode())
-            with path.open("rb") as file:
-                for at in (begin, max(begin, end - SAMPLE)):
-                    file.seek(at)
-                    found.update(file.read(min(SAMPLE, end - begin)))
-        return found.hexdigest()
-
-
-def language_digest(tensors: Tensors, config: ModelConfig) -> str:
-    return tensors.digest(LANGUAGE, dataclasses.asdict(config.llm))
-
-
-def vision_digest(tensors: Tensors, config: ModelConfig) -> str:
-    encoders = [dataclasses.asdict(t) for t in config.encoders]
-    return tensors.digest(VISION, [encoders, config.projector, config.head.num_images])
+def digest_of(engine: str, checkpoint: str | os.PathLike, config: ModelConfig) -> str:
+    """Hash of the checkpoint's tensors that a part compiled for `engine` replaces."""
+    sizes: Any = dataclasses.asdict(config.llm)
+    if REPLACED[engine] == VISION:
+        encoders = [dataclasses.asdict(t) for t in config.encoders]
+        sizes = [encoders, config.projector, config.head.num_images]
+    return Tensors(Path(checkpoint)).digest(REPLACED[engine], sizes)
 
 
 # -- the folder -------------------------------------------------------------------------------
@@ -103,20 +54,14 @@ def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
-    writable(folder, "new folder")
-    if not folder.exists():
-        return
-    if not overwrite:
-        raise VlaError(f"{folder} already exists", "choose another or give --overwrite")
-    if not (folder / RECORD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise VlaError(
-            f"{folder} is not a compiled folder", "it is not overwritten: choose another"
-        )
+    replaceable(folder, overwrite, RECORD, "compiled folder")
 
 
-def write_record(folder: Path, record: Mapping[str, Any], files: Iterable[str]) -> dict[str, Any]:
-    """Writes engine.json: `record` and the lengths of `files`, to detect truncated ones."""
-    sizes = {name: (folder / name).stat().st_size for name in files}
+def write_record(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes engine.json: `record` and the lengths of the folder's files, to detect truncated
+    ones."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    sizes = {str(p.relative_to(folder)): p.stat().st_size for p in files}
     content = {"format": FORMAT, **record, "files": sizes}
     (folder / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return content
@@ -155,7 +100,22 @@ def read_record(folder: str | os.PathLike, engine: str) -> dict[str, Any]:
     return record
 
 
-def require(folder: Path, record: Mapping[str, Any], **wanted: Any) -> None:
+def fitting_record(
+    folder: str | os.PathLike,
+    engine: str,
+    config: ModelConfig,
+    checkpoint: str | os.PathLike | None,
+    **wanted: Any,
+) -> dict[str, Any]:
+    """The record of a folder that fits this machine and the checkpoint's weights, if given."""
+    record = read_record(folder, engine)
+    require(folder, record, **wanted)
+    if checkpoint is not None:
+        require(folder, record, digest=digest_of(engine, checkpoint, config))
+    return record
+
+
+def require(folder: str | os.PathLike, record: Mapping[str, Any], **wanted: Any) -> None:
     """Refuses a folder whose record does not match this machine and model."""
     for key, here in wanted.items():
         made = record.get(key)

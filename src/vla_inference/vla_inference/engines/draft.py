@@ -26,9 +26,11 @@ class DraftEngine(Engine):
         self._last: Tensor | None = None  # the previous action's ids [D]
         self.accepted = self.drafted = 0
 
-    def generate(self, context: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def generate(
+        self, context: Tensor, lengths: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         if len(context) != 1:
-            yield from super().generate(context)
+            yield from super().generate(context, lengths)
             return
         draft, self._last = self._last, None
         steps = super().generate(context) if draft is None else self._checked(context, draft)

@@ -39,8 +39,8 @@ def write_episode(group: h5py.Group, episode: Episode, compression: str | None =
     data = {
         "actions": to_robosuite(np.stack([s.action for s in steps])),
         "states": episode.columns["states"],
-        "rewards": np.array([s.reward for s in steps], np.float64),
-        "dones": np.array([s.is_terminal for s in steps], np.int64),
+        "rewards": episode.rewards,
+        "dones": episode.terminal.astype(np.int64),
         "instructions": episode.instructions,
         "obs": images | _below("obs/", episode),
         "datagen_info": _below("datagen_info/", episode),

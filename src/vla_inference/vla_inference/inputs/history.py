@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class History(Generic[T]):
+class ImageHistory(Generic[T]):
     """Keeps items long enough to look back `count` times `interval` seconds."""
 
     def __init__(self, count: int, interval: float):

@@ -30,7 +30,7 @@ CAMERA = re.compile(r"/dev/video\d+")
 
 
 @dataclass(frozen=True)
-class Frame:
+class SourceFrame:
     """An image, uint8 [H, W, 3] RGB.
 
     stamp: seconds since the epoch of a live source, since the beginning of a recorded one.
@@ -42,7 +42,7 @@ class Frame:
     name: str
 
 
-class Source:
+class ImageSource:
     """Iterate to get frames; `close` (or leaving a `with`) ends the iteration from any thread."""
 
     live = False
@@ -50,19 +50,19 @@ class Source:
     def __init__(self, address: str):
         self.address = address
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[SourceFrame]:
         raise NotImplementedError
 
     def close(self) -> None: ...
 
-    def __enter__(self) -> Source:
+    def __enter__(self) -> ImageSource:
         return self
 
     def __exit__(self, *_) -> None:
         self.close()
 
 
-class ImageSource(Source):
+class FolderSource(ImageSource):
     """The images of a folder in order of name, or a single one."""
 
     def __init__(self, path: Path, rate: float | None = None):
@@ -82,12 +82,12 @@ class ImageSource(Source):
 
         return sorted(files, key=natural)
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[SourceFrame]:
         for i, path in enumerate(self.files):
-            yield Frame(i * self.period, read_image(path), path.name)
+            yield SourceFrame(i * self.period, read_image(path), path.name)
 
 
-class VideoSource(Source):
+class VideoSource(ImageSource):
     """Anything PyAV opens: a video file, a camera (v4l2) or a network stream."""
 
     def __init__(
@@ -100,7 +100,7 @@ class VideoSource(Source):
     ):
         super().__init__(address)
         self.live, self._closed = live, False
-        self._latest: LatestValue[Frame | Exception] | None = None
+        self._latest: LatestValue[SourceFrame | Exception] | None = None
         self._container = self._open(format, options or {})
         if not self._container.streams.video:
             self._container.close()
@@ -128,7 +128,7 @@ class VideoSource(Source):
             remedy = "check the address, the network and that the camera is on"
         return DataError(f"{self.address} {what} ({reason})", remedy)
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[SourceFrame]:
         if not self.live:
             yield from self._decode()
             return
@@ -152,7 +152,7 @@ class VideoSource(Source):
             self._closed = True
             thread.join(timeout=2)
 
-    def _read(self, latest: LatestValue[Frame | Exception]) -> None:
+    def _read(self, latest: LatestValue[SourceFrame | Exception]) -> None:
         try:
             for frame in self._decode():
                 if self._closed:
@@ -165,7 +165,7 @@ class VideoSource(Source):
             with contextlib.suppress(Exception):  # a stream that broke may not close
                 self._container.close()
 
-    def _decode(self) -> Iterator[Frame]:
+    def _decode(self) -> Iterator[SourceFrame]:
         import av
 
         number = -1
@@ -178,7 +178,7 @@ class VideoSource(Source):
                     image = np.ascontiguousarray(np.rot90(image, turns))  # as a phone was held
                 rate = float(self._stream.average_rate or 30)
                 stamp = number / rate if frame.time is None else float(frame.time)
-                yield Frame(time.time() if self.live else stamp, image, str(number))
+                yield SourceFrame(time.time() if self.live else stamp, image, str(number))
         except (av.FFmpegError, OSError) as error:
             if self._closed:
                 return
@@ -198,7 +198,7 @@ class VideoSource(Source):
 
 def open_source(
     address: str | Path, *, rate: float | None = None, size: tuple[int, int] | None = None
-) -> Source:
+) -> ImageSource:
     """Open a folder of images, an image, a video file, `/dev/videoN` or a stream's address.
 
     rate: images per second, asked of a camera and used for the stamps of a folder's images.
@@ -222,7 +222,7 @@ def open_source(
         raise DataError(f"unknown kind of address {text}", "give rtsp://, http:// or a path")
     path = Path(text)
     if path.is_dir() or (path.is_file() and path.suffix.lower() in SUFFIXES):
-        return ImageSource(path, rate)
+        return FolderSource(path, rate)
     if not path.is_file():
         raise DataError(
             f"there is no source {text!r}",

@@ -287,12 +287,91 @@ def attend_launches() -> list[tuple[int, ...]]:
 
 
 @triton.jit
+def _attend_batch(
+    q,
+    keys,
+    values,
+    lengths,
+    out,
+    step,
+    S,
+    scale,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    # One head of one context.
+    head, item = tl.program_id(0), tl.program_id(1)
+    kv = head // (HEADS // KV_HEADS)
+    d = tl.arange(0, WIDE)
+    inside = d < D
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    end = tl.load(lengths + item) + step + 1
+    row = (item * HEADS + head) * D + d
+    query = tl.load(q + row, inside, 0.0).to(tl.float32) * scale
+    top, total = float("-inf"), 0.0
+    acc = tl.zeros((WIDE,), tl.float32)
+    for begin in tl.range(0, end, BLOCK):
+        at = begin + tl.arange(0, BLOCK)
+        seen = at < end
+        where = ((item * KV_HEADS + kv) * S + at[:, None]) * D + d[None, :]
+        there = seen[:, None] & inside[None, :]
+        ks = tl.load(keys + where, there, 0.0).to(tl.float32)
+        vs = tl.load(values + where, there, 0.0).to(tl.float32)
+        score = tl.where(seen, tl.sum(ks * query[None, :], 1), float("-inf"))
+        higher = tl.maximum(top, tl.max(score, 0))
+        share = tl.exp(score - higher)
+        shrink = tl.exp(top - higher)
+        acc = acc * shrink + tl.sum(share[:, None] * vs, 0)
+        total = total * shrink + tl.sum(share, 0)
+        top = higher
+    tl.store(out + row, (acc / total).to(out.dtype.element_ty), inside)
+
+
+def attend_batch(
+    q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, step: int, block: int = 32
+) -> Tensor:
+    """Attention of one new position of each context to its own and earlier ones: [B, heads * d].
+
+    q: [B, heads, 1, d], contiguous; keys, values: [B, kv_heads, S, d] with the new position in
+    them, which is `lengths` (int32 [B]) plus step. block: positions a tile.
+    """
+    (items, heads, _, d), (kv_heads, s) = q.shape, keys.shape[1:3]
+    out = torch.empty(items, heads * d, dtype=q.dtype, device=q.device)
+    _attend_batch[(heads, items)](
+        q,
+        keys,
+        values,
+        lengths,
+        out,
+        step,
+        s,
+        d**-0.5,
+        heads,
+        kv_heads,
+        d,
+        triton.next_power_of_2(d),
+        block,
+        early_launch(),
+        num_warps=4,
+        **early(),
+    )
+    return out
+
+
+@triton.jit
 def _attention(
     q,
     k,
     v,
     out,
     N,
+    q_item,
+    k_item,
     scale,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -308,8 +387,11 @@ def _attention(
     STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    head = tl.program_id(1)
+    head, item = tl.program_id(1), tl.program_id(2)
     kv = head // (HEADS // KV_HEADS)
+    q += item * q_item
+    k += item * k_item
+    v += item * k_item
     first = tl.program_id(0) * ROWS
     n = first + tl.arange(0, ROWS)
     d, s = tl.arange(0, WIDE), tl.arange(0, BLOCK)
@@ -341,7 +423,7 @@ def _attention(
         total = total * shrink + tl.sum(share, 1)
         top = higher
     acc = acc / total[:, None]
-    to = out + (n[:, None] * HEADS + head) * D + d[None, :]
+    to = out + ((item * N + n[:, None]) * HEADS + head) * D + d[None, :]
     tl.store(to, acc.to(out.dtype.element_ty), (n < N)[:, None] & inside[None, :])
 
 
@@ -355,28 +437,32 @@ def attention(
     """Of n positions to each other (`causal`: and none later): [n, heads * d], heads side by side.
 
     q: [heads, n, d]; k, v: [kv_heads, n, d], with the same strides; any strides, but a head's
-    numbers must be contiguous. launch: positions a program, positions a tile, warps, tiles in
-    flight.
+    numbers must be contiguous. Of a batch [B, heads, n, d] it is [B n, heads * d]. launch:
+    positions a program, positions a tile, warps, tiles in flight.
     """
-    (heads, n, d), kv_heads = q.shape, len(k)
+    if q.dim() == 3:
+        q, k, v = q[None], k[None], v[None]
+    (items, heads, n, d), kv_heads = q.shape, k.shape[1]
     chosen = launch or attention_launch(d, causal)
     if not chosen:
         return library_attention(q, k, v, causal)
     rows, block, warps, stages = chosen
-    out = torch.empty(n, heads * d, dtype=q.dtype, device=q.device)
-    _attention[(triton.cdiv(n, rows), heads)](
+    out = torch.empty(items * n, heads * d, dtype=q.dtype, device=q.device)
+    _attention[(triton.cdiv(n, rows), heads, items)](
         q,
         k,
         v,
         out,
         n,
+        q.stride(0),
+        k.stride(0),
         d**-0.5 * 1.4426950408889634,
         heads,
         kv_heads,
         d,
         max(16, triton.next_power_of_2(d)),
-        *q.stride()[:2],
-        *k.stride()[:2],
+        *q.stride()[1:3],
+        *k.stride()[1:3],
         causal,
         rows,
         block,
@@ -389,11 +475,11 @@ def attention(
 
 
 def library_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+    """As `attention` of a batch."""
     # The library answers in the order of its queries: mostly nothing is copied.
-    y = F.scaled_dot_product_attention(
-        q[None], k[None], v[None], is_causal=causal, enable_gqa=len(q) != len(k)
-    )
-    return y[0].transpose(0, 1).reshape(q.shape[1], -1)
+    grouped = q.shape[1] != k.shape[1]
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
+    return y.transpose(1, 2).reshape(len(q) * q.shape[2], -1)
 
 
 def attention_launch(d: int, causal: bool) -> tuple[int, ...]:

@@ -94,21 +94,8 @@ def rms_norm(x: Tensor, add: Product | None, weight: Tensor, eps: float, quant: 
     """x [n, K] += add, then RMSNorm: (normed [n, K], its scales [n, 1] or None)."""
     out, scales = _empty(x, quant)
     n, k = x.shape
-    _rms_norm[(n,)](
-        x,
-        *(add or NOTHING),
-        weight,
-        out,
-        scales,
-        k,
-        eps,
-        add is not None,
-        quant,
-        _block(k),
-        early_launch(),
-        num_warps=row_warps("rms_norm", k),
-        **early(),
-    )
+    tensors = (x, *(add or NOTHING), weight, out, scales)
+    _by_rows(_rms_norm, "rms_norm", n, k, *tensors, k, eps, add is not None, quant)
     return out, scales
 
 
@@ -147,21 +134,8 @@ def layer_norm(
     """x [n, K] += gamma * add, then LayerNorm [n, K]."""
     out = torch.empty_like(x)
     n, k = x.shape
-    _layer_norm[(n,)](
-        x,
-        add,
-        gamma,
-        weight,
-        bias,
-        out,
-        k,
-        eps,
-        add is not None,
-        _block(k),
-        early_launch(),
-        num_warps=row_warps("layer_norm", k),
-        **early(),
-    )
+    tensors = (x, add, gamma, weight, bias, out)
+    _by_rows(_layer_norm, "layer_norm", n, k, *tensors, k, eps, add is not None)
     return out
 
 
@@ -183,17 +157,7 @@ def silu_mul(x: Product, dtype: torch.dtype, quant: str = ""):
     """[n, 2 K], gates first -> (silu(gate) * up [n, K], its scales or None)."""
     n, k = x.values.shape[0], x.values.shape[1] // 2
     out, scales = _empty(x.values[:, :k], quant, dtype)
-    _silu_mul[(n,)](
-        *x,
-        out,
-        scales,
-        k,
-        quant,
-        _block(k),
-        early_launch(),
-        num_warps=row_warps("silu_mul", k),
-        **early(),
-    )
+    _by_rows(_silu_mul, "silu_mul", n, k, *x, out, scales, k, quant)
     return out, scales
 
 
@@ -214,17 +178,7 @@ def quantize_rows(x: Tensor, quant: str = ""):
         return x, None
     out, scales = _empty(x, quant)
     n, k = x.shape
-    _quantize[(n,)](
-        x,
-        out,
-        scales,
-        k,
-        quant,
-        _block(k),
-        early_launch(),
-        num_warps=row_warps("quantize", k),
-        **early(),
-    )
+    _by_rows(_quantize, "quantize", n, k, x, out, scales, k, quant)
     return out, scales
 
 
@@ -264,6 +218,9 @@ def _split_heads(
     q,
     keys,
     values,
+    lengths,
+    step,
+    N,
     S,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -272,17 +229,20 @@ def _split_heads(
     PDL: tl.constexpr,
 ):
     # A program takes BLOCK heads of one position: of queries, then keys, then values.
-    position = tl.program_id(0)
+    at_row = tl.program_id(0)
+    item, position = at_row // N, at_row % N
     head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     half = tl.arange(0, HALF)
     D: tl.constexpr = 2 * HALF
-    row = qkv + position * (HEADS + 2 * KV_HEADS) * D
+    row = qkv + at_row * (HEADS + 2 * KV_HEADS) * D
     if PDL:
         tl.extra.cuda.gdc_wait()
+    if lengths is not None:
+        position += tl.load(lengths + item) + step
     at = head[:, None] * D + half[None, :]
     x, y = tl.load(row + at).to(tl.float32), tl.load(row + at + HALF).to(tl.float32)
     if rows is not None:
-        gain = tl.load(rows + position)
+        gain = tl.load(rows + at_row)
         x *= gain * tl.load(columns + at)
         y *= gain * tl.load(columns + at + HALF)
     a, b = x.to(q.dtype.element_ty), y.to(q.dtype.element_ty)
@@ -292,32 +252,48 @@ def _split_heads(
         a = (x * c - y * s).to(q.dtype.element_ty)
         b = (y * c + x * s).to(q.dtype.element_ty)
     if tl.program_id(1) * BLOCK < HEADS:
-        to = q + (position * HEADS + head[:, None]) * D + half[None, :]
+        to = q + (at_row * HEADS + head[:, None]) * D + half[None, :]
     elif tl.program_id(1) * BLOCK < HEADS + KV_HEADS:
-        to = keys + ((head[:, None] - HEADS) * S + position) * D + half[None, :]
+        first = item * KV_HEADS - HEADS
+        to = keys + ((head[:, None] + first) * S + position) * D + half[None, :]
     else:
-        to = values + ((head[:, None] - HEADS - KV_HEADS) * S + position) * D + half[None, :]
+        first = item * KV_HEADS - HEADS - KV_HEADS
+        to = values + ((head[:, None] + first) * S + position) * D + half[None, :]
     tl.store(to, a)
     tl.store(to + HALF, b)
 
 
-def split_heads(qkv: Product, rotary, keys: Tensor, values: Tensor, heads: int) -> Tensor:
+def split_heads(
+    qkv: Product,
+    rotary,
+    keys: Tensor,
+    values: Tensor,
+    heads: int,
+    lengths: Tensor | None = None,
+    step: int = 0,
+) -> Tensor:
     """Rotates queries and keys and adds keys and values to the cache: queries [heads, n, d].
 
     qkv: [n, (heads + 2 kv_heads) d]; rotary: cos and sin, float32 [positions, d / 2];
-    keys, values: [kv_heads, S, d], filled from position 0.
+    keys, values: [kv_heads, S, d], filled from position 0. Of a batch [B n, ...] and caches
+    [B, kv_heads, S, d] the queries are [B, heads, n, d]; lengths: int32 [B], with `step` where
+    each is filled from.
     """
-    n, (kv_heads, s, d) = qkv.values.shape[0], keys.shape
-    q = keys.new_empty(n, heads, d)
+    rows, (kv_heads, s, d) = qkv.values.shape[0], keys.shape[-3:]
+    q = keys.new_empty(rows, heads, d)
+    n = rows if keys.dim() == 3 else rows // len(keys)
     block = 8
     while heads % block or kv_heads % block:
         block //= 2
-    _split_heads[(n, (heads + 2 * kv_heads) // block)](
+    _split_heads[(rows, (heads + 2 * kv_heads) // block)](
         *qkv,
         *rotary,
         q,
         keys,
         values,
+        lengths,
+        step,
+        n,
         s,
         heads,
         kv_heads,
@@ -327,7 +303,7 @@ def split_heads(qkv: Product, rotary, keys: Tensor, values: Tensor, heads: int) 
         num_warps=4,
         **early(),
     )
-    return q.transpose(0, 1)
+    return q.view(*keys.shape[:-3], n, heads, d).transpose(-2, -3)
 
 
 @triton.jit
@@ -353,6 +329,12 @@ def choose(logits: Tensor, words: Tensor, token: Tensor, x: Tensor, first: int) 
     h = words.shape[1]
     grid = (triton.cdiv(h, 1024),)
     _choose[grid](logits, words, token, x, first, h, len(logits), 1024, num_warps=4)
+
+
+def _by_rows(kernel, name: str, n: int, k: int, *arguments) -> None:
+    """Launches a kernel that takes one of n rows of k numbers a program."""
+    warps = row_warps(name, k)
+    kernel[(n,)](*arguments, _block(k), early_launch(), num_warps=warps, **early())
 
 
 def row_warps(kernel: str, k: int) -> int:

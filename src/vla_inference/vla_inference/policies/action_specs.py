@@ -172,6 +172,8 @@ def spec_from_json(given: Mapping, where: str, usual: ActionSpec | None = None) 
         default is `eef_delta_spec()`. Raises VlaError, which names `where`.
     """
     usual = usual or eef_delta_spec()
+    if not isinstance(given, Mapping):
+        raise VlaError(f"{where} is {given!r:.40}", "see docs/reference.md for what stands there")
     known = {"dt", "parts"} if "parts" in given else {"control", "rotation", "frame", "dt", "dims"}
     if unknown := set(given) - known:
         raise VlaError(

@@ -14,31 +14,48 @@ from typing import Any, Protocol
 import numpy as np
 
 from vla_inference.errors import VlaError
+from vla_inference.options import Holds, option
+from vla_inference.policies.chunking import Continuation
 from vla_inference.types import ActionChunk, ActionSpec, Observation
 
 GREY = 128
 
 
-@dataclass(frozen=True)
-class LoadOptions:
-    """How to run a checkpoint. Empty fields are left to its family.
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How to run a checkpoint. Empty fields are left to its family."""
 
-    device: "cpu", "cuda", "cuda:1"; the usual is CUDA where there is one.
-    dtype: "float32", "bfloat16" or "float16".
-    engine: "plain" is each family's own code; OpenVLA has those of `engines.ENGINES`.
-    vision: "onnx:FOLDER" or "tensorrt:FOLDER" for the vision encoders.
-    quantization: format that weights are rounded to as they are loaded.
-    draft: the last action's tokens are tried first.
-    action_space: name of the statistics to un-normalise with, where there are several.
-    """
+    device: str = option("", "cpu, cuda, cuda:1; default: CUDA if available.")
+    dtype: str = option("", "float32, bfloat16 or float16; default: the device's.")
+    engine: str = option(
+        "",
+        "plain, torch, tvm:FOLDER or mlc:FOLDER; default: torch if it can run.",
+        holds=Holds.ENGINE_FOLDER,
+    )
+    vision: str = option(
+        "", "onnx:FOLDER or tensorrt:FOLDER for the vision encoders.", holds=Holds.ENGINE_FOLDER
+    )
+    quantization: str = option(
+        "", "int4, int4-g32, int8, fp8, q4f16_ft, fp16 ...; default: as stored."
+    )
+    draft: bool = option(False, "Try the last action's tokens first (engine plain).")
 
-    device: str = ""
-    dtype: str = ""
-    engine: str = ""
-    vision: str = ""
-    quantization: str = ""
-    draft: bool = False
-    action_space: str = ""
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions(RunOptions):
+    """How to load a checkpoint: how it is run, and what its actions are scaled by."""
+
+    action_space: str = option(
+        "",
+        "Name of the action statistics, or 'normalized'; default: the only one.",
+        names=("--unnorm-key", "--action-space"),
+    )
+
+    @classmethod
+    def of(cls, run: RunOptions, action_space: str = "") -> LoadOptions:
+        return cls(
+            **{f.name: getattr(run, f.name) for f in fields(RunOptions)}, action_space=action_space
+        )
 
     @classmethod
     def given(cls, **values: Any) -> LoadOptions:
@@ -64,7 +81,8 @@ class Needs:
 
     images: how many an observation holds, in the policy's order.
     state: numbers of the robot's state; 0: none.
-    image_size: height and width in pixels that it brings each image to; None: it takes any.
+    image_size: height and width in pixels that it brings each image to, or, if it takes them as
+        they are, that it was trained with; None: any.
     cameras: names of these images, where the checkpoint says them.
     history: past images of each camera, after the present ones; they count in `images`.
     """
@@ -105,6 +123,7 @@ class Policy(Protocol):
     placement: on which device and by which engine it runs, in words.
     needs, chunk: as in `Contract`.
     action_space: the one that was chosen, of a model that has several.
+    chunking: the forms of real-time chunking that `continue_chunk` can do; none by default.
     """
 
     name: str
@@ -112,6 +131,12 @@ class Policy(Protocol):
     needs: Needs
     chunk: int
     action_space: str | Mapping | None = None
+    chunking: tuple[str, ...] = ()
+
+    @property
+    def contract(self) -> Contract:
+        """Its inputs and outputs; raises as `action_spec` does."""
+        return Contract(self.needs, self.action_spec(), self.chunk)
 
     def action_spec(self) -> ActionSpec:
         """The meaning of its actions; VlaError if an action space must be chosen first."""
@@ -129,12 +154,20 @@ class Policy(Protocol):
         """The next action chunk for one observation."""
         return self.predict([observation])[0]
 
+    def continue_chunk(self, observation: Observation, after: Continuation) -> ActionChunk:
+        """The next action chunk, which goes on from the one that the robot executes now."""
+        raise no_chunking(self, after.chunking.form)
+
     def warm_up(self) -> float:
         """Predicts once on grey images, so that the first real answer is not slow; returns
         milliseconds."""
         begun = time.perf_counter()
         self.act(self.needs.grey())
         return 1e3 * (time.perf_counter() - begun)
+
+    def warm_up_batches(self, most: int) -> None:
+        """The same for predictions of up to `most` observations at once, where that has to be."""
+        return
 
     def close(self) -> None:
         """Releases connections and processes."""
@@ -160,6 +193,15 @@ class Policy(Protocol):
             f"model {self.name} has one action space, {action_space!r:.60} was requested",
             "leave it out",
         )
+
+
+def no_chunking(policy: Policy, form: str) -> VlaError:
+    """What a policy answers to a form of real-time chunking that it cannot do."""
+    can = ", ".join(policy.chunking)
+    return VlaError(
+        f"model {policy.name} takes no chunking {form!r}",
+        f"it takes {can}" if can else "leave it empty: only flow-matching models take it",
+    )
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,12 @@ from vla_inference.system.plugins import find_plugins, load_plugin
 
 GROUP = "vla.policies"
 FAMILIES = {
-    "openpi": "vla_inference.policies.openpi.family",  # by address alone
+    "act": "vla_inference.policies.act.family",
+    "openpi": "vla_inference.serving.openpi.client.family",  # by address alone
     "openvla": "vla_inference.policies.openvla.family",
+    "pi0": "vla_inference.policies.pi05.family",
+    "pi05": "vla_inference.policies.pi05.family",
+    "smolvla": "vla_inference.policies.smolvla.family",
 }
 
 

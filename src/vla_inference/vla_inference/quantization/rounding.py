@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vla_inference.errors import VlaError
 from vla_inference.quantization.formats import Format
 from vla_inference.quantization.linear import FP8_MAX, QuantLinear, pack
-from vla_inference.quantization.swap import put, quantisable
+from vla_inference.quantization.swap import WHERE, put, quantisable
 
 FURTHEST_ZERO = 2048.0  # codes; up to here float16 has all whole numbers
 
@@ -109,7 +109,9 @@ def _best_scale(w: Tensor, scale: Tensor, steps: int = 16) -> Tensor:
     return best
 
 
-def quantize_model(model: nn.Module, format: Format, method: str = "hqq") -> None:
-    """Quantises the decoder's linear layers, one at a time."""
-    for name, layer in quantisable(model):
+def quantize_model(
+    model: nn.Module, format: Format, method: str = "hqq", where: str = WHERE
+) -> None:
+    """Quantises the linear layers of the decoder, or of another module, one at a time."""
+    for name, layer in quantisable(model, where):
         put(model, name, quantize_linear(layer, format, method, f"{name}.weight"))

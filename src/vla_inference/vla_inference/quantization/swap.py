@@ -14,11 +14,11 @@ from vla_inference.quantization.linear import QuantLinear
 WHERE = "language_model.model.layers"
 
 
-def quantisable(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+def quantisable(model: nn.Module, where: str = WHERE) -> Iterator[tuple[str, nn.Linear]]:
     """The layers that can be quantised, by name."""
-    for name, module in list(model.get_submodule(WHERE).named_modules()):
+    for name, module in list(model.get_submodule(where).named_modules()):
         if isinstance(module, nn.Linear):
-            yield f"{WHERE}.{name}", module
+            yield f"{where}.{name}", module
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -13,7 +13,7 @@ from rclpy.publisher import Publisher
 from sensor_msgs.msg import CompressedImage, Image
 
 from vla_inference.errors import VlaError
-from vla_inference.inputs.video_sources import Frame, Source, open_source
+from vla_inference.inputs.video_sources import ImageSource, SourceFrame, open_source
 from vla_inference.options import option
 from vla_inference.ros import diagnostics, qos
 from vla_inference.ros.images import rgb_to_compressed, rgb_to_image
@@ -45,7 +45,7 @@ class CameraNode(ManagedNode):
         super().__init__(name, CameraConfig, **kwargs)
         self._config = CameraConfig()
         self.exit_status: int | None = None
-        self._source: Source | None = None
+        self._source: ImageSource | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._publisher: Publisher | None = None
@@ -80,7 +80,7 @@ class CameraNode(ManagedNode):
             self.destroy_publisher(self._publisher)
             self._publisher = None
 
-    def _open(self) -> Source:
+    def _open(self) -> ImageSource:
         return open_source(self._config.source, rate=self._config.rate)
 
     def _close(self) -> None:
@@ -90,7 +90,7 @@ class CameraNode(ManagedNode):
 
     # -- in the thread ------------------------------------------------------------------------
 
-    def _run(self, source: Source) -> None:
+    def _run(self, source: ImageSource) -> None:
         period, due = 1.0 / self._config.rate, time.monotonic()
         try:
             while not self._stop.is_set():
@@ -120,7 +120,7 @@ class CameraNode(ManagedNode):
         if not self._stop.is_set():
             self.exit_status = 0
 
-    def _publish(self, frame: Frame) -> None:
+    def _publish(self, frame: SourceFrame) -> None:
         """Publishes with the current time as the stamp, so that recordings look live."""
         stamp, frame_id = self.get_clock().now().to_msg(), self._config.frame_id
         raw = self._config.image_transport == "raw"

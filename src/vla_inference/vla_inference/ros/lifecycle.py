@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -89,6 +89,11 @@ class ManagedNode(Guarded, LifecycleNode):
         self._survive_wrong_transitions()
         if self.TASK:
             diagnostics.Diagnostics(self, self.TASK, self._diagnose)
+
+    def declare_more(self, *configs: type, prefix: str = "", read_only: bool = False) -> None:
+        """Declares further parameters, which are read when the node is configured."""
+        parameters.declare(self, *configs, prefix=prefix, read_only=read_only)
+        self._read_at_configure |= {prefix + name for name in parameters.fields_of(*configs)}
 
     # -- what subclasses fill in --------------------------------------------------------------
 
@@ -236,34 +241,9 @@ class ManagedNode(Guarded, LifecycleNode):
 # -- running one in a process -----------------------------------------------------------------
 
 
-class _Signals:
-    """SIGINT and SIGTERM ask to stop; only inside `interruptible` do they raise.
-
-    Ctrl-C may come twice (from the terminal and from launch): the second must not disturb the
-    shutting down that the first began.
-    """
-
-    def __init__(self):
-        self.asked = False
-        self.depth = 0
-
-    def __call__(self, number, frame) -> None:
-        first, self.asked = not self.asked, True
-        if first and self.depth:
-            raise KeyboardInterrupt
-
-
-_signals = _Signals()
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Let Ctrl-C raise KeyboardInterrupt in here: for loading and other long work."""
-    _signals.depth += 1
-    try:
-        yield
-    finally:
-        _signals.depth -= 1
+TEARDOWN = 5.0  # s that the middleware may take to end
+_signals = interrupts.StopSignals()
+interruptible, deferred = _signals.interruptible, _signals.deferred
 
 
 def spin_node(factory: Callable[[], ManagedNode], args: Sequence[str] | None = None) -> int:
@@ -272,7 +252,7 @@ def spin_node(factory: Callable[[], ManagedNode], args: Sequence[str] | None = N
     0 after a clean end, 2 if its parameters or its start were refused, 1 after an internal error.
     A node may end itself by setting `exit_status`.
     """
-    _signals.asked = False
+    _signals.number = 0
     previous = {n: signal.signal(n, _signals) for n in (signal.SIGINT, signal.SIGTERM)}
     interrupts.release()
     node = None
@@ -295,7 +275,7 @@ def spin_node(factory: Callable[[], ManagedNode], args: Sequence[str] | None = N
     for number, handler in previous.items():
         # After a Ctrl-C the process is about to end, and Python's own end takes a while: with any
         # handler but this one it puts the default back, and a second Ctrl-C would be its status.
-        signal.signal(number, signal.SIG_IGN if _signals.asked else handler)
+        signal.signal(number, signal.SIG_IGN if _signals.number else handler)
     sys.stdout.flush()
     sys.stderr.flush()
     if any(t.daemon and t is not threading.current_thread() for t in threading.enumerate()):
@@ -312,7 +292,7 @@ def _spin(node: ManagedNode) -> int:
         started = not node.get_parameter("autostart").value or node.start()
         if not started and node.get_parameter("end_on_failure").value:
             return 2
-        while not _signals.asked and getattr(node, "exit_status", None) is None:
+        while not _signals.number and getattr(node, "exit_status", None) is None:
             # Signals don't wake the wait: a tenth of a second is how late we may notice.
             executor.spin_once(timeout_sec=0.1)
         return getattr(node, "exit_status", None) or 0
@@ -326,10 +306,13 @@ def _close(node: ManagedNode | None) -> None:
             node.trigger_shutdown()
         except Exception:  # in the middle of a transition, or the context has gone
             node._release()
-        with contextlib.suppress(Exception):  # the context may have gone, here and below
-            node.destroy_node()
-    with contextlib.suppress(Exception):
-        rclpy.try_shutdown()
+    # Fast DDS may hang while another participant's lease ends (eProsima/Fast-DDS#6502).
+    with interrupts.ended_within(TEARDOWN):
+        if node is not None:
+            with contextlib.suppress(Exception):  # the context may have gone, here and below
+                node.destroy_node()
+        with contextlib.suppress(Exception):
+            rclpy.try_shutdown()
 
 
 def _complain(error: Exception) -> int:

@@ -21,6 +21,10 @@ def image_transport() -> str:
     return option("raw", help, choices=("raw", "compressed"))
 
 
+def seconds(default: float, help: str, live: bool = False) -> float:
+    return option(default, help, low=0, high=3600, live=live)
+
+
 def fields_of(*configs: type) -> dict[str, tuple[Field, Option]]:
     """The parameters by name; two configs may share one if both declare it the same."""
     found: dict[str, tuple[Field, Option]] = {}
@@ -41,14 +45,17 @@ def defaults(*configs: type) -> dict[str, Any]:
     return {name: _to_ros(field.default) for name, (field, _) in fields_of(*configs).items()}
 
 
-def declare(node: Node, *configs: type, **descriptor: Any) -> None:
-    """Declare all of them; rclpy itself refuses what is out of range or of another type."""
+def declare(node: Node, *configs: type, prefix: str = "", **descriptor: Any) -> None:
+    """Declare all of them; rclpy itself refuses what is out of range or of another type.
+
+    prefix: of their names, such as "left_arm.".
+    """
     for name, (field, about) in fields_of(*configs).items():
         described = ParameterDescriptor(description=about.help, **descriptor)
         described.additional_constraints = " or ".join(about.choices)
         if about.low is not None and about.high is not None and not described.dynamic_typing:
             _set_range(described, field.default, about.low, about.high)
-        node.declare_parameter(name, _to_ros(field.default), described)
+        node.declare_parameter(prefix + name, _to_ros(field.default), described)
 
 
 def _set_range(described: ParameterDescriptor, default: Any, low: float, high: float) -> None:

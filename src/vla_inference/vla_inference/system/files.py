@@ -273,6 +273,20 @@ def writable(
         ) from error
 
 
+def replaceable(output: Path, overwrite: bool, mark: str, kind: str) -> None:
+    """Refuses a folder to write that exists, unless it may be overwritten and is of that kind.
+
+    mark: the file that every folder of this kind holds.
+    """
+    writable(output, "new folder")
+    if not output.exists():
+        return
+    if not overwrite:
+        raise VlaError(f"{output} already exists", "choose another or give --overwrite")
+    if not output.is_dir() or (any(output.iterdir()) and not (output / mark).is_file()):
+        raise VlaError(f"{output} is not a {kind}", "it is not overwritten: choose another")
+
+
 def being_written(path: Path) -> list[Path]:
     """Hidden folders of processes that are now writing `path`."""
     found = []

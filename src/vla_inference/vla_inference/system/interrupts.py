@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import faulthandler
 import importlib
 import os
 import signal
@@ -45,9 +46,58 @@ def handled(
             signal.signal(number, previous)
 
 
+class StopSignals:
+    """Handles SIGINT and SIGTERM: they ask to stop, and raise only inside `interruptible`.
+
+    Ctrl-C may come twice (from the terminal and from launch): the second must not disturb the
+    shutting down that the first began. number: of the first signal; 0: none came.
+    """
+
+    def __init__(self) -> None:
+        self.number = self._depth = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        first, self.number = not self.number, self.number or number
+        if first and self._depth:
+            # What is half built at this moment complains when it is let go of.
+            sys.unraisablehook = lambda _: None
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Lets a signal raise KeyboardInterrupt in here: for loading and other long work."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within `interruptible`: a signal raises at the end of this block, when what it made has
+        an owner that puts it away."""
+        depth, self._depth = self._depth, 0
+        try:
+            yield
+        finally:
+            self._depth = depth
+        if self.number and depth:
+            raise KeyboardInterrupt
+
+
 def end_with_parent(number: int = signal.SIGTERM) -> None:
     """In a child, before it becomes its program: this signal when the parent ends, however."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
+
+
+@contextmanager
+def ended_within(seconds: float) -> Iterator[None]:
+    """Ends the process, status 1, where this block hangs, even in code with Python's lock."""
+    faulthandler.dump_traceback_later(seconds, exit=True)  # it tells on stderr where that was
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def exit_at_once(status: int) -> NoReturn:

@@ -27,6 +27,7 @@ except Exception as error:
 def why_not(way: str) -> str:
     """Why no frame can be rendered with MUJOCO_GL=`way`; empty: it can. way "": unset."""
     env = {**os.environ, "MUJOCO_GL": way}
+    env.pop("PYOPENGL_PLATFORM", None)  # MuJoCo sets it to the way that this process draws
     try:
         done = subprocess.run(
             [sys.executable, "-c", FRAME], capture_output=True, text=True, env=env, timeout=60

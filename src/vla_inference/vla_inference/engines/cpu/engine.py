@@ -17,14 +17,14 @@ from vla_inference.engines.base import Engine, Vision
 from vla_inference.engines.cpu.linear import packs
 from vla_inference.engines.cpu.llama import CpuLlama
 from vla_inference.engines.cpu.vision import CpuVision
-from vla_inference.policies.openvla.model import VLA
+from vla_inference.openvla.model import VLA
 
 COPIED = 2 << 30  # bytes of weights
 PROMPT = 32  # tokens of text that products are laid out for; others work as well
 
 
 class CpuEngine(Engine):
-    """The CPU engine; see the module. packed: as for `Product`; None: if oneDNN can."""
+    """The CPU engine; see the module. packed: as for `PackedLinear`; None: if oneDNN can."""
 
     name = "torch"
 

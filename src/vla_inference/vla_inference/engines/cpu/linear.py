@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 from vla_inference.quantization import QuantLinear
 
-AFTER = {"none": lambda y: y, "gelu": F.gelu, "swish": F.silu}  # as oneDNN calls them
+AFTER = {
+    "none": lambda y: y,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "swish": F.silu,
+}  # as oneDNN calls them
 
 
 def packs(dtype: torch.dtype) -> bool:
@@ -29,7 +34,7 @@ def packs(dtype: torch.dtype) -> bool:
     )
 
 
-class Product:
+class PackedLinear:
     """y = x W^T + b for layers that read the same input.
 
     reads, writes: scales folded into the inputs [K] and the outputs [N].

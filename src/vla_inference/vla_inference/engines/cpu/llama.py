@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vla_inference.engines.cpu.linear import Product
-from vla_inference.policies.openvla.config import LlamaConfig
-from vla_inference.policies.openvla.llama import Layer, rotary
-from vla_inference.policies.openvla.model import VLA
+from vla_inference.engines.cpu.linear import PackedLinear
+from vla_inference.openvla.config import LlamaConfig
+from vla_inference.openvla.llama import Layer, rotary
+from vla_inference.openvla.model import VLA
 
 # Keys and values of each layer [layers, 2, B, positions, heads, head_dim] and how many there are.
 Cache = tuple[Tensor, int]
@@ -27,7 +27,7 @@ class CpuLayer:
         first, second = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
         keys = pairs(c.num_key_value_heads, c.head_dim)
         both = torch.cat([keys, torch.arange(len(keys), 2 * len(keys))])
-        product = partial(Product, rows=rows, dtype=first.dtype, packed=packed)
+        product = partial(PackedLinear, rows=rows, dtype=first.dtype, packed=packed)
         queries = pairs(c.num_attention_heads, c.head_dim)
         self.q = product([a.q_proj], reads=first, order=queries)
         self.kv = product([a.k_proj, a.v_proj], reads=first, order=both)
@@ -38,7 +38,7 @@ class CpuLayer:
 
 
 class CpuLlama:
-    """The decoder on CPU. rows: usual number of positions per pass. packed: as for `Product`."""
+    """The decoder on CPU. rows: usual positions per pass. packed: as for `PackedLinear`."""
 
     def __init__(self, model: VLA, rows: int, packed: bool | None = None):
         self.c, llama = model.config.llm, model.language_model.model

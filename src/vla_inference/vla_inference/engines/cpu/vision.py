@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vla_inference.engines.cpu.linear import Product
-from vla_inference.policies.openvla.config import VisionEncoderConfig
-from vla_inference.policies.openvla.model import VLA
-from vla_inference.policies.openvla.vision import EPS, Block, ConvStem, VisionEncoder
+from vla_inference.engines.cpu.linear import PackedLinear
+from vla_inference.openvla.config import VisionEncoderConfig
+from vla_inference.openvla.model import VLA
+from vla_inference.openvla.vision import EPS, Block, ConvStem, VisionEncoder
 
 LAST = torch.channels_last
 
@@ -19,7 +19,7 @@ LAST = torch.channels_last
 class CpuBlock:
     def __init__(self, block: Block, rows: int, packed: bool | None):
         a, m, dtype = block.attn, block.mlp, block.norm1.weight.dtype
-        product = partial(Product, rows=rows, dtype=dtype, packed=packed)
+        product = partial(PackedLinear, rows=rows, dtype=dtype, packed=packed)
         self.norm1, self.norm2, self.heads = block.norm1, block.norm2, a.heads
         self.qkv = product([a.qkv])
         scale = [getattr(s, "scale_factor", None) for s in (block.ls1, block.ls2)]
@@ -43,7 +43,7 @@ class CpuVisionEncoder:
         rows = c.num_patches + c.prefix_tokens
         embed = encoder.patch_embed
         self.convs: list[tuple[nn.Conv2d, Tensor, nn.GroupNorm]] = []
-        self.proj: Product | None = None
+        self.proj: PackedLinear | None = None
         if isinstance(embed, ConvStem):
             for conv, group, _ in zip(*[iter(embed.convs)] * 3, strict=True):
                 weight = conv.weight.detach().contiguous(memory_format=LAST)
@@ -51,7 +51,7 @@ class CpuVisionEncoder:
             flat = nn.Linear(embed.proj.in_channels, c.embed_dim)
             flat.weight = nn.Parameter(embed.proj.weight.detach().flatten(1), False)
             flat.register_parameter("bias", embed.proj.get_parameter("bias"))
-            self.proj = Product([flat], c.num_patches, flat.weight.dtype, packed=packed)
+            self.proj = PackedLinear([flat], c.num_patches, flat.weight.dtype, packed=packed)
         self.blocks = [CpuBlock(block, rows, packed) for block in encoder.blocks]
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class CpuVision:
         rows = c.head.num_images * c.num_patches
         layers = [getattr(projector, f"fc{i + 1}") for i in range(projector.layers)]
         self.dtype = self.encoders[0].encoder.pos_embed.dtype
-        self.projector = [Product([y], rows, self.dtype, packed=packed) for y in layers]
+        self.projector = [PackedLinear([y], rows, self.dtype, packed=packed) for y in layers]
         mean, std = (torch.tensor([getattr(t, n) for t in c.encoders]) for n in ("mean", "std"))
         self.scale, self.shift = 1 / (255 * std), -mean / std  # [vision encoders, 3]
 

@@ -1,7 +1,8 @@
 """The CUDA engine: fused weights, static buffers, CUDA graphs.
 
-For one observation at a time; batches take the plain path over the same weights. A graph belongs
-to a context length: a longer or shorter instruction is captured when it first comes.
+One observation at a time has graphs for its context length: a longer or shorter instruction is
+captured when it first comes. Batches go by `batch`; those of OpenVLA-OFT by the plain path over
+the same weights, past the vision encoders.
 """
 
 from __future__ import annotations
@@ -15,10 +16,19 @@ import torch
 from torch import Tensor
 
 from vla_inference.engines.base import Engine, Vision
+from vla_inference.engines.cuda.batch import (
+    DECODE,
+    VISION,
+    BatchDecoder,
+    BatchVision,
+    round_up,
+    rounded,
+    sizes,
+)
 from vla_inference.engines.cuda.head import CudaHead
 from vla_inference.engines.cuda.llama import CudaLlama
 from vla_inference.engines.cuda.vision import CudaVision
-from vla_inference.policies.openvla.model import VLA
+from vla_inference.openvla.model import VLA
 
 KEPT = 32  # captured context lengths
 PROMPT = 256  # tokens of text that fit the buffers; longer ones take the plain path
@@ -70,12 +80,18 @@ class CudaEngine(Engine):
         self._pool = torch.cuda.graph_pool_handle()
         self._chunk: tuple[Tensor, Tensor] | None = None
         self.head = CudaHead(model.action_head) if c.head.type == "l1" else None
+        self.pads = c.head.decoding == "autoregressive"
+        self.batches = sizes()
+        self._batch_vision: BatchVision | None = None
+        self._batch_decoder: BatchDecoder | None = None
 
     # -- from the host to the context ---------------------------------------------------------
 
     @torch.inference_mode()
     def observe(self, ids: Tensor, images: Tensor, proprio: Tensor | None = None) -> Tensor:
-        if len(ids) > 1 or ids.shape[1] > PROMPT or not self.own_vision:
+        if len(ids) > 1 and self.own_vision:
+            return self._observe_batch(ids, images, proprio)
+        if ids.shape[1] > PROMPT or not self.own_vision:
             return super().observe(ids, images, proprio)
         n = ids.shape[1]
         if ids is not self._asked:  # a sentence's ids are made once
@@ -99,11 +115,30 @@ class CudaEngine(Engine):
         length = sum(p.shape[1] for p in parts)
         return torch.cat(parts, dim=1, out=self._context[:, :length])
 
+    def _observe_batch(self, ids: Tensor, images: Tensor, proprio: Tensor | None) -> Tensor:
+        vision, size = self._batch_vision, rounded(len(ids))
+        if vision is None or vision.size < size:
+            self._drop(VISION)
+            assert self.encoders is not None
+            vision = BatchVision(self.config, self.encoders, self._replay, size)
+            self._batch_vision = vision
+        text = self.model.embed_tokens(ids)
+        parts = [text[:, :1], vision(images)]
+        if self.config.head.proprio_dim:
+            assert proprio is not None  # a policy refuses observations without it
+            parts.append(self.model.embed_proprio(proprio.to(self.device, self.dtype)))
+        return torch.cat([*parts, text[:, 1:]], dim=1)
+
     # -- from the context to the action -------------------------------------------------------
 
     @torch.inference_mode()
-    def generate(self, context: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        if len(context) > 1 or context.shape[1] > self.longest:
+    def generate(
+        self, context: Tensor, lengths: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        if len(context) > 1:
+            yield from self._generate_batch(context, lengths)
+            return
+        if context.shape[1] > self.longest:
             yield from super().generate(context)
             return
         n = context.shape[1]
@@ -114,6 +149,22 @@ class CudaEngine(Engine):
         self._captured(("decode", n), lambda: self._decode(n)).replay()
         for i in range(1, self.config.head.action_dim):
             yield self._tokens[i], self._hidden[i : i + 1]
+
+    def _generate_batch(
+        self, context: Tensor, lengths: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        (b, n, _), steps = context.shape, self.config.head.action_dim
+        decoder, size, positions = self._batch_decoder, rounded(b), round_up(n + steps)
+        if decoder is None or decoder.size < size or decoder.positions < positions:
+            if decoder is not None:
+                size, positions = max(size, decoder.size), max(positions, decoder.positions)
+            self._drop(DECODE)
+            self._batch_decoder = decoder = None  # before another cache is made
+            decoder = BatchDecoder(self.llama, self._replay, size, positions, steps)
+            self._batch_decoder = decoder
+        if lengths is None:
+            lengths = torch.full((b,), n, device=self.device)
+        yield from decoder.generate(context, lengths)
 
     def _prefill(self, n: int) -> None:
         self._read(self.llama.prefill(self._context[0, :n].clone()), 0, self._first)
@@ -160,6 +211,13 @@ class CudaEngine(Engine):
 
     # -- graphs -------------------------------------------------------------------------------
 
+    def _replay(self, key: tuple, work: Callable[[], Any]) -> Any:
+        return self._captured(key, work).replay()
+
+    def _drop(self, kind: str) -> None:
+        for key in [k for k in self._graphs if k[0] == kind]:
+            del self._graphs[key]
+
     def _captured(self, key: tuple, work: Callable[[], Any]) -> Captured:
         if key in self._graphs:
             self._graphs.move_to_end(key)
@@ -177,6 +235,9 @@ class CudaEngine(Engine):
         while len(self._graphs) > 3 * KEPT:  # observe, prefill, decode
             self._graphs.popitem(last=False)
         return self._graphs[key]
+
+
+make = CudaEngine  # by this name the registry finds the engine of any device
 
 
 def usual_matmul_by() -> str:

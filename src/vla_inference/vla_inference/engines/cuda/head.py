@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vla_inference.kernels.layers import layer_norm
-from vla_inference.policies.openvla.heads import L1ActionHead
+from vla_inference.openvla.heads import L1ActionHead
 
 
 class CudaHead:

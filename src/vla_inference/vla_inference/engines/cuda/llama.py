@@ -14,14 +14,15 @@ from vla_inference.kernels.activation_quant import encode
 from vla_inference.kernels.attention import Attend, attention
 from vla_inference.kernels.launch_settings import tuned
 from vla_inference.kernels.layers import (
+    Product,
     choose,
     quantize_rows,
     rms_norm,
     silu_mul,
     split_heads,
 )
-from vla_inference.policies.openvla.llama import Layer, rotary
-from vla_inference.policies.openvla.model import VLA
+from vla_inference.openvla.llama import Layer, rotary
+from vla_inference.openvla.model import VLA
 
 
 class FusedLayer:
@@ -36,6 +37,15 @@ class FusedLayer:
         self.norm1 = layer.input_layernorm.weight.float()
         self.norm2 = layer.post_attention_layernorm.weight.float()
         self.inner = m.down_proj.in_features
+        self.dtype = dtype
+
+    def after_attention(self, x: Tensor, y: Tensor, eps: float) -> Product:
+        """What the layer adds to the residual x [n, H] (which takes up the attention's part), from
+        the heads' results y on."""
+        add = self.o.matmul(*quantize_rows(y, self.o.activations))
+        normed, scales = rms_norm(x, add, self.norm2, eps, self.gate_up.activations)
+        inner = silu_mul(self.gate_up.matmul(normed, scales), self.dtype, self.down.activations)
+        return self.down.matmul(*inner)
 
 
 class CudaLlama:
@@ -139,10 +149,7 @@ class CudaLlama:
         q = split_heads(layer.qkv.matmul(normed, scales), self.rotary, keys, values, self.heads)
         y = attention(q, keys[:, :n], values[:, :n], causal)[kept]
         x = x[kept]
-        y = layer.o.matmul(*quantize_rows(y, layer.o.activations))
-        normed, scales = rms_norm(x, y, layer.norm2, self.eps, layer.gate_up.activations)
-        y = layer.gate_up.matmul(normed, scales)
-        return x, layer.down.matmul(*silu_mul(y, self.dtype, layer.down.activations))
+        return x, layer.after_attention(x, y, self.eps)
 
     def _decode_layer(
         self, i, layer: FusedLayer, x: Tensor, position: int, alone: bool = False

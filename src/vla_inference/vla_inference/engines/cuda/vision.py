@@ -8,60 +8,65 @@ from torch import Tensor
 
 from vla_inference.kernels.attention import attention
 from vla_inference.kernels.layers import gelu_, layer_norm
-from vla_inference.policies.openvla.model import VLA
-from vla_inference.policies.openvla.vision import EPS, PatchEmbed, Projector, VisionEncoder
+from vla_inference.openvla.model import VLA
+from vla_inference.openvla.vision import EPS, PatchEmbed, Projector, VisionEncoder
 
 
 class CudaVisionEncoder:
-    """A vision encoder's blocks on [n, D] of one image, with its own weights."""
+    """A vision encoder's blocks, with its own weights, on the rows [I * n, D] of all images."""
 
     def __init__(self, encoder: VisionEncoder):
         self.encoder = encoder
 
-    def __call__(self, image: Tensor) -> Tensor:  # [3, S, S] -> [patches, D]
-        t = self.encoder
-        x = self._patches(image) + t.pos_embed[0]
-        prefix = [p[0] for p in (t.cls_token, t.reg_token) if p is not None]
-        x = torch.cat([*prefix, x]) if prefix else x.contiguous()
+    def __call__(self, images: Tensor) -> Tensor:  # [I, 3, S, S] -> [I, patches, D]
+        t, count = self.encoder, len(images)
+        x = self._patches(images) + t.pos_embed
+        prefix = [p.expand(count, -1, -1) for p in (t.cls_token, t.reg_token) if p is not None]
+        x = torch.cat([*prefix, x], 1) if prefix else x.contiguous()
+        n, x = x.shape[1], x.flatten(0, 1)
         add = gamma = None
         for block in t.blocks:
             a, m = block.attn, block.mlp
             y = layer_norm(x, add, gamma, block.norm1.weight, block.norm1.bias, EPS)
-            add = a.proj(attention(*a.qkv(y).view(len(x), 3, a.heads, -1).permute(1, 2, 0, 3)))
+            qkv = a.qkv(y).view(count, n, 3, a.heads, -1).permute(2, 0, 3, 1, 4)
+            add = a.proj(attention(*qkv))
             gamma = getattr(block.ls1, "scale_factor", None)
             y = layer_norm(x, add, gamma, block.norm2.weight, block.norm2.bias, EPS)
             add = m.fc2(gelu_(m.fc1(y)))
             gamma = getattr(block.ls2, "scale_factor", None)
         if add is not None:
             x = x + (add if gamma is None else add * gamma)
-        return x[t.prefix :]
+        return x.view(count, n, -1)[:, t.prefix :]
 
-    def _patches(self, image: Tensor) -> Tensor:
+    def _patches(self, images: Tensor) -> Tensor:
         embed = self.encoder.patch_embed
         if not isinstance(embed, PatchEmbed):
-            return embed(image[None])[0]
+            return embed(images)
         # A convolution whose windows don't overlap is a product.
         d, c, p, _ = embed.proj.weight.shape
-        side = image.shape[-1] // p
-        cut = image.view(c, side, p, side, p).permute(1, 3, 0, 2, 4).reshape(side * side, -1)
+        count, side = len(images), images.shape[-1] // p
+        cut = images.view(count, c, side, p, side, p).permute(0, 2, 4, 1, 3, 5)
+        cut = cut.reshape(count, side * side, -1)
         # 3 x 14 x 14 inputs are no multiple of 8, which the fast products want.
-        spare = -cut.shape[1] % 8
+        spare = -cut.shape[-1] % 8
         weight = F.pad(embed.proj.weight.view(d, -1), (0, spare))
         return F.linear(F.pad(cut, (0, spare)), weight, embed.proj.bias)
 
 
 class CudaVision:
-    """Normalised images [1, images * vision encoders * 3, S, S] -> embeddings [1, P, H]"""
+    """Normalised images [B, images * vision encoders * 3, S, S] -> embeddings [B, P, H]"""
 
     def __init__(self, model: VLA):
         backbone = model.vision_backbone
         self.encoders = [CudaVisionEncoder(getattr(backbone, key)) for key in backbone.keys]
         self.projector: Projector = model.projector
+        weight = model.projector.fc1.weight
+        self.device, self.dtype = weight.device, weight.dtype
         self.streams = [torch.cuda.Stream() for _ in self.encoders[1:]]
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        images = pixels[0].split(3)
-        encoders = len(self.encoders)
+        # [B, images, encoders, 3, S, S]
+        each = pixels.unflatten(1, (-1, len(self.encoders), 3))
         features = []
         here = torch.cuda.current_stream()
         for stream in self.streams:
@@ -69,10 +74,10 @@ class CudaVision:
         # The vision encoders don't need each other, and neither fills the chip.
         for i, encoder in enumerate(self.encoders):
             with torch.cuda.stream(self.streams[i - 1] if i else here):
-                features.append(torch.cat([encoder(p) for p in images[i::encoders]]))
+                features.append(encoder(each[:, :, i].flatten(0, 1).contiguous()))
         for stream in self.streams:
             here.wait_stream(stream)
-        x = self.projector.fc1(torch.cat(features, dim=1))
+        x = self.projector.fc1(torch.cat(features, dim=-1))
         for i in range(2, self.projector.layers + 1):
             x = getattr(self.projector, f"fc{i}")(gelu_(x))
-        return x[None]
+        return x.view(len(pixels), -1, x.shape[-1])

@@ -18,19 +18,19 @@ from torch import Tensor
 
 from vla_inference.checkpoints.load import load_config, load_tokenizer
 from vla_inference.checkpoints.openvla_compat import checkpoint_name
+from vla_inference.checkpoints.safetensors_io import Tensors
 from vla_inference.checkpoints.save import save_checkpoint
 from vla_inference.engines.compiled import (
-    Tensors,
     check_free,
     chip,
+    digest_of,
     host_triple,
-    language_digest,
     new_folder,
     write_record,
 )
 from vla_inference.engines.tvm.runtime import import_runtime
 from vla_inference.errors import VlaError
-from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.openvla.config import ModelConfig
 
 INSTALL = (
     "build it for your board (https://llm.mlc.ai/docs/install/mlc_llm.html), take a container "
@@ -137,13 +137,13 @@ def compile_checkpoint(
         record = {
             "engine": "mlc",
             "model": checkpoint_name(checkpoint),
-            "digest": language_digest(Tensors(checkpoint), config),
+            "digest": digest_of("mlc", checkpoint, config),
             "target": here,
             "host": host_triple(),
             "tvm": tvm.__version__,
             "quantization": quantization,
         }
-        return write_record(folder, record, sorted(p.name for p in folder.iterdir()))
+        return write_record(folder, record)
 
 
 def _run(command: list[str]) -> None:

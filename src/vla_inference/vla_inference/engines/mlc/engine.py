@@ -18,20 +18,11 @@ import torch
 from torch import Tensor
 
 from vla_inference.checkpoints.safetensors_io import read_json
-from vla_inference.engines.base import Engine, Vision
-from vla_inference.engines.compiled import (
-    RECORD,
-    Tensors,
-    chip,
-    host_triple,
-    language_digest,
-    read_record,
-    require,
-)
+from vla_inference.engines.base import Engine
+from vla_inference.engines.compiled import RECORD, chip, fitting_record, host_triple
 from vla_inference.engines.tvm.runtime import PagedCache, TvmRunner, import_runtime, load_library
 from vla_inference.errors import CheckpointError, VlaError
-from vla_inference.policies.openvla.config import ModelConfig
-from vla_inference.policies.openvla.model import VLA
+from vla_inference.openvla.config import ModelConfig
 
 CACHE = "tensor-cache.json"
 OLD_CACHE = "ndarray-cache.json"
@@ -39,29 +30,8 @@ CREATORS = ("create_tir_paged_kv_cache", "create_flashinfer_paged_kv_cache")
 AGAIN = "make it again by mlc_llm"
 
 
-def make(
-    model: VLA,
-    folder: str | os.PathLike,
-    vision: Vision | None = None,
-    checkpoint: str | os.PathLike | None = None,
-) -> Engine:
-    """The engine that runs `folder` instead of the model's Llama and lm_head."""
-    if model.config.head.decoding == "parallel":
-        raise VlaError(
-            "a library of mlc_llm decodes one token after the other, this model all at once",
-            "use engine tvm",
-        )
-    device = model.language_model.model.embed_tokens.weight.device
-    return MlcEngine(model, MlcLanguage(folder, device, model.config, checkpoint), vision)
-
-
 class MlcEngine(Engine):
     """The engine on a library of mlc_llm; `hidden` is logits here: [..., vocabulary]."""
-
-    name = "mlc"
-
-    def __init__(self, model: VLA, language: MlcLanguage, vision: Vision | None):
-        super().__init__(model, vision=vision, language=language)
 
     def action_logits(self, hidden: Tensor) -> Tensor:
         end = self.config.action_vocab_end
@@ -81,15 +51,17 @@ class MlcLanguage(TvmRunner):
         config: ModelConfig,
         checkpoint: str | os.PathLike | None = None,
     ):
+        if config.head.decoding == "parallel":
+            raise VlaError(
+                "a library of mlc_llm decodes one token after the other, this model all at once",
+                "use engine tvm",
+            )
         folder = Path(folder)
         library = _library(folder)
         tvm = import_runtime(device)
         if (folder / RECORD).is_file():  # made by `vla compile`, which keeps a record
-            record = read_record(folder, "mlc")
-            require(folder, record, target=chip(device), host=host_triple(), tvm=tvm.__version__)
-            if checkpoint is not None:
-                digest = language_digest(Tensors(Path(checkpoint)), config)
-                require(folder, record, digest=digest)
+            here = {"target": chip(device), "host": host_triple(), "tvm": tvm.__version__}
+            fitting_record(folder, "mlc", config, checkpoint, **here)
         super().__init__(tvm, load_library(tvm, library), device, config)
         self.metadata = self._metadata(library)
         # What the names q4f16_1, q0f32 say after the weights

@@ -20,7 +20,7 @@ from tvm.s_tir import dlight as dl
 from tvm.support import nvcc
 
 from vla_inference.errors import VlaError
-from vla_inference.policies.openvla.config import LlamaConfig
+from vla_inference.openvla.config import LlamaConfig
 
 CREATE_CACHE = "create_tir_paged_kv_cache"
 CACHE_SIZES = (

@@ -23,17 +23,17 @@ from torch import Tensor, nn
 
 from vla_inference.checkpoints.load import load_config
 from vla_inference.checkpoints.openvla_compat import checkpoint_name
+from vla_inference.checkpoints.safetensors_io import Tensors
 from vla_inference.engines.compiled import (
-    Tensors,
     check_free,
+    digest_of,
     host_triple,
-    language_digest,
     new_folder,
     write_record,
 )
-from vla_inference.engines.tvm.kernels import library_files, write_kernels
+from vla_inference.engines.tvm.kernels import write_kernels
 from vla_inference.errors import CheckpointError, VlaError
-from vla_inference.policies.openvla.config import LlamaConfig
+from vla_inference.openvla.config import LlamaConfig
 from vla_inference.quantization.formats import FORMATS, Format, get_format
 from vla_inference.quantization.rounding import quantize_linear
 
@@ -161,11 +161,10 @@ def compile_checkpoint(
             config.llm, quantization, target, folder, host=host, decoding=decoding
         )
         record["model"] = checkpoint_name(checkpoint)
-        record["digest"] = language_digest(tensors, config)
+        record["digest"] = digest_of("tvm", checkpoint, config)
         weights = Weights(**record["quantization"])
         format = get_format(quantization) if weights.group else None
         shapes = {p["name"]: (tuple(p["shape"]), p["dtype"]) for p in record["parameters"]}
-        files = library_files(record)
         (folder / "parameters").mkdir()
         groups = _by_layer(shapes)
         for i, names in enumerate(groups):
@@ -173,12 +172,10 @@ def compile_checkpoint(
                 item for n in names for item in make(n, shapes[n], tensors, format, weights)
             )
             _check(made, shapes)
-            name = f"parameters/{i:03d}.safetensors"
-            save_file(made, folder / name)
-            files.append(name)
+            save_file(made, folder / f"parameters/{i:03d}.safetensors")
             if progress:
                 progress(i + 1, len(groups))
-        return write_record(folder, record, files)
+        return write_record(folder, record)
 
 
 def _check(made: Mapping[str, Tensor], shapes: Mapping[str, tuple]) -> None:

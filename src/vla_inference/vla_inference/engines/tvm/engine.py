@@ -16,15 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vla_inference.engines.base import Engine, Vision
-from vla_inference.engines.compiled import (
-    Tensors,
-    chip,
-    host_triple,
-    language_digest,
-    read_record,
-    require,
-)
+from vla_inference.engines.compiled import chip, fitting_record, host_triple, require
 from vla_inference.engines.tvm.kernels import read_kernels
 from vla_inference.engines.tvm.runtime import (
     PagedCache,
@@ -35,26 +27,8 @@ from vla_inference.engines.tvm.runtime import (
     load_library,
 )
 from vla_inference.errors import CheckpointError
-from vla_inference.policies.openvla.config import ModelConfig
-from vla_inference.policies.openvla.llama import rotary
-from vla_inference.policies.openvla.model import VLA
-
-
-def make(
-    model: VLA,
-    folder: str | os.PathLike,
-    vision: Vision | None = None,
-    checkpoint: str | os.PathLike | None = None,
-) -> Engine:
-    """The engine that runs `folder` instead of the model's Llama.
-
-    checkpoint: the folder that the model was loaded from, whose weights the library must be of.
-    """
-    words = model.language_model.model.embed_tokens.weight
-    language = TvmLanguage(folder, words.device, model.config, checkpoint)
-    engine = Engine(model, vision=vision, language=language)
-    engine.name = "tvm"
-    return engine
+from vla_inference.openvla.config import ModelConfig
+from vla_inference.openvla.llama import rotary
 
 
 class TvmLanguage(TvmRunner):
@@ -72,12 +46,16 @@ class TvmLanguage(TvmRunner):
         parameters: Mapping[str, Tensor] | None = None,
     ):
         folder, device = Path(folder), torch.device(device)
-        self.record = record = read_record(folder, "tvm")
-        require(folder, record, target=chip(device), host=host_triple())
-        require(folder, record, llm=asdict(config.llm), decoding=config.head.decoding)
-        if checkpoint is not None:
-            digest = language_digest(Tensors(Path(checkpoint)), config)
-            require(folder, record, digest=digest)
+        self.record = record = fitting_record(
+            folder,
+            "tvm",
+            config,
+            checkpoint,
+            target=chip(device),
+            host=host_triple(),
+            llm=asdict(config.llm),
+            decoding=config.head.decoding,
+        )
         kernels = read_kernels(folder, record)
         tvm = import_runtime(device)
         require(folder, record, tvm=tvm.__version__)

@@ -42,11 +42,6 @@ def write_kernels(folder: Path, made: Mapping[str, bytes]) -> list[dict[str, str
     return entries
 
 
-def library_files(record: Mapping[str, Any]) -> list[str]:
-    """The library's file and its kernel files."""
-    return [record["library"], *(k["file"] for k in record["kernels"])]
-
-
 def read_kernels(folder: Path, record: Mapping[str, Any]) -> dict[str, bytes]:
     """Digest of CUDA source -> fatbin, of a folder's record; each read whole and unaltered."""
     entries, found = record.get("kernels"), {}

@@ -19,7 +19,7 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
-from vla_inference.policies.openvla.config import LlamaConfig
+from vla_inference.openvla.config import LlamaConfig
 
 NIBBLES = 8  # int4 values in a uint32, the first in the lowest bits
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from vla_inference.engines.compiled import host_triple
 from vla_inference.engines.tvm.kernels import provide, refused
 from vla_inference.errors import CheckpointError, VlaError
-from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.openvla.config import ModelConfig
 from vla_inference.system.files import Staged
 
 INSTALL = "pip install -r requirements/tvm.txt"

@@ -19,18 +19,16 @@ from torch import Tensor, nn
 from vla_inference.checkpoints.load import load_config, load_model
 from vla_inference.checkpoints.openvla_compat import checkpoint_name
 from vla_inference.engines.compiled import (
-    Tensors,
     check_free,
+    digest_of,
+    fitting_record,
     new_folder,
-    read_record,
-    require,
-    vision_digest,
     write_record,
 )
 from vla_inference.errors import CheckpointError, VlaError
-from vla_inference.policies.openvla.config import ModelConfig
-from vla_inference.policies.openvla.model import VLA
-from vla_inference.policies.openvla.preprocessing import ImagePreprocessor
+from vla_inference.openvla.config import ModelConfig
+from vla_inference.openvla.model import VLA
+from vla_inference.openvla.preprocessing import ImagePreprocessor
 
 INSTALL = "pip install -r requirements/onnx.txt"
 GRAPH = "vision.onnx"
@@ -106,7 +104,7 @@ def export(
         raise VlaError(f"unknown dtype {dtype!r}", f"known: {', '.join(DTYPES)}")
     check_free(output, overwrite)
     config = load_config(checkpoint)
-    digest = vision_digest(Tensors(checkpoint), config)
+    digest = digest_of("onnx", checkpoint, config)
     part = ImageEncoder(load_model(checkpoint, config=config, leave_out=LANGUAGE))
     pixels = test_pixels(config)
     with new_folder(output, overwrite) as folder, torch.inference_mode():
@@ -137,7 +135,7 @@ def export(
                 "onnxruntime": runtime.__version__,
             },
         }
-        return write_record(folder, record, sorted(p.name for p in folder.iterdir()))
+        return write_record(folder, record)
 
 
 def write_graph(part: nn.Module, shape: tuple[int, ...], path: Path) -> None:
@@ -200,15 +198,6 @@ class OneByOne:
         raise NotImplementedError
 
 
-def check_record(
-    folder: Path, record: dict, config: ModelConfig, checkpoint: str | os.PathLike | None
-) -> None:
-    """Refuses encoders of another shape, or not of the given checkpoint's weights."""
-    require(folder, record, shape=list(shape_of(config)))
-    if checkpoint is not None:
-        require(folder, record, digest=vision_digest(Tensors(Path(checkpoint)), config))
-
-
 class OnnxVision(OneByOne):
     """`Vision` on a folder of `vla compile --engine onnx`."""
 
@@ -220,8 +209,8 @@ class OnnxVision(OneByOne):
         checkpoint: str | os.PathLike | None = None,
     ):
         folder, self.device = Path(folder), torch.device(device)
-        self.record = record = read_record(folder, "onnx")
-        check_record(folder, record, config, checkpoint)
+        shape = list(shape_of(config))
+        self.record = record = fitting_record(folder, "onnx", config, checkpoint, shape=shape)
         self.dtype = DTYPES[record["dtype"]]
         self._session = open_session(import_runtime(), folder / GRAPH, self.device)
 
@@ -241,10 +230,3 @@ class OnnxVision(OneByOne):
             )
         self._session.run_with_iobinding(binding)
         return answer
-
-
-def make(
-    model: VLA, folder: str | os.PathLike, checkpoint: str | os.PathLike | None = None
-) -> OnnxVision:
-    device = model.language_model.model.embed_tokens.weight.device
-    return OnnxVision(folder, device, model.config, checkpoint)

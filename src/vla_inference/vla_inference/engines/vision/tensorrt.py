@@ -18,15 +18,15 @@ from torch import Tensor
 from vla_inference.engines.compiled import (
     check_free,
     chip,
+    fitting_record,
     new_folder,
     read_record,
     require,
     write_record,
 )
-from vla_inference.engines.vision.onnx import DTYPES, GRAPH, INPUT, OUTPUT, OneByOne, check_record
+from vla_inference.engines.vision.onnx import DTYPES, GRAPH, INPUT, OUTPUT, OneByOne, shape_of
 from vla_inference.errors import CheckpointError, VlaError
-from vla_inference.policies.openvla.config import ModelConfig
-from vla_inference.policies.openvla.model import VLA
+from vla_inference.openvla.config import ModelConfig
 
 INSTALL = (
     "on a Jetson: apt install python3-libnvinfer (JetPack brings it); elsewhere: pip install "
@@ -123,7 +123,7 @@ def build(
             "device": device_of(torch.device(device).index or 0),
             "tensorrt": tensorrt.__version__,
         }
-        return write_record(folder, record, [PLAN])
+        return write_record(folder, record)
 
 
 def build_checkpoint(
@@ -154,12 +154,17 @@ class TensorrtVision(OneByOne):
         checkpoint: str | os.PathLike | None = None,
     ):
         folder, self.device = Path(folder), torch.device(device)
-        record = read_record(folder, "tensorrt")
         if self.device.type != "cuda":
             raise VlaError(f"vision tensorrt runs on CUDA, not on {device}", "use vision onnx")
-        check_record(folder, record, config, checkpoint)
-        index = self.device.index or 0
-        require(folder, record, target=chip(self.device), device=device_of(index))
+        record = fitting_record(
+            folder,
+            "tensorrt",
+            config,
+            checkpoint,
+            shape=list(shape_of(config)),
+            target=chip(self.device),
+            device=device_of(self.device.index or 0),
+        )
         tensorrt = import_tensorrt()
         require(folder, record, tensorrt=tensorrt.__version__)
         self.dtype, errors = DTYPES[record["dtype"]], Errors(tensorrt)
@@ -189,10 +194,3 @@ class TensorrtVision(OneByOne):
         if not self._context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
             raise VlaError(f"TensorRT failed ({self._errors})", "use vision onnx")
         return answer
-
-
-def make(
-    model: VLA, folder: str | os.PathLike, checkpoint: str | os.PathLike | None = None
-) -> TensorrtVision:
-    device = model.language_model.model.embed_tokens.weight.device
-    return TensorrtVision(folder, device, model.config, checkpoint)

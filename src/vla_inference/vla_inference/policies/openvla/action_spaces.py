@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from vla_inference.errors import ObservationError, VlaError
+from vla_inference.openvla.config import ModelConfig
 from vla_inference.policies.action_specs import statistics_spec
 from vla_inference.policies.normalisation import Normalisation, find_statistics, unit_statistics
-from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.types import ActionSpec
 
 AskedSpace = str | Mapping | None

@@ -13,10 +13,10 @@ from vla_inference.checkpoints.load import load_config, load_tokenizer
 from vla_inference.checkpoints.openvla_compat import checkpoint_name
 from vla_inference.checkpoints.safetensors_io import inventory
 from vla_inference.errors import CheckpointError
+from vla_inference.openvla.config import ModelConfig
 from vla_inference.policies.action_specs import statistics_spec
 from vla_inference.policies.base import Description
 from vla_inference.policies.normalisation import Normalisation
-from vla_inference.policies.openvla.config import ModelConfig
 
 
 def describe_checkpoint(where: str) -> Description:

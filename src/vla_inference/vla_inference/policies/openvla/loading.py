@@ -15,9 +15,9 @@ from vla_inference.checkpoints.load import load_config, load_model, load_tokeniz
 from vla_inference.checkpoints.openvla_compat import checkpoint_name
 from vla_inference.engines import Engine, left_out, make_engine, usual_engine
 from vla_inference.errors import CheckpointError, VlaError
+from vla_inference.openvla.config import ModelConfig
+from vla_inference.openvla.model import VLA
 from vla_inference.policies.base import LoadOptions, Needs
-from vla_inference.policies.openvla.config import ModelConfig
-from vla_inference.policies.openvla.model import VLA
 from vla_inference.quantization.formats import Format, read_quantization
 from vla_inference.quantization.swap import WHERE, make_dense
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from vla_inference.engines import Engine, make_engine
 from vla_inference.errors import ObservationError, VlaError
+from vla_inference.openvla.action_tokens import ActionTokens
+from vla_inference.openvla.model import VLA
+from vla_inference.openvla.preprocessing import ImagePreprocessor, PromptTokenizer
 from vla_inference.policies.base import LoadOptions, Policy
 from vla_inference.policies.openvla.action_spaces import ActionSpaces, AskedSpace, one_name
-from vla_inference.policies.openvla.action_tokens import ActionTokens
 from vla_inference.policies.openvla.loading import LoadPlan, check_request, load_parts, needs
-from vla_inference.policies.openvla.model import VLA
-from vla_inference.policies.openvla.prediction import PartialAction, Prediction, Request
-from vla_inference.policies.openvla.preprocessing import ImagePreprocessor, PromptTokenizer
+from vla_inference.policies.openvla.prediction import ActionForm, PartialAction, Prediction
 from vla_inference.policies.stage_timer import StageTimer
 from vla_inference.types import ActionChunk, ActionSpec, Observation
 
@@ -53,7 +55,7 @@ class OpenVLAPolicy(Policy):
         self.placement = f"{self.device} by engine {self.engine.name}"
         self.action_space: AskedSpace = None
         self._spaces = ActionSpaces(self.config)
-        self._requests: dict[tuple, Request] = {}
+        self._requests: dict[tuple, ActionForm] = {}
 
     @classmethod
     def from_pretrained(
@@ -160,19 +162,14 @@ class OpenVLAPolicy(Policy):
         stream: called with each dimension as soon as it is decoded.
         count_unrestricted: fill in `ActionChunk.unrestricted`, at the price of all logits.
         """
-        space = self._space(action_space, unnorm_key)
+        how: dict[str, Any] = {
+            "action_space": self._space(action_space, unnorm_key),
+            "return_tensors": return_tensors,
+            "count_unrestricted": count_unrestricted,
+        }
         if stream is None:
-            seen = _observation(observation)
-            return self._predict([seen], [instruction], space, return_tensors, count_unrestricted)[
-                0
-            ]
-        parts = self.stream_action(
-            observation,
-            instruction,
-            action_space=space,
-            return_tensors=return_tensors,
-            count_unrestricted=count_unrestricted,
-        )
+            return self.predict_batch([observation], instruction, **how)[0]
+        parts = self.stream_action(observation, instruction, **how)
         while True:
             try:
                 stream(next(parts))
@@ -189,22 +186,29 @@ class OpenVLAPolicy(Policy):
         return_tensors: str = "np",
         count_unrestricted: bool = False,
     ) -> list[ActionChunk]:
-        """Predicts for several observations, in one pass for all with equally long prompts.
+        """Predicts for several observations, in one pass for all that the engine takes together.
 
         instruction: one for all, or one each. `timing` is that of the pass an answer came from.
         """
-        several = [_observation(o) for o in observations]
         if instruction is None or isinstance(instruction, str):
-            texts: list[str | None] = [instruction] * len(several)
+            texts: list[str | None] = [instruction] * len(observations)
         else:
             texts = list(instruction)
-        if len(texts) != len(several):
+        if len(texts) != len(observations):
             raise ObservationError(
-                f"{len(several)} observations came with {len(texts)} instructions",
+                f"{len(observations)} observations came with {len(texts)} instructions",
                 "give one for all, or one each",
             )
+        several = [_observation(o, text) for o, text in zip(observations, texts, strict=True)]
         space = self._space(action_space, unnorm_key)
-        return self._predict(several, texts, space, return_tensors, count_unrestricted)
+        request = self._request(space, return_tensors, count_unrestricted)
+        chunks: dict[int, ActionChunk] = {}
+        for group in self._groups(several):
+            prediction = self._begin(request)
+            seen = [several[i] for i in group]
+            context, lengths = self._context(seen, space, prediction.timer)
+            chunks.update(zip(group, prediction.chunks(context, lengths), strict=True))
+        return [chunks[i] for i in range(len(several))]
 
     def stream_action(
         self,
@@ -222,8 +226,8 @@ class OpenVLAPolicy(Policy):
         """
         space = self._space(action_space, unnorm_key)
         prediction = self._begin(self._request(space, return_tensors, count_unrestricted))
-        observation = _observation(observation)
-        context = self._context([observation], [instruction], space, prediction.timer)
+        seen = _observation(observation, instruction)
+        context, _ = self._context([seen], space, prediction.timer)
         return (yield from prediction.stream(context))
 
     def warm_up(self) -> float:
@@ -232,11 +236,29 @@ class OpenVLAPolicy(Policy):
             return self.in_space(name).warm_up()
         return super().warm_up()
 
+    def warm_up_batches(self, most: int) -> None:
+        name = next(iter(self.config.norm_stats), "normalized")
+        ready = self if self.action_space is not None else self.in_space(name)
+        for size in self.engine.batches:
+            if size < 2 * most:  # what it is rounded up to
+                ready.predict([self.needs.grey()] * min(size, most))
+
     # -- its steps ----------------------------------------------------------------------------
+
+    def _groups(self, observations: Sequence[Observation]) -> Iterator[list[int]]:
+        """Which observations go through the engine together: as many as it takes, and equally
+        long prompts alone where it does not pad."""
+        pads, prompts = self.engine.pads, (o.instruction for o in observations)
+        lengths = [0 if pads else self._ids(prompt).shape[1] for prompt in prompts]
+        most = max(self.engine.batches, default=len(lengths))
+        for length in dict.fromkeys(lengths):
+            group = [i for i, n in enumerate(lengths) if n == length]
+            for begin in range(0, len(group), most):
+                yield group[begin : begin + most]
 
     def _request(
         self, action_space: AskedSpace, return_tensors: str, count_unrestricted: bool
-    ) -> Request:
+    ) -> ActionForm:
         key = (action_space, return_tensors, count_unrestricted)
         if not isinstance(action_space, Mapping) and key in self._requests:
             return self._requests[key]
@@ -244,51 +266,24 @@ class OpenVLAPolicy(Policy):
             raise VlaError(f"unknown return_tensors {return_tensors!r}", "use 'np' or 'pt'")
         normalisation = self._spaces.normalisation(action_space)
         spec = self._spaces.spec(action_space)
-        request = Request(normalisation, spec, return_tensors, count_unrestricted)
+        request = ActionForm(normalisation, spec, return_tensors, count_unrestricted)
         if not isinstance(action_space, Mapping):
             self._requests[key] = request
         return request
 
-    def _begin(self, request: Request) -> Prediction:
+    def _begin(self, request: ActionForm) -> Prediction:
         """Starts a timed pass."""
         return Prediction(self.engine, self.config, self.tokens, request, self.device)
 
-    def _predict(
-        self,
-        observations: Sequence[Observation],
-        instructions: Sequence[str | None],
-        action_space: AskedSpace = None,
-        return_tensors: str = "np",
-        count_unrestricted: bool = False,
-    ) -> list[ActionChunk]:
-        request = self._request(action_space, return_tensors, count_unrestricted)
-        texts = [
-            o.instruction if text is None else text
-            for o, text in zip(observations, instructions, strict=True)
-        ]
-        groups: dict[int, list[int]] = {}
-        for i, text in enumerate(texts):
-            groups.setdefault(self._ids(text).shape[1], []).append(i)
-        chunks: dict[int, ActionChunk] = {}
-        for group in groups.values():
-            prediction = self._begin(request)
-            seen, told = [observations[i] for i in group], [texts[i] for i in group]
-            context = self._context(seen, told, action_space, prediction.timer)
-            chunks.update(zip(group, prediction.chunks(context), strict=True))
-        return [chunks[i] for i in range(len(observations))]
-
     @torch.inference_mode()
     def _context(
-        self,
-        observations: Sequence[Observation],
-        instructions: Sequence[str | None],
-        action_space: AskedSpace,
-        timer: StageTimer,
-    ) -> torch.Tensor:
-        """The embeddings of image and prompt: [B, n, H]"""
+        self, observations: Sequence[Observation], action_space: AskedSpace, timer: StageTimer
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The embeddings of image and prompt [B, n, H], and where prompts differ in length that
+        of each [B]; shorter ones are padded."""
         wanted = self.config.head.num_images
         arrays, ids, proprio = [], [], []
-        for observation, text in zip(observations, instructions, strict=True):
+        for observation in observations:
             images = list(observation.images.values())
             if len(images) != wanted:
                 raise ObservationError(
@@ -297,15 +292,19 @@ class OpenVLAPolicy(Policy):
                     "give one per camera it was trained with, and no others",
                 )
             arrays.append(torch.from_numpy(self.preprocess.sized(images))[None])
-            ids.append(self._ids(observation.instruction if text is None else text))
+            ids.append(self._ids(observation.instruction))
             if self.config.head.proprio_dim:
                 state = self._spaces.normalise_state(observation.state, action_space)
                 proprio.append(torch.from_numpy(state)[None])
         states = _together(proprio) if proprio else None
+        longest = max(i.shape[1] for i in ids)
+        short = [longest - i.shape[1] for i in ids]
+        missing = torch.tensor(short, device=self.device) if any(short) else None
+        padded = [F.pad(i, (0, n)) if n else i for i, n in zip(ids, short, strict=True)]
         timer.mark("preprocess")
-        context = self.engine.observe(_together(ids), _together(arrays), states)
+        context = self.engine.observe(_together(padded), _together(arrays), states)
         timer.mark("vision")
-        return context
+        return context, None if missing is None else context.shape[1] - missing
 
     def _ids(self, instruction: str) -> torch.Tensor:
         if instruction not in self._prompts:
@@ -320,11 +319,12 @@ def _together(rows: list[torch.Tensor]) -> torch.Tensor:
     return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
-def _observation(given: Observation | np.ndarray) -> Observation:
+def _observation(given: Observation | np.ndarray, instruction: str | None) -> Observation:
+    """instruction: replaces the observation's."""
     if isinstance(given, np.ndarray):
-        return Observation({"image": given})
+        return Observation({"image": given}, instruction or "")
     if not isinstance(given, Observation):
         raise ObservationError(
             f"the observation is a {type(given).__name__}", "give an Observation or one image"
         )
-    return given
+    return given if instruction is None else replace(given, instruction=instruction)

@@ -11,9 +11,9 @@ import torch
 
 from vla_inference.engines import Engine
 from vla_inference.errors import VlaError
+from vla_inference.openvla.action_tokens import ActionTokens
+from vla_inference.openvla.config import ModelConfig
 from vla_inference.policies.normalisation import Normalisation
-from vla_inference.policies.openvla.action_tokens import ActionTokens
-from vla_inference.policies.openvla.config import ModelConfig
 from vla_inference.policies.stage_timer import StageTimer
 from vla_inference.types import ActionChunk, ActionSpec, DimSpec
 
@@ -32,8 +32,8 @@ class PartialAction:
 
 
 @dataclass
-class Request:
-    """The inputs of a prediction besides the model's."""
+class ActionForm:
+    """In what form the caller wants the actions."""
 
     normalisation: Normalisation
     spec: ActionSpec
@@ -58,7 +58,7 @@ class Prediction:
         engine: Engine,
         config: ModelConfig,
         tokens: ActionTokens,
-        request: Request,
+        request: ActionForm,
         device: torch.device,
     ):
         self.engine, self.head, self.tokens = engine, config.head, tokens
@@ -69,9 +69,11 @@ class Prediction:
     def _epsilon(self) -> float:
         return OFT_EPSILON if self.head.decoding == "parallel" else 0.0
 
-    def chunks(self, context: torch.Tensor) -> list[ActionChunk]:
-        """One chunk per row of the context [B, n, H]."""
-        return self._finish(self._act(context))
+    def chunks(
+        self, context: torch.Tensor, lengths: torch.Tensor | None = None
+    ) -> list[ActionChunk]:
+        """One chunk per row of the context [B, n, H]. lengths: see `ActionDecoder.generate`."""
+        return self._finish(self._act(context, lengths))
 
     def stream(self, context: torch.Tensor) -> Generator[PartialAction, None, ActionChunk]:
         """Streams dimensions for a context of one row; the generator returns the ActionChunk."""
@@ -99,11 +101,11 @@ class Prediction:
         return self._finish(self._decoded(torch.stack(tokens, 1)[:, None], hidden))[0]
 
     @torch.inference_mode()
-    def _act(self, context: torch.Tensor) -> _Answer:
+    def _act(self, context: torch.Tensor, lengths: torch.Tensor | None) -> _Answer:
         head, timer = self.head, self.timer
         if head.decoding == "autoregressive":
             tokens, hidden = [], []
-            for token, state in self.engine.generate(context):
+            for token, state in self.engine.generate(context, lengths):
                 tokens.append(token)
                 hidden.append(state)
                 if len(tokens) == 1:

@@ -7,32 +7,47 @@ until `~/enable` is called.
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from geometry_msgs.msg import PoseStamped
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
+from sensor_msgs.msg import JointState
 from std_msgs.msg import Empty
 from std_srvs.srv import SetBool
 
-from vla_inference.control import Command, Commander
-from vla_inference.control.safety import FAULT
+from vla_inference.control import RobotCommander, Safety
+from vla_inference.control.commands import check_chunk
+from vla_inference.control.parts.eef import EefPart
+from vla_inference.control.parts.joints import JointPart
+from vla_inference.control.safety import CONTROLLER, FAULT
 from vla_inference.errors import VlaError
 from vla_inference.ros import qos
-from vla_inference.ros.command.messages import msg_to_pose
-from vla_inference.ros.command.outputs.base import MOTION
-from vla_inference.ros.command.outputs.registry import Outputs
+from vla_inference.ros.command.outputs.base import EEF, JOINT_PART, MOTION, Output
+from vla_inference.ros.command.outputs.registry import Outputs, chosen, each_of, output_of_part
 from vla_inference.ros.command.parameters import (
     command_configs,
     limits_in_force,
     read_frames,
     read_settings,
 )
+from vla_inference.ros.command.parts import (
+    PART_CONFIGS,
+    OutputConfig,
+    PartsConfig,
+    PartSetup,
+    set_up,
+    value_of_part,
+)
 from vla_inference.ros.command.status import diagnosis, fill_status
 from vla_inference.ros.diagnostics import OK, Report
-from vla_inference.ros.lifecycle import ACTIVE, ManagedNode, configured, spin_node
+from vla_inference.ros.geometry import msg_to_pose
+from vla_inference.ros.lifecycle import ACTIVE, ManagedNode, spin_node
 from vla_inference.ros.messages import msg_to_chunk
 from vla_inference.ros.stamps import stamp_seconds
 from vla_inference.serving.rate_meter import RateMeter
@@ -40,6 +55,7 @@ from vla_msgs.msg import ActionChunk, CommandStatus
 
 FAREWELL = Duration(seconds=0.2)  # to have a last halt acknowledged
 STATUS_PERIOD = 0.5
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # of a part: it becomes part of topics' names
 
 
 class CommandNode(ManagedNode):
@@ -47,46 +63,92 @@ class CommandNode(ManagedNode):
 
     def __init__(self, name: str = "command", **kwargs):
         super().__init__(name, *command_configs(), **kwargs)
-        self.commander: Commander | None = None
+        self.commander: RobotCommander | None = None
         self._lock_step = False
         self._timer = None
-        self._outputs: Outputs | None = None
-        self._alone: list[str] = []  # topics that one publisher alone may feed
+        self._parts: dict[str, PartSetup] = {}
+        self._outputs: dict[str, Outputs] = {}
+        self._alone: dict[str, int] = {}  # how many others may publish on a topic
         self._told: tuple | None = None
-        self._in_tool = False
+        self._in_tool: dict[str, bool] = {}
         self._sent, self._watch = 0, RateMeter()
-        self._remark = self._pose_remark = ""  # about the chunks, about current_pose
+        self._remark = ""  # about the chunks
+        self._measured: dict[str, str] = {}  # remarks about each part's measurements
+        self._kinds = self._declare_parts()
 
         self._status = self.create_publisher(CommandStatus, "~/status", qos.LATCHED)
         hear, newest = self.create_subscription, qos.IMAGE_INPUT
         hear(ActionChunk, "action", self._on_chunk, **qos.overridable(qos.CHUNK))
-        hear(PoseStamped, "current_pose", self._on_pose, **qos.overridable(newest))
+        for name, kind in self._kinds.items():
+            if kind.drives == JOINT_PART:
+                on_joints = partial(self._on_joints, name)
+                states = qos.overridable(qos.STATE_INPUT)
+                hear(JointState, f"{name}/joint_states", on_joints, **states)
+            elif kind.drives == EEF:
+                on_pose = partial(self._on_pose, name)
+                hear(PoseStamped, f"{name}/current_pose", on_pose, **qos.overridable(newest))
+        if not self._kinds:
+            on_pose = partial(self._on_pose, "")
+            hear(PoseStamped, "current_pose", on_pose, **qos.overridable(newest))
         hear(Empty, "heartbeat", self._on_heartbeat, **qos.overridable(newest))
         self.create_service(SetBool, "~/enable", self._enable)
         # Steady: where simulated time stands still, the watchdogs must not.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(STATUS_PERIOD, self._publish_status, clock=self._steady)
 
+    def _declare_parts(self) -> dict[str, type[Output]]:
+        """Declares the parameters of each part; returns their outputs. Empty: it has no parts."""
+        self.declare_more(PartsConfig, read_only=True)
+        names = [name for name in self.value("parts") if name]
+        if len(set(names)) < len(names) or not all(map(NAME.fullmatch, names)):
+            raise VlaError(
+                f"parameter 'parts' is {names}", "name each part once, in letters, digits and _"
+            )
+        kinds = {}
+        for name in names:
+            self.declare_more(OutputConfig, prefix=f"{name}.", read_only=True)
+            kinds[name] = kind = output_of_part(name, self.value(f"{name}.output"))
+            self.declare_more(PART_CONFIGS[kind.drives], kind.PART_CONFIG, prefix=f"{name}.")
+        return kinds
+
     # -- lifecycle ----------------------------------------------------------------------------
 
     def do_configure(self) -> None:
-        self._settings = read_settings(self.value)
+        self._settings = read_settings(self.value, by_parts=bool(self._kinds))
         self._frames = read_frames(self.value)
         self._lock_step = self.value("lock_step")
         if self._lock_step and not self.value("use_sim_time"):
             raise VlaError("lock_step without use_sim_time", "set both, or neither")
-        self._outputs = Outputs(self, self.value, MOTION)
-        used = {
-            "action": True,
-            "current_pose": self._settings.needs_pose,
-            "heartbeat": bool(self._settings.watchdogs.heartbeat),
-        }
-        self._alone = [self.resolve_topic_name(topic) for topic, on in used.items() if on]
+        self._parts = {setup.name: setup for setup in self._set_up()}
+        used = {"action": True, "heartbeat": bool(self._settings.watchdogs.heartbeat)}
+        self._alone = {self.resolve_topic_name(topic): 1 for topic, on in used.items() if on}
+        for setup in self._parts.values():
+            if setup.topic:
+                self._alone[self.resolve_topic_name(setup.topic)] = setup.publishers
+
+    def _set_up(self) -> list[PartSetup]:
+        if not self._kinds:
+            settings, frame = self._settings, self._frames.base
+            self._outputs[""] = Outputs(self, self.value, chosen(MOTION, self.value))
+            topic = "current_pose" if settings.needs_pose else ""
+            make = partial(EefPart, "", settings)
+            return [PartSetup("", make, topic=topic, frame=frame)]
+        setups = []
+        for name, kind in self._kinds.items():
+            value = value_of_part(self.value, name)
+            setups.append(set_up(name, kind, self._settings, value))
+            self._outputs[name] = Outputs(self, value, [kind], name)
+        return setups
+
+    def _make_commander(self) -> RobotCommander:
+        check = None if self._kinds else check_chunk
+        setups = self._parts.values()
+        return RobotCommander(self._settings, lambda s: [part.make(s) for part in setups], check)
 
     def do_activate(self) -> None:
-        self.commander = Commander(self._settings)
+        self.commander = self._make_commander()
         self._sent, self._watch = 0, RateMeter()
-        self._remark = self._pose_remark = ""
+        self._remark, self._measured = "", {}
         self._tell_limits()
         clock = None if self._lock_step else self._steady
         self._timer = self.create_timer(self.commander.period, self._tick, clock=clock)
@@ -99,20 +161,28 @@ class CommandNode(ManagedNode):
         if commander is not None and commander.safety.enabled:
             # There will be no further period to tell it in.
             try:
-                self._send(Command(target=commander.pose_to_hold(self._steadily())))
+                self._send(commander.halt(self._steadily()))
             finally:  # an output that fails must not keep a gripper moving
-                configured(self._outputs).stop()
+                self._each(lambda outputs: outputs.stop())
                 # The process may end right after this, and what is under way with it.
-                configured(self._outputs).flush(FAREWELL)
+                self._each(lambda outputs: outputs.flush(FAREWELL))
 
     def do_cleanup(self) -> None:
-        if self._outputs is not None:
-            self._outputs.close()
-            self._outputs = None
+        outputs, self._outputs = list(self._outputs.values()), {}
+        for each in outputs:
+            each.close()
 
     def _tell_limits(self) -> None:
-        enable, outputs = self.resolve_service_name("~/enable"), configured(self._outputs).told()
-        self.get_logger().info(limits_in_force(self._settings, self._frames, outputs, enable))
+        told = {name: outputs.told() for name, outputs in self._outputs.items()}
+        parts = [
+            ": ".join(filter(None, (name, self._parts[name].told, told[name])))
+            for name in self._kinds
+        ]
+        enable = self.resolve_service_name("~/enable")
+        limits = limits_in_force(
+            self._settings, self._frames, ", ".join(told.values()), enable, parts
+        )
+        self.get_logger().info(limits)
 
     def state_changed(self) -> None:
         self._publish_status()
@@ -149,23 +219,47 @@ class CommandNode(ManagedNode):
             )
         self._tell_changes()
 
-    def _on_pose(self, msg: PoseStamped) -> None:
+    def _on_pose(self, name: str, msg: PoseStamped) -> None:
         if self.commander is None:
             return
-        frame = msg.header.frame_id
-        try:
-            if frame != self._frames.base:
+        frame, base = msg.header.frame_id, self._parts[name].frame
+        part = self.commander.parts[name]
+        assert isinstance(part, EefPart)
+
+        def take() -> str:
+            if frame != base:
                 raise VlaError(
-                    f"current_pose is in frame {frame!r}, not {self._frames.base!r}",
+                    f"current_pose is in frame {frame!r}, not {base!r}",
                     "set base_frame, or have the pose published in it",
                 )
             stamp, now = stamp_seconds(msg.header.stamp, "current_pose"), self._now()
-            pose = msg_to_pose(msg)
-            self._pose_remark = self.commander.measured(pose, stamp, now, self._steadily())
+            return part.measured(msg_to_pose(msg), stamp, now, self._steadily())
+
+        self._take_measurement(name, take)
+
+    def _on_joints(self, name: str, msg: JointState) -> None:
+        if self.commander is None:
+            return
+        part = self.commander.parts[name]
+        assert isinstance(part, JointPart)
+
+        def take() -> str:
+            stamp, now = stamp_seconds(msg.header.stamp, "joint_states"), self._now()
+            where = list(msg.position)
+            return part.measured(list(msg.name), where, stamp, now, self._steadily())
+
+        self._take_measurement(name, take)
+
+    def _take_measurement(self, name: str, take: Callable[[], str]) -> None:
+        """take: returns why it is refused, if it is."""
+        try:
+            remark = take()
         except VlaError as error:
-            self._pose_remark = str(error)
-        if self._pose_remark:  # without usable poses the watchdog stops the robot
-            self.get_logger().warning(self._pose_remark, throttle_duration_sec=5.0)
+            remark = str(error)
+        self._measured[name] = remark
+        if remark:  # without usable measurements the watchdog stops the robot
+            about = f"{name}: {remark}" if name else remark
+            self.get_logger().warning(about, throttle_duration_sec=5.0)
 
     def _on_heartbeat(self, msg: Empty) -> None:
         if self.commander is not None:
@@ -178,7 +272,8 @@ class CommandNode(ManagedNode):
             response.message = "the node is not active; configure and activate it first"
             return response
         if request.data:
-            response.message = configured(self._outputs).missing() or commander.enable(
+            missing = (outputs.missing() for outputs in self._outputs.values())
+            response.message = next(filter(None, missing), "") or commander.enable(
                 self._steadily(), self._others()
             )
             if response.message and not commander.chunks:
@@ -198,37 +293,57 @@ class CommandNode(ManagedNode):
             return
         commander.safety.stop(FAULT, reason, self._now())
         # The fault may be the period's own: then it tells nothing any more.
-        self._send(Command(target=commander.pose_to_hold(self._steadily())))
+        self._send(commander.halt(self._steadily()))
         self._tell_changes()
 
     # -- what goes out ------------------------------------------------------------------------
 
     def _others(self) -> str:
         """Describes other nodes on our topics that should not be there; empty: none."""
-        counts = {topic: self.count_publishers(topic) - 1 for topic in self._alone}
+        counts = {t: self.count_publishers(t) - most for t, most in self._alone.items()}
         found = [f"{n} more publish on {topic}" for topic, n in counts.items() if n > 0]
-        return ", ".join(configured(self._outputs).others() + found)
+        commands = [who for outputs in self._outputs.values() for who in outputs.others()]
+        return ", ".join(commands + found)
 
     def _tick(self) -> None:
         if self.commander is None:
             return
-        command = self.commander.tick(self._now(), self._steadily(), self._others())
-        if command is not None and command.live:
-            self._send(command)
+        self._ask_outputs(self.commander.safety)
+        commands = self.commander.tick(self._now(), self._steadily(), self._others())
+        live = {name: command for name, command in commands.items() if command.live}
+        if live:
+            self._send(live)
         if not self.commander.safety.enabled:
-            configured(self._outputs).stop()
+            self._each(lambda outputs: outputs.stop())
         self._tell_changes()
 
-    def _send(self, command: Command) -> None:
+    def _ask_outputs(self, safety: Safety) -> None:
+        """Stops the robot where a controller does not execute what it is sent."""
+        faults = (outputs.fault() for outputs in self._outputs.values())
+        if safety.enabled and (fault := next(filter(None, faults), "")):
+            safety.stop(CONTROLLER, fault, self._now())
+
+    def _send(self, commands: Mapping[str, Any]) -> None:
         if self.commander is not None:
-            self._in_tool = self.commander.in_tool
-        configured(self._outputs).send(command, self.get_clock().now().to_msg(), self._in_tool)
+            arms = self.commander.parts.items()
+            self._in_tool = {n: a.in_tool for n, a in arms if isinstance(a, EefPart)}
+        stamp = self.get_clock().now().to_msg()
+        each_of(
+            lambda name: self._outputs[name].send(
+                commands[name], stamp, self._in_tool.get(name, False)
+            ),
+            list(commands),
+        )
         self._sent += 1
         self._watch.add(0.0, time.monotonic())
 
+    def _each(self, call: Callable[[Outputs], None]) -> None:
+        each_of(call, list(self._outputs.values()))
+
     def _remarks(self) -> str:
-        outputs = self._outputs.remark if self._outputs is not None else ""
-        return self._remark or self._pose_remark or outputs
+        outputs = (outputs.remark for outputs in self._outputs.values())
+        remarks = (self._remark, *self._measured.values(), *outputs)
+        return next(filter(None, remarks), "")
 
     # -- status -------------------------------------------------------------------------------
 

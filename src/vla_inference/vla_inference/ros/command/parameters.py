@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from vla_inference.control import SafetyLimits, Settings, Watchdogs
 from vla_inference.control.safety import Distribution
+from vla_inference.control.vectors import Vector
 from vla_inference.errors import VlaError
 from vla_inference.options import option
 from vla_inference.policies.action_specs import statistics_spec
 from vla_inference.policies.normalisation import find_statistics
 from vla_inference.ros.command.outputs.base import MOTION
 from vla_inference.ros.command.outputs.registry import chosen, output_configs
-from vla_inference.ros.parameters import Value, read
+from vla_inference.ros.parameters import Value, read, seconds
 
-SPEED = {"low": 0, "high": 1e6}
-SECONDS = {"low": 0, "high": 3600}
+
+def limit(default: float, what: str, unit: str, note: str = "") -> float:
+    """An option that limits a motion."""
+    return option(default, f"{what} [{unit}]; 0: no limit{note}", low=0, high=1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,46 +80,28 @@ class CommandConfig:
     )
     max_drift_angle: float = option(0.3, "the same as an angle [rad]", low=1e-3, high=3.2)
 
-    max_translation_per_step: float = option(
-        0.05, "limit of a chunk's step [m]; 0: no limit", **SPEED
+    max_translation_per_step: float = limit(0.05, "limit of a chunk's step", "m")
+    max_rotation_per_step: float = limit(0.5, "limit of a chunk's step", "rad")
+    max_linear_velocity: float = limit(
+        0.25, "velocity limit", "m/s", ". 0.25 is the reduced speed of ISO 10218-1"
     )
-    max_rotation_per_step: float = option(
-        0.5, "limit of a chunk's step [rad]; 0: no limit", **SPEED
-    )
-    max_linear_velocity: float = option(
-        0.25,
-        "velocity limit [m/s]; 0: no limit. 0.25 is the reduced speed of ISO 10218-1",
-        **SPEED,
-    )
-    max_angular_velocity: float = option(
-        1.0, "angular velocity limit [rad/s]; 0: no limit", **SPEED
-    )
-    max_linear_acceleration: float = option(
-        2.5, "acceleration limit [m/s^2]; 0: no limit", **SPEED
-    )
-    max_angular_acceleration: float = option(
-        10.0, "angular acceleration limit [rad/s^2]; 0: no limit", **SPEED
-    )
-    max_linear_jerk: float = option(50.0, "jerk limit [m/s^3]; 0: no limit", **SPEED)
-    max_angular_jerk: float = option(200.0, "angular jerk limit [rad/s^3]; 0: no limit", **SPEED)
+    max_angular_velocity: float = limit(1.0, "angular velocity limit", "rad/s")
+    max_linear_acceleration: float = limit(2.5, "acceleration limit", "m/s^2")
+    max_angular_acceleration: float = limit(10.0, "angular acceleration limit", "rad/s^2")
+    max_linear_jerk: float = limit(50.0, "jerk limit", "m/s^3")
+    max_angular_jerk: float = limit(200.0, "angular jerk limit", "rad/s^3")
     workspace: tuple[float, ...] = option(
         (0.0,),
         "box in the base frame, x y z lowest then highest [m]; [0.0]: none. Needs current_pose",
     )
 
-    max_image_age: float = option(
-        1.0, "maximum age of the image behind the motion [s]; 0: any", **SECONDS
+    max_image_age: float = seconds(1.0, "maximum age of the image behind the motion [s]; 0: any")
+    stall_timeout: float = seconds(1.0, "maximum time without an acceptable chunk [s]; 0: forever")
+    heartbeat_timeout: float = seconds(
+        0.0, "maximum time without a std_msgs/Empty on topic heartbeat [s]; 0: none is needed"
     )
-    stall_timeout: float = option(
-        1.0, "maximum time without an acceptable chunk [s]; 0: forever", **SECONDS
-    )
-    heartbeat_timeout: float = option(
-        0.0,
-        "maximum time without a std_msgs/Empty on topic heartbeat [s]; 0: none is needed",
-        **SECONDS,
-    )
-    pose_timeout: float = option(
-        0.5, "maximum time without a current_pose, if needed [s]; 0: forever", **SECONDS
+    pose_timeout: float = seconds(
+        0.5, "maximum time without a current_pose, if needed [s]; 0: forever"
     )
     max_pose_jump: float = option(
         0.05,
@@ -125,19 +111,17 @@ class CommandConfig:
         high=10,
     )
     max_pose_jump_angle: float = option(0.3, "the same as an angle [rad]", low=1e-3, high=3.2)
-    frozen_pose_timeout: float = option(
-        0.5,
-        "commanded motion during which current_pose may stay exactly the same [s]; 0: forever",
-        **SECONDS,
+    frozen_pose_timeout: float = seconds(
+        0.5, "commanded motion during which current_pose may stay exactly the same [s]; 0: forever"
     )
-    clock_timeout: float = option(
-        0.5, "maximum time for which the clock may stand still [s]; 0: forever", **SECONDS
+    clock_timeout: float = seconds(
+        0.5, "maximum time for which the clock may stand still [s]; 0: forever"
     )
-    max_clock_jump: float = option(
-        0.2, "maximum jump of the clock between two periods [s]; 0: any", **SECONDS
+    max_clock_jump: float = seconds(
+        0.2, "maximum jump of the clock between two periods [s]; 0: any"
     )
-    max_period: float = option(
-        0.5, "maximum time between two commands before it counts as overload [s]", **SECONDS
+    max_period: float = seconds(
+        0.5, "maximum time between two commands before it counts as overload [s]"
     )
 
     statistics: str = option(
@@ -146,7 +130,7 @@ class CommandConfig:
     )
     unnorm_key: str = option("", "which of these statistics; empty: the only ones")
     distribution_margin: float = option(
-        0.5, "tolerance beyond the bounds, as a share of their distance", **SPEED
+        0.5, "tolerance beyond the bounds, as a share of their distance", low=0, high=1e6
     )
     distribution_bounds: str = option(
         "",
@@ -173,13 +157,21 @@ def read_frames(value: Value) -> Frames:
     return Frames(value("base_frame"), value("tool_frame"))
 
 
-def read_settings(value: Value) -> Settings:
-    config = read(CommandConfig, value)
-    box = config.workspace
+Box = tuple[Vector, Vector]
+
+
+def read_box(box: tuple[float, ...], name: str = "workspace") -> Box | None:
+    """The corners of a workspace; None: there is none."""
     if len(box) not in (1, 6):
-        raise VlaError(f"parameter 'workspace' has {len(box)} numbers", "give six, or [0.0]")
-    needs_pose = any(output.needs_pose for output in chosen(MOTION, value))
-    workspace = (box[:3], box[3:]) if len(box) == 6 else None
+        raise VlaError(f"parameter {name!r} has {len(box)} numbers", "give six, or [0.0]")
+    return ((box[0], box[1], box[2]), (box[3], box[4], box[5])) if len(box) == 6 else None
+
+
+def read_settings(value: Value, by_parts: bool = False) -> Settings:
+    """Of the only arm and its gripper, or what the parts of a robot share."""
+    config = read(CommandConfig, value)
+    workspace = read_box(config.workspace)
+    needs_pose = not by_parts and any(o.needs_pose for o in chosen(MOTION, value))
     names = [
         f"{kind}_{what}"
         for what in ("velocity", "acceleration", "jerk")
@@ -216,10 +208,13 @@ def read_settings(value: Value) -> Settings:
     )
 
 
-def limits_in_force(settings: Settings, frames: Frames, outputs: str, enable: str) -> str:
+def limits_in_force(
+    settings: Settings, frames: Frames, outputs: str, enable: str, parts: Sequence[str] = ()
+) -> str:
     """The limits of the node in a few lines, for the log.
 
-    outputs: what is sent where, in words. enable: the service's name.
+    outputs: what is sent where, in words. enable: the service's name. parts: a line of each, where
+    the robot has parts.
     """
     limits, watchdogs = settings.limits, settings.watchdogs
 
@@ -243,14 +238,17 @@ def limits_in_force(settings: Settings, frames: Frames, outputs: str, enable: st
         f"{name.replace('_', ' ')} {bound:g} s" if bound else f"{name.replace('_', ' ')} off"
         for name, bound in vars(watchdogs).items()
     )
-    lines = [
-        f"limits in force, at {settings.rate:g} Hz and {settings.scale:g} of the model's motion:",
+    arm = [
         f"  frames: base {frames.base}, tool {frames.tool}; deltas in "
         + (settings.deltas_in or "the axes that the chunk names"),
         f"  outputs: {outputs}",
         "  linear velocity, acceleration, jerk: " + three("linear", "m/s"),
         "  angular velocity, acceleration, jerk: " + three("angular", "rad/s"),
         f"  workspace: {box}",
+    ]
+    lines = [
+        f"limits in force, at {settings.rate:g} Hz and {settings.scale:g} of the model's motion:",
+        *([f"  {line}" for line in parts] or arm),
         f"  watchdogs: {guards}",
         f"disabled; call {enable} to move the robot",
     ]

@@ -6,7 +6,7 @@ import math
 
 from rclpy.time import Time
 
-from vla_inference.control import DISABLED, ENABLED, STOPPED, Commander
+from vla_inference.control import DISABLED, ENABLED, STOPPED, RobotCommander
 from vla_inference.ros.diagnostics import ERROR, OK, WARN, Report
 from vla_msgs.msg import CommandStatus
 
@@ -17,7 +17,12 @@ HINTS = {
 
 
 def fill_status(
-    status: CommandStatus, commander: Commander, now: float, sent: int, rate: float, remark: str
+    status: CommandStatus,
+    commander: RobotCommander,
+    now: float,
+    sent: int,
+    rate: float,
+    remark: str,
 ) -> None:
     """Fills all but the header for an active node. sent: commands; rate: their rate [Hz]."""
     safety = commander.safety
@@ -41,7 +46,7 @@ def fill_status(
     status.message = remark or HINTS.get(safety.state, "")
 
 
-def diagnosis(commander: Commander, sent: int, rate: float, remark: str) -> Report:
+def diagnosis(commander: RobotCommander, sent: int, rate: float, remark: str) -> Report:
     """Level, message and values of an active node's diagnostics."""
     safety = commander.safety
     level, message = OK, safety.state

@@ -15,7 +15,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from vla_inference.errors import ObservationError, VlaError
 from vla_inference.inputs.frozen_camera import FrozenWatch
-from vla_inference.inputs.history import History
+from vla_inference.inputs.history import ImageHistory
 from vla_inference.inputs.image_messages import compressed_to_rgb, image_to_rgb
 from vla_inference.inputs.joint_memory import Joint, JointMemory, positions_at
 from vla_inference.inputs.robot_state import QuaternionSign, StateLayout
@@ -86,8 +86,8 @@ class Inputs:
         history: int = 0,
         interval: float = 0.0,
     ):
-        self._past = partial(History, history, interval)
-        self._history: History[tuple[Any, ...]] = self._past()
+        self._past = partial(ImageHistory, history, interval)
+        self._history: ImageHistory[tuple[Any, ...]] = self._past()
         self.cameras, self.layout = check_cameras(cameras), layout
         self._node, self._receive = node, receive
         self._frozen = FrozenWatch()

@@ -13,31 +13,38 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rclpy.clock import Clock, ClockType
 
-from vla_inference.checkpoints.confined import find_model
 from vla_inference.errors import ObservationError, VlaError
 from vla_inference.policies.base import Policy
+from vla_inference.policies.confined import find_model
 from vla_inference.ros import diagnostics, qos
 from vla_inference.ros.background_service import BackgroundService
+from vla_inference.ros.inference.executed import ExecutedChunks
 from vla_inference.ros.inference.inputs import Inputs, View
 from vla_inference.ros.inference.instructions import Instructions
 from vla_inference.ros.inference.parameters import InferenceConfig
 from vla_inference.ros.lifecycle import ACTIVE, ERROR, INACTIVE, ManagedNode, configured, spin_node
 from vla_inference.ros.messages import chunk_to_msg, policy_info
+from vla_inference.ros.stamps import stamp_seconds
 from vla_inference.serving.inference_metrics import InferenceMetrics
 from vla_inference.serving.model_thread import ModelThread, changes, release_memory
+from vla_inference.serving.openpi.settings import ServeSettings
 from vla_inference.types import check_instruction
 from vla_msgs.msg import ActionChunk, InferenceStatus, ModelInfo
 from vla_msgs.srv import LoadModel
+
+if TYPE_CHECKING:  # aiohttp is for those who serve
+    from vla_inference.serving.openpi.background import BackgroundServer
 
 STATUS_PERIOD = 0.5
 HANGING = 5.0  # seconds at one image before the status says so
 
 
 @dataclass(frozen=True)
-class Request:
+class ViewRequest:
     """An observation, and the activation of the node in which it was made."""
 
     view: View
@@ -50,8 +57,10 @@ class InferenceNode(ManagedNode):
     def __init__(self, name: str = "inference", **kwargs):
         super().__init__(name, InferenceConfig, **kwargs)
         self._config = InferenceConfig()  # what it was configured with
-        self._model: ModelThread[Request] | None = None
+        self._model: ModelThread[ViewRequest] | None = None
         self._inputs: Inputs | None = None
+        self._server: BackgroundServer | None = None
+        self._executed = ExecutedChunks(self)
         self._gate = threading.Lock()  # holds off deactivation and a new model while a chunk goes
         self._open, self._activation = False, 0
         self._sequence = 0
@@ -105,10 +114,14 @@ class InferenceNode(ManagedNode):
         )
         self._model = self._load(config.model, config.unnorm_key)
         self._introduce(self._model)
+        self._executed.begin(config.running)
+        if config.serving is not None:
+            self._serve(self._model, config.serving)
 
     def do_activate(self) -> None:
         configured(self._model).latest.reset()
         configured(self._inputs).reset()
+        self._executed.drop()
         self._figures.reset()
         self._activation += 1
         self._open = True
@@ -123,6 +136,10 @@ class InferenceNode(ManagedNode):
         with self._gate:
             self._open = False
             model, self._model = self._model, None
+        self._executed.end()
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
         if self._inputs is not None:
             self._inputs.close()
             self._inputs = None
@@ -134,13 +151,13 @@ class InferenceNode(ManagedNode):
 
     # -- the model ----------------------------------------------------------------------------
 
-    def _load(self, model: str, unnorm_key: str) -> ModelThread[Request]:
+    def _load(self, model: str, unnorm_key: str) -> ModelThread[ViewRequest]:
         """A warm model; VlaError if it cannot be loaded or needs other inputs."""
         thread = ModelThread(self._config.settings(model, unnorm_key).load, self._answer)
         thread.start()
         return thread
 
-    def _introduce(self, model: ModelThread[Request]) -> None:
+    def _introduce(self, model: ModelThread[ViewRequest]) -> None:
         policy = configured(model.policy)
         info = policy_info(policy, self._config.frame_id)
         info.header.stamp = self.get_clock().now().to_msg()
@@ -150,6 +167,17 @@ class InferenceNode(ManagedNode):
         self.get_logger().info(
             f"model {policy.name} on {policy.placement}, {model.latency_ms:.0f} ms per answer"
         )
+
+    def _serve(self, model: ModelThread[ViewRequest], settings: ServeSettings) -> None:
+        """Serves the model over the network as well."""
+        from vla_inference.serving.openpi.background import BackgroundServer
+        from vla_inference.serving.openpi.server import Server
+
+        server = Server(None, settings)
+        server.serve(server.batcher(model))
+        self._server = BackgroundServer(server)
+        port = self._server.start()
+        self.get_logger().info(f"model served on {settings.host}, port {port}")
 
     def _load_model(self, request, response):
         """Runs in its own thread; the old model answers until the new one is warm."""
@@ -174,12 +202,15 @@ class InferenceNode(ManagedNode):
         if old is None or before is None or self.state not in (ACTIVE, INACTIVE):
             raise VlaError(f"the node is {self.state}", "configure it first")
         model = self._load(str(find_model(self._config.model_root, name)), unnorm_key)
-        told = ", ".join(changes(before, configured(model.policy)))
+        if self._server is not None:
+            self._change_served(self._server, model)
+        told = ", ".join(changes(before.contract, configured(model.policy).contract))
         with self._gate:  # no chunk of the old one goes out any more
             stale = self._model is not old
             if not stale:
                 model.latest.take_over(old.latest)
                 self._model = model
+                self._executed.drop()
         (model if stale else old).stop(timeout=10.0)
         release_memory()
         if stale:
@@ -191,12 +222,20 @@ class InferenceNode(ManagedNode):
         self._publish_status()
         return told
 
+    def _change_served(self, server: BackgroundServer, model: ModelThread[ViewRequest]) -> None:
+        """Has the network's clients answered by the new model; VlaError if it does not fit."""
+        try:
+            server.serve(server.server.batcher(model))
+        except VlaError:
+            model.stop(timeout=0.5)
+            raise
+
     # -- what comes in ------------------------------------------------------------------------
 
     def _receive(self, view: View) -> None:
         model = self._model
         if self._open and model is not None:
-            model.latest.put(Request(view, self._activation))
+            model.latest.put(ViewRequest(view, self._activation))
 
     def callback_refused(self, where: str, reason: str) -> None:
         """An unusable message is counted as a refusal in the status."""
@@ -206,7 +245,7 @@ class InferenceNode(ManagedNode):
 
     # -- what goes out (in the worker's thread) -----------------------------------------------
 
-    def _answer(self, model: ModelThread[Request], request: Request) -> None:
+    def _answer(self, model: ModelThread[ViewRequest], request: ViewRequest) -> None:
         # What a clean-up may take away in the meantime is held on to.
         policy, inputs, text = model.policy, self._inputs, self._instruction
         if policy is None or inputs is None:
@@ -221,7 +260,7 @@ class InferenceNode(ManagedNode):
             age = request.view.age(now, self.value("max_image_age"))
             seen = inputs.observe(request.view, text, self._most_same())
             decoded = time.monotonic()
-            chunk = policy.act(seen)
+            chunk = self._executed.act(policy, seen)
             chunk.timing = {"image": 1e3 * (decoded - begin), **chunk.timing}
             answer = chunk_to_msg(
                 chunk,
@@ -248,6 +287,7 @@ class InferenceNode(ManagedNode):
                 return
             answer.sequence = self._sequence
             answer.produced = self.get_clock().now().to_msg()
+            self._executed.published(chunk, seen, stamp_seconds(answer.produced))
             done = time.monotonic()
             answer.latency_ms = 1e3 * (done - begin)
             self._action.publish(answer)
@@ -260,7 +300,7 @@ class InferenceNode(ManagedNode):
         simulated = self.value("use_sim_time")
         return 0.0 if simulated else self.value("max_same_image")
 
-    def _expects(self, model: ModelThread[Request], request: Request) -> bool:
+    def _expects(self, model: ModelThread[ViewRequest], request: ViewRequest) -> bool:
         """Whether this image's answer is still wanted; it may be from an earlier activation."""
         return self._open and model is self._model and request.activation == self._activation
 
@@ -300,7 +340,7 @@ class InferenceNode(ManagedNode):
         if busy > HANGING:
             return f"the model has been at one image for {busy:.0f} s; restart the node"
         missing = inputs.missing(self.value("max_image_age") or 1.0)
-        return missing or self._never_heard(self._instruction)
+        return missing or self._executed.remark or self._never_heard(self._instruction)
 
     def _never_heard(self, instruction: str) -> str:
         """Words that the model does not know and will ignore."""
@@ -310,6 +350,8 @@ class InferenceNode(ManagedNode):
 
     def diagnose(self) -> diagnostics.Report:
         values, refused = self._figures.values()
+        if self._server is not None:
+            values.update(self._server.server.values())
         if self._figures.crash:
             return diagnostics.ERROR, self._figures.crash, values
         remark = self._remark() or (self._figures.last_refusal if refused else "")

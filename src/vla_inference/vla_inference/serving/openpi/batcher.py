@@ -6,20 +6,23 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from vla_inference.errors import ObservationError, VlaError
-from vla_inference.policies.base import Policy
+from vla_inference.policies.base import Contract, Policy
 from vla_inference.serving.model_thread import ModelThread
+from vla_inference.serving.openpi.gathering import Gathering
 from vla_inference.serving.openpi.metrics import ServerMetrics
 from vla_inference.types import ActionChunk, Observation
 
 log = logging.getLogger(__name__)
+PATIENCE = 2.0  # seconds that an observation waits where the model has values of its own
+RETRY = 0.02  # seconds until the next look for time between them
 
 
 class ReplacedError(ObservationError):
@@ -42,37 +45,72 @@ class Answer:
 
 @dataclass(frozen=True)
 class Request:
+    client: Hashable
     observation: Observation
     space: str | None  # of the action spaces of a model that has several
     future: Future[Answer] = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
 
 
-class Batcher:
-    """A latest-value slot for each client, and one thread in which the model answers them.
+@dataclass(frozen=True)
+class Offer:
+    """What a model is to its clients. contract: with the model's own actions."""
 
-    load: gives the policy; called in that thread.
+    name: str
+    placement: str
+    contract: Contract
+    spaces: frozenset[str]
+    latency_ms: float
+
+    @classmethod
+    def of(cls, model: ModelThread[Any]) -> Offer:
+        """The offer of a model that is ready."""
+        policy = model.policy
+        assert policy is not None
+        spaces = frozenset(policy.action_spaces)
+        return cls(policy.name, policy.placement, policy.contract, spaces, model.latency_ms)
+
+
+class Backend(Protocol):
+    """Whatever answers observations for a server."""
+
+    offer: Offer
+
+    def submit(
+        self, client: Hashable, observation: Observation, space: str | None = None
+    ) -> Future[Answer]:
+        """The answer to come. It raises ObservationError where the observation is at fault,
+        ReplacedError where the client submitted another one, PolicyFailure where the model is."""
+        ...
+
+    def withdraw(self, client: Hashable) -> None:
+        """Drops the waiting observation of a client that has gone."""
+        ...
+
+    def close(self) -> None:
+        """Drops what waits, and refuses what comes."""
+        ...
+
+
+class Batcher(Backend):
+    """A latest-value slot for each client; a model answers what waits as one batch.
+
+    model: ready. Where it has values of its own to answer, these come first, and an observation
+    is only begun if there is time until the next is due.
     """
 
-    def __init__(self, load: Callable[[], Policy], max_batch: int, metrics: ServerMetrics):
-        self._model: ModelThread[bool] = ModelThread(load, self._answer)
-        self._max_batch, self._metrics = max_batch, metrics
+    def __init__(self, model: ModelThread[Any], max_batch: int, metrics: ServerMetrics):
+        self.offer = Offer.of(model)
+        self._model, self._max_batch, self._metrics = model, max_batch, metrics
         self._lock = threading.Lock()
         self._waiting: dict[Hashable, Request] = {}  # by client, the longest waiting first
+        self._gathering = Gathering()
+        self._closed = False
+        model.side_work = self._work
 
-    def start(self) -> Policy:
-        """Loads the model and warms it up; raises what that raised."""
-        self._model.start()
-        assert self._model.policy is not None
-        return self._model.policy
-
-    @property
-    def latency_ms(self) -> float:
-        return self._model.latency_ms
-
-    def stop(self, timeout: float = 0.5) -> None:
-        self._model.stop(timeout)
+    def close(self) -> None:
         with self._lock:
+            self._closed = True
             left, self._waiting = self._waiting, {}
         for request in left.values():
             request.future.cancel()
@@ -80,43 +118,67 @@ class Batcher:
     def submit(
         self, client: Hashable, observation: Observation, space: str | None = None
     ) -> Future[Answer]:
-        """The answer to come. It raises ObservationError where the observation is at fault,
-        ReplacedError where the client submitted another one, PolicyFailure where the model is."""
-        request = Request(observation, space)
+        request = Request(client, observation, space)
         with self._lock:
+            if self._closed:
+                raise ReplacedError("the model was replaced", "send the observation again")
             replaced = self._waiting.get(client)
             self._waiting[client] = request
+            self._gathering.asked(client, request.arrived)
         self._metrics.count("requests")
-        if replaced is not None and replaced.future.set_running_or_notify_cancel():
+        if replaced is not None:
             self._metrics.count("replaced")
-            replaced.future.set_exception(
-                ReplacedError("a newer observation came", "wait for each answer")
-            )
-        self._model.latest.put(True)
+            refuse(replaced, ReplacedError("a newer observation came", "wait for each answer"))
+        self._model.latest.wake()
         return request.future
 
     def withdraw(self, client: Hashable) -> None:
-        """Drops the waiting observation of a client that has gone."""
         with self._lock:
             request = self._waiting.pop(client, None)
+            self._gathering.gone(client)
         if request is not None:
             request.future.cancel()
 
     # -- in the model's thread ----------------------------------------------------------------
 
-    def _take(self) -> list[Request]:
+    def _work(self, time_for: float) -> float | None:
+        """Answers up to that many observations; says when to be called again."""
+        count = int(min(time_for, self._max_batch))
+        if not count:
+            self._refuse_late()
+        elif (wait := self._missing(count)) > 0:
+            return wait
+        batch = self._take(count)
+        for space in dict.fromkeys(request.space for request in batch):
+            self._answer_batch(self._model.policy, [r for r in batch if r.space == space])
+        with self._lock:
+            if self._waiting:
+                return 0.0 if count else RETRY
+            self._closed |= self._model.latest.closed
+            return None
+
+    def _missing(self, count: int) -> float:
+        """How long to wait for more observations [s]; 0: no longer."""
+        with self._lock:
+            if not 0 < len(self._waiting) < count or self._closed:
+                return 0.0
+            return self._gathering.wait(time.monotonic())
+
+    def _take(self, count: int) -> list[Request]:
         """The observations that have waited longest."""
         with self._lock:
-            clients = list(itertools.islice(self._waiting, self._max_batch))
+            clients = list(itertools.islice(self._waiting, count))
             taken = [self._waiting.pop(client) for client in clients]
-            if self._waiting:
-                self._model.latest.put(True)
         return [r for r in taken if r.future.set_running_or_notify_cancel()]
 
-    def _answer(self, model: ModelThread[bool], _: bool) -> None:
-        batch = self._take()
-        for space in dict.fromkeys(request.space for request in batch):
-            self._answer_batch(model.policy, [r for r in batch if r.space == space])
+    def _refuse_late(self) -> None:
+        """Refuses what has waited in vain for time between the model's own values."""
+        before = time.monotonic() - PATIENCE
+        with self._lock:
+            late = [c for c, r in self._waiting.items() if r.arrived < before]
+            refused = [self._waiting.pop(client) for client in late]
+        for request in refused:
+            refuse(request, ObservationError("the model is busy with its own robot", "try later"))
 
     def _answer_batch(self, policy: Policy | None, batch: Sequence[Request]) -> None:
         """If one observation breaks the batch, each is answered alone."""
@@ -136,6 +198,9 @@ class Batcher:
             else:
                 batch[0].future.set_exception(self._failure(error))
             return
+        self._model.took((done - begun) / len(batch))
+        with self._lock:
+            self._gathering.answered([r.client for r in batch], done, done - begun)
         self._metrics.add("batch_size", len(batch))
         self._metrics.add("predict_seconds", done - begun)
         for request, chunk in zip(batch, chunks, strict=True):
@@ -149,6 +214,12 @@ class Batcher:
         self._metrics.count("failed")
         log.error("the model failed", exc_info=error)
         return PolicyFailure()
+
+
+def refuse(request: Request, error: ObservationError) -> None:
+    """Ends a request that waits."""
+    if request.future.set_running_or_notify_cancel():
+        request.future.set_exception(error)
 
 
 def _check(chunk: Any, policy: Policy) -> None:

@@ -16,6 +16,7 @@ COUNTERS = {
     "vla_failed_total": "Answers that the model failed to give.",
     "vla_resets_total": "Resets of a session.",
     "vla_connections_total": "Websockets that were opened.",
+    "vla_model_changes_total": "Models that took the place of another.",
     "vla_turned_away_total": "Connections without the key, from a page, or one too many.",
 }
 HISTOGRAMS = {

@@ -35,6 +35,10 @@ class ObservationMap:
 
     state: keys and how many numbers each has. layout: axes of the images, "hwc" or "chw".
     size: height and width that published servers want. chunk: steps that they answer with.
+    execute: how many of them published clients execute before they ask again; 0: not said.
+    mirrored: the model was trained with images that are mirrored left to right, as LIBERO's
+        published ones are (turned by 180 degrees in OpenGL's order of rows). Who renders the
+        images mirrors them; `read` and `write` leave them as they are.
     spec: of the actions on the wire; None: the policy's own.
     """
 
@@ -45,6 +49,8 @@ class ObservationMap:
     layout: str = "hwc"
     size: tuple[int, int] | None = None
     chunk: int = 0
+    execute: int = 0
+    mirrored: bool = False
     spec: ActionSpec | None = None
 
     @classmethod
@@ -74,6 +80,8 @@ class ObservationMap:
             layout=raw.get("layout", "hwc"),
             size=tuple(raw["size"]) if "size" in raw else None,
             chunk=raw.get("chunk", 0),
+            execute=raw.get("execute", 0),
+            mirrored=raw.get("mirrored", False),
             spec=spec_from_json(actions, f"map {name}") if actions else None,
         )
 

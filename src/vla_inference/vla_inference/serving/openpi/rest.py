@@ -54,6 +54,16 @@ def read_act(body: bytes, needs: Needs, usual: str = "") -> ActRequest:
     return ActRequest(FREE.read(message, needs, usual), space, chunk, encoded)
 
 
+def read_change(body: bytes) -> tuple[str, str]:
+    """Model and action space of a request {"model": TEXT, "action_space": TEXT?}."""
+    payload = _loads(body)
+    payload = payload if isinstance(payload, dict) else {}
+    model, action_space = payload.get("model"), payload.get("action_space", "")
+    if not isinstance(model, str) or not isinstance(action_space, str):
+        raise WireError("the request names no model", 'send {"model": "NAME"}')
+    return model, action_space
+
+
 def write_act(chunk: ActionChunk, request: ActRequest) -> str:
     """JSON of the reply."""
     actions = np.asarray(chunk.actions, np.float64)

@@ -13,7 +13,9 @@ from rclpy.node import Node
 from vla_inference.ros import qos
 from vla_inference.ros.parameters import Value
 
-MOTION, JOINTS = "motion", "joints"
+MOTION, JOINTS, JOINT_TARGETS, BASE = "motion", "joints", "joint_targets", "base"
+EEF, GRIPPER, JOINT_PART, BASE_PART = "eef", "gripper", "joints", "base"
+DRIVEN = (EEF, GRIPPER, JOINT_PART, BASE_PART)
 
 
 @dataclass(frozen=True)
@@ -24,26 +26,41 @@ class JointCommand:
     positions: Sequence[float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoConfig:
+    """Of an output without parameters."""
+
+
 class Output:
     """Sends commands to one controller; exists while its node is configured.
 
-    takes: MOTION, a `Command` (of the command node), or JOINTS, a `JointCommand` (of the IK node).
+    takes: MOTION, a `Command` (of the command node), or JOINTS, a `JointCommand` (of the IK node,
+    and of a part of the command node). JOINT_TARGETS and BASE are a part's alone: `JointTargets`,
+    and a `Command` for a base.
+    drives: the kind of part that may have it as its output: one of DRIVEN; empty: none.
     CONFIG: a dataclass whose options are its own parameters, beside the node's; two outputs may
-    share one that both declare in the same way.
+    share one that both declare in the same way. PART_CONFIG: the same as the output of a part.
     needs_pose: whether it sends `Command.target`, for which `current_pose` must be known.
+    by_velocity: whether it sends joint velocities alone.
+    plans: whether it sends `JointTargets.ahead` as well; then PART_CONFIG has an option `horizon`.
     """
 
     takes: ClassVar[str] = MOTION
-    CONFIG: ClassVar[type]
+    drives: ClassVar[str] = ""
+    CONFIG: ClassVar[type] = NoConfig
+    PART_CONFIG: ClassVar[type] = NoConfig
     needs_pose: ClassVar[bool] = False
+    by_velocity: ClassVar[bool] = False
+    plans: ClassVar[bool] = False
 
-    def __init__(self, node: Node, value: Value):
-        """Raises VlaError where the parameters contradict."""
+    def __init__(self, node: Node, value: Value, part: str = ""):
+        """Raises VlaError where the parameters contradict. part: whose output it is, and whose
+        parameters `value` gives; empty: the node's."""
 
     @classmethod
     def on(cls, value: Value) -> bool:
-        """Whether the parameters enable it."""
-        raise NotImplementedError
+        """Whether the node's parameters enable it; a part's output is named by its own."""
+        return False
 
     def remark(self) -> str:
         """What went wrong last, in words; empty: nothing."""
@@ -64,6 +81,11 @@ class Output:
         """Why no controller would receive it, which prevents enabling; empty: one would."""
         return ""
 
+    def fault(self) -> str:
+        """Why what it sends is not executed, which stops the robot; empty: it is. Asked for in
+        each period while the robot may move."""
+        return ""
+
     def others(self) -> str:
         """Describes other nodes that command the same controller, which stops the robot; empty:
         none."""
@@ -77,16 +99,18 @@ class Output:
 
 
 class TopicOutput(Output):
-    """An output that publishes on one topic, whose name users remap."""
+    """An output that publishes on one topic, whose name users remap; a part's is below its
+    name."""
 
     topic: ClassVar[str]
     message: ClassVar[Any]
 
-    def __init__(self, node: Any, value: Value):
+    def __init__(self, node: Any, value: Value, part: str = ""):
         """node: a managed one."""
         self.node = node
+        topic = f"{part}/{self.topic}" if part else self.topic
         self.publisher = node.create_lifecycle_publisher(
-            self.message, self.topic, **qos.overridable(qos.COMMAND)
+            self.message, topic, **qos.overridable(qos.COMMAND)
         )
 
     def told(self) -> str:

@@ -9,8 +9,9 @@ from rclpy.node import Node
 from std_msgs.msg import Float64MultiArray
 
 from vla_inference.control import Command
+from vla_inference.errors import VlaError
 from vla_inference.options import option
-from vla_inference.ros.command.outputs.base import Output, TopicOutput, Value
+from vla_inference.ros.command.outputs.base import GRIPPER, Output, TopicOutput, Value
 from vla_inference.ros.command.outputs.gripper_action import PARALLEL, TYPES, GripperAction
 
 
@@ -48,9 +49,10 @@ def position(command: Command, value: Value) -> float | None:
 
 class GripperTopicOutput(TopicOutput):
     topic, message, CONFIG = "gripper", Float64MultiArray, TopicConfig
+    drives, PART_CONFIG = GRIPPER, Positions
 
-    def __init__(self, node: Node, value: Value):
-        super().__init__(node, value)
+    def __init__(self, node: Node, value: Value, part: str = ""):
+        super().__init__(node, value, part)
         self.value = value
 
     @classmethod
@@ -64,9 +66,12 @@ class GripperTopicOutput(TopicOutput):
 
 
 class GripperActionOutput(Output):
-    CONFIG = ActionConfig
+    CONFIG = PART_CONFIG = ActionConfig
+    drives = GRIPPER
 
-    def __init__(self, node: Node, value: Value):
+    def __init__(self, node: Node, value: Value, part: str = ""):
+        if part and not value("gripper_action"):
+            raise VlaError(f"parameter '{part}.gripper_action' is empty", "name the action")
         names = ("gripper_action", "gripper_action_type", "gripper_joint", "gripper_effort")
         self.value = value
         self.action = GripperAction(node, *map(value, names))

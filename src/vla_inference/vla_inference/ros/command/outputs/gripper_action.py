@@ -12,6 +12,7 @@ from rclpy.action import ActionClient
 from rclpy.node import Node
 
 from vla_inference.errors import VlaError
+from vla_inference.ros.command.outputs.goals import Goals
 
 PARALLEL, PLAIN = "ParallelGripperCommand", "GripperCommand"
 TYPES = (PARALLEL, PLAIN)
@@ -33,23 +34,15 @@ def action_type(kind: str) -> Any:
     return getattr(control_msgs.action, kind)
 
 
-class GripperAction:
-    """`move` sends a goal, which replaces the current one.
-
-    remark: what went wrong last, in words; empty: nothing.
-    """
+class GripperAction(Goals):
+    """`move` sends a goal, which replaces the current one."""
 
     def __init__(self, node: Node, name: str, kind: str, joint: str, effort: float):
         if kind == PARALLEL and not joint:
             raise VlaError("gripper_joint is empty", f"{PARALLEL} needs the joint's name")
-        self.name, self.kind, self.joint, self.effort = name, kind, joint, effort
+        self.kind, self.joint, self.effort = kind, joint, effort
         self.type = action_type(kind)
-        self.client = ActionClient(node, self.type, name)
-        self._node = node
-        self.remark = ""
-        self.sent = self.rejected = 0
-        self._goal = None  # handle of the goal under way
-        self._newest = self._stopped = 0  # numbers of goals
+        super().__init__(node, ActionClient(node, self.type, name), name, "the gripper's action")
 
     def goal(self, position: float) -> Any:
         """position: of the joint, m or rad."""
@@ -62,48 +55,5 @@ class GripperAction:
             goal.command.position, goal.command.max_effort = position, self.effort
         return goal
 
-    def missing(self) -> str:
-        """Why there is no gripper action server; empty: there is one."""
-        there = self.client.server_is_ready()
-        return "" if there else f"no server of the gripper's action {self.name}; start it"
-
-    def others(self) -> int:
-        """Number of other clients of the action; 0 on Humble, which cannot count them."""
-        count = getattr(self._node, "count_clients", None)
-        return max(0, count(f"{self.name}/_action/send_goal") - 1) if count else 0
-
     def move(self, position: float) -> None:
-        self.remark = self.missing()
-        if self.remark:
-            return
-        self.sent += 1
-        self._newest += 1
-        number = self._newest
-        future = self.client.send_goal_async(self.goal(position))
-        future.add_done_callback(lambda f: self._answered(f.result(), number))
-
-    def _answered(self, goal, number: int) -> None:
-        if not goal.accepted:
-            self.rejected += 1
-            self.remark = f"the gripper's action {self.name} rejected a goal"
-            return
-        self.remark = ""
-        if self._stopped < number == self._newest:
-            self._goal = goal
-            goal.get_result_async().add_done_callback(lambda _: self._ended(number))
-        elif self._stopped >= number:
-            goal.cancel_goal_async()  # the stop came before its acceptance
-
-    def _ended(self, number: int) -> None:
-        if number == self._newest:
-            self._goal = None
-
-    def stop(self) -> None:
-        """Cancels the current goal."""
-        self._stopped = self._newest
-        goal, self._goal = self._goal, None
-        if goal is not None:
-            goal.cancel_goal_async()
-
-    def close(self) -> None:
-        self.client.destroy()
+        self.send(self.goal(position))

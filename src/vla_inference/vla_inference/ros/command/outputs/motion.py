@@ -10,8 +10,8 @@ from rclpy.node import Node
 
 from vla_inference.control import Command
 from vla_inference.options import option
-from vla_inference.ros.command.messages import command_to_twist, pose_to_msg
-from vla_inference.ros.command.outputs.base import TopicOutput, Value
+from vla_inference.ros.command.outputs.base import EEF, TopicOutput, Value
+from vla_inference.ros.geometry import command_to_twist, pose_to_msg
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +23,10 @@ class TwistConfig:
 
 class TwistOutput(TopicOutput):
     topic, message, CONFIG = "delta_twist", TwistStamped, TwistConfig
+    drives = EEF
 
-    def __init__(self, node: Node, value: Value):
-        super().__init__(node, value)
+    def __init__(self, node: Node, value: Value, part: str = ""):
+        super().__init__(node, value, part)
         self.frames = value("base_frame"), value("tool_frame")
 
     @classmethod
@@ -43,10 +44,10 @@ class PoseConfig:
 
 class PoseOutput(TopicOutput):
     topic, message, CONFIG = "target_pose", PoseStamped, PoseConfig
-    needs_pose = True
+    drives, needs_pose = EEF, True
 
-    def __init__(self, node: Node, value: Value):
-        super().__init__(node, value)
+    def __init__(self, node: Node, value: Value, part: str = ""):
+        super().__init__(node, value, part)
         self.frame = value("base_frame")
 
     @classmethod

@@ -7,7 +7,8 @@ for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from builtin_interfaces.msg import Time
 from rclpy.duration import Duration
@@ -26,6 +27,11 @@ OUTPUTS = {
     "gripper": f"{_HERE}.gripper:GripperTopicOutput",
     "gripper_action": f"{_HERE}.gripper:GripperActionOutput",
     "joint_trajectory": f"{_HERE}.joint_trajectory:JointTrajectoryOutput",
+    "follow_joint_trajectory": f"{_HERE}.trajectory_action:FollowJointTrajectoryOutput",
+    "joint_positions": f"{_HERE}.joint_arrays:JointPositionsOutput",
+    "joint_velocities": f"{_HERE}.joint_arrays:JointVelocitiesOutput",
+    "base_twist": f"{_HERE}.base_twist:BaseTwistOutput",
+    "base_twist_stamped": f"{_HERE}.base_twist:BaseTwistStampedOutput",
 }
 
 
@@ -51,14 +57,29 @@ def chosen(takes: str, value: Value) -> list[type[Output]]:
     return found
 
 
-class Outputs:
-    """All outputs of a configured node, used as one."""
+def part_outputs(kind: str = "") -> dict[str, type[Output]]:
+    """By name, all installed outputs that a part may have. kind: of part; empty: any."""
+    loaded = {name: load_plugin(p) for name, p in find_plugins(GROUP, OUTPUTS).items()}
+    return {name: o for name, o in loaded.items() if o.drives and kind in ("", o.drives)}
 
-    def __init__(self, node: Node, value: Value, takes: str):
+
+def output_of_part(part: str, name: str) -> type[Output]:
+    """The output of a part; VlaError if there is none of this name that a part may have."""
+    found = part_outputs()
+    if name not in found:
+        raise VlaError(f"parameter '{part}.output' is {name!r}", f"use one of {', '.join(found)}")
+    return found[name]
+
+
+class Outputs:
+    """Outputs of a configured node or of one of its parts, used as one."""
+
+    def __init__(self, node: Node, value: Value, kinds: Sequence[type[Output]], part: str = ""):
         self._all: list[Output] = []
+        more = (part,) if part else ()
         try:
-            for kind in chosen(takes, value):
-                self._all.append(kind(node, value))
+            for kind in kinds:
+                self._all.append(kind(node, value, *more))
         except BaseException:
             self.close()
             raise
@@ -75,6 +96,9 @@ class Outputs:
     def missing(self) -> str:
         return next((why for o in self._all if (why := o.missing())), "")
 
+    def fault(self) -> str:
+        return next((why for o in self._all if (why := o.fault())), "")
+
     def others(self) -> list[str]:
         return [who for o in self._all if (who := o.others())]
 
@@ -90,14 +114,27 @@ class Outputs:
         self._all = []
 
     def _each(self, call: Callable[[Output], None]) -> None:
-        """Of all, whatever one of them does; then raises RuntimeError, which stops the robot: an
-        output's VlaError is no refusal of something that came in."""
-        failed: list[tuple[Output, Exception]] = []
-        for output in self._all:
-            try:
-                call(output)
-            except Exception as error:  # a halt has to reach the others all the same
-                failed.append((output, error))
-        if failed:
-            output, first = failed[0]
-            raise RuntimeError(f"{type(output).__name__} failed: {first}") from first
+        each_of(call, self._all)
+
+
+T = TypeVar("T")
+
+
+class OutputFailed(RuntimeError):
+    """Names the output."""
+
+
+def each_of(call: Callable[[T], None], things: Sequence[T]) -> None:
+    """Calls it for all, whatever one of them does; then raises OutputFailed, which stops the
+    robot: an output's VlaError is no refusal of something that came in."""
+    failed: list[tuple[T, Exception]] = []
+    for thing in things:
+        try:
+            call(thing)
+        except Exception as error:  # a halt has to reach the others all the same
+            failed.append((thing, error))
+    if failed:
+        thing, first = failed[0]
+        if isinstance(first, OutputFailed):
+            raise first
+        raise OutputFailed(f"{type(thing).__name__} failed: {first}") from first

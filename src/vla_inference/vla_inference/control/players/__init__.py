@@ -1,0 +1,1 @@
+"""Players of chunks: what of them is due in a command period."""

@@ -1,0 +1,1 @@
+"""What the policy families of LeRobot share: configuration, statistics, flow matching."""

@@ -1,0 +1,1 @@
+"""Parts of networks that several families have: attention with a cache, SigLIP."""

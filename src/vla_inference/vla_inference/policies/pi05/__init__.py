@@ -1,0 +1,1 @@
+"""The policy families pi0 and pi0.5."""

@@ -1,0 +1,1 @@
+"""The IK node, of commands, and the chunk IK node, of a model's chunks."""
