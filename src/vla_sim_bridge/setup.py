@@ -29,7 +29,9 @@ setup(
     maintainer_email="maintainers@vla-ros2.invalid",
     python_requires=">=3.10",
     packages=find_packages(exclude=["test", "test.*"]),
-    package_data={PACKAGE: ["py.typed", "mimicgen/demonstrations/*"]},
+    package_data={
+        PACKAGE: ["py.typed", "envs/*.xml", "mimicgen/demonstrations/*", "libero/*.txt"]
+    },
     data_files=[
         ("share/ament_index/resource_index/packages", ["resource/" + PACKAGE]),
         ("share/" + PACKAGE, ["package.xml"]),
@@ -38,11 +40,13 @@ setup(
     zip_safe=False,
     entry_points={
         "console_scripts": [
+            "robot_sim_node = vla_sim_bridge.ros.executables:robot_sim_node",
             "sim_node = vla_sim_bridge.ros.executables:sim_node",
         ],
         "vla.commands": [
             "generate = vla_sim_bridge.cli.generate:generate",
             "rollout = vla_sim_bridge.cli.rollout:rollout",
+            "tasks = vla_sim_bridge.cli.tasks:tasks",
             "demo = vla_sim_bridge.cli.rollout:demo",
         ],
     },

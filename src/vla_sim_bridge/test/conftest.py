@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from vla_sim_bridge.envs.robosuite_sim import StepResult
+from vla_sim_bridge.envs.base import StepResult, WorldBase
 
 # How long an example takes says nothing on a machine that does other things as well.
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
 
 
-class FakeSimulation:
+class FakeSimulation(WorldBase):
     """Success at step i is `script[i]` (or the name of a wrong end), False after its end.
 
     `log` says what was done.

@@ -1,5 +1,6 @@
 """Tests of the simulation's `vla` commands: options, errors, summaries."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from vla_inference.errors import VlaError
 from vla_sim_bridge.cli import generate as generate_command
 from vla_sim_bridge.cli import rollout
 from vla_sim_bridge.generation.shards import summarise
+from vla_sim_bridge.tasks import TASKS
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,13 @@ def test_generate_refuses_by_name_before_it_begins(tmp_path, options, complaint)
         generate_command.generate(**{"tasks": ["Stack_D0"], "output": tmp_path / "out", **options})
     assert complaint in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_tasks_are_listed_with_a_sentence_of_each(capsys):
+    assert main(["tasks", "--json"]) == 0
+    found = {t["name"]: t for t in json.loads(capsys.readouterr().out)["tasks"]}
+    assert set(found) == set(TASKS) and all(t["instruction"] for t in found.values())
+    assert found["Stack_D0"]["demonstrations"] == ["scripted", "mimicgen"]
 
 
 def test_summary_says_rate_interval_lengths_and_reasons():

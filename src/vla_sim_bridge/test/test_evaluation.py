@@ -10,8 +10,9 @@ import pytest
 
 from vla_sim_bridge.evaluation import report
 from vla_sim_bridge.evaluation.episode import SETTLE_STEPS
+from vla_sim_bridge.evaluation.page import histogram
 from vla_sim_bridge.evaluation.recorder import RunRecorder
-from vla_sim_bridge.evaluation.run import Evaluation, spread
+from vla_sim_bridge.evaluation.run import ClosedLoopEvaluation, spread
 from vla_sim_bridge.evaluation.video import SIZE, STRIP
 
 ACTION = np.zeros(7)
@@ -21,7 +22,7 @@ ACTION = np.zeros(7)
 def played(fake_simulation):
     """Three episodes of horizon 20: a success in 3 frames, a touch, an abort, a success in 1."""
     sim = fake_simulation()
-    evaluation = Evaluation(sim, 7, 3, 20)
+    evaluation = ClosedLoopEvaluation(sim, 7, 3, 20)
     for script in ([0, 0, *[1] * (SETTLE_STEPS + 1)], [1, 0], None, [1] * (SETTLE_STEPS + 1)):
         evaluation.begin()
         sim.script = [bool(s) for s in script or []]
@@ -59,7 +60,7 @@ def test_counts(played):
 
 def test_the_other_order_is_counted_apart_and_shown(fake_simulation, tmp_path):
     sim = fake_simulation()
-    evaluation = Evaluation(sim, 0, 2, 20)
+    evaluation = ClosedLoopEvaluation(sim, 0, 2, 20)
     for name in ("wrong_order", True):
         evaluation.begin()
         sim.script = [name] * (SETTLE_STEPS + 1)
@@ -75,7 +76,7 @@ def test_the_other_order_is_counted_apart_and_shown(fake_simulation, tmp_path):
 
 
 def test_the_episode_under_way_is_listed_as_aborted_and_counts_for_nothing(fake_simulation):
-    evaluation = Evaluation(fake_simulation(), 0, 2, 50)
+    evaluation = ClosedLoopEvaluation(fake_simulation(), 0, 2, 50)
     evaluation.begin()
     evaluation.step(ACTION)
     evaluation.abort()
@@ -86,7 +87,7 @@ def test_the_episode_under_way_is_listed_as_aborted_and_counts_for_nothing(fake_
 
 
 def test_an_episode_of_another_seed_leaves_the_runs_order_alone(fake_simulation):
-    evaluation = Evaluation(fake_simulation(), 7, 5, 50)
+    evaluation = ClosedLoopEvaluation(fake_simulation(), 7, 5, 50)
     assert evaluation.begin().index == 0
     other = evaluation.begin(seed=99, instruction="lift it")
     assert (other.seed, other.index, other.first_instruction) == (99, 0, "lift it")
@@ -94,7 +95,7 @@ def test_an_episode_of_another_seed_leaves_the_runs_order_alone(fake_simulation)
 
 
 def test_held_steps_pass_time_but_are_no_actions(fake_simulation):
-    evaluation = Evaluation(fake_simulation(), 0, 1, 50)
+    evaluation = ClosedLoopEvaluation(fake_simulation(), 0, 1, 50)
     run = evaluation.begin()
     evaluation.step(ACTION, held=True)
     evaluation.step(ACTION)
@@ -120,7 +121,7 @@ def test_overhead_is_what_exceeds_the_models_own_time(played):
 def test_json_and_page(played, tmp_path):
     played.measured.add(50, 52, {"vision": 10.0}, "<small> & co")
     results = settled(played)
-    path = report.write_json(tmp_path / "new", results)
+    path = report.write_json(tmp_path / "new" / report.RESULTS, results)
     assert json.loads(path.read_text())["successes"] == 2
     assert [p.name for p in path.parent.iterdir()] == ["results.json"]  # no temporary is left
     page = report.write_html(tmp_path, results, [50.0, 51.0, 90.0]).read_text()
@@ -131,17 +132,17 @@ def test_json_and_page(played, tmp_path):
 
 
 def test_incomplete_runs_say_so_everywhere(fake_simulation, tmp_path):
-    evaluation = Evaluation(fake_simulation(), 0, 2, 50)
+    evaluation = ClosedLoopEvaluation(fake_simulation(), 0, 2, 50)
     results = settled(evaluation, ended="no action within 10 s")
     assert "no action within 10 s" in report.plain_table(results)
     assert "no action within 10 s" in report.write_html(tmp_path, results, []).read_text()
 
 
 def test_histogram_bears_any_values():
-    assert "Too few" in report.histogram([]) and "Too few" in report.histogram([1.0])
+    assert "Too few" in histogram([]) and "Too few" in histogram([1.0])
     many = np.random.default_rng(0).normal(50, 5, 999)
     for values in ([5.0] * 10, [1, 2, math.nan, 3], many):
-        drawn = report.histogram(values)
+        drawn = histogram(values)
         assert drawn.startswith("<svg") and "nan" not in drawn
 
 
@@ -171,7 +172,7 @@ def test_film_of_the_first_episodes(fake_simulation, tmp_path):
     import av
 
     sim = fake_simulation()
-    evaluation = Evaluation(sim, 0, 3, 5)
+    evaluation = ClosedLoopEvaluation(sim, 0, 3, 5)
     recorder = RunRecorder(evaluation, tmp_path, 2, "agentview", every=1)
     evaluation.on_step = recorder.step
     for _ in range(3):
@@ -192,7 +193,7 @@ def test_film_of_the_first_episodes(fake_simulation, tmp_path):
 def test_a_film_cut_short_can_be_played(fake_simulation, tmp_path):
     import av
 
-    evaluation = Evaluation(fake_simulation(), 0, 3, 50)
+    evaluation = ClosedLoopEvaluation(fake_simulation(), 0, 3, 50)
     recorder = RunRecorder(evaluation, tmp_path, 2, "agentview", every=1)
     evaluation.on_step = recorder.step
     evaluation.begin()

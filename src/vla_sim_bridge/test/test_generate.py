@@ -21,11 +21,11 @@ from vla_inference.episodes.hdf5 import Demonstrations
 from vla_inference.episodes.robosuite import from_robosuite, to_robosuite
 from vla_inference.errors import DataError, VlaError
 from vla_inference.system.files import whole_file, write_whole
+from vla_inference.system.workers import WorkerDiedError
 from vla_inference.types import Episode, Observation, Step, eef_delta_spec
 from vla_sim_bridge.generation import shards
 from vla_sim_bridge.generation.generate import GenerateConfig, generate
-from vla_sim_bridge.generation.shards import Shards, store, to_bytes
-from vla_sim_bridge.generation.workers import WorkerDiedError
+from vla_sim_bridge.generation.shards import AttemptShards, store, to_bytes
 
 CONFIG = GenerateConfig(task="Stack_D0", episodes=3, seed=5, images=False)
 
@@ -293,7 +293,7 @@ def test_statistics_say_how_it_went(tmp_path):
 
 @given(st.permutations(range(12)), st.sets(st.integers(0, 11)), st.integers(1, 12))
 def test_the_ledger_waits_for_earlier_attempts(order, bad, wanted):
-    ledger = Shards()
+    ledger = AttemptShards()
     for i, index in enumerate(order):
         ledger.add(index, "timeout" if index in bad else "success")
         known, through = set(order[: i + 1]), 0

@@ -17,11 +17,12 @@ from hypothesis.extra import numpy as hnp
 
 from vla_inference.errors import VlaError
 from vla_sim_bridge.cli import generate, rollout
-from vla_sim_bridge.envs.protocol import make_world
+from vla_sim_bridge.envs.mimicgen_package.process import PYTHON_VARIABLE
+from vla_sim_bridge.envs.other_python import process
+from vla_sim_bridge.envs.other_python.server import FrameError, read_frame, write_frame
+from vla_sim_bridge.envs.protocol import check_installed, make_world
 from vla_sim_bridge.envs.robosuite_sim import Simulation, episode_rng
 from vla_sim_bridge.evaluation.episode import SETTLE_STEPS, EpisodeRun
-from vla_sim_bridge.mimicgen import process
-from vla_sim_bridge.mimicgen.server import FrameError, read_frame, write_frame
 from vla_sim_bridge.tasks import get_task
 from vla_sim_bridge.tasks.mimicgen_package import PUBLISHED, published_names
 
@@ -121,10 +122,8 @@ def there(tmp_path, monkeypatch):
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    process.installed.cache_clear()
-    monkeypatch.setenv(process.PYTHON_VARIABLE, other_python(tmp_path))
+    monkeypatch.setenv(PYTHON_VARIABLE, other_python(tmp_path))
     yield tmp_path
-    process.installed.cache_clear()
 
 
 @pytest.fixture
@@ -197,7 +196,7 @@ def test_actions_are_in_the_base_frame_and_images_upright(world):
 def test_what_lacks_over_there_is_named(there, module, text, problem):
     (there / module).unlink() if text is None else (there / module).write_text(text)
     with pytest.raises(VlaError, match=problem):
-        get_task("mimicgen/Stack")
+        check_installed(get_task("mimicgen/Stack"))
 
 
 def test_wrong_names_are_refused_before_anything_is_started(tmp_path, monkeypatch):
@@ -205,16 +204,17 @@ def test_wrong_names_are_refused_before_anything_is_started(tmp_path, monkeypatc
         get_task("mimicgen/Sofa_D0")
     with pytest.raises(VlaError, match="can be rolled out, not generated from"):
         generate.generate(tasks=["mimicgen/Stack_D0"], output=tmp_path / "out")
-    monkeypatch.delenv(process.PYTHON_VARIABLE, raising=False)
+    task = get_task("mimicgen/Stack_D0")
+    monkeypatch.delenv(PYTHON_VARIABLE, raising=False)
     with pytest.raises(VlaError, match="is not named; set VLA_MIMICGEN_PYTHON"):
-        get_task("mimicgen/Stack_D0")
+        check_installed(task)
     for name, problem in ((tmp_path / "no", "there is no Python"), ("cat", "something else")):
-        monkeypatch.setenv(process.PYTHON_VARIABLE, str(name))
+        monkeypatch.setenv(PYTHON_VARIABLE, str(name))
         with pytest.raises(VlaError, match=problem):
-            get_task("mimicgen/Stack_D0")
+            check_installed(task)
     (tmp_path / "config.json").touch()
     with pytest.raises(VlaError, match="no Python '/nowhere'"):
-        rollout.rollout("mimicgen/Stack_D0", model=str(tmp_path), mimicgen_python="/nowhere")
+        rollout.rollout(task="mimicgen/Stack_D0", model=str(tmp_path), mimicgen_python="/nowhere")
     assert len(PUBLISHED) == 12 and len(published_names()) == 28  # 26, and two other mugs
 
 
@@ -250,8 +250,8 @@ def test_silence_an_error_and_garbage_are_told(world, monkeypatch):
 def test_it_does_not_outlive_us(there):
     text = textwrap.dedent("""
         import sys, time
-        from vla_sim_bridge.mimicgen.process import MimicgenProcess, find_python
-        print(MimicgenProcess(find_python()).pid, flush=True)
+        from vla_sim_bridge.envs.mimicgen_package.process import start
+        print(start().pid, flush=True)
         time.sleep(60)
     """)
     parent = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from vla_sim_bridge.ros.controller_emulation import PoseController, TwistController
+from vla_sim_bridge.ros.robot.controller_emulation import PoseController, TwistController
 
 AHEAD = np.array([0.2, 0, 0, 0, 0, 1.0])
 HERE = np.eye(4)

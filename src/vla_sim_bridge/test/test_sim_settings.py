@@ -1,11 +1,20 @@
 """Tests of the simulation node's parameters and their checks."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from vla_inference.errors import VlaError
+from vla_inference.inputs.robot_state import axis_angle
+from vla_inference.policies.base import Needs
+from vla_sim_bridge.cli import rollout
 from vla_sim_bridge.ros.sim_settings import SimSettings
+from vla_sim_bridge.ros.sim_topics import pose_message
 
 
 @pytest.mark.parametrize(
@@ -26,6 +35,9 @@ from vla_sim_bridge.ros.sim_settings import SimSettings
         ({"episodes": 2.5}, "parameter episodes is 2.5; give a whole number"),
         ({"lock_step": "yes"}, "parameter lock_step is 'yes'; give true or false"),
         ({"episodes": True}, "parameter episodes is True"),
+        ({"second_camera": "agentview"}, "both cameras are agentview; name another"),
+        ({"state": True, "driven_by": "twist"}, "set state: false"),
+        ({"auto_enable": False}, "auto_enable is false; only what is driven by commands"),
     ],
 )
 def test_refusals_name_the_parameter_and_the_remedy(values, complaint):
@@ -63,3 +75,45 @@ def test_a_chunk_has_as_many_steps_as_are_to_be_executed():
         SimSettings(execute_steps=3).steps_of(2)
     with pytest.raises(VlaError, match="chunk has no steps"):
         SimSettings().steps_of(0)
+
+
+@pytest.mark.parametrize(
+    ("needs", "second", "state", "heard"),
+    [
+        (Needs(1, 0), "", False, {}),
+        (Needs(2, 0), "robot0_eye_in_hand", False, {"cameras": ["image", "image_wrist"]}),
+        (
+            Needs(1, 8),
+            "",
+            True,
+            {
+                "state": ["position", "axis_angle", "joints"],
+                "joint_names": ["finger_joint1", "finger_joint2"],
+            },
+        ),
+    ],
+)
+def test_a_model_is_given_the_cameras_and_the_state_that_it_needs(
+    tmp_path, monkeypatch, needs, second, state, heard
+):
+    """The rest of its parameters stand as in the file that ships."""
+    shipped = {"cameras": ["image"], "state": [""], "joint_names": [""], "history": 0}
+    (tmp_path / "inference.yaml").write_text(json.dumps({"/**": {"ros__parameters": shipped}}))
+    monkeypatch.setattr(rollout, "share_folders", lambda *_: [tmp_path])
+    settings = SimSettings()
+    made = rollout.give_what_it_needs(settings, needs, tmp_path)
+    assert (settings.second_camera, settings.state) == (second, state)
+    if heard:
+        text = yaml.safe_load(Path(made["inference_config"]).read_text())
+        assert text["/**"]["ros__parameters"] == {**shipped, **heard}
+    else:
+        assert made == {}
+
+
+@given(st.lists(st.floats(-1, 1), min_size=3, max_size=3), st.floats(0.01, 6.2))
+def test_a_pose_says_the_same_axis_angle_up_to_a_full_turn(axis, angle):
+    assume(np.linalg.norm(axis) > 0.1)
+    turn = angle * np.array(axis) / np.linalg.norm(axis)
+    pose = pose_message(np.concatenate([[0.1, 0.2, 0.3], turn, [0, 0]])).pose
+    quaternion = [getattr(pose.orientation, n) for n in "xyzw"]
+    np.testing.assert_allclose(axis_angle(quaternion), turn, atol=1e-9)

@@ -11,8 +11,8 @@ from functools import partial
 import pytest
 
 from vla_inference.errors import VlaError
+from vla_inference.system.workers import Processes, RayWorkers, WorkerDiedError
 from vla_sim_bridge.generation.generate import GenerateConfig, generate
-from vla_sim_bridge.generation.workers import Processes, RayWorkers, WorkerDiedError
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is optional")
 

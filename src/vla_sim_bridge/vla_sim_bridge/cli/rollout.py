@@ -7,24 +7,27 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from vla_inference.cli.output import (
-    DeviceOption,
-    EngineOption,
-    JsonOption,
-    QuantizationOption,
-    VisionOption,
-    print_json,
-)
+from vla_inference.checkpoints.hub import HUB_ID
+from vla_inference.cli.options import takes
+from vla_inference.cli.output import JsonOption, print_json
 from vla_inference.errors import VlaError
+from vla_inference.options import Holds
+from vla_inference.policies.base import LoadOptions, Needs, RunOptions
+from vla_inference.system.prefixes import share_folders
 from vla_sim_bridge.ros.sim_settings import SimSettings
+from vla_sim_bridge.tasks import get_task
 from vla_sim_bridge.tasks.mimicgen_package import PREFIX
 
+WRIST, STATE = "robot0_eye_in_hand", 8  # the second camera; numbers of a world's state
+FINGERS = ["finger_joint1", "finger_joint2"]  # as the simulation names them
 SHIPPED_MODEL = "models/stack-small"
 
 Task = Annotated[str, typer.Option(help="Task, such as Stack_D2; docs/reference.md lists them.")]
@@ -32,7 +35,12 @@ Episodes = Annotated[int, typer.Option(help="Episodes to run.")]
 Seed = Annotated[int, typer.Option(help="Random seed; the same seed gives the same run.")]
 Model = Annotated[
     str | None,
-    typer.Option(help="Checkpoint folder; default: the shipped small model."),
+    typer.Option(
+        "--model",
+        "--policy",
+        help="Checkpoint folder or openpi:ws://HOST:PORT, for LIBERO a Hub id too; default: the "
+        "shipped small model.",
+    ),
 ]
 Horizon = Annotated[
     int | None,
@@ -61,8 +69,39 @@ UnnormKey = Annotated[
 ]
 Record = Annotated[int, typer.Option(help="Episodes to film, from the first; 0 for none.")]
 Camera = Annotated[str, typer.Option(help="Camera that the model sees.")]
-Width = Annotated[int, typer.Option(help="Width of its images, pixels.")]
-Height = Annotated[int, typer.Option(help="Height of its images, pixels.")]
+Width = Annotated[
+    int | None, typer.Option(help="Width of its images, pixels; default: 224, LIBERO's 256.")
+]
+Height = Annotated[
+    int | None, typer.Option(help="Height of its images, pixels; default: 224, LIBERO's 256.")
+]
+Ros = Annotated[
+    bool | None,
+    typer.Option(
+        "--ros/--processes",
+        help="Over ROS 2, or in worker processes (LIBERO's tasks only, their default).",
+        show_default=False,
+    ),
+]
+ObservationMapName = Annotated[
+    str,
+    typer.Option(
+        "--map",
+        help="LIBERO: observation map, such as libero (images upright), libero_oft or libero_pi "
+        "(mirrored, as released models want them); default: libero_pi for a model that is "
+        "served elsewhere, else libero_oft.",
+        show_default=False,
+    ),
+    Holds.NAME_OR_PATH,
+]
+Parallel = Annotated[
+    int, typer.Option(help="LIBERO: workers; -1: as many as cores and memory allow.")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="LIBERO: Ray cluster to use; local: one on this machine."),
+    Holds.LOCAL,
+]
 MimicgenPython = Annotated[
     str | None,
     typer.Option(help="For tasks mimicgen/...: the Python that has the package installed."),
@@ -81,7 +120,9 @@ Namespace = Annotated[
 ]
 
 
+@takes(RunOptions)
 def rollout(
+    run: RunOptions,
     task: Task = "Stack_D0",
     episodes: Episodes = 100,
     seed: Seed = 7,
@@ -91,21 +132,23 @@ def rollout(
     execute_steps: ExecuteSteps = None,
     lock_step: LockStep = True,
     output: Output = None,
-    device: DeviceOption = None,
     unnorm_key: UnnormKey = None,
-    engine: EngineOption = "",
-    vision: VisionOption = "",
-    quantization: QuantizationOption = None,
     record: Record = 3,
     camera: Camera = "agentview",
-    width: Width = 224,
-    height: Height = 224,
+    width: Width = None,
+    height: Height = None,
     mimicgen_python: MimicgenPython = None,
     min_success: MinSuccess = None,
     namespace: Namespace = None,
+    ros: Ros = None,
+    observation_map: ObservationMapName = "",
+    parallel: Parallel = -1,
+    ray_address: RayAddress = None,
     as_json: JsonOption = False,
 ) -> int:
     """Evaluate a model in closed loop over ROS 2: success over N episodes, report and video."""
+    from vla_sim_bridge.envs.protocol import check_installed
+
     if min_success is not None and not 0 <= min_success <= 1:
         raise VlaError(f"--min-success is {min_success}", "give a share, 0 to 1")
     if horizon is not None and horizon < 1:
@@ -116,15 +159,43 @@ def rollout(
         raise VlaError("--execute-steps is of lock step", "leave it out, or --real-time")
     if mimicgen_python and not task.lower().startswith(PREFIX):
         raise VlaError(f"--mimicgen-python is for tasks mimicgen/..., not {task}", "leave it out")
+    if get_task(task).package == "libero" and not ros:
+        from vla_sim_bridge.libero import command
+
+        if not lock_step:
+            raise VlaError("--real-time is over ROS 2", "give --ros as well")
+        found, folder = command.run(
+            task,
+            find_model(model, hub=True),
+            LoadOptions.of(run, unnorm_key or ""),
+            episodes=episodes,
+            seed=seed,
+            horizon=horizon or 0,
+            execute_steps=execute_steps or 0,
+            observation_map=observation_map,
+            width=width or 0,
+            height=height or 0,
+            parallel=parallel,
+            ray=ray_address or "",
+            films=record,
+            output=output,
+        )
+        return finish(0, found, folder, as_json, min_success)
+    if ros is False or observation_map or parallel != -1 or ray_address:
+        raise VlaError(
+            "--processes, --map, --parallel and --ray-address are for LIBERO without ROS",
+            "leave them out",
+        )
     if mimicgen_python:
         os.environ["VLA_MIMICGEN_PYTHON"] = mimicgen_python  # the node reads it, too
+    usual = 256 if get_task(task).package == "libero" else 224
     settings = SimSettings(
         task=task,
         episodes=episodes,
         seed=seed,
         camera=camera,
-        width=width,
-        height=height,
+        width=width or usual,
+        height=height or usual,
         horizon=horizon or 0,
         language=language,
         lock_step=lock_step,
@@ -134,26 +205,29 @@ def rollout(
         model=find_model(model),
         summary=False,
     )
-    how = {
-        "device": device,
-        "unnorm_key": unnorm_key,
-        "engine": engine,
-        "vision": vision,
-        "quantization": quantization,
-        "namespace": namespace,
-    }
+    how = {**asdict(run), "unnorm_key": unnorm_key, "namespace": namespace}
     settings.check()
-    check_model(settings, how)
+    check_installed(get_task(settings.task))
+    needs = check_model(settings, LoadOptions.of(run, unnorm_key or ""))
     reason = Reason()
-    status, results = play(settings, how, as_json, reason)
+    with tempfile.TemporaryDirectory() as temporary:
+        more = give_what_it_needs(settings, needs, Path(temporary))
+        status, results = play(settings, {**how, **more}, as_json, reason)
     if results is None:
         why = reason.text or "for a reason that stands above"
         print(f"vla rollout: there are no results: {why}", file=sys.stderr)
         return status or 1
+    return finish(status, results, Path(settings.output), as_json, min_success)
+
+
+def finish(
+    status: int, results: dict, folder: Path, as_json: bool, min_success: float | None
+) -> int:
+    """Tells the results; returns the exit status."""
     if as_json:
         print_json(results)
     else:
-        show(results, Path(settings.output))
+        show(results, folder)
     if status or not results["complete"]:
         return status or 1
     if min_success is not None and results["success_rate"] < min_success:
@@ -165,43 +239,36 @@ def rollout(
     return 0
 
 
+@takes(RunOptions)
 def demo(
+    run: RunOptions,
     task: Task = "Stack_D0",
     episodes: Episodes = 3,
     seed: Seed = 7,
     model: Model = None,
     language: Language = "train",
     output: Output = None,
-    device: DeviceOption = None,
-    engine: EngineOption = "",
-    vision: VisionOption = "",
-    quantization: QuantizationOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Watch a model stack blocks over ROS 2: three episodes, a video and a report."""
     return rollout(
-        task,
-        episodes,
-        seed,
-        model,
+        task=task,
+        episodes=episodes,
+        seed=seed,
+        model=model,
         language=language,
         output=output,
-        device=device,
-        engine=engine,
-        vision=vision,
-        quantization=quantization,
         record=episodes,
         as_json=as_json,
+        **asdict(run),
     )
 
 
-def find_model(given: str | None) -> str:
+def find_model(given: str | None, hub: bool = False) -> str:
     """Absolute path of a checkpoint folder, by default the shipped one. For a model served
-    elsewhere (NAME:ADDRESS) the address unchanged."""
+    elsewhere (NAME:ADDRESS) the address unchanged, and for one of the Hub its id, if `hub`."""
     if given is None:
-        prefixes = [p for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
-        for prefix in prefixes:
-            folder = Path(prefix, "share", "vla_inference", SHIPPED_MODEL)
+        for folder in share_folders("vla_inference", SHIPPED_MODEL):
             if (folder / "config.json").is_file():
                 return str(folder)
         raise VlaError(
@@ -210,6 +277,8 @@ def find_model(given: str | None) -> str:
         )
     if "://" in given:
         return given
+    if hub and HUB_ID.fullmatch(given) and not Path(given).exists():
+        return given
     folder = Path(given).expanduser().absolute()
     if not (folder / "config.json").is_file():
         what = "has no config.json" if folder.is_dir() else "does not exist"
@@ -217,18 +286,38 @@ def find_model(given: str | None) -> str:
     return str(folder)
 
 
-def check_model(settings: SimSettings, how: Mapping[str, str | None]) -> None:
+def check_model(settings: SimSettings, options: LoadOptions) -> Needs:
     """Refuses whatever the model's node would refuse, before anything starts."""
-    from vla_inference.policies.base import LoadOptions
     from vla_inference.policies.registry import check_policy
 
-    options = LoadOptions.given(
-        **{name: how[name] for name in ("device", "engine", "vision", "quantization")},
-        action_space=how["unnorm_key"],
-    )
     contract = check_policy(settings.model, options)
     if settings.lock_step:
         settings.steps_of(contract.chunk)
+    return contract.needs
+
+
+def give_what_it_needs(settings: SimSettings, needs: Needs, folder: Path) -> dict[str, str]:
+    """Has the simulation publish a second camera and the state, where the model takes them.
+
+    Returns more arguments of the launch file: the model's parameters, written to `folder`.
+    """
+    import yaml
+
+    if needs.images == 2 and not needs.history:
+        settings.second_camera = WRIST
+    settings.state = needs.state == STATE
+    heard: dict[str, list[str]] = {}
+    if settings.second_camera:
+        heard["cameras"] = ["image", "image_wrist"]
+    if settings.state:
+        heard |= {"state": ["position", "axis_angle", "joints"], "joint_names": FINGERS}
+    if not heard:
+        return {}
+    path = share_folders("vla_bringup", "config")[0] / "inference.yaml"
+    parameters = yaml.safe_load(path.read_text())
+    parameters["/**"]["ros__parameters"] |= heard
+    (folder / path.name).write_text(yaml.safe_dump(parameters))
+    return {"inference_config": str(folder / path.name)}
 
 
 class Reason:
@@ -247,7 +336,7 @@ class Reason:
 
 def play(
     settings: SimSettings,
-    how: Mapping[str, str | None],
+    how: Mapping[str, Any],
     quiet: bool,
     heard: Callable[[str], object] = lambda _: None,
 ) -> tuple[int, dict | None]:
@@ -266,6 +355,8 @@ def play(
             "episodes",
             "seed",
             "camera",
+            "second_camera",
+            "state",
             "width",
             "height",
             "horizon",
@@ -279,7 +370,7 @@ def play(
         )
     }
     # ros2 launch refuses an argument without a value: what is empty is left to its default.
-    given.update({k: v for k, v in how.items() if v})
+    given = {k: v for k, v in given.items() if v != ""} | {k: v for k, v in how.items() if v}
     words = [f"{k}:={str(v).lower() if isinstance(v, bool) else v}" for k, v in given.items()]
     with _stdout_to_stderr() if quiet else contextlib.nullcontext():
         status = start(["vla_sim_bridge", "sim_eval.launch.xml", *words], heard=heard)

@@ -23,12 +23,47 @@ class StepResult:
     wrong: str = ""
 
 
+@dataclass
+class Demonstration:
+    """What an expert did in a world that plays whole demonstrations itself.
+
+    outcome: "success", or why not. first: steps until success was first reached; 0: never.
+    scene: what of it is in no state, as JSON values. columns: [T, ...] each, from the beginning of
+    a step: actions SI [7], states as MuJoCo's, robot0_*, object poses [4, 4] as objects/NAME;
+    success at the end of it.
+    """
+
+    outcome: str
+    first: int
+    scene: dict
+    columns: dict[str, np.ndarray]
+
+
+def episode_rng(purpose: str, seed: int, index: int) -> np.random.Generator:
+    """The only random generator of an episode.
+
+    `purpose` ("generate", "evaluate") is part of the seed, so that no evaluation episode can ever
+    be one that training data was generated from.
+    """
+    if seed < 0 or index < 0:
+        raise VlaError(f"seed {seed}, episode {index}", "both must be 0 or more")
+    key = [seed, index, *purpose.encode()]
+    return np.random.default_rng(np.random.SeedSequence(key))
+
+
 class WorldBase:
     """What all worlds share: observations, a step without motion, the check of actions."""
 
     cameras: Sequence[str]
     instruction: str
     gripper: float  # 1 open, as it was told last
+
+    def reset(self, rng: np.random.Generator) -> None:
+        raise NotImplementedError
+
+    def start_episode(self, purpose: str, seed: int, index: int) -> None:
+        """Starts an episode, whose random generator is `episode_rng`'s."""
+        self.reset(episode_rng(purpose, seed, index))
 
     def step(self, action: np.ndarray) -> StepResult:
         raise NotImplementedError
@@ -43,9 +78,13 @@ class WorldBase:
         """One control period without motion; the gripper stays as it is."""
         return self.step(np.array([0, 0, 0, 0, 0, 0, self.gripper]))
 
+    def seen_by(self, camera: str) -> np.ndarray:
+        """The image uint8 [H, W, 3] of a camera as a policy is given it."""
+        return self.render(camera)
+
     def observation(self) -> Observation:
         """Images of all cameras, instruction and state (see `state`)."""
-        images = {name: self.render(name) for name in self.cameras}
+        images = {name: self.seen_by(name) for name in self.cameras}
         return Observation(images, self.instruction, self.state())
 
     def _take_action(self, action: np.ndarray) -> np.ndarray:

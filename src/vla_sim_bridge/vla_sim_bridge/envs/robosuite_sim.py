@@ -14,8 +14,9 @@ from vla_inference.episodes.robosuite import CONTROL_FREQ, to_robosuite
 from vla_inference.errors import VlaError
 from vla_inference.inputs.robot_state import QuaternionSign
 from vla_inference.types import ActionSpec, eef_delta_spec
-from vla_sim_bridge.envs.base import StepResult
+from vla_sim_bridge.envs.base import StepResult, episode_rng
 from vla_sim_bridge.envs.fast_osc import control_step
+from vla_sim_bridge.envs.joint_tracking import JointTracking, Reference
 from vla_sim_bridge.envs.randomization import Randomize, Randomizer
 from vla_sim_bridge.envs.renderer import Renderer
 from vla_sim_bridge.envs.robosuite_env import ROBOT, make_env, silence
@@ -23,18 +24,6 @@ from vla_sim_bridge.envs.sim_state import SimState
 from vla_sim_bridge.tasks import Language, Task, get_task
 
 __all__ = ["ROBOT", "Simulation", "StepResult", "episode_rng"]
-
-
-def episode_rng(purpose: str, seed: int, index: int) -> np.random.Generator:
-    """The only random generator of an episode.
-
-    `purpose` ("generate", "evaluate") is part of the seed, so that no evaluation episode can ever
-    be one that training data was generated from.
-    """
-    if seed < 0 or index < 0:
-        raise VlaError(f"seed {seed}, episode {index}", "both must be 0 or more")
-    key = [seed, index, *purpose.encode()]
-    return np.random.default_rng(np.random.SeedSequence(key))
 
 
 class Simulation(SimState):
@@ -84,6 +73,7 @@ class Simulation(SimState):
         self.instruction = ""
         self.gripper = 1.0
         self._control = self._env.step
+        self._tracking = JointTracking(self._env)
 
     # -- an episode ---------------------------------------------------------------------------
 
@@ -111,10 +101,29 @@ class Simulation(SimState):
         self.instruction = self.task.instruct(rng, self.scene, self.language)
         self.gripper = 1.0
         self._control = control_step(self._env)
+        self._tracking = JointTracking(self._env)
 
     def step(self, action: np.ndarray) -> StepResult:
         """Holds an SI end-effector delta [7] for one control period (0.05 s)."""
         self._control(to_robosuite(self._take_action(action)))
+        return self._after_step()
+
+    def follow(self, reference: Reference, gripper: float) -> StepResult:
+        """Moves the arm by joint references for one control period. gripper: 1 open, 0 closed."""
+        self.gripper = float(gripper > 0.5)
+        self._tracking.step([reference], [self.gripper])
+        return self._after_step()
+
+    def joint_positions(self) -> np.ndarray:
+        """[7] rad, of the arm's joints."""
+        return self._tracking.positions()
+
+    def joint_velocities(self) -> np.ndarray:
+        """[7] rad/s"""
+        return self._tracking.velocities()
+
+    def _after_step(self) -> StepResult:
+        """What changes with time, and what the rules say."""
         if self.task.colours == "step":
             self.scene = self.task.draw_scene(self.rng)
             self._paint()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vla_sim_bridge.envs.base import StepResult
 from vla_sim_bridge.envs.protocol import World
-from vla_sim_bridge.envs.robosuite_sim import episode_rng
 
 # "wrong_order" is a task's own: what was reached is something else than was asked for
 Outcome = str  # "running", "success", "timeout", "aborted", or a name of `Task.wrong`
@@ -45,7 +45,7 @@ class EpisodeRun:
 
     def __init__(self, sim: World, seed: int, index: int, horizon: int, purpose="evaluate"):
         self.sim, self.seed, self.index, self.horizon = sim, seed, index, horizon
-        sim.reset(episode_rng(purpose, seed, index))
+        sim.start_episode(purpose, seed, index)
         self.first_instruction = sim.instruction
         self.step_count = 0
         self.reward = 0.0
@@ -59,7 +59,11 @@ class EpisodeRun:
 
     def step(self, action: np.ndarray) -> bool:
         """Executes one SI end-effector delta [7]; returns whether the episode is over."""
-        result = self.sim.step(action)
+        return self.advance(lambda: self.sim.step(action))
+
+    def advance(self, move: Callable[[], StepResult]) -> bool:
+        """The same for any other way to move the robot for one control period."""
+        result = move()
         self.step_count += 1
         self.reward = result.reward
         self.on_step()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vla_sim_bridge.evaluation.run import Evaluation
+from vla_sim_bridge.evaluation.run import ClosedLoopEvaluation
 from vla_sim_bridge.evaluation.video import END_FRAMES, SIZE, Caption, Film, draw
 
 FILM, POSTER = "episodes.mp4", "poster.png"
@@ -17,7 +17,12 @@ class RunRecorder:
     """Records a video; call `step` after every control step and `end` after every episode."""
 
     def __init__(
-        self, evaluation: Evaluation, folder: Path, episodes: int, camera: str, every: int = 2
+        self,
+        evaluation: ClosedLoopEvaluation,
+        folder: Path,
+        episodes: int,
+        camera: str,
+        every: int = 2,
     ):
         self.evaluation, self.folder, self.episodes = evaluation, folder, episodes
         self.camera, self.every = camera, every

@@ -12,11 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from string import Template
 
-import numpy as np
-
 from vla_inference.cli.output import plain
-from vla_inference.system import charts
 from vla_inference.system.files import write_whole
+from vla_sim_bridge.evaluation.page import histogram, number, page, table_rows
 
 RESULTS, REPORT = "results.json", "report.html"
 SHIPPED = "share/vla_inference/models/stack-small"
@@ -33,10 +31,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_json(folder: Path, results: dict) -> Path:
-    """Writes results.json atomically."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / RESULTS
+def write_json(path: Path, results: dict) -> Path:
+    """Writes results atomically."""
     return write_whole(path, json.dumps(plain(results), indent=2, ensure_ascii=False) + "\n")
 
 
@@ -45,6 +41,8 @@ def command_to_repeat(results: dict) -> str:
     words = ["./vla", "rollout"]
     words += ["--task", results["task"], "--episodes", str(results["episodes_asked"])]
     words += ["--seed", str(results["seed"]), "--horizon", str(results["horizon"])]
+    if results["task"].startswith("libero_"):
+        words += ["--ros"]  # without it, LIBERO's tasks run in processes
     if results.get("language", "train") != "train":
         words += ["--language", results["language"]]
     if results.get("lock_step", True):
@@ -64,10 +62,6 @@ def command_to_repeat(results: dict) -> str:
 
 
 # -- numbers as people read them --------------------------------------------------------------
-
-
-def number(value: float | None, digits: int = 1, unit: str = "") -> str:
-    return "-" if value is None else f"{value:.{digits}f}{unit}"
 
 
 def summary_rows(results: dict) -> list[tuple[str, str]]:
@@ -102,6 +96,8 @@ def summary_rows(results: dict) -> list[tuple[str, str]]:
         ),
         ("action rate", number(results["action_steps_per_s"], 1, " steps/s")),
     ]
+    if results.get("tasks"):
+        rows.insert(2, _benchmark_row(results))
     if results.get("chunks_ignored"):
         rows.append(("chunks ignored", f"{results['chunks_ignored']}, for frames that had passed"))
     if results.get("language", "train") != "train":
@@ -114,6 +110,14 @@ def summary_rows(results: dict) -> list[tuple[str, str]]:
     return rows
 
 
+def _benchmark_row(results: dict) -> tuple[str, str]:
+    """A benchmark counts an episode from the moment its goal is reached, settled or not."""
+    good, counted = results["ever_successes"], results["episodes"]
+    low, high = results["ever_success_wilson95"]
+    share = f" = {100 * good / counted:.1f} %, 95 %: {100 * low:.1f} to {100 * high:.1f} %"
+    return "success (the benchmark's rule)", f"{good} of {counted}{share if counted else ''}"
+
+
 def plain_table(results: dict) -> str:
     rows = summary_rows(results)
     width = max(len(name) for name, _ in rows)
@@ -122,38 +126,24 @@ def plain_table(results: dict) -> str:
 
 # -- HTML -------------------------------------------------------------------------------------
 
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>$title</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>
-:root { --ink: #1f2328; --pale: #6a737d; --line: #e3e6ea; --good: #4caf6e; --bad: #d6604d; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 60rem;
-  margin: 2.5rem auto; padding: 0 1.2rem; }
-h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem; }
-p { margin: .3rem 0; } .pale { color: var(--pale); }
-.big { font-size: 2.6rem; font-weight: 600; line-height: 1.2; margin-top: 1rem; }
+STYLE = """
 .top { display: flex; gap: 2.5rem; flex-wrap: wrap; align-items: flex-start; }
-.top > div { flex: 1 1 22rem; } video, img { width: 25rem; max-width: 100%; border-radius: 6px; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-td, th { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: middle; font-weight: normal; } th { color: var(--pale); }
-table.small { width: 22rem; } td.n, th.n { text-align: right; } .warn { color: var(--bad); }
+.top > div { flex: 1 1 22rem; } video { width: 25rem; max-width: 100%; border-radius: 6px; }
+table { width: 100%; } table.small { width: 22rem; } td, th { padding-right: .8rem; }
 .bar { display: inline-block; height: .6rem; border-radius: 3px; background: #aaa;
   min-width: 2px; } .success { background: var(--good); } .timeout { background: var(--bad); }
 .wrong_order { background: #c977d1; }
 .track { width: 10rem; background: #f2f4f6; border-radius: 3px; line-height: 0; }
 pre { background: #f6f8fa; padding: .8rem 1rem; border-radius: 6px; overflow-x: auto;
-  font-size: 13px; } svg text { font: 11px system-ui, sans-serif; fill: var(--pale); }
-</style></head><body>
-<h1>$title</h1><p class="pale">$subtitle</p>$warning
-<div class="top"><div><p class="big">$headline</p><p class="pale">$interval</p>
+  font-size: 13px; }
+"""
+BODY = Template("""<div class="top"><div><p class="big">$headline</p><p class="pale">$interval</p>
 <table>$summary</table></div>$film</div>
-<h2>Episodes</h2>
+$tasks<h2>Episodes</h2>
 <table><tr><th class="n">#</th><th>outcome</th><th>frames of $horizon</th><th class="n"></th>
 <th>instruction</th><th class="n">seconds</th></tr>$episodes</table>
 <h2>Inference latency</h2>$histogram<table class="small">$stages</table>
-<h2>Repeat it</h2><pre>$command</pre><p class="pale">$versions</p>
-</body></html>
-""")
+<h2>Repeat it</h2><pre>$command</pre><p class="pale">$versions</p>""")
 
 
 def write_html(folder: Path, results: dict, latencies: Sequence[float]) -> Path:
@@ -163,40 +153,36 @@ def write_html(folder: Path, results: dict, latencies: Sequence[float]) -> Path:
     rows = summary_rows(results)
     low, high = results["success_rate_wilson95"]
     mode = "lock step" if results.get("lock_step", True) else "real time"
-    page = PAGE.substitute(
-        title=escape(f"{results['task']}: closed-loop evaluation"),
-        subtitle=escape(
-            f"{results['model'] or 'no model'} · seed {results['seed']} · {mode} · "
-            f"{results.get('started', '')}"
-        ),
-        warning=""
-        if results["complete"]
-        else f'<p class="warn">Incomplete: {escape(results.get("ended") or "stopped")}</p>',
+    warnings = [] if results["complete"] else [f"Incomplete: {results.get('ended') or 'stopped'}"]
+    body = BODY.substitute(
         headline=f"{good} of {counted}"
         + (f" · {100 * good / counted:.0f} %" if counted else "")
         + ("" if results["complete"] else f" · {results['episodes_asked']} were requested"),
         interval=f"settled successes; Wilson 95 %: {100 * low:.1f} to {100 * high:.1f} %"
         if counted
         else "no episode was finished",
-        summary="".join(
-            f"<tr><th>{escape(n)}</th><td>{escape(v)}</td></tr>"
+        summary=table_rows(
+            (n, v)
             for n, v in rows
             if n not in ("task, seed", "Wilson 95 %", "success (settled)", "incomplete")
         ),
         film=_film(folder),
         horizon=results["horizon"],
+        tasks=_tasks(results.get("tasks", ())),
         episodes="".join(_episode(e, results["horizon"]) for e in results["per_episode"]),
         histogram=histogram(latencies),
-        stages="".join(
-            f"<tr><th>{escape(n)}</th><td>{number(v, 2, ' ms')} median</td></tr>"
-            for n, v in results["stage_ms_median"].items()
+        stages=table_rows(
+            (n, f"{number(v, 2, ' ms')} median") for n, v in results["stage_ms_median"].items()
         ),
         command=escape(results.get("command") or command_to_repeat(results)),
         versions=escape(" · ".join(f"{k} {v}" for k, v in results.get("versions", {}).items())),
     )
-    path = folder / REPORT
-    path.write_text(page, encoding="utf-8")
-    return path
+    title = f"{results['task']}: closed-loop evaluation"
+    subtitle = (
+        f"{results['model'] or 'no model'} · seed {results['seed']} · {mode} · "
+        f"{results.get('started', '')}"
+    )
+    return write_whole(folder / REPORT, page(title, subtitle, warnings, body, STYLE))
 
 
 def _film(folder: Path) -> str:
@@ -204,6 +190,23 @@ def _film(folder: Path) -> str:
         return ""
     poster = ' poster="poster.png"' if (folder / "poster.png").exists() else ""
     return f'<div><video src="episodes.mp4"{poster} controls muted loop></video></div>'
+
+
+def _tasks(tasks: Sequence[dict]) -> str:
+    """The tasks of a suite: reached (by the benchmark's rule), settled, sentence."""
+    if not tasks:
+        return ""
+    rows = []
+    for task in tasks:
+        low, high = task["ever_success_wilson95"]
+        rows.append(
+            f'<tr><td class="n">{task["task"]}</td><td class="n">{task["ever_successes"]} of '
+            f"{task['episodes']}</td><td>{100 * low:.0f} to {100 * high:.0f} %</td>"
+            f'<td class="n">{task["successes"]}</td>'
+            f"<td>{html.escape(task['instruction'])}</td></tr>"
+        )
+    head = "<th>task</th><th>reached</th><th>95 %</th><th>settled</th><th>instruction</th>"
+    return f"<h2>Tasks</h2><table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
 def _episode(episode: dict, horizon: int) -> str:
@@ -217,24 +220,3 @@ def _episode(episode: dict, horizon: int) -> str:
         f"<td>{html.escape(episode['instruction'])}</td>"
         f'<td class="n">{episode["seconds"]:.1f}</td></tr>'
     )
-
-
-def histogram(values: Sequence[float], width: int = 560, height: int = 130) -> str:
-    """Inline SVG of a distribution in milliseconds; the slowest 1 % is in the last bar."""
-    finite = np.asarray(values, float)
-    finite = finite[np.isfinite(finite)]
-    if len(finite) < 2:
-        return '<p class="pale">Too few answers for a histogram.</p>'
-    low, high = float(finite.min()), float(np.percentile(finite, 99))
-    if high <= low:
-        high = low + 1.0
-    median = float(np.median(finite))
-    figure = charts.new_figure(width, height)
-    axes = figure.subplots()
-    axes.hist(np.clip(finite, low, high), bins=40, range=(low, high), color=charts.BAR, rwidth=0.9)
-    axes.axvline(min(median, high), color=charts.INK, linewidth=1)
-    axes.set_title(f"median {median:.1f} ms", fontsize=9, color=charts.PALE)
-    axes.set_xticks([low, high], [f"{low:.1f} ms", f"{high:.1f} ms (99 %)"])
-    axes.set_yticks([])
-    charts.style(axes, ("bottom",))
-    return charts.svg(figure)

@@ -79,6 +79,7 @@ def summarise(results: list[EpisodeResult]) -> dict:
     """Counts, rates and mean frames of a set of episodes, as plain JSON values."""
     good = [r for r in results if r.success]
     low, high = wilson_interval(len(good), len(results))
+    ever = sum(r.ever_success for r in results)
     return {
         "task": results[0].task if results else "",
         "seed": results[0].seed if results else 0,
@@ -87,7 +88,8 @@ def summarise(results: list[EpisodeResult]) -> dict:
         "successes": len(good),
         "success_rate": len(good) / max(1, len(results)),
         "success_rate_wilson95": [low, high],
-        "ever_successes": sum(r.ever_success for r in results),
+        "ever_successes": ever,
+        "ever_success_wilson95": list(wilson_interval(ever, len(results))),
         "wrong_order": sum(r.outcome == "wrong_order" for r in results),
         "mean_frames_success": sum(r.frames for r in good) / len(good) if good else None,
         "mean_frames_all": sum(r.frames for r in results) / max(1, len(results)),

@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from vla_sim_bridge.envs.base import StepResult
 from vla_sim_bridge.envs.protocol import World
 from vla_sim_bridge.evaluation.episode import EpisodeResult, EpisodeRun
 from vla_sim_bridge.evaluation.rollout import summarise
 
 
 @dataclass
-class Measured:
+class Latencies:
     """Latencies of the model and of ROS, one value per accepted chunk; milliseconds."""
 
     latency: list[float] = field(default_factory=list)
@@ -47,7 +48,7 @@ def spread(values: Sequence[float] | np.ndarray) -> dict[str, float | int | None
     return {"median": round(float(median), 3), "p95": round(float(p95), 3), "count": len(finite)}
 
 
-class Evaluation:
+class ClosedLoopEvaluation:
     """Runs episodes 0..N-1 of a seed in one simulation, one action at a time.
 
     An episode that was ended from outside ("aborted") is listed but counts for nothing.
@@ -58,7 +59,7 @@ class Evaluation:
         self.run: EpisodeRun | None = None
         self.results: list[EpisodeResult] = []
         self.seconds: list[float] = []
-        self.measured = Measured()
+        self.measured = Latencies()
         self.action_steps = 0
         self.frames = 0
         self.on_step: Callable[[], None] = lambda: None
@@ -96,7 +97,11 @@ class Evaluation:
 
         held: it was nobody's, the robot just waited; such steps don't count for the rate.
         """
-        done = self.episode.step(action)
+        return self.advance(lambda: self.sim.step(action), held)
+
+    def advance(self, move: Callable[[], StepResult], held: bool = False) -> bool:
+        """The same for any other way to move the robot for one control period."""
+        done = self.episode.advance(move)
         if not held:
             self.action_steps += 1
             self._recent.append((time.perf_counter(), self.action_steps))

@@ -13,7 +13,7 @@ from vla_sim_bridge.experts.motion import close_on, free_grip, square_grip, towa
 from vla_sim_bridge.tasks.rules import on_top
 
 HOVER = 0.07  # m above the small block before the descent
-OVER_ENCODER = 0.10  # m above a block, where fingers clear a vision encoder of two
+OVER_TOWER = 0.10  # m above a block, where fingers clear a tower of two
 LIFTED = 0.88  # m, height of a lifted cube
 CLEAR = 0.035  # m between the lower side of the carried block and the top of the big one
 
@@ -61,7 +61,7 @@ def stack_expert(
     if avoid:
         others = np.array([sim.position(name)[:2] for name in avoid])
         grasp[:3, :3] = free_grip(eef, block, others)
-        return close_on(sim, eef, grasp, OVER_ENCODER, OVER_ENCODER)  # turn above whatever stands
+        return close_on(sim, eef, grasp, OVER_TOWER, OVER_TOWER)  # turn above whatever stands
     return close_on(sim, eef, grasp, HOVER)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla_inference.episodes.robosuite import to_robosuite
-from vla_inference.types import Episode, Observation, Step
+from vla_inference.types import Episode, make_steps
 from vla_sim_bridge.envs.poses import apply_delta
 from vla_sim_bridge.envs.robosuite_sim import Simulation, episode_rng
 from vla_sim_bridge.evaluation.episode import SETTLE_STEPS
@@ -47,7 +47,7 @@ def make_attempt(
     sim.reset(rng)
     steps, horizon = _policy(sim, config, rng, sources)
     perturbation = Perturbation.draw(config, sim, index)
-    recorder = Recorder(sim, config.images)
+    recorder = DemonstrationRecorder(sim, config.images)
     signals: set[str] = set()
     settled, ever, outcome = 0, False, ""
     for recorded, executed in itertools.chain(steps, _rest(sim)):
@@ -120,7 +120,7 @@ def _reason(sim: Simulation, signals: set[str], ever: bool) -> str:
     return f"no_{name}" if name else "timeout"
 
 
-class Recorder:
+class DemonstrationRecorder:
     """Collects what a demonstration consists of, step by step."""
 
     def __init__(self, sim: Simulation, images: bool = True):
@@ -157,26 +157,19 @@ class Recorder:
         self.rows[-1]["reward"] = float(success)
 
     def episode(self, metadata: dict) -> Episode:
-        rows, last = self.rows, len(self.rows) - 1
+        rows = self.rows
 
         def column(key, name=None):
             return np.stack([row[key] if name is None else row[key][name] for row in rows])
 
-        steps = [
-            Step(
-                Observation(
-                    {camera: images[t] for camera, images in self.images.items()},
-                    row["instruction"],
-                    row["robot"]["robot0_state"],
-                ),
-                row["action"],
-                row["reward"],
-                t == 0,
-                t == last,
-                t == last,
-            )
-            for t, row in enumerate(rows)
-        ]
+        steps = make_steps(
+            [{c: images[t] for c, images in self.images.items()} for t in range(len(rows))],
+            [row["instruction"] for row in rows],
+            [row["robot"]["robot0_state"] for row in rows],
+            column("action"),
+            column("reward"),
+            [row is rows[-1] for row in rows],
+        )
         columns = {
             "states": column("state"),
             **{f"obs/{name}": column("robot", name) for name in rows[0]["robot"]},

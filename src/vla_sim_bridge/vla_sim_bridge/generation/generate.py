@@ -20,26 +20,28 @@ from typing import Any
 
 from vla_inference.errors import VlaError
 from vla_inference.system.files import only_one, writable
+from vla_inference.system.workers import Processes, RayWorkers, WorkerDiedError, Workers
+from vla_sim_bridge.envs.protocol import check_installed, make_expert_world
 from vla_sim_bridge.envs.robosuite_sim import Simulation
-from vla_sim_bridge.generation.attempt import make_attempt
+from vla_sim_bridge.generation import elsewhere
+from vla_sim_bridge.generation.attempt import Attempt, make_attempt
 from vla_sim_bridge.generation.config import GenerateConfig
 from vla_sim_bridge.generation.shards import (
+    AttemptShards,
     DamagedPartError,
-    Shards,
     claim,
     merge,
     recall,
     store,
     to_bytes,
 )
-from vla_sim_bridge.generation.workers import Processes, RayWorkers, WorkerDiedError, Workers
 from vla_sim_bridge.tasks import get_task
 
 MAX_DEATHS = 3  # of workers, without an attempt in between
 
 
 @dataclass
-class Progress:
+class GenerationProgress:
     """Reported after each attempt."""
 
     successes: int
@@ -61,7 +63,7 @@ def generate(
     config: GenerateConfig,
     output: str | os.PathLike,
     parallel: int | None = None,
-    report: Callable[[Progress], None] = lambda _: None,
+    report: Callable[[GenerationProgress], None] = lambda _: None,
     ray_address: str | None = None,
     start_workers: Callable[..., Workers] | None = None,
 ) -> Path:
@@ -73,6 +75,9 @@ def generate(
     """
     config.check()
     task = get_task(config.task)
+    if task.package:
+        elsewhere.check(config)
+        check_installed(task)
     output = Path(output)
     final, parts = output / "demo.hdf5", output / "parts"
     sources = _read_sources(config, task)
@@ -120,7 +125,7 @@ def _fill(config, parts: Path, final: Path, start, report) -> None:
     def tell() -> None:
         seconds = time.perf_counter() - begun
         good = ledger.good - before
-        report(Progress(good, len(ledger), config.episodes - before, seconds))
+        report(GenerationProgress(good, len(ledger), config.episodes - before, seconds))
 
     while True:
         known = len(ledger)
@@ -142,7 +147,7 @@ def _fill(config, parts: Path, final: Path, start, report) -> None:
                 ) from error
 
 
-def _work(config, parts: Path, ledger: Shards, start, tell) -> None:
+def _work(config, parts: Path, ledger: AttemptShards, start, tell) -> None:
     workers: Workers = start()
     running = 0
     try:
@@ -160,7 +165,7 @@ def _work(config, parts: Path, ledger: Shards, start, tell) -> None:
         workers.close()
 
 
-def _worth_starting(config, ledger: Shards, running: int, workers: Workers) -> bool:
+def _worth_starting(config, ledger: AttemptShards, running: int, workers: Workers) -> bool:
     """Whether another attempt may still be needed, given those known and running."""
     return not running or ledger.good + running < config.episodes + workers.count
 
@@ -178,11 +183,33 @@ def _make_play(config: GenerateConfig, sources, parts: str | None) -> Callable[[
 
     parts: where the worker itself stores what it made; None: the caller does.
     """
+    attempt = _attempts(config, sources)
+
+    def play(index: int) -> tuple[str, bytes | None, bool]:
+        made = attempt(index)
+        content = None
+        if made.success or config.keep_failures:
+            content = to_bytes(made.episode, config.compression)
+        if parts is None:
+            return made.outcome, content, False
+        store(Path(parts), index, made.outcome, content)
+        return made.outcome, None, True
+
+    return play
+
+
+def _attempts(config: GenerateConfig, sources) -> Callable[[int], Attempt]:
+    """Makes the simulation, and the function that runs an attempt in it."""
+    task = get_task(config.task)
+    size = config.camera_width, config.camera_height
+    if task.package:
+        cameras = config.cameras if config.images else ()
+        world = make_expert_world(task, cameras, *size)
+        return partial(elsewhere.make_attempt, world, config)
     sim = Simulation(
         config.task,
         config.cameras,
-        config.camera_width,
-        config.camera_height,
+        *size,
         randomize=config.look(),
     )
     demonstrations = None
@@ -191,18 +218,7 @@ def _make_play(config: GenerateConfig, sources, parts: str | None) -> Callable[[
 
         # sources are posed in the plain world, before anything is drawn
         demonstrations = pose_sources(sim, sources)
-
-    def play(index: int) -> tuple[str, bytes | None, bool]:
-        attempt = make_attempt(sim, config, index, demonstrations)
-        content = None
-        if attempt.success or config.keep_failures:
-            content = to_bytes(attempt.episode, config.compression)
-        if parts is None:
-            return attempt.outcome, content, False
-        store(Path(parts), index, attempt.outcome, content)
-        return attempt.outcome, None, True
-
-    return play
+    return lambda index: make_attempt(sim, config, index, demonstrations)
 
 
 def _read_sources(config: GenerateConfig, task):

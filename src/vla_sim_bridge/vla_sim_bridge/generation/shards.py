@@ -29,7 +29,7 @@ from vla_sim_bridge.evaluation.confidence_intervals import wilson_interval
 GOOD, BAD, NOTE = ".hdf5", ".failure.hdf5", ".failed"
 
 
-class Shards:
+class AttemptShards:
     """Outcomes by attempt number, with progress in constant time.
 
     The episodes kept are the first successes by number, so an attempt counts only once every
@@ -93,7 +93,7 @@ def _put(path: Path, content: bytes) -> None:
     write_whole(path, content, clean=False)
 
 
-def recall(parts: Path) -> Shards:
+def recall(parts: Path) -> AttemptShards:
     """Loads earlier results and removes what a killed call left half-written."""
     outcomes: dict[int, str] = {}
     remove_leftovers(parts)
@@ -104,7 +104,7 @@ def recall(parts: Path) -> Shards:
             outcomes[_index(name)] = json.loads(text)["outcome"] if text else "timeout"
         elif name.endswith(GOOD) and not name.endswith(BAD):
             outcomes[_index(name)] = "success"
-    return Shards(outcomes)
+    return AttemptShards(outcomes)
 
 
 def _index(name: str) -> int:
@@ -116,7 +116,7 @@ class DamagedPartError(Exception):
     again."""
 
 
-def merge(config, parts: Path, ledger: Shards, final: Path) -> dict:
+def merge(config, parts: Path, ledger: AttemptShards, final: Path) -> dict:
     """Merges all shards into `final` in order of attempts; returns the statistics, also stored
     beside it."""
     good = sorted(i for i, outcome in ledger.outcomes.items() if outcome == "success")

@@ -1,1 +1,1 @@
-"""MimicGen: the method, and a bridge to the original package in its own process."""
+"""MimicGen: new demonstrations from parts of given ones (arXiv 2310.17596)."""

@@ -77,3 +77,23 @@ class Operator:
             self._future = self._client.call_async(SetBool.Request(data=self._wanted))
             self._asked = now
         return False
+
+
+class ByHand(Operator):
+    """Where people enable: the robot may move while the command node is enabled.
+
+    A reset disables, since it puts the arm elsewhere: a person has to enable it again.
+    """
+
+    def begin(self) -> None:
+        super().begin()
+        if self._enabled and self._client.service_is_ready():
+            self._client.call_async(SetBool.Request(data=False))
+
+    @property
+    def _enabled(self) -> bool:
+        return self.status is not None and self.status.state == CommandStatus.ENABLED
+
+    def poll(self, seen: bool) -> bool:
+        self.ready = seen and self._enabled
+        return self.ready

@@ -14,10 +14,11 @@ from rclpy.node import Node
 
 from vla_inference.ros.diagnostics import ERROR, OK, Report
 from vla_msgs.msg import ActionChunk, SimStatus
+from vla_sim_bridge.envs.base import StepResult
 from vla_sim_bridge.envs.protocol import World, make_world
 from vla_sim_bridge.evaluation import report
 from vla_sim_bridge.evaluation.recorder import RunRecorder
-from vla_sim_bridge.evaluation.run import Evaluation
+from vla_sim_bridge.evaluation.run import ClosedLoopEvaluation
 from vla_sim_bridge.ros.sim_settings import SimSettings
 from vla_sim_bridge.ros.sim_topics import SimTopics
 from vla_sim_bridge.tasks import Language, get_task
@@ -42,12 +43,12 @@ class Episodes:
     ):
         s = settings
         self.node, self.settings, self.folder, self.stop = node, settings, folder, stop
-        self.evaluation = Evaluation(world, s.seed, s.episodes, s.horizon)
+        self.evaluation = ClosedLoopEvaluation(world, s.seed, s.episodes, s.horizon)
         self.evaluation.next_index = s.first_episode
         every = 1 if s.lock_step else 2  # real time has no time to draw more
         self.recorder = RunRecorder(self.evaluation, folder, s.record_episodes, s.camera, every)
         self.evaluation.on_step = self.recorder.step
-        self.topics = SimTopics(node, s.camera)
+        self.topics = SimTopics(node, s.cameras, s.state)
         self.more_results: Callable[[], dict] = dict
         self.paused = self.finished = self.answered = False
         self.failure: Exception | None = None
@@ -92,7 +93,7 @@ class Episodes:
             return self.sim
         s = self.settings
         language = cast("Language", s.language)
-        return make_world(task, (s.camera,), s.width, s.height, language)
+        return make_world(task, s.cameras, s.width, s.height, language)
 
     def use(self, world: World) -> None:
         if world is not self.sim:
@@ -103,16 +104,24 @@ class Episodes:
 
     def take_image(self, counted: bool = True) -> None:
         """counted: whether it is one of the run's frames, whose answer is executed."""
-        self._image = self.sim.render(self.settings.camera)
+        self._images = {name: self.sim.seen_by(name) for name in self.settings.cameras}
+        self._state = self.sim.state()
         self.evaluation.frames += counted
 
     def publish_image(self, stamp: int) -> None:
-        matrix = self.sim.camera_matrix(self.settings.camera)
-        self.topics.frame(self._image, matrix, stamp)
+        """The images taken last, of every camera, and the robot's state with them."""
+        self.topics.robot(self._state, stamp)
+        for name in reversed(self._images):  # the first one leads: it comes last
+            matrix = self.sim.camera_matrix(name)
+            self.topics.frame(name, self._images[name], matrix, stamp)
 
     def execute(self, action: np.ndarray, held: bool = False) -> bool:
         """One action; publishes what came of it. Whether the episode is over."""
-        done = self.evaluation.step(action, held)
+        return self.advance(lambda: self.sim.step(action), held)
+
+    def advance(self, move: Callable[[], StepResult], held: bool = False) -> bool:
+        """The same for any other way to move the robot for one control period."""
+        done = self.evaluation.advance(move, held)
         self.topics.reward(self.evaluation.episode.reward)
         self.topics.episode(self.evaluation)
         if done:
@@ -200,7 +209,7 @@ class Episodes:
             **self.more_results(),
         }
         results["command"] = report.command_to_repeat(results)
-        report.write_json(self.folder, results)
+        report.write_json(self.folder / report.RESULTS, results)
         return results
 
     def end(self, ended: str, error: bool = False) -> None:

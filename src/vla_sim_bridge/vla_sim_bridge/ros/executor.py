@@ -159,7 +159,9 @@ class Drive:
                 if not self.episodes.paused:
                     self.episodes.set_state(SimStatus.RUNNING)
             return
-        expected = self.episodes.sim.instruction
+        # Where people enable, they also say what is to be done.
+        own = self.settings.auto_enable
+        expected = self.episodes.sim.instruction if own else msg.instruction
         verdict = self.lock.judge(stamp, msg.instruction, expected, time.monotonic())
         if verdict is Verdict.EXECUTE:
             self.episodes.answered = True

@@ -18,7 +18,7 @@ from vla_inference.ros.parameters import declare, fields_of
 from vla_sim_bridge.envs.protocol import make_world
 from vla_sim_bridge.ros.episodes import Episodes
 from vla_sim_bridge.ros.executor import ChunkDrive
-from vla_sim_bridge.ros.robot_executor import RobotDrive
+from vla_sim_bridge.ros.robot.robot_executor import RobotDrive
 from vla_sim_bridge.ros.sim_process import run
 from vla_sim_bridge.ros.sim_services import SimServices
 from vla_sim_bridge.ros.sim_settings import SimSettings
@@ -43,7 +43,7 @@ class SimNode(GuardedNode):
     def load(self) -> None:
         """Build the simulation, make sure that no other one is there, publish the first frame."""
         s = self.settings
-        world = make_world(s.task, (s.camera,), s.width, s.height, s.language)
+        world = make_world(s.task, s.cameras, s.width, s.height, s.language)
         world.render(s.camera)  # the first image takes a second
         self._refuse_company()
         self._make_folder()

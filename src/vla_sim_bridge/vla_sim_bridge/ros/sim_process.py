@@ -20,43 +20,30 @@ if TYPE_CHECKING:
     from vla_sim_bridge.ros.sim_node import SimNode
 
 
-class _Stop:
-    """Ctrl-C and SIGTERM raise while loading; later they only request a stop, so that results
-    are written."""
-
-    def __init__(self):
-        self.number = 0
-        self.raising = True
-
-    def __call__(self, number, frame) -> None:
-        first, self.number = not self.number, self.number or number
-        if first and self.raising:
-            # What is half built at this moment complains when it is let go of.
-            sys.unraisablehook = lambda _: None
-            raise KeyboardInterrupt
-
-
 def run(factory: Callable[[], SimNode], args: Sequence[str] | None = None) -> int:
-    """Run the node; 0 all episodes done, 1 the run failed, 2 refused, 128 + n by signal n."""
-    stop = _Stop()
+    """Run the node; 0 all episodes done, 1 the run failed, 2 refused, 128 + n by signal n.
+
+    A signal ends the loading at once; later it only asks to stop, so that results are written.
+    """
+    stop = interrupts.StopSignals()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     node = executor = None
     failed = False
     try:
-        interrupts.release()
-        rclpy.init(
-            args=None if args is None else list(args),
-            signal_handler_options=SignalHandlerOptions.NO,
-        )
-        executor = SingleThreadedExecutor()
-        node = factory()
-        refuse_misaddressed(node, sys.argv if args is None else args)
-        refuse_undeclared(node)
-        node.stop = lambda: bool(stop.number)
-        executor.add_node(node)
-        node.load()
-        stop.raising = False
+        with stop.interruptible():
+            interrupts.release()
+            rclpy.init(
+                args=None if args is None else list(args),
+                signal_handler_options=SignalHandlerOptions.NO,
+            )
+            executor = SingleThreadedExecutor()
+            node = factory()
+            refuse_misaddressed(node, sys.argv if args is None else args)
+            refuse_undeclared(node)
+            node.stop = lambda: bool(stop.number)
+            executor.add_node(node)
+            node.load()
         while not node.episodes.finished and not stop.number:
             executor.spin_once(timeout_sec=0.05)
             node.tick()
@@ -67,10 +54,9 @@ def run(factory: Callable[[], SimNode], args: Sequence[str] | None = None) -> in
     except KeyboardInterrupt:
         pass
     except Exception as error:  # any error: the measurements are kept
-        stop.raising, failed = False, True
+        failed = True
         return _fail(node, error)
     finally:
-        stop.raising = False
         if stop.number and node is not None and not failed:
             node.finish("interrupted")
         _close(node, executor)

@@ -37,6 +37,14 @@ class SimSettings:
     camera: str = option(
         "agentview", "camera whose images are published; its frame is <camera>_optical"
     )
+    second_camera: str = option(
+        "", "second camera, whose images are published on image_wrist; empty: none"
+    )
+    state: bool = option(
+        False,
+        "publish the robot's state with each image: current_pose, as the task's datasets have it, "
+        "and joint_states of finger_joint1 and finger_joint2",
+    )
     width: int = option(224, "width of the images [pixels]", low=16, high=4096, unit="pixels")
     height: int = option(224, "height of the images [pixels]", low=16, high=4096, unit="pixels")
     lock_step: bool = option(True, "wait for each frame's answer; false: real time")
@@ -53,8 +61,21 @@ class SimSettings:
     )
     driven_by: str = option(
         "chunks",
-        "what moves the arm: chunks, or the command node's twist or pose as on a real robot",
-        choices=("chunks", "twist", "pose"),
+        "what moves the arm: chunks, or a command node's output as on a real robot",
+        choices=(
+            "chunks",
+            "twist",
+            "pose",
+            "joint_trajectory",
+            "joint_positions",
+            "joint_velocities",
+        ),
+    )
+    auto_enable: bool = option(
+        True,
+        "driven by commands: enable the command node at each episode's beginning; false: people "
+        "do, and time stands still in an episode while it is not enabled; they also may give "
+        "other instructions, and lock step goes no faster than real time",
     )
     command_wait: float = option(
         1.0, "driven by commands, lock step: maximum time to wait for one [s]", **RATE
@@ -83,6 +104,10 @@ class SimSettings:
     model: str = option("", "checkpoint name, for the results only")
     summary: bool = option(True, "print a table at the end")
 
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return tuple(filter(None, (self.camera, self.second_camera)))
+
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> SimSettings:
         """From loosely typed values (a ROS integer for a double, say), each one checked."""
@@ -103,10 +128,22 @@ class SimSettings:
         if self.horizon < 1:
             raise VlaError(f"horizon is {self.horizon}", "give at least 1")
         check_options(self, called="parameter {}".format)
+        if self.second_camera == self.camera:
+            raise VlaError(f"both cameras are {self.camera}", "name another second_camera")
+        if self.state and self.driven_by != "chunks":
+            raise VlaError(
+                f"state is true, driven_by {self.driven_by}",
+                "set state: false; what drives by commands publishes its own",
+            )
         if self.real_time_factor != 1 and (self.lock_step or self.driven_by == "chunks"):
             raise VlaError(
                 f"real_time_factor is {self.real_time_factor:g}",
                 "only what is driven by commands in real time has one; set lock_step: false",
+            )
+        if not self.auto_enable and self.driven_by == "chunks":
+            raise VlaError(
+                "auto_enable is false",
+                "only what is driven by commands can be enabled by people; set driven_by",
             )
 
     def steps_of(self, chunk: int) -> int:

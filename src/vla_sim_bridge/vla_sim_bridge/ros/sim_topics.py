@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
 from rclpy.time import Time
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Float32, String
 
 from vla_inference.ros.images import rgb_to_image
 from vla_inference.ros.qos import CHUNK, IMAGE_OUTPUT, LATCHED
 from vla_msgs.msg import EpisodeStatus, SimStatus
-from vla_sim_bridge.evaluation.run import Evaluation
+from vla_sim_bridge.evaluation.run import ClosedLoopEvaluation
+
+FINGERS = ["finger_joint1", "finger_joint2"]
 
 
 class SimTopics:
     """Publishers of one simulation. Stamps are integers, nanoseconds of `time`, the node's clock
     or a simulated one."""
 
-    def __init__(self, node: Node, camera: str):
-        self.node, self.frame_id = node, f"{camera}_optical"
+    def __init__(self, node: Node, cameras: Sequence[str], state: bool = False):
+        """cameras: the one of `image`, and perhaps one of `image_wrist`. state: whether the
+        robot's is published as well."""
+        self.node, self.frame_id = node, f"{cameras[0]}_optical"
+        self._cameras = {
+            camera: (
+                node.create_publisher(Image, f"image{name}", IMAGE_OUTPUT),
+                node.create_publisher(CameraInfo, f"camera_info{name}", IMAGE_OUTPUT),
+            )
+            for camera, name in zip(cameras, ("", "_wrist"), strict=False)
+        }
+        self._image = self._cameras[cameras[0]][0]
+        self._pose = node.create_publisher(PoseStamped, "current_pose", CHUNK) if state else None
+        self._joints = node.create_publisher(JointState, "joint_states", CHUNK) if state else None
         self.last_stamp = 0
         self.time = lambda: node.get_clock().now().nanoseconds
         self._text: str | None = None
-        self._image = node.create_publisher(Image, "image", IMAGE_OUTPUT)
-        self._info = node.create_publisher(CameraInfo, "camera_info", IMAGE_OUTPUT)
         self._instruction = node.create_publisher(String, "instruction", LATCHED)
         self._reward = node.create_publisher(Float32, "reward", CHUNK)
         self._episode = node.create_publisher(EpisodeStatus, "~/episode", CHUNK)
@@ -46,24 +61,30 @@ class SimTopics:
             self._text = text
             self._instruction.publish(String(data=text))
 
-    def frame(self, image: np.ndarray, matrix: np.ndarray, stamp: int) -> None:
+    def frame(self, camera: str, image: np.ndarray, matrix: np.ndarray, stamp: int) -> None:
         """image: uint8 [H, W, 3]; matrix: 3 x 3 pinhole, pixels."""
-        msg = rgb_to_image(image, Time(nanoseconds=stamp).to_msg(), self.frame_id)
-        self._image.publish(msg)
-        info = CameraInfo(header=msg.header, width=msg.width, height=msg.height)
-        info.distortion_model, info.d = "plumb_bob", [0.0] * 5
-        info.k = matrix.ravel().tolist()
-        info.r = np.eye(3).ravel().tolist()
-        info.p = np.hstack([matrix, np.zeros((3, 1))]).ravel().tolist()
-        self._info.publish(info)
+        images, infos = self._cameras[camera]
+        msg = rgb_to_image(image, Time(nanoseconds=stamp).to_msg(), f"{camera}_optical")
+        images.publish(msg)
+        infos.publish(camera_info(msg, matrix))
+
+    def robot(self, state: np.ndarray, stamp: int) -> None:
+        """state: [8], position m, axis angle rad (up to 2 pi), both fingers m."""
+        if self._pose is None or self._joints is None:
+            return
+        pose = pose_message(state)
+        pose.header.stamp, pose.header.frame_id = Time(nanoseconds=stamp).to_msg(), "world"
+        joints = JointState(header=pose.header, name=FINGERS, position=state[6:8].tolist())
+        self._joints.publish(joints)
+        self._pose.publish(pose)
 
     def reward(self, value: float) -> None:
         self._reward.publish(Float32(data=float(value)))
 
-    def episode(self, evaluation: Evaluation) -> None:
+    def episode(self, evaluation: ClosedLoopEvaluation) -> None:
         self._episode.publish(self.episode_message(evaluation))
 
-    def episode_message(self, evaluation: Evaluation) -> EpisodeStatus:
+    def episode_message(self, evaluation: ClosedLoopEvaluation) -> EpisodeStatus:
         run, sim = evaluation.episode, evaluation.sim
         msg = EpisodeStatus(task=sim.task.name)
         msg.header.stamp = Time(nanoseconds=self.last_stamp).to_msg()
@@ -76,7 +97,7 @@ class SimTopics:
         msg.instruction = sim.instruction
         return msg
 
-    def status(self, evaluation: Evaluation, state: str, message: str) -> None:
+    def status(self, evaluation: ClosedLoopEvaluation, state: str, message: str) -> None:
         e = evaluation
         msg = SimStatus(state=state, message=message, episode=self.episode_message(e))
         msg.header.stamp = self.node.get_clock().now().to_msg()
@@ -84,3 +105,24 @@ class SimTopics:
         msg.successes, msg.ever_successes = e.successes, e.ever_successes
         msg.frames_total, msg.action_rate = e.frames, float(e.recent_rate)
         self._status.publish(msg)
+
+
+def pose_message(state: np.ndarray) -> PoseStamped:
+    """The quaternion has the sign that the axis angle tells: w below 0 beyond pi."""
+    msg, angle = PoseStamped(), float(np.linalg.norm(state[3:6]))
+    axis = state[3:6] / angle if angle else np.zeros(3)
+    p, q = msg.pose.position, msg.pose.orientation
+    p.x, p.y, p.z = map(float, state[:3])
+    q.x, q.y, q.z = map(float, axis * np.sin(angle / 2))
+    q.w = float(np.cos(angle / 2))
+    return msg
+
+
+def camera_info(image: Image, matrix: np.ndarray) -> CameraInfo:
+    """matrix: 3 x 3 pinhole, pixels."""
+    info = CameraInfo(header=image.header, width=image.width, height=image.height)
+    info.distortion_model, info.d = "plumb_bob", [0.0] * 5
+    info.k = matrix.ravel().tolist()
+    info.r = np.eye(3).ravel().tolist()
+    info.p = np.hstack([matrix, np.zeros((3, 1))]).ravel().tolist()
+    return info

@@ -7,6 +7,7 @@ import difflib
 from vla_inference.errors import VlaError
 from vla_sim_bridge.tasks.base import LANGUAGES, Language, Placement, Scene, Subtask, Task
 from vla_sim_bridge.tasks.door import DOOR
+from vla_sim_bridge.tasks.libero_suites import libero_task
 from vla_sim_bridge.tasks.lift import LIFT_TASKS
 from vla_sim_bridge.tasks.mimicgen_package import PREFIX, mimicgen_task
 from vla_sim_bridge.tasks.nut_assembly import NUT_TASKS
@@ -33,8 +34,11 @@ def get_task(name: str) -> Task:
     """The task of that name (case-insensitive; without a variant: D0), or an error listing the
     known ones.
 
-    `mimicgen/NAME` is the installed package's, see `mimicgen_package`.
+    `mimicgen/NAME` is the installed package's, see `mimicgen_package`; `libero_SUITE` and
+    `libero_SUITE/INDEX` are LIBERO's, see `libero_suites`.
     """
+    if name.lower().startswith("libero_"):
+        return libero_task(name)
     if name.lower().startswith(PREFIX):
         return mimicgen_task(name)
     by_name = {known.lower(): task for known, task in TASKS.items()}

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from vla_inference.errors import VlaError
 
-if TYPE_CHECKING:
-    from vla_sim_bridge.envs.sim_state import SimState
-
 Vary = Literal["never", "episode", "step"]
 Language = Literal["train", "held-out", "free"]
 LANGUAGES: tuple[Language, ...] = ("train", "held-out", "free")
-Rule = Callable[["SimState"], bool]  # a question about the world at this moment
+
+
+class RuleState(Protocol):
+    """What rules ask of a simulated world, by the name of an object or a role; see `SimState`."""
+
+    def position(self, name: str) -> np.ndarray: ...
+
+    def speed(self, name: str) -> float: ...
+
+    def holds(self, name: str) -> bool: ...
+
+    def touching(self, one: str, other: str) -> bool: ...
+
+
+Rule = Callable[[RuleState], bool]  # a question about the world at this moment
 
 
 @dataclass(frozen=True)
@@ -99,8 +110,8 @@ class Task:
     env: str
     objects: Mapping[str, str]
     subtasks: tuple[Subtask, ...]
-    draw_scene: Callable[[np.random.Generator], Scene]
     draw_instruction: Callable[[np.random.Generator, Scene], str]
+    draw_scene: Callable[[np.random.Generator], Scene] = plain_scene
     x_range: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None
     make: Mapping[str, object] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vla_sim_bridge.tasks.base import Subtask, Task, plain_scene
+from vla_sim_bridge.tasks.base import Subtask, Task
 from vla_sim_bridge.tasks.grammar import Grammar
 from vla_sim_bridge.tasks.rules import held
 
@@ -36,7 +36,6 @@ DOOR = Task(
         Subtask("frame", "grasp", offset=(0, 5), until=held("latch")),
         Subtask("frame"),
     ),
-    draw_scene=plain_scene,
     draw_instruction=TRAIN.for_scene(),
     draw_held_out=HELD_OUT.for_scene(),
     language="episode",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vla_sim_bridge.tasks.base import Subtask, Task, plain_scene
+from vla_sim_bridge.tasks.base import Subtask, Task
 from vla_sim_bridge.tasks.grammar import Grammar
 from vla_sim_bridge.tasks.rules import held
 from vla_sim_bridge.tasks.stack import FULL_TABLE_CAMERA
@@ -39,7 +39,6 @@ def _lift(variant: int, reach: float) -> Task:
             Subtask("cube", "grasp", offset=(5, 10), symmetry=4, until=held("cube")),
             Subtask("cube", symmetry=4),
         ),
-        draw_scene=plain_scene,
         draw_instruction=TRAIN.for_scene(),
         draw_held_out=HELD_OUT.for_scene(),
         x_range=(-reach, reach),

@@ -7,7 +7,7 @@ the environments that it registers. Names, variants and horizons are those publi
 from __future__ import annotations
 
 from vla_inference.errors import VlaError
-from vla_sim_bridge.tasks.base import Task, plain_scene
+from vla_sim_bridge.tasks.base import Task
 from vla_sim_bridge.tasks.grammar import Grammar
 
 PREFIX = "mimicgen/"
@@ -38,25 +38,17 @@ def published_names() -> list[str]:
 
 
 def mimicgen_task(name: str) -> Task:
-    """The task `mimicgen/NAME` (any case; without a variant: D0) if the package has it.
+    """The task `mimicgen/NAME` (any case; without a variant: D0), whether or not it is installed.
 
     Subtasks and reference objects are the package's business: this is for rollouts, not for
-    generation. Starts the other Python, once per process.
+    generation.
     """
     known = {n.lower(): n for n in published_names()}
     wanted = name.lower()
     full = known.get(wanted) or known.get(f"{wanted}_d0")
     if full is None:
         raise VlaError(f"there is no task {name!r}", f"of mimicgen's: {', '.join(known.values())}")
-    from vla_sim_bridge.mimicgen.process import find_python, installed
-
-    env, python = full.removeprefix(PREFIX), find_python()
-    there = installed(python)["environments"]
-    if env not in there:
-        raise VlaError(
-            f"the mimicgen of {python} registers no environment {env!r}",
-            f"it registers: {', '.join(there) or 'none'}",
-        )
+    env = full.removeprefix(PREFIX)
     _, horizon, sentence = PUBLISHED[env.rsplit("_", 1)[0]]
     return Task(
         name=full,
@@ -64,7 +56,6 @@ def mimicgen_task(name: str) -> Task:
         package="mimicgen",
         objects={},
         subtasks=(),
-        draw_scene=plain_scene,
         draw_instruction=Grammar((sentence,)).for_scene(),
         horizon=horizon,
     )

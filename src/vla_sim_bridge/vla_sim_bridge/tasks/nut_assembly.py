@@ -7,7 +7,7 @@ moves by up to 5 cm, D2 half the table and 8 cm.
 
 from __future__ import annotations
 
-from vla_sim_bridge.tasks.base import Placement, Subtask, Task, plain_scene
+from vla_sim_bridge.tasks.base import Placement, Subtask, Task
 from vla_sim_bridge.tasks.grammar import Grammar
 from vla_sim_bridge.tasks.rules import all_of, around, held
 from vla_sim_bridge.tasks.stack import FULL_TABLE_CAMERA
@@ -71,7 +71,6 @@ def _square(variant: int, nut: Placement | None, moved: float, camera: bool) -> 
             Subtask("SquareNut", "grasp", offset=(10, 20), until=held("SquareNut")),
             Subtask("peg1", symmetry=4),
         ),
-        draw_scene=plain_scene,
         draw_instruction=TRAIN.for_scene(),
         draw_held_out=HELD_OUT.for_scene(),
         placements={} if nut is None else {"SquareNutSampler": nut, "RoundNutSampler": ASIDE},
@@ -99,7 +98,6 @@ NUT_ASSEMBLY = Task(
         Subtask("RoundNut", "grasp_round", offset=(10, 20), until=held("RoundNut")),
         Subtask("peg2"),
     ),
-    draw_scene=plain_scene,
     draw_instruction=TRAIN_BOTH.for_scene(),
     draw_held_out=HELD_OUT_BOTH.for_scene(),
     language="episode",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vla_sim_bridge.tasks.base import Rule, Subtask, Task, plain_scene
+from vla_sim_bridge.tasks.base import Rule, RuleState, Subtask, Task
 from vla_sim_bridge.tasks.grammar import Grammar
 from vla_sim_bridge.tasks.rules import held
 
@@ -36,7 +36,7 @@ HELD_OUT = Grammar(
 def in_bin(item: str) -> Rule:
     """Within its compartment, as robosuite counts it, and released."""
 
-    def rule(sim) -> bool:
+    def rule(sim: RuleState) -> bool:
         at, centre = sim.position(item), sim.position(f"{item}_bin")
         inside = abs(at[0] - centre[0]) < HALF[0] and abs(at[1] - centre[1]) < HALF[1]
         return bool(inside and FLOOR < at[2] < FLOOR + 0.1 and not sim.holds(item))
@@ -61,7 +61,6 @@ PICK_PLACE = Task(
         **{f"{item}_bin": f"Visual{item}_main" for item in ITEMS},
     },
     subtasks=tuple(_stages()),
-    draw_scene=plain_scene,
     draw_instruction=TRAIN.for_scene(),
     draw_held_out=HELD_OUT.for_scene(),
     language="episode",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vla_sim_bridge.tasks.base import Rule
+from vla_sim_bridge.tasks.base import Rule, RuleState
 
 STILL = 0.1  # m/s
 
@@ -28,7 +28,7 @@ def on_top(upper: str, lower: str, height: float) -> Rule:
     Its centre must be over `lower`, within a half of `height`: else it would only lean there.
     """
 
-    def rule(sim) -> bool:
+    def rule(sim: RuleState) -> bool:
         apart = sim.position(upper) - sim.position(lower)
         if abs(apart[2] - height) > 0.01 or np.abs(apart[:2]).max() > height / 2:
             return False
@@ -40,16 +40,11 @@ def on_top(upper: str, lower: str, height: float) -> Rule:
 def around(name: str, post: str, reach: float, below: float) -> Rule:
     """It is within `reach` of the post's axis in x and in y, and lower than `below`."""
 
-    def rule(sim) -> bool:
+    def rule(sim: RuleState) -> bool:
         at = sim.position(name)
         return np.abs(at - sim.position(post))[:2].max() < reach and at[2] < below
 
     return rule
-
-
-def released(rule: Rule, *names: str) -> Rule:
-    """`rule` holds, and none of these objects is held."""
-    return lambda sim: rule(sim) and not any(sim.holds(n) for n in names)
 
 
 def all_of(*rules: Rule) -> Rule:

@@ -75,7 +75,7 @@ FRAMES = (
     "use B as the bottom and A as the top",
     "use B as the bottom for A",
     "cover B with A",
-    "build a vision encoder on B with A",
+    "build a tower on B with A",
     "with B {down}, {put} A {up}",
     "A {up}, B {down}",
     "B {down}, A {up}",
@@ -83,7 +83,7 @@ FRAMES = (
     "B is to be {down}, A {up}",
     "{with} A {up} and B {down}",
     "{with} B {down} and A {up}",
-    "with A on top of B build a vision encoder",
+    "with A on top of B build a tower",
 )
 WORDS = {
     "put": ("put", "place", "stack", "set", "move"),
@@ -91,18 +91,18 @@ WORDS = {
     "block": ("block", "cube", "box", "brick"),
     "up": ("on top", "above", "at the top"),
     "down": ("at the bottom", "below", "underneath"),
-    "with": ("build a vision encoder with", "make a stack with", "have", "keep"),
+    "with": ("build a tower with", "make a stack with", "have", "keep"),
 }
 
 # Every word is known from TRAIN. Held out are these sentences, the frames among them that FRAMES
-# has not, and the commands "lay" and "lower" by themselves.
+# has not, and the words "lay" and "lower" by themselves.
 HELD_OUT = Grammar(
     (
         "lay the {a} {block} on the {b} {base}",
         "lower the {a} {block} onto the {b} one",
         "grab {a} and {put} it on top of {b}",
         "please let the {a} {block} go on top of the {b} {base}",
-        "can you build a vision encoder with {b} below and {a} above",
+        "can you build a tower with {b} below and {a} above",
         "I want the {b} {base} at the bottom and the {a} {block} on top",
         "I want {a} on top of {b}",
         "{take} {a} and lay it on {b}",

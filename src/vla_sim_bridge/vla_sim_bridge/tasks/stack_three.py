@@ -5,7 +5,7 @@ Sizes, colours and bounds as MimicGen has them (arXiv 2310.17596): D0 narrow, D1
 
 from __future__ import annotations
 
-from vla_sim_bridge.tasks.base import Subtask, Task, plain_scene
+from vla_sim_bridge.tasks.base import Subtask, Task
 from vla_sim_bridge.tasks.grammar import Grammar
 from vla_sim_bridge.tasks.rules import all_of, held, on_top
 from vla_sim_bridge.tasks.stack import FULL_TABLE_CAMERA
@@ -16,8 +16,8 @@ TRAIN = Grammar(
         "{put} the red {block} on the green {block} and the blue {block} on the red one",
         "{put} red on green, then blue on red",
         "{put} the red {block} on the green one, then the blue {block} on top",
-        "build a vision encoder of three: green at the bottom, red in the middle, blue on top",
-        "build a vision encoder with the green {block} at the bottom and the blue {block} on top",
+        "build a tower of three: green at the bottom, red in the middle, blue on top",
+        "build a tower with the green {block} at the bottom and the blue {block} on top",
         "{put} all three {block}s on top of each other, the green one at the bottom",
     ),
     WORDS,
@@ -26,7 +26,7 @@ HELD_OUT = Grammar(
     (
         "{put} red on the green {block} and blue on top",
         "{put} the three {block}s on top of each other, blue on red and red on green",
-        "build a vision encoder: green, then red, then blue",
+        "build a tower: green, then red, then blue",
         "green at the bottom, the red {block} in the middle, the blue one on top",
     ),
     WORDS,
@@ -52,7 +52,6 @@ def _stack_three(variant: int, reach: float) -> Task:
             Subtask("cubeC", "grasp_2", offset=(10, 20), symmetry=4, until=held("cubeC")),
             Subtask("cubeA", symmetry=4),
         ),
-        draw_scene=plain_scene,
         draw_instruction=TRAIN.for_scene(),
         draw_held_out=HELD_OUT.for_scene(),
         x_range=(-reach, reach),

@@ -1,4 +1,4 @@
-"""A task of an installed `mimicgen` package as a `World`."""
+"""A world of robosuite 1.4 in another Python: motion, poses and images over its pipe."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vla_inference.errors import VlaError
 from vla_inference.inputs.robot_state import QuaternionSign, axis_angle
 from vla_inference.types import ActionSpec, eef_delta_spec
 from vla_sim_bridge.envs.base import StepResult, WorldBase
-from vla_sim_bridge.mimicgen.process import SLOW, MimicgenProcess, find_python
-from vla_sim_bridge.tasks import Language, Scene, Task
+from vla_sim_bridge.envs.other_python.process import OtherPython
+from vla_sim_bridge.tasks import Language, Task
 
 
-class MimicgenWorld(WorldBase):
+class OtherWorld(WorldBase):
     """A world in the other Python. Success is the environment's own rule, at each moment.
 
     Frames and units as in `Simulation`. robosuite 1.4's OSC_POSE scales actions as 1.5's does
@@ -25,47 +25,24 @@ class MimicgenWorld(WorldBase):
     def __init__(
         self,
         task: Task,
-        cameras: Sequence[str] = ("agentview",),
-        width: int = 224,
-        height: int = 224,
-        language: Language = "train",
-        process: MimicgenProcess | None = None,
+        cameras: Sequence[str],
+        width: int,
+        height: int,
+        language: Language,
+        process: OtherPython,
     ):
         self.task, self.language = task, language
         self.cameras, self.width, self.height = tuple(cameras), width, height
         self.spec: ActionSpec = eef_delta_spec("rotvec", "base", 1.0 / CONTROL_FREQ)
         self.instruction, self.gripper = "", 1.0
         self._sign = QuaternionSign()
-        self._process = process or MimicgenProcess(find_python())
-        try:
-            about = self._process.about
-            self.versions: dict[str, str] = {n: about[n] for n in ("robosuite", "mujoco")}
-            self.versions["mimicgen_python"] = f"{self._process.python} ({about['python']})"
-            known = about["environments"]
-            if task.env not in known:
-                raise VlaError(
-                    f"the package registers no environment {task.env!r}",
-                    f"it registers: {', '.join(known) or 'none'}",
-                )
-            header, _ = self._process.ask(
-                "make", timeout=SLOW, env=task.env, control_freq=CONTROL_FREQ
-            )
-            self._fovy = header["fovy"]
-            for name in self.cameras:
-                self._check_camera(name)
-        except BaseException:
-            self.close()
-            raise
+        self._process = process
+        self._fovy: dict[str, float] = {}
+        about = process.about
+        self.versions: dict[str, str] = {n: about[n] for n in ("robosuite", "mujoco")}
+        self.versions[f"{process.package}_python"] = f"{process.python} ({about['python']})"
 
     # -- an episode ---------------------------------------------------------------------------
-
-    def reset(self, rng: np.random.Generator) -> None:
-        """Starts an episode; the global generators of the other Python are seeded from `rng`."""
-        seed = int(rng.integers(2**32))
-        self._sign = QuaternionSign()
-        self._take(*self._process.ask("reset", timeout=SLOW, seed=seed))
-        self.instruction = self.task.instruct(rng, Scene(), self.language)
-        self.gripper = 1.0
 
     def step(self, action: np.ndarray) -> StepResult:
         """Hold an SI end-effector delta [7] for one control period (0.05 s)."""
@@ -124,6 +101,12 @@ class MimicgenWorld(WorldBase):
 
     def close(self) -> None:
         self._process.close()
+
+    def _use_cameras(self, fovy: dict[str, float]) -> None:
+        """fovy: of every camera of a world that was made, degrees."""
+        self._fovy = fovy
+        for name in self.cameras:
+            self._check_camera(name)
 
     def _check_camera(self, name: str) -> None:
         if name not in self._fovy:

@@ -1,4 +1,4 @@
-"""Simulates a robot that takes twists or target poses and gripper commands instead of chunks.
+"""Simulates a robot that takes a controller's commands instead of chunks, see `robot_inputs`.
 
 In lock step simulated time (/clock) moves on by one control period after each command, and stands
 still while the model thinks or the command node is asked; so a run is the same each time, however
@@ -12,39 +12,34 @@ from __future__ import annotations
 import math
 import time
 
-import numpy as np
-from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
-from scipy.spatial.transform import Rotation
 from std_msgs.msg import Float64MultiArray
 
 from vla_inference.episodes.robosuite import CONTROL_FREQ
-from vla_inference.errors import VlaError
 from vla_inference.ros.guard import GuardedNode
 from vla_inference.ros.messages import step_count
 from vla_inference.ros.qos import CHUNK, COMMAND
-from vla_inference.ros.stamps import stamp_ns
 from vla_msgs.msg import ActionChunk, SimStatus
-from vla_sim_bridge.ros.auto_enable import Operator
-from vla_sim_bridge.ros.controller_emulation import PoseController, TwistController
+from vla_sim_bridge.ros.auto_enable import ByHand, Operator
 from vla_sim_bridge.ros.episodes import Episodes
 from vla_sim_bridge.ros.executor import Drive
+from vla_sim_bridge.ros.robot.robot_inputs import is_open, make_input
 
-BASE_FRAME = "base"
 PERIOD = round(1e9 / CONTROL_FREQ)  # ns
 BEGINNING = 100 * 10**9  # ns, of simulated time: 0 would be "no time"
 CLOCK_AGAIN = 0.1  # s: /clock is best effort
+FRAME_AGAIN = 1.0  # s between copies for a command node that comes up after an answer
 
 
 class RobotDrive(Drive):
     def __init__(self, node: GuardedNode, episodes: Episodes):
         super().__init__(node, episodes)
         s = self.settings
-        self.controller = TwistController() if s.driven_by == "twist" else PoseController()
-        self.operator = Operator(node, s.start_timeout)
-        self._gripper = 1.0
+        self.input = make_input(self, s.driven_by)
+        self.operator = (Operator if s.auto_enable else ByHand)(node, s.start_timeout)
+        self.gripper = 1.0  # commanded: 1 open
         self._clock, self._seen_since = BEGINNING, 0
         self._left = 0  # control periods until the next frame
         self._delay = round(1e9 * s.answer_delay) if s.lock_step else 0
@@ -56,7 +51,7 @@ class RobotDrive(Drive):
         self._asked: float | None = None  # when the command of the period under way was asked for
         self._asked_again = 0.0
         self._heard = self._seen = False
-        self._shown = False  # whether the model was shown the scene before the robot was enabled
+        self._shown_at = -math.inf  # when the model was shown the scene of a robot not yet enabled
         self._begun = False  # whether a command has come in this episode
         self.unanswered = 0  # periods from then on in which none came, though it was waited for
         self._stops: dict[str, int] = {}
@@ -67,26 +62,22 @@ class RobotDrive(Drive):
             self._clock_topic = node.create_publisher(Clock, "/clock", qos_profile_sensor_data)
         if self._delay:
             self._late_answers = node.create_publisher(ActionChunk, "delayed_action", CHUNK)
-        self._pose_topic = node.create_publisher(PoseStamped, "current_pose", COMMAND)
 
     def start(self) -> None:
         super().start()
         hear, guard = self.node.create_subscription, self.episodes.guard
         # The gripper first: it is told before the motion of the same period.
         hear(Float64MultiArray, "gripper", guard(self._on_gripper), COMMAND)
-        if self.settings.driven_by == "twist":
-            hear(TwistStamped, "delta_twist", guard(self._on_twist), CHUNK)
-        else:
-            hear(PoseStamped, "target_pose", guard(self._on_pose), CHUNK)
+        self.input.listen()
 
     # -- episodes -----------------------------------------------------------------------------
 
     def begin(self) -> None:
-        self.controller.reset()
-        self._gripper, self._seen, self._begun = self.episodes.sim.gripper, False, False
+        self.input.reset()
+        self.gripper, self._seen, self._begun = self.episodes.sim.gripper, False, False
         self._forget()
-        self._seen_since = self._now()
-        self._shown = False
+        self._seen_since = self.now()
+        self._shown_at = -math.inf
         self.operator.begin()
         self._tell_where()
 
@@ -100,59 +91,23 @@ class RobotDrive(Drive):
 
     # -- what comes in ------------------------------------------------------------------------
 
-    def _now(self) -> int:
+    def now(self) -> int:
+        """ns, of the clock that commands are stamped by."""
         return self._clock if self._own_time else self.episodes.topics.time()
 
-    def _on_twist(self, msg: TwistStamped) -> None:
-        linear, angular = msg.twist.linear, msg.twist.angular
-        twist = np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])
-        stamp, controller = self._stamp(msg), self.controller
-        if stamp is None or not isinstance(controller, TwistController):
-            return
-        if controller.receive(msg.header.frame_id, 1e-9 * stamp, twist, 1e-9 * self._now()):
-            self._heard = self._heard or stamp >= self._clock
-
-    def _on_pose(self, msg: PoseStamped) -> None:
-        p, q = msg.pose.position, msg.pose.orientation
-        position, quaternion = np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
-        frame, now, stamp = msg.header.frame_id, 1e-9 * self._now(), self._stamp(msg)
-        controller = self.controller
-        if stamp is None or not isinstance(controller, PoseController):
-            return
-        if controller.receive(frame, position, quaternion, now):
-            self._heard = self._heard or stamp >= self._clock
-
-    def _stamp(self, msg: TwistStamped | PoseStamped) -> int | None:
-        """Nanoseconds; None: the command is rejected for it."""
-        try:
-            return stamp_ns(msg.header.stamp, "the command")
-        except VlaError as error:
-            self.controller.heard.reject("no time as stamp")
-            self.node.callback_refused("command", str(error))
-            return None
+    def commanded(self, stamp: int | None) -> None:
+        """A command was taken. stamp: its time in ns, None where it has none."""
+        self._heard = self._heard or stamp is None or stamp >= self._clock
 
     def _on_gripper(self, msg: Float64MultiArray) -> None:
-        if len(msg.data) and math.isfinite(msg.data[0]):
-            self._gripper = float(msg.data[0] > 0.5)
+        told = is_open(msg)
+        self.gripper = self.gripper if told is None else told
 
     # -- what goes out ------------------------------------------------------------------------
 
-    def _pose(self) -> np.ndarray:
-        """Of the end effector in the robot's base [4, 4]; the base stands upright."""
-        sim = self.episodes.sim
-        pose = sim.eef_pose()
-        pose[:3, 3] -= sim.base_position()
-        return pose
-
     def _tell_where(self) -> None:
-        """The measured pose, then what time it is."""
-        now, pose = self._now(), self._pose()
-        msg = PoseStamped()
-        msg.header.stamp, msg.header.frame_id = Time(nanoseconds=now).to_msg(), BASE_FRAME
-        p, q = msg.pose.position, msg.pose.orientation
-        p.x, p.y, p.z = pose[:3, 3].tolist()
-        q.x, q.y, q.z, q.w = Rotation.from_matrix(pose[:3, :3]).as_quat().tolist()
-        self._pose_topic.publish(msg)
+        """What is measured, then what time it is."""
+        self.input.tell_where(self.now())
 
     def _tell_time(self) -> None:
         """Between periods it is still the last one's time: the next has to be a new one."""
@@ -164,10 +119,8 @@ class RobotDrive(Drive):
 
     def _period(self) -> bool:
         """One control period; whether the episode is over."""
-        now = 1e-9 * self._now()
-        delta = self.controller.delta(self._pose(), now, PERIOD * 1e-9)
-        action = np.append(np.zeros(6) if delta is None else delta, self._gripper)
-        return self.episodes.execute(action, held=delta is None)
+        move, holds = self.input.move(1e-9 * self.now(), 1e-9 * PERIOD)
+        return self.episodes.advance(move, held=holds)
 
     def answered(self, msg: ActionChunk) -> None:
         self.settings.execute_steps = self.settings.steps_of(step_count(msg))
@@ -183,6 +136,10 @@ class RobotDrive(Drive):
             return
         self._left = self.settings.execute_steps
         self._ask()
+
+    def publish_frame(self, again: bool = False, counted: bool = True) -> None:
+        self.input.taking_image(self.now())
+        super().publish_frame(again, counted)
 
     def _new_frame(self) -> None:
         """Where answers take simulated time, it goes on while the model thinks."""
@@ -228,14 +185,18 @@ class RobotDrive(Drive):
             return
         self._count_stops()
         if not self.operator.poll(lock_step or self._seen):
-            if lock_step and self.operator.refusals > 1 and not self._shown:
-                self._shown = True  # it is not enabled before a model has been heard
-                self.publish_frame(counted=False)
+            by_hand = not self.settings.auto_enable
+            if before and lock_step:  # somebody let go: what is under way is void
+                self.withdraw()
+                self._shown_at = -math.inf
+            if lock_step and (by_hand or self.operator.refusals > 1):
+                self._show()
             self._remind()
             return
         if not lock_step:
             return
         if not before:
+            self.withdraw()  # what was shown before: its answer is not the one to execute
             self._new_frame()
         elif self._awaiting and self._answer is not None:
             self._deliver()
@@ -243,6 +204,13 @@ class RobotDrive(Drive):
             self._lock_step()
         else:  # a model that comes up after the command node has no time yet
             self._remind()
+
+    def _show(self) -> None:
+        """It is not enabled before it has heard a model, and may come up after an answer."""
+        now = time.monotonic()
+        if now - self._shown_at > FRAME_AGAIN and not self.lock.waiting:
+            self._shown_at = now
+            self.publish_frame(counted=False)
 
     def _remind(self) -> None:
         """Whoever came up late has missed pose and time."""
@@ -252,11 +220,16 @@ class RobotDrive(Drive):
             self._tell_where()
             self._tell_time()
 
+    def _waited(self) -> float:
+        """Seconds since a command was asked for."""
+        return time.monotonic() - (-math.inf if self._asked is None else self._asked)
+
     def _lock_step(self) -> None:
         """A command was asked for: go on once it is there, or won't come."""
+        if not self.settings.auto_enable and self._waited() < 1e-9 * PERIOD:
+            return  # people watch
         if not self._heard and not self.operator.stopped:
-            asked = -math.inf if self._asked is None else self._asked
-            if time.monotonic() - asked < self.settings.command_wait:
+            if self._waited() < self.settings.command_wait:
                 return self._remind()
             self.unanswered += self._begun
         self._begun |= self._heard
@@ -281,7 +254,7 @@ class RobotDrive(Drive):
     def results(self) -> dict:
         self._count_stops()
         status, found = self.operator.status, super().results()
-        heard = self.controller.heard
+        heard = self.input.heard
         robot = {**vars(heard), "rejected": dict(heard.rejected), "stops": self._stops}
         robot["unanswered_periods"] = self.unanswered
         if status is not None:

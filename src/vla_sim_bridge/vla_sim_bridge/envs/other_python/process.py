@@ -5,23 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from vla_inference.errors import VlaError
-from vla_sim_bridge.mimicgen import server
-from vla_sim_bridge.mimicgen.server import FrameError, read_frame, write_frame
+from vla_sim_bridge.envs.other_python import server
+from vla_sim_bridge.envs.other_python.server import FrameError, read_frame, write_frame
 
-PYTHON_VARIABLE = "VLA_MIMICGEN_PYTHON"
-PACKAGE = "mimicgen"
 SLOW, QUICK = 300.0, 60.0  # s: imports and models (the first ones compile), anything else
 STDERR_LINES = 5  # quoted when it dies
 AGAIN = "fix that and start again: what it was at is lost"
@@ -29,60 +25,46 @@ AGAIN = "fix that and start again: what it was at is lost"
 Reply = tuple[dict, dict[str, np.ndarray]]
 
 
-def find_python() -> str:
-    """The Python interpreter named by the user."""
-    given = os.environ.get(PYTHON_VARIABLE, "")
-    remedy = (
-        f"set {PYTHON_VARIABLE}, or --mimicgen-python, to the Python of an environment "
-        f"that has {PACKAGE} and robosuite 1.4"
-    )
-    if not given:
-        raise VlaError(f"the Python that has {PACKAGE} is not named", remedy)
-    found = shutil.which(os.path.expanduser(given))
-    if found is None:
-        raise VlaError(f"there is no Python {given!r} that can be run", remedy)
-    return found
-
-
-@lru_cache
-def installed(python: str) -> dict:
-    """Versions and `environments` in the other Python, requested once."""
-    process = MimicgenProcess(python)
-    try:
-        return process.about
-    finally:
-        process.close()
-
-
-class MimicgenProcess:
+class OtherPython:
     """One server process. After its death or silence every call raises the same error."""
 
-    def __init__(self, python: str, command: Sequence[str] | None = None):
-        """command: in place of `python` and our server script."""
-        self.python = python
+    def __init__(
+        self,
+        package: str,
+        python: str,
+        serves: Path,
+        variable: str,
+        environment: Mapping[str, str] | None = None,
+    ):
+        """serves: the file whose `Server` makes the package's environments.
+
+        variable: the environment variable that names the Python, for remedies. environment:
+        variables that the process is to have besides ours.
+        """
+        self.package, self.python = package, python
         self._broken = ""  # why nothing can be asked any more
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed in `close`
         try:
             self._process = subprocess.Popen(
-                command or [python, str(Path(server.__file__).resolve())],
+                [python, str(Path(server.__file__).resolve()), str(serves)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
                 bufsize=0,
-                env=_environment(),
+                env={**_environment(), **(environment or {})},
                 start_new_session=True,  # Ctrl-C is for us; it ends with its standard input
             )
         except OSError as error:
             self._log.close()
             raise VlaError(
-                f"{python} cannot be run ({error.strerror})", f"correct {PYTHON_VARIABLE}"
+                f"{python} cannot be run ({error.strerror})", f"correct {variable}"
             ) from error
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None  # pipes, as asked
         self._stdin, self._stdout = stdin, stdout
         os.set_blocking(stdin.fileno(), False)
         try:
-            self.about = self.ask("hello", timeout=SLOW, package=PACKAGE)[0]
+            self.about = self.ask("hello", timeout=SLOW, package=package)[0]
             if not isinstance(self.about.get("environments"), list):
                 self._fail("answers, but is not our server")
         except BaseException:
@@ -92,6 +74,15 @@ class MimicgenProcess:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def check_registered(self, env: str) -> None:
+        """Refuses an environment that the package does not register."""
+        there = self.about["environments"]
+        if env not in there:
+            raise VlaError(
+                f"the {self.package} of {self.python} registers no environment {env!r}",
+                f"it registers: {', '.join(there) or 'none'}",
+            )
 
     def ask(
         self,
@@ -129,7 +120,7 @@ class MimicgenProcess:
 
     def close(self) -> None:
         """Ends it in any state."""
-        self._broken = self._broken or f"{PACKAGE}'s process ({self.python}) was closed"
+        self._broken = self._broken or f"{self.package}'s process ({self.python}) was closed"
         self._kill()
         for pipe in (self._stdin, self._stdout, self._log):
             with contextlib.suppress(OSError):
@@ -165,7 +156,7 @@ class MimicgenProcess:
         raise VlaError(self._broken, AGAIN) from None
 
     def _break(self, what: str) -> None:
-        self._broken = f"{PACKAGE}'s process ({self.python}) {what}; {self._last_words()}"
+        self._broken = f"{self.package}'s process ({self.python}) {what}; {self._last_words()}"
         self._kill()
 
     def _kill(self) -> None:

@@ -1,7 +1,8 @@
-"""Serves the environments of an installed `mimicgen` package over pipes to `process.py`.
+"""Serves the environments of an installed package over pipes to `process.py`.
 
-This one file runs under the user's other Python (3.8 on; robosuite 1.4 and what registers its
-environments, none of our packages); our side imports the framing from it. A frame is
+This file runs under the other Python (3.8 on, robosuite 1.4, none of our packages) with the path
+of a second file, whose class `Server` makes the package's environments. Our side imports the
+framing from here. A frame is
 
     b"VLAw", uint32 length of the header, header (JSON), the bytes of its arrays one after another
 
@@ -28,7 +29,8 @@ HEAD = struct.Struct("<4sI")
 MAX_HEADER = 1 << 20  # bytes
 MAX_ARRAY = 1 << 28
 TYPES = ("uint8", "float32", "float64")
-ROBOT, ROBOSUITE = "Panda", "1.4"
+ROBOSUITE = "1.4"
+NAME = "vla_sim_bridge.envs.other_python.server"  # by which the second file imports this one
 
 
 class FrameError(Exception):
@@ -68,15 +70,20 @@ class Refusal(Exception):
     """A problem in words for the user, and a remedy if known."""
 
 
-class World:
-    """At most one environment, with a method for each request `do`."""
+class RobosuiteServer:
+    """At most one environment of robosuite 1.4, with a method for each request `do`.
+
+    A package's `Server` adds `hello`, `make` and `reset`.
+    """
+
+    requests: tuple[str, ...] = ("hello", "make", "reset", "step", "render", "state", "set_state")
 
     def __init__(self):
-        self.env = None
+        self.env = None  # robosuite's
 
-    def hello(self, request, arrays):
-        """Versions, and every environment that robosuite knows after importing the package."""
-        package = request["package"]
+    @staticmethod
+    def versions(package):
+        """Of Python, robosuite and mujoco; a Refusal if the package cannot run on them."""
         try:
             import mujoco
             import robosuite
@@ -86,57 +93,34 @@ class World:
         version = robosuite.__version__
         if not version.startswith(ROBOSUITE + "."):
             raise Refusal("robosuite is " + version, f"{package} needs 1.4 there")
-        from robosuite.environments.base import REGISTERED_ENVS
-
-        own = set(REGISTERED_ENVS)
-        try:
-            __import__(package)
-        except ImportError as error:
-            remedy = "install it there, its licence permitting"
-            raise Refusal(f"{package} cannot be imported ({error})", remedy) from error
         return {
             "python": sys.version.split()[0],
             "robosuite": version,
             "mujoco": mujoco.__version__,
-            "environments": sorted(set(REGISTERED_ENVS) - own),
-        }, {}
+        }
 
-    def make(self, request, arrays):
-        import robosuite
+    def cameras(self):
+        """Vertical field of view by camera name, degrees."""
+        model = self.env.sim.model
+        return {n: float(model.cam_fovy[i]) for i, n in enumerate(model.camera_names)}
 
-        self.env = robosuite.make(
-            request["env"],
-            robots=ROBOT,
-            controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
-            has_renderer=False,
-            has_offscreen_renderer=True,
-            use_camera_obs=False,
-            ignore_done=True,
-            control_freq=request["control_freq"],
-        )
-        sim = self.env.sim
-        fovy = {n: float(sim.model.cam_fovy[i]) for i, n in enumerate(sim.model.camera_names)}
-        return {"fovy": fovy}, {}
-
-    def reset(self, request, arrays):
+    @staticmethod
+    def seed(number):
         """robosuite 1.4 and what builds on it draw from the global generators."""
         import random
 
-        random.seed(request["seed"])
-        np.random.seed(request["seed"])
-        self.env.reset()
-        return self._now()
+        random.seed(number)
+        np.random.seed(number)
 
     def step(self, request, arrays):
         """arrays: action [7] as the environment takes it."""
         self.env.step(arrays["action"])
-        return self._now()
+        return self.now()
 
     def render(self, request, arrays):
         """Upright: OpenGL begins with the lowest row."""
-        image = self.env.sim.render(
-            camera_name=request["camera"], width=request["width"], height=request["height"]
-        )
+        size = {"width": request["width"], "height": request["height"]}
+        image = self.env.sim.render(camera_name=request["camera"], **size)
         return {}, {"image": np.asarray(image, np.uint8)[::-1]}
 
     def state(self, request, arrays):
@@ -151,10 +135,14 @@ class World:
             )
         self.env.sim.set_state_from_flattened(arrays["state"])
         self.env.sim.forward()
-        return self._now()
+        return self.now()
 
-    def _now(self):
-        """Success, and the robot's pose: m and rotation matrices in the world."""
+    def now(self):
+        """Success, and where the robot is."""
+        return {"success": bool(self.env._check_success())}, self.robot()
+
+    def robot(self):
+        """Its pose: m and rotation matrices in the world."""
         sim, robot = self.env.sim, self.env.robots[0]
         where = {
             "eef_position": sim.data.site_xpos[robot.eef_site_id],
@@ -163,19 +151,17 @@ class World:
             "base_rotation": np.reshape(sim.data.get_body_xmat("robot0_base"), (3, 3)),
             "fingers": sim.data.qpos[robot._ref_gripper_joint_pos_indexes],
         }
-        where = {name: np.asarray(value, np.float64) for name, value in where.items()}
-        return {"success": bool(self.env._check_success())}, where
+        return {name: np.asarray(value, np.float64) for name, value in where.items()}
 
 
-def serve(world, receive, send):
+def serve(server, receive, send):
     """Answers until the pipe ends. Errors are reported and survived."""
-    requests = ("hello", "make", "reset", "step", "render", "state", "set_state")
     while True:
         request, arrays = read_frame(receive)
         try:
-            if request["do"] not in requests:
+            if request["do"] not in server.requests:
                 raise Refusal(f"there is no request {request['do']!r}")
-            reply, out = getattr(world, request["do"])(request, arrays)
+            reply, out = getattr(server, request["do"])(request, arrays)
         except Refusal as refusal:
             reply, out = {"error": refusal.args[0], "remedy": "".join(refusal.args[1:])}, {}
         except Exception as error:  # the package and robosuite raise all kinds
@@ -184,6 +170,20 @@ def serve(world, receive, send):
             traceback.print_exc()
             reply, out = {"error": f"{type(error).__name__}: {error}", "remedy": ""}, {}
         write_frame(send, reply, out)
+
+
+def load_server(path):
+    """The `Server` of a package's file."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    sys.modules[NAME] = sys.modules[__name__]
+    ours = type(sys)("vla_sim_bridge")  # so that it can import modules beside it
+    ours.__path__ = [os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))]
+    sys.modules[ours.__name__] = ours
+    spec = spec_from_file_location("package_server", path)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Server()
 
 
 def main():
@@ -202,7 +202,7 @@ def main():
         while view:
             view = view[out.write(view) :]
 
-    serve(World(), receive, send)
+    serve(load_server(sys.argv[1]), receive, send)
 
 
 if __name__ == "__main__":

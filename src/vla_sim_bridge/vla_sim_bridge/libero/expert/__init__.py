@@ -1,0 +1,1 @@
+"""Scripted pick and place in LIBERO; runs under LIBERO's Python, and imports nothing of ours."""

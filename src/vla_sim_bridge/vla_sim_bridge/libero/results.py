@@ -1,0 +1,96 @@
+"""results.json of a run on LIBERO: as for other tasks, and the counts of each task."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from vla_sim_bridge.evaluation import report
+from vla_sim_bridge.evaluation.episode import EpisodeResult
+from vla_sim_bridge.evaluation.rollout import summarise
+from vla_sim_bridge.evaluation.run import spread
+from vla_sim_bridge.libero.episodes import Setting
+from vla_sim_bridge.tasks.libero_suites import split_name
+
+
+@dataclass(frozen=True)
+class Work:
+    """Episodes to play, and where. parallel: workers; ray: address of a cluster, or empty."""
+
+    episodes: int
+    folder: Path
+    parallel: int = 1
+    ray: str = ""
+    films: int = 3
+
+
+def gather(setting: Setting, work: Work, entries: list[dict], versions: dict, seconds: float):
+    """results.json: as for other tasks, and the counts of each task of the suite."""
+    results = [_result(entry) for entry in entries]
+    suite, _ = split_name(setting.task)
+    by_task: dict[int, list[dict]] = {}
+    for entry in entries:
+        by_task.setdefault(entry["task_index"], []).append(entry)
+    steps = sum(entry["steps_done"] for entry in entries)
+    counts = {
+        **summarise(results),
+        "task": setting.task,
+        "language": "train",
+        "seed": setting.seed,
+        "horizon": setting.horizon,
+        "episodes_asked": work.episodes,
+        "complete": len(entries) == work.episodes,
+        "ended": "all episodes done",
+        "model": entries[0]["model"] if entries else "",
+        "latency_ms": spread([ms for entry in entries for ms in entry["latency_ms"]]),
+        "stage_ms_median": {},
+        "round_trip_ms": spread([]),
+        "ros_overhead_ms": spread([]),
+        "action_steps": steps,
+        "action_steps_per_s": round(steps / max(1e-9, sum(e["seconds"] for e in entries)), 2),
+        "seconds": round(seconds, 1),
+        "started": f"{datetime.now():%Y-%m-%d %H:%M}",
+        "lock_step": True,
+        "execute_steps": setting.execute,
+        "checkpoint": setting.model,
+        "image": {"camera": "agentview", "width": setting.width, "height": setting.height},
+        "observation_map": setting.observation_map,
+        "sentence_from": "BDDL file" if suite.perturbed else "task name",
+        "versions": {**report.versions(), **versions},
+    }
+    counts["tasks"] = [task_counts(task, by_task[task]) for task in sorted(by_task)]
+    kept = ("index", "seed", "instruction", "frames", "outcome", "ever_success", "seconds")
+    counts["per_episode"] = [
+        {**{k: e[k] for k in kept}, "task": e["task_index"], "state": e["state"]} for e in entries
+    ]
+    counts["command"] = command(setting, work)
+    return counts
+
+
+def task_counts(task: int, entries: list[dict]) -> dict:
+    """One task's successes by both rules, and both of its sentences."""
+    counts = summarise([_result(entry) for entry in entries])
+    kept = ("episodes", "successes", "ever_successes", "ever_success_wilson95")
+    return {
+        "task": task,
+        **{name: counts[name] for name in kept},
+        "instruction": entries[0]["instruction"],
+        **entries[0]["sentences"],
+    }
+
+
+def _result(entry: dict) -> EpisodeResult:
+    return EpisodeResult(**{name: entry[name] for name in EpisodeResult.__dataclass_fields__})
+
+
+def command(setting: Setting, work: Work) -> str:
+    """The command line that runs the same episodes again."""
+    words = ["./vla", "rollout", "--task", setting.task, "--episodes", str(work.episodes)]
+    words += ["--seed", str(setting.seed), "--horizon", str(setting.horizon)]
+    words += ["--execute-steps", str(setting.execute), "--map", setting.observation_map]
+    words += ["--width", str(setting.width), "--height", str(setting.height)]
+    if not setting.model.endswith(report.SHIPPED):
+        words += ["--model", setting.model]
+    return shlex.join(words)

@@ -1,0 +1,1 @@
+"""The simulated robot that takes the commands of a real one, and its controllers."""
