@@ -35,6 +35,7 @@ setup(
             "eval = vla_training.cli.eval:evaluate",
             "finetune = vla_training.cli.finetune:finetune",
             "merge = vla_training.cli.finetune:merge",
+            "new = vla_training.cli.new:new",
             "quantize = vla_training.cli.quantize:quantize",
             "record = vla_training.cli.record:record",
             "study = vla_training.cli.study:study",

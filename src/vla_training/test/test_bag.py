@@ -207,7 +207,7 @@ def test_images_without_an_action_are_left_out_and_counted(tmp_path):
 
 
 def test_writer_refuses_what_it_cannot_store(tmp_path):
-    with pytest.raises(DataError, match="unknown storage 'bag1'; use mcap or sqlite3"):
+    with pytest.raises(DataError, match="storage is 'bag1'; use mcap or sqlite3"):
         write(tmp_path / "a", [episode()], storage="bag1")
     bad = episode()
     bad.steps[3].action[0] = np.nan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from bags import convert_words
 from ros_bags import CAMERA, FLOAT, IMAGE, JOINTS, STRING, Ros, usual, write_bag
 
 from vla_inference.errors import DataError
@@ -107,25 +108,13 @@ def test_a_bag_of_partial_joint_states_is_converted(arm, tmp_path):
     for t, lift, turn, finger in driven():
         messages += [say(t, ["lift", "turn"], [lift, turn]), say(t + 0.01, ["finger"], [finger])]
     path = write_bag(tmp_path / "bag", ROS, messages)
-    words = [
-        "convert",
-        "--dataset",
-        str(path),
-        "--convert",
-        "hdf5",
-        "--workers",
-        "1",
-        "--output",
-        str(tmp_path / "out.hdf5"),
-    ]
-    for name, value in {
+    reading = {
         "robot_model": arm,
         "robot_tip": "tip",
         "gripper_joint": "finger",
         "gripper_range": "[0.0, 0.04]",
-    }.items():
-        words += ["--read", f"{name}={value}"]
-    assert main(words) == 0
+    }
+    assert main(convert_words(path, tmp_path / "out.hdf5", **reading)) == 0
     actions = open_dataset(tmp_path / "out.hdf5").actions(0)
     np.testing.assert_allclose(actions[:, :6], np.tile(WANTED, (8, 1)), atol=1e-7)
     assert actions[:, 6].tolist() == [1] * 4 + [0] * 4
@@ -172,7 +161,7 @@ def state_bag(path, messages):
     return write_bag(path, ROS, usual(ROS) + messages)
 
 
-def test_the_state_is_by_name_in_one_order_whoever_comes_first(tmp_path):
+def test_the_state_is_by_name_in_one_order_however_messages_arrive(tmp_path):
     """Two arms and a gripper on one topic; in the second bag the gripper's driver is first."""
     for number, ahead in enumerate((0.0, -0.02)):
         messages = []

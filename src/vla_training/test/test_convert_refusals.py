@@ -8,6 +8,7 @@ import random
 import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -17,8 +18,8 @@ from demonstrations import write_set
 
 from vla_inference.errors import DataError, VlaError
 from vla_training.conversion.config import ConvertConfig
-from vla_training.conversion.convert import Source, Work, _encoded, convert
-from vla_training.conversion.transform import Change
+from vla_training.conversion.convert import Work, _encoded, convert
+from vla_training.conversion.transform import EpisodeTransform
 from vla_training.datasets import open_dataset
 from vla_training.datasets.writers import WRITERS
 
@@ -201,8 +202,8 @@ def test_a_worker_that_dies_is_told_of(source, tmp_path, monkeypatch):
     (tmp_path / "dying.py").write_text("import os\ndef encode(episode): os._exit(9)\n")
     monkeypatch.syspath_prepend(tmp_path)
     encode = importlib.import_module("dying").encode
-    change = Change.of(open_dataset(source), ConvertConfig(), "x")
-    work = Work(Source(source, None, {}), change, encode)
+    change = EpisodeTransform.of(open_dataset(source), ConvertConfig(), "x")
+    work = Work(partial(open_dataset, source), change, encode)
     with pytest.raises(VlaError, match="a worker process died"):
         list(_encoded(work, 3, 2))
 
@@ -236,7 +237,7 @@ def test_writers_refuse_what_they_do_not_know(source, tmp_path):
         ("tar", {}, f"cannot write datasets of type 'tar'; known: {', '.join(WRITERS)}"),
         ("rlds", {"crf": 3}, "type rlds takes no crf; it takes encoding, quality, shard_mb"),
         ("rlds", {"quality": 0}, "quality is 0"),
-        ("lerobot", {"images": "gif"}, "unknown form of images 'gif'"),
+        ("lerobot", {"images": "gif"}, "images is 'gif'; use video or png"),
         ("hdf5", {}, r"does not end in \.hdf5"),
     ):
         with pytest.raises(DataError, match=message):

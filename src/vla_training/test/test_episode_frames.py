@@ -11,11 +11,11 @@ import pytest
 from finetune_runs import write_noise
 
 from vla_inference.errors import DataError
-from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.openvla.config import ModelConfig
+from vla_inference.openvla.preprocessing import ImagePreprocessor
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
-from vla_inference.policies.openvla.preprocessing import ImagePreprocessor
 from vla_inference.types import Episode, Observation, Step, eef_delta_spec
-from vla_training.datasets import open_dataset
+from vla_training.datasets import EpisodeSet, open_dataset
 from vla_training.evaluation.evaluate import evaluate
 from vla_training.small_model.episode_frames import frames_from_episodes, frames_from_paths
 from vla_training.small_model.train import SMALL, TrainConfig, Trainer
@@ -27,7 +27,7 @@ needs_bridge = pytest.mark.skipif(
 )
 
 
-class InMemory(list):
+class InMemory(list, EpisodeSet):
     """Episodes of noise; lengths may be 0."""
 
     path, name = Path("memory"), "memory"
@@ -41,6 +41,9 @@ class InMemory(list):
             return Step(Observation({"cam": image}, text), rng.uniform(0, 1, 7))
 
         super().__init__(Episode([step() for _ in range(n)], spec) for n in lengths)
+
+    def actions(self, index):
+        return self[index].actions
 
     def cameras(self):
         return ["cam"]

@@ -23,7 +23,8 @@ from vla_training.cli import eval
 from vla_training.conversion.convert import convert
 from vla_training.datasets import open_dataset
 from vla_training.evaluation import report
-from vla_training.evaluation.evaluate import EvalConfig, evaluate
+from vla_training.evaluation.config import EvalConfig
+from vla_training.evaluation.evaluate import evaluate
 
 ROOT = Path(__file__).resolve().parents[3]
 SPEC = eef_delta_spec()

@@ -26,15 +26,14 @@ from vla_inference.errors import CheckpointError, DataError, VlaError
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.types import Observation
 from vla_training.cli.finetune import find_sources
-from vla_training.finetune.export import export
+from vla_training.finetune.config import Online
+from vla_training.finetune.families.openvla.merge_check import verify_merge
+from vla_training.finetune.families.openvla.model_setup import choose_head, load_with_adapter
 from vla_training.finetune.finetune import Finetuner, finetune
-from vla_training.finetune.merge_check import verify_merge
-from vla_training.finetune.model_setup import choose_head, load_with_adapter
-from vla_training.loader.frame_index import Source
-from vla_training.loader.online import Stream
-from vla_training.loader.online_config import Online
+from vla_training.finetune.online import OnlineRounds
+from vla_training.loader.frame_index import DatasetSource
 from vla_training.loop import distributed, training_state
-from vla_training.loop.graceful_stop import Stop
+from vla_training.loop.graceful_stop import StopRequest
 from vla_training.loop.identity import check_identity
 from vla_training.loop.logger import SpikeGuard
 from vla_training.lora.adapter import Adapter, merge
@@ -66,13 +65,15 @@ def observation(seed: int = 0, cameras: int = 1) -> Observation:
 def test_loss_falls_and_the_checkpoint_is_the_trained_model(home, tmp_path, base, changes):
     config = settings(home, tmp_path / "run", base, max_steps=30, batch_size=8, **changes)
     run = Finetuner(config, distributed.start("cpu"))
-    assert run.run(Stop())
+    assert run.run(StopRequest())
     found = losses(tmp_path / "run")
     assert np.mean([found[s] for s in (28, 29, 30)]) < 0.9 * np.mean([found[s] for s in (1, 2, 3)])
-    policy = OpenVLAPolicy.from_pretrained(export(run), device="cpu")
-    assert policy.config.head == run.model.config.head
+    policy = OpenVLAPolicy.from_pretrained(run.export(), device="cpu")
+    assert policy.config.head == run.trainable.model.config.head
     assert policy.config.center_crop == (0.9 if config.image_aug else 0.0)
-    trained = OpenVLAPolicy(run.model.eval(), run.tokenizer, "cpu", torch.float32)
+    trained = OpenVLAPolicy(
+        run.trainable.model.eval(), run.trainable.tokenizer, "cpu", torch.float32
+    )
     for seed in range(3):
         seen = observation(seed, policy.config.head.num_images)
         a, b = (p.predict_action(seen, action_space="noise").actions for p in (policy, trained))
@@ -120,7 +121,7 @@ def test_two_processes_train_as_one_and_their_state_goes_on_in_one(home, tmp_pat
     config = settings(
         home, tmp_path / "run", lora_rank=0, batch_size=4, max_steps=4, learning_rate=1e-3
     )
-    config = replace(config, val_split=0.05, sources=(Source(str(home / "noise.hdf5")),))
+    config = replace(config, val_split=0.05, sources=(DatasetSource(str(home / "noise.hdf5")),))
     finetune(config, resume=True)
     whole = replace(config, folder=str(tmp_path / "whole"))
     finetune(whole)
@@ -144,14 +145,14 @@ def test_rounds_of_online_training_are_awaited_and_drawn_from(home, tmp_path, mo
             path.parent.mkdir(parents=True)
             write_noise(path, episodes=1 + number, length=5, seed=number)
 
-    monkeypatch.setattr(Stream, "_begin", make)
+    monkeypatch.setattr(OnlineRounds, "_begin", make)
     online = Online(tasks=("A", "B"), episodes=1, steps=2)
     config = settings(home, tmp_path / "whole", sources=(), online=online, max_steps=5)
     finetune(config)
     assert made == [f"round-0000{r}/{t}/demo.hdf5" for r in range(3) for t in "AB"]
     part = replace(config, folder=str(tmp_path / "part"))
     run = Finetuner(part, distributed.start("cpu"))
-    stop = Stop()
+    stop = StopRequest()
     stop.ask("the test")
     assert not run.run(stop)
     finetune(part, resume=True)
@@ -180,7 +181,7 @@ def test_asked_to_stop_it_saves_and_goes_on_bit_for_bit(home, tmp_path):
     finetune(config)
     part = replace(config, folder=str(tmp_path / "part"))
     run = Finetuner(part, distributed.start("cpu"))
-    with Stop().watching() as stop:
+    with StopRequest().watching() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         assert not run.run(stop)
     assert run.progress.step == 1
@@ -205,9 +206,8 @@ def kill_and_resume(home: Path, tmp_path: Path, kills: int, steps: int) -> None:
         "import torch\n"
         "from vla_training.finetune.finetune import finetune\n"
         "from vla_training.loop.training_state import find_states\n"
-        "from vla_training.finetune.config import FinetuneConfig\n"
-        "from vla_training.loader.frame_index import Source\n"
-        "from vla_training.loader.online_config import Online\n"
+        "from vla_training.finetune.config import FinetuneConfig, Online\n"
+        "from vla_training.loader.frame_index import DatasetSource\n"
         "import vla_training.finetune.finetune as f\n"
         "torch.set_num_threads(1)\n"
         "report = f.RunLog.train\n"
@@ -250,9 +250,9 @@ def test_killed_five_times_it_goes_on_with_the_same_losses(home, tmp_path):
 def test_gradients_out_of_bounds_are_skipped_and_end_a_hopeless_run(home, tmp_path):
     run = Finetuner(settings(home, tmp_path / "run", max_steps=60), distributed.start("cpu"))
     before = [p.detach().clone() for p in run.trained]
-    run.model.language_model.model.norm.weight.data.fill_(float("nan"))
+    run.trainable.model.language_model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(VlaError, match="20 steps in a row"):
-        run.run(Stop())
+        run.run(StopRequest())
     assert all(torch.equal(a, b) for a, b in zip(before, run.trained, strict=True))
     assert training_state.find_states(tmp_path / "run" / "state")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -336,18 +336,23 @@ def test_bad_settings_are_named_before_anything_is_trained(home, tmp_path, chang
 
 
 def test_bad_data_is_named(home, tmp_path):
-    spoilt = Source(str(write_noise(tmp_path / "nan.hdf5", spoil="nan")))
-    with pytest.raises(DataError, match=r"nan.hdf5: action 'y' is not finite"):
+    spoilt = DatasetSource(str(write_noise(tmp_path / "nan.hdf5", spoil="nan")))
+    with pytest.raises(DataError, match=r"nan.hdf5: action 'y' of step"):
         finetune(replace(settings(home, tmp_path / "run"), sources=(spoilt,)))
     with h5py.File(tmp_path / "empty.hdf5", "w") as file:
         write_header(file, "empty", 0, {})
     with pytest.raises(DataError, match="has no demonstration"):
-        none = Source(str(tmp_path / "empty.hdf5"))
+        none = DatasetSource(str(tmp_path / "empty.hdf5"))
         finetune(replace(settings(home, tmp_path / "run"), sources=(none,)))
     with pytest.raises(VlaError, match="no dataset 'nowhere'"):
-        find_sources(tmp_path, "nowhere", [], None)
+        find_sources(tmp_path, "nowhere", [], [], None)
+    with pytest.raises(VlaError, match=r"no dataset .*gone\.hdf5; check --dataset"):
+        find_sources(tmp_path, "", [tmp_path / "gone.hdf5"], [], None)
+    both = find_sources(tmp_path, "nan:2", [tmp_path / "empty.hdf5"], ["front"], None)
+    assert [Path(s.path).name for s in both] == ["empty.hdf5", "nan.hdf5"]
+    assert [s.weight for s in both] == [None, 2.0] and both[0].cameras == ("front",)
     with pytest.raises(VlaError, match="is not a weight"):
-        find_sources(tmp_path, "nan:heavy", [], None)
+        find_sources(tmp_path, "nan:heavy", [], [], None)
 
 
 def test_resuming_something_else_is_refused(home, tmp_path):
@@ -368,6 +373,7 @@ def test_resuming_with_anything_that_changes_samples_or_meaning_is_refused(home,
     config = settings(home, tmp_path / "run", max_steps=1, merge=False)
     run = Finetuner(config, distributed.start("cpu"))
     run.save()
+    config = run.config  # with what the family fills in
     source = config.sources[0]
     for changed in (
         {"lora_alpha": 1.0},
@@ -415,7 +421,7 @@ def test_resuming_with_anything_that_changes_samples_or_meaning_is_refused(home,
 def test_a_resumed_run_tells_each_step_once(home, tmp_path):
     config = settings(home, tmp_path / "run", max_steps=4, log_steps=1, merge=False)
     run = Finetuner(replace(config, max_steps=2), distributed.start("cpu"))
-    run.run(Stop())
+    run.run(StopRequest())
     run.close()
     path = tmp_path / "run" / "metrics.jsonl"
     beyond = json.dumps({"kind": "train", "step": 3, "loss": 99.0})  # of a run that was killed

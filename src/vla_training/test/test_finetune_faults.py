@@ -21,18 +21,17 @@ import torch
 from fake_world import FakeWorld
 from finetune_runs import free_port, losses, make_home, settings
 
+from vla_inference.checkpoints.quantize import quantize_checkpoint
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.errors import CheckpointError, VlaError
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.quantization import get_format
-from vla_inference.quantization.write import quantize_checkpoint
 from vla_training.finetune import closed_loop
 from vla_training.finetune.errors import explained
-from vla_training.finetune.export import export
+from vla_training.finetune.families.openvla.model_setup import load_with_adapter
 from vla_training.finetune.finetune import Finetuner, finetune
-from vla_training.finetune.model_setup import load_with_adapter
 from vla_training.loop import distributed, training_state
-from vla_training.loop.graceful_stop import Stop
+from vla_training.loop.graceful_stop import StopRequest
 from vla_training.lora.adapter import merge
 
 
@@ -123,8 +122,8 @@ def test_closed_loop_plays_the_model_as_it_stands_sharded_or_not(
     try:
         run = Finetuner(config, distributed.start("cpu", sharded=not lora_rank))
         assert distributed.is_sharded(run.objective) == (not lora_rank)
-        assert run.run(Stop())
-        checkpoint = export(run)
+        assert run.run(StopRequest())
+        checkpoint = run.export()
     finally:
         distributed.stop()
     lines = [
@@ -165,9 +164,8 @@ from fake_world import FakeWorld
 from vla_training.finetune import closed_loop
 import vla_training.finetune.finetune as f
 from vla_inference.errors import VlaError
-from vla_training.finetune.config import FinetuneConfig
-from vla_training.loader.frame_index import Source
-from vla_training.loader.online_config import Online
+from vla_training.finetune.config import FinetuneConfig, Online
+from vla_training.loader.frame_index import DatasetSource
 torch.set_num_threads(1)
 closed_loop.make_world = lambda *_: FakeWorld()
 report = f.RunLog.train
@@ -296,7 +294,7 @@ def test_ctrl_d_asks_for_the_end_and_a_terminal_that_is_gone_does_not(monkeypatc
     threads = set(threading.enumerate())
     with open(slave, closefd=False) as terminal:
         monkeypatch.setattr(sys, "stdin", terminal)
-        with Stop().watching() as stop:
+        with StopRequest().watching() as stop:
             os.write(master, b"not yet\n\x04")
             deadline = time.monotonic() + 20
             while not stop.asked:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from bags import convert_words, put_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from old_bags import OldBag, write_old_bag
@@ -14,9 +15,9 @@ from vla_inference.policies.action_specs import aloha_spec
 from vla_inference.types import eef_delta_spec
 from vla_training.datasets import open_dataset
 from vla_training.datasets.action_form import join_actions
-from vla_training.datasets.bag import message_types as types
 from vla_training.datasets.bag.actions import _from_targets, _from_twists
 from vla_training.datasets.bag.episode_bag import EpisodeBag, make_message
+from vla_training.datasets.bag.files import message_types as types
 from vla_training.datasets.bag.reader import BagSet
 from vla_training.datasets.bag.streams import NS, Stream, decode_image
 from vla_training.datasets.bag.writer import _header, _parts, _vector
@@ -27,17 +28,7 @@ def bag_with(path, frames, action_kind, messages, more=()):
     bag = EpisodeBag(path)
     for number, stamp in enumerate(frames):
         ns = round(stamp * NS)
-        data = np.full(20 * 16 * 3, number % 250, np.uint8)
-        image = bag.make(
-            types.IMAGE,
-            header=_header(bag, ns, "cam"),
-            height=16,
-            width=20,
-            encoding="rgb8",
-            step=60,
-            data=data,
-        )
-        bag.put("/cam/image_raw", types.IMAGE, ns, image)
+        put_image(bag, "/cam/image_raw", ns, np.full((16, 20, 3), number % 250, np.uint8))
     for topic, kind, log, make in (*messages, *more):
         bag.put(topic, kind, round(log * NS), make(bag))
     bag._writer.close()
@@ -272,7 +263,7 @@ def test_deeper_and_yuv_images():
 
 def test_several_episodes_in_one_bag_by_their_status(tmp_path):
     bag = EpisodeBag(tmp_path / "bag")
-    stamp, grey = 100 * NS, np.zeros(256, np.uint8)
+    stamp = 100 * NS
 
     def status(step, done, index):
         bag.put(
@@ -297,16 +288,7 @@ def test_several_episodes_in_one_bag_by_their_status(tmp_path):
         status(0, False, index)
         for t in range(length):
             stamp += NS // 20
-            image = bag.make(
-                types.IMAGE,
-                header=_header(bag, stamp, "c"),
-                height=16,
-                width=16,
-                encoding="mono8",
-                step=16,
-                data=grey,
-            )
-            bag.put("/image", types.IMAGE, stamp, image)
+            put_image(bag, "/image", stamp, np.zeros((16, 16), np.uint8))
             bag.put(
                 "/action",
                 types.CHUNK,
@@ -365,7 +347,7 @@ def test_a_topic_of_eef_deltas_is_read(tmp_path):
     bag = OldBag(tmp_path / "deltas")
     for t in range(3):
         stamp = 100 * NS + t * NS // 20
-        bag.image(stamp, 20 * t)
+        put_image(bag, "/image", stamp, np.full((16, 16), 20 * t, np.uint8))
         delta = bag.delta([0.01 * t, 0, 0, 0, 0, 0, 1.0])
         bag.put("/delta", types.EEF_DELTA, stamp + NS // 100, delta)
     bag._writer.close()
@@ -382,11 +364,8 @@ def chunks_bag(path, spec, rows, **fields):
     bag = EpisodeBag(path)
     for t, row in enumerate(rows):
         stamp = 100 * NS + t * NS // 20
-        data = np.full(256, t, np.uint8)
+        put_image(bag, "/image", stamp, np.full((16, 16), t, np.uint8))
         header = _header(bag, stamp, "cam")
-        shape = {"height": 16, "width": 16, "encoding": "mono8", "step": 16}
-        image = bag.make(types.IMAGE, header=header, data=data, **shape)
-        bag.put("/image", types.IMAGE, stamp, image)
         given = {"parts": _parts(bag, spec), "dt": spec.dt, "actions": np.tile(row, 2), **fields}
         bag.put("/action", types.CHUNK, stamp, bag.make(types.CHUNK, header=header, **given))
     bag._writer.close()
@@ -423,19 +402,7 @@ def test_a_bag_of_others_is_converted(tmp_path, capsys):
     path = bag_with(
         tmp_path / "bag", frames, types.TWIST, twists, [text(1, "pick"), number("/hand", 99, 0.08)]
     )
-    words = [
-        "convert",
-        "--dataset",
-        str(path),
-        "--convert",
-        "hdf5",
-        "--workers",
-        "1",
-        "--output",
-        str(tmp_path / "out.hdf5"),
-        "--read",
-        "gripper_topic=/hand",
-    ]
+    words = convert_words(path, tmp_path / "out.hdf5", gripper_topic="/hand")
     assert main([*words, "--read", "gripper_range=[0.0, 0.08]"]) == 0
     read = open_dataset(tmp_path / "out.hdf5")
     np.testing.assert_allclose(read.actions(0)[:, 0], 0.01, rtol=1e-6)

@@ -337,10 +337,11 @@ def test_kinds_that_are_refused(make):
 PATHS = {
     "generate": "output source randomize-ranges",
     "convert": "dataset output",
-    "train": "data output start average-with",
-    "finetune": "data-root-dir run-root-dir vla-path",
-    "study": "output data start",
-    "eval": "dataset model reference-model save-stats report action-space engine vision",
+    "train": "dataset data output start average-with",
+    "finetune": "dataset data-root-dir run-root-dir vla-path model",
+    "study": "output dataset data start",
+    "eval": "dataset model reference-model save-stats report engine vision"
+    " unnorm-key action-space",
 }
 LOCAL = {"json", "ray-address", "wandb", "read"}
 

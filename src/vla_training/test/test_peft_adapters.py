@@ -19,10 +19,10 @@ from torch import nn
 from vla_inference.checkpoints.load import load_model
 from vla_inference.cli.main import run_subcommand
 from vla_inference.errors import CheckpointError, VlaError
+from vla_inference.openvla.vision import Block
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
-from vla_inference.policies.openvla.vision import Block
 from vla_inference.types import Observation
-from vla_training.finetune.merge_check import verify_merge
+from vla_training.finetune.families.openvla.merge_check import verify_merge
 from vla_training.lora.adapter import merge
 
 peft = pytest.importorskip("peft")
@@ -334,7 +334,9 @@ def test_a_check_that_fails_leaves_nothing_and_keeps_what_was_there(
     def otherwise(*given):
         raise CheckpointError("it answers otherwise", "report this")
 
-    monkeypatch.setattr("vla_training.finetune.merge_check.verify_merge", otherwise)
+    monkeypatch.setattr(
+        "vla_training.finetune.families.openvla.merge_check.verify_merge", otherwise
+    )
     with pytest.raises(VlaError, match="answers otherwise"):
         command()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter"]
@@ -343,7 +345,9 @@ def test_a_check_that_fails_leaves_nothing_and_keeps_what_was_there(
     told = json.loads(capsys.readouterr().out)
     assert told["equal"] == 4 and told["action_spaces"] == ["bridge_orig"]
     kept = (tmp_path / "out/model.safetensors").read_bytes()
-    monkeypatch.setattr("vla_training.finetune.merge_check.verify_merge", otherwise)
+    monkeypatch.setattr(
+        "vla_training.finetune.families.openvla.merge_check.verify_merge", otherwise
+    )
     with pytest.raises(VlaError, match="answers otherwise"):
         command("--overwrite")
     assert (tmp_path / "out/model.safetensors").read_bytes() == kept

@@ -29,13 +29,13 @@ from vla_inference.ros.messages import chunk_to_msg
 from vla_inference.types import ActionChunk, eef_delta_spec
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
 from vla_msgs.msg import EpisodeStatus, InferenceStatus
-from vla_training.datasets.bag import message_types as types
 from vla_training.datasets.bag.episode_bag import make_message
+from vla_training.datasets.bag.files import message_types as types
 from vla_training.datasets.bag.reader import BagSet
 from vla_training.datasets.bag.streams import NS
 from vla_training.datasets.bag.writer import _header, _parts
 from vla_training.ros.record_node import RecordNode
-from vla_training.ros.recording import Heard, Recording
+from vla_training.ros.recording import ReceivedMessage, Recording
 from vla_training.ros.validation_node import ValidationNode
 
 
@@ -50,10 +50,10 @@ class Maker:
     def heard(self, role, kind, stamp, log, **fields):
         message = self.make(kind, header=_header(self, stamp, "base"), **fields)
         data = bytes(self.store.serialize_cdr(message, kind))
-        return Heard(role, f"/{role}", kind, log, data)
+        return ReceivedMessage(role, f"/{role}", kind, log, data)
 
 
-def run_of(episodes: int, frames: int, rng: random.Random) -> list[Heard]:
+def run_of(episodes: int, frames: int, rng: random.Random) -> list[ReceivedMessage]:
     """Messages of a run in lock step, each topic late by times of its own but in order."""
     m, at, heard = Maker(), 100 * NS, []
     last = {"episode": 0, "image": 0, "action": 0}
@@ -344,6 +344,13 @@ class Model:
             String, "instruction", lambda m: self.heard.append(m.data), qos.LATCHED
         )
 
+    def start(self, graph: NodeGraph) -> None:
+        """The validation hears an active model from here on."""
+        assert graph.change(Transition.TRANSITION_CONFIGURE), graph.node.failure
+        assert graph.change(Transition.TRANSITION_ACTIVATE), graph.node.failure
+        graph.until(lambda: self.out.get_subscription_count(), "the validation")
+        self.status.publish(InferenceStatus(state=InferenceStatus.ACTIVE))
+
     def see(self, msg: Image) -> None:
         stamp = Time.from_msg(msg.header.stamp).nanoseconds
         if stamp not in self.answers:
@@ -369,10 +376,7 @@ def test_a_bag_is_played_into_the_graph_and_its_answers_compared(tmp_path):
     graph = NodeGraph(ValidationNode, parameters)
     try:
         model = Model(graph, bags, silent)
-        assert graph.change(Transition.TRANSITION_CONFIGURE), graph.node.failure
-        assert graph.change(Transition.TRANSITION_ACTIVATE), graph.node.failure
-        graph.until(lambda: model.out.get_subscription_count(), "the validation")
-        model.status.publish(InferenceStatus(state=InferenceStatus.ACTIVE))
+        model.start(graph)
         graph.until(lambda: graph.node.exit_status is not None, "the end")
     finally:
         graph.close()
@@ -408,10 +412,7 @@ def test_the_clock_does_not_jump_before_the_last_answer_of_an_episode(wait, tmp_
             answer(chunk)
 
         model.out.publish = slowly
-        assert graph.change(Transition.TRANSITION_CONFIGURE), graph.node.failure
-        assert graph.change(Transition.TRANSITION_ACTIVATE), graph.node.failure
-        graph.until(lambda: model.out.get_subscription_count(), "the validation")
-        model.status.publish(InferenceStatus(state=InferenceStatus.ACTIVE))
+        model.start(graph)
         graph.until(lambda: graph.node.exit_status is not None, "the end")
     finally:
         graph.close()
@@ -426,10 +427,7 @@ def test_it_listens_while_somebody_else_plays(tmp_path):
     graph = NodeGraph(ValidationNode, {"bag": str(path), "play": False, "min_accuracy": 0.99})
     try:
         model = Model(graph, bags)
-        assert graph.change(Transition.TRANSITION_CONFIGURE), graph.node.failure
-        assert graph.change(Transition.TRANSITION_ACTIVATE), graph.node.failure
-        graph.until(lambda: model.out.get_subscription_count(), "the validation")
-        model.status.publish(InferenceStatus(state=InferenceStatus.ACTIVE))
+        model.start(graph)
         for bad in ("header.stamp", "produced"):  # no time: left out, and it listens on
             chunk, (field, *more) = ActionChunkMsg(), bad.split(".")
             inner = getattr(getattr(chunk, field), more[0]) if more else chunk.produced

@@ -21,7 +21,7 @@ from vla_inference.errors import DataError, VlaError
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_training.cli.train import train
 from vla_training.small_model.auxiliary_targets import SIZE, scene_of
-from vla_training.small_model.frames import Frames, action_statistics, load_frames
+from vla_training.small_model.frames import TrainingFrames, action_statistics, load_frames
 from vla_training.small_model.reset_images import ResetImages
 from vla_training.small_model.tokenizer import task_sentences, train_tokenizer
 from vla_training.small_model.train import (
@@ -36,11 +36,11 @@ from vla_training.small_model.train import (
 TINY = tiny_model()
 
 
-def make_frames(episodes: int = 4, length: int = 6) -> Frames:
+def make_frames(episodes: int = 4, length: int = 6) -> TrainingFrames:
     rng = np.random.default_rng(0)
     n = episodes * length
     number = torch.arange(n) // length
-    return Frames(
+    return TrainingFrames(
         torch.from_numpy(rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)),
         torch.from_numpy(rng.uniform(-0.05, 0.05, (n, 7)).astype(np.float32)),
         number % 2,
@@ -323,13 +323,13 @@ def test_a_learning_rate_that_cannot_be_is_refused(tmp_path, rate):
     with pytest.raises(
         VlaError, match=r"--learning-rate is .*; give (more than 0|a finite number)"
     ):
-        train(data=[tmp_path / "no.hdf5"], output=tmp_path / "run", learning_rate=rate)
+        train(dataset=[tmp_path / "no.hdf5"], output=tmp_path / "run", learning_rate=rate)
     assert not (tmp_path / "run").exists()
 
 
 def test_the_command_goes_on_from_a_checkpoint_with_reset_images_and_averages(tmp_path):
     data = write_noise(tmp_path / "demo.hdf5", episodes=2, length=3, side=(224, 224))
-    usual = {"data": [data], "batch_size": 2, "steps": 1, "layers": 1, "devices": 0}
+    usual = {"dataset": [data], "batch_size": 2, "steps": 1, "layers": 1, "devices": 0}
     assert train(**usual, output=tmp_path / "first") == 0
     first = tmp_path / "first" / "checkpoint"
     options = {"start": str(first), "average_with": first, "average_share": 0.25}
@@ -370,5 +370,5 @@ def test_options_that_cannot_be_are_refused_before_anything_is_made(tmp_path, op
     if "average_with" in options:
         options = {"average_with": tmp_path / options["average_with"]}
     with pytest.raises(VlaError, match=message):
-        train(data=[tmp_path / "no.hdf5"], output=tmp_path / "run", **options)
+        train(dataset=[tmp_path / "no.hdf5"], output=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()

@@ -49,7 +49,7 @@ class Graph(NodeGraph):
         self.action = ActionClient(self.client, RunJob, "training/run")
         self.clients = {}
         if activate:
-            assert self.node.start(), self.node.failure
+            assert self.start_node(), self.node.failure
 
     def close(self) -> None:
         self.action.destroy()
@@ -189,7 +189,7 @@ def test_lifecycle_and_restart(tmp_path, fake):
 def test_a_root_that_will_not_do(root, reason):
     graph = Graph(root, activate=False)
     try:
-        assert not graph.node.start()
+        assert not graph.start_node()
         assert reason in graph.node.failure
     finally:
         graph.close()

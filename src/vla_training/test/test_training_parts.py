@@ -20,20 +20,22 @@ from vla_inference.checkpoints.random_weights import (
     random_model,
 )
 from vla_inference.errors import DataError, VlaError
-from vla_inference.policies.openvla.action_tokens import ActionTokens
-from vla_inference.policies.openvla.config import ModelConfig
-from vla_inference.policies.openvla.preprocessing import center_crop
+from vla_inference.openvla.action_tokens import ActionTokens
+from vla_inference.openvla.config import ModelConfig
+from vla_inference.openvla.preprocessing import center_crop
 from vla_inference.types import eef_delta_spec
+from vla_training.finetune.families.openvla.format import OpenVLAFormat
+from vla_training.finetune.families.openvla.objective import OpenVLAObjective
+from vla_training.finetune.families.openvla.train_modules import prepare
 from vla_training.finetune.flops import forward_macs
 from vla_training.loader.augment import NEUTRAL, NUMBERS, Pixels, augment, draw
 from vla_training.loader.batch import Batch
-from vla_training.loader.frame_index import FrameIndex, Source, index_frames
+from vla_training.loader.frame_index import DatasetSource, FrameIndex, index_frames
 from vla_training.loader.frame_reader import FrameReader
 from vla_training.loader.mixture import Samples, batches, mix
 from vla_training.loader.sampler import BLOCK, Sampler
-from vla_training.loop.objective import Objective
+from vla_training.loop.precision import tensor_cores
 from vla_training.loop.schedule import Schedule
-from vla_training.loop.train_modules import prepare
 from vla_training.lora.layers import LoraConfig, LoraLinear, add_lora
 
 
@@ -108,12 +110,16 @@ def noise(tmp_path: Path) -> Path:
     return tmp_path / "noise.hdf5"
 
 
+def form_of(config, mixture) -> OpenVLAFormat:
+    return OpenVLAFormat(config, byte_tokenizer(), mixture.statistics, mixture.spaces)
+
+
 def test_batches_are_the_same_for_any_number_of_devices_and_workers(noise, tmp_path):
     config = dataclasses.replace(tiny("l1"), center_crop=0.9)
-    source = Source(str(noise))
+    source = DatasetSource(str(noise))
     index = index_frames(source, tmp_path / "index")
-    mixture, _ = mix([source], [index], config)
-    samples = Samples(mixture, config, byte_tokenizer().to_str(), 0, augmented=True)
+    mixture, _ = mix([source], [index], 7)
+    samples = Samples(mixture, form_of(config, mixture), 0, augmented=True)
 
     def everything(world: int, workers: int = 0) -> list[torch.Tensor]:
         parts = [
@@ -133,7 +139,7 @@ def test_batches_are_the_same_for_any_number_of_devices_and_workers(noise, tmp_p
 
 def test_index_is_made_once_and_anew_when_the_data_changes(noise, tmp_path):
     told: list[str] = []
-    source = Source(str(noise))
+    source = DatasetSource(str(noise))
     first = index_frames(source, tmp_path / "index", report=told.append)
     second = index_frames(source, tmp_path / "index", report=told.append)
     assert len(told) == 1 and np.array_equal(first.actions, second.actions)
@@ -147,10 +153,10 @@ def test_formats_are_mixed_and_give_the_same_frames(noise, tmp_path):
     from vla_training.conversion.convert import convert
 
     config = tiny()
-    sources = [Source(str(noise), 1.0)]
+    sources = [DatasetSource(str(noise), 1.0)]
     for kind in ("rlds", "lerobot"):
         made = convert(noise, tmp_path / kind, kind, workers=1)
-        sources.append(Source(str(made.path), 1.0))
+        sources.append(DatasetSource(str(made.path), 1.0))
     indices = [index_frames(s, tmp_path / "index") for s in sources]
     readers = [FrameReader(s.open(), (), 1) for s in sources]
     for index, reader in zip(indices, readers, strict=True):
@@ -160,8 +166,8 @@ def test_formats_are_mixed_and_give_the_same_frames(noise, tmp_path):
             (image,), text = reader.read(*index.locate(frame))
             (expected,), sentence = readers[0].read(*indices[0].locate(frame))
             assert text == sentence and image.shape == expected.shape
-    mixture, _ = mix(sources, indices, config)
-    samples = Samples(mixture, config, byte_tokenizer().to_str(), 0, augmented=False)
+    mixture, _ = mix(sources, indices, 7)
+    samples = Samples(mixture, form_of(config, mixture), 0, augmented=False)
     drawn = torch.cat([b.source for b in batches(samples, 0, 15, 8)])
     assert torch.bincount(drawn, minlength=3).min() > 20
 
@@ -175,7 +181,7 @@ def test_frames_of_hdf5_are_read_however_images_are_stored(noise, stored):
         images, group["instructions"][3] = group["obs/agentview_image"][:], "another"
         del group["obs/agentview_image"]
         group.create_dataset("obs/agentview_image", data=images, **stored)
-    reader = FrameReader(Source(str(noise)).open(), (), 1)
+    reader = FrameReader(DatasetSource(str(noise)).open(), (), 1)
     for step in (3, 0, 3):
         (image,), text = reader.read(1, step)
         assert np.array_equal(image, images[step])
@@ -185,7 +191,7 @@ def test_frames_of_hdf5_are_read_however_images_are_stored(noise, stored):
 def test_a_damaged_frame_of_hdf5_is_told_with_its_place(noise):
     with h5py.File(noise, "r+") as file:
         file["data/demo_1/obs/agentview_image"].id.write_direct_chunk((2, 0, 0, 0), b"broken")
-    reader = FrameReader(Source(str(noise)).open(), (), 1)
+    reader = FrameReader(DatasetSource(str(noise)).open(), (), 1)
     reader.read(1, 1)
     with pytest.raises(DataError, match=r"noise\.hdf5: /data/demo_1/obs/agentview_image cannot"):
         reader.read(1, 2)
@@ -194,7 +200,7 @@ def test_a_damaged_frame_of_hdf5_is_told_with_its_place(noise):
 def test_actions_of_another_length_are_refused():
     index = FrameIndex("odd", np.zeros((4, 6), np.float32), np.array([4]), {}, eef_delta_spec())
     with pytest.raises(DataError, match="have 6 dimensions, the model's 7"):
-        mix([Source("odd")], [index], tiny())
+        mix([DatasetSource("odd")], [index], 7)
 
 
 # -- how the learning rate goes ---------------------------------------------------------------
@@ -229,14 +235,14 @@ def test_tokens_are_those_that_are_decoded_at_inference(values):
     assert np.allclose(objective.decode(ids).numpy(), tokens.decode(ids.numpy()), atol=1e-6)
 
 
-_OBJECTIVE = Objective(random_model(tiny()))
+_OBJECTIVE = OpenVLAObjective(random_model(tiny()))
 
 
 @pytest.mark.parametrize("head", ["tokens", "parallel", "l1", "l1-two-cameras", "l1-slots"])
 def test_training_form_equals_inference_and_padding_changes_nothing(head):
     config = tiny(head)
     model = random_model(config)
-    objective = Objective(model)
+    objective = OpenVLAObjective(model)
     batch = a_batch(config, [9, 6, 8])
     with torch.no_grad():
         loss, _ = objective(batch)
@@ -265,7 +271,7 @@ def test_training_form_equals_inference_and_padding_changes_nothing(head):
 
 def test_frames_beyond_an_episode_count_for_nothing():
     config = tiny("l1")
-    objective = Objective(random_model(config))
+    objective = OpenVLAObjective(random_model(config))
     batch = a_batch(config, [7, 7])
     inside = batch.inside.clone()
     inside[0, 3:] = False
@@ -313,7 +319,7 @@ def test_weights_times_tokens_are_those_of_the_modules():
         if isinstance(module, nn.Linear):
             module.register_forward_hook(count(name))
     with torch.no_grad():
-        Objective(model)(a_batch(config, [9]))
+        OpenVLAObjective(model)(a_batch(config, [9]))
     macs = forward_macs(config, 9)
     stem = sum(3 * t.patch_size**2 * t.embed_dim * t.num_patches for t in config.encoders) * 2
     assert counted["vision_backbone"] + stem == macs["vision"]
@@ -344,3 +350,13 @@ def test_augmented_images_stay_images(seed):
     assert y.shape == x.shape and float(y.min()) >= 0 and float(y.max()) <= 1 + 1e-6
     neutral = torch.full((1, NUMBERS), NEUTRAL)
     assert torch.allclose(augment(x, neutral, area=1.0), x, atol=1e-5)
+
+
+def test_training_leaves_the_precision_of_products_as_it_was():
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(KeyboardInterrupt), tensor_cores(cuda=True):
+        assert torch.get_float32_matmul_precision() == "high"
+        raise KeyboardInterrupt
+    assert torch.get_float32_matmul_precision() == before
+    with tensor_cores(cuda=False):
+        assert torch.get_float32_matmul_precision() == before

@@ -8,10 +8,12 @@ import torch
 from finetune_runs import write_noise
 
 from vla_inference.checkpoints.random_weights import byte_tokenizer, random_config, random_model
-from vla_inference.policies.openvla.config import ModelConfig
+from vla_inference.openvla.config import ModelConfig
+from vla_inference.policies.normalisation import Normalisation
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
+from vla_training.finetune.families.openvla.format import OpenVLAFormat
 from vla_training.loader.augment import Pixels
-from vla_training.loader.frame_index import Source, index_frames
+from vla_training.loader.frame_index import DatasetSource, index_frames
 from vla_training.loader.mixture import Samples, mix
 
 
@@ -41,13 +43,14 @@ def test_a_sample_is_what_the_policy_sees(tmp_path, strategy, crop, side):
     }
     config = ModelConfig.from_json(raw)
     proprio = config.head.proprio_dim > 0
-    source = Source(str(data))
+    source = DatasetSource(str(data))
     index = index_frames(source, tmp_path / "index", proprio=proprio)
-    mixture, _ = mix([source], [index], config, shared="noise")
+    mixture, _ = mix([source], [index], 7, shared="noise")
     raw["norm_stats"] = mixture.statistics
     policy = OpenVLAPolicy(random_model(raw), byte_tokenizer(), "cpu", torch.float32)
     seen = caught(policy)
-    samples = Samples(mixture, policy.config, byte_tokenizer().to_str(), 0, augmented=False)
+    form = OpenVLAFormat(policy.config, byte_tokenizer(), mixture.statistics, mixture.spaces)
+    samples = Samples(mixture, form, 0, augmented=False)
     episode = source.open()[1]
     for step in (0, 3):
         sample = samples.sample_of(0, 4 + step)
@@ -67,11 +70,13 @@ def test_a_sample_is_what_the_policy_sees(tmp_path, strategy, crop, side):
 
 def test_targets_come_back_as_the_actions_they_were(tmp_path):
     config = ModelConfig.from_json(random_config("tiny", "l1"))
-    source = Source(str(write_noise(tmp_path / "noise.hdf5", episodes=2, length=4)))
-    mixture, _ = mix([source], [index_frames(source, tmp_path / "index")], config, shared="noise")
-    samples = Samples(mixture, config, byte_tokenizer().to_str(), 0, augmented=False)
+    source = DatasetSource(str(write_noise(tmp_path / "noise.hdf5", episodes=2, length=4)))
+    mixture, _ = mix([source], [index_frames(source, tmp_path / "index")], 7, shared="noise")
+    form = OpenVLAFormat(config, byte_tokenizer(), mixture.statistics, mixture.spaces)
+    samples = Samples(mixture, form, 0, augmented=False)
     sample, actions = samples.sample_of(0, 4), source.open().actions(1)
-    found = samples.normalise[0].denormalise(sample["targets"])[: len(actions)]
+    bounds = Normalisation.from_statistics(mixture.statistics["noise"]["action"])
+    found = bounds.denormalise(sample["targets"])[: len(actions)]
     within = (np.abs(sample["targets"]) < 1).all(1)[: len(actions)]
     assert sample["inside"].sum() == min(len(actions), config.head.chunk) and within.any()
     np.testing.assert_allclose(found[within], actions[: len(found)][within], atol=1e-6)

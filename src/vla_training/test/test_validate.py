@@ -17,7 +17,8 @@ from vla_inference.policies.base import Needs, Policy
 from vla_inference.types import ActionChunk, eef_delta_spec
 from vla_training.datasets.bag.reader import BagSet
 from vla_training.evaluation import validation_report
-from vla_training.evaluation.validate import Thresholds, ValidationConfig, validate
+from vla_training.evaluation.config import Thresholds, ValidateConfig
+from vla_training.evaluation.validate import validate
 
 STATISTICS = {
     "action": {"q01": [-0.02] * 6 + [0.0], "q99": [0.02] * 6 + [1.0]},
@@ -58,7 +59,7 @@ class Grey(Policy):
 
 def figures(path, change=lambda a: a[None], **config):
     bags = BagSet(path)
-    result = validate(Grey(bags, change), bags, ValidationConfig(**config))
+    result = validate(Grey(bags, change), bags, ValidateConfig(**config))
     return result, result.statistics()
 
 
@@ -193,7 +194,7 @@ def test_command_line_report_and_exit_status(tmp_path, capsys):
     assert "accuracy, raw" in capsys.readouterr().out
     for words, complaint in (
         (["--image-topic", "/nope"], "no topic '/nope'"),
-        (["--min-accuracy", "99"], "--min-accuracy is 99; give a share, 0 to 1"),
+        (["--min-accuracy", "99"], "--min-accuracy is 99.0; give 0 to 1"),
         (["--max-steps", "0"], "--max-steps is 0"),
     ):
         assert main([*given, *words]) == 2
@@ -210,6 +211,6 @@ def test_sentences_that_are_missing_are_asked_for(tmp_path):
     episode.instructions[:] = [" ", " "]
     with pytest.raises(DataError, match="no instruction; name its topic with --instruction-topic"):
         validate(Grey(bags), bags)
-    result = validate(Grey(bags), bags, ValidationConfig(instruction="go"))
+    result = validate(Grey(bags), bags, ValidateConfig(instruction="go"))
     text = validation_report.text(result.statistics())
     assert "accuracy, raw" in text and "images answered" in text

@@ -14,15 +14,9 @@ import typer
 from vla_inference.cli.options import takes
 from vla_inference.cli.output import JsonOption, print_json
 from vla_inference.errors import VlaError
+from vla_inference.options import options
 from vla_inference.system import progress
-from vla_training.cli.options import (
-    ConventionsOption,
-    DatasetTypeOption,
-    InstructionOption,
-    ReadOption,
-    SplitOption,
-    parse_reading,
-)
+from vla_training.cli.options import DatasetOptions, InstructionOption
 from vla_training.conversion.config import ConvertConfig
 
 LOSSLESS = {
@@ -32,15 +26,16 @@ LOSSLESS = {
 }
 
 
-@takes(ConvertConfig)
+@takes(ConvertConfig, DatasetOptions)
 def convert(
     config: ConvertConfig,
+    source: DatasetOptions,
     dataset: Annotated[Path, typer.Option(help="Dataset: a folder or file.")],
-    convert: Annotated[str, typer.Option(help="Format to write: rlds, hdf5, lerobot or bag.")],
+    to: Annotated[
+        str,
+        typer.Option("--to", "--convert", help="Format to write: rlds, hdf5, lerobot or bag."),
+    ],
     output: Annotated[Path, typer.Option(help="Output path; a file NAME.hdf5 for hdf5.")],
-    dataset_type: DatasetTypeOption = None,
-    split: SplitOption = None,
-    conventions: ConventionsOption = None,
     remap_keys: Annotated[
         str,
         typer.Option(help="Rename cameras: agentview:image,wrist:None; None drops one."),
@@ -49,7 +44,6 @@ def convert(
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE for the writer, such as quality=90.")
     ] = None,
-    read: ReadOption = None,
     instruction: InstructionOption = None,
     workers: Annotated[int, typer.Option(help="Worker processes; -1: one per core.")] = -1,
     overwrite: Annotated[bool, typer.Option(help="Replace a dataset at --output.")] = False,
@@ -59,7 +53,7 @@ def convert(
     from vla_training.conversion.convert import convert as run
 
     config = replace(config, remap=parse_remap(remap_keys))
-    writing = parse_options(convert, option or (), lossless)
+    writing = parse_options(to, option or (), lossless)
     begun = shown = time.monotonic()
 
     def follow(done: int, total: int, frames: int) -> None:
@@ -79,15 +73,10 @@ def convert(
     result = run(
         dataset,
         output,
-        convert,
+        to,
         config,
-        dataset_type=dataset_type,
-        reading={
-            "split": split,
-            "conventions": conventions,
-            "instruction": instruction,
-            **parse_reading(read or ()),
-        },
+        dataset_type=source.dataset_type,
+        reading={"instruction": instruction} | source.reading(),
         writing=writing,
         overwrite=overwrite,
         workers=workers,
@@ -121,24 +110,21 @@ def parse_remap(text: str) -> dict[str, str | None]:
 
 def parse_options(kind: str, pairs: Sequence[str], lossless: bool) -> dict[str, Any]:
     """Parses --option and --lossless into the types of the writer's defaults."""
-    from inspect import signature
-
     from vla_training.datasets.writers import get_writer
 
-    cls = get_writer(kind)
+    offered = list(options(get_writer(kind).Options))
+    kinds: dict[str, Any] = {f.name: type(f.default) for f, _ in offered}
     found: dict[str, Any] = {}
     if lossless:
         found |= LOSSLESS.get(kind, {})
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if not equals or name not in cls.options:
-            known = "; ".join(f"{k}={v}" for k, v in cls.options.items())
-            raise VlaError(f"--option {pair!r} is none of {kind}'s", f"known: {known or 'none'}")
-        default = signature(cls).parameters[name].default
+        if not equals or name not in kinds:
+            listed = "; ".join(f"{f.name}={about.help}" for f, about in offered)
+            raise VlaError(f"--option {pair!r} is none of {kind}'s", f"known: {listed}")
         try:
-            found[name] = value if default is None else type(default)(value)
+            found[name] = kinds[name](value)
         except ValueError:
-            raise VlaError(
-                f"--option {name} is {value!r}", f"give a {type(default).__name__}"
-            ) from None
+            wanted = kinds[name].__name__
+            raise VlaError(f"--option {name} is {value!r}", f"give a {wanted}") from None
     return found

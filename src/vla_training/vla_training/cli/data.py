@@ -10,49 +10,46 @@ from typing import Annotated
 
 import typer
 
+from vla_inference.cli.options import takes
 from vla_inference.cli.output import JsonOption, print_json
 from vla_inference.errors import DataError, VlaError
 from vla_inference.system.files import writable, write_whole
-from vla_training.cli.options import (
-    ConventionsOption,
-    DatasetTypeOption,
-    InstructionOption,
-    ReadOption,
-    SplitOption,
-    parse_reading,
-)
+from vla_training.cli.options import DatasetOptions, InstructionOption
 
 
-class View(str, Enum):
+class DataView(str, Enum):
     """What to show."""
 
     info = "info"
     show = "show"
     plot = "plot"
     video = "video"
+    episode = "episode"
 
 
-DEFAULT_NAMES = {View.show: "sheet.png", View.plot: "actions.png", View.video: "episode.mp4"}
+DEFAULT_NAMES = {
+    DataView.show: "sheet.png",
+    DataView.plot: "actions.png",
+    DataView.video: "episode.mp4",
+}
 
 
+@takes(DatasetOptions)
 def data(
+    options: DatasetOptions,
     view: Annotated[
-        View,
+        DataView,
         typer.Argument(
             help="info: counts and statistics; show: contact sheet; plot: histograms of the "
-            "actions; video: an episode with its actions."
+            "actions; video: an episode with its actions; episode: the same as JSON."
         ),
     ],
     path: Annotated[Path, typer.Argument(help="Dataset of any format: a folder or file.")],
-    dataset_type: DatasetTypeOption = None,
-    split: SplitOption = None,
-    conventions: ConventionsOption = None,
-    read: ReadOption = None,
     instruction: InstructionOption = None,
     max_episodes: Annotated[
         int | None, typer.Option(help="Episodes to read; default: all, 8 for show.")
     ] = None,
-    episode: Annotated[int, typer.Option(help="Episode of the video, from 0.")] = 0,
+    episode: Annotated[int, typer.Option(help="Episode of video or episode, from 0.")] = 0,
     camera: Annotated[str | None, typer.Option(help="Camera; default: the first.")] = None,
     output: Annotated[
         Path | None,
@@ -62,29 +59,30 @@ def data(
     as_json: JsonOption = False,
 ) -> int:
     """Inspect a dataset: counts, statistics, images, a video."""
-    from vla_training.datasets import open_dataset
     from vla_training.evaluation import dataset_view
 
-    target = Path()  # of `info`: none
-    if view is not View.info:
+    target = Path()  # of `info` and `episode`: none
+    if view in DEFAULT_NAMES:
         target = output or Path(DEFAULT_NAMES[view])
         _check_target(target, Path(DEFAULT_NAMES[view]).suffix, overwrite)
-    reading = {"split": split, "conventions": conventions, "instruction": instruction}
-    source = open_dataset(path, dataset_type, **{**reading, **parse_reading(read or ())})
+    source = options.open(path, instruction)
     result: dict = {}
-    if view in (View.info, View.plot):
+    if view is DataView.episode:
+        print_json(dataset_view.plain_episode(source, episode))
+        return 0
+    if view in (DataView.info, DataView.plot):
         result = dataset_view.describe(source, max_episodes)
         if not as_json:
-            show(result) if view is View.info else show_histograms(result)
-    if view is View.plot:
+            show(result) if view is DataView.info else show_histograms(result)
+    if view is DataView.plot:
         _save(dataset_view.draw_histograms(result), target)
-    elif view is View.show:
+    elif view is DataView.show:
         name = dataset_view.get_camera(source, camera)
         _save(dataset_view.contact_sheet(source, name, max_episodes or 8), target)
-    elif view is View.video:
+    elif view is DataView.video:
         name = dataset_view.get_camera(source, camera)
         result["frames"] = dataset_view.film_episode(source, episode, name, target)
-    if view is not View.info:
+    if view is not DataView.info:
         result["file"] = str(target)
     if as_json:
         print_json(result)

@@ -9,55 +9,28 @@ from typing import Annotated
 
 import typer
 
-from vla_inference.cli.output import (
-    DeviceOption,
-    EngineOption,
-    JsonOption,
-    QuantizationOption,
-    VisionOption,
-    print_json,
-)
-from vla_inference.options import Holds
+from vla_inference.cli.options import takes
+from vla_inference.cli.output import JsonOption, print_json
+from vla_inference.options import Holds, check_options
+from vla_inference.policies.base import LoadOptions, RunOptions
 from vla_inference.system import progress
 from vla_inference.system.files import writable
 from vla_training.cli.options import (
-    CameraOption,
-    ConventionsOption,
-    DatasetTypeOption,
-    DtypeOption,
+    DatasetOptions,
     ModelOption,
-    ReadOption,
     ReportOption,
-    SplitOption,
-    check_counts,
     check_report,
-    names,
-    parse_reading,
 )
+from vla_training.evaluation.config import EvalConfig
 
 
+@takes(EvalConfig, DatasetOptions, RunOptions)
 def evaluate(
+    config: EvalConfig,
+    source: DatasetOptions,
+    run: RunOptions,
     dataset: Annotated[Path, typer.Option(help="Dataset: a folder or file.")],
     model: ModelOption = None,
-    dataset_type: DatasetTypeOption = None,
-    split: SplitOption = None,
-    conventions: ConventionsOption = None,
-    read: ReadOption = None,
-    max_episodes: Annotated[
-        int | None, typer.Option(help="Episodes to evaluate; default: all.")
-    ] = None,
-    max_steps: Annotated[
-        int | None, typer.Option(help="Total frames to evaluate; default: all.")
-    ] = None,
-    action_space: Annotated[
-        str | None,
-        typer.Option(help="Statistics by name, 'normalized', or a JSON file of statistics."),
-        Holds.NAME_OR_PATH,
-    ] = None,
-    camera: CameraOption = None,
-    instruction: Annotated[
-        str | None, typer.Option(help="Replaces the dataset's instructions.")
-    ] = None,
     reference_model: Annotated[
         str | None,
         typer.Option(help="Second checkpoint, to count equal tokens."),
@@ -67,50 +40,37 @@ def evaluate(
         Path | None, typer.Option(help="JSON file for the metrics of every frame.")
     ] = None,
     report: ReportOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    engine: EngineOption = "",
-    vision: VisionOption = "",
-    quantization: QuantizationOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Evaluate a model offline: compare its predictions with a dataset, frame by frame."""
-    check_counts(max_episodes=max_episodes, max_steps=max_steps)
+    check_options(config)
     if save_stats is not None:
         writable(save_stats)
     check_report(report)
-    from vla_training.datasets import open_dataset
-
     # The dataset first: a mistake in it shows before a large model is loaded.
-    reading = {"split": split, "conventions": conventions, **parse_reading(read or ())}
-    data = open_dataset(dataset, dataset_type, **reading)
-    from vla_inference.policies.base import LoadOptions
+    data = source.open(dataset)
     from vla_inference.policies.registry import load_policy
     from vla_sim_bridge.cli.rollout import find_model
+    from vla_sim_bridge.evaluation.report import write_json
     from vla_training.evaluation import report as eval_report
-    from vla_training.evaluation.evaluate import EvalConfig
-    from vla_training.evaluation.evaluate import evaluate as run
+    from vla_training.evaluation.evaluate import evaluate as compare
 
-    options = LoadOptions.given(
-        device=device, dtype=dtype, engine=engine, vision=vision, quantization=quantization
-    )
-    policy = load_policy(model or find_model(None), options)
+    policy = load_policy(model or find_model(None), LoadOptions.of(run))
     reference = None
     if reference_model is not None:
-        plain = LoadOptions.given(device=device, dtype=dtype, engine="plain")
+        plain = LoadOptions(device=run.device, dtype=run.dtype, engine="plain")
         reference = load_policy(reference_model, plain)
-    config = EvalConfig(max_episodes, max_steps, action_space, names(camera), instruction)
 
     def follow(frame) -> None:
         progress.report(frame.number, frame.total)
         if not as_json:
             tell(frame)
 
-    result = run(policy, data, config, reference, follow)
+    result = compare(policy, data, config, reference, follow)
     statistics = result.statistics()
     written = {}
     if save_stats is not None:
-        written["figures"] = eval_report.write_statistics(save_stats, statistics)
+        written["figures"] = write_json(save_stats, statistics)
     if report is not None:
         written["report"] = eval_report.write_report(report, result, statistics)
     if as_json:

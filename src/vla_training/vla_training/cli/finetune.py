@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,8 +21,7 @@ from vla_inference.errors import VlaError
 from vla_inference.system import progress
 from vla_inference.system.files import writable
 from vla_training.cli.options import DatasetTypeOption
-from vla_training.finetune.config import FinetuneConfig
-from vla_training.loader.online_config import Online
+from vla_training.finetune.config import FinetuneConfig, Online
 
 
 @takes(FinetuneConfig, Online)
@@ -29,10 +29,13 @@ def finetune(
     config: FinetuneConfig,
     online: Online,
     run_root_dir: Annotated[Path, typer.Option(help="Folder of runs.")],
+    dataset: Annotated[
+        list[Path] | None, typer.Option(help="Dataset, file or folder; may be repeated.")
+    ] = None,
     dataset_name: Annotated[
         str,
         typer.Option(
-            help="Datasets below --data-root-dir, separated by commas; NAME:2 has double weight."
+            help="Or datasets below --data-root-dir, by commas; NAME:2 has double weight."
         ),
     ] = "",
     data_root_dir: Annotated[Path, typer.Option(help="Folder of datasets.")] = Path("."),
@@ -48,24 +51,25 @@ def finetune(
     progress.report(0, config.max_steps or 0, "starting")
     named = [c for c in cameras.split(",") if c]
     # Imported late: `--help` and mistakes in the options should not wait for PyTorch.
-    sources = find_sources(data_root_dir, dataset_name, named, dataset_type)
-    run_id = run_id or _run_id(config, [Path(s.path).stem for s in sources] + [*online.tasks])
-    if Path(run_id).name != run_id or run_id in (".", ".."):
-        raise VlaError(f"--run-id is {run_id!r}", "give a folder's name without a path")
-    folder = run_root_dir / run_id
-    writable(folder, "folder")
+    sources = find_sources(data_root_dir, dataset_name, dataset or (), named, dataset_type)
     config = replace(
         config,
         sources=sources,
-        folder=str(folder),
         num_images=len(named) if config.num_images is None and named else config.num_images,
         quantize="int4-g128-sym" if config.quantize == "int4" else config.quantize,
         online=replace(online, seed=config.seed),
         quiet=as_json,
     )
+    config.check()
+    writable(run_root_dir, "folder")
+    run_id = run_id or _run_id(config)
+    if Path(run_id).name != run_id or run_id in (".", ".."):
+        raise VlaError(f"--run-id is {run_id!r}", "give a folder's name without a path")
+    folder = run_root_dir / run_id
+    writable(folder, "folder")
     from vla_training.finetune.finetune import finetune as run
 
-    output = run(config, resume)
+    output = run(replace(config, folder=str(folder)), resume)
     if int(os.environ.get("RANK", 0)) == 0:
         if as_json:
             print_json({"output": str(output)})
@@ -74,17 +78,27 @@ def finetune(
     return 0
 
 
-def _run_id(config: FinetuneConfig, data: list[str]) -> str:
-    mode = f"lora-r{config.lora_rank}" if config.lora_rank else "full"
+def _run_id(config: FinetuneConfig) -> str:
+    from vla_training.finetune.families.base import find_trainable
+
+    config = find_trainable(config).config  # with what the family fills in
+    data = [Path(s.path).stem for s in config.sources] + [*config.online.tasks]
+    mode = f"lora-r{config.lora_rank}" if config.lora_rank else config.train or "full"
     name, rate = Path(config.vla_path).name, f"lr-{config.learning_rate:g}"
     return "+".join([name, *data, f"b{config.batch_size}", rate, mode])
 
 
-def find_sources(root: Path, names: str, cameras: list[str], kind: str | None) -> tuple:
-    """Datasets by name below `root`, optionally with `:weight`."""
-    from vla_training.loader.frame_index import Source
+def find_sources(
+    root: Path, names: str, paths: Sequence[Path], cameras: list[str], kind: str | None
+) -> tuple:
+    """Datasets by path, and by name below `root`, optionally with `:weight`."""
+    from vla_training.loader.frame_index import DatasetSource
 
-    sources = []
+    options = {"kind": kind} if kind else {}
+    for path in paths:
+        if not path.exists():
+            raise VlaError(f"there is no dataset {path}", "check --dataset")
+    sources = [DatasetSource(str(path), None, tuple(cameras), options) for path in paths]
     for text in filter(None, (t.strip() for t in names.split(","))):
         name, weight = text, None
         head, colon, tail = text.rpartition(":")
@@ -98,11 +112,10 @@ def find_sources(root: Path, names: str, cameras: list[str], kind: str | None) -
         # Never above `root`: a job's names come from the network.
         below = ".." not in Path(name).parts and not Path(name).is_absolute()
         candidates = [root / name, root / f"{name}.hdf5"]
-        path = next((p for p in candidates if below and p.exists()), None)
-        if path is None:
+        found = next((p for p in candidates if below and p.exists()), None)
+        if found is None:
             raise VlaError(f"there is no dataset {name!r} in {root}", "check --data-root-dir")
-        options = {"kind": kind} if kind else {}
-        sources.append(Source(str(path), weight, tuple(cameras), options))
+        sources.append(DatasetSource(str(found), weight, tuple(cameras), options))
     return tuple(sources)
 
 
@@ -124,8 +137,8 @@ def merge(
 
     from vla_inference.checkpoints.hub import resolve
     from vla_inference.checkpoints.load import load_config
-    from vla_inference.quantization.write import check_free
-    from vla_training.finetune.merge_check import verify_merge
+    from vla_inference.checkpoints.quantize import check_free
+    from vla_training.finetune.families.openvla.merge_check import verify_merge
     from vla_training.lora.adapter import merge as run
 
     folder = resolve(base)

@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vla_inference.errors import VlaError
-from vla_inference.options import Holds
+from vla_inference.options import Holds, option
 from vla_inference.system.files import writable
+
+if TYPE_CHECKING:
+    from vla_training.datasets import EpisodeSet
 
 # Of a dataset.
 DatasetTypeOption = Annotated[
     str | None, typer.Option(help="rlds, hdf5, lerobot or bag; default: detected from the path.")
-]
-SplitOption = Annotated[str | None, typer.Option(help="Split of an RLDS dataset; default: train.")]
-ConventionsOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Action convention of an RLDS dataset, by name; default: the dataset's name."
-    ),
-]
-ReadOption = Annotated[
-    list[str] | None,
-    typer.Option(help="NAME=VALUE for the reader, such as action_topic=/servo/twist."),
-    Holds.LOCAL,
 ]
 InstructionOption = Annotated[
     str | None, typer.Option(help="Instruction for every step, replacing the dataset's.")
@@ -41,6 +33,9 @@ ModelOption = Annotated[
 CameraOption = Annotated[
     str | None, typer.Option(help="Camera(s) that the model sees, separated by commas.")
 ]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda ...; default: CUDA if available.")
+]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 # Of what is written.
 ReportOption = Annotated[
@@ -48,11 +43,35 @@ ReportOption = Annotated[
 ]
 
 
-def check_counts(**counts: int | None) -> None:
-    """Checks counts by option name; None: not given."""
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise VlaError(f"--{name.replace('_', '-')} is {value}", "give at least 1")
+@dataclass(frozen=True)
+class DatasetOptions:
+    """How to read a dataset."""
+
+    dataset_type: str | None = option(
+        None, "rlds, hdf5, lerobot or bag; default: detected from the path."
+    )
+    split: str | None = option(None, "Split of an RLDS dataset; default: train.")
+    conventions: str | None = option(
+        None, "Action convention of an RLDS dataset, by name; default: the dataset's name."
+    )
+    read: list[str] | None = option(  # noqa: RUF009
+        None,
+        "NAME=VALUE for the reader, such as action_topic=/servo/twist.",
+        holds=Holds.LOCAL,
+    )
+
+    def reading(self) -> dict[str, Any]:
+        """What a reader takes beside the path."""
+        given = {"split": self.split, "conventions": self.conventions}
+        return given | parse_reading(self.read or ())
+
+    def open(self, path: Path, instruction: str | None = None) -> EpisodeSet:
+        """Opens a dataset; `instruction` takes the place of its own."""
+        from vla_training.datasets import open_dataset
+
+        return open_dataset(
+            path, self.dataset_type, **{"instruction": instruction} | self.reading()
+        )
 
 
 def check_report(folder: Path | None) -> None:

@@ -44,15 +44,15 @@ def quantize(
     import torch
 
     from vla_inference.checkpoints.hub import resolve
+    from vla_inference.checkpoints.quantize import check_free, quantize_checkpoint
     from vla_inference.quantization import get_format
-    from vla_inference.quantization.write import check_free, quantize_checkpoint
 
     chosen, folder = get_format(format), resolve(model)
     check_free(folder, output, overwrite)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     by_layer = None
     if calibration is not None:
-        from vla_inference.quantization.calibration import Calibrator, LayerByLayer
+        from vla_inference.policies.openvla.calibration import Calibrator, LayerByLayer
 
         calibrator = Calibrator(folder, device, torch.float32)
         seen = calibrator(_samples(calibrator.policy, calibration, dataset_type, samples, camera))

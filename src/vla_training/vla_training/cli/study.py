@@ -20,9 +20,11 @@ from vla_training.study.config import StudyConfig
 @takes(StudyConfig)
 def study(
     config: StudyConfig,
-    data: Annotated[
+    dataset: Annotated[
         list[Path] | None,
-        typer.Option(help="Dataset of episodes, may be repeated; default: generated."),
+        typer.Option(
+            "--dataset", "--data", help="Dataset of episodes, may be repeated; default: generated."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> int:
@@ -31,7 +33,7 @@ def study(
     progress.report(0, 0, "starting")
     from vla_training.study.study import study as run
 
-    config = replace(config, data=tuple(str(p.resolve()) for p in data or ()))
+    config = replace(config, data=tuple(str(p.resolve()) for p in dataset or ()))
     if config.parallel < 0:
         config = replace(config, parallel=max(1, (os.cpu_count() or 1) - 2))
     found = run(config, _quiet if as_json else _say)

@@ -28,8 +28,11 @@ from vla_training.small_model.config import ResetImagesWanted, TrainConfig
 @takes(TrainConfig)
 def train(
     config: TrainConfig,
-    data: Annotated[
-        list[Path], typer.Option(help="Dataset (HDF5 or RLDS), file or folder; may be repeated.")
+    dataset: Annotated[
+        list[Path],
+        typer.Option(
+            "--dataset", "--data", help="Dataset (HDF5 or RLDS), file or folder; may be repeated."
+        ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for state and checkpoint.")],
     reset_images: Annotated[
@@ -77,7 +80,7 @@ def train(
     tell = partial(_report, 0 if config.minutes else config.steps, as_json)
     count = (os.cpu_count() or 1) if parallel < 0 else parallel
     made = make_reset_images(output / "reset_images", wanted, count, tell)
-    paths = [str(p) for p in (*data, *made)]
+    paths = [str(p) for p in (*dataset, *made)]
     checkpoint = run(paths, output, config, devices, resume, tell)
     if average_with is not None:
         checkpoint = average(average_with, checkpoint, output / "averaged", average_share)

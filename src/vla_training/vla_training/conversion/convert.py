@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vla_inference.errors import DataError, VlaError
 from vla_inference.system.worker_pool import WorkerPool
 from vla_inference.types import Episode
 from vla_training.conversion.config import ConvertConfig
-from vla_training.conversion.transform import Change
+from vla_training.conversion.transform import EpisodeTransform
 from vla_training.datasets.base import EpisodeSet, open_dataset
 from vla_training.datasets.writers import check_target, open_writer
 
@@ -65,10 +66,10 @@ def convert(
     begun = time.perf_counter()
     output = Path(output).expanduser()
     check_target(output, overwrite)
-    source = Source(Path(dataset).expanduser(), dataset_type, dict(reading or {}))
-    data = source.open()
+    source = partial(open_dataset, Path(dataset).expanduser(), dataset_type, **(reading or {}))
+    data = source()
     _keep_apart(data.path, output)
-    change = Change.of(data, config, output.stem)
+    change = EpisodeTransform.of(data, config, output.stem)
     total = len(data) if config.max_episodes is None else min(len(data), config.max_episodes)
     left_out = [*data.left_out(), *change.dropped]
     notes = list(data.notes)
@@ -97,23 +98,11 @@ def _keep_apart(source: Path, output: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A dataset as any process can open it."""
-
-    path: Path
-    kind: str | None
-    options: dict[str, Any]
-
-    def open(self) -> EpisodeSet:
-        return open_dataset(self.path, self.kind, **self.options)
-
-
-@dataclass(frozen=True)
 class Work:
-    """All that a worker needs."""
+    """All that a worker needs. source: opens the dataset, in any process."""
 
-    source: Source
-    change: Change
+    source: Callable[[], EpisodeSet]
+    change: EpisodeTransform
     encode: Callable[[Episode], Any]
 
     def episode(self, data: EpisodeSet, index: int) -> tuple[Any, int]:
@@ -128,7 +117,7 @@ _data: EpisodeSet
 
 def _start_worker(work: Work) -> None:
     global _work, _data
-    _work, _data = work, work.source.open()
+    _work, _data = work, work.source()
 
 
 def _work_on(index: int) -> tuple[Any, int]:
@@ -146,7 +135,7 @@ def _count(workers: int | None, episodes: int) -> int:
 def _encoded(work: Work, total: int, workers: int) -> Iterator[tuple[Any, int]]:
     """Encoded episodes in order, with only a few in memory at a time."""
     if workers == 1:
-        data = work.source.open()
+        data = work.source()
         for index in range(total):
             yield work.episode(data, index)
         return

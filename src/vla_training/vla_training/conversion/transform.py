@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,14 +13,15 @@ from vla_inference.options import check_options
 from vla_inference.types import ActionSpec, Episode, Observation, Step, check_image
 from vla_training.conversion.config import ConvertConfig
 from vla_training.datasets.action_form import convert_rotation, join_actions, with_rotation
-from vla_training.datasets.base import EpisodeSet
+from vla_training.datasets.base import EpisodeSet, check_finite
+from vla_training.datasets.images import StoredImages
 from vla_training.datasets.writers import DataForm
 
 STATE = "state"
 
 
 @dataclass(frozen=True)
-class Change:
+class EpisodeTransform:
     """How an episode of the source becomes one of the result.
 
     cameras: new name -> old name. sizes: new name -> (height, width).
@@ -34,7 +35,7 @@ class Change:
     dropped: tuple[str, ...]
 
     @classmethod
-    def of(cls, data: EpisodeSet, config: ConvertConfig, name: str) -> Change:
+    def of(cls, data: EpisodeSet, config: ConvertConfig, name: str) -> EpisodeTransform:
         check_options(config)
         first = next((e for e in data if len(e)), None)
         if first is None:
@@ -65,12 +66,7 @@ class Change:
         if not len(episode):
             return Episode([], self.form.spec, dict(episode.metadata))
         actions = episode.actions
-        if not np.isfinite(actions).all():
-            step, column = np.argwhere(~np.isfinite(actions))[0]
-            raise DataError(
-                f"{where}: action {self.old.names[column]!r} of step {step} is not finite",
-                "fix the data",
-            )
+        check_finite(actions, self.old, where)
         if self.config.sample_actions > 1:
             joined = join_actions(actions, self.old, self.config.sample_actions, starts)
         else:
@@ -113,12 +109,13 @@ class Change:
         return Observation(ChangedImages(seen.images, self, where), seen.instruction, state)
 
 
-class ChangedImages(Mapping[str, np.ndarray]):
+class ChangedImages(StoredImages):
     """The images of one step under their new names and sizes, made on each access."""
 
     __slots__ = ("_change", "_images", "_where")
 
-    def __init__(self, images: Mapping[str, np.ndarray], change: Change, where: str):
+    def __init__(self, images: Mapping[str, np.ndarray], change: EpisodeTransform, where: str):
+        super().__init__(change.cameras)
         self._images, self._change, self._where = images, change, where
 
     def __getitem__(self, camera: str) -> np.ndarray:
@@ -147,15 +144,6 @@ class ChangedImages(Mapping[str, np.ndarray]):
         if self._change.resized or not hasattr(self._images, "encoded"):
             return None
         return self._images.encoded(self._change.cameras[camera])
-
-    def __contains__(self, camera: object) -> bool:  # without decoding
-        return camera in self._change.cameras
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._change.cameras)
-
-    def __len__(self) -> int:
-        return len(self._change.cameras)
 
 
 def _renamed(

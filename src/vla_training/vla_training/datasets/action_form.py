@@ -120,12 +120,18 @@ def join_actions(
     for k in range(size):
         rows = padded[starts + k]
         step = _turns(rows[:, 3:6], spec.rotation)
-        if spec.frame == "tool":
-            way, turn = way + turn.apply(rows[:, :3]), turn * step
-        else:
-            way, turn = way + rows[:, :3], step * turn
+        way, turn = advance(way, turn, rows[:, :3], step, spec.frame)
     last = np.minimum(starts + size, len(actions)) - 1
     return np.concatenate([way, _angles(turn, spec.rotation), actions[last, 6:]], axis=1)
+
+
+def advance(
+    way: np.ndarray, turn: Rotation, move: np.ndarray, step: Rotation, frame: str
+) -> tuple[np.ndarray, Rotation]:
+    """The motion (way [..., 3], turn) followed by another one, in the base's or tool's axes."""
+    if frame == "tool":
+        return way + turn.apply(move), turn * step
+    return way + move, step * turn
 
 
 def absolute_to_delta(targets: np.ndarray, poses: np.ndarray) -> np.ndarray:

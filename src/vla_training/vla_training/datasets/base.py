@@ -18,6 +18,11 @@ from vla_inference.types import ActionSpec, Episode
 from vla_training.datasets.bag.files.paths import holds_bags
 
 
+def name_of(path: Path) -> str:
+    """The name of a dataset that does not say its own."""
+    return path.stem if path.is_file() else path.resolve().name
+
+
 class EpisodeSet(ABC, Iterable[Episode]):
     """Episodes by number, all with one action spec. Images stay on disk until a step is read.
 
@@ -54,6 +59,13 @@ class EpisodeSet(ABC, Iterable[Episode]):
         """Names of stored data that no `Episode` carries."""
         return []
 
+    def lacks(self, camera: str | None) -> DataError:
+        """The error for a camera that it does not have; None: it has none at all."""
+        of = "" if camera is None else f" of camera {camera!r}"
+        return DataError(
+            f"{self.path} has no images{of}", f"cameras: {', '.join(self.cameras()) or 'none'}"
+        )
+
     def __iter__(self) -> Iterator[Episode]:
         return (self[i] for i in range(len(self)))
 
@@ -83,17 +95,22 @@ def column_statistics(values: np.ndarray) -> dict[str, list[float]]:
     }
 
 
+def check_finite(actions: np.ndarray, spec: ActionSpec, where: str) -> None:
+    """Refuses actions [T, D] with a number that is not finite."""
+    if not np.isfinite(actions).all():
+        step, column = np.argwhere(~np.isfinite(actions))[0]
+        raise DataError(
+            f"{where}: action {spec.names[column]!r} of step {step} is not finite", "fix the data"
+        )
+
+
 def action_statistics(episodes: Sequence[np.ndarray], spec: ActionSpec, name: str = "") -> dict:
     """q01/q99 bounds and more of actions [T, D] per episode; the gripper is left as it is."""
     episodes = [e for e in episodes if len(e)]
     if not episodes:
         raise DataError(f"{name or 'the dataset'} has no step", "check how it was made")
     a = np.concatenate(episodes).astype(np.float64)
-    if not np.isfinite(a).all():
-        row, column = np.argwhere(~np.isfinite(a))[0]
-        raise DataError(
-            f"{name}: action {spec.names[column]!r} is not finite at step {row}", "fix the data"
-        )
+    check_finite(a, spec, name)
     return {
         "action": {**column_statistics(a), "mask": [d.name != "gripper" for d in spec.dims]},
         "spec": spec_to_json(spec),
@@ -106,7 +123,7 @@ def action_statistics(episodes: Sequence[np.ndarray], spec: ActionSpec, name: st
 
 
 @dataclass(frozen=True)
-class Reader:
+class DatasetReader:
     """How to recognise a format by its path, and where its reader is.
 
     target: "module:Class" or "module:function", imported only when it is needed.
@@ -151,25 +168,25 @@ def _is_bag(path: Path) -> bool:
 READERS = {
     r.kind: r
     for r in (
-        Reader(
+        DatasetReader(
             "rlds",
             "vla_training.datasets.rlds.reader:RldsEpisodes",
             _is_rlds,
             ("split", "conventions"),
         ),
-        Reader(
+        DatasetReader(
             "hdf5",
             "vla_training.datasets.hdf5.reader:open_hdf5",
             _is_hdf5,
             ("action_convention", "upside_down", "control_freq"),
         ),
-        Reader(
+        DatasetReader(
             "lerobot",
             "vla_training.datasets.lerobot.reader:LerobotSet",
             _is_lerobot,
             ("tolerance",),
         ),
-        Reader(
+        DatasetReader(
             "bag",
             "vla_training.datasets.bag.reader:BagSet",
             _is_bag,

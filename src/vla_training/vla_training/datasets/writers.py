@@ -13,13 +13,14 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
 
 from vla_inference.errors import DataError
+from vla_inference.options import check_options
 from vla_inference.system.files import Staged, being_written
 from vla_inference.types import ActionSpec, Episode
 from vla_training.datasets.base import READERS
@@ -49,16 +50,20 @@ class DataForm:
 class EpisodeWriter(ABC):
     """Base of all writers; use it as a context manager.
 
-    A subclass writes to `self.partial` (a file or a folder, which it creates) in `add`, and what
-    can only be known at the end in `finish`. Where encoding costs time it overrides `encoder`, so
-    that other processes can share the work.
-    options: what `__init__` takes beside path, form and overwrite, each with a line of help.
+    A subclass creates `self.partial` (a file or a folder) in `begin`, writes to it in `add`, and
+    what can only be known at the end in `finish`. Where encoding costs time it overrides
+    `encoder`, so that other processes can share the work.
+    Options: the dataclass of what a format's writer takes beside path, form and overwrite.
     """
 
-    options: ClassVar[Mapping[str, str]] = {}
+    Options: ClassVar[type]
 
-    def __init__(self, path: str | os.PathLike, form: DataForm, overwrite: bool = False):
+    def __init__(
+        self, path: str | os.PathLike, form: DataForm, overwrite: bool = False, **options: Any
+    ):
         self.path, self.form, self.overwrite = Path(path), form, overwrite
+        self.options = self.Options(**options)
+        check_options(self.options, called=str, error=DataError)
         self.notes: list[str] = []  # what was changed or left out in writing, for people
         self.count = 0  # episodes written
         apart, lasts = form.spacing, form.spec.dt
@@ -67,6 +72,16 @@ class EpisodeWriter(ABC):
                 f"frames are {apart:g} s apart, the action of each is for {lasts:g} s"
             )
         check_target(self.path, overwrite)
+        try:
+            with self.mishaps():
+                self.begin()
+        except BaseException:
+            self.abort()
+            raise
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Checks the form, and creates `partial`."""
 
     @cached_property
     def _staged(self) -> Staged:
@@ -227,10 +242,10 @@ def open_writer(
     """
     cls = get_writer(kind)
     options = {k: v for k, v in options.items() if v is not None}
+    known = [f.name for f in fields(cls.Options)]
     for name in options:
-        if name not in cls.options:
+        if name not in known:
             raise DataError(
-                f"a dataset of type {kind} takes no {name}",
-                f"it takes {', '.join(cls.options) or 'no options'}",
+                f"a dataset of type {kind} takes no {name}", f"it takes {', '.join(known)}"
             )
     return cls(path, form, overwrite, **options)

@@ -150,10 +150,7 @@ def choose_cameras(policy: Policy, dataset: EpisodeSet, given: tuple[str, ...]) 
     names = given or named or tuple(known[: needs.images])
     for name in names:
         if name not in known:
-            raise DataError(
-                f"{dataset.path} has no images of camera {name!r}",
-                f"cameras: {', '.join(known) or 'none'}",
-            )
+            raise dataset.lacks(name)
     if len(names) != needs.images:
         raise DataError(
             f"model {policy.name!r} expects {needs.images} image(s), {dataset.path} gives "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import itertools
@@ -25,6 +26,7 @@ BARS = " ▁▂▃▄▅▆▇█"
 BINS = 40
 SENTENCES = 20  # instructions that are listed
 COMPARED = 20  # episodes whose actions set the scale of a film's bars
+IMAGES, WIDE = 150, 224  # of an episode as JSON: at most; pixels
 TILE, GAP, LINE = 128, 4, 16  # pixels
 INK, PALE, BACK, BAR = (235, 238, 242), (150, 158, 168), (22, 25, 29), (92, 148, 214)
 
@@ -109,10 +111,7 @@ def get_camera(data: EpisodeSet, camera: str | None) -> str:
     if camera is None and known:
         return known[0]
     if camera not in known:
-        raise DataError(
-            f"{data.path} has no images" + (f" of camera {camera!r}" if camera else ""),
-            f"cameras: {', '.join(known) or 'none'}",
-        )
+        raise data.lacks(camera)
     return camera
 
 
@@ -204,6 +203,33 @@ def film_episode(data: EpisodeSet, index: int, camera: str, path: Path) -> int:
             if film is not None:
                 film.close()
     return film.frames
+
+
+def plain_episode(data: EpisodeSet, index: int) -> dict:
+    """An episode as JSON can say it: actions with names and units, and small JPEGs in base64.
+
+    Of a long episode every k-th image is there, so that there are at most IMAGES of a camera.
+    """
+    episode = get_episode(data, index)
+    every = max(1, -(-len(episode) // IMAGES))
+    images: dict[str, list[str]] = {camera: [] for camera in data.cameras()}
+    for step in episode.steps[::every]:
+        for camera, kept in images.items():
+            image = Image.fromarray(step.observation.images[camera])
+            image.thumbnail((WIDE, WIDE))
+            buffer = io.BytesIO()
+            image.save(buffer, "JPEG", quality=80)
+            kept.append(base64.b64encode(buffer.getvalue()).decode())
+    return {
+        "episodes": len(data),
+        "index": index,
+        "instructions": list(dict.fromkeys(episode.instructions)),
+        "dt": data.spec.dt,
+        "dimensions": [{"part": p.name, **asdict(d)} for p in data.spec.parts for d in p.dims],
+        "actions": np.round(episode.actions, 6).tolist(),
+        "every": every,
+        "images": images,
+    }
 
 
 def draw_step(

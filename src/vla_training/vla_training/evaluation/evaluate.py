@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,25 +19,8 @@ from vla_training.evaluation.compatibility import (
     choose_cameras,
     choose_space,
 )
-from vla_training.evaluation.result import Evaluation, Frame
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """What to evaluate. None: no limit, or the default of dataset and model.
-
-    max_steps: frames in all, over all episodes.
-    action_space: name of the model's statistics, "normalized" (the model's own -1 to 1, compared
-        with the truth in the dataset's q01 to q99), or a JSON file of statistics.
-    cameras: what the model sees, in its order.
-    instruction: takes the place of the dataset's own.
-    """
-
-    max_episodes: int | None = None
-    max_steps: int | None = None
-    action_space: str | None = None
-    cameras: tuple[str, ...] = ()
-    instruction: str | None = None
+from vla_training.evaluation.config import EvalConfig
+from vla_training.evaluation.result import Evaluation, FrameResult
 
 
 def evaluate(
@@ -45,7 +28,7 @@ def evaluate(
     dataset: EpisodeSet,
     config: EvalConfig = EvalConfig(),
     reference: Policy | None = None,
-    report: Callable[[Frame], None] = lambda _: None,
+    report: Callable[[FrameResult], None] = lambda _: None,
 ) -> Evaluation:
     """Predicts the action of every frame; `report` receives each.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from vla_inference.cli.output import plain
 from vla_inference.system import charts
 from vla_inference.system.charts import INK, LINE, PALE, PREDICTED, TRUE
 from vla_inference.system.files import write_whole
-from vla_sim_bridge.evaluation.report import histogram, number
+from vla_sim_bridge.evaluation.page import histogram, number, page, table_rows
+from vla_sim_bridge.evaluation.report import write_json
 from vla_training.evaluation.result import Evaluation
 
 PLOT, PAGE_NAME, STATISTICS = "actions.png", "report.html", "evaluation.json"
 MOST_FRAMES = 2000  # a plot shows the first ones
-
-
-def write_statistics(path: Path, statistics: dict[str, Any]) -> Path:
-    text = json.dumps(plain(statistics), indent=2, ensure_ascii=False) + "\n"
-    return write_whole(path, text.encode())
 
 
 @dataclass(frozen=True)
@@ -46,9 +40,9 @@ def write_report(
 ) -> Path:
     """Writes evaluation.json, actions.png and report.html, which is self-contained."""
     plot = draw_actions(evaluation)
-    write_statistics(folder / STATISTICS, statistics)
+    write_json(folder / STATISTICS, statistics)
     write_whole(folder / PLOT, plot)
-    return write_whole(folder / PAGE_NAME, page(evaluation, statistics, plot, extra).encode())
+    return write_whole(folder / PAGE_NAME, evaluation_page(evaluation, statistics, plot, extra))
 
 
 # -- the plot ---------------------------------------------------------------------------------
@@ -84,31 +78,15 @@ def draw_actions(evaluation: Evaluation, width: int = 1100, height: int = 150) -
 
 # -- the page ---------------------------------------------------------------------------------
 
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>$title</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>
-:root { --ink: #1f2328; --pale: #6a737d; --line: #e3e6ea; --bad: #d6604d; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 60rem;
-  margin: 2.5rem auto; padding: 0 1.2rem; }
-h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem; }
-p { margin: .3rem 0; } .pale { color: var(--pale); } .warn { color: var(--bad); }
-.big { font-size: 2.6rem; font-weight: 600; line-height: 1.2; margin-top: 1rem; }
-img { max-width: 100%; } svg text { font: 11px system-ui, sans-serif; fill: var(--pale); }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td, th { text-align: left; padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid var(--line);
-  font-weight: normal; } th { color: var(--pale); } td.n, th.n { text-align: right; }
-</style></head><body>
-<h1>$title</h1><p class="pale">$subtitle</p>$warnings
-<p class="big">$headline</p><p class="pale">accuracy (1 - NRMSE): truth clipped to q01/q99, and
-raw</p>
+BODY = Template("""<p class="big">$headline</p>
+<p class="pale">accuracy (1 - NRMSE): truth clipped to q01/q99, and raw</p>
 <h2>Figures</h2><table>$summary</table>
 <h2>Absolute error by dimension</h2>
 <table><tr><th>dimension</th><th class="n">mean</th><th class="n">median</th>
 <th class="n">95 %</th><th class="n">largest</th><th>unit</th></tr>$dimensions</table>
 <h2>True and predicted actions</h2><img src="data:image/png;base64,$plot" alt="actions">
 <h2>Latency</h2>$latency
-$sections</body></html>
-""")
+$sections""")
 
 
 def summary_rows(statistics: dict[str, Any]) -> list[tuple[str, str]]:
@@ -153,7 +131,7 @@ def summary_rows(statistics: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def page(
+def evaluation_page(
     evaluation: Evaluation, statistics: dict[str, Any], plot: bytes, extra: Extra = Extra()
 ) -> str:
     escape, mean = html.escape, statistics["mean"]
@@ -161,17 +139,9 @@ def page(
     warnings = [*(f"not reached: {f}" for f in failures), *statistics["notes"]]
     if not statistics["complete"]:
         warnings.insert(0, "Incomplete: the evaluation was stopped")
-    return PAGE.substitute(
-        title=escape(f"{evaluation.model} on {evaluation.dataset}: {extra.title}"),
-        subtitle=escape(
-            f"action space {evaluation.action_space}; {'; '.join(map(str, evaluation.spec.parts))}"
-        ),
-        warnings="".join(f'<p class="warn">{escape(w)}</p>' for w in warnings),
+    body = BODY.substitute(
         headline=f"{100 * mean['accuracy_clipped']:.1f} % · {100 * mean['accuracy']:.1f} %",
-        summary="".join(
-            f"<tr><th>{escape(n)}</th><td>{escape(v)}</td></tr>"
-            for n, v in [*summary_rows(statistics), *extra.rows]
-        ),
+        summary=table_rows([*summary_rows(statistics), *extra.rows]),
         dimensions="".join(
             f"<tr><td>{escape(d['name'])}</td>"
             + "".join(f'<td class="n">{d[k]:.3g}</td>' for k in ("mean", "median", "p95", "max"))
@@ -182,3 +152,6 @@ def page(
         latency=histogram([1e3 * v for v in statistics["latency"]]),
         sections=extra.sections,
     )
+    title = f"{evaluation.model} on {evaluation.dataset}: {extra.title}"
+    parts = "; ".join(map(str, evaluation.spec.parts))
+    return page(title, f"action space {evaluation.action_space}; {parts}", warnings, body)

@@ -21,7 +21,7 @@ from vla_training.evaluation.accuracy import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frame:
+class FrameResult:
     """The result of one frame. Actions in the units of the evaluation's spec, latency in
     seconds."""
 
@@ -54,18 +54,18 @@ class Evaluation:
     bounds: Range
     reference: str | None = None
     notes: list[str] = field(default_factory=list)
-    frames: list[Frame] = field(default_factory=list)
+    frames: list[FrameResult] = field(default_factory=list)
     complete: bool = True
     _sums: np.ndarray = field(default_factory=lambda: np.zeros(2), repr=False)
 
-    def add(self, truth: np.ndarray, predicted: np.ndarray, **about: Any) -> Frame:
-        """Adds a frame; about: the fields of `Frame` that do not follow from these two."""
+    def add(self, truth: np.ndarray, predicted: np.ndarray, **about: Any) -> FrameResult:
+        """Adds a frame; about: the fields of `FrameResult` that do not follow from these two."""
         measures = (accuracy, clipped_accuracy)
         values = np.array([f(truth, predicted, self.bounds) for f in measures], float)
         self._sums += values
         number = len(self.frames) + 1
         mean = self._sums / number
-        frame = Frame(
+        frame = FrameResult(
             number=number,
             truth=truth,
             predicted=predicted,

@@ -6,12 +6,9 @@ The same metrics come from reading a bag (`validate`) and from a running graph
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 from vla_inference.errors import DataError
 from vla_inference.policies.base import Policy
@@ -19,25 +16,9 @@ from vla_inference.types import ActionSpec, Observation
 from vla_training.datasets.action_form import is_eef_delta
 from vla_training.datasets.bag.reader import BagSet
 from vla_training.evaluation.compatibility import agree, choose_cameras, choose_space
-from vla_training.evaluation.result import Frame
+from vla_training.evaluation.config import ValidateConfig
+from vla_training.evaluation.result import FrameResult
 from vla_training.evaluation.validation import Validation
-
-
-@dataclass(frozen=True)
-class ValidationConfig:
-    """What to validate. None: no limit, or the default of model and bags.
-
-    max_steps: images in all. action_space: name of the model's statistics. cameras: what the
-    model sees, in its order. instruction: takes the place of the recorded ones. execute_steps: of
-    each chunk, before the next one takes over; by the recording, if None.
-    """
-
-    max_episodes: int | None = None
-    max_steps: int | None = None
-    action_space: str | None = None
-    cameras: tuple[str, ...] = ()
-    instruction: str | None = None
-    execute_steps: int | None = None
 
 
 def check_form(spec: ActionSpec, where: str) -> None:
@@ -48,7 +29,7 @@ def check_form(spec: ActionSpec, where: str) -> None:
         )
 
 
-def prepare(policy: Policy, bags: BagSet, config: ValidationConfig) -> tuple[Validation, Policy]:
+def prepare(policy: Policy, bags: BagSet, config: ValidateConfig) -> tuple[Validation, Policy]:
     """An empty validation, and the policy in the action space of the comparison."""
     candidate = choose_space(policy, bags, config.action_space)
     policy = candidate.policy
@@ -69,7 +50,7 @@ def prepare(policy: Policy, bags: BagSet, config: ValidationConfig) -> tuple[Val
     return found, policy
 
 
-def count(bags: BagSet, config: ValidationConfig) -> tuple[int, int]:
+def count(bags: BagSet, config: ValidateConfig) -> tuple[int, int]:
     """Number of episodes and images to process."""
     episodes = min(len(bags), config.max_episodes or len(bags))
     frames = sum(len(bags.episode(i)) for i in range(episodes))
@@ -90,8 +71,8 @@ def busy() -> str:
 def validate(
     policy: Policy,
     bags: BagSet,
-    config: ValidationConfig = ValidationConfig(),
-    report: Callable[[Frame], None] = lambda _: None,
+    config: ValidateConfig = ValidateConfig(),
+    report: Callable[[FrameResult], None] = lambda _: None,
 ) -> Validation:
     """Runs the policy on every recorded image; `report` receives each.
 
@@ -141,47 +122,3 @@ def validate(
             raise
         result.evaluation.complete = False
     return result
-
-
-# -- thresholds -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """Limits that a validation must keep; None: no check. Shares are 0 to 1."""
-
-    min_accuracy: float | None = None
-    min_raw_accuracy: float | None = None
-    min_direction: float | None = None
-    min_coverage: float | None = None
-    max_gripper_flips: float | None = None
-    max_clip_rate: float | None = None
-    max_latency_ms: float | None = None
-    max_jump_mm: float | None = None
-
-    def failures(self, statistics: Mapping[str, Any]) -> list[str]:
-        """Describes the thresholds that were missed; unknown values count as missed."""
-        v, mean = statistics["validation"], statistics["mean"]
-        jump = v["joins"]["jump_translation_mm"]
-        values = {
-            "min_accuracy": mean["accuracy_clipped"],
-            "min_raw_accuracy": mean["accuracy"],
-            "min_direction": v["direction"]["translation"]["cosine"],
-            "min_coverage": v["coverage"],
-            "max_gripper_flips": v["gripper_flips"],
-            "max_clip_rate": v["clip_rate"],
-            "max_latency_ms": v["latency_ms"]["p95"],
-            "max_jump_mm": jump and jump["p95"],
-        }
-        found = []
-        for name, value in values.items():
-            bound, words = getattr(self, name), name.split("_", 1)[1].replace("_", " ")
-            if bound is None:
-                continue
-            if value is None or not math.isfinite(value):
-                found.append(f"{words} is not known, {bound:g} is required")
-            elif name.startswith("min") and value < bound:
-                found.append(f"{words} {value:.4f} is below {bound:g}")
-            elif name.startswith("max") and value > bound:
-                found.append(f"{words} {value:.4f} is above {bound:g}")
-        return found

@@ -14,7 +14,7 @@ from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec
 from vla_training.datasets.bag.reader import BagSet
 from vla_training.evaluation.accuracy import Range, accuracy, clipped_accuracy, gripper_flips
-from vla_training.evaluation.result import Evaluation, Frame
+from vla_training.evaluation.result import Evaluation, FrameResult
 
 STILL = 0.02  # a motion shorter than this share of the data's range has no direction
 SIDES = (("translation", slice(0, 3)), ("rotation", slice(3, 6)))
@@ -51,7 +51,7 @@ class Validation:
 
     def add(
         self, truth: np.ndarray, chunk: np.ndarray, *, age: float = math.nan, **about: Any
-    ) -> Frame:
+    ) -> FrameResult:
         """truth: [D]; chunk: [T, D] as predicted; age in s; about: as in `Evaluation.add`."""
         chunk = np.asarray(chunk, np.float64)
         frame = self.evaluation.add(np.asarray(truth, np.float64), chunk[0], **about)
@@ -169,7 +169,7 @@ class Validation:
         margin = 0.01 * (b.high - b.low) + 1e-9
         return float(((steps < b.low - margin) | (steps > b.high + margin)).any(1).mean())
 
-    def _executed(self, frame: Frame, following: Frame) -> int:
+    def _executed(self, frame: FrameResult, following: FrameResult) -> int:
         """Steps of a chunk that were executed when the next one took over."""
         if self.execute_steps:
             return self.execute_steps

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch.distributed as dist
 
-from vla_inference.policies.openvla.policy import OpenVLAPolicy
+from vla_inference.policies.base import Policy
 from vla_sim_bridge.envs.protocol import make_world
 from vla_sim_bridge.evaluation.rollout import run_episode, summarise
 from vla_training.loop.distributed import Place
@@ -28,23 +27,19 @@ class ClosedLoop:
         self.world = make_world(task, tuple(cameras))
         self.episodes, self.place = episodes, place
 
-    def act(self, policy: OpenVLAPolicy):
-        space = next(iter(policy.config.norm_stats))
-        return partial(policy.predict_action, action_space=space)
-
-    def try_once(self, policy: OpenVLAPolicy) -> None:
+    def try_once(self, policy: Policy) -> None:
         """One answer, so that a model which cannot look at this world is known of."""
         self.world.reset(np.random.default_rng(0))
-        self.act(policy)(self.world.observation())
+        policy.act(self.world.observation())
 
-    def play(self, policy: OpenVLAPolicy) -> dict[str, Any]:
+    def play(self, policy: Policy) -> dict[str, Any]:
         """Runs all episodes and returns `summarise`'s counts, the same in every process."""
         place, results = self.place, []
-        steps = max(1, policy.config.head.chunk // 2)
+        steps = max(1, policy.chunk // 2)
         for begin in range(0, self.episodes, place.world):
             index = begin + place.rank
             if index < self.episodes:
-                act, horizon = self.act(policy), self.world.task.horizon
+                act, horizon = policy.act, self.world.task.horizon
                 results.append(run_episode(self.world, act, SEED, index, horizon, steps))
             # Together after each episode: nobody waits for longer than one lasts.
             place.barrier()

@@ -1,19 +1,39 @@
-"""`FinetuneConfig`: the options of a fine-tuning run, checked before anything is loaded."""
+"""The options of a fine-tuning run, checked before anything is loaded."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from vla_inference.errors import VlaError
 from vla_inference.options import Holds, check_options, option
-from vla_training.loader.online_config import Online
 from vla_training.loop.schedule import SCHEDULES, LoopConfig, Schedule
 
 if TYPE_CHECKING:
-    from vla_training.loader.frame_index import Source
+    from vla_training.loader.frame_index import DatasetSource
     from vla_training.lora.layers import LoraConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Online:
+    """Options of online generation: rounds of episodes, of seed `seed` + r in round r."""
+
+    tasks: tuple[str, ...] = option(
+        (), "Tasks to generate while training, separated by commas.", names=("--online-tasks",)
+    )
+    episodes: int = option(
+        50, "Episodes of each task in each round.", low=1, names=("--online-episodes",)
+    )
+    steps: int = option(500, "Updates per round.", low=1, names=("--online-steps",))
+    parallel: int = option(
+        -1, "Generation workers; -1: one per core.", low=-1, names=("--online-parallel",)
+    )
+    seed: int = 0
+    ray_address: str = option("", "Ray cluster for generation.", holds=Holds.LOCAL)
+
+    def check(self) -> None:
+        check_options(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,21 +46,37 @@ class FinetuneConfig:
     """
 
     vla_path: str = option(
-        help="Checkpoint folder or Hub id to start from.", holds=Holds.NAME_OR_PATH
+        help="Checkpoint folder or Hub id to start from.",
+        names=("--vla-path", "--model"),
+        holds=Holds.NAME_OR_PATH,
     )
-    sources: tuple[Source, ...] = ()
+    sources: tuple[DatasetSource, ...] = ()
     folder: str = ""
-    lora_rank: int = option(32, "LoRA rank; 0: train all weights.", low=0)
+    train: str | None = option(
+        None,
+        "all, or expert: the vision-language model stays frozen (LeRobot's families); default: as "
+        "the checkpoint says.",
+        choices=("all", "expert"),
+    )
+    lora_rank: int | None = option(
+        None, "LoRA rank; 0: the weights themselves; default: 32 for OpenVLA, else 0.", low=0
+    )
     lora_alpha: float | None = option(None, "LoRA alpha; default: min(rank, 16).", above=0.0)
     quantize: str = option("", "Format of a frozen base, such as int4 (QLoRA).")
     freeze_vision: bool = option(False, "Do not train the vision encoders.")
     batch_size: int = option(16, "Samples per device and pass.", low=1)
     grad_accumulation_steps: int = option(1, "Passes per update.", low=1)
-    learning_rate: float = option(5e-4, "Peak learning rate.", above=0.0)
-    weight_decay: float = option(0.0, "Weight decay of AdamW.", low=0.0)
+    learning_rate: float | None = option(
+        None, "Peak learning rate; default: 5e-4, or what the checkpoint says.", above=0.0
+    )
+    weight_decay: float | None = option(
+        None, "Weight decay of AdamW; default: 0, or what the checkpoint says.", low=0.0
+    )
     warmup_steps: int = option(0, "Updates of linear warm-up.", low=0)
     lr_schedule: str = option("constant", "constant, cosine or linear.", choices=SCHEDULES)
-    max_grad_norm: float = option(1.0, "Gradient norm to clip to.", above=0.0)
+    max_grad_norm: float | None = option(
+        None, "Gradient norm to clip to; default: 1, or what the checkpoint says.", above=0.0
+    )
     spike_factor: float = 10.0
     epochs: float = option(1.0, "Passes over all frames.", above=0.0)
     max_steps: int | None = option(None, "Updates; overrides --epochs.", low=1)
@@ -51,9 +87,13 @@ class FinetuneConfig:
     proprio_dim: int | None = option(
         None, "Size of the state vector the model takes; 0: none.", low=0
     )
+    action_dim: int | None = option(
+        None, "Numbers of an action, where they are not the checkpoint's (LeRobot's).", low=1
+    )
     action_space: str | None = option(
         None,
         "One action space for all datasets: a new name, or one of the base's, whose bounds stay.",
+        names=("--unnorm-key", "--action-space"),
     )
     precision: str = option("auto", "auto, bf16 or fp32.", choices=("auto", "bf16", "fp32"))
     gradient_checkpointing: float = option(
@@ -82,7 +122,7 @@ class FinetuneConfig:
         check_options(self)
         if not (math.isfinite(self.spike_factor) and self.spike_factor > 0):
             raise VlaError(f"spike_factor is {self.spike_factor}", "give a number above 0")
-        if self.quantize and not self.lora_rank:
+        if self.quantize and self.lora_rank == 0:
             raise VlaError("a quantised base cannot be trained itself", "give --lora-rank")
         if not self.sources and not self.online.tasks:
             raise VlaError("no dataset was named", "give --dataset-name")
@@ -93,6 +133,21 @@ class FinetuneConfig:
             from vla_sim_bridge.tasks import get_task
 
             get_task(self.eval_task)
+
+    def refuse(self, family: str, *names: str) -> None:
+        """Refuses options that were given and that models of this family do not take."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in names and value != f.default:
+                option = f.name.replace("_", "-")
+                raise VlaError(
+                    f"models of family {family} take no --{option} ({value!r} was given)",
+                    "leave it out",
+                )
+
+    def filled(self, **defaults: Any) -> FinetuneConfig:
+        """The same with a family's defaults in place of what was left open (None)."""
+        return replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
 
     def settings(self) -> dict[str, Any]:
         """All options as JSON, stored with the run."""
@@ -126,7 +181,9 @@ class FinetuneConfig:
             "seed",
             "val_split",
         )
+        chosen = {"train": self.train, "action_dim": self.action_dim}
         return {
+            **{name: value for name, value in chosen.items() if value is not None},
             "samples_per_step": self.batch_size * self.grad_accumulation_steps * world,
             **{name: getattr(self, name) for name in alike},
             "lora_alpha": lora.alpha_used if lora else None,
@@ -146,6 +203,7 @@ class FinetuneConfig:
 
     def loop(self, steps: int, world: int) -> LoopConfig:
         """steps: updates of the run; world: devices"""
+        assert self.learning_rate and self.max_grad_norm  # the family filled them in
         warmup = self.warmup_steps / steps
         begin = 1 / self.warmup_steps if self.warmup_steps else 0.0
         return LoopConfig(

@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from vla_inference.checkpoints.load import place
-from vla_inference.policies.openvla.model import VLA
-from vla_inference.policies.openvla.policy import OpenVLAPolicy
+from vla_inference.policies.base import Policy
 from vla_training.finetune.closed_loop import ClosedLoop
-from vla_training.finetune.model_setup import PRECISIONS
+from vla_training.finetune.families.base import whole
 from vla_training.loader.mixture import batches
 from vla_training.loop import distributed
 from vla_training.loop.logger import Meter
+from vla_training.loop.objective import PRECISIONS
 
 if TYPE_CHECKING:
     from vla_training.finetune.finetune import Finetuner
@@ -48,9 +49,7 @@ def validate(run: Finetuner) -> dict[str, Any] | None:
 def make_closed_loop(run: Finetuner) -> ClosedLoop:
     """The simulation for the closed loop, tested once with the model before training."""
     c, source = run.config, run.samples.mixture.sources[0]
-    count = run.shape.head.num_images
-    cameras = source.cameras or tuple(source.open().cameras())
-    loop = ClosedLoop(c.eval_task, cameras[:count], c.eval_episodes, run.place)
+    loop = ClosedLoop(c.eval_task, run.trainable.cameras(source), c.eval_episodes, run.place)
     with _policy(run) as policy:
         loop.try_once(policy)
     return loop
@@ -67,30 +66,28 @@ def closed_loop(run: Finetuner) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _policy(run: Finetuner) -> Iterator[OpenVLAPolicy]:
+def _policy(run: Finetuner) -> Iterator[Policy]:
     """The model under training as an inference policy.
 
     Sharded weights are gathered into a copy for as long as it lasts: each device needs room for
     all of them in what layers compute in.
     """
-    device = run.place.device
-    dtype, model = run.objective.dtype, run.model
-    if distributed.is_sharded(run.objective):
+    device, objective = run.place.device, run.objective
+    dtype, model = next(run.trainable.model.parameters()).dtype, run.trainable.model
+    if distributed.is_sharded(objective):
         dtype = PRECISIONS[run.precision]
         model = gather(run, dtype)
-    run.objective.eval()
-    # Heads that are trained in float32 beside a bfloat16 base are run in bfloat16.
+    objective.eval()
+    # What is trained in float32 beside a bfloat16 base is run in bfloat16.
     low = torch.autocast(device.split(":")[0], dtype, enabled=dtype != torch.float32)
     with torch.no_grad(), low:
-        yield OpenVLAPolicy(model, run.tokenizer, device, dtype)
-    run.objective.train()
+        yield run.trainable.policy(model, device, dtype)
+    objective.train()
 
 
-def gather(run: Finetuner, dtype: torch.dtype) -> VLA:
+def gather(run: Finetuner, dtype: torch.dtype) -> nn.Module:
     """A plain copy of sharded weights on this device; all processes must call it together."""
-    with torch.device("meta"):
-        model = VLA(run.model.config)
-    for key, value in run.model.state_dict().items():
-        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
-        place(model, key, whole.detach().to(run.place.device, dtype))
+    model = run.trainable.empty()
+    for key, value in run.trainable.model.state_dict().items():
+        place(model, key, whole(value).to(run.place.device, dtype))
     return model.eval().requires_grad_(False)

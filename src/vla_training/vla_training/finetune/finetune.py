@@ -1,4 +1,4 @@
-"""Fine-tuning with LoRA, QLoRA or all weights, for openvla-7b and the small model.
+"""Fine-tuning of any family's checkpoint: LoRA, QLoRA, an expert alone or all weights.
 
 A run's folder holds `state/` (to go on from), `adapter/` (LoRA, as peft has it), `checkpoint/`
 (the finished model, merged), metrics.jsonl, TensorBoard's files and, in finetune.json, its
@@ -8,36 +8,32 @@ settings.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vla_inference.checkpoints.load import load_tokenizer
 from vla_inference.errors import VlaError
-from vla_inference.policies.openvla.config import TRAINED_CROP
 from vla_inference.system.files import only_one, write_whole
 from vla_training.finetune.config import FinetuneConfig
 from vla_training.finetune.errors import explained
 from vla_training.finetune.evaluation import closed_loop, make_closed_loop, validate
-from vla_training.finetune.export import export
-from vla_training.finetune.model_setup import PRECISIONS, choose_head, find_base, open_model
+from vla_training.finetune.families.base import find_trainable
+from vla_training.finetune.online import OnlineRounds
 from vla_training.loader.batch import Batch
 from vla_training.loader.frame_index import FrameIndex, index_frames
-from vla_training.loader.mixture import Mixture, Samples, batches, mix
-from vla_training.loader.online import Stream
+from vla_training.loader.mixture import Mixture, Samples, batches
 from vla_training.loop import distributed
-from vla_training.loop.graceful_stop import Stop
+from vla_training.loop.graceful_stop import StopRequest
 from vla_training.loop.logger import Rate, RunLog, SpikeGuard, memory_gb
-from vla_training.loop.objective import Objective
-from vla_training.loop.train_modules import prepare
-from vla_training.loop.training_loop import Progress, TrainingLoop
-from vla_training.lora.layers import add_lora
+from vla_training.loop.objective import PRECISIONS, Objective
+from vla_training.loop.precision import tensor_cores
+from vla_training.loop.training_loop import TrainingLoop, TrainingProgress
 
 
 class Finetuner:
@@ -45,7 +41,9 @@ class Finetuner:
 
     def __init__(self, config: FinetuneConfig, place: distributed.Place):
         config.check()
-        self.config, self.place, self.folder = config, place, Path(config.folder)
+        self.trainable = find_trainable(config)
+        self.config = config = self.trainable.config
+        self.place, self.folder = place, Path(config.folder)
         self.log = RunLog(
             self.folder,
             0,
@@ -55,32 +53,22 @@ class Finetuner:
             config.wandb,
             config.settings(),
         )
-        self.base, given = find_base(config.vla_path)
-        head = choose_head(
-            given.head, config.action_head, config.chunk, config.num_images, config.proprio_dim
-        )
-        crop = TRAINED_CROP if config.image_aug else given.center_crop
-        self.shape = dataclasses.replace(given, head=head, center_crop=crop)
-        self.tokenizer = load_tokenizer(self.base)
         o = config.online
         rounds = math.ceil(config.max_steps / o.steps) if o.tasks and config.max_steps else 0
-        self.stream = Stream(o, self.folder / "online", place, rounds) if o.tasks else None
-        # A name of the base's own keeps its bounds, and with them what its outputs mean.
-        name, known = config.action_space, given.norm_stats
-        self.statistics: Mapping[str, Any] = {}
-        if name is not None and name in known:
-            self.statistics = {name: known[name]}
+        self.stream = OnlineRounds(o, self.folder / "online", place, rounds) if o.tasks else None
         train, held = self._mix(0)
-        self.statistics = train.statistics
         self.samples = self._samples(train, config.image_aug)
         self.samples.check()
         self.held = self._samples(held, False) if len(held) else None
         self._frames = [len(train), len(held)]
-        self.objective, self.model_json = self._model(head)
-        self.model = self.objective.vla
+        self.objective = self._objective()
         self.trained = [p for p in self.objective.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            self._groups(),
+            lr=self.config.loop(1, 1).schedule.peak,
+            betas=self.trainable.betas,
+            weight_decay=config.weight_decay or 0.0,
+            fused=True,
         )
         self.total = config.max_steps or math.ceil(config.epochs * len(train) / self.per_step)
         self.training = TrainingLoop(
@@ -120,52 +108,42 @@ class Finetuner:
         """
         c, where = self.config, self.folder.parent / "statistics"
         sources = [*c.sources, *(self.stream.sources(number) if self.stream else ())]
-        proprio = self.shape.head.proprio_dim > 0
+        sources = [replace(s, cameras=self.trainable.cameras(s)) for s in sources]
 
         def read() -> list[FrameIndex]:
-            return [index_frames(s, where, proprio, self.log.say) for s in sources]
+            states = self.trainable.takes_state
+            return [index_frames(s, where, states, self.log.say) for s in sources]
 
         indices = read() if self.place.first else []
         self.place.barrier()
-        # Rounds are one dataset to the model: what the first says of actions holds for all.
-        space = c.action_space or ("online" if self.stream else None)
-        return mix(
-            sources, indices or read(), self.shape, c.val_split, space, self.statistics or None
-        )
+        return self.trainable.mix(sources, indices or read())
 
     def _samples(self, mixture: Mixture, augmented: bool) -> Samples:
-        text = self.tokenizer.to_str()
-        return Samples(mixture, self.shape, text, self.config.seed, augmented)
+        return Samples(mixture, self.trainable.form(mixture), self.config.seed, augmented)
 
-    def _model(self, head) -> tuple[Objective, dict]:
-        c, device, precision = self.config, self.place.device, self.precision
-        sharded = not self.config.lora and torch.distributed.is_initialized()
-        # A float32 copy of all weights exists only where they are trained on one device.
-        dtype = PRECISIONS[precision] if self.config.lora or sharded else torch.float32
-        model, raw = open_model(
-            self.base, head, self.statistics, c.image_aug, device, dtype, c.seed
-        )
-        if c.quantize:
-            from vla_inference.quantization import get_format
-            from vla_inference.quantization.rounding import quantize_model
-
-            quantize_model(model, get_format(c.quantize), "rtn")
-        if self.config.lora:
-            add_lora(model, self.config.lora, c.seed)
-        else:
-            model.requires_grad_(True)
-            if c.freeze_vision:
-                model.vision_backbone.requires_grad_(False)
-        prepare(model, c.compile, c.gradient_checkpointing)
-        objective = Objective(model).train()
+    def _objective(self) -> Objective:
+        low, device = PRECISIONS[self.precision], self.place.device
+        sharded = self.trainable.sharded and torch.distributed.is_initialized()
+        objective = self.trainable.objective(device, low, sharded)
         if sharded:
-            distributed.shard(objective, self.place, c.reshard, low=PRECISIONS[precision])
-        elif not self.config.lora and precision == "bf16":
-            objective.autocast = torch.bfloat16
-        return objective, raw
+            distributed.shard(objective, self.place, self.config.reshard, low=low)
+        return objective
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The trained weights for the optimiser, those with shares of the learning rate last."""
+        shares: dict[float, list[Tensor]] = {1.0: []}
+        for name, parameter in self.objective.named_parameters():
+            if parameter.requires_grad:
+                share = self.trainable.share(name.removeprefix("model."))
+                shares.setdefault(share, []).append(parameter)
+        everything = shares.pop(1.0)
+        return [
+            {"params": everything},
+            *({"params": some, "share": share} for share, some in shares.items()),
+        ]
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> TrainingProgress:
         return self.training.progress
 
     # -- the loop -----------------------------------------------------------------------------
@@ -199,7 +177,7 @@ class Finetuner:
         assert self.training.guard is not None  # this run always has one
         return self.training.guard
 
-    def run(self, stop: Stop) -> bool:
+    def run(self, stop: StopRequest) -> bool:
         """Trains to the end; returns False if stopped early. Saves in both cases."""
         rate, skipped = Rate(self.total, self.progress.step), self._guard.skipped
 
@@ -226,7 +204,7 @@ class Finetuner:
         if c.eval_steps and step % c.eval_steps == 0:
             closed_loop(self)
 
-    def _goes_on(self, stop: Stop, norm: Tensor) -> bool:
+    def _goes_on(self, stop: StopRequest, norm: Tensor) -> bool:
         """Whether there is to be a next step; saves where it is time to."""
         c, step, guard = self.config, self.progress.step, self._guard
         asked = self.place.agree(float(stop.asked)) > 0
@@ -270,6 +248,10 @@ class Finetuner:
         self.training.save(self.folder / "state", self.identity)
         self.log.write("event", self.progress.step, {"saved": True})
 
+    def export(self) -> Path:
+        """Writes what a policy loads, and returns where."""
+        return self.trainable.export(self.folder, self.place, self.log.say)
+
     def close(self) -> None:
         self.log.close()
         if self.stream:
@@ -286,21 +268,20 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> Path:
             f"{folder} contains an earlier run", "continue with --resume, or choose another folder"
         )
     cuda = torch.cuda.is_available() and config.device != "cpu"
-    place = distributed.start(config.device, sharded=cuda and not config.lora_rank)
+    place = distributed.start(config.device, sharded=cuda and find_trainable(config).sharded)
     run = None
     try:
-        torch.set_float32_matmul_precision("high")
-        with contextlib.ExitStack() as stack, explained(config, place):
+        with contextlib.ExitStack() as stack, tensor_cores(cuda), explained(config, place):
             if place.first:
                 stack.enter_context(only_one(folder, "vla finetune"))
             run = Finetuner(config, place)
             if resume:
                 run.resume()
             if place.first:
-                write_whole(folder / "finetune.json", json.dumps(config.settings(), indent=2))
-            with Stop().watching() as stop:
+                write_whole(folder / "finetune.json", json.dumps(run.config.settings(), indent=2))
+            with StopRequest().watching() as stop:
                 run.run(stop)
-                return export(run)
+                return run.export()
     finally:
         if run is not None:
             run.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from vla_inference.policies.openvla.config import ModelConfig, VisionEncoderConfig
+from vla_inference.openvla.config import ModelConfig, VisionEncoderConfig
 
 # Dense bf16 by the makers' data sheets, without sparsity.
 PEAK_BF16 = {"H200": 989.4e12, "H100": 989.4e12, "A100": 312e12, "L40S": 362e12, "4090": 165.2e12}

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vla_inference.policies.openvla.config import TRAINED_CROP, ModelConfig
-from vla_inference.policies.openvla.preprocessing import ImagePreprocessor, unit_scaled
+from vla_inference.openvla.config import TRAINED_CROP, ModelConfig
+from vla_inference.openvla.preprocessing import ImagePreprocessor, unit_scaled
 
 NUMBERS = 12  # per sample, see `augment`
 NEUTRAL = 0.5  # of each of them: the central crop and no other change

@@ -17,11 +17,13 @@ WIDTH = 8  # prompts are padded to a multiple, so that few shapes occur
 class Batch:
     """A batch of training samples.
 
-    images: uint8 [B, cameras, S, S, 3]; ids: int64 [B, n], short prompts padded with 0;
+    images: uint8 [B, cameras, H, W, 3]; ids: int64 [B, n], short prompts padded with 0;
     lengths: int64 [B], None where all are n; targets: normalised actions float32 [B, T, D];
     inside: bool [B, T], False beyond an episode's end; numbers: float32 [B, 12] of
     `augment.draw`, None for no change; proprio: normalised float32 [B, P], or None; source:
-    number of the dataset [B]; scene: float32 [B, S], what else the simulator knew, or None.
+    number of the dataset [B]; scene: float32 [B, S], what else the simulator knew, or None;
+    noise, time: what a generative loss begins from, float32 [B, ...] and [B], or None; seed: of
+    what it draws on the device, such as dropout, int64 [B], or None.
     """
 
     images: Tensor
@@ -33,6 +35,9 @@ class Batch:
     proprio: Tensor | None = None
     source: Tensor | None = None
     scene: Tensor | None = None
+    noise: Tensor | None = None
+    time: Tensor | None = None
+    seed: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -24,7 +24,7 @@ from vla_training.datasets.base import action_statistics, column_statistics
 
 
 @dataclass(frozen=True)
-class Source:
+class DatasetSource:
     """One dataset of a mixture.
 
     weight: its share of the samples beside the others'; None goes by its number of frames.
@@ -78,7 +78,7 @@ class FrameIndex:
 
 
 def index_frames(
-    source: Source,
+    source: DatasetSource,
     folder: str | os.PathLike,
     proprio: bool = False,
     report: Callable[[str], None] = lambda _: None,
@@ -104,7 +104,7 @@ def index_frames(
     return index
 
 
-def fingerprint(source: Source, proprio: bool) -> str:
+def fingerprint(source: DatasetSource, proprio: bool) -> str:
     """Changes when a file of the dataset changes in size or time."""
     root = Path(source.path).expanduser().resolve()
     files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())

@@ -17,18 +17,18 @@ class FrameReader:
     """Reads images and instruction of a step.
 
     cameras: which, in the model's order; empty takes the dataset's first `count`.
+    instructed: whether a step without an instruction is an error.
     """
 
-    def __init__(self, data: EpisodeSet, cameras: Sequence[str], count: int):
-        self.data = data
+    def __init__(
+        self, data: EpisodeSet, cameras: Sequence[str], count: int, instructed: bool = True
+    ):
+        self.data, self.instructed = data, instructed
         there = data.cameras()
         self.cameras = list(cameras) or there[:count]
         missing = [c for c in self.cameras if c not in there]
         if missing:
-            raise DataError(
-                f"{data.path} has no images of camera {missing[0]!r}",
-                f"cameras: {', '.join(there) or 'none'}",
-            )
+            raise data.lacks(missing[0])
         if len(self.cameras) != count:
             raise DataError(
                 f"the model takes {count} images, {data.path} gives {len(self.cameras)} "
@@ -50,7 +50,7 @@ class FrameReader:
         else:
             seen = self.episode(episode).steps[step].observation
             images, text = [seen.images[c] for c in self.cameras], seen.instruction
-        if not text.strip():
+        if self.instructed and not text.strip():
             raise DataError(
                 f"{self.data.path}: step {step} of episode {episode} has no instruction",
                 "leave that dataset out, or convert it with --instruction",

@@ -15,13 +15,11 @@ import numpy as np
 import torch
 
 from vla_inference.errors import DataError, VlaError
-from vla_inference.policies.normalisation import Normalisation
-from vla_inference.policies.openvla.config import HeadConfig, ModelConfig
-from vla_inference.policies.openvla.preprocessing import ImagePreprocessor, PromptTokenizer
 from vla_inference.types import check_image
 from vla_training.loader.augment import draw
 from vla_training.loader.batch import Batch, pad
-from vla_training.loader.frame_index import FrameIndex, Source
+from vla_training.loader.frame_index import DatasetSource, FrameIndex
+from vla_training.loader.sample_format import SampleFormat
 from vla_training.loader.sampler import Sampler, rng
 
 
@@ -32,7 +30,7 @@ class Mixture:
     spaces: of each, the name of the statistics its actions are normalised by.
     """
 
-    sources: list[Source]
+    sources: list[DatasetSource]
     indices: list[FrameIndex]
     frames: list[np.ndarray]
     spaces: list[str]
@@ -51,20 +49,20 @@ class Mixture:
 
 
 def mix(
-    sources: Sequence[Source],
+    sources: Sequence[DatasetSource],
     indices: Sequence[FrameIndex],
-    config: ModelConfig,
+    size: int,
     validation: float = 0.0,
     shared: str | None = None,
     statistics: Mapping[str, dict] | None = None,
 ) -> tuple[Mixture, Mixture]:
     """The training mixture and the held-out one.
 
+    size: numbers of an action. validation: share of the episodes that is held out.
     shared: one action space of that name for all datasets, whose actions then have to mean the
         same; None gives each its own, as OpenVLA has it.
     statistics: those of `shared`, where they are not to be worked out of these datasets.
     """
-    size = config.head.action_dim
     for index, source in zip(indices, sources, strict=True):
         if index.actions.shape[1] != size:
             raise DataError(
@@ -120,41 +118,12 @@ def _joined(indices: Sequence[FrameIndex], name: str) -> dict:
     return joined
 
 
-def _bounds(
-    statistics: Mapping[str, dict], space: str, part: str, size: int, head: HeadConfig
-) -> Normalisation:
-    """The values of -1 and 1; part: "action" or "proprio"."""
-    entry = statistics[space].get(part)
-    if not isinstance(entry, Mapping):
-        raise DataError(
-            f"the statistics of {space!r} have no {part!r}",
-            "give --action-space another name, so that they are worked out of the data",
-        )
-    found = Normalisation.from_statistics(entry, f"the statistics of {space!r}", head.bounds)
-    if len(found) != size:
-        what = "actions" if part == "action" else "states"
-        raise DataError(
-            f"the {what} of {space!r} have {len(found)} numbers, the model takes {size}",
-            "fine-tune a model of that size",
-        )
-    return found
-
-
 class Samples(torch.utils.data.Dataset):
     """Samples by position, for a worker process, which opens the datasets."""
 
-    def __init__(
-        self, mixture: Mixture, config: ModelConfig, tokenizer: str, seed: int, augmented: bool
-    ):
-        self.mixture, self.config, self.seed = mixture, config, seed
-        self.augmented, self.tokenizer = augmented, tokenizer
-        self.preprocess = ImagePreprocessor(config)
+    def __init__(self, mixture: Mixture, form: SampleFormat, seed: int, augmented: bool):
+        self.mixture, self.form, self.seed, self.augmented = mixture, form, seed, augmented
         self.order: Sampler | None = None
-        head = config.head
-        known, spaces = mixture.statistics, mixture.spaces
-        self.normalise = [_bounds(known, s, "action", head.action_dim, head) for s in spaces]
-        size = head.proprio_dim
-        self.proprio = [_bounds(known, s, "proprio", size, head) if size else None for s in spaces]
 
     def check(self) -> None:
         """Reads one frame, to find errors that affect all of them before training."""
@@ -163,14 +132,14 @@ class Samples(torch.utils.data.Dataset):
             raise sample
 
     def _open(self) -> None:
-        from tokenizers import Tokenizer
-
         from vla_training.loader.frame_reader import FrameReader
 
         m = self.mixture
-        self.prompt = PromptTokenizer(self.config, Tokenizer.from_str(self.tokenizer))
-        count = self.config.head.num_images
-        self.readers = [FrameReader(s.open(), s.cameras, count) for s in m.sources]
+        form = self.form
+        self.readers = [
+            FrameReader(s.open(), s.cameras, form.cameras, form.takes_instruction)
+            for s in m.sources
+        ]
         self.order = Sampler([len(f) for f in m.frames], m.weights, self.seed)
 
     def _opened(self) -> Sampler:
@@ -194,33 +163,32 @@ class Samples(torch.utils.data.Dataset):
         sample = self.sample_of(source, int(self.mixture.frames[source][number]))
         if self.augmented:
             sample["numbers"] = draw(rng(self.seed, 3, position))
-        return sample
+        return sample | self.form.draw(rng(self.seed, 4, position))
 
     def sample_of(self, source: int, frame: int) -> dict:
-        """A frame by dataset and number, without augmentation."""
+        """A frame by dataset and number, without anything drawn at random."""
         self._opened()
-        index, head = self.mixture.indices[source], self.config.head
+        index, form, space = self.mixture.indices[source], self.form, self.mixture.spaces[source]
         episode, step = index.locate(frame)
         images, instruction = self.readers[source].read(episode, step)
-        future = frame + np.arange(head.chunk)
+        future = frame + np.arange(form.chunk)
         inside = future < index.ends[episode]
-        actions = index.actions[np.where(inside, future, frame)].astype(np.float64)
+        actions = index.actions[np.where(inside, future, frame)]
+        state = None
+        if form.takes_state:
+            assert index.states is not None  # `index_frames` was asked for them
+            state = form.state(index.states[frame], space)
         sample = {
-            "images": np.stack([self.preprocess.uncropped(check_image(p)) for p in images]),
-            "ids": self.prompt(instruction),
-            "targets": self.normalise[source].normalise(actions).astype(np.float32),
+            "images": np.stack([form.image(check_image(p)) for p in images]),
+            "ids": form.prompt(instruction, state),
+            "targets": form.actions(actions, space),
             "inside": inside,
             "source": source,
         }
-        if head.proprio_dim:
-            states, normalisation = index.states, self.proprio[source]
-            assert states is not None and normalisation is not None  # refused by `mix` else
-            state = normalisation.normalise(states[frame].astype(np.float64))
-            sample["proprio"] = state.astype(np.float32)
-        return sample
+        return sample if state is None else {**sample, "proprio": state}
 
 
-OPENED = ("order", "prompt", "readers")
+OPENED = ("order", "readers")
 
 
 def collate(samples: Sequence[dict | VlaError]) -> Batch | VlaError:
@@ -246,6 +214,9 @@ def collate(samples: Sequence[dict | VlaError]) -> Batch | VlaError:
         perhaps("numbers"),
         perhaps("proprio"),
         perhaps("source"),
+        noise=perhaps("noise"),
+        time=perhaps("time"),
+        seed=perhaps("seed"),
     )
 
 

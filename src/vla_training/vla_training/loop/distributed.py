@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from vla_inference.errors import VlaError
 from vla_training.loop.objective import Objective
-from vla_training.loop.train_modules import layers_of
 
 PATIENCE = datetime.timedelta(minutes=10)  # for a rank that says nothing: then the run ends
 
@@ -116,7 +115,7 @@ def shard(
             param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False
         ),
     }
-    layers = layers_of(objective.vla)
+    layers = objective.layers()
     for layer in layers:
         fully_shard(layer, reshard_after_forward=reshard, **options)
     fully_shard(objective, reshard_after_forward=False, **options)

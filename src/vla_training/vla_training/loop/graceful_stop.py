@@ -14,7 +14,7 @@ from vla_inference.system.interrupts import handled
 PATIENCE = 3  # Ctrl-D or signals after which a run ends at once, without saving
 
 
-class Stop:
+class StopRequest:
     """A stop request: `asked` becomes true, and the trainer checks it after each step."""
 
     def __init__(self):
@@ -42,7 +42,7 @@ class Stop:
             self.ask("Ctrl-D")
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[Stop]:
+    def watching(self) -> Iterator[StopRequest]:
         """Turns signals and, on a terminal, Ctrl-D into a stop request inside this block."""
         if threading.current_thread() is not threading.main_thread():
             yield self

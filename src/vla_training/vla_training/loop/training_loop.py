@@ -23,7 +23,7 @@ CLOCK = 10  # steps after which all processes agree on the time, where the sched
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Progress of a run, saved with its state. elapsed: seconds spent in training."""
 
     step: int = 0
@@ -51,6 +51,7 @@ class TrainingLoop:
     forward: calls the objective, compiled perhaps. guard: tells gradients that are skipped, at
     the price of reading the norm back from the device each time; without one all are stepped with.
     average: of weights, brought up to date after each step.
+    optimizer: a group of its parameters may have a "share" of the learning rate.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class TrainingLoop:
         self.place, self.guard, self.average = place, guard, average
         self.forward = objective if forward is None else forward
         self.trained = [p for p in objective.parameters() if p.requires_grad]
-        self.progress, self.meter = Progress(), Meter()
+        self.progress, self.meter = TrainingProgress(), Meter()
 
     def done(self) -> float:
         """Completed share of the run, 0 to 1."""
@@ -88,7 +89,7 @@ class TrainingLoop:
         begun, before = time.perf_counter(), p.elapsed
         while self.done() < 1.0:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.rate()
+                group["lr"] = self.rate() * group.get("share", 1.0)
             norm = self._update(batches)
             p.step += 1
             p.samples += self.config.samples
@@ -141,6 +142,6 @@ class TrainingLoop:
         check_identity(states[-1], read_about(states[-1]).get("identity", {}), identity)
         average = self.average.tensors if self.average else None
         about = load_state(states[-1], self.objective, self.optimizer, average)
-        self.progress = Progress(about["step"], about["samples"], about["elapsed"])
+        self.progress = TrainingProgress(about["step"], about["samples"], about["elapsed"])
         if self.guard is not None:
             self.guard.load(about["guard"])

@@ -22,8 +22,8 @@ from vla_inference.checkpoints.safetensors_io import (
 )
 from vla_inference.checkpoints.save import save_checkpoint, save_tensors
 from vla_inference.errors import CheckpointError
-from vla_inference.policies.openvla.config import ModelConfig
-from vla_inference.policies.openvla.model import VLA
+from vla_inference.openvla.config import ModelConfig
+from vla_inference.openvla.model import VLA
 from vla_inference.system.files import Staged
 from vla_training.lora.layers import WHOLE, LoraConfig, adapters
 from vla_training.lora.peft_adapter import (

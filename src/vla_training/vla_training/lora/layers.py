@@ -9,7 +9,7 @@ either side reads the other's. The base's parameter names stay what they are in 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,13 +171,18 @@ def add_lora(model: nn.Module, config: LoraConfig, seed: int = 0) -> list[str]:
     """
     names = adapted_names(model, config)
     model.requires_grad_(False)
-    for number, name in enumerate(names):
-        swap(model, name, LoraLinear(model.get_submodule(name), config, (seed << 20) + number))
+    adapt(model, names, config, seed)
     for name, parameter in model.named_parameters():
         if name.startswith(WHOLE):
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
     return names
+
+
+def adapt(model: nn.Module, names: Sequence[str], config: LoraConfig, seed: int = 0) -> None:
+    """Adds an adapter to each of these linear layers."""
+    for number, name in enumerate(names):
+        swap(model, name, LoraLinear(model.get_submodule(name), config, (seed << 20) + number))
 
 
 def swap(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -187,23 +192,3 @@ def swap(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def adapters(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
     return ((n, m) for n, m in model.named_modules() if isinstance(m, LoraLinear))
-
-
-def plain_name(name: str) -> str:
-    """A parameter's name in the checkpoint, without the adapter's additions."""
-    return name.replace(".base.", ".")
-
-
-def plain_state(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """The merged model's tensors by checkpoint name; summed in float32, in the base's dtype."""
-    wanted = None if names is None else set(names)
-    deltas = {f"{n}.weight": m for n, m in adapters(model)}
-    merged = {}
-    for key, value in model.state_dict().items():
-        name = plain_name(key)
-        if key.endswith(("lora_A", "lora_B")) or (wanted is not None and name not in wanted):
-            continue
-        if name in deltas:
-            value = (value.float() + deltas[name].delta()).to(value.dtype)
-        merged[name] = value
-    return merged

@@ -22,10 +22,9 @@ from vla_inference.checkpoints.openvla_compat import (
     component_files,
     load_component,
 )
-from vla_inference.checkpoints.safetensors_io import canonical, read_json
-from vla_inference.engines.compiled import Tensors
+from vla_inference.checkpoints.safetensors_io import Tensors, canonical, read_json
 from vla_inference.errors import CheckpointError
-from vla_inference.policies.openvla.model import VLA
+from vla_inference.openvla.model import VLA
 from vla_training.lora.layers import LoraConfig, LoraLinear, is_linear, swap
 
 CONFIG, OURS = "adapter_config.json", "vla_config.json"

@@ -19,10 +19,10 @@ from std_srvs.srv import SetBool
 
 from vla_inference.errors import DataError, VlaError
 from vla_inference.options import option
-from vla_inference.ros.lifecycle import ManagedNode, configured, spin_node
+from vla_inference.ros.lifecycle import ManagedNode, configured, deferred, spin_node
 from vla_inference.ros.parameters import image_transport
 from vla_msgs.msg import ActionChunk, EpisodeStatus
-from vla_training.ros.recording import Heard, Recording
+from vla_training.ros.recording import ReceivedMessage, Recording
 
 LOOK = 0.1  # s between looks for publishers
 DEPTH = 100
@@ -75,13 +75,11 @@ class RecordNode(ManagedNode):
         self._config = config = self.read(RecordConfig)
         if not config.output:
             raise VlaError("parameter 'output' is empty", "set it to a folder")
-        self._recording = Recording(
-            Path(config.output).expanduser(),
-            config.storage,
-            config.images,
-            config.split,
-            self._saved,
-        )
+        output = Path(config.output).expanduser()
+        with deferred():  # its lock and hidden folder go with it
+            self._recording = Recording(
+                output, config.storage, config.images, config.split, self._saved
+            )
         for path in self._recording.left_behind:
             self.get_logger().warning(f"a recorder was killed; what it had is in {path}")
         image = self.resolve_topic_name("image")
@@ -171,7 +169,9 @@ class RecordNode(ManagedNode):
     def _hear(self, role: str, topic: str, kind: str, latched: bool, data: bytes) -> None:
         now = self.get_clock().now().nanoseconds
         try:
-            configured(self._recording).hear(Heard(role, topic, kind, now, bytes(data), latched))
+            configured(self._recording).hear(
+                ReceivedMessage(role, topic, kind, now, bytes(data), latched)
+            )
         except UNWRITABLE:
             raise
         except Exception as error:  # arbitrary bytes may raise anything in decoders and rosbags

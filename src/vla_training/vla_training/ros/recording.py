@@ -18,9 +18,9 @@ import numpy as np
 
 from vla_inference.errors import DataError, VlaError
 from vla_inference.system.files import LOCK, FileLock, HiddenFolder, sync, sync_tree, take_over
-from vla_training.datasets.bag import message_types as types
 from vla_training.datasets.bag.cameras import camera_name
 from vla_training.datasets.bag.episode_bag import STORAGES, EpisodeBag
+from vla_training.datasets.bag.files import message_types as types
 from vla_training.datasets.bag.streams import NS, decode_image, header_stamp
 from vla_training.datasets.images import encode_image
 
@@ -44,7 +44,7 @@ TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # a name that something 
 
 
 @dataclass(frozen=True)
-class Heard:
+class ReceivedMessage:
     """A received message. role: "image", "action", "instruction", "episode" or ""."""
 
     role: str
@@ -122,8 +122,8 @@ class Recording:
         self._next = max(used, default=-1) + 1
         self._current: _Open | None = None
         self._closing: list[_Open] = []  # ended, the first one first; what is late still comes
-        self._pending: deque[Heard] = deque(maxlen=MOST_PENDING)
-        self._instruction: Heard | None = None
+        self._pending: deque[ReceivedMessage] = deque(maxlen=MOST_PENDING)
+        self._instruction: ReceivedMessage | None = None
         self._ended = 0  # stamp at which the last episode ended
         self.late = 0  # messages that belong to no episode
 
@@ -144,7 +144,7 @@ class Recording:
 
     # -- what comes in ------------------------------------------------------------------------
 
-    def hear(self, message: Heard) -> None:
+    def hear(self, message: ReceivedMessage) -> None:
         if message.role == "instruction":
             self._instruction = message
         if self.split == "off" and self._current is None:
@@ -155,7 +155,7 @@ class Recording:
             self._file(message)
         self.tick(message.log)
 
-    def _follow(self, message: Heard) -> None:
+    def _follow(self, message: ReceivedMessage) -> None:
         """Handles an EpisodeStatus, which may begin or end an episode."""
         status: Any = self.store.deserialize_cdr(message.data, types.EPISODE)
         stamp, current = message.stamp, self._current
@@ -182,7 +182,7 @@ class Recording:
         if status.done:
             self._end(stamp, message.log)
 
-    def _file(self, message: Heard) -> None:
+    def _file(self, message: ReceivedMessage) -> None:
         """Writes a message to its episode's bag, or keeps it until that is known."""
         stamp, current = message.stamp, self._current
         ended = [bag for bag in self._closing if stamp <= bag.end]
@@ -198,7 +198,7 @@ class Recording:
         else:
             self.late += 1
 
-    def _settle(self, due: Callable[[Heard], bool]) -> None:
+    def _settle(self, due: Callable[[ReceivedMessage], bool]) -> None:
         """Writes waiting messages that certainly belong to the current episode."""
         waiting, current = list(self._pending), self._under_way()
         self._pending.clear()
@@ -238,7 +238,8 @@ class Recording:
         if self._instruction is not None:
             told = self._instruction
             self._write(
-                self._current, Heard(told.role, told.topic, told.type, now, told.data, True)
+                self._current,
+                ReceivedMessage(told.role, told.topic, told.type, now, told.data, True),
             )
         self._pending = deque((m for m in self._pending if m.role != "instruction"), MOST_PENDING)
         return self._current
@@ -314,7 +315,7 @@ class Recording:
 
     # -- messages -----------------------------------------------------------------------------
 
-    def _write(self, into: _Open, message: Heard) -> None:
+    def _write(self, into: _Open, message: ReceivedMessage) -> None:
         topic, kind = message.topic, message.type
         data: bytes | memoryview = message.data
         if message.role == "image":
@@ -327,7 +328,7 @@ class Recording:
             into.topics[message.role] = topic
         into.bag.write(topic, kind, message.log, data, latched=message.latched)
 
-    def _compress(self, message: Heard) -> tuple[str, str, bytes | memoryview]:
+    def _compress(self, message: ReceivedMessage) -> tuple[str, str, bytes | memoryview]:
         image: Any = self.store.deserialize_cdr(message.data, types.IMAGE)
         if image.encoding not in LOSSLESS:
             return message.topic, message.type, message.data

@@ -37,7 +37,8 @@ from vla_training.datasets.bag.reader import BagSet
 from vla_training.datasets.bag.streams import NS
 from vla_training.evaluation import validation_report
 from vla_training.evaluation.accuracy import Range
-from vla_training.evaluation.validate import Thresholds, check_form
+from vla_training.evaluation.config import Thresholds
+from vla_training.evaluation.validate import check_form
 from vla_training.evaluation.validation import Validation
 
 TICK = 0.01  # s
@@ -106,7 +107,7 @@ class Cue:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ModelAnswer:
     chunk: ActionChunk
     latency: float
     age: float
@@ -121,7 +122,7 @@ class ValidationNode(ManagedNode):
         self.exit_status: int | None = None
         self.statistics: dict[str, Any] | None = None
         self._cues: list[Cue] = []
-        self._answers: dict[int, Answer] = {}
+        self._answers: dict[int, ModelAnswer] = {}
         self._sent: dict[int, float] = {}  # stamp -> when it was published (monotonic)
         self._entities: list[Any] = []  # publishers and subscriptions
         self._timer = None
@@ -298,7 +299,7 @@ class ValidationNode(ManagedNode):
         latency = max(latency, 1e-6)
         age = (produced - stamp) / NS if produced else math.nan
         try:
-            self._answers[stamp] = Answer(msg_to_chunk(msg), latency, age)
+            self._answers[stamp] = ModelAnswer(msg_to_chunk(msg), latency, age)
         except VlaError as error:
             self._refused[str(error)] = self._refused.get(str(error), 0) + 1
 

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vla_inference.policies.openvla.config import ModelConfig
-from vla_inference.policies.openvla.preprocessing import PromptTokenizer
+from vla_inference.openvla.config import ModelConfig
+from vla_inference.openvla.preprocessing import PromptTokenizer
 from vla_training.loader.augment import NUMBERS
 from vla_training.loader.batch import Batch, pad
 from vla_training.loader.sampler import Sampler
 from vla_training.loop.distributed import Place
 from vla_training.small_model.auxiliary_targets import SIZE
 from vla_training.small_model.config import TrainConfig
-from vla_training.small_model.frames import Frames
+from vla_training.small_model.frames import TrainingFrames
 
 
 class Batches:
@@ -24,7 +24,7 @@ class Batches:
 
     def __init__(
         self,
-        frames: Frames,
+        frames: TrainingFrames,
         targets: Tensor,
         config: TrainConfig,
         model: ModelConfig,

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from vla_inference.errors import DataError
-from vla_inference.policies.openvla.preprocessing import resize
+from vla_inference.openvla.preprocessing import resize
 from vla_training.datasets import EpisodeSet, open_dataset
 from vla_training.datasets.hdf5.reader import Hdf5Set
-from vla_training.small_model.frames import WORDINGS, Frames, load_frames
+from vla_training.small_model.frames import WORDINGS, TrainingFrames, load_frames
 from vla_training.small_model.reset_images import is_reset_images
 
 
@@ -23,7 +23,7 @@ def frames_from_paths(
     device: str = "cpu",
     report: Callable[[str], None] = lambda _: None,
     wordings: int = WORDINGS,
-) -> Frames:
+) -> TrainingFrames:
     """All frames of some datasets, with images of size x size.
 
     HDF5 files of that size in robosuite's own form are taken as they are, with what their
@@ -60,7 +60,7 @@ def frames_from_episodes(
     size: int | None = None,
     device: str = "cpu",
     report: Callable[[str], None] = lambda _: None,
-) -> Frames:
+) -> TrainingFrames:
     """Read all episodes into memory.
 
     camera: the first of each dataset if left out.
@@ -81,10 +81,7 @@ def frames_from_episodes(
     for data in sets:
         name = camera or next(iter(data.cameras()), None)
         if name not in data.cameras():
-            raise DataError(
-                f"{data.path} has no images of camera {name!r}",
-                f"cameras: {', '.join(data.cameras()) or 'none'}",
-            )
+            raise data.lacks(name)
         for number, episode in enumerate(data):
             if not len(episode):
                 continue
@@ -112,7 +109,7 @@ def frames_from_episodes(
     if not images:
         raise DataError("the datasets hold no frame", "check how they were made")
     counts = torch.tensor(lengths)
-    return Frames(
+    return TrainingFrames(
         torch.from_numpy(np.stack(images)).to(device),
         torch.from_numpy(np.concatenate(actions)),
         torch.tensor(text),

@@ -32,8 +32,8 @@ BLOCK = 256  # reset images read at a time
 class Other:
     """The targets of frames for instructions with the opposite order.
 
-    text [N]: as in `Frames`, -1 where there is no other order. scene [N, SIZE]: NaN there.
-    start, end [N]: as in `Frames`; the same where nobody knows what would be done.
+    text [N]: as in `TrainingFrames`, -1 where there is no other order. scene [N, SIZE]: NaN there.
+    start, end [N]: as in `TrainingFrames`; the same where nobody knows what would be done.
     """
 
     text: torch.Tensor
@@ -43,7 +43,7 @@ class Other:
 
 
 @dataclass
-class Frames:
+class TrainingFrames:
     """All steps of all episodes in order, and reset images (`reset_images.py`).
 
     images: uint8 [N, H, W, 3]. actions: float32 [M, 7], SI.
@@ -97,7 +97,7 @@ def load_frames(
     device: str = "cpu",
     report: Callable[[str], None] = lambda _: None,
     count: int = WORDINGS,
-) -> Frames:
+) -> TrainingFrames:
     """Reads HDF5 datasets and reset images into memory, with images directly on `device`.
 
     count: sentences that are drawn for a scene whose task can say it in several ways; 0 keeps the
@@ -143,10 +143,7 @@ def _episodes(data: Hdf5Set, camera: str, count: int) -> Iterator[tuple[np.ndarr
         group, values, states = data.episodes.group(i), data.actions(i), data.episodes.states(i)
         n, images = len(values), data.columns(i, data.cameras()).get(camera)
         if images is None:
-            raise DataError(
-                f"{data.path} has no images of camera {camera!r}",
-                f"cameras: {', '.join(data.cameras()) or 'none'}",
-            )
+            raise data.lacks(camera)
         if not np.isfinite(values).all():
             raise DataError(f"{data.path}: demonstration {i} has actions that are not finite")
         task, drawn = group.attrs.get("task", ""), recorded_scene(group)
@@ -227,7 +224,7 @@ class _Filling:
             self.sentences.setdefault(sentence, len(self.sentences))
         return self.rows.setdefault(said, len(self.rows))
 
-    def frames(self, images: torch.Tensor) -> Frames:
+    def frames(self, images: torch.Tensor) -> TrainingFrames:
         columns: dict[str, Any] = {
             k: torch.from_numpy(np.concatenate(v)) for k, v in self.columns.items()
         }
@@ -237,7 +234,7 @@ class _Filling:
         table = [[self.sentences[said[k % len(said)]] for k in range(width)] for said in self.rows]
         scene = columns.pop("scene")
         actions = np.concatenate([*self.actions, *self.reset_images]).astype(np.float32)
-        return Frames(
+        return TrainingFrames(
             images=images,
             actions=torch.from_numpy(actions),
             sentences=list(self.sentences),
@@ -249,7 +246,7 @@ class _Filling:
         )
 
 
-def action_statistics(frames: Frames) -> dict:
+def action_statistics(frames: TrainingFrames) -> dict:
     """The dataset_statistics.json entry of these frames: q01/q99 bounds, gripper left as it is.
 
     Of the episodes only: reset images show just the first steps.

@@ -11,8 +11,6 @@ from vla_training.loader.batch import Batch
 from vla_training.small_model.auxiliary_targets import COLOURS, NUMBERS
 from vla_training.small_model.batches import Batches
 
-ORDERS = ("asked", "turned")  # the recorded order, and the other
-
 
 @torch.no_grad()
 def instruction_following(

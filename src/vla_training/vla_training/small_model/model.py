@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vla_inference.errors import VlaError
-from vla_inference.policies.openvla.model import VLA
+from vla_inference.openvla.model import VLA
+from vla_training.finetune.families.openvla.objective import OpenVLAObjective
 from vla_training.loader.augment import Augmentation
 from vla_training.loader.batch import Batch
-from vla_training.loop.objective import Objective
 from vla_training.small_model.auxiliary_targets import COLOURS, NAMED, NUMBERS
 
 COLOUR_WEIGHT = 1.0  # of naming colours, beside the L1 of places
@@ -50,7 +50,7 @@ class SceneHead(nn.Module):
         return numbers - COLOUR_WEIGHT * (likely * named).sum() / named.sum().clamp(min=1)
 
 
-class SceneObjective(Objective):
+class SceneObjective(OpenVLAObjective):
     """Mean L1 of the known actions plus `weight` times the loss of the auxiliary head."""
 
     def __init__(self, vla: VLA, weight: float, augmentation: Augmentation):
@@ -68,7 +68,7 @@ class SceneObjective(Objective):
     @torch.no_grad()
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Normalised actions [B, T, D], scene (`SceneHead`)."""
-        with self.low_precision():
+        with self.low_precision(self.edges.device):
             hidden = self.vla.action_hidden(*self.context(batch))
             return self.vla.action_head(hidden), self.scene_head(hidden)
 

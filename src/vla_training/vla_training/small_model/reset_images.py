@@ -30,7 +30,6 @@ from vla_training.small_model.auxiliary_targets import (
 )
 from vla_training.small_model.config import ResetImagesWanted
 
-ORDERS = 2  # as drawn, and the other
 STEPS = 4  # that the expert takes from a reset image
 PART = 250  # reset images of a file
 

@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from vla_inference.checkpoints.load import load_tokenizer
-from vla_inference.policies.openvla.config import PROMPTS
+from vla_inference.openvla.config import PROMPTS
 from vla_sim_bridge.tasks import TASKS
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<empty>")  # ids 0, 1, 2, 3

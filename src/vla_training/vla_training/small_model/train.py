@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from vla_inference.errors import VlaError
 from vla_inference.system.files import only_one
+from vla_training.loop.precision import tensor_cores
 from vla_training.loop.training_state import find_states
 from vla_training.small_model.config import SMALL, TrainConfig
 from vla_training.small_model.episode_frames import frames_from_paths
@@ -73,7 +74,12 @@ def spawn(world: int, args: tuple) -> None:
         torch.multiprocessing.spawn(_train_rank, (meeting, *args), nprocs=world)
 
 
-def _train_rank(rank, meeting, world, cuda, data, output, config, resume, report) -> None:
+def _train_rank(rank, meeting, world, cuda, *more) -> None:
+    with tensor_cores(cuda):
+        _train(rank, meeting, world, cuda, *more)
+
+
+def _train(rank, meeting, world, cuda, data, output, config, resume, report) -> None:
     device = f"cuda:{rank}" if cuda else "cpu"
     if cuda:
         torch.cuda.set_device(rank)
@@ -82,7 +88,6 @@ def _train_rank(rank, meeting, world, cuda, data, output, config, resume, report
         dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=world)
     if rank:
         report = _quiet
-    torch.set_float32_matmul_precision("high")
     size = SMALL["vision_towers"][0]["image_size"]
     if config.shares and world > 1:
         if len(data) < world:

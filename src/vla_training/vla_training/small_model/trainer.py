@@ -18,9 +18,9 @@ from torch import Tensor
 from vla_inference.checkpoints.load import load_config
 from vla_inference.checkpoints.save import save_checkpoint
 from vla_inference.errors import VlaError
+from vla_inference.openvla.config import ModelConfig, words_of
+from vla_inference.openvla.model import VLA
 from vla_inference.policies.normalisation import Normalisation
-from vla_inference.policies.openvla.config import ModelConfig, words_of
-from vla_inference.policies.openvla.model import VLA
 from vla_training.loader.augment import Augmentation
 from vla_training.loader.batch import Batch
 from vla_training.loader.frame_index import held_out
@@ -28,7 +28,7 @@ from vla_training.loop.distributed import Place
 from vla_training.loop.training_loop import Average, TrainingLoop
 from vla_training.small_model.batches import Batches
 from vla_training.small_model.config import SMALL, TrainConfig
-from vla_training.small_model.frames import Frames, action_statistics
+from vla_training.small_model.frames import TrainingFrames, action_statistics
 from vla_training.small_model.instruction_following import instruction_following
 from vla_training.small_model.model import SceneObjective, begin_with, initialise
 from vla_training.small_model.tokenizer import known_tokenizer, task_sentences, train_tokenizer
@@ -37,7 +37,7 @@ from vla_training.small_model.tokenizer import known_tokenizer, task_sentences, 
 class Trainer:
     """The parts of a training run; `run` continues from the current position."""
 
-    def __init__(self, frames: Frames, config: TrainConfig, device: str, model_json=SMALL):
+    def __init__(self, frames: TrainingFrames, config: TrainConfig, device: str, model_json=SMALL):
         self.frames, self.config, self.device = frames, config, device
         self.place = Place(device=device)
         if dist.is_initialized():
@@ -108,7 +108,7 @@ class Trainer:
         rate = self.config.learning_rate
         return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=fused)
 
-    def _statistics(self, frames: Frames) -> dict:
+    def _statistics(self, frames: TrainingFrames) -> dict:
         """Statistics of all processes' frames, if each holds a share."""
         if self.place.world == 1 or not self.config.shares:
             return action_statistics(frames)
@@ -122,7 +122,7 @@ class Trainer:
         )
         return {**statistics, "num_trajectories": sum(episodes)}
 
-    def _words(self, frames: Frames) -> set[str]:
+    def _words(self, frames: TrainingFrames) -> set[str]:
         """Words of all sentences that the model has been trained with, of all processes."""
         sentences: list[Any] = [frames.sentences]
         if self.place.world > 1 and self.config.shares:
@@ -133,7 +133,7 @@ class Trainer:
             words |= load_config(Path(self.config.start)).words
         return words
 
-    def batches_of(self, frames: Frames) -> Batches:
+    def batches_of(self, frames: TrainingFrames) -> Batches:
         """Batches of frames, with actions normalised like the training ones."""
         statistics = self.statistics[self.frames.name]["action"]
         actions = frames.actions.numpy().astype(np.float64)

@@ -13,8 +13,7 @@ from vla_inference.system import charts
 from vla_inference.system.charts import LINE, PALE
 from vla_inference.system.files import write_whole
 from vla_sim_bridge.evaluation.confidence_intervals import mean_interval, wilson_interval
-from vla_sim_bridge.evaluation.report import versions
-from vla_training.evaluation.report import write_statistics
+from vla_sim_bridge.evaluation.report import versions, write_json
 from vla_training.study.config import Cell, StudyConfig
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def write_report(
     if rows:
         write_whole(folder / "success.png", draw(rows))
         write_whole(folder / "report.md", table(config, found).encode())
-    write_statistics(folder / "results.json", found)
+    write_json(folder / "results.json", found)
     return found
 
 

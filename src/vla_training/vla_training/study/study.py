@@ -26,9 +26,9 @@ from vla_inference.system import progress
 from vla_inference.system.files import LOCK, only_one
 from vla_inference.system.worker_pool import WorkerPool
 from vla_sim_bridge.evaluation.episode import EpisodeResult
+from vla_sim_bridge.evaluation.report import write_json
 from vla_sim_bridge.evaluation.rollout import summarise
 from vla_sim_bridge.tasks import get_task
-from vla_training.evaluation.report import write_statistics
 from vla_training.study import worker
 from vla_training.study.config import HELD_OUT, Cell, StudyConfig
 from vla_training.study.report import write_report
@@ -83,7 +83,7 @@ class Study:
             ):
                 raise VlaError(f"{self.output} is not empty, and no study", "choose another")
             plan = {"settings": identity}
-            write_statistics(path, plan)
+            write_json(path, plan)
             return plan
         plan = read_json(path)
         for key, value in identity.items():
@@ -136,7 +136,7 @@ class Study:
             "data_frames": frames,
             "steps": {str(p): s for p, s in passes.items()},
         }
-        write_statistics(self.output / "study.json", self.plan)
+        write_json(self.output / "study.json", self.plan)
 
     # -- the work -----------------------------------------------------------------------------
 
@@ -223,7 +223,7 @@ class Study:
         played.sort(key=lambda r: r.index)
         told = read_json(self._folder(cell) / "trained.json")
         result = {"training": told, **summarise(played), "results": played}
-        write_statistics(self._folder(cell) / "result.json", result)
+        write_json(self._folder(cell) / "result.json", result)
         self.results[cell] = result
         self.say(
             f"{cell.name}: {result['successes']} of {result['episodes']} "

@@ -18,11 +18,11 @@ from vla_inference.errors import VlaError
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_sim_bridge.envs.protocol import World, make_world
 from vla_sim_bridge.evaluation.episode import EpisodeResult
+from vla_sim_bridge.evaluation.report import write_json
 from vla_sim_bridge.evaluation.rollout import run_episode
-from vla_training.evaluation.report import write_statistics
 from vla_training.loop.training_state import find_states
 from vla_training.small_model.episode_frames import frames_from_paths
-from vla_training.small_model.frames import Frames
+from vla_training.small_model.frames import TrainingFrames
 from vla_training.small_model.train import SMALL, TrainConfig, Trainer
 from vla_training.study.config import HELD_OUT, Cell, StudyConfig
 
@@ -49,7 +49,7 @@ def take_core() -> None:
 
 
 @cache
-def read_frames(data: tuple[str, ...], device: str) -> Frames:
+def read_frames(data: tuple[str, ...], device: str) -> TrainingFrames:
     return frames_from_paths(data, SMALL["vision_towers"][0]["image_size"], device)
 
 
@@ -139,7 +139,7 @@ def train_cell(config: StudyConfig, cell: Cell, steps: int, folder: str) -> dict
         "samples_per_s": last["samples_per_s"],
         "train_seconds": last["seconds"],
     }
-    write_statistics(where / "trained.json", told)
+    write_json(where / "trained.json", told)
     shutil.rmtree(state, ignore_errors=True)
     return told
 

@@ -22,8 +22,15 @@ from scipy.spatial.transform import Rotation, Slerp
 from vla_inference.errors import DataError, VlaError
 from vla_inference.policies.action_specs import part_of
 from vla_inference.types import ANGLES, ActionSpec, eef_delta_spec
-from vla_training.datasets.action_form import spec_from_json
-from vla_training.datasets.bag.message_types import ARRAY, CHUNK, EEF_DELTA, JOINTS, POSE, TWIST
+from vla_training.datasets.action_form import advance, spec_from_json
+from vla_training.datasets.bag.files.message_types import (
+    ARRAY,
+    CHUNK,
+    EEF_DELTA,
+    JOINTS,
+    POSE,
+    TWIST,
+)
 from vla_training.datasets.bag.streams import NS, Stream, nearest
 
 HOLD = 2.0  # a twist holds for at most this many usual periods
@@ -182,8 +189,12 @@ def episode_actions(
         make = _from_targets if kind == POSE else _from_poses
         motion, known, reason = make(stream, times, ends, tolerance)
     values = np.column_stack([motion, np.ones(len(times))])
-    missing = Counter({reason: int((~known).sum())}) if not known.all() else Counter()
-    return Actions(values, known, spec, None, missing, notes)
+    return Actions(values, known, spec, None, _count(reason, known), notes)
+
+
+def _count(reason: str, known: np.ndarray) -> Counter[str]:
+    """Why images have no action, and how many."""
+    return Counter() if known.all() else Counter({reason: int((~known).sum())})
 
 
 def _stated_frame(about: Mapping[str, Any]) -> str:
@@ -205,9 +216,7 @@ def _from_chunks(
     elif stream.stamped and (distance == 0).any():
         tolerance = 0  # they carry the stamps of their images: an unanswered one has none
     known = distance <= tolerance
-    missing: Counter = Counter()
-    if not known.all():
-        missing[f"no action within {tolerance / NS:g} s"] = int((~known).sum())
+    missing = _count(f"no action within {tolerance / NS:g} s", known)
     chunks: list[Chunk | None] = []
     for i, at in enumerate(index):
         chunk = stream.values[at] if known[i] else None
@@ -240,9 +249,7 @@ def _from_arrays(stream: Stream, times: np.ndarray, tolerance: int, spec: Action
                 "the bag is damaged",
             )
         values[i] = stream.values[index[i]]
-    missing: Counter[str] = Counter()
-    if not known.all():
-        missing[f"no action within {tolerance / NS:g} s"] = int((~known).sum())
+    missing = _count(f"no action within {tolerance / NS:g} s", known)
     return Actions(values, known, spec, None, missing)
 
 
@@ -273,10 +280,7 @@ def _from_twists(
             seconds = (min(until[k], end) - max(at[k], begin)) / NS
             if seconds > 0:
                 step = Rotation.from_rotvec(seconds * twists[k, 3:])
-                if frame == "tool":
-                    way, turn = way + turn.apply(seconds * twists[k, :3]), turn * step
-                else:
-                    way, turn = way + seconds * twists[k, :3], step * turn
+                way, turn = advance(way, turn, seconds * twists[k, :3], step, frame)
                 known[i] = True
         motion[i] = [*way, *turn.as_rotvec()]
     if len(at):

@@ -12,8 +12,8 @@ from vla_inference.inputs.image_messages import (
     packed_refusal,
     refusal,
 )
+from vla_training.datasets.bag.files.message_types import COMPRESSED, IMAGE
 from vla_training.datasets.bag.files.storage import BagFile
-from vla_training.datasets.bag.message_types import COMPRESSED, IMAGE
 
 IMAGES = (COMPRESSED, IMAGE)
 VIDEOS = (

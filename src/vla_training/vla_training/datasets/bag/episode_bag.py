@@ -23,7 +23,7 @@ from rosbags.rosbag2 import StoragePlugin, WriterError
 from rosbags.rosbag2 import Writer as RosbagWriter
 
 from vla_inference.errors import DataError
-from vla_training.datasets.bag import message_types as types
+from vla_training.datasets.bag.files import message_types as types
 from vla_training.datasets.bag.topics import OURS
 
 METADATA_VERSION: Final = 8
@@ -47,11 +47,12 @@ def qos(latched: bool = False, reliable: bool = True) -> Qos:
 
 
 class EpisodeBag:
-    """A bag being written into a new folder. Topics are added as they are written."""
+    """A bag being written into a new folder. Topics are added as they are written.
+
+    storage: one of STORAGES.
+    """
 
     def __init__(self, path: Path, storage: str = "mcap"):
-        if storage not in STORAGES:
-            raise DataError(f"unknown storage {storage!r}", f"use {' or '.join(STORAGES)}")
         self.path = path
         self.store = types.our_types()
         self.messages: dict[str, int] = {}

@@ -12,11 +12,12 @@ import numpy as np
 from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec
 from vla_training.datasets.bag.actions import Chunk, episode_actions
+from vla_training.datasets.bag.files.message_types import JOINTS
 from vla_training.datasets.bag.files.storage import BagFile
-from vla_training.datasets.bag.message_types import JOINTS
-from vla_training.datasets.bag.roles import CONTINUOUS, Roles, check_used, digest, read_roles
+from vla_training.datasets.bag.options import BagOptions
+from vla_training.datasets.bag.roles import CONTINUOUS, Roles, check_used, digest
 from vla_training.datasets.bag.streams import NS, Stream, held, nearest, read_streams
-from vla_training.datasets.bag.topics import BagOptions, BagTopics, choose_topics
+from vla_training.datasets.bag.topics import BagTopics, choose_topics
 
 RUNNING = "running"
 SLACK = 0.2  # of the gripper's range: what stays below never opens, what is outside is another's
@@ -72,7 +73,7 @@ def read_bag(bag: BagFile, options: BagOptions) -> BagReading:
     streams = bag.reading(
         lambda: read_streams(bag, topics, lambda topic, msg: digest(kinds[topic], msg))
     )
-    roles = read_roles(str(bag.path), options, topics, kinds, streams)
+    roles = Roles(str(bag.path), options, topics, kinds, streams)
     return _Cutter(bag, options, topics, kinds, streams, roles).cut()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,12 @@ from vla_training.datasets.bag.actions import Chunk
 from vla_training.datasets.bag.episodes import BagEpisode, BagReading, read_bag
 from vla_training.datasets.bag.files.paths import find_bags
 from vla_training.datasets.bag.files.storage import BagFile
+from vla_training.datasets.bag.options import BagOptions
 from vla_training.datasets.bag.roles import CONTINUOUS
 from vla_training.datasets.bag.streams import decode_image, header_stamp
-from vla_training.datasets.bag.topics import BagOptions, read_about
-from vla_training.datasets.base import EpisodeSet
+from vla_training.datasets.bag.topics import read_about
+from vla_training.datasets.base import EpisodeSet, name_of
+from vla_training.datasets.images import StoredImages
 
 MOST_READ = 64  # bags of one episode whose messages, without images, are kept
 
@@ -41,7 +43,7 @@ class BagSet(EpisodeSet):
     def __init__(self, path: str | os.PathLike, **options: Any):
         self.path = Path(path)
         self.options = BagOptions(**options)
-        self.name = self.path.stem if self.path.is_file() else self.path.resolve().name
+        self.name = name_of(self.path)
         self.notes: list[str] = []
         paths = find_bags(self.path)
         if not paths:
@@ -176,11 +178,8 @@ class BagSet(EpisodeSet):
         steps = [
             Step(
                 Observation(
-                    _LazyImages(
-                        file,
-                        {c: reading.topics.cameras[c] for c in encoded},
-                        {c: encoded[c][t] for c in encoded},
-                        t,
+                    BagStepImages(
+                        file, reading.topics.cameras, {c: encoded[c][t] for c in encoded}, t
                     ),
                     texts[t],
                     None if found.states is None else found.states[t].astype(np.float32),
@@ -220,22 +219,17 @@ def _images(file: BagFile, topic: str, keys: np.ndarray) -> list[Any]:
     return [found[int(s), int(log)] for s, log in keys]
 
 
-class _LazyImages(Mapping[str, np.ndarray]):
+class BagStepImages(StoredImages):
     """Camera -> image of one step, decoded on each access as the inference node does it."""
 
-    __slots__ = ("_encoded", "_file", "_step", "_topics")
+    __slots__ = ("_file", "_step", "_topics")
 
-    def __init__(self, file: BagFile, topics: dict[str, str], encoded: dict, step: int):
-        self._file, self._topics, self._encoded, self._step = file, topics, encoded, step
+    def __init__(self, file: BagFile, topics: Mapping[str, str], encoded: dict, step: int):
+        super().__init__(encoded)
+        self._file, self._topics, self._step = file, topics, step
 
     def __getitem__(self, camera: str) -> np.ndarray:
         topic = self._topics[camera]
-        message = self._file.decode(self._encoded[camera])
+        message = self._file.decode(self._stored[camera])
         where = f"{self._file.path}, {topic}, step {self._step}"
         return decode_image(self._file.topics[topic].type, message, where)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._encoded)
-
-    def __len__(self) -> int:
-        return len(self._encoded)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,23 @@ import numpy as np
 from vla_inference.errors import DataError
 from vla_inference.inputs.joint_memory import MAX_APART
 from vla_training.datasets.bag.actions import digest_action
+from vla_training.datasets.bag.files.message_types import (
+    CHUNK,
+    EEF_DELTA,
+    EPISODE,
+    JOINTS,
+    POSE,
+    TWIST,
+)
 from vla_training.datasets.bag.joints import ForwardKinematics, JointStream, read_joints
-from vla_training.datasets.bag.message_types import CHUNK, EEF_DELTA, EPISODE, JOINTS, POSE, TWIST
+from vla_training.datasets.bag.options import BagOptions
 from vla_training.datasets.bag.streams import Stream
-from vla_training.datasets.bag.topics import BagOptions, BagTopics
+from vla_training.datasets.bag.topics import BagTopics
 
 CONTINUOUS = (TWIST, POSE, JOINTS)  # actions of any length, beside which the gripper has a topic
 RANGE = BagOptions().gripper_range
 
 
-@dataclass
 class Roles:
     """The streams of a bag by what they are used for.
 
@@ -28,11 +35,85 @@ class Roles:
     rows of numbers, of joints in the order of `state_names`.
     """
 
-    action: Stream
-    gripper: Stream | None = None
-    state: Stream | None = None
-    state_names: tuple[str, ...] = ()
-    notes: list[str] = field(default_factory=list)
+    def __init__(
+        self,
+        where: str,
+        options: BagOptions,
+        topics: BagTopics,
+        kinds: Mapping[str, str],
+        streams: Mapping[str, Stream],
+    ):
+        """where: the bag, for messages. kinds, streams: by topic.
+
+        Raises DataError where the streams do not fit the options.
+        """
+        self._where, self._options, self._topics = where, options, topics
+        self._kinds, self._streams = kinds, streams
+        self._joints = {
+            t: JointStream(t, streams[t])
+            for t in topics.small
+            if kinds[t] == JOINTS and t in streams
+        }
+        self.notes = [
+            f"{count} messages of {topic} left out: {fault}"
+            for topic, stream in self._joints.items()
+            for fault, count in stream.faults.items()
+        ]
+        self.action = self._action()
+        self.gripper = self._gripper()
+        self.state_names: tuple[str, ...] = ()
+        self.state = None if topics.state is None else self._state(topics.state)
+
+    def _action(self) -> Stream:
+        topic, options = self._topics.action, self._options
+        if self._kinds[topic] != JOINTS:
+            return self._streams[topic]
+        assert options.robot_model is not None  # refused by `read_bag`
+        joints = self._joints[topic]
+        arm = ForwardKinematics(options.robot_model, options.robot_tip)
+        if still := [n for n in arm.chain() if n not in joints.names]:
+            self.notes.append(f"no message names {', '.join(still)} of the arm: taken for 0")
+        return joints.poses(arm)
+
+    def _gripper(self) -> Stream | None:
+        topic, actions = self._topics.gripper, self._topics.action
+        name = self._options.gripper_joint
+        if topic is None and self._kinds[actions] == JOINTS and name:
+            topic = actions
+        if topic is None or self._kinds[actions] not in CONTINUOUS:
+            return None
+        if self._kinds[topic] != JOINTS:
+            stream = self._streams[topic]
+            return replace(stream, values=[_first(v) for v in stream.values])
+        names = self._joints[topic].names
+        if name is None:
+            if len(names) != 1:
+                raise DataError(
+                    f"{self._where}: {topic} has {len(names)} joints ({', '.join(names)})",
+                    "name the gripper's with --gripper-joint",
+                )
+            name = names[0]
+        return self._joints[topic].position(name)
+
+    def _state(self, topic: str) -> Stream:
+        kind, stream = self._kinds[topic], self._streams[topic]
+        if kind != JOINTS:
+            values = [v[0] if kind == POSE else v for v in stream.values]
+            return replace(stream, values=[np.ravel(v).tolist() for v in values])
+        found, asked = self._joints[topic], self._options.joints_of_state
+        self.state_names = tuple(asked or found.names)
+        if found.partial and not asked:
+            self.notes.append(
+                f"the state is {', '.join(self.state_names)}, which {topic} tells in several "
+                "messages (--state-joints chooses and orders them)"
+            )
+        state, stale = found.vectors(self.state_names)
+        self.notes += [
+            f"{count} messages of {topic} left out: joint {name} was last heard of more than "
+            f"{MAX_APART:g} s before"
+            for name, count in sorted(stale.items())
+        ]
+        return state
 
 
 def digest(kind: str, msg: Any) -> Any:
@@ -46,94 +127,9 @@ def digest(kind: str, msg: Any) -> Any:
     return np.array(msg.data, np.float64) if np.ndim(msg.data) else msg.data
 
 
-def read_roles(
-    where: str,
-    options: BagOptions,
-    topics: BagTopics,
-    kinds: Mapping[str, str],
-    streams: Mapping[str, Stream],
-) -> Roles:
-    """Assigns the streams of a bag; raises DataError where they do not fit the options.
-
-    where: the bag, for messages. kinds, streams: by topic.
-    """
-    joints = {
-        t: JointStream(t, streams[t]) for t in topics.small if kinds[t] == JOINTS and t in streams
-    }
-    roles = Roles(streams[topics.action])
-    for topic, stream in joints.items():
-        for fault, count in stream.faults.items():
-            roles.notes.append(f"{count} messages of {topic} left out: {fault}")
-    if kinds[topics.action] == JOINTS:
-        assert options.robot_model is not None  # refused by `read_bag`
-        arm = ForwardKinematics(options.robot_model, options.robot_tip)
-        roles.action = joints[topics.action].poses(arm)
-        if still := [n for n in arm.chain() if n not in joints[topics.action].names]:
-            roles.notes.append(f"no message names {', '.join(still)} of the arm: taken for 0")
-    roles.gripper = _gripper(where, options, topics, kinds, streams, joints)
-    _add_state(roles, options, topics, kinds, streams, joints)
-    return roles
-
-
-def _gripper(
-    where: str,
-    options: BagOptions,
-    topics: BagTopics,
-    kinds: Mapping[str, str],
-    streams: Mapping[str, Stream],
-    joints: Mapping[str, JointStream],
-) -> Stream | None:
-    topic = topics.gripper
-    if topic is None and kinds[topics.action] == JOINTS and options.gripper_joint:
-        topic = topics.action
-    if topic is None or kinds[topics.action] not in CONTINUOUS:
-        return None
-    if kinds[topic] != JOINTS:
-        return replace(streams[topic], values=[_first(v) for v in streams[topic].values])
-    name, names = options.gripper_joint, joints[topic].names
-    if name is None:
-        if len(names) != 1:
-            raise DataError(
-                f"{where}: {topic} has {len(names)} joints ({', '.join(names)})",
-                "name the gripper's with --gripper-joint",
-            )
-        name = names[0]
-    return joints[topic].position(name)
-
-
 def _first(value: Any) -> float:
     flat = np.ravel(value)
     return float(flat[0]) if flat.size else float("nan")
-
-
-def _add_state(
-    roles: Roles,
-    options: BagOptions,
-    topics: BagTopics,
-    kinds: Mapping[str, str],
-    streams: Mapping[str, Stream],
-    joints: Mapping[str, JointStream],
-) -> None:
-    if topics.state is None:
-        return
-    stream = streams[topics.state]
-    if kinds[topics.state] != JOINTS:
-        values = [v[0] if kinds[topics.state] == POSE else v for v in stream.values]
-        roles.state = replace(stream, values=[np.ravel(v).tolist() for v in values])
-        return
-    found = joints[topics.state]
-    roles.state_names = tuple(options.joints_of_state or found.names)
-    if found.partial and not options.joints_of_state:
-        roles.notes.append(
-            f"the state is {', '.join(roles.state_names)}, which {topics.state} tells in several "
-            "messages (--state-joints chooses and orders them)"
-        )
-    roles.state, stale = found.vectors(roles.state_names)
-    for name, count in sorted(stale.items()):
-        roles.notes.append(
-            f"{count} messages of {topics.state} left out: joint {name} was last heard of more "
-            f"than {MAX_APART:g} s before"
-        )
 
 
 # -- options that would change nothing --------------------------------------------------------

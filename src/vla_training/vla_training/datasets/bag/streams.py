@@ -15,8 +15,8 @@ import numpy as np
 
 from vla_inference.errors import DataError, ObservationError
 from vla_inference.inputs.image_messages import compressed_to_rgb, image_to_rgb
+from vla_training.datasets.bag.files.message_types import COMPRESSED
 from vla_training.datasets.bag.files.storage import BagFile
-from vla_training.datasets.bag.message_types import COMPRESSED
 from vla_training.datasets.bag.topics import BagTopics
 
 NS = 1_000_000_000

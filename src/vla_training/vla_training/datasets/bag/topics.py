@@ -9,8 +9,7 @@ from typing import Any
 
 from vla_inference.errors import DataError
 from vla_training.datasets.bag.cameras import choose_cameras, contents, given_topic
-from vla_training.datasets.bag.files.storage import BagFile
-from vla_training.datasets.bag.message_types import (
+from vla_training.datasets.bag.files.message_types import (
     ARRAY,
     CHUNK,
     DOUBLE,
@@ -22,6 +21,8 @@ from vla_training.datasets.bag.message_types import (
     STRING,
     TWIST,
 )
+from vla_training.datasets.bag.files.storage import BagFile
+from vla_training.datasets.bag.options import BagOptions
 
 OURS = "vla_episode"  # key of custom_data: JSON, see writer.py
 ACTIONS = (CHUNK, EEF_DELTA, TWIST, POSE)  # the first type there is
@@ -29,64 +30,6 @@ STATES = (ARRAY, JOINTS, POSE)
 GRIPPERS = (ARRAY, DOUBLE, FLOAT, JOINTS)
 REWARDS = (DOUBLE, FLOAT)
 INSTRUCTION_WORDS = ("instruction", "language", "task", "prompt", "command")
-
-
-@dataclass(frozen=True)
-class BagOptions:
-    """How to read bags. None: chosen from the bag.
-
-    image_topic: of one camera, or several separated by commas; the first sets the steps.
-    tolerance: seconds by which stamps that belong together may differ.
-    episode_gap: seconds without an image that end an episode, where no EpisodeStatus does.
-    frame: axes of deltas whose messages name neither "base" nor "tool".
-    step_length: seconds a step lasts where actions are velocities or poses; to the next image,
-        if left out.
-    gripper_range: what the gripper's topic says for closed and open.
-    robot_model, robot_tip, gripper_joint: see `joints.py`.
-    state_joints: joints that make the state, in this order, separated by commas; all, if left out.
-    """
-
-    image_topic: str | None = None
-    action_topic: str | None = None
-    instruction_topic: str | None = None
-    state_topic: str | None = None
-    gripper_topic: str | None = None
-    tolerance: float = 0.05
-    episode_gap: float = 5.0
-    frame: str = "base"
-    step_length: float | None = None
-    gripper_range: tuple[float, float] = (0.0, 1.0)
-    robot_model: str | None = None
-    robot_tip: str | None = None
-    gripper_joint: str | None = None
-    state_joints: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("tolerance", "episode_gap", *(("step_length",) if self.step_length else ())):
-            if not isinstance(getattr(self, name), (int, float)):
-                raise DataError(f"{name} is {getattr(self, name)!r}", "give seconds")
-        try:
-            closed, opened = map(float, self.gripper_range)
-        except (TypeError, ValueError):
-            raise DataError(
-                f"gripper_range is {self.gripper_range!r}", "give [CLOSED, OPEN]"
-            ) from None
-        object.__setattr__(self, "gripper_range", (closed, opened))
-        if not self.tolerance >= 0 or not self.episode_gap > 0:
-            raise DataError(
-                f"tolerance is {self.tolerance}, episode gap {self.episode_gap}",
-                "give seconds: at least 0, above 0",
-            )
-        if self.step_length is not None and not self.step_length > 0:
-            raise DataError(f"a step of {self.step_length} s", "give more than 0")
-        if self.frame not in ("base", "tool"):
-            raise DataError(f"unknown frame {self.frame!r}", "use base or tool")
-        if self.gripper_range[0] == self.gripper_range[1]:
-            raise DataError("the gripper is open and closed at one value", "give two")
-
-    @property
-    def joints_of_state(self) -> list[str]:
-        return (self.state_joints or "").replace(",", " ").split()
 
 
 @dataclass(frozen=True)

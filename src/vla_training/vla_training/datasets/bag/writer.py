@@ -7,7 +7,6 @@ too.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -16,17 +15,16 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from vla_inference.errors import DataError, VlaError
+from vla_inference.options import option
 from vla_inference.policies.action_specs import check_si, spec_to_json
 from vla_inference.types import OPEN, ActionSpec, Episode
 from vla_training.datasets.action_form import is_eef_delta
-from vla_training.datasets.bag import message_types as types
 from vla_training.datasets.bag.episode_bag import STORAGES, EpisodeBag
+from vla_training.datasets.bag.files import message_types as types
 from vla_training.datasets.bag.streams import NS
 from vla_training.datasets.images import encode_image
-from vla_training.datasets.writers import DataForm, EpisodeWriter
+from vla_training.datasets.writers import EpisodeWriter
 
-IMAGES = ("png", "jpeg")
-FORMS = ("chunk", "twist", "pose")
 QUALITY = 95
 FIRST_STAMP, APART = 1_000_000_000 * NS, 3600 * NS  # of episodes that have no stamps of their own
 
@@ -47,36 +45,25 @@ class BagEncoder:
         return replace(episode, steps=steps), encoded
 
 
+@dataclass(frozen=True)
+class BagWriterOptions:
+    storage: str = option("mcap", "mcap or sqlite3", choices=tuple(STORAGES))
+    images: str = option("png", "png (lossless) or jpeg (quality 95)", choices=("png", "jpeg"))
+    action: str = option(
+        "chunk",
+        "chunk (our own message), twist (TwistStamped) or pose (PoseStamped targets)",
+        choices=("chunk", "twist", "pose"),
+    )
+
+
 class BagWriter(EpisodeWriter):
     """Writes a folder with a bag for each episode."""
 
-    options = {
-        "storage": "mcap or sqlite3",
-        "images": "png (lossless) or jpeg (quality 95)",
-        "action": "chunk (our own message), twist (TwistStamped) or pose (PoseStamped targets)",
-    }
+    Options = BagWriterOptions
 
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        form: DataForm,
-        overwrite: bool = False,
-        storage: str = "mcap",
-        images: str = "png",
-        action: str = "chunk",
-    ):
-        super().__init__(path, form, overwrite)
-        given_and_known = {
-            "storage": (storage, tuple(STORAGES)),
-            "images": (images, IMAGES),
-            "action": (action, FORMS),
-        }
-        for what, (given, known) in given_and_known.items():
-            if given not in known:
-                raise DataError(f"unknown {what} {given!r}", f"use {' or '.join(known)}")
+    def begin(self) -> None:
         types.our_types()
-        self.storage, self.images, self.action = storage, images, action
-        spec = form.spec
+        action, spec = self.options.action, self.form.spec
         self.si = _is_si(spec)
         if action != "chunk" and not (self.si and is_eef_delta(spec)):
             raise DataError(
@@ -88,23 +75,24 @@ class BagWriter(EpisodeWriter):
             self.notes.append("actions, of which no SI can be made, are stored as plain numbers")
         elif action != "chunk" and spec.rotation != "rotvec":
             self.notes.append(f"rotations ({spec.rotation}) are stored as angular {action}s")
-        if images == "jpeg":
+        if self.options.images == "jpeg":
             self.notes.append(f"images are compressed with loss (JPEG, quality {QUALITY})")
         self.topics = {
             c: "/image/compressed" if i == 0 else f"/{c}/image/compressed"
-            for i, c in enumerate(form.cameras)
+            for i, c in enumerate(self.form.cameras)
         }
         self._bag: EpisodeBag | None = None
-        with self.mishaps():
-            self.partial.mkdir()
+        self.partial.mkdir()
 
     def encoder(self) -> BagEncoder:
-        return BagEncoder(tuple(self.form.cameras), self.images)
+        return BagEncoder(tuple(self.form.cameras), self.options.images)
 
     def add(self, encoded: tuple[Episode, dict[str, list[bytes]]]) -> None:
         episode, images = encoded
         stamps = episode_stamps(episode, self.count, self.form.spacing)
-        self._bag = bag = EpisodeBag(self.partial / f"episode_{self.count:06d}", self.storage)
+        self._bag = bag = EpisodeBag(
+            self.partial / f"episode_{self.count:06d}", self.options.storage
+        )
         instruction = None
         self._put_status(bag, episode, stamps[0], 0)
         for t, (step, stamp) in enumerate(zip(episode.steps, stamps, strict=True)):
@@ -122,7 +110,7 @@ class BagWriter(EpisodeWriter):
                 image = bag.make(
                     types.COMPRESSED,
                     header=_header(bag, stamp, f"{camera}_optical"),
-                    format=f"rgb8; {self.images} compressed bgr8",
+                    format=f"rgb8; {self.options.images} compressed bgr8",
                     data=np.frombuffer(images[camera][t], np.uint8),
                 )
                 bag.put(topic, types.COMPRESSED, stamp, image)
@@ -154,7 +142,7 @@ class BagWriter(EpisodeWriter):
         if not self.si:
             self._put_array(bag, "/action", stamp, values)
             return
-        if self.action == "chunk":
+        if self.options.action == "chunk":
             chunk = bag.make(
                 types.CHUNK,
                 header=_header(bag, stamp, spec.frame),
@@ -166,7 +154,7 @@ class BagWriter(EpisodeWriter):
             bag.put("/action", types.CHUNK, stamp, chunk)
             return
         turn = _turn(values[3:6], spec)
-        if self.action == "twist":
+        if self.options.action == "twist":
             linear, angular = values[:3] / spec.dt, turn.as_rotvec() / spec.dt
             twist = bag.make(
                 "geometry_msgs/msg/Twist",
@@ -221,13 +209,13 @@ class BagWriter(EpisodeWriter):
         named = {"chunk": "/action", "twist": "/delta_twist", "pose": "/target_pose"}
         topics: dict[str, Any] = {
             "cameras": self.topics,
-            "action": named[self.action],
+            "action": named[self.options.action],
             "instruction": "/instruction",
             "reward": "/reward",
         }
         if self.form.state:
             topics["state"] = "/state"
-        if self.action != "chunk":
+        if self.options.action != "chunk":
             topics["gripper"] = "/gripper"
         flags = "".join(str(s.is_first + 2 * s.is_last + 4 * s.is_terminal) for s in episode.steps)
         about = {

@@ -13,13 +13,14 @@ import numpy as np
 
 from vla_inference.errors import DataError
 from vla_inference.policies.action_specs import aloha_spec
-from vla_inference.types import Episode, Observation, Step
+from vla_inference.types import Episode, make_steps
+from vla_training.datasets.base import name_of
 from vla_training.datasets.hdf5 import layout as layout
 from vla_training.datasets.hdf5.images import (
     FAULTS,
+    Hdf5StepImages,
     ImageColumn,
     ImageColumnSet,
-    StepImages,
     is_encoded,
     readable,
 )
@@ -60,7 +61,7 @@ class AlohaSet(ImageColumnSet):
 
     def __init__(self, path: str | os.PathLike, control_freq: float | None = None):
         self.path = Path(path)
-        self.name = self.path.stem if self.path.is_file() else self.path.resolve().name
+        self.name = name_of(self.path)
         self._files = _files(self.path)
         rate = RATE if control_freq is None else float(control_freq)
         if not 0 < rate < 1e4:
@@ -141,16 +142,7 @@ class AlohaSet(ImageColumnSet):
         columns, texts = self.columns(index, self.cameras()), self.instructions(index)
         with readable(str(self._files[index])):
             state = np.asarray(self._group(index)[STATE][:], np.float32)
-        last = len(actions) - 1
-        steps = [
-            Step(
-                Observation(StepImages(columns, t), texts[t], state[t]),
-                action,
-                0.0,
-                t == 0,
-                t == last,
-                t == last,
-            )
-            for t, action in enumerate(actions)
-        ]
+        last = np.arange(len(actions)) == len(actions) - 1
+        shown = [Hdf5StepImages(columns, t) for t in range(len(actions))]
+        steps = make_steps(shown, texts, state, actions, np.zeros(len(actions)), last)
         return Episode(steps, self.spec, {"source": str(self._files[index])})

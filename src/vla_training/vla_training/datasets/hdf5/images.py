@@ -112,7 +112,7 @@ def is_encoded(data: h5py.Dataset) -> bool:
     )
 
 
-class StepImages(StoredImages):
+class Hdf5StepImages(StoredImages):
     """Camera name -> image of one step, read on each access."""
 
     __slots__ = ("_step",)

@@ -15,9 +15,9 @@ import numpy as np
 
 from vla_inference.episodes.hdf5 import Demonstrations
 from vla_inference.errors import DataError
-from vla_inference.types import Episode, Observation, Step
+from vla_inference.types import Episode, make_steps
 from vla_training.datasets.action_form import absolute_to_delta
-from vla_training.datasets.base import EpisodeSet
+from vla_training.datasets.base import EpisodeSet, name_of
 from vla_training.datasets.hdf5 import layout as layout
 from vla_training.datasets.hdf5.aloha import AlohaSet, is_aloha
 from vla_training.datasets.hdf5.convention import (
@@ -26,7 +26,7 @@ from vla_training.datasets.hdf5.convention import (
     default_convention,
     read_convention,
 )
-from vla_training.datasets.hdf5.images import ImageColumn, ImageColumnSet, StepImages, readable
+from vla_training.datasets.hdf5.images import Hdf5StepImages, ImageColumn, ImageColumnSet, readable
 
 READ = ("actions", "instructions", "rewards", "dones")
 FAR = 0.3  # m; a target that lies farther from the arm is in other axes than the arm's pose
@@ -61,7 +61,7 @@ class Hdf5Set(ImageColumnSet):
     ):
         self.episodes = Demonstrations(path)
         self.path = self.episodes.path
-        self.name = self.path.stem if self.path.is_file() else self.path.resolve().name
+        self.name = name_of(self.path)
         self.notes: list[str] = []
         self._given, self._upside_down = action_convention, upside_down
         self._conventions: dict[str, Convention] = {}
@@ -126,22 +126,13 @@ class Hdf5Set(ImageColumnSet):
             actions = self._actions(group).astype(np.float32)
             texts = self.instructions(index)
             state = self.episodes.states(index)
-            rewards = _column(group, "rewards", len(actions))
+            rewards = group["rewards"][:] if "rewards" in group else np.zeros(len(actions))
             last = np.arange(len(actions)) == len(actions) - 1
-            ended = _column(group, "dones", len(actions)) != 0 if "dones" in group else last
+            ended = group["dones"][:] != 0 if "dones" in group else last
             columns = self.columns(index, self.cameras())
             metadata = _metadata(group)
-        steps = [
-            Step(
-                Observation(StepImages(columns, t), texts[t], None if state is None else state[t]),
-                actions[t],
-                float(rewards[t]),
-                t == 0,
-                bool(last[t]),
-                bool(ended[t]),
-            )
-            for t in range(len(actions))
-        ]
+        shown = [Hdf5StepImages(columns, t) for t in range(len(actions))]
+        steps = make_steps(shown, texts, state, actions, rewards, ended)
         return Episode(steps, self.spec, metadata)
 
     # -- actions ------------------------------------------------------------------------------
@@ -286,10 +277,6 @@ def _poses(group: h5py.Group, convention: Convention, where: str) -> np.ndarray:
     poses[:, :3, 3] = group[place][:]
     poses[:, :3, :3] = turns.as_matrix()
     return poses
-
-
-def _column(group: h5py.Group, name: str, length: int) -> np.ndarray:
-    return group[name][:] if name in group else np.zeros(length)
 
 
 def _metadata(group: h5py.Group) -> dict:

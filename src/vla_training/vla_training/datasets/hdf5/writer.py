@@ -18,6 +18,7 @@ import numpy as np
 
 from vla_inference.episodes.hdf5 import CONVENTION, compress, write_images, write_instructions
 from vla_inference.errors import DataError
+from vla_inference.options import option
 from vla_inference.policies.action_specs import spec_to_json
 from vla_inference.types import ActionSpec, Episode
 from vla_training.datasets.action_form import (
@@ -28,42 +29,36 @@ from vla_training.datasets.action_form import (
 from vla_training.datasets.hdf5.convention import GRIPPERS, Convention, default_convention
 from vla_training.datasets.writers import DataForm, EpisodeWriter
 
-COMPRESSIONS = ("gzip", "none")
 PLAIN = (str, int, float, bool)
+
+
+@dataclass(frozen=True)
+class Hdf5Options:
+    compression: str = option("gzip", "of images: gzip or none", choices=("gzip", "none"))
 
 
 class Hdf5Writer(EpisodeWriter):
     """Writes one file. Images are compressed where they are encoded, one chunk per image."""
 
-    options = {"compression": "of images: gzip or none"}
+    Options = Hdf5Options
 
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        form: DataForm,
-        overwrite: bool = False,
-        compression: str = "gzip",
-    ):
-        super().__init__(path, form, overwrite)
+    def begin(self) -> None:
         if self.path.suffix not in (".hdf5", ".h5"):
             raise DataError(f"{self.path} does not end in .hdf5", "call the file NAME.hdf5")
-        if compression not in COMPRESSIONS:
-            raise DataError(f"unknown compression {compression!r}", "use gzip or none")
-        self.compression = compression
-        self.spec, self.convention = stored_form(form.spec)
-        if self.spec != form.spec:
+        self.spec, self.convention = stored_form(self.form.spec)
+        if self.spec != self.form.spec:
             self.notes.append("rotations are stored as rotation vectors, as robosuite takes them")
         self.notes.append("simulator states are not part of an episode: no replay in simulation")
         self._total = self._beyond = 0
         self._task = ""
         self._file: h5py.File | None = None
-        with self.mishaps():
-            self._disk = Disk(self.partial)
-            self._file = h5py.File(self._disk, "w")
-            self._data = self._file.create_group("data")
+        self._disk = Disk(self.partial)
+        self._file = h5py.File(self._disk, "w")
+        self._data = self._file.create_group("data")
 
     def encoder(self) -> Hdf5Encoder:
-        return Hdf5Encoder(self.form, self.spec, self.convention, self.compression == "gzip")
+        gzip = self.options.compression == "gzip"
+        return Hdf5Encoder(self.form, self.spec, self.convention, gzip)
 
     def add(self, encoded: dict) -> None:
         try:
@@ -80,7 +75,7 @@ class Hdf5Writer(EpisodeWriter):
         length = len(encoded["instructions"])
         for camera, chunks in encoded["images"].items():
             shape = (*self.form.cameras[camera], 3)
-            write_images(group, f"{camera}_image", chunks, length, shape, self.compression)
+            write_images(group, f"{camera}_image", chunks, length, shape, self.options.compression)
         others = {}
         for key, value in encoded["metadata"].items():
             if isinstance(value, PLAIN) and key not in ("num_samples", "model_file"):
@@ -222,16 +217,13 @@ class Hdf5Encoder:
         full = actions.clip(-1, 1)
         same = self.convention.read(full).astype(np.float32) == motion.astype(np.float32)
         actions = np.where(same, full, actions)
-        ended = [s.is_terminal for s in steps]
         columns = {
             "actions": actions,
-            "rewards": np.array([s.reward for s in steps], np.float64),
-            "dones": np.array(ended, np.int64),
+            "rewards": episode.rewards,
+            "dones": episode.terminal.astype(np.int64),
         }
         if self.form.state:
-            columns["obs/robot0_state"] = np.stack(
-                [np.asarray(s.observation.state, np.float32) for s in steps]
-            )
+            columns["obs/robot0_state"] = episode.states
         images = {
             camera: [self._chunk(s.observation.images[camera]) for s in steps]
             for camera in self.form.cameras

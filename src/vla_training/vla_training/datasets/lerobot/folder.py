@@ -37,7 +37,7 @@ def readable(file: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Place:
+class EpisodePlace:
     """Where an episode is stored.
 
     first: its first row's frame index, by which the table's rows are found; None: the table is
@@ -88,11 +88,11 @@ class LerobotFolder:
 
     # -- version 3 ----------------------------------------------------------------------------
 
-    def _new(self) -> list[Place]:
+    def _new(self) -> list[EpisodePlace]:
         files = sorted((self.path / "meta" / "episodes").glob("*/*.parquet"))
         if not files:
             raise DataError(f"{self.path}/meta/episodes is missing", COPY_AGAIN)
-        places: list[Place] = []
+        places: list[EpisodePlace] = []
         for file in files:
             with readable(file):
                 names = pq.read_schema(file).names
@@ -100,7 +100,7 @@ class LerobotFolder:
                 places += [self._place(r) for r in pq.read_table(file, columns=kept).to_pylist()]
         return sorted(places, key=lambda p: p.index)
 
-    def _place(self, row: Mapping[str, Any]) -> Place:
+    def _place(self, row: Mapping[str, Any]) -> EpisodePlace:
         def numbers(of: str) -> dict[str, int]:
             return {k: row[f"{of}/{k}"] for k in ("chunk_index", "file_index")}
 
@@ -116,7 +116,7 @@ class LerobotFolder:
         metadata = {}
         with contextlib.suppress(ValueError, TypeError, KeyError):
             metadata = dict(json.loads(row[layout.METADATA]))
-        return Place(
+        return EpisodePlace(
             row["episode_index"],
             row["length"],
             self._inside(table),
@@ -137,7 +137,7 @@ class LerobotFolder:
 
     # -- version 2 ----------------------------------------------------------------------------
 
-    def _old(self) -> list[Place]:
+    def _old(self) -> list[EpisodePlace]:
         file = self.path / layout.OLD_EPISODES
         size = int(self.info.get("chunks_size") or layout.CHUNK_SIZE)
         data = self.info.get("data_path") or layout.OLD_DATA
@@ -152,7 +152,7 @@ class LerobotFolder:
                     for key in self._films
                 }
                 table = self._inside(data.format(**numbers))
-                places.append(Place(index, int(row["length"]), table, None, videos))
+                places.append(EpisodePlace(index, int(row["length"]), table, None, videos))
         return sorted(places, key=lambda p: p.index)
 
     # -- tasks --------------------------------------------------------------------------------

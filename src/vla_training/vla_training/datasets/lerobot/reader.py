@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from vla_inference.errors import DataError
 from vla_inference.policies.action_specs import unknown_spec
-from vla_inference.types import ActionSpec, Episode, Observation, Step
+from vla_inference.types import ActionSpec, Episode, make_steps
 from vla_training.datasets.action_form import SPEC_FILE, read_spec
-from vla_training.datasets.base import EpisodeSet
+from vla_training.datasets.base import EpisodeSet, check_finite
 from vla_training.datasets.images import StoredImages, decode_image
 from vla_training.datasets.lerobot import layout as layout
 from vla_training.datasets.lerobot.folder import COPY_AGAIN, LerobotFolder, readable
@@ -124,13 +124,7 @@ class LerobotSet(EpisodeSet):
                 f"[T, {len(self.spec)}] is expected",
                 COPY_AGAIN,
             )
-        if not np.isfinite(actions).all():
-            step, column = np.argwhere(~np.isfinite(actions))[0]
-            raise DataError(
-                f"{self.path}: episode {index}, action {self.spec.names[column]!r} of step {step} "
-                "is not finite",
-                "fix the data",
-            )
+        check_finite(actions, self.spec, f"{self.path}, episode {index}")
         return actions.astype(np.float32)
 
     def __getitem__(self, index: int) -> Episode:
@@ -142,7 +136,9 @@ class LerobotSet(EpisodeSet):
         others = [n for n in (*READ, self._states) if n in self.features]
         columns = self._columns(index, [self._action, *others, *sorted(stored)])
         actions = self._actions(columns, index)
-        state = None if self._states is None else _vectors(columns[self._states])
+        state = None
+        if self._states is not None:
+            state = _vectors(columns[self._states]).astype(np.float32)
 
         def scalars(name: str, default: list) -> list:
             return _vectors(columns[name]).reshape(-1).tolist() if name in columns else default
@@ -159,21 +155,8 @@ class LerobotSet(EpisodeSet):
                 film, begins = place.videos[key]
                 images[camera] = VideoColumn(film, begins + times, self._tolerance, index)
         where = f"{self.path}, episode {index}"
-        steps = [
-            Step(
-                Observation(
-                    StepImages(images, t, where),
-                    texts[t],
-                    None if state is None else state[t].astype(np.float32),
-                ),
-                actions[t],
-                float(rewards[t]),
-                t == 0,
-                t == length - 1,
-                bool(ended[t]),
-            )
-            for t in range(length)
-        ]
+        shown = [LerobotStepImages(images, t, where) for t in range(length)]
+        steps = make_steps(shown, texts, state, actions, rewards, ended)
         return Episode(steps, self.spec, {"source": where, **place.metadata})
 
     def _task(self, number: int, index: int) -> str:
@@ -216,7 +199,7 @@ class _Table:
         return table.slice(begin - offset, length)
 
 
-class StepImages(StoredImages):
+class LerobotStepImages(StoredImages):
     """Camera name -> image of one step, from a table or a video, decoded on each access."""
 
     __slots__ = ("_step", "_where")

@@ -6,7 +6,6 @@ Many episodes share a file, of tables as of images; `meta/episodes` says where e
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vla_inference.errors import DataError
+from vla_inference.options import option
 from vla_inference.policies.action_specs import spec_to_json
 from vla_inference.types import Episode
 from vla_training.datasets.action_form import SPEC_FILE
@@ -25,45 +25,34 @@ from vla_training.datasets.lerobot import layout as layout
 from vla_training.datasets.lerobot.files import PIXELS, TableFiles, VideoFiles, encode_video
 from vla_training.datasets.writers import DataForm, EpisodeWriter
 
-IMAGES = ("video", "png")
 CODEC = "h264"
 TABLE_EPISODES = 100  # rows of the episodes' table that are held in memory
 
 
+@dataclass(frozen=True)
+class LerobotOptions:
+    """pixels: yuv420p halves the resolution of colours, which costs small images several dB."""
+
+    images: str = option(
+        "video",
+        "video (MP4), or png in the tables, which loses nothing",
+        choices=("video", "png"),
+    )
+    crf: int = option(14, "of videos, 0 to 51, lower is better (14)", low=0, high=51)
+    pixels: str = option(
+        PIXELS[0], "of videos, yuv444p, or yuv420p for any player", choices=PIXELS
+    )
+    file_mb: float = option(100.0, "size of a table's file in MB (100); videos take twice as much")
+
+
 class LerobotWriter(EpisodeWriter):
-    """Writes the folder of a LeRobotDataset.
+    """Writes the folder of a LeRobotDataset."""
 
-    images: "video" (H.264, MP4) or "png" (in the tables, lossless).
-    crf: quality of the video, lower is better. pixels: "yuv444p", or "yuv420p" for players that
-    show nothing else; it halves the resolution of colours, which costs small images several dB.
-    """
+    Options = LerobotOptions
 
-    options = {
-        "images": "video (MP4), or png in the tables, which loses nothing",
-        "crf": "of videos, 0 to 51, lower is better (14)",
-        "pixels": "of videos, yuv444p, or yuv420p for any player",
-        "file_mb": "size of a table's file in MB (100); videos take twice as much",
-    }
-
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        form: DataForm,
-        overwrite: bool = False,
-        images: str = "video",
-        crf: int = 14,
-        pixels: str = PIXELS[0],
-        file_mb: float = 100,
-    ):
-        super().__init__(path, form, overwrite)
-        if images not in IMAGES:
-            raise DataError(f"unknown form of images {images!r}", "use video or png")
-        if not 0 <= crf <= 51:
-            raise DataError(f"crf is {crf}", "give 0 to 51")
-        if pixels not in PIXELS:
-            raise DataError(f"unknown pixels {pixels!r}", f"use {' or '.join(PIXELS)}")
-        self.video, self.crf, self.pixels = images == "video", crf, pixels
-        for camera, size in form.cameras.items():
+    def begin(self) -> None:
+        self.video = self.options.images == "video"
+        for camera, size in self.form.cameras.items():
             if self.video and (size[0] % 2 or size[1] % 2):
                 raise DataError(
                     f"images of {camera!r} are {size[1]}x{size[0]}, MP4 takes even sizes only",
@@ -71,12 +60,12 @@ class LerobotWriter(EpisodeWriter):
                 )
             if "/" in camera:
                 raise DataError(f"camera {camera!r} has a '/'", "rename it with --remap-keys")
-        rate = Fraction(1 / form.spacing).limit_denominator(1000)
+        rate = Fraction(1 / self.form.spacing).limit_denominator(1000)
         self.rate = rate
         self.fps = int(rate) if rate.denominator == 1 else float(rate)
         self._tasks: dict[str, int] = {}
         self._frames = 0
-        self._limit = file_mb * 1e6
+        self._limit = 1e6 * self.options.file_mb
         self._statistics = layout.RunningStatistics()
         self._rows: list[dict] = []
         self._data = TableFiles(self.partial, layout.DATA, self._limit)
@@ -84,16 +73,17 @@ class LerobotWriter(EpisodeWriter):
         self._videos = (
             {
                 c: VideoFiles(self.partial, layout.IMAGES + c, rate, 2 * self._limit)
-                for c in form.cameras
+                for c in self.form.cameras
             }
             if self.video
             else {}
         )
-        with self.mishaps():
-            (self.partial / "meta").mkdir(parents=True)
+        (self.partial / "meta").mkdir(parents=True)
 
     def encoder(self) -> LerobotEncoder:
-        return LerobotEncoder(self.form, self.video, self.crf, self.pixels, self.rate)
+        return LerobotEncoder(
+            self.form, self.video, self.options.crf, self.options.pixels, self.rate
+        )
 
     def add(self, encoded: dict) -> None:
         length, number = len(encoded["tasks"]), self.count
@@ -234,7 +224,7 @@ class LerobotWriter(EpisodeWriter):
                     "video.height": height,
                     "video.width": width,
                     "video.codec": CODEC,
-                    "video.pix_fmt": self.pixels,
+                    "video.pix_fmt": self.options.pixels,
                     "video.fps": self.fps,
                     "video.channels": 3,
                     "video.is_depth_map": False,
@@ -291,13 +281,11 @@ class LerobotEncoder:
         steps = episode.steps
         columns = {layout.ACTION: episode.actions}
         if self.form.state:
-            columns[layout.STATE] = np.stack(
-                [np.asarray(s.observation.state, np.float32) for s in steps]
-            )
+            columns[layout.STATE] = episode.states
         columns |= {
-            layout.REWARD: np.array([s.reward for s in steps], np.float32),
-            layout.DONE: np.array([s.is_last or s.is_terminal for s in steps]),
-            layout.TERMINAL: np.array([s.is_terminal for s in steps]),
+            layout.REWARD: episode.rewards.astype(np.float32),
+            layout.DONE: np.array([s.is_last for s in steps]) | episode.terminal,
+            layout.TERMINAL: episode.terminal,
         }
         images: dict[str, Any] = {}
         statistics = {}

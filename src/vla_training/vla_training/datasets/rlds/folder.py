@@ -26,7 +26,7 @@ class Split:
     lengths: tuple[int, ...]
 
 
-class Shards:
+class RecordShards:
     """The records of a split over its files, one per episode; one file is open at a time."""
 
     def __init__(self, split: Split):

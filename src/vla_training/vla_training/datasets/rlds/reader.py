@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 
 from vla_inference.errors import DataError
-from vla_inference.types import Episode, Observation, Step
+from vla_inference.types import Episode, make_steps
 from vla_training.datasets.action_form import SPEC_FILE, read_spec
-from vla_training.datasets.base import EpisodeSet
+from vla_training.datasets.base import EpisodeSet, check_finite
 from vla_training.datasets.images import LazyImages
 from vla_training.datasets.rlds.features import Feature, read_features
 from vla_training.datasets.rlds.folder import (
     COPY_AGAIN,
     TEMPLATE,
-    Shards,
+    RecordShards,
     find_version,
     read_json,
     read_splits,
@@ -69,7 +69,7 @@ class RldsEpisodes(EpisodeSet):
         self.name = str(info.get("name") or self.path.parent.name)
         self.splits = read_splits(self.path, info)
         self.split = self._choose(split)
-        self._shards = Shards(self.splits[self.split])
+        self._shards = RecordShards(self.splits[self.split])
         self.notes: list[str] = []
         self.conventions = self._conventions(conventions)
         self.spec = self.conventions.spec
@@ -252,8 +252,8 @@ class RldsEpisodes(EpisodeSet):
 
     # -- episodes as policies want them -------------------------------------------------------
 
-    def _transformed(self, record: Mapping, where: str) -> tuple[np.ndarray, range]:
-        """Actions float32 [K, D], and the numbers of the K remaining steps."""
+    def _transformed(self, record: Mapping, where: str) -> tuple[np.ndarray, slice]:
+        """Actions float32 [K, D], and which K steps remain."""
         length = self._length(record, where)
         names = (*self.conventions.actions, *self.conventions.needs)
         arrays = {
@@ -263,15 +263,10 @@ class RldsEpisodes(EpisodeSet):
         actions, kept = self.conventions.transform(arrays)
         actions = np.asarray(actions, np.float32)
         self._check_actions(actions, where)
-        return actions, range(length)[kept]
+        return actions, kept
 
     def _check_actions(self, actions: np.ndarray, where: str) -> None:
-        if not np.isfinite(actions).all():
-            step, column = np.argwhere(~np.isfinite(actions))[0]
-            raise DataError(
-                f"{where}: action {self.spec.names[column]!r} of step {step} is not finite",
-                "fix the data",
-            )
+        check_finite(actions, self.spec, where)
         if self.spec.dims[-1].polarity != GRIPPER:
             return
         gripper = actions[:, -1]
@@ -301,21 +296,17 @@ class RldsEpisodes(EpisodeSet):
         texts = self.said(self._texts(record, where, length))
         state = self._state(record, where, length)
         rewards, terminal = column("steps/reward", 0.0), column("steps/is_terminal", False)
-        steps = [
-            Step(
-                Observation(
-                    LazyImages({c: images[c][t] for c in cameras}, f"{where}, step {t}", seen),
-                    texts[t],
-                    None if state is None else state[t],
-                ),
-                action,
-                float(rewards[t]),
-                n == 0,
-                n == len(kept) - 1,
-                bool(terminal[t]),
-            )
-            for n, (t, action) in enumerate(zip(kept, actions, strict=True))
-        ]
+        steps = make_steps(
+            [
+                LazyImages({c: images[c][t] for c in cameras}, f"{where}, step {t}", seen)
+                for t in range(length)[kept]
+            ],
+            texts[kept],
+            None if state is None else state[kept],
+            actions,
+            rewards[kept],
+            terminal[kept],
+        )
         metadata = {
             name.removeprefix("episode_metadata/"): _plain(
                 self._value(record, name, where, 1)[0], where

@@ -10,13 +10,12 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import google_crc32c
 
 from vla_inference.errors import DataError
-from vla_inference.system.files import Staged
+from vla_inference.system.files import whole_file
 
 HEADER, FOOTER = 12, 4
 COPY_AGAIN = "the file is damaged or truncated: copy or make it again"
@@ -26,12 +25,6 @@ def masked_crc(data: bytes) -> int:
     """CRC32C, rotated and shifted as TFRecord stores it."""
     crc = google_crc32c.value(data)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def _frame(data: bytes) -> tuple[bytes, bytes]:
-    """What stands before and behind a record in a file."""
-    length = struct.pack("<Q", len(data))
-    return length + struct.pack("<I", masked_crc(length)), struct.pack("<I", masked_crc(data))
 
 
 class RecordFile:
@@ -99,47 +92,15 @@ class RecordFile:
             self._file = None
 
 
-class RecordWriter:
+def write_record(file: IO[bytes], data: bytes) -> None:
+    """Appends a record."""
+    length = struct.pack("<Q", len(data))
+    header = length + struct.pack("<I", masked_crc(length))
+    file.writelines((header, data, struct.pack("<I", masked_crc(data))))
+
+
+def write_records(path: str | os.PathLike, records: Iterable[bytes]) -> None:
     """Writes a file of records, which gets its name when it is complete."""
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        self._staged = Staged(self.path)
-        self._file = self._staged.staged.open("wb")
-        self.count = self.num_bytes = 0
-
-    def write(self, data: bytes) -> None:
-        header, footer = _frame(data)
-        self._file.writelines((header, data, footer))
-        self.count += 1
-        self.num_bytes += len(data)
-
-    def __enter__(self) -> RecordWriter:
-        return self
-
-    def close(self) -> None:
-        self._file.close()
-        self._staged.commit()
-
-    def discard(self) -> None:
-        self._file.close()
-        self._staged.discard()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.discard()
-
-
-def write_records(path: str | os.PathLike, records: Iterable[bytes]) -> int:
-    """Writes all records; returns their number."""
-    with RecordWriter(path) as writer:
+    with whole_file(path) as file:
         for data in records:
-            writer.write(data)
-    return writer.count
+            write_record(file, data)

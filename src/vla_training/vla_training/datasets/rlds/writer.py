@@ -8,88 +8,69 @@ Source: tensorflow/datasets core/features, core/dataset_info (format).
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 
-from vla_inference.errors import DataError
+from vla_inference.options import option
 from vla_inference.policies.action_specs import spec_to_json
 from vla_inference.types import Episode, Step
 from vla_training.datasets.action_form import SPEC_FILE
 from vla_training.datasets.images import encode_image, image_encoding
 from vla_training.datasets.rlds.reader import METADATA, OBSERVATION, TEMPLATE
 from vla_training.datasets.rlds.tf_example import build_example
-from vla_training.datasets.rlds.tfrecord import RecordWriter
+from vla_training.datasets.rlds.tfrecord import write_record
 from vla_training.datasets.writers import DataForm, EpisodeWriter
 
 VERSION = "1.0.0"
-ENCODINGS = ("jpeg", "png")
 TFDS = "tensorflow_datasets.core.features"
 
 
+@dataclass(frozen=True)
+class RldsOptions:
+    encoding: str = option("jpeg", "jpeg, or png which loses nothing", choices=("jpeg", "png"))
+    quality: int = option(95, "of JPEGs, 1 to 100 (95)", low=1, high=100)
+    shard_mb: float = option(200.0, "size of a shard in MB (200)")
+
+
 class RldsWriter(EpisodeWriter):
-    """One split, "train".
+    """One split, "train"."""
 
-    encoding: "jpeg" or "png" (lossless); quality: of JPEGs; shard_mb: size a shard may reach.
-    """
+    Options = RldsOptions
 
-    options = {
-        "encoding": "jpeg, or png which loses nothing",
-        "quality": "of JPEGs, 1 to 100 (95)",
-        "shard_mb": "size of a shard in MB (200)",
-    }
-
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        form: DataForm,
-        overwrite: bool = False,
-        encoding: str = "jpeg",
-        quality: int = 95,
-        shard_mb: float = 200,
-    ):
-        super().__init__(path, form, overwrite)
-        if encoding not in ENCODINGS:
-            raise DataError(f"unknown encoding {encoding!r}", f"use {' or '.join(ENCODINGS)}")
-        if not 1 <= quality <= 100:
-            raise DataError(f"quality is {quality}", "give 1 to 100")
-        self.encoding, self.quality, self.limit = encoding, quality, int(shard_mb * 1e6)
+    def begin(self) -> None:
         self.name = re.sub(r"\W", "_", self.path.name)
         if not re.match(r"[A-Za-z]", self.name):
             self.name = f"set_{self.name}"
         if self.name != self.path.name:
             self.notes.append(f"the dataset's name is {self.name!r}: TFDS takes no other")
         self.folder = self.partial / VERSION
-        self._shard: RecordWriter | None = None
+        self._shard: IO[bytes] | None = None
         self._lengths: list[int] = []  # episodes of each shard
-        self._num_bytes = 0
-        with self.mishaps():
-            self.folder.mkdir(parents=True)
+        self._num_bytes = self._in_shard = 0  # of all episodes, of those in the last shard
+        self.folder.mkdir(parents=True)
 
     def encoder(self) -> RldsEncoder:
-        return RldsEncoder(self.form, self.encoding, self.quality)
+        return RldsEncoder(self.form, self.options.encoding, self.options.quality)
 
     def add(self, encoded: bytes) -> None:
-        shard = self._shard
-        if shard is not None and shard.num_bytes + len(encoded) > self.limit:
-            self._end_shard()
+        if self._in_shard + len(encoded) > 1e6 * self.options.shard_mb:
+            self.release()
         if self._shard is None:
             number = len(self._lengths)
-            self._shard = RecordWriter(self.folder / f"{self.name}-train.tfrecord-{number:05d}")
-        self._shard.write(encoded)
-
-    def _end_shard(self) -> None:
-        shard, self._shard = self._shard, None
-        if shard is not None:
-            shard.close()
-            self._lengths.append(shard.count)
-            self._num_bytes += shard.num_bytes
+            self._shard = (self.folder / f"{self.name}-train.tfrecord-{number:05d}").open("wb")
+            self._lengths.append(0)
+            self._in_shard = 0
+        write_record(self._shard, encoded)
+        self._lengths[-1] += 1
+        self._in_shard += len(encoded)
+        self._num_bytes += len(encoded)
 
     def finish(self) -> None:
-        self._end_shard()
+        self.release()
         count = len(self._lengths)
         for number in range(count):
             shard = self.folder / f"{self.name}-train.tfrecord-{number:05d}"
@@ -103,8 +84,8 @@ class RldsWriter(EpisodeWriter):
 
     def release(self) -> None:
         if self._shard is not None:
-            self._shard.discard()
-            self._shard = None
+            shard, self._shard = self._shard, None
+            shard.close()
 
     def _info(self) -> dict:
         return {
@@ -132,7 +113,7 @@ class RldsWriter(EpisodeWriter):
                 "image": {
                     "shape": {"dimensions": [str(n) for n in (*size, 3)]},
                     "dtype": "uint8",
-                    "encodingFormat": self.encoding,
+                    "encodingFormat": self.options.encoding,
                 },
             }
             for name, size in form.cameras.items()
@@ -195,20 +176,18 @@ class RldsEncoder:
         features: dict = {
             "steps/action": episode.actions,
             "steps/language_instruction": [t.encode() for t in episode.instructions],
-            "steps/reward": np.array([s.reward for s in steps], np.float32),
+            "steps/reward": episode.rewards.astype(np.float32),
             "steps/discount": np.ones(length, np.float32),
             "steps/is_first": np.array([s.is_first for s in steps]),
             "steps/is_last": np.array([s.is_last for s in steps]),
-            "steps/is_terminal": np.array([s.is_terminal for s in steps]),
+            "steps/is_terminal": episode.terminal,
             "episode_metadata/file_path": [str(episode.metadata.get("source", "")).encode()],
             f"episode_metadata/{METADATA}": [json.dumps(episode.metadata).encode()],
         }
         for camera in self.form.cameras:
             features[OBSERVATION + camera] = [self._image(s, camera) for s in steps]
         if self.form.state:
-            features[OBSERVATION + "state"] = np.stack(
-                [np.asarray(s.observation.state, np.float32) for s in steps]
-            )
+            features[OBSERVATION + "state"] = episode.states
         return build_example(features)
 
     def _image(self, step: Step, camera: str) -> bytes:

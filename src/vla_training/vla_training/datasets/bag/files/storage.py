@@ -20,10 +20,10 @@ from rosbags.rosbag1 import Reader as Ros1Reader
 from rosbags.rosbag2 import Reader as Ros2Reader
 
 from vla_inference.errors import DataError, VlaError
+from vla_training.datasets.bag.files.message_types import bag_types
 from vla_training.datasets.bag.files.paths import METADATA, ROS1, files_of, storage
 from vla_training.datasets.bag.files.salvage import salvage
 from vla_training.datasets.bag.files.unpack import plain, unpacked
-from vla_training.datasets.bag.message_types import bag_types
 
 ROOT = "rosbag2_bagfile_information"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

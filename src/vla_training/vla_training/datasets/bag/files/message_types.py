@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_
 from rosbags.typesys.store import Typestore
 
 from vla_inference.errors import DataError
+from vla_inference.system.prefixes import share_folders
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 CHUNK, PART = "vla_msgs/msg/ActionChunk", "vla_msgs/msg/ActionPart"
@@ -28,11 +28,8 @@ IDL_RULE = "=" * 80 + "\n"  # between the parts of a definition in IDL
 
 def our_definitions() -> Path | None:
     """Folder of vla_msgs's .msg files, if the workspace is sourced."""
-    for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep):
-        folder = Path(prefix, "share", "vla_msgs", "msg")
-        if prefix and any(folder.glob("*.msg")):
-            return folder
-    return None
+    folders = share_folders("vla_msgs", "msg")
+    return next((f for f in folders if any(f.glob("*.msg"))), None)
 
 
 @lru_cache(maxsize=1)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from vla_inference.checkpoints.load import load_model, load_tokenizer
 from vla_inference.errors import CheckpointError
-from vla_inference.policies.openvla.model import VLA
-from vla_inference.policies.openvla.preprocessing import ImagePreprocessor, PromptTokenizer
-from vla_training.finetune.model_setup import load_with_adapter
+from vla_inference.openvla.model import VLA
+from vla_inference.openvla.preprocessing import ImagePreprocessor, PromptTokenizer
+from vla_training.finetune.families.openvla.model_setup import load_with_adapter
 
 # The merged weight is rounded once more, to the base's dtype: what it may change of the answers.
 TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.1, torch.float16: 0.05}

@@ -11,30 +11,26 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from vla_inference.checkpoints.hub import resolve
 from vla_inference.checkpoints.load import load_config, load_model, raw_config
 from vla_inference.errors import VlaError
-from vla_inference.policies.openvla.config import TRAINED_CROP, HeadConfig, ModelConfig
-from vla_inference.policies.openvla.heads import L1ActionHead, ProprioProjector
-from vla_inference.policies.openvla.model import VLA
+from vla_inference.openvla.config import TRAINED_CROP, HeadConfig, ModelConfig
+from vla_inference.openvla.heads import L1ActionHead, ProprioProjector
+from vla_inference.openvla.model import VLA
 from vla_training.lora.layers import WHOLE
 from vla_training.lora.peft_adapter import Adapter
-
-PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 HEADS = ("keep", "tokens", "parallel", "l1")
 
 
-def find_base(vla_path: str) -> tuple[Path, ModelConfig]:
-    """The folder of the base checkpoint, and its config."""
-    folder = resolve(vla_path)
+def read_base(folder: Path) -> ModelConfig:
+    """The config of a base checkpoint."""
     config = load_config(folder)
     if config.quantization:
         raise VlaError(
-            f"{vla_path} is quantised to {config.quantization}, no adapter can be merged into it",
+            f"{folder} is quantised to {config.quantization}, no adapter can be merged into it",
             "give the checkpoint that it was made from, and --quantize if memory is short",
         )
-    return folder, config
+    return config
 
 
 def choose_head(

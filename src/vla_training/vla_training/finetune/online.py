@@ -15,14 +15,14 @@ from pathlib import Path
 
 from vla_inference.errors import VlaError
 from vla_inference.system.interrupts import end_with_parent
-from vla_training.loader.frame_index import Source
-from vla_training.loader.online_config import Online
+from vla_training.finetune.config import Online
+from vla_training.loader.frame_index import DatasetSource
 from vla_training.loop.distributed import Place
 
 PERIOD = 1.0  # seconds between two looks at what is being made
 
 
-class Stream:
+class OnlineRounds:
     """Generates rounds in `folder`, one ahead of training."""
 
     def __init__(self, online: Online, folder: Path, place: Place, rounds: int):
@@ -33,7 +33,7 @@ class Stream:
         folder = self.folder / f"round-{number:05d}"
         return [folder / task / "demo.hdf5" for task in self.online.tasks]
 
-    def sources(self, number: int) -> list[Source]:
+    def sources(self, number: int) -> list[DatasetSource]:
         """The datasets of rounds 0 to `number`; waits for missing ones."""
         for r in range(number + 1):
             for path in self.paths(r):
@@ -41,7 +41,7 @@ class Stream:
         if number + 1 < self.rounds:
             for path in self.paths(number + 1):
                 self._begin(path, number + 1)
-        return [Source(str(p)) for r in range(number + 1) for p in self.paths(r)]
+        return [DatasetSource(str(p)) for r in range(number + 1) for p in self.paths(r)]
 
     def _begin(self, path: Path, number: int) -> None:
         if not self.place.first or path.exists() or path in self._making:

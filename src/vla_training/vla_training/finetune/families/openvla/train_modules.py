@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vla_inference.policies.openvla.llama import Layer, LlamaModel, rotary
-from vla_inference.policies.openvla.model import VLA
-from vla_inference.policies.openvla.vision import Block
+from vla_inference.openvla.llama import Layer, LlamaModel, rotary
+from vla_inference.openvla.model import VLA
+from vla_inference.openvla.vision import Block
 
 
 def _layer(layer: Layer, x, cos, sin, mask, causal) -> Tensor:
@@ -28,7 +28,7 @@ def _block(block: Block, x: Tensor) -> Tensor:
     return x + block.ls2(block.mlp(block.norm2(x)))
 
 
-class Runner:
+class LayerRunner:
     """How layers of one kind are run: compiled or not."""
 
     def __init__(self, function, compiled: bool, backend: str):
@@ -100,7 +100,7 @@ def prepare(
 
 
 def _convert(layers, cls, function, compiled, recompute, backend) -> None:
-    runner = Runner(function, compiled, backend)
+    runner = LayerRunner(function, compiled, backend)
     for i, layer in enumerate(layers):
         if not isinstance(layer, cls):
             layer.__class__ = cls

@@ -1,0 +1,1 @@
+"""Fine-tuning of LeRobot's families: what they have in common."""

@@ -1,0 +1,1 @@
+"""Fine-tuning of OpenVLA, OpenVLA-OFT and the small model."""
