@@ -1,0 +1,122 @@
+"""Tests of the studio's node with a command node in a real ROS graph."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+
+import aiohttp
+import pytest
+from studio_graph import StudioGraph
+from studio_server import Client, eventually
+
+PATIENCE = 60
+
+
+@pytest.fixture(scope="module")
+def graph():
+    with contextlib.closing(StudioGraph()) as found:
+        yield found
+
+
+@contextlib.asynccontextmanager
+async def page(graph):
+    """A page's websocket that has control."""
+    base = graph.url.rstrip("/")
+    headers = {"Origin": base}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(base + "/socket", headers=headers) as socket,
+    ):
+        client = Client(socket)
+        await client.operate()
+        yield client
+
+
+async def hold(client):
+    """Holds as people do: where a busy machine has stopped the robot they press again."""
+    for press in itertools.count(1):
+        for _ in range(100):
+            await client.tell("hold", press=press)
+            await asyncio.sleep(0.02)
+
+
+def test_values_of_the_graph_reach_the_page(graph):
+    async def go():
+        async with page(graph) as client:
+            status = await client.until("command", lambda data: data["chunks"] > 0)
+            assert status["state"] == "disabled"
+            assert (await client.until("inference"))["model"] == "stack-small"
+            assert (await client.until("sim"))["successes"] == 2
+            chunk = await client.until("chunk")
+            assert len(chunk["actions"]) == 8 * 7 and chunk["parts"][0]["name"] == "arm"
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("how", ["release", "silence", "close", "server"])
+def test_the_robot_moves_while_the_button_is_held_and_no_longer(graph, how):
+    """server: it neither beats nor disables any more, and the command node's watchdog stops."""
+
+    async def go():
+        async with page(graph) as client:
+            holding = asyncio.create_task(hold(client))
+            before = len(graph.twists)
+            await eventually(lambda: len(graph.twists) > before + 5, PATIENCE)
+            if how == "server":
+                operation = graph.node._server.operation
+                operation.graph = Silent()
+            holding.cancel()
+            if how == "release":
+                await client.tell("release")
+            elif how == "close":
+                await client.socket.close()
+            await eventually(lambda: not graph.enabled, PATIENCE)
+            if how == "server":
+                assert graph.command.commander.safety.last_stop.kind == "heartbeat"
+                operation.graph = graph.node._graph
+        await asyncio.sleep(0.5)
+        still = len(graph.twists)
+        await asyncio.sleep(0.5)
+        assert len(graph.twists) == still
+
+    asyncio.run(go())
+
+
+class Silent:
+    """A graph that nothing reaches."""
+
+    def heartbeat(self):
+        pass
+
+    async def call(self, name, **fields):
+        return {}
+
+
+def test_services_are_called_and_their_refusals_told(graph):
+    async def go():
+        async with page(graph) as client:
+            asked = {
+                "instruct": ({"instruction": "stack it"}, "inference/set_instruction"),
+                "load_model": ({"model": "other"}, "inference/load_model"),
+                "reset": ({}, "sim/reset"),
+                "pause": ({"paused": False}, "sim/pause"),
+                "step": ({}, "sim/step"),
+                "record": ({"on": True}, "recorder/record"),
+                "start_job": ({"kind": "generate", "arguments": "--task 'a b'"}, "training/start"),
+                "jobs": ({"limit": 5}, "training/list"),
+                "job_log": ({"job": "j1"}, "training/log"),
+                "cancel_job": ({"job": "j1"}, "training/cancel"),
+            }
+            for name, (given, service) in asked.items():
+                answer = await client.ask(name, **given)
+                assert not answer["error"], (name, answer)
+                assert graph.world.calls[service], name
+        world = graph.world
+        assert world.asked["inference/set_instruction"].instruction == "stack it"
+        assert world.asked["sim/reset"].seed == -1
+        assert len(world.asked["sim/step"].chunk.actions) == 8 * 7
+        assert world.asked["training/start"].arguments == ["--task", "a b"]
+
+    asyncio.run(go())

@@ -1,0 +1,1 @@
+"""The studio: a web page to watch and operate a robot that a VLA model drives."""

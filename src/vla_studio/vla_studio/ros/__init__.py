@@ -1,0 +1,1 @@
+"""The studio's node: all that imports rclpy."""

@@ -1,0 +1,24 @@
+"""`Graph`: all that the page can do to the ROS graph."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class Graph(Protocol):
+    """The node, as the server's thread sees it."""
+
+    async def call(self, name: str, **fields: Any) -> dict[str, Any]:
+        """The answer of a service in the allow-list, as plain data.
+
+        Raises VlaError if the service is not there, does not answer in time or refuses.
+        """
+
+    async def heartbeat_timeout(self) -> float:
+        """The command node's, seconds; 0: its watchdog is off. Raises VlaError as `call`."""
+
+    def heartbeat(self) -> None:
+        """Tells the command node that somebody holds the button."""
+
+    def available(self) -> dict[str, bool]:
+        """Which services of the allow-list are there, by name."""
