@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from vla_inference.types import Episode, Observation, Step, eef_delta_spec
-from vla_training.datasets.bag.writer import BagWriter
+from vla_training.datasets.bag.episode_bag import EpisodeBag
+from vla_training.datasets.bag.files import message_types as types
+from vla_training.datasets.bag.writer import BagWriter, _header
 from vla_training.datasets.writers import DataForm
 
 SPEC = eef_delta_spec("rotvec", "base", 0.05)
+
+
+def put_image(bag: EpisodeBag, topic: str, stamp: int, pixels: np.ndarray) -> None:
+    """pixels: uint8 [H, W] grey, or [H, W, 3] RGB; stamp: ns."""
+    height, width, *channels = pixels.shape
+    image = bag.make(
+        types.IMAGE,
+        header=_header(bag, stamp, "cam"),
+        height=height,
+        width=width,
+        encoding="rgb8" if channels else "mono8",
+        step=pixels.nbytes // height,
+        data=pixels.ravel(),
+    )
+    bag.put(topic, types.IMAGE, stamp, image)
+
+
+def convert_words(source: Path, output: Path, **reading: str) -> list[str]:
+    """The command line that converts a dataset to HDF5 in one process."""
+    words = ["convert", "--dataset", str(source), "--convert", "hdf5", "--workers", "1"]
+    words += ["--output", str(output)]
+    return words + [w for k, v in reading.items() for w in ("--read", f"{k}={v}")]
 
 
 def write_bags(path, lengths=(6, 4), size=64, **options):

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 
 from vla_inference.types import Observation
-from vla_sim_bridge.envs.robosuite_sim import StepResult
+from vla_sim_bridge.envs.base import StepResult, WorldBase
 
 
-class FakeWorld:
+class FakeWorld(WorldBase):
     """Half of the episodes succeed, drawn by their seeds; `played` counts resets.
 
     actions: all that were executed. One camera, as `make_world` has where none are named.

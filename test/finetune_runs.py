@@ -12,7 +12,7 @@ import numpy as np
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.episodes.hdf5 import write_columns, write_header
 from vla_training.finetune.config import FinetuneConfig
-from vla_training.loader.frame_index import Source
+from vla_training.loader.frame_index import DatasetSource
 
 SENTENCES = ("stack the red block on the green one", "lift the cube")
 
@@ -73,7 +73,7 @@ def settings(home: Path, folder: Path, base: str = "tokens", **changes) -> Finet
         "tensorboard": False,
         "quiet": True,
     }
-    sources = changes.pop("sources", (Source(str(home / "noise.hdf5")),))
+    sources = changes.pop("sources", (DatasetSource(str(home / "noise.hdf5")),))
     return FinetuneConfig(
         vla_path=str(home / base), sources=sources, folder=str(folder), **{**usual, **changes}
     )

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import rclpy
 from builtin_interfaces.msg import Time
+from domains import domain
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.executors import SingleThreadedExecutor
@@ -35,11 +36,6 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 _numbers = itertools.count()
 
 
-def domain(offset: int = 0) -> int:
-    """A ROS domain that tests running beside ours hardly have; 1 to 100."""
-    return 1 + (os.getpid() + offset) % 100
-
-
 def environment(number: int) -> dict[str, str]:
     """For processes: this domain, this machine alone."""
     more = {"ROS_LOCALHOST_ONLY": "1"} if os.environ.get("ROS_DISTRO") == "humble" else {}
@@ -54,6 +50,8 @@ def environment(number: int) -> dict[str, str]:
 
 class NodeGraph:
     """A managed node under test, spun in a thread of its own, and a client that talks to it.
+
+    The node does everything in that thread, as it does in its own process.
 
     Graphs live beside each other, each in a namespace: all names of our nodes are relative.
     """
@@ -74,20 +72,27 @@ class NodeGraph:
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.client)
         self._ending = False
-        self._thread = threading.Thread(target=self._spin)
+        self._node_executor = SingleThreadedExecutor(context=self.context)
+        # A graph whose test failed before it could be closed must not hold up the end.
+        self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
 
     def _spin(self) -> None:
-        executor = SingleThreadedExecutor(context=self.context)
-        executor.add_node(self.node)
+        self._node_executor.add_node(self.node)
         while not self._ending:
-            executor.spin_once(timeout_sec=0.05)
-        executor.shutdown()
+            self._node_executor.spin_once(timeout_sec=0.05)
+        self._node_executor.shutdown()
+        self.node.trigger_shutdown()
+
+    def start_node(self) -> bool:
+        """Configures and activates the node; its `failure` says why that failed."""
+        started = self._node_executor.create_task(self.node.start)
+        self.until(started.done, "the node's start")
+        return bool(started.result())
 
     def close(self) -> None:
         self._ending = True
         self._thread.join()
-        self.node.trigger_shutdown()
         self.executor.shutdown()
         self.node.destroy_node()
         self.client.destroy_node()
@@ -201,6 +206,19 @@ class InferenceGraph(NodeGraph):
         chunk = self.answer((frame or self.frame)(), publisher)
         assert [c.sequence for c in self.chunks] == [before] == [chunk.sequence]
         self.chunks.clear()
+
+
+@contextlib.contextmanager
+def inference_graphs(**defaults: Any) -> Iterator[Callable[..., InferenceGraph]]:
+    """Makes inference graphs with these parameters and those of each call; closes them all."""
+    with contextlib.ExitStack() as stack:
+
+        def make(start: bool = True, **parameters: Any) -> InferenceGraph:
+            graph = InferenceGraph({**defaults, **parameters}, start)
+            stack.callback(graph.close)
+            return graph
+
+        yield make
 
 
 @contextlib.contextmanager

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import subprocess
 import sys
-import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 
 import aiohttp
@@ -16,6 +18,7 @@ import numpy as np
 
 from vla_inference.errors import ObservationError
 from vla_inference.policies.base import Needs, Policy
+from vla_inference.serving.openpi.background import BackgroundServer
 from vla_inference.serving.openpi.server import Server
 from vla_inference.serving.openpi.settings import ServeSettings
 from vla_inference.serving.openpi.wire import pack, unpack
@@ -71,25 +74,14 @@ class Running:
     def __init__(self, load: Callable[[], Policy], **settings):
         self.server = Server(load, ServeSettings(**{"port": 0, **settings}))
         self.policy = self.server.load()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        assert self._ready.wait(10)
-
-    def _run(self) -> None:
-        asyncio.run(self.server.run(self._listens))
-
-    def _listens(self, port: int) -> None:
-        self.port = port
-        self.url, self.http = f"ws://127.0.0.1:{port}", f"http://127.0.0.1:{port}"
-        self._ready.set()
+        self._background = BackgroundServer(self.server)
+        self.port = self._background.start()
+        self.url, self.http = f"ws://127.0.0.1:{self.port}", f"http://127.0.0.1:{self.port}"
 
     def stop(self) -> float:
         """Seconds that it took."""
         begun = time.monotonic()
-        self.server.stop()
-        self._thread.join(30)
-        assert not self._thread.is_alive()
+        self._background.stop(30)
         return time.monotonic() - begun
 
 
@@ -156,3 +148,19 @@ class Raw:
 def seen(prompt: str = "go", **more):
     """An observation that the stub takes, as openpi's LIBERO client sends it."""
     return {"observation/image": IMAGE, "prompt": prompt, **more}
+
+
+def talk(coroutine, *arguments):
+    """The result of a coroutine function in an event loop of its own."""
+    return asyncio.run(asyncio.wait_for(coroutine(*arguments), 60))
+
+
+def post(http: str, payload) -> tuple[int, object]:
+    """Status and reply of a request to /act of the server at this address."""
+    body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+    request = urllib.request.Request(http + "/act", body)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from bags import put_image
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from vla_training.datasets.bag import message_types as types
 from vla_training.datasets.bag.episode_bag import EpisodeBag
+from vla_training.datasets.bag.files import message_types as types
 from vla_training.datasets.bag.streams import NS
 from vla_training.datasets.bag.writer import _header, _vector
 
@@ -65,18 +66,6 @@ class OldBag(EpisodeBag):
             **{**usual, **fields},
         )
 
-    def image(self, stamp: int, grey: int) -> None:
-        image = self.make(
-            types.IMAGE,
-            header=_header(self, stamp, "cam"),
-            height=16,
-            width=16,
-            encoding="mono8",
-            step=16,
-            data=np.full(256, grey, np.uint8),
-        )
-        self.put("/image", types.IMAGE, stamp, image)
-
     def chunk(self, stamp: int, deltas: list, **fields) -> None:
         header = _header(self, stamp, "base")
         chunk = self.make(types.CHUNK, header=header, steps=deltas, **fields)
@@ -88,7 +77,7 @@ def write_old_bag(path: Path, rows: np.ndarray, storage: str = "mcap", **fields)
     bag = OldBag(path, storage)
     for t, row in enumerate(rows):
         stamp = 100 * NS + t * NS // 20
-        bag.image(stamp, 20 * t)
+        put_image(bag, "/image", stamp, np.full((16, 16), 20 * t, np.uint8))
         second = bag.delta([*row[:6], 0.0], **fields)
         bag.chunk(stamp, [bag.delta(row, **fields), second], instruction="go", model="old")
     bag._writer.close()

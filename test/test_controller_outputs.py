@@ -27,7 +27,7 @@ from vla_inference.ros.command.node import CommandNode
 from vla_inference.ros.command.outputs.base import JOINTS, MOTION, Output
 from vla_inference.ros.command.outputs.registry import chosen, output_kinds
 from vla_inference.ros.command.parameters import command_configs
-from vla_inference.ros.ik_node import IkNode, ik_configs
+from vla_inference.ros.ik.node import IkNode, ik_configs
 from vla_inference.ros.messages import chunk_to_msg
 from vla_inference.ros.parameters import defaults
 from vla_inference.system import plugins
@@ -60,7 +60,7 @@ def test_outputs_of_a_package_stand_beside_ours(package):
     motion = {kind.__name__ for kind in output_kinds(MOTION)}
     assert motion >= {"TwistOutput", "PoseOutput", "GripperTopicOutput", "SpeedOutput"}
     joints = {kind.__name__ for kind in output_kinds(JOINTS)}
-    assert joints == {"JointTrajectoryOutput", "AnglesOutput"}
+    assert joints == {"JointTrajectoryOutput", "JointPositionsOutput", "AnglesOutput"}
     assert "publish_speed" in defaults(*command_configs()) and "publish_angles" in defaults(
         *ik_configs()
     )
@@ -117,7 +117,7 @@ def test_the_command_node_sends_through_it(graph):
     g.until(lambda: actions.get_subscription_count() and g.client.count_publishers("speed"))
     actions.publish(chunk(g, 0.0))
     g.until(lambda: g.node.commander.chunks, "a chunk")
-    (output,) = g.node._outputs._all
+    (output,) = g.node._outputs[""]._all
     assert output.stops > 0 and not speeds
     assert g.call(SetBool, "command/enable", SetBool.Request(data=True)).success
     actions.publish(chunk(g, 0.005))

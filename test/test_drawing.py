@@ -32,6 +32,7 @@ def run(way: str, *words: object, **more) -> subprocess.CompletedProcess:
     command = [sys.executable, *map(str, words)]
     env = {**environment(domain(60)), "MUJOCO_GL": way}
     env.pop("DISPLAY", None)
+    env.pop("PYOPENGL_PLATFORM", None)  # MuJoCo sets it where it is imported, as in this process
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, **more)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vla_inference.launch_standin import read_launch_file
+from vla_inference.cli.launch_standin import read_launch_file
 from vla_inference.ros.camera_node import CameraConfig
 from vla_inference.ros.parameters import defaults
 

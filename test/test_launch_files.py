@@ -27,7 +27,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "launch").glob("*.launch.xml"))
-BOOLEANS = {"lock_step", "summary", "play", "wait", "camera"}
+BOOLEANS = {"lock_step", "summary", "play", "wait", "camera", "stamped", "draft", "browser"}
+BOOLEANS |= {"state", "studio"}
 
 # Writes what it was given; ends with its status in ENDS, else at SIGINT.
 RECORDER = """\
@@ -70,12 +71,27 @@ CASES: list[tuple[str, dict[str, str], list[str]]] = [
         {"lock_step": "false", "real_time_factor": "0.5"},
         ["command_node", "inference_node", "sim_node"],
     ),
+    (
+        "robosuite",
+        {"path": "joint_velocities"},
+        ["chunk_ik_node", "command_node", "inference_node", "sim_node"],
+    ),
+    ("two_arms", {"output": "joint_trajectory"}, ["command_node", "robot_sim_node"]),
+    ("base", {"stamped": "true"}, ["command_node", "robot_sim_node"]),
     ("bag_validation", {"bag": "b", "play": "false"}, ["inference_node", "validation_node"]),
     ("training", {"root": "/tmp"}, ["training_node"]),
+    ("studio", {}, ["command_node", "inference_node", "sim_node", "studio_node"]),
     ("crisp", {"scale": "1"}, ["command_node"]),
     ("fzi_cartesian", {}, ["command_node"]),
     ("moveit_servo", {}, ["command_node"]),
     ("joint_trajectory", {"robot": "r.urdf"}, ["command_node", "ik_node"]),
+    ("ros2_control_trajectory", {"robot": "r.urdf"}, ["command_node"]),
+    ("follow_joint_trajectory", {"robot": "r.urdf"}, ["command_node"]),
+    ("ros2_control_position", {"robot": "r.urdf"}, ["command_node"]),
+    ("aloha", {"robot": "r.urdf", "scale": "1"}, ["command_node"]),
+    ("so101", {"robot": "r.urdf"}, ["command_node"]),
+    ("diff_drive", {}, ["command_node"]),
+    ("isaac_franka", {"robot": "r.urdf", "model": "m"}, ["command_node", "inference_node"]),
     ("jetson", {"model": "m", "robot": "crisp"}, ["command_node", "inference_node"]),
     (
         "jetson",
@@ -94,7 +110,13 @@ def prefix(tmp_path) -> Path:
     root = tmp_path / "prefix"
     index = root / "share/ament_index/resource_index/packages"
     index.mkdir(parents=True)
-    for package in ("vla_bringup", "vla_inference", "vla_sim_bridge", "vla_training"):
+    for package in (
+        "vla_bringup",
+        "vla_inference",
+        "vla_sim_bridge",
+        "vla_training",
+        "vla_studio",
+    ):
         (index / package).touch()
         (root / "share" / package).mkdir()
         for folder in ("launch", "config"):

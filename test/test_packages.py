@@ -6,7 +6,9 @@ import ast
 import os
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,9 @@ from vla_inference.cli.main import find_subcommands, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src"
-ORDER = ["vla_msgs", "vla_inference", "vla_sim_bridge", "vla_training"]
+ORDER = ["vla_msgs", "vla_inference", "vla_sim_bridge", "vla_training", "vla_studio"]
+# It talks to the others through ROS alone.
+STUDIO_MAY_IMPORT = {"vla_msgs", "vla_inference", "vla_studio"}
 ROS = re.compile(
     r"rclpy|\w+_msgs|std_srvs|rcl_interfaces|builtin_interfaces|launch\w*|ros2doctor|ament_\w+"
 )
@@ -39,6 +43,8 @@ def test_a_package_imports_what_it_may_and_names_it(package):
         everywhere = set(imports(path, everywhere=True))
         later = set(ORDER[ORDER.index(package) + 1 :])
         assert not everywhere & later, f"{name} imports {everywhere & later}"
+        if package == "vla_studio":
+            assert not everywhere & set(ORDER) - STUDIO_MAY_IMPORT, name
         if "ros" not in name.parts:
             assert "rclpy" not in everywhere, f"{name} imports rclpy"
         for wanted in filter(ROS.fullmatch, everywhere):
@@ -47,6 +53,33 @@ def test_a_package_imports_what_it_may_and_names_it(package):
     for path in (SRC / package / "test").rglob("*.py"):
         for wanted in filter(ROS.fullmatch, imports(path, everywhere=True)):
             assert wanted in tests, f"{path.name} imports {wanted}: not in package.xml"
+
+
+# How many pairs of a package's folders (and modules beside them) may import one from the other.
+ARROWS = {"vla_inference": 60, "vla_sim_bridge": 25, "vla_training": 30, "vla_studio": 8}
+
+
+@pytest.mark.parametrize("package", ARROWS)
+def test_folders_import_few_others_and_none_in_a_circle(package):
+    graph = folder_imports(package, everywhere=True)
+    assert sum(map(len, graph.values())) <= ARROWS[package], dict(graph)
+    TopologicalSorter(folder_imports(package, everywhere=False)).prepare()  # names a circle
+
+
+def folder_imports(package: str, everywhere: bool) -> dict[str, set[str]]:
+    """What each of a package's folders, and modules beside them, imports of the others."""
+    root = SRC / package / package
+    graph: dict[str, set[str]] = defaultdict(set)
+    rooms = {path.stem for path in root.iterdir()}
+    for path in root.rglob("*.py"):
+        here = path.relative_to(root).parts[0].removesuffix(".py")
+        tree = ast.parse(path.read_text())
+        for line in ast.walk(tree) if everywhere else tree.body:
+            if isinstance(line, ast.ImportFrom) and line.module:
+                names = (f"{line.module}.{alias.name}" for alias in line.names)
+                found = {name.split(".")[1] for name in names if name.startswith(f"{package}.")}
+                graph[here] |= found & rooms - {here}
+    return graph
 
 
 @pytest.mark.parametrize("path", sorted(SRC.glob("*/launch/*.xml")), ids=lambda p: p.name)
@@ -106,7 +139,7 @@ def test_what_runs_policies_knows_no_family(where):
     paths = [SRC / where] if where.endswith(".py") else list((SRC / where).rglob("*.py"))
     assert paths
     for path in paths:
-        assert "policies.openvla" not in path.read_text(), f"{path} knows OpenVLA"
+        assert not re.search(r"vla_inference\.(policies\.)?openvla", path.read_text()), path
 
 
 @pytest.mark.skipif(not find_subcommands(), reason="the workspace is not built")

@@ -21,6 +21,7 @@ from vla_inference.ros.parameters import defaults, read
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {
+    "chunk_ik_node": ("chunk_ik.yaml", "/**"),
     "command_node": ("command.yaml", "/**"),
     "ik_node": ("ik.yaml", "/**"),
     "inference_node": ("inference.yaml", "/**"),

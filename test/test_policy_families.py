@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from bags import write_bags
 from demonstrations import write_set
-from graphs import IMAGE, InferenceGraph
+from graphs import IMAGE, inference_graphs
 from lifecycle_msgs.msg import Transition
 from other_package import install
 from PIL import Image
@@ -86,18 +86,15 @@ def test_lerobots_word_for_the_type_is_understood(package, tmp_path):
 def test_a_model_served_elsewhere_goes_to_the_family_that_its_address_names(wave):
     family, where = find_family("wave:ws://robot:8000")
     assert family.__name__ == "wave_policy.family" and where == "ws://robot:8000"
-    with pytest.raises(VlaError, match=r"no policy family 'surf'; known: .*openvla, wave"):
+    with pytest.raises(VlaError, match=r"no policy family 'surf'; known: .*openvla, .*wave"):
         find_family("surf:ws://robot:8000")
 
 
 def test_an_unknown_type_names_the_families_there_are(package, tmp_path):
-    with pytest.raises(
-        CheckpointError, match=r"type 'surf', .*: openpi, openvla, wave; other pack"
-    ):
+    known = "act, openpi, openvla, pi0, pi05, smolvla, wave"
+    with pytest.raises(CheckpointError, match=f"type 'surf', .*: {known}; other pack"):
         load_policy(write_wave(tmp_path / "a", model_type="surf"))
-    with pytest.raises(
-        CheckpointError, match="no model_type; say one; known: openpi, openvla, wave"
-    ):
+    with pytest.raises(CheckpointError, match=f"no model_type; say one; known: {known}"):
         load_policy(write_wave(tmp_path / "b", model_type=None))
 
 
@@ -177,15 +174,8 @@ def test_what_is_for_openvla_alone_says_so(wave, tmp_path, capsys):
 
 @pytest.fixture
 def graph():
-    graphs = []
-
-    def make(start=True, **parameters) -> InferenceGraph:
-        graphs.append(InferenceGraph({"instruction": "wave", **parameters}, start))
-        return graphs[-1]
-
-    yield make
-    for g in graphs:
-        g.close()
+    with inference_graphs(instruction="wave") as make:
+        yield make
 
 
 def test_the_node_answers_with_it(wave, graph):

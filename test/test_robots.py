@@ -19,6 +19,7 @@ import rclpy
 import yaml
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
 from rclpy.time import Time
 from sensor_msgs.msg import JointState
 from six_axes import HOME, urdf
@@ -26,8 +27,9 @@ from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import SetBool
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_inference.launch_standin import read_launch_file
+from vla_inference.cli.launch_standin import read_launch_file
 from vla_inference.ros import qos
+from vla_inference.ros.command.node import CommandNode
 from vla_inference.ros.command.outputs.base import MOTION
 from vla_inference.ros.command.outputs.motion import PoseOutput, TwistOutput
 from vla_inference.ros.command.outputs.registry import chosen
@@ -38,7 +40,7 @@ from vla_inference.types import ActionChunk, eef_delta_spec
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
 
 ROOT = Path(__file__).resolve().parent.parent
-ROBOTS = sorted(p.stem for p in (ROOT / "config/robots").glob("*.yaml"))
+FILES = sorted((ROOT / "config/robots").glob("*.yaml"))
 TARGETS = {
     "moveit_servo": "delta_twist:=/servo_node/delta_twist_cmds",
     "fzi_cartesian": "target_pose:=/cartesian_motion_controller/target_frame",
@@ -53,6 +55,10 @@ _domains = itertools.count(os.getpid() + 50)
 
 def parameters(path: Path) -> dict:
     return yaml.safe_load(path.read_text())["/**"]["ros__parameters"]
+
+
+BY_PARTS = [f.stem for f in FILES if "parts" in parameters(f)]
+ROBOTS = [f.stem for f in FILES if f.stem not in BY_PARTS]
 
 
 @pytest.mark.parametrize("robot", ROBOTS)
@@ -78,6 +84,60 @@ def test_a_robots_launch_file_remaps_our_topics_to_its_own(robot):
     assert TARGETS[robot] in last.remaps
     files = [p for p in command.parameters if isinstance(p, Path)]
     assert [f.name for f in files] == ["command.yaml", f"{robot}.yaml"]
+
+
+@pytest.mark.parametrize("robot", BY_PARTS)
+def test_the_node_drives_each_part_of_a_robot_with_what_its_launch_file_says(robot, monkeypatch):
+    """Both files together configure a node, whose topics are the controller's."""
+    given = {"robot_config": str(ROOT / f"config/robots/{robot}.yaml"), "scale": "0.5"}
+    if robot != "diff_drive":
+        given["robot"] = _description(robot)
+    if robot == "isaac_franka":
+        given["model"] = "m"
+    plan = read_launch_file(ROOT / f"launch/{robot}.launch.xml", given).processes[0]
+    assert [f.name for f in plan.parameters if isinstance(f, Path)][-1] == f"{robot}.yaml"
+    values = _flat(parameters(ROOT / f"config/robots/{robot}.yaml"))
+    for each in plan.parameters:
+        values |= each if isinstance(each, dict) else {}
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=1 + next(_domains) % 100)
+    node = CommandNode(
+        context=context,
+        parameter_overrides=[Parameter(k, value=v) for k, v in values.items()],
+        cli_args=["--ros-args", *plan.remaps],
+    )
+    try:
+        assert node.start(), node.failure
+        topics = {p.topic_name for p in node.publishers} | {
+            s.topic_name for s in node.subscriptions
+        }
+        # Those of a part that were left as they are have nobody at their other end.
+        assert not [t for t in topics if t.split("/")[1] in values["parts"]]
+        assert set(values["parts"]) == set(node.commander.parts)
+    finally:
+        node.trigger_shutdown()
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+
+
+def _flat(values: dict, at: str = "") -> dict:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{at}{key}.") if isinstance(value, dict) else {f"{at}{key}": value}
+    return found
+
+
+def _description(robot: str) -> str:
+    """A URDF with the joints that a robot's file names, and nothing else."""
+    values = _flat(parameters(ROOT / f"config/robots/{robot}.yaml"))
+    joints = [j for name, v in values.items() if name.endswith(".joints") for j in v]
+    limit = '<limit lower="-2" upper="2" effort="1" velocity="1"/>'
+    return (
+        '<robot name="it">'
+        + "".join(f'<joint name="{j}" type="revolute">{limit}</joint>' for j in joints)
+        + "</robot>"
+    )
 
 
 @pytest.mark.parametrize("path", ["twist", "pose"])

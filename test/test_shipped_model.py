@@ -5,21 +5,26 @@ Fixed episodes, without ROS: the way there and back is `test_closed_loop.py`'s.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import comb
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
+from vla_inference.openvla.config import words_of
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.types import ActionChunk, Observation
 from vla_sim_bridge.cli.rollout import find_model
 from vla_sim_bridge.envs.robosuite_sim import Simulation
 from vla_sim_bridge.evaluation.episode import EpisodeResult
 from vla_sim_bridge.evaluation.rollout import rollout, run_episode
+from vla_sim_bridge.tasks import TASKS
 from vla_sim_bridge.tasks.stack import PALETTE
 
 RATES = {"Stack_D2": 0.97, "Stack_L": 0.93}  # README.md
@@ -81,6 +86,15 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def shipped() -> OpenVLAPolicy:
     return OpenVLAPolicy.from_pretrained(find_model(None), device="cpu")
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_it_was_trained_on_every_word_of_its_tasks(name):
+    trained = json.loads(Path(find_model(None), "config.json").read_text())["trained_words"]
+    task, rng = TASKS[name], np.random.default_rng(0)
+    for _ in range(400):
+        sentence = task.draw_instruction(rng, task.draw_scene(rng))
+        assert set(words_of(sentence)) <= set(trained), sentence
 
 
 @pytest.mark.parametrize("task", RATES)

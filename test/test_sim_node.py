@@ -11,6 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from graphs import processes
 
@@ -323,6 +324,68 @@ def client(graph):
     executor.shutdown()
     node.destroy_node()
     rclpy.shutdown(context=context)
+
+
+def test_people_enable_it_and_say_what_is_to_be_done(graph, client, tmp_path):
+    from std_srvs.srv import SetBool
+
+    from vla_inference.ros.qos import CHUNK
+    from vla_msgs.msg import ActionChunk
+
+    model(graph, "deaf")
+    parameters = {"driven_by": "twist", "auto_enable": False, "episodes": 1, "record_episodes": 0}
+    process = sim(graph, tmp_path / "r", **parameters)
+    client.listen(ActionChunk, "action", CHUNK)
+    client.spin(lambda: client.heard["action"])
+    command_node(graph, "twist")  # comes up after the model's answer, and must get another
+    answer, end = None, time.monotonic() + 120
+    while answer is None or not answer.success:
+        assert time.monotonic() < end, f"enabling is refused: {answer.message}"
+        answer = client.call(SetBool, "command/enable", SetBool.Request(data=True))
+    status, _, err = ended(process)
+    assert status == 0, err
+    found = results(tmp_path / "r")
+    assert [e["frames"] for e in found["per_episode"]] == [8]
+    assert found["robot"]["unanswered_periods"] == 0
+
+
+@pytest.mark.slow
+def test_both_cameras_and_the_state_come_with_one_stamp(graph, client, tmp_path):
+    from geometry_msgs.msg import PoseStamped
+    from sensor_msgs.msg import Image, JointState
+
+    from vla_inference.inputs.robot_state import StateLayout
+    from vla_inference.ros.qos import CHUNK, IMAGE_OUTPUT
+
+    for topic in ("image", "image_wrist"):
+        client.listen(Image, topic, IMAGE_OUTPUT)
+    client.listen(PoseStamped, "current_pose", CHUNK)
+    client.listen(JointState, "joint_states", CHUNK)
+    process = sim(graph, tmp_path / "r", second_camera="robot0_eye_in_hand", state=True)
+    wait_for_line(process, "results:")
+
+    def common() -> dict:
+        """Messages by topic of the newest stamp that all have."""
+        by_stamp = {
+            topic: {(m.header.stamp.sec, m.header.stamp.nanosec): m for m in messages}
+            for topic, messages in client.heard.items()
+        }
+        stamps = set.intersection(*map(set, by_stamp.values()))
+        return {t: found[max(stamps)] for t, found in by_stamp.items()} if stamps else {}
+
+    client.spin(common)
+    found = common()
+    frames = [found[t].header.frame_id for t in ("image", "image_wrist", "current_pose")]
+    assert frames == ["agentview_optical", "robot0_eye_in_hand_optical", "world"]
+    assert found["image"].data != found["image_wrist"].data
+    pose, joints = found["current_pose"].pose, found["joint_states"]
+    layout = StateLayout(("position", "axis_angle", "joints"), ("finger_joint1", "finger_joint2"))
+    where = [getattr(pose.position, n) for n in "xyz"]
+    turned = [getattr(pose.orientation, n) for n in "xyzw"]
+    state = layout.read((where, turned), dict(zip(joints.name, joints.position, strict=True)))
+    assert len(state) == 8 and 0.9 < state[2] < 1.3  # m, over the table
+    assert 2.8 < np.linalg.norm(state[3:6]) < 3.5  # rad: the hand points down
+    assert 0 < state[6] < 0.05 and -0.05 < state[7] < 0
 
 
 @pytest.mark.slow

@@ -24,13 +24,16 @@ from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.ros.camera_node import CameraNode
 from vla_inference.ros.command.node import CommandNode
 from vla_inference.ros.diagnostics import Diagnostics
-from vla_inference.ros.ik_node import IkNode
+from vla_inference.ros.ik.chunk_node import ChunkIkNode
+from vla_inference.ros.ik.node import IkNode
 from vla_inference.ros.inference.node import InferenceNode
 from vla_inference.ros.lifecycle import SUCCESS, ManagedNode
 from vla_sim_bridge.ros.episodes import Episodes
-from vla_sim_bridge.ros.robot_executor import RobotDrive
+from vla_sim_bridge.ros.robot.robot_executor import RobotDrive
+from vla_sim_bridge.ros.robot.robot_sim_node import RobotSimNode
 from vla_sim_bridge.ros.sim_node import SimNode
 from vla_sim_bridge.ros.sim_services import SimServices
+from vla_studio.ros.node import StudioNode
 from vla_training.ros.record_node import RecordNode
 from vla_training.ros.training_node import TrainingNode
 from vla_training.ros.validation_node import ValidationNode
@@ -114,13 +117,16 @@ def nodes(tmp_path_factory):
         (CameraNode, {"source": str(folder / "images")}),
         (TrainingNode, {"root": str(folder)}),
         (IkNode, {"robot": str(folder / "arm.urdf")}),
+        (ChunkIkNode, {"robot": str(folder / "arm.urdf")}),
+        (RobotSimNode, {"width": 32, "height": 32}),
         (RecordNode, {"output": str(folder / "recorded")}),
         (ValidationNode, {"bag": str(bags)}),
+        (StudioNode, {"port": 0}),
     ):
         overrides = [Parameter(k, value=v) for k, v in parameters.items()]
         made.append(kind(parameter_overrides=overrides, context=context))
         assert made[-1].trigger_configure() == SUCCESS, made[-1].failure
-        if kind is RecordNode:  # hears nothing before
+        if kind in (RecordNode, StudioNode):  # hear nothing before
             assert made[-1].trigger_activate() == SUCCESS, made[-1].failure
     made.append(all_but_the_world(context))
     yield made
@@ -151,9 +157,12 @@ NODES = [
     "camera",
     "training",
     "ik",
+    "chunk_ik",
+    "robot_sim",
     "recorder",
     "validation",
     "sim",
+    "studio",
 ]
 
 
@@ -191,7 +200,9 @@ def test_all_that_a_node_does_is_allowed(nodes, name):
         assert seen <= rules.get((name, rule), set())
         # Nor does the policy allow what a node never says.
         if rule == "publish":
-            may = {"/image/compressed", "/diagnostics", "/target_pose"}
+            may = {"/image/compressed", "/diagnostics", "/target_pose", "/odom"}
+            if name == "sim":  # parameters second_camera and state
+                may |= {"/image_wrist", "/camera_info_wrist", "/joint_states"}
             assert rules[name, rule] - seen <= may
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from demonstrations import psnr
-from elsewhere import elsewhere
+from elsewhere import elsewhere, skip_older_lerobot
 
 from vla_training.conversion.convert import convert
 from vla_training.datasets import open_dataset
@@ -54,6 +54,20 @@ getattr(data, "finalize", lambda: None)()
 import lerobot
 print(json.dumps({"version": lerobot.__version__}))
 """
+# `lerobot-dataset-viz`, without a viewer; the recording is read again by Rerun.
+SHOW = """
+import json, sys
+from pathlib import Path
+import lerobot.scripts.lerobot_dataset_viz as viz
+root, folder = sys.argv[1:]
+sys.argv[1:] = ["--repo-id=local/set", f"--root={root}", "--episode-index=1", "--save=1",
+                f"--output-dir={folder}", "--num-workers=0", "--mode=local"]
+viz.main()
+(path,) = Path(folder).rglob("*.rrd")
+import rerun as rr
+schema = rr.recording.load_recording(path).schema()
+print(json.dumps({"shown": sorted({c.entity_path for c in schema.component_columns()})}))
+"""
 LENGTHS = (5, 8, 3)
 
 
@@ -72,6 +86,15 @@ def test_it_reads_ours(source, tmp_path, images, apart):
         np.testing.assert_array_equal(np.array(found[key], np.float32), wanted)
     pixels = [s.observation.images["agentview"][15, 15] for s in steps]
     np.testing.assert_allclose(found["pixels"], pixels, atol=apart)
+
+
+def test_its_viewer_shows_ours(source, tmp_path):
+    skip_older_lerobot(PYTHON, tmp_path)
+    convert(source, tmp_path / "set", "lerobot", workers=1, writing={"images": "png"})
+    (tmp_path / "shown").mkdir()
+    found = elsewhere(PYTHON, tmp_path, SHOW, tmp_path / "set", tmp_path / "shown")
+    wanted = {"/observation.images.agentview", "/action", "/state"}
+    assert wanted <= set(found["shown"]), found
 
 
 @pytest.mark.parametrize("kind", ["video", "image"])

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from elsewhere import interpreter
 
+from vla_sim_bridge.envs.mimicgen_package.process import PYTHON_VARIABLE
 from vla_sim_bridge.envs.protocol import make_world
 from vla_sim_bridge.evaluation.episode import EpisodeRun
-from vla_sim_bridge.mimicgen import process
 
 MIMICGEN = """
 from robosuite.environments.manipulation.stack import Stack
@@ -32,12 +32,10 @@ def world(tmp_path, monkeypatch):
     python = interpreter("VLA_TEST_ROBOSUITE14_PYTHON")
     path.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {python} "$@"\n')
     path.chmod(0o755)
-    process.installed.cache_clear()
-    monkeypatch.setenv(process.PYTHON_VARIABLE, str(path))
+    monkeypatch.setenv(PYTHON_VARIABLE, str(path))
     sim = make_world("mimicgen/Stack_D1", ("agentview", "robot0_eye_in_hand"), 96, 64)
     yield sim
     sim.close()
-    process.installed.cache_clear()
 
 
 def stack(run):

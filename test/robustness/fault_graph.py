@@ -6,7 +6,6 @@ A process each; a node of this process hears their commands and statuses.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import math
 import os
@@ -34,6 +33,7 @@ from vla_inference.ros import qos
 from vla_msgs.msg import CommandStatus, InferenceStatus
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from domains import claim
 from six_axes import urdf
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,11 +42,24 @@ WATCHDOG, SAME = 0.5, 0.3  # seconds
 IK_RATE, JOINT_SPEED = 50.0, 1.0  # Hz, rad/s
 PATIENCE = 60.0
 
-_domains = itertools.count(os.getpid() + 70)
-
 
 class Failed(Exception):
     """A graph that did not come up, did not become safe or did not recover."""
+
+
+@contextlib.contextmanager
+def without_shared_memory() -> Iterator[None]:
+    """For a node that outlives killed peers: Fast DDS 2.14 can crash where it closes shared
+    memory then (`SharedMemChannelResource::release` locks a port that is gone)."""
+    name = "FASTDDS_BUILTIN_TRANSPORTS"
+    before = os.environ.get(name)
+    os.environ[name] = "UDPv4"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 class Graph:
@@ -61,7 +74,7 @@ class Graph:
         self.folder, self.kind, self.watchdog = folder, kind, watchdog
         self.sim_time = kind == "clock"
         self.camera = "sim" if kind == "sim" else "camera"
-        domain = 1 + next(_domains) % 100
+        domain = claim()
         self.environment = {
             **os.environ,
             "ROS_DOMAIN_ID": str(domain),
@@ -71,8 +84,9 @@ class Graph:
         }
         os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
         self.context = rclpy.Context()
-        rclpy.init(context=self.context, domain_id=domain)
-        self.node = rclpy.create_node("watcher", context=self.context)
+        with without_shared_memory():
+            rclpy.init(context=self.context, domain_id=domain)
+            self.node = rclpy.create_node("watcher", context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
         self.processes: dict[str, subprocess.Popen] = {}
@@ -167,7 +181,7 @@ class Graph:
             "sim": (["-m", "vla_sim_bridge.ros.sim_node"], sim),
             "arm": ([PROCESSES, "joints" if self.kind == "joints" else "arm"], {}),
             "ik": (
-                ["-m", "vla_inference.ros.ik_node"],
+                ["-m", "vla_inference.ros.ik.node"],
                 {
                     "robot": str(self.folder / "arm.urdf"),
                     "rate": IK_RATE,

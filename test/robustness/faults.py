@@ -4,6 +4,8 @@
     python test/robustness/faults.py [--times 20] [--only NAME ...] [--watchdog 0.5]
         [--output FILE]
 
+With --only, rows of other faults that FILE has already stay in it.
+
 A camera (or the simulator), the inference node and the command node, a process each; commands flow
 at 20 Hz when the fault comes. The time to a safe state is counted from the fault to the arrival of
 the status "stopped" (or, at Ctrl-C, to the last command that moves); `beyond` is what it exceeds
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import math
 import random
 import signal
@@ -332,13 +335,23 @@ def main() -> int:
         print(text, file=sys.stderr, flush=True)
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes end too
-    rows = []
+    earlier = earlier_rows(args.output) if args.only != list(FAULTS) else {}
+    rows = dict(earlier)
     for name in args.only:
-        rows.append(measure(name, args.times, tell, args.watchdog))
-        tell(table(rows[-1:]))
-        keep({"rows": rows}, args.output, show=False)  # what was measured before a kill stays
-    print(table(rows))
-    return 0 if all(map(good, rows)) else 1
+        rows[name] = measure(name, args.times, tell, args.watchdog)
+        tell(table([rows[name]]))
+        # What was measured before a kill stays
+        keep({"rows": list(rows.values())}, args.output, show=False)
+    print(table(list(rows.values())))
+    return 0 if all(map(good, rows.values())) else 1
+
+
+def earlier_rows(path: Path | None) -> dict[str, dict]:
+    """Rows that an earlier run left in the output, by fault; each says where it is from."""
+    if path is None or not path.is_file():
+        return {}
+    kept = json.loads(path.read_text())
+    return {row["fault"]: {"measured": kept["provenance"], **row} for row in kept["rows"]}
 
 
 if __name__ == "__main__":

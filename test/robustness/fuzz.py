@@ -9,7 +9,8 @@ for target poses. What the commander is told of it lies: it freezes, repeats its
 biased, comes late, is another robot's, has any stamp. The robot's own position must keep to the
 workspace. It is excused for
 
-- a push by somebody's hand until that is measured;
+- a push by somebody's hand until that is measured, or refused as a jump for as long as a pose
+  may be old;
 - where it was when that was measured or it was enabled, until it is inside again;
 - a measurement that is wrong by less than what a robot may move (`pose_jump`), by that bias;
 - `SLACK_BOX` for noise.
@@ -23,7 +24,8 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, deque
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
@@ -38,7 +40,8 @@ from vla_inference.types import ActionChunk, eef_delta_spec, joint_spec
 SLACK = 1 + 1e-6
 SLACK_BOX = 0.0005  # m
 HOLD = 2  # command periods for which a twist is obeyed
-SEEN = 20  # ticks of an honest sensor after which a push was measured
+MISLED = 20  # ticks of an honest sensor until somebody enables a robot that was moved
+BEEN = 2.0  # s for which it is remembered where the robot was
 FAULTS = (
     "nan",
     "inf",
@@ -98,6 +101,13 @@ class Findings:
     def count(self, kind: str, true: bool) -> None:
         if true:
             self.wrong[kind] += 1
+
+    def add(self, other: Findings) -> None:
+        """Takes another run's counts in."""
+        worst = ("slowest_stop", "farthest")
+        for f in fields(self):
+            mine, theirs = getattr(self, f.name), getattr(other, f.name)
+            setattr(self, f.name, max(mine, theirs) if f.name in worst else mine + theirs)
 
 
 def random_settings(rng: random.Random) -> Settings:
@@ -220,9 +230,9 @@ class Sensor:
         while self.past[0][1] < steady - 2.0:
             self.past.popleft()
         self.left -= 1
-        self.honest += 1
+        self.honest = 0 if self.lie else self.honest + 1
         if self.left < 0 and self.lie:
-            self.lie, self.wrong, self.honest = "", v.ZERO, 0
+            self.lie, self.wrong = "", v.ZERO
 
     def begin(self, lie: str, period: float) -> None:
         r, jump = self.rng, self.settings.pose_jump[0]
@@ -271,6 +281,7 @@ class Trial:
         self.rng, self.found = rng, findings
         self.commander = Commander(random_settings(rng))
         self.settings = self.commander.settings
+        self.pose_age = self.settings.watchdogs.pose_age
         self.frame = rng.choice(("base", "tool"))
         self.now, self.steady = 1000.0, 50.0
         by = rng.choice(("twist", "pose")) if self.settings.needs_pose else "twist"
@@ -281,7 +292,9 @@ class Trial:
         self.target: Pose | None = None  # the last live one since it was enabled
         self.told: Pose | None = None  # the last live one
         self.told_at = 0  # in which tick
-        self.pushed, self.seen_in = 0.0, 0  # m that was not measured yet; ticks until it is
+        self.been: deque[Vector] = deque(maxlen=round(BEEN / self.commander.period))
+        self.begun: list[Vector] = []  # where it was when it was enabled, or measured before
+        self.pushed, self.seen_in = 0.0, 0.0  # m that was not measured yet; s until it is
         self.misjudged = 0.0  # m by which the measurement was biased that the robot is there by
         self.excused = 0.0  # m that the robot may be outside, see above
         self.velocity = [(v.ZERO, v.ZERO), (v.ZERO, v.ZERO)]  # the last two
@@ -324,6 +337,7 @@ class Trial:
         self.velocity = [(v.ZERO, v.ZERO)] * 2
         self.known = 2
         self.ticks_off, self.fault_at, self.target = 0, None, None
+        self.begun = list(self.been)[-math.ceil(self.pose_age / self.commander.period) :]
         self.excused = max(self.excused, self.outside())
         if self.jogged and self.hand.random() < 0.5:  # a fault before the first new command
             self.mute = int(1.5 / self.commander.period)
@@ -412,7 +426,15 @@ class Trial:
         r = self.rng
         way = v.scale((r.uniform(-1, 1), r.uniform(-1, 1), r.uniform(-1, 1)), 0.06)
         self.robot.pose = self.robot.pose.moved(way, (0.0, 0.05, 0.0), 1.0, False)
-        self.pushed, self.seen_in = self.pushed + v.norm(way), SEEN
+        self.pushed, self.seen_in = self.pushed + v.norm(way), self.until_seen()
+
+    def until_seen(self) -> float:
+        """s of an honest sensor after which a push was measured, and what was told before is done.
+
+        One farther than a robot can have got is refused: until then it is not known where it is.
+        """
+        r = self.robot
+        return self.pose_age + self.sensor.delay + 3 * r.period + 3 * r.lag
 
     def jog(self) -> None:
         """Somebody moves the robot while nothing is enabled, by a pendant or by hand, and does not
@@ -422,7 +444,7 @@ class Trial:
         x, y, z = (r.uniform(a, b) for a, b in zip(low, high, strict=True))
         self.robot.restart(Pose((x, y, z), before.orientation))
         self.pushed += v.norm(v.subtract(self.robot.pose.position, before.position))
-        self.seen_in = self.sensor.misled = SEEN
+        self.seen_in, self.sensor.misled = MISLED * self.commander.period, MISLED
         self.told, self.jogged = None, True
         self.found.jogged += 1
 
@@ -443,7 +465,8 @@ class Trial:
         self.ticked = self.now
         self.steady += passed
         self.robot.live(passed)
-        self.check_robot()
+        self.been.append(self.robot.pose.position)
+        self.check_robot(passed)
         if self.quiet == 0:
             c.safety.heartbeat(self.steady)
         self.sensor.live(self.now, self.steady, self.robot.pose)
@@ -471,11 +494,11 @@ class Trial:
         if command is not None and command.live:
             self.robot.apply(command, c.in_tool)
 
-    def check_robot(self) -> None:
+    def check_robot(self, passed: float) -> None:
         outside, biased = self.outside(), self.sensor.lie == "biased"
         bias = v.norm(self.sensor.wrong) if biased else 0.0
         self.misjudged = max(self.misjudged, bias)
-        self.seen_in -= not self.sensor.lie
+        self.seen_in -= 0.0 if self.sensor.lie else passed
         if self.seen_in <= 0:
             # Nobody who has seen it must take it back at once.
             self.excused = max(self.excused, min(outside, self.excused + self.pushed))
@@ -529,23 +552,27 @@ class Trial:
         if command is not None and command.target is not None:
             self.check_target(command.target)
 
-    def knows(self, hold: Pose) -> bool:
-        """Whether the robot is, was a moment ago or was told to be there."""
-        places = [p.position for _, _, p in self.sensor.past]
+    def knows(self, hold: Pose, more: float = 0.0) -> bool:
+        """Whether the robot is, was a moment ago or was told to be there, or within `more` m.
+
+        Until it is told where to go, it also was where it was enabled.
+        """
+        places = [*self.been, *([] if self.target else self.begun)]
         places += [self.told.position] if self.told else []
         # Of a push that was not measured yet nobody knows.
-        near = self.settings.pose_jump[0] + SLACK_BOX + self.pushed
+        near = self.settings.pose_jump[0] + SLACK_BOX + self.pushed + more
         return any(v.norm(v.subtract(hold.position, p)) < near for p in places)
 
     def check_target(self, target: Pose) -> None:
         """It begins where the robot is, and neither jumps nor leaves the workspace from there."""
-        known, last = self.knows(target), self.target
+        limits, last = self.settings.limits, self.target
+        known = self.knows(target, limits.linear_velocity * self.commander.period)
         self.target = self.told = target
         passed, self.told_at = self.found.ticks - self.told_at, self.found.ticks
         if last is None:
             self.found.count("begins_elsewhere", self.settings.needs_pose and not known)
             return
-        limits, period = self.settings.limits, passed * self.commander.period
+        period = passed * self.commander.period
         step = (limits.linear_velocity or math.inf) * period * SLACK + 1e-9
         turn = (limits.angular_velocity or math.inf) * period * SLACK + 1e-6
         self.found.count("target_jumps", not last.within(target, step, turn))
@@ -589,3 +616,15 @@ def fuzz(chunks: int, seed: int = 0, per_trial: int = 200) -> Findings:
     while findings.chunks < chunks:
         Trial(rng, findings).run(min(per_trial, chunks - findings.chunks))
     return findings
+
+
+def fuzz_in_parallel(chunks: int, seed: int, jobs: int) -> Findings:
+    """The same, shared out among processes; one process keeps the seed as it is."""
+    if jobs == 1:
+        return fuzz(chunks, seed)
+    shares = [chunks // jobs + (i < chunks % jobs) for i in range(jobs)]
+    found = Findings()
+    with ProcessPoolExecutor(jobs) as pool:
+        for each in pool.map(fuzz, shares, [seed * 1000 + i for i in range(jobs)]):
+            found.add(each)
+    return found

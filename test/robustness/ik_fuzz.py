@@ -2,6 +2,10 @@
 
 The arm follows as a joint_trajectory_controller does: each command is reached in `lead` seconds.
 What is checked is computed from commands and from the true arm. All chance comes from the seed.
+
+A command may be as far ahead of the arm as its joints go in `lead`. Nobody can know how far a hand
+has moved them since they were measured truly last: by that, and by a measurement's noise, a
+command may be farther ahead, and the arm as much faster.
 """
 
 from __future__ import annotations
@@ -27,8 +31,7 @@ BELIEVED = ("truth", "partial", "single", "freeze")  # with these there may be c
 class IkFindings:
     """Counts of what was tried and what went wrong; `wrong` must stay empty.
 
-    fastest: of the true arm's joints, as a share of their limits; beyond 1 only by a
-    measurement's noise.
+    fastest: of the true arm's joints, as a share of what they may, see above.
     """
 
     ticks: int = 0
@@ -67,6 +70,10 @@ class IkTrial:
         self.goal, self.due = self.at.copy(), 0.0  # of the controller, and when it is reached
         self.steady = 100.0
         self.past: deque[np.ndarray] = deque([self.at.copy()], maxlen=200)
+        self.by_hand = np.zeros(len(self.at))  # the way that it was moved so, in all
+        self.hands: deque[np.ndarray] = deque([self.by_hand], maxlen=200)  # the same, as `past`
+        self.seen = self.by_hand.copy()  # of that, by when it was measured truly last
+        self.most = self.limit  # velocities at which the last command may be reached
         self.lie, self.lying, self.lasts, self.truths = "truth", 0, 0, 0
         self.false: np.ndarray = self.at
         self.last: np.ndarray | None = None  # command
@@ -100,14 +107,16 @@ class IkTrial:
             self.due += self.period
         elif left > 1e-9:
             self.at = self.at + (self.goal - self.at) * min(1.0, self.period / left)
-            speed = float(np.max(np.abs(self.at - before) / (self.limit * self.period)))
+            speed = float(np.max(np.abs(self.at - before) / (self.most * self.period)))
             self.found.fastest = max(self.found.fastest, speed)
-            self.found.count("joint_speed", speed > 1 + 2 * NOISE / self.limit.min() / self.period)
+            self.found.count("joint_speed", speed > SLACK)
         elif self.lie == "truth" and self.steady - self.spoke > 1.0 and self.rng.random() < 0.5:
             way = np.array([self.rng.uniform(-0.3, 0.3) for _ in self.at]) * self.period
             self.at = np.clip(self.at + way, self.arm.lower, self.arm.upper)
+            self.by_hand = self.by_hand + np.abs(self.at - before)
             self.found.moved_by_hand += 1
         self.past.append(self.at.copy())
+        self.hands.append(self.by_hand)
 
     # -- what is told of it -------------------------------------------------------------------
 
@@ -135,14 +144,19 @@ class IkTrial:
         names = list(self.arm.names)[joints]
         self.commander.measured(names, noisy[joints].tolist(), self.steady, age)
 
+    def hear_truth(self, back: int = 0, joints: slice = slice(None)) -> None:
+        """What was true some periods ago."""
+        self.hear(self.past[-1 - back], back * self.period, joints)
+        if back * self.period <= self.settings.joint_timeout:
+            self.seen[joints] = np.maximum(self.seen, self.hands[-1 - back])[joints]
+
     def tell(self) -> None:
         lie, half = self.lie, len(self.at) // 2
         if lie in BELIEVED:
             self.believable = self.steady
         if lie == "truth":
             self.truths += 1
-            back = self.rng.randrange(0, min(2, len(self.past)))
-            self.hear(self.past[-1 - back], back * self.period)
+            self.hear_truth(self.rng.randrange(0, min(2, len(self.past))))
         elif lie == "freeze":
             self.hear(self.frozen())
         elif lie == "repeat":
@@ -151,7 +165,7 @@ class IkTrial:
             self.hear(self.false)
         elif lie == "late":
             back = self.rng.randrange(len(self.past))
-            self.hear(self.past[-1 - back], back * self.period)
+            self.hear_truth(back)
             if back * self.period <= self.settings.joint_timeout:
                 self.believable = self.steady
         elif lie == "future":
@@ -159,10 +173,10 @@ class IkTrial:
         elif lie in ("stray", "single"):
             self.hear(self.false)
             if lie == "single" or self.rng.random() < 0.9:
-                self.hear(self.at)
+                self.hear_truth()
                 self.believable = self.steady
         elif lie == "partial":
-            self.hear(self.at, 0.0, slice(half) if self.lying % 2 else slice(half, None))
+            self.hear_truth(0, slice(half) if self.lying % 2 else slice(half, None))
         elif lie == "nan":
             self.hear(np.where(np.arange(len(self.at)) == 1, np.nan, self.at))
 
@@ -218,6 +232,7 @@ class IkTrial:
         found.count("while_it_jumps", jumping)
         self.last, self.spoke = said.copy(), self.steady
         self.goal, self.due = said.copy(), self.steady + s.lead
+        self.most = self.limit + (NOISE + self.by_hand - self.seen) / s.lead
 
 
 def ik_fuzz(arm: Arm, ticks: int, seed: int = 0, length: int = 2000) -> IkFindings:

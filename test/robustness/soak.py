@@ -27,11 +27,14 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rclpy
 from common import add_output, keep
+from domains import claim
 from geometry_msgs.msg import TwistStamped
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.time import Time
+from resources import sample
 
 from vla_inference.ros import qos
 from vla_msgs.msg import CommandStatus, InferenceStatus, JobStatus
@@ -43,18 +46,6 @@ EVERY = 5.0  # seconds between samples
 WARM_UP = 60.0  # seconds, or a fifth of the run
 PERIOD = 0.05  # seconds of a command
 MEGABYTES, MISSED = 20.0, 0.01
-
-
-def sample(pid: int) -> dict[str, float]:
-    """Resident memory [MB], threads and open files of a process."""
-    status = dict(
-        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-    )
-    return {
-        "mb": int(status["VmRSS"].split()[0]) / 1024,
-        "threads": int(status["Threads"]),
-        "files": len(os.listdir(f"/proc/{pid}/fd")),
-    }
 
 
 def descendants(pid: int) -> int:
@@ -79,7 +70,7 @@ class Soak:
     def __init__(self, args: argparse.Namespace, folder: Path):
         self.args, self.folder = args, folder
         self.model = ROOT / "models/stack-small"
-        domain = 1 + (os.getpid() + 20) % 100
+        domain = claim()
         self.environment = {
             **os.environ,
             "ROS_DOMAIN_ID": str(domain),

@@ -1,0 +1,180 @@
+"""Our bridge against LIBERO's own environment, under the Python in VLA_LIBERO_PYTHON."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+from elsewhere import elsewhere
+
+from vla_inference.episodes.robosuite import from_robosuite
+from vla_sim_bridge.envs.protocol import make_world
+from vla_sim_bridge.evaluation.episode import SETTLE_STEPS
+from vla_sim_bridge.generation.config import GenerateConfig
+from vla_sim_bridge.generation.generate import generate
+from vla_sim_bridge.libero.environment import PYTHON_VARIABLE
+from vla_sim_bridge.libero.world import CAMERAS, LiberoWorld
+from vla_sim_bridge.tasks import get_task
+from vla_training.conversion.convert import convert
+from vla_training.datasets.base import open_dataset
+
+SIZE, STEPS = 96, 24
+# Runs an episode as published evaluations do: seed, hard reset, initial state, ten steps.
+SCRIPT = """
+import contextlib, json, os, sys
+os.environ.setdefault("MUJOCO_GL", "osmesa")
+os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
+import numpy as np
+with contextlib.redirect_stdout(sys.stderr):
+    from libero.libero import benchmark
+    from libero.libero.envs import OffScreenRenderEnv
+    name, task, state, size, out = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
+    suite = benchmark.get_benchmark(name)()
+    env = OffScreenRenderEnv(bddl_file_name=suite.get_task_bddl_file_path(task),
+                             camera_heights=size, camera_widths=size)
+    env.seed(7)
+    env.reset()
+    obs = env.set_init_state(suite.get_task_init_states(task)[state])
+    for _ in range(10):
+        obs, _, done, _ = env.step([0.0] * 6 + [-1.0])
+    seen = [(obs, False)]
+    for action in np.load(out + "/actions.npy"):
+        obs, _, done, _ = env.step(action)
+        seen.append((obs, bool(done)))
+    keys = ("agentview_image", "robot0_eye_in_hand_image", "robot0_eef_pos", "robot0_eef_quat",
+            "robot0_gripper_qpos")
+    np.savez(out + "/seen.npz", done=[d for _, d in seen],
+             **{key: np.stack([o[key] for o, _ in seen]) for key in keys})
+print(json.dumps({}))
+"""
+
+
+@pytest.fixture
+def world():
+    made = []
+
+    def make(name):
+        made.append(make_world(name, CAMERAS, SIZE, SIZE))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.mark.parametrize(("suite", "task", "state"), [("libero_spatial", 5, 3)])
+def test_the_same_actions_give_the_same_observations(world, tmp_path, suite, task, state):
+    """Powers of two survive the way to SI units and back to the bit."""
+    random = np.random.default_rng(0)
+    actions = random.choice([-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0], (STEPS, 7))
+    actions[:, 6] = np.where(np.arange(STEPS) % 16 < 8, -1.0, 1.0)
+    np.save(tmp_path / "actions.npy", actions)
+    elsewhere(PYTHON_VARIABLE, tmp_path, SCRIPT, suite, task, state, SIZE, tmp_path)
+    theirs = np.load(tmp_path / "seen.npz")
+    sim = world(f"{suite}/{task}")
+    for attempt in range(2):  # after a soft reset as after the first
+        sim.start_episode("evaluate", 7, state)
+        for i in range(STEPS + 1):
+            success = sim.step(from_robosuite(actions[i - 1])).success if i else False
+            assert success == theirs["done"][i]
+            ours = sim.state()
+            np.testing.assert_array_equal(ours[:3], theirs["robot0_eef_pos"][i].astype("f4"))
+            np.testing.assert_array_equal(ours[6:], theirs["robot0_gripper_qpos"][i].astype("f4"))
+            x, y, z, w = theirs["robot0_eef_quat"][i]
+            sine = np.sqrt(max(0.0, 1 - w * w))
+            published = np.array([x, y, z]) * 2 * np.arccos(w) / sine  # robosuite's own formula
+            np.testing.assert_allclose(ours[3:6], published, atol=1e-5)
+            if i % 8 == 0:
+                images = sim.observation().images
+                for name in CAMERAS:
+                    raw = theirs[f"{name}_image"][i]
+                    np.testing.assert_array_equal(images[name], raw[::-1, ::-1])
+        assert attempt or sim.state()[2] > 0.9  # over the table
+
+
+def test_perturbed_suites_take_the_sentence_of_their_files(world):
+    for suite in ("libero_spatial_lan", "libero_spatial_task"):
+        sim = world(suite)
+        for index in range(10):
+            assert sim.sentences[index]["by_name"] != sim.sentences[index]["in_file"]
+        sim.start_episode("evaluate", 7, 0)
+        assert sim.instruction == sim.sentences[0]["in_file"]
+        sim.close()
+
+
+def test_the_version_of_mujoco_draws_the_published_scenes(world):
+    sim = world("libero_object/0")
+    sim.start_episode("evaluate", 7, 0)
+    assert sim.render("agentview").mean() > 125  # from mujoco 3.3.3 on it is below 110
+
+
+# -- the scripted expert --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def blind():
+    """Worlds without a renderer."""
+    made = []
+
+    def make(name):
+        made.append(LiberoWorld(get_task(name), cameras=()))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.mark.parametrize(("suite", "task"), [("libero_spatial", 6), ("libero_object", 0)])
+def test_the_expert_does_a_task_from_the_benchmarks_states(blind, suite, task):
+    sim = blind(f"{suite}/{task}")
+    done = sim.attempt(task, 7, 1, sim.task.horizon, SETTLE_STEPS, noise=0.0)
+    assert done.outcome == "success" and 40 < done.first < 140
+    actions, success = done.columns["actions"], done.columns["success"]
+    assert np.abs(actions[:, :3]).max() <= 0.9375 * 0.05 + 1e-6
+    assert success[-SETTLE_STEPS:].all() and (actions[-SETTLE_STEPS:, 6] == 1).all()  # let go
+
+
+def test_a_drawn_scene_depends_on_its_seed_alone(blind):
+    """Also where a drawer begins open, whatever was played before."""
+    sim = blind("libero_spatial/4")
+    first, other, again = (
+        sim.attempt(4, seed, None, 3, SETTLE_STEPS, noise=0.5) for seed in (3, 4, 3)
+    )
+    np.testing.assert_array_equal(first.columns["states"], again.columns["states"])
+    assert first.scene == again.scene
+    assert (first.columns["states"][0] != other.columns["states"][0]).any()
+    assert first.scene["fixtures"] != other.scene["fixtures"]
+
+
+def test_what_the_expert_cannot_do_is_named(blind):
+    sim = blind("libero_goal")
+    assert sim.demonstrated() == [1, 2, 4, 6, 8]
+    assert "cannot open" in sim.sentences[3]["no_expert"]
+    assert "cannot lay" in sim.sentences[9]["no_expert"]
+
+
+def test_generated_demonstrations_are_read_in_every_way(tmp_path):
+    config = GenerateConfig(
+        task="libero_spatial/1", episodes=2, camera_width=48, camera_height=48, seed=2
+    )
+    path = generate(config, tmp_path / "made", parallel=1)
+    with h5py.File(path) as file:
+        stored = [file["data"][f"demo_{i}"] for i in range(2)]
+        for demo in stored:
+            assert demo["obs/agentview_image"].shape == (len(demo["actions"]), 48, 48, 3)
+            assert demo["instructions"][0].decode().startswith("pick up the black bowl next to")
+            assert json.loads(demo.attrs["scene"])["fixtures"]
+            z = demo["obs/robot0_eef_pos"][:, 2]
+            assert 0.85 < z.min() < 1.0 < z.max()  # down to the table and up again
+        episodes = list(open_dataset(path))
+        for episode, demo in zip(episodes, stored, strict=True):
+            np.testing.assert_array_equal(episode.states, demo["obs/robot0_state"])
+            np.testing.assert_array_equal(
+                episode.steps[9].observation.images["agentview"], demo["obs/agentview_image"][9]
+            )
+    convert(path, tmp_path / "lerobot", "lerobot", workers=1, writing={"images": "png"})
+    for there, here in zip(open_dataset(tmp_path / "lerobot"), episodes, strict=True):
+        np.testing.assert_array_equal(there.states, here.states)
+        np.testing.assert_allclose(there.actions, here.actions, atol=1e-6)
+        assert there.instructions == here.instructions

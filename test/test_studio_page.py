@@ -1,0 +1,275 @@
+"""Tests of the studio's page in a headless Chromium, against nodes in a real ROS graph.
+
+Screenshots are left in the folder that VLA_SCREENSHOTS names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+from chromium import chromium, find_chromium
+from demonstrations import write_set
+from studio_graph import StudioGraph
+from studio_server import eventually
+
+pytestmark = [
+    pytest.mark.skipif(
+        not find_chromium(), reason="there is no Chromium: apt-get install chromium"
+    ),
+    pytest.mark.slow,
+]
+PATIENCE = 120
+PRESETS = ["stack the red block on the green block", "put the green cube on the red cube"]
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    verdicts = tmp_path_factory.mktemp("studio") / "verdicts.jsonl"
+    folder = verdicts.parent
+    (folder / "results" / "run").mkdir(parents=True)
+    (folder / "results" / "run" / "report.html").write_text("<h1>97 %</h1>")
+    (folder / "data").mkdir()
+    write_set(folder / "data" / "demo.hdf5")
+    settings = {"presets": PRESETS, "verdicts": str(verdicts), "hold_timeout": 0.2}
+    settings |= {name: str(folder / name) for name in ("results", "data")}
+    with contextlib.closing(StudioGraph(**settings)) as found:
+        found.verdicts = verdicts
+        yield found
+
+
+def in_browser(graph, test, operate=True):
+    """Runs a coroutine with a page that has control; nothing in it may go wrong."""
+
+    async def go():
+        async with chromium() as browser:
+            tab = await browser.open(graph.url)
+            await tab.until("document.querySelector('#link')?.textContent === 'connected'")
+            if operate:
+                await take_control(tab)
+            await test(tab, browser)
+            assert not tab.errors
+
+    asyncio.run(go())
+
+
+async def take_control(tab):
+    await tab.until("!document.querySelector('#take').hidden")
+    await tab.click("#take")
+    await tab.until("!document.querySelector('#hold').disabled")
+
+
+async def enable(tab, graph):
+    """Presses until the robot is enabled: on a busy machine signs may come too late."""
+    end = asyncio.get_running_loop().time() + PATIENCE
+    while not graph.enabled:
+        assert asyncio.get_running_loop().time() < end, await tab.text("#events")
+        await tab.until("!document.querySelector('#hold').disabled")
+        await tab.down("#hold")
+        with contextlib.suppress(AssertionError):
+            await eventually(lambda: graph.enabled, 5)
+            return
+        await tab.up("#hold")
+
+
+async def show(tab, page):
+    await tab.evaluate(f"location.hash = '{page}'")
+    await tab.until(f"!document.querySelector('[data-page={page}]').hidden")
+
+
+def test_it_shows_what_the_graph_knows(graph):
+    async def test(tab, browser):
+        await tab.until(
+            "document.querySelector('#cameras figcaption').textContent.includes('old')"
+        )
+        pixel = "document.querySelector('#cameras canvas').getContext('2d')"
+        r, g, *_ = await tab.evaluate(f"[...{pixel}.getImageData(200, 20, 1, 1).data]")
+        assert abs(r - 200) < 20 and abs(g - 20) < 20
+        await tab.until("document.querySelector('#robot').textContent === 'disabled'")
+        await tab.until("document.querySelector('#model').textContent.includes('stack-small')")
+        await tab.until("document.querySelectorAll('#stages progress').length === 3")
+        await tab.until(
+            "document.querySelector('#sim').textContent.includes('2 of 3 (95 %: 21 to')"
+        )
+        await tab.until("document.querySelectorAll('#strips canvas').length === 7")
+
+    in_browser(graph, test, operate=False)
+
+
+@pytest.mark.parametrize("how", ["release", "blur", "stop", "escape", "navigate", "kill"])
+def test_motion_ends_when_the_button_is_let_go(graph, how):
+    async def test(tab, browser):
+        await enable(tab, graph)
+        if how == "release":
+            await tab.up("#hold")
+        elif how == "blur":
+            await tab.evaluate("window.dispatchEvent(new Event('blur'))")
+        elif how == "stop":
+            await tab.evaluate("document.querySelector('#stop').click()")
+        elif how == "escape":
+            await tab.key("keyDown", "Escape", "Escape")
+        elif how == "navigate":
+            await tab.send("Page.navigate", url="about:blank")
+        else:
+            browser.process.kill()
+        await eventually(lambda: not graph.enabled, PATIENCE)
+        await asyncio.sleep(0.5)
+        assert not graph.enabled
+
+    in_browser(graph, test)
+
+
+def test_the_space_bar_holds(graph):
+    async def test(tab, browser):
+        await tab.evaluate("document.querySelector('#hold').focus()")
+        while not graph.enabled:
+            await tab.key("keyDown", " ", "Space")
+            with contextlib.suppress(AssertionError):
+                await eventually(lambda: graph.enabled, 5)
+                break
+            await tab.key("keyUp", " ", "Space")
+        await tab.key("keyUp", " ", "Space")
+        await eventually(lambda: not graph.enabled, PATIENCE)
+
+    in_browser(graph, test)
+
+
+def test_it_sets_instructions_by_hand_and_from_presets(graph):
+    async def test(tab, browser):
+        await tab.write("#sentence", "pick up the cube")
+        await tab.click("#instruct button")
+        await tab.until(
+            "document.querySelector('#instruction').textContent === 'pick up the cube'"
+        )
+        assert graph.world.instruction == "pick up the cube"
+        await tab.click("#presets button:nth-child(2)")
+        await tab.until(f"document.querySelector('#instruction').textContent === '{PRESETS[1]}'")
+        kept = await tab.evaluate(
+            "[...document.querySelectorAll('#sentences option')].map((o) => o.value)"
+        )
+        assert kept[:2] == [PRESETS[1], "pick up the cube"]
+
+    in_browser(graph, test)
+
+
+def test_it_resets_pauses_steps_records_and_loads(graph):
+    async def test(tab, browser):
+        calls = graph.world.calls
+        await tab.click("#pause")
+        await tab.until("!document.querySelector('#step').disabled")
+        await tab.click("#step")
+        await eventually(lambda: calls["sim/step"], PATIENCE)
+        await tab.click("#reset")
+        await tab.click("#pause")
+        await eventually(lambda: calls["sim/reset"] and not graph.world.paused, PATIENCE)
+        await tab.click("#record-on")
+        await eventually(lambda: calls["recorder/record"], PATIENCE)
+        await tab.write("#folder", "other")
+        await tab.click("#load button")
+        await eventually(lambda: calls["inference/load_model"], PATIENCE)
+        assert graph.world.asked["inference/load_model"].model == "other"
+
+    in_browser(graph, test)
+
+
+def test_it_judges_an_episode(graph):
+    async def test(tab, browser):
+        await tab.write("#note", "slipped")
+        await tab.click("[data-verdict=failure]")
+        await eventually(graph.verdicts.exists, PATIENCE)
+        entry = json.loads(graph.verdicts.read_text())
+        assert (entry["verdict"], entry["note"]) == ("failure", "slipped")
+        assert entry["index"] == graph.world.index
+
+    in_browser(graph, test)
+
+
+def test_it_starts_follows_and_cancels_a_job(graph):
+    async def test(tab, browser):
+        await show(tab, "jobs")
+        graph.world.log = "step 10 of 40  loss 2.5000\nstep 20 of 40  loss 1.2500\n"
+        await tab.write("#arguments", "--task Stack_D0 --episodes 4")
+        await tab.click("#start button")
+        await tab.until("document.querySelector('.job progress')?.value === 0.25")
+        await tab.evaluate("document.querySelector('.job button').click()")
+        await tab.until("document.querySelector('#job-log').textContent.includes('loss 1.25')")
+        await tab.until("!!document.querySelector('#loss canvas')")
+        await tab.evaluate("document.querySelectorAll('.job button')[1].click()")
+        await tab.until("document.querySelector('.job .what').textContent.includes('cancelled')")
+
+    in_browser(graph, test)
+
+
+def test_it_asks_one_instruction_after_the_other_and_counts(graph):
+    async def test(tab, browser):
+        world = graph.world
+        await tab.evaluate("document.querySelector('#trial-count').value = 2")
+        await tab.click("#trials button")
+        await tab.until("document.querySelector('#trial-state').textContent === 'Trial 1 of 2.'")
+        for outcome, said in (("success", "1 of 1 succeeded"), ("timeout", "1 of 2 succeeded")):
+            world.outcome = outcome
+            await tab.until(
+                f"document.querySelector('#trial-state').textContent.includes('{said}')"
+            )
+            world.outcome = "running"
+            world.index += 1
+            await tab.until(
+                f"document.querySelector('#sim').textContent.includes('{world.index}, step')"
+            )
+        await tab.until("!!document.querySelector('#trial-rows td:last-child')")
+        assert "Ended after 2 trials" in await tab.text("#trial-state")
+
+    in_browser(graph, test)
+
+
+def test_it_shows_episodes_and_reports(graph):
+    async def test(tab, browser):
+        await show(tab, "data")
+        await tab.until("document.querySelector('#dataset').value === 'demo.hdf5'")
+        link = "document.querySelector('#reports a').getAttribute('href')"
+        assert await tab.until(link) == "/results/run/report.html"
+        await tab.click("#browse button")
+        await tab.until("document.querySelectorAll('#episode-plots canvas').length === 7")
+        about = await tab.text("#episode-about")
+        assert about.startswith("Episode 0 of 3: stack the") and "7 steps" in about
+        pixel = "document.querySelector('#episode-images canvas').getContext('2d')"
+        scrub = "document.querySelector('#scrub')"
+        await tab.evaluate(f"{scrub}.value = 5; {scrub}.oninput()")
+        # The block has moved by three pixels a step.
+        await tab.until(f"{pixel}.getImageData(25, 16, 1, 1).data[0] > 170")
+        assert "step 5" in await tab.text("#scrub-at")
+
+    in_browser(graph, test, operate=False)
+
+
+def test_control_is_asked_for_and_handed_over(graph):
+    async def test(tab, browser):
+        other = await browser.open(graph.url)
+        await other.until("document.querySelector('#take')?.textContent === 'Ask for control'")
+        await other.evaluate("document.querySelector('#take').click()")
+        await tab.until("!document.querySelector('#asking').hidden")
+        await tab.evaluate("document.querySelector('#agree').click()")
+        await other.until("!document.querySelector('#hold').disabled")
+        await tab.until("document.querySelector('#hold').disabled")
+        assert not other.errors
+
+    in_browser(graph, test)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_it_fits_the_screen(graph, width, tmp_path):
+    async def test(tab, browser):
+        await tab.resize(width, 900)
+        await enable(tab, graph)
+        await asyncio.sleep(5)
+        await tab.evaluate("window.scrollTo(0, 0)")
+        folder = Path(os.environ.get("VLA_SCREENSHOTS", tmp_path))
+        await tab.screenshot(folder / f"studio_{width}.png")
+        assert await tab.evaluate("document.documentElement.scrollWidth") <= width
+        await tab.up("#hold")
+
+    in_browser(graph, test)
