@@ -7,6 +7,7 @@ the device and the versions of what took part.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -14,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -112,6 +113,27 @@ def over_ros(task: str, episodes: int, seed: int, language: str = "train") -> di
         command += ["--record", "0", "--output", f"{folder}/results", "--json"]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout)
+
+
+@contextlib.contextmanager
+def serving(*command: Any) -> Iterator[str]:
+    """A server as a process of its own, stopped at the end: the first line that it prints."""
+    words = [sys.executable, *map(str, command)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        if not line:
+            sys.exit(f"the server ended with status {process.wait()}")
+        yield line.strip()
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

@@ -30,7 +30,7 @@ from vla_training.small_model.auxiliary_targets import (
     wordings,
 )
 from vla_training.small_model.config import SMALL, TrainConfig
-from vla_training.small_model.frames import Frames, Other
+from vla_training.small_model.frames import Other, TrainingFrames
 from vla_training.small_model.trainer import Trainer
 
 SIDE, STEPS = 32, 10  # pixels; frames of an episode
@@ -98,7 +98,7 @@ def shape(layers: int) -> dict:
 
 def draw(
     episodes: int, reset_images: int, acted: bool, seed: int, language: str = "train"
-) -> Frames:
+) -> TrainingFrames:
     """Episodes of STEPS frames, then reset images: the hand at home."""
     rng = np.random.default_rng(seed)
     rows: dict[tuple[str, ...], int] = {}
@@ -136,7 +136,7 @@ def draw(
     sentences = {s: i for i, s in enumerate(dict.fromkeys(s for row in rows for s in row))}
     moves = np.zeros((len(actions), 7), np.float32)
     moves[:, :2] = actions
-    return Frames(
+    return TrainingFrames(
         torch.from_numpy(np.stack(images)),
         torch.from_numpy(moves),
         c["text"],

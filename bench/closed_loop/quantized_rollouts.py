@@ -21,11 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import add_output, keep
 
 from vla_inference.checkpoints.load import load_config, load_tokenizer
-from vla_inference.checkpoints.safetensors_io import read_json
+from vla_inference.checkpoints.quantize import quantize_checkpoint
+from vla_inference.checkpoints.safetensors_io import Tensors, read_json
 from vla_inference.checkpoints.save import save_checkpoint
-from vla_inference.engines.compiled import Tensors
 from vla_inference.quantization import get_format
-from vla_inference.quantization.write import quantize_checkpoint
 from vla_sim_bridge.evaluation.confidence_intervals import wilson_interval
 from vla_sim_bridge.evaluation.rollout import rollout
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Closed-loop success of the shipped model by command path (direct, twist, pose); JSON.
+"""Closed-loop success of the shipped model by command path; JSON.
 
-    python bench/closed_loop/robot_paths.py --path direct|twist|pose [--episodes 20] [--seed 7]
+    python bench/closed_loop/robot_paths.py --path direct|twist|pose|joint_trajectory
+        |joint_positions|joint_velocities [--episodes 20] [--seed 7]
     python bench/closed_loop/robot_paths.py --path twist --delay 0.35 --stretch 2
         --catch-up 0.3 --blend 0.1
     python bench/closed_loop/robot_paths.py --path twist --real-time --delay 0.3 --stretch 2.25 ...
@@ -9,11 +10,13 @@
 direct: chunks go straight into the simulation, in lock step. twist, pose: model, command node with
 its safety on, and the simulation that keeps MoveIt Servo's or a target-pose controller's rules; in
 lock step of simulated time, or in real time at 20 Hz (--factor 0.5: all at half the pace, for slow
-or busy machines). --delay: seconds that each answer takes longer; in lock step, exactly that long
-by simulated time, while the robot goes on. Under `robot`: gaps, control periods whose last command
-was 0.1 s old or older; unanswered_periods (lock step), those without a new one; zeros, those for
-which standing still was commanded; all from an episode's first command on. command_gap: whether
-there were any of the first two. A run with --delay is set beside the same without it.
+or busy machines). joint_...: the same with the chunk IK node before the command node, whose output
+of that name drives the joints by the rules of ros2_control's controllers. --delay: seconds that
+each answer takes longer; in lock step, exactly that long by simulated time, while the robot goes
+on. Under `robot`: gaps, control periods whose last command was 0.1 s old or older;
+unanswered_periods (lock step), those without a new one; zeros, those for which standing still was
+commanded; all from an episode's first command on. command_gap: whether there were any of the first
+two. A run with --delay is set beside the same without it.
 """
 
 from __future__ import annotations
@@ -31,6 +34,9 @@ import yaml
 from common import add_output, keep
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "test"))
+JOINTS = ("joint_trajectory", "joint_positions", "joint_velocities")
+PATHS = ("direct", "twist", "pose", *JOINTS)
 KEPT = (
     "task",
     "seed",
@@ -51,7 +57,7 @@ KEPT = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--path", choices=("direct", "twist", "pose"), default="twist")
+    parser.add_argument("--path", choices=PATHS, default="twist")
     parser.add_argument("--task", default="Stack_D0")
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--first", type=int, default=0, help="index of the first episode")
@@ -72,6 +78,8 @@ def main() -> int:
     )
     add_output(parser)
     args = parser.parse_args()
+    if args.limits == "default" and args.path in JOINTS:
+        parser.error("--limits default is for twist and pose")
     args.horizon = args.horizon or round(200 * args.stretch)
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
@@ -104,10 +112,13 @@ def without_limits(robot: Path, written: Path) -> Path:
 
 def play(args: argparse.Namespace, folder: Path) -> int:
     """The launch file as it is; only the model's node may be a slow one."""
-    from vla_inference.launch_standin import read_launch_file
-    from vla_inference.launch_standin.runner import run
+    from domains import domain
 
-    robot = ROOT / "config/robots/robosuite.yaml"
+    from vla_inference.cli.launch_standin import read_launch_file
+    from vla_inference.cli.launch_standin.runner import run
+
+    name = "simulated/panda_joints" if args.path in JOINTS else "robots/robosuite"
+    robot = ROOT / f"config/{name}.yaml"
     if args.limits == "default":
         robot = without_limits(robot, folder / "robot.yaml")
     arguments = {
@@ -136,6 +147,7 @@ def play(args: argparse.Namespace, folder: Path) -> int:
     plan = read_launch_file(launch, arguments)
     for process in plan.processes:
         process.environment.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+        process.environment.setdefault("ROS_DOMAIN_ID", str(domain()))
         if "inference_node" in process.label:
             process.command = [
                 sys.executable,
@@ -155,6 +167,10 @@ def play(args: argparse.Namespace, folder: Path) -> int:
             if args.blend is not None:
                 process.parameters.append({"blend": args.blend})
             if args.delay and not args.real_time:
+                heard = [r for r in process.remaps if r.startswith("action:=")]
+                for remap in heard:  # what the chunk IK node says
+                    at = process.remaps.index(remap)
+                    process.remaps[at - 1 : at + 1] = []
                 process.remaps += ["-r", "action:=delayed_action"]
     # What the nodes say goes to standard error: standard output is the JSON's.
     sys.stdout.flush()

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vla_inference.openvla.action_tokens import ActionTokens
 from vla_inference.policies.normalisation import Normalisation, find_statistics
-from vla_inference.policies.openvla.action_tokens import ActionTokens
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_sim_bridge.envs.robosuite_sim import Simulation
 from vla_sim_bridge.evaluation.rollout import run_episode

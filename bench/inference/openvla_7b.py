@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from common import add_output, keep
 
-from vla_inference.checkpoints.random_weights import SIZES, random_policy, write_random_checkpoint
+from vla_inference.checkpoints.random_weights import SIZES, write_random_checkpoint
+from vla_inference.cli.benchmark.speed import random_policy
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.types import Observation
 

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from common import add_output, keep
 
-from vla_inference.checkpoints.random_weights import SIZES, random_policy
+from vla_inference.checkpoints.random_weights import SIZES
+from vla_inference.cli.benchmark.speed import random_policy
 from vla_inference.quantization import get_format
 from vla_inference.quantization.rounding import quantize_model
 from vla_inference.types import Observation

@@ -31,9 +31,8 @@ from vla_inference.engines import make_engine
 from vla_inference.engines.base import Engine
 from vla_inference.engines.compiled import chip, new_folder, read_record, write_record
 from vla_inference.engines.tvm.compile import compile_library, sources
-from vla_inference.engines.tvm.kernels import library_files
-from vla_inference.policies.openvla.config import ModelConfig
-from vla_inference.policies.openvla.model import VLA
+from vla_inference.openvla.config import ModelConfig
+from vla_inference.openvla.model import VLA
 from vla_inference.quantization import get_format
 from vla_inference.quantization.linear import unpack
 from vla_inference.quantization.rounding import quantize_model
@@ -66,10 +65,9 @@ def make_library(args: argparse.Namespace, config: ModelConfig) -> dict:
         record = compile_library(
             config.llm, args.quantization, args.target, folder, host=args.host
         )
-        files = library_files(record)
-        write_record(folder, {**record, "model": "random", "digest": ""}, files)
+        record = write_record(folder, {**record, "model": "random", "digest": ""})
     seconds = round(time.perf_counter() - begin, 1)
-    size = sum((args.folder / name).stat().st_size for name in files)
+    size = sum(record["files"].values())
     keys = ("target", "host", "tvm", "quantization", "library", "kernels")
     return {**{k: record[k] for k in keys}, "seconds": seconds, "library_mb": round(size / 1e6, 2)}
 

@@ -30,9 +30,9 @@ from vla_inference.checkpoints.random_weights import byte_tokenizer
 from vla_inference.checkpoints.save import save_checkpoint
 from vla_inference.engines import make_engine
 from vla_inference.engines.vision import onnx
-from vla_inference.policies.openvla.config import ModelConfig
-from vla_inference.policies.openvla.model import VLA
-from vla_inference.policies.openvla.preprocessing import ImagePreprocessor
+from vla_inference.openvla.config import ModelConfig
+from vla_inference.openvla.model import VLA
+from vla_inference.openvla.preprocessing import ImagePreprocessor
 
 
 def main() -> None:

@@ -28,16 +28,16 @@ from common import add_output, keep
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import torch
+from steps import MODES, Loop, synchronize
 from torch import nn
 
 from vla_inference.checkpoints.random_weights import SIZES, STATISTICS, random_config, random_model
-from vla_inference.policies.openvla.config import ModelConfig
-from vla_inference.policies.openvla.model import VLA
+from vla_inference.openvla.config import ModelConfig
+from vla_inference.openvla.model import VLA
+from vla_training.finetune.families.openvla.objective import OpenVLAObjective
+from vla_training.finetune.families.openvla.train_modules import prepare
 from vla_training.finetune.flops import peak_of, step_flops
 from vla_training.loader.batch import Batch
-from vla_training.loop.distributed import gradient_norm, scale_gradients
-from vla_training.loop.objective import Objective
-from vla_training.loop.train_modules import prepare
 from vla_training.lora.layers import LoraConfig, add_lora, swap
 
 PROMPT = 26  # tokens of the usual prompt with a sentence of eight words
@@ -100,31 +100,6 @@ def random_batch(config: ModelConfig, size: int, device: str, seed: int = 0) -> 
     )
 
 
-class Loop:
-    """What each step of the trainer does, on batches that already lie on the device."""
-
-    def __init__(self, objective: Objective, learning_rate: float = 1e-5):
-        self.objective = objective.train()
-        self.trained = [p for p in objective.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.trained, lr=learning_rate, weight_decay=0.0, fused=True
-        )
-
-    def step(self, batch: Batch) -> float:
-        loss, _ = self.objective(batch)
-        loss.backward()
-        norm = gradient_norm(self.trained)
-        scale_gradients(self.trained, (1.0 / norm).clamp(max=1.0))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
-
-def synchronize(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
 def timed(step, batch, args) -> dict:
     """Median seconds of a step, and the most memory in use."""
     cuda = args.device.startswith("cuda")
@@ -183,15 +158,14 @@ def lora(args) -> None:
     model = seven_b(args)
     add_lora(model, LoraConfig(args.rank))
     adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    loop = Loop(Objective(model))
-    modes = {"inductor": (True, "inductor"), "eager": (True, "eager"), "no": (False, "inductor")}
-    modes[args.compile]  # an unknown name ends here
+    loop = Loop(OpenVLAObjective(model))
+    MODES[args.compile]  # an unknown name ends here
     tried = [args.compile] if args.compile == "no" else [args.compile, "no"]
     for text in args.batches.split(","):
         size, _, share = text.partition(":")
         size, share = int(size), float(share or 0)
         for mode in tried:
-            compiled, backend = modes[mode]
+            compiled, backend = MODES[mode]
             prepare(model, compiled, share, backend)
             about = {"point": "lora", "batch": size, "recompute": share, "compile": mode}
             try:
@@ -378,7 +352,7 @@ def memory(args) -> None:
     model = seven_b(args)
     add_lora(model, LoraConfig(args.rank))
     prepare(model, False, 1.0)
-    loop = Loop(Objective(model))
+    loop = Loop(OpenVLAObjective(model))
     for size in (1, 8, 16):
         found = timed(loop.step, random_batch(model.config, size, args.device), args)
         tell(point="lora-memory", batch=size, recompute=1.0, **found)
@@ -419,7 +393,7 @@ def qlora(args) -> None:
     names = add_lora(model, config)
     packed = sum(isinstance(model.get_submodule(n).base, Packed) for n in names)
     prepare(model, False, 1.0)
-    loop = Loop(Objective(model))
+    loop = Loop(OpenVLAObjective(model))
     held = torch.cuda.memory_allocated() / 1e9 if args.device != "cpu" else 0.0
     for size in (1, 4, 8):
         found = timed(loop.step, random_batch(model.config, size, args.device), args)

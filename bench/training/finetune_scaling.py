@@ -35,16 +35,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from common import add_output, keep
+from steps import MODES, Loop, synchronize
 
 from vla_inference.checkpoints.random_weights import SIZES, STATISTICS, random_config, random_model
-from vla_inference.policies.openvla.config import PROMPTS, ModelConfig
+from vla_inference.openvla.config import PROMPTS, ModelConfig
+from vla_training.finetune.families.openvla.format import OpenVLAFormat
+from vla_training.finetune.families.openvla.objective import OpenVLAObjective
+from vla_training.finetune.families.openvla.train_modules import prepare
 from vla_training.finetune.flops import peak_of, step_flops
 from vla_training.loader.batch import Batch
-from vla_training.loader.frame_index import Source, index_frames
+from vla_training.loader.frame_index import DatasetSource, index_frames
 from vla_training.loader.mixture import Samples, batches, mix
 from vla_training.loop import distributed
-from vla_training.loop.objective import Objective
-from vla_training.loop.train_modules import prepare
 from vla_training.loop.training_state import find_states, load_state, save_state
 from vla_training.lora.layers import LoraConfig, add_lora
 
@@ -108,20 +110,17 @@ class Bench:
             add_lora(model, LoraConfig(args.rank))
         else:
             model.requires_grad_(True)
-        modes = {"inductor": (True, "inductor"), "eager": (True, "eager"), "no": (False, "eager")}
-        compiled, backend = modes[args.compile]
+        compiled, backend = MODES[args.compile]
         prepare(model, compiled, args.recompute, backend)
-        self.objective = Objective(model).train()
+        self.objective = OpenVLAObjective(model).train()
         low = None
         if args.save or args.resume:  # in float32, so that what differs is the state
             torch.set_float32_matmul_precision("highest")
             low = torch.float32
         if not args.rank:
             distributed.shard(self.objective, place, args.reshard, low=low)
-        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=args.learning_rate, weight_decay=0.0, fused=True
-        )
+        self.loop = Loop(self.objective, args.learning_rate)
+        self.parameters, self.optimizer = self.loop.trained, self.loop.optimizer
         self.empty_cache()
         self.tell(
             point="start",
@@ -155,26 +154,17 @@ class Bench:
         if not self.args.dataset and self.place.first:
             write_noise(path, self.config.encoders[0].image_size)
         self.place.barrier()
-        source, tokenizer = Source(path), word_tokenizer(sentences(path))
+        source, tokenizer = DatasetSource(path), word_tokenizer(sentences(path))
         if self.place.first:
             index_frames(source, folder[0])
         self.place.barrier()
-        mixture, _ = mix([source], [index_frames(source, folder[0])], self.config)
         config = dataclasses.replace(self.config, center_crop=0.9)
-        return Samples(mixture, config, tokenizer.to_str(), 0, augmented=True)
+        index = index_frames(source, folder[0])
+        mixture, _ = mix([source], [index], config.head.action_dim)
+        form = OpenVLAFormat(config, tokenizer, mixture.statistics, mixture.spaces)
+        return Samples(mixture, form, 0, augmented=True)
 
     # -- steps --------------------------------------------------------------------------------
-
-    def forward_backward(self, batch: Batch) -> torch.Tensor:
-        loss, _ = self.objective(batch)
-        loss.backward()
-        return loss.detach()
-
-    def update(self) -> None:
-        norm = distributed.gradient_norm(self.parameters)
-        distributed.scale_gradients(self.parameters, (1.0 / norm).clamp(max=1.0))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
 
     def measure(self, size: int) -> None:
         args, place = self.args, self.place
@@ -186,22 +176,22 @@ class Bench:
         begin = time.perf_counter()
         for i in range(total):
             if i == args.warmup:
-                self.wait()
+                synchronize(place.device)
                 warm = time.perf_counter() - begin
                 self.reset_peak()
-            self.wait()
+            synchronize(place.device)
             t0 = time.perf_counter()
             batch = next(loader).to(place.device)
             t1 = time.perf_counter()
-            losses.append(self.forward_backward(batch))
-            self.wait()
+            losses.append(self.loop.forward_backward(batch))
+            synchronize(place.device)
             t2 = time.perf_counter()
             if args.rank:
                 distributed.average_gradients(self.parameters, place)
-                self.wait()
+                synchronize(place.device)
                 averaging.append(time.perf_counter() - t2)
-            self.update()
-            self.wait()
+            self.loop.update()
+            synchronize(place.device)
             t3 = time.perf_counter()
             if i >= args.warmup:
                 step_s.append(t3 - t0)
@@ -247,10 +237,10 @@ class Bench:
         seconds = []
         try:
             for i in range(2 + 5):
-                self.wait()
+                synchronize(self.place.device)
                 begin = time.perf_counter()
-                self.forward_backward(batch)
-                self.wait()
+                self.loop.forward_backward(batch)
+                synchronize(self.place.device)
                 if i >= 2:
                     seconds.append(time.perf_counter() - begin)
         except torch.cuda.OutOfMemoryError:
@@ -261,13 +251,13 @@ class Bench:
         self.objective.set_reshard_after_backward(True)
         self.set_reshard(self.args.reshard)
         # One more step ends what was kept unsharded.
-        self.forward_backward(batch)
+        self.loop.forward_backward(batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.empty_cache()
         return median(seconds)
 
     def set_reshard(self, on: bool) -> None:
-        from vla_training.loop.train_modules import layers_of
+        from vla_training.finetune.families.openvla.train_modules import layers_of
 
         for layer in layers_of(self.objective.vla):
             layer.set_reshard_after_forward(on)
@@ -297,8 +287,8 @@ class Bench:
         place = self.place
         loader = batches(self.samples, begin, end, size, 0, place.rank, place.world)
         for batch in loader:
-            loss = self.forward_backward(batch.to(place.device))
-            self.update()
+            loss = self.loop.forward_backward(batch.to(place.device))
+            self.loop.update()
             found.append(round(place.agree(loss.item(), "avg"), 6))
         return found
 
@@ -308,10 +298,6 @@ class Bench:
         self.told.append(values)
         if self.place.first:
             print(json.dumps(values), flush=True)
-
-    def wait(self) -> None:
-        if self.cuda:
-            torch.cuda.synchronize()
 
     def held(self) -> float:
         return round(torch.cuda.memory_allocated() / 1e9, 2) if self.cuda else 0.0
