@@ -10,7 +10,7 @@ ARGS ?=
 BENCHES ?= closed_loop/closed_loop data/generation data/rlds_reader inference/speed
 NAMES ?=
 
-.PHONY: help setup demo test coverage compat matrix eval bench lint docs generate train clean
+.PHONY: help setup demo studio test coverage compat matrix eval bench lint docs generate train clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,10 @@ setup: ## environment, requirements, ROS 2, colcon build
 
 demo: ## a model stacks blocks over ROS 2, three episodes
 	@./vla demo $(ARGS)
+
+studio: ## operate the simulation from a browser (ARGS="--port 8090 --browser")
+	@./vla studio --preset simulation --results results --data datasets \
+	  --verdicts results/studio/verdicts.jsonl $(ARGS)
 
 test: ## all tests (ARGS="-m 'not slow'" leaves out the long ones)
 	@python3 -IS tools/setup.py --tests
@@ -52,7 +56,7 @@ lint: ## ruff, types, spelling; figures and options in the pages against results
 
 docs: ## the pages and an API reference as HTML, in build/docs
 	@python3 -IS tools/setup.py --docs
-	@. .venv/vla_env.sh && for p in vla_inference vla_sim_bridge vla_training; do \
+	@. .venv/vla_env.sh && for p in vla_inference vla_sim_bridge vla_training vla_studio; do \
 	  python3 -m sphinx.ext.apidoc -q -f -e -M -T -o docs/api "src/$$p/$$p" || exit 1; done && \
 	  python3 -m sphinx -q -j auto docs build/docs && echo build/docs/index.html
 

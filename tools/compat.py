@@ -83,13 +83,24 @@ ENVIRONMENTS = (
     Environment(
         "torch",
         ("VLA_LEROBOT_PYTHON", "VLA_ROBOMIMIC_PYTHON"),
-        ("test_lerobot.py", "test_robomimic.py"),
+        (
+            "test_lerobot.py",
+            "test_lerobot_policies.py",
+            "test_lerobot_plugin.py",
+            "test_robomimic.py",
+        ),
         (12, 11, 10),
     ),
     Environment(
         "robosuite14", ("VLA_TEST_ROBOSUITE14_PYTHON",), ("test_robosuite14.py",), (11, 10)
     ),
-    Environment("openpi", ("VLA_OPENPI_PYTHON",), ("test_openpi_client.py",), (11, 12, 10)),
+    Environment("libero", ("VLA_LIBERO_PYTHON",), ("test_libero.py",), (11,)),
+    Environment(
+        "openpi",
+        ("VLA_OPENPI_PYTHON",),
+        ("test_openpi_client.py", "test_openpi_server.py"),
+        (11, 12, 10),
+    ),
 )
 
 

@@ -12,16 +12,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from vla_inference.cli.main import find_subcommands, summary
 from vla_inference.cli.options import CommandOption, options_of
 from vla_inference.options import Option
 from vla_inference.ros.camera_node import CameraConfig
+from vla_inference.ros.command.outputs.base import DRIVEN
+from vla_inference.ros.command.outputs.registry import part_outputs
 from vla_inference.ros.command.parameters import command_configs
-from vla_inference.ros.ik_node import ik_configs
+from vla_inference.ros.command.parts import PART_CONFIGS, OutputConfig, PartsConfig
+from vla_inference.ros.ik.chunk_node import ChunkIkConfig
+from vla_inference.ros.ik.node import ik_configs
 from vla_inference.ros.inference.parameters import InferenceConfig
 from vla_inference.ros.lifecycle import StartConfig
 from vla_inference.ros.parameters import defaults, fields_of
+from vla_sim_bridge.ros.robot.robot_sim_node import RobotSimConfig
 from vla_sim_bridge.ros.sim_settings import SimSettings
+from vla_studio.settings import StudioSettings
 from vla_training.ros.record_node import RecordConfig
 from vla_training.ros.training_node import TrainingConfig
 from vla_training.ros.validation_node import ValidationConfig
@@ -37,22 +45,38 @@ cannot be changed while it is; those marked "live" can be set at any time. Files
 values to start from: `config/`. `sim_node` is not a managed node: it reads its parameters once, at
 start.
 """
+
+
+def part_configs(kind: str) -> tuple[type, ...]:
+    """The parameters below the name of a part of this kind."""
+    outputs = part_outputs(kind).values()
+    return (OutputConfig, PART_CONFIGS[kind], *(output.PART_CONFIG for output in outputs))
+
+
 NODES = {
     "inference_node": (InferenceConfig,),
-    "command_node": command_configs(),
+    "command_node": (*command_configs(), PartsConfig),
+    **{f"command_node: each part, by its output: {kind}": part_configs(kind) for kind in DRIVEN},
     "ik_node": ik_configs(),
+    "chunk_ik_node": (ChunkIkConfig,),
     "camera_node": (CameraConfig,),
     "sim_node": (SimSettings,),
+    "robot_sim_node": (RobotSimConfig,),
     "training_node": (TrainingConfig,),
     "record_node": (RecordConfig,),
     "validation_node": (ValidationConfig,),
+    "studio_node": (StudioSettings,),
 }
 
 
 def options_page() -> str:
     parts = [HEAD]
     for name, point in sorted(find_subcommands().items()):
-        options = options_of(point.load())
+        command = point.load()
+        if isinstance(command, typer.Typer):  # a group
+            parts.append("\n".join([f"## vla {name}", summary(point), ""]))
+            continue
+        options = options_of(command)
         rows = [
             f"| {_names(option)} | {default_cell(option)} | {_cell(option.help)} |"
             for option in options

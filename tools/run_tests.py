@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Runs all tests, then the rendering tests again with the other renderer if there is one.
 
-What is given goes to pytest both times. Run by `make test`, within the workspace.
+What is given goes to pytest both times (`-n 0`: in one process). Run by `make test`, within the
+workspace.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def main() -> int:
         str(p.parent) for p in ROOT.glob(".venv/lib/python3*/site-packages/nvidia/*/bin/nvcc")
     ]
     env["PATH"] = os.pathsep.join([env["PATH"], *compilers])
-    command = [sys.executable, "-m", "pytest"]
+    # Most tests wait for nodes more than they compute.
+    command = [sys.executable, "-m", "pytest", "-n", str(min(2, os.cpu_count() or 1))]
+    command += ["--dist", "loadfile"]
     status = subprocess.run([*command, *sys.argv[1:]], cwd=ROOT, env=env).returncode
     for way in working_ways():
         if status == 0 and way != env.get("MUJOCO_GL"):

@@ -22,7 +22,7 @@ from pages import fill_tables
 from PIL import Image
 
 from vla_inference.system.files import write_whole
-from vla_training.evaluation.report import write_statistics
+from vla_sim_bridge.evaluation.report import write_json
 from vla_training.study.report import compare, draw, gain_lines, rate_lines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +37,7 @@ def take(study: Path) -> None:
     if not found["complete"]:
         sys.exit(f"{study} is not finished: {found['finished']} of {found['cells']} cells")
     found["settings"]["data"] = [Path(p).name for p in found["settings"]["data"]]
-    write_statistics(FIGURES, found)
+    write_json(FIGURES, found)
 
 
 def tables(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
