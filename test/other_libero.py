@@ -1,7 +1,8 @@
 """Stand-ins for robosuite 1.4, mujoco and LIBERO, for a Python of their own.
 
-A point goes where it is told. Sensors see it half a step late. Making an environment and a reset
-draw where the furniture is; a task's goal is reached at x >= 0.1 m.
+A point goes where it is told. Sensors see it half a step late. A reset draws where the furniture
+is, and the point's start beside it; a task's goal is reached at x >= 0.1 m, and something else is
+there at x <= -0.1 m.
 """
 
 import sys
@@ -30,9 +31,12 @@ class Observable:
 """
 WRAPPER = """
 import os, sys
+import xml.etree.ElementTree as ET
 from types import SimpleNamespace
 import mujoco, numpy as np
+from libero.libero.envs.bddl_utils import robosuite_parse_problem
 
+HOME = [0.0, 0.0, 0.5]
 TURNED = np.array([-0.6, 0.0, 0.8, 0.0])  # w x y z, a quaternion whose w is below 0
 
 class Data:
@@ -62,13 +66,22 @@ class Env:
             robot_model=model)]
         self.observables, self.steps, self.log = {}, 0, []
         names = ("agentview", "robot0_eye_in_hand")
-        shape = SimpleNamespace(camera_names=names, cam_fovy=np.array([45.0, 75.0]), _model=None)
+        shape = SimpleNamespace(
+            camera_names=names, cam_fovy=np.array([45.0, 75.0]), _model=None,
+            body_pos=np.array([HOME]), body_quat=np.array([[1.0, 0.0, 0.0, 0.0]]),
+            body_name2id={"cabinet": 0}.__getitem__)
+        self.fixtures_dict = {"cabinet": SimpleNamespace(root_body="cabinet")}
+        root = ET.fromstring("<worldbody><body name='cabinet' pos='0 0 0.5'/></worldbody>")
+        self.model = SimpleNamespace(worldbody=root)
         self.sim = SimpleNamespace(
             data=Data(), model=shape, render=self.render, forward=lambda: None)
-        self.draw(1.0)
+        self.draw()
 
-    def draw(self, height):
-        self.sim.data._data.at = np.array([0.0, np.random.uniform(), height])  # the furniture
+    def draw(self):
+        body = self.sim.model.body_pos
+        assert (body[0] == HOME).all()  # else what stands on furniture hangs in the air
+        body[0, 1] = np.random.uniform()
+        self.sim.data._data.at = np.array([0.0, body[0, 1], 0.0])
 
     def visualize(self, vis_settings):
         assert vis_settings == {"grippers": False}
@@ -101,6 +114,10 @@ class Env:
     def memory(self):
         return self.robots[0].gripper.current_action.any()
 
+    def _eval_predicate(self, goal):
+        assert goal[1] != self.parsed_problem["goal_state"][0][1]
+        return np.bool_(self.sim.data._data.at[0] <= -0.1 + 1e-9)
+
     def _check_success(self):
         return np.bool_(self.sim.data._data.at[0] >= 0.1 - 1e-9)
 
@@ -117,11 +134,12 @@ class ControlEnv:
         if "broken" in open(bddl_file_name).read():
             raise ValueError("Error opening file 'bowl.obj'")
         self.env = Env()
+        self.env.parsed_problem = robosuite_parse_problem(bddl_file_name)
 
     def reset(self):
         env = self.env
         env.steps = 0
-        env.draw(0.0)
+        env.draw()
         env.see()
         env.robots[0].gripper.current_action = np.array([0.7])
 
@@ -154,12 +172,13 @@ def get_benchmark(name):
 """
 BDDL = """
 def robosuite_parse_problem(path):
-    goal = ["open", "drawer"] if path[-6] == "7" else ["on", "bowl_1", "plate_1"]
+    bowls = ["akita_black_bowl_1", "akita_black_bowl_2"]
+    goal = ["open", "drawer"] if path[-6] == "7" else ["on", bowls[0], "plate_1"]
     return {
         "language_instruction": ("Pick the Akita " + path[-6]).split(),
         "fixtures": {},
-        "initial_state": [],
-        "objects": {"akita_black_bowl": ["bowl_1"]},
+        "initial_state": [["on", bowls[0], "cookies_1"], ["on", bowls[1], "flat_stove_1_cook_region"]],
+        "objects": {"akita_black_bowl": bowls, "plate": ["plate_1"]},
         "goal_state": [goal],
     }
 """

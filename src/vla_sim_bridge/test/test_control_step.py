@@ -45,7 +45,7 @@ def test_a_generated_episode_is_the_same_to_the_byte(monkeypatch, task, attempts
         recovery=1.0,
         horizon=horizon,
         images=False,
-        compression=None,
+        compression="none",
     )
     sim = Simulation(task)
     outcomes = set()

@@ -102,9 +102,10 @@ def summary_rows(results: dict) -> list[tuple[str, str]]:
         rows.append(("chunks ignored", f"{results['chunks_ignored']}, for frames that had passed"))
     if results.get("language", "train") != "train":
         rows.insert(1, ("language", results["language"]))
-    if results.get("wrong_order"):
-        at = next(i for i, row in enumerate(rows) if row[0] == "ever successful")
-        rows.insert(at + 1, ("wrong order", f"{results['wrong_order']} of {counted}"))
+    for wrong in ("wrong order", "wrong object"):
+        if count := results.get(wrong.replace(" ", "_")):
+            at = next(i for i, row in enumerate(rows) if row[0] == "ever successful")
+            rows.insert(at + 1, (wrong, f"{count} of {counted}"))
     if not results["complete"]:
         rows.insert(0, ("incomplete", results.get("ended", "") or "the run was stopped"))
     return rows
@@ -132,7 +133,7 @@ STYLE = """
 table { width: 100%; } table.small { width: 22rem; } td, th { padding-right: .8rem; }
 .bar { display: inline-block; height: .6rem; border-radius: 3px; background: #aaa;
   min-width: 2px; } .success { background: var(--good); } .timeout { background: var(--bad); }
-.wrong_order { background: #c977d1; }
+.wrong_order, .wrong_object { background: #c977d1; }
 .track { width: 10rem; background: #f2f4f6; border-radius: 3px; line-height: 0; }
 pre { background: #f6f8fa; padding: .8rem 1rem; border-radius: 6px; overflow-x: auto;
   font-size: 13px; }

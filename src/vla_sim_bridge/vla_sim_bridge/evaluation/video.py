@@ -23,6 +23,7 @@ COLOURS = {
     "success": (76, 175, 110),
     "timeout": (214, 96, 77),
     "wrong_order": (201, 119, 209),
+    "wrong_object": (201, 119, 209),
     "aborted": (160, 160, 160),
 }
 

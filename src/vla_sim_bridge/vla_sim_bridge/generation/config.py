@@ -59,7 +59,9 @@ class GenerateConfig:
     )
     keep_failures: bool = option(False, "Keep failed attempts in failed.hdf5.")
     images: bool = option(True, "Render the cameras; --no-images is faster.")
-    compression: str | None = "gzip"
+    compression: str = option(
+        "gzip", "Of the images in the file; none is fastest.", choices=("gzip", "lzf", "none")
+    )
 
     def look(self) -> Randomize:
         ranges = Ranges.make(self.randomize_ranges)

@@ -189,7 +189,8 @@ def _make_play(config: GenerateConfig, sources, parts: str | None) -> Callable[[
         made = attempt(index)
         content = None
         if made.success or config.keep_failures:
-            content = to_bytes(made.episode, config.compression)
+            packed = None if config.compression == "none" else config.compression
+            content = to_bytes(made.episode, packed)
         if parts is None:
             return made.outcome, content, False
         store(Path(parts), index, made.outcome, content)

@@ -64,7 +64,7 @@ def run(
         height=height or SIZE,
     )
     folder = results_folder(output, known.name)
-    environment.check_installed(suite.name)
+    environment.check_installed(suite.registered)
     if episodes < most:
         _say(f"{episodes} of the benchmark's {most} episodes of {known.name}, tasks in turn")
     work = Work(episodes, folder, parallel if parallel > 0 else workers(), ray, films)

@@ -91,6 +91,8 @@ class Player:
                 played.steps += 1
                 if run.step(action):
                     break
+        if run.outcome == "timeout" and world.other_placed():
+            run.outcome = "wrong_object"
         played.result = run.result()
         if film:
             caption = Caption(world.instruction, index + 1, of, run.step_count, run.outcome)

@@ -36,6 +36,7 @@ def gather(setting: Setting, work: Work, entries: list[dict], versions: dict, se
     steps = sum(entry["steps_done"] for entry in entries)
     counts = {
         **summarise(results),
+        "wrong_object": sum(r.outcome == "wrong_object" for r in results),
         "task": setting.task,
         "language": "train",
         "seed": setting.seed,

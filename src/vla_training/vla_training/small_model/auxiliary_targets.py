@@ -14,6 +14,7 @@ from functools import cache
 
 import numpy as np
 
+from vla_sim_bridge.libero.language import paraphrases
 from vla_sim_bridge.tasks import TASKS, Scene, Task
 from vla_sim_bridge.tasks.stack import PALETTE
 
@@ -75,6 +76,8 @@ def scene_of(group, states: np.ndarray | None) -> np.ndarray | None:
     if info is None or states is None or not len(info["object_poses"]):
         return None
     poses = {name: pose[:] for name, pose in info["object_poses"].items()}
+    if goal := recorded_goal(group):
+        return _placed(goal, poses, info["eef_pose"][:], states)
     first, second = _under_way(group, poses, info.get("subtask_term_signals", {}))
     colours = colours_of(TASKS.get(group.attrs.get("task", "")), recorded_scene(group))
     fingers = np.abs(states[:, 6:8]).mean(1)
@@ -102,6 +105,24 @@ def other_scene_of(group, states: np.ndarray | None) -> np.ndarray | None:
     return numbers
 
 
+def recorded_goal(group) -> tuple[str, str] | None:
+    """What is moved and the object it goes to, of a demonstration in LIBERO's scenes."""
+    goals = json.loads(group.attrs.get("scene", "{}")).get("goal")
+    if not goals:
+        return None
+    _, moved, target = goals[0]
+    there = [name for name in group["datagen_info/object_poses"] if target.startswith(name)]
+    return (moved, there[0]) if there else None
+
+
+def _placed(goal: tuple[str, str], poses: dict, eef: np.ndarray, states: np.ndarray) -> np.ndarray:
+    """As `scene_numbers`, without turns: grips depend on more than the object's."""
+    moved, target = (poses[name] for name in goal)
+    numbers = scene_numbers(eef, moved, target, np.abs(states[:, 6:8]).mean(1))
+    numbers[:, 6:8] = np.nan
+    return numbers
+
+
 def recorded_scene(group) -> Scene | None:
     """Colours and roles from a demonstration's attributes."""
     if "scene" not in group.attrs:
@@ -118,12 +139,15 @@ def other_order(scene: Scene) -> Scene | None:
     return Scene(scene.colours, {one: second, other: first})
 
 
-def wordings(task: str, scene: Scene | None, count: int) -> tuple[str, ...] | None:
+def wordings(task: str, scene: Scene | None, count: int, told: str = "") -> tuple[str, ...] | None:
     """`count` instructions for a scene, from the training grammar.
 
+    told: the recorded one, which LIBERO's grammar goes by.
     Always the same for the same arguments. None where the scene was not recorded, or where a
     recorded sentence is not for a whole episode.
     """
+    if task.startswith("libero"):
+        return paraphrases(told, count)
     known = TASKS.get(task)
     if scene is None or known is None or known.language != "episode" or known.colours == "step":
         return None

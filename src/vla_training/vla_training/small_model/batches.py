@@ -30,11 +30,13 @@ class Batches:
         model: ModelConfig,
         tokenizer,
         device: str,
+        states: Tensor | None = None,
     ):
-        """targets: normalised actions, float32 [M, 7]"""
+        """targets, states: normalised, float32 [M, 7] and [N, P] or None"""
         self.config, self.device = config, device
-        self.images = frames.images
+        self.images = frames.images if frames.images.ndim == 5 else frames.images[:, None]
         self.targets = targets.to(device)
+        self.states = None if states is None else states.to(device)
         self.chunk = torch.arange(model.head.chunk, device=device)
         self.wordings = frames.wordings.to(device)
         prompt = PromptTokenizer(model, tokenizer)
@@ -97,11 +99,12 @@ class Batches:
         future = start[:, None] + self.chunk
         inside = future < end[:, None]
         return Batch(
-            self.images[index][:, None],
+            self.images[index],
             self.ids[sentence],
             self.targets[torch.where(inside, future, 0)],
             inside,
             self.lengths[sentence],
             numbers,
             scene=scene,
+            proprio=None if self.states is None else self.states[index],
         )

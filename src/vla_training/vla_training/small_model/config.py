@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,14 @@ class TrainConfig:
     layers: int = option(
         SMALL["text_config"]["num_hidden_layers"], "Layers of the language model.", low=1
     )
+    name: str = option("stack-small", "Name of the model in its config.json.")
+    cameras: tuple[str, ...] = option(
+        (), "Cameras it is to see, separated by commas; default: agentview, or the first."
+    )
+    state: bool = option(False, "Whether the model takes the robot's state as well.")
+    image_size: int = option(
+        SMALL["vision_towers"][0]["image_size"], "Side of the images it sees, pixels.", low=32
+    )
     wordings: int = option(
         64, "Sentences drawn for each recorded scene; 0: only the recorded ones.", low=0
     )
@@ -95,6 +104,20 @@ class TrainConfig:
     shift: int = 12  # pixels
     brightness: float = 0.15
     channel: float = 0.05
+
+    def model_json(self) -> dict[str, Any]:
+        """config.json of the model, apart from the size of the state."""
+        shape: dict[str, Any] = copy.deepcopy(SMALL)
+        shape["name"] = self.name
+        shape["text_config"]["num_hidden_layers"] = self.layers
+        (tower,) = shape["vision_towers"]
+        if self.image_size % tower["patch_size"]:
+            raise VlaError(
+                f"--image-size is {self.image_size}", f"give a multiple of {tower['patch_size']}"
+            )
+        tower["image_size"] = self.image_size
+        shape["action_head"]["num_images"] = max(1, len(self.cameras))
+        return shape
 
     @property
     def loop(self) -> LoopConfig:

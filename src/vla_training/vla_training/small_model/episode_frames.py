@@ -23,8 +23,13 @@ def frames_from_paths(
     device: str = "cpu",
     report: Callable[[str], None] = lambda _: None,
     wordings: int = WORDINGS,
+    cameras: Sequence[str] = (),
+    states: bool = False,
 ) -> TrainingFrames:
     """All frames of some datasets, with images of size x size.
+
+    cameras: agentview, or the first of each dataset, if left out. states: whether the robot's are
+    kept.
 
     HDF5 files of that size in robosuite's own form are taken as they are, with what their
     simulator knew; reset images go only with these.
@@ -34,7 +39,12 @@ def frames_from_paths(
     sets = [open_dataset(p) for p in paths if p not in reset_images]
     if all(isinstance(s, Hdf5Set) and s.plain and _image_size(s) == (size, size) for s in sets):
         return load_frames(
-            [s.path for s in sets] + reset_images, "agentview", device, report, wordings
+            [s.path for s in sets] + reset_images,
+            cameras or ("agentview",),
+            device,
+            report,
+            wordings,
+            states,
         )
     if reset_images:
         raise DataError(
@@ -46,7 +56,14 @@ def frames_from_paths(
             "trained on images and actions alone, without the simulator's poses and further "
             f"sentences: for these, give only datasets of `vla generate` of {size} x {size}"
         )
-    return frames_from_episodes(sets, size=size, device=device, report=report)
+    if len(cameras) > 1 or states:
+        raise DataError(
+            "several cameras, or the robot's state, are read from episodes of `vla generate` "
+            f"of {size} x {size} only",
+            "convert other datasets, or use `vla finetune`, which takes them from all formats",
+        )
+    camera = cameras[0] if cameras else None
+    return frames_from_episodes(sets, camera, size, device, report)
 
 
 def _image_size(data: Hdf5Set) -> tuple[int, ...] | None:

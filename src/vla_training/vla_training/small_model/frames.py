@@ -13,6 +13,7 @@ import torch
 from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec, eef_delta_spec
 from vla_training.datasets.base import action_statistics as dataset_statistics
+from vla_training.datasets.base import column_statistics
 from vla_training.datasets.hdf5.reader import Hdf5Set
 from vla_training.small_model.auxiliary_targets import (
     SIZE,
@@ -46,7 +47,7 @@ class Other:
 class TrainingFrames:
     """All steps of all episodes in order, and reset images (`reset_images.py`).
 
-    images: uint8 [N, H, W, 3]. actions: float32 [M, 7], SI.
+    images: uint8 [N, H, W, 3], or [N, cameras, H, W, 3]. actions: float32 [M, 7], SI.
     text: row of `wordings` that fits each frame [N].
     end: index in `actions` one past the last of the frame's episode [N].
     episode: number of its episode [N]; each reset image is its own.
@@ -58,6 +59,7 @@ class TrainingFrames:
     wordings: indices in `sentences` of which any may be said [W, K]; each sentence alone if left
         out.
     recorded: how many of `actions` are episodes', ahead of the reset images'; all if left out.
+    states: the robot's, float32 [N, P]; None where a model is to do without.
     """
 
     images: torch.Tensor
@@ -73,6 +75,7 @@ class TrainingFrames:
     wordings: torch.Tensor = field(default_factory=lambda: torch.arange(0))
     other: Other | None = None
     recorded: int = -1
+    states: torch.Tensor | None = None
 
     def __post_init__(self):
         if not len(self.start):
@@ -93,13 +96,15 @@ class TrainingFrames:
 
 def load_frames(
     paths: Sequence[str | Path],
-    camera: str = "agentview",
+    cameras: Sequence[str] = ("agentview",),
     device: str = "cpu",
     report: Callable[[str], None] = lambda _: None,
     count: int = WORDINGS,
+    states: bool = False,
 ) -> TrainingFrames:
     """Reads HDF5 datasets and reset images into memory, with images directly on `device`.
 
+    states: whether to keep the robot's.
     count: sentences that are drawn for a scene whose task can say it in several ways; 0 keeps the
         recorded ones. Reset images have no recorded one.
     """
@@ -108,20 +113,25 @@ def load_frames(
     recorded = sum(_frames(s) for s in sets if isinstance(s, Hdf5Set))
     if not recorded:
         raise DataError("there are only reset images", "name a dataset of episodes as well")
+    if (states or len(cameras) > 1) and not all(isinstance(s, Hdf5Set) for s in sets):
+        raise DataError(
+            "reset images are of one camera and without the robot's state",
+            "leave them out, or train on one camera and no state",
+        )
     filling, arrays, at = _Filling(recorded), None, 0
     for data, path in zip(sets, paths, strict=True):
         if isinstance(data, ResetImages):
             kind, parts = "reset images", _reset_images(data, count)
         else:
-            kind, parts = "episodes", _episodes(data, camera, count)
+            kind, parts = "episodes", _episodes(data, cameras, count, states)
         for images, part in parts:
             if arrays is None:
                 shape = (total, *images.shape[1:])
                 arrays = torch.empty(shape, dtype=torch.uint8, device=device)
             if images.shape[1:] != arrays.shape[1:]:
                 raise DataError(
-                    f"{path} has images of {images.shape[1:3]}, the first of "
-                    f"{tuple(arrays.shape[1:3])}",
+                    f"{path} has images of {images.shape[-3:-1]}, the first of "
+                    f"{tuple(arrays.shape[-3:-1])}",
                     "generate both with one size",
                 )
             arrays[at : at + len(images)] = torch.from_numpy(images).to(device)
@@ -138,26 +148,33 @@ def _frames(data: ResetImages | Hdf5Set) -> int:
     return sum(len(data.episodes.group(i)["actions"]) for i in range(len(data)))
 
 
-def _episodes(data: Hdf5Set, camera: str, count: int) -> Iterator[tuple[np.ndarray, dict]]:
+def _episodes(
+    data: Hdf5Set, cameras: Sequence[str], count: int, with_states: bool
+) -> Iterator[tuple[np.ndarray, dict]]:
     for i in range(len(data)):
         group, values, states = data.episodes.group(i), data.actions(i), data.episodes.states(i)
-        n, images = len(values), data.columns(i, data.cameras()).get(camera)
-        if images is None:
-            raise data.lacks(camera)
+        n, columns = len(values), data.columns(i, data.cameras())
+        if missing := [camera for camera in cameras if camera not in columns]:
+            raise data.lacks(missing[0])
+        if with_states and states is None:
+            raise DataError(f"{data.path} has no states of the robot", "train without --state")
         if not np.isfinite(values).all():
             raise DataError(f"{data.path}: demonstration {i} has actions that are not finite")
         task, drawn = group.attrs.get("task", ""), recorded_scene(group)
-        said = count and wordings(task, drawn, count)
+        told = data.instructions(i)
+        said = count and wordings(task, drawn, count, told[0] if told else "")
         part: dict[str, Any] = {
             "actions": values,
-            "text": [said] * n if said else [(t,) for t in data.instructions(i)],
+            "text": [said] * n if said else [(t,) for t in told],
             "scene": scene_of(group, states),
+            "states": states if with_states else None,
         }
         scene = other_scene_of(group, states) if said else None
         if drawn is not None and scene is not None:
             text = wordings(task, other_order(drawn), count)
             part["other"] = {"text": [text] * n, "scene": scene}
-        yield images.all(), part
+        shown = [columns[camera].all() for camera in cameras]
+        yield shown[0] if len(shown) == 1 else np.stack(shown, axis=1), part
 
 
 def _reset_images(data: ResetImages, count: int) -> Iterator[tuple[np.ndarray, dict]]:
@@ -186,7 +203,9 @@ class _Filling:
         self.rows: dict[tuple[str, ...], int] = {}
         self.episode = 0
 
-    def add(self, actions, text, scene, other=None) -> None:
+    def add(self, actions, text, scene, other=None, states=None) -> None:
+        if states is not None:
+            self._column("states", np.asarray(states, np.float32))
         n, reset_image = len(text), actions.ndim == 3
         episode = self.episode + np.arange(n) if reset_image else np.full(n, self.episode)
         self.episode = int(episode[-1]) + 1
@@ -247,10 +266,13 @@ class _Filling:
 
 
 def action_statistics(frames: TrainingFrames) -> dict:
-    """The dataset_statistics.json entry of these frames: q01/q99 bounds, gripper left as it is.
+    """The dataset_statistics.json entry of these frames: q01/q99 bounds, gripper left as it is;
+    also of states, where there are.
 
     Of the episodes only: reset images show just the first steps.
     """
     actions = frames.actions[: frames.recorded].numpy()
     statistics = dataset_statistics([actions], frames.spec, frames.name)
+    if frames.states is not None:
+        statistics["proprio"] = column_statistics(frames.states.numpy().astype(np.float64))
     return {**statistics, "num_trajectories": frames.episodes}

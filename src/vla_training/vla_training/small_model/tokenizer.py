@@ -15,6 +15,10 @@ from vla_sim_bridge.tasks import TASKS
 SPECIAL = ("<pad>", "<s>", "</s>", "<empty>")  # ids 0, 1, 2, 3
 
 
+def prompts(sentences: Iterable[str]) -> list[str]:
+    return [PROMPTS["openvla"].format(instruction=text) for text in sentences]
+
+
 def task_sentences(samples: int = 400, seed: int = 0) -> list[str]:
     """Prompts drawn from the tasks; always the same for the same arguments."""
     rng = np.random.default_rng(seed)
@@ -22,8 +26,8 @@ def task_sentences(samples: int = 400, seed: int = 0) -> list[str]:
     for task in TASKS.values():
         for _ in range(samples):
             text = task.draw_instruction(rng, task.draw_scene(rng))
-            sentences.append(PROMPTS["openvla"].format(instruction=text))
-    return sentences
+            sentences.append(text)
+    return prompts(sentences)
 
 
 def train_tokenizer(sentences: Iterable[str], size: int = 512) -> Tokenizer:

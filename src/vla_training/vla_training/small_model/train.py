@@ -88,7 +88,8 @@ def _train(rank, meeting, world, cuda, data, output, config, resume, report) -> 
         dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=world)
     if rank:
         report = _quiet
-    size = SMALL["vision_towers"][0]["image_size"]
+    shape = config.model_json()
+    size = shape["vision_towers"][0]["image_size"]
     if config.shares and world > 1:
         if len(data) < world:
             raise VlaError(
@@ -96,10 +97,17 @@ def _train(rank, meeting, world, cuda, data, output, config, resume, report) -> 
             )
         data = data[rank::world]
     frames = frames_from_paths(
-        data, size, device, lambda text: report({"message": text}), config.wordings
+        data,
+        size,
+        device,
+        lambda text: report({"message": text}),
+        config.wordings,
+        config.cameras,
+        config.state,
     )
-    text_config = {**SMALL["text_config"], "num_hidden_layers": config.layers}
-    trainer = Trainer(frames, config, device, {**SMALL, "text_config": text_config})
+    if frames.states is not None:
+        shape["action_head"]["proprio_dim"] = frames.states.shape[1]
+    trainer = Trainer(frames, config, device, shape)
     state, checkpoint = Path(output) / "state", Path(output) / "checkpoint"
     if resume and find_states(state):
         trainer.load(state)

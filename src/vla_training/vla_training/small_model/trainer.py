@@ -31,7 +31,12 @@ from vla_training.small_model.config import SMALL, TrainConfig
 from vla_training.small_model.frames import TrainingFrames, action_statistics
 from vla_training.small_model.instruction_following import instruction_following
 from vla_training.small_model.model import SceneObjective, begin_with, initialise
-from vla_training.small_model.tokenizer import known_tokenizer, task_sentences, train_tokenizer
+from vla_training.small_model.tokenizer import (
+    known_tokenizer,
+    prompts,
+    task_sentences,
+    train_tokenizer,
+)
 
 
 class Trainer:
@@ -49,6 +54,7 @@ class Trainer:
             )
         self.model_json = model_json
         self.model_config = ModelConfig.from_json(model_json)
+        self.sentences = self._sentences(frames)
         self.tokenizer = self._make_tokenizer()
         self.objective = self._make_objective()
         self.model = self.objective.vla
@@ -61,7 +67,7 @@ class Trainer:
             average=Average(self.model, config.ema),
         )
         self.statistics = {frames.name: self._statistics(frames)}
-        self.words = self._words(frames)
+        self.words = self._words()
         self.batches = self.batches_of(frames)
         last = held_out(frames.episode, config.validation)
         self.training = torch.nonzero(~last).flatten().to(device)
@@ -80,7 +86,7 @@ class Trainer:
                 "embeddings stand for other words",
                 stacklevel=3,
             )
-        return known or train_tokenizer(task_sentences(), size)
+        return known or train_tokenizer([*task_sentences(), *prompts(self.sentences)], size)
 
     def _make_objective(self) -> SceneObjective:
         c = self.config
@@ -122,13 +128,17 @@ class Trainer:
         )
         return {**statistics, "num_trajectories": sum(episodes)}
 
-    def _words(self, frames: TrainingFrames) -> set[str]:
-        """Words of all sentences that the model has been trained with, of all processes."""
+    def _sentences(self, frames: TrainingFrames) -> list[str]:
+        """All that the model is trained with, of all processes."""
         sentences: list[Any] = [frames.sentences]
         if self.place.world > 1 and self.config.shares:
             sentences = [None] * self.place.world
             dist.all_gather_object(sentences, frames.sentences)
-        words = {word for each in sentences for sentence in each for word in words_of(sentence)}
+        return sorted({sentence for each in sentences for sentence in each})
+
+    def _words(self) -> set[str]:
+        """Words of all sentences that the model has been trained with."""
+        words = {word for sentence in self.sentences for word in words_of(sentence)}
         if self.config.start:
             words |= load_config(Path(self.config.start)).words
         return words
@@ -138,9 +148,14 @@ class Trainer:
         statistics = self.statistics[self.frames.name]["action"]
         actions = frames.actions.numpy().astype(np.float64)
         normalised = Normalisation.from_statistics(statistics).normalise(actions)
-        targets = torch.from_numpy(normalised).float()
+        targets, states = torch.from_numpy(normalised).float(), frames.states
+        if states is not None:
+            proprio = self.statistics[self.frames.name]["proprio"]
+            values = states.numpy().astype(np.float64)
+            scaled = Normalisation.from_statistics(proprio).normalise(values)
+            states = torch.from_numpy(scaled).float()
         return Batches(
-            frames, targets, self.config, self.model_config, self.tokenizer, self.device
+            frames, targets, self.config, self.model_config, self.tokenizer, self.device, states
         )
 
     def batch(self, index: Tensor, generator: torch.Generator | None = None) -> Batch:

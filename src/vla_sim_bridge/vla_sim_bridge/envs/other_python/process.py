@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import select
 import signal
@@ -79,9 +80,10 @@ class OtherPython:
         """Refuses an environment that the package does not register."""
         there = self.about["environments"]
         if env not in there:
+            near = difflib.get_close_matches(env, there, n=8, cutoff=0.3) or there[:8]
             raise VlaError(
                 f"the {self.package} of {self.python} registers no environment {env!r}",
-                f"it registers: {', '.join(there) or 'none'}",
+                f"it registers {len(there)}, such as {', '.join(near)}" if near else "it has none",
             )
 
     def ask(
