@@ -173,11 +173,12 @@ def get_benchmark(name):
 BDDL = """
 def robosuite_parse_problem(path):
     bowls = ["akita_black_bowl_1", "akita_black_bowl_2"]
+    began = [["on", bowls[0], "cookies_1"], ["on", bowls[1], "flat_stove_1_cook_region"]]
     goal = ["open", "drawer"] if path[-6] == "7" else ["on", bowls[0], "plate_1"]
     return {
         "language_instruction": ("Pick the Akita " + path[-6]).split(),
         "fixtures": {},
-        "initial_state": [["on", bowls[0], "cookies_1"], ["on", bowls[1], "flat_stove_1_cook_region"]],
+        "initial_state": began,
         "objects": {"akita_black_bowl": bowls, "plate": ["plate_1"]},
         "goal_state": [goal],
     }

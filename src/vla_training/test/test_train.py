@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
+from dataclasses import replace
 from functools import partial
 
 import h5py
@@ -18,7 +19,9 @@ from tiny_model import tiny_model
 from vla_inference.checkpoints.load import load_config
 from vla_inference.episodes.hdf5 import write_columns
 from vla_inference.errors import DataError, VlaError
+from vla_inference.policies.normalisation import Normalisation
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
+from vla_inference.types import Observation
 from vla_training.cli.train import train
 from vla_training.small_model.auxiliary_targets import SIZE, scene_of
 from vla_training.small_model.frames import TrainingFrames, action_statistics, load_frames
@@ -166,6 +169,48 @@ def test_checkpoint_answers_as_the_trained_model(tmp_path):
     low, high = np.array(spaces["q01"]), np.array(spaces["q99"])
     expected = np.where(spaces["mask"], 0.5 * (raw + 1) * (high - low) + low, raw)
     np.testing.assert_allclose(chunk.actions, expected, atol=1e-5)
+
+
+def test_two_cameras_and_a_state_reach_the_checkpoint(tmp_path):
+    """It answers as it was trained, and each image and the state change the answer."""
+    rng, one = np.random.default_rng(1), make_frames()
+    images = torch.from_numpy(rng.integers(0, 256, (len(one), 2, 32, 32, 3), dtype=np.uint8))
+    states = torch.from_numpy(rng.normal(size=(len(one), 8)).astype(np.float32))
+    head = {**TINY["action_head"], "num_images": 2, "proprio_dim": 8}
+    trainer = Trainer(
+        replace(one, images=images, states=states),
+        TrainConfig(batch_size=8, steps=6, shift=2, validation=0.0, ema=0.0),
+        "cpu",
+        {**TINY, "action_head": head},
+    )
+    trainer.run()
+    trainer.model.load_state_dict(trainer.average)
+    folder = trainer.export(tmp_path / "checkpoint", torch.float32)
+    policy = OpenVLAPolicy.from_pretrained(folder, device="cpu")
+    assert policy.needs.images == 2 and policy.needs.state == 8
+
+    def answer(first, second, state):
+        shown = {"agentview": first.numpy(), "wrist": second.numpy()}
+        return policy.act(Observation(shown, one.sentences[0], state.numpy())).actions
+
+    with torch.no_grad():
+        normalised, _ = trainer.objective.eval().predict(trainer.batch(torch.tensor([0])))
+    scale = Normalisation.from_statistics(trainer.statistics["generated"]["action"])
+    expected = scale.denormalise(normalised[0].numpy().astype(np.float64))
+    found = answer(*images[0], states[0])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    others = [answer(images[1, 0], images[0, 1], states[0])]
+    others += [answer(images[0, 0], images[1, 1], states[0]), answer(*images[0], states[1])]
+    assert all(np.abs(found - other).max() > 1e-6 for other in others)
+
+
+def test_low_precision_is_that_of_where_the_weights_are():
+    objective = make_trainer().objective
+    objective.autocast = torch.bfloat16
+    with objective.low_precision():
+        a = torch.ones(2, 2)
+        assert (a @ a).dtype == torch.bfloat16
+    assert objective.to("meta").device.type == "meta"  # not where it was made
 
 
 def test_padding_a_prompt_changes_no_answer():

@@ -1,7 +1,7 @@
 """LIBERO's sentences about picking up and placing: what they say, and other ways to say it.
 
-`sentence` names a thing by its place as the benchmark does. `paraphrases` is what models are trained
-with. LIBERO-PRO's own sentences are never among these: they are for tests (`HELD_OUT`).
+`sentence` names a thing by its place as the benchmark does. Models are trained with `paraphrases`.
+LIBERO-PRO's own sentences are never among these: they are for tests (`HELD_OUT`).
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _one(rng: np.random.Generator, choices: Sequence[str]) -> str:
     return choices[int(rng.integers(len(choices)))]
 
 
-# The sentences of libero_{spatial,object}_{lan,task} in LIBERO-PRO (MIT) that the grammar could make.
+# Sentences of LIBERO-PRO (MIT) that the grammar could make.
 _LAN = """
 lift the black bowl between the plate and ramekin and set it on the plate
 take black bowl next to ramekin and place on plate

@@ -29,9 +29,13 @@ class Objective(nn.Module):
         """Units of sharding; what is in none of them is one more."""
         return []
 
-    def low_precision(self, device: str | torch.device) -> torch.autocast:
-        kind = torch.device(device).type
-        return torch.autocast(kind, self.autocast, enabled=self.autocast is not None)
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are now; they may have been moved since the objective was made."""
+        return next(self.parameters()).device
+
+    def low_precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
 
 
 def masked_error(predicted: Tensor, targets: Tensor, inside: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class SceneObjective(OpenVLAObjective):
     @torch.no_grad()
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Normalised actions [B, T, D], scene (`SceneHead`)."""
-        with self.low_precision(self.edges.device):
+        with self.low_precision():
             hidden = self.vla.action_hidden(*self.context(batch))
             return self.vla.action_head(hidden), self.scene_head(hidden)
 

@@ -104,7 +104,7 @@ class ACTObjective(Objective):
         assert batch.noise is not None and batch.seed is not None  # as `ACTFormat` draws them
         if self.training:
             torch.manual_seed(int(batch.seed[0]))  # dropout goes on alike in a resumed run
-        with self.low_precision(batch.images.device):
+        with self.low_precision():
             images = self.images(batch).unbind(1)
             return self.loss(images, batch.proprio, batch.targets, batch.inside, batch.noise)
 

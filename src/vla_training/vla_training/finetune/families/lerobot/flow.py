@@ -86,7 +86,7 @@ class FlowObjective(Objective):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.noise is not None and batch.time is not None  # as `FlowFormat` draws them
-        with self.low_precision(batch.images.device):
+        with self.low_precision():
             return self.loss(
                 self.inputs(batch), batch.targets, batch.inside, batch.noise, batch.time
             )

@@ -26,9 +26,8 @@ class OpenVLAObjective(Objective):
         self.pixels = Pixels(vla.config, augmentation)
         if vla.config.head.type == "l1":  # which no token has a part in
             vla.language_model.lm_head.requires_grad_(False)
-        config, device = vla.config, next(vla.parameters()).device
         # As ActionTokens has them, which is what tokens are decoded with.
-        self.edges = torch.linspace(-1, 1, config.n_action_bins, dtype=torch.float64).to(device)
+        self.edges = torch.linspace(-1, 1, vla.config.n_action_bins, dtype=torch.float64)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -39,7 +38,7 @@ class OpenVLAObjective(Objective):
         return layers_of(self.vla)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        with self.low_precision(self.edges.device):
+        with self.low_precision():
             context, lengths = self.context(batch)
             head = self.vla.config.head
             if head.type == "l1":
@@ -68,11 +67,13 @@ class OpenVLAObjective(Objective):
 
     def encode(self, targets: Tensor) -> Tensor:
         """Normalised actions -> token ids, as `ActionTokens.encode`."""
-        bins = torch.bucketize(targets.double().clamp(-1, 1), self.edges, right=True)
+        edges = self.edges.to(targets.device)
+        bins = torch.bucketize(targets.double().clamp(-1, 1), edges, right=True)
         return self.vla.config.action_vocab_end - bins
 
     def decode(self, ids: Tensor) -> Tensor:
-        centers = (self.edges[:-1] + self.edges[1:]) / 2
+        edges = self.edges.to(ids.device)
+        centers = (edges[:-1] + edges[1:]) / 2
         index = (self.vla.config.action_vocab_end - ids - 1).clamp(0, len(centers) - 1)
         return centers[index].float()
 
