@@ -54,6 +54,15 @@ class Data:
         assert name == "hand"
         return TURNED
 
+def dies(path):
+    "Once where there is this file; always where it is no path."
+    if os.path.isabs(path):
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return False
+    return True
+
 class Env:
     control_freq, _visualizations = 20, ("grippers",)
 
@@ -106,7 +115,7 @@ class Env:
         data.at += 0.025 * action[:3]
         self.see()
         data.at += 0.025 * action[:3]
-        if self.steps == 13 and os.environ.get("DIE"):
+        if self.steps == 13 and os.environ.get("DIE") and dies(os.environ["DIE"]):
             print("lost my bowl", file=sys.stderr, flush=True)
             os.kill(os.getpid(), 9)
 

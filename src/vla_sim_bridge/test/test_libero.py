@@ -312,9 +312,9 @@ def run(there, monkeypatch):
         "libero_spatial", "model", LoadOptions(), "libero_pi", 7, 30, 5, width=16, height=12
     )
 
-    def evaluate(folder, episodes, **change):
+    def evaluate(folder, episodes, tell=lambda _: None, **change):
         work = Work(episodes, folder, parallel=1, films=0)
-        return evaluation.evaluate(replace(setting, **change), work, lambda _: None)
+        return evaluation.evaluate(replace(setting, **change), work, tell)
 
     return evaluate
 
@@ -339,6 +339,45 @@ def test_a_stopped_run_goes_on_and_counts_nothing_twice(run, tmp_path):
     results = run(folder, 20)
     assert [e["index"] for e in results["per_episode"]] == list(range(20))
     assert results["episodes"] == 20
+
+
+def test_a_lost_process_of_libero_is_replaced_and_its_episodes_are_played_again(
+    run, tmp_path, monkeypatch
+):
+    """The same results as undisturbed, each episode once."""
+    plain = run(tmp_path / "plain", 12)
+    once = tmp_path / "once"
+    monkeypatch.setenv("DIE", str(once))
+    once.touch()
+    told = []
+    results = run(tmp_path / "run", 12, tell=told.append)
+    assert not once.exists()
+    assert "SIGKILL" in told[0] and told[0].endswith("its episodes are played again")
+    kept = [{k: v for k, v in e.items() if k != "seconds"} for e in results["per_episode"]]
+    assert kept == [{k: v for k, v in e.items() if k != "seconds"} for e in plain["per_episode"]]
+
+
+def test_a_process_that_is_lost_again_and_again_ends_the_run_which_goes_on_later(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DIE", "always")
+    with pytest.raises(VlaError, match=r"ended at 'step' .SIGKILL.; it said: .*lost my bowl"):
+        run(tmp_path / "run", 3)
+    assert len((tmp_path / "run" / "episodes.jsonl").read_text().splitlines()) == 1  # its setting
+    monkeypatch.delenv("DIE")
+    assert run(tmp_path / "run", 3)["complete"]
+
+
+def test_a_missing_file_of_a_task_ends_the_run_with_what_was_played(run, there, tmp_path):
+    """It is no failure of the policy, and the same command goes on once it is there again."""
+    (there / "libero/libero/1.bddl").write_text("broken")
+    with pytest.raises(VlaError, match=r"cannot be made .*'bowl.obj'.*; install libero-pro"):
+        run(tmp_path / "run", 3)
+    (there / "libero/libero/1.bddl").write_text("")
+    told = []
+    results = run(tmp_path / "run", 3, tell=told.append)
+    assert told[0] == "1 of 3 episodes are there already"
+    assert [e["index"] for e in results["per_episode"]] == [0, 1, 2]
 
 
 def test_a_folder_of_another_run_is_refused(run, tmp_path):

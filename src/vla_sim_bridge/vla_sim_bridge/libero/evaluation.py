@@ -1,8 +1,9 @@
 """Evaluates a policy on LIBERO by the benchmark's rules, in processes or on Ray.
 
-Every finished episode is a line of `episodes.jsonl` in the results folder. A run that was stopped,
-or whose worker or server died, goes on from there when it is started again: an episode that ended
-in an error has no line, so it is neither a failure nor counted twice.
+Every finished episode is a line of `episodes.jsonl` in the results folder. What a worker or its
+LIBERO process was at when it died is played again. A run that was stopped, or that an error ended,
+goes on from there when it is started again: an episode that ended in an error has no line, so it
+is neither a failure nor counted twice.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from PIL import Image
 
 from vla_inference.errors import VlaError
 from vla_inference.system.workers import Processes, RayWorkers, WorkerDiedError, Workers
+from vla_sim_bridge.envs.other_python.process import ProcessLostError
 from vla_sim_bridge.evaluation import report
 from vla_sim_bridge.evaluation.recorder import FILM, POSTER
 from vla_sim_bridge.evaluation.video import Film
@@ -90,14 +92,17 @@ def play(setting: Setting, work: Work, indices: list[int], tell: Tell) -> Iterat
                     running, deaths = running - 1, 0
                     del left[number]
                     yield from played
-        except WorkerDiedError as error:
+        except (WorkerDiedError, ProcessLostError) as error:
             deaths += 1
+            lost = isinstance(error, ProcessLostError)
             if deaths == MAX_DEATHS:
+                if lost:
+                    raise
                 raise VlaError(
                     "workers die before they finish an episode",
                     "use fewer with --parallel: each takes about 2 GB; the same command resumes",
                 ) from error
-            tell("a worker died; its episodes are played again")
+            tell(f"{error if lost else 'a worker died'}; its episodes are played again")
         finally:
             workers.close()
 

@@ -26,6 +26,10 @@ AGAIN = "fix that and start again: what it was at is lost"
 Reply = tuple[dict, dict[str, np.ndarray]]
 
 
+class ProcessLostError(VlaError):
+    """The process ended or fell silent; a new one may do what it was at."""
+
+
 class OtherPython:
     """One server process. After its death or silence every call raises the same error."""
 
@@ -99,7 +103,7 @@ class OtherPython:
         timeout: s, `QUICK` unless told.
         """
         if self._broken:
-            raise VlaError(self._broken, AGAIN)
+            raise ProcessLostError(self._broken, AGAIN)
         timeout = timeout or QUICK
         end = time.monotonic() + timeout
         try:
@@ -155,7 +159,7 @@ class OtherPython:
 
     def _fail(self, what: str) -> None:
         self._break(what)
-        raise VlaError(self._broken, AGAIN) from None
+        raise ProcessLostError(self._broken, AGAIN) from None
 
     def _break(self, what: str) -> None:
         self._broken = f"{self.package}'s process ({self.python}) {what}; {self._last_words()}"
