@@ -12,6 +12,8 @@ import numpy as np
 from foreign_files import jpeg, osc, robosuite_actions, scene
 from scipy.spatial.transform import Rotation
 
+from vla_inference.episodes.hdf5 import write_columns, write_header
+
 COUNT = 8
 SENTENCE = "open the top drawer of the cabinet"
 
@@ -140,4 +142,86 @@ def aloha(path: Path, compress: bool = False, count: int = 6, sentence: bool = F
         if sentence:
             text = h5py.string_dtype("utf-8")
             file.create_dataset("language_raw", data=np.array([SENTENCE], object), dtype=text)
+    return path
+
+
+def libero_published(path: Path, suite: str = "libero_goal") -> Path:
+    """As LIBERO's own script writes: `obs` after each action, `states` before it.
+
+    Image and joints of moment t tell t; action t leads from moment t to t + 1.
+    """
+    moments, rng = np.arange(COUNT + 1), np.random.default_rng(3)
+    problem = {
+        "problem_name": "libero_tabletop_manipulation",
+        "domain_name": "robosuite",
+        "language_instruction": "open the top layer of the drawer",
+    }
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs.update(
+            bddl_file_name=f"libero/libero/bddl_files/{suite}/open_the_top_layer.bddl",
+            env_name="Libero_Tabletop_Manipulation",
+            problem_info=json.dumps(problem),
+            env_args=json.dumps(osc()),
+            tag="libero-v1",
+            macros_image_convention="opengl",
+            num_demos=1,
+            total=COUNT,
+        )
+        demo = data.create_group("demo_0")
+        demo["actions"] = robosuite_actions(COUNT)
+        joints = 0.1 * moments[:, None] + np.arange(7)
+        qpos = np.hstack([joints, rng.normal(size=(COUNT + 1, 9))])
+        demo["states"] = np.hstack([0.05 * moments[:, None], qpos])[:-1]
+        seen, sampled = np.array([scene(t) for t in moments]), 0.005  # rad before the step's end
+        demo["obs/agentview_rgb"] = demo["obs/eye_in_hand_rgb"] = seen[1:, ::-1]
+        demo["obs/joint_states"] = joints[1:] - sampled
+        hand = np.column_stack(
+            [moments, moments, moments, 0 * moments, 3.5 + 0 * moments, moments]
+        )
+        demo["obs/ee_states"] = hand[1:].astype(float)
+        demo["obs/ee_pos"], demo["obs/ee_ori"] = hand[1:, :3] * 1.0, hand[1:, 3:] * 1.0
+        demo["obs/gripper_states"] = np.tile([0.04, -0.04], (COUNT, 1))
+        demo["robot_states"] = np.zeros((COUNT, 9))
+        ends = (np.arange(COUNT) == COUNT - 1).astype(np.uint8)
+        demo["rewards"] = demo["dones"] = ends
+        demo.attrs.update(num_samples=COUNT, model_file="<mujoco/>", init_state=demo["states"][0])
+    return path
+
+
+LIBERO_TASKS = ("KITCHEN_SCENE3_turn_on_the_stove", "open_the_top_drawer")
+
+
+def libero_generated(path: Path) -> Path:
+    """Three demonstrations of two tasks as `vla generate` makes them in LIBERO."""
+    random = np.random.default_rng(1)
+    with h5py.File(path, "w") as file:
+        write_header(file, "libero_goal", 3 * COUNT, {})
+        for number, task in enumerate((1, 0, 1)):
+            told = {
+                "suite": "libero_goal",
+                "task": task,
+                "name": LIBERO_TASKS[task],
+                "problem": "libero_tabletop_manipulation",
+                "in_file": f"do {task}",
+                "mirrored": True,
+            }
+            arm = random.normal(size=(COUNT, 7))
+            images = np.stack([scene(t + number)[:, ::-1] for t in range(COUNT)])
+            sentence = LIBERO_TASKS[task].split("SCENE3_")[-1].replace("_", " ")
+            data = {
+                "actions": robosuite_actions(COUNT, number),
+                "states": np.hstack([np.zeros((COUNT, 1)), arm, np.ones((COUNT, 9))]),
+                "rewards": (np.arange(COUNT) > COUNT - 3) * 1.0,
+                "dones": np.arange(COUNT) == COUNT - 1,
+                "instructions": [sentence] * COUNT,
+                "obs": {
+                    "agentview_image": images,
+                    "robot0_eye_in_hand_image": images // 2,
+                    "robot0_state": random.normal(size=(COUNT, 8)).astype("f4"),
+                    "robot0_joint_pos": arm,
+                },
+                "attrs": {"task": "libero_goal", "scene": json.dumps(told)},
+            }
+            write_columns(file.create_group(f"data/demo_{number}"), data)
     return path

@@ -48,6 +48,50 @@ with contextlib.redirect_stdout(sys.stderr):
 print(json.dumps({}))
 """
 
+# What LIBERO's own package does with a file of demonstrations, found below its datasets folder.
+DATASETS = """
+import contextlib, json, sys
+import h5py, numpy as np
+from robosuite.utils.transform_utils import quat2axisangle
+with contextlib.redirect_stdout(sys.stderr):
+    from pathlib import Path
+
+    from libero.libero import benchmark
+    from libero.libero.envs import TASK_MAPPING, OffScreenRenderEnv
+    from libero.libero.utils.dataset_utils import get_dataset_info
+    suite = benchmark.get_benchmark("libero_spatial")()
+    path = sys.argv[1] + "/" + suite.get_task_demonstration(1)
+    get_dataset_info(path, verbose=False)
+    file = h5py.File(path)
+    data = file["data"]
+    env_args = json.loads(data.attrs["env_args"])
+    env = OffScreenRenderEnv(bddl_file_name=suite.get_task_bddl_file_path(1),
+                             camera_heights=48, camera_widths=48)
+    same_class = type(env.env) is TASK_MAPPING[env_args["problem_name"]]
+    text = json.loads(data.attrs["problem_info"])["language_instruction"]
+    env.seed(0)
+    env.reset()
+    demo = data["demo_0"]
+    obs = env.set_init_state(demo.attrs["init_state"])
+    row = demo["obs"]
+    told = {
+        "class": same_class, "env_name": type(env.env).__name__ == env_args["env_name"],
+        "text": text == env.language_instruction.lower(),
+        "bddl": str(Path(suite.get_task_bddl_file_path(1))).endswith(data.attrs["bddl_file_name"]),
+        "arm": float(np.abs(obs["robot0_joint_pos"] - row["joint_states"][0]).max()),
+        "place": float(np.abs(obs["robot0_eef_pos"] - row["ee_pos"][0]).max()),
+        "turn": float(np.abs(quat2axisangle(obs["robot0_eef_quat"]) - row["ee_ori"][0]).max()),
+        "robot": float(np.abs(env.env.get_robot_state_vector(obs)
+                              - demo["robot_states"][0]).max()),
+        "right way up": float(np.abs(obs["robot0_eye_in_hand_image"].astype(float)
+                                     - row["eye_in_hand_rgb"][0]).mean()),
+        "turned": [float(np.abs(turn(obs["agentview_image"]).astype(float)
+                                - row["agentview_rgb"][0]).mean())
+                   for turn in (lambda i: i, lambda i: i[::-1], lambda i: i[:, ::-1])],
+    }
+print(json.dumps(told))
+"""
+
 
 @pytest.fixture
 def world():
@@ -156,11 +200,16 @@ def test_what_the_expert_cannot_do_is_named(blind):
 
 def test_generated_demonstrations_are_read_in_every_way(tmp_path):
     config = GenerateConfig(
-        task="libero_spatial/1", episodes=2, camera_width=48, camera_height=48, seed=2
+        task="libero_spatial/1",
+        episodes=1,
+        cameras=CAMERAS,
+        camera_width=48,
+        camera_height=48,
+        seed=2,
     )
     path = generate(config, tmp_path / "made", parallel=1)
     with h5py.File(path) as file:
-        stored = [file["data"][f"demo_{i}"] for i in range(2)]
+        stored = [file["data"][f"demo_{i}"] for i in range(1)]
         for demo in stored:
             assert demo["obs/agentview_image"].shape == (len(demo["actions"]), 48, 48, 3)
             assert demo["instructions"][0].decode().startswith("pick up the black bowl next to")
@@ -178,3 +227,15 @@ def test_generated_demonstrations_are_read_in_every_way(tmp_path):
         np.testing.assert_array_equal(there.states, here.states)
         np.testing.assert_allclose(there.actions, here.actions, atol=1e-6)
         assert there.instructions == here.instructions
+    done = convert(path, tmp_path / "datasets", "libero", workers=1)
+    assert done.left_out == sorted(set(done.left_out)) and "states" not in done.left_out
+    for there, here in zip(open_dataset(done.path, mirrored=True), episodes, strict=True):
+        np.testing.assert_array_equal(there.actions, here.actions)
+        np.testing.assert_array_equal(there.states, here.states)
+        assert there.instructions == here.instructions
+        first = [e.steps[5].observation.images["agentview"] for e in (there, here)]
+        np.testing.assert_array_equal(*first)
+    told = elsewhere(PYTHON_VARIABLE, tmp_path, DATASETS, tmp_path / "datasets")
+    assert told["class"] and told["env_name"] and told["text"] and told["bddl"]
+    assert max(told["arm"], told["place"], told["turn"], told["robot"]) < 1e-3
+    assert max(told["right way up"], told["turned"][0]) < 8 < min(told["turned"][1:]) / 3

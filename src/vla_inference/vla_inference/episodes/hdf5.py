@@ -21,6 +21,8 @@ from vla_inference.episodes.robosuite import ACTION_SCALE, CONTROL_FREQ, to_robo
 from vla_inference.errors import DataError
 from vla_inference.types import Episode
 
+# Ours, and LIBERO's: position m and axis angle rad of the hand, both fingers m.
+STATES = (("obs/robot0_state",), ("obs/ee_states", "obs/gripper_states"))
 CONVENTION = {
     "delta": "OSC_POSE, world-aligned base frame, rotation vector applied from the left",
     "scale": ACTION_SCALE.tolist(),
@@ -182,6 +184,6 @@ class Demonstrations:
 
     def states(self, index: int) -> np.ndarray | None:
         """float32 [T, 8] proprioception, or None."""
-        key = "obs/robot0_state"
         group = self.group(index)
-        return group[key][:].astype(np.float32) if key in group else None
+        keys = next((k for k in STATES if all(key in group for key in k)), ())
+        return np.hstack([group[key][:] for key in keys]).astype(np.float32) if keys else None

@@ -65,6 +65,7 @@ class Server(RobosuiteServer):
             problem = bddl_utils.robosuite_parse_problem(bddl_file(suite, i))
             text = " ".join(problem["language_instruction"]).lower()
             about = {"name": task.name, "by_name": task.language, "in_file": text}
+            about["problem"] = problem.get("problem_name", "")
             listed.append({**about, "no_expert": goals(problem)[1]})
         return {"tasks": listed}, {}
 

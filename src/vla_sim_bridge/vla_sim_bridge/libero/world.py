@@ -157,9 +157,14 @@ class LiberoWorld(OtherWorld):
         }
         for i, name in enumerate(header["objects"]):
             columns[f"objects/{name}"] = np.stack([_pose(row) for row in objects[:, i]])
+        told = self.sentences[task]
         scene = {
             "suite": self.suite.name,
             "task": task,
+            "name": told["name"],
+            "problem": told["problem"],
+            "in_file": told["in_file"],
+            "mirrored": self.mirrored,
             "scene_seed": seed,
             "initial_state": state,
             "noise": noise,

@@ -33,7 +33,9 @@ def convert(
     dataset: Annotated[Path, typer.Option(help="Dataset: a folder or file.")],
     to: Annotated[
         str,
-        typer.Option("--to", "--convert", help="Format to write: rlds, hdf5, lerobot or bag."),
+        typer.Option(
+            "--to", "--convert", help="Format to write: rlds, hdf5, libero, lerobot or bag."
+        ),
     ],
     output: Annotated[Path, typer.Option(help="Output path; a file NAME.hdf5 for hdf5.")],
     remap_keys: Annotated[

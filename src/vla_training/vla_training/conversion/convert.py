@@ -83,6 +83,7 @@ def convert(
                 notes.append(f"episode {done} has no step: left out")
             frames, done = frames + length, done + 1
             report(done, total, frames)
+    left_out = [name for name in left_out if name not in writer.columns]
     notes += [n for n in writer.notes if n not in notes]
     seconds = time.perf_counter() - begun
     return Converted(output, kind, writer.count, frames, seconds, left_out, notes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -89,7 +89,8 @@ class EpisodeTransform:
                     any(s.is_terminal for s in span),
                 )
             )
-        return Episode(steps, self.form.spec, {"source": where, **episode.metadata})
+        metadata = {"source": where, **episode.metadata}
+        return Episode(steps, self.form.spec, metadata, ColumnsAt(episode.columns, starts))
 
     def _observation(self, seen: Observation, where: str) -> Observation:
         state = None
@@ -107,6 +108,22 @@ class EpisodeTransform:
                 )
             state = seen.state
         return Observation(ChangedImages(seen.images, self, where), seen.instruction, state)
+
+
+class ColumnsAt(Mapping[str, np.ndarray]):
+    """The columns of an episode at the steps that are kept, read on each access."""
+
+    def __init__(self, columns: Mapping[str, np.ndarray], steps: np.ndarray):
+        self._columns, self._steps = columns, steps
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._columns[name][self._steps]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
 
 
 class ChangedImages(StoredImages):

@@ -178,7 +178,7 @@ READERS = {
             "hdf5",
             "vla_training.datasets.hdf5.reader:open_hdf5",
             _is_hdf5,
-            ("action_convention", "upside_down", "control_freq"),
+            ("action_convention", "upside_down", "mirrored", "control_freq"),
         ),
         DatasetReader(
             "lerobot",

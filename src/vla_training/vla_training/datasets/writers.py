@@ -54,9 +54,11 @@ class EpisodeWriter(ABC):
     what can only be known at the end in `finish`. Where encoding costs time it overrides
     `encoder`, so that other processes can share the work.
     Options: the dataclass of what a format's writer takes beside path, form and overwrite.
+    columns: names in `Episode.columns` that it stores as well.
     """
 
     Options: ClassVar[type]
+    columns: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self, path: str | os.PathLike, form: DataForm, overwrite: bool = False, **options: Any
@@ -221,6 +223,7 @@ WRITERS = {
     for w in (
         Writer("rlds", "vla_training.datasets.rlds.writer:RldsWriter", "RLDS/TFDS, tfrecord"),
         Writer("hdf5", "vla_training.datasets.hdf5.writer:Hdf5Writer", "robomimic's HDF5"),
+        Writer("libero", "vla_training.datasets.hdf5.libero_writer:LiberoWriter", "LIBERO's HDF5"),
         Writer("lerobot", "vla_training.datasets.lerobot.writer:LerobotWriter", "LeRobot v3.0"),
         Writer("bag", "vla_training.datasets.bag.writer:BagWriter", "rosbag2, a bag an episode"),
     )

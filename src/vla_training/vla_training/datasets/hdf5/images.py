@@ -50,10 +50,22 @@ class ImageColumn:
     shuffled: they are not read one after the other. Else, all are read at once where a chunk
         holds several.
     flipped: the file has the bottom row first; what is read is upright.
+    mirrored: what is read is mirrored left to right.
+    length: steps; None: as many as are stored.
     """
 
-    def __init__(self, data: h5py.Dataset, shuffled: bool = False, flipped: bool = False):
-        self._data, self._shuffled, self._flipped = data, shuffled, flipped
+    def __init__(
+        self,
+        data: h5py.Dataset,
+        shuffled: bool = False,
+        flipped: bool = False,
+        mirrored: bool = False,
+        length: int | None = None,
+    ):
+        self._data, self._shuffled = data, shuffled
+        self._turn = slice(None, None, -1 if flipped else 1), slice(None, None, 1 - 2 * mirrored)
+        self._turned = flipped or mirrored
+        self._length = len(data) if length is None else length
 
     @cached_property
     def _source(self) -> h5py.Dataset | np.ndarray:
@@ -77,7 +89,7 @@ class ImageColumn:
         return is_encoded(self._data)
 
     def read(self, step: int) -> np.ndarray:
-        """uint8 [H, W, 3] of a step, upright."""
+        """uint8 [H, W, 3] of a step."""
         try:
             stored = self._stored(step)
         except FAULTS as error:
@@ -85,11 +97,11 @@ class ImageColumn:
         if self._encoded:
             data = np.asarray(stored, np.uint8).tobytes()
             stored = decode_image(data, f"{self._where()}, step {step}")
-        return stored[::-1] if self._flipped else stored
+        return stored[self._turn] if self._turned else stored
 
     def all(self) -> np.ndarray:
-        """uint8 [T, H, W, 3], upright."""
-        return np.stack([self.read(step) for step in range(len(self._data))])
+        """uint8 [T, H, W, 3]."""
+        return np.stack([self.read(step) for step in range(self._length)])
 
     def _where(self) -> str:
         return f"{self._data.file.filename}: {self._data.name}"

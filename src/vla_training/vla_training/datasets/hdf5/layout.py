@@ -1,14 +1,15 @@
 """Names of images and instructions in HDF5 files of robomimic's layout.
 
-robomimic, MimicGen, RoboCasa: `obs/NAME_image`, upright. LIBERO: `obs/NAME_rgb`, bottom row first.
-Isaac Lab: any name. Sentences stand in one of many places, or nowhere.
+robomimic, MimicGen, RoboCasa: `obs/NAME_image`, upright. LIBERO: `obs/NAME_rgb`, bottom row first,
+its published files with the observation that followed an action beside it. Isaac Lab: any name.
+Sentences stand in one of many places, or nowhere.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ SENTENCES = (
 JSON_SENTENCES = (("ep_meta", "lang"), ("problem_info", "language_instruction"))
 LIBERO_CAMERAS = {"agentview_rgb", "eye_in_hand_rgb"}
 SCENE = re.compile(r"^.*SCENE\d+_")
+PERTURBED = re.compile(r"libero_(spatial|object|goal|10)_")  # LIBERO-PRO's suites
 
 
 def find_cameras(demo: h5py.Group) -> dict[str, str]:
@@ -61,12 +63,34 @@ def find_upside_down(data: h5py.Group, demo: h5py.Group) -> tuple[bool, str]:
     stated = data.attrs.get("macros_image_convention")
     if stated is not None:
         return _text(stated) == "opengl", ""
-    if set(demo.get("obs", {})) >= LIBERO_CAMERAS:
+    if is_libero(demo):
         return True, (
             "the cameras are LIBERO's and nothing states which row is first: taken for the bottom "
             "one, and turned upright (else give --read upside_down=false)"
         )
     return False, ""
+
+
+def observed_late(demo: h5py.Group) -> bool:
+    """Whether a row of LIBERO's `obs` was seen after that row's action, as in its published files.
+
+    Told by the arm's joints, which also stand in the simulator's `states`, from before the action:
+    time, positions (the arm's seven first), velocities.
+    """
+    joints, states = demo.get("obs/joint_states"), demo.get("states")
+    if not is_libero(demo) or not (
+        isinstance(joints, h5py.Dataset) and isinstance(states, h5py.Dataset)
+    ):
+        return False
+    seen, before = joints[:], states[:, 1:8]
+    if seen.shape != before.shape or len(seen) < 2:
+        return False
+    same, next_one = np.abs(seen - before), np.abs(seen[:-1] - before[1:])
+    return bool(next_one.mean() < same.mean())
+
+
+def is_libero(demo: h5py.Group) -> bool:
+    return set(demo.get("obs", {})) >= LIBERO_CAMERAS
 
 
 def find_instructions(data: h5py.Group, demo: h5py.Group, length: int) -> list[str] | None:
@@ -86,21 +110,35 @@ def has_instructions(data: h5py.Group, demo: h5py.Group) -> bool:
 
 
 def _find_texts(data: h5py.Group, demo: h5py.Group) -> tuple[str, list[str]]:
-    """The first place that contains an instruction, and its content."""
-    for where, value in _stated(data, demo):
+    """The first place that contains an instruction, and its content.
+
+    LIBERO's files state the sentence of the task's definition; models are trained and tested with
+    that of the file's name, except in LIBERO-PRO, which keeps the names.
+    """
+    places = [g for g in (demo, demo.get("obs"), data, data.file) if isinstance(g, h5py.Group)]
+    file = data.file.filename
+    named = _by_filename(Path(file)) if is_libero(demo) else []
+    if named and not _perturbed(data):
+        found = [*_stated(places[:1]), (file, named)]
+    else:
+        found = [*_stated(places), (file, named)]
+    for where, value in found:
         texts = [_text(v) for v in np.asarray(value, object).ravel()]
         if any(t.strip() for t in texts):
             return where, texts
-    file = data.file.filename
-    libero = set(demo.get("obs", {})) >= LIBERO_CAMERAS
-    return file, _by_filename(Path(file)) if libero else []
+    return file, []
 
 
-def _stated(data: h5py.Group, demo: h5py.Group) -> Iterator[tuple[str, Any]]:
+def _perturbed(data: h5py.Group) -> bool:
+    """Whether the file names a suite whose sentences differ from its tasks' names."""
+    definition = Path(_text(data.attrs.get("bddl_file_name", "")))
+    return PERTURBED.match(definition.parent.name) is not None
+
+
+def _stated(places: Sequence[h5py.Group]) -> Iterator[tuple[str, Any]]:
     """Place and value of every possible instruction, the most specific first."""
-    file = data.file.filename
-    places = (demo, demo.get("obs"), data, data.file)
-    for group in (g for g in places if isinstance(g, h5py.Group)):
+    for group in places:
+        file = group.file.filename
         for name in SENTENCES:
             item = group.get(name)
             if isinstance(item, h5py.Dataset) and _is_text(item.dtype):

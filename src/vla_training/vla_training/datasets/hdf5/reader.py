@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from vla_inference.episodes.hdf5 import Demonstrations
+from vla_inference.episodes.hdf5 import STATES, Demonstrations
 from vla_inference.errors import DataError
 from vla_inference.types import Episode, make_steps
 from vla_training.datasets.action_form import absolute_to_delta
@@ -48,9 +48,11 @@ class Hdf5Set(ImageColumnSet):
 
     Actions come out in SI units whatever their scale and gripper convention, as far as the file
     states them in `data.attrs["action_convention"]` or in env_args; poses become deltas where
-    `obs` has the pose of the arm.
+    `obs` has the pose of the arm. Of LIBERO's published files, an action goes with the observation
+    before it, which is one row up.
     action_convention: takes the place of what the files state (`read_convention`).
     upside_down: whether images have the bottom row first; None goes by the file.
+    mirrored: whether to mirror images left to right, as LIBERO's published models want theirs.
     """
 
     def __init__(
@@ -58,14 +60,17 @@ class Hdf5Set(ImageColumnSet):
         path: str | os.PathLike,
         action_convention: str | Mapping | None = None,
         upside_down: bool | None = None,
+        mirrored: bool = False,
     ):
         self.episodes = Demonstrations(path)
         self.path = self.episodes.path
         self.name = name_of(self.path)
         self.notes: list[str] = []
         self._given, self._upside_down = action_convention, upside_down
+        self._mirrored = bool(mirrored)
         self._conventions: dict[str, Convention] = {}
         self._flipped: dict[str, bool] = {}
+        self._late: dict[str, bool] = {}  # whether rows are of the observations after actions
         for i in range(len(self.episodes)):
             with readable(self.episodes.where(i)):
                 name = self.episodes.filename(i)
@@ -91,6 +96,12 @@ class Hdf5Set(ImageColumnSet):
         if flipped is None:
             flipped, note = layout.find_upside_down(demo.file["data"], demo)
         self._flipped[name] = bool(flipped)
+        self._late[name] = layout.observed_late(demo)
+        if self._late[name]:
+            notes.append(
+                f"{name} has the observations after its actions, as LIBERO's are published: each "
+                "action is read with the one before it, the first is left out"
+            )
         self.notes += [*notes, *([f"{name}: {note}"] if note else [])]
 
     def _note_what_is_missing(self, demo: h5py.Group) -> None:
@@ -113,7 +124,8 @@ class Hdf5Set(ImageColumnSet):
         own = set(self._conventions.values()) == {default_convention()}
         with readable(self.episodes.where(0)):
             told = "instructions" in self.episodes.group(0) and self.instruction is None
-        return own and told and not any(self._flipped.values())
+        turned = self._mirrored or any(self._flipped.values())
+        return own and told and not turned and not any(self._late.values())
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -125,15 +137,24 @@ class Hdf5Set(ImageColumnSet):
             group = self.episodes.group(index)
             actions = self._actions(group).astype(np.float32)
             texts = self.instructions(index)
+            acted, seen = self._rows(group)
             state = self.episodes.states(index)
-            rewards = group["rewards"][:] if "rewards" in group else np.zeros(len(actions))
+            state = None if state is None else state[seen]
             last = np.arange(len(actions)) == len(actions) - 1
-            ended = group["dones"][:] != 0 if "dones" in group else last
+            rewards = group["rewards"][acted] if "rewards" in group else np.zeros(len(actions))
+            ended = group["dones"][acted] != 0 if "dones" in group else last
             columns = self.columns(index, self.cameras())
-            metadata = _metadata(group)
+            metadata = _metadata(group) | ({"mirrored": True} if self._mirrored else {})
+            others = StoredColumns(group, {*READ, *self._cameras.values()}, acted, seen)
         shown = [Hdf5StepImages(columns, t) for t in range(len(actions))]
         steps = make_steps(shown, texts, state, actions, rewards, ended)
-        return Episode(steps, self.spec, metadata)
+        return Episode(steps, self.spec, metadata, others)
+
+    def _rows(self, group: h5py.Group) -> tuple[slice, slice]:
+        """Rows of actions and of observations that are the steps."""
+        if not self._late[group.file.filename]:
+            return slice(None), slice(None)
+        return slice(1, None), slice(len(group["actions"]) - 1)
 
     # -- actions ------------------------------------------------------------------------------
 
@@ -145,7 +166,7 @@ class Hdf5Set(ImageColumnSet):
 
     def _actions(self, group: h5py.Group) -> np.ndarray:
         convention = self._conventions[group.file.filename]
-        raw = np.asarray(group["actions"][:], np.float64)
+        raw = np.asarray(group["actions"][self._rows(group)[0]], np.float64)
         where = f"{group.file.filename}: {group.name}"
         if not convention.absolute:
             _check_limit(raw, convention, where)
@@ -195,8 +216,9 @@ class Hdf5Set(ImageColumnSet):
             group = self.episodes.group(index)
             flipped = self._flipped[group.file.filename]
             keys = {c: self._cameras[c] for c in cameras}
+            length = len(group["actions"]) - self._late[group.file.filename]
             return {
-                c: ImageColumn(group[key], shuffled, flipped)
+                c: ImageColumn(group[key], shuffled, flipped, self._mirrored, length)
                 for c, key in keys.items()
                 if key in group
             }
@@ -206,7 +228,8 @@ class Hdf5Set(ImageColumnSet):
             group = self.episodes.group(index)
             length = len(group["actions"])
             found = layout.find_instructions(group.file["data"], group, length)
-        return self.said(found or [""] * length)
+            acted, _ = self._rows(group)
+        return self.said((found or [""] * length)[acted])
 
     def cameras(self) -> list[str]:
         """First robosuite's third-person view, which our models are trained on."""
@@ -222,7 +245,8 @@ class Hdf5Set(ImageColumnSet):
             return self._left_out(self.episodes.group(0))
 
     def _left_out(self, group: h5py.Group) -> list[str]:
-        used = {*READ, *layout.SENTENCES, "obs/robot0_state", *self._cameras.values()}
+        used = {*READ, *layout.SENTENCES, *self._cameras.values()}
+        used.update(*STATES)
         found: set[str] = set()
 
         def visit(name: str, item: Any) -> None:
@@ -232,6 +256,42 @@ class Hdf5Set(ImageColumnSet):
 
         group.visititems(visit)
         return sorted(found) + [a for a in ("model_file",) if a in group.attrs]
+
+
+class StoredColumns(Mapping[str, np.ndarray]):
+    """What else a demonstration has of each step, read on each access.
+
+    acted, seen: rows that are the steps, in `obs` and elsewhere.
+    """
+
+    def __init__(self, group: h5py.Group, used: Set[str], acted: slice, seen: slice):
+        self._group, self._acted, self._seen = group, acted, seen
+        self._used = used
+
+    @cached_property
+    def _names(self) -> list[str]:
+        length, found = len(self._group["actions"]), []
+
+        def visit(name: str, item: Any) -> None:
+            kept = isinstance(item, h5py.Dataset) and name not in self._used
+            if kept and item.shape[:1] == (length,):
+                found.append(name)
+
+        self._group.visititems(visit)
+        return found
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        rows = self._seen if name.startswith("obs/") else self._acted
+        with readable(f"{self._group.file.filename}: {self._group.name}/{name}"):
+            return self._group[name][rows]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _check_limit(actions: np.ndarray, convention: Convention, where: str) -> None:

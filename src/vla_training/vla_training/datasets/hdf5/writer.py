@@ -200,6 +200,15 @@ def stored_form(spec: ActionSpec) -> tuple[ActionSpec, Convention]:
     return spec, Convention(spec, usual.scale, usual.gripper)
 
 
+def robosuite_actions(motion: np.ndarray, convention: Convention) -> np.ndarray:
+    """float64 [T, D] as a file holds them, where a full action is exactly 1."""
+    actions = convention.write(motion)
+    # 0.05 m is a full action; as float32 it is a hair more
+    full = actions.clip(-1, 1)
+    same = convention.read(full).astype(np.float32) == motion.astype(np.float32)
+    return np.where(same, full, actions)
+
+
 @dataclass(frozen=True)
 class Hdf5Encoder:
     """Encodes an episode to arrays by key, and images to finished chunks."""
@@ -212,11 +221,7 @@ class Hdf5Encoder:
     def __call__(self, episode: Episode) -> dict:
         steps = episode.steps
         motion = convert_rotation(episode.actions, self.form.spec, self.spec)
-        actions = self.convention.write(motion)
-        # 0.05 m is a full action; as float32 it is a hair more
-        full = actions.clip(-1, 1)
-        same = self.convention.read(full).astype(np.float32) == motion.astype(np.float32)
-        actions = np.where(same, full, actions)
+        actions = robosuite_actions(motion, self.convention)
         columns = {
             "actions": actions,
             "rewards": episode.rewards,
