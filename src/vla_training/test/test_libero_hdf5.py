@@ -153,6 +153,15 @@ def test_without_a_note_of_the_task_the_sentence_names_the_file(source, tmp_path
     assert open_dataset(done.path)[0].instructions[0] == "Stack the red block, then wait."
 
 
+def test_what_another_task_asks_for_in_a_scene_has_a_file_of_its_own(generated, tmp_path):
+    with h5py.File(generated, "a") as file:
+        texts = file["data/demo_2/instructions"]
+        texts[:] = ["close the drawer"] * COUNT
+    convert(generated, tmp_path / "out", "libero", workers=1)
+    names = sorted(p.name for p in (tmp_path / "out/libero_goal").iterdir())
+    assert names == [f"{LIBERO_TASKS[0]}_demo.hdf5", "close_the_drawer_demo.hdf5", NAME]
+
+
 @pytest.mark.parametrize(
     ("remap", "instruction", "problem"),
     [

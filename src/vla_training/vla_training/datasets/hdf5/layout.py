@@ -161,12 +161,15 @@ def _member(group: h5py.Group, name: str, key: str) -> str:
 
 
 def _by_filename(path: Path) -> list[str]:
-    """LIBERO's files are named by their instruction:
-    KITCHEN_SCENE3_turn_on_the_stove_demo.hdf5."""
     if not path.stem.endswith("_demo"):
         return []
-    words = SCENE.sub("", path.stem).removesuffix("_demo").replace("_", " ").strip()
+    words = sentence_of(path.stem.removesuffix("_demo"))
     return [words] if " " in words else []
+
+
+def sentence_of(name: str) -> str:
+    """LIBERO's tasks are named by their instruction: KITCHEN_SCENE3_turn_on_the_stove."""
+    return SCENE.sub("", name).replace("_", " ").strip()
 
 
 def find_embeddings(demo: h5py.Group) -> list[str]:

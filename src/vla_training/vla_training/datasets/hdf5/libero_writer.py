@@ -25,6 +25,7 @@ from vla_inference.options import option
 from vla_inference.types import Episode
 from vla_training.datasets.action_form import convert_rotation
 from vla_training.datasets.hdf5.convention import Convention, default_convention
+from vla_training.datasets.hdf5.layout import sentence_of
 from vla_training.datasets.hdf5.writer import Disk, robosuite_actions, stored_form
 from vla_training.datasets.writers import DataForm, EpisodeWriter
 
@@ -72,15 +73,17 @@ class TaskFile:
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any], instruction: str) -> TaskFile:
-        """As `vla generate` noted it in `scene`; else named by the sentence, as LIBERO does."""
+        """As `vla generate` noted it in `scene`; else named by the sentence, as LIBERO does.
+
+        So is what was asked for in a scene of another task.
+        """
         scene = scene_of(metadata)
-        name = str(scene.get("name") or re.sub(r"[^0-9a-z]+", "_", instruction.lower()).strip("_"))
-        return cls(
-            str(scene.get("suite", "")),
-            name,
-            str(scene.get("problem", "")),
-            str(scene.get("in_file") or instruction),
-        )
+        suite, problem = str(scene.get("suite", "")), str(scene.get("problem", ""))
+        name, text = str(scene.get("name", "")), str(scene.get("in_file", ""))
+        if not name or instruction not in (text, sentence_of(name)):
+            name = re.sub(r"[^0-9a-z]+", "_", instruction.lower()).strip("_")
+            text = instruction
+        return cls(suite, name, problem, text)
 
     @property
     def path(self) -> Path:
