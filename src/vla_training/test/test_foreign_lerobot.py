@@ -117,6 +117,21 @@ def test_openpi_names_actions_state_and_images_its_own_way(tmp_path):
     np.testing.assert_array_equal(old.actions(0), data.actions(0))
 
 
+def test_libero_as_lerobot_has_its_units_where_they_are_named(tmp_path):
+    """Its files say 10 frames a second of steps that last 0.05 s, and gripper 1 for closed."""
+    image = one_film()[TOP]
+    films = {"observation.images.image": image, "observation.images.image2": image}
+    path = v3(tmp_path / "libero", 10, [6, 6], films)
+    data = open_dataset(path, conventions="libero")
+    assert data.cameras() == ["image", "image2"]
+    assert (data.spec.dims[0].unit, data.spec.dt) == ("0.05 m", 0.05)
+    assert "turned by 180 degrees" in data.notes[0]
+    np.testing.assert_allclose(data.actions(1)[:, 0], 0.01 * np.arange(6), atol=1e-7)
+    assert (data.actions(1)[:, 6] == 0).all() and data[0].steps[0].action[6] == 0
+    with pytest.raises(DataError, match="bridge_orig are not for a LeRobot dataset with actions"):
+        open_dataset(path, conventions="bridge_orig")
+
+
 def edit_info(path, **changes) -> None:
     file = path / "meta/info.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))

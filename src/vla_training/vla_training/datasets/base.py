@@ -184,7 +184,7 @@ READERS = {
             "lerobot",
             "vla_training.datasets.lerobot.reader:LerobotSet",
             _is_lerobot,
-            ("tolerance",),
+            ("tolerance", "conventions"),
         ),
         DatasetReader(
             "bag",

@@ -21,6 +21,7 @@ from vla_training.datasets.images import StoredImages, decode_image
 from vla_training.datasets.lerobot import layout as layout
 from vla_training.datasets.lerobot.folder import COPY_AGAIN, LerobotFolder, readable
 from vla_training.datasets.lerobot.video import VideoColumn
+from vla_training.datasets.rlds.transforms import Conventions, get_conventions
 
 READ = (layout.REWARD, layout.DONE, layout.TERMINAL, *layout.INDICES)
 
@@ -32,9 +33,16 @@ class LerobotSet(EpisodeSet):
     their names alone: then they are taken as they are, in unknown units, with a note.
     tolerance: s, how far in time an image of a film may be from its step; a quarter of a step if
         left out.
+    conventions: name of an entry of RLDS's `CONVENTIONS` that says what the actions mean, such as
+        "libero", where no file of ours does.
     """
 
-    def __init__(self, path: str | os.PathLike, tolerance: float | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        tolerance: float | None = None,
+        conventions: str | None = None,
+    ):
         self.path = Path(path)
         self.name = self.path.resolve().name
         self.notes: list[str] = []
@@ -54,7 +62,10 @@ class LerobotSet(EpisodeSet):
         self._action, self._states = action, folder.one_of(layout.STATES)
         with readable(self.path / layout.INFO):
             size = int(self.features[action]["shape"][0])
-        self.spec = self._spec(size)
+        self._conventions = None if conventions is None else _conventions(conventions, size)
+        self.spec = self._spec(size) if self._conventions is None else self._conventions.spec
+        if self._conventions is not None and self._conventions.note:
+            self.notes.append(self._conventions.note)
         self._tables: tuple[Path, _Table] | None = None
         if not self.cameras():
             self.notes.append(f"{self.path} has no images")
@@ -125,6 +136,8 @@ class LerobotSet(EpisodeSet):
                 COPY_AGAIN,
             )
         check_finite(actions, self.spec, f"{self.path}, episode {index}")
+        if self._conventions is not None:
+            actions, _ = self._conventions.transform({"action": actions})
         return actions.astype(np.float32)
 
     def __getitem__(self, index: int) -> Episode:
@@ -165,6 +178,17 @@ class LerobotSet(EpisodeSet):
                 f"{self.path}: episode {index} has task {number}, the tasks' file none"
             )
         return self._tasks[number]
+
+
+def _conventions(name: str, size: int) -> Conventions:
+    """Those that read an action of this many numbers, and nothing else, and leave out no step."""
+    found = get_conventions(name)
+    if found.actions != ("action",) or found.needs or len(found.spec) != size:
+        raise DataError(
+            f"conventions {name} are not for a LeRobot dataset with actions of {size} numbers",
+            "give libero or bridge_raw, or leave them out",
+        )
+    return found
 
 
 def _vectors(column: pa.ChunkedArray) -> np.ndarray:
