@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import DEVICE, EXACT, FEW, SEEDS, Draw, fenced, poison, rms, within
 from torch import Tensor, nn
 
 from vla_inference.cli.benchmark.speed import random_policy
@@ -25,11 +26,11 @@ from vla_inference.kernels.gemv_w4a8 import CodedLaunch, gemv_coded
 from vla_inference.kernels.layers import (
     Product,
     choose,
+    gate_mul,
     gelu_,
     layer_norm,
     quantize_rows,
     rms_norm,
-    silu_mul,
     split_heads,
 )
 from vla_inference.openvla.heads import L1ActionHead
@@ -37,53 +38,7 @@ from vla_inference.openvla.llama import rotate
 from vla_inference.quantization import get_format
 from vla_inference.quantization.rounding import quantize_linear, quantize_model
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-EXACT = 2e-6  # float32 arithmetic
-FEW = settings(deadline=None, max_examples=4, derandomize=True)
-SEEDS = st.integers(0, 2**31)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def poison():
-    """Whatever `torch.empty` gives is full of NaN."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def off(found: Tensor, wanted: Tensor) -> float:
-    """Relative error; NaN where there is one."""
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
-
-
-def within(found: Tensor, wanted: Tensor, bound: float) -> bool:
-    return off(found, wanted) < bound  # False for NaN
-
-
-class Draw:
-    def __init__(self, seed: int):
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.generator).to(DEVICE)
-
-    def positive(self, *shape: int) -> Tensor:
-        return (torch.rand(*shape, generator=self.generator) + 0.5).to(DEVICE)
-
-
-def fenced(x: Tensor, room: int = 64) -> tuple[Tensor, Tensor]:
-    """A copy of x with poison around it, and all of that."""
-    whole = torch.full((x.numel() + 2 * room,), float("nan"), dtype=x.dtype, device=x.device)
-    view = whole[room : room + x.numel()].view(x.shape)
-    view.copy_(x)
-    return view, whole
-
-
-def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    x = x.double()
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.double()
+__all__ = ["poison"]  # used by pytest
 
 
 def half_steps(x: Tensor, kind: str) -> Tensor:
@@ -201,7 +156,7 @@ def test_norms_and_activations(quant, seed, n, k, scaled):
     assert agree(*rms_norm(x.clone(), None, weight, 1e-5, quant), rms(x, weight, 1e-5))
 
     both = draw(n, 2 * k)
-    out = silu_mul(Product(both, rows, columns), torch.float32, quant)
+    out = gate_mul(Product(both, rows, columns), torch.float32, quant)
     gates, ups = real(both).split(k, 1)
     assert agree(*out, F.silu(gates) * ups)
     if quant:

@@ -140,8 +140,29 @@ def layer_norm(
 
 
 @triton.jit
-def _silu_mul(
-    x, rows, columns, out, scales, K, QUANT: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+def activated(v, BY: tl.constexpr):
+    """float32 numbers through "silu", "gelu" (exact), "gelu_tanh", or "" (nothing)."""
+    if BY == "silu":
+        v = v * tl.sigmoid(v)
+    if BY == "gelu":
+        v = 0.5 * v * (1 + tl.erf(v * 0.7071067811865476))
+    if BY == "gelu_tanh":  # (1 + tanh(u)) / 2 is sigmoid(2 u)
+        v = v * tl.sigmoid(1.5957691216057308 * (v + 0.044715 * v * v * v))
+    return v
+
+
+@triton.jit
+def _gate_mul(
+    x,
+    rows,
+    columns,
+    out,
+    scales,
+    K,
+    QUANT: tl.constexpr,
+    BY: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     row = tl.program_id(0)
     k = tl.arange(0, BLOCK)
@@ -150,14 +171,14 @@ def _silu_mul(
         tl.extra.cuda.gdc_wait()
     gate = _product(x, rows, columns, row, 2 * K, k, inside)
     up = _product(x, rows, columns, row, 2 * K, K + k, inside)
-    _store_row(out, scales, row, K, k, inside, gate * tl.sigmoid(gate) * up, QUANT)
+    _store_row(out, scales, row, K, k, inside, activated(gate, BY) * up, QUANT)
 
 
-def silu_mul(x: Product, dtype: torch.dtype, quant: str = ""):
-    """[n, 2 K], gates first -> (silu(gate) * up [n, K], its scales or None)."""
+def gate_mul(x: Product, dtype: torch.dtype, quant: str = "", by: str = "silu"):
+    """[n, 2 K], gates first -> (by(gate) * up [n, K], its scales or None). by: see `activated`."""
     n, k = x.values.shape[0], x.values.shape[1] // 2
     out, scales = _empty(x.values[:, :k], quant, dtype)
-    _by_rows(_silu_mul, "silu_mul", n, k, *x, out, scales, k, quant)
+    _by_rows(_gate_mul, "gate_mul", n, k, *x, out, scales, k, quant, by)
     return out, scales
 
 
@@ -183,21 +204,20 @@ def quantize_rows(x: Tensor, quant: str = ""):
 
 
 @triton.jit
-def _gelu(x, N, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def _gelu(x, N, BY: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = n < N
     if PDL:
         tl.extra.cuda.gdc_wait()
     v = tl.load(x + n, inside, 0.0).to(tl.float32)
-    v = 0.5 * v * (1 + tl.erf(v * 0.7071067811865476))
-    tl.store(x + n, v.to(x.dtype.element_ty), inside)
+    tl.store(x + n, activated(v, BY).to(x.dtype.element_ty), inside)
 
 
-def gelu_(x: Tensor) -> Tensor:
-    """The exact GELU, in place."""
+def gelu_(x: Tensor, by: str = "gelu") -> Tensor:
+    """The exact GELU, or "gelu_tanh", in place."""
     block = tuned().get("gelu", {}).get("block", 1024)
     grid = (triton.cdiv(x.numel(), block),)
-    _gelu[grid](x, x.numel(), block, early_launch(), num_warps=4, **early())
+    _gelu[grid](x, x.numel(), by, block, early_launch(), num_warps=4, **early())
     return x
 
 
@@ -339,7 +359,8 @@ def _by_rows(kernel, name: str, n: int, k: int, *arguments) -> None:
 
 def row_warps(kernel: str, k: int) -> int:
     """Number of warps that share a row of k numbers: measured best on this chip, or a default."""
-    usual = min(32, max(4, _block(k) // 1024)) if kernel == "layer_norm" else 8
+    least, share = (4, 1024) if kernel == "layer_norm" else (8, 512)
+    usual = min(32, max(least, _block(k) // share))
     return tuned().get(rows_key(kernel, k), {}).get("warps", usual)
 
 

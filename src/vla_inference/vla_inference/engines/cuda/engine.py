@@ -7,10 +7,7 @@ the same weights, past the vision encoders.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -25,6 +22,7 @@ from vla_inference.engines.cuda.batch import (
     rounded,
     sizes,
 )
+from vla_inference.engines.cuda.graphs import Graphs
 from vla_inference.engines.cuda.head import CudaHead
 from vla_inference.engines.cuda.llama import CudaLlama
 from vla_inference.engines.cuda.vision import CudaVision
@@ -32,18 +30,6 @@ from vla_inference.openvla.model import VLA
 
 KEPT = 32  # captured context lengths
 PROMPT = 256  # tokens of text that fit the buffers; longer ones take the plain path
-
-
-@dataclass
-class Captured:
-    """A CUDA graph with its input and output buffers."""
-
-    graph: torch.cuda.CUDAGraph
-    result: Any
-
-    def replay(self) -> Any:
-        self.graph.replay()
-        return self.result
 
 
 class CudaEngine(Engine):
@@ -76,8 +62,7 @@ class CudaEngine(Engine):
         self._stop = torch.full((1, 1), c.stop_token_id, device=self.device)
         # Embeddings of the first token, and of the last one so far.
         self._first, self._word = torch.zeros(2, wide, dtype=self.dtype, device=self.device)
-        self._graphs: OrderedDict[tuple, Captured] = OrderedDict()
-        self._pool = torch.cuda.graph_pool_handle()
+        self._graphs = Graphs(3 * KEPT)  # observe, prefill, decode
         self._chunk: tuple[Tensor, Tensor] | None = None
         self.head = CudaHead(model.action_head) if c.head.type == "l1" else None
         self.pads = c.head.decoding == "autoregressive"
@@ -100,7 +85,7 @@ class CudaEngine(Engine):
         self._staging.copy_(images[0])  # the last step's transfer is over: its action is known
         if proprio is not None:
             self._state.copy_(proprio)
-        return self._captured(("observe", n), lambda: self._observe(n)).replay()
+        return self._graphs.replay(("observe", n), lambda: self._observe(n))
 
     def _observe(self, n: int) -> Tensor:
         self._images.copy_(self._staging, non_blocking=True)
@@ -118,9 +103,9 @@ class CudaEngine(Engine):
     def _observe_batch(self, ids: Tensor, images: Tensor, proprio: Tensor | None) -> Tensor:
         vision, size = self._batch_vision, rounded(len(ids))
         if vision is None or vision.size < size:
-            self._drop(VISION)
+            self._graphs.drop(VISION)
             assert self.encoders is not None
-            vision = BatchVision(self.config, self.encoders, self._replay, size)
+            vision = BatchVision(self.config, self.encoders, self._graphs.replay, size)
             self._batch_vision = vision
         text = self.model.embed_tokens(ids)
         parts = [text[:, :1], vision(images)]
@@ -143,10 +128,10 @@ class CudaEngine(Engine):
             return
         n = context.shape[1]
         self._take(context)
-        self._captured(("prefill", n), lambda: self._prefill(n)).replay()
+        self._graphs.replay(("prefill", n), lambda: self._prefill(n))
         yield self._tokens[0], self._hidden[:1]
         # One graph for all that follow: the host cannot come too late between them.
-        self._captured(("decode", n), lambda: self._decode(n)).replay()
+        self._graphs.replay(("decode", n), lambda: self._decode(n))
         for i in range(1, self.config.head.action_dim):
             yield self._tokens[i], self._hidden[i : i + 1]
 
@@ -158,9 +143,9 @@ class CudaEngine(Engine):
         if decoder is None or decoder.size < size or decoder.positions < positions:
             if decoder is not None:
                 size, positions = max(size, decoder.size), max(positions, decoder.positions)
-            self._drop(DECODE)
+            self._graphs.drop(DECODE)
             self._batch_decoder = decoder = None  # before another cache is made
-            decoder = BatchDecoder(self.llama, self._replay, size, positions, steps)
+            decoder = BatchDecoder(self.llama, self._graphs.replay, size, positions, steps)
             self._batch_decoder = decoder
         if lengths is None:
             lengths = torch.full((b,), n, device=self.device)
@@ -185,7 +170,7 @@ class CudaEngine(Engine):
             return super().action_hidden(context, lengths)
         n = context.shape[1]
         self._take(context)
-        hidden, chunk = self._captured(("slots", n), lambda: self._slots(n)).replay()
+        hidden, chunk = self._graphs.replay(("slots", n), lambda: self._slots(n))
         self._chunk = hidden, chunk
         return hidden
 
@@ -208,33 +193,6 @@ class CudaEngine(Engine):
         mine = self._context[:, : context.shape[1]]
         if mine.data_ptr() != context.data_ptr():
             mine.copy_(context)
-
-    # -- graphs -------------------------------------------------------------------------------
-
-    def _replay(self, key: tuple, work: Callable[[], Any]) -> Any:
-        return self._captured(key, work).replay()
-
-    def _drop(self, kind: str) -> None:
-        for key in [k for k in self._graphs if k[0] == kind]:
-            del self._graphs[key]
-
-    def _captured(self, key: tuple, work: Callable[[], Any]) -> Captured:
-        if key in self._graphs:
-            self._graphs.move_to_end(key)
-            return self._graphs[key]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            work()  # compiles kernels, lets libraries choose theirs
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            result = work()
-        self._graphs[key] = Captured(graph, result)
-        while len(self._graphs) > 3 * KEPT:  # observe, prefill, decode
-            self._graphs.popitem(last=False)
-        return self._graphs[key]
 
 
 make = CudaEngine  # by this name the registry finds the engine of any device

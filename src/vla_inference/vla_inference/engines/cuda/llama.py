@@ -6,8 +6,11 @@ decode pass is bound by bytes and uses `kernels.gemv`, five kernels a layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vla_inference.engines.cuda.weights import QuantWeight, make_weight
 from vla_inference.kernels.activation_quant import encode
@@ -16,9 +19,9 @@ from vla_inference.kernels.launch_settings import tuned
 from vla_inference.kernels.layers import (
     Product,
     choose,
+    gate_mul,
     quantize_rows,
     rms_norm,
-    silu_mul,
     split_heads,
 )
 from vla_inference.openvla.llama import Layer, rotary
@@ -26,26 +29,53 @@ from vla_inference.openvla.model import VLA
 
 
 class FusedLayer:
-    def __init__(self, layer: Layer, matmul_by: str, dtype: torch.dtype):
-        a, m = layer.self_attn, layer.mlp
-        self.qkv = make_weight([a.q_proj, a.k_proj, a.v_proj], matmul_by, dtype)
-        self.o = make_weight([a.o_proj], matmul_by, dtype)
-        self.gate_up = make_weight([m.gate_proj, m.up_proj], matmul_by, dtype)
-        self.down = make_weight([m.down_proj], matmul_by, dtype)
+    """A block of a decoder, its weights joined where they read the same input.
+
+    qkv, out, gate_up, down: its linear layers. norms: weights of both RMSNorms. matmul_by: see
+    `weights.QuantWeight`. by: the gate's activation, see `layers.activated`.
+    """
+
+    def __init__(
+        self,
+        qkv: Sequence[nn.Module],
+        out: nn.Module,
+        gate_up: Sequence[nn.Module],
+        down: nn.Module,
+        norms: tuple[Tensor, Tensor],
+        matmul_by: str,
+        dtype: torch.dtype,
+        by: str = "silu",
+    ):
+        self.qkv = make_weight(qkv, matmul_by, dtype)
+        self.o = make_weight([out], matmul_by, dtype)
+        self.gate_up = make_weight(gate_up, matmul_by, dtype)
+        self.down = make_weight([down], matmul_by, dtype)
         # Norm weights act on the inputs, where they cost nothing: folded into 16-bit weights they
         # would round these a second time.
-        self.norm1 = layer.input_layernorm.weight.float()
-        self.norm2 = layer.post_attention_layernorm.weight.float()
-        self.inner = m.down_proj.in_features
-        self.dtype = dtype
+        self.norm1, self.norm2 = (norm.float() for norm in norms)
+        self.inner = cast("nn.Linear", down).in_features
+        self.dtype, self.by = dtype, by
+
+    @classmethod
+    def of_llama(cls, layer: Layer, matmul_by: str, dtype: torch.dtype) -> FusedLayer:
+        a, m = layer.self_attn, layer.mlp
+        return cls(
+            [a.q_proj, a.k_proj, a.v_proj],
+            a.o_proj,
+            [m.gate_proj, m.up_proj],
+            m.down_proj,
+            (layer.input_layernorm.weight, layer.post_attention_layernorm.weight),
+            matmul_by,
+            dtype,
+        )
 
     def after_attention(self, x: Tensor, y: Tensor, eps: float) -> Product:
         """What the layer adds to the residual x [n, H] (which takes up the attention's part), from
         the heads' results y on."""
         add = self.o.matmul(*quantize_rows(y, self.o.activations))
         normed, scales = rms_norm(x, add, self.norm2, eps, self.gate_up.activations)
-        inner = silu_mul(self.gate_up.matmul(normed, scales), self.dtype, self.down.activations)
-        return self.down.matmul(*inner)
+        both = self.gate_up.matmul(normed, scales)
+        return self.down.matmul(*gate_mul(both, self.dtype, self.down.activations, self.by))
 
 
 class CudaLlama:
@@ -58,7 +88,7 @@ class CudaLlama:
         self.words, self.eps, self.heads = words, c.rms_norm_eps, c.num_attention_heads
         self.layers = []
         for layer in model.language_model.model.layers:
-            self.layers.append(FusedLayer(layer, matmul_by, self.dtype))
+            self.layers.append(FusedLayer.of_llama(layer, matmul_by, self.dtype))
         self.norm = model.language_model.model.norm.weight.float()
         end, bins = model.config.action_vocab_end, model.config.n_action_bins
         self.first = end - bins

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vla_inference.kernels.attention import attention
 from vla_inference.kernels.layers import gelu_, layer_norm
@@ -40,17 +40,21 @@ class CudaVisionEncoder:
 
     def _patches(self, images: Tensor) -> Tensor:
         embed = self.encoder.patch_embed
-        if not isinstance(embed, PatchEmbed):
-            return embed(images)
-        # A convolution whose windows don't overlap is a product.
-        d, c, p, _ = embed.proj.weight.shape
-        count, side = len(images), images.shape[-1] // p
-        cut = images.view(count, c, side, p, side, p).permute(0, 2, 4, 1, 3, 5)
-        cut = cut.reshape(count, side * side, -1)
-        # 3 x 14 x 14 inputs are no multiple of 8, which the fast products want.
-        spare = -cut.shape[-1] % 8
-        weight = F.pad(embed.proj.weight.view(d, -1), (0, spare))
-        return F.linear(F.pad(cut, (0, spare)), weight, embed.proj.bias)
+        return (
+            embed_patches(images, embed.proj) if isinstance(embed, PatchEmbed) else embed(images)
+        )
+
+
+def embed_patches(images: Tensor, by: nn.Conv2d) -> Tensor:
+    """[I, 3, S, S] -> [I, patches, D]: a convolution whose windows don't overlap is a product."""
+    d, c, p, _ = by.weight.shape
+    count, side = len(images), images.shape[-1] // p
+    cut = images[..., : side * p, : side * p].view(count, c, side, p, side, p)
+    cut = cut.permute(0, 2, 4, 1, 3, 5).reshape(count, side * side, -1)
+    # 3 x 14 x 14 inputs are no multiple of 8, which the fast products want.
+    spare = -cut.shape[-1] % 8
+    weight = F.pad(by.weight.view(d, -1), (0, spare))
+    return F.linear(F.pad(cut, (0, spare)), weight, by.bias)
 
 
 class CudaVision:

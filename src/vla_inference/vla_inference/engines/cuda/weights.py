@@ -20,7 +20,7 @@ class DenseWeight:
     activations = ""
 
     def __init__(self, layers: Sequence[nn.Module]):
-        self.weight = _join(layers, "weight")
+        self.weight = join(layers, "weight")
 
     def matmul(self, x: Tensor, scales: Tensor | None = None) -> Product:
         """[n, K] -> [n, N]"""
@@ -43,9 +43,9 @@ class QuantWeight:
         self.activations = "" if matmul_by == "dense" else matmul_by
         for layer in layers:
             layer.interleave_()
-        self.codes = _join(layers, "codes")
-        self.scales = _join(layers, "scales")
-        self.zeros = None if layers[0].zeros is None else _join(layers, "zeros")
+        self.codes = join(layers, "codes")
+        self.scales = join(layers, "scales")
+        self.zeros = None if layers[0].zeros is None else join(layers, "zeros")
         self.unit = torch.ones((), device=self.codes.device)
         kind = self.format.kind
         if kind != "int4":
@@ -109,7 +109,7 @@ def make_weight(layers: Sequence[nn.Module], matmul_by: str, dtype: torch.dtype)
     return DenseWeight(layers)
 
 
-def _join(layers: Sequence[nn.Module], name: str) -> Tensor:
+def join(layers: Sequence[nn.Module], name: str) -> Tensor:
     """One tensor with the rows of all layers; the layers' own tensors become views of it."""
     parts = [getattr(layer, name) for layer in layers]
     if len(parts) == 1:
