@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Finds the fastest launch settings of the kernels on this chip and writes them down.
 
-    python tools/tune_kernels.py [--kinds dense int8 fp8 int4 coded-int8 coded-int4 small]
+    python tools/tune_kernels.py [--kinds dense int8 fp8 int4 coded-int8 coded-int4 small flow]
 
-The shapes are those of openvla-7b. Every candidate is compiled by worker processes, checked
-against float64 and timed as a CUDA graph; products over copies of the weight that together don't
-fit the cache. `coded` are products of codes that the kernel ahead made, `small` what stands
-between the products, and attention (beside the library's). The winners go to
-vla_inference/kernels/tuned.json; `coded` kernels are used where they have entries.
+The shapes are those of openvla-7b; of `flow`, those of SmolVLA and pi0.5. Every candidate is
+compiled by worker processes, checked against float64 and timed as a CUDA graph; products over
+copies of the weight that together don't fit the cache. `coded` are products of codes that the
+kernel ahead made, `small` what stands between the products, and attention (beside the library's).
+The winners go to vla_inference/kernels/tuned.json; `coded` kernels are used where they have
+entries.
 """
 
 from __future__ import annotations
@@ -34,7 +35,32 @@ TOGETHER = (
     (128, 32, 280, True),
     (128, 32, 337, False),
 )
-KINDS = ["dense", "int8", "fp8", "int4", "coded-int8", "coded-int4", "small"]
+KINDS = ["dense", "int8", "fp8", "int4", "coded-int8", "coded-int4", "small", "flow"]
+# Of the experts of SmolVLA and pi0.5, 50 rows: outputs, inputs, whether a pair.
+FEW_ROWS = (
+    (1600, 720, False),
+    (960, 720, False),
+    (720, 960, False),
+    (2048, 720, True),
+    (720, 2048, False),
+    (720, 32, False),
+    (720, 720, False),
+    (32, 720, False),
+    (2560, 1024, False),
+    (1024, 2048, False),
+    (4096, 1024, True),
+    (1024, 4096, False),
+    (1024, 32, False),
+    (32, 1024, False),
+)
+# Width of a head, positions that attend, heads of keys, heads of queries to each, slots, `own`.
+CACHED = (
+    (64, 50, 5, 3, 177, "causal"),
+    (64, 50, 5, 3, 177, ""),
+    (64, 177, 5, 3, 177, ""),
+    (256, 50, 1, 8, 832, "all"),
+    (256, 832, 1, 8, 832, ""),
+)
 
 
 def weights(kind: str, n: int, k: int, seed: int):
@@ -149,6 +175,121 @@ def tune(kind: str, shape: str, lock) -> tuple[str, dict | None, list[str]]:
     return name, asdict(launch), notes
 
 
+def tune_few_rows(shape: tuple[int, int, bool], lock) -> tuple[str, dict | None, list[str]]:
+    """A product of an expert, with a norm and a bias before it or a residual after it."""
+    from functools import partial
+
+    import torch
+
+    from vla_inference.kernels import few_rows
+
+    n, k, pair = shape
+    rows, normed = 2 * n if pair else n, n > 32 and k in (720, 1024)
+    draw = partial(torch.randn, generator=torch.Generator("cuda").manual_seed(0), device="cuda")
+    weight = (draw(rows, k) / k**0.5).bfloat16()
+    x, norm, bias, residual = draw(50, k).bfloat16(), draw(k), draw(rows), draw(50, n).bfloat16()
+    more = {"norm": norm, "eps": 1e-5, "bias": bias} if normed else {"residual": residual}
+    exact = x.double()
+    if normed:
+        exact = exact * torch.rsqrt(exact.square().mean(1, keepdim=True) + 1e-5) * norm.double()
+    exact = exact @ weight.double().T + (bias.double() if normed else 0)
+    if pair:
+        exact = torch.nn.functional.silu(exact[:, :n]) * exact[:, n:]
+        more["pair"], more["after"] = True, "silu"
+    exact = exact + (0 if normed else residual.double())
+    parts = few_rows.Parts(x.device)
+    copies = [weight.clone() for _ in range(max(2, int(COPY_BYTES / 4 // weight.nbytes)))]
+    return few_rows.key(*shape), *_best(
+        few_rows.key(*shape),
+        few_rows.candidates(*shape),
+        lambda launch, w: few_rows.few_rows(x, w, parts, launch=launch, **more),
+        copies,
+        exact,
+        lock,
+    )
+
+
+def tune_cached(
+    shape: tuple[int, int, int, int, int, str], lock
+) -> tuple[str, dict | None, list[str]]:
+    """Attention to a cached prefix, 3 slots of which are padding."""
+    import torch
+
+    from vla_inference.kernels import cached_attention as cached
+    from vla_inference.kernels.few_rows import Parts
+
+    d, m, kv, group, n, own = shape
+    heads, generator = kv * group, torch.Generator("cuda").manual_seed(0)
+    width = (heads + (2 * kv if own else 0)) * d
+    q = torch.randn(m, width, generator=generator, device="cuda").bfloat16()
+    cache = torch.randn(2, kv, n, d, generator=generator, device="cuda").bfloat16()
+    seen = torch.ones(m, n + (m if own else 0), dtype=torch.bool, device="cuda")
+    seen[:, n - 4 : n - 1] = False
+    if own == "causal":
+        seen[:, n:] = seen[:, n:].tril()
+    parts = q.double().unflatten(1, (-1, d)).transpose(0, 1)
+    keys, values = cache.double()
+    if own:
+        keys = torch.cat([keys, parts[heads : heads + kv]], 1)
+        values = torch.cat([values, parts[heads + kv :]], 1)
+    keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
+    scores = (parts[:heads] @ keys.transpose(1, 2) / d**0.5).masked_fill(~seen, float("-inf"))
+    exact = (scores.softmax(-1) @ values).transpose(0, 1).flatten(1)
+    length = torch.tensor([n - 4], dtype=torch.int32, device="cuda")
+    room = Parts(q.device)
+    name = cached.key(d, m, group, own)
+    return name, *_best(
+        name,
+        cached.candidates(d, m),
+        lambda launch, c: cached.attend_cached(
+            q, *c, length, room, heads=heads, resumes=n - 1, own=own, launch=launch
+        ),
+        [cache.clone() for _ in range(20)],
+        exact,
+        lock,
+    )
+
+
+def _best(name: str, candidates: list, work, inputs: list, exact, lock) -> tuple:
+    """The fastest of the candidates that are right, of work(candidate, input) over all inputs in
+    a row, and notes on those that failed."""
+    import functools
+    from dataclasses import asdict
+
+    import torch
+
+    def all_of_them(launch) -> None:
+        for each in inputs:
+            work(launch, each)
+
+    tried, notes, timed = [], [], []
+    for launch in candidates:
+        try:
+            found = work(launch, inputs[0])
+            torch.cuda.synchronize()
+        except Exception as error:  # a launch that the chip can't run is no candidate
+            notes.append(f"{launch}: {str(error)[:80]}")
+            continue
+        error = ((found.double() - exact).norm() / exact.norm()).item()
+        if error < 0.02:  # False for NaN
+            tried.append(launch)
+        else:
+            notes.append(f"{launch}: error {error:.2g}")
+    with lock:
+        for launch in tried:
+            spent = _graph_time(functools.partial(all_of_them, launch)) / len(inputs)
+            timed.append((spent, launch))
+    if not timed:
+        return None, notes
+    timed.sort(key=lambda t: t[0])
+    others = [(round(t * 1e6, 2), str(c)) for t, c in timed[1:3]]
+    spent, launch = timed[0]
+    print(
+        f"{name:28} {spent * 1e6:7.2f} us {launch}; {len(timed)} tried, next {others}", flush=True
+    )
+    return asdict(launch), notes
+
+
 def tune_small() -> dict[str, dict]:
     """Of what stands between the products: warps a row, attention's launches."""
     import torch
@@ -183,7 +324,7 @@ def tune_small() -> dict[str, dict]:
     warps = [{"warps": w} for w in (2, 4, 8, 16, 32)]
     key = layers.rows_key
     best(key("rms_norm", 4096), warps, lambda: layers.rms_norm(x, y, gain, 1e-5, "fp8"))
-    best(key("silu_mul", 11008), warps, lambda: layers.silu_mul(wide, x.dtype, "fp8"))
+    best(key("gate_mul", 11008), warps, lambda: layers.gate_mul(wide, x.dtype, "fp8"))
     best(key("quantize", 4096), warps, lambda: layers.quantize_rows(x, "fp8"))
     for d in (1024, 1152):
         a, g = rows(d), gain[:d].bfloat16()
@@ -241,6 +382,10 @@ def _graph_time(work) -> float:
     return sorted(times)[len(times) // 2]
 
 
+def _call(work, *arguments):
+    return work(*arguments)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
@@ -253,10 +398,14 @@ def main() -> None:
     begin = time.perf_counter()
     with context.Manager() as manager:
         lock = manager.Lock()
-        jobs = [(kind, s, lock) for kind in args.kinds if kind != "small" for s in SHAPES]
-        jobs = [j for j in jobs if j[0] == "dense" or j[1] != "head"]
+        kinds = [kind for kind in args.kinds if kind not in ("small", "flow")]
+        jobs = [(tune, kind, s, lock) for kind in kinds for s in SHAPES]
+        jobs = [j for j in jobs if j[1] == "dense" or j[2] != "head"]
+        if "flow" in args.kinds:
+            jobs += [(tune_cached, shape, lock) for shape in CACHED]
+            jobs += [(tune_few_rows, shape, lock) for shape in FEW_ROWS]
         with context.Pool(max(1, min(args.workers, len(jobs))), maxtasksperchild=1) as pool:
-            results = pool.starmap(tune, jobs, chunksize=1)
+            results = pool.starmap(_call, jobs, chunksize=1)
     entries = tune_small() if "small" in args.kinds else {}
     entries |= {name: launch for name, launch, _ in results if launch is not None}
     for name, _, notes in results:
