@@ -25,9 +25,8 @@ import torch
 from common import add_output, keep
 from torch import Tensor
 
-from vla_inference.policies.lerobot.flow import sample
+from vla_inference.policies.lerobot.flow import Inputs, sample
 from vla_inference.policies.lerobot.network.siglip import VisionDims
-from vla_inference.policies.lerobot.policy import Inputs
 from vla_inference.policies.pi05.config import GemmaDims, PiConfig, published
 from vla_inference.policies.pi05.model import Pi
 from vla_inference.policies.pi05.weights import naming
@@ -169,26 +168,43 @@ SIZES = {"published": published, "tiny": tiny}
 
 
 def random_model(config: PiConfig, device: str, dtype: torch.dtype, seed: int) -> Pi:
+    model = random_network(lambda: Pi(config), device, dtype, seed, norms="vision.")
+    assert isinstance(model, Pi)
+    return model
+
+
+def random_network(
+    make: Callable[[], torch.nn.Module],
+    device: str,
+    dtype: torch.dtype,
+    seed: int,
+    norms: str = "",
+) -> torch.nn.Module:
+    """Random weights, drawn on the device. norms: beginning of the names of those whose weights
+    are about 1, others' are about 0."""
     with torch.device("meta"):
-        model = Pi(config).to(dtype)
+        model = make().to(dtype)
     model = model.to_empty(device=device)
     generator = torch.Generator(device).manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        fan = parameter[0].numel() if parameter.ndim > 1 else 400
-        parameter.normal_(0, fan**-0.5, generator=generator)
-        if parameter.ndim == 1 and name.startswith("vision.") and "norm" in name:
-            parameter.add_(name.endswith("weight"))  # LayerNorm's, about 1
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            fan = parameter[0].numel() if parameter.ndim > 1 else 400
+            parameter.normal_(0, fan**-0.5, generator=generator)
+            if parameter.ndim == 1 and name.startswith(norms) and "norm" in name:
+                parameter.add_(name.endswith("weight"))
     return model.eval().requires_grad_(False)
 
 
 def random_inputs(
-    config: PiConfig, cameras: int, words: int, device: str, dtype: torch.dtype, seed: int
+    config: Any, cameras: int, words: int, device: str, dtype: torch.dtype, seed: int
 ) -> tuple[Inputs, Tensor]:
+    """Of one observation. config: `PiConfig` or `SmolVLAConfig`."""
     generator = torch.Generator(device).manual_seed(seed)
     draw = {"generator": generator, "device": device}
+    vocabulary = config.vocabulary if hasattr(config, "vocabulary") else config.text.vocabulary
     inputs = Inputs(
         torch.rand(1, cameras, 3, *config.image_size, **draw).to(dtype) * 2 - 1,
-        torch.randint(3, config.vocabulary, (1, words), **draw),
+        torch.randint(3, vocabulary, (1, words), **draw),
         torch.ones(1, words, dtype=torch.bool, device=device),
         torch.randn(1, config.state_dim or 1, **draw).to(dtype),
     )

@@ -242,8 +242,10 @@ def test_the_family_is_found_described_and_checked(reference):
     assert contract.chunk == 50 and len(contract.spec) == 7
     told = describe_policy(reference.folder)
     assert told.values["family"] == reference.family and "10 of flow matching" in str(told)
-    with pytest.raises(VlaError, match=rf"family {reference.family} take no engine \('torch'"):
-        check_policy(reference.folder, LoadOptions(engine="torch"))
+    with pytest.raises(VlaError, match=rf"family {reference.family} have engine 'torch' on CUDA"):
+        check_policy(reference.folder, LoadOptions(engine="torch", device="cpu"))
+    with pytest.raises(VlaError, match=f"family {reference.family} have no engine 'mlc'"):
+        check_policy(reference.folder, LoadOptions(engine="mlc", device="cpu"))
 
 
 def test_names_without_model_and_a_head_in_place_of_the_embedding_are_read(reference, copy):

@@ -162,6 +162,36 @@ def test_a_model_trained_for_real_time_chunking_holds_the_executed_steps(policy,
         assert error_of(found[held:], CASES["0/actions"][held:]) > 1e-4  # the rest goes by them
 
 
+# -- how it is run ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format, gate", [("int8", 0.02), ("int4-g32", 0.15)])
+def test_a_quantised_language_model_answers_nearly_the_same(folder, format, gate):
+    policy = load_policy(folder, LoadOptions(device="cpu", quantization=format))
+    (chunk,) = policy.predict_batch([observation("0")], noise=CASES["0/noise"][None])
+    assert 1e-6 < error_of(chunk.actions, CASES["0/actions"]) < gate
+    assert policy.name == f"model:{format}"
+
+
+def test_an_engine_answers_what_fits_it(policy, monkeypatch):
+    class Engine:
+        """Answers with the noise, one observation at a time."""
+
+        def fits(self, inputs):
+            return len(inputs.words) == 1
+
+        def begin(self, inputs):
+            return lambda noise, guide, held: noise
+
+    monkeypatch.setattr(policy, "engine", Engine())
+    noise = np.stack([CASES[f"{c}/noise"] for c in "02"])
+    (chunk,) = policy.predict_batch([observation("0")], noise=noise[:1])
+    actions = policy.checkpoint.normalisers["action"].denormalise(noise[0, :, :6])
+    np.testing.assert_allclose(chunk.actions, actions, atol=1e-5)
+    chunks = policy.predict_batch([observation(c) for c in "02"], noise=noise)
+    assert error_of(chunks[0].actions, CASES["0/actions"]) < 2e-5
+
+
 # -- the door, and what is refused ----------------------------------------------------------------
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +17,37 @@ from vla_inference.policies.lerobot.settings import Settings
 
 # (velocity, noisy actions, time) -> velocity
 Guide = Callable[[Tensor, Tensor, float], Tensor]
+# (noise, guide, held) -> actions, as `sample` gives them
+Solve = Callable[[Tensor, Guide | None, Tensor | None], Tensor]
 PERIODS = ("min_period", "max_period")
+
+
+class Inputs(NamedTuple):
+    """What a network reads of B observations.
+
+    images: [B, cameras, 3, H, W] in -1 to 1. words: ids [B, L]. word_mask: bool [B, L].
+    state: [B, state_dim], normalised and padded.
+    """
+
+    images: Tensor
+    words: Tensor
+    word_mask: Tensor
+    state: Tensor
+
+
+@dataclass(frozen=True)
+class FlowSizes:
+    """What a flow policy needs to know of its network.
+
+    image_size: height and width. words: most ids of a prompt.
+    """
+
+    chunk: int
+    steps: int
+    state_dim: int
+    action_dim: int
+    image_size: tuple[int, int]
+    words: int
 
 
 def read_periods(says: Settings) -> tuple[float, float]:

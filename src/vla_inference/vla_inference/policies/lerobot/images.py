@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def to_tensor(image: np.ndarray) -> Tensor:
-    """uint8 [H, W, 3] -> float32 [3, H, W] in 0 to 1"""
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
+def to_tensor(image: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 [H, W, 3] -> float32 [3, H, W] in 0 to 1, on the device"""
+    bytes_ = torch.from_numpy(np.ascontiguousarray(image)).to(device)
+    return bytes_.permute(2, 0, 1).float() / 255
 
 
 def resize_with_pad(

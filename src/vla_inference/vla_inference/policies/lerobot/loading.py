@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from vla_inference.checkpoints.safetensors_io import tensor_headers
+from vla_inference.engines import usual_engine
 from vla_inference.errors import VlaError
 from vla_inference.policies.base import Description, LoadOptions
 from vla_inference.policies.lerobot.base import DTYPES
@@ -51,6 +52,21 @@ def placed(
     if dtype not in DTYPES:
         raise VlaError(f"unknown dtype {dtype!r}", f"known: {', '.join(DTYPES)}")
     return replace(options, device=device, dtype=dtype)
+
+
+def placed_flow(options: LoadOptions, family: str) -> LoadOptions:
+    """`placed` for a flow-matching family, with the engine filled in: `torch` on a GPU where
+    Triton is there, else `plain`."""
+    options = placed(options, family, ("plain", "torch"), quantisable=True)
+    cuda = options.device.startswith("cuda")
+    if options.engine == "torch" and not cuda:
+        raise VlaError(
+            f"models of family {family} have engine 'torch' on CUDA alone, the device is "
+            f"{options.device!r}",
+            "use engine plain, or leave it out",
+        )
+    usual = usual_engine(options.device) if cuda else "plain"
+    return replace(options, engine=options.engine or usual)
 
 
 def build(

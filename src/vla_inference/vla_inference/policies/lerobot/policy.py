@@ -4,46 +4,45 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vla_inference.errors import CheckpointError, ObservationError, VlaError
 from vla_inference.policies.base import Contract, LoadOptions, no_chunking
 from vla_inference.policies.chunking import GUIDED, TRAINED, Continuation
 from vla_inference.policies.lerobot.base import LeRobotPolicy, contract_of
 from vla_inference.policies.lerobot.checkpoint import ACTION, LeRobotCheckpoint
-from vla_inference.policies.lerobot.flow import Guide, sample
+from vla_inference.policies.lerobot.flow import FlowSizes, Guide, Inputs, Solve, sample
 from vla_inference.policies.lerobot.rtc import guide_to
 from vla_inference.policies.stage_timer import StageTimer
+from vla_inference.quantization.formats import read_quantization
+from vla_inference.quantization.rounding import quantize_model
+from vla_inference.quantization.swap import make_dense
 from vla_inference.types import ActionChunk, Observation, check_instruction
+
+if TYPE_CHECKING:
+    from vla_inference.policies.lerobot.cuda.engine import FlowEngine
+    from vla_inference.policies.lerobot.cuda.network import CudaNetwork
+
+LANGUAGE = "language.layers"  # whose weights can be quantised
 
 # Of config.json: most steps of an old chunk that the model was trained to complete; 0: none.
 # Source: huggingface/lerobot, pull request 4056.
 TRAINED_DELAY = "rtc_training_max_delay"
 
 
-class Inputs(NamedTuple):
-    """What a network reads of B observations.
-
-    images: [B, cameras, 3, H, W] in -1 to 1. words: ids [B, L]. word_mask: bool [B, L].
-    state: [B, state_dim], normalised and padded.
-    """
-
-    images: Tensor
-    words: Tensor
-    word_mask: Tensor
-    state: Tensor
-
-
 class FlowPolicy(LeRobotPolicy):
     """A model that moves noise to actions in a few steps.
 
-    Noise comes from a generator of its own: `seed` makes answers repeat.
+    Noise comes from a generator of its own: `seed` makes answers repeat. engine: answers one
+    observation at a time; batches, and observations that do not fit it, take the plain path over
+    the same weights.
     """
+
+    model: nn.Module
 
     def __init__(
         self,
@@ -56,7 +55,28 @@ class FlowPolicy(LeRobotPolicy):
         self.tokenizer, self.sizes = tokenizer, sizes
         self.trained_delay = checkpoint.settings.count(TRAINED_DELAY, 0, least=0)
         self.chunking = (GUIDED, TRAINED) if self.trained_delay else (GUIDED,)
+        self.engine: FlowEngine | None = None
         self.seed(0)
+
+    def prepare(self, options: LoadOptions) -> None:
+        """Quantises the language model and makes the engine, as the options say. Once, by a
+        family, when the weights are there."""
+        format, _ = read_quantization(options.quantization, options.dtype)
+        if format is not None:
+            quantize_model(self.model, format, where=LANGUAGE)
+            self.name += f":{format.name}"  # results tell it from the checkpoint as it is
+            if self.device.type == "cpu":
+                make_dense(self.model, self.dtype)
+        if options.engine == "torch":
+            from vla_inference.engines.cuda.engine import usual_matmul_by
+            from vla_inference.policies.lerobot.cuda.engine import FlowEngine, room
+
+            by = (format.activations if format else "") or usual_matmul_by()
+            most = room(len(self.checkpoint.cameras), self.sizes, self.device, self.dtype)
+            with torch.no_grad():
+                network = self.network(most.images.shape[1], most.words.shape[1], by)
+            self.engine = FlowEngine(self.model, network, most)
+            self.placement = f"{self.device} by engine torch"
 
     def seed(self, seed: int) -> None:
         """Begins the row of random numbers again."""
@@ -69,8 +89,8 @@ class FlowPolicy(LeRobotPolicy):
         """The text that the tokenizer is given. state: [S], normalised."""
 
     @abstractmethod
-    def image(self, image: np.ndarray) -> Tensor:
-        """uint8 [H, W, 3] -> float32 [3, H', W'] in -1 to 1"""
+    def image(self, image: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+        """uint8 [H, W, 3] -> float32 [3, H', W'] in -1 to 1, made on the device"""
 
     def tokens(self, prompt: str) -> list[int]:
         """Ids of a prompt."""
@@ -80,6 +100,10 @@ class FlowPolicy(LeRobotPolicy):
     def begin(self, inputs: Inputs) -> Callable[[Tensor, Tensor], Tensor]:
         """Reads the observations; returns the velocity of actions [B, T, D] at times [B], or
         [B, T] where each action has its own."""
+
+    @abstractmethod
+    def network(self, images: int, words: int, matmul_by: str) -> CudaNetwork:
+        """The model on CUDA; see `CudaNetwork`."""
 
     # -- prediction ---------------------------------------------------------------------------
 
@@ -105,12 +129,19 @@ class FlowPolicy(LeRobotPolicy):
         timer = StageTimer(self.device)
         inputs = self.inputs(observations)
         timer.mark("preprocess")
-        velocity = self._exact(self.begin(inputs))
+        solve = self._read(inputs)
         timer.mark("vision")
         guide, held = self._continued(observations[0], after) if after else (None, None)
-        x = sample(velocity, self._noise(noise, len(observations)), self.sizes.steps, guide, held)
+        x = solve(self._noise(noise, len(observations)), guide, held)
         timer.mark("language")
         return self.answers(x, observations, timer)
+
+    def _read(self, inputs: Inputs) -> Solve:
+        """Reads the observations, by the engine where there is one for them."""
+        if self.engine is not None and self.engine.fits(inputs):
+            return self.engine.begin(inputs)
+        velocity, steps = self._exact(self.begin(inputs)), self.sizes.steps
+        return lambda noise, guide, held: sample(velocity, noise, steps, guide, held)
 
     def _exact(self, velocity: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
         """The same for float32 actions, whatever the network computes in."""
@@ -120,7 +151,8 @@ class FlowPolicy(LeRobotPolicy):
         """What the network reads of observations that have the same cameras."""
         images, texts, states = [], [], []
         for observation in observations:
-            images.append(torch.stack([self.image(i) for i in self.cameras(observation).values()]))
+            seen = self.cameras(observation).values()
+            images.append(torch.stack([self.image(image, self.device) for image in seen]))
             state = self.state(observation.state)
             check_instruction(observation.instruction)
             texts.append(self.prompt(observation.instruction, state))
@@ -175,21 +207,6 @@ class FlowPolicy(LeRobotPolicy):
         if by.form == TRAINED:
             return None, given[:, : min(after.delay, self.trained_delay, self.chunk)]
         return guide_to(given, after.delay, self.chunk, by), None
-
-
-@dataclass(frozen=True)
-class FlowSizes:
-    """What a flow policy needs to know of its network.
-
-    image_size: height and width. words: most ids of a prompt.
-    """
-
-    chunk: int
-    steps: int
-    state_dim: int
-    action_dim: int
-    image_size: tuple[int, int]
-    words: int
 
 
 def flow_contract(checkpoint: LeRobotCheckpoint, sizes: FlowSizes) -> Contract:

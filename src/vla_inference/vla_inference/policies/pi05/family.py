@@ -7,7 +7,7 @@ from pathlib import Path
 from vla_inference.checkpoints.hub import resolve
 from vla_inference.policies.base import Contract, Description, LoadOptions
 from vla_inference.policies.lerobot.checkpoint import LeRobotCheckpoint
-from vla_inference.policies.lerobot.loading import describe_checkpoint, placed
+from vla_inference.policies.lerobot.loading import describe_checkpoint, placed_flow
 from vla_inference.policies.lerobot.policy import flow_contract
 from vla_inference.policies.pi05.config import family_of, read_config
 from vla_inference.policies.pi05.policy import PiPolicy, sizes_of
@@ -15,13 +15,13 @@ from vla_inference.policies.pi05.policy import PiPolicy, sizes_of
 
 def check(where: str, options: LoadOptions) -> Contract:
     checkpoint = LeRobotCheckpoint.read(resolve(where))
-    placed(options, family_of(checkpoint), quantisable=True)
+    placed_flow(options, family_of(checkpoint))
     return flow_contract(checkpoint, sizes_of(checkpoint, read_config(checkpoint)))
 
 
 def load(where: str, options: LoadOptions) -> PiPolicy:
     checkpoint = LeRobotCheckpoint.read(resolve(where))
-    options = placed(options, family_of(checkpoint), quantisable=True)
+    options = placed_flow(options, family_of(checkpoint))
     return PiPolicy.load(checkpoint, options)
 
 

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vla_inference.errors import CheckpointError
 from vla_inference.policies.base import LoadOptions
 from vla_inference.policies.lerobot.checkpoint import LeRobotCheckpoint, tensor_shapes
+from vla_inference.policies.lerobot.flow import FlowSizes, Inputs
 from vla_inference.policies.lerobot.images import resize_with_pad, to_tensor
 from vla_inference.policies.lerobot.loading import build
-from vla_inference.policies.lerobot.policy import FlowPolicy, FlowSizes, Inputs
+from vla_inference.policies.lerobot.policy import FlowPolicy
 from vla_inference.policies.lerobot.tokenizer import find_tokenizer
 from vla_inference.policies.pi05.config import PiConfig, read_config
 from vla_inference.policies.pi05.model import Pi
 from vla_inference.policies.pi05.weights import naming
-from vla_inference.quantization.formats import read_quantization
-from vla_inference.quantization.rounding import quantize_model
-from vla_inference.quantization.swap import make_dense
 
-LANGUAGE = "language.layers"  # whose weights can be quantised
+if TYPE_CHECKING:
+    from vla_inference.policies.lerobot.cuda.network import CudaNetwork
+
 TOKENIZER = "google/paligemma-3b-pt-224"
 EDGES = np.linspace(-1, 1, 257)[:-1]  # lower edges of the state's 256 bins
 
 
 class PiPolicy(FlowPolicy):
+    model: Pi
+
     def __init__(
         self, model: Pi, checkpoint: LeRobotCheckpoint, tokenizer: Any, options: LoadOptions
     ):
@@ -47,12 +50,7 @@ class PiPolicy(FlowPolicy):
         names = naming(tensor_shapes(checkpoint.folder))
         model = build(lambda: Pi(config), checkpoint, names, options)
         policy = cls(model, checkpoint, tokenizer, options)
-        format, _ = read_quantization(options.quantization, options.dtype)
-        if format is not None:
-            quantize_model(model, format, where=LANGUAGE)
-            policy.name += f":{format.name}"  # results tell it from the checkpoint as it is
-            if policy.device.type == "cpu":
-                make_dense(model, policy.dtype)
+        policy.prepare(options)
         return policy
 
     def prompt(self, instruction: str, state: np.ndarray) -> str:
@@ -64,14 +62,19 @@ class PiPolicy(FlowPolicy):
     def tokens(self, prompt: str) -> list[int]:
         return [self.begin_token, *super().tokens(prompt)]
 
-    def image(self, image: np.ndarray) -> Tensor:
-        return resize_with_pad(to_tensor(image), *self.sizes.image_size, "centre") * 2 - 1
+    def image(self, image: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+        return resize_with_pad(to_tensor(image, device), *self.sizes.image_size, "centre") * 2 - 1
 
     def begin(self, inputs: Inputs) -> Callable[[Tensor, Tensor], Tensor]:
         images, words, mask, state = inputs
         prefix = self.model.prefix(*self.model.embed(images, words, mask))
         prefix = self.model.read_state(state, prefix)
         return lambda x, time: self.model.velocity(x, time, prefix)
+
+    def network(self, images: int, words: int, matmul_by: str) -> CudaNetwork:
+        from vla_inference.policies.pi05.cuda import CudaPi
+
+        return CudaPi(self.model, images, words, matmul_by)
 
 
 def bins(state: np.ndarray) -> np.ndarray:

@@ -22,7 +22,8 @@ from vla_inference.openvla.preprocessing import unit_scaled
 from vla_inference.policies.base import LoadOptions
 from vla_inference.policies.lerobot.base import LeRobotPolicy
 from vla_inference.policies.lerobot.checkpoint import ACTION
-from vla_inference.policies.lerobot.policy import FlowPolicy, Inputs
+from vla_inference.policies.lerobot.flow import Inputs
+from vla_inference.policies.lerobot.policy import FlowPolicy
 from vla_inference.types import check_instruction
 from vla_training.finetune.families.lerobot.trainable import LeRobotTrainable
 from vla_training.loader.augment import OPENVLA, augment

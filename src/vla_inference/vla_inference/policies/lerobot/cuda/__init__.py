@@ -1,0 +1,1 @@
+"""The CUDA engine of the flow-matching families: what they share."""
