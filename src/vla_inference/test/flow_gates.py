@@ -232,14 +232,14 @@ def make(family: str) -> SmolVLA | Pi:
     return model
 
 
-def engine_of(model: SmolVLA | Pi, images: int, by: str = "int8") -> FlowEngine:
+def engine_of(model: SmolVLA | Pi, images: int, by: str = "int8", replay=None) -> FlowEngine:
     c = model.config
     sizes = FlowSizes(c.chunk, c.steps, c.state_dim or 5, c.action_dim, c.image_size, c.words)
     most = room(images, sizes, torch.device(DEVICE), torch.float32)
     kind = CudaSmolVLA if isinstance(model, SmolVLA) else CudaPi
     network = kind(cast("Pi", model), images, most.words.shape[1], by)
-    replay = Graphs(9).replay if DEVICE == "cuda" else (lambda key, work: work())
-    return FlowEngine(model, network, most, replay)
+    usual = Graphs(9).replay if DEVICE == "cuda" else (lambda key, work: work())
+    return FlowEngine(model, network, most, replay or usual)
 
 
 def observation(draw: Draw, images: int, words: int) -> Inputs:
@@ -280,6 +280,21 @@ def test_the_engine_answers_as_the_plain_model_does(family):
     assert engine.fits(inputs)
     assert not engine.fits(observation(draw, 3, 5)) and not engine.fits(observation(draw, 2, 33))
     assert not engine.fits(Inputs(*(torch.cat([t, t]) for t in inputs)))
+
+
+def test_every_length_of_a_prompt_is_captured_before_it_comes():
+    captured = []
+
+    def replay(key, work):
+        captured.append(key)
+        return torch.zeros(7, 6, device=DEVICE)
+
+    engine = engine_of(make("smolvla"), 2, replay=replay)
+    engine.warm_up()
+    assert captured == [(kind, 2, n) for n in (16, 32) for kind in ("read", "sample")]
+    captured.clear()
+    engine.begin(observation(Draw(0), 1, 17))(torch.zeros(1, 7, 6, device=DEVICE), None, None)
+    assert captured == [("read", 1, 32), ("sample", 1, 32)]
 
 
 @torch.inference_mode()

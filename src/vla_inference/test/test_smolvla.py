@@ -183,7 +183,11 @@ def test_an_engine_answers_what_fits_it(policy, monkeypatch):
         def begin(self, inputs):
             return lambda noise, guide, held: noise
 
+        def warm_up(self):
+            self.warm = True
+
     monkeypatch.setattr(policy, "engine", Engine())
+    assert policy.warm_up() > 0 and policy.engine.warm
     noise = np.stack([CASES[f"{c}/noise"] for c in "02"])
     (chunk,) = policy.predict_batch([observation("0")], noise=noise[:1])
     actions = policy.checkpoint.normalisers["action"].denormalise(noise[0, :, :6])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,13 @@ class FlowPolicy(LeRobotPolicy):
         """The model on CUDA; see `CudaNetwork`."""
 
     # -- prediction ---------------------------------------------------------------------------
+
+    def warm_up(self) -> float:
+        begun = time.perf_counter()
+        super().warm_up()
+        if self.engine is not None:
+            self.engine.warm_up()
+        return 1e3 * (time.perf_counter() - begun)
 
     def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         return self.predict_batch(observations)

@@ -18,7 +18,7 @@ from vla_inference.policies.lerobot.cuda.network import CudaNetwork
 from vla_inference.policies.lerobot.flow import FlowSizes, Guide, Inputs, Solve, sample
 
 ROUND = 16  # words are padded to a multiple of it
-KEPT = 64  # graphs
+KEPT = 256  # graphs
 
 
 class FlowEngine:
@@ -47,6 +47,15 @@ class FlowEngine:
         images, words = inputs.images, inputs.words
         most = len(self._images), len(self._words)
         return len(words) == 1 and images.shape[1] <= most[0] and words.shape[1] <= most[1]
+
+    def warm_up(self) -> None:
+        """Captures the graphs of prompts of every length, with all images, so that no answer
+        waits for that. A prompt of pi0.5 has the state in it, whose length changes as it moves."""
+        for words in range(ROUND, len(self._words) + 1, ROUND):
+            asked = self._words[None, :words].clone()
+            given = Inputs(self._images[None].clone(), asked, asked == asked, self._state.clone())
+            self.begin(given)
+            self.solve(torch.zeros_like(self._actions)[None])
 
     @torch.inference_mode()
     def begin(self, inputs: Inputs) -> Solve:
