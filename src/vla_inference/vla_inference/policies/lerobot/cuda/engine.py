@@ -69,7 +69,7 @@ class FlowEngine:
         self._state.copy_(state)
         self._shape = shape = count, padded
         given = self._images[:count], self._words[:padded], self._count, self._state
-        self._replay(("read", *shape), partial(self.network.read, *given))
+        self._run(("read", *shape), partial(self.network.read, *given))
         return self.solve
 
     @torch.inference_mode()
@@ -86,14 +86,21 @@ class FlowEngine:
         if guide is None:
             self._actions.copy_(noise[0])
             work = partial(self.network.sample, self._actions, *shape)
-            return self._replay(("sample", *shape), work).clone()[None]
+            return self._run(("sample", *shape), work).clone()[None]
         x = noise
         for i in range(steps):
             self._actions.copy_(x[0])
             work = partial(self.network.velocity, i, self._actions, *shape)
-            v = self._replay(("velocity", i, *shape), work)[None]
+            v = self._run(("velocity", i, *shape), work)[None]
             x = x - guide(v, x, 1 - i / steps) / steps
         return x
+
+    def _run(self, key: tuple, work: Callable[[], Any]) -> Any:
+        """By `replay`, on the engine's GPU, which need not be the current one."""
+        if self._count.is_cuda:
+            with torch.cuda.device(self._count.device):
+                return self._replay(key, work)
+        return self._replay(key, work)
 
     def _plain(self) -> Callable[[Tensor, Tensor], Tensor]:
         prefix, model, dtype = self.network.prefix(*self._shape), self.model, self.network.dtype
