@@ -18,20 +18,27 @@ from vla_training.cli.options import DatasetOptions, InstructionOption
 
 
 class DataView(str, Enum):
-    """What to show."""
+    """What to do."""
 
     info = "info"
     show = "show"
     plot = "plot"
     video = "video"
     episode = "episode"
+    rerun = "rerun"
+    browse = "browse"
+    delete = "delete"
+    restore = "restore"
+    tag = "tag"
 
 
 DEFAULT_NAMES = {
     DataView.show: "sheet.png",
     DataView.plot: "actions.png",
     DataView.video: "episode.mp4",
+    DataView.rerun: "episode.rrd",
 }
+EDITS = (DataView.delete, DataView.restore, DataView.tag)
 
 
 @takes(DatasetOptions)
@@ -41,7 +48,10 @@ def data(
         DataView,
         typer.Argument(
             help="info: counts and statistics; show: contact sheet; plot: histograms of the "
-            "actions; video: an episode with its actions; episode: the same as JSON."
+            "actions; video: an episode with its actions; episode: the same as JSON; rerun: the "
+            "same as a recording for Rerun's viewer; delete, tag: an episode of an HDF5 dataset "
+            "that vla wrote; restore: puts back the one deleted last; browse: answers JSON "
+            "requests on stdin."
         ),
     ],
     path: Annotated[Path, typer.Argument(help="Dataset of any format: a folder or file.")],
@@ -49,26 +59,42 @@ def data(
     max_episodes: Annotated[
         int | None, typer.Option(help="Episodes to read; default: all, 8 for show.")
     ] = None,
-    episode: Annotated[int, typer.Option(help="Episode of video or episode, from 0.")] = 0,
+    episode: Annotated[
+        int | None,
+        typer.Option(help="Episode, from 0; default: the first, and none for delete and tag."),
+    ] = None,
+    tags: Annotated[
+        str | None, typer.Option(help="Of tag: words, separated by commas; empty: none.")
+    ] = None,
     camera: Annotated[str | None, typer.Option(help="Camera; default: the first.")] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="File to write; default: sheet.png, actions.png or episode.mp4."),
+        typer.Option(
+            help="File to write; default: sheet.png, actions.png, episode.mp4 or episode.rrd."
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace --output.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Inspect a dataset: counts, statistics, images, a video."""
+    """Inspect a dataset: counts, statistics, images, a video; delete and tag episodes."""
+    if view is DataView.browse:
+        from vla_training.evaluation.browse import browse
+
+        browse(path, lambda: options.open(path, instruction), sys.stdin, sys.stdout)
+        return 0
+    if view in EDITS:
+        _edit(view, path, episode, tags)
+        return 0
     from vla_training.evaluation import dataset_view
 
     target = Path()  # of `info` and `episode`: none
     if view in DEFAULT_NAMES:
         target = output or Path(DEFAULT_NAMES[view])
         _check_target(target, Path(DEFAULT_NAMES[view]).suffix, overwrite)
-    source = options.open(path, instruction)
+    source, number = options.open(path, instruction), episode or 0
     result: dict = {}
     if view is DataView.episode:
-        print_json(dataset_view.plain_episode(source, episode))
+        print_json(dataset_view.plain_episode(source, number))
         return 0
     if view in (DataView.info, DataView.plot):
         result = dataset_view.describe(source, max_episodes)
@@ -81,14 +107,35 @@ def data(
         _save(dataset_view.contact_sheet(source, name, max_episodes or 8), target)
     elif view is DataView.video:
         name = dataset_view.get_camera(source, camera)
-        result["frames"] = dataset_view.film_episode(source, episode, name, target)
-    if view is not DataView.info:
+        result["frames"] = dataset_view.film_episode(source, number, name, target)
+    elif view is DataView.rerun:
+        from vla_training.evaluation.rerun_recording import record_episode
+
+        result["frames"] = record_episode(source, number, target)
+    if view in DEFAULT_NAMES:
         result["file"] = str(target)
     if as_json:
         print_json(result)
-    elif target is not None:
+    elif view in DEFAULT_NAMES:
         print(target)
     return 0
+
+
+def _edit(view: DataView, path: Path, episode: int | None, tags: str | None) -> None:
+    from vla_training.datasets.hdf5 import edit
+
+    if view is DataView.restore:
+        print(f"restored {edit.restore_episode(path)}")
+        return
+    if episode is None:
+        raise VlaError(f"{view.value} which episode?", "give --episode, from 0")
+    if view is DataView.delete:
+        print(f"deleted {edit.delete_episode(path, episode)}; vla data restore puts it back")
+        return
+    if tags is None:
+        raise VlaError("which tags?", 'give --tags good,slow, or --tags "" to remove them')
+    words = [word.strip() for word in tags.split(",") if word.strip()]
+    print(f"{edit.tag_episode(path, episode, words)}: {', '.join(words) or 'no tags'}")
 
 
 def _check_target(path: Path, suffix: str, overwrite: bool) -> None:
@@ -129,6 +176,7 @@ def show(d: dict) -> None:
         *[("", _part(p)) for p in spec["parts"]],
         ("metadata", ", ".join(d["metadata"]) or "none"),
         ("left out", ", ".join(d["left_out"]) or "nothing"),
+        *([("deleted", ", ".join(d["deleted"]))] if d["deleted"] else []),
     ]
     for name, value in rows:
         print(f"{name:<10}{value}")

@@ -21,6 +21,7 @@ from vla_inference.system.files import Staged
 from vla_inference.types import Episode
 from vla_sim_bridge.evaluation.video import Film, fitted_text
 from vla_training.datasets.base import EpisodeSet, action_statistics
+from vla_training.datasets.hdf5.edit import deleted_episodes
 
 BARS = " ▁▂▃▄▅▆▇█"
 BINS = 40
@@ -72,6 +73,7 @@ def describe(data: EpisodeSet, max_episodes: int | None = None) -> dict:
         "instruction_episodes": dict(sentences.most_common(SENTENCES)),
         "metadata": sorted(metadata),
         "left_out": data.left_out(),
+        "deleted": deleted_episodes(data.path),
         "notes": data.notes,
     }
 
