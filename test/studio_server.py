@@ -20,6 +20,7 @@ class StubGraph:
 
     def __init__(self, timeout: float = 0.25):
         self.timeout, self.calls, self.beats, self.enabled = timeout, [], 0, False
+        self.speed_set = 1.0
         self.tell: Callable[[str, Any], None] = lambda name, value: None
 
     async def call(self, name: str, **fields: Any) -> dict[str, Any]:
@@ -33,6 +34,14 @@ class StubGraph:
 
     async def heartbeat_timeout(self) -> float:
         return self.timeout
+
+    async def speed(self) -> dict[str, float | None]:
+        return {"speed": self.speed_set, "scale": 0.5}
+
+    async def set_speed(self, speed: float) -> None:
+        if self.enabled:
+            raise VlaError("the robot is enabled")
+        self.speed_set = speed
 
     def heartbeat(self) -> None:
         self.beats += 1

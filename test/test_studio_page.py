@@ -246,6 +246,48 @@ def test_it_shows_episodes_and_reports(graph):
     in_browser(graph, test, operate=False)
 
 
+def test_it_compares_tags_deletes_and_restores_episodes(graph):
+    async def test(tab, browser):
+        await show(tab, "data")
+        await tab.until("document.querySelector('#dataset').value === 'demo.hdf5'")
+        await tab.click("#browse button")
+        await tab.until("!document.querySelector('#episode-view').hidden")
+        await tab.evaluate("document.querySelector('#compare button').click()")
+        await tab.until("document.querySelector('#compared').textContent.includes('accuracy')")
+        assert not await tab.evaluate("document.querySelector('#key-answer').hidden")
+        await tab.write("#tags", "good, slow")
+        await tab.evaluate("document.querySelector('#tag button').click()")
+        about = "document.querySelector('#episode-about').textContent"
+        await tab.until(f"{about}.includes('Tags: good, slow.')")
+        await tab.evaluate("document.querySelector('#delete').click()")
+        assert "Episode 0 of 3" in await tab.evaluate(about)  # not before it is confirmed
+        await tab.evaluate("document.querySelector('#delete-sure').click()")
+        await tab.until(f"{about}.includes('Episode 0 of 2')")
+        await tab.until("document.querySelector('#restore').textContent === 'Restore demo_0'")
+        await tab.evaluate("document.querySelector('#restore').click()")
+        await tab.until(f"{about}.includes('Episode 0 of 3')")
+        await tab.evaluate("document.querySelector('#convert').click()")
+        await tab.until("!document.querySelector('[data-page=jobs]').hidden")
+        given = await tab.evaluate("document.querySelector('#arguments').value")
+        assert "demo.hdf5 --to lerobot" in given
+
+    in_browser(graph, test)
+
+
+def test_it_sets_the_speed(graph):
+    async def test(tab, browser):
+        await tab.until("document.querySelector('#speed-said').textContent === '100 %'")
+        share = "document.querySelector('#speed-share')"
+        await tab.evaluate(f"{share}.value = 40; {share}.onchange()")
+        await tab.until("document.querySelector('#speed-said').textContent === '40 %'")
+        await eventually(lambda: graph.command.value("speed") == 0.4, PATIENCE)
+        await tab.until("document.querySelector('#command').textContent.includes('scale0.40')")
+        await tab.evaluate(f"{share}.value = 100; {share}.onchange()")
+        await eventually(lambda: graph.command.value("speed") == 1.0, PATIENCE)
+
+    in_browser(graph, test)
+
+
 def test_control_is_asked_for_and_handed_over(graph):
     async def test(tab, browser):
         other = await browser.open(graph.url)
@@ -262,14 +304,38 @@ def test_control_is_asked_for_and_handed_over(graph):
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_it_fits_the_screen(graph, width, tmp_path):
+    folder = Path(os.environ.get("VLA_SCREENSHOTS", tmp_path))
+
+    async def picture(tab, name):
+        await asyncio.sleep(1)
+        await tab.evaluate("window.scrollTo(0, 0)")
+        await tab.screenshot(folder / f"{name}_{width}.png")
+        assert await tab.evaluate("document.documentElement.scrollWidth") <= width, name
+
     async def test(tab, browser):
         await tab.resize(width, 900)
         await enable(tab, graph)
         await asyncio.sleep(5)
-        await tab.evaluate("window.scrollTo(0, 0)")
-        folder = Path(os.environ.get("VLA_SCREENSHOTS", tmp_path))
-        await tab.screenshot(folder / f"studio_{width}.png")
-        assert await tab.evaluate("document.documentElement.scrollWidth") <= width
+        await picture(tab, "operate")
         await tab.up("#hold")
+        await show(tab, "data")
+        await tab.until("document.querySelector('#dataset').value === 'demo.hdf5'")
+        await tab.evaluate("document.querySelector('#browse button').click()")
+        await tab.until("document.querySelectorAll('#episode-plots canvas').length === 7")
+        await tab.evaluate("document.querySelector('#compare button').click()")
+        await tab.until("document.querySelector('#compared').textContent.includes('accuracy')")
+        await tab.evaluate("document.querySelector('#delete').click()")
+        await picture(tab, "data")
+        await show(tab, "jobs")
+        graph.world.log = "\n".join(f"step {n} of 40  loss {4 / n:.4f}" for n in range(1, 41))
+        await tab.evaluate("document.querySelector('#start button').click()")
+        await tab.until("!!document.querySelector('.job button')")
+        await tab.evaluate("document.querySelector('.job button').click()")
+        await tab.until("!!document.querySelector('#loss canvas')")
+        await picture(tab, "jobs")
+        await show(tab, "machine")
+        await tab.evaluate("document.querySelector('#examine').click()")
+        await tab.until("!!document.querySelector('.finding')")
+        await picture(tab, "machine")
 
     in_browser(graph, test)

@@ -7,7 +7,8 @@ The shipped model drives the simulation in lock step, as in `vla rollout`, with 
 Windows without a page, with one in a headless Chromium, and with one in a Chromium that gets only
 the processor time that is left over alternate: this machine's other work is in all. The last kind
 stands for a browser on another machine: what it costs the loop is the studio's own work. An image
-is behind by the time from its arrival at another subscriber to its being drawn.
+is behind by the time from its arrival at another subscriber to its being drawn. The processor time
+of browser and studio depends least on other work.
 """
 
 from __future__ import annotations
@@ -109,8 +110,27 @@ def studio(*options: str) -> Iterator[tuple[str, int]]:
         yield found[1], process.pid
 
 
-async def window(images: Images, url: str, kind: str, seconds: float) -> dict[str, Any]:
-    """Frames per second of the closed loop, and delays of the page's images [ms]."""
+def processor_seconds(pid: int) -> float:
+    """Processor time of a process and of all that it has started and that still runs."""
+    ticks: dict[int, int] = {}
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            fields = path.read_text().rpartition(")")[2].split()
+            number = int(path.parent.name)
+            parents[number], ticks[number] = int(fields[1]), int(fields[11]) + int(fields[12])
+
+    def mine(number: int) -> bool:
+        return number == pid or (number in parents and mine(parents[number]))
+
+    return sum(ticks[n] for n in ticks if mine(n)) / os.sysconf("SC_CLK_TCK")
+
+
+async def window(
+    images: Images, url: str, pid: int, kind: str, seconds: float
+) -> dict[str, Any]:
+    """Frames per second of the closed loop, delays of the page's images [ms], and processor time
+    of browser and studio [s/s]. pid: the studio's."""
     page = kind != WITHOUT
     prefix = ("chrt", "--idle", "0") if kind == ASIDE else ()
     async with contextlib.AsyncExitStack() as stack:
@@ -120,14 +140,18 @@ async def window(images: Images, url: str, kind: str, seconds: float) -> dict[st
             await tab.until("!!document.querySelector('#cameras canvas')")
             await tab.evaluate(HOOK)
         await asyncio.sleep(2)
+        pids = {"browser": browser.process.pid, "studio": pid}
+        before = {who: processor_seconds(number) for who, number in pids.items()}
         start = time.time()
         await asyncio.sleep(seconds)
-        rate = images.since(start) / (time.time() - start)
+        passed = time.time() - start
+        rate = images.since(start) / passed
+        busy = {w: (processor_seconds(n) - before[w]) / passed for w, n in pids.items()}
         drawn = await tab.evaluate("window.drawn ?? []")
     arrived = images.times
     pairs = [(arrived.get(round(stamp, 4)), at / 1e3) for stamp, at in drawn]
     delays = [1e3 * (at - came) for came, at in pairs if came is not None and at > start]
-    return {"rate": rate, "delays": delays}
+    return {"rate": rate, "delays": delays, "busy": busy}
 
 
 def main() -> None:
@@ -137,6 +161,7 @@ def main() -> None:
     add_output(parser)
     args = parser.parse_args()
     rates: dict[str, list[float]] = {WITHOUT: [], WITH: [], ASIDE: []}
+    busy: dict[str, list[dict[str, float]]] = {kind: [] for kind in rates}
     delays: list[float] = []
     images = Images()
     launch = ["launch", "vla_sim_bridge", "sim_eval.launch.xml", "namespace:=/"]
@@ -144,16 +169,18 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         running(*launch, f"output:={folder}/results", stdout=subprocess.DEVNULL),
-        studio() as (url, _),
+        studio() as (url, pid),
     ):
         while images.since(0) < 50:
             time.sleep(0.5)
         for number in range(args.windows):
             for kind in [*rates][:: 1 if number % 2 else -1]:  # none is always the later one
-                found = asyncio.run(window(images, url, kind, args.seconds))
+                found = asyncio.run(window(images, url, pid, kind, args.seconds))
                 rates[kind].append(found["rate"])
+                busy[kind].append(found["busy"])
                 delays += found["delays"] if kind == WITH else []
-                print(kind, found["rate"], len(found["delays"]), file=sys.stderr, flush=True)
+                told = kind, found["rate"], len(found["delays"]), found["busy"]
+                print(*told, file=sys.stderr, flush=True)
     images.close()
     middle = {kind: statistics.median(found) for kind, found in rates.items()}
     report = {
@@ -163,6 +190,14 @@ def main() -> None:
             "p95": round(sorted(delays)[int(0.95 * len(delays))], 1),
         },
         "frames_per_second": {k: [round(r, 2) for r in found] for k, found in rates.items()},
+        "processor_ms_per_frame": {
+            kind: {
+                who: round(1e3 * statistics.median(b[who] / r for b, r in each), 1)
+                for who in ("browser", "studio")
+            }
+            for kind in rates
+            if (each := [*zip(busy[kind], rates[kind], strict=True)])
+        },
         "rate_of_that_without": {k: round(middle[k] / middle[WITHOUT], 3) for k in (WITH, ASIDE)},
     }
     keep(report, args.output)

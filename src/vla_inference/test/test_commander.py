@@ -62,6 +62,27 @@ def way(b: Bench, ticks: int) -> float:
     return sum(0.05 * c.linear[0] for c in (b.tick() for _ in range(ticks)) if c)
 
 
+def test_the_scale_changes_while_disabled_and_counts_stay():
+    bench = Bench(scale=0.5)
+    with pytest.raises(VlaError, match="the robot is enabled"):
+        bench.commander.rescale(0.1)
+    bench.tick()
+    bench.commander.disable()
+    for _ in range(3):
+        bench.tick()
+    chunks = bench.commander.chunks
+    bench.commander.rescale(0.1)
+    assert bench.accept(forward(20)) and bench.commander.enable(bench.steady) == ""
+    bench.tick()
+    assert bench.accept(forward(20))
+    assert bench.tick().linear[0] == pytest.approx(0.1 * 0.01 / 0.05)
+    assert bench.commander.scale == 0.1 and bench.commander.chunks == chunks + 2
+    for scale in (0.0, 1.5):
+        bench.commander.disable()
+        with pytest.raises(VlaError, match="0 < scale <= 1"):
+            bench.commander.rescale(scale)
+
+
 def test_stretched_steps_take_longer_and_lead_as_far():
     b = Bench(stretch=2.0, align="arrival")
     b.accept(forward(3))

@@ -68,6 +68,19 @@ class Arm:
         return told
 
 
+def test_another_scale_is_another_velocity_limit():
+    arm = Arm()
+    arm.commander.disable()
+    arm.motion()
+    arm.commander.rescale(0.1)
+    arm.send([[0.5, 0.0]] * 20)
+    assert arm.commander.enable(arm.steady) == ""
+    arm.send([[0.5, 0.0]] * 20)
+    places = np.array([command.positions for command in arm.motion()])
+    fastest = np.abs(np.diff(places, axis=0)).max() / PERIOD
+    assert fastest == pytest.approx(0.1 * LIMITS.velocity, rel=1e-3)
+
+
 def way(command: JointTargets) -> np.ndarray:
     """All that a command says [n, joints]."""
     return np.array([command.positions, *(command.ahead or ())])

@@ -165,14 +165,16 @@ def test_reports_are_shown_and_nothing_else(tmp_path):
     with_studio(test, results=str(tmp_path / "results"))
 
 
-def test_an_episode_of_a_dataset_is_read(tmp_path):
+def test_episodes_of_a_dataset_are_read_compared_and_edited(tmp_path):
     (tmp_path / "stack").mkdir()
     write_set(tmp_path / "stack" / "demo.hdf5")
 
     async def test(studio, graph):
         async with studio.page() as page:
-            (dataset,) = (await page.ask("datasets"))["datasets"]
-            assert dataset == "stack/demo.hdf5"
+            listed = await page.ask("datasets")
+            (dataset,) = listed["datasets"]
+            assert dataset == "stack/demo.hdf5" and listed["folder"] == str(tmp_path)
+            assert "stack-small" in listed["models"]
             found = await page.ask("episode", dataset=dataset, index=1)
             assert not found["error"]
             steps = len(found["actions"])
@@ -183,6 +185,22 @@ def test_an_episode_of_a_dataset_is_read(tmp_path):
                 in (await page.ask("episode", dataset=dataset, index=99))["error"]
             )
             assert "no dataset" in (await page.ask("episode", dataset="../x", index=0))["error"]
+            here = {"dataset": dataset, "index": 1, "named": found["name"]}
+            for name in ("compare", "delete", "restore", "tag"):
+                assert "only watches" in (await page.ask(name, **here))["error"]
+            await page.operate()
+            compared = await page.ask("compare", model="stack-small", **here)
+            assert len(compared["predicted"]) == len(compared["actions"]) == steps
+            assert (await page.until("compared"))["of"] == steps
+            assert "no model" in (await page.ask("compare", model="../x", **here))["error"]
+            assert not (await page.ask("tag", tags="good, slow", **here))["error"]
+            assert (await page.ask("episode", dataset=dataset, index=1))["tags"] == "good, slow"
+            assert (await page.ask("delete", **here))["name"] == "demo_1"
+            assert "is demo_2 by now" in (await page.ask("delete", **here))["error"]
+            after = await page.ask("episode", dataset=dataset, index=1)
+            assert (after["episodes"], after["deleted"]) == (2, ["demo_1"])
+            assert (await page.ask("restore", dataset=dataset))["name"] == "demo_1"
+            assert (await page.ask("episode", dataset=dataset, index=0))["episodes"] == 3
 
     with_studio(test, data=str(tmp_path))
 

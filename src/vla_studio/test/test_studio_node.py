@@ -120,3 +120,23 @@ def test_services_are_called_and_their_refusals_told(graph):
         assert world.asked["training/start"].arguments == ["--task", "a b"]
 
     asyncio.run(go())
+
+
+def test_the_speed_is_lowered_while_disabled_and_nothing_else_is_set(graph):
+    async def go():
+        async with page(graph) as client:
+            await client.until("speed", lambda data: data == {"speed": 1.0, "scale": 1.0})
+            assert not (await client.ask("speed", speed=0.25))["error"]
+            await client.until("speed", lambda data: data["speed"] == 0.25)
+            await client.until("command", lambda data: data["scale"] == 0.25)
+            for wrong in (0, 1.5, "1", True, None):
+                assert "give 0.01 to 1" in (await client.ask("speed", speed=wrong))["error"]
+            holding = asyncio.create_task(hold(client))
+            await eventually(lambda: graph.enabled, PATIENCE)
+            assert "the robot is enabled" in (await client.ask("speed", speed=1.0))["error"]
+            holding.cancel()
+            await client.tell("release")
+            await eventually(lambda: not graph.enabled, PATIENCE)
+            assert not (await client.ask("speed", speed=1.0))["error"]
+
+    asyncio.run(go())

@@ -54,6 +54,11 @@ class StudioSettings:
         "", "Folder of runs whose reports are shown; empty: none.", holds=Holds.PATH
     )
     data: str = option("", "Folder of datasets to browse; empty: none.", holds=Holds.PATH)
+    models: str = option(
+        "",
+        "Folder of checkpoints that can be compared with datasets; empty: the shipped ones.",
+        holds=Holds.PATH,
+    )
     browser: bool = option(False, "Open the page in a browser, where there is one.")
 
     def check(self) -> None:

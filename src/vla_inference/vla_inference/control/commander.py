@@ -7,6 +7,7 @@ sent at once; a part without a command is to be sent nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vla_inference.control.commands import (
@@ -76,6 +77,15 @@ class _Parts:
     def disable(self) -> None:
         """Back to the dry run; the next two periods command a halt."""
         self.safety.disable()
+
+    def rescale(self, scale: float) -> None:
+        """Another share of the model's motion, 0 < scale <= 1; raises VlaError while enabled."""
+        if self.safety.enabled:
+            raise VlaError("the robot is enabled", "disable it, then change its speed")
+        self.settings = replace(self.settings, scale=scale)
+        self.scale = scale
+        for part in self.parts.values():
+            part.rescale(scale)
 
     # -- what comes in ------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ async function draw(canvas, base64) {
 export class Library {
   #ask;
   #episode = null;
+  #folder = "";
   #plots = [];
 
   constructor(link, ask) {
@@ -23,6 +24,20 @@ export class Library {
       this.#open();
     };
     byId("scrub").oninput = () => this.#scrub();
+    byId("compare").onsubmit = (event) => {
+      event.preventDefault();
+      this.#compare();
+    };
+    byId("tag").onsubmit = (event) => {
+      event.preventDefault();
+      this.#edit("tag", { tags: byId("tags").value });
+    };
+    byId("delete").onclick = () => this.#sure(true);
+    byId("delete-not").onclick = () => this.#sure(false);
+    byId("delete-sure").onclick = () => this.#edit("delete");
+    byId("restore").onclick = () => this.#edit("restore");
+    byId("convert").onclick = () => this.#convert();
+    link.on("compared", ({ done, of }) => (byId("compared").textContent = `step ${done} of ${of} ...`));
     byId("examine").onclick = () => this.#examine();
     addEventListener("hashchange", () => this.look());
   }
@@ -39,10 +54,11 @@ export class Library {
   async look() {
     if (location.hash !== "#data" || !this.has) return;
     if (this.has.datasets) {
-      const { datasets = [] } = (await this.#ask("datasets")) ?? {};
-      const chosen = byId("dataset").value;
-      byId("dataset").replaceChildren(...datasets.map((name) => make("option", { textContent: name })));
-      if (datasets.includes(chosen)) byId("dataset").value = chosen;
+      const { datasets = [], models = [], folder = "" } = (await this.#ask("datasets")) ?? {};
+      this.#folder = folder;
+      this.#choices("dataset", datasets);
+      this.#choices("compared-model", models);
+      byId("compare").hidden = !models.length;
       if (!datasets.length) byId("episode-about").textContent = "There is no dataset in the studio's data folder yet.";
     }
     if (this.has.reports) {
@@ -50,6 +66,13 @@ export class Library {
       byId("reports-none").textContent = reports.length ? "" : "No run has left a report yet.";
       byId("reports").replaceChildren(...reports.map((report) => this.#report(report)));
     }
+  }
+
+  // Offers names in a <select>, which keeps what was chosen.
+  #choices(id, names) {
+    const chosen = byId(id).value;
+    byId(id).replaceChildren(...names.map((name) => make("option", { textContent: name })));
+    if (names.includes(chosen)) byId(id).value = chosen;
   }
 
   #report({ name, time, files }) {
@@ -63,40 +86,51 @@ export class Library {
 
   // -- episodes ---------------------------------------------------------------------------------
 
-  async #open() {
+  async #open(index = byId("episode").valueAsNumber || 0) {
     const about = byId("episode-about");
     about.textContent = "reading ...";
-    const given = { dataset: byId("dataset").value, index: byId("episode").valueAsNumber || 0 };
-    const episode = await this.#ask("episode", given);
+    const dataset = byId("dataset").value;
+    const episode = await this.#ask("episode", { dataset, index });
     about.textContent = "";
     byId("episode-view").hidden = !episode;
+    this.#episode = episode && { dataset, ...episode };
     if (!episode) return;
-    this.#episode = episode;
-    const { episodes, index, instructions, actions, dt } = episode;
-    byId("episode").max = episodes - 1;
-    about.textContent = `Episode ${index} of ${episodes}: ${instructions.join("; ") || "no instruction"}. ${actions.length} steps of ${dt} s.`;
+    const { episodes, instructions, actions, dt, tags, name, deleted } = episode;
+    Object.assign(byId("episode"), { max: episodes - 1, value: index });
+    const told = tags ? ` Tags: ${tags}.` : "";
+    about.textContent = `Episode ${index} of ${episodes}: ${instructions.join("; ") || "no instruction"}. ${actions.length} steps of ${dt} s.${told}`;
     byId("episode-images").replaceChildren(
-      ...Object.keys(episode.images).map((name) =>
-        make("figure", {}, make("canvas", { width: 224, height: 224 }), make("figcaption", {}, make("b", { textContent: name }))),
+      ...Object.keys(episode.images).map((camera) =>
+        make("figure", {}, make("canvas", { width: 224, height: 224 }), make("figcaption", {}, make("b", { textContent: camera }))),
       ),
     );
     Object.assign(byId("scrub"), { max: Math.max(actions.length - 1, 0), value: 0 });
+    byId("compared").textContent = "";
+    byId("tags").value = tags;
+    for (const id of ["tag", "delete"]) byId(id).hidden = !name;
+    byId("edit").hidden = false;
+    byId("restore").hidden = !deleted.length;
+    byId("restore").textContent = `Restore ${deleted.at(-1)}`;
+    this.#sure(false);
     this.#draw();
     this.#scrub();
   }
 
-  #draw() {
-    const { actions, dimensions, dt } = this.#episode;
+  // The recorded actions and, where a model was compared, its answers.
+  #draw(compared = null) {
+    const { actions, dimensions, dt } = compared ? { dt: this.#episode.dt, ...compared } : this.#episode;
     const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
     const axis = { stroke: colour("soft"), grid: { stroke: colour("line"), width: 1 } };
+    const line = (name) => ({ stroke: colour(name), width: 1.5, points: { show: false } });
     for (const plot of this.#plots) plot.destroy();
+    byId("key-answer").hidden = !compared;
     const boxes = dimensions.map(({ part, name, unit }) =>
-      make("div", { className: "strip" }, make("h3", { textContent: `${part} ${name} [${unit || "1"}]` })),
+      make("div", { className: "strip" }, make("h3", { textContent: `${[...new Set([part, name])].join(" ")} [${unit || "1"}]` })),
     );
     byId("episode-plots").replaceChildren(...boxes);
     const times = actions.map((_, step) => step * dt);
     this.#plots = boxes.map((box, column) => {
-      const values = actions.map((action) => action[column]);
+      const series = [actions, ...(compared ? [compared.predicted] : [])];
       const options = {
         width: box.clientWidth,
         height: 110,
@@ -104,9 +138,10 @@ export class Library {
         cursor: { y: false, points: { show: false }, drag: { x: false } },
         scales: { x: { time: false } },
         axes: [{ ...axis, size: 26 }, { ...axis, size: 50 }],
-        series: [{}, { stroke: colour("planned"), width: 1.5, points: { show: false } }],
+        series: [{}, line("executed"), ...(compared ? [line("planned")] : [])],
       };
-      return new uPlot(options, [times, values], box);
+      const values = series.map((rows) => rows.map((row) => row[column]));
+      return new uPlot(options, [times, ...values], box);
     });
     for (const plot of this.#plots)
       plot.over.onclick = ({ offsetX }) => {
@@ -122,6 +157,52 @@ export class Library {
     Object.values(images).forEach((taken, i) => draw(canvases[i], taken[Math.floor(step / every)]));
     byId("scrub-at").textContent = `step ${step}, ${fixed(step * dt, 2)} s`;
     for (const plot of this.#plots) plot.setCursor({ left: plot.valToPos(step * dt, "x"), top: 0 });
+  }
+
+  // -- what the operator may do with one --------------------------------------------------------
+
+  async #compare() {
+    const shown = this.#episode;
+    const button = byId("compare").querySelector("button");
+    button.disabled = true;
+    byId("compared").textContent = "loading the model ...";
+    const found = await this.#ask("compare", { dataset: shown.dataset, index: shown.index, model: byId("compared-model").value });
+    button.disabled = false;
+    byId("compared").textContent = "";
+    if (!found || shown !== this.#episode) return;
+    const errors = found.errors.map(({ name, mean, unit }) => `${name} ${fixed(mean, unit === "1" ? 2 : 1)}${unit === "1" ? "" : ` ${unit}`}`);
+    const said = [
+      `${found.model}: accuracy ${fixed(found.accuracy, 3)}, ${fixed(found.latency_ms)} ms an answer`,
+      `mean error: ${errors.join(", ")}`,
+      ...found.notes,
+    ];
+    byId("compared").textContent = `${said.join(". ")}.`;
+    this.#draw(found);
+    this.#scrub();
+  }
+
+  #sure(asked) {
+    byId("deleting").hidden = !asked;
+    byId("delete").hidden = asked || !this.#episode?.name;
+    byId("delete-what").textContent = `${this.#episode?.name} stays in the file and can be restored.`;
+  }
+
+  async #edit(what, given) {
+    const { dataset, index, name } = this.#episode;
+    const done = await this.#ask(what, { dataset, index, named: name, ...given });
+    if (!done) return;
+    const last = what === "delete" ? this.#episode.episodes - 2 : index;
+    await this.#open(Math.min(index, last));
+  }
+
+  // Fills in the job's form, for people to complete.
+  #convert() {
+    const path = `${this.#folder}/${this.#episode.dataset}`;
+    const quoted = (text) => (/^[\w./-]+$/.test(text) ? text : `'${text}'`);
+    byId("kind").value = "convert";
+    byId("arguments").value = `--dataset ${quoted(path)} --to lerobot --output converted`;
+    location.hash = "jobs";
+    byId("arguments").focus();
   }
 
   // -- this machine -----------------------------------------------------------------------------

@@ -39,9 +39,11 @@ function arrange() {
   byId("recorder").hidden = !services.record;
   byId("verdicts").hidden = !keepsVerdicts;
   byId("episode-section").hidden = !services.record && !keepsVerdicts;
-  const sections = ["#sim-section", "#episode-section", "#trials", "#load", "#start"];
+  const sections = ["#sim-section", "#episode-section", "#trials", "#load", "#start", "#compare", "#tag"];
   const buttons = sections.map((section) => `${section} button`).join();
   for (const button of document.querySelectorAll(buttons)) button.disabled = !mine;
+  for (const id of ["delete", "delete-sure", "restore"]) byId(id).disabled = !mine;
+  byId("convert").hidden = !services.jobs;
   byId("step").disabled = !mine || byId("pause").dataset.paused !== "true";
 }
 

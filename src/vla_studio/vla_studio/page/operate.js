@@ -27,8 +27,11 @@ export class Operate {
     for (const name of ["services", "command", "inference", "sim"]) link.on(name, (value) => this.#prepare(name, value));
     link.on("instruction", (text) => (byId("instruction").textContent = text || "none"));
     link.on("close", () => this.#release());
+    link.on("speed", (given) => this.#speed(given));
     this.#button();
     this.#stop();
+    byId("speed-share").oninput = () => this.#sayShare();
+    byId("speed-share").onchange = () => this.#setSpeed(byId("speed-share").valueAsNumber / 100);
     byId("take").onclick = () => link.tell("take");
     byId("leave").onclick = () => {
       this.#release();
@@ -65,6 +68,7 @@ export class Operate {
     byId("asking").hidden = !(this.#mine && asking);
     byId("asker").textContent = `${asking} asks for control`;
     this.#allow();
+    byId("speed-share").disabled = !this.#mine || held;
     byId("hold").classList.toggle("held", held);
     byId("hold").textContent = held && this.#mine ? "Enabled: release to stop" : "Hold to enable";
     for (const element of document.querySelectorAll("#instruct button, #presets button"))
@@ -92,6 +96,32 @@ export class Operate {
       : this.#mine
         ? "The robot may move only while this is pressed, by pointer or by the space bar."
         : "Take control, then hold the button for as long as the robot may move.";
+  }
+
+  // The share of the command node's scale that is executed, where that node has one.
+  #given = null;
+
+  #speed(given) {
+    this.#given = given;
+    byId("speed").hidden = given.speed === null;
+    byId("speed-share").value = 100 * given.speed;
+    this.#sayShare();
+  }
+
+  #sayShare() {
+    const share = byId("speed-share").valueAsNumber;
+    const scale = this.#given.scale === 1 ? "" : ` of scale ${this.#given.scale}`;
+    byId("speed-said").textContent = `${share} %${scale}`;
+  }
+
+  async #setSpeed(speed) {
+    try {
+      await this.#link.ask("speed", { speed });
+      this.#say("");
+    } catch (error) {
+      this.#say(error.message);
+      this.#speed(this.#given);
+    }
   }
 
   // Why a hold ended, unless it was let go.

@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from rcl_interfaces.msg import ParameterType
-from rcl_interfaces.srv import GetParameters
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import GetParameters, SetParameters
 from rclpy.client import Client
 from rclpy.node import Node
 from std_msgs.msg import Empty
@@ -51,6 +51,7 @@ ALLOWED = {
     "cancel_job": Allowed(CancelJob, "training/cancel"),
 }
 PARAMETERS = Allowed(GetParameters, "command/get_parameters")
+SET_PARAMETERS = Allowed(SetParameters, "command/set_parameters")  # of `speed` alone
 
 
 class RosGraph:
@@ -60,7 +61,7 @@ class RosGraph:
         self._node = node
         self._clients: dict[str, Client] = {
             allowed.service: node.create_client(allowed.kind, allowed.service)
-            for allowed in (*ALLOWED.values(), PARAMETERS)
+            for allowed in (*ALLOWED.values(), PARAMETERS, SET_PARAMETERS)
         }
         self._heartbeat = node.create_publisher(Empty, "heartbeat", COMMAND)
         self.chunk: Any = None  # the newest one, which a step of the simulation executes
@@ -86,10 +87,26 @@ class RosGraph:
         return answer
 
     async def heartbeat_timeout(self) -> float:
-        request = GetParameters.Request(names=["heartbeat_timeout"])
-        values = (await self._ask(PARAMETERS, request)).values
-        known = values and values[0].type == ParameterType.PARAMETER_DOUBLE
-        return values[0].double_value if known else 0.0
+        return (await self._command_parameters("heartbeat_timeout"))[0] or 0.0
+
+    async def speed(self) -> dict[str, float | None]:
+        speed, scale = await self._command_parameters("speed", "scale")
+        return {"speed": speed, "scale": scale}
+
+    async def set_speed(self, speed: float) -> None:
+        value = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=speed)
+        request = SetParameters.Request(parameters=[Parameter(name="speed", value=value)])
+        (result,) = (await self._ask(SET_PARAMETERS, request)).results
+        if not result.successful:
+            raise VlaError(result.reason or "the command node refuses another speed")
+
+    async def _command_parameters(self, *names: str) -> list[float | None]:
+        """Of the command node; None: it has no such parameter."""
+        values = (await self._ask(PARAMETERS, GetParameters.Request(names=list(names)))).values
+        found = [
+            v.double_value if v.type == ParameterType.PARAMETER_DOUBLE else None for v in values
+        ]
+        return found if len(found) == len(names) else [None] * len(names)
 
     async def _ask(self, allowed: Allowed, request: Any) -> Any:
         client, loop = self._clients[allowed.service], asyncio.get_running_loop()

@@ -17,6 +17,12 @@ class Graph(Protocol):
     async def heartbeat_timeout(self) -> float:
         """The command node's, seconds; 0: its watchdog is off. Raises VlaError as `call`."""
 
+    async def speed(self) -> dict[str, float | None]:
+        """The command node's `speed` and `scale`; None: it has none. Raises VlaError as `call`."""
+
+    async def set_speed(self, speed: float) -> None:
+        """Sets the command node's `speed`, 0.01 to 1. Raises VlaError as `call`."""
+
     def heartbeat(self) -> None:
         """Tells the command node that somebody holds the button."""
 

@@ -1,6 +1,6 @@
-"""What lies on this machine: reports of runs, datasets, and what `vla doctor` finds.
+"""What lies on this machine: reports of runs, datasets, models, and what `vla doctor` finds.
 
-Datasets and the machine are looked at by the `vla` command in a process of its own, one at a time.
+Datasets and the machine are looked at by the `vla` command in processes of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 from aiohttp import web
 
 from vla_inference.errors import VlaError
+from vla_inference.system.prefixes import share_folders
+from vla_studio.web.workers import Progress, Workers
 
 MOST = 200  # entries of a list
 LOOKED_AT = 20_000  # files and folders, at most, in search of datasets
@@ -37,11 +39,14 @@ REPORT_POLICY = (
 
 
 class Library:
-    """results, data: folders; empty: there is none to show."""
+    """results, data: folders; empty: there is none to show. models: empty: the shipped ones."""
 
-    def __init__(self, results: str, data: str):
+    def __init__(self, results: str, data: str, models: str = ""):
         self._results, self._data = _folder(results), _folder(data)
+        shipped = next(iter(share_folders("vla_inference", "models")), None)
+        self._models = _folder(models) or (shipped and shipped.resolve())
         self._one = asyncio.Lock()
+        self._workers = Workers()
 
     def parts(self) -> dict[str, bool]:
         """Which parts there are, for the pages."""
@@ -75,8 +80,15 @@ class Library:
         headers = {"Content-Security-Policy": REPORT_POLICY, "Content-Type": REPORT[path.suffix]}
         return web.FileResponse(path, headers=headers)
 
-    def datasets(self) -> list[str]:
-        """Datasets below `data`, as paths in it."""
+    def datasets(self) -> dict[str, Any]:
+        """Datasets below `data` and models below `models`, as paths in them."""
+        return {
+            "folder": str(_there(self._data, "data", "datasets")),
+            "datasets": self._datasets(),
+            "models": self._checkpoints(),
+        }
+
+    def _datasets(self) -> list[str]:
         root = _there(self._data, "data", "datasets")
         found: set[Path] = set()
         for path in _walk(root):
@@ -88,12 +100,54 @@ class Library:
                 found.add(path.parent.parent)
         return sorted(str(path.relative_to(root)) for path in found if path != root)[:MOST]
 
+    def _checkpoints(self) -> list[str]:
+        root = self._models
+        if root is None:
+            return []
+        found = {p.parent for p in _walk(root, linked=True) if p.name == "config.json"}
+        return sorted(str(folder.relative_to(root)) for folder in found)[:MOST]
+
     async def episode(self, dataset: str, index: int) -> dict[str, Any]:
-        """An episode's images and actions, as `vla data episode` has them."""
-        if dataset not in self.datasets():
+        """An episode's images and actions, as `vla data browse` has them."""
+        return await self._browse(dataset, {"do": "episode", "index": index})
+
+    async def compare(
+        self, dataset: str, index: int, model: str, progress: Progress
+    ) -> dict[str, Any]:
+        """A model's answers to an episode's images. progress: called with steps done, of all."""
+        if self._models is None or model not in await asyncio.to_thread(self._checkpoints):
+            raise VlaError(f"there is no model {model!r:.200}", "choose one of the list")
+        request = {"do": "compare", "index": index, "model": str(self._models / model)}
+        return await self._browse(dataset, request, progress)
+
+    async def delete(self, dataset: str, index: int, name: str) -> dict[str, Any]:
+        """Takes an episode out of a dataset. name: what the page shows it as."""
+        return await self._browse(dataset, {"do": "delete", "index": index, "name": name})
+
+    async def restore(self, dataset: str) -> dict[str, Any]:
+        """Puts back the episode that was deleted last."""
+        return await self._browse(dataset, {"do": "restore"})
+
+    async def tag(self, dataset: str, index: int, name: str, tags: str) -> dict[str, Any]:
+        """tags: separated by commas; empty: none."""
+        words = [word.strip() for word in tags.split(",") if word.strip()]
+        request = {"do": "tag", "index": index, "name": name, "tags": words}
+        return await self._browse(dataset, request)
+
+    async def _browse(
+        self,
+        dataset: str,
+        request: dict[str, Any],
+        progress: Progress = lambda done, of: None,
+    ) -> dict[str, Any]:
+        if dataset not in await asyncio.to_thread(self._datasets):
             raise VlaError(f"there is no dataset {dataset!r:.200}", "choose one of the list")
-        path = str(_there(self._data, "data", "datasets") / dataset)
-        return await self._vla("data", "episode", path, "--episode", str(index), "--json")
+        path = _there(self._data, "data", "datasets") / dataset
+        return await self._workers.ask(path, request, progress)
+
+    async def watch(self) -> None:
+        """Ends the processes of datasets that nobody looks at any more."""
+        await self._workers.watch()
 
     async def doctor(self) -> dict[str, Any]:
         """What `vla doctor` finds."""
@@ -133,14 +187,15 @@ def _there(folder: Path | None, option: str, what: str) -> Path:
     return folder
 
 
-def _walk(root: Path) -> list[Path]:
-    """Files below a folder, as many as are looked at; links are not followed."""
+def _walk(root: Path, linked: bool = False) -> list[Path]:
+    """Files below a folder, as many as are looked at. linked: also those that are links."""
     found: list[Path] = []
     folders = [root]
     while folders and len(found) < LOOKED_AT:
         with contextlib.suppress(OSError):
             for entry in sorted(folders.pop().iterdir()):
-                if entry.is_symlink() or entry.name.startswith("."):
+                link, folder = entry.is_symlink(), entry.is_dir()
+                if entry.name.startswith(".") or (link and (folder or not linked)):
                     continue
-                (folders if entry.is_dir() else found).append(entry)
+                (folders if folder else found).append(entry)
     return found

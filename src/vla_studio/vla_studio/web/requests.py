@@ -54,6 +54,12 @@ class Request:
             raise VlaError(f"{name} is not true or false", "give one of them")
         return value
 
+    def real(self, name: str, low: float, high: float) -> float:
+        value = self.arguments.get(name)
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise VlaError(f"{name} is no such number", f"give {low:g} to {high:g}")
+        return float(value)
+
     def whole(self, name: str, low: int, high: int, default: int | None = None) -> int:
         value = self.arguments.get(name, default)
         if type(value) is not int or not low <= value <= high:

@@ -35,6 +35,10 @@ log = logging.getLogger(__name__)
 http_log = logging.getLogger(f"{__name__}.http")  # aiohttp's
 LARGEST = 16 << 10  # bytes of a message
 LOOK = 1.0  # s between looks for services
+SPEEDS = 0.01, 1.0  # of the command node's `speed`
+# What lies on this machine; the operator alone may change it, or have a model answer.
+LOOK_UPS = ("reports", "datasets", "episode", "doctor")
+EDITS = ("compare", "delete", "restore", "tag")
 
 
 class StudioServer:
@@ -51,7 +55,7 @@ class StudioServer:
         self._tls = tls_context(settings.tls_cert, settings.tls_key)
         self._files, self._sweeper = Files(), Sweeper()
         self._preset = load_preset(settings.preset)
-        self._library = Library(settings.results, settings.data)
+        self._library = Library(settings.results, settings.data, settings.models)
         self._trials = Trials(self._ask, lambda: self.happened("all trials are over"))
         self._pages: set[Page] = set()
         self._values: dict[str, Any] = {}
@@ -109,6 +113,7 @@ class StudioServer:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5, logger=http_log)
         await runner.setup()
         work = [self._sweeper.run(runner), self.operation.watch(), self._look()]
+        work.append(self._library.watch())
         tasks = [asyncio.create_task(one) for one in work]
         try:
             ready(await listen(runner, self.settings.host, self.settings.port, self._tls))
@@ -137,8 +142,15 @@ class StudioServer:
 
     async def _look(self) -> None:
         while True:
-            self._tell("services", self.graph.available())
+            services = self.graph.available()
+            if services.get("enable") and not self._values.get("services", {}).get("enable"):
+                self.operation.start(self._learn_speed())
+            self._tell("services", services)
             await asyncio.sleep(LOOK)
+
+    async def _learn_speed(self) -> None:
+        with contextlib.suppress(VlaError):  # without an answer the page offers no speed
+            self._tell("speed", await self.graph.speed())
 
     # -- who may come in ----------------------------------------------------------------------
 
@@ -289,9 +301,12 @@ class StudioServer:
             if asked.name == "invite":
                 self._operates(page)
                 self._answer(page, number, {"link": self._new_link(request, asked.text("role"))})
+            elif asked.name == "speed":
+                self.operation.seat.check(page)
+                self.operation.start(self._set_speed(page, asked))
             elif asked.name in SERVICES:
                 self.operation.start(self._call(page, asked))
-            elif asked.name in ("reports", "datasets", "episode", "doctor"):
+            elif asked.name in LOOK_UPS or asked.name in EDITS:
                 self.operation.start(self._look_up(page, asked))
             elif not self._direct(page, asked):
                 raise VlaError(f"there is no request {asked.name!r:.40}", "reload the page")
@@ -349,22 +364,52 @@ class StudioServer:
         except VlaError as error:
             self._answer(page, asked.number, {}, str(error))
 
-    async def _look_up(self, page: Page, asked: Request) -> None:
-        """What lies on this machine."""
-        library = self._library
+    async def _set_speed(self, page: Page, asked: Request) -> None:
         try:
-            if asked.name == "reports":
-                found: Any = {"reports": await asyncio.to_thread(library.reports)}
-            elif asked.name == "datasets":
-                found = {"datasets": await asyncio.to_thread(library.datasets)}
-            elif asked.name == "episode":
-                dataset, index = asked.text("dataset"), asked.whole("index", 0, 2**31)
-                found = await library.episode(dataset, index)
-            else:
-                found = await library.doctor()
-            self._answer(page, asked.number, found)
+            speed = asked.real("speed", *SPEEDS)
+            await self.graph.set_speed(speed)
+            self.happened(f"{page.name}: speed {100 * speed:.0f} %")
+            self._answer(page, asked.number, {})
         except VlaError as error:
             self._answer(page, asked.number, {}, str(error))
+        await self._learn_speed()
+
+    async def _look_up(self, page: Page, asked: Request) -> None:
+        """What lies on this machine: looks at it, or changes it for the operator."""
+        try:
+            if asked.name in EDITS:
+                self.operation.seat.check(page)
+            self._answer(page, asked.number, await self._found(page, asked))
+        except VlaError as error:
+            self._answer(page, asked.number, {}, str(error))
+
+    async def _found(self, page: Page, asked: Request) -> dict[str, Any]:
+        library, name = self._library, asked.name
+        if name == "reports":
+            return {"reports": await asyncio.to_thread(library.reports)}
+        if name == "datasets":
+            return await asyncio.to_thread(library.datasets)
+        if name == "doctor":
+            return await library.doctor()
+        dataset = asked.text("dataset")
+        if name == "restore":
+            found = await library.restore(dataset)
+            self.happened(f"{page.name}: restored {found['name']} of {dataset}")
+            return found
+        index = asked.whole("index", 0, 2**31)
+        if name == "episode":
+            return await library.episode(dataset, index)
+        if name == "compare":
+
+            def progress(done: int, of: int) -> None:
+                page.tell("compared", {"done": done, "of": of})
+
+            return await library.compare(dataset, index, asked.text("model"), progress)
+        if name == "delete":
+            found = await library.delete(dataset, index, asked.text("named", 100))
+            self.happened(f"{page.name}: deleted {found['name']} of {dataset}")
+            return found
+        return await library.tag(dataset, index, asked.text("named", 100), asked.text("tags", 900))
 
     def _start_trials(self, page: Page, asked: Request) -> None:
         instructions, wanted = asked.texts("instructions", 100), asked.whole("trials", 1, 10_000)

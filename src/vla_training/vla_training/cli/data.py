@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from enum import Enum
 from pathlib import Path
@@ -80,6 +81,7 @@ def data(
     if view is DataView.browse:
         from vla_training.evaluation.browse import browse
 
+        os.nice(5)  # what drives a robot on this machine comes first
         browse(path, lambda: options.open(path, instruction), sys.stdin, sys.stdout)
         return 0
     if view in EDITS:

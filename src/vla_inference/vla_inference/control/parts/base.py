@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from vla_inference.control.players.chunk_player import Player
 from vla_inference.control.safety import Safety
+from vla_inference.control.settings import Settings
 from vla_inference.types import ActionChunk, ActionSpec
 
 ZEROS = 2  # how often a halt is sent, in case one gets lost
@@ -32,6 +34,7 @@ class Part(Generic[P, C]):
     """
 
     kinds: tuple[str, ...] = ()  # of actions that it executes
+    settings: Settings
 
     def __init__(self, name: str, safety: Safety, player: P):
         self.name, self.safety, self.player = name, safety, player
@@ -45,6 +48,10 @@ class Part(Generic[P, C]):
         begin: when the next command period begins.
         """
         raise NotImplementedError
+
+    def rescale(self, scale: float) -> None:
+        """Another share of the model's motion from the next chunk on; not while it may move."""
+        self.settings = replace(self.settings, scale=scale)
 
     def restart(self) -> None:
         """The clock has changed: forgets all plans, and which images were seen."""

@@ -136,8 +136,7 @@ class JointPart(Part[JointPlayer, JointTargets]):
         super().__init__(name, safety, player)
         self.settings, self.joints = settings, joints
         self.period = settings.period
-        slower = [replace(a, velocity=settings.scale * a.velocity) for a in joints.limits]
-        self.axes = [Axis(limits, self.period) for limits in slower]
+        self.axes = self._new_axes()
         self.states, self._others = self._new_states(), self._new_states()
         self._stamps = Stamps()
         self._kind = ""  # of the chunks, once one was accepted since it was enabled
@@ -150,6 +149,18 @@ class JointPart(Part[JointPlayer, JointTargets]):
         self._hold: JointTargets | None = None
         self._last: Joints | None = None  # positions that were sent last
         self._zeros = 0
+
+    def _new_axes(self) -> list[Axis]:
+        scale = self.settings.scale
+        slower = [replace(a, velocity=scale * a.velocity) for a in self.joints.limits]
+        return [Axis(limits, self.period) for limits in slower]
+
+    def rescale(self, scale: float) -> None:
+        super().rescale(scale)
+        before, self.axes = self.axes, self._new_axes()
+        if self.states.positions is not None:
+            for axis, old in zip(self.axes, before, strict=True):
+                axis.reset(old.position)
 
     def _new_states(self) -> JointStates:
         names, fastest = self.joints.names, self.joints.fastest

@@ -52,6 +52,10 @@ class PlannedJointPart(JointPart):
         super().enabled(steady)
         self._plan = []
 
+    def rescale(self, scale: float) -> None:
+        super().rescale(scale)
+        self._plan = []
+
     def accept(self, chunk: ActionChunk, stamp: float, begin: float, now: float) -> bool:
         taken = super().accept(chunk, stamp, begin, now)
         self._changed = self._changed or taken

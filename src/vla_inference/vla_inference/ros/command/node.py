@@ -15,8 +15,10 @@ from functools import partial
 from typing import Any
 
 from geometry_msgs.msg import PoseStamped
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
+from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Empty
 from std_srvs.srv import SetBool
@@ -92,9 +94,10 @@ class CommandNode(ManagedNode):
             hear(PoseStamped, "current_pose", on_pose, **qos.overridable(newest))
         hear(Empty, "heartbeat", self._on_heartbeat, **qos.overridable(newest))
         self.create_service(SetBool, "~/enable", self._enable)
+        self.add_on_set_parameters_callback(self._refuse_speed)
         # Steady: where simulated time stands still, the watchdogs must not.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(STATUS_PERIOD, self._publish_status, clock=self._steady)
+        self.create_timer(STATUS_PERIOD, self._report, clock=self._steady)
 
     def _declare_parts(self) -> dict[str, type[Output]]:
         """Declares the parameters of each part; returns their outputs. Empty: it has no parts."""
@@ -265,6 +268,20 @@ class CommandNode(ManagedNode):
         if self.commander is not None:
             self.commander.safety.heartbeat(self._steadily())
 
+    def _refuse_speed(self, changed: Sequence[Parameter]) -> SetParametersResult:
+        enabled = self.commander is not None and self.commander.safety.enabled
+        refused = enabled and any(p.name == "speed" for p in changed)
+        reason = "the robot is enabled; disable it, then change its speed" if refused else ""
+        return SetParametersResult(successful=not refused, reason=reason)
+
+    def _follow_speed(self) -> None:
+        """Puts the parameter `speed` into force."""
+        commander, scale = self.commander, self.value("scale") * self.value("speed")
+        if commander is None or commander.safety.enabled or commander.scale == scale:
+            return
+        commander.rescale(scale)
+        self.get_logger().info(f"from now on {scale:g} of the model's motion")
+
     def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         commander = self.commander
         if commander is None:
@@ -272,6 +289,7 @@ class CommandNode(ManagedNode):
             response.message = "the node is not active; configure and activate it first"
             return response
         if request.data:
+            self._follow_speed()
             missing = (outputs.missing() for outputs in self._outputs.values())
             response.message = next(filter(None, missing), "") or commander.enable(
                 self._steadily(), self._others()
@@ -359,6 +377,10 @@ class CommandNode(ManagedNode):
         self._told = seen
         if stopped and safety.last_stop is not None:
             self.get_logger().error(f"stopped: {safety.last_stop.reason}")
+        self._publish_status()
+
+    def _report(self) -> None:
+        self._follow_speed()
         self._publish_status()
 
     def _rate(self) -> float:

@@ -45,6 +45,13 @@ class CommandConfig:
         low=1e-3,
         high=1,
     )
+    speed: float = option(
+        1.0,
+        "share of `scale` that is executed; may be changed while the robot is disabled",
+        low=0.01,
+        high=1,
+        live=True,
+    )
     gripper_hysteresis: float = option(
         0.1, "hysteresis of the model's gripper value around 0.5", low=0, high=0.49
     )
@@ -190,7 +197,7 @@ def read_settings(value: Value, by_parts: bool = False) -> Settings:
     )
     return Settings(
         rate=config.command_rate,
-        scale=config.scale,
+        scale=config.scale * config.speed,
         deltas_in=config.deltas_in,
         execute_steps=config.execute_steps,
         align=config.align,
