@@ -72,9 +72,11 @@ class Client:
                 continue
             assert message.type is aiohttp.WSMsgType.TEXT, message
             found = json.loads(message.data)
-            self.heard.append((found["type"], found["data"]))
-            if found["type"] == kind and fits(found["data"]):
-                return found["data"]
+            several = found["data"] if found["type"] == "several" else [found]
+            self.heard += [(one["type"], one["data"]) for one in several]
+            for one in several:
+                if one["type"] == kind and fits(one["data"]):
+                    return one["data"]
 
     async def ask(self, name: str, **given: Any) -> dict[str, Any]:
         self._count += 1

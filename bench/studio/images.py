@@ -126,9 +126,7 @@ def processor_seconds(pid: int) -> float:
     return sum(ticks[n] for n in ticks if mine(n)) / os.sysconf("SC_CLK_TCK")
 
 
-async def window(
-    images: Images, url: str, pid: int, kind: str, seconds: float
-) -> dict[str, Any]:
+async def window(images: Images, url: str, pid: int, kind: str, seconds: float) -> dict[str, Any]:
     """Frames per second of the closed loop, delays of the page's images [ms], and processor time
     of browser and studio [s/s]. pid: the studio's."""
     page = kind != WITHOUT

@@ -361,27 +361,57 @@ class Image:
         self.header = type("Header", (), {"stamp": stamp})
 
 
+async def frame(page):
+    """What the next image's header says."""
+    kinds = aiohttp.WSMsgType
+    while (message := await asyncio.wait_for(page.socket.receive(), 20)).type is not kinds.BINARY:
+        pass
+    about, _, jpeg = message.data.partition(b"\n")
+    assert simplejpeg.decode_jpeg(jpeg).shape == (16, 16, 3)
+    return json.loads(about)
+
+
 def test_a_page_that_does_not_draw_gets_the_newest_image_later():
     async def test(studio, graph):
-        async def frame():
-            while (message := await asyncio.wait_for(page.socket.receive(), 20)).type is not (
-                aiohttp.WSMsgType.BINARY
-            ):
-                pass
-            about, _, jpeg = message.data.partition(b"\n")
-            assert simplejpeg.decode_jpeg(jpeg).shape == (16, 16, 3)
-            return json.loads(about)
-
         async with studio.page() as page:
             await page.until("hello")
-            stamps = []
             for number in range(1, 11):
                 studio.server.show("image", Image(number))
                 await asyncio.sleep(0.1)
-            stamps = [(await frame())["stamp"] for _ in range(2)]
+            stamps = [(await frame(page))["stamp"] for _ in range(2)]
             await page.tell("drawn", camera="image")
-            newest = await frame()
+            newest = await frame(page)
             assert stamps == [1, 2] and newest["stamp"] == 10 and newest["dropped"] == 7
+
+    with_studio(test)
+
+
+def test_images_are_sent_at_a_bounded_rate_and_the_newest_counts():
+    async def test(studio, graph):
+        async with studio.page() as page:
+            await page.until("hello")
+            studio.server.show("image", Image(1))
+            assert (await frame(page))["stamp"] == 1
+            for number in range(2, 6):
+                studio.server.show("image", Image(number))
+            newest = await frame(page)
+            assert (newest["stamp"], newest["dropped"]) == (5, 3)
+
+    with_studio(test, max_image_rate=1.0)
+
+
+def test_of_a_value_the_newest_is_sent_and_of_a_series_everything():
+    async def test(studio, graph):
+        async with studio.page() as page:
+            await page.until("operation")
+            for number in range(1, 6):
+                studio.server.tell("instruction", f"number {number}")
+                studio.server.sample("chunk", number)
+            await page.until("chunk", lambda data: data == 5)
+            heard = [data for name, data in page.heard if name == "chunk"]
+            assert heard == [1, 2, 3, 4, 5]
+            assert await page.until("instruction") == "number 5"
+            assert [name for name, _ in page.heard].count("instruction") <= 2
 
     with_studio(test)
 

@@ -30,6 +30,12 @@ class StudioSettings:
         choices=("raw", "compressed"),
     )
     quality: int = option(80, "JPEG quality of the images in the page.", low=10, high=95)
+    max_image_rate: float = option(
+        15.0,
+        "Images per second and camera in the page at most; each costs the browser's machine work.",
+        low=1,
+        high=120,
+    )
     presets: tuple[str, ...] = option((), "Instructions to offer.")
     hold_timeout: float = option(
         0.15,

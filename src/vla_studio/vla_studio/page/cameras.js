@@ -1,18 +1,24 @@
-// Camera images: each is drawn as it comes, with its age, rate and what was left out.
+// Camera images: each is drawn as it comes, with its age, rate and what was left out. While nobody
+// can see them they are not drawn; the server waits for that, and sends no more.
 
-import { byId, drawn, fixed, make } from "./elements.js";
+import { byId, drawn, fixed, isSeen, make, onTicks } from "./elements.js";
 
 const STALE = 1000; // ms
 
 export class Cameras {
   #link;
   #cameras = new Map();
+  #unseen = []; // images that came while nobody could see them
 
   constructor(link) {
     this.#link = link;
     link.on("hello", ({ cameras }) => this.#set(cameras));
+    link.on("close", () => (this.#unseen = []));
     link.on("image", ({ about, jpeg }) => this.#draw(about, jpeg));
-    setInterval(() => this.#tell(), 250);
+    onTicks(500, () => this.#tell());
+    const look = () => this.#unseen.splice(0).forEach(({ about, jpeg }) => this.#draw(about, jpeg));
+    document.addEventListener("visibilitychange", look);
+    addEventListener("resize", look); // also when another page is shown
   }
 
   #set(names) {
@@ -31,6 +37,7 @@ export class Cameras {
   }
 
   async #draw(about, jpeg) {
+    if (!isSeen(byId("cameras"))) return this.#unseen.push({ about, jpeg });
     const camera = this.#cameras.get(about.camera);
     const taken = performance.now() - about.age_ms;
     try {
@@ -43,6 +50,7 @@ export class Cameras {
   }
 
   #tell() {
+    if (!isSeen(byId("cameras"))) return;
     for (const [name, { about, taken, caption, figure }] of this.#cameras) {
       if (!about) continue;
       const age = performance.now() - taken;

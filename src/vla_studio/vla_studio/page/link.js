@@ -42,9 +42,11 @@ export class Link extends EventTarget {
 
   #receive(data) {
     if (typeof data !== "string") return this.#image(new Uint8Array(data));
-    const { type, data: value } = JSON.parse(data);
-    if (type === "answer") this.#answered(value);
-    else this.#emit(type, value);
+    const message = JSON.parse(data);
+    for (const { type, data: value } of message.type === "several" ? message.data : [message]) {
+      if (type === "answer") this.#answered(value);
+      else this.#emit(type, value);
+    }
   }
 
   #answered({ id, error, ...rest }) {

@@ -85,6 +85,7 @@ export class Operate {
     if (!services?.enable || !command || command.state === "inactive") missing.push("the command node");
     if (services?.instruct && inference?.state !== "active") missing.push("the model");
     if (services?.pause && (!sim || sim.state === "starting" && !inference)) missing.push("the simulation");
+    if (missing.join() === this.#missing.join()) return; // it comes often, and each change is laid out
     this.#missing = missing;
     this.#allow();
   }

@@ -1,17 +1,19 @@
 // What the nodes say of themselves: command node, model, simulation, diagnostics.
 
-import { byId, clock, fill, fixed, make } from "./elements.js";
+import { byId, calmly, clock, fill, fixed, make } from "./elements.js";
 
 const STATES = { enabled: "good", stopped: "bad", inactive: "bad", disabled: "warn" };
 const LEVELS = ["good", "warn", "bad", "bad"];
 const LEVEL_NAMES = ["OK", "warning", "error", "stale"];
 
 export function showPanels(link) {
-  link.on("command", showCommand);
-  link.on("inference", showInference);
+  link.on("command", showState);
+  link.on("command", calmly(showCommand, "command"));
+  link.on("inference", calmly(showInference, "model"));
   link.on("model", (model) => (modelInfo = model));
-  link.on("sim", showSim);
-  link.on("diagnostics", showHealth);
+  link.on("sim", showPause);
+  link.on("sim", calmly(showSim, "sim"));
+  link.on("diagnostics", calmly(showHealth, "health"));
   link.on("event", showEvent);
 }
 
@@ -25,10 +27,21 @@ function badge(text, kind) {
   return make("dd", {}, make("span", { textContent: text, className: `badge ${kind ?? ""}` }));
 }
 
+function showState({ state }) {
+  if (byId("robot").textContent !== state)
+    Object.assign(byId("robot"), { textContent: state, className: `badge ${STATES[state] ?? ""}` });
+  document.body.classList.toggle("still", simulated && state !== "enabled");
+}
+
+function showPause({ state }) {
+  simulated = true;
+  if (byId("pause").dataset.paused === String(state === "paused")) return;
+  byId("pause").textContent = state === "paused" ? "Go on" : "Pause";
+  byId("pause").dataset.paused = state === "paused";
+}
+
 function showCommand(status) {
   const kind = STATES[status.state];
-  Object.assign(byId("robot"), { textContent: status.state, className: `badge ${kind ?? ""}` });
-  document.body.classList.toggle("still", simulated && status.state !== "enabled");
   const stopped = status.stop_kind && `${status.stop_reason} (${status.stop_kind}, ${when(status.stop_time)})`;
   fill(byId("command"), [
     ["state", badge(status.state, kind)],
@@ -74,7 +87,6 @@ function showInference(status) {
 }
 
 function showSim(status) {
-  simulated = true;
   const { episode } = status;
   const done = status.episodes_done;
   fill(byId("sim"), [
@@ -85,8 +97,6 @@ function showSim(status) {
     ["rate", `${fixed(status.action_rate, 1)} actions/s`],
     ["remark", status.message],
   ]);
-  byId("pause").textContent = status.state === "paused" ? "Go on" : "Pause";
-  byId("pause").dataset.paused = status.state === "paused";
 }
 
 // Wilson's 95 % interval.

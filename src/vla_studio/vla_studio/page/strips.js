@@ -1,11 +1,11 @@
 // Strips of the last seconds, in SI units: what the model planned, what was sent to the robot, and
 // when a limit changed it. An end effector's deltas are drawn as velocities, delta / dt.
 
-import { byId, make } from "./elements.js";
+import { byId, isSeen, make, onTicks } from "./elements.js";
 import uPlot from "./vendor/uplot.js";
 
 const SECONDS = 10;
-const PERIOD = 200; // ms between two drawings
+const PERIOD = 250; // ms between two drawings
 const LAG = 0.3; // s for which time goes on without news
 const LEAST = 0.02; // span of the values' axis, so that noise around 0 looks like none
 const TWIST = ["x", "y", "z", "rx", "ry", "rz"];
@@ -28,14 +28,29 @@ class Strip {
     this.box.dataset.strip = name;
   }
 
+  // Whether a limit of this kind bounds this number: a gripper is bounded by none.
+  isClippedBy(limit) {
+    if (this.kind === "gripper") return false;
+    if (this.kind.startsWith("eef") && /^(linear|translation)/.test(limit)) return this.axis < 3;
+    if (this.kind.startsWith("eef") && /^(angular|rotation)/.test(limit)) return this.axis >= 3;
+    return true;
+  }
+
   plan(from, points) {
     this.planned = [...this.planned.filter(([time]) => time < from), ...points];
+  }
+
+  // Whether it is drawn already and scrolled out of sight.
+  get #away() {
+    const { top, bottom } = this.box.getBoundingClientRect();
+    return this.#plot && (bottom < 0 || top > innerHeight);
   }
 
   draw(now, clipped, colours) {
     const recent = ([time]) => time > now - SECONDS;
     this.planned = this.planned.filter(recent);
     this.executed = this.executed.filter(recent);
+    if (this.#away) return;
     const times = [...new Set([...this.planned, ...this.executed].map(([time]) => time))].sort((a, b) => a - b);
     const values = (points) => {
       const found = new Map(points);
@@ -61,7 +76,7 @@ class Strip {
       legend: { show: false },
       cursor: { show: false },
       scales: { x: { time: false, range: [-SECONDS, 0.5] }, y: { range: span } },
-      axes: [{ ...axis, size: 28 }, axis],
+      axes: [{ ...axis, size: 28 }, { ...axis, space: 18 }],
       series: [
         {},
         line(colours.planned),
@@ -76,18 +91,19 @@ class Strip {
 
 export class Strips {
   #strips = new Map(); // "part dim" -> Strip
-  #clips = []; // [from, to] in which a limit changed commands
-  #count = null;
+  #clips = []; // {from, to, kinds} of limits that changed commands
+  #counts = null;
   #seen = 0;
   #now = 0; // the graph's newest time, and when it was heard
   #heard = 0;
   #shape = "";
+  #drawn = 0; // the time of the last drawing
 
   constructor(link) {
     link.on("chunk", (chunk) => this.#plan(chunk));
     link.on("executed", (sample) => this.#execute(sample));
     link.on("command", (status) => this.#clip(status));
-    setInterval(() => this.#draw(), PERIOD);
+    onTicks(PERIOD, () => this.#draw());
     addEventListener("resize", () => this.#strips.forEach((strip) => strip.resize()));
   }
 
@@ -139,21 +155,27 @@ export class Strips {
     }
   }
 
-  #clip({ header, clip_counts }) {
-    const count = clip_counts.reduce((sum, n) => sum + n, 0);
-    if (this.#count !== null && count > this.#count) this.#clips.push([this.#seen, header.stamp]);
-    [this.#count, this.#seen] = [count, header.stamp];
-    this.#clips = this.#clips.filter(([, to]) => to > header.stamp - SECONDS);
+  #clip({ header, clip_kinds, clip_counts }) {
+    const before = this.#counts;
+    this.#counts = new Map(clip_kinds.map((kind, i) => [kind, clip_counts[i]]));
+    const kinds = before ? clip_kinds.filter((kind) => this.#counts.get(kind) > (before.get(kind) ?? 0)) : [];
+    if (kinds.length) this.#clips.push({ from: this.#seen, to: header.stamp, kinds });
+    this.#seen = header.stamp;
+    this.#clips = this.#clips.filter(({ to }) => to > header.stamp - SECONDS);
   }
 
   #draw() {
-    if (document.hidden) return;
+    const now = this.#now + Math.min((performance.now() - this.#heard) / 1000, LAG);
+    if (!isSeen(byId("strips")) || now === this.#drawn) return;
+    this.#drawn = now; // where time stands still nothing has changed
     const style = getComputedStyle(document.documentElement);
     const colours = {};
     for (const name of ["planned", "executed", "bad", "soft", "line"])
       colours[name] = style.getPropertyValue(`--${name}`).trim();
-    const now = this.#now + Math.min((performance.now() - this.#heard) / 1000, LAG);
-    const clipped = (time) => this.#clips.some(([from, to]) => time > from && time <= to);
-    for (const strip of this.#strips.values()) strip.draw(now, clipped, colours);
+    for (const strip of this.#strips.values()) {
+      const marks = this.#clips.filter(({ kinds }) => kinds.some((kind) => strip.isClippedBy(kind)));
+      const clipped = (time) => marks.some(({ from, to }) => time > from && time <= to);
+      strip.draw(now, clipped, colours);
+    }
   }
 }

@@ -21,17 +21,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Picked:
-    """A message that was received. received: seconds, monotonic."""
+    """A message that was received. received: seconds, monotonic. number: counts them."""
 
     message: Any
     received: float
+    number: int
 
 
 class Camera:
-    """To be used in the server's thread. send: called with each encoded image."""
+    """To be used in the server's thread. send: called with each encoded image.
 
-    def __init__(self, name: str, quality: int, send: Callable[[Frame], None]):
+    rate: images per second that are encoded at most; others are left out.
+    """
+
+    def __init__(self, name: str, quality: int, rate: float, send: Callable[[Frame], None]):
         self.name, self._quality, self._send = name, quality, send
+        self._period, self._next = 1 / rate, 0.0
+        self._count = 0
         self._newest: Picked | None = None
         self._meter = RateMeter()
         self._task: asyncio.Task[None] | None = None
@@ -42,7 +48,8 @@ class Camera:
         """A message came. wanted: whether anybody looks."""
         now = time.monotonic()
         self._meter.add(0.0, now)
-        self._last = Picked(message, now)
+        self._count += 1
+        self._last = Picked(message, now, self._count)
         if wanted:
             self.again()
 
@@ -53,8 +60,10 @@ class Camera:
             self._task = asyncio.create_task(self._encode())
 
     async def _encode(self) -> None:
-        while (picked := self._newest) is not None:
-            self._newest = None
+        while self._newest is not None:
+            await asyncio.sleep(self._next - time.monotonic())
+            picked, self._newest = self._newest, None
+            self._next = max(self._next, time.monotonic() - self._period) + self._period
             try:
                 jpeg = await asyncio.to_thread(encode, picked.message, self._quality)
             except (ObservationError, ValueError) as error:
@@ -66,7 +75,7 @@ class Camera:
             stamp = picked.message.header.stamp
             rate = self._meter.rate(time.monotonic())
             seconds = stamp.sec + 1e-9 * stamp.nanosec
-            self._send(Frame(self.name, jpeg, seconds, picked.received, rate))
+            self._send(Frame(self.name, jpeg, seconds, picked.received, rate, picked.number))
 
 
 def encode(message: Any, quality: int) -> bytes:

@@ -26,7 +26,7 @@ from vla_studio.web.files import HEADERS, Files
 from vla_studio.web.graph import Graph
 from vla_studio.web.library import Library
 from vla_studio.web.operation import Operation
-from vla_studio.web.page import Frame, Page
+from vla_studio.web.page import Frame, Page, message
 from vla_studio.web.requests import SERVICES, Request
 from vla_studio.web.trials import Trials
 from vla_studio.web.verdicts import keep_verdict
@@ -62,7 +62,7 @@ class StudioServer:
         self._events: deque[dict[str, Any]] = deque(maxlen=200)
         self._numbers = itertools.count(1)
         self._cameras = {
-            name: Camera(name, settings.quality, self._send)
+            name: Camera(name, settings.quality, settings.max_image_rate, self._send)
             for name in self._preset.cameras or settings.cameras
         }
         self.operation = Operation(graph, settings.hold_timeout, self.happened, self._changed)
@@ -82,7 +82,8 @@ class StudioServer:
 
     def sample(self, name: str, value: Any) -> None:
         """One of a series: none replaces another."""
-        self._soon(self._broadcast, name, value)
+        if self._pages:
+            self._soon(self._sample, name, value)
 
     def show(self, camera: str, message: Any) -> None:
         """A camera's message."""
@@ -122,6 +123,7 @@ class StudioServer:
             for task in tasks:
                 task.cancel()
             await runner.cleanup()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def url(self, port: int) -> str:
         """Where the page is; with a one-time link's code where one has to log in."""
@@ -249,7 +251,7 @@ class StudioServer:
 
     def _greet(self, page: Page) -> None:
         settings = self.settings
-        page.tell(
+        page.happened(
             "hello",
             {
                 "name": page.name,
@@ -264,7 +266,7 @@ class StudioServer:
             },
         )
         for name, value in {**self._values, "operation": self.operation.state()}.items():
-            page.tell(name, value)
+            page.tell(name, message(name, value))
         for event in self._events:
             page.happened("event", {**event, "old": True})
         for camera in self._cameras.values():
@@ -402,7 +404,7 @@ class StudioServer:
         if name == "compare":
 
             def progress(done: int, of: int) -> None:
-                page.tell("compared", {"done": done, "of": of})
+                page.tell("compared", message("compared", {"done": done, "of": of}))
 
             return await library.compare(dataset, index, asked.text("model"), progress)
         if name == "delete":
@@ -468,16 +470,25 @@ class StudioServer:
             self._tell_trials()
         elif name == "instruction":
             self._trials.heard(value)
+        self._tell_all(name, value)
+
+    def _tell_all(self, name: str, value: Any) -> None:
+        if self._pages:
+            text = message(name, value)
+            for page in self._pages:
+                page.tell(name, text)
+
+    def _sample(self, name: str, value: Any) -> None:
+        text = message(name, value)
         for page in self._pages:
-            page.tell(name, value)
+            page.sample(text)
 
     def _broadcast(self, name: str, value: Any) -> None:
         for page in self._pages:
             page.happened(name, value)
 
     def _changed(self) -> None:
-        for page in self._pages:
-            page.tell("operation", self.operation.state())
+        self._tell_all("operation", self.operation.state())
 
     def _send(self, frame: Frame) -> None:
         for page in self._pages:
