@@ -61,7 +61,8 @@ export class Jobs {
           onclick: () => this.#do("cancel_job", { job: job.job_id }),
         }),
       );
-    const what = `${job.arguments.join(" ")}: ${job.state}, ${job.step}${of}${left}. ${job.message}`;
+    const state = `${job.state}, ${job.step}${of}${left}. ${job.message}`;
+    const what = [job.arguments.join(" "), state].filter(Boolean).join(": ");
     return make(
       "div",
       { className: "job" },

@@ -14,6 +14,7 @@ export class Library {
   #ask;
   #episode = null;
   #folder = "";
+  #comparing = false; // whether an answer is waited for: word of its progress may come after it
   #plots = [];
 
   constructor(link, ask) {
@@ -37,7 +38,9 @@ export class Library {
     byId("delete-sure").onclick = () => this.#edit("delete");
     byId("restore").onclick = () => this.#edit("restore");
     byId("convert").onclick = () => this.#convert();
-    link.on("compared", ({ done, of }) => (byId("compared").textContent = `step ${done} of ${of} ...`));
+    link.on("compared", ({ done, of }) => {
+      if (this.#comparing) byId("compared").textContent = `step ${done} of ${of} ...`;
+    });
     byId("examine").onclick = () => this.#examine();
     addEventListener("hashchange", () => this.look());
   }
@@ -137,7 +140,7 @@ export class Library {
         legend: { show: false },
         cursor: { y: false, points: { show: false }, drag: { x: false } },
         scales: { x: { time: false } },
-        axes: [{ ...axis, size: 26 }, { ...axis, size: 50 }],
+        axes: [{ ...axis, size: 26 }, { ...axis, size: 50, space: 18 }],
         series: [{}, line("executed"), ...(compared ? [line("planned")] : [])],
       };
       const values = series.map((rows) => rows.map((row) => row[column]));
@@ -164,10 +167,10 @@ export class Library {
   async #compare() {
     const shown = this.#episode;
     const button = byId("compare").querySelector("button");
-    button.disabled = true;
+    button.disabled = this.#comparing = true;
     byId("compared").textContent = "loading the model ...";
     const found = await this.#ask("compare", { dataset: shown.dataset, index: shown.index, model: byId("compared-model").value });
-    button.disabled = false;
+    button.disabled = this.#comparing = false;
     byId("compared").textContent = "";
     if (!found || shown !== this.#episode) return;
     const errors = found.errors.map(({ name, mean, unit }) => `${name} ${fixed(mean, unit === "1" ? 2 : 1)}${unit === "1" ? "" : ` ${unit}`}`);
