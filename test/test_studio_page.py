@@ -306,7 +306,7 @@ def test_control_is_asked_for_and_handed_over(graph):
 def test_it_fits_the_screen(graph, width, tmp_path):
     folder = Path(os.environ.get("VLA_SCREENSHOTS", tmp_path))
 
-    async def picture(tab, name):
+    async def screenshot(tab, name):
         await asyncio.sleep(1)
         await tab.evaluate("window.scrollTo(0, 0)")
         await tab.screenshot(folder / f"{name}_{width}.png")
@@ -316,7 +316,7 @@ def test_it_fits_the_screen(graph, width, tmp_path):
         await tab.resize(width, 900)
         await enable(tab, graph)
         await asyncio.sleep(5)
-        await picture(tab, "operate")
+        await screenshot(tab, "operate")
         await tab.up("#hold")
         await show(tab, "data")
         await tab.until("document.querySelector('#dataset').value === 'demo.hdf5'")
@@ -325,17 +325,17 @@ def test_it_fits_the_screen(graph, width, tmp_path):
         await tab.evaluate("document.querySelector('#compare button').click()")
         await tab.until("document.querySelector('#compared').textContent.includes('accuracy')")
         await tab.evaluate("document.querySelector('#delete').click()")
-        await picture(tab, "data")
+        await screenshot(tab, "data")
         await show(tab, "jobs")
         graph.world.log = "\n".join(f"step {n} of 40  loss {4 / n:.4f}" for n in range(1, 41))
         await tab.evaluate("document.querySelector('#start button').click()")
         await tab.until("!!document.querySelector('.job button')")
         await tab.evaluate("document.querySelector('.job button').click()")
         await tab.until("!!document.querySelector('#loss canvas')")
-        await picture(tab, "jobs")
+        await screenshot(tab, "jobs")
         await show(tab, "machine")
         await tab.evaluate("document.querySelector('#examine').click()")
         await tab.until("!!document.querySelector('.finding')")
-        await picture(tab, "machine")
+        await screenshot(tab, "machine")
 
     in_browser(graph, test)

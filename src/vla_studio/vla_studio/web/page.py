@@ -17,7 +17,7 @@ PACE = 0.1  # s between two sendings of values and samples: each costs the brows
 SEND_SECONDS = 5.0  # until a page that does not read is given up
 
 
-def message(name: str, value: Any) -> str:
+def as_text(name: str, value: Any) -> str:
     """What a page is sent, encoded once for all of them."""
     return json.dumps({"type": name, "data": value}, allow_nan=False)
 
@@ -67,18 +67,18 @@ class Page:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def tell(self, name: str, text: str) -> None:
-        """A `message` with a value, which replaces the one of this name that still waits."""
+        """A value as `as_text` makes it; it replaces the one of this name that still waits."""
         self._values[name] = text
         self._wake.set()
 
     def sample(self, text: str) -> None:
-        """A `message` with one of a series."""
+        """One of a series, as `as_text` makes it."""
         self._samples.append(text)
         self._wake.set()
 
     def happened(self, name: str, value: Any) -> None:
         """What is sent at once, and in order."""
-        self._events.append(message(name, value))
+        self._events.append(as_text(name, value))
         self._wake.set()
 
     def show(self, frame: Frame) -> None:

@@ -56,9 +56,9 @@ class Request:
 
     def real(self, name: str, low: float, high: float) -> float:
         value = self.arguments.get(name)
-        if type(value) not in (int, float) or not low <= value <= high:
-            raise VlaError(f"{name} is no such number", f"give {low:g} to {high:g}")
-        return float(value)
+        if isinstance(value, (int, float)) and type(value) is not bool and low <= value <= high:
+            return float(value)
+        raise VlaError(f"{name} is no such number", f"give {low:g} to {high:g}")
 
     def whole(self, name: str, low: int, high: int, default: int | None = None) -> int:
         value = self.arguments.get(name, default)

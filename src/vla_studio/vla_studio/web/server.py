@@ -26,7 +26,7 @@ from vla_studio.web.files import HEADERS, Files
 from vla_studio.web.graph import Graph
 from vla_studio.web.library import Library
 from vla_studio.web.operation import Operation
-from vla_studio.web.page import Frame, Page, message
+from vla_studio.web.page import Frame, Page, as_text
 from vla_studio.web.requests import SERVICES, Request
 from vla_studio.web.trials import Trials
 from vla_studio.web.verdicts import keep_verdict
@@ -266,7 +266,7 @@ class StudioServer:
             },
         )
         for name, value in {**self._values, "operation": self.operation.state()}.items():
-            page.tell(name, message(name, value))
+            page.tell(name, as_text(name, value))
         for event in self._events:
             page.happened("event", {**event, "old": True})
         for camera in self._cameras.values():
@@ -404,7 +404,7 @@ class StudioServer:
         if name == "compare":
 
             def progress(done: int, of: int) -> None:
-                page.tell("compared", message("compared", {"done": done, "of": of}))
+                page.tell("compared", as_text("compared", {"done": done, "of": of}))
 
             return await library.compare(dataset, index, asked.text("model"), progress)
         if name == "delete":
@@ -474,12 +474,12 @@ class StudioServer:
 
     def _tell_all(self, name: str, value: Any) -> None:
         if self._pages:
-            text = message(name, value)
+            text = as_text(name, value)
             for page in self._pages:
                 page.tell(name, text)
 
     def _sample(self, name: str, value: Any) -> None:
-        text = message(name, value)
+        text = as_text(name, value)
         for page in self._pages:
             page.sample(text)
 
