@@ -152,6 +152,15 @@ async def window(images: Images, url: str, pid: int, kind: str, seconds: float) 
     return {"rate": rate, "delays": delays, "busy": busy}
 
 
+def per_frame(busy: list[dict[str, float]], rates: list[float]) -> dict[str, float]:
+    """Median processor time [ms] per frame, of windows that had any; busy: [s/s]."""
+    each = [(b, rate) for b, rate in zip(busy, rates, strict=True) if rate]
+    return {
+        who: round(1e3 * statistics.median(b[who] / rate for b, rate in each), 1)
+        for who in (busy[0] if each else ())
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--windows", type=int, default=10, help="of each kind")
@@ -188,14 +197,7 @@ def main() -> None:
             "p95": round(sorted(delays)[int(0.95 * len(delays))], 1),
         },
         "frames_per_second": {k: [round(r, 2) for r in found] for k, found in rates.items()},
-        "processor_ms_per_frame": {
-            kind: {
-                who: round(1e3 * statistics.median(b[who] / r for b, r in each), 1)
-                for who in ("browser", "studio")
-            }
-            for kind in rates
-            if (each := [*zip(busy[kind], rates[kind], strict=True)])
-        },
+        "processor_ms_per_frame": {k: per_frame(busy[k], rates[k]) for k in rates},
         "rate_of_that_without": {k: round(middle[k] / middle[WITHOUT], 3) for k in (WITH, ASIDE)},
     }
     keep(report, args.output)
