@@ -254,6 +254,23 @@ def test_steps_of_a_chunk_are_those_of_published_clients():
         steps("libero_oft", 8, 9)
 
 
+def test_over_ros_as_many_steps_of_a_chunk_are_executed_as_without(there, tmp_path, monkeypatch):
+    asked = []
+
+    def play(settings, *_):
+        asked.append(settings.execute_steps)
+        return 1, None
+
+    contract = Contract(Needs(), eef_delta_spec(), 10)
+    monkeypatch.setattr(rollout, "check_model", lambda *_: contract)
+    monkeypatch.setattr(rollout, "play", play)
+    for steps in (None, 7):
+        rollout.rollout(
+            task="libero_spatial", model="openpi:ws://there:1", ros=True, execute_steps=steps
+        )
+    assert asked == [5, 7]
+
+
 def test_models_that_need_what_libero_lacks_are_refused():
     assert cameras(Needs(2, 8)) == ("agentview", "robot0_eye_in_hand")
     for needs, problem in ((Needs(3), "takes 3 images"), (Needs(1, 7), "7 numbers of state")):

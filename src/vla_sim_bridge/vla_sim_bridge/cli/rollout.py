@@ -20,7 +20,7 @@ from vla_inference.cli.options import takes
 from vla_inference.cli.output import JsonOption, print_json
 from vla_inference.errors import VlaError
 from vla_inference.options import Holds
-from vla_inference.policies.base import LoadOptions, Needs, RunOptions
+from vla_inference.policies.base import Contract, LoadOptions, Needs, RunOptions
 from vla_inference.system.prefixes import share_folders
 from vla_sim_bridge.ros.sim_settings import SimSettings
 from vla_sim_bridge.tasks import get_task
@@ -208,10 +208,16 @@ def rollout(
     how = {**asdict(run), "unnorm_key": unnorm_key, "namespace": namespace}
     settings.check()
     check_installed(get_task(settings.task))
-    needs = check_model(settings, LoadOptions.of(run, unnorm_key or ""))
+    contract = check_model(settings, LoadOptions.of(run, unnorm_key or ""))
+    if get_task(task).package == "libero" and lock_step and not execute_steps:
+        from vla_inference.serving.openpi.observation_maps import ObservationMap
+        from vla_sim_bridge.libero.command import steps_of, usual_map
+
+        published = ObservationMap.load(usual_map(settings.model))
+        settings.execute_steps = steps_of(contract, published, 0)
     reason = Reason()
     with tempfile.TemporaryDirectory() as temporary:
-        more = give_what_it_needs(settings, needs, Path(temporary))
+        more = give_what_it_needs(settings, contract.needs, Path(temporary))
         status, results = play(settings, {**how, **more}, as_json, reason)
     if results is None:
         why = reason.text or "for a reason that stands above"
@@ -286,14 +292,14 @@ def find_model(given: str | None, hub: bool = False) -> str:
     return str(folder)
 
 
-def check_model(settings: SimSettings, options: LoadOptions) -> Needs:
+def check_model(settings: SimSettings, options: LoadOptions) -> Contract:
     """Refuses whatever the model's node would refuse, before anything starts."""
     from vla_inference.policies.registry import check_policy
 
     contract = check_policy(settings.model, options)
     if settings.lock_step:
         settings.steps_of(contract.chunk)
-    return contract.needs
+    return contract
 
 
 def give_what_it_needs(settings: SimSettings, needs: Needs, folder: Path) -> dict[str, str]:

@@ -51,7 +51,7 @@ def run(
         )
     contract = check_policy(model, options)
     cameras(contract.needs)
-    name = observation_map or ("libero_pi" if "://" in model else "libero_oft")
+    name = observation_map or usual_map(model)
     setting = Setting(
         task=known.name,
         model=model,
@@ -69,6 +69,11 @@ def run(
         _say(f"{episodes} of the benchmark's {most} episodes of {known.name}, tasks in turn")
     work = Work(episodes, folder, parallel if parallel > 0 else workers(), ray, films)
     return evaluate(setting, work, _say), folder
+
+
+def usual_map(model: str) -> str:
+    """The observation map of released models: served elsewhere (by openpi), or loaded here."""
+    return "libero_pi" if "://" in model else "libero_oft"
 
 
 def steps_of(contract: Contract, observations: ObservationMap, asked: int) -> int:
