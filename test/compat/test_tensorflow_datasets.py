@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from demonstrations import LENGTHS, SIZE
 from elsewhere import elsewhere, interpreter
+from foreign_files import scene
 
 from vla_training.conversion.config import ConvertConfig
 from vla_training.conversion.convert import convert
@@ -85,6 +86,75 @@ class Theirs(tfds.core.GeneratorBasedBuilder):
 Theirs(data_dir=sys.argv[1]).download_and_prepare()
 print(json.dumps(tfds.__version__))
 """
+# LIBERO as it is published for OpenVLA: the features, and -1 for an open gripper.
+LIBERO = """
+import json, sys
+import numpy as np
+import tensorflow_datasets as tfds
+
+class LiberoSpatialNoNoops(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        f = tfds.features
+        image = lambda: f.Image(shape=(64, 64, 3), dtype=np.uint8, encoding_format="png")
+        step = f.FeaturesDict({
+            "observation": f.FeaturesDict({
+                "wrist_image": image(), "image": image(),
+                "state": f.Tensor(shape=(8,), dtype=np.float32),
+                "joint_state": f.Tensor(shape=(7,), dtype=np.float32),
+            }),
+            "action": f.Tensor(shape=(7,), dtype=np.float32),
+            "language_instruction": f.Text(),
+            "is_first": f.Scalar(dtype=np.bool_), "is_last": f.Scalar(dtype=np.bool_),
+            "is_terminal": f.Scalar(dtype=np.bool_), "reward": f.Scalar(dtype=np.float32),
+            "discount": f.Scalar(dtype=np.float32),
+        })
+        return tfds.core.DatasetInfo(builder=self, features=f.FeaturesDict({
+            "steps": f.Dataset(step),
+            "episode_metadata": f.FeaturesDict({"file_path": f.Text()}),
+        }))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        images = np.load(sys.argv[1] + "/images.npy")
+        yield "0", {"episode_metadata": {"file_path": "x_demo.hdf5"}, "steps": [{
+            "observation": {
+                "image": image, "wrist_image": image // 2,
+                "state": np.float32([0.1, 0, 1, 3.2, 0.1, 0, 0.04, -0.04]) + t,
+                "joint_state": np.arange(7, dtype=np.float32),
+            },
+            "action": np.float32([0.9375, -0.5, 0, 0.1, 0, 0, -1 if t < 3 else 1]),
+            "language_instruction": "pick up the black bowl", "is_first": t == 0,
+            "is_last": t == 5, "is_terminal": t == 5, "reward": float(t == 5), "discount": 1.0,
+        } for t, image in enumerate(images)]}
+
+LiberoSpatialNoNoops(data_dir=sys.argv[1]).download_and_prepare()
+print(json.dumps(tfds.__version__))
+"""
+
+
+def test_we_read_libero_as_it_is_published(tmp_path):
+    """Images stay as they are, which is turned by 180 degrees: so models are trained and asked."""
+    turned = np.stack([scene(t)[:, ::-1] for t in range(6)])
+    np.save(tmp_path / "images.npy", turned)
+    elsewhere(PYTHON, tmp_path, LIBERO, tmp_path)
+    data = open_dataset(tmp_path / "libero_spatial_no_noops" / "1.0.0")
+    assert data.cameras() == ["image", "wrist_image"] and "turned by 180" in data.notes[0]
+    assert (data.spec.dims[0].unit, data.spec.dims[3].unit) == ("0.05 m", "0.5 rad")
+    assert data.spec.dt == 0.05
+    assert sorted(data.left_out()) == ["discount", "observation/joint_state"]
+    (episode,) = data
+    assert episode.actions[:, 6].tolist() == [1, 1, 1, 0, 0, 0]  # open, then closed
+    np.testing.assert_allclose(episode.actions[0, :4], [0.9375, -0.5, 0, 0.1])
+    for t, step in enumerate(episode.steps):
+        state = np.float32([0.1, 0, 1, 3.2, 0.1, 0, 0.04, -0.04]) + np.float32(t)
+        np.testing.assert_array_equal(step.observation.state, state)
+        np.testing.assert_array_equal(step.observation.images["image"], turned[t])
+        np.testing.assert_array_equal(step.observation.images["wrist_image"], turned[t] // 2)
+        assert step.observation.instruction == "pick up the black bowl"
 
 
 def test_it_reads_ours(source, tmp_path):
