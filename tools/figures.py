@@ -505,6 +505,14 @@ def _won(name: str, reports: tuple[Result, ...]) -> int:
 
 CLAIMS = (
     Claim(
+        "docs/how-to.md",
+        lambda r: (
+            f"{r['beside them']['torch first']['over_best']:.2f} times as long beside a busy "
+            f"process ({r['beside them']['as installed']['over_best']:.2f} with the settings"
+        ),
+        ("busy_neighbour.json",),
+    ),
+    Claim(
         CARD_PAGE,
         lambda *r: f"Of {sum(x['episodes'] for x in r)} episodes",
         BITS,

@@ -186,6 +186,8 @@ def write_environment(ros: Path | None, gl: str) -> None:
             text.append(f"  export {name}={shlex.quote(values[name])}")
     if not ros:  # the wheels have no other
         text.append('  export RMW_IMPLEMENTATION="${RMW_IMPLEMENTATION:-rmw_fastrtps_cpp}"')
+    # As vla_inference sets it, which is too late for a script that imports PyTorch before.
+    text.append('  export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"')
     text += [f'  export MUJOCO_GL="${{MUJOCO_GL:-{gl}}}"', "fi"]
     partial = ENV_FILE.with_suffix(".part")
     partial.write_text("\n".join(text) + "\n")

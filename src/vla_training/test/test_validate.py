@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from vla_training.datasets.bag.reader import BagSet
 from vla_training.evaluation import validation_report
 from vla_training.evaluation.config import Thresholds, ValidateConfig
 from vla_training.evaluation.validate import validate
+
+ROOT = Path(__file__).resolve().parents[3]
 
 STATISTICS = {
     "action": {"q01": [-0.02] * 6 + [0.0], "q99": [0.02] * 6 + [1.0]},
@@ -158,6 +161,23 @@ def test_threads_that_wait_do_not_spin(module):
         timeout=120,
     )
     assert "GOMP_SPINCOUNT = '0'" in done.stderr
+
+
+def test_a_script_that_imports_pytorch_first_is_told_what_that_costs():
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    load = "from vla_inference.policies.registry import load_policy; load_policy({!r})"
+    script = load.format("models/stack-small")
+    for first, told in (("import torch", True), ("pass", False)):
+        done = subprocess.run(
+            [sys.executable, "-c", f"{first}; {script}"],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+        assert ("set OMP_WAIT_POLICY=PASSIVE" in done.stderr) == told
 
 
 def test_twists_are_compared_over_the_step_of_the_model(tmp_path):

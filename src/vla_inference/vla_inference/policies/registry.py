@@ -7,9 +7,11 @@ Other packages bring families by entry points of group `vla.policies`: the name 
 from __future__ import annotations
 
 import os
+import warnings
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import vla_inference
 from vla_inference.errors import CheckpointError, VlaError
 from vla_inference.policies.base import Contract, Description, Family, LoadOptions, Policy
 from vla_inference.system.plugins import find_plugins, load_plugin
@@ -87,6 +89,12 @@ def load_policy(model: str | os.PathLike, options: LoadOptions = LoadOptions()) 
         chunk.actions  # float32 [T, D], in the units of policy.action_spec()
     """
     family, where = find_family(model)
+    if vla_inference.TOO_LATE and not options.device.startswith("cuda"):
+        warnings.warn(
+            "PyTorch was imported before vla_inference, so that its CPU threads spin and are "
+            "slow beside other work; set OMP_WAIT_POLICY=PASSIVE, or import vla_inference first",
+            stacklevel=2,
+        )
     return family.load(where, options)
 
 
