@@ -37,7 +37,8 @@ from vla_training.ros.validation_node import ValidationConfig
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 HEAD = """# Options of the commands
 Written by `tools/options_page.py` from the code. `-` and `_` in names are the same. An option
-without a default may be left out, unless it says "required".
+without a default may be left out, unless it says "required". Every command that is no group takes
+`--config FILE` as well: [options from a file](how-to.md#repeat-a-run-by-a-file-of-its-options).
 """
 PARAMETERS_HEAD = """# Parameters of the nodes
 Written by `tools/options_page.py` from the code. They are read when a node is configured and

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from vla_inference.cli.benchmark.config import BenchConfig
+from vla_inference.cli.config_file import keep_options
 from vla_inference.cli.options import takes
 from vla_inference.cli.output import JsonOption, print_json
 from vla_inference.system.files import writable, write_whole
@@ -29,6 +30,7 @@ def bench(
     report = run(config, lambda text: print(text, file=sys.stderr, flush=True))
     if output is not None:
         write_whole(output, json.dumps(report, indent=1) + "\n")
+        keep_options(output)
     if as_json:
         print_json(report)
     else:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from vla_inference.cli.config_file import keep_options
 from vla_inference.cli.options import takes
 from vla_inference.cli.output import JsonOption, print_json
 from vla_inference.errors import VlaError
@@ -76,6 +77,7 @@ def generate(
         if output is not None and len(names) > 1:
             folder = output / config.task
         path = _generate_one(config, folder, parallel, ray_address)
+        keep_options(path.parent)
         statistics = json.loads((path.parent / "statistics.json").read_text())
         made.append({"path": str(path), **statistics})
         if not as_json:

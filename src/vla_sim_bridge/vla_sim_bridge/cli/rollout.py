@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from vla_inference.checkpoints.hub import HUB_ID
+from vla_inference.cli.config_file import keep_options
 from vla_inference.cli.options import takes
 from vla_inference.cli.output import JsonOption, print_json
 from vla_inference.errors import VlaError
@@ -230,6 +231,7 @@ def finish(
     status: int, results: dict, folder: Path, as_json: bool, min_success: float | None
 ) -> int:
     """Tells the results; returns the exit status."""
+    keep_options(folder)
     if as_json:
         print_json(results)
     else:

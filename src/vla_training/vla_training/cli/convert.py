@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vla_inference.cli.config_file import keep_options
 from vla_inference.cli.options import takes
 from vla_inference.cli.output import JsonOption, print_json
 from vla_inference.errors import VlaError
@@ -84,6 +85,7 @@ def convert(
         workers=workers,
         report=follow,
     )
+    keep_options(result.path)
     if as_json:
         print_json(result)
         return 0

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from vla_inference.cli.config_file import keep_options
 from vla_inference.cli.options import takes
 from vla_inference.cli.output import JsonOption, print_json
 from vla_inference.options import Holds, check_options
@@ -71,8 +72,10 @@ def evaluate(
     written = {}
     if save_stats is not None:
         written["figures"] = write_json(save_stats, statistics)
+        keep_options(save_stats)
     if report is not None:
         written["report"] = eval_report.write_report(report, result, statistics)
+        keep_options(report)
     if as_json:
         print_json({**statistics, "files": written})
     else:

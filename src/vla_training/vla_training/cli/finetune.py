@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vla_inference.cli.config_file import keep_options
 from vla_inference.cli.options import takes
 from vla_inference.cli.output import JsonOption, print_json
 from vla_inference.errors import VlaError
@@ -69,8 +70,13 @@ def finetune(
     writable(folder, "folder")
     from vla_training.finetune.finetune import finetune as run
 
-    output = run(replace(config, folder=str(folder)), resume)
-    if int(os.environ.get("RANK", 0)) == 0:
+    first = int(os.environ.get("RANK", 0)) == 0
+    try:
+        output = run(replace(config, folder=str(folder)), resume)
+    finally:
+        if first and folder.is_dir():  # it began
+            keep_options(folder)
+    if first:
         if as_json:
             print_json({"output": str(output)})
         else:

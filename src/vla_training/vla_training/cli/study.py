@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from vla_inference.cli.config_file import keep_options
 from vla_inference.cli.options import takes
 from vla_inference.cli.output import JsonOption, print_json
 from vla_inference.system import progress
@@ -36,7 +37,11 @@ def study(
     config = replace(config, data=tuple(str(p.resolve()) for p in dataset or ()))
     if config.parallel < 0:
         config = replace(config, parallel=max(1, (os.cpu_count() or 1) - 2))
-    found = run(config, _quiet if as_json else _say)
+    try:
+        found = run(config, _quiet if as_json else _say)
+    finally:
+        if Path(config.output).is_dir():  # it began
+            keep_options(Path(config.output))
     if as_json:
         print_json(found)
     else:

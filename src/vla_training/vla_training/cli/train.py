@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from vla_inference.cli.config_file import keep_options
 from vla_inference.cli.options import takes
 from vla_inference.cli.output import JsonOption, print_json
 from vla_inference.errors import VlaError
@@ -81,7 +82,11 @@ def train(
     count = (os.cpu_count() or 1) if parallel < 0 else parallel
     made = make_reset_images(output / "reset_images", wanted, count, tell)
     paths = [str(p) for p in (*dataset, *made)]
-    checkpoint = run(paths, output, config, devices, resume, tell)
+    try:
+        checkpoint = run(paths, output, config, devices, resume, tell)
+    finally:
+        if output.is_dir():  # it began
+            keep_options(output)
     if average_with is not None:
         checkpoint = average(average_with, checkpoint, output / "averaged", average_share)
     if as_json:

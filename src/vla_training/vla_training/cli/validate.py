@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from vla_inference.cli.config_file import keep_options
 from vla_inference.cli.options import takes
 from vla_inference.cli.output import JsonOption, print_json
 from vla_inference.options import check_options
@@ -72,6 +73,7 @@ def validate(
     written = None
     if report is not None:
         written = validation_report.write_report(report, result, statistics)
+        keep_options(report)
     if as_json:
         print_json({**statistics, "thresholds": asdict(bounds), "report": written})
     else:
