@@ -51,7 +51,8 @@ def options(command: str, subcommand: str = "") -> set[str]:
         (function,) = [f for name, f in commands if (name or f.__name__) == subcommand]
     else:
         function = loaded
-    return {w for o in options_of(function) for w in (*o.names, *o.off)} | {"--help", "--json"}
+    everywhere = {"--help", "--json", "--config"}
+    return {w for o in options_of(function) for w in (*o.names, *o.off)} | everywhere
 
 
 @every_page

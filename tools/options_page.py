@@ -79,7 +79,7 @@ def options_page() -> str:
             continue
         options = options_of(command)
         rows = [
-            f"| {_names(option)} | {default_cell(option)} | {_cell(option.help)} |"
+            f"| {_names(option)} | {default_cell(option)} | {_cell(help_cell(option))} |"
             for option in options
         ]
         table = ["| option | default | |", "|---|---|---|", *rows]
@@ -118,6 +118,13 @@ def _allowed(about: Option) -> str:
 
 def _names(option: CommandOption) -> str:
     return ", ".join(f"`{name}`" for name in (*option.names, *option.off))
+
+
+def help_cell(option: CommandOption) -> str:
+    """Its help, with its values where the help does not say them."""
+    if all(choice in option.help for choice in option.choices):
+        return option.help
+    return f"{option.help} One of {', '.join(option.choices)}."
 
 
 def default_cell(option: CommandOption) -> str:

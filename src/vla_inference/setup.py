@@ -53,6 +53,7 @@ setup(
             "infer = vla_inference.cli.infer:infer",
             "bench = vla_inference.cli.bench:bench",
             "compile = vla_inference.cli.compile:compile_model",
+            "completion = vla_inference.cli.completion:completion",
             "serve = vla_inference.cli.serve:serve",
             "models = vla_inference.cli.listing:models",
             "robots = vla_inference.cli.listing:robots",

@@ -8,7 +8,7 @@ of them (docs/parameters.md). `check_options` holds values to what the fields sa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import Enum
 from typing import Any
@@ -56,6 +56,17 @@ def option(default: Any = MISSING, help: str = "", **about: Any) -> Any:
 def options(kind: Any) -> Iterator[tuple[Field, Option]]:
     """The fields of a dataclass, or of one of its objects, that are options."""
     return ((f, f.metadata[KEY]) for f in fields(kind) if KEY in f.metadata)
+
+
+def group_of(kind: type, name: str) -> str:
+    """The heading in a command's help that a field stands under; empty: the command's own.
+
+    A dataclass says so by GROUPS: field names by heading; no names are all others.
+    """
+    groups: Mapping[str, tuple[str, ...]] = getattr(kind, "GROUPS", {})
+    named = [title for title, names in groups.items() if name in names]
+    others = [title for title, names in groups.items() if not names]
+    return (named or others or [""])[0]
 
 
 def command_names(f: Field, about: Option) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from vla_sim_bridge.tasks import TASKS
         ({"episodes": 0}, "--episodes is 0; give at least 1"),
         ({"method": "magic"}, "--method is 'magic'; use scripted or mimicgen"),
         ({"randomize": "colors"}, "'colors' cannot be randomised; use colours, camera"),
-        ({"randomize_every": "day"}, "use 'episode' or 'frame'"),
+        ({"randomize_every": "day"}, "--randomize-every is 'day'; use episode or frame"),
         ({"recovery": 2.0}, "give 0 to 1"),
         ({"select_source": "best"}, "use random, nearest_neighbor_object"),
         ({"tasks": ["Stack_D0,Stack_D1"], "nearest": 0}, "give at least 1"),

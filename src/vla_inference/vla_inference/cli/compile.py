@@ -101,7 +101,11 @@ def compile_model(
         ),
     ],
     engine: Annotated[
-        str, typer.Option(help="tvm or mlc (language model), onnx or tensorrt (vision encoders).")
+        str,
+        typer.Option(
+            help="tvm or mlc (language model), onnx or tensorrt (vision encoders).",
+            metavar="|".join(PARTS),
+        ),
     ],
     output: Annotated[Path, typer.Option(help="Folder to write.")],
     target: Annotated[

@@ -78,12 +78,12 @@ def run_subcommand(point: EntryPoint, arguments: list[str]) -> int:
     import typer.main
 
     from vla_inference.cli.config_file import with_config_file
-    from vla_inference.cli.options import command_group
+    from vla_inference.cli.options import Command, command_group
 
     function = app = point.load()
     if not isinstance(app, typer.Typer):
         app = command_group()
-        app.command(name=point.name)(with_config_file(function))
+        app.command(name=point.name, cls=Command)(with_config_file(function))
     command = typer.main.get_command(app)
     arguments = join_words(arguments, getattr(function, "several", ()))
     result = command.main(arguments, prog_name=f"vla {point.name}", standalone_mode=False)

@@ -8,13 +8,15 @@ import sys
 import typing
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
+import typer.core
 import typer.main
 
 from vla_inference.errors import VlaError
-from vla_inference.options import Holds, Option, command_names, options
+from vla_inference.options import Holds, Option, command_names, group_of, options
 
 SETTINGS: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
@@ -22,6 +24,24 @@ SETTINGS: dict[str, Any] = {
     # --batch_size is --batch-size: tutorials of the field write either.
     "token_normalize_func": lambda name: name.replace("_", "-"),
 }
+
+
+class Command(typer.core.TyperCommand):
+    """A command whose help lists options by group, in plain text."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None:
+                continue
+            argument = parameter.param_type_name == "argument"
+            group = getattr(parameter, "rich_help_panel", None) or "Options"
+            sections.setdefault("Arguments" if argument else group, []).append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
 
 
 def command_group(about: str = "") -> typer.Typer:
@@ -86,7 +106,13 @@ class _Made:
         name = names[0].removeprefix("--").replace("-", "_")
         if kind is bool and default is True:  # a flag that is off needs no way to be off
             names = (f"{names[0]}/--no-{names[0].removeprefix('--')}",)
-        marks = kind, typer.Option(*names, help=about.help), *filter(None, (about.holds,))
+        declared = typer.Option(
+            *names,
+            help=about.help,
+            metavar="|".join(about.choices) or None,
+            rich_help_panel=group_of(config, f.name) or None,
+        )
+        marks = kind, declared, *filter(None, (about.holds,))
         annotated: Any = Annotated
         parameter = inspect.Parameter(
             name,
@@ -115,7 +141,7 @@ class CommandOption:
     """An option as the command line takes it.
 
     names: with their dashes; an argument's in capitals. off: those that turn a flag off.
-    default: None if there is none.
+    default: None if there is none. choices: all values, where they are few.
     """
 
     names: tuple[str, ...]
@@ -125,6 +151,7 @@ class CommandOption:
     required: bool
     flag: bool
     holds: Holds
+    choices: tuple[str, ...] = ()
 
 
 def options_of(function: Callable) -> list[CommandOption]:
@@ -141,6 +168,7 @@ def options_of(function: Callable) -> list[CommandOption]:
             required=parameter.required,
             flag=getattr(parameter, "is_flag", False),
             holds=_holds(hints[parameter.name]),
+            choices=_choices(parameter.metavar, hints[parameter.name]),
         )
         for parameter in typer.main.get_command(app).params
         if parameter.name in hints
@@ -150,6 +178,15 @@ def options_of(function: Callable) -> list[CommandOption]:
 def _names(parameter: Any) -> tuple[str, ...]:
     argument = parameter.param_type_name == "argument"
     return (parameter.name.upper(),) if argument else tuple(parameter.opts)
+
+
+def _choices(metavar: str | None, hint: Any) -> tuple[str, ...]:
+    """The values that help shows as "one|two", or an enumeration's."""
+    if metavar and "|" in metavar:
+        return tuple(metavar.split("|"))
+    kind = next(iter(typing.get_args(hint)), hint)
+    enumeration = isinstance(kind, type) and issubclass(kind, Enum)
+    return tuple(member.value for member in kind) if enumeration else ()
 
 
 def _type_of(config: type, f: Field) -> Any:

@@ -39,6 +39,7 @@ class RunOptions:
         "", "int4, int4-g32, int8, fp8, q4f16_ft, fp16 ...; default: as stored."
     )
     draft: bool = option(False, "Try the last action's tokens first (engine plain).")
+    GROUPS = {"How the model runs": ()}
 
 
 @dataclass(frozen=True, kw_only=True)

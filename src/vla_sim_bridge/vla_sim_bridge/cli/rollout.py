@@ -50,7 +50,8 @@ Horizon = Annotated[
 Language = Annotated[
     str,
     typer.Option(
-        help="Sentences: train, held-out (known words in new sentences), free (as people type)."
+        help="Sentences: train, held-out (known words in new sentences), free (as people type).",
+        metavar="train|held-out|free",
     ),
 ]
 ExecuteSteps = Annotated[

@@ -52,7 +52,9 @@ class GenerateConfig:
         low=1,
     )
     randomize: tuple[str, ...] = option((), "Any of colours,camera,light,dynamics; default: none.")
-    randomize_every: str = option("episode", "episode or frame; dynamics change per episode only.")
+    randomize_every: str = option(
+        "episode", "How often; dynamics change per episode only.", choices=("episode", "frame")
+    )
     randomize_ranges: dict = field(default_factory=dict)  # other than the default `Ranges`
     recovery: float = option(
         0.0, "Share of episodes in which the arm or an object is pushed.", low=0.0, high=1.0
@@ -62,6 +64,11 @@ class GenerateConfig:
     compression: str = option(
         "gzip", "Of the images in the file; none is fastest.", choices=("gzip", "lzf", "none")
     )
+    GROUPS = {
+        "Images": ("cameras", "camera_width", "camera_height", "images"),
+        "Method": ("method", "source", "select_source", "nearest", "noise", "horizon"),
+        "Variety": ("randomize", "randomize_every", "recovery"),
+    }
 
     def look(self) -> Randomize:
         ranges = Ranges.make(self.randomize_ranges)

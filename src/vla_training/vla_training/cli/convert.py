@@ -20,6 +20,7 @@ from vla_inference.system import progress
 from vla_training.cli.options import DatasetOptions, InstructionOption
 from vla_training.conversion.config import ConvertConfig
 
+WRITTEN = ("rlds", "hdf5", "libero", "lerobot", "bag")
 LOSSLESS = {
     "rlds": {"encoding": "png"},
     "lerobot": {"images": "png"},
@@ -34,9 +35,7 @@ def convert(
     dataset: Annotated[Path, typer.Option(help="Dataset: a folder or file.")],
     to: Annotated[
         str,
-        typer.Option(
-            "--to", "--convert", help="Format to write: rlds, hdf5, libero, lerobot or bag."
-        ),
+        typer.Option("--to", "--convert", help="Format to write.", metavar="|".join(WRITTEN)),
     ],
     output: Annotated[Path, typer.Option(help="Output path; a file NAME.hdf5 for hdf5.")],
     remap_keys: Annotated[

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from vla_training.datasets import EpisodeSet
 
 # Of a dataset.
+FORMATS = ("rlds", "hdf5", "lerobot", "bag")
 DatasetTypeOption = Annotated[
-    str | None, typer.Option(help="rlds, hdf5, lerobot or bag; default: detected from the path.")
+    str | None,
+    typer.Option(help="Its format; default: detected from the path.", metavar="|".join(FORMATS)),
 ]
 InstructionOption = Annotated[
     str | None, typer.Option(help="Instruction for every step, replacing the dataset's.")
@@ -48,7 +50,7 @@ class DatasetOptions:
     """How to read a dataset."""
 
     dataset_type: str | None = option(
-        None, "rlds, hdf5, lerobot or bag; default: detected from the path."
+        None, "Its format; default: detected from the path.", choices=FORMATS
     )
     split: str | None = option(None, "Split of an RLDS dataset; default: train.")
     conventions: str | None = option(
@@ -59,6 +61,7 @@ class DatasetOptions:
         "NAME=VALUE for the reader, such as action_topic=/servo/twist.",
         holds=Holds.LOCAL,
     )
+    GROUPS = {"How the dataset is read": ()}
 
     def reading(self) -> dict[str, Any]:
         """What a reader takes beside the path."""

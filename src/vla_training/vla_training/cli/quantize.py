@@ -22,7 +22,11 @@ def quantize(
         str, typer.Option(help="int4, int4-g32 ... int4-channel, int8, int8wo, fp8, q4f16_ft ...")
     ] = "int4",
     method: Annotated[
-        str, typer.Option(help="hqq, rtn (to nearest), or gptq, which needs --calibration.")
+        str,
+        typer.Option(
+            help="hqq, rtn (to nearest), or gptq, which needs --calibration.",
+            metavar="hqq|rtn|gptq",
+        ),
     ] = "hqq",
     calibration: Annotated[
         Path | None, typer.Option(help="Dataset with observations for gptq.")

@@ -18,13 +18,21 @@ def record(
     ] = 0,
     split: Annotated[
         str,
-        typer.Option(help="Episodes by status (EpisodeStatus), service (~/record), or off."),
+        typer.Option(
+            help="Episodes by status (EpisodeStatus), service (~/record), or off.",
+            metavar="status|service|off",
+        ),
     ] = "status",
-    storage: Annotated[str, typer.Option(help="mcap or sqlite3.")] = "mcap",
+    storage: Annotated[
+        str, typer.Option(help="Format of the bags.", metavar="mcap|sqlite3")
+    ] = "mcap",
     images: Annotated[
-        str, typer.Option(help="Raw images as png (lossless), jpeg or raw.")
+        str,
+        typer.Option(help="How raw images are stored; png is lossless.", metavar="png|jpeg|raw"),
     ] = "png",
-    image_transport: Annotated[str, typer.Option(help="raw or compressed.")] = "raw",
+    image_transport: Annotated[
+        str, typer.Option(help="How images come.", metavar="raw|compressed")
+    ] = "raw",
     topic: Annotated[
         list[str] | None, typer.Option(help="Additional topic; may be repeated.")
     ] = None,

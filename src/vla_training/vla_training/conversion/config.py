@@ -31,7 +31,7 @@ class ConvertConfig:
     )
     max_episodes: int | None = option(None, "Episodes to convert; default: all.", low=1)
     rotation: str | None = option(
-        None, "Rotation of the actions: rotvec or rpy; default: unchanged."
+        None, "Rotation of the actions; default: unchanged.", choices=("rotvec", "rpy")
     )
     allow_no_images: bool = option(False, "Convert a dataset without images.")
     allow_no_instructions: bool = option(False, "Convert steps without an instruction.")

@@ -62,6 +62,7 @@ class Thresholds:
     )
     max_latency_ms: float | None = option(None, "Fail above this latency (95 %), ms.")
     max_jump_mm: float | None = option(None, "Fail above this jump at chunk joins (95 %), mm.")
+    GROUPS = {"Limits that the model must keep": ()}
 
     def failures(self, statistics: Mapping[str, Any]) -> list[str]:
         """Describes the thresholds that were missed; unknown values count as missed."""

@@ -31,6 +31,7 @@ class Online:
     )
     seed: int = 0
     ray_address: str = option("", "Ray cluster for generation.", holds=Holds.LOCAL)
+    GROUPS = {"Episodes generated while training": ()}
 
     def check(self) -> None:
         check_options(self)
@@ -117,6 +118,43 @@ class FinetuneConfig:
     merge: bool = option(True, "Merge the adapter into the base at the end.")
     online: Online = field(default_factory=Online)
     quiet: bool = False
+    GROUPS = {
+        "Model": (
+            "vla_path",
+            "train",
+            "lora_rank",
+            "lora_alpha",
+            "quantize",
+            "freeze_vision",
+            "action_head",
+            "chunk",
+            "num_images",
+            "proprio_dim",
+            "action_dim",
+            "action_space",
+            "merge",
+        ),
+        "Speed and memory": (
+            "precision",
+            "gradient_checkpointing",
+            "compile",
+            "reshard",
+            "workers",
+            "device",
+        ),
+        "Reports, validation and saved states": (
+            "save_steps",
+            "log_steps",
+            "val_split",
+            "val_steps",
+            "eval_steps",
+            "eval_task",
+            "eval_episodes",
+            "tensorboard",
+            "wandb",
+        ),
+        "Training": (),
+    }
 
     def check(self) -> None:
         check_options(self)
