@@ -117,8 +117,8 @@ def test_bad_observations_are_refused_by_name(policies, changes, words):
 
 
 def test_something_that_is_no_observation_is_refused(policies):
-    with pytest.raises(ObservationError, match="dict"):
-        policies["l1"].predict_action({"image": IMAGE}, "lift it")
+    with pytest.raises(ObservationError, match="image is a list"):
+        policies["l1"].predict_action({"image": [1, 2]}, "lift it")
 
 
 @pytest.mark.parametrize("state", [None, STATE[:7], np.full(8, np.nan)])

@@ -299,6 +299,11 @@ class Observation:
     state: np.ndarray | None = None
     stamp: float = 0.0
 
+    def __repr__(self) -> str:
+        seen = [f"{name} {_size(image)}" for name, image in self.images.items()]
+        state = [] if self.state is None else [f"state of {len(self.state)}"]
+        return f"<Observation {self.instruction!r}: {', '.join([*seen, *state]) or 'no image'}>"
+
 
 @dataclass
 class ActionChunk:
@@ -330,6 +335,10 @@ class ActionChunk:
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    def __repr__(self) -> str:
+        steps = f"{len(self)} step{'s' * (len(self) != 1)} of {self.spec.dt:g} s"
+        return f"<ActionChunk {steps}: {', '.join(self.spec.names)}>"
 
 
 @dataclass
@@ -406,6 +415,12 @@ def make_steps(
         )
         for t, shown in enumerate(images)
     ]
+
+
+def _size(image: np.ndarray) -> str:
+    """Width x height, or what is no image."""
+    shape: tuple[int, ...] = getattr(image, "shape", ())
+    return f"{shape[1]}x{shape[0]}" if len(shape) == 3 else type(image).__name__
 
 
 def check_image(image: np.ndarray, name: str = "image") -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vla_inference.errors import VlaError
+from vla_inference.inputs.given import Seen, as_observation
 from vla_inference.options import Holds, option
 from vla_inference.policies.chunking import Continuation
 from vla_inference.types import ActionChunk, ActionSpec, Observation
@@ -151,9 +152,18 @@ class Policy(Protocol):
         """
         ...
 
-    def act(self, observation: Observation) -> ActionChunk:
-        """The next action chunk for one observation."""
-        return self.predict([observation])[0]
+    def act(
+        self,
+        observation: Seen,
+        instruction: str | None = None,
+        state: np.ndarray | None = None,
+    ) -> ActionChunk:
+        """The next action chunk for one observation.
+
+        observation: an `Observation`, or an image (array, Pillow's, path), or several by name.
+        instruction, state: of images alone; they replace an observation's.
+        """
+        return self.predict([as_observation(observation, instruction, state)])[0]
 
     def continue_chunk(self, observation: Observation, after: Continuation) -> ActionChunk:
         """The next action chunk, which goes on from the one that the robot executes now."""
@@ -177,6 +187,12 @@ class Policy(Protocol):
     def unknown_words(self, instruction: str) -> list[str]:
         """Words that its training instructions did not contain, as far as known."""
         return []
+
+    def __repr__(self) -> str:
+        images = f"{self.needs.images} image{'s' * (self.needs.images > 1)}"
+        state = f", state of {self.needs.state}" if self.needs.state else ""
+        steps = f"{self.chunk} action{'s' * (self.chunk > 1)} an answer"
+        return f"<{type(self).__name__} {self.name}: {images}{state}, {steps}, {self.placement}>"
 
     # -- action spaces ------------------------------------------------------------------------
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import fields, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import vla_inference
 from vla_inference.errors import CheckpointError, VlaError
@@ -79,15 +81,21 @@ def check_policy(model: str | os.PathLike, options: LoadOptions = LoadOptions())
     return family.check(where, options)
 
 
-def load_policy(model: str | os.PathLike, options: LoadOptions = LoadOptions()) -> Policy:
-    """Loads a checkpoint of any installed family.
+def load_policy(
+    model: str | os.PathLike, options: LoadOptions = LoadOptions(), **more: Any
+) -> Policy:
+    """Loads a checkpoint of any installed family. more: options by name.
 
     Example::
 
-        policy = load_policy("models/stack-small", LoadOptions(device="cpu"))
-        chunk = policy.act(Observation({"image": image}, "stack the red block on the green one"))
+        policy = load_policy("models/stack-small", device="cpu")
+        chunk = policy.act("table.jpg", "stack the red block on the green one")
         chunk.actions  # float32 [T, D], in the units of policy.action_spec()
     """
+    known = [f.name for f in fields(LoadOptions)]
+    if unknown := [name for name in more if name not in known]:
+        raise VlaError(f"there is no option {unknown[0]!r}", f"known: {', '.join(known)}")
+    options = replace(options, **more)
     family, where = find_family(model)
     if vla_inference.TOO_LATE and not options.device.startswith("cuda"):
         warnings.warn(

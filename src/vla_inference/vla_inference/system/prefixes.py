@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sysconfig
 from pathlib import Path
 
 
 def prefixes() -> list[Path]:
-    """The install prefixes in AMENT_PREFIX_PATH, the one that counts first."""
-    return [Path(p) for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
+    """The install prefixes in AMENT_PREFIX_PATH, the one that counts first; then pip's."""
+    said = [Path(p) for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
+    of_pip = Path(sysconfig.get_path("data"))
+    return said if of_pip in said else [*said, of_pip]
 
 
 def share_folders(package: str, *inner: str) -> list[Path]:

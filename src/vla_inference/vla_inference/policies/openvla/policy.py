@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from vla_inference.engines import Engine, make_engine
 from vla_inference.errors import ObservationError, VlaError
+from vla_inference.inputs.given import Seen, as_observation
 from vla_inference.openvla.action_tokens import ActionTokens
 from vla_inference.openvla.model import VLA
 from vla_inference.openvla.preprocessing import ImagePreprocessor, PromptTokenizer
@@ -142,7 +141,7 @@ class OpenVLAPolicy(Policy):
 
     def predict_action(
         self,
-        observation: Observation | np.ndarray,
+        observation: Seen,
         instruction: str | None = None,
         *,
         action_space: AskedSpace = None,
@@ -178,7 +177,7 @@ class OpenVLAPolicy(Policy):
 
     def predict_batch(
         self,
-        observations: Sequence[Observation | np.ndarray],
+        observations: Sequence[Seen],
         instruction: str | Sequence[str] | None = None,
         *,
         action_space: AskedSpace = None,
@@ -199,7 +198,7 @@ class OpenVLAPolicy(Policy):
                 f"{len(observations)} observations came with {len(texts)} instructions",
                 "give one for all, or one each",
             )
-        several = [_observation(o, text) for o, text in zip(observations, texts, strict=True)]
+        several = [as_observation(o, text) for o, text in zip(observations, texts, strict=True)]
         space = self._space(action_space, unnorm_key)
         request = self._request(space, return_tensors, count_unrestricted)
         chunks: dict[int, ActionChunk] = {}
@@ -212,7 +211,7 @@ class OpenVLAPolicy(Policy):
 
     def stream_action(
         self,
-        observation: Observation | np.ndarray,
+        observation: Seen,
         instruction: str | None = None,
         *,
         action_space: AskedSpace = None,
@@ -226,7 +225,7 @@ class OpenVLAPolicy(Policy):
         """
         space = self._space(action_space, unnorm_key)
         prediction = self._begin(self._request(space, return_tensors, count_unrestricted))
-        seen = _observation(observation, instruction)
+        seen = as_observation(observation, instruction)
         context, _ = self._context([seen], space, prediction.timer)
         return (yield from prediction.stream(context))
 
@@ -317,14 +316,3 @@ class OpenVLAPolicy(Policy):
 
 def _together(rows: list[torch.Tensor]) -> torch.Tensor:
     return rows[0] if len(rows) == 1 else torch.cat(rows)
-
-
-def _observation(given: Observation | np.ndarray, instruction: str | None) -> Observation:
-    """instruction: replaces the observation's."""
-    if isinstance(given, np.ndarray):
-        return Observation({"image": given}, instruction or "")
-    if not isinstance(given, Observation):
-        raise ObservationError(
-            f"the observation is a {type(given).__name__}", "give an Observation or one image"
-        )
-    return given if instruction is None else replace(given, instruction=instruction)
