@@ -14,7 +14,7 @@ import pytest
 import torch
 from finetune_runs import write_noise
 from safetensors.torch import load_file
-from tiny_model import tiny_model
+from small_runs import TINY, make_frames, make_trainer
 
 from vla_inference.checkpoints.load import load_config
 from vla_inference.episodes.hdf5 import write_columns
@@ -23,8 +23,8 @@ from vla_inference.policies.normalisation import Normalisation
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.types import Observation
 from vla_training.cli.train import train
-from vla_training.small_model.auxiliary_targets import SIZE, scene_of
-from vla_training.small_model.frames import TrainingFrames, action_statistics, load_frames
+from vla_training.small_model.auxiliary_targets import scene_of
+from vla_training.small_model.frames import action_statistics, load_frames
 from vla_training.small_model.reset_images import ResetImages
 from vla_training.small_model.tokenizer import task_sentences, train_tokenizer
 from vla_training.small_model.train import (
@@ -35,28 +35,6 @@ from vla_training.small_model.train import (
     grid_positions,
     spawn,
 )
-
-TINY = tiny_model()
-
-
-def make_frames(episodes: int = 4, length: int = 6) -> TrainingFrames:
-    rng = np.random.default_rng(0)
-    n = episodes * length
-    number = torch.arange(n) // length
-    return TrainingFrames(
-        torch.from_numpy(rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)),
-        torch.from_numpy(rng.uniform(-0.05, 0.05, (n, 7)).astype(np.float32)),
-        number % 2,
-        (number + 1) * length,
-        number,
-        ["stack the red block", "put the little cube on the other one"],
-        torch.from_numpy(rng.uniform(0, 1, (n, SIZE)).astype(np.float32)),
-    )
-
-
-def make_trainer(frames=None, **options) -> Trainer:
-    defaults = {"batch_size": 8, "steps": 6, "shift": 2, "validation": 0.0}
-    return Trainer(frames or make_frames(), TrainConfig(**{**defaults, **options}), "cpu", TINY)
 
 
 def test_loss_falls_on_a_handful_of_frames():

@@ -101,15 +101,13 @@ def _tell(report: dict) -> None:
         print(report["message"], flush=True)
         return
     done, seconds = report["progress"], report["seconds"]
-    left = seconds * (1 - done) / done if done else float("inf")
-    held_out = report["validation"]
-    seen = "nothing held out" if held_out is None else f"validation {held_out[0]:.4f}"
-    print(
-        f"step {report['step']}  loss {report['loss']:.4f}  {seen}  "
-        f"{report['samples_per_s']} frames/s  "
-        f"{100 * done:.0f} %, {left:.0f} s left",
-        flush=True,
-    )
+    words = [f"step {report['step']}", f"loss {report['loss']:.4f}"]
+    if "validation" in report:
+        found = report["validation"]
+        words.append("nothing held out" if found is None else f"validation {found[0]:.4f}")
+    words.append(f"{report['samples_per_s']} frames/s")
+    left = f"{seconds * (1 - done) / done:.0f} s left" if done else "time left not known yet"
+    print("  ".join([*words, f"{100 * done:.0f} %, {left}"]), flush=True)
 
 
 def _report(total: int, quiet: bool, report: dict) -> None:

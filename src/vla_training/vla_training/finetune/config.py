@@ -106,6 +106,7 @@ class FinetuneConfig:
     seed: int = option(0, "Seed of sampling, augmentation and new weights.")
     device: str | None = option(None, "cpu or cuda; default: CUDA if available.")
     save_steps: int = option(1000, "Updates between saved states; 0: only at the end.", low=0)
+    save_minutes: float = option(30.0, "Minutes between saved states, too.", above=0.0)
     log_steps: int = option(10, "Updates between reports.", low=1)
     val_split: float = option(0.05, "Share of episodes held out.", low=0.0, high=0.9)
     val_steps: int = option(0, "Updates between validations; 0: none.", low=0)
@@ -144,6 +145,7 @@ class FinetuneConfig:
         ),
         "Reports, validation and saved states": (
             "save_steps",
+            "save_minutes",
             "log_steps",
             "val_split",
             "val_steps",

@@ -30,7 +30,7 @@ from vla_training.loader.frame_index import FrameIndex, index_frames
 from vla_training.loader.mixture import Mixture, Samples, batches
 from vla_training.loop import distributed
 from vla_training.loop.graceful_stop import StopRequest
-from vla_training.loop.logger import Rate, RunLog, SpikeGuard, memory_gb
+from vla_training.loop.logger import Rate, RunLog, Since, SpikeGuard, memory_gb
 from vla_training.loop.objective import PRECISIONS, Objective
 from vla_training.loop.precision import tensor_cores
 from vla_training.loop.training_loop import TrainingLoop, TrainingProgress
@@ -79,6 +79,7 @@ class Finetuner:
             guard=SpikeGuard(config.spike_factor),
         )
         self.loop = make_closed_loop(self) if config.eval_steps else None
+        self._saved = Since(0)
         self.log.total = self.total
         self.log.say(
             f"{len(train)} frames to train on, {len(held)} held out; {self.total} steps of "
@@ -180,6 +181,7 @@ class Finetuner:
     def run(self, stop: StopRequest) -> bool:
         """Trains to the end; returns False if stopped early. Saves in both cases."""
         rate, skipped = Rate(self.total, self.progress.step), self._guard.skipped
+        self._saved.restart(self.progress.step)
 
         def after(norm: Tensor) -> bool:
             nonlocal skipped
@@ -207,7 +209,9 @@ class Finetuner:
     def _goes_on(self, stop: StopRequest, norm: Tensor) -> bool:
         """Whether there is to be a next step; saves where it is time to."""
         c, step, guard = self.config, self.progress.step, self._guard
-        asked = self.place.agree(float(stop.asked)) > 0
+        late = self._saved.seconds() >= 60 * c.save_minutes
+        agreed = self.place.agree(2.0 if stop.asked else float(late))  # the most that one wants
+        asked, late = agreed >= 2, agreed >= 1
         if guard.hopeless:
             self.save()
             raise VlaError(
@@ -221,7 +225,7 @@ class Finetuner:
             self.log.write("event", step, {"stopped": why})
             self.save()
             return False
-        if c.save_steps and step % c.save_steps == 0 and step < self.total:
+        if (late or (c.save_steps and step % c.save_steps == 0)) and step < self.total:
             self.save()
         return True
 
@@ -246,6 +250,7 @@ class Finetuner:
 
     def save(self) -> None:
         self.training.save(self.folder / "state", self.identity)
+        self._saved.restart(self.progress.step)
         self.log.write("event", self.progress.step, {"saved": True})
 
     def export(self) -> Path:

@@ -23,8 +23,13 @@ class Meter:
     """Means of step measurements, kept on the device until they are read."""
 
     def __init__(self):
+        self._clear()
+
+    def _clear(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._count = 0
+        self._seen: dict[str, Tensor] = {}
+        self._seen_count = 0
 
     def add(self, values: dict[str, Tensor]) -> None:
         for key, value in values.items():
@@ -35,7 +40,18 @@ class Meter:
     def means(self, clear: bool = True) -> dict[str, Any]:
         found = {k: (v / max(1, self._count)).tolist() for k, v in self._sums.items()}
         if clear:
-            self._sums, self._count = {}, 0
+            self._clear()
+        return found
+
+    def recent(self) -> dict[str, Any]:
+        """Means since this was asked last, or `means` cleared; those stay as they were."""
+        count = max(1, self._count - self._seen_count)
+        before = self._seen
+        found = {
+            k: ((v - before[k] if k in before else v) / count).tolist()
+            for k, v in self._sums.items()
+        }
+        self._seen, self._seen_count = dict(self._sums), self._count
         return found
 
 
@@ -209,6 +225,19 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+class Since:
+    """A step, and the seconds since it was done."""
+
+    def __init__(self, step: int):
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self.step, self._begun = step, time.perf_counter()
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._begun
 
 
 class Rate:

@@ -93,7 +93,9 @@ class TrainConfig:
     )
     ema: float = option(0.999, "Decay of the average of weights.", low=0.0, high=1.0)
     validation: float = option(0.02, "Share of the episodes held out.", low=0.0, high=0.5)
-    every: int = option(500, "Steps between reports and saved states.", low=1)
+    every: int = option(500, "Steps between validations and saved states.", low=1)
+    save_minutes: float = option(10.0, "Minutes between saved states, too.", above=0.0)
+    tensorboard: bool = option(True, "Write TensorBoard files.")
     shares: bool = option(
         False, "Each device holds its share of the datasets in memory, not all of them."
     )

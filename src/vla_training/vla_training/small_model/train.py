@@ -13,8 +13,12 @@ averaged.
 
 from __future__ import annotations
 
+import os
+import signal
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -22,6 +26,9 @@ import torch.distributed as dist
 
 from vla_inference.errors import VlaError
 from vla_inference.system.files import only_one
+from vla_inference.system.interrupts import handled
+from vla_training.loop.graceful_stop import StopRequest
+from vla_training.loop.logger import RunLog
 from vla_training.loop.precision import tensor_cores
 from vla_training.loop.training_state import find_states
 from vla_training.small_model.config import SMALL, TrainConfig
@@ -37,6 +44,7 @@ __all__ = [
     "grid_positions",
     "train",
 ]
+GLANCE = 5.0  # seconds between two reports of a run
 
 
 def train(
@@ -71,7 +79,27 @@ def spawn(world: int, args: tuple) -> None:
     """`_train_rank` in `world` processes; they meet in a file, so that no port can be taken."""
     with tempfile.TemporaryDirectory(prefix="vla_train_") as folder:
         meeting = Path(folder, "meeting").as_uri()
-        torch.multiprocessing.spawn(_train_rank, (meeting, *args), nprocs=world)
+        workers = torch.multiprocessing.spawn(
+            _train_rank, (meeting, *args), nprocs=world, join=False
+        )
+        with _passed_on(workers.pids()):
+            while not workers.join():
+                pass
+
+
+@contextmanager
+def _passed_on(processes: list[int]) -> Iterator[None]:
+    """SIGTERM goes to these processes, which stop and save; they hear Ctrl-C by themselves."""
+
+    def tell(number: int, _: object) -> None:
+        if number == signal.SIGTERM:
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    os.kill(process, number)
+
+    main = threading.current_thread() is threading.main_thread()
+    with handled(tell) if main else nullcontext():
+        yield
 
 
 def _train_rank(rank, meeting, world, cuda, *more) -> None:
@@ -117,11 +145,40 @@ def _train(rank, meeting, world, cuda, data, output, config, resume, report) -> 
         if rank == 0:
             trainer.export(checkpoint)
 
-    trainer.run(report, config.every, save)
+    with closing(RunLog(Path(output), config.steps, rank == 0, True, config.tensorboard)) as log:
+        log.rewind(trainer.step)
+
+        def told(values: dict) -> None:
+            write(log, trainer.step, values)
+            report(values)
+
+        with StopRequest().watching() as stop:
+            trainer.run(
+                told,
+                config.every,
+                save,
+                glance=GLANCE,
+                save_minutes=config.save_minutes,
+                stop=stop,
+            )
     if rank == 0:  # once more where a run was killed between its last state and its checkpoint
         trainer.export(checkpoint)
     if world > 1:
         dist.destroy_process_group()
+
+
+def write(log: RunLog, step: int, values: dict) -> None:
+    """A report's lines in metrics.jsonl: of training, and of the held-out episodes if any."""
+    if "message" in values:
+        log.write("event", step, values)
+        return
+    kept = dict(values)
+    held_out = kept.pop("validation", None)
+    following = kept.pop("instruction_following", None)
+    log.write("train", step, kept)
+    if held_out is not None:
+        found = {"l1": held_out[0], "scene": held_out[1], "instruction_following": following}
+        log.write("validation", step, found)
 
 
 def _quiet(_: dict) -> None:

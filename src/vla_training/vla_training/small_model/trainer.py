@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -25,7 +24,9 @@ from vla_training.loader.augment import Augmentation
 from vla_training.loader.batch import Batch
 from vla_training.loader.frame_index import held_out
 from vla_training.loop.distributed import Place
-from vla_training.loop.training_loop import Average, TrainingLoop
+from vla_training.loop.graceful_stop import StopRequest
+from vla_training.loop.logger import Since
+from vla_training.loop.training_loop import CLOCK, Average, TrainingLoop
 from vla_training.small_model.batches import Batches
 from vla_training.small_model.config import SMALL, TrainConfig
 from vla_training.small_model.frames import TrainingFrames, action_statistics
@@ -177,35 +178,62 @@ class Trainer:
         report: Callable[[dict], None] = lambda _: None,
         every: int = 500,
         save: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Trains until the schedule ends; `save` is called with every report."""
-        last, before = time.perf_counter(), self.step
+        *,
+        glance: float = math.inf,
+        save_minutes: float = math.inf,
+        stop: StopRequest | None = None,
+    ) -> bool:
+        """Trains until the schedule ends, or until it is asked to stop, and returns False then.
+
+        `report` is called every `every` steps, and shortly every `glance` seconds; `save` every
+        `every` steps, every `save_minutes` and at the end.
+        """
+        stop = stop or StopRequest()
+        reported, told, saved = (Since(self.step) for _ in range(3))
 
         def after(_: Tensor) -> bool:
-            nonlocal last, before
-            if self.step % every == 0 or self.loop.done() >= 1.0:
-                samples = (self.step - before) * self.config.batch_size
-                report(self._report(samples / (time.perf_counter() - last)))
+            ended = self.loop.done() >= 1.0
+            asked = look = late = False
+            if self.place.world == 1 or self.step % CLOCK == 0:  # agreeing costs a little
+                asked = self.place.agree(float(stop.asked)) > 0
+                look = self.place.agree(float(told.seconds() >= glance)) > 0
+                late = self.place.agree(float(saved.seconds() >= 60 * save_minutes)) > 0
+            whole = self.step % every == 0 or ended
+            if whole:
+                report(self._report(self.loop.meter.means(), reported) | self._evaluation())
+                reported.restart(self.step)
+            elif look or asked:
+                report(self._report(self.loop.meter.recent(), told))
+            if whole or look:
+                told.restart(self.step)
+            if asked and not ended:
+                report({"message": f"stopping after step {self.step} ({stop.why or 'asked'})"})
+            if whole or late or asked:
                 save()
-                last, before = time.perf_counter(), self.step
-            return True
+                saved.restart(self.step)
+            return not asked
 
-        self.loop.run(self.batches.stream(self.training, self.step, self.place), after)
+        return self.loop.run(self.batches.stream(self.training, self.step, self.place), after)
 
-    def _report(self, samples_per_s: float) -> dict[str, Any]:
-        means = self.loop.meter.means()
+    def _report(self, means: dict[str, float], since: Since) -> dict[str, Any]:
         if not math.isfinite(means["loss"]):
             raise VlaError(f"the loss is {means['loss']} at step {self.step}", "lower the rate")
+        samples = (self.step - since.step) * self.config.batch_size
         return {
             "step": self.step,
             "loss": round(means["action"], 5),
             "scene": round(means["scene"], 5),
-            "validation": self._validation(),
-            "instruction_following": self.instruction_following(),
-            "samples_per_s": round(samples_per_s),
+            "samples_per_s": round(samples / max(1e-9, since.seconds())),
             "progress": round(self.loop.done(), 4),
             "learning_rate": self.loop.rate(),
             "seconds": round(self.loop.progress.elapsed, 1),
+        }
+
+    def _evaluation(self) -> dict[str, Any]:
+        """What is found on held-out episodes."""
+        return {
+            "validation": self._validation(),
+            "instruction_following": self.instruction_following(),
         }
 
     def _validation(self) -> list[float] | None:
@@ -235,7 +263,7 @@ class Trainer:
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common, as JSON: everything but speed and reports."""
         config = asdict(self.config)
-        for name in ("every", "compile"):
+        for name in ("every", "compile", "save_minutes", "tensorboard"):
             del config[name]
         (statistics,) = self.statistics.values()
         counts = {k: v for k, v in statistics.items() if k.startswith("num_")}
