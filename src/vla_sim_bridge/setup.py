@@ -44,6 +44,7 @@ setup(
             "sim_node = vla_sim_bridge.ros.executables:sim_node",
         ],
         "vla.commands": [
+            "compare = vla_sim_bridge.cli.compare:compare",
             "generate = vla_sim_bridge.cli.generate:generate",
             "rollout = vla_sim_bridge.cli.rollout:rollout",
             "tasks = vla_sim_bridge.cli.tasks:tasks",
