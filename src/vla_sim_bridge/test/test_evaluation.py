@@ -218,3 +218,41 @@ def test_an_incomplete_run_says_how_many_were_asked_for(played, tmp_path):
     rows = dict(report.summary_rows(cut))
     assert rows["incomplete"] == "interrupted"
     assert rows["chunks ignored"] == "3, for frames that had passed"
+
+
+def test_failed_episodes_become_films_of_what_the_model_saw(fake_simulation, tmp_path):
+    import av
+
+    sim = fake_simulation()
+    evaluation = ClosedLoopEvaluation(sim, 0, 9, 6, only=(4, 2, 8))
+    recorder = RunRecorder(evaluation, tmp_path, 0, "agentview", failures=2)
+    for _ in range(3):
+        evaluation.begin()
+        while not evaluation.episode.done:
+            recorder.see(np.zeros((32, 48, 3), np.uint8))
+            for _ in range(2):
+                evaluation.episode.done or evaluation.step(ACTION)
+        recorder.end()
+    recorder.close()
+    assert evaluation.complete and not evaluation.successes
+    assert [r.index for r in evaluation.results] == [4, 2, 8]
+    films = sorted((tmp_path / "failures").iterdir())
+    assert [f.name for f in films] == ["episode_2.mp4", "episode_4.mp4"]  # two at most
+    with av.open(str(films[0])) as film:
+        assert sum(1 for _ in film.decode(film.streams.video[0])) == 2 + 5
+    assert not (tmp_path / "episodes.mp4").exists()
+
+
+def test_an_aborted_episode_of_a_chosen_few_is_played_again(fake_simulation):
+    evaluation = ClosedLoopEvaluation(fake_simulation(), 0, 9, 2, only=(5, 3))
+    evaluation.begin()
+    evaluation.abort()
+    while not evaluation.complete:
+        evaluation.begin()
+        while not evaluation.step(ACTION):
+            pass
+    assert [(r.index, r.outcome) for r in evaluation.results] == [
+        (5, "aborted"),
+        (5, "timeout"),
+        (3, "timeout"),
+    ]

@@ -70,6 +70,17 @@ UnnormKey = Annotated[
     str | None, typer.Option(help="Name of the action statistics, if a model has several.")
 ]
 Record = Annotated[int, typer.Option(help="Episodes to film, from the first; 0 for none.")]
+RecordFailures = Annotated[
+    int,
+    typer.Option(help="Failed episodes to keep as films of what the model saw; 0 for none."),
+]
+First = Annotated[int, typer.Option(help="Index of the first episode.", min=0)]
+Only = Annotated[
+    str,
+    typer.Option(
+        help="Indices of the episodes to run, separated by commas, as reports have them."
+    ),
+]
 Camera = Annotated[str, typer.Option(help="Camera that the model sees.")]
 Width = Annotated[
     int | None, typer.Option(help="Width of its images, pixels; default: 224, LIBERO's 256.")
@@ -136,6 +147,9 @@ def rollout(
     output: Output = None,
     unnorm_key: UnnormKey = None,
     record: Record = 3,
+    record_failures: RecordFailures = 20,
+    first: First = 0,
+    only: Only = "",
     camera: Camera = "agentview",
     width: Width = None,
     height: Height = None,
@@ -166,6 +180,8 @@ def rollout(
 
         if not lock_step:
             raise VlaError("--real-time is over ROS 2", "give --ros as well")
+        if first or only:
+            raise VlaError("--first and --only are over ROS 2", "give --ros as well")
         found, folder = command.run(
             task,
             find_model(model, hub=True),
@@ -202,7 +218,10 @@ def rollout(
         language=language,
         lock_step=lock_step,
         execute_steps=execute_steps or 0,
+        first_episode=first,
+        only_episodes=only,
         record_episodes=record,
+        record_failures=record_failures,
         output=str(output or ""),
         model=find_model(model),
         summary=False,
@@ -362,6 +381,8 @@ def play(
         for name in (
             "task",
             "episodes",
+            "first_episode",
+            "only_episodes",
             "seed",
             "camera",
             "second_camera",
@@ -374,6 +395,7 @@ def play(
             "execute_steps",
             "output",
             "record_episodes",
+            "record_failures",
             "model",
             "summary",
         )

@@ -1,4 +1,8 @@
-"""Films the first episodes of a run, every second control step, and keeps a poster image."""
+"""Films the first episodes of a run, every second control step, and keeps a poster image.
+
+Of all others the images that the model is given are held until their end: a failed episode becomes
+a film of its own, without anything being rendered for it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,9 @@ from PIL import Image
 from vla_sim_bridge.evaluation.run import ClosedLoopEvaluation
 from vla_sim_bridge.evaluation.video import END_FRAMES, SIZE, Caption, Film, draw
 
-FILM, POSTER = "episodes.mp4", "poster.png"
+FILM, POSTER, FAILURES = "episodes.mp4", "poster.png", "failures"
+MOST_IMAGES = 1000  # of an episode, that are held
+SLOW = 5  # images per second of a failure's film
 
 
 class RunRecorder:
@@ -23,8 +29,11 @@ class RunRecorder:
         episodes: int,
         camera: str,
         every: int = 2,
+        failures: int = 0,
     ):
         self.evaluation, self.folder, self.episodes = evaluation, folder, episodes
+        self.failures = failures  # that may still be kept
+        self._seen: list[tuple[np.ndarray, int]] = []
         self.camera, self.every = camera, every
         self.film = Film(folder / FILM, rate=20 // every)
         self.filmed = 0  # episodes that ended on film
@@ -41,6 +50,12 @@ class RunRecorder:
     def filming(self) -> bool:
         return self.filmed < self.episodes
 
+    def see(self, image: np.ndarray) -> None:
+        """An image [H, W, 3] that the model is given."""
+        if self.failures and len(self._seen) < MOST_IMAGES:
+            run = self.evaluation.run
+            self._seen.append((image, 0 if run is None else run.step_count))
+
     def step(self) -> None:
         self._steps += 1
         if self.filming and self._steps % self.every == 0:
@@ -48,6 +63,7 @@ class RunRecorder:
 
     def end(self) -> None:
         """Shows the outcome for a while after the episode."""
+        self._keep_failure()
         if not self.filming:
             return
         image = self._image()
@@ -60,16 +76,37 @@ class RunRecorder:
         if not self.filming:
             self.film.close()
 
+    def _keep_failure(self) -> None:
+        """A failed episode's own film, as long as there is to be one more."""
+        seen, self._seen = self._seen, []
+        run = self.evaluation.episode
+        if not seen or run.outcome in ("success", "aborted"):
+            return
+        self.failures -= 1
+        folder = self.folder / FAILURES
+        folder.mkdir(exist_ok=True)
+        film = Film(folder / f"episode_{run.index}.mp4", SLOW)
+        for number, (image, step) in enumerate(seen):
+            last = number == len(seen) - 1
+            shown = np.asarray(Image.fromarray(image).resize((SIZE, SIZE)))
+            caption = self._caption(run.step_count if last else step, last)
+            film.add(draw(shown, caption), SLOW if last else 1)
+        film.close()
+
     def _image(self) -> np.ndarray:
+        caption = self._caption(self.evaluation.episode.step_count)
+        return draw(self.evaluation.sim.render(self.camera, SIZE, SIZE), caption)
+
+    def _caption(self, step: int, ended: bool = True) -> Caption:
         evaluation, run = self.evaluation, self.evaluation.episode
-        caption = Caption(
+        return Caption(
             evaluation.sim.instruction,
             len(evaluation.results) + (not run.done),
             evaluation.episodes,
-            run.step_count,
-            run.outcome,
+            step,
+            run.outcome if ended else "running",
+            run.index,
         )
-        return draw(evaluation.sim.render(self.camera, SIZE, SIZE), caption)
 
     def close(self) -> None:
         self.film.close()

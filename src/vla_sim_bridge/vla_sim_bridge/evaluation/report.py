@@ -41,6 +41,10 @@ def command_to_repeat(results: dict) -> str:
     words = ["./vla", "rollout"]
     words += ["--task", results["task"], "--episodes", str(results["episodes_asked"])]
     words += ["--seed", str(results["seed"]), "--horizon", str(results["horizon"])]
+    if results.get("first_episode"):
+        words += ["--first", str(results["first_episode"])]
+    if results.get("only_episodes"):
+        words += ["--only", ",".join(map(str, results["only_episodes"]))]
     if results["task"].startswith("libero_"):
         words += ["--ros"]  # without it, LIBERO's tasks run in processes
     if results.get("language", "train") != "train":
@@ -170,7 +174,7 @@ def write_html(folder: Path, results: dict, latencies: Sequence[float]) -> Path:
         film=_film(folder),
         horizon=results["horizon"],
         tasks=_tasks(results.get("tasks", ())),
-        episodes="".join(_episode(e, results["horizon"]) for e in results["per_episode"]),
+        episodes="".join(_episode(e, results["horizon"], folder) for e in results["per_episode"]),
         histogram=histogram(latencies),
         stages=table_rows(
             (n, f"{number(v, 2, ' ms')} median") for n, v in results["stage_ms_median"].items()
@@ -210,12 +214,16 @@ def _tasks(tasks: Sequence[dict]) -> str:
     return f"<h2>Tasks</h2><table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
-def _episode(episode: dict, horizon: int) -> str:
+def _episode(episode: dict, horizon: int, folder: Path) -> str:
     outcome = episode["outcome"]
+    film = f"failures/episode_{episode['index']}.mp4"
+    number = f"{episode['index']}"
+    if outcome != "success" and (folder / film).exists():
+        number = f'<a href="{film}">{number}</a>'
     note = " (touched)" if episode["ever_success"] and outcome != "success" else ""
     share = 100 * min(1.0, episode["frames"] / max(1, horizon))
     return (
-        f'<tr><td class="n">{episode["index"]}</td><td>{html.escape(outcome + note)}</td>'
+        f'<tr><td class="n">{number}</td><td>{html.escape(outcome + note)}</td>'
         f'<td><div class="track"><span class="bar {html.escape(outcome)}" '
         f'style="width:{share:.0f}%"></span></div></td><td class="n">{episode["frames"]}</td>'
         f"<td>{html.escape(episode['instruction'])}</td>"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -49,13 +50,25 @@ def spread(values: Sequence[float] | np.ndarray) -> dict[str, float | int | None
 
 
 class ClosedLoopEvaluation:
-    """Runs episodes 0..N-1 of a seed in one simulation, one action at a time.
+    """Runs episodes of a seed in one simulation, one action at a time.
 
+    first, episodes: the index of the first one, and how many; only: the indices, where given.
     An episode that was ended from outside ("aborted") is listed but counts for nothing.
     """
 
-    def __init__(self, sim: World, seed: int, episodes: int, horizon: int):
-        self.sim, self.seed, self.episodes, self.horizon = sim, seed, episodes, horizon
+    def __init__(
+        self,
+        sim: World,
+        seed: int,
+        episodes: int,
+        horizon: int,
+        first: int = 0,
+        only: Sequence[int] = (),
+    ):
+        self.sim, self.seed, self.horizon = sim, seed, horizon
+        self.episodes = len(only) or episodes
+        self.only = tuple(only)
+        self._indices: Iterator[int] = iter(self.only) if only else itertools.count(first)
         self.run: EpisodeRun | None = None
         self.results: list[EpisodeResult] = []
         self.seconds: list[float] = []
@@ -63,7 +76,6 @@ class ClosedLoopEvaluation:
         self.action_steps = 0
         self.frames = 0
         self.on_step: Callable[[], None] = lambda: None
-        self.next_index = 0
         self._begun = 0.0
         self._clock: float | None = None  # when the action rate began to count
         self._busy = 0.0  # seconds it has counted over
@@ -81,8 +93,7 @@ class ClosedLoopEvaluation:
     def begin(self, seed: int | None = None, instruction: str = "") -> EpisodeRun:
         """Starts the next episode, or one of another seed, optionally with another sentence."""
         if seed is None:
-            seed, index = self.seed, self.next_index
-            self.next_index += 1
+            seed, index = self.seed, next(self._indices)
         else:
             index = 0
         self.run = EpisodeRun(self.sim, seed, index, self.horizon)
@@ -114,6 +125,8 @@ class ClosedLoopEvaluation:
         if self.run is not None and not self.run.done:
             self.run.abort()
             self._close()
+            if self.only and self.run.seed == self.seed:  # it is still to be played
+                self._indices = itertools.chain([self.run.index], self._indices)
 
     def _close(self) -> None:
         self.results.append(self.episode.result())

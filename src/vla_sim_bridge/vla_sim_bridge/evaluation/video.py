@@ -37,6 +37,7 @@ class Caption:
     episodes: int
     step: int
     outcome: str = "running"
+    index: int | None = None  # how the report calls the episode
 
 
 def draw(image: np.ndarray, caption: Caption) -> np.ndarray:
@@ -48,6 +49,7 @@ def draw(image: np.ndarray, caption: Caption) -> np.ndarray:
     text = fitted_text(pen, caption.instruction, large, SIZE - 20)
     pen.text((10, SIZE + 6), text, font=large, fill=INK)
     line = f"episode {caption.episode} of {caption.episodes}"
+    line += "" if caption.index is None else f" (#{caption.index})"
     pen.text((10, SIZE + 27), line, font=small, fill=PALE)
     ended = caption.outcome in COLOURS
     right = f"{caption.outcome}, step {caption.step}" if ended else f"step {caption.step}"

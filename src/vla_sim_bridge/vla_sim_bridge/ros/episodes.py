@@ -43,10 +43,13 @@ class Episodes:
     ):
         s = settings
         self.node, self.settings, self.folder, self.stop = node, settings, folder, stop
-        self.evaluation = ClosedLoopEvaluation(world, s.seed, s.episodes, s.horizon)
-        self.evaluation.next_index = s.first_episode
+        self.evaluation = ClosedLoopEvaluation(
+            world, s.seed, s.episodes, s.horizon, s.first_episode, s.only
+        )
         every = 1 if s.lock_step else 2  # real time has no time to draw more
-        self.recorder = RunRecorder(self.evaluation, folder, s.record_episodes, s.camera, every)
+        self.recorder = RunRecorder(
+            self.evaluation, folder, s.record_episodes, s.camera, every, s.record_failures
+        )
         self.evaluation.on_step = self.recorder.step
         self.topics = SimTopics(node, s.cameras, s.state)
         self.more_results: Callable[[], dict] = dict
@@ -105,6 +108,7 @@ class Episodes:
     def take_image(self, counted: bool = True) -> None:
         """counted: whether it is one of the run's frames, whose answer is executed."""
         self._images = {name: self.sim.seen_by(name) for name in self.settings.cameras}
+        self.recorder.see(self._images[self.settings.camera])
         self._state = self.sim.state()
         self.evaluation.frames += counted
 
@@ -144,7 +148,8 @@ class Episodes:
         counted, good = len(e.counted), e.successes
         share = f" ({100 * good / counted:.0f} %)" if counted else ""
         self.say(
-            f"episode {len(e.results)}/{e.episodes}  {run.outcome:<7}  {run.step_count:3d} frames"
+            f"episode {len(e.results)}/{e.episodes}{self._number()}  {run.outcome:<7}  "
+            f"{run.step_count:3d} frames"
             f"  reward {run.reward:.0f}  success so far {good}/{counted}{share}"
             f"  {e.recent_rate:.1f} steps/s"
         )
@@ -168,10 +173,15 @@ class Episodes:
             self.say(f"waiting for a model on topic {topic} ({now - self._created:.0f} s)")
         elif not (run := e.episode).done:
             self.say(
-                f"episode {len(e.results) + 1}/{e.episodes}  step {run.step_count}/{e.horizon}"
+                f"episode {len(e.results) + 1}/{e.episodes}{self._number()}  "
+                f"step {run.step_count}/{e.horizon}"
                 f"  reward {run.reward:.0f}  success so far {e.successes}/{len(e.counted)}"
                 f"  {e.recent_rate:.1f} steps/s"
             )
+
+    def _number(self) -> str:
+        """How --only and the report call the episode."""
+        return f" (#{self.evaluation.episode.index})"
 
     def set_state(self, state: str, message: str = "") -> None:
         changed = (state, message) != (self.state, self.message)
@@ -202,6 +212,8 @@ class Episodes:
             "started": self._started,
             "lock_step": s.lock_step,
             "execute_steps": s.execute_steps,
+            "first_episode": s.first_episode,
+            "only_episodes": list(s.only),
             "checkpoint": s.model,
             "image": {"camera": s.camera, "width": s.width, "height": s.height},
             "driven_by": s.driven_by,

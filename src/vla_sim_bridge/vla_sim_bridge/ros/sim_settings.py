@@ -29,6 +29,9 @@ class SimSettings:
     first_episode: int = option(
         0, "index of the first episode, to run a part of a longer run", low=0
     )
+    only_episodes: str = option(
+        "", "indices of the episodes to run, separated by commas; empty: `episodes` from the first"
+    )
     seed: int = option(7, "random seed; episode i of a seed is always the same", low=0)
     horizon: int = option(0, "control steps after which an episode fails; 0: the task's own")
     language: str = option(
@@ -101,8 +104,24 @@ class SimSettings:
     record_episodes: int = option(
         3, "number of episodes to film, from the first (slows them); 0: none", low=0
     )
+    record_failures: int = option(
+        20,
+        "number of failed episodes that are kept as films (failures/episode_<index>.mp4) of the "
+        "model's own images; 0: none",
+        low=0,
+    )
     model: str = option("", "checkpoint name, for the results only")
     summary: bool = option(True, "print a table at the end")
+
+    @property
+    def only(self) -> tuple[int, ...]:
+        """The indices in `only_episodes`."""
+        words = self.only_episodes.replace(",", " ").split()
+        if not all(word.isascii() and word.isdigit() for word in words):
+            raise VlaError(
+                f"only_episodes is {self.only_episodes!r}", "give indices, such as 3,7,12"
+            )
+        return tuple(dict.fromkeys(map(int, words)))
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -128,6 +147,11 @@ class SimSettings:
         if self.horizon < 1:
             raise VlaError(f"horizon is {self.horizon}", "give at least 1")
         check_options(self, called="parameter {}".format)
+        if self.only and self.first_episode:
+            raise VlaError(
+                f"both first_episode ({self.first_episode}) and only_episodes were given",
+                "give one of them",
+            )
         if self.second_camera == self.camera:
             raise VlaError(f"both cameras are {self.camera}", "name another second_camera")
         if self.state and self.driven_by != "chunks":
