@@ -89,7 +89,7 @@ def test_two_episodes_despite_wrong_stamps(graph, tmp_path):
     assert found["model"] == "fake" and found["ros_overhead_ms"]["median"] > 0
     assert "episode 1/2" in out and "episode 2/2" in out and "Wilson" in out
     names = {p.name for p in (tmp_path / "r").iterdir()}
-    assert names == {"results.json", "report.html", "episodes.mp4", "poster.png"}
+    assert names == {"results.json", "report.html", "episodes.mp4", "poster.png", "failures"}
 
 
 def test_a_late_model_ends_the_run_and_what_was_measured_is_kept(graph, tmp_path):

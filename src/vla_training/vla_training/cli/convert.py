@@ -32,12 +32,20 @@ LOSSLESS = {
 def convert(
     config: ConvertConfig,
     source: DatasetOptions,
-    dataset: Annotated[Path, typer.Option(help="Dataset: a folder or file.")],
-    to: Annotated[
-        str,
-        typer.Option("--to", "--convert", help="Format to write.", metavar="|".join(WRITTEN)),
+    dataset: Annotated[
+        list[Path],
+        typer.Option(help="Dataset, a folder or file; several, one after the other, become one."),
     ],
     output: Annotated[Path, typer.Option(help="Output path; a file NAME.hdf5 for hdf5.")],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            "--convert",
+            help="Format to write; default: the first dataset's own.",
+            metavar="|".join(WRITTEN),
+        ),
+    ] = None,
     remap_keys: Annotated[
         str,
         typer.Option(help="Rename cameras: agentview:image,wrist:None; None drops one."),
@@ -51,9 +59,11 @@ def convert(
     overwrite: Annotated[bool, typer.Option(help="Replace a dataset at --output.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Convert a dataset to another format."""
+    """Convert datasets to another format; merge, split, filter and rename them."""
     from vla_training.conversion.convert import convert as run
+    from vla_training.datasets.base import kind_of
 
+    to = to or kind_of(dataset[0].expanduser(), source.dataset_type)
     config = replace(config, remap=parse_remap(remap_keys))
     writing = parse_options(to, option or (), lossless)
     begun = shown = time.monotonic()

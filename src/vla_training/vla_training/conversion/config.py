@@ -29,9 +29,29 @@ class ConvertConfig:
     sample_actions: int = option(
         1, "Combine n actions, from each step that is kept, into one.", low=1
     )
+    episodes: str = option("", "Which episodes, from 0 over all datasets: 0-99,150; default: all.")
+    matching: str = option(
+        "", "Only episodes whose first instruction has this regular expression in it."
+    )
+    successful: bool = option(False, "Only episodes whose last reward is above 0.")
+    share: str = option(
+        "", "A part of these, drawn at random: 0-0.9, and 0.9-1 for the others; default: all."
+    )
+    seed: int = option(0, "Random seed of --share.", low=0)
     max_episodes: int | None = option(None, "Episodes to convert; default: all.", low=1)
     rotation: str | None = option(
         None, "Rotation of the actions; default: unchanged.", choices=("rotvec", "rpy")
     )
     allow_no_images: bool = option(False, "Convert a dataset without images.")
     allow_no_instructions: bool = option(False, "Convert steps without an instruction.")
+    GROUPS = {
+        "Which episodes": (
+            "episodes",
+            "matching",
+            "successful",
+            "share",
+            "seed",
+            "max_episodes",
+        ),
+        "What becomes of them": (),
+    }

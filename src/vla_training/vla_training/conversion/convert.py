@@ -8,9 +8,10 @@ memory does not grow with the number of episodes. Whatever of the source has no 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -23,7 +24,13 @@ from vla_inference.system.worker_pool import WorkerPool
 from vla_inference.types import Episode
 from vla_training.conversion.config import ConvertConfig
 from vla_training.conversion.transform import EpisodeTransform
-from vla_training.datasets.base import EpisodeSet, open_dataset
+from vla_training.datasets.base import EpisodeSet
+from vla_training.datasets.views import (
+    ChosenEpisodes,
+    draw_share,
+    open_datasets,
+    parse_numbers,
+)
 from vla_training.datasets.writers import check_target, open_writer
 
 EPISODES_A_WORKER = 4  # fewer are not worth another process
@@ -45,7 +52,7 @@ class Converted:
 
 
 def convert(
-    dataset: str | os.PathLike,
+    dataset: str | os.PathLike | Sequence[str | os.PathLike],
     output: str | os.PathLike,
     kind: str,
     config: ConvertConfig = ConvertConfig(),
@@ -57,7 +64,7 @@ def convert(
     workers: int | None = None,
     report: Callable[[int, int, int], None] = lambda *_: None,
 ) -> Converted:
-    """Converts a dataset to the format `kind` (`writers.WRITERS`).
+    """Converts a dataset, or several into one, to the format `kind` (`writers.WRITERS`).
 
     reading, writing: options of the reader and of the writer. workers: None or -1 for one per
     core. report: called with episodes done, of how many, and frames done.
@@ -66,9 +73,14 @@ def convert(
     begun = time.perf_counter()
     output = Path(output).expanduser()
     check_target(output, overwrite)
-    source = partial(open_dataset, Path(dataset).expanduser(), dataset_type, **(reading or {}))
+    several = [dataset] if isinstance(dataset, (str, os.PathLike)) else dataset
+    paths = [Path(path).expanduser() for path in several]
+    source = partial(open_datasets, paths, dataset_type, **(reading or {}))
     data = source()
-    _keep_apart(data.path, output)
+    for path in paths:
+        _keep_apart(path, output)
+    if (chosen := choose(data, config)) is not None:
+        data, source = ChosenEpisodes(data, chosen), partial(source, chosen=chosen)
     change = EpisodeTransform.of(data, config, output.stem)
     total = len(data) if config.max_episodes is None else min(len(data), config.max_episodes)
     left_out = [*data.left_out(), *change.dropped]
@@ -87,6 +99,30 @@ def convert(
     notes += [n for n in writer.notes if n not in notes]
     seconds = time.perf_counter() - begun
     return Converted(output, kind, writer.count, frames, seconds, left_out, notes)
+
+
+def choose(data: EpisodeSet, config: ConvertConfig) -> list[int] | None:
+    """The numbers of the episodes that are asked for; None: all."""
+    if not (config.episodes or config.matching or config.successful or config.share):
+        return None
+    numbers = list(range(len(data)))
+    if config.episodes:
+        numbers = parse_numbers(config.episodes, len(data))
+    if config.matching:
+        try:
+            wanted = re.compile(config.matching)
+        except re.error as error:
+            raise VlaError(
+                f"--matching {config.matching!r} is no regular expression ({error})", "correct it"
+            ) from error
+        numbers = [i for i in numbers if any(map(wanted.search, data[i].instructions[:1]))]
+    if config.successful:
+        numbers = [i for i in numbers if len(data[i]) and data[i].rewards[-1] > 0]
+    if config.share:
+        numbers = draw_share(numbers, config.share, config.seed)
+    if not numbers:
+        raise DataError(f"no episode of {data.path} is left", "ask for others")
+    return numbers
 
 
 def _keep_apart(source: Path, output: Path) -> None:
@@ -108,7 +144,7 @@ class Work:
 
     def episode(self, data: EpisodeSet, index: int) -> tuple[Any, int]:
         """The encoded episode and its length; None if it has no step."""
-        episode = self.change(data[index], f"{data.path}, episode {index}")
+        episode = self.change(data[index], data.where(index))
         return (self.encode(episode) if len(episode) else None), len(episode)
 
 

@@ -55,6 +55,10 @@ class EpisodeSet(ABC, Iterable[Episode]):
     def cameras(self) -> list[str]:
         """Names of the cameras; the first is the one for models with a single image."""
 
+    def where(self, index: int) -> str:
+        """An episode's place, for messages and its record."""
+        return f"{self.path}, episode {index}"
+
     def left_out(self) -> list[str]:
         """Names of stored data that no `Episode` carries."""
         return []
@@ -211,6 +215,24 @@ READERS = {
 }
 
 
+def kind_of(path: Path, given: str | None = None) -> str:
+    """The name of the reader of a dataset, guessed from its path if it is not given."""
+    known = ", ".join(READERS)
+    if given is not None and given not in READERS:
+        raise DataError(f"unknown dataset type {given!r}", f"known: {known}")
+    if not path.exists():
+        raise DataError(f"there is no dataset at {path}", "check the path")
+    kind = given or next((k for k, r in READERS.items() if r.recognises(path)), None)
+    if kind is None:
+        raise DataError(
+            f"{path} is not a dataset of a known type ({known})",
+            "an RLDS folder contains features.json and dataset_info.json, HDF5 files end in "
+            ".hdf5, a "
+            "LeRobot folder contains meta/info.json, a bag metadata.yaml, .mcap, .db3 or .bag",
+        )
+    return kind
+
+
 def open_dataset(
     path: str | os.PathLike,
     kind: str | None = None,
@@ -225,20 +247,7 @@ def open_dataset(
     Raises DataError.
     """
     path = Path(path).expanduser()
-    known = ", ".join(READERS)
-    if kind is not None and kind not in READERS:
-        raise DataError(f"unknown dataset type {kind!r}", f"known: {known}")
-    if not path.exists():
-        raise DataError(f"there is no dataset at {path}", "check the path")
-    if kind is None:
-        kind = next((k for k, r in READERS.items() if r.recognises(path)), None)
-    if kind is None:
-        raise DataError(
-            f"{path} is not a dataset of a known type ({known})",
-            "an RLDS folder contains features.json and dataset_info.json, HDF5 files end in "
-            ".hdf5, a "
-            "LeRobot folder contains meta/info.json, a bag metadata.yaml, .mcap, .db3 or .bag",
-        )
+    kind = kind_of(path, kind)
     if instruction is not None and not instruction.strip():
         raise DataError("the instruction is empty", "give a sentence")
     data = READERS[kind].open(path, {k: v for k, v in options.items() if v is not None})
