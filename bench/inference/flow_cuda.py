@@ -151,7 +151,9 @@ def measure_model(name: str, args: argparse.Namespace) -> tuple[dict[str, Any], 
     if args.device.startswith("cuda") and name in args.peak:
         del rivals, engine, quantised, model, exact
         empty()
-        found["peak_gpu_gb"] = {form: peak(name, form, args) for form in ["", *args.quantize]}
+        found["peak_gpu_gb"] = {
+            form or args.dtype: peak(name, form, args) for form in ["", *args.quantize]
+        }
         progress(f"{name}, memory", found["peak_gpu_gb"])
     return found, right
 

@@ -262,7 +262,7 @@ def plain(model: SmolVLA | Pi, inputs: Inputs):
 def test_the_engine_answers_as_the_plain_model_does(family):
     model, draw = make(family), Draw(1)
     engine, steps = engine_of(model, 2), model.config.steps
-    # Fewer images than there is room for, and after them prompts shorter than the last one.
+    # The second has fewer images than there is room for, and a prompt shorter than the last one
     for images, words in ((2, 20), (1, 5)):
         inputs, noise = observation(draw, images, words), draw(1, 7, 6)
         prefix, velocity = plain(model, inputs)
@@ -271,7 +271,7 @@ def test_the_engine_answers_as_the_plain_model_does(family):
         for ours, theirs in ((found.keys, prefix.keys), (found.values, prefix.values)):
             for a, b in zip(ours, theirs, strict=True):
                 assert within(a[:, :, found.mask[0]], b, 1e-5)
-        assert within(solve(noise, None, None), sample(velocity, noise, steps), 1e-5)
+    assert within(solve(noise, None, None), sample(velocity, noise, steps), 1e-5)
     previous = draw(1, 5, 6)
     guide = guide_to(previous, 2, 7, RealTimeChunking())
     assert within(solve(noise, guide, None), sample(velocity, noise, steps, guide), 2e-5)
