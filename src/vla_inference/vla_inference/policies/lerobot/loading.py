@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from vla_inference.checkpoints.safetensors_io import tensor_headers
-from vla_inference.engines import usual_engine
 from vla_inference.errors import VlaError
 from vla_inference.policies.base import Description, LoadOptions
 from vla_inference.policies.lerobot.base import DTYPES
@@ -55,18 +54,18 @@ def placed(
 
 
 def placed_flow(options: LoadOptions, family: str) -> LoadOptions:
-    """`placed` for a flow-matching family, with the engine filled in: `torch` on a GPU where
-    Triton is there, else `plain`."""
+    """`placed` for a flow-matching family, with the engine filled in: `plain` unless told.
+
+    `torch` becomes the usual one on a GPU once its gates have run there (bench/inference/flow_cuda.py).
+    """
     options = placed(options, family, ("plain", "torch"), quantisable=True)
-    cuda = options.device.startswith("cuda")
-    if options.engine == "torch" and not cuda:
+    if options.engine == "torch" and not options.device.startswith("cuda"):
         raise VlaError(
             f"models of family {family} have engine 'torch' on CUDA alone, the device is "
             f"{options.device!r}",
             "use engine plain, or leave it out",
         )
-    usual = usual_engine(options.device) if cuda else "plain"
-    return replace(options, engine=options.engine or usual)
+    return replace(options, engine=options.engine or "plain")
 
 
 def build(
