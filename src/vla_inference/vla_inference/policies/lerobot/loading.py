@@ -56,7 +56,7 @@ def placed(
 def placed_flow(options: LoadOptions, family: str) -> LoadOptions:
     """`placed` for a flow-matching family, with the engine filled in: `plain` unless told.
 
-    `torch` becomes the usual one on a GPU once its gates have run there (bench/inference/flow_cuda.py).
+    `torch` becomes the usual one on a GPU once bench/inference/flow_cuda.py has passed there.
     """
     options = placed(options, family, ("plain", "torch"), quantisable=True)
     if options.engine == "torch" and not options.device.startswith("cuda"):
