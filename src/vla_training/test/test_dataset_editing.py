@@ -175,12 +175,12 @@ def test_one_episode_has_the_statistics_of_all(own):
 
 
 def test_an_episode_becomes_a_recording_for_rerun(own, tmp_path, capsys):
-    rerun = pytest.importorskip("rerun", reason="needs requirements/rerun.txt")
+    dataframe = pytest.importorskip("rerun.dataframe", reason="needs requirements/rerun.txt")
     target = tmp_path / "episode.rrd"
     words = ["data", "rerun", str(own), "--episode", "1", "--output", str(target)]
     assert vla([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["frames"] == LENGTHS[1]
-    entities = rerun.recording.load_recording(target).schema().component_columns()
+    entities = dataframe.load_recording(target).schema().component_columns()
     found = {column.entity_path for column in entities}
     assert {"/camera/agentview", "/camera/wrist", "/state/0", "/instruction"} <= found
     assert {"/action/arm/x", "/action/gripper/gripper"} <= found
