@@ -38,6 +38,8 @@ PACKAGES = {
     "numpy": "numpy",
     "h5py": "h5py",
     "pyarrow": "pyarrow",
+    "faster_whisper": "faster-whisper",
+    "ctranslate2": "ctranslate2",
 }
 
 

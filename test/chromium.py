@@ -138,9 +138,17 @@ class Browser:
         return tab
 
 
+def _microphone(file: Path) -> list[str]:
+    return [
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",  # which allows it
+        f"--use-file-for-fake-audio-capture={file}%noloop",
+    ]
+
+
 @contextlib.asynccontextmanager
-async def chromium(*prefix: str) -> AsyncIterator[Browser]:
-    """prefix: a command that starts it, such as `chrt --idle 0`."""
+async def chromium(*prefix: str, microphone: Path | None = None) -> AsyncIterator[Browser]:
+    """prefix: a command that starts it, such as `chrt --idle 0`. microphone: a WAV, said once."""
     program = find_chromium()
     assert program, "there is no Chromium"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -156,6 +164,7 @@ async def chromium(*prefix: str) -> AsyncIterator[Browser]:
             "--remote-debugging-port=0",
             "--remote-allow-origins=*",
             f"--user-data-dir={folder}",
+            *(_microphone(microphone) if microphone else ()),
             stderr=asyncio.subprocess.PIPE,
         )
         assert process.stderr is not None

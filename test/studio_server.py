@@ -21,6 +21,7 @@ class StubGraph:
     def __init__(self, timeout: float = 0.25):
         self.timeout, self.calls, self.beats, self.enabled = timeout, [], 0, False
         self.speed_set = 1.0
+        self.spoken: list[str] = []
         self.tell: Callable[[str, Any], None] = lambda name, value: None
 
     async def call(self, name: str, **fields: Any) -> dict[str, Any]:
@@ -45,6 +46,9 @@ class StubGraph:
 
     def heartbeat(self) -> None:
         self.beats += 1
+
+    def said(self, text: str) -> None:
+        self.spoken.append(text)
 
     def available(self) -> dict[str, bool]:
         return {"enable": True}

@@ -9,13 +9,19 @@ import asyncio
 import contextlib
 import json
 import os
+import wave
 from pathlib import Path
 
+import numpy as np
 import pytest
 from chromium import chromium, find_chromium
 from demonstrations import write_set
+from speech_standin import DATA, pcm, quiet
 from studio_graph import StudioGraph
 from studio_server import eventually
+
+from vla_studio.speech.audio import RATE, read_audio
+from vla_studio.speech.recogniser import is_installed
 
 pytestmark = [
     pytest.mark.skipif(
@@ -42,11 +48,11 @@ def graph(tmp_path_factory):
         yield found
 
 
-def in_browser(graph, test, operate=True):
+def in_browser(graph, test, operate=True, microphone=None):
     """Runs a coroutine with a page that has control; nothing in it may go wrong."""
 
     async def go():
-        async with chromium() as browser:
+        async with chromium(microphone=microphone) as browser:
             tab = await browser.open(graph.url)
             await tab.until("document.querySelector('#link')?.textContent === 'connected'")
             if operate:
@@ -300,6 +306,38 @@ def test_control_is_asked_for_and_handed_over(graph):
         assert not other.errors
 
     in_browser(graph, test)
+
+
+@pytest.mark.skipif(
+    not is_installed(), reason="nothing recognises speech: pip install -r requirements/speech.txt"
+)
+@pytest.mark.parametrize("how", ["button", "key"])
+def test_a_spoken_instruction_counts_down_and_is_set(graph, tmp_path, how):
+    samples = np.concatenate([quiet(1), read_audio(DATA / "red_on_green.ogg"), quiet(1)])
+    with wave.open(str(tmp_path / "said.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes(pcm(samples))
+    graph.world.instruction = ""
+
+    async def test(tab, browser):
+        if how == "key":
+            await tab.key("keyDown", "v", "KeyV")
+        else:
+            await tab.down("#talk")
+        await asyncio.sleep(len(samples) / RATE + 0.5)
+        if how == "key":
+            await tab.key("keyUp", "v", "KeyV")
+        else:
+            await tab.up("#talk")
+        await tab.until("!document.querySelector('#counting').hidden")
+        assert await tab.text("#counted") == PRESETS[0]
+        await eventually(lambda: graph.world.instruction == PRESETS[0], PATIENCE)
+        await tab.until("document.querySelector('#counting').hidden")
+        assert not graph.enabled
+
+    in_browser(graph, test, microphone=tmp_path / "said.wav")
 
 
 @pytest.mark.parametrize("width", [1280, 390])

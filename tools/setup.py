@@ -44,7 +44,7 @@ from workspace_setup.steps import (
 from workspace_setup.workspace import build, build_key, working_gl, write_environment
 
 # Libraries that some tests need: optional for users, or second implementations to compare with
-FOR_TESTS = ("onnx", "tvm", "ray", "peft", "sentencepiece", "rerun", "gymnasium")
+FOR_TESTS = ("onnx", "tvm", "ray", "peft", "sentencepiece", "rerun", "gymnasium", "speech")
 
 
 def setup(dev: bool, tests: bool = False, docs: bool = False) -> None:

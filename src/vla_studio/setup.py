@@ -25,6 +25,9 @@ setup(
     zip_safe=False,
     entry_points={
         "console_scripts": ["studio_node = vla_studio.ros.executables:studio_node"],
-        "vla.commands": ["studio = vla_studio.cli.studio:studio"],
+        "vla.commands": [
+            "listen = vla_studio.cli.listen:listen",
+            "studio = vla_studio.cli.studio:studio",
+        ],
     },
 )

@@ -10,6 +10,7 @@ import pytest
 from demonstrations import write_set
 from studio_server import eventually, with_studio
 
+from vla_inference.cli.options import takes
 from vla_inference.errors import VlaError
 from vla_msgs.msg import ActionChunk, CommandStatus, InferenceStatus, SimStatus
 from vla_studio.presets import load_preset
@@ -32,6 +33,14 @@ def episode(index, success=None):
 
 
 # -- presets ----------------------------------------------------------------------------------
+
+
+def test_instructions_given_as_an_option_keep_their_spaces():
+    @takes(StudioSettings)
+    def read(settings):
+        return settings.presets
+
+    assert read(presets="stack the cubes, open it") == ("stack the cubes", "open it")
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)

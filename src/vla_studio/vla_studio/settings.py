@@ -8,6 +8,7 @@ from pathlib import Path
 from vla_inference.errors import VlaError
 from vla_inference.options import Holds, check_options, option
 from vla_inference.serving.network import is_loopback, read_key
+from vla_studio.speech.recogniser import AUTO, wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class StudioSettings:
         low=1,
         high=120,
     )
-    presets: tuple[str, ...] = option((), "Instructions to offer.")
+    presets: tuple[str, ...] = option((), "Instructions to offer, by commas.")
     hold_timeout: float = option(
         0.15,
         "Seconds without a sign of the page until a held enable ends.",
@@ -65,6 +66,13 @@ class StudioSettings:
         "Folder of checkpoints that can be compared with datasets; empty: the shipped ones.",
         holds=Holds.PATH,
     )
+    speech: str = option(
+        AUTO,
+        "auto: spoken instructions where the packages for it are installed; off; or a folder of "
+        "Whisper weights in CTranslate2's format.",
+        holds=Holds.NAME_OR_PATH,
+    )
+    countdown: int = option(3, "Seconds until a spoken instruction takes effect.", low=1, high=30)
     browser: bool = option(False, "Open the page in a browser, where there is one.")
 
     def check(self) -> None:
@@ -77,6 +85,7 @@ class StudioSettings:
             )
         if bool(self.tls_cert) != bool(self.tls_key):
             raise VlaError("TLS certificate and key belong together", "give both or none")
+        wanted(self.speech)
 
     def token(self) -> str:
         """The token that one-time links are made by; empty: nobody has to log in."""

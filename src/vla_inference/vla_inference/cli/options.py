@@ -58,7 +58,7 @@ def command_group(about: str = "") -> typer.Typer:
 def takes(*configs: type) -> Callable[[Callable], Callable]:
     """The decorated function's first parameters, one of each config, become their options.
 
-    Tuples of any length are given as words separated by commas.
+    Tuples of any length are given as words separated by commas; numbers by spaces too.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -129,6 +129,8 @@ class _Made:
             raise TypeError(f"{self.parameter.name} is missing")
         if self.words is None:
             return value
+        if self.words is str:  # which may have spaces, as instructions do
+            return tuple(word.strip() for word in value.split(",") if word.strip())
         try:
             return tuple(self.words(word) for word in value.replace(",", " ").split())
         except ValueError:

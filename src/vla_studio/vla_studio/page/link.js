@@ -31,6 +31,11 @@ export class Link extends EventTarget {
     if (this.open) this.#socket.send(JSON.stringify({ do: name, id: 0, ...given }));
   }
 
+  // Sends audio.
+  send(bytes) {
+    if (this.open) this.#socket.send(bytes);
+  }
+
   // Asks for something; the promise is its answer.
   ask(name, given = {}) {
     if (!this.open) return Promise.reject(new Error("not connected"));

@@ -8,6 +8,7 @@ import { Link } from "./link.js";
 import { Operate } from "./operate.js";
 import { showPages } from "./pages.js";
 import { showPanels } from "./panels.js";
+import { Speech } from "./speech.js";
 import { Strips } from "./strips.js";
 import { Trials } from "./trials.js";
 
@@ -72,6 +73,7 @@ document.body.addEventListener("seat", ({ detail }) => {
 
 new Cameras(link);
 new Operate(link, say);
+new Speech(link, say);
 new Jobs(link, say);
 new Strips(link);
 new Trials(link, ask);

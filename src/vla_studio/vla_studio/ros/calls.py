@@ -10,11 +10,11 @@ from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import GetParameters, SetParameters
 from rclpy.client import Client
 from rclpy.node import Node
-from std_msgs.msg import Empty
+from std_msgs.msg import Empty, String
 from std_srvs.srv import SetBool
 
 from vla_inference.errors import VlaError
-from vla_inference.ros.qos import COMMAND
+from vla_inference.ros.qos import CHUNK, COMMAND
 from vla_msgs.srv import (
     CancelJob,
     GetJobLog,
@@ -50,6 +50,7 @@ ALLOWED = {
     "start_job": Allowed(StartJob, "training/start"),
     "cancel_job": Allowed(CancelJob, "training/cancel"),
 }
+AUDIO_TEXT = "instruction/audio_text"  # what was said, as it was understood
 PARAMETERS = Allowed(GetParameters, "command/get_parameters")
 SET_PARAMETERS = Allowed(SetParameters, "command/set_parameters")  # of `speed` alone
 
@@ -63,6 +64,7 @@ class RosGraph:
             allowed.service: node.create_client(allowed.kind, allowed.service)
             for allowed in (*ALLOWED.values(), PARAMETERS, SET_PARAMETERS)
         }
+        self._said = node.create_publisher(String, AUDIO_TEXT, CHUNK)
         self._heartbeat = node.create_publisher(Empty, "heartbeat", COMMAND)
         self.chunk: Any = None  # the newest one, which a step of the simulation executes
 
@@ -74,6 +76,9 @@ class RosGraph:
 
     def heartbeat(self) -> None:
         self._heartbeat.publish(Empty())
+
+    def said(self, text: str) -> None:
+        self._said.publish(String(data=text))
 
     async def call(self, name: str, **fields: Any) -> dict[str, Any]:
         allowed = ALLOWED[name]

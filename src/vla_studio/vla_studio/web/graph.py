@@ -26,5 +26,8 @@ class Graph(Protocol):
     def heartbeat(self) -> None:
         """Tells the command node that somebody holds the button."""
 
+    def said(self, text: str) -> None:
+        """Publishes what somebody has said."""
+
     def available(self) -> dict[str, bool]:
         """Which services of the allow-list are there, by name."""

@@ -51,11 +51,12 @@ class Frame:
 
 @dataclass(eq=False)
 class Page:
-    """name: what people call it. role: viewer or operator."""
+    """name: what people call it. role: viewer or operator. speaks: whether it may send audio."""
 
     socket: web.WebSocketResponse
     name: str
     role: str
+    speaks: bool = False
     _events: deque[str] = field(default_factory=lambda: deque(maxlen=EVENTS))
     _samples: deque[str] = field(default_factory=lambda: deque(maxlen=EVENTS))
     _values: dict[str, str] = field(default_factory=dict)

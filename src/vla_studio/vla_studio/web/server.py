@@ -9,8 +9,9 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -20,6 +21,8 @@ from vla_inference.serving.connections import Sweeper, is_own_fault, keep_alive,
 from vla_inference.serving.network import tls_context
 from vla_studio.presets import load_preset
 from vla_studio.settings import StudioSettings
+from vla_studio.speech.dialogue import Dialogue
+from vla_studio.speech.recogniser import open_recogniser, wanted
 from vla_studio.web.access import OPERATOR, ROLES, Access, is_local_name, is_own_page
 from vla_studio.web.cameras import Camera
 from vla_studio.web.files import HEADERS, Files
@@ -66,6 +69,8 @@ class StudioServer:
             for name in self._preset.cameras or settings.cameras
         }
         self.operation = Operation(graph, settings.hold_timeout, self.happened, self._changed)
+        load = partial(open_recogniser, settings.speech) if wanted(settings.speech) else None
+        self._dialogue = Dialogue(load, settings.countdown, self)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
 
@@ -122,6 +127,7 @@ class StudioServer:
         finally:
             for task in tasks:
                 task.cancel()
+            self._dialogue.close()
             await runner.cleanup()
             await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -265,7 +271,8 @@ class StudioServer:
                 "verdicts": bool(settings.verdicts),
             },
         )
-        for name, value in {**self._values, "operation": self.operation.state()}.items():
+        latest = {"operation": self.operation.state(), "speech": self._dialogue.state}
+        for name, value in {**self._values, **latest}.items():
             page.tell(name, as_text(name, value))
         for event in self._events:
             page.happened("event", {**event, "old": True})
@@ -286,12 +293,16 @@ class StudioServer:
         async for message in page.socket:
             now = time.monotonic()
             credit, last = min(credit + rate * (now - last), rate) - 1, now
-            if message.type is not WSMsgType.TEXT or credit < 0:
+            speaks = message.type is WSMsgType.BINARY and page.speaks
+            if not (speaks or message.type is WSMsgType.TEXT) or credit < 0:
                 text = b"too many messages" if credit < 0 else b"send text"
                 log.warning("closed %s: %s", page.name, text.decode())
                 await page.socket.close(code=WSCloseCode.POLICY_VIOLATION, message=text)
                 return
-            self._handle(page, message.data, request)
+            if speaks:
+                self._listen(page, message.data)
+            else:
+                self._handle(page, message.data, request)
 
     # -- what pages ask for -------------------------------------------------------------------
 
@@ -325,7 +336,11 @@ class StudioServer:
         elif asked.name == "drawn":
             page.drawn(asked.text("camera", 200))
         elif asked.name == "stop":
-            operation.stop(page)
+            self.stop_by(page)
+        elif asked.name == "talk":
+            self._talk(page, asked)
+        elif asked.name == "unsay":
+            self._dialogue.cancel()
         elif asked.name == "take":
             self._operates(page)
             operation.take(page)
@@ -358,6 +373,7 @@ class StudioServer:
                 self.operation.seat.check(page)
             fields = service.fields(asked)
             if asked.name == "instruct":  # people have the last word
+                self._dialogue.cancel()
                 self._trials.stop()
                 self._tell_trials()
             if service.told:
@@ -447,6 +463,46 @@ class StudioServer:
         self._tell_trials()
         self._answer(page, asked.number, {})
 
+    # -- speech: what a `Dialogue` can do ------------------------------------------------------
+
+    def _talk(self, page: Page, asked: Request) -> None:
+        if asked.flag("on"):
+            self.operation.seat.check(page)
+            self._dialogue.talk(page, asked.whole("rate", 1, 10**6))
+            page.speaks = True
+        elif self.operation.seat.holder is page:
+            self._dialogue.release()
+
+    def _listen(self, page: Page, frame: bytes) -> None:
+        try:
+            self._dialogue.audio(page, frame)
+        except VlaError as error:
+            self._answer(page, 0, {}, str(error))
+
+    def known(self) -> Sequence[str]:
+        prompts = [text for each in self._preset.auto_prompt for text in each.instructions]
+        offered = [*self.settings.presets, *self._preset.instructions, *prompts]
+        return list(filter(None, dict.fromkeys([*offered, self._values.get("instruction", "")])))
+
+    def said(self, page: Page, text: str) -> None:
+        self.happened(f"{page.name} said: {text}")
+        self.graph.said(text)
+
+    def stop_by(self, page: Page) -> None:
+        """Anybody may stop, in whatever way."""
+        self._dialogue.cancel()
+        self.operation.stop(page)
+
+    async def instruct(self, page: Page, sentence: str) -> str:
+        self.operation.seat.check(page)
+        if self._trials.wanted:
+            raise VlaError("trials are under way", "end them first")
+        self.happened(f"{page.name}: instruction: {sentence}")
+        return (await self.graph.call("instruct", instruction=sentence)).get("message", "")
+
+    def speech_changed(self, state: dict[str, Any]) -> None:
+        self._tell_all("speech", state)
+
     def _answer(self, page: Page, number: int, data: dict[str, Any], error: str = "") -> None:
         page.happened("answer", {"id": number, "error": error, **data})
 
@@ -488,6 +544,7 @@ class StudioServer:
             page.happened(name, value)
 
     def _changed(self) -> None:
+        self._dialogue.keep_to(self.operation.seat.holder)
         self._tell_all("operation", self.operation.state())
 
     def _send(self, frame: Frame) -> None:
