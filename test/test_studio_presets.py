@@ -100,6 +100,8 @@ def test_servo_has_a_model_and_a_command_node_that_can_be_held(tmp_path):
             assert command["scale"] == pytest.approx(0.2)
             await page.until("speed", lambda data: data["scale"] == 0.2)
             await page.operate()
+            assert not (await page.ask("speed", speed=0.5))["error"]  # also of a locked node
+            await page.until("command", lambda data: data["scale"] == pytest.approx(0.1))
             holding = asyncio.create_task(hold(page))
             # The command node hears the button, and has no chunk: nobody publishes images.
             await page.until("event", lambda data: "no usable chunk" in data["text"])

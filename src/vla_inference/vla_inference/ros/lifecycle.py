@@ -48,7 +48,7 @@ class StartConfig:
     locked: bool = option(
         False,
         "refuse every parameter change while the node runs; some parameters are paths of "
-        "files and libraries that it loads",
+        "files and libraries that it loads. The command node's speed alone may still be set",
     )
 
 
@@ -76,6 +76,7 @@ class ManagedNode(Guarded, LifecycleNode):
     """
 
     TASK = ""
+    UNLOCKED: frozenset[str] = frozenset()  # parameters that change even if it is `locked`
 
     def __init__(self, name: str, *configs: type, **kwargs):
         self.state, self.failure = UNCONFIGURED, ""
@@ -186,9 +187,10 @@ class ManagedNode(Guarded, LifecycleNode):
         # Those that are not there yet are being declared.
         there = [p.name for p in changed if self.has_parameter(p.name)]
         fixed = [name for name in there if self._configured and name in self._read_at_configure]
+        bound = [name for name in there if name not in self.UNLOCKED]
         reason = ""
-        if there and self.value("locked"):
-            reason = f"{there[0]} cannot be changed: the node was started with locked:=true"
+        if bound and self.value("locked"):
+            reason = f"{bound[0]} cannot be changed: the node was started with locked:=true"
         elif fixed:
             reason = f"{fixed[0]} is read when the node is configured; clean it up first"
         return SetParametersResult(successful=not reason, reason=reason)

@@ -62,6 +62,7 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # of a part: it becomes part of top
 
 class CommandNode(ManagedNode):
     TASK = "commands"
+    UNLOCKED = frozenset({"speed"})  # it leads to no more than the motion that was configured
 
     def __init__(self, name: str = "command", **kwargs):
         super().__init__(name, *command_configs(), **kwargs)
