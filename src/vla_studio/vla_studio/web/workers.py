@@ -22,6 +22,7 @@ VLA = (sys.executable, "-m", "vla_inference.cli.main")
 MOST = 2  # processes
 UNUSED = 120.0  # s until one that is not used ends
 SECONDS = 300.0  # for an answer, or for a sign of progress
+EDITS = ("delete", "restore", "tag")
 LINE = 64 << 20  # bytes of an answer at most
 Progress = Callable[[int, int], None]
 
@@ -129,10 +130,10 @@ class Workers:
         worker = self._workers.get(path)
         if worker is None or (worker.state != _state(path) and not worker.busy.locked()):
             worker = self._start(path)
-        try:
-            return await worker.ask(request, progress)
-        finally:
+        answer = await worker.ask(request, progress)
+        if request["do"] in EDITS:  # its own change, after which it opens the dataset again
             worker.state = _state(path)
+        return answer
 
     def _start(self, path: Path) -> Worker:
         if path in self._workers:
