@@ -22,7 +22,7 @@ def test_a_conversion_is_repeated_by_the_options_it_left(tmp_path, capsys, kind)
     assert main(["convert", "--output", str(output), *map(str, words)]) == 0
     kept = tmp_path / "out.options.yaml" if kind == "hdf5" else output / "options.yaml"
     said = yaml.safe_load(kept.read_text())
-    assert (said["to"], said["max_episodes"], said["dataset"]) == (kind, 2, str(source))
+    assert (said["to"], said["max_episodes"], said["dataset"]) == (kind, 2, [str(source)])
     capsys.readouterr()
     for more, episodes in ([], 2), (["--max-episodes", "3"], len(LENGTHS)):
         assert main(["convert", "--config", str(kept), "--overwrite", *more]) == 0
