@@ -176,7 +176,7 @@ export class Library {
     const errors = found.errors.map(({ name, mean, unit }) => `${name} ${fixed(mean, unit === "1" ? 2 : 1)}${unit === "1" ? "" : ` ${unit}`}`);
     const said = [
       `${found.model}: accuracy ${fixed(found.accuracy, 3)}, ${fixed(found.latency_ms)} ms an answer`,
-      `mean error: ${errors.join(", ")}`,
+      `Mean error: ${errors.join(", ")}`,
       ...found.notes,
     ];
     byId("compared").textContent = `${said.join(". ")}.`;
