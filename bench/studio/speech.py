@@ -2,7 +2,7 @@
 """How often spoken instructions and "stop" are understood, and other speech is taken for them.
 
     apt-get install espeak-ng flite; pip install -r requirements/speech.txt
-    python bench/studio/speech.py [--jobs 3] [--output bench/results/studio_speech.json]
+    python bench/studio/speech.py [--jobs 3] [--parts PART ...] [--output bench/results/studio_speech.json]
 
 Eight synthetic voices of two synthesisers say the sentences of robots' tasks, which are the
 sentences in use; "stop" at three speeds, and within other words; and prose in which nobody says
@@ -13,6 +13,7 @@ pauses, then recognised. Real voices and rooms are not measured.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -30,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import add_output, keep
+from common import add_output, keep, provenance
 from texts import LONE, OTHER_WORDS, PHRASES, PROSE, SENTENCES
 
 from vla_studio.speech.audio import RATE, read_audio
@@ -125,9 +126,9 @@ class Bench:
 
 
 def sentences(bench: Bench, snr: float | None) -> dict[str, Any]:
-    """Of each sentence by each voice: right, another sentence, or none."""
+    """Of each sentence by every other voice, in turns: right, another sentence, or none."""
     counts = {"right": 0, "another": 0, "none": 0}
-    for text, voice in every(SENTENCES, VOICES):
+    for text, voice in alternate():
         known = [heard.known for heard in bench.hear(Clip(text, voice, snr)) if heard.known]
         result = "none" if not known else "right" if known == [text] else "another"
         counts[result] += 1
@@ -138,9 +139,9 @@ def sentences(bench: Bench, snr: float | None) -> dict[str, Any]:
 
 
 def not_in_use(bench: Bench, snr: float | None) -> dict[str, Any]:
-    """Each sentence, while all others are in use: is it taken for one of them? Half the voices."""
+    """Each sentence, while all others are in use: is it taken for one of them?"""
     taken = total = 0
-    for text, voice in every(SENTENCES, VOICES[::2]):
+    for text, voice in alternate():
         others = [each for each in SENTENCES if each != text]
         known = [
             heard.known for heard in bench.hear(Clip(text, voice, snr), others) if heard.known
@@ -198,6 +199,11 @@ def silence(bench: Bench) -> dict[str, Any]:
     return {"minutes": 10, "heard": found}
 
 
+def alternate() -> Iterator[tuple[str, str]]:
+    """Each sentence by four voices, so that each voice says half of them."""
+    return ((text, v) for i, text in enumerate(SENTENCES) for v in VOICES[i % 2 :: 2])
+
+
 def every(texts: Sequence[str], voices: Sequence[str]) -> Iterator[tuple[str, str]]:
     return ((text, voice) for text in texts for voice in voices)
 
@@ -241,8 +247,14 @@ def run(name: str) -> dict[str, Any]:
     return found
 
 
+def earlier(output: Path | None) -> dict[str, Any]:
+    """What an output has already, of other parts."""
+    return json.loads(output.read_text()) if output and output.exists() else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     parser.add_argument("--jobs", type=int, default=1, help="parts at a time")
     add_output(parser)
     args = parser.parse_args()
@@ -256,10 +268,11 @@ def main() -> None:
         "synthesisers": [version(program) for program in ("flite", "espeak-ng")],
     }
     with ProcessPoolExecutor(args.jobs) as pool:
-        started = {pool.submit(run, name): name for name in PARTS}
+        started = {pool.submit(run, name): name for name in args.parts}
         for part in as_completed(started):
             report[started[part]] = part.result()
-            keep(report, args.output)
+            others = earlier(args.output) if len(args.parts) < len(PARTS) else {}
+            keep({**others, "provenance": provenance(), **report}, args.output)
 
 
 if __name__ == "__main__":
