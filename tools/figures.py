@@ -129,6 +129,18 @@ def studio_faults(r: Result) -> str:
     return f"motion ended within 300 ms {within} of {len(times)} times, {most}"
 
 
+def speech(r: Result) -> str:
+    near, far = (r[f"sentences, {snr} dB"] for snr in (20, 10))
+    stop, noise = r["stop"], r["noise alone"]
+    return (
+        f"{near['right']} of {near['of']} spoken sentences are understood with noise 20 dB below "
+        f"the voice and {far['right']} of {far['of']} with 10 dB, {near['another']} and "
+        f'{far["another"]} are taken for another; "stop" is found {stop["stops"]} of '
+        f"{stop['of']} times; in {noise['minutes']} minutes of noise {noise['heard']} words are "
+        "heard"
+    )
+
+
 def faults(r: Result) -> str:
     rows = r["rows"]
     times, good = sum(f["times"] for f in rows), sum(f["recovered"] for f in rows)
@@ -524,6 +536,7 @@ CLAIMS = (
         ),
         BITS,
     ),
+    Claim("docs/how-to.md", speech, ("studio_speech.json",)),
     Claim(
         "docs/how-to.md",
         lambda r: (

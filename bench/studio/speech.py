@@ -2,7 +2,7 @@
 """How often spoken instructions and "stop" are understood, and other speech is taken for them.
 
     apt-get install espeak-ng flite; pip install -r requirements/speech.txt
-    python bench/studio/speech.py [--jobs 3] [--parts PART ...] [--output bench/results/studio_speech.json]
+    python bench/studio/speech.py [--jobs 3] [--parts PART ...] [--output FILE]
 
 Eight synthetic voices of two synthesisers say the sentences of robots' tasks, which are the
 sentences in use; "stop" at three speeds, and within other words; and prose in which nobody says
@@ -126,9 +126,9 @@ class Bench:
 
 
 def sentences(bench: Bench, snr: float | None) -> dict[str, Any]:
-    """Of each sentence by every other voice, in turns: right, another sentence, or none."""
+    """Of each sentence, by the voices in turn: right, another sentence, or none."""
     counts = {"right": 0, "another": 0, "none": 0}
-    for text, voice in alternate():
+    for text, voice in in_turn():
         known = [heard.known for heard in bench.hear(Clip(text, voice, snr)) if heard.known]
         result = "none" if not known else "right" if known == [text] else "another"
         counts[result] += 1
@@ -141,7 +141,7 @@ def sentences(bench: Bench, snr: float | None) -> dict[str, Any]:
 def not_in_use(bench: Bench, snr: float | None) -> dict[str, Any]:
     """Each sentence, while all others are in use: is it taken for one of them?"""
     taken = total = 0
-    for text, voice in alternate():
+    for text, voice in in_turn():
         others = [each for each in SENTENCES if each != text]
         known = [
             heard.known for heard in bench.hear(Clip(text, voice, snr), others) if heard.known
@@ -199,9 +199,9 @@ def silence(bench: Bench) -> dict[str, Any]:
     return {"minutes": 10, "heard": found}
 
 
-def alternate() -> Iterator[tuple[str, str]]:
-    """Each sentence by four voices, so that each voice says half of them."""
-    return ((text, v) for i, text in enumerate(SENTENCES) for v in VOICES[i % 2 :: 2])
+def in_turn() -> Iterator[tuple[str, str]]:
+    """Each sentence by one of the voices; each voice says five."""
+    return ((text, VOICES[i * 3 % len(VOICES)]) for i, text in enumerate(SENTENCES))
 
 
 def every(texts: Sequence[str], voices: Sequence[str]) -> Iterator[tuple[str, str]]:
