@@ -13,6 +13,7 @@ from vla_inference.errors import VlaError
 from vla_inference.system.workers import WorkerDiedError
 from vla_inference.types import eef_delta_spec
 from vla_sim_bridge.envs.base import Demonstration
+from vla_sim_bridge.envs.other_python.process import ProcessLostError
 from vla_sim_bridge.generation import generate as generation
 from vla_sim_bridge.generation.config import GenerateConfig
 from vla_sim_bridge.libero.expert import grips
@@ -178,9 +179,9 @@ class Played:
 
 
 class HereAtOnce:
-    """A worker in this process, which dies once after two attempts."""
+    """A worker in this process, which dies once after two attempts, or loses its world."""
 
-    calls = 0
+    calls, death = 0, WorkerDiedError()
 
     def __init__(self, make):
         self.count, self._play, self._given = 1, make(), []
@@ -192,7 +193,7 @@ class HereAtOnce:
         HereAtOnce.calls += 1
         number = self._given.pop(0)
         if HereAtOnce.calls == 3:
-            raise WorkerDiedError
+            raise self.death
         return [(number, self._play(number))]
 
     def close(self):
@@ -213,8 +214,10 @@ def make(folder, **change):
     return generation.generate(GenerateConfig(**values), folder, start_workers=HereAtOnce)
 
 
-def test_demonstrations_are_those_that_the_world_played(played, tmp_path):
-    """Attempts 0 and 3 fail, and a worker dies on the way: 1, 2 and 4 are kept."""
+@pytest.mark.parametrize("death", [WorkerDiedError(), ProcessLostError("LIBERO ended", "again")])
+def test_demonstrations_are_those_that_the_world_played(played, tmp_path, monkeypatch, death):
+    """Attempts 0 and 3 fail, and a worker or its world dies: 1, 2 and 4 are kept."""
+    monkeypatch.setattr(HereAtOnce, "death", death)
     path = make(tmp_path / "out")
     world = Played(get_task("libero_object"), (), 16, 16)
     with h5py.File(path) as file:

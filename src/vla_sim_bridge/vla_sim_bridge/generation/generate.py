@@ -21,6 +21,7 @@ from typing import Any
 from vla_inference.errors import VlaError
 from vla_inference.system.files import only_one, writable
 from vla_inference.system.workers import Processes, RayWorkers, WorkerDiedError, Workers
+from vla_sim_bridge.envs.other_python.process import ProcessLostError
 from vla_sim_bridge.envs.protocol import check_installed, make_expert_world
 from vla_sim_bridge.envs.robosuite_sim import Simulation
 from vla_sim_bridge.generation import elsewhere
@@ -136,11 +137,13 @@ def _fill(config, parts: Path, final: Path, start, report) -> None:
             return
         except DamagedPartError:
             ledger = recall(parts)
-        except WorkerDiedError as error:
-            # Killed (out of memory, say). What it was at is done again.
+        except (WorkerDiedError, ProcessLostError) as error:
+            # Killed (out of memory, say), it or its world. What it was at is done again.
             ledger = recall(parts)
             deaths = deaths + 1 if len(ledger) == known else 0
             if deaths == MAX_DEATHS:
+                if isinstance(error, ProcessLostError):
+                    raise
                 raise VlaError(
                     "workers die before they finish an episode",
                     "use fewer with --parallel: memory may be short; the same command resumes",
