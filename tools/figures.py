@@ -18,7 +18,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +233,7 @@ def clients(r: Result) -> str:
     return "{}: {} times. 95th percentile {} ms, of one {} ms".format(rates, times_one, *late)
 
 
-# -- the tables of README ---------------------------------------------------------------------
+# -- the tables of docs/results.md, and README's choice of them ---------------------------------
 
 LOOP = (
     Row(
@@ -435,11 +435,35 @@ GPU = (
     ),
 )
 TABLES = {"figures: loop": LOOP, "figures: robot": ROBOT, "figures: gpu": GPU}
+GLANCE = {  # rows, and what they are called away from their own tables
+    LOOP[1]: "success of the shipped model, `Stack_D2`: whole table, random colours and sentences",
+    LOOP[2]: "image to action chunk (8 steps), 2 CPU cores",
+    LOOP[7]: LOOP[7].what,
+    **{row: row.what for row in ROBOT[4:7]},
+    GPU[1]: "OpenVLA-7B on one H200, `engine: torch`, bf16 / int8 / FP8 / int4 weights",
+    GPU[2]: "OpenVLA-OFT 7B there, a chunk of 8 actions, bf16 / FP8",
+}
 HEAD = ["| what | figure | command |", "|---|---|---|"]
 
 
 def tables() -> dict[str, list[str]]:
-    return {name: [*HEAD, *(row.line() for row in rows)] for name, rows in TABLES.items()}
+    return {name: table(rows) for name, rows in TABLES.items()}
+
+
+def table(rows: tuple[Row, ...]) -> list[str]:
+    return [*HEAD, *(row.line() for row in rows)]
+
+
+def glance() -> list[str]:
+    """A few rows, each with a command of its own."""
+    chosen = []
+    for row, what in GLANCE.items():
+        rows = next(rows for rows in TABLES.values() if row in rows)
+        above = [r.line().split(" | ")[-1] for r in rows[: rows.index(row)]]
+        command = next((c for c in reversed(above) if c != f"{SAME} |"), "")
+        line = replace(row, what=what).line()
+        chosen.append(line.replace(f"| {SAME} |", f"| {command}"))
+    return [*HEAD, *chosen]
 
 
 def batches() -> list[str]:
@@ -573,6 +597,7 @@ CLAIMS = (
 # Figures that we did not measure, by page: settings, formats, data sheets, published figures.
 NOT_MEASURED: dict[str, tuple[str, ...]] = {
     "README.md": ("In brackets: 95 % intervals",),
+    "docs/results.md": ("In brackets: 95 % intervals",),
     "docs/explanation/speed.md": (
         "(Orin: 204.8 GB/s",
         "Thor: 273 GB/s",
@@ -673,7 +698,8 @@ def generated() -> dict[str, dict[str, list[str]]]:
     """Page -> the tables that results give it."""
     study = read("study.json")["rows"]
     return {
-        "README.md": tables(),
+        "README.md": {"figures: glance": glance()},
+        "docs/results.md": tables(),
         "docs/explanation/speed.md": {
             **roofline.tables(),
             "fewer bits": fewer_bits(),
