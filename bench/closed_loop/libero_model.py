@@ -7,10 +7,11 @@
 
 Demonstrations by the scripted expert (`bench/data/libero_generation.py`, 600 a round, in scenes
 that are drawn: never the benchmark's states), a training on one GPU, then episodes from the
-benchmark's first initial states, tasks in turn, success by the benchmark's rule. Suites on _lan and
-_task are LIBERO-PRO's, told by the sentence of their BDDL files; in those on _any, our own scenes,
-the sentence alone says what is asked for. --formats: the plain suites again with weights of these
-formats, on the same episodes. A second call takes up where the first was stopped; --checkpoint skips training.
+benchmark's first initial states, tasks in turn, success by the benchmark's rule. Suites on _lan
+and _task are LIBERO-PRO's, told by the sentence of their BDDL files; in those on _any, our own
+scenes, the sentence alone says what is asked for. --formats: the plain suites again with weights
+of these formats, on the same episodes. A second call takes up where the first was stopped;
+--checkpoint skips the training.
 """
 
 from __future__ import annotations
