@@ -188,7 +188,7 @@ def test_actions_are_in_the_base_frame_and_images_upright(world):
         ("mimicgen.py", "import robomimic", "mimicgen cannot .* named 'robomimic'"),
         ("mujoco.py", "import no_gl", "robosuite cannot be imported .No module named 'no_gl'"),
         ("robosuite/__init__.py", "__version__ = '1.5.2'", "robosuite is 1.5.2; .* needs 1.4"),
-        ("mimicgen.py", "", "registers no environment 'Stack_D0'; it registers: none"),
+        ("mimicgen.py", "", "registers no environment 'Stack_D0'; it has none"),
         ("mimicgen.py", "import os; os._exit(4)", r"ended at 'hello' \(exit status 4\)"),
         ("mimicgen.py", "raise RuntimeError('old')", "RuntimeError: old"),
     ],
