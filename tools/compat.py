@@ -94,8 +94,12 @@ ENVIRONMENTS = (
     Environment(
         "robosuite14", ("VLA_TEST_ROBOSUITE14_PYTHON",), ("test_robosuite14.py",), (11, 10)
     ),
-    Environment("libero", ("VLA_LIBERO_PYTHON",), ("test_libero.py",), (11,)),
-    Environment("judge", ("VLA_JUDGE_PYTHON",), ("test_libero_judge.py",), (11,)),
+    Environment(
+        "libero",
+        ("VLA_LIBERO_PYTHON", "VLA_JUDGE_PYTHON"),
+        ("test_libero.py", "test_libero_judge.py"),
+        (11,),
+    ),
     Environment(
         "openpi",
         ("VLA_OPENPI_PYTHON",),
