@@ -1,6 +1,6 @@
 """Observations from what people have at hand: arrays, Pillow images, paths of image files.
 
-For calls from Python alone: whoever takes images from a network must not open what they name.
+For calls from Python alone: code that takes images from a network must not open what they name.
 """
 
 from __future__ import annotations

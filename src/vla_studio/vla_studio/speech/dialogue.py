@@ -78,7 +78,7 @@ class Dialogue(Generic[Page]):
     # -- what pages do ------------------------------------------------------------------------
 
     def talk(self, page: Page, rate: int) -> None:
-        """The button is pressed; whoever may not operate is not to come here."""
+        """The button is pressed. The caller has checked that this page may operate."""
         if self._load is None:
             raise VlaError("speech is not recognised here", "see `vla studio --speech`")
         check_rate(rate)

@@ -16,7 +16,7 @@ def normal(text: str) -> str:
 
 
 def says_stop(text: str) -> bool:
-    """Whether one of its words is "stop": whoever says it, in whatever sentence, is obeyed."""
+    """Whether one of its words is "stop", which is obeyed in any sentence."""
     return STOP in normal(text).split()
 
 

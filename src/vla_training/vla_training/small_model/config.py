@@ -112,12 +112,12 @@ class TrainConfig:
         shape: dict[str, Any] = copy.deepcopy(SMALL)
         shape["name"] = self.name
         shape["text_config"]["num_hidden_layers"] = self.layers
-        (tower,) = shape["vision_towers"]
-        if self.image_size % tower["patch_size"]:
+        (encoder,) = shape["vision_towers"]
+        if self.image_size % encoder["patch_size"]:
             raise VlaError(
-                f"--image-size is {self.image_size}", f"give a multiple of {tower['patch_size']}"
+                f"--image-size is {self.image_size}", f"give a multiple of {encoder['patch_size']}"
             )
-        tower["image_size"] = self.image_size
+        encoder["image_size"] = self.image_size
         shape["action_head"]["num_images"] = max(1, len(self.cameras))
         return shape
 

@@ -213,7 +213,7 @@ class RobotDrive(Drive):
             self.publish_frame(counted=False)
 
     def _remind(self) -> None:
-        """Whoever came up late has missed pose and time."""
+        """A node that came up late has missed pose and time."""
         now = time.monotonic()
         if self.settings.lock_step and now - self._asked_again > CLOCK_AGAIN:
             self._asked_again = now
