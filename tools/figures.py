@@ -131,13 +131,15 @@ def studio_faults(r: Result) -> str:
 
 def speech(r: Result) -> str:
     near, far = (r[f"sentences, {snr} dB"] for snr in (20, 10))
-    stop, noise = r["stop"], r["noise alone"]
+    stop, noise, prose = r["stop"], r["noise alone"], r["prose, 20 dB"]
+    alike = r["other words alone, 20 dB"]
     return (
         f"{near['right']} of {near['of']} spoken sentences are understood with noise 20 dB below "
         f"the voice and {far['right']} of {far['of']} with 10 dB, {near['another']} and "
         f'{far["another"]} are taken for another; "stop" is found {stop["stops"]} of '
         f"{stop['of']} times; in {noise['minutes']} minutes of noise {noise['heard']} words are "
-        "heard"
+        f"heard, in {prose['minutes']:.0f} minutes of prose {prose['stops']} stops; of words alone "
+        f'that sound alike ("step", "shop") {alike["stops"]} of {alike["of"]} stop the robot'
     )
 
 
