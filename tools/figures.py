@@ -138,8 +138,8 @@ def speech(r: Result) -> str:
         f"the voice and {far['right']} of {far['of']} with 10 dB, {near['another']} and "
         f'{far["another"]} are taken for another; "stop" is found {stop["stops"]} of '
         f"{stop['of']} times; in {noise['minutes']} minutes of noise {noise['heard']} words are "
-        f"heard, in {prose['minutes']:.0f} minutes of prose {prose['stops']} stops; of words alone "
-        f'that sound alike ("step", "shop") {alike["stops"]} of {alike["of"]} stop the robot'
+        f"heard, in {prose['minutes']:.0f} minutes of prose {prose['stops']} stops; of words "
+        f'alone that sound alike ("step", "shop") {alike["stops"]} of {alike["of"]} stop the robot'
     )
 
 
