@@ -9,10 +9,13 @@ from vla_inference.control.commands import Command
 from vla_inference.control.limits import SafetyLimits
 from vla_inference.control.safety import DISABLED, ENABLED, STOPPED, Safety, Watchdogs
 from vla_inference.control.settings import Settings
+from vla_inference.control.takeover import HUMAN, MODEL, Takeover
 
 __all__ = [
     "DISABLED",
     "ENABLED",
+    "HUMAN",
+    "MODEL",
     "STOPPED",
     "Command",
     "Commander",
@@ -20,5 +23,6 @@ __all__ = [
     "Safety",
     "SafetyLimits",
     "Settings",
+    "Takeover",
     "Watchdogs",
 ]

@@ -24,9 +24,10 @@ from vla_inference.control.parts.eef import EefPart
 from vla_inference.control.players.chunk_player import Player
 from vla_inference.control.safety import STOPPED, Safety
 from vla_inference.control.settings import Settings
+from vla_inference.control.takeover import HUMAN, MODEL, Takeover
 from vla_inference.errors import VlaError
 from vla_inference.policies.action_specs import in_si
-from vla_inference.types import ActionChunk
+from vla_inference.types import ActionChunk, ActionSpec
 
 __all__ = ["Command", "Commander", "RobotCommander", "Settings"]
 
@@ -46,7 +47,10 @@ class _Parts:
         self.settings = settings
         self.period = settings.period
         self.scale = settings.scale
-        self.safety = Safety(settings.watchdogs, settings.distribution, check or self._check)
+        self.takeover = Takeover(settings.human_timeout)
+        self.safety = Safety(
+            settings.watchdogs, settings.distribution, check or self._check, self.takeover
+        )
         self.parts = {part.name: part for part in make(self.safety)}
         self.image_stamp: float | None = None
         self.chunks = 0
@@ -78,6 +82,21 @@ class _Parts:
         """Back to the dry run; the next two periods command a halt."""
         self.safety.disable()
 
+    def take_over(self, by_hand: bool, now: float, steady: float) -> None:
+        """From the next period on a person commands, or the model again, by chunks of after that.
+
+        What was planned is dropped: the robot comes to a halt within its limits until the first of
+        them, and its commands go on.
+        """
+        if by_hand == self.takeover.by_hand:
+            return
+        since = self._next_begin(now)
+        self.takeover.hand_over(HUMAN if by_hand else MODEL, since)
+        for part in self.parts.values():
+            part.hand_over(by_hand, now if by_hand else since)
+        if not by_hand:
+            self.safety.given_back(steady)
+
     def rescale(self, scale: float) -> None:
         """Another share of the model's motion, 0 < scale <= 1; raises VlaError while enabled."""
         if self.safety.enabled:
@@ -90,17 +109,12 @@ class _Parts:
     # -- what comes in ------------------------------------------------------------------------
 
     def _check(self, chunk: ActionChunk) -> None:
-        """Raises VlaError unless a chunk has exactly these parts, of kinds that they execute."""
+        """Raises VlaError unless a chunk has these parts alone, of kinds that they execute."""
         found, wanted = {p.name: p for p in chunk.spec.parts}, self.parts
         if unknown := [f"{n} ({p.kind})" for n, p in found.items() if n not in wanted]:
             raise VlaError(
                 f"the chunk's {', '.join(unknown)} cannot be executed",
                 f"this node commands {', '.join(wanted)} (parameter parts)",
-            )
-        if lacking := [n for n in wanted if n not in found]:
-            raise VlaError(
-                f"the chunk has no {', '.join(lacking)}",
-                "leave them out of the parameter parts, or use another model",
             )
         for name, part in found.items():
             if part.kind not in wanted[name].kinds:
@@ -110,43 +124,73 @@ class _Parts:
                 )
         check_steps(in_si(chunk))
 
-    def accept(self, chunk: ActionChunk, stamp: float, now: float, steady: float) -> bool:
-        """Takes a chunk for the image of `stamp` [s, by `now`'s clock]."""
-        if not self.safety.accepts(chunk, stamp, now):
+    def accept(
+        self, chunk: ActionChunk, stamp: float, now: float, steady: float, source: str = MODEL
+    ) -> bool:
+        """Takes a source's chunk; returns whether any of it will be executed.
+
+        stamp: of the image behind it, or of when a person's input was read [s, by `now`'s clock].
+        """
+        if not self.safety.accepts(chunk, stamp, now, source):
             return False
+        in_charge = source == self.takeover.source
         chunk = in_si(chunk)
         try:
-            for part in self.parts.values():
+            parts = self._commanded(chunk.spec, source)
+            for part in parts if in_charge else ():
                 part.check(chunk.spec)
         except VlaError as error:
-            self.bad_chunk(str(error), now)
+            self.bad_chunk(str(error), now, source)
             return False
-        self.chunks += 1
-        self.image_stamp = stamp
+        if source == MODEL:
+            self.chunks += 1
+            self.image_stamp = stamp
         begin = self._next_begin(now)
-        taken = [part.accept(chunk, stamp, begin, now) for part in self.parts.values()]
-        if any(taken):
+        taken = in_charge and any([part.accept(chunk, stamp, begin, now) for part in parts])
+        if source == HUMAN and taken:
+            self.takeover.hear(steady)
+        elif source == MODEL and (taken or not in_charge):  # that one lives, and is not asked
             self.safety.fed(steady)
-        return any(taken)
+        return taken
 
-    def bad_chunk(self, reason: str, now: float) -> None:
+    def _commanded(self, spec: ActionSpec, source: str) -> list[Part[Any, Any]]:
+        """The parts that a chunk commands: a model's all; what a person leaves out stands still.
+
+        Raises VlaError where some lack.
+        """
+        names = {part.name for part in spec.parts}
+        lacking = [name for name in self.parts if name and name not in names]
+        if lacking and source == MODEL:
+            raise VlaError(
+                f"the chunk has no {', '.join(lacking)}",
+                "leave them out of the parameter parts, or use another model",
+            )
+        return [part for name, part in self.parts.items() if name not in lacking]
+
+    def bad_chunk(self, reason: str, now: float, source: str = MODEL) -> None:
         """Reports an invalid chunk message."""
-        self.safety.bad_chunk(reason, now)
+        self.safety.bad_chunk(reason, now, source)
 
     # -- what goes out ------------------------------------------------------------------------
 
     def _tick(self, now: float, steady: float, others: str) -> dict[str, Any]:
         parts = self.parts.values()
         back = self._last_now - now if self._last_now is not None else 0.0
+        self._last_now = now
+        begin = self._next_begin(now)
         if back > self.settings.watchdogs.clock_jump:
             # The clock may have restarted: then its stamps are new as well.
             for part in parts:
                 part.restart()
-        self._last_now = now
-        begin = self._next_begin(now)
+        self.takeover.begins(begin)
+        if self.takeover.falls_silent(steady):
+            for part in parts:
+                part.drop()
         end = self._window = begin + self.period
         stamps = [s for p in parts if (s := p.begins(now, steady, begin, end)) is not None]
         fault = next((wrong for p in parts if (wrong := p.fault(steady))), None)
+        if stamps:
+            self.takeover.moves()
         going = self.safety.tick(now, steady, others, min(stamps, default=None), fault)
         if self._live and not going:
             self._live, self._halts = False, ZEROS
@@ -157,6 +201,8 @@ class _Parts:
             return _told({p.name: p.halted() for p in parts})
         if self.safety.state == STOPPED:
             return {}
+        for part in parts:
+            part.holds = self._live and self.takeover.holds
         return _told({p.name: p.move(self._live) for p in parts})
 
     def halt(self, steady: float) -> dict[str, Any]:

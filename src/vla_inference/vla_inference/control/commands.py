@@ -190,6 +190,10 @@ class Target:
         self.pose = self.confine(pose.towards(measured, *back))
         return {DRIFT}
 
+    def stay(self) -> None:
+        """A command period begins in which it stays where it is."""
+        self._before = self.pose
+
     def advance(self, linear: Vector, angular: Vector, period: float, in_tool: bool) -> None:
         """Adds the commanded motion of this period."""
         if self.pose is not None:

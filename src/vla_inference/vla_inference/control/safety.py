@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla_inference.control.commands import check_chunk
+from vla_inference.control.takeover import HUMAN, MODEL, Takeover
 from vla_inference.errors import VlaError
 from vla_inference.policies.action_specs import check_si, si_spec
 from vla_inference.policies.normalisation import Normalisation
@@ -39,7 +40,9 @@ JOINTS_LOST = "joints_lost"
 JOINTS_FROZEN = "joints_frozen"
 CONTROLLER = "controller"
 
-OUT_OF_DISTRIBUTION = "out_of_distribution"  # a refusal, not a stop
+# Refusals, no stops
+OUT_OF_DISTRIBUTION = "out_of_distribution"
+INPUT_AGE = "input_age"  # of a person's chunk
 
 
 @dataclass(frozen=True)
@@ -136,11 +139,13 @@ class Safety:
         watchdogs: Watchdogs | None = None,
         distribution: Distribution | None = None,
         check: Callable[[ActionChunk], None] = check_chunk,
+        takeover: Takeover | None = None,
     ):
-        """check: raises VlaError if a chunk cannot be executed."""
+        """check: raises VlaError if a chunk cannot be executed. takeover: who commands."""
         self.watchdogs = watchdogs or Watchdogs()
         self.distribution = distribution
         self._check = check
+        self.takeover = takeover or Takeover()
         self.state = DISABLED
         self.last_stop: Stop | None = None
         self.warning = ""  # what would stop it, were it enabled
@@ -169,7 +174,7 @@ class Safety:
             self._silence(HEARTBEAT, steady),
             self._silence(POSE, steady),
             self._clock_stopped(),
-            self._no_chunk(steady),
+            None if self.takeover.by_hand else self._no_chunk(steady),
         ):
             if fault:
                 return fault[1]
@@ -203,8 +208,13 @@ class Safety:
         self._poses[arm] = steady
 
     def fed(self, steady: float) -> None:
-        """Records that a chunk with executable steps arrived."""
+        """Records that a chunk of the model with executable steps arrived."""
         self._chunk = steady
+
+    def given_back(self, steady: float) -> None:
+        """The model commands again: it has as long for a chunk as for any other."""
+        if self.enabled:
+            self._chunk = steady
 
     def knows_pose(self, steady: float, arm: str = "") -> bool:
         """Whether the measured pose is recent enough to send to a controller."""
@@ -217,22 +227,44 @@ class Safety:
         self.refusals[kind] += 1
         self.last_refusal = reason
 
-    def bad_chunk(self, reason: str, now: float) -> None:
-        """Reports an invalid answer: the model's next ones are not trusted either."""
-        self.refuse(BAD_CHUNK, reason)
-        self.stop(BAD_CHUNK, reason, now)
+    def bad_chunk(self, reason: str, now: float, source: str = MODEL) -> None:
+        """Reports an invalid answer: the next ones of that source are not trusted either."""
+        self._refuse_and_stop(BAD_CHUNK, reason, now, source)
 
-    def accepts(self, chunk: ActionChunk, stamp: float, now: float) -> bool:
-        """Whether a chunk for the image of `stamp` may be executed."""
+    def _refuse_and_stop(self, kind: str, reason: str, now: float, source: str) -> None:
+        """A source that is not in charge moves nothing: there is nothing to be stopped."""
+        reason = f"human_action: {reason}" if source == HUMAN else reason
+        self.refuse(kind, reason)
+        if source == self.takeover.source:
+            self.stop(kind, reason, now)
+
+    def accepts(self, chunk: ActionChunk, stamp: float, now: float, source: str = MODEL) -> bool:
+        """Whether a chunk may be executed. stamp: of its image, or of when a person's input was
+        read."""
         try:
             self._check(chunk)
         except VlaError as error:
-            self.bad_chunk(str(error), now)
+            self.bad_chunk(str(error), now, source)
             return False
+        return self._hears(stamp, now) if source == HUMAN else self._trusts(chunk, stamp, now)
+
+    def _hears(self, stamp: float, now: float) -> bool:
+        """Whether a person's input is recent. An old one is as good as none: silence halts."""
+        bound = self.takeover.timeout
+        if abs(now - stamp) <= bound:
+            return True
+        self.refuse(
+            INPUT_AGE,
+            f"human_action: the input was read {now - stamp:.2f} s ago by its stamp (allowed: "
+            f"{bound:g} s, or as far ahead); check the network, synchronise the clocks",
+        )
+        return False
+
+    def _trusts(self, chunk: ActionChunk, stamp: float, now: float) -> bool:
+        """Whether a chunk of the model is from a recent image, and like those of its training."""
         fault = self._image_age(stamp, now)
         if fault:
-            self.refuse(*fault)
-            self.stop(*fault, now)
+            self._refuse_and_stop(*fault, now, MODEL)
             return False
         outside = self.distribution.outside(chunk) if self.distribution else ""
         if outside:
@@ -262,14 +294,17 @@ class Safety:
             or self._silence(HEARTBEAT, steady)
             or self._silence(POSE, steady)
             or robot
-            or (self._image_age(moved_by, now) if moved_by is not None else None)
-            or self._silence(STALL, steady)
+            or (None if self.takeover.by_hand else self._model(now, steady, moved_by))
         )
         self._tick = now, steady
         self.warning = ""
         if fault:
             self.stop(*fault, now)
         return self.enabled
+
+    def _model(self, now: float, steady: float, moved_by: float | None) -> tuple[str, str] | None:
+        old = self._image_age(moved_by, now) if moved_by is not None else None
+        return old or self._silence(STALL, steady)
 
     def _clock(self, now: float, steady: float) -> tuple[str, str] | None:
         if self._tick is None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from vla_inference.control.limits import SafetyLimits
-from vla_inference.control.players.chunk_player import ChunkPlayer
+from vla_inference.control.players.chunk_player import Play, Player
 from vla_inference.control.safety import Distribution, Watchdogs
 from vla_inference.errors import VlaError
+
+P = TypeVar("P", bound=Player[Any])
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class Settings:
     pose_jump: of a measured pose from where the robot can have got to [m, rad].
     needs_pose: whether commands need a measured pose: for target poses and a workspace.
     distribution: what the model was trained with; None: anything goes.
-    The others are `ChunkPlayer`'s and `Gripper`'s.
+    human_timeout: after so long without a chunk of a person in charge the robot halts [s].
+    The others are `Play`'s and `Gripper`'s.
     """
 
     rate: float = 20.0
@@ -43,6 +48,7 @@ class Settings:
     gripper_hysteresis: float = 0.1
     needs_pose: bool = False
     limits: SafetyLimits = field(default_factory=SafetyLimits)
+    human_timeout: float = 0.25
     watchdogs: Watchdogs = field(default_factory=Watchdogs)
     distribution: Distribution | None = None
 
@@ -61,6 +67,11 @@ class Settings:
             raise VlaError(f"stretch is {self.stretch}", "give 1 to 100; 1: as the model says")
         if not 0 <= self.catch_up <= 60:
             raise VlaError(f"catch_up is {self.catch_up}", "give 0 to 60 seconds; 0: off")
+        if not 0 < self.human_timeout < math.inf:
+            raise VlaError(
+                f"human_timeout is {self.human_timeout} s",
+                "give a time above 0: without one nothing would halt the robot of a silent person",
+            )
         if self.align not in ("stamp", "arrival"):
             raise VlaError(f"unknown align {self.align!r}", "use stamp or arrival")
         if self.deltas_in not in ("", "base", "tool"):
@@ -73,5 +84,14 @@ class Settings:
         """Between two commands [s]."""
         return 1.0 / self.rate
 
-    def player(self) -> ChunkPlayer:
-        return ChunkPlayer(self.execute_steps, self.align, self.ensemble, self.blend)
+    @property
+    def play(self) -> Play:
+        """How the model's chunks are played."""
+        return Play(
+            self.execute_steps, self.align, self.ensemble, self.blend, self.stretch, self.catch_up
+        )
+
+    def player(self, kind: type[P]) -> P:
+        player = kind()
+        player.play = self.play
+        return player

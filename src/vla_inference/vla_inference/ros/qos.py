@@ -41,6 +41,9 @@ COMMAND = _keep_last(1)
 # Whoever joins late gets the last value: states, instructions in force.
 LATCHED = _keep_last(1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
+# Whoever joins late gets what was told before as well: who commanded when.
+HISTORY = _keep_last(100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
 # Instructions are heard through two subscriptions, because a transient-local one does not match
 # volatile publishers (`ros2 topic pub`) and a volatile one misses what was latched before.
 INSTRUCTION_VOLATILE = _keep_last(10)

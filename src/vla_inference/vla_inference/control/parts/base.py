@@ -10,6 +10,7 @@ import numpy as np
 from vla_inference.control.players.chunk_player import Player
 from vla_inference.control.safety import Safety
 from vla_inference.control.settings import Settings
+from vla_inference.control.takeover import BY_HAND
 from vla_inference.types import ActionChunk, ActionSpec
 
 ZEROS = 2  # how often a halt is sent, in case one gets lost
@@ -29,6 +30,7 @@ C = TypeVar("C", bound=Sent)
 class Part(Generic[P, C]):
     """Controls one part of a robot; all parts of a robot share its `Safety`.
 
+    holds: whether it is commanded at a standstill as well, rather than left to itself.
     In each command period `RobotCommander` calls `begins`, then `fault`, then `move`, or `halts`
     and `halted` where nothing may move. Times are as in `Safety`.
     """
@@ -38,6 +40,8 @@ class Part(Generic[P, C]):
 
     def __init__(self, name: str, safety: Safety, player: P):
         self.name, self.safety, self.player = name, safety, player
+        self.holds = False
+        self._zeros = 0  # how many more times to tell a halt after the end of a motion
 
     def check(self, spec: ActionSpec) -> None:
         """Raises VlaError if this part of such chunks cannot be executed, or not any more."""
@@ -56,6 +60,15 @@ class Part(Generic[P, C]):
     def restart(self) -> None:
         """The clock has changed: forgets all plans, and which images were seen."""
         self.player.restart()
+
+    def drop(self) -> None:
+        """Drops all plans: it comes to a halt within its limits."""
+        self.player.clear()
+
+    def hand_over(self, by_hand: bool, since: float) -> None:
+        """Another commands from now on, by chunks of after `since`: a person, or the model."""
+        self.drop()
+        self.player.begin_anew(BY_HAND if by_hand else self.settings.play, since)
 
     def missing(self, steady: float) -> str:
         """Why the part cannot be enabled; empty: it can."""
@@ -83,6 +96,11 @@ class Part(Generic[P, C]):
     def move(self, live: bool) -> C | None:
         """The command of this period; None: nothing is to be sent."""
         raise NotImplementedError
+
+    def _silent(self, moves: bool) -> bool:
+        """Whether nothing is to be sent in this period: after two zeros, unless it holds."""
+        self._zeros = ZEROS if moves else max(-1, self._zeros - 1)
+        return self._zeros < 0 and not self.holds
 
     def _rows(self, chunk: ActionChunk) -> np.ndarray:
         """Its numbers, float64 [T, n]."""

@@ -21,7 +21,7 @@ from vla_inference.control.commands import (
 )
 from vla_inference.control.limits import ANGULAR, LINEAR, Ramp
 from vla_inference.control.measured import LAG, Measured, PoseBounds, Sent
-from vla_inference.control.parts.base import ZEROS, Part
+from vla_inference.control.parts.base import Part
 from vla_inference.control.players.chunk_player import ChunkPlayer, History, Motion, Step, planned
 from vla_inference.control.players.pose_player import PosePlayer, approach, difference, pose_steps
 from vla_inference.control.safety import NOT_FOLLOWING, POSE_FROZEN, Safety
@@ -43,7 +43,7 @@ class EefPart(Part[ChunkPlayer, Command]):
     kinds = ("eef_delta", "eef_pose")
 
     def __init__(self, name: str, settings: Settings, safety: Safety):
-        super().__init__(name, safety, settings.player())
+        super().__init__(name, safety, settings.player(ChunkPlayer))
         self.settings = s = settings
         self.period = s.period
         self.gripper = Gripper(s.gripper_hysteresis)
@@ -63,18 +63,18 @@ class EefPart(Part[ChunkPlayer, Command]):
             (limits.angular_velocity, limits.angular_acceleration, limits.angular_jerk),
             ANGULAR,
         )
-        self._poses = PosePlayer(s.execute_steps, s.align, s.ensemble, s.blend)
+        self._poses = s.player(PosePlayer)
         self._goal: Pose | None = None  # a pose that is still to be reached
         self._goal_stamp = -math.inf  # of the image behind it
         if s.needs_pose:
             safety.needs_pose(name)
         self._in_tool: bool | None = None  # whose axes the deltas are in: known by a chunk
+        self._handed_over = False  # whether the next chunk may have others
         self._history = History()
         self._hold: Pose | None = None  # the target of halts
         self._told: Pose | None = None  # the last target that was sent, or begun from since
         self._sent: tuple[float, Vector, Vector] | None = None  # steady; velocities, base axes
         self._unsure = 0.0  # by how much these may be turned as they are carried out [rad]
-        self._zeros = 0  # how many more times to tell a halt after the end of a motion
         self._motion: Motion | None = None  # of this period
         self._window = 0.0, 0.0
         self._steady = -math.inf
@@ -131,7 +131,8 @@ class EefPart(Part[ChunkPlayer, Command]):
             )
         if self._wants_poses(spec) and self._tool_axes(frame):
             raise VlaError(f"{self.name} is eef_pose in frame {frame!r}", "give it in the base's")
-        if self._in_tool not in (None, self._tool_axes(frame)):
+        other_axes = self._in_tool not in (None, self._tool_axes(frame))
+        if other_axes and not self._handed_over:
             raise VlaError(f"the deltas' frame has become {frame!r}", "restart with one model")
 
     def _frame(self, spec: ActionSpec) -> str:
@@ -144,11 +145,12 @@ class EefPart(Part[ChunkPlayer, Command]):
         return (self.settings.deltas_in or frame.lstrip("/")) == "tool"
 
     def accept(self, chunk: ActionChunk, stamp: float, begin: float, now: float) -> bool:
-        self._in_tool = self._tool_axes(self._frame(chunk.spec))
+        if not self._turns_axes(self._tool_axes(self._frame(chunk.spec))):
+            return False
         if self._wants_poses(chunk.spec):
             return self._accept_poses(chunk, stamp, begin)
         velocities, grippers = chunk_velocities(self._own(chunk))
-        stretch, scale = self.settings.stretch, self.settings.scale
+        stretch, scale = self.player.play.stretch, self.settings.scale
         dt, steps = stretch * chunk.spec.dt, []
         for (x, y, z, rx, ry, rz), gripper in zip(
             (scale / stretch * velocities).tolist(), grippers, strict=True
@@ -163,7 +165,7 @@ class EefPart(Part[ChunkPlayer, Command]):
         here = self.target.pose or self.robot.pose
         if here is None:  # a dry run whose poses are not measured yet
             return False
-        part, dt = chunk.spec.part(self.name), self.settings.stretch * chunk.spec.dt
+        part, dt = chunk.spec.part(self.name), self._poses.play.stretch * chunk.spec.dt
         steps = pose_steps(here, self._rows(chunk), part.rotation)
         return self._poses.accept(stamp, dt, steps, begin)
 
@@ -177,8 +179,8 @@ class EefPart(Part[ChunkPlayer, Command]):
         self, stamp: float, dt: float, steps: list[Step], begin: float
     ) -> tuple[tuple[Vector, Vector], float]:
         """Velocities added to catch up, and until when."""
-        time = self.settings.catch_up
-        if not time or begin <= stamp or self.settings.align != "stamp" or len(steps) < 2:
+        time, align = self.player.play.catch_up, self.player.play.align
+        if not time or begin <= stamp or align != "stamp" or len(steps) < 2:
             return (v.ZERO, v.ZERO), begin
         wanted, done = planned(dt, steps, begin - stamp), self._history.way(stamp, begin)
         linear, angular = (
@@ -187,6 +189,35 @@ class EefPart(Part[ChunkPlayer, Command]):
         linear, angular, clips = self.settings.limits.clip_step(linear, angular, dt)
         self._clip(clips)
         return (linear, angular), begin + time
+
+    def drop(self) -> None:
+        super().drop()
+        self._poses.clear()
+        self._goal = None
+
+    def hand_over(self, by_hand: bool, since: float) -> None:
+        super().hand_over(by_hand, since)
+        self._poses.begin_anew(self.player.play, since)
+        self._handed_over = True
+
+    def _turns_axes(self, in_tool: bool) -> bool:
+        """Has deltas in these axes from now on; returns whether they can be.
+
+        A motion under way can only be turned into others where it is known how the tool is turned.
+        """
+        turn, moves = self.robot.pose, self._in_motion
+        other = self._in_tool not in (None, in_tool)
+        if other and moves and turn is None:
+            return False  # until it stands
+        if other:
+            self._history = History()
+        if other and turn is not None:
+            q = v.conjugate(turn.orientation) if in_tool else turn.orientation
+            for ramp in (self._linear, self._angular):
+                ramp.velocity = v.rotate(q, ramp.velocity)
+                ramp.acceleration = v.rotate(q, ramp.acceleration)
+        self._in_tool, self._handed_over = in_tool, False
+        return True
 
     # -- what goes out ------------------------------------------------------------------------
 
@@ -278,9 +309,7 @@ class EefPart(Part[ChunkPlayer, Command]):
         return self.target.confine(measured)
 
     def _standstill(self) -> None:
-        self.player.clear()
-        self._poses.clear()
-        self._goal = None
+        self.drop()
         self._linear.reset()
         self._angular.reset()
         # A robot that was not seen to go where it was told may well be there.
@@ -288,7 +317,10 @@ class EefPart(Part[ChunkPlayer, Command]):
         self.target.anchor(self._told or here if self.robot.unmoved else here)
 
     def _move(self, motion: Motion | None, live: bool) -> Command | None:
-        if live:
+        if live and self.holds and motion is None and not self._in_motion:
+            self.target.stay()  # or it would go with a robot that sags
+            clips = set()
+        elif live:
             clips = self.target.follow(self.robot.pose)
             self.robot.behind(DRIFT in clips)
         else:  # nobody follows the target
@@ -302,12 +334,8 @@ class EefPart(Part[ChunkPlayer, Command]):
         if more:
             self._linear.override(linear)
         clips |= more
-        if motion is None and not any(linear) and not any(angular):
-            if not self._zeros:
-                return None
-            self._zeros -= 1
-        else:
-            self._zeros = ZEROS
+        if self._silent(motion is not None or any(linear) or any(angular)):
+            return None
         self.target.advance(linear, angular, self.period, self.in_tool)
         self._clip(clips)
         gripper = None
@@ -315,6 +343,11 @@ class EefPart(Part[ChunkPlayer, Command]):
             gripper = self.gripper.follow(motion.gripper)
         pose = self.target.pose
         return Command(linear, angular, pose, gripper, live, frozenset(clips))
+
+    @property
+    def _in_motion(self) -> bool:
+        """Whether the last command was a motion."""
+        return any(self._linear.velocity) or any(self._angular.velocity)
 
     def _into_workspace(self, linear: Vector, angular: Vector) -> tuple[Vector, set]:
         """Keeps both the target and the estimated robot position inside the workspace."""

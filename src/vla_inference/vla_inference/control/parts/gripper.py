@@ -18,7 +18,7 @@ class GripperPart(Part[ChunkPlayer, Command]):
     kinds = ("gripper",)
 
     def __init__(self, name: str, settings: Settings, safety: Safety):
-        super().__init__(name, safety, settings.player())
+        super().__init__(name, safety, settings.player(ChunkPlayer))
         self.settings, self.gripper = settings, Gripper(settings.gripper_hysteresis)
         self._motion: Motion | None = None
 
@@ -29,7 +29,7 @@ class GripperPart(Part[ChunkPlayer, Command]):
 
     def accept(self, chunk: ActionChunk, stamp: float, begin: float, now: float) -> bool:
         steps = [(v.ZERO, v.ZERO, value) for value in self._rows(chunk)[:, 0].tolist()]
-        return self.player.accept(stamp, self.settings.stretch * chunk.spec.dt, steps, begin)
+        return self.player.accept(stamp, self.player.play.stretch * chunk.spec.dt, steps, begin)
 
     def enabled(self, steady: float) -> None:
         self.player.clear()

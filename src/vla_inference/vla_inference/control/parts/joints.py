@@ -14,7 +14,7 @@ import numpy as np
 
 from vla_inference.control.axis import Axis, AxisLimits
 from vla_inference.control.joint_states import JointStates
-from vla_inference.control.parts.base import ZEROS, Part
+from vla_inference.control.parts.base import Part
 from vla_inference.control.parts.told import KEEP, NOWHERE, Told, Way
 from vla_inference.control.players.joint_player import (
     JointMotion,
@@ -130,10 +130,7 @@ class JointPart(Part[JointPlayer, JointTargets]):
     kinds = ("joint_position", "joint_delta", "joint_velocity")
 
     def __init__(self, name: str, settings: Settings, joints: JointSettings, safety: Safety):
-        player = JointPlayer(
-            settings.execute_steps, settings.align, settings.ensemble, settings.blend
-        )
-        super().__init__(name, safety, player)
+        super().__init__(name, safety, settings.player(JointPlayer))
         self.settings, self.joints = settings, joints
         self.period = settings.period
         self.axes = self._new_axes()
@@ -148,7 +145,6 @@ class JointPart(Part[JointPlayer, JointTargets]):
         self._spoke = False  # since it was enabled
         self._hold: JointTargets | None = None
         self._last: Joints | None = None  # positions that were sent last
-        self._zeros = 0
 
     def _new_axes(self) -> list[Axis]:
         scale = self.settings.scale
@@ -194,8 +190,7 @@ class JointPart(Part[JointPlayer, JointTargets]):
     def _begin_at_measured(self) -> None:
         """Or where a joint was sent last, if it was not seen to go there: to start from an old
         measurement would be a jump."""
-        self.player.clear()
-        self._goal = None
+        self.drop()
         last = None if self.joints.by_velocity else self._last
         for i, (axis, watch) in enumerate(zip(self.axes, self._watches, strict=False)):
             axis.reset(last[i] if last and abs(watch.marks[0].owed.whole) > TOLD else watch.value)
@@ -286,9 +281,9 @@ class JointPart(Part[JointPlayer, JointTargets]):
             raise VlaError(f"{self.name} has become {part.kind}", "restart with one model")
 
     def accept(self, chunk: ActionChunk, stamp: float, begin: float, now: float) -> bool:
-        part, s = chunk.spec.part(self.name), self.settings
+        part = chunk.spec.part(self.name)
         self._kind = part.kind
-        dt = s.stretch * chunk.spec.dt
+        dt = self.player.play.stretch * chunk.spec.dt
         steps = self._steps(part, self._rows(chunk), chunk.spec.dt)
         return self.player.accept(stamp, dt, steps, begin)
 
@@ -296,9 +291,17 @@ class JointPart(Part[JointPlayer, JointTargets]):
         if part.kind == "joint_position":
             here = tuple(axis.position for axis in self.axes)
             return position_steps(here, [tuple(row) for row in rows.tolist()])
-        factor = self.settings.scale / self.settings.stretch
+        factor = self.settings.scale / self.player.play.stretch
         factor /= dt if part.kind == "joint_delta" else 1.0
         return [(row, row) for row in map(tuple, (factor * rows).tolist())]
+
+    def drop(self) -> None:
+        super().drop()
+        self._goal = None
+
+    def hand_over(self, by_hand: bool, since: float) -> None:
+        super().hand_over(by_hand, since)
+        self._kind = ""  # a person's may be another than the model's
 
     # -- what goes out ------------------------------------------------------------------------
 
@@ -361,8 +364,8 @@ class JointPart(Part[JointPlayer, JointTargets]):
         if self._spoke:
             here = tuple(axis.position for axis in self.axes)
             self._hold = JointTargets(self.joints.names, here, (0.0,) * len(here))
-        self.player.clear()
-        self._goal, self._spoke = None, False
+        self.drop()
+        self._spoke = False
         self._forget()
 
     def halted(self) -> JointTargets | None:
@@ -384,13 +387,9 @@ class JointPart(Part[JointPlayer, JointTargets]):
             going = motion.going[i] if motion is not None else 0.0
             clips |= self._follow(i, self._goal[i] if self._goal else None, going)
         velocities = tuple(axis.velocity for axis in self.axes)
-        if motion is None and not any(velocities):
-            self._zeros -= 1
-            if self._zeros < 0:
-                self._goal = None
-                return None
-        else:
-            self._zeros = ZEROS
+        if self._silent(motion is not None or any(velocities)):
+            self._goal = None
+            return None
         self._clip(clips)
         positions = tuple(axis.position for axis in self.axes)
         if live:

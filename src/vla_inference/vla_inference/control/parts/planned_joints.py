@@ -61,6 +61,10 @@ class PlannedJointPart(JointPart):
         self._changed = self._changed or taken
         return taken
 
+    def drop(self) -> None:
+        super().drop()
+        self._changed = True
+
     def begins(self, now: float, steady: float, begin: float, end: float) -> float | None:
         self._skip(begin)
         self._window = begin, end

@@ -10,7 +10,7 @@ import numpy as np
 from vla_inference.control import vectors as v
 from vla_inference.control.commands import Command
 from vla_inference.control.limits import ANGULAR, LINEAR, Ramp
-from vla_inference.control.parts.base import ZEROS, Part
+from vla_inference.control.parts.base import Part
 from vla_inference.control.players.chunk_player import ChunkPlayer, Motion
 from vla_inference.control.safety import Safety
 from vla_inference.control.settings import Settings
@@ -37,12 +37,11 @@ class BasePart(Part[ChunkPlayer, Command]):
     kinds = ("base_twist",)
 
     def __init__(self, name: str, settings: Settings, limits: BaseLimits, safety: Safety):
-        super().__init__(name, safety, settings.player())
+        super().__init__(name, safety, settings.player(ChunkPlayer))
         self.settings, self.limits = settings, limits
         self._linear = Ramp(settings.period, limits.linear, LINEAR)
         self._angular = Ramp(settings.period, limits.angular, ANGULAR)
         self._motion: Motion | None = None
-        self._zeros = 0
 
     def check(self, spec: ActionSpec) -> None:
         part = spec.part(self.name)
@@ -55,11 +54,14 @@ class BasePart(Part[ChunkPlayer, Command]):
         _axes(part, self.limits.holonomic)
 
     def accept(self, chunk: ActionChunk, stamp: float, begin: float, now: float) -> bool:
-        s, axes = self.settings, _axes(chunk.spec.part(self.name), self.limits.holonomic)
+        stretch, axes = (
+            self.player.play.stretch,
+            _axes(chunk.spec.part(self.name), self.limits.holonomic),
+        )
         rows = np.zeros((len(chunk), 6))
-        rows[:, axes] = s.scale / s.stretch * self._rows(chunk)
+        rows[:, axes] = self.settings.scale / stretch * self._rows(chunk)
         steps = [((x, y, z), (rx, ry, rz), None) for x, y, z, rx, ry, rz in rows.tolist()]
-        return self.player.accept(stamp, s.stretch * chunk.spec.dt, steps, begin)
+        return self.player.accept(stamp, stretch * chunk.spec.dt, steps, begin)
 
     def enabled(self, steady: float) -> None:
         self._standstill()
@@ -84,12 +86,8 @@ class BasePart(Part[ChunkPlayer, Command]):
         motion = self._motion
         linear, clips = self._linear.follow(motion.linear if motion else v.ZERO)
         angular, more = self._angular.follow(motion.angular if motion else v.ZERO)
-        if motion is None and not any(linear) and not any(angular):
-            if not self._zeros:
-                return None
-            self._zeros -= 1
-        else:
-            self._zeros = ZEROS
+        if self._silent(motion is not None or any(linear) or any(angular)):
+            return None
         self._clip(clips | more)
         return Command(linear, angular, live=live, clips=frozenset(clips | more))
 

@@ -26,6 +26,28 @@ S = TypeVar("S")  # kind of step
 
 
 @dataclass(frozen=True)
+class Play:
+    """How chunks are played.
+
+    execute_steps: how many steps of each chunk, from the first that is not stale; 0: all.
+    align: "stamp", or "arrival" to begin every chunk when it arrives.
+    ensemble: average what all chunks say about a moment, weighted exp(-ensemble * i) with i = 0
+        the oldest; None: the newest chunk alone counts.
+    blend: seconds in which a chunk takes over from the one before.
+    stretch, catch_up: see `Settings`; for those who make steps of a chunk.
+    repeats: whether a chunk with the stamp of the last one takes its place.
+    """
+
+    execute_steps: int = 0
+    align: str = "stamp"
+    ensemble: float | None = None
+    blend: float = 0.1
+    stretch: float = 1.0
+    catch_up: float = 0.0
+    repeats: bool = False
+
+
+@dataclass(frozen=True)
 class Segment(Generic[S]):
     """The executable steps of one chunk, from time `start` on, `dt` seconds each.
 
@@ -101,14 +123,8 @@ class History:
 
 
 class Player(Generic[S]):
-    """Keeps the chunks of one part, whatever their steps are.
+    """Keeps the chunks of one part, whatever their steps are; see `Play`.
 
-    execute_steps: how many steps of each chunk, from the first that is not stale; 0: all.
-
-    align: "stamp", or "arrival" to begin every chunk when it arrives.
-    ensemble: average what all chunks say about a moment, weighted exp(-ensemble * i) with i = 0
-        the oldest; None: the newest chunk alone counts.
-    blend: seconds in which a chunk takes over from the one before.
     stale, late, ignored: steps whose time had passed; chunks of nothing but such steps; chunks no
         newer than one already here.
     """
@@ -120,10 +136,7 @@ class Player(Generic[S]):
         ensemble: float | None = None,
         blend: float = 0.1,
     ):
-        self.execute_steps = execute_steps
-        self.align = align
-        self.ensemble = ensemble
-        self.blend = blend
+        self.play = Play(execute_steps, align, ensemble, blend)
         self.stale = self.late = self.ignored = 0
         self._newest = -math.inf
         self._segments: list[Segment[S]] = []  # oldest first
@@ -135,6 +148,10 @@ class Player(Generic[S]):
     def restart(self) -> None:
         """The clock has changed: also forgets which images were seen."""
         self._segments, self._newest = [], -math.inf
+
+    def begin_anew(self, play: Play, newest: float) -> None:
+        """Other chunks come from now on, of images after the time `newest`."""
+        self.play, self._segments, self._newest = play, [], newest
 
     def accept(
         self,
@@ -150,21 +167,22 @@ class Player(Generic[S]):
         begin: when the next command period begins: nothing can be executed before.
         extra, extra_end: see `Segment`.
         """
-        if stamp <= self._newest:
+        play = self.play
+        if stamp < self._newest or (stamp == self._newest and not play.repeats):
             self.ignored += 1
             return False
         self._newest = stamp
-        by_stamp = self.align == "stamp" and len(steps) > 1
+        by_stamp = play.align == "stamp" and len(steps) > 1
         first = max(0, math.floor((begin - stamp) / dt + 1e-6)) if by_stamp else 0
         self.stale += min(first, len(steps))
         if first >= len(steps):
             self.late += 1
             return False
         start = stamp + first * dt if by_stamp else begin
-        last = first + self.execute_steps if self.execute_steps else len(steps)
+        last = first + play.execute_steps if play.execute_steps else len(steps)
         chosen = tuple(steps[first:last])
         self._segments = [s for s in self._segments if s.end > begin]
-        if self.ensemble is None:
+        if play.ensemble is None:
             self._segments = self._segments[-1:]
         self._segments.append(Segment(stamp, start, dt, chosen, begin, extra, extra_end))
         self._segments = self._segments[-MOST:]
@@ -193,10 +211,11 @@ class Player(Generic[S]):
         due = [s for s in self._segments if s.index(time) is not None]
         if len(due) < 2:
             return [(s, 1.0) for s in due]
-        if self.ensemble is not None:
-            weights = [math.exp(-self.ensemble * i) for i in range(len(due))]
+        play = self.play
+        if play.ensemble is not None:
+            weights = [math.exp(-play.ensemble * i) for i in range(len(due))]
         else:
-            taken = (time - due[-1].since) / self.blend if self.blend > 0 else 1.0
+            taken = (time - due[-1].since) / play.blend if play.blend > 0 else 1.0
             weights = [1.0 - min(1.0, taken), min(1.0, taken)]
         total = sum(weights)
         return [(s, weight / total) for s, weight in zip(due, weights, strict=True)]

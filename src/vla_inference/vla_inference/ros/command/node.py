@@ -19,11 +19,12 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.parameter import Parameter
+from rclpy.time import Time
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Empty
 from std_srvs.srv import SetBool
 
-from vla_inference.control import RobotCommander, Safety
+from vla_inference.control import HUMAN, MODEL, RobotCommander, Safety
 from vla_inference.control.commands import check_chunk
 from vla_inference.control.parts.eef import EefPart
 from vla_inference.control.parts.joints import JointPart
@@ -53,10 +54,11 @@ from vla_inference.ros.lifecycle import ACTIVE, ManagedNode, spin_node
 from vla_inference.ros.messages import msg_to_chunk
 from vla_inference.ros.stamps import stamp_seconds
 from vla_inference.serving.rate_meter import RateMeter
-from vla_msgs.msg import ActionChunk, CommandStatus
+from vla_msgs.msg import ActionChunk, CommandSource, CommandStatus
 
 FAREWELL = Duration(seconds=0.2)  # to have a last halt acknowledged
 STATUS_PERIOD = 0.5
+HUMAN_ACTION = "human_action"
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # of a part: it becomes part of topics' names
 
 
@@ -73,6 +75,7 @@ class CommandNode(ManagedNode):
         self._outputs: dict[str, Outputs] = {}
         self._alone: dict[str, int] = {}  # how many others may publish on a topic
         self._told: tuple | None = None
+        self._changes = self._sequence = 0  # of who commands: since activation; told in all
         self._in_tool: dict[str, bool] = {}
         self._sent, self._watch = 0, RateMeter()
         self._remark = ""  # about the chunks
@@ -80,8 +83,10 @@ class CommandNode(ManagedNode):
         self._kinds = self._declare_parts()
 
         self._status = self.create_publisher(CommandStatus, "~/status", qos.LATCHED)
+        self._sources = self.create_publisher(CommandSource, "~/source", qos.HISTORY)
         hear, newest = self.create_subscription, qos.IMAGE_INPUT
-        hear(ActionChunk, "action", self._on_chunk, **qos.overridable(qos.CHUNK))
+        for topic, source in (("action", MODEL), (HUMAN_ACTION, HUMAN)):
+            hear(ActionChunk, topic, partial(self._on_chunk, source), **qos.overridable(qos.CHUNK))
         for name, kind in self._kinds.items():
             if kind.drives == JOINT_PART:
                 on_joints = partial(self._on_joints, name)
@@ -95,6 +100,7 @@ class CommandNode(ManagedNode):
             hear(PoseStamped, "current_pose", on_pose, **qos.overridable(newest))
         hear(Empty, "heartbeat", self._on_heartbeat, **qos.overridable(newest))
         self.create_service(SetBool, "~/enable", self._enable)
+        self.create_service(SetBool, "~/take_over", self._take_over)
         self.add_on_set_parameters_callback(self._refuse_speed)
         # Steady: where simulated time stands still, the watchdogs must not.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -154,6 +160,8 @@ class CommandNode(ManagedNode):
         self._sent, self._watch = 0, RateMeter()
         self._remark, self._measured = "", {}
         self._tell_limits()
+        self._changes = 0
+        self._tell_source(self._now())
         clock = None if self._lock_step else self._steady
         self._timer = self.create_timer(self.commander.period, self._tick, clock=clock)
 
@@ -200,7 +208,7 @@ class CommandNode(ManagedNode):
         """The clock of the watchdogs: steady time, or simulated time in lock step."""
         return self._now() if self._lock_step else time.monotonic()
 
-    def _on_chunk(self, msg: ActionChunk) -> None:
+    def _on_chunk(self, source: str, msg: ActionChunk) -> None:
         if self.commander is None:
             return
         now = self._now()
@@ -210,10 +218,10 @@ class CommandNode(ManagedNode):
             if not stamp:
                 raise VlaError("the chunk has no stamp", "give it that of its image")
         except VlaError as error:
-            self.commander.bad_chunk(str(error), now)
+            self.commander.bad_chunk(str(error), now, source)
         else:
             before = self.commander.player.late
-            self.commander.accept(chunk, stamp, now, self._steadily())
+            self.commander.accept(chunk, stamp, now, self._steadily(), source)
             late = self.commander.player.late > before
             self._remark = (
                 "chunks come too late to execute any of their steps; choose a faster model, "
@@ -305,6 +313,18 @@ class CommandNode(ManagedNode):
         self._tell_changes()
         return response
 
+    def _take_over(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        if self.commander is None:
+            response.success = False
+            response.message = "the node is not active; configure and activate it first"
+            return response
+        response.message = self._other_people() if request.data else ""
+        response.success = not response.message
+        if response.success:
+            self.commander.take_over(request.data, self._now(), self._steadily())
+        self._tell_changes()
+        return response
+
     def callback_failed(self, where: str, reason: str) -> None:
         """A node with a failed callback must not move a robot: stops and halts at once."""
         commander = self.commander
@@ -319,10 +339,19 @@ class CommandNode(ManagedNode):
 
     def _others(self) -> str:
         """Describes other nodes on our topics that should not be there; empty: none."""
-        counts = {t: self.count_publishers(t) - most for t, most in self._alone.items()}
-        found = [f"{n} more publish on {topic}" for topic, n in counts.items() if n > 0]
+        by_hand = self.commander is not None and self.commander.takeover.by_hand
+        crowds = [self._crowd(topic, most) for topic, most in self._alone.items()]
+        crowds += [self._other_people()] if by_hand else []
         commands = [who for outputs in self._outputs.values() for who in outputs.others()]
-        return ", ".join(commands + found)
+        return ", ".join([*commands, *filter(None, crowds)])
+
+    def _other_people(self) -> str:
+        return self._crowd(self.resolve_topic_name(HUMAN_ACTION), 1)
+
+    def _crowd(self, topic: str, most: int) -> str:
+        """Says how many publish on a topic beyond `most`; empty: none."""
+        n = self.count_publishers(topic) - most
+        return f"{n} more publish on {topic}" if n > 0 else ""
 
     def _tick(self) -> None:
         if self.commander is None:
@@ -370,15 +399,28 @@ class CommandNode(ManagedNode):
         """Publishes the status at once if the state has changed."""
         if self.commander is None:
             return
-        safety = self.commander.safety
-        seen = safety.state, safety.last_stop, safety.refusals.total()
+        safety, takeover = self.commander.safety, self.commander.takeover
+        seen = safety.state, safety.last_stop, safety.refusals.total(), takeover.told
         if seen == self._told:
             return
         stopped = self._told is None or safety.last_stop is not self._told[1]
         self._told = seen
         if stopped and safety.last_stop is not None:
             self.get_logger().error(f"stopped: {safety.last_stop.reason}")
+        if takeover.since is not None and takeover.changes != self._changes:
+            self._changes = takeover.changes
+            self._tell_source(takeover.since)
         self._publish_status()
+
+    def _tell_source(self, since: float) -> None:
+        assert self.commander is not None
+        msg = CommandSource(source=self.commander.takeover.source, sequence=self._sequence)
+        msg.header.stamp = Time(nanoseconds=max(0, round(1e9 * since))).to_msg()
+        self._sources.publish(msg)
+        self._sequence += 1
+        if self._changes:
+            who = "a person" if msg.source == HUMAN else "the model"
+            self.get_logger().info(f"{who} commands the robot from now on")
 
     def _report(self) -> None:
         self._follow_speed()

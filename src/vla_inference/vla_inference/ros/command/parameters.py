@@ -107,6 +107,13 @@ class CommandConfig:
     heartbeat_timeout: float = seconds(
         0.0, "maximum time without a std_msgs/Empty on topic heartbeat [s]; 0: none is needed"
     )
+    human_timeout: float = option(
+        0.25,
+        "maximum time without input of a person in charge, after which the robot comes to a halt "
+        "until the next [s]",
+        low=0.1,
+        high=2,
+    )
     pose_timeout: float = seconds(
         0.5, "maximum time without a current_pose, if needed [s]; 0: forever"
     )
@@ -209,6 +216,7 @@ def read_settings(value: Value, by_parts: bool = False) -> Settings:
         pose_jump=(config.max_pose_jump, config.max_pose_jump_angle),
         gripper_hysteresis=config.gripper_hysteresis,
         needs_pose=needs_pose or workspace is not None,
+        human_timeout=config.human_timeout,
         limits=limits,
         watchdogs=watchdogs,
         distribution=_distribution(config),
@@ -257,6 +265,7 @@ def limits_in_force(
         f"limits in force, at {settings.rate:g} Hz and {settings.scale:g} of the model's motion:",
         *([f"  {line}" for line in parts] or arm),
         f"  watchdogs: {guards}",
+        f"  a person who has taken over halts it by a silence of {settings.human_timeout:g} s",
         f"disabled; call {enable} to move the robot",
     ]
     return "\n".join(lines)

@@ -6,7 +6,7 @@ import math
 
 from rclpy.time import Time
 
-from vla_inference.control import DISABLED, ENABLED, STOPPED, RobotCommander
+from vla_inference.control import DISABLED, ENABLED, STOPPED, RobotCommander, Takeover
 from vla_inference.ros.diagnostics import ERROR, OK, WARN, Report
 from vla_msgs.msg import CommandStatus
 
@@ -27,6 +27,7 @@ def fill_status(
     """Fills all but the header for an active node. sent: commands; rate: their rate [Hz]."""
     safety = commander.safety
     status.state = safety.state
+    status.source, status.silences = commander.takeover.source, commander.takeover.silences
     stop = safety.last_stop
     if stop is not None:
         status.stop_kind, status.stop_reason = stop.kind, stop.reason
@@ -43,7 +44,18 @@ def fill_status(
     status.last_refusal = safety.last_refusal
     status.clip_kinds, status.clip_counts = list(safety.clips), list(safety.clips.values())
     status.stop_kinds, status.stop_counts = list(safety.stops), list(safety.stops.values())
-    status.message = remark or HINTS.get(safety.state, "")
+    status.message = remark or HINTS.get(safety.state, "") or in_charge(commander.takeover)
+
+
+def in_charge(takeover: Takeover) -> str:
+    """What is to be said about who commands; empty: nothing."""
+    if takeover.waits:
+        return "given back; the robot holds still until the model answers to a newer image"
+    if not takeover.by_hand:
+        return ""
+    if takeover.heard:
+        return "a person commands the robot"
+    return "a person is in charge and silent: the robot holds still; hold the dead-man's switch"
 
 
 def diagnosis(commander: RobotCommander, sent: int, rate: float, remark: str) -> Report:
@@ -59,6 +71,8 @@ def diagnosis(commander: RobotCommander, sent: int, rate: float, remark: str) ->
         message,
         {
             "state": safety.state,
+            "source": commander.takeover.source,
+            "silences of a person in charge": commander.takeover.silences,
             "commands": sent,
             "command rate [Hz]": f"{rate:.1f}",
             "chunks": commander.chunks,

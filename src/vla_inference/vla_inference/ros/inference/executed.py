@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 from rclpy.node import Node
 from rclpy.subscription import Subscription
 
 from vla_inference.policies.base import Policy
 from vla_inference.policies.chunking import RunningChunk
 from vla_inference.ros import qos
+from vla_inference.ros.stamps import stamp_seconds
 from vla_inference.types import ActionChunk, Observation
-from vla_msgs.msg import CommandStatus
+from vla_msgs.msg import CommandSource, CommandStatus
 
 TOPIC = "command/status"
 
@@ -17,7 +20,8 @@ TOPIC = "command/status"
 class ExecutedChunks:
     """Real-time chunking for a node, between `begin` and `end`; else each chunk is on its own.
 
-    A chunk counts as executed while the command node is enabled, until it stops or refuses one.
+    A chunk counts as executed while the command node is enabled, until it stops or refuses one, or
+    a person takes over; after that those for images since the model was given back.
     `act` and `published` are called in the model's thread, the rest in the executor's.
     """
 
@@ -26,6 +30,7 @@ class ExecutedChunks:
         self._running: RunningChunk | None = None
         self._subscription: Subscription | None = None
         self._status = False, 0, 0
+        self._by_hand, self._given_back = False, -math.inf  # when: by the images' clock
 
     def begin(self, running: RunningChunk | None) -> None:
         """running: what is to be remembered; None: real-time chunking is off."""
@@ -47,7 +52,11 @@ class ExecutedChunks:
             self._running.drop()
 
     def _heard(self, msg: CommandStatus) -> None:
-        enabled = msg.state == CommandStatus.ENABLED
+        before, self._by_hand = self._by_hand, msg.source == CommandSource.HUMAN
+        if before and not self._by_hand:  # from its next period on
+            period = 1.0 / msg.nominal_rate if msg.nominal_rate > 0 else 0.0
+            self._given_back = stamp_seconds(msg.header.stamp, TOPIC) + 2 * period
+        enabled = msg.state == CommandStatus.ENABLED and not self._by_hand
         status = enabled, sum(msg.stop_counts), msg.refused
         if not enabled or status != self._status:
             self.drop()
@@ -63,7 +72,7 @@ class ExecutedChunks:
         if (running := self._running) is None:
             return
         running.answered(seen.stamp, now)
-        if self._status[0]:
+        if self._status[0] and seen.stamp > self._given_back:
             running.executed(chunk, seen.stamp, seen.instruction)
 
     @property
