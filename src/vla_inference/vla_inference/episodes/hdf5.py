@@ -17,6 +17,8 @@ import deflate
 import h5py
 import numpy as np
 
+from vla_inference.episodes.interventions import INTERVENTION, interventions
+from vla_inference.episodes.language import COLUMNS, rows_of
 from vla_inference.episodes.robosuite import ACTION_SCALE, CONTROL_FREQ, to_robosuite
 from vla_inference.errors import DataError
 from vla_inference.types import Episode
@@ -46,9 +48,23 @@ def write_episode(group: h5py.Group, episode: Episode, compression: str | None =
         "instructions": episode.instructions,
         "obs": images | _below("obs/", episode),
         "datagen_info": _below("datagen_info/", episode),
-        "attrs": episode.metadata,
+        "attrs": {k: v for k, v in episode.metadata.items() if k not in COLUMNS},
     }
     write_columns(group, data, compression)
+    for name, values in takeover_columns(episode).items():
+        group.create_dataset(name, data=values)
+
+
+def takeover_columns(episode: Episode) -> dict[str, np.ndarray]:
+    """What a file has of who acted, uint8 [T], and of language, a row's JSON an entry."""
+    found, acted = {}, interventions(episode)
+    if acted is not None:
+        found[INTERVENTION] = acted.astype(np.uint8)
+    for name in COLUMNS:
+        if rows := rows_of(episode.metadata, name, "an episode"):
+            texts = [json.dumps(row) for row in rows]
+            found[name] = np.array(texts, h5py.string_dtype("utf-8"))
+    return found
 
 
 def _below(folder: str, episode: Episode) -> dict[str, np.ndarray]:

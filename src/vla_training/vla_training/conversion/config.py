@@ -34,6 +34,7 @@ class ConvertConfig:
         "", "Only episodes whose first instruction has this regular expression in it."
     )
     successful: bool = option(False, "Only episodes whose last reward is above 0.")
+    interventions: bool = option(False, "Only episodes in which a person acted.")
     share: str = option(
         "", "A part of these, drawn at random: 0-0.9, and 0.9-1 for the others; default: all."
     )
@@ -49,6 +50,7 @@ class ConvertConfig:
             "episodes",
             "matching",
             "successful",
+            "interventions",
             "share",
             "seed",
             "max_episodes",

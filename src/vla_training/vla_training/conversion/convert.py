@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vla_inference.episodes.interventions import INTERVENTION, interventions
 from vla_inference.errors import DataError, VlaError
 from vla_inference.system.worker_pool import WorkerPool
 from vla_inference.types import Episode
@@ -103,7 +104,14 @@ def convert(
 
 def choose(data: EpisodeSet, config: ConvertConfig) -> list[int] | None:
     """The numbers of the episodes that are asked for; None: all."""
-    if not (config.episodes or config.matching or config.successful or config.share):
+    asked = (
+        config.episodes,
+        config.matching,
+        config.successful,
+        config.interventions,
+        config.share,
+    )
+    if not any(asked):
         return None
     numbers = list(range(len(data)))
     if config.episodes:
@@ -118,6 +126,11 @@ def choose(data: EpisodeSet, config: ConvertConfig) -> list[int] | None:
         numbers = [i for i in numbers if any(map(wanted.search, data[i].instructions[:1]))]
     if config.successful:
         numbers = [i for i in numbers if len(data[i]) and data[i].rewards[-1] > 0]
+    if config.interventions:
+        if INTERVENTION not in data.carried():
+            raise DataError(f"{data.path} does not say who acted", "leave out --interventions")
+        acted = {i: interventions(data[i]) for i in numbers}
+        numbers = [i for i, steps in acted.items() if steps is not None and steps.any()]
     if config.share:
         numbers = draw_share(numbers, config.share, config.seed)
     if not numbers:

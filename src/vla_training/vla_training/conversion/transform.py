@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from vla_inference.episodes.interventions import (
+    INTERVENTION,
+    by_larger_part,
+    read_interventions,
+)
+from vla_inference.episodes.language import annotated, with_cameras
 from vla_inference.errors import DataError
 from vla_inference.options import check_options
 from vla_inference.types import ActionSpec, Episode, Observation, Step, check_image
@@ -51,7 +58,8 @@ class EpisodeTransform:
         spec = data.spec if config.rotation is None else with_rotation(data.spec, config.rotation)
         spec = replace(spec, dt=spec.dt * config.sample_actions)
         state = 0 if seen.state is None or STATE in dropped else len(seen.state)
-        form = DataForm(name, spec, sizes, state, data.spec.dt * config.sample_steps)
+        period = data.spec.dt * config.sample_steps
+        form = DataForm(name, spec, sizes, state, period, data.carried())
         return cls(
             config,
             data.spec,
@@ -89,8 +97,14 @@ class EpisodeTransform:
                     any(s.is_terminal for s in span),
                 )
             )
-        metadata = {"source": where, **episode.metadata}
-        return Episode(steps, self.form.spec, metadata, ColumnsAt(episode.columns, starts))
+        columns = ColumnsAt(episode.columns, starts, self.config.sample_steps)
+        metadata = {"source": where, **self._metadata(episode)}
+        return Episode(steps, self.form.spec, metadata, columns)
+
+    def _metadata(self, episode: Episode) -> dict[str, Any]:
+        """With subtasks as rows of language, and cameras under their new names."""
+        metadata = annotated(episode, self.form.spacing / self.config.sample_steps)
+        return with_cameras(metadata, {old: new for new, old in self.cameras.items()})
 
     def _observation(self, seen: Observation, where: str) -> Observation:
         state = None
@@ -111,13 +125,21 @@ class EpisodeTransform:
 
 
 class ColumnsAt(Mapping[str, np.ndarray]):
-    """The columns of an episode at the steps that are kept, read on each access."""
+    """The columns of an episode at the steps that are kept, read on each access.
 
-    def __init__(self, columns: Mapping[str, np.ndarray], steps: np.ndarray):
-        self._columns, self._steps = columns, steps
+    A step that stands for `size` of the episode's is a person's where a person acted in at least
+    half of them.
+    """
+
+    def __init__(self, columns: Mapping[str, np.ndarray], steps: np.ndarray, size: int = 1):
+        self._columns, self._steps, self._size = columns, steps, size
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._columns[name][self._steps]
+        values = self._columns[name]
+        if name == INTERVENTION and self._size > 1:
+            acted = read_interventions(values, len(values))
+            return by_larger_part(acted, self._steps, self._size)
+        return values[self._steps]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._columns)

@@ -12,10 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from vla_inference.episodes.interventions import INTERVENTION
+from vla_inference.episodes.language import COLUMNS
 from vla_inference.errors import DataError
 from vla_inference.policies.action_specs import spec_to_json
 from vla_inference.types import ActionSpec, Episode
 from vla_training.datasets.bag.files.paths import holds_bags
+
+# What episodes may have and need not: who acted, and language annotations.
+CARRIED = frozenset({INTERVENTION, *COLUMNS})
 
 
 def name_of(path: Path) -> str:
@@ -62,6 +67,10 @@ class EpisodeSet(ABC, Iterable[Episode]):
     def left_out(self) -> list[str]:
         """Names of stored data that no `Episode` carries."""
         return []
+
+    def carried(self) -> frozenset[str]:
+        """Which of `CARRIED` some of its episodes have."""
+        return frozenset()
 
     def lacks(self, camera: str | None) -> DataError:
         """The error for a camera that it does not have; None: it has none at all."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vla_inference.episodes.interventions import INTERVENTION
 from vla_inference.errors import DataError
 from vla_inference.types import Episode
 from vla_training.datasets.base import EpisodeSet, open_dataset
@@ -39,6 +40,12 @@ class JoinedEpisodes(EpisodeSet):
                     "convert one of them with --remap-keys first",
                 )
         self.notes = list(dict.fromkeys(note for part in parts for note in part.notes))
+        told = [INTERVENTION in part.carried() for part in parts]
+        self.notes += [
+            f"{part.path} does not say who acted: taken for the model, as others do say"
+            for part, known in zip(parts, told, strict=True)
+            if any(told) and not known
+        ]
         self._ends = list(itertools.accumulate(len(part) for part in parts))
 
     def __len__(self) -> int:
@@ -66,6 +73,9 @@ class JoinedEpisodes(EpisodeSet):
 
     def left_out(self) -> list[str]:
         return list(dict.fromkeys(name for part in self.parts for name in part.left_out()))
+
+    def carried(self) -> frozenset[str]:
+        return frozenset().union(*(part.carried() for part in self.parts))
 
 
 def _differing(a: EpisodeSet, b: EpisodeSet) -> str:
@@ -101,6 +111,9 @@ class ChosenEpisodes(EpisodeSet):
 
     def left_out(self) -> list[str]:
         return self.data.left_out()
+
+    def carried(self) -> frozenset[str]:
+        return self.data.carried()
 
 
 def open_datasets(

@@ -33,6 +33,7 @@ class DataForm:
     cameras: name -> (height, width) in pixels; all images of a camera have one size.
     state: how many numbers of proprioception a step has; 0 where there is none.
     period: seconds from one frame to the next; None: as long as an action lasts.
+    carried: which of `base.CARRIED` its episodes have.
     """
 
     name: str
@@ -40,6 +41,7 @@ class DataForm:
     cameras: Mapping[str, tuple[int, int]]
     state: int = 0
     period: float | None = None
+    carried: frozenset[str] = frozenset()
 
     @property
     def spacing(self) -> float:

@@ -12,14 +12,15 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from vla_inference.episodes.hdf5 import compress, write_images
+from vla_inference.episodes.hdf5 import compress, takeover_columns, write_images
+from vla_inference.episodes.language import with_cameras
 from vla_inference.errors import DataError
 from vla_inference.options import option
 from vla_inference.types import Episode
@@ -261,6 +262,7 @@ class LiberoEncoder:
             "obs/ee_ori": states[:, 3:6],
             "obs/ee_states": states[:, :6],
             "obs/gripper_states": states[:, 6:],
+            **takeover_columns(replace(episode, metadata=self._language(episode.metadata))),
         }
         attributes: dict[str, Any] = {
             "num_samples": len(episode),
@@ -291,6 +293,10 @@ class LiberoEncoder:
             "images": images,
             "left": left,
         }
+
+    def _language(self, metadata: dict) -> dict:
+        """With cameras under LIBERO's names."""
+        return with_cameras(metadata, {ours: theirs for theirs, ours in self.cameras.items()})
 
     def _turn(self, metadata: Mapping[str, Any]) -> tuple[slice, slice]:
         """From ours, upright, to the bottom row first and not mirrored."""

@@ -14,10 +14,12 @@ import h5py
 import numpy as np
 
 from vla_inference.episodes.hdf5 import STATES, Demonstrations
+from vla_inference.episodes.interventions import INTERVENTION, read_interventions
+from vla_inference.episodes.language import COLUMNS, PERSISTENT, SUBTASK
 from vla_inference.errors import DataError
 from vla_inference.types import Episode, make_steps
 from vla_training.datasets.action_form import absolute_to_delta
-from vla_training.datasets.base import EpisodeSet, name_of
+from vla_training.datasets.base import CARRIED, EpisodeSet, name_of
 from vla_training.datasets.hdf5 import layout as layout
 from vla_training.datasets.hdf5.aloha import AlohaSet, is_aloha
 from vla_training.datasets.hdf5.convention import (
@@ -28,7 +30,7 @@ from vla_training.datasets.hdf5.convention import (
 )
 from vla_training.datasets.hdf5.images import Hdf5StepImages, ImageColumn, ImageColumnSet, readable
 
-READ = ("actions", "instructions", "rewards", "dones")
+READ = ("actions", "instructions", "rewards", "dones", *COLUMNS)
 FAR = 0.3  # m; a target that lies farther from the arm is in other axes than the arm's pose
 HAND_TO_SITE = [0.0, 0.0, -90.0]  # degrees: Panda's grip site seen from its hand's body
 PANDAS = ("Panda", "PandaMobile", "PandaOmron", "MountedPanda", "OnTheGroundPanda")
@@ -197,7 +199,7 @@ class Hdf5Set(ImageColumnSet):
                 "--read action_convention",
             )
         obs = group.get("obs", {})
-        for key in ("rewards", "dones", *(f"obs/{n}" for n in obs)):
+        for key in ("rewards", "dones", INTERVENTION, *(f"obs/{n}" for n in obs)):
             data = group.get(key)
             if isinstance(data, h5py.Dataset) and data.ndim and len(data) != len(actions):
                 if len(data) == 1 and key.removeprefix("obs/") in layout.SENTENCES:
@@ -244,8 +246,15 @@ class Hdf5Set(ImageColumnSet):
         with readable(self.episodes.where(0)):
             return self._left_out(self.episodes.group(0))
 
+    def carried(self) -> frozenset[str]:
+        found: set[str] = set()
+        for index in range(len(self)):
+            with readable(self.episodes.where(index)):
+                found.update(self.episodes.group(index))
+        return CARRIED & (found | ({PERSISTENT} if SUBTASK in found else set()))
+
     def _left_out(self, group: h5py.Group) -> list[str]:
-        used = {*READ, *layout.SENTENCES, *self._cameras.values()}
+        used = {*READ, INTERVENTION, SUBTASK, *layout.SENTENCES, *self._cameras.values()}
         used.update(*STATES)
         found: set[str] = set()
 
@@ -284,8 +293,10 @@ class StoredColumns(Mapping[str, np.ndarray]):
         if name not in self._names:
             raise KeyError(name)
         rows = self._seen if name.startswith("obs/") else self._acted
-        with readable(f"{self._group.file.filename}: {self._group.name}/{name}"):
-            return self._group[name][rows]
+        where = f"{self._group.file.filename}: {self._group.name}/{name}"
+        with readable(where):
+            values = self._group[name][rows]
+        return read_interventions(values, len(values), where) if name == INTERVENTION else values
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -341,11 +352,14 @@ def _poses(group: h5py.Group, convention: Convention, where: str) -> np.ndarray:
 
 def _metadata(group: h5py.Group) -> dict:
     """The attributes as plain values; one attribute holds those that need JSON."""
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in group.attrs.items():
         if key in ("model_file", "num_samples", "metadata_json"):
             continue
         values[key] = value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
     with contextlib.suppress(ValueError, TypeError):
         values |= json.loads(group.attrs.get("metadata_json", "{}"))
+    for name in COLUMNS:
+        if name in group:
+            values[name] = [json.loads(text) for text in group[name].asstr()[:]]
     return values

@@ -16,7 +16,14 @@ from typing import Any
 import h5py
 import numpy as np
 
-from vla_inference.episodes.hdf5 import CONVENTION, compress, write_images, write_instructions
+from vla_inference.episodes.hdf5 import (
+    CONVENTION,
+    compress,
+    takeover_columns,
+    write_images,
+    write_instructions,
+)
+from vla_inference.episodes.language import COLUMNS
 from vla_inference.errors import DataError
 from vla_inference.options import option
 from vla_inference.policies.action_specs import spec_to_json
@@ -78,6 +85,8 @@ class Hdf5Writer(EpisodeWriter):
             write_images(group, f"{camera}_image", chunks, length, shape, self.options.compression)
         others = {}
         for key, value in encoded["metadata"].items():
+            if key in COLUMNS:
+                continue
             if isinstance(value, PLAIN) and key not in ("num_samples", "model_file"):
                 group.attrs[key] = value
             else:
@@ -227,6 +236,7 @@ class Hdf5Encoder:
             "rewards": episode.rewards,
             "dones": episode.terminal.astype(np.int64),
         }
+        columns |= takeover_columns(episode)
         if self.form.state:
             columns["obs/robot0_state"] = episode.states
         images = {

@@ -19,6 +19,7 @@ CHUNK_SIZE = 1000  # files in a chunk's folder
 IMAGES = "observation.images."
 STATE, ACTION, REWARD, DONE = "observation.state", "action", "next.reward", "next.done"
 ACTIONS, STATES = (ACTION, "actions"), (STATE, "state")  # the second is openpi's
+INTERVENTIONS = ("intervention", "complementary_info.is_intervention")  # the second is HIL-SERL's
 TERMINAL = "next.terminal"  # ours: that the episode ended there, rather than was cut off
 INDICES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 METADATA = "vla_metadata"  # ours: a column of the episodes' table, JSON

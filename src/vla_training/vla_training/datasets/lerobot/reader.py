@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vla_inference.episodes.interventions import INTERVENTION, read_interventions
+from vla_inference.episodes.language import COLUMNS
 from vla_inference.errors import DataError
 from vla_inference.policies.action_specs import unknown_spec
 from vla_inference.types import ActionSpec, Episode, make_steps
@@ -20,6 +22,7 @@ from vla_training.datasets.base import EpisodeSet, check_finite
 from vla_training.datasets.images import StoredImages, decode_image
 from vla_training.datasets.lerobot import layout as layout
 from vla_training.datasets.lerobot.folder import COPY_AGAIN, LerobotFolder, readable
+from vla_training.datasets.lerobot.language import metadata_of
 from vla_training.datasets.lerobot.video import VideoColumn
 from vla_training.datasets.rlds.transforms import Conventions, get_conventions
 
@@ -60,6 +63,8 @@ class LerobotSet(EpisodeSet):
                 "give the actions one of these names",
             )
         self._action, self._states = action, folder.one_of(layout.STATES)
+        self._acted = folder.one_of(layout.INTERVENTIONS)
+        self._language = [name for name in COLUMNS if name in self.features]
         with readable(self.path / layout.INFO):
             size = int(self.features[action]["shape"][0])
         self._conventions = None if conventions is None else _conventions(conventions, size)
@@ -103,7 +108,11 @@ class LerobotSet(EpisodeSet):
 
     def left_out(self) -> list[str]:
         used = {self._action, self._states, *READ, *(self._key(c) for c in self.cameras())}
+        used |= {self._acted, *self._language}
         return [n for n in self.features if n not in used]
+
+    def carried(self) -> frozenset[str]:
+        return frozenset([*self._language, *([INTERVENTION] if self._acted else ())])
 
     def _key(self, camera: str) -> str:
         key = layout.IMAGES + camera
@@ -146,8 +155,9 @@ class LerobotSet(EpisodeSet):
         length = place.length
         cameras = {c: self._key(c) for c in self.cameras()}
         stored = {k for k in cameras.values() if self.features[k]["dtype"] == "image"}
-        others = [n for n in (*READ, self._states) if n in self.features]
-        columns = self._columns(index, [self._action, *others, *sorted(stored)])
+        names = [n for n in (*READ, self._states, self._acted) if n in self.features]
+        names += [self._action, *self._language, *sorted(stored)]
+        columns = self._columns(index, names)
         actions = self._actions(columns, index)
         state = None
         if self._states is not None:
@@ -170,7 +180,14 @@ class LerobotSet(EpisodeSet):
         where = f"{self.path}, episode {index}"
         shown = [LerobotStepImages(images, t, where) for t in range(length)]
         steps = make_steps(shown, texts, state, actions, rewards, ended)
-        return Episode(steps, self.spec, {"source": where, **place.metadata})
+        with readable(place.table):
+            language = metadata_of(columns, times.tolist())
+        metadata = {"source": where, **place.metadata, **language}
+        others = {}
+        if self._acted is not None:
+            acted = _vectors(columns[self._acted])
+            others[INTERVENTION] = read_interventions(acted, length, where)
+        return Episode(steps, self.spec, metadata, others)
 
     def _task(self, number: int, index: int) -> str:
         if number not in self._tasks:

@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vla_inference.episodes.interventions import INTERVENTION, interventions
+from vla_inference.episodes.language import COLUMNS
 from vla_inference.errors import DataError
 from vla_inference.options import option
 from vla_inference.policies.action_specs import spec_to_json
@@ -23,6 +25,7 @@ from vla_training.datasets.action_form import SPEC_FILE
 from vla_training.datasets.images import encode_image
 from vla_training.datasets.lerobot import layout as layout
 from vla_training.datasets.lerobot.files import PIXELS, TableFiles, VideoFiles, encode_video
+from vla_training.datasets.lerobot.language import FEATURE, columns_of
 from vla_training.datasets.writers import DataForm, EpisodeWriter
 
 CODEC = "h264"
@@ -98,6 +101,9 @@ class LerobotWriter(EpisodeWriter):
             "index": begun + frame,
             "task_index": np.array(indices),
         }
+        language = columns_of(
+            encoded["language"], self.form.carried, np.asarray(columns["timestamp"])
+        )
         own = {
             name: layout.statistics(v.reshape(length, -1)) for name, v in columns.items()
         } | encoded["statistics"]
@@ -114,6 +120,7 @@ class LerobotWriter(EpisodeWriter):
         table = pa.table(
             {
                 **{n: _array(v) for n, v in columns.items()},
+                **language,
                 **{
                     n: pa.array([{"bytes": b, "path": None} for b in images], _IMAGE)
                     for n, images in encoded["images"].items()
@@ -198,7 +205,7 @@ class LerobotWriter(EpisodeWriter):
             value = {"dtype": feature["dtype"], "_type": "Value"}
             if feature["dtype"] == "image":
                 features[name] = {"_type": "Image"}
-            elif feature["dtype"] != "video":
+            elif feature["dtype"] not in ("video", "language"):
                 size = feature["shape"][0]
                 listed = {"feature": value, "length": size, "_type": "Sequence"}
                 features[name] = value if size == 1 else listed
@@ -230,6 +237,9 @@ class LerobotWriter(EpisodeWriter):
                     "video.is_depth_map": False,
                     "has_audio": False,
                 }
+        if INTERVENTION in form.carried:
+            features[INTERVENTION] = vector("bool")
+        features |= {name: dict(FEATURE) for name in COLUMNS if name in form.carried}
         features |= {
             layout.REWARD: vector("float32"),
             layout.DONE: vector("bool"),
@@ -287,6 +297,9 @@ class LerobotEncoder:
             layout.DONE: np.array([s.is_last for s in steps]) | episode.terminal,
             layout.TERMINAL: episode.terminal,
         }
+        if INTERVENTION in self.form.carried:
+            acted = interventions(episode)
+            columns[INTERVENTION] = np.zeros(len(steps), bool) if acted is None else acted
         images: dict[str, Any] = {}
         statistics = {}
         for camera in self.form.cameras:
@@ -302,7 +315,8 @@ class LerobotEncoder:
             "tasks": episode.instructions,
             "images": images,
             "statistics": statistics,
-            "metadata": episode.metadata,
+            "metadata": {k: v for k, v in episode.metadata.items() if k not in COLUMNS},
+            "language": {k: v for k, v in episode.metadata.items() if k in (*COLUMNS, "source")},
         }
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from vla_inference.episodes.interventions import INTERVENTION, read_interventions
+from vla_inference.episodes.language import COLUMNS
 from vla_inference.errors import DataError
 from vla_inference.types import Episode, make_steps
 from vla_training.datasets.action_form import SPEC_FILE, read_spec
@@ -177,6 +179,7 @@ class RldsEpisodes(EpisodeSet):
         used = {f"steps/{n}" for n in (*READ, *self.conventions.actions)}
         used |= {OBSERVATION + c for c in self.cameras()} | set(self._sentences())
         used |= {OBSERVATION + "state"} if self._has_state() else set()
+        used |= {f"steps/{name}" for name in self.carried()}
         found = [
             n.removeprefix("steps/")
             for n in self.features
@@ -315,8 +318,21 @@ class RldsEpisodes(EpisodeSet):
             if name.startswith("episode_metadata/") and feature.kind != "image"
         }
         if METADATA in metadata:
-            metadata |= _read_metadata(metadata.pop(METADATA), where)
-        return Episode(steps, self.spec, {"source": where, **metadata})
+            metadata |= _read_json(metadata.pop(METADATA), METADATA, dict, where)
+        for name in COLUMNS:
+            if rows := _read_json(metadata.pop(name, "[]"), name, list, where):
+                metadata[name] = rows
+        columns = {}
+        if INTERVENTION in self.carried():
+            acted = column(f"steps/{INTERVENTION}", False)
+            columns[INTERVENTION] = read_interventions(acted, length, where)[kept]
+        return Episode(steps, self.spec, {"source": where, **metadata}, columns)
+
+    def carried(self) -> frozenset[str]:
+        told = self.features.get(f"steps/{INTERVENTION}")
+        acted = told is not None and told.kind == "tensor" and told.size == 1
+        rows = {name for name in COLUMNS if f"episode_metadata/{name}" in self.features}
+        return frozenset(rows | ({INTERVENTION} if acted else set()))
 
     def _texts(self, record: Mapping, where: str, length: int) -> list[str]:
         """The instructions of the first feature that has some."""
@@ -336,12 +352,12 @@ class RldsEpisodes(EpisodeSet):
         return feature is not None and feature.kind == "tensor" and len(feature.shape) == 1
 
 
-def _read_metadata(text: str, where: str) -> dict:
+def _read_json(text: str, name: str, kind: type, where: str) -> Any:
     try:
-        return dict(json.loads(text))
+        return kind(json.loads(text))
     except (ValueError, TypeError) as error:
         raise DataError(
-            f"{where}: {METADATA} is not a JSON object ({error})", COPY_AGAIN
+            f"{where}: {name} is not a JSON {kind.__name__} ({error})", COPY_AGAIN
         ) from error
 
 

@@ -15,6 +15,8 @@ from typing import IO
 
 import numpy as np
 
+from vla_inference.episodes.interventions import INTERVENTION, interventions
+from vla_inference.episodes.language import COLUMNS, rows_of
 from vla_inference.options import option
 from vla_inference.policies.action_specs import spec_to_json
 from vla_inference.types import Episode, Step
@@ -120,25 +122,26 @@ class RldsWriter(EpisodeWriter):
         }
         if form.state:
             observation["state"] = _tensor("float32", form.state)
-        steps = _group(
-            {
-                "action": _tensor("float32", len(form.spec)),
-                "observation": _group(observation),
-                "language_instruction": _text(),
-                "reward": _tensor("float32"),
-                "discount": _tensor("float32"),
-                "is_first": _tensor("bool"),
-                "is_last": _tensor("bool"),
-                "is_terminal": _tensor("bool"),
-            }
-        )
+        steps = {
+            "action": _tensor("float32", len(form.spec)),
+            "observation": _group(observation),
+            "language_instruction": _text(),
+            "reward": _tensor("float32"),
+            "discount": _tensor("float32"),
+            "is_first": _tensor("bool"),
+            "is_last": _tensor("bool"),
+            "is_terminal": _tensor("bool"),
+        }
+        if INTERVENTION in form.carried:
+            steps[INTERVENTION] = _tensor("bool")
+        texts = ("file_path", METADATA, *(c for c in COLUMNS if c in form.carried))
         return _group(
             {
                 "steps": {
                     "pythonClassName": f"{TFDS}.dataset_feature.Dataset",
-                    "sequence": {"feature": steps, "length": "-1"},
+                    "sequence": {"feature": _group(steps), "length": "-1"},
                 },
-                "episode_metadata": _group({"file_path": _text(), METADATA: _text()}),
+                "episode_metadata": _group({name: _text() for name in texts}),
             }
         )
 
@@ -173,6 +176,7 @@ class RldsEncoder:
 
     def __call__(self, episode: Episode) -> bytes:
         steps, length = episode.steps, len(episode)
+        metadata = {k: v for k, v in episode.metadata.items() if k not in COLUMNS}
         features: dict = {
             "steps/action": episode.actions,
             "steps/language_instruction": [t.encode() for t in episode.instructions],
@@ -182,8 +186,14 @@ class RldsEncoder:
             "steps/is_last": np.array([s.is_last for s in steps]),
             "steps/is_terminal": episode.terminal,
             "episode_metadata/file_path": [str(episode.metadata.get("source", "")).encode()],
-            f"episode_metadata/{METADATA}": [json.dumps(episode.metadata).encode()],
+            f"episode_metadata/{METADATA}": [json.dumps(metadata).encode()],
         }
+        if INTERVENTION in self.form.carried:
+            acted = interventions(episode)
+            features[f"steps/{INTERVENTION}"] = np.zeros(length, bool) if acted is None else acted
+        for name in (c for c in COLUMNS if c in self.form.carried):
+            rows = rows_of(episode.metadata, name, str(metadata.get("source", "an episode")))
+            features[f"episode_metadata/{name}"] = [json.dumps(rows).encode()]
         for camera in self.form.cameras:
             features[OBSERVATION + camera] = [self._image(s, camera) for s in steps]
         if self.form.state:
