@@ -7,12 +7,27 @@ from pathlib import Path
 import numpy as np
 
 from vla_inference.types import Episode, Observation, Step, eef_delta_spec
-from vla_training.datasets.bag.episode_bag import EpisodeBag
+from vla_training.datasets.bag.episode_bag import EpisodeBag, make_message
 from vla_training.datasets.bag.files import message_types as types
 from vla_training.datasets.bag.writer import BagWriter, _header
 from vla_training.datasets.writers import DataForm
+from vla_training.ros.recording import ReceivedMessage
 
 SPEC = eef_delta_spec("rotvec", "base", 0.05)
+
+
+class Maker:
+    """`make` as bags have it, for `_header`."""
+
+    store = types.known_types()
+
+    def make(self, kind, /, **fields):
+        return make_message(self.store, kind, **fields)
+
+    def heard(self, role, kind, stamp, log, **fields):
+        message = self.make(kind, header=_header(self, stamp, "base"), **fields)
+        data = bytes(self.store.serialize_cdr(message, kind))
+        return ReceivedMessage(role, f"/{role}", kind, log, data)
 
 
 def put_image(bag: EpisodeBag, topic: str, stamp: int, pixels: np.ndarray) -> None:

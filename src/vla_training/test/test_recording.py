@@ -10,7 +10,7 @@ import signal
 
 import numpy as np
 import pytest
-from bags import write_bags
+from bags import Maker, write_bags
 from graphs import NodeGraph
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -29,28 +29,13 @@ from vla_inference.ros.messages import chunk_to_msg
 from vla_inference.types import ActionChunk, eef_delta_spec
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
 from vla_msgs.msg import EpisodeStatus, InferenceStatus
-from vla_training.datasets.bag.episode_bag import make_message
 from vla_training.datasets.bag.files import message_types as types
 from vla_training.datasets.bag.reader import BagSet
 from vla_training.datasets.bag.streams import NS
-from vla_training.datasets.bag.writer import _header, _parts
+from vla_training.datasets.bag.writer import _parts
 from vla_training.ros.record_node import RecordNode
 from vla_training.ros.recording import ReceivedMessage, Recording
 from vla_training.ros.validation_node import ValidationNode
-
-
-class Maker:
-    """`make` as bags have it, for `_header`."""
-
-    store = types.known_types()
-
-    def make(self, kind, /, **fields):
-        return make_message(self.store, kind, **fields)
-
-    def heard(self, role, kind, stamp, log, **fields):
-        message = self.make(kind, header=_header(self, stamp, "base"), **fields)
-        data = bytes(self.store.serialize_cdr(message, kind))
-        return ReceivedMessage(role, f"/{role}", kind, log, data)
 
 
 def run_of(episodes: int, frames: int, rng: random.Random) -> list[ReceivedMessage]:

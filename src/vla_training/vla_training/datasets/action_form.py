@@ -78,12 +78,13 @@ def convert_rotation(actions: np.ndarray, old: ActionSpec, new: ActionSpec) -> n
     """Actions [T, 7] of `old` as those of `new`, which may differ only in rotation; float64."""
     actions = np.array(actions, np.float64)
     if old.rotation != new.rotation:
-        turns = _turns(actions[:, 3:6], old.rotation)
-        actions[:, 3:6] = _angles(turns, new.rotation)
+        turns = turns_of(actions[:, 3:6], old.rotation)
+        actions[:, 3:6] = angles_of(turns, new.rotation)
     return actions
 
 
-def _turns(angles: np.ndarray, rotation: str) -> Rotation:
+def turns_of(angles: np.ndarray, rotation: str) -> Rotation:
+    """Angles [..., 3] of a convention as rotations."""
     from scipy.spatial.transform import Rotation  # half of a worker's start, seldom needed
 
     if rotation == "rpy":
@@ -91,7 +92,8 @@ def _turns(angles: np.ndarray, rotation: str) -> Rotation:
     return Rotation.from_rotvec(angles)
 
 
-def _angles(turns: Rotation, rotation: str) -> np.ndarray:
+def angles_of(turns: Rotation, rotation: str) -> np.ndarray:
+    """Undoes `turns_of`."""
     return turns.as_euler("xyz") if rotation == "rpy" else turns.as_rotvec()
 
 
@@ -116,13 +118,13 @@ def join_actions(
         )
     still = np.zeros((1, actions.shape[1]))
     padded = np.concatenate([actions, np.repeat(still, size, axis=0)])
-    way, turn = np.zeros((len(starts), 3)), _turns(np.zeros((len(starts), 3)), "rotvec")
+    way, turn = np.zeros((len(starts), 3)), turns_of(np.zeros((len(starts), 3)), "rotvec")
     for k in range(size):
         rows = padded[starts + k]
-        step = _turns(rows[:, 3:6], spec.rotation)
+        step = turns_of(rows[:, 3:6], spec.rotation)
         way, turn = advance(way, turn, rows[:, :3], step, spec.frame)
     last = np.minimum(starts + size, len(actions)) - 1
-    return np.concatenate([way, _angles(turn, spec.rotation), actions[last, 6:]], axis=1)
+    return np.concatenate([way, angles_of(turn, spec.rotation), actions[last, 6:]], axis=1)
 
 
 def advance(

@@ -21,12 +21,13 @@ from vla_inference.errors import DataError, VlaError
 from vla_inference.options import option
 from vla_inference.ros.lifecycle import ManagedNode, configured, deferred, spin_node
 from vla_inference.ros.parameters import image_transport
-from vla_msgs.msg import ActionChunk, EpisodeStatus
+from vla_msgs.msg import ActionChunk, CommandSource, EpisodeStatus
 from vla_training.ros.recording import ReceivedMessage, Recording
 
 LOOK = 0.1  # s between looks for publishers
 DEPTH = 100
 UNWRITABLE = (OSError, WriterError, sqlite3.Error)
+LATEST = ("instruction", "source")  # roles whose latest message holds until the next
 RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
 LATCHED, VOLATILE = DurabilityPolicy.TRANSIENT_LOCAL, DurabilityPolicy.VOLATILE
 
@@ -91,6 +92,8 @@ class RecordNode(ManagedNode):
             self.resolve_topic_name("action"): ("action", ActionChunk),
             self.resolve_topic_name("instruction"): ("instruction", String),
             self.resolve_topic_name("sim/episode"): ("episode", EpisodeStatus),
+            self.resolve_topic_name("human_action"): ("human_action", ActionChunk),
+            self.resolve_topic_name("command/source"): ("source", CommandSource),
         }
         for topic in filter(None, config.topics):
             self._wanted.setdefault(self.resolve_topic_name(topic), ("", None))
@@ -98,7 +101,7 @@ class RecordNode(ManagedNode):
     def do_activate(self) -> None:
         for topic, (role, kind) in self._wanted.items():
             if kind is not None:  # before the first publisher, so that nothing is missed
-                latched = LATCHED if role == "instruction" else VOLATILE
+                latched = LATCHED if role in LATEST else VOLATILE
                 self._subscribe(topic, role, kind, (RELIABLE, latched))
         self._timer = self.create_timer(LOOK, self._guard(self._look))
         self.get_logger().info(f"ready to record into {self._config.output}")

@@ -10,7 +10,7 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,10 @@ STAMPED = (
     types.TWIST,
     types.POSE,
     types.JOINTS,
+    types.SOURCE,
 )
+NOTED = ("action", "instruction", "human_action", "source")  # roles whose topics a bag names
+MOST_SOURCES = 100  # as many as the command node tells who joins late
 UNFINISHED = "unfinished"
 PLACE, FOLDER_LOCK = ".recording-", ".recording.lock"
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # a name that something has already
@@ -45,7 +48,7 @@ TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # a name that something 
 
 @dataclass(frozen=True)
 class ReceivedMessage:
-    """A received message. role: "image", "action", "instruction", "episode" or ""."""
+    """A received message. role: "image", "episode", one of `NOTED` or ""."""
 
     role: str
     topic: str
@@ -124,6 +127,7 @@ class Recording:
         self._closing: list[_Open] = []  # ended, the first one first; what is late still comes
         self._pending: deque[ReceivedMessage] = deque(maxlen=MOST_PENDING)
         self._instruction: ReceivedMessage | None = None
+        self._sources: deque[ReceivedMessage] = deque(maxlen=MOST_SOURCES)
         self._ended = 0  # stamp at which the last episode ended
         self.late = 0  # messages that belong to no episode
 
@@ -147,6 +151,8 @@ class Recording:
     def hear(self, message: ReceivedMessage) -> None:
         if message.role == "instruction":
             self._instruction = message
+        if message.role == "source":
+            self._sources.append(message)
         if self.split == "off" and self._current is None:
             self._begin(message.log, 0)
         if message.role == "episode" and self.split == "status":
@@ -193,7 +199,7 @@ class Recording:
             if current is not None and len(self._pending) == MOST_PENDING:
                 self._write(current, self._pending.popleft())
             self._pending.append(message)
-        elif not stamp or stamp >= current.begin:
+        elif not stamp or stamp >= current.begin or message.role == "source":
             self._write(current, message)
         else:
             self.late += 1
@@ -204,7 +210,7 @@ class Recording:
         self._pending.clear()
         for message in waiting:
             if message.stamp and message.stamp < current.begin:
-                self.late += 1
+                self.late += message.role != "source"  # the one in force was written at the begin
             elif not message.stamp or due(message):
                 self._write(current, message)
             else:
@@ -235,14 +241,15 @@ class Recording:
         name = f"episode_{self._next:06d}"
         self._next += 1
         self._current = _Open(EpisodeBag(self._place.path / name, self.storage), name, stamp)
-        if self._instruction is not None:
-            told = self._instruction
-            self._write(
-                self._current,
-                ReceivedMessage(told.role, told.topic, told.type, now, told.data, True),
-            )
+        for told in filter(None, (self._instruction, self._source_at(stamp))):
+            self._write(self._current, replace(told, log=now, latched=True))
         self._pending = deque((m for m in self._pending if m.role != "instruction"), MOST_PENDING)
         return self._current
+
+    def _source_at(self, stamp: int) -> ReceivedMessage | None:
+        """Who commanded at that time, as far as it was heard."""
+        past = [m for m in self._sources if m.stamp <= stamp]
+        return max(past, key=lambda m: m.stamp, default=None)
 
     def _end(self, stamp: int, now: int) -> None:
         ended, self._current = self._under_way(), None
@@ -324,7 +331,7 @@ class Recording:
             frame = _frame_id(message.data)
             name = frame.removesuffix("_optical") if frame.endswith("_optical") else ""
             into.cameras.setdefault(name or camera_name(topic), topic)
-        elif message.role in ("action", "instruction"):
+        elif message.role in NOTED:
             into.topics[message.role] = topic
         into.bag.write(topic, kind, message.log, data, latched=message.latched)
 

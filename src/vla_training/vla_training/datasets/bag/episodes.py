@@ -11,12 +11,13 @@ import numpy as np
 
 from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec
-from vla_training.datasets.bag.actions import Chunk, episode_actions
-from vla_training.datasets.bag.files.message_types import JOINTS
+from vla_training.datasets.bag.actions import Actions, Chunk, episode_actions
+from vla_training.datasets.bag.files.message_types import CHUNK, JOINTS
 from vla_training.datasets.bag.files.storage import BagFile
 from vla_training.datasets.bag.options import BagOptions
 from vla_training.datasets.bag.roles import CONTINUOUS, Roles, check_used, digest
 from vla_training.datasets.bag.streams import NS, Stream, held, nearest, read_streams
+from vla_training.datasets.bag.takeover import Turns, find_turns, persons_spec, spread, take_in
 from vla_training.datasets.bag.topics import BagTopics, choose_topics
 
 RUNNING = "running"
@@ -30,7 +31,8 @@ class BagEpisode:
 
     images: camera -> int64 [T, 2], stamp and time of recording by which an image is found.
     stamps: int64 [T] ns. actions: float64 [T, D]. executed: control steps after each image, by
-    EpisodeStatus. flags: bits 1 first, 2 last, 4 terminal, as our writer stores them.
+    EpisodeStatus. flags: bits 1 first, 2 last, 4 terminal, as our writer stores them. acted: bool
+    [T], whether a person did; None where the bag does not say.
     """
 
     images: dict[str, np.ndarray]
@@ -42,6 +44,7 @@ class BagEpisode:
     states: np.ndarray | None = None
     executed: np.ndarray | None = None
     flags: np.ndarray | None = None
+    acted: np.ndarray | None = None
     terminal: bool = False
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -158,18 +161,9 @@ class _Cutter:
         self, frames: Stream, inside: np.ndarray, remarks: dict[str, Any]
     ) -> tuple[BagEpisode | None, ActionSpec]:
         logs, stamps = frames.logs[inside], frames.stamps[inside]
-        stream, kind = self.roles.action, self.kinds[self.topics.action]
-        both = stream.stamped and frames.stamped
-        times = stamps if both else logs
-        found = episode_actions(
-            kind,
-            stream,
-            times,
-            self.tolerance,
-            self.options.frame,
-            self.topics.about,
-            self.options.step_length,
-        )
+        kind = self.kinds[self.topics.action]
+        turns = self._turns(frames, inside)
+        found = self._actions(frames, inside, turns)
         if self.options.frame == "tool" and found.spec.frame != "tool":
             raise DataError(
                 f"{self.bag.path}: its deltas name the frame {found.spec.frame}, so --frame tool "
@@ -209,10 +203,49 @@ class _Cutter:
             None if states is None else states[picked],
             self._executed(stamps[picked]),
             self._flags(len(inside), picked),
+            None if turns is None else turns.acted[picked],
             remarks.get("outcome") in ("success", "aborted"),
             remarks,
         )
         return episode, found.spec
+
+    def _turns(self, frames: Stream, inside: np.ndarray) -> Turns | None:
+        """Which images are a person's; None where nothing says it."""
+        topics = self.topics
+        if topics.source is not None and len(source := self.streams[topics.source]):
+            return find_turns(source, _on_clock(frames, inside, source))
+        if topics.action != topics.human:
+            return None
+        return find_turns(None, _on_clock(frames, inside, self.roles.action))
+
+    def _actions(self, frames: Stream, inside: np.ndarray, turns: Turns | None) -> Actions:
+        stream, kind = self.roles.action, self.kinds[self.topics.action]
+        times = _on_clock(frames, inside, stream)
+
+        def recorded(times: np.ndarray) -> Actions:
+            return episode_actions(
+                kind,
+                stream,
+                times,
+                self.tolerance,
+                self.options.frame,
+                self.topics.about,
+                self.options.step_length,
+            )
+
+        if turns is None or self.topics.human is None or kind != CHUNK:
+            return recorded(times)
+        human, others = self.streams[self.topics.human], ~turns.acted
+        if self.topics.action == self.topics.human:
+            others = np.zeros(len(times), bool)
+        found = recorded(times[others])
+        if not found.known.any():
+            of_human = persons_spec(human, times, self.options.step_length)
+            spec = next((c.spec for c in stream.values if not c.refusal), None)
+            found.spec = (None if stream is human else spec) or of_human or found.spec
+        found = spread(found, others)
+        take_in(found, turns, human, _on_clock(frames, inside, human), self.options.frame)
+        return found
 
     def _states(
         self, stamps: np.ndarray, logs: np.ndarray, keep: np.ndarray
@@ -264,10 +297,18 @@ class _Cutter:
     def _instructions(
         self, logs: np.ndarray, chunks: Any, remarks: Mapping[str, Any]
     ) -> list[str]:
-        """The instruction of each image, from the chunk or from the last message before it."""
+        """The instruction of each image, from the chunk or from the last message before it.
+
+        Chunks of a person may have none; without messages it is that of the chunk before.
+        """
         fallback = str(remarks.get("instruction", ""))
-        if chunks is not None and all(c.instruction for c in chunks):
-            return [c.instruction for c in chunks]
+        own = [] if chunks is None else [c.instruction for c in chunks]
+        if any(own):
+            if not all(own):
+                others = self._instructions(logs, None, remarks)
+                own = [text or other for text, other in zip(own, others, strict=True)]
+            before = next(filter(None, own))
+            return [before := text or before for text in own]
         if self.topics.instruction is None or not len(self.streams[self.topics.instruction]):
             return [fallback] * len(logs)
         stream = self.streams[self.topics.instruction]
@@ -338,6 +379,12 @@ class _Cutter:
                 )
         for reason, count in sorted(self.missing.items()):
             self.notes.append(f"{count} of {len(frames)} images left out: {reason}")
+
+
+def _on_clock(frames: Stream, inside: np.ndarray, other: Stream) -> np.ndarray:
+    """Times of images, ns, on the clock of another stream."""
+    both = frames.stamped and other.stamped
+    return (frames.stamps if both else frames.logs)[inside]
 
 
 def _remarks(msg: Any) -> dict[str, Any]:

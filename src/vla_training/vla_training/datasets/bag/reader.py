@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vla_inference.episodes.interventions import INTERVENTION
 from vla_inference.errors import DataError, VlaError
 from vla_inference.types import ActionSpec, Episode, Observation, Step
 from vla_training.datasets.action_form import (
@@ -26,8 +27,8 @@ from vla_training.datasets.bag.files.storage import BagFile
 from vla_training.datasets.bag.options import BagOptions
 from vla_training.datasets.bag.roles import CONTINUOUS
 from vla_training.datasets.bag.streams import decode_image, header_stamp
-from vla_training.datasets.bag.topics import read_about
-from vla_training.datasets.base import EpisodeSet, name_of
+from vla_training.datasets.bag.topics import read_about, says_who_acted
+from vla_training.datasets.base import CARRIED, EpisodeSet, name_of
 from vla_training.datasets.images import StoredImages
 
 MOST_READ = 64  # bags of one episode whose messages, without images, are kept
@@ -195,7 +196,17 @@ class BagSet(EpisodeSet):
             )
             for t in range(len(found))
         ]
-        return Episode(steps, self.spec, dict(found.metadata))
+        columns = {} if found.acted is None else {INTERVENTION: found.acted}
+        return Episode(steps, self.spec, dict(found.metadata), columns)
+
+    def carried(self) -> frozenset[str]:
+        found: set[str] = set()
+        for file in self._files:
+            about = read_about(file).get("metadata")
+            found |= CARRIED & set(about if isinstance(about, dict) else ())
+            if says_who_acted(file):
+                found.add(INTERVENTION)
+        return frozenset(found)
 
 
 def _alike(one: ActionSpec, other: ActionSpec) -> bool:

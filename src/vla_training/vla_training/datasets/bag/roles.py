@@ -17,6 +17,7 @@ from vla_training.datasets.bag.files.message_types import (
     EPISODE,
     JOINTS,
     POSE,
+    SOURCE,
     TWIST,
 )
 from vla_training.datasets.bag.joints import ForwardKinematics, JointStream, read_joints
@@ -124,6 +125,8 @@ def digest(kind: str, msg: Any) -> Any:
         return digest_action(kind, msg)
     if kind == EPISODE:
         return msg
+    if kind == SOURCE:
+        return str(msg.source)
     return np.array(msg.data, np.float64) if np.ndim(msg.data) else msg.data
 
 
@@ -158,7 +161,10 @@ def check_used(
         ),
         "--state-joints": (options.state_joints, topics.state in joints),
         "--frame tool": (options.frame == "tool", kind not in (POSE, JOINTS)),
-        "step_length": (options.step_length, kind in CONTINUOUS),
+        "step_length": (
+            options.step_length,
+            kind in CONTINUOUS or topics.action == topics.human,
+        ),
     }
     for option, (given, used) in rules.items():
         if given and not used:

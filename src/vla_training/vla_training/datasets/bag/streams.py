@@ -15,7 +15,7 @@ import numpy as np
 
 from vla_inference.errors import DataError, ObservationError
 from vla_inference.inputs.image_messages import compressed_to_rgb, image_to_rgb
-from vla_training.datasets.bag.files.message_types import COMPRESSED
+from vla_training.datasets.bag.files.message_types import COMPRESSED, SOURCE
 from vla_training.datasets.bag.files.storage import BagFile
 from vla_training.datasets.bag.topics import BagTopics
 
@@ -51,9 +51,10 @@ class _Collected:
     logs: list[int] = field(default_factory=list)
     values: list[Any] = field(default_factory=list)
 
-    def stream(self, stamped: bool) -> Stream:
+    def stream(self, stamped: bool, from_zero: bool = False) -> Stream:
+        """from_zero: a stamp of 0 is one, too: before a simulation's clock began."""
         stamps, logs = np.array(self.stamps, np.int64), np.array(self.logs, np.int64)
-        stamped = stamped and bool(len(stamps)) and bool((stamps > 0).all())
+        stamped = stamped and bool(len(stamps)) and bool((stamps > 0).all() or from_zero)
         if not stamped:
             stamps = logs
         recorded = stamps[np.argsort(logs, kind="stable")]
@@ -86,7 +87,9 @@ def read_streams(
         into.logs.append(message.log)
         into.values.append(value)
     return {
-        topic: c.stream(not bag.topics[topic].type.startswith(HEADERLESS))
+        topic: c.stream(
+            not bag.topics[topic].type.startswith(HEADERLESS), bag.topics[topic].type == SOURCE
+        )
         for topic, c in collected.items()
     }
 

@@ -18,6 +18,7 @@ from vla_training.datasets.bag.files.message_types import (
     FLOAT,
     JOINTS,
     POSE,
+    SOURCE,
     STRING,
     TWIST,
 )
@@ -25,6 +26,7 @@ from vla_training.datasets.bag.files.storage import BagFile
 from vla_training.datasets.bag.options import BagOptions
 
 OURS = "vla_episode"  # key of custom_data: JSON, see writer.py
+HUMAN_ACTION = "human_action"  # how a topic of a person's chunks is called
 ACTIONS = (CHUNK, EEF_DELTA, TWIST, POSE)  # the first type there is
 STATES = (ARRAY, JOINTS, POSE)
 GRIPPERS = (ARRAY, DOUBLE, FLOAT, JOINTS)
@@ -34,7 +36,10 @@ INSTRUCTION_WORDS = ("instruction", "language", "task", "prompt", "command")
 
 @dataclass(frozen=True)
 class BagTopics:
-    """Names of topics; cameras by name, first the one that sets the steps."""
+    """Names of topics; cameras by name, first the one that sets the steps.
+
+    action: that of `human` where there is no other.
+    """
 
     cameras: Mapping[str, str]
     action: str
@@ -43,6 +48,8 @@ class BagTopics:
     gripper: str | None = None
     reward: str | None = None
     episode: str | None = None
+    human: str | None = None  # a person's chunks
+    source: str | None = None  # who commands
     about: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -56,6 +63,8 @@ class BagTopics:
             self.gripper,
             self.reward,
             self.episode,
+            self.human,
+            self.source,
         )
         return list(dict.fromkeys(t for t in found if t))
 
@@ -75,13 +84,12 @@ def choose_topics(bag: BagFile, options: BagOptions) -> BagTopics:
     meant; the remedy lists what there is."""
     about = read_about(bag)
     noted = about.get("topics", {})
-    action = _one(
-        bag,
-        "action",
-        "--action-topic",
-        options.action_topic or noted.get("action"),
-        (*ACTIONS, *((JOINTS,) if options.robot_model else ()), *((ARRAY,) if about else ())),
-    )
+    human = _last_named(bag, HUMAN_ACTION, CHUNK)
+    action = options.action_topic or noted.get("action")
+    if action is None and human is not None and not _other_chunks(bag, human):
+        action = human
+    kinds = (*ACTIONS, *((JOINTS,) if options.robot_model else ()), *((ARRAY,) if about else ()))
+    action = _one(bag, "action", "--action-topic", action, kinds, human)
     if action is None:
         raise DataError(
             f"{bag.path} has no actions (none of {', '.join(ACTIONS)})",
@@ -114,9 +122,30 @@ def choose_topics(bag: BagFile, options: BagOptions) -> BagTopics:
         given_topic(bag, "--gripper-topic", gripper, GRIPPERS),
         reward if reward in bag.topics else None,
         next((t for t in sorted(bag.topics) if bag.topics[t].type == EPISODE), None),
+        human,
+        noted.get("source") or _last_named(bag, "source", SOURCE),
         about,
         tuple(notes),
     )
+
+
+def _last_named(bag: BagFile, name: str, kind: str) -> str | None:
+    """The first topic of this type whose name ends so, and that has messages."""
+    found = [n for n, t in sorted(bag.topics.items()) if t.type == kind and t.count]
+    return next((n for n in found if n.split("/")[-1] == name), None)
+
+
+def _other_chunks(bag: BagFile, human: str) -> bool:
+    """Whether there are chunks of a model, too."""
+    return any(t.type == CHUNK and t.count and n != human for n, t in bag.topics.items())
+
+
+def says_who_acted(bag: BagFile) -> bool:
+    """Whether it has messages on who commands, or no chunks but a person's."""
+    human = _last_named(bag, HUMAN_ACTION, CHUNK)
+    if human is not None and not _other_chunks(bag, human):
+        return True
+    return _last_named(bag, "source", SOURCE) is not None
 
 
 def _instruction(bag: BagFile, given: str | None) -> str | None:
@@ -131,13 +160,18 @@ def _instruction(bag: BagFile, given: str | None) -> str | None:
 
 
 def _one(
-    bag: BagFile, what: str, option: str, given: str | None, kinds: tuple[str, ...]
+    bag: BagFile,
+    what: str,
+    option: str,
+    given: str | None,
+    kinds: tuple[str, ...],
+    other: str | None = None,
 ) -> str | None:
-    """The given topic, or the only one of the first type that exists."""
+    """The given topic, or the only one of the first type that exists, beside `other`."""
     if given is not None:
         return given_topic(bag, option, given, (*ACTIONS, JOINTS, ARRAY))
     for kind in kinds:
-        names = [n for n, t in bag.topics.items() if t.type == kind]
+        names = [n for n, t in bag.topics.items() if t.type == kind and n != other]
         if len(names) > 1:
             raise DataError(
                 f"{bag.path} has {len(names)} topics that could hold the {what}s "

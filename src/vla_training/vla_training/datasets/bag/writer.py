@@ -2,7 +2,8 @@
 
 `/image/compressed` (of further cameras `/<camera>/image/compressed`), `/action`, `/instruction`
 (where it changes), `/state`, `/reward`, `/episode`; instruction and outcome stand in the metadata
-too.
+too. Where an episode says who acted: `/command/source` (where it changes), and a person's chunks
+on `/human_action` instead of `/action`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from vla_inference.episodes.interventions import interventions
+from vla_inference.episodes.language import COLUMNS, rows_of
 from vla_inference.errors import DataError, VlaError
 from vla_inference.options import option
 from vla_inference.policies.action_specs import check_si, spec_to_json
@@ -22,9 +25,12 @@ from vla_training.datasets.action_form import is_eef_delta
 from vla_training.datasets.bag.episode_bag import STORAGES, EpisodeBag
 from vla_training.datasets.bag.files import message_types as types
 from vla_training.datasets.bag.streams import NS
+from vla_training.datasets.bag.takeover import HUMAN, MODEL
+from vla_training.datasets.bag.topics import HUMAN_ACTION
 from vla_training.datasets.images import encode_image
 from vla_training.datasets.writers import EpisodeWriter
 
+HUMAN_TOPIC, SOURCE_TOPIC = f"/{HUMAN_ACTION}", "/command/source"
 QUALITY = 95
 FIRST_STAMP, APART = 1_000_000_000 * NS, 3600 * NS  # of episodes that have no stamps of their own
 
@@ -90,6 +96,7 @@ class BagWriter(EpisodeWriter):
     def add(self, encoded: tuple[Episode, dict[str, list[bytes]]]) -> None:
         episode, images = encoded
         stamps = episode_stamps(episode, self.count, self.form.spacing)
+        acted = interventions(episode)
         self._bag = bag = EpisodeBag(
             self.partial / f"episode_{self.count:06d}", self.options.storage
         )
@@ -116,10 +123,13 @@ class BagWriter(EpisodeWriter):
                 bag.put(topic, types.COMPRESSED, stamp, image)
             if self.form.state:
                 self._put_array(bag, "/state", stamp, seen.state)
-            self._put_action(bag, stamp, step.action, instruction, first=t == 0)
+            person = acted is not None and bool(acted[t])
+            if acted is not None and (t == 0 or acted[t] != acted[t - 1]):
+                self._put_source(bag, stamp, HUMAN if person else MODEL)
+            self._put_action(bag, stamp, step.action, instruction, t == 0, person)
             bag.put("/reward", types.DOUBLE, stamp, bag.make(types.DOUBLE, data=step.reward))
         self._put_status(bag, episode, stamps[-1], len(episode))
-        bag.close(*self._about(episode))
+        bag.close(*self._about(episode, set(bag.messages)))
         self._bag = None
 
     def release(self) -> None:
@@ -134,7 +144,13 @@ class BagWriter(EpisodeWriter):
         bag.put(topic, types.ARRAY, stamp, bag.make(types.ARRAY, data=data))
 
     def _put_action(
-        self, bag: EpisodeBag, stamp: int, action: np.ndarray, instruction: str, first: bool
+        self,
+        bag: EpisodeBag,
+        stamp: int,
+        action: np.ndarray,
+        instruction: str,
+        first: bool,
+        person: bool,
     ) -> None:
         spec, values = self.form.spec, np.asarray(action, np.float64)
         if not np.isfinite(values).all():
@@ -147,11 +163,12 @@ class BagWriter(EpisodeWriter):
                 types.CHUNK,
                 header=_header(bag, stamp, spec.frame),
                 instruction=instruction,
+                model=HUMAN if person else "",
                 parts=_parts(bag, spec),
                 dt=spec.dt,
                 actions=values,
             )
-            bag.put("/action", types.CHUNK, stamp, chunk)
+            bag.put(HUMAN_TOPIC if person else "/action", types.CHUNK, stamp, chunk)
             return
         turn = _turn(values[3:6], spec)
         if self.options.action == "twist":
@@ -172,6 +189,10 @@ class BagWriter(EpisodeWriter):
             self._place, self._turn = self._place + values[:3], turn * self._turn
             self._put_pose(bag, stamp)
         self._put_array(bag, "/gripper", stamp, values[6:])
+
+    def _put_source(self, bag: EpisodeBag, stamp: int, who: str) -> None:
+        message = bag.make(types.SOURCE, header=_header(bag, stamp, ""), source=who)
+        bag.put(SOURCE_TOPIC, types.SOURCE, stamp, message, latched=True)
 
     def _put_pose(self, bag: EpisodeBag, stamp: int) -> None:
         x, y, z, w = self._turn.as_quat().tolist()
@@ -205,7 +226,7 @@ class BagWriter(EpisodeWriter):
         )
         bag.put("/episode", types.EPISODE, stamp, message)
 
-    def _about(self, episode: Episode) -> tuple[dict[str, Any], dict[str, str]]:
+    def _about(self, episode: Episode, written: set[str]) -> tuple[dict[str, Any], dict[str, str]]:
         named = {"chunk": "/action", "twist": "/delta_twist", "pose": "/target_pose"}
         topics: dict[str, Any] = {
             "cameras": self.topics,
@@ -217,6 +238,10 @@ class BagWriter(EpisodeWriter):
             topics["state"] = "/state"
         if self.options.action != "chunk":
             topics["gripper"] = "/gripper"
+        if topics["action"] not in written:
+            topics["action"] = HUMAN_TOPIC
+        if SOURCE_TOPIC in written:
+            topics["source"] = SOURCE_TOPIC
         flags = "".join(str(s.is_first + 2 * s.is_last + 4 * s.is_terminal) for s in episode.steps)
         about = {
             "episodes": 1,
@@ -224,7 +249,7 @@ class BagWriter(EpisodeWriter):
             "topics": topics,
             "flags": flags,
             "spec": spec_to_json(self.form.spec),
-            "metadata": episode.metadata,
+            "metadata": episode.metadata | checked_rows(episode),
         }
         readable = {
             "dataset": self.form.name,
@@ -241,6 +266,13 @@ def episode_stamps(episode: Episode, number: int, spacing: float) -> list[int]:
         return own
     start = FIRST_STAMP + number * APART
     return [start + round(t * spacing * NS) for t in range(len(own))]
+
+
+def checked_rows(episode: Episode) -> dict[str, Any]:
+    """The episode's language rows, as other formats have them."""
+    where = str(episode.metadata.get("source", "an episode"))
+    found = {name: rows_of(episode.metadata, name, where) for name in COLUMNS}
+    return {name: rows for name, rows in found.items() if rows}
 
 
 def outcome(metadata: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from vla_inference.system.prefixes import share_folders
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 CHUNK, PART = "vla_msgs/msg/ActionChunk", "vla_msgs/msg/ActionPart"
 EEF_DELTA = "vla_msgs/msg/EefDelta"  # of older bags, which define it
+SOURCE = "vla_msgs/msg/CommandSource"
 EPISODE, INFERENCE = "vla_msgs/msg/EpisodeStatus", "vla_msgs/msg/InferenceStatus"
 TWIST, POSE = "geometry_msgs/msg/TwistStamped", "geometry_msgs/msg/PoseStamped"
 JOINTS, STRING = "sensor_msgs/msg/JointState", "std_msgs/msg/String"
