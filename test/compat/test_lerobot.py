@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
+import h5py
 import numpy as np
 import pytest
-from demonstrations import psnr
+from demonstrations import psnr, write_set
 from elsewhere import elsewhere, skip_older_lerobot
 
+from vla_inference.episodes.interventions import interventions
+from vla_inference.episodes.language import KEYS
 from vla_training.conversion.convert import convert
 from vla_training.datasets import open_dataset
 
@@ -68,6 +73,46 @@ import rerun as rr
 schema = rr.recording.load_recording(path).schema()
 print(json.dumps({"shown": sorted({c.entity_path for c in schema.component_columns()})}))
 """
+# What its annotation pipeline adds to a dataset, written as it does, and its own check of rows.
+ANNOTATE = """
+import pyarrow as pa, pyarrow.parquet as pq
+from pathlib import Path
+from lerobot.datasets.language import language_feature_info
+root = Path(sys.argv[1])
+(file,) = root.glob("data/*/*.parquet")
+table = pq.read_table(file)
+say = [{"type": "function", "function": {"name": "say", "arguments": {"text": "ja"}}}]
+row = lambda role, content, style, **more: {
+    "role": role, "content": content, "style": style, **more, "camera": None, "tool_calls": None}
+lasting = [row("assistant", "lift it", "subtask", timestamp=0.0),
+           row("assistant", "put it down", "subtask", timestamp=0.2)]
+spoken = row("assistant", None, None) | {"tool_calls": say}
+asked = row("user", "where?", "vqa") | {"camera": "observation.images.front"}
+times = table["timestamp"].to_pylist()
+events = [[spoken, asked] if t == times[2] else [] for t in times]
+table = table.append_column("language_persistent", pa.array([lasting] * len(times)))
+pq.write_table(table.append_column("language_events", pa.array(events)), file)
+info = json.loads((root / "meta/info.json").read_text())
+info["features"] |= {k: v | {"shape": list(v["shape"])}
+                     for k, v in language_feature_info().items()}
+(root / "meta/info.json").write_text(json.dumps(info))
+print(json.dumps({"acted": [bool(v) for v in table["intervention"].to_pylist()]}))
+"""
+READ_LANGUAGE = """
+from lerobot.datasets.language_render import active_at, emitted_at
+data = LeRobotDataset("local/set", root=sys.argv[1], video_backend="pyav")
+items = [data[i] for i in range(len(data))]
+acted = data.hf_dataset.with_format(None)["intervention"]
+print(json.dumps({
+    "acted": [bool(v) for v in acted], "dtype": str(items[0]["intervention"].dtype),
+    "persistent": [i["language_persistent"] for i in items],
+    "events": [i["language_events"] for i in items],
+    "subtask": [(active_at(float(i["timestamp"]), persistent=i["language_persistent"],
+                 style="subtask") or {}).get("content") for i in items],
+    "times": [float(i["timestamp"]) for i in items],
+    "mean": data.meta.stats["intervention"]["mean"].tolist(),
+}))
+"""
 LENGTHS = (5, 8, 3)
 
 
@@ -111,3 +156,61 @@ def test_we_read_its_own(tmp_path, kind):
             frame[8:24, 8:24] = (200, 20 * t, 60 * number)
             (seen,) = step.observation.images.values()
             assert np.array_equal(seen, frame) or (kind == "video" and psnr(seen, frame) > 28)
+
+
+ROWS = {
+    "language_persistent": [("assistant", "reach it", "subtask", 0.0, None, None)],
+    "language_events": [
+        ("assistant", None, None, 0.1, None, [{"function": {"name": "say"}}]),
+        ("user", "where is it?", "vqa", 0.1, "wrist", None),
+    ],
+}
+
+
+def test_it_reads_who_acted_and_language(source, tmp_path):
+    skip_older_lerobot(PYTHON, tmp_path)
+
+    def edit(group):
+        acted = np.arange(len(group["actions"])) % 3 == 1
+        group["intervention"] = acted.astype(np.uint8)
+        if group.name.endswith("0"):
+            for name, rows in ROWS.items():
+                texts = [json.dumps(dict(zip(KEYS, row, strict=True))) for row in rows]
+                group[name] = np.array(texts, h5py.string_dtype())
+
+    ours = write_set(tmp_path / "source.hdf5", edit)
+    convert(ours, tmp_path / "set", "lerobot", workers=1, writing={"images": "png"})
+    found = elsewhere(PYTHON, tmp_path, IMPORT + READ_LANGUAGE, tmp_path / "set")
+    lengths = [len(e) for e in open_dataset(ours)]
+    wanted = [t % 3 == 1 for n in lengths for t in range(n)]
+    assert found["acted"] == wanted and found["dtype"] == "torch.bool"
+    assert found["mean"] == [pytest.approx(np.mean(wanted))]
+    subtask = dict(zip(KEYS, ROWS["language_persistent"][0], strict=True))
+    first = lengths[0]
+    assert found["persistent"] == [[subtask]] * first + [[]] * sum(lengths[1:])
+    assert found["subtask"] == ["reach it"] * first + [None] * sum(lengths[1:])
+    spoken, asked = found["events"][2]
+    assert spoken["tool_calls"] == [{"function": {"name": "say"}}]
+    assert asked["camera"] == "observation.images.wrist" and "timestamp" not in asked
+    assert [len(rows) for rows in found["events"]] == [0, 0, 2] + [0] * (sum(lengths) - 3)
+
+
+def test_we_read_its_interventions_and_language(tmp_path):
+    skip_older_lerobot(PYTHON, tmp_path)
+    acting = WRITE.replace(
+        '"action": {',
+        '"intervention": {"dtype": "bool", "shape": (1,), "names": None}, "action": {',
+    ).replace('"task": f', '"intervention": np.array([t > 1]), "task": f')
+    elsewhere(PYTHON, tmp_path, IMPORT + acting, tmp_path / "theirs", "image")
+    told = elsewhere(PYTHON, tmp_path, "import json, sys\n" + ANNOTATE, tmp_path / "theirs")
+    data = list(open_dataset(tmp_path / "theirs"))
+    acted = [interventions(episode).tolist() for episode in data]
+    assert acted == [[t > 1 for t in range(n)] for n in LENGTHS]
+    assert [a for one in acted for a in one] == told["acted"]
+    convert(tmp_path / "theirs", tmp_path / "ours", "lerobot", workers=1)
+    for episode in (*data, *open_dataset(tmp_path / "ours")):
+        lasting = episode.metadata["language_persistent"]
+        assert [r["content"] for r in lasting] == ["lift it", "put it down"]
+        spoken, asked = episode.metadata["language_events"]
+        assert spoken["tool_calls"][0]["function"]["arguments"] == {"text": "ja"}
+        assert asked["camera"] == "front" and asked["timestamp"] == pytest.approx(0.2)

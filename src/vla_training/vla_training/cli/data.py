@@ -176,6 +176,8 @@ def show(d: dict) -> None:
         ("state", f"{d['state']} numbers" if d["state"] else "none"),
         ("actions", f"{spec['dt']:g} s a step"),
         *[("", _part(p)) for p in spec["parts"]],
+        ("person", _person(d["interventions"])),
+        *([("language", _counts(d["language"]))] if d["language"] else []),
         ("metadata", ", ".join(d["metadata"]) or "none"),
         ("left out", ", ".join(d["left_out"]) or "nothing"),
         *([("deleted", ", ".join(d["deleted"]))] if d["deleted"] else []),
@@ -193,6 +195,21 @@ def show(d: dict) -> None:
         print(f"{count:>6}  {text or '(empty)'}")
     for note in d["notes"]:
         print(f"note: {note}", file=sys.stderr)
+
+
+def _person(acted: dict | None) -> str:
+    """Where a person acted."""
+    if acted is None:
+        return "not recorded who acted"
+    share = 100 * acted["steps"] / max(1, acted["of_steps"])
+    return (
+        f"acted in {share:.1f} % of {acted['of_steps']} steps, in {acted['episodes']} of "
+        f"{acted['of_episodes']} episodes"
+    )
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def _part(part: dict) -> str:

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vla_inference.episodes.interventions import interventions
+from vla_inference.episodes.language import COLUMNS
 from vla_inference.errors import DataError, VlaError
 from vla_inference.policies.action_specs import spec_to_json
 from vla_inference.system import charts
@@ -39,11 +41,17 @@ def describe(data: EpisodeSet, max_episodes: int | None = None) -> dict:
     metadata: set[str] = set()
     cameras: dict[str, list[int]] = {}
     state = 0
+    acted: list[np.ndarray] = []
+    styles: Counter[str] = Counter()
     for episode in _first(data, max_episodes):
         actions.append(episode.actions if len(episode) else np.zeros((0, len(data.spec))))
         lengths.append(len(episode))
         sentences.update(dict.fromkeys(episode.instructions, 1))
-        metadata.update(episode.metadata)
+        metadata.update(set(episode.metadata) - set(COLUMNS))
+        if (steps := interventions(episode)) is not None:
+            acted.append(steps)
+        rows = [row for name in COLUMNS for row in episode.metadata.get(name) or ()]
+        styles.update(str(row["style"] or "speech") for row in rows)
         if len(episode) and not cameras:
             seen = episode.steps[0].observation
             cameras = {c: list(seen.images[c].shape[:2]) for c in data.cameras()}
@@ -72,6 +80,15 @@ def describe(data: EpisodeSet, max_episodes: int | None = None) -> dict:
         "instructions": len(sentences),
         "instruction_episodes": dict(sentences.most_common(SENTENCES)),
         "metadata": sorted(metadata),
+        "interventions": None
+        if not acted
+        else {
+            "episodes": sum(bool(a.any()) for a in acted),
+            "steps": int(sum(a.sum() for a in acted)),
+            "of_episodes": len(acted),
+            "of_steps": sum(map(len, acted)),
+        },
+        "language": dict(styles.most_common()),
         "left_out": data.left_out(),
         "deleted": deleted_episodes(data.path),
         "notes": data.notes,
@@ -210,9 +227,12 @@ def film_episode(data: EpisodeSet, index: int, camera: str, path: Path) -> int:
 def plain_episode(data: EpisodeSet, index: int) -> dict:
     """An episode as JSON can say it: actions with names and units, and small JPEGs in base64.
 
+    interventions: 1 for each step in which a person acted; None: not known.
+
     Of a long episode every k-th image is there, so that there are at most IMAGES of a camera.
     """
     episode = get_episode(data, index)
+    acted = interventions(episode)
     every = max(1, -(-len(episode) // IMAGES))
     images: dict[str, list[str]] = {camera: [] for camera in data.cameras()}
     for step in episode.steps[::every]:
@@ -229,6 +249,8 @@ def plain_episode(data: EpisodeSet, index: int) -> dict:
         "dt": data.spec.dt,
         "dimensions": [{"part": p.name, **asdict(d)} for p in data.spec.parts for d in p.dims],
         "actions": np.round(episode.actions, 6).tolist(),
+        "interventions": None if acted is None else acted.astype(int).tolist(),
+        **{name: episode.metadata.get(name) or [] for name in COLUMNS},
         "every": every,
         "images": images,
     }
@@ -246,6 +268,8 @@ def draw_step(
     text = fitted_text(pen, step.observation.instruction, font, canvas.width - 20)
     pen.text((10, size + 6), text, font=font, fill=INK)
     told = f"step {number + 1} of {len(episode)}" + ("  reward" if step.reward else "")
+    acted = interventions(episode)
+    told += "  a person acts" if acted is not None and acted[number] else ""
     pen.text((10, size + 26), told, font=font, fill=PALE)
     left, right = size + 16, size + side - 16
     for i, (dim, value) in enumerate(zip(episode.spec.dims, step.action, strict=True)):
