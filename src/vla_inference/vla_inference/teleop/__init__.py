@@ -1,0 +1,1 @@
+"""Teleoperation without ROS: what a person's device says, as chunks of the robot's parts."""
