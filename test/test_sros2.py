@@ -28,6 +28,7 @@ from vla_inference.ros.ik.chunk_node import ChunkIkNode
 from vla_inference.ros.ik.node import IkNode
 from vla_inference.ros.inference.node import InferenceNode
 from vla_inference.ros.lifecycle import SUCCESS, ManagedNode
+from vla_inference.ros.teleop.node import TeleopNode
 from vla_sim_bridge.ros.episodes import Episodes
 from vla_sim_bridge.ros.robot.robot_executor import RobotDrive
 from vla_sim_bridge.ros.robot.robot_sim_node import RobotSimNode
@@ -121,12 +122,13 @@ def nodes(tmp_path_factory):
         (RobotSimNode, {"width": 32, "height": 32}),
         (RecordNode, {"output": str(folder / "recorded")}),
         (ValidationNode, {"bag": str(bags)}),
+        (TeleopNode, {"device": "gamepad"}),
         (StudioNode, {"port": 0}),
     ):
         overrides = [Parameter(k, value=v) for k, v in parameters.items()]
         made.append(kind(parameter_overrides=overrides, context=context))
         assert made[-1].trigger_configure() == SUCCESS, made[-1].failure
-        if kind in (RecordNode, StudioNode):  # hear nothing before
+        if kind in (RecordNode, StudioNode, TeleopNode):  # hear nothing before
             assert made[-1].trigger_activate() == SUCCESS, made[-1].failure
     made.append(all_but_the_world(context))
     yield made
@@ -163,6 +165,7 @@ NODES = [
     "validation",
     "sim",
     "studio",
+    "teleop",
 ]
 
 
@@ -203,6 +206,8 @@ def test_all_that_a_node_does_is_allowed(nodes, name):
             may = {"/image/compressed", "/diagnostics", "/target_pose", "/odom"}
             if name == "sim":  # parameters second_camera and state
                 may |= {"/image_wrist", "/camera_info_wrist", "/joint_states"}
+            if name == "studio":  # while its operator moves the robot
+                may |= {"/human_action"}
             assert rules[name, rule] - seen <= may
 
 

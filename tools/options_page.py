@@ -27,6 +27,7 @@ from vla_inference.ros.ik.node import ik_configs
 from vla_inference.ros.inference.parameters import InferenceConfig
 from vla_inference.ros.lifecycle import StartConfig
 from vla_inference.ros.parameters import defaults, fields_of
+from vla_inference.teleop.settings import TeleopSettings
 from vla_sim_bridge.ros.robot.robot_sim_node import RobotSimConfig
 from vla_sim_bridge.ros.sim_settings import SimSettings
 from vla_studio.settings import StudioSettings
@@ -67,6 +68,7 @@ NODES = {
     "record_node": (RecordConfig,),
     "validation_node": (ValidationConfig,),
     "studio_node": (StudioSettings,),
+    "teleop_node": (TeleopSettings,),
 }
 
 

@@ -65,6 +65,7 @@ setup(
             "ik_node = vla_inference.ros.executables:ik_node",
             "inference_node = vla_inference.ros.executables:inference_node",
             "camera_node = vla_inference.ros.executables:camera_node",
+            "teleop_node = vla_inference.ros.executables:teleop_node",
         ],
         "vla.commands": [
             "launch = vla_inference.cli.launch:launch",
@@ -75,6 +76,7 @@ setup(
             "compile = vla_inference.cli.compile:compile_model",
             "completion = vla_inference.cli.completion:completion",
             "serve = vla_inference.cli.serve:serve",
+            "teleop = vla_inference.cli.teleop:teleop",
             "models = vla_inference.cli.listing:models",
             "robots = vla_inference.cli.listing:robots",
             "run = vla_inference.ros.cli.node:run",
