@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 
 from vla_inference.errors import VlaError
+from vla_inference.teleop.wish import Wish
 from vla_studio.settings import StudioSettings
 from vla_studio.web.server import StudioServer
 
@@ -22,6 +23,7 @@ class StubGraph:
         self.timeout, self.calls, self.beats, self.enabled = timeout, [], 0, False
         self.speed_set = 1.0
         self.spoken: list[str] = []
+        self.driven: list[Wish | None] = []  # None: a halt
         self.tell: Callable[[str, Any], None] = lambda name, value: None
 
     async def call(self, name: str, **fields: Any) -> dict[str, Any]:
@@ -31,6 +33,8 @@ class StubGraph:
                 raise VlaError("there is no heartbeat")
             self.enabled = fields["data"]
             self.tell("command", {"state": "enabled" if self.enabled else "disabled"})
+        elif name == "take_over":
+            self.tell("source", "human" if fields["data"] else "model")
         return {"message": ""}
 
     async def heartbeat_timeout(self) -> float:
@@ -47,11 +51,18 @@ class StubGraph:
     def heartbeat(self) -> None:
         self.beats += 1
 
+    def drive(self, wish: Wish) -> None:
+        self.driven.append(wish)
+
+    def halt(self) -> None:
+        if self.driven and self.driven[-1] is not None:
+            self.driven.append(None)
+
     def said(self, text: str) -> None:
         self.spoken.append(text)
 
     def available(self) -> dict[str, bool]:
-        return {"enable": True}
+        return {"enable": True, "take_over": True}
 
 
 class Client:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import time
 import wave
 from pathlib import Path
 
@@ -290,6 +291,108 @@ def test_it_sets_the_speed(graph):
         await tab.until("document.querySelector('#command').textContent.includes('scale0.40')")
         await tab.evaluate(f"{share}.value = 100; {share}.onchange()")
         await eventually(lambda: graph.command.value("speed") == 1.0, PATIENCE)
+
+    in_browser(graph, test)
+
+
+def by_hand(graph):
+    commander = graph.command.commander
+    return commander is not None and commander.takeover.by_hand
+
+
+@pytest.mark.parametrize("ends", ["key", "button", "blur", "close"])
+def test_a_person_takes_over_and_moves_the_robot_by_keys(graph, ends):
+    async def test(tab, browser):
+        await tab.until("!document.querySelector('#take-over').disabled")
+        await tab.click("#take-over")
+        await tab.until("document.querySelector('#source').textContent === 'person'")
+        assert by_hand(graph)
+        await enable(tab, graph)
+        begun = time.monotonic()
+        await tab.key("keyDown", "w", "KeyW")
+        await eventually(lambda: graph.twists[-1][1] > 0.09, PATIENCE)
+        fastest = max(speed for at, speed in graph.twists if at > begun)
+        assert fastest <= 0.1 + 1e-6, graph.twists[-20:]
+        if ends == "key":
+            await tab.key("keyUp", "w", "KeyW")
+            await eventually(lambda: graph.twists[-1][1] == 0, PATIENCE)
+            assert graph.enabled
+            await tab.up("#hold")
+        elif ends == "button":
+            await tab.up("#hold")
+        elif ends == "blur":
+            await tab.evaluate("window.dispatchEvent(new Event('blur'))")
+        else:
+            await tab.send("Page.navigate", url="about:blank")
+        await eventually(lambda: not graph.enabled, PATIENCE)
+        still = len(graph.twists)
+        await asyncio.sleep(0.5)
+        assert len(graph.twists) <= still + 2  # zeros
+        if ends != "close":
+            await tab.key("keyDown", "b", "KeyB")
+            await tab.until("document.querySelector('#source').textContent === 'model'")
+
+    try:
+        in_browser(graph, test)
+    finally:
+        give_back(graph)
+
+
+def give_back(graph):
+    commander = graph.command.commander
+    if commander is not None and by_hand(graph):
+        commander.take_over(False, graph.command._now(), graph.command._steadily())
+
+
+PAD = """
+window.pad = {connected: true, mapping: 'standard', axes: [0, 0, 0, 0],
+  buttons: Array.from({length: 16}, () => ({pressed: false}))};
+navigator.getGamepads = () => [window.pad, null];
+"""
+
+
+def test_a_gamepad_moves_the_robot_while_its_switch_is_held(graph):
+    async def press(tab, button, down=True):
+        await tab.evaluate(f"window.pad.buttons[{button}] = {{pressed: {str(down).lower()}}}")
+
+    async def test(tab, browser):
+        await tab.evaluate(PAD)
+        await asyncio.sleep(0.2)
+        await press(tab, 9)
+        await tab.until("document.querySelector('#source').textContent === 'person'")
+        await tab.evaluate("window.pad.axes = [0, -1, 0, 0]")
+        await asyncio.sleep(0.2)
+        assert not graph.enabled
+        while not graph.enabled:
+            await press(tab, 4)
+            with contextlib.suppress(AssertionError):
+                await eventually(lambda: graph.enabled, 5)
+                break
+            await press(tab, 4, down=False)
+            await asyncio.sleep(0.2)
+        await eventually(lambda: graph.twists[-1][1] > 0.09, PATIENCE)
+        await press(tab, 4, down=False)
+        await eventually(lambda: not graph.enabled, PATIENCE)
+        await press(tab, 8)
+        await tab.until("document.querySelector('#source').textContent === 'model'")
+
+    try:
+        in_browser(graph, test)
+    finally:
+        give_back(graph)
+
+
+def test_what_is_typed_moves_nothing_and_a_viewer_takes_nothing_over(graph):
+    async def test(tab, browser):
+        await tab.evaluate("document.querySelector('#sentence').focus()")
+        for kind in ("keyDown", "keyUp"):
+            await tab.key(kind, "t", "KeyT")
+        other = await browser.open(graph.url)
+        await other.until("document.querySelector('#take')?.textContent === 'Ask for control'")
+        assert await other.evaluate("document.querySelector('#take-over').disabled")
+        await other.key("keyDown", "t", "KeyT")
+        await asyncio.sleep(0.3)
+        assert not by_hand(graph)
 
     in_browser(graph, test)
 

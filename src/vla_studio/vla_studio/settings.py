@@ -8,11 +8,12 @@ from pathlib import Path
 from vla_inference.errors import VlaError
 from vla_inference.options import Holds, check_options, option
 from vla_inference.serving.network import is_loopback, read_key
+from vla_inference.teleop.settings import Speeds
 from vla_studio.speech.recogniser import AUTO, wanted
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudioSettings:
+class StudioSettings(Speeds):
     host: str = option(
         "127.0.0.1", "Address to listen on; addresses other than loopback need a token."
     )

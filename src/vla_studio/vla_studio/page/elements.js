@@ -56,3 +56,6 @@ export function drawn(canvas, image) {
 
 export const fixed = (value, digits = 0) => (value === null || value === undefined ? "-" : value.toFixed(digits));
 export const clock = (seconds) => new Date(1000 * seconds).toLocaleTimeString();
+
+// Whether a key's event belongs to text that is typed.
+export const isTyped = ({ target }) => !!target.matches?.("input:not([type=range]), select, textarea");

@@ -2,6 +2,7 @@
 
 import { Cameras } from "./cameras.js";
 import { byId } from "./elements.js";
+import { Hand } from "./hand.js";
 import { Jobs } from "./jobs.js";
 import { Library } from "./library.js";
 import { Link } from "./link.js";
@@ -72,7 +73,7 @@ document.body.addEventListener("seat", ({ detail }) => {
 });
 
 new Cameras(link);
-new Operate(link, say);
+new Hand(link, ask, new Operate(link, say));
 new Speech(link, say);
 new Jobs(link, say);
 new Strips(link);

@@ -24,9 +24,9 @@ export class Operate {
     link.on("hello", (hello) => this.#greet(hello));
     link.on("operation", (state) => this.#show(state));
     link.on("event", ({ text, old }) => old || this.#heard(text));
-    for (const name of ["services", "command", "inference", "sim"]) link.on(name, (value) => this.#prepare(name, value));
+    for (const name of ["services", "command", "inference", "sim", "source"]) link.on(name, (value) => this.#prepare(name, value));
     link.on("instruction", (text) => (byId("instruction").textContent = text || "none"));
-    link.on("close", () => this.#release());
+    link.on("close", () => this.release());
     link.on("speed", (given) => this.#speed(given));
     this.#button();
     this.#stop();
@@ -34,7 +34,7 @@ export class Operate {
     byId("speed-share").onchange = () => this.#setSpeed(byId("speed-share").valueAsNumber / 100);
     byId("take").onclick = () => link.tell("take");
     byId("leave").onclick = () => {
-      this.#release();
+      this.release();
       link.tell("leave");
     };
     byId("agree").onclick = () => link.tell("hand_over", { agreed: true });
@@ -80,10 +80,10 @@ export class Operate {
   // What has to be there before anything can move.
   #prepare(name, value) {
     this.#graph[name] = value;
-    const { services, command, inference, sim } = this.#graph;
+    const { services, command, inference, sim, source } = this.#graph;
     const missing = [];
     if (!services?.enable || !command || command.state === "inactive") missing.push("the command node");
-    if (services?.instruct && inference?.state !== "active") missing.push("the model");
+    if (services?.instruct && inference?.state !== "active" && source !== "human") missing.push("the model");
     if (services?.pause && (!sim || sim.state === "starting" && !inference)) missing.push("the simulation");
     if (missing.join() === this.#missing.join()) return; // it comes often, and each change is laid out
     this.#missing = missing;
@@ -136,30 +136,32 @@ export class Operate {
     button.onpointerdown = (event) => {
       if (event.button !== 0) return;
       button.setPointerCapture(event.pointerId);
-      this.#hold();
+      this.hold();
     };
     for (const name of ["pointerup", "pointercancel", "lostpointercapture", "blur", "contextmenu"])
-      button.addEventListener(name, () => this.#release());
+      button.addEventListener(name, () => this.release());
     button.onkeydown = (event) => {
       if (event.code !== "Space") return;
       event.preventDefault();
-      if (!event.repeat) this.#hold();
+      if (!event.repeat) this.hold();
     };
-    button.onkeyup = (event) => event.code === "Space" && this.#release();
-    addEventListener("blur", () => this.#release());
-    addEventListener("pagehide", () => this.#release());
-    document.addEventListener("visibilitychange", () => document.hidden && this.#release());
+    button.onkeyup = (event) => event.code === "Space" && this.release();
+    addEventListener("blur", () => this.release());
+    addEventListener("pagehide", () => this.release());
+    document.addEventListener("visibilitychange", () => document.hidden && this.release());
   }
 
-  #hold() {
-    if (!this.#mine) return;
+  hold() {
+    if (byId("hold").disabled) return;
+    announce(true);
     const sign = { press: ++this.#press };
     this.#link.tell("hold", sign);
     clearInterval(this.#timer);
     this.#timer = setInterval(() => this.#link.tell("hold", sign), SIGN);
   }
 
-  #release() {
+  release() {
+    announce(false);
     if (this.#timer === null) return;
     clearInterval(this.#timer);
     this.#timer = null;
@@ -168,7 +170,7 @@ export class Operate {
 
   #stop() {
     const stop = () => {
-      this.#release();
+      this.release();
       this.#link.tell("stop");
     };
     byId("stop").onclick = stop;
@@ -201,3 +203,6 @@ export class Operate {
     byId("sentences").replaceChildren(...[...texts].map((value) => make("option", { value })));
   }
 }
+
+// Tells the page's other parts whether the button is down.
+const announce = (held) => document.body.dispatchEvent(new CustomEvent("hold", { detail: held }));

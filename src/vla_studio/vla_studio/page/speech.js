@@ -3,7 +3,7 @@
 // The server recognises what was said, counts down before an instruction takes effect, and stops
 // the robot at the word "stop". Speech can do nothing else.
 
-import { byId } from "./elements.js";
+import { byId, isTyped } from "./elements.js";
 
 const RATE = 16000;
 const TAIL = 250; // ms that are still heard after a release: people let go early
@@ -117,7 +117,7 @@ export class Speech {
 }
 
 // The key V, but for text that is typed.
-function isTalkKey({ code, target, ctrlKey, metaKey, altKey }) {
-  const typed = target.matches?.("input, select, textarea");
-  return code === "KeyV" && !typed && !ctrlKey && !metaKey && !altKey;
+function isTalkKey(event) {
+  const { code, ctrlKey, metaKey, altKey } = event;
+  return code === "KeyV" && !isTyped(event) && !ctrlKey && !metaKey && !altKey;
 }

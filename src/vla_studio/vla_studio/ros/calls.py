@@ -15,6 +15,9 @@ from std_srvs.srv import SetBool
 
 from vla_inference.errors import VlaError
 from vla_inference.ros.qos import CHUNK, COMMAND
+from vla_inference.ros.teleop.human import HumanAction
+from vla_inference.teleop.wish import Wish
+from vla_msgs.msg import CommandSource
 from vla_msgs.srv import (
     CancelJob,
     GetJobLog,
@@ -41,6 +44,7 @@ ALLOWED = {
     "instruct": Allowed(SetInstruction, "inference/set_instruction"),
     "load_model": Allowed(LoadModel, "inference/load_model", 300.0),
     "enable": Allowed(SetBool, "command/enable"),
+    "take_over": Allowed(SetBool, "command/take_over"),
     "reset": Allowed(ResetEpisode, "sim/reset", 30.0),
     "pause": Allowed(SetBool, "sim/pause"),
     "step": Allowed(StepSim, "sim/step", 30.0),
@@ -67,6 +71,7 @@ class RosGraph:
         self._said = node.create_publisher(String, AUDIO_TEXT, CHUNK)
         self._heartbeat = node.create_publisher(Empty, "heartbeat", COMMAND)
         self.chunk: Any = None  # the newest one, which a step of the simulation executes
+        self.human: HumanAction | None = None  # while the node is active
 
     def available(self) -> dict[str, bool]:
         return {
@@ -80,12 +85,22 @@ class RosGraph:
     def said(self, text: str) -> None:
         self._said.publish(String(data=text))
 
+    def drive(self, wish: Wish) -> None:
+        if self.human is not None and self.human.source == CommandSource.HUMAN:
+            self.human.send(wish)
+
+    def halt(self) -> None:
+        if self.human is not None:
+            self.human.halt()
+
     async def call(self, name: str, **fields: Any) -> dict[str, Any]:
         allowed = ALLOWED[name]
         if name == "step":
             if self.chunk is None:
                 raise VlaError("the model has not answered yet", "wait for its first chunk")
             fields["chunk"] = self.chunk
+        if name == "take_over" and fields["data"] and self.human is not None:
+            self.human.open()
         answer = plain(await self._ask(allowed, allowed.kind.Request(**fields)))
         if not answer.get("success", answer.get("accepted", True)):
             raise VlaError(answer["message"] or f"{allowed.service} refused")

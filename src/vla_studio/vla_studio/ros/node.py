@@ -21,11 +21,15 @@ from geometry_msgs.msg import TwistStamped
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Float64MultiArray, String
 
+from vla_inference.options import options
 from vla_inference.ros import qos
 from vla_inference.ros.diagnostics import OK, Report
 from vla_inference.ros.lifecycle import ManagedNode, configured, spin_node
+from vla_inference.ros.teleop.human import HumanAction
+from vla_inference.teleop.settings import Speeds, TeleopSettings
 from vla_msgs.msg import (
     ActionChunk,
+    CommandSource,
     CommandStatus,
     InferenceStatus,
     JobStatus,
@@ -36,6 +40,8 @@ from vla_studio.ros.calls import RosGraph
 from vla_studio.settings import StudioSettings
 from vla_studio.web.plain import plain
 from vla_studio.web.server import StudioServer
+
+LOOK = 1.0  # s between looks for the command node
 
 
 class StudioNode(ManagedNode):
@@ -48,6 +54,7 @@ class StudioNode(ManagedNode):
         self._thread: threading.Thread | None = None
         self._diagnosed: dict[str, Any] = {}
         self._hearing: list[Any] = []
+        self._looking: Any = None
         self.url = ""
 
     # -- lifecycle ----------------------------------------------------------------------------
@@ -79,6 +86,12 @@ class StudioNode(ManagedNode):
         if self._thread is not None:
             self._thread.join(3.0)
             self._thread = None
+        if self._looking is not None:
+            self.destroy_timer(self._looking)
+            self._looking = None
+        if self._graph.human is not None:
+            self._graph.human.close()
+            self._graph.human = None
 
     def do_cleanup(self) -> None:
         self._server = None
@@ -110,6 +123,7 @@ class StudioNode(ManagedNode):
             ("job", JobStatus, "training/status"),
         ):
             self._hear(kind, topic, partial(self._on_value, name), qos.LATCHED)
+        self._by_hand(settings)
         self._hear(String, "inference/active_instruction", self._on_instruction, qos.LATCHED)
         self._hear(ActionChunk, "action", self._on_chunk, qos.CHUNK)
         self._hear(TwistStamped, "delta_twist", self._on_twist, qos.CHUNK)
@@ -121,6 +135,13 @@ class StudioNode(ManagedNode):
             self.create_subscription(kind, topic, callback, **qos.overridable(profile))
         )
 
+    def _by_hand(self, settings: StudioSettings) -> None:
+        """What the operator moves by hand, and who commands."""
+        speeds = {f.name: getattr(settings, f.name) for f, _ in options(Speeds)}
+        human = HumanAction(self, TeleopSettings(**speeds), "studio", self._on_source)
+        self._graph.human = human
+        self._looking = self.create_timer(LOOK, human.look)
+
     def _now(self) -> float:
         return 1e-9 * self.get_clock().now().nanoseconds
 
@@ -129,6 +150,11 @@ class StudioNode(ManagedNode):
 
     def _on_value(self, name: str, msg: Any) -> None:
         configured(self._server).tell(name, plain(msg))
+
+    def _on_source(self, source: str) -> None:
+        if source != CommandSource.HUMAN and self._graph.human is not None:
+            self._graph.human.leave()  # for another device to be found alone
+        configured(self._server).tell("source", source)
 
     def _on_instruction(self, msg: String) -> None:
         configured(self._server).tell("instruction", msg.data)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from vla_inference.teleop.wish import Wish
+
 
 class Graph(Protocol):
     """The node, as the server's thread sees it."""
@@ -25,6 +27,12 @@ class Graph(Protocol):
 
     def heartbeat(self) -> None:
         """Tells the command node that somebody holds the button."""
+
+    def drive(self, wish: Wish) -> None:
+        """Publishes what a person wants; VlaError where the robot cannot be moved so."""
+
+    def halt(self) -> None:
+        """Publishes that a person wants no motion, if the last wish was of any."""
 
     def said(self, text: str) -> None:
         """Publishes what somebody has said."""

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 from vla_inference.errors import VlaError
+from vla_inference.teleop.wish import Shares
 from vla_studio.web.graph import Graph
-from vla_studio.web.hold import Hold
+from vla_studio.web.hand import Hand
 from vla_studio.web.page import Page
-from vla_studio.web.seat import Seat
+from vla_studio.web.seat import Hold, Seat
 
 log = logging.getLogger(__name__)
 LOOK = 0.02  # s between looks at the hold
@@ -35,6 +36,7 @@ class Operation:
         self._happened, self._changed = happened, changed
         self._tasks: set[asyncio.Task[None]] = set()
         self._beaten = 0.0
+        self._hand = Hand(graph, timeout, happened)
 
     def state(self) -> dict[str, Any]:
         """For the pages: who operates, who asks, and whether the button is held."""
@@ -88,15 +90,29 @@ class Operation:
     def stop(self, page: Page) -> None:
         """Anybody may stop."""
         self.hold.end()
+        self._hand.halt()
         self.start(self._disable())
         self._happened(f"{page.name} stopped the robot")
         self._changed()
 
     def end_hold(self, why: str) -> None:
         if self.hold.end():
+            self._hand.halt()
             self.start(self._disable())
             self._happened(f"disabled: {why}")
             self._changed()
+
+    # -- by hand ------------------------------------------------------------------------------
+
+    def moved(self, page: Page, shares: Shares, acts: tuple[str, ...]) -> None:
+        """The operator's page says how the robot is to move; nothing does but while it holds."""
+        self.seat.check(page)
+        if self.hold.held:
+            self._hand.take(shares, acts, time.monotonic())
+
+    def commands(self, source: str) -> None:
+        """Who commands the robot, as the command node says it."""
+        self._hand.commands(source)
 
     def command_state(self, state: str) -> None:
         """The command node's, each time it says it."""
@@ -114,7 +130,9 @@ class Operation:
                 elif self.hold.held and now - self._beaten >= BEAT:
                     self._beaten = now
                     self.graph.heartbeat()
+                    self._hand.send(now)
         finally:
+            self._hand.halt()
             self.hold.end()  # without heartbeats the command node stops by itself
 
     async def _enable(self) -> None:

@@ -60,6 +60,12 @@ class Request:
             return float(value)
         raise VlaError(f"{name} is no such number", f"give {low:g} to {high:g}")
 
+    def reals(self, name: str, count: int, low: float, high: float) -> tuple[float, ...]:
+        values = self.arguments.get(name)
+        if not isinstance(values, list) or len(values) != count:
+            raise VlaError(f"{name} is no list", f"give {count} numbers")
+        return tuple(Request("", 0, {name: value}).real(name, low, high) for value in values)
+
     def whole(self, name: str, low: int, high: int, default: int | None = None) -> int:
         value = self.arguments.get(name, default)
         if type(value) is not int or not low <= value <= high:
@@ -103,6 +109,7 @@ SERVICES = {
         },
         told="reset",
     ),
+    "take_over": Service(lambda r: {"data": r.flag("human")}, told="take over by hand: {data}"),
     "pause": Service(lambda r: {"data": r.flag("paused")}, told="pause: {data}"),
     "step": Service(lambda r: {}, told="step"),
     "record": Service(lambda r: {"data": r.flag("on")}, told="record: {data}"),

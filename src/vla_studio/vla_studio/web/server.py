@@ -19,6 +19,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from vla_inference.errors import VlaError
 from vla_inference.serving.connections import Sweeper, is_own_fault, keep_alive, listen
 from vla_inference.serving.network import tls_context
+from vla_inference.teleop.wish import CLOSE, OPEN, TOGGLE
 from vla_studio.presets import load_preset
 from vla_studio.settings import StudioSettings
 from vla_studio.speech.dialogue import Dialogue
@@ -331,6 +332,8 @@ class StudioServer:
         operation = self.operation
         if asked.name == "hold":
             operation.held(page, asked.whole("press", 1, 2**31))
+        elif asked.name == "move":
+            self._move(page, asked)
         elif asked.name == "release":
             operation.released(page)
         elif asked.name == "drawn":
@@ -361,6 +364,11 @@ class StudioServer:
         else:
             return False
         return True
+
+    def _move(self, page: Page, asked: Request) -> None:
+        x, y, z, rx, ry, rz = asked.reals("shares", 6, -1, 1)
+        acts = tuple(act for act in asked.texts("acts", 8) if act in (OPEN, CLOSE, TOGGLE))
+        self.operation.moved(page, (x, y, z, rx, ry, rz), acts)
 
     def _operates(self, page: Page) -> None:
         if page.role != OPERATOR:
@@ -518,6 +526,8 @@ class StudioServer:
     def _tell(self, name: str, value: Any) -> None:
         if name == "command":
             self.operation.command_state(value["state"])
+        elif name == "source":
+            self.operation.commands(value)
         if self._values.get(name) == value:
             return
         self._values[name] = value
