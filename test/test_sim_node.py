@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from graphs import processes
+from typist import Typist
 
 FAKE_MODEL = Path(__file__).with_name("fake_model.py")
 ROOT = Path(__file__).resolve().parent.parent
@@ -347,6 +348,66 @@ def test_people_enable_it_and_say_what_is_to_be_done(graph, client, tmp_path):
     found = results(tmp_path / "r")
     assert [e["frames"] for e in found["per_episode"]] == [8]
     assert found["robot"]["unanswered_periods"] == 0
+
+
+@pytest.mark.slow
+def test_a_persons_keys_move_the_simulated_arm(graph, client, tmp_path):
+    from geometry_msgs.msg import PoseStamped
+    from std_srvs.srv import SetBool
+
+    from vla_inference.ros.qos import CHUNK, HISTORY, LATCHED
+    from vla_msgs.msg import CommandSource, CommandStatus
+
+    client.listen(CommandStatus, "command/status", LATCHED)
+    client.listen(PoseStamped, "current_pose", CHUNK)
+    client.listen(CommandSource, "command/source", HISTORY)
+    model(graph, "deaf")  # which lifts by 0.001 m a step
+    command_node(graph, "twist")
+    alone = {"driven_by": "twist", "auto_enable": False, "episodes": 1, "record_episodes": 0}
+    sim(graph, tmp_path / "r", horizon=4000, **alone)
+    typist = Typist(graph.domain, "--silence", "0.5", "--linear-speed", "0.5")
+
+    def at():
+        where = client.heard["current_pose"][-1].pose.position
+        return np.array([where.x, where.y, where.z])
+
+    def source():
+        return [msg.source for msg in client.heard["command/source"]]
+
+    def held(key, until):
+        """Types until it is so."""
+
+        def pressed():
+            typist.type(key)
+            return until()
+
+        try:
+            client.spin(pressed)
+        except AssertionError:
+            raise AssertionError(client.heard["command/status"][-1:]) from None
+
+    def stands():
+        places = [msg.pose.position for msg in client.heard["current_pose"][-10:]]
+        return np.ptp([[p.x, p.y, p.z] for p in places], axis=0).max() < 5e-4
+
+    try:
+        client.spin(lambda: client.heard["current_pose"])
+        held("t", lambda: source()[-1:] == ["human"])
+        begin = at()
+        enable = SetBool.Request(data=True)
+        held("w", lambda: client.call(SetBool, "command/enable", enable).success)
+        held("w", lambda: at()[0] > begin[0] + 0.05)
+        ahead = at()
+        assert abs(ahead[1] - begin[1]) < 0.01 and abs(ahead[2] - begin[2]) < 0.02
+        held("d", lambda: at()[1] < begin[1] - 0.05)
+        held(" ", stands)
+        typist.type("b")
+        client.spin(lambda: source()[-1] == "model")
+        height = at()[2]
+        client.spin(lambda: at()[2] > height + 0.01)
+        assert "you command" in typist.end()
+    finally:
+        typist.close()
 
 
 @pytest.mark.slow
