@@ -8,21 +8,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from bags import Maker, put_image
+from geometry_msgs.msg import TwistStamped
 from graphs import NodeGraph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lifecycle_msgs.msg import Transition
+from rclpy.parameter import Parameter
 from rclpy.time import Time
 from sensor_msgs.msg import Image
+from std_srvs.srv import SetBool
 
 from vla_inference.episodes.interventions import interventions
 from vla_inference.errors import DataError
 from vla_inference.ros import qos
+from vla_inference.ros.command.node import CommandNode
 from vla_inference.ros.images import rgb_to_image
 from vla_inference.ros.messages import chunk_to_msg
 from vla_inference.types import ActionChunk, eef_delta_spec, joint_spec
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
 from vla_msgs.msg import CommandSource
+from vla_training.cli.convert import LOSSLESS
+from vla_training.conversion.convert import convert
 from vla_training.datasets import open_dataset
 from vla_training.datasets.bag.episode_bag import EpisodeBag
 from vla_training.datasets.bag.files import message_types as types
@@ -287,8 +293,7 @@ def test_a_recorder_that_joins_late_hears_who_commands(tmp_path):
     graph = NodeGraph(RecordNode, {"output": str(tmp_path / "bags"), "split": "off"})
     try:
         make = graph.client.create_publisher
-        latched = qos._keep_last(100, durability=qos.DurabilityPolicy.TRANSIENT_LOCAL)
-        source = make(CommandSource, "command/source", latched)
+        source = make(CommandSource, "command/source", qos.HISTORY)
         images, chunks = (
             make(Image, "image", qos.IMAGE_OUTPUT),
             make(ActionChunkMsg, "human_action", qos.CHUNK),
@@ -332,3 +337,95 @@ def test_what_a_killed_recorder_leaves_tells_who_acted_too(tmp_path):
     data = BagSet(left)
     assert interventions(data[0]).tolist() == [False, False, True, True, True, True]
     assert data.carried() == {"intervention"}
+
+
+class TakeoverGraph(NodeGraph):
+    """A recorder and a command node; a camera, a model that moves ahead and a person who, in
+    charge, moves back, each 20 times a second."""
+
+    def __init__(self, output):
+        super().__init__(RecordNode, {"output": str(output), "split": "service"})
+        self.twists: list[tuple[int, float]] = []  # stamp, m/s
+        self.sources: list[CommandSource] = []
+        self.frames, self.person = 0, False
+        patient = {"max_image_age": 5.0, "stall_timeout": 5.0, "human_timeout": 2.0}
+        self.command = CommandNode(
+            parameter_overrides=[Parameter(k, value=v) for k, v in patient.items()],
+            context=self.context,
+            namespace=self.client.get_namespace(),
+        )
+        self._node_executor.add_node(self.command)
+        listen = self.client.create_subscription
+        listen(TwistStamped, "delta_twist", self._twist, 100)
+        listen(CommandSource, "command/source", self.sources.append, qos.HISTORY)
+        make = self.client.create_publisher
+        self.images = make(Image, "image", qos.IMAGE_OUTPUT)
+        self.model = make(ActionChunkMsg, "action", qos.CHUNK)
+        self.human = make(ActionChunkMsg, "human_action", qos.CHUNK)
+        for node in (self.node, self.command):
+            started = self._node_executor.create_task(node.start)
+            self.until(started.done, "the start")
+            assert started.result(), node.failure
+        everybody = (self.images, 1), (self.model, 2), (self.human, 2)
+        self.until(lambda: all(p.get_subscription_count() == n for p, n in everybody), "all")
+        self.client.create_timer(0.05, self._send)
+
+    def _twist(self, msg: TwistStamped) -> None:
+        self.twists.append((Time.from_msg(msg.header.stamp).nanoseconds, msg.twist.linear.x))
+
+    def _send(self) -> None:
+        stamp = self.client.get_clock().now().to_msg()
+        self.frames += 1
+        image = np.full((16, 16, 3), self.frames % 250, np.uint8)
+        self.images.publish(rgb_to_image(image, stamp, "front_optical"))
+        ahead = ActionChunk([delta(0.004, 1)] * 8, SPEC)
+        self.model.publish(chunk_to_msg(ahead, stamp, instruction="go", model="m"))
+        if self.person:
+            back = ActionChunk([delta(-0.002, 1)] * 3, SPEC)
+            self.human.publish(chunk_to_msg(back, stamp, model="keyboard"))
+
+    def ask(self, name: str, on: bool) -> str:
+        return self.call(SetBool, name, SetBool.Request(data=on)).message
+
+    def close(self) -> None:
+        super().close()
+        self.command.destroy_node()
+
+
+def test_model_person_model_of_real_nodes_in_all_formats(tmp_path):
+    graph = TakeoverGraph(tmp_path / "bags")
+    try:
+        graph.until(lambda: graph.frames > 3 and not graph.ask("command/enable", True), "motion")
+        assert graph.ask("recorder/record", True) == "episode_000000"
+        for turn in range(4):
+            graph.person = turn % 2 == 0
+            assert graph.ask("command/take_over", graph.person) == ""
+            graph.idle(0.4 + 0.07 * turn)
+        assert graph.ask("recorder/record", False) == ""
+        graph.until(lambda: len(graph.sources) == 5, "who commanded")
+        graph.idle(0.1)
+    finally:
+        graph.close()
+    (episode,) = open_dataset(tmp_path / "bags")
+    acted, moved = interventions(episode), episode.actions[:, 0]
+    stamps = np.array([round(s.observation.stamp * NS) for s in episode.steps])
+    assert len(episode) > 15 and 5 < acted.sum() < len(acted) - 5
+    assert (moved[~acted] == np.float32(0.004)).all()
+    np.testing.assert_allclose(moved[acted & (moved != 0)], -0.002, rtol=1e-3)
+    told = [(Time.from_msg(m.header.stamp).nanoseconds, m.source) for m in graph.sources]
+    for time, x in graph.twists:  # what the robot was told, where it moves as one of the two does
+        shifts = [t for t, _ in told if t <= time - NS // 5]
+        settled = bool(shifts) and not any(time - NS // 5 < t <= time for t, _ in told)
+        if settled and stamps[0] < time < stamps[-1] and min(abs(x - 0.08), abs(x + 0.04)) < 1e-3:
+            assert (x < 0) == acted[np.searchsorted(stamps, time, "right") - 1]
+    for kind in ("lerobot", "rlds", "hdf5"):
+        there = tmp_path / (f"{kind}.hdf5" if kind == "hdf5" else kind)
+        convert(tmp_path / "bags", there, kind, workers=1, writing=LOSSLESS.get(kind))
+        convert(there, tmp_path / f"{kind}_back", "bag", workers=1)
+        for path in (there, tmp_path / f"{kind}_back"):
+            (same,) = open_dataset(path)
+            np.testing.assert_array_equal(interventions(same), acted)
+            np.testing.assert_array_equal(same.actions, episode.actions)
+            assert same.instructions == episode.instructions
+            seen = [s.observation.images["front"] for e in (same, episode) for s in e.steps]
+            np.testing.assert_array_equal(seen[: len(acted)], seen[len(acted) :])
