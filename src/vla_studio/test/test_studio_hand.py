@@ -10,6 +10,7 @@ from studio_server import StubGraph, eventually, with_studio
 
 from vla_inference.errors import VlaError
 from vla_inference.teleop.wish import STILL
+from vla_studio.presets import load_preset
 
 AHEAD = [1.0, 0, 0, 0, 0, 0]
 
@@ -159,3 +160,16 @@ def test_a_robot_that_cannot_be_moved_is_told_once():
             assert len(told) == 1
 
     with_studio(test, Unknown())
+
+
+def test_a_preset_says_how_fast_a_hand_moves_its_robot(tmp_path):
+    assert load_preset("simulation").speeds == {"linear_speed": 0.4, "angular_speed": 2.0}
+    for text, words in (
+        ("{linear_speed: 9}", r"linear-speed is 9; give 0.001 to 2"),
+        ("{linear_speed: fast}", "numbers"),
+        ("{speed: 1}", "speeds has angular_speed"),
+        ("[1]", "speeds has"),
+    ):
+        (tmp_path / "preset.yaml").write_text(f"speeds: {text}\n")
+        with pytest.raises(VlaError, match=words):
+            load_preset(str(tmp_path / "preset.yaml"))

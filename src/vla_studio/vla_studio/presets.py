@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from vla_inference.errors import VlaError
+from vla_inference.options import check_options, options
 from vla_inference.system.prefixes import share_folders
+from vla_inference.teleop.settings import Speeds
 
-FIELDS = {"title", "run", "sim_time", "cameras", "instructions", "auto_prompt"}
+FIELDS = {"title", "run", "sim_time", "speeds", "cameras", "instructions", "auto_prompt"}
 PROMPT_FIELDS = {"name", "instructions", "trials"}
 
 
@@ -32,12 +35,14 @@ class AutoPrompt:
 class Preset:
     """run: `vla` commands, by their words, that are started with the page and end with it.
 
-    sim_time: whether the graph's time is that of a simulation.
+    sim_time: whether the graph's time is that of a simulation. speeds: by hand, of `Speeds`, where
+    the command line says none.
     """
 
     title: str = ""
     run: tuple[tuple[str, ...], ...] = ()
     sim_time: bool = False
+    speeds: Mapping[str, float] = field(default_factory=dict)
     cameras: tuple[str, ...] = ()
     instructions: tuple[str, ...] = ()
     auto_prompt: tuple[AutoPrompt, ...] = ()
@@ -80,10 +85,22 @@ def _preset(given: Any) -> Preset:
         title=_text(given.get("title", ""), "title"),
         run=tuple(tuple(shlex.split(line)) for line in _texts(given, "run")),
         sim_time=sim_time,
+        speeds=_speeds(given.get("speeds") or {}),
         cameras=_texts(given, "cameras"),
         instructions=_texts(given, "instructions"),
         auto_prompt=tuple(_auto_prompt(each) for each in prompts),
     )
+
+
+def _speeds(given: Any) -> dict[str, float]:
+    _only(given, {f.name for f, _ in options(Speeds)}, "speeds")
+    if not all(type(value) in (int, float) for value in given.values()):
+        raise ValueError("speeds: numbers")
+    try:
+        check_options(Speeds(**given))
+    except VlaError as error:
+        raise ValueError(f"speeds: {error}") from None
+    return {name: float(value) for name, value in given.items()}
 
 
 def _auto_prompt(given: Any) -> AutoPrompt:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -30,6 +31,9 @@ def studio(
     """Watch and operate a robot from a browser."""
     settings.check()
     preset = load_preset(settings.preset)
+    unsaid = {f.name for f, _ in options(settings) if getattr(settings, f.name) == f.default}
+    speeds: dict[str, Any] = {k: v for k, v in preset.speeds.items() if k in unsaid}
+    settings = replace(settings, **speeds)
     from vla_studio.ros.node import main
 
     said = [f"{f.name}:={_word(getattr(settings, f.name))}" for f, _ in options(settings)]

@@ -28,6 +28,7 @@ NAMES = {CommandSource.MODEL: "the model commands", CommandSource.HUMAN: "you co
 
 class TeleopNode(ManagedNode):
     TASK = "teleoperation"
+    UNLOCKED = frozenset({"use_sim_time"})  # its clock is the command node's
 
     def __init__(self, name: str = "teleop", **kwargs: Any):
         super().__init__(name, TeleopSettings, **kwargs)
