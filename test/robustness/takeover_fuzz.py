@@ -9,7 +9,8 @@ gives back at random times, falls silent, sends old and broken chunks, of other 
 axes than the model's, or of some parts only. `wrong` must be empty, else the exit status is 1; it
 also counts
 
-- periods whose motion is by another source than was told to be in force when they began;
+- periods whose motion is by another source than was told to be in force when they began, also
+  by what is told later;
 - motion by what was read before the hand-over, or by a person who has been silent for too long;
 - a robot that still moves 5 s after its person fell silent;
 - periods without a command while a person commands, or until the model moves the robot again;
@@ -137,6 +138,9 @@ class Person:
         by_hand = not c.takeover.by_hand
         c.take_over(by_hand, self.now, self.steady)
         self.hear_source()
+        if c._window is not None:  # the period under way is still the other's
+            before = self.in_force(c._window - c.period) == HUMAN
+            self.taken.count("told_too_early", before == by_hand)
         self.handed = self.now if by_hand else c.takeover.since
         self.input_at, self.since, self.waiting = -math.inf, self.steady, not by_hand
         self.taken.hand_overs += 1

@@ -40,12 +40,14 @@ class ChunkingGraph(InferenceGraph):
         self._command = self.client.create_publisher(CommandStatus, "command/status", qos.LATCHED)
         self.stops = 0
 
-    def tell(self, state: str, refused: int = 0) -> None:
+    def tell(self, state: str, refused: int = 0, source: str = "model") -> None:
         """The command node's status, which is heard when this returns."""
         self.stops += state == CommandStatus.STOPPED
-        msg = CommandStatus(state=state, refused=refused)
+        msg = CommandStatus(state=state, refused=refused, source=source, nominal_rate=20.0)
+        msg.header.stamp = self.client.get_clock().now().to_msg()
         msg.stop_kinds, msg.stop_counts = ["stall"], [self.stops]
-        wanted = state == CommandStatus.ENABLED, self.stops, refused
+        on = state == CommandStatus.ENABLED and source == "model"
+        wanted = on, self.stops, refused
         self._command.publish(msg)
         self.until(lambda: self.node._executed._status == wanted, "the command node's status")
 
@@ -146,6 +148,20 @@ def test_after_a_stop_a_chunk_begins_anew(graph, state):
     assert g.ask()[1] is not None
     g.tell(CommandStatus.ENABLED, refused=1)  # the last chunk may be the one that was refused
     assert g.ask()[1] is None
+
+
+def test_while_a_person_commands_nothing_is_executed_nor_what_was_seen_before(graph):
+    g = graph(AnalyticFlow(chunk=400)).enabled()
+    g.ask()
+    assert g.ask()[1] is not None
+    g.tell(CommandStatus.ENABLED, source="human")
+    assert [g.ask()[1] for _ in range(2)] == [None, None]
+    seen = g.frame()
+    g.tell(CommandStatus.ENABLED)
+    g.answer(seen)  # the command node takes none of it
+    time.sleep(0.15)
+    assert g.ask()[1] is None
+    assert g.ask()[1] is not None
 
 
 def test_a_stop_between_two_reports_is_noticed(graph):

@@ -109,6 +109,22 @@ def test_a_new_chunk_changes_what_is_ahead_at_once():
     assert way(after)[-1][0] == pytest.approx(-0.5)
 
 
+def test_a_hand_over_changes_what_is_ahead_at_once():
+    arm = Arm()
+    arm.send([[0.5, 0.0]] * 10)
+    before = [arm.period() for _ in range(15)][-1]
+    arm.commander.take_over(True, arm.now, arm.steady)
+    told = [arm.period() for _ in range(40)]
+    assert way(before)[-1][0] == pytest.approx(0.5)
+    places = np.array([before.positions, *way(told[0])])[:, 0]
+    np.testing.assert_allclose([c.positions[0] for c in told[: len(places) - 1]], places[1:])
+    speeds = np.diff(places, prepend=before.positions[0] - before.velocities[0] * PERIOD) / PERIOD
+    assert np.abs(np.diff(speeds)).max() / PERIOD <= 10 * (1 + 1e-6)
+    assert len(places) < 15 and abs(speeds[-1]) < 0.02
+    # It is held where it stands, with nothing more to come.
+    assert told[-1].ahead == () and told[-1].positions == told[-5].positions
+
+
 def test_a_long_chunk_is_planned_on_before_the_plan_brakes():
     arm = Arm("joint_velocity", horizon=0.5)
     arm.send([[0.5, 0.0]] * 20)  # 2 s

@@ -91,6 +91,8 @@ class _Parts:
         if by_hand == self.takeover.by_hand:
             return
         since = self._next_begin(now)
+        if self._window is not None:  # what has been commanded is never another's
+            since = max(since, self._window)
         self.takeover.hand_over(HUMAN if by_hand else MODEL, since)
         for part in self.parts.values():
             part.hand_over(by_hand, now if by_hand else since)
