@@ -31,6 +31,8 @@ class DataView(str, Enum):
     delete = "delete"
     restore = "restore"
     tag = "tag"
+    push = "push"
+    pull = "pull"
 
 
 DEFAULT_NAMES = {
@@ -51,8 +53,9 @@ def data(
             help="info: counts and statistics; show: contact sheet; plot: histograms of the "
             "actions; video: an episode with its actions; episode: the same as JSON; rerun: the "
             "same as a recording for Rerun's viewer; delete, tag: an episode of an HDF5 dataset "
-            "that vla wrote; restore: puts back the one deleted last; browse: answers JSON "
-            "requests on stdin."
+            "that vla wrote; restore: puts back the one deleted last; push: to --repo on the "
+            "Hugging Face Hub; pull: PATH is USER/NAME there; browse: answers JSON requests on "
+            "stdin."
         ),
     ],
     path: Annotated[Path, typer.Argument(help="Dataset of any format: a folder or file.")],
@@ -68,10 +71,18 @@ def data(
         str | None, typer.Option(help="Of tag: words, separated by commas; empty: none.")
     ] = None,
     camera: Annotated[str | None, typer.Option(help="Camera; default: the first.")] = None,
+    repo: Annotated[str | None, typer.Option(help="Of push: USER/NAME on the Hub.")] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Of push: a new one is not shown to others.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Of pull: branch, tag or commit; default: main.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            help="File to write; default: sheet.png, actions.png, episode.mp4 or episode.rrd."
+            help="File to write; default: sheet.png, actions.png, episode.mp4 or episode.rrd. Of "
+            "pull: folder; default: datasets/NAME."
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace --output.")] = False,
@@ -83,6 +94,17 @@ def data(
 
         os.nice(5)  # what drives a robot on this machine comes first
         browse(path, lambda: options.open(path, instruction), sys.stdin, sys.stdout)
+        return 0
+    if view in (DataView.push, DataView.pull):
+        from vla_training.datasets import hub
+    if view is DataView.push:
+        if repo is None:
+            raise VlaError(f"push {path} where?", "give --repo USER/NAME")
+        # What cannot be read here is of no use there.
+        print(hub.push(options.open(path, instruction), path, repo, private))
+        return 0
+    if view is DataView.pull:
+        print(hub.pull(str(path), output or Path("datasets", path.name), revision))
         return 0
     if view in EDITS:
         _edit(view, path, episode, tags)
