@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+from builtin_interfaces.msg import Time as TimeMsg
 from geometry_msgs.msg import TwistStamped
 from graphs import NodeGraph
 from rclpy.time import Time
+from rosgraph_msgs.msg import Clock
 from std_srvs.srv import SetBool
 
 from vla_inference.ros import qos
@@ -24,9 +26,11 @@ class Graph(NodeGraph):
     """A command node between a model and a person, both of whom send all the time if they are
     `sending`, and a controller."""
 
-    def __init__(self):
-        more = {"align": "arrival", "max_period": 5.0, "stall_timeout": 5.0, "human_timeout": 2.0}
-        super().__init__(CommandNode, {**more, "max_image_age": 5.0})
+    def __init__(self, **parameters):
+        # A busy machine may hold up a person's input; what that leads to is tested in the core.
+        more = {"max_period": 5.0, "stall_timeout": 5.0, "human_timeout": 2.0}
+        more |= {"align": "arrival", "max_image_age": 5.0}
+        super().__init__(CommandNode, {**more, **parameters})
         self.status, self.sources = CommandStatus(), []
         self.twists: list[tuple[float, float]] = []  # stamp, m/s
         self.sending = {"action": True, "human_action": True}
@@ -62,12 +66,15 @@ class Graph(NodeGraph):
 
     def send(self, topic: str, x: float, broken: bool = False) -> None:
         chunk = ActionChunk([[x, 0, 0, 0, 0, 0, 0.5]] * 40, eef_delta_spec(dt=0.05))
-        msg = chunk_to_msg(chunk, self.client.get_clock().now().to_msg())
+        msg = chunk_to_msg(chunk, self.time())
         if broken:
             msg.actions[0] = math.nan
         self.out[topic].publish(msg)
 
-    def call(self, name: str, on: bool) -> str:
+    def time(self) -> TimeMsg:
+        return self.client.get_clock().now().to_msg()
+
+    def ask(self, name: str, on: bool) -> str:
         future = self.clients[f"command/{name}"].call_async(SetBool.Request(data=on))
         self.until(future.done, f"an answer to {name}")
         assert future.result().success == (not future.result().message)
@@ -77,21 +84,69 @@ class Graph(NodeGraph):
         self.until(lambda: self.twists and abs(self.twists[-1][1] - speed) < 1e-4, f"{speed} m/s")
 
 
+class LockStep(Graph):
+    """The same with a clock that a simulation moves on by one period after each command."""
+
+    def __init__(self):
+        super().__init__(use_sim_time=True, lock_step=True, human_timeout=0.25, stall_timeout=0.5)
+        self.sending = {"action": False, "human_action": False}
+        self.ticks = 2000  # periods of 0.05 s
+        self.clock = self.client.create_publisher(Clock, "/clock", 10)
+        self.until(self._on_time, "the node's clock")
+
+    def _on_time(self) -> bool:
+        self.clock.publish(Clock(clock=self.time()))
+        return self.node.commander._last_now is not None
+
+    def time(self) -> TimeMsg:
+        return Time(nanoseconds=50_000_000 * self.ticks).to_msg()
+
+    def input(self) -> None:
+        """A person's, taken once this returns."""
+        takeover = self.node.commander.takeover
+        takeover._heard = None
+        self.send("human_action", BACK)
+        self.until(lambda: takeover.heard, "the input")
+
+    def step(self) -> float | None:
+        """A period; returns the speed that is commanded."""
+        self.ticks += 1
+        now = 0.05 * self.ticks
+
+        def answered() -> bool:
+            self.clock.publish(Clock(clock=self.time()))
+            return bool(self.twists) and abs(self.twists[-1][0] - now) < 1e-3
+
+        self.until(answered, f"a command at {now:.2f} s")
+        return self.twists[-1][1]
+
+
 @pytest.fixture
-def graph(monkeypatch):
+def make(monkeypatch):
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    graph = Graph()
-    yield graph
-    graph.close()
+    graphs = []
+
+    def make(kind: type[Graph]) -> Graph:
+        graphs.append(kind())
+        return graphs[-1]
+
+    yield make
+    for g in graphs:
+        g.close()
+
+
+@pytest.fixture
+def graph(make):
+    return make(Graph)
 
 
 def test_model_person_model(graph):
     g = graph
     g.until(lambda: g.status.chunks, "a chunk")
-    assert g.call("enable", True) == ""
+    assert g.ask("enable", True) == ""
     g.until_moves(AHEAD / 0.05)
     assert g.status.source == CommandSource.MODEL
-    assert g.call("take_over", True) == "" == g.call("take_over", True)
+    assert g.ask("take_over", True) == "" == g.ask("take_over", True)
     g.until_moves(BACK / 0.05)
     g.until(lambda: g.status.message == "a person commands the robot", "the status")
     assert g.status.source == CommandSource.HUMAN and g.status.silences == 0
@@ -103,7 +158,7 @@ def test_model_person_model(graph):
     g.until(lambda: len(g.twists) > before + 5, "commands that go on")
 
     g.sending["action"] = False
-    assert g.call("take_over", False) == ""
+    assert g.ask("take_over", False) == ""
     g.until(lambda: "given back" in g.status.message, "the status")
     before = len(g.twists)
     g.until(lambda: len(g.twists) > before + 5, "commands that go on")
@@ -128,18 +183,37 @@ def test_a_second_person_a_broken_chunk_and_an_inactive_node(graph):
     g = graph
     second = g.client.create_publisher(ActionChunkMsg, "human_action", 10)
     g.until(lambda: g.node.count_publishers(g.node.resolve_topic_name("human_action")) == 2, "it")
-    assert "1 more publish on" in g.call("take_over", True)
+    assert "1 more publish on" in g.ask("take_over", True)
     g.client.destroy_publisher(second)
-    g.until(lambda: g.call("take_over", True) == "", "leave to take over")
-    assert g.call("enable", True) == ""
+    g.until(lambda: g.ask("take_over", True) == "", "leave to take over")
+    assert g.ask("enable", True) == ""
     g.until_moves(BACK / 0.05)
     g.send("human_action", BACK, broken=True)
     g.until(lambda: g.status.state == "stopped", "a stop")
     assert g.status.stop_kind == "bad_chunk" and "human_action" in g.status.last_refusal
     assert g.status.source == "human"
     g.node.trigger_deactivate()
-    assert "not active" in g.call("take_over", False)
+    assert "not active" in g.ask("take_over", False)
     g.node.trigger_activate()
     g.until(lambda: g.status.source == "model", "the model")
     g.until(lambda: len(g.sources) == 3, "what is told")
     assert [(m.sequence, m.source) for m in g.sources][-1] == (2, "model")
+
+
+def test_in_lock_step_a_command_comes_in_each_period_whoever_commands(make):
+    g = make(LockStep)
+    assert g.ask("take_over", True) == "" == g.ask("enable", True)
+    told = []
+    for period in range(20):
+        if period < 8:
+            g.input()
+        told.append(g.step())
+    assert min(told) == pytest.approx(BACK / 0.05, rel=1e-3) and max(told) == 0.0
+    assert told[8:12] == pytest.approx([BACK / 0.05] * 4, rel=1e-3) and not any(told[-4:])
+    assert g.ask("take_over", False) == ""
+    assert [g.step() for _ in range(5)] == [0.0] * 5
+    chunks = g.node.commander.chunks
+    g.send("action", AHEAD)
+    g.until(lambda: g.node.commander.chunks > chunks, "the chunk")
+    assert [g.step() for _ in range(10)][-1] == pytest.approx(AHEAD / 0.05, rel=1e-3)
+    assert g.node.commander.safety.enabled

@@ -250,13 +250,14 @@ class Safety:
 
     def _hears(self, stamp: float, now: float) -> bool:
         """Whether a person's input is recent. An old one is as good as none: silence halts."""
-        bound = self.takeover.timeout
-        if abs(now - stamp) <= bound:
+        age, bound = now - stamp, self.takeover.timeout
+        if abs(age) <= bound:
             return True
         self.refuse(
             INPUT_AGE,
-            f"human_action: the input was read {now - stamp:.2f} s ago by its stamp (allowed: "
-            f"{bound:g} s, or as far ahead); check the network, synchronise the clocks",
+            f"human_action: by its stamp the input is {abs(age):.2f} s "
+            f"{'old' if age > 0 else 'in the future'} (allowed: {bound:g} s); check the network, "
+            "synchronise the clocks",
         )
         return False
 
