@@ -23,11 +23,13 @@ from vla_inference.system import progress
 from vla_inference.system.files import writable
 from vla_training.cli.options import DatasetTypeOption
 from vla_training.finetune.config import FinetuneConfig, Online
+from vla_training.loader.sample_weights import SampleWeights
 
 
-@takes(FinetuneConfig, Online)
+@takes(FinetuneConfig, SampleWeights, Online)
 def finetune(
     config: FinetuneConfig,
+    weights: SampleWeights,
     online: Online,
     run_root_dir: Annotated[Path, typer.Option(help="Folder of runs.")],
     dataset: Annotated[
@@ -53,12 +55,16 @@ def finetune(
     named = [c for c in cameras.split(",") if c]
     # Imported late: `--help` and mistakes in the options should not wait for PyTorch.
     sources = find_sources(data_root_dir, dataset_name, dataset or (), named, dataset_type)
+    if weights.dataset_weights:
+        each = weights.of_datasets(len(sources))
+        sources = tuple(replace(s, weight=w) for s, w in zip(sources, each, strict=True))
     config = replace(
         config,
         sources=sources,
         num_images=len(named) if config.num_images is None and named else config.num_images,
         quantize="int4-g128-sym" if config.quantize == "int4" else config.quantize,
         online=replace(online, seed=config.seed),
+        weights=weights,
         quiet=as_json,
     )
     config.check()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ from vla_inference.errors import VlaError
 from vla_inference.options import check_options
 from vla_inference.system import progress
 from vla_inference.system.files import writable
+from vla_training.loader.sample_weights import SampleWeights
 from vla_training.small_model.average import (
     CONFIG,
     WEIGHTS,
@@ -26,9 +28,10 @@ from vla_training.small_model.average import (
 from vla_training.small_model.config import ResetImagesWanted, TrainConfig
 
 
-@takes(TrainConfig)
+@takes(TrainConfig, SampleWeights)
 def train(
     config: TrainConfig,
+    weights: SampleWeights,
     dataset: Annotated[
         list[Path],
         typer.Option(
@@ -56,6 +59,10 @@ def train(
 ) -> int:
     """Train the small model on demonstrations, from scratch or from a checkpoint."""
     check_options(config)
+    weights.check()
+    if weights.of_datasets(len(dataset))[0] is not None and config.shares:
+        raise VlaError("--dataset-weights with --shares", "leave one of them out")
+    config = replace(config, weights=weights)
     if parallel < 1 and parallel != -1:
         raise VlaError(f"--parallel is {parallel}", "give at least 1, or -1 for one per core")
     if devices is not None and devices < 0:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_inference.episodes.interventions import INTERVENTION
+from vla_inference.episodes.interventions import INTERVENTION, interventions
 from vla_inference.episodes.language import COLUMNS
 from vla_inference.errors import DataError
 from vla_inference.policies.action_specs import spec_to_json
@@ -55,6 +55,10 @@ class EpisodeSet(ABC, Iterable[Episode]):
     @abstractmethod
     def actions(self, index: int) -> np.ndarray:
         """float64 [T, D] of an episode, without touching its images."""
+
+    def interventions(self, index: int) -> np.ndarray | None:
+        """bool [T], whether a person acted in each step of an episode; None: it does not say."""
+        return interventions(self[index])
 
     @abstractmethod
     def cameras(self) -> list[str]:

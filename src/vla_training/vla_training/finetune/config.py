@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vla_inference.errors import VlaError
 from vla_inference.options import Holds, check_options, option
+from vla_training.loader.sample_weights import SampleWeights
 from vla_training.loop.schedule import SCHEDULES, LoopConfig, Schedule
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ class FinetuneConfig:
     wandb: str = option("", "Weights & Biases project to log to as well.", holds=Holds.LOCAL)
     merge: bool = option(True, "Merge the adapter into the base at the end.")
     online: Online = field(default_factory=Online)
+    weights: SampleWeights = field(default_factory=SampleWeights)
     quiet: bool = False
     GROUPS = {
         "Model": (
@@ -169,6 +171,7 @@ class FinetuneConfig:
         if self.online.tasks and self.max_steps is None:
             raise VlaError("episodes made online have no end", "give --max-steps")
         self.online.check()
+        self.weights.check()
         if self.eval_steps:
             from vla_sim_bridge.tasks import get_task
 
@@ -224,6 +227,7 @@ class FinetuneConfig:
         chosen = {"train": self.train, "action_dim": self.action_dim}
         return {
             **{name: value for name, value in chosen.items() if value is not None},
+            **self.weights.identity(),
             "samples_per_step": self.batch_size * self.grad_accumulation_steps * world,
             **{name: getattr(self, name) for name in alike},
             "lora_alpha": lora.alpha_used if lora else None,

@@ -113,7 +113,8 @@ class Finetuner:
 
         def read() -> list[FrameIndex]:
             states = self.trainable.takes_state
-            return [index_frames(s, where, states, self.log.say) for s in sources]
+            found = [index_frames(s, where, states, self.log.say) for s in sources]
+            return [index.weighted(c.weights) for index in found]
 
         indices = read() if self.place.first else []
         self.place.barrier()

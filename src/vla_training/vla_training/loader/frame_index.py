@@ -9,18 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vla_inference.episodes.interventions import INTERVENTION
 from vla_inference.errors import DataError
 from vla_inference.system.files import write_whole
 from vla_inference.types import ActionSpec
 from vla_training.datasets import EpisodeSet, open_dataset
 from vla_training.datasets.base import action_statistics, column_statistics
+from vla_training.loader.sample_weights import SampleWeights, chunk_limits
+
+LAYOUT = 2  # of the cached file
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class FrameIndex:
 
     actions: float32 [N, D], in the units of `spec`; states: float32 [N, P] or None;
     ends: int64 [E], one past each episode's last frame.
+    interventions: bool [N], whether a person acted; None where the dataset does not say.
+    weights: float32 [N] of the frames, 0 for those that are left out; None: all count alike.
     """
 
     name: str
@@ -63,9 +70,29 @@ class FrameIndex:
     statistics: dict
     spec: ActionSpec | None = None
     states: np.ndarray | None = None
+    interventions: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    def weighted(self, by: SampleWeights) -> FrameIndex:
+        """The same with weights, where the dataset says who acted."""
+        if self.interventions is None or self.spec is None:
+            return self
+        weights = by.of_steps(self.interventions, self.ends, self.spec.dt)
+        return replace(self, weights=weights)
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """Frames that are not left out: bool [N]"""
+        return np.ones(len(self), bool) if self.weights is None else self.weights > 0
+
+    @cached_property
+    def limits(self) -> np.ndarray:
+        """One past the last step of a chunk from each frame on: int64 [N]"""
+        weights = np.ones(len(self)) if self.weights is None else self.weights
+        return chunk_limits(weights, self.ends)
 
     def locate(self, frame: int) -> tuple[int, int]:
         """Episode and step of a frame."""
@@ -99,7 +126,9 @@ def index_frames(
             raise DataError(f"{data.path}: a state is not finite", "fix the data")
         statistics["proprio"] = bounds(states)
     ends = np.cumsum([len(a) for a in actions]).astype(np.int64)
-    index = FrameIndex(data.name, np.concatenate(actions), ends, statistics, data.spec, states)
+    acted = _interventions(data, [len(a) for a in actions])
+    everything = np.concatenate(actions)
+    index = FrameIndex(data.name, everything, ends, statistics, data.spec, states, acted)
     _save(path, index)
     return index
 
@@ -109,7 +138,7 @@ def fingerprint(source: DatasetSource, proprio: bool) -> str:
     root = Path(source.path).expanduser().resolve()
     files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
     stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    about = [stats, sorted(source.options.items()), proprio]
+    about = [LAYOUT, stats, sorted(source.options.items()), proprio]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
@@ -132,12 +161,25 @@ def _states(data: EpisodeSet, episode: int, length: int) -> np.ndarray:
     return np.asarray(rows, np.float32).reshape(length, -1)
 
 
+def _interventions(data: EpisodeSet, lengths: Sequence[int]) -> np.ndarray | None:
+    """bool [N], whether a person acted; an episode that does not say had none. None: none says."""
+    if INTERVENTION not in data.carried():
+        return None
+    found = [data.interventions(i) for i in range(len(data))]
+    if all(acted is None for acted in found):
+        return None
+    pairs = zip(found, lengths, strict=True)
+    return np.concatenate([np.zeros(n, bool) if a is None else a for a, n in pairs])
+
+
 def _save(path: Path, index: FrameIndex) -> None:
     from safetensors.numpy import save
 
     tensors = {"actions": index.actions, "ends": index.ends}
     if index.states is not None:
         tensors["states"] = index.states
+    if index.interventions is not None:
+        tensors["interventions"] = index.interventions
     write_whole(path, save(tensors, {"statistics": json.dumps(index.statistics)}))
 
 
@@ -154,4 +196,5 @@ def _load(path: Path, data: EpisodeSet) -> FrameIndex:
         statistics,
         data.spec,
         tensors.get("states"),
+        tensors.get("interventions"),
     )

@@ -44,8 +44,15 @@ class Mixture:
         """Shares of the samples; datasets without a weight count by their frames."""
         given = [s.weight for s in self.sources]
         if all(w is None for w in given):
-            return [float(len(f)) for f in self.frames]
+            pairs = zip(self.frames, self.frame_weights, strict=True)
+            return [float(len(f) if w is None else w.sum()) for f, w in pairs]
         return [1.0 if w is None else w for w in given]
+
+    @property
+    def frame_weights(self) -> list[np.ndarray | None]:
+        """Of the frames of each dataset; None where all count alike."""
+        pairs = zip(self.indices, self.frames, strict=True)
+        return [None if i.weights is None else i.weights[f] for i, f in pairs]
 
 
 def mix(
@@ -84,7 +91,7 @@ def mix(
     held = [i.held_out(validation) for i in indices]
     parts = []
     for chosen in ([~h for h in held], held):
-        frames = [np.flatnonzero(c) for c in chosen]
+        frames = [np.flatnonzero(c & i.drawn) for c, i in zip(chosen, indices, strict=True)]
         keep = [i for i, f in enumerate(frames) if len(f)]
         parts.append(
             Mixture(
@@ -140,7 +147,8 @@ class Samples(torch.utils.data.Dataset):
             FrameReader(s.open(), s.cameras, form.cameras, form.takes_instruction)
             for s in m.sources
         ]
-        self.order = Sampler([len(f) for f in m.frames], m.weights, self.seed)
+        sizes = [len(f) for f in m.frames]
+        self.order = Sampler(sizes, m.weights, self.seed, m.frame_weights)
 
     def _opened(self) -> Sampler:
         """Each worker opens the datasets for itself, when it is asked for the first sample."""
@@ -172,7 +180,7 @@ class Samples(torch.utils.data.Dataset):
         episode, step = index.locate(frame)
         images, instruction = self.readers[source].read(episode, step)
         future = frame + np.arange(form.chunk)
-        inside = future < index.ends[episode]
+        inside = future < index.limits[frame]
         actions = index.actions[np.where(inside, future, frame)]
         state = None
         if form.takes_state:

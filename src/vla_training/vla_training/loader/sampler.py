@@ -17,10 +17,24 @@ class Sampler:
 
     Each dataset is gone through whole, newly shuffled, before it begins again; the sets alternate
     by their shares.
+
+    frame_weights: of the frames of each dataset, or None where all count alike. Each time the
+    dataset is gone through, a frame comes up as often as its weight says, rounded up or down.
     """
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int):
-        self.sizes, self.seed = list(sizes), seed
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        weights: Sequence[float],
+        seed: int,
+        frame_weights: Sequence[np.ndarray | None] | None = None,
+    ):
+        self.frame_weights = list(frame_weights or [None] * len(sizes))
+        self.sizes = [
+            size if each is None else max(1, round(float(each.sum())))
+            for size, each in zip(sizes, self.frame_weights, strict=True)
+        ]
+        self.seed = seed
         exact = BLOCK * np.asarray(weights, float) / sum(weights)
         counts = np.floor(exact).astype(int)
         for i in np.argsort(counts - exact, kind="stable")[: BLOCK - counts.sum()]:
@@ -44,7 +58,14 @@ class Sampler:
         return source, before
 
     def _draw_epoch(self, source: int, epoch: int) -> np.ndarray:
-        return rng(self.seed, 2, source, epoch).permutation(self.sizes[source])
+        random, size = rng(self.seed, 2, source, epoch), self.sizes[source]
+        weights = self.frame_weights[source]
+        if weights is None:
+            return random.permutation(size)
+        reached = np.cumsum(weights, dtype=np.float64)
+        marks = (np.arange(size) + random.random()) * reached[-1] / size
+        frames = np.searchsorted(reached, marks, side="right").clip(max=len(weights) - 1)
+        return random.permutation(frames)
 
     def __call__(self, position: int) -> tuple[int, int]:
         if len(self.sizes) == 1:

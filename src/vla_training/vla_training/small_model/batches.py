@@ -35,7 +35,7 @@ class Batches:
         """targets, states: normalised, float32 [M, 7] and [N, P] or None"""
         self.config, self.device = config, device
         self.images = frames.images if frames.images.ndim == 5 else frames.images[:, None]
-        self.targets = targets.to(device)
+        self.targets, self.weight = targets.to(device), frames.weight
         self.states = None if states is None else states.to(device)
         self.chunk = torch.arange(model.head.chunk, device=device)
         self.wordings = frames.wordings.to(device)
@@ -58,7 +58,9 @@ class Batches:
         so a resumed run sees the data of an unbroken one.
         """
         c = self.config
-        order, generator = Sampler([len(frames)], [1.0], c.seed), torch.Generator(self.device)
+        weight = None if self.weight is None else self.weight[frames.cpu()].numpy()
+        order = Sampler([len(frames)], [1.0], c.seed, [weight])
+        generator = torch.Generator(self.device)
         share, number = c.batch_size // place.world, begin
         # Where each process holds frames of its own, each goes through all of them.
         rank, world = (0, 1) if c.shares else (place.rank, place.world)

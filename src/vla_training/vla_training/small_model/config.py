@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vla_inference.errors import VlaError
 from vla_inference.options import Holds, option
 from vla_sim_bridge.tasks import get_task
+from vla_training.loader.sample_weights import SampleWeights
 from vla_training.loop.schedule import LoopConfig, Schedule
 
 SMALL: dict[str, Any] = {
@@ -101,6 +102,7 @@ class TrainConfig:
     )
     seed: int = option(0, "Seed of initial weights and of sampling.", low=0)
     compile: bool = option(False, "Use torch.compile.")
+    weights: SampleWeights = field(default_factory=SampleWeights)
     weight_decay: float = 0.05
     warmup: float = 0.03  # share of the schedule
     shift: int = 12  # pixels

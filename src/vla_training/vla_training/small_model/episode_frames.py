@@ -13,7 +13,14 @@ from vla_inference.errors import DataError
 from vla_inference.openvla.preprocessing import resize
 from vla_training.datasets import EpisodeSet, open_dataset
 from vla_training.datasets.hdf5.reader import Hdf5Set
-from vla_training.small_model.frames import WORDINGS, TrainingFrames, load_frames
+from vla_training.loader.sample_weights import SampleWeights, chunk_limits
+from vla_training.small_model.frames import (
+    AS_USUAL,
+    WORDINGS,
+    TrainingFrames,
+    load_frames,
+    weight_of,
+)
 from vla_training.small_model.reset_images import is_reset_images
 
 
@@ -25,6 +32,7 @@ def frames_from_paths(
     wordings: int = WORDINGS,
     cameras: Sequence[str] = (),
     states: bool = False,
+    weights: SampleWeights = AS_USUAL,
 ) -> TrainingFrames:
     """All frames of some datasets, with images of size x size.
 
@@ -45,6 +53,7 @@ def frames_from_paths(
             report,
             wordings,
             states,
+            weights,
         )
     if reset_images:
         raise DataError(
@@ -63,7 +72,7 @@ def frames_from_paths(
             "convert other datasets, or use `vla finetune`, which takes them from all formats",
         )
     camera = cameras[0] if cameras else None
-    return frames_from_episodes(sets, camera, size, device, report)
+    return frames_from_episodes(sets, camera, size, device, report, weights)
 
 
 def _image_size(data: Hdf5Set) -> tuple[int, ...] | None:
@@ -77,6 +86,7 @@ def frames_from_episodes(
     size: int | None = None,
     device: str = "cpu",
     report: Callable[[str], None] = lambda _: None,
+    weights: SampleWeights = AS_USUAL,
 ) -> TrainingFrames:
     """Read all episodes into memory.
 
@@ -94,6 +104,8 @@ def frames_from_episodes(
     actions: list[np.ndarray] = []
     text: list[int] = []
     lengths: list[int] = []
+    acted: list[np.ndarray] = []
+    ends: list[int] = []
     sentences: dict[str, int] = {}
     for data in sets:
         name = camera or next(iter(data.cameras()), None)
@@ -122,20 +134,26 @@ def frames_from_episodes(
                 text.append(sentences.setdefault(sentence, len(sentences)))
             actions.append(episode.actions)
             lengths.append(len(episode))
+            person = data.interventions(number)
+            acted.append(np.zeros(len(episode), bool) if person is None else person)
+        ends.append(len(images))
         report(f"{data.path}: {len(data)} episodes, {len(images)} frames so far")
     if not images:
         raise DataError("the datasets hold no frame", "check how they were made")
     counts = torch.tensor(lengths)
+    last = np.cumsum(lengths)
+    each = weights.of_steps(np.concatenate(acted), last, sets[0].spec.dt)
     return TrainingFrames(
         torch.from_numpy(np.stack(images)).to(device),
         torch.from_numpy(np.concatenate(actions)),
         torch.tensor(text),
-        torch.cumsum(counts, 0).repeat_interleave(counts),
+        torch.from_numpy(chunk_limits(each, last)),
         torch.arange(len(counts)).repeat_interleave(counts),
         list(sentences),
         None,
         sets[0].name if len(sets) == 1 else "mixture",
         sets[0].spec,
+        weight=weight_of(each, ends, weights.dataset_weights),
     )
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from vla_inference.episodes.robosuite import CONTROL_FREQ
 from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec, eef_delta_spec
 from vla_training.datasets.base import action_statistics as dataset_statistics
 from vla_training.datasets.base import column_statistics
 from vla_training.datasets.hdf5.reader import Hdf5Set
+from vla_training.loader.sample_weights import SampleWeights, balanced, chunk_limits
 from vla_training.small_model.auxiliary_targets import (
     SIZE,
     other_order,
@@ -25,6 +27,8 @@ from vla_training.small_model.auxiliary_targets import (
 )
 from vla_training.small_model.reset_images import ResetImages, is_reset_images
 
+AS_USUAL = SampleWeights()
+PERIOD = 1.0 / CONTROL_FREQ  # s
 WORDINGS = 64  # sentences drawn for a scene
 BLOCK = 256  # reset images read at a time
 
@@ -60,6 +64,7 @@ class TrainingFrames:
         out.
     recorded: how many of `actions` are episodes', ahead of the reset images'; all if left out.
     states: the robot's, float32 [N, P]; None where a model is to do without.
+    weight: how often each frame is drawn, float32 [N], 0: never; None: all alike.
     """
 
     images: torch.Tensor
@@ -76,6 +81,7 @@ class TrainingFrames:
     other: Other | None = None
     recorded: int = -1
     states: torch.Tensor | None = None
+    weight: torch.Tensor | None = None
 
     def __post_init__(self):
         if not len(self.start):
@@ -101,10 +107,12 @@ def load_frames(
     report: Callable[[str], None] = lambda _: None,
     count: int = WORDINGS,
     states: bool = False,
+    weights: SampleWeights = AS_USUAL,
 ) -> TrainingFrames:
     """Reads HDF5 datasets and reset images into memory, with images directly on `device`.
 
     states: whether to keep the robot's.
+    weights: how often steps are drawn.
     count: sentences that are drawn for a scene whose task can say it in several ways; 0 keeps the
         recorded ones. Reset images have no recorded one.
     """
@@ -118,7 +126,8 @@ def load_frames(
             "reset images are of one camera and without the robot's state",
             "leave them out, or train on one camera and no state",
         )
-    filling, arrays, at = _Filling(recorded), None, 0
+    filling, arrays, at = _Filling(recorded, weights), None, 0
+    ends: list[int] = []
     for data, path in zip(sets, paths, strict=True):
         if isinstance(data, ResetImages):
             kind, parts = "reset images", _reset_images(data, count)
@@ -137,9 +146,20 @@ def load_frames(
             arrays[at : at + len(images)] = torch.from_numpy(images).to(device)
             filling.add(**part)
             at += len(images)
+        ends.append(at)
         report(f"{path}: {len(data)} {kind}, {at} frames so far")
     assert arrays is not None  # for there are recorded frames
-    return filling.frames(arrays)
+    frames = filling.frames(arrays)
+    return replace(frames, weight=weight_of(filling.weights(), ends, weights.dataset_weights))
+
+
+def weight_of(
+    weights: np.ndarray, ends: Sequence[int], shares: Sequence[float]
+) -> torch.Tensor | None:
+    """`TrainingFrames.weight` of the weights of steps [N] and the shares of datasets."""
+    if shares:
+        weights = balanced(weights, ends, shares)
+    return None if (weights == 1).all() else torch.from_numpy(weights)
 
 
 def _frames(data: ResetImages | Hdf5Set) -> int:
@@ -168,6 +188,7 @@ def _episodes(
             "text": [said] * n if said else [(t,) for t in told],
             "scene": scene_of(group, states),
             "states": states if with_states else None,
+            "acted": data.interventions(i),
         }
         scene = other_scene_of(group, states) if said else None
         if drawn is not None and scene is not None:
@@ -194,8 +215,9 @@ def _reset_images(data: ResetImages, count: int) -> Iterator[tuple[np.ndarray, d
 class _Filling:
     """Collects parts: an episode (actions [T, 7]), or reset images (actions [n, T, 7])."""
 
-    def __init__(self, recorded: int):
-        self.recorded = recorded
+    def __init__(self, recorded: int, by: SampleWeights):
+        self.recorded, self.by = recorded, by
+        self._weights: list[np.ndarray] = []
         self.columns: dict[str, list] = {}
         self.actions: list[np.ndarray] = []
         self.reset_images: list[np.ndarray] = []
@@ -203,7 +225,7 @@ class _Filling:
         self.rows: dict[tuple[str, ...], int] = {}
         self.episode = 0
 
-    def add(self, actions, text, scene, other=None, states=None) -> None:
+    def add(self, actions, text, scene, other=None, states=None, acted=None) -> None:
         if states is not None:
             self._column("states", np.asarray(states, np.float32))
         n, reset_image = len(text), actions.ndim == 3
@@ -211,9 +233,23 @@ class _Filling:
         self.episode = int(episode[-1]) + 1
         self._column("episode", episode)
         self._order("", n, text, scene, actions)
+        self._weigh(n, acted)
         if other is None:
             other = {"text": [None] * n, "scene": None}
         self._order("other_", n, **other)
+
+    def _weigh(self, n: int, acted: np.ndarray | None) -> None:
+        """acted: whether a person acted, bool [n]; None where it is not known."""
+        weights = np.ones(n, np.float32)
+        if acted is not None:
+            weights, length = self.by.of_steps(acted, np.array([n]), PERIOD), np.array([n])
+            end = self.columns["end"]
+            end[-1] = end[-1] - n + chunk_limits(weights, length)
+        self._weights.append(weights)
+
+    def weights(self) -> np.ndarray:
+        """float32 [N]"""
+        return np.concatenate(self._weights)
 
     def _order(self, prefix, n, text, scene, actions=None) -> None:
         """One order's part; without actions the expert's are unknown."""

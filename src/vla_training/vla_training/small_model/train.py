@@ -132,6 +132,7 @@ def _train(rank, meeting, world, cuda, data, output, config, resume, report) -> 
         config.wordings,
         config.cameras,
         config.state,
+        config.weights,
     )
     if frames.states is not None:
         shape["action_head"]["proprio_dim"] = frames.states.shape[1]

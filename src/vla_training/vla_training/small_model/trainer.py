@@ -71,8 +71,9 @@ class Trainer:
         self.words = self._words()
         self.batches = self.batches_of(frames)
         last = held_out(frames.episode, config.validation)
-        self.training = torch.nonzero(~last).flatten().to(device)
-        self.held_out = torch.nonzero(last).flatten().to(device)
+        drawn = torch.ones_like(last) if frames.weight is None else frames.weight > 0
+        self.training = torch.nonzero(~last & drawn).flatten().to(device)
+        self.held_out = torch.nonzero(last & drawn).flatten().to(device)
         if not len(self.training):
             raise VlaError("no frame is left to train on", "generate more episodes")
 
@@ -263,8 +264,11 @@ class Trainer:
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common, as JSON: everything but speed and reports."""
         config = asdict(self.config)
-        for name in ("every", "compile", "save_minutes", "tensorboard"):
+        for name in ("every", "compile", "save_minutes", "tensorboard", "weights"):
             del config[name]
+        config |= self.config.weights.identity()
+        if shares := self.config.weights.dataset_weights:
+            config["dataset_weights"] = shares
         (statistics,) = self.statistics.values()
         counts = {k: v for k, v in statistics.items() if k.startswith("num_")}
         return {**config, "devices": self.place.world, **counts}
