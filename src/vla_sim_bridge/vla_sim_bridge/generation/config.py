@@ -10,7 +10,7 @@ from vla_inference.errors import VlaError
 from vla_inference.options import Holds, check_options, option
 from vla_sim_bridge.envs.randomization import Every, Randomize, Ranges
 
-METHODS = ("scripted", "mimicgen")
+METHODS = ("scripted", "mimicgen", "corrected")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,12 @@ class GenerateConfig:
         224, "Height of the images, pixels.", low=16, high=4096, unit="pixels"
     )
     seed: int = option(0, "Random seed.")
-    method: str = option("scripted", "scripted, or mimicgen.", choices=METHODS)
+    method: str = option(
+        "scripted",
+        "scripted; mimicgen; corrected: a model acts, and the scripted expert takes over where it "
+        "errs.",
+        choices=METHODS,
+    )
     source: str | None = option(
         None,
         "HDF5 file with source demonstrations for mimicgen; default: the shipped human one.",
@@ -48,7 +53,23 @@ class GenerateConfig:
     )
     horizon: int | None = option(
         None,
-        "Steps until an attempt fails (mimicgen: 10 times as many); default: the task's own.",
+        "Steps until an attempt fails (mimicgen: 10 times as many); default: the task's own, "
+        "corrected: twice as many.",
+        low=1,
+    )
+    model: str | None = option(None, "corrected: the checkpoint that acts.", holds=Holds.PATH)
+    execute_steps: int = option(4, "corrected: executed steps of each chunk.", low=1)
+    stall: float = option(
+        2.0,
+        "corrected: seconds without progress (the next subtask, or nearer to its object) after "
+        "which the expert takes over; it does at once when a wrong object is held.",
+        above=0.0,
+        high=1e3,
+    )
+    takeover_steps: int = option(
+        60,
+        "corrected: steps after which the expert gives back at the latest; before, when the next "
+        "subtask is reached.",
         low=1,
     )
     randomize: tuple[str, ...] = option((), "Any of colours,camera,light,dynamics; default: none.")
@@ -67,6 +88,7 @@ class GenerateConfig:
     GROUPS = {
         "Images": ("cameras", "camera_width", "camera_height", "images"),
         "Method": ("method", "source", "select_source", "nearest", "noise", "horizon"),
+        "Corrected episodes": ("model", "execute_steps", "stall", "takeover_steps"),
         "Variety": ("randomize", "randomize_every", "recovery"),
     }
 
@@ -85,6 +107,8 @@ class GenerateConfig:
             )
         if self.source is not None and not Path(self.source).is_file():
             raise VlaError(f"there is no source file {self.source}", "correct --source")
+        if self.model is not None and self.method != "corrected":
+            raise VlaError(f"--model is of --method corrected, not {self.method}", "leave it out")
         if self.images and not self.cameras:
             raise VlaError("no camera was given", "give --cameras agentview, or --no-images")
         self.look()

@@ -27,6 +27,7 @@ from vla_sim_bridge.envs.robosuite_sim import Simulation
 from vla_sim_bridge.generation import elsewhere
 from vla_sim_bridge.generation.attempt import Attempt, make_attempt
 from vla_sim_bridge.generation.config import GenerateConfig
+from vla_sim_bridge.generation.corrections import attempt as corrected
 from vla_sim_bridge.generation.shards import (
     AttemptShards,
     DamagedPartError,
@@ -79,6 +80,8 @@ def generate(
     if task.package:
         elsewhere.check(config)
         check_installed(task)
+    if config.method == "corrected":
+        corrected.check(config)
     output = Path(output)
     final, parts = output / "demo.hdf5", output / "parts"
     sources = _read_sources(config, task)
@@ -216,6 +219,8 @@ def _attempts(config: GenerateConfig, sources) -> Callable[[int], Attempt]:
         *size,
         randomize=config.look(),
     )
+    if config.method == "corrected":
+        return partial(_corrected, sim, config, corrected.load_act(config))
     demonstrations = None
     if config.method == "mimicgen":
         from vla_sim_bridge.mimicgen.source_demos import pose_sources
@@ -223,6 +228,10 @@ def _attempts(config: GenerateConfig, sources) -> Callable[[int], Attempt]:
         # sources are posed in the plain world, before anything is drawn
         demonstrations = pose_sources(sim, sources)
     return lambda index: make_attempt(sim, config, index, demonstrations)
+
+
+def _corrected(sim: Simulation, config: GenerateConfig, act, index: int) -> Attempt:
+    return corrected.make_attempt(sim, config, index, act)
 
 
 def _read_sources(config: GenerateConfig, task):
