@@ -34,6 +34,7 @@ setup(
             "data = vla_training.cli.data:data",
             "eval = vla_training.cli.eval:evaluate",
             "finetune = vla_training.cli.finetune:finetune",
+            "improve = vla_training.cli.improve:improve",
             "merge = vla_training.cli.finetune:merge",
             "new = vla_training.cli.new:new",
             "quantize = vla_training.cli.quantize:quantize",

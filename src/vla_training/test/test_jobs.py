@@ -335,15 +335,16 @@ def test_kinds_that_are_refused(make):
 
 # What may be a path must be known as one, or a job would read and write anywhere.
 PATHS = {
-    "generate": "output source randomize-ranges",
+    "generate": "output source randomize-ranges model",
     "convert": "dataset output",
     "train": "dataset data output start average-with",
     "finetune": "dataset data-root-dir run-root-dir vla-path model",
+    "improve": "dataset output recorded vla-path model",
     "study": "output dataset data start",
     "eval": "dataset model reference-model save-stats report engine vision"
     " unnorm-key action-space",
 }
-LOCAL = {"json", "ray-address", "wandb", "read"}
+LOCAL = {"json", "ray-address", "wandb", "read", "load"}
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 
 from vla_inference.system.worker_pool import WorkerPool
@@ -42,12 +42,16 @@ def rollout(
     device: str | None = None,
     size: int = 224,
     language: Language = "train",
+    cameras: Sequence[str] = ("agentview",),
+    only: Sequence[int] | None = None,
     report: Callable[[EpisodeResult], None] = lambda _: None,
 ) -> list[EpisodeResult]:
-    """Evaluates a checkpoint on episodes 0..N-1 of `seed`, in several processes."""
-    args = (model, task, size, device, language)
+    """Evaluates a checkpoint on episodes 0..N-1 of `seed`, or on these `only`, in several
+    processes."""
+    args = (model, task, tuple(cameras), size, device, language)
+    indices = range(episodes) if only is None else only
     with contextlib.closing(WorkerPool(workers, _start, *args)) as pool:
-        jobs = [pool.submit(_episode, seed, i, horizon, execute_steps) for i in range(episodes)]
+        jobs = [pool.submit(_episode, seed, i, horizon, execute_steps) for i in indices]
         for job in as_completed(jobs):
             report(job.result())
         return [job.result() for job in jobs]
@@ -56,7 +60,14 @@ def rollout(
 _state: tuple[World, Act] | None = None
 
 
-def _start(model: str, task: str, size: int, device: str | None, language: Language) -> None:
+def _start(
+    model: str,
+    task: str,
+    cameras: Sequence[str],
+    size: int,
+    device: str | None,
+    language: Language,
+) -> None:
     global _state
     import torch
 
@@ -65,7 +76,7 @@ def _start(model: str, task: str, size: int, device: str | None, language: Langu
 
     torch.set_num_threads(1)
     policy = load_policy(model, LoadOptions.given(device=device, engine="plain"))
-    world = make_world(task, width=size, height=size, language=language)
+    world = make_world(task, cameras, size, size, language)
     _state = world, policy.act
 
 

@@ -58,6 +58,9 @@ class GenerateConfig:
         low=1,
     )
     model: str | None = option(None, "corrected: the checkpoint that acts.", holds=Holds.PATH)
+    device: str | None = option(
+        None, "corrected: cpu, cuda ... of the model; default: CUDA if available."
+    )
     execute_steps: int = option(4, "corrected: executed steps of each chunk.", low=1)
     stall: float = option(
         2.0,
@@ -88,7 +91,7 @@ class GenerateConfig:
     GROUPS = {
         "Images": ("cameras", "camera_width", "camera_height", "images"),
         "Method": ("method", "source", "select_source", "nearest", "noise", "horizon"),
-        "Corrected episodes": ("model", "execute_steps", "stall", "takeover_steps"),
+        "Corrected episodes": ("model", "device", "execute_steps", "stall", "takeover_steps"),
         "Variety": ("randomize", "randomize_every", "recovery"),
     }
 

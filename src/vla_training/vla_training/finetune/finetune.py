@@ -267,6 +267,11 @@ class Finetuner:
 def finetune(config: FinetuneConfig, resume: bool = False) -> Path:
     """Runs to the end or until a stop is requested; returns the finished checkpoint (or
     adapter)."""
+    return train(config, resume)[0]
+
+
+def train(config: FinetuneConfig, resume: bool = False) -> tuple[Path, bool]:
+    """The same, and whether the end was reached."""
     config.check()
     folder = Path(config.folder)
     if not resume and (folder / "finetune.json").exists():
@@ -286,8 +291,8 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> Path:
             if place.first:
                 write_whole(folder / "finetune.json", json.dumps(run.config.settings(), indent=2))
             with StopRequest().watching() as stop:
-                run.run(stop)
-                return run.export()
+                finished = run.run(stop)
+                return run.export(), finished
     finally:
         if run is not None:
             run.close()

@@ -19,6 +19,7 @@ from vla_sim_bridge.cli.generate import generate
 from vla_training.cli.convert import convert
 from vla_training.cli.eval import evaluate
 from vla_training.cli.finetune import finetune
+from vla_training.cli.improve import improve
 from vla_training.cli.study import study
 from vla_training.cli.train import train
 from vla_training.jobs.paths import confine
@@ -68,6 +69,7 @@ COMMANDS: Mapping[str, Callable[..., Any]] = {
     "convert": convert,
     "train": train,
     "finetune": finetune,
+    "improve": improve,
     "study": study,
     "eval": evaluate,
 }

@@ -57,7 +57,7 @@ def load_act(config: GenerateConfig) -> Act:
 
     torch.set_num_threads(1)
     assert config.model is not None  # by `check`
-    return load_policy(config.model, LoadOptions.given(engine="plain")).act
+    return load_policy(config.model, LoadOptions.given(device=config.device, engine="plain")).act
 
 
 def make_attempt(sim: Simulation, config: GenerateConfig, index: int, act: Act) -> Attempt:
@@ -137,7 +137,8 @@ class RecordedWorld:
 
     def cut(self, length: int) -> None:
         """Forgets what came after so many steps."""
-        for column in (self.acted, self.recorder.rows, *self.recorder.images.values()):
+        recorded: tuple[list, ...] = (self.recorder.rows, *self.recorder.images.values())
+        for column in (self.acted, *recorded):
             del column[length:]
 
     def episode(self, metadata: dict) -> Episode:

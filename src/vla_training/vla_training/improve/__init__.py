@@ -1,0 +1,1 @@
+"""Rounds in which a model learns from corrections, and is replaced by nothing worse."""
