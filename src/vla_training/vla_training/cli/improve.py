@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 from vla_inference.cli.config_file import keep_options
 from vla_inference.cli.options import takes
 from vla_inference.cli.output import JsonOption, print_json
+from vla_inference.errors import VlaError
 from vla_inference.system import progress
 from vla_inference.system.files import writable
 from vla_training.cli.finetune import find_sources
@@ -59,7 +61,7 @@ def improve(
         if not as_json:
             print(text, flush=True)
 
-    work = SimulationWork(config, finetune, output, say)
+    work = SimulationWork(config, finetune, output, say, _node(config.load))
     work.check()
     identity = {**config.identity(), **finetune.identity(1)}
     found = Improvement(output, work, identity, config.judged_by, say)
@@ -74,6 +76,19 @@ def improve(
     else:
         show(found.versions, current)
     return 0
+
+
+def _node(name: str | None) -> Callable[[Path], str] | None:
+    """Has the inference node of that name load a checkpoint."""
+    if name is None:
+        return None
+    try:
+        from vla_training.ros.load_model import load_model
+    except ImportError as error:
+        raise VlaError(
+            f"ROS 2 is not installed ({error})", "source it, or leave --load out"
+        ) from error
+    return partial(load_model, name)
 
 
 def told(version: Version) -> dict[str, Any]:

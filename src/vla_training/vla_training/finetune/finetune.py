@@ -34,6 +34,7 @@ from vla_training.loop.logger import Rate, RunLog, Since, SpikeGuard, memory_gb
 from vla_training.loop.objective import PRECISIONS, Objective
 from vla_training.loop.precision import tensor_cores
 from vla_training.loop.training_loop import TrainingLoop, TrainingProgress
+from vla_training.loop.training_state import find_states
 
 
 class Finetuner:
@@ -268,6 +269,11 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> Path:
     """Runs to the end or until a stop is requested; returns the finished checkpoint (or
     adapter)."""
     return train(config, resume)[0]
+
+
+def can_resume(folder: Path) -> bool:
+    """Whether a run's folder has a state to go on from."""
+    return bool(find_states(folder / "state"))
 
 
 def train(config: FinetuneConfig, resume: bool = False) -> tuple[Path, bool]:

@@ -28,7 +28,6 @@ from vla_training.finetune.config import FinetuneConfig
 from vla_training.improve.config import ImproveConfig
 from vla_training.improve.versions import Version
 from vla_training.loader.frame_index import DatasetSource, index_frames
-from vla_training.loop.training_state import find_states
 
 USUAL = (224, 224)  # pixels, of a model that takes any
 
@@ -38,12 +37,14 @@ class SimulationWork:
     """Everything by one model family's own tools, in this process and its workers.
 
     config: of the rounds. finetune: of the training, its sources the older data. folder: of all.
+    tell_node: has a running node load a checkpoint and says what came of it; None: there is none.
     """
 
     config: ImproveConfig
     finetune: FinetuneConfig
     folder: Path
     say: Callable[[str], None] = lambda _: None
+    tell_node: Callable[[Path], str] | None = None
 
     def check(self) -> None:
         """Refuses, before hours of work, what cannot be done."""
@@ -120,11 +121,11 @@ class SimulationWork:
     def train(
         self, number: int, version: Version, episodes: Sequence[Path], output: Path
     ) -> dict[str, Any]:
-        from vla_training.finetune.finetune import train
+        from vla_training.finetune.finetune import can_resume, train
 
         run = self.folder / "runs" / f"{number:04d}"
         if not output.is_dir():
-            begun = bool(find_states(run / "state"))
+            begun = can_resume(run)
             if not begun:
                 shutil.rmtree(run, ignore_errors=True)  # killed before there was anything to keep
             made, finished = train(self._training(version, episodes, run, number), resume=begun)
@@ -191,11 +192,8 @@ class SimulationWork:
         )
 
     def load(self, version: Version) -> None:
-        if self.config.load is None or version.number == 0:
-            return
-        from vla_training.ros.load_model import load_model
-
-        self.say(load_model(self.config.load, version.checkpoint))
+        if self.tell_node is not None and version.number:
+            self.say(self.tell_node(version.checkpoint))
 
 
 def _is_data(entry: Path) -> bool:
