@@ -19,10 +19,12 @@ from vla_inference.control import (
 )
 from vla_inference.control import vectors as v
 from vla_inference.control.axis import AxisLimits
+from vla_inference.control.commands import Pose
+from vla_inference.control.parts.eef import EefPart
 from vla_inference.control.parts.gripper import GripperPart
 from vla_inference.control.parts.joints import JointPart, JointSettings
 from vla_inference.errors import VlaError
-from vla_inference.types import ActionChunk, ActionSpec, gripper_part, joint_part
+from vla_inference.types import ActionChunk, ActionSpec, eef_part, gripper_part, joint_part
 
 
 def by_person(b: Bench, chunk: ActionChunk, age: float = 0.001) -> bool:
@@ -212,6 +214,46 @@ def test_joints_take_another_kind_from_a_person_and_what_is_left_out_holds():
     assert not c.accept(forward(2), now, now, now, HUMAN)
     assert "arm is eef_delta in the chunk" in c.safety.last_refusal
     assert c.safety.state == STOPPED
+
+
+@pytest.mark.parametrize("kinds", [("eef_pose", "eef_delta"), ("eef_delta", "eef_pose")])
+def test_poses_and_deltas_take_over_from_each_other(kinds):
+    s = Settings(rate=50.0, align="arrival", needs_pose=True, drift=(0.0, 0.3))
+    c = RobotCommander(s, lambda safety: [EefPart("arm", s, safety)])
+    now, pose, told = 10.0, Pose((0.4, 0.1, 0.2)), []
+    rows = {"eef_pose": [0.6, 0.1, 0.2, 0, 0, 0], "eef_delta": [0.0, 0.008, 0, 0, 0, 0]}
+
+    def send(by_hand: bool) -> bool:
+        part = eef_part("arm", kinds[by_hand])
+        chunk = ActionChunk([rows[kinds[by_hand]]] * 5, ActionSpec((part,), 0.05))
+        return c.accept(chunk, now, now, now, HUMAN if by_hand else MODEL)
+
+    for k in range(130):
+        now += 0.02
+        sagged = Pose((*pose.position[:2], pose.position[2] - 1e-4))
+        c.parts["arm"].measured(sagged, now, now, now)
+        if k in (8, 12):
+            assert send(False)
+        if k == 9:
+            assert c.enable(now) == ""
+        if k == 20:
+            c.take_over(True, now, now)
+        if k in (30, 38):
+            assert send(True)
+        command = c.tick(now, now).get("arm")
+        if command is not None and command.live:
+            told.append(command)
+            pose = command.target
+    speeds = np.array([command.linear for command in told])
+    assert np.linalg.norm(np.diff(speeds, axis=0), axis=1).max() <= 2.5 * 0.02 + 1e-9
+    along = {"eef_pose": 0, "eef_delta": 1}
+    first, second = (speeds[:, along[kind]] for kind in kinds)
+    assert first.max() > 0.1 and second.max() > 0.1
+    begun = np.flatnonzero((second > 1e-6) & (np.arange(len(second)) > 15))[0]
+    assert not speeds[begun - 1].any() and first[begun:].max() < 1e-3  # a pose leads back
+    # It is silent in the end, and held where it stands though it sags.
+    ends = [command.target for command in told[-30:]]
+    assert len(set(ends)) == 1 and not speeds[-30:].any() and c.safety.enabled
 
 
 def test_who_commands_is_told_anew_where_the_clock_stands_or_goes_back():

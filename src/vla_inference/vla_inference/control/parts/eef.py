@@ -319,6 +319,7 @@ class EefPart(Part[ChunkPlayer, Command]):
     def _move(self, motion: Motion | None, live: bool) -> Command | None:
         if live and self.holds and motion is None and not self._in_motion:
             self.target.stay()  # or it would go with a robot that sags
+            self.robot.behind(False)
             clips = set()
         elif live:
             clips = self.target.follow(self.robot.pose)
