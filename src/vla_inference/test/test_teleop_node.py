@@ -254,6 +254,21 @@ def test_twists_are_taken_in_their_frame(make_graph):
     graph.halted()
 
 
+def test_a_command_node_that_comes_up_again_is_asked_for_its_robot_again(make_graph):
+    graph = make_graph(device="twist")
+    hands = graph.node._human.hands
+    graph.executor.remove_node(graph.command)
+    graph.command.trigger_shutdown()
+    graph.command.destroy_node()
+    where = {"context": graph.context, "namespace": graph.node.get_namespace()}
+    slow = [Parameter("max_linear_velocity", value=0.02)]
+    graph.command = CommandNode(parameter_overrides=slow, **where)
+    graph.executor.add_node(graph.command)
+    assert graph.command.start()
+    graph.until(lambda: graph.node._human.hands not in (None, hands), "another robot")
+    assert graph.node._human.hands.speeds[0] == 0.02
+
+
 LEADER = """
 joints: {a: la, b: {joint: lb, scale: -1}}
 pedal: {deadman: {button: 0}}

@@ -8,8 +8,11 @@ import itertools
 
 import aiohttp
 import pytest
+from std_srvs.srv import SetBool
 from studio_graph import StudioGraph
 from studio_server import Client, eventually
+
+from vla_msgs.msg import ActionChunk
 
 PATIENCE = 60
 
@@ -138,5 +141,66 @@ def test_the_speed_is_lowered_while_disabled_and_nothing_else_is_set(graph):
             await client.tell("release")
             await eventually(lambda: not graph.enabled, PATIENCE)
             assert not (await client.ask("speed", speed=1.0))["error"]
+
+    asyncio.run(go())
+
+
+def test_a_person_commands_by_the_page_and_is_no_publisher_else(graph):
+    node = graph.node
+
+    def publishers():
+        return node.count_publishers("human_action")
+
+    async def go():
+        async with page(graph) as client:
+            await client.until("source", lambda data: data == "model")
+            other = node.create_publisher(ActionChunk, "human_action", 10)
+            await eventually(lambda: publishers() == 1, PATIENCE)
+            assert "more publish on" in (await client.ask("take_over", human=True))["error"]
+            await eventually(lambda: publishers() == 1, PATIENCE)
+            node.destroy_publisher(other)
+            await eventually(lambda: publishers() == 0, PATIENCE)
+            assert not (await client.ask("take_over", human=True))["error"]
+            await client.until("source", lambda data: data == "human")
+
+            async def move():
+                while True:
+                    await client.tell("move", shares=[0, 0, 0, 0, 0, 0.5], acts=["close"])
+                    await asyncio.sleep(0.02)
+
+            tasks = [asyncio.create_task(work) for work in (hold(client), move())]
+            await client.until("executed", lambda data: data["what"] == "twist")
+            turns = lambda data: abs(data["values"][-1] - 0.25) < 1e-6  # noqa: E731
+            await client.until("executed", lambda data: data["what"] == "twist" and turns(data))
+            for task in tasks:
+                task.cancel()
+            await client.tell("release")
+            await eventually(lambda: not graph.enabled, PATIENCE)
+            assert not (await client.ask("take_over", human=False))["error"]
+            await eventually(lambda: publishers() == 0, PATIENCE)
+
+    asyncio.run(go())
+
+
+def test_a_page_enables_what_another_device_moves(graph):
+    async def go():
+        async with page(graph) as client:
+            node = graph.node
+            other = node.create_publisher(ActionChunk, "human_action", 10)
+            taken = node.create_client(SetBool, "command/take_over")
+            await eventually(lambda: taken.service_is_ready(), PATIENCE)
+            future = taken.call_async(SetBool.Request(data=True))
+            await eventually(future.done, PATIENCE)
+            assert future.result().success
+            await client.until("source", lambda data: data == "human")
+            holding = asyncio.create_task(hold(client))
+            await eventually(lambda: graph.enabled, PATIENCE)
+            await asyncio.sleep(0.3)
+            assert graph.enabled and node.count_publishers("human_action") == 1
+            holding.cancel()
+            await client.tell("release")
+            assert not (await client.ask("take_over", human=False))["error"]
+            node.destroy_publisher(other)
+            node.destroy_client(taken)
 
     asyncio.run(go())

@@ -45,6 +45,7 @@ function showCommand(status) {
   const stopped = status.stop_kind && `${status.stop_reason} (${status.stop_kind}, ${when(status.stop_time)})`;
   fill(byId("command"), [
     ["state", badge(status.state, kind)],
+    ["commanded by", status.source === "human" ? `a person, silent ${status.silences} times` : status.source],
     ["last stop", stopped],
     ["would stop it", status.warning],
     ["commands", `${status.commands}, ${fixed(status.command_rate, 1)} of ${fixed(status.nominal_rate, 1)} Hz`],

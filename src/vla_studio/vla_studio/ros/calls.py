@@ -86,21 +86,36 @@ class RosGraph:
         self._said.publish(String(data=text))
 
     def drive(self, wish: Wish) -> None:
-        if self.human is not None and self.human.source == CommandSource.HUMAN:
-            self.human.send(wish)
+        human = self.human  # who has not taken over by a page leaves it to another device
+        if human is not None and human.opened and human.source == CommandSource.HUMAN:
+            human.send(wish)
 
     def halt(self) -> None:
         if self.human is not None:
             self.human.halt()
 
     async def call(self, name: str, **fields: Any) -> dict[str, Any]:
-        allowed = ALLOWED[name]
         if name == "step":
             if self.chunk is None:
                 raise VlaError("the model has not answered yet", "wait for its first chunk")
             fields["chunk"] = self.chunk
-        if name == "take_over" and fields["data"] and self.human is not None:
+        if name == "take_over":
+            return await self._take_over(fields["data"])
+        return await self._call(name, fields)
+
+    async def _take_over(self, human: bool) -> dict[str, Any]:
+        """Shows itself as the person's publisher first; no more where that is refused."""
+        if self.human is not None and human:
             self.human.open()
+        try:
+            return await self._call("take_over", {"data": human})
+        except VlaError:
+            if self.human is not None and self.human.source != CommandSource.HUMAN:
+                self.human.leave()
+            raise
+
+    async def _call(self, name: str, fields: dict[str, Any]) -> dict[str, Any]:
+        allowed = ALLOWED[name]
         answer = plain(await self._ask(allowed, allowed.kind.Request(**fields)))
         if not answer.get("success", answer.get("accepted", True)):
             raise VlaError(answer["message"] or f"{allowed.service} refused")

@@ -528,6 +528,7 @@ class StudioServer:
             self.operation.command_state(value["state"])
         elif name == "source":
             self.operation.commands(value)
+            self.happened(f"commands the robot: {value}")
         if self._values.get(name) == value:
             return
         self._values[name] = value

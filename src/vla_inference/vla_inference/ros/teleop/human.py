@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from vla_inference.teleop.settings import TeleopSettings
 from vla_inference.teleop.wish import STILL, Grip, Wish
 from vla_msgs.msg import ActionChunk, CommandSource
 
-ASK_AGAIN, ANSWER = 1.0, 3.0  # s between two questions; until an answer counts as lost
+ANSWER = 3.0  # s until an answer counts as lost
 OF_NODE = {
     "parts",
     "use_sim_time",
@@ -62,7 +63,7 @@ class HumanAction:
         self._tool = False  # of the model's deltas
         self._publisher: Any = None
         self._saying = threading.RLock()
-        self._asked = 0.0  # when the command node was; 0: an answer is not awaited
+        self._asked = -math.inf  # when the command node was
         make = node.create_client
         self._list = make(ListParameters, "command/list_parameters")
         self._get = make(GetParameters, "command/get_parameters")
@@ -87,7 +88,7 @@ class HumanAction:
     def look(self) -> None:
         """Asks the command node for its parts until they are known; to be called again."""
         now = time.monotonic()
-        if self.hands is not None or now - self._asked < (ANSWER if self._asked else ASK_AGAIN):
+        if self.hands is not None or now - self._asked < ANSWER:
             return
         if not (self._list.service_is_ready() and self._get.service_is_ready()):
             self.problem = "there is no command node"
@@ -125,6 +126,15 @@ class HumanAction:
                 )
             )
 
+    def _forget_robot(self) -> None:
+        """Another command node has come up, perhaps of another robot: it is asked anew."""
+        with self._saying:
+            self.hands, self._asked, self._moving = None, -math.inf, False
+        for subscription in self._of_robot:
+            self._node.destroy_subscription(subscription)
+        self._of_robot.clear()
+        self.here.clear()
+
     def _keep_time(self, simulated: bool) -> None:
         """The command node's clock is the one that chunks are stamped by."""
         if self._node.value("use_sim_time") != simulated:
@@ -142,6 +152,8 @@ class HumanAction:
     # -- what is heard ------------------------------------------------------------------------
 
     def _on_source(self, msg: CommandSource) -> None:
+        if msg.sequence == 0 and self.hands is not None:
+            self._forget_robot()
         if msg.source != self.source:
             self.source = msg.source
             self._told(msg.source)
@@ -182,6 +194,11 @@ class HumanAction:
             if self._publisher is None:
                 make = self._node.create_publisher
                 self._publisher = make(ActionChunk, "human_action", qos.CHUNK)
+
+    @property
+    def opened(self) -> bool:
+        """Whether it is a publisher, for the command node to hear."""
+        return self._publisher is not None
 
     def leave(self) -> None:
         """Is no publisher any more: the command node takes one at a time."""

@@ -24,6 +24,7 @@ from vla_inference.teleop.mapping import (
     load_keys,
     load_leader,
 )
+from vla_inference.teleop.robot import Hands
 from vla_inference.teleop.settings import TeleopSettings
 from vla_inference.teleop.terminal import Terminal
 from vla_inference.teleop.twist import Twist
@@ -115,14 +116,15 @@ class TwistInput:
     ):
         self._human, self._silence = human, settings.silence
         self._twist: Twist | None = None
+        self._hands: Hands | None = None  # whose frames and speeds it has
         self._topic = Topic(node, TwistStamped, "human_twist", self._take, then)
 
     def _take(self, msg: TwistStamped) -> None:
         hands = self._human.known()
         if hands.moved is None:
             raise VlaError("the robot has no part that a twist moves", "use a leader arm")
-        if self._twist is None:
-            moved = hands.moved
+        if self._twist is None or self._hands is not hands:
+            self._hands, moved = hands, hands.moved
             self._twist = Twist((moved.base, moved.tool), hands.speeds, self._silence)
         vectors = msg.twist.linear, msg.twist.angular
         values = [getattr(vector, axis) for vector in vectors for axis in "xyz"]
