@@ -12,6 +12,7 @@ also counts
 - periods whose motion is by another source than was told to be in force when they began, also
   by what is told later;
 - motion by what was read before the hand-over, or by a person who has been silent for too long;
+- motion of a part that the person's last input left out;
 - a robot that still moves 5 s after its person fell silent;
 - periods without a command while a person commands, or until the model moves the robot again;
 - stops by a source that is not in charge; broken chunks of one that is that do not stop it.
@@ -91,6 +92,7 @@ class Person:
         self.input_at = -math.inf  # steady time of the last input since the hand-over
         self.since = -math.inf  # steady time of that, or of enabling if later
         self.waiting = False  # for the model's first motion
+        self.left_out: set[str] = set()  # parts, of the last input
         self.commands: dict[str, Any] = {}
 
     # -- what a trial fills in ----------------------------------------------------------------
@@ -142,6 +144,7 @@ class Person:
             before = self.in_force(c._window - c.period) == HUMAN
             self.taken.count("told_too_early", before == by_hand)
         self.handed = self.now if by_hand else c.takeover.since
+        self.left_out = set()
         self.input_at, self.since, self.waiting = -math.inf, self.steady, not by_hand
         self.taken.hand_overs += 1
         self.taken.while_enabled += c.safety.enabled
@@ -152,6 +155,8 @@ class Person:
         self.taken.inputs += 1
         if self.commander.accept(chunk, stamp, self.now, self.steady, HUMAN):
             self.input_at = self.steady
+            given = {part.name for part in chunk.spec.parts}
+            self.left_out = {n for n in self.commander.parts if n and n not in given}
         self.heard_chunk()
 
     def err(self) -> None:
@@ -213,6 +218,8 @@ class Person:
         if by_hand:
             silent = self.steady - self.input_at
             taken.moved_by_hand += bool(moved_by)
+            some = any(c.parts[name]._motion is not None for name in self.left_out)
+            taken.count("moves_what_was_left_out", some)
             taken.count("by_a_silent_person", bool(moved_by) and silent > c.takeover.timeout)
             moves = any(command.moves for command in self.commands.values())
             still = self.steady - max(self.input_at, self.since) > HALTED

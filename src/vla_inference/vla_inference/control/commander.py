@@ -150,10 +150,17 @@ class _Parts:
         begin = self._next_begin(now)
         taken = in_charge and any([part.accept(chunk, stamp, begin, now) for part in parts])
         if source == HUMAN and taken:
-            self.takeover.hear(steady)
+            self._hear(parts, steady)
         elif source == MODEL and (taken or not in_charge):  # that one lives, and is not asked
             self.safety.fed(steady)
         return taken
+
+    def _hear(self, parts: Sequence[Part[Any, Any]], steady: float) -> None:
+        """A person commands these parts: the others come to a halt."""
+        self.takeover.hear(steady)
+        for part in self.parts.values():
+            if part not in parts:
+                part.drop()
 
     def _commanded(self, spec: ActionSpec, source: str) -> list[Part[Any, Any]]:
         """The parts that a chunk commands: a model's all; what a person leaves out stands still.

@@ -30,9 +30,10 @@ C = TypeVar("C", bound=Sent)
 class Part(Generic[P, C]):
     """Controls one part of a robot; all parts of a robot share its `Safety`.
 
-    holds: whether it is commanded at a standstill as well, rather than left to itself.
     In each command period `RobotCommander` calls `begins`, then `fault`, then `move`, or `halts`
     and `halted` where nothing may move. Times are as in `Safety`.
+
+    holds: whether it is commanded at a standstill as well, rather than left to itself.
     """
 
     kinds: tuple[str, ...] = ()  # of actions that it executes

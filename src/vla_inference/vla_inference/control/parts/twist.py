@@ -54,10 +54,8 @@ class BasePart(Part[ChunkPlayer, Command]):
         _axes(part, self.limits.holonomic)
 
     def accept(self, chunk: ActionChunk, stamp: float, begin: float, now: float) -> bool:
-        stretch, axes = (
-            self.player.play.stretch,
-            _axes(chunk.spec.part(self.name), self.limits.holonomic),
-        )
+        axes = _axes(chunk.spec.part(self.name), self.limits.holonomic)
+        stretch = self.player.play.stretch
         rows = np.zeros((len(chunk), 6))
         rows[:, axes] = self.settings.scale / stretch * self._rows(chunk)
         steps = [((x, y, z), (rx, ry, rz), None) for x, y, z, rx, ry, rz in rows.tolist()]

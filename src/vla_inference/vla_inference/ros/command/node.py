@@ -59,6 +59,10 @@ from vla_msgs.msg import ActionChunk, CommandSource, CommandStatus
 FAREWELL = Duration(seconds=0.2)  # to have a last halt acknowledged
 STATUS_PERIOD = 0.5
 HUMAN_ACTION = "human_action"
+LATE = (
+    "chunks come too late to execute any of their steps; choose a faster model, longer chunks, or "
+    "align: arrival"
+)
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # of a part: it becomes part of topics' names
 
 
@@ -220,15 +224,11 @@ class CommandNode(ManagedNode):
         except VlaError as error:
             self.commander.bad_chunk(str(error), now, source)
         else:
-            before = self.commander.player.late
+            player = self.commander.player
+            before = player.late
             self.commander.accept(chunk, stamp, now, self._steadily(), source)
-            late = self.commander.player.late > before
-            self._remark = (
-                "chunks come too late to execute any of their steps; choose a faster model, "
-                "longer chunks, or align: arrival"
-                if late
-                else ""
-            )
+            if source == MODEL:
+                self._remark = LATE if player.late > before else ""
         self._tell_changes()
 
     def _on_pose(self, name: str, msg: PoseStamped) -> None:
