@@ -14,6 +14,8 @@ from vla_inference.episodes.hdf5 import write_columns, write_header
 from vla_training.finetune.config import FinetuneConfig
 from vla_training.loader.frame_index import DatasetSource
 
+# Of a corrected episode, whether a person acted in each step of 0.05 s
+ACTED = np.repeat([False, True, False, True, False], [6, 4, 3, 2, 5])
 SENTENCES = ("stack the red block on the green one", "lift the cube")
 
 
@@ -49,6 +51,27 @@ def write_noise(
                 },
             }
             write_columns(file["data"].create_group(f"demo_{i}"), data)
+    return path
+
+
+def write_corrected(path: Path, side: int = 64) -> Path:
+    """One episode in which a person acted as ACTED says, and one that says nothing."""
+    rng, n = np.random.default_rng(0), len(ACTED)
+    with h5py.File(path, "w") as file:
+        write_header(file, "noise", 2 * n, {})
+        for i in range(2):
+            data = {
+                "actions": rng.uniform(-1, 1, (n, 7)),
+                "states": np.zeros((n, 8)),
+                "rewards": np.zeros(n),
+                "dones": np.zeros(n),
+                "instructions": [SENTENCES[0]] * n,
+                "obs": {"agentview_image": rng.integers(0, 256, (n, side, side, 3), np.uint8)},
+            }
+            group = file["data"].create_group(f"demo_{i}")
+            write_columns(group, data)
+            if i == 0:
+                group.create_dataset("intervention", data=ACTED.astype(np.uint8))
     return path
 
 

@@ -100,9 +100,8 @@ def improved(
     folder = args.work / f"{arm}-{seed}"
     words = ["--model", start.absolute(), "--task", args.task, "--collect", arm]
     words += ["--rounds", args.rounds, "--episodes", args.episodes, "--dataset", data.absolute()]
-    words += ["--max-steps", args.steps, "--batch-size", args.batch, "--lora-rank", 0]
-    words += ["--learning-rate", args.learning_rate, "--lr-schedule", "cosine"]
-    words += ["--warmup-steps", max(1, args.steps // 20), "--val-split", 0]
+    words += ["--recipe", "train", "--max-steps", args.steps, "--batch-size", args.batch]
+    words += ["--learning-rate", args.learning_rate, "--val-split", 0]
     words += ["--judged-by", args.judged_by, "--seed", 1000 * (seed + 1)]
     words += ["--parallel", args.parallel, "--device", args.device, "--no-tensorboard"]
     run("improve", *words, "--output", folder)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from domains import domain
-from finetune_runs import settings
+from finetune_runs import settings, write_corrected, write_noise
 from graphs import inference_graphs
 
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
@@ -30,6 +30,8 @@ from vla_training.improve.versions import Version, Versions
 from vla_training.improve.work import SimulationWork
 from vla_training.loader.frame_index import DatasetSource
 from vla_training.ros.load_model import load_model
+from vla_training.small_model.config import TrainConfig
+from vla_training.small_model.train import train
 
 JUDGED = 8
 GAINS = {1: 2, 2: -3, 3: 1, 4: 0}  # successes that each round's training adds
@@ -223,8 +225,6 @@ def work(tmp_path: Path) -> SimulationWork:
 
 
 def test_new_data_have_their_share_by_frames(work, tmp_path):
-    from finetune_runs import write_noise
-
     paths = [write_noise(tmp_path / f"{n}.hdf5", n, 4, seed=n) for n in (1, 2, 3)]
     old, *new = [DatasetSource(str(path)) for path in paths]
     assert [s.weight for s in work._mixed(new)] == pytest.approx([0.4, 0.6])
@@ -235,8 +235,6 @@ def test_new_data_have_their_share_by_frames(work, tmp_path):
 
 
 def test_a_round_takes_the_recorded_episodes_that_no_round_has_taken(work, tmp_path):
-    from finetune_runs import write_noise
-
     source, episodes = tmp_path / "recorded", tmp_path / "run" / "episodes"
     source.mkdir()
     for n in (1, 2):
@@ -252,6 +250,36 @@ def test_a_round_takes_the_recorded_episodes_that_no_round_has_taken(work, tmp_p
     ]
     with pytest.raises(VlaError, match="has no new episode"):
         work._take_recorded(source, episodes / "0003")
+
+
+def small_model(folder: Path) -> Path:
+    """A checkpoint of the small model, trained for a step on small images."""
+    config = TrainConfig(
+        batch_size=2, steps=1, layers=1, image_size=64, tensorboard=False, validation=0.0
+    )
+    write_noise(folder / "noise.hdf5", 2, 8)
+    return train([str(folder / "noise.hdf5")], folder / "small", config, 0, report=lambda _: None)
+
+
+def test_the_small_model_goes_on_by_its_own_recipe(work, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "sync", lambda _: None)
+    start = small_model(tmp_path)
+    work.config = replace(work.config, recipe="train")
+    old = DatasetSource(str(tmp_path / "noise.hdf5"))
+    changes = {"sources": (old,), "vla_path": str(start), "batch_size": 2, "max_steps": 2}
+    work.finetune = replace(work.finetune, **changes)
+    work.check()
+    write_corrected(tmp_path / "new.hdf5")
+    version, output = Version(0, start, True, {}), tmp_path / "run/versions/0001/checkpoint"
+    told = work.train(1, version, [tmp_path / "new.hdf5"], output)
+    assert told["recipe"] == "train" and list(told["data"].values()) == [0.75, 0.25]
+    assert (output / "model.safetensors").is_file()
+    assert work.train(1, version, [tmp_path / "new.hdf5"], output) == told  # it is there
+    other = replace(work.finetune, vla_path=str(tmp_path / "l1"))
+    with pytest.raises(VlaError, match="is not the small model"):
+        replace(work, finetune=other).check()
+    with pytest.raises(VlaError, match="has no end; give --max-steps"):
+        replace(work, finetune=replace(work.finetune, max_steps=None)).check()
 
 
 @pytest.mark.parametrize(

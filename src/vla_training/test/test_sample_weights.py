@@ -7,17 +7,15 @@ from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
-from finetune_runs import SENTENCES, make_home, settings
+from finetune_runs import ACTED, make_home, settings, write_corrected
 from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from vla_inference.cli.main import run_subcommand
-from vla_inference.episodes.hdf5 import write_columns, write_header
 from vla_inference.errors import VlaError
 from vla_training.finetune.finetune import Finetuner, finetune
 from vla_training.loader.frame_index import DatasetSource, index_frames
@@ -30,29 +28,7 @@ from vla_training.small_model.episode_frames import frames_from_paths
 from vla_training.small_model.train import train
 from vla_training.small_model.trainer import Trainer
 
-ACTED = np.repeat([False, True, False, True, False], [6, 4, 3, 2, 5])  # 20 steps of 0.05 s
 WEIGHTS = SampleWeights(intervention_weight=3.0, before_takeover=0.2, before_weight=0.0)
-
-
-def write_corrected(path: Path, side: int = 64) -> Path:
-    """One episode in which a person acted as ACTED says, and one that says nothing."""
-    rng, n = np.random.default_rng(0), len(ACTED)
-    with h5py.File(path, "w") as file:
-        write_header(file, "noise", 2 * n, {})
-        for i in range(2):
-            data = {
-                "actions": rng.uniform(-1, 1, (n, 7)),
-                "states": np.zeros((n, 8)),
-                "rewards": np.zeros(n),
-                "dones": np.zeros(n),
-                "instructions": [SENTENCES[0]] * n,
-                "obs": {"agentview_image": rng.integers(0, 256, (n, side, side, 3), np.uint8)},
-            }
-            group = file["data"].create_group(f"demo_{i}")
-            write_columns(group, data)
-            if i == 0:
-                group.create_dataset("intervention", data=ACTED.astype(np.uint8))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,13 @@ class ImproveConfig:
     sees: tuple[str, ...] = option(
         ("agentview",), "Cameras of simulation and datasets, in the model's order, by commas."
     )
+    recipe: str = option(
+        "finetune",
+        "How a round trains: finetune, or train, the small model's own (of the options below it "
+        "takes --max-steps, --batch-size, --learning-rate, --val-split, --seed, --device, "
+        "--compile).",
+        choices=("finetune", "train"),
+    )
     judged_by: int = option(100, "Episodes that old and new version both play.", low=1)
     judging_seed: int = option(
         DEVELOPMENT, "Their seed; measure the final model on another one.", low=0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from vla_training.datasets import open_dataset
 from vla_training.datasets.base import READERS
 from vla_training.finetune.config import FinetuneConfig
 from vla_training.improve.config import ImproveConfig
+from vla_training.improve.own_recipe import recipe, train_small
 from vla_training.improve.versions import Version
 from vla_training.loader.frame_index import DatasetSource, index_frames
 
@@ -57,6 +57,8 @@ class SimulationWork:
             )
         if self.config.recorded is not None and not Path(self.config.recorded).is_dir():
             raise VlaError(f"there is no folder {self.config.recorded}", "correct --recorded")
+        if self.config.recipe == "train":
+            recipe(Path(self.finetune.vla_path), self.finetune, [DatasetSource("")])
         if self.config.recorded is None:
             self._generation(1, self.finetune.vla_path).check()
 
@@ -123,19 +125,21 @@ class SimulationWork:
     ) -> dict[str, Any]:
         from vla_training.finetune.finetune import can_resume, train
 
+        run_it = train if self.config.recipe == "finetune" else train_small
         run = self.folder / "runs" / f"{number:04d}"
+        training = self._training(version, episodes, run, number)
         if not output.is_dir():
             begun = can_resume(run)
             if not begun:
                 shutil.rmtree(run, ignore_errors=True)  # killed before there was anything to keep
-            made, finished = train(self._training(version, episodes, run, number), resume=begun)
+            made, finished = run_it(training, begun)
             if not finished:
                 raise VlaError("the training was stopped", "the same command goes on with it")
             output.parent.mkdir(parents=True, exist_ok=True)
             replace_entry(made, output)
         shutil.rmtree(run / "state", ignore_errors=True)  # large, and of no more use
-        settings: dict[str, Any] = json.loads((run / "finetune.json").read_text())
-        return {"data": settings["sources"], "max_steps": settings["max_steps"]}
+        data = {s.path: round(s.weight or 0.0, 6) for s in training.sources}
+        return {"recipe": self.config.recipe, "data": data, "max_steps": training.max_steps}
 
     def _training(
         self, version: Version, episodes: Sequence[Path], run: Path, number: int

@@ -75,6 +75,12 @@ def train(
     return Path(output) / "checkpoint"
 
 
+def steps_done(output: str | Path) -> int:
+    """Of a run, by its newest state."""
+    states = find_states(Path(output) / "state")
+    return int(states[-1].name.removeprefix("step-")) if states else 0
+
+
 def spawn(world: int, args: tuple) -> None:
     """`_train_rank` in `world` processes; they meet in a file, so that no port can be taken."""
     with tempfile.TemporaryDirectory(prefix="vla_train_") as folder:
