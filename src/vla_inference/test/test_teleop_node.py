@@ -22,6 +22,7 @@ from typist import Typist
 from vla_inference.ros import qos
 from vla_inference.ros.command.node import CommandNode
 from vla_inference.ros.messages import chunk_to_msg
+from vla_inference.ros.teleop import inputs
 from vla_inference.ros.teleop.node import TeleopNode
 from vla_inference.types import ActionChunk, eef_delta_spec
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
@@ -30,7 +31,7 @@ from vla_msgs.msg import CommandSource, CommandStatus
 # A busy machine must not stop the robot: the watchdogs have tests of their own.
 CALM = {"max_period": 5.0, "stall_timeout": 30.0, "max_image_age": 30.0, "human_timeout": 2.0}
 REST = [0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0]
-SWITCH, TAKE, GIVE = 4, 7, 6
+GRIPPER, SWITCH, GIVE, TAKE = 0, 4, 6, 7
 
 
 class Graph(NodeGraph):
@@ -172,6 +173,8 @@ def test_a_person_takes_over_moves_the_robot_and_gives_it_back(graph, pad):
     chunk = graph.chunks[-1]
     assert chunk.model == "gamepad" and chunk.parts[0].frame_id == "base"
     assert steps(chunk)[0, 6] == 1.0  # as the model had it
+    pad.press(GRIPPER)
+    graph.until(lambda: steps(graph.chunks[-1])[0, 6] == 0.0, "the gripper")
     pad.let_go()
     graph.halted()
     graph.until(lambda: not any(graph.twists[-1]), "a standstill")
@@ -282,10 +285,30 @@ JOINTS = {
 }
 
 
-def test_a_follower_is_refused_a_far_leader_and_follows_a_near_one(make_graph, tmp_path):
+class Keys:
+    """What stands in for a terminal: the space bar, held or not, and what else is typed."""
+
+    held, typed = False, ""
+
+    def read(self):
+        text, Keys.typed = " " * Keys.held + Keys.typed, ""
+        return text
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("switch", ["joy", "key"])
+def test_a_follower_is_refused_a_far_leader_and_follows_a_near_one(
+    make_graph, tmp_path, monkeypatch, switch
+):
+    monkeypatch.setattr(inputs, "Terminal", Keys)
     (tmp_path / "leader.yaml").write_text(LEADER)
     mapping = str(tmp_path / "leader.yaml")
-    graph = make_graph(robot=JOINTS, device="leader", mapping=mapping, switch="joy")
+    graph = make_graph(robot=JOINTS, device="leader", mapping=mapping, switch=switch)
+    if switch == "key":  # also while the leader is silent
+        Keys.typed = "t"
+        graph.until(lambda: graph.sources[-1] == "human", "the person to command")
     make = graph.client.create_publisher
     leader, pedal = make(JointState, "leader/joint_states", 10), make(Joy, "joy", 10)
     follower = make(JointState, "arm/joint_states", 10)
@@ -302,7 +325,7 @@ def test_a_follower_is_refused_a_far_leader_and_follows_a_near_one(make_graph, t
     graph.client.create_timer(0.03, tell)
     graph.until(lambda: len(graph.node._human.here) == 2, "where the follower is")
     graph.idle(0.3)
-    foot.buttons = [1]
+    foot.buttons, Keys.held = [1], True
     graph.until(lambda: "by +0.60 at a" in graph.node.diagnose()[1], "a refusal")
     assert not graph.chunks
     led.position = [0.05, 0.02]
@@ -315,7 +338,7 @@ def test_a_follower_is_refused_a_far_leader_and_follows_a_near_one(make_graph, t
     graph.until(
         lambda: graph.positions and np.allclose(graph.positions[-1], close, atol=0.01), "the arm"
     )
-    foot.buttons = [0]
+    foot.buttons, Keys.held = [0], False
     graph.idle(0.3)
     count = len(graph.chunks)
     led.position = [1.0, 1.0]

@@ -60,10 +60,6 @@ class Keyboard:
         held = moves or now - self._pressed <= self._silence
         return Wish(held, self._shares if moves else STILL, acts=acts)
 
-    def holds(self, now: float) -> bool:
-        """Whether the key that is another device's switch is held."""
-        return now - self._pressed <= self._silence
-
 
 def _along(axis: int, sign: float) -> Shares:
     x, y, z, rx, ry, rz = (sign * (i == axis) for i in range(6))

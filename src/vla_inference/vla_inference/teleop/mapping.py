@@ -12,7 +12,7 @@ import yaml
 
 from vla_inference.errors import VlaError
 from vla_inference.system.prefixes import share_folders
-from vla_inference.teleop.wish import ACTS, AXES
+from vla_inference.teleop.wish import ACTS, AXES, HANDING
 
 HOLD = "hold"  # a key that is the dead man's switch of another device
 MOST = 64  # axes, and buttons, of a device
@@ -26,6 +26,11 @@ class KeyMapping:
     motions: Mapping[str, tuple[int, float]]
     acts: Mapping[str, str]
     holds: frozenset[str] = frozenset()
+
+    def beside(self) -> KeyMapping:
+        """Of keys that say who commands, and are a switch, while another device moves."""
+        handing = {key: act for key, act in self.acts.items() if act in HANDING}
+        return KeyMapping({}, handing, self.holds)
 
 
 @dataclass(frozen=True)

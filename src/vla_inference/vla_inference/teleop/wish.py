@@ -11,7 +11,8 @@ AXES = ("x", "y", "z", "rx", "ry", "rz")
 STILL: Shares = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 OPEN, CLOSE, TOGGLE = "open", "close", "gripper"  # what a key or button does to the gripper
 TAKE_OVER, GIVE_BACK, HAND_OVER = "take_over", "give_back", "hand_over"
-ACTS = (OPEN, CLOSE, TOGGLE, TAKE_OVER, GIVE_BACK, HAND_OVER)
+HANDING = (TAKE_OVER, GIVE_BACK, HAND_OVER)  # to who commands
+ACTS = (OPEN, CLOSE, TOGGLE, *HANDING)
 
 
 @dataclass(frozen=True)

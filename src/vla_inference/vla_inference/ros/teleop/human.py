@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from rcl_interfaces.srv import GetParameters, ListParameters
+from rclpy.duration import Duration
 from rclpy.parameter import Parameter, parameter_value_to_python
 from sensor_msgs.msg import JointState
 from std_srvs.srv import SetBool
@@ -24,6 +25,7 @@ from vla_inference.teleop.settings import TeleopSettings
 from vla_inference.teleop.wish import STILL, Grip, Wish
 from vla_msgs.msg import ActionChunk, CommandSource
 
+FAREWELL = Duration(seconds=0.1)
 ANSWER = 3.0  # s until an answer counts as lost
 OF_NODE = {
     "parts",
@@ -56,8 +58,8 @@ class HumanAction:
         self.source = ""  # who commands; empty: nobody has said
         self.problem = ""  # why the robot's parts are not known
         self.sent = 0
-        self._grips: dict[str, Grip] = {}
         self.here: dict[str, float] = {}  # measured joints, by name [rad, m]
+        self._grips: dict[str, Grip] = {}
         self._joints: tuple[str, ...] = ()  # that the last wish named
         self._moving = False
         self._tool = False  # of the model's deltas
@@ -206,6 +208,7 @@ class HumanAction:
             self.halt()
             publisher, self._publisher = self._publisher, None
             if publisher is not None:
+                publisher.wait_for_all_acked(FAREWELL)  # a last halt
                 self._node.destroy_publisher(publisher)
 
     def send(self, wish: Wish) -> None:

@@ -19,6 +19,7 @@ from vla_inference.teleop.keyboard import Keyboard
 from vla_inference.teleop.leader import Leader
 from vla_inference.teleop.mapping import (
     JoyMapping,
+    KeyMapping,
     LeaderMapping,
     load_joy,
     load_keys,
@@ -71,13 +72,13 @@ class Topic:
 class KeyInput:
     """The keyboard of a terminal."""
 
-    def __init__(self, mapping: str, silence: float):
-        self.keys = Keyboard(load_keys(mapping), silence)
+    def __init__(self, mapping: KeyMapping, silence: float):
+        self._keys = Keyboard(mapping, silence)
         self._terminal = Terminal()
 
     def wish(self, now: float) -> Wish:
-        self.keys.take(self._terminal.read(), now)
-        return self.keys.wish(now)
+        self._keys.take(self._terminal.read(), now)
+        return self._keys.wish(now)
 
     def close(self) -> None:
         self._terminal.close()
@@ -138,16 +139,30 @@ class TwistInput:
         self._topic.close()
 
 
-class LeaderInput:
-    """switch: what its dead man's switch is held by."""
+class Switch:
+    """A device that is another one's dead man's switch.
 
+    held: whether it was by the last wish.
+    """
+
+    def __init__(self, device: Device):
+        self._device, self.held = device, False
+
+    def wish(self, now: float) -> Wish:
+        self.held = False
+        wish = self._device.wish(now)
+        self.held = wish.held
+        return wish
+
+
+class LeaderInput:
     def __init__(
         self,
         node: ManagedNode,
         human: HumanAction,
         settings: TeleopSettings,
         mapping: LeaderMapping,
-        switch: Device,
+        switch: Switch,
     ):
         s = settings
         self._human, self._switch = human, switch
@@ -158,18 +173,18 @@ class LeaderInput:
         self._leader.take(list(msg.name), list(msg.position), time.monotonic())
 
     def wish(self, now: float) -> Wish:
-        pressed = self._switch.wish(now)
         self._topic.check()
-        wish = self._leader.wish(pressed.held, self._human.here, now)
-        return Wish(wish.held, joints=wish.joints, gripper=wish.gripper, acts=pressed.acts)
+        return self._leader.wish(self._switch.held, self._human.here, now)
 
     def close(self) -> None:
         self._topic.close()
 
 
 class Inputs:
-    """The device that the settings name, and the terminal's keys beside it where they are asked
-    for. then: called after each message of a device."""
+    """The device that the settings name, and what says who commands beside it.
+
+    then: called after each message of a device.
+    """
 
     def __init__(
         self,
@@ -178,71 +193,22 @@ class Inputs:
         settings: TeleopSettings,
         then: Callable[[], None],
     ):
+        self._node, self._human, self._settings, self._then = node, human, settings, then
         self._open: list[Any] = []
-        self._beside: KeyInput | None = None
-        self.acts: tuple[str, ...] = ()  # told by the last `wish`, even where it failed
+        self._beside: list[Device] = []
+        self.acts: tuple[str, ...] = ()  # of the last `wish`, even where it failed
         try:
-            self._device = self._make(node, human, settings, then)
+            self._device = self._make()
         except BaseException:
             self.close()
             raise
 
-    def _make(
-        self,
-        node: ManagedNode,
-        human: HumanAction,
-        s: TeleopSettings,
-        then: Callable[[], None],
-    ) -> Device:
-        if s.device == "keyboard":
-            return self._keep(KeyInput(s.mapping, s.silence))
-        if s.device == "leader":
-            return self._leader(node, human, s, then)
-        if s.device == "twist":
-            self._listen_to_keys(s)
-            return self._keep(TwistInput(node, human, s, then))
-        mapping = load_joy(s.mapping or s.device)
-        if s.device == "gamepad" and mapping.button is None:
-            raise VlaError(
-                "a gamepad's stick is deflected by what lies on it",
-                "give its mapping a deadman button",
-            )
-        self._listen_to_keys(s)
-        return self._keep(JoyInput(node, mapping, JOY_TOPICS[s.device], s.silence, then))
-
-    def _leader(
-        self,
-        node: ManagedNode,
-        human: HumanAction,
-        s: TeleopSettings,
-        then: Callable[[], None],
-    ) -> Device:
-        mapping = load_leader(s.mapping)
-        if s.switch == "key":
-            switch: Device = _Held(self._keep(KeyInput("", s.silence)))
-        elif mapping.pedal is not None:
-            self._listen_to_keys(s)
-            switch = self._keep(JoyInput(node, mapping.pedal, "joy", s.silence, then))
-        else:
-            raise VlaError(
-                "the mapping of the leader has no pedal", "add it, or use the switch of a key"
-            )
-        return self._keep(LeaderInput(node, human, s, mapping, switch))
-
-    def _listen_to_keys(self, s: TeleopSettings) -> None:
-        if s.terminal:
-            self._beside = self._keep(KeyInput("", s.silence))
-
-    def _keep(self, one: Any) -> Any:
-        self._open.append(one)
-        return one
-
     def wish(self, now: float) -> Wish:
-        """The device's, with what the terminal's keys say of who commands."""
-        acts = self._beside.wish(now).acts if self._beside else ()
-        self.acts = acts
-        wish = self._device.wish(now)
-        self.acts = (*acts, *wish.acts)
+        """The device's. Raises VlaError where it, or what is beside it, cannot be used."""
+        self.acts = ()
+        for device in (*self._beside, self._device):
+            wish = device.wish(now)
+            self.acts += wish.acts
         return wish
 
     def close(self) -> None:
@@ -250,13 +216,48 @@ class Inputs:
             one.close()
         self._open = []
 
+    def _make(self) -> Device:
+        s = self._settings
+        if s.device == "keyboard":
+            return self._keep(KeyInput(load_keys(s.mapping), s.silence))
+        if s.device == "leader":
+            return self._leader()
+        if s.device == "twist":
+            self._listen_to_keys()
+            return self._keep(TwistInput(self._node, self._human, s, self._then))
+        mapping = load_joy(s.mapping or s.device)
+        if s.device == "gamepad" and mapping.button is None:
+            raise VlaError(
+                "a gamepad's stick is deflected by what lies on it",
+                "give its mapping a deadman button",
+            )
+        self._listen_to_keys()
+        return self._joy(mapping, JOY_TOPICS[s.device])
 
-class _Held:
-    """Of a terminal's keys the switch and what says who commands."""
+    def _leader(self) -> Device:
+        s, mapping = self._settings, load_leader(self._settings.mapping)
+        if s.switch == "key":
+            switch = Switch(self._keys())
+        elif mapping.pedal is not None:
+            self._listen_to_keys()
+            switch = Switch(self._joy(mapping.pedal, "joy"))
+        else:
+            raise VlaError(
+                "the mapping of the leader has no pedal", "add it, or use the switch of a key"
+            )
+        self._beside.append(switch)
+        return self._keep(LeaderInput(self._node, self._human, s, mapping, switch))
 
-    def __init__(self, keys: KeyInput):
-        self._keys = keys
+    def _listen_to_keys(self) -> None:
+        if self._settings.terminal:
+            self._beside.append(self._keys())
 
-    def wish(self, now: float) -> Wish:
-        wish = self._keys.wish(now)
-        return Wish(self._keys.keys.holds(now), acts=wish.acts)
+    def _keys(self) -> Device:
+        return self._keep(KeyInput(load_keys().beside(), self._settings.silence))
+
+    def _joy(self, mapping: JoyMapping, topic: str) -> Device:
+        return self._keep(JoyInput(self._node, mapping, topic, self._settings.silence, self._then))
+
+    def _keep(self, one: Any) -> Any:
+        self._open.append(one)
+        return one

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rclpy.clock import Clock, ClockType
@@ -36,7 +37,8 @@ class TeleopNode(ManagedNode):
         self._inputs: Inputs | None = None
         self._timer: Any = None
         self._held = False
-        self._problem, self._told = "", 0.0
+        self._acts: tuple[str, ...] = ()  # that no chunk has told yet
+        self._problem, self._complaint, self._told = "", "", 0.0
 
     # -- lifecycle ----------------------------------------------------------------------------
 
@@ -60,7 +62,7 @@ class TeleopNode(ManagedNode):
             self._inputs.close()
             self._inputs = None
         if self._human is not None:
-            self._human.halt()
+            self._human.leave()
         self._held = False
 
     def do_cleanup(self) -> None:
@@ -83,9 +85,11 @@ class TeleopNode(ManagedNode):
         wish = Wish()
         try:
             wish = inputs.wish(time.monotonic())
+            self._acts = (*self._acts, *wish.acts) if wish.held else ()
             if wish.held and not release_only:
-                human.send(wish)
-            self._problem = "" if wish.held else self._problem
+                human.send(replace(wish, acts=self._acts))
+                self._acts = ()
+            self._problem = ""
         except VlaError as error:
             wish = Wish()
             self._complain(str(error))
@@ -102,10 +106,10 @@ class TeleopNode(ManagedNode):
 
     def _complain(self, problem: str) -> None:
         now = time.monotonic()
-        if problem != self._problem or now - self._told > QUIET:
+        if problem != self._complaint or now - self._told > QUIET:
             self._told = now
             self.get_logger().error(f"nothing moves: {problem}")
-        self._problem = problem
+        self._problem = self._complaint = problem
 
     # -- who commands -------------------------------------------------------------------------
 
