@@ -257,6 +257,16 @@ def test_twists_are_taken_in_their_frame(make_graph):
     graph.halted()
 
 
+def test_a_device_that_is_absent_is_named(make_graph):
+    graph = make_graph(device="spacemouse")
+    graph.until(lambda: "spacenav/joy" in graph.node.diagnose()[1], "a problem")
+    mouse = graph.client.create_publisher(Joy, "spacenav/joy", 10)
+    stop = graph.steer(mouse, Joy(axes=[0.0] * 6, buttons=[0, 0]))
+    graph.until(lambda: graph.node.diagnose()[1] == "active", "no problem")
+    stop()
+    assert not graph.chunks
+
+
 def test_a_command_node_that_comes_up_again_is_asked_for_its_robot_again(make_graph):
     graph = make_graph(device="twist")
     hands = graph.node._human.hands

@@ -31,11 +31,13 @@ from vla_inference.teleop.terminal import Terminal
 from vla_inference.teleop.twist import Twist
 from vla_inference.teleop.wish import Device, Wish
 
+PATIENCE = 2.0  # s that a device's driver may take to be found
 JOY_TOPICS = {"gamepad": "joy", "spacemouse": "spacenav/joy"}
 
 
 class Topic:
-    """A subscription whose last error is raised by `check` until a good message comes.
+    """A subscription whose last error is raised by `check` until a good message comes, as is that
+    nobody publishes it.
 
     then: called after each message.
     """
@@ -50,6 +52,7 @@ class Topic:
     ):
         self._node, self._take, self._then = node, take, then
         self._error: VlaError | None = None
+        self._topic, self._begun = node.resolve_topic_name(topic), time.monotonic()
         hear = node.create_subscription
         self._hearing = hear(kind, topic, self._on_message, **qos.overridable(qos.COMMAND))
 
@@ -64,6 +67,9 @@ class Topic:
     def check(self) -> None:
         if self._error is not None:
             raise self._error
+        waited = time.monotonic() - self._begun > PATIENCE
+        if waited and not self._node.count_publishers(self._topic):
+            raise VlaError(f"nobody publishes {self._topic}", "start the device's driver")
 
     def close(self) -> None:
         self._node.destroy_subscription(self._hearing)
