@@ -164,6 +164,17 @@ def random_parts(r: Result) -> str:
     )
 
 
+def hand_overs(r: Result) -> str:
+    robots = [r[name] for name in ("eef", "arms", "base")]
+    wrong = sum(robot["wrong_in_all"] for robot in robots)
+    periods = sum(robot["periods"] for robot in robots)
+    enabled = ", ".join(f"{robot['while_enabled']:,}" for robot in robots)
+    return (
+        f"{enabled} hand-overs while enabled: {wrong} times outside limits, without a command in "
+        f"a period, or by another than was told, in {periods:,} periods"
+    )
+
+
 def random_chunks(r: Result) -> str:
     """What was wrong, by kind, if anything was."""
     outside = r["wrong"].get("robot_outside", 0)
@@ -369,6 +380,12 @@ ROBOT = (
         "the same for two arms of joints with grippers, and for a mobile base",
         random_parts,
         ("parts_fuzz.json",),
+    ),
+    Row(
+        "random hand-overs between model and person, silences and broken chunks: an end effector, "
+        "two arms by joints, a base",
+        hand_overs,
+        ("takeover_fuzz.json",),
     ),
     Row("hostile clients against `vla serve`", hostile, ("hostile_clients.json",)),
     Row(
