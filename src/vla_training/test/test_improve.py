@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from domains import domain
-from finetune_runs import settings, write_corrected, write_noise
+from finetune_runs import ACTED, settings, write_corrected, write_noise
 from graphs import inference_graphs
 
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
@@ -23,12 +23,14 @@ from vla_inference.errors import VlaError
 from vla_inference.system import files
 from vla_inference.system.files import Staged
 from vla_sim_bridge.evaluation.episode import EpisodeResult
+from vla_training.conversion.convert import convert
 from vla_training.improve import rounds, versions
 from vla_training.improve.config import ImproveConfig
 from vla_training.improve.rounds import Improvement
 from vla_training.improve.versions import Version, Versions
 from vla_training.improve.work import SimulationWork
 from vla_training.loader.frame_index import DatasetSource
+from vla_training.loader.sample_weights import SampleWeights
 from vla_training.ros.load_model import load_model
 from vla_training.small_model.config import TrainConfig
 from vla_training.small_model.train import train
@@ -234,6 +236,15 @@ def test_new_data_have_their_share_by_frames(work, tmp_path):
     assert mixed[0].cameras == ("agentview",)
 
 
+def test_the_stand_in_s_patience_is_left_out_whole(work):
+    given = [work._weights().before_takeover]
+    work.finetune = replace(work.finetune, weights=SampleWeights(before_takeover=3.0))
+    given.append(work._weights().before_takeover)
+    work.config = replace(work.config, recorded="/somewhere")
+    work.finetune = replace(work.finetune, weights=SampleWeights())
+    assert [*given, work._weights().before_takeover] == [2.0, 3.0, 1.0]
+
+
 def test_a_round_takes_the_recorded_episodes_that_no_round_has_taken(work, tmp_path):
     source, episodes = tmp_path / "recorded", tmp_path / "run" / "episodes"
     source.mkdir()
@@ -250,6 +261,20 @@ def test_a_round_takes_the_recorded_episodes_that_no_round_has_taken(work, tmp_p
     ]
     with pytest.raises(VlaError, match="has no new episode"):
         work._take_recorded(source, episodes / "0003")
+
+
+def test_bags_of_a_recording_are_trained_on_by_who_acted(work, tmp_path):
+    write_corrected(tmp_path / "corrected.hdf5")
+    convert(tmp_path / "corrected.hdf5", tmp_path / "recorded", "bag", workers=1)
+    work.config = replace(work.config, recorded=str(tmp_path / "recorded"))
+    version, episodes = Version(0, tmp_path / "l1", True, {}), tmp_path / "run/episodes/0001"
+    told = work.collect(1, version, episodes)
+    assert (told["episodes"], told["corrected_episodes"]) == (2, 1)
+    assert told["corrected_frames"] == ACTED.sum()
+    output = tmp_path / "run/versions/0001/checkpoint"
+    work.finetune = replace(work.finetune, max_steps=1)
+    assert list(work.train(1, version, [episodes], output)["data"].values()) == [1.0]
+    assert (output / "model.safetensors").is_file()
 
 
 def small_model(folder: Path) -> Path:

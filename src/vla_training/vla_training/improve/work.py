@@ -15,6 +15,7 @@ import numpy as np
 from vla_inference.errors import VlaError
 from vla_inference.policies.base import LoadOptions, Needs
 from vla_inference.policies.registry import check_policy, model_type
+from vla_inference.serving.model_thread import release_memory
 from vla_inference.system.files import Staged, replace_entry
 from vla_sim_bridge.evaluation.episode import EpisodeResult
 from vla_sim_bridge.evaluation.rollout import rollout
@@ -28,7 +29,9 @@ from vla_training.improve.config import ImproveConfig
 from vla_training.improve.own_recipe import recipe, train_small
 from vla_training.improve.versions import Version
 from vla_training.loader.frame_index import DatasetSource, index_frames
+from vla_training.loader.sample_weights import SampleWeights
 
+STALL = GenerateConfig().stall  # s
 USUAL = (224, 224)  # pixels, of a model that takes any
 
 
@@ -133,6 +136,7 @@ class SimulationWork:
             if not begun:
                 shutil.rmtree(run, ignore_errors=True)  # killed before there was anything to keep
             made, finished = run_it(training, begun)
+            release_memory()  # for the processes that play
             if not finished:
                 raise VlaError("the training was stopped", "the same command goes on with it")
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +157,15 @@ class SimulationWork:
             action_space=f.action_space or _own_space(version.checkpoint),
             merge=True,
             seed=f.seed + number,
+            weights=self._weights(),
         )
+
+    def _weights(self) -> SampleWeights:
+        """Of the steps. The stand-in's patience, in which nothing got better, is left out."""
+        weights, c = self.finetune.weights, self.config
+        if c.collect != "corrected" or c.recorded is not None:
+            return weights
+        return replace(weights, before_takeover=max(weights.before_takeover, STALL))
 
     def _mixed(self, new: Sequence[DatasetSource]) -> tuple[DatasetSource, ...]:
         """New data with their share of the samples, the older ones with the rest."""
