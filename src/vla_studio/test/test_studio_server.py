@@ -171,6 +171,7 @@ def test_fuzzed_frames_change_nothing():
     draw = random.Random(20)
     values = [None, True, -1, 2**70, 1e308, "", "x" * 3000, [], {}, [[]], {"a": 1}, "\u2028"]
     names = ["hold", "release", "take", "verdict", "drawn", "hand_over", "load_model", "nothing"]
+    names += ["move", "take_over"]
 
     def frame():
         kind = draw.randrange(4)
@@ -178,7 +179,7 @@ def test_fuzzed_frames_change_nothing():
             return "".join(chr(draw.randrange(1, 0xD7FF)) for _ in range(draw.randrange(60)))
         if kind == 1:
             return "[" * draw.randrange(5000)
-        keys = ["do", "id", "press", "text", "agreed", "camera", "model"]
+        keys = ["do", "id", "press", "text", "agreed", "camera", "model", "shares", "human"]
         return json.dumps(
             {"do": draw.choice(names), **{draw.choice(keys): draw.choice(values) for _ in "abc"}}
         )
@@ -191,7 +192,7 @@ def test_fuzzed_frames_change_nothing():
                     await bad.socket.send_str(frame())
                 await bad.tell("jobs", id=77)
                 await bad.until("answer", lambda data: data["id"] == 77)
-            assert graph.calls == [("jobs", {"limit": 20})]
+            assert graph.calls == [("jobs", {"limit": 20})] and not graph.driven
             assert not (await good.ask("pause", paused=True))["error"]
 
     with_studio(test, max_rate=10000.0)
