@@ -6,6 +6,7 @@ import shutil
 
 import h5py
 import numpy as np
+from demonstrations import LENGTHS, write_set
 from elsewhere import elsewhere
 from foreign_hdf5 import libero_generated
 
@@ -28,6 +29,15 @@ print(json.dumps({
     "actions": [i["actions"][0].tolist() for i in items],
     "pixels": [i["obs"]["agentview_image"][0][15, 15].tolist() for i in items],
 }))
+"""
+WHO_ACTED = """
+import json, sys
+import robomimic.utils.obs_utils as ObsUtils
+from robomimic.utils.dataset import SequenceDataset
+ObsUtils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": ["robot0_state"], "rgb": []}})
+data = SequenceDataset(sys.argv[1], obs_keys=("robot0_state",), load_next_obs=False,
+    dataset_keys=("actions", "intervention"), hdf5_cache_mode="all", seq_length=1)
+print(json.dumps([int(data[i]["intervention"][0]) for i in range(len(data))]))
 """
 # As LIBERO's own loader has it read (`lifelong/datasets.py`): names of its default config.
 LIBERO = """
@@ -72,6 +82,16 @@ def test_it_reads_ours(source, tmp_path):
     steps = [s for e in open_dataset(source) for s in e.steps]
     pixels = [s.observation.images["agentview"][15, 15].tolist() for s in steps]
     assert (found["demos"], found["pixels"]) == (3, pixels)
+
+
+def test_it_reads_who_acted(tmp_path):
+    def edit(group):
+        group["intervention"] = np.arange(len(group["actions"])) % 2 == 0
+
+    source = write_set(tmp_path / "source.hdf5", edit)
+    convert(source, tmp_path / "ours.hdf5", "hdf5", workers=1)
+    acted = elsewhere(PYTHON, tmp_path, WHO_ACTED, tmp_path / "ours.hdf5")
+    assert acted == [t % 2 == 0 for n in LENGTHS for t in range(n)]
 
 
 def test_it_reads_liberos_layout_as_libero_has_it_read(tmp_path):

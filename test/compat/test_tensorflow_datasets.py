@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
-from demonstrations import LENGTHS, SIZE
+from demonstrations import LENGTHS, SIZE, write_set
 from elsewhere import elsewhere, interpreter
 from foreign_files import scene
 
+from vla_inference.episodes.language import persistent_row
 from vla_training.conversion.config import ConvertConfig
 from vla_training.conversion.convert import convert
 from vla_training.datasets import open_dataset
@@ -40,6 +42,16 @@ for builder in (tfds.builder_from_directory(folder), tfds.builder("set", data_di
             "file": episode["episode_metadata"]["file_path"].numpy().decode(),
         })
 print(json.dumps(found))
+"""
+WHO_ACTED = """
+import json, sys
+import tensorflow_datasets as tfds
+episodes = tfds.builder_from_directory(sys.argv[1]).as_dataset(
+    split="train", read_config=tfds.ReadConfig(interleave_cycle_length=1))
+print(json.dumps([{
+    "acted": [bool(s["intervention"]) for s in e["steps"].as_numpy_iterator()],
+    "rows": json.loads(e["episode_metadata"]["language_persistent"].numpy()),
+} for e in episodes]))
 """
 WRITE = """
 import json, sys
@@ -134,6 +146,20 @@ class LiberoSpatialNoNoops(tfds.core.GeneratorBasedBuilder):
 LiberoSpatialNoNoops(data_dir=sys.argv[1]).download_and_prepare()
 print(json.dumps(tfds.__version__))
 """
+
+
+def test_it_reads_who_acted_and_language(tmp_path):
+    row = persistent_row("subtask", "reach", 0.0)
+
+    def edit(group):
+        group["intervention"] = np.arange(len(group["actions"])) % 2
+        group["language_persistent"] = np.array([json.dumps(row)], h5py.string_dtype())
+
+    source = write_set(tmp_path / "source.hdf5", edit)
+    convert(source, tmp_path / "set", "rlds", workers=1)
+    found = elsewhere(PYTHON, tmp_path, WHO_ACTED, tmp_path / "set" / "1.0.0")
+    assert [e["acted"] for e in found] == [[t % 2 == 1 for t in range(n)] for n in LENGTHS]
+    assert [e["rows"] for e in found] == [[row]] * len(LENGTHS)
 
 
 def test_we_read_libero_as_it_is_published(tmp_path):

@@ -40,7 +40,8 @@ STAMPED = (
     types.SOURCE,
 )
 NOTED = ("action", "instruction", "human_action", "source")  # roles whose topics a bag names
-MOST_SOURCES = 100  # as many as the command node tells who joins late
+HOLD = ("source", "human_action")  # roles whose message holds until the next, also into an episode
+MOST_HELD = 100  # of each: as many as the command node tells who joins late
 UNFINISHED = "unfinished"
 PLACE, FOLDER_LOCK = ".recording-", ".recording.lock"
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # a name that something has already
@@ -127,7 +128,7 @@ class Recording:
         self._closing: list[_Open] = []  # ended, the first one first; what is late still comes
         self._pending: deque[ReceivedMessage] = deque(maxlen=MOST_PENDING)
         self._instruction: ReceivedMessage | None = None
-        self._sources: deque[ReceivedMessage] = deque(maxlen=MOST_SOURCES)
+        self._held = {role: deque[ReceivedMessage](maxlen=MOST_HELD) for role in HOLD}
         self._ended = 0  # stamp at which the last episode ended
         self.late = 0  # messages that belong to no episode
 
@@ -151,12 +152,12 @@ class Recording:
     def hear(self, message: ReceivedMessage) -> None:
         if message.role == "instruction":
             self._instruction = message
-        if message.role == "source":
-            self._sources.append(message)
         if self.split == "off" and self._current is None:
             self._begin(message.log, 0)
         if message.role == "episode" and self.split == "status":
             self._follow(message)
+        elif message.role in HOLD:
+            self._hold(message)
         else:
             self._file(message)
         self.tick(message.log)
@@ -199,7 +200,7 @@ class Recording:
             if current is not None and len(self._pending) == MOST_PENDING:
                 self._write(current, self._pending.popleft())
             self._pending.append(message)
-        elif not stamp or stamp >= current.begin or message.role == "source":
+        elif not stamp or stamp >= current.begin:
             self._write(current, message)
         else:
             self.late += 1
@@ -210,7 +211,7 @@ class Recording:
         self._pending.clear()
         for message in waiting:
             if message.stamp and message.stamp < current.begin:
-                self.late += message.role != "source"  # the one in force was written at the begin
+                self.late += 1
             elif not message.stamp or due(message):
                 self._write(current, message)
             else:
@@ -241,15 +242,29 @@ class Recording:
         name = f"episode_{self._next:06d}"
         self._next += 1
         self._current = _Open(EpisodeBag(self._place.path / name, self.storage), name, stamp)
-        for told in filter(None, (self._instruction, self._source_at(stamp))):
-            self._write(self._current, replace(told, log=now, latched=True))
+        before = [] if self._instruction is None else [self._instruction]
+        for message in (*before, *self._holding(stamp)):
+            latched = message.role != "human_action"
+            self._write(self._current, replace(message, log=now, latched=latched))
         self._pending = deque((m for m in self._pending if m.role != "instruction"), MOST_PENDING)
         return self._current
 
-    def _source_at(self, stamp: int) -> ReceivedMessage | None:
-        """Who commanded at that time, as far as it was heard."""
-        past = [m for m in self._sources if m.stamp <= stamp]
-        return max(past, key=lambda m: m.stamp, default=None)
+    def _hold(self, message: ReceivedMessage) -> None:
+        """Writes it to every bag in which it may hold, however late it comes."""
+        self._held[message.role].append(message)
+        for bag in self._closing:
+            if message.stamp <= bag.end or message.role == "source":
+                self._write(bag, message)
+        if self._current is not None:
+            self._write(self._current, message)
+
+    def _holding(self, stamp: int) -> list[ReceivedMessage]:
+        """What holds at that time, as far as it was heard, and all that came after it."""
+        found: list[ReceivedMessage] = []
+        for messages in self._held.values():
+            last = max((m.stamp for m in messages if m.stamp <= stamp), default=0)
+            found += [m for m in messages if m.stamp >= last]
+        return found
 
     def _end(self, stamp: int, now: int) -> None:
         ended, self._current = self._under_way(), None

@@ -17,7 +17,14 @@ from vla_training.datasets.bag.files.storage import BagFile
 from vla_training.datasets.bag.options import BagOptions
 from vla_training.datasets.bag.roles import CONTINUOUS, Roles, check_used, digest
 from vla_training.datasets.bag.streams import NS, Stream, held, nearest, read_streams
-from vla_training.datasets.bag.takeover import Turns, find_turns, persons_spec, spread, take_in
+from vla_training.datasets.bag.takeover import (
+    UNTOLD,
+    Turns,
+    find_turns,
+    persons_spec,
+    spread,
+    take_in,
+)
 from vla_training.datasets.bag.topics import BagTopics, choose_topics
 
 RUNNING = "running"
@@ -233,16 +240,19 @@ class _Cutter:
                 self.options.step_length,
             )
 
-        if turns is None or self.topics.human is None or kind != CHUNK:
+        if turns is None or kind != CHUNK:
             return recorded(times)
-        human, others = self.streams[self.topics.human], ~turns.acted
-        if self.topics.action == self.topics.human:
-            others = np.zeros(len(times), bool)
+        alone = self.topics.action == self.topics.human  # the model's actions are not there
+        others = ~turns.acted & (not alone)
         found = recorded(times[others])
+        if self.topics.human is None:
+            found.missing.update({UNTOLD: n} if (n := int(turns.acted.sum())) else {})
+            return spread(found, others)
+        human = self.streams[self.topics.human]
         if not found.known.any():
             of_human = persons_spec(human, times, self.options.step_length)
             spec = next((c.spec for c in stream.values if not c.refusal), None)
-            found.spec = (None if stream is human else spec) or of_human or found.spec
+            found.spec = (None if alone else spec) or of_human or found.spec
         found = spread(found, others)
         take_in(found, turns, human, _on_clock(frames, inside, human), self.options.frame)
         return found

@@ -34,6 +34,7 @@ from vla_training.datasets.bag.streams import NS, Stream
 MODEL, HUMAN = "model", "human"  # of CommandSource
 DELTAS, RATES = ("eef_delta", "joint_delta"), ("joint_velocity", "base_twist")
 OTHER = "a person's action of other parts than the model's"
+UNTOLD = "a person commanded, and no message on human_action tells what"
 NOT_YET = "a person had not commanded yet"
 
 
