@@ -175,6 +175,15 @@ def hand_overs(r: Result) -> str:
     )
 
 
+def recorded_hand_overs(r: Result) -> str:
+    wrong = Counter(r["wrong"])
+    who, what = wrong.pop("who_acted", 0), wrong.total()
+    return (
+        f"{r['hand_overs']:,} hand-overs in {r['episodes']:,} episodes: of {r['steps']:,} steps "
+        f"{who} name the wrong actor, {what} have a wrong action or are missing"
+    )
+
+
 def random_chunks(r: Result) -> str:
     """What was wrong, by kind, if anything was."""
     outside = r["wrong"].get("robot_outside", 0)
@@ -386,6 +395,11 @@ ROBOT = (
         "two arms by joints, a base",
         hand_overs,
         ("takeover_fuzz.json",),
+    ),
+    Row(
+        "hand-overs at any time, told late, as bags keep them",
+        recorded_hand_overs,
+        ("recording_fuzz.json",),
     ),
     Row("hostile clients against `vla serve`", hostile, ("hostile_clients.json",)),
     Row(
