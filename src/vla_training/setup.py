@@ -32,6 +32,7 @@ setup(
         "vla.commands": [
             "convert = vla_training.cli.convert:convert",
             "data = vla_training.cli.data:data",
+            "estimate = vla_training.cli.estimate:estimate",
             "eval = vla_training.cli.eval:evaluate",
             "finetune = vla_training.cli.finetune:finetune",
             "improve = vla_training.cli.improve:improve",
