@@ -435,6 +435,17 @@ def test_a_newcomer_is_told_the_newest_values_and_the_events():
     with_studio(test)
 
 
+def test_a_newcomer_to_a_long_day_is_greeted_first():
+    async def test(studio, graph):
+        for number in range(500):
+            studio.server.happened(f"number {number}")
+        async with studio.page() as page:
+            await page.until("event", lambda data: data["text"] == "number 499")
+            assert page.heard[0][0] == "hello"
+
+    with_studio(test)
+
+
 def test_verdicts_are_kept_with_their_episode(tmp_path):
     path = tmp_path / "deep" / "verdicts.jsonl"
 

@@ -30,7 +30,7 @@ from vla_studio.web.files import HEADERS, Files
 from vla_studio.web.graph import Graph
 from vla_studio.web.library import Library
 from vla_studio.web.operation import Operation
-from vla_studio.web.page import Frame, Page, as_text
+from vla_studio.web.page import EVENTS, Frame, Page, as_text
 from vla_studio.web.requests import SERVICES, Request
 from vla_studio.web.trials import Trials
 from vla_studio.web.verdicts import keep_verdict
@@ -63,7 +63,7 @@ class StudioServer:
         self._trials = Trials(self._ask, lambda: self.happened("all trials are over"))
         self._pages: set[Page] = set()
         self._values: dict[str, Any] = {}
-        self._events: deque[dict[str, Any]] = deque(maxlen=200)
+        self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS // 2)
         self._numbers = itertools.count(1)
         self._cameras = {
             name: Camera(name, settings.quality, settings.max_image_rate, self._send)
