@@ -23,6 +23,7 @@ from vla_training.conversion.convert import convert
 from vla_training.datasets import open_dataset
 from vla_training.datasets.base import CARRIED
 from vla_training.datasets.writers import DataForm, open_writer
+from vla_training.evaluation.dataset_view import describe
 
 DT = 0.05
 FORMS = {
@@ -261,3 +262,40 @@ def test_hil_serls_name_in_version_2_and_rows_as_lerobot_annotates_them(tmp_path
     assert [interventions(e).tolist() for e in data] == [[0, 1, 0, 0], [0, 1, 0]]
     said = row | {"tool_calls": [call], "timestamp": pytest.approx(0.2)}
     assert [e.metadata["language_events"] for e in data] == [[said]] * 2
+
+
+def test_subtasks_of_an_older_lerobot_become_rows(tmp_path):
+    path = v2(tmp_path / "old", [4, 3], "v2.1")
+    for file in path.glob("data/*/*.parquet"):
+        table = pq.read_table(file)
+        numbers = pa.array([t // 2 for t in range(len(table))], pa.int64())
+        pq.write_table(table.append_column("subtask_index", numbers), file)
+    names = pa.table({"subtask_index": [0, 1], "subtask": ["reach", "lift"]})
+    pq.write_table(names, path / "meta/subtasks.parquet")
+    info = json.loads((path / "meta/info.json").read_text())
+    info["features"]["subtask_index"] = {"dtype": "int64", "shape": [1], "names": None}
+    (path / "meta/info.json").write_text(json.dumps(info))
+    data = open_dataset(path)
+    assert data.left_out() == [] and data.carried() == {"language_persistent"}
+    assert describe(data)["language"] == {"subtask": 4}
+    convert(path, tmp_path / "new", "lerobot", workers=1)
+    rows = open_dataset(tmp_path / "new")[0].metadata["language_persistent"]
+    assert [(r["timestamp"], r["content"]) for r in rows] == [
+        (0, "reach"),
+        (pytest.approx(0.2), "lift"),
+    ]
+    (path / "meta/subtasks.parquet").unlink()
+    with pytest.raises(DataError, match=r"subtasks\.parquet cannot be read"):
+        open_dataset(path)
+
+
+def test_damaged_language_is_one_error(tmp_path):
+    row = persistent_row("subtask", "reach", 0.0)
+    ours = write(tmp_path / "ours", "lerobot", [some(language_persistent=[row])])
+    (file,) = ours.glob("data/*/*.parquet")
+    table = pq.read_table(file)
+    at = table.column_names.index("language_persistent")
+    broken = table.set_column(at, "language_persistent", pa.array(["reach"] * 6))
+    pq.write_table(broken, file)
+    with pytest.raises(DataError, match="cannot be read"):
+        open_dataset(ours)[0]

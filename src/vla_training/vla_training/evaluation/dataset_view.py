@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vla_inference.episodes.interventions import interventions
-from vla_inference.episodes.language import COLUMNS
+from vla_inference.episodes.language import COLUMNS, annotated
 from vla_inference.errors import DataError, VlaError
 from vla_inference.policies.action_specs import spec_to_json
 from vla_inference.system import charts
@@ -50,7 +50,8 @@ def describe(data: EpisodeSet, max_episodes: int | None = None) -> dict:
         metadata.update(set(episode.metadata) - set(COLUMNS))
         if (steps := interventions(episode)) is not None:
             acted.append(steps)
-        rows = [row for name in COLUMNS for row in episode.metadata.get(name) or ()]
+        told = annotated(episode, data.spec.dt)
+        rows = [row for name in COLUMNS for row in told.get(name) or ()]
         styles.update(str(row["style"] or "speech") for row in rows)
         if len(episode) and not cameras:
             seen = episode.steps[0].observation
@@ -232,7 +233,7 @@ def plain_episode(data: EpisodeSet, index: int) -> dict:
     Of a long episode every k-th image is there, so that there are at most IMAGES of a camera.
     """
     episode = get_episode(data, index)
-    acted = interventions(episode)
+    acted, told = interventions(episode), annotated(episode, data.spec.dt)
     every = max(1, -(-len(episode) // IMAGES))
     images: dict[str, list[str]] = {camera: [] for camera in data.cameras()}
     for step in episode.steps[::every]:
@@ -250,7 +251,7 @@ def plain_episode(data: EpisodeSet, index: int) -> dict:
         "dimensions": [{"part": p.name, **asdict(d)} for p in data.spec.parts for d in p.dims],
         "actions": np.round(episode.actions, 6).tolist(),
         "interventions": None if acted is None else acted.astype(int).tolist(),
-        **{name: episode.metadata.get(name) or [] for name in COLUMNS},
+        **{name: told.get(name) or [] for name in COLUMNS},
         "every": every,
         "images": images,
     }

@@ -80,7 +80,7 @@ class LerobotFolder:
                 f"lists {len(self.places)} episodes, info.json {wanted}",
                 COPY_AGAIN,
             )
-        self.tasks = self._read_tasks()
+        self.tasks, self.subtasks = self._read_tasks(), self._read_subtasks()
 
     def one_of(self, names: Sequence[str]) -> str | None:
         """The first of these features that exists."""
@@ -165,17 +165,23 @@ class LerobotFolder:
         with readable(file):
             if file.suffix == ".jsonl":
                 return {int(row["task_index"]): str(row["task"]) for row in _lines(file)}
-            table = pq.read_table(file)
-            texts = next(
-                (
-                    f.name
-                    for f in table.schema
-                    if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
-                ),
-                "task",
-            )
-            found = table.to_pydict()
-            return dict(zip(found["task_index"], found[texts], strict=True))
+            return _texts(file, "task")
+
+    def _read_subtasks(self) -> dict[int, str]:
+        """Subtasks by number; none where no feature is one."""
+        if layout.SUBTASK_INDEX not in self.features:
+            return {}
+        with readable(self.path / layout.SUBTASKS):
+            return _texts(self.path / layout.SUBTASKS, "subtask")
+
+
+def _texts(file: Path, name: str) -> dict[int, str]:
+    """Of a table of texts and their numbers, `NAME_index`: the first column of texts."""
+    table = pq.read_table(file)
+    kinds = {f.name: f.type for f in table.schema}
+    texts = [n for n, t in kinds.items() if pa.types.is_string(t) or pa.types.is_large_string(t)]
+    found = table.to_pydict()
+    return dict(zip(found[f"{name}_index"], found[texts[0] if texts else name], strict=True))
 
 
 def _lines(file: Path) -> Iterator[dict]:

@@ -9,6 +9,7 @@ import numpy as np
 
 VERSION = "v3.0"
 INFO, TASKS = "meta/info.json", "meta/tasks.parquet"
+SUBTASKS, SUBTASK_INDEX = "meta/subtasks.parquet", "subtask_index"  # of LeRobot 0.5
 EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"

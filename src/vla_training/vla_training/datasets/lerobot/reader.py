@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vla_inference.episodes.interventions import INTERVENTION, read_interventions
-from vla_inference.episodes.language import COLUMNS
+from vla_inference.episodes.language import COLUMNS, PERSISTENT, SUBTASK
 from vla_inference.errors import DataError
 from vla_inference.policies.action_specs import unknown_spec
 from vla_inference.types import ActionSpec, Episode, make_steps
@@ -54,7 +54,7 @@ class LerobotSet(EpisodeSet):
         if not self.fps > 0:
             raise DataError(f"{self.path}/{layout.INFO} has fps {self.fps:g}", COPY_AGAIN)
         self._tolerance = 0.25 / self.fps if tolerance is None else float(tolerance)
-        self._places, self._tasks = folder.places, folder.tasks
+        self._places, self._tasks, self._subtasks = folder.places, folder.tasks, folder.subtasks
         action = folder.one_of(layout.ACTIONS)
         if action is None:
             raise DataError(
@@ -108,11 +108,12 @@ class LerobotSet(EpisodeSet):
 
     def left_out(self) -> list[str]:
         used = {self._action, self._states, *READ, *(self._key(c) for c in self.cameras())}
-        used |= {self._acted, *self._language}
+        used |= {self._acted, *self._language, layout.SUBTASK_INDEX}
         return [n for n in self.features if n not in used]
 
     def carried(self) -> frozenset[str]:
-        return frozenset([*self._language, *([INTERVENTION] if self._acted else ())])
+        found = {*self._language, *([INTERVENTION] if self._acted else ())}
+        return frozenset(found | ({PERSISTENT} if self._subtasks else set()))
 
     def _key(self, camera: str) -> str:
         key = layout.IMAGES + camera
@@ -155,8 +156,8 @@ class LerobotSet(EpisodeSet):
         length = place.length
         cameras = {c: self._key(c) for c in self.cameras()}
         stored = {k for k in cameras.values() if self.features[k]["dtype"] == "image"}
-        names = [n for n in (*READ, self._states, self._acted) if n in self.features]
-        names += [self._action, *self._language, *sorted(stored)]
+        others = (*READ, self._states, self._acted, layout.SUBTASK_INDEX, *self._language)
+        names = [self._action, *(n for n in others if n in self.features), *sorted(stored)]
         columns = self._columns(index, names)
         actions = self._actions(columns, index)
         state = None
@@ -183,11 +184,14 @@ class LerobotSet(EpisodeSet):
         with readable(place.table):
             language = metadata_of(columns, times.tolist())
         metadata = {"source": where, **place.metadata, **language}
-        others = {}
+        kept = {}
+        if self._subtasks:
+            numbers = scalars(layout.SUBTASK_INDEX, [])
+            kept[SUBTASK] = np.array([self._subtasks.get(n, "") for n in numbers], object)
         if self._acted is not None:
             acted = _vectors(columns[self._acted])
-            others[INTERVENTION] = read_interventions(acted, length, where)
-        return Episode(steps, self.spec, metadata, others)
+            kept[INTERVENTION] = read_interventions(acted, length, where)
+        return Episode(steps, self.spec, metadata, kept)
 
     def _task(self, number: int, index: int) -> str:
         if number not in self._tasks:
