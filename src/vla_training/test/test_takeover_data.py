@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from foreign_hdf5 import aloha
 from foreign_lerobot import v2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -211,6 +212,10 @@ def test_data_shows_them(tmp_path, capsys):
     shown = json.loads(capsys.readouterr().out)
     assert shown["interventions"] == [1, 0, 0, 1, 1, 1]
     assert shown["language_persistent"] == [row]
+    dataframe = pytest.importorskip("rerun.dataframe", reason="needs requirements/rerun.txt")
+    assert main(["data", "rerun", path, "--output", str(tmp_path / "e.rrd")]) == 0
+    entities = dataframe.load_recording(tmp_path / "e.rrd").schema().component_columns()
+    assert "/person" in {column.entity_path for column in entities}
 
 
 BAD_ROWS = [
@@ -287,6 +292,15 @@ def test_subtasks_of_an_older_lerobot_become_rows(tmp_path):
     (path / "meta/subtasks.parquet").unlink()
     with pytest.raises(DataError, match=r"subtasks\.parquet cannot be read"):
         open_dataset(path)
+
+
+def test_aloha_files_may_say_who_acted(tmp_path):
+    path = aloha(tmp_path / "episode_0.hdf5")
+    with h5py.File(path, "r+") as file:
+        file["intervention"] = [0, 1, 1, 0, 0, 0]
+    data = open_dataset(path)
+    assert interventions(data[0]).tolist() == [False, True, True, False, False, False]
+    assert data.carried() == {"intervention"} and "intervention" not in data.left_out()
 
 
 def test_damaged_language_is_one_error(tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vla_inference.episodes.interventions import interventions
 from vla_inference.errors import DataError, VlaError
 from vla_inference.system.files import Staged
 from vla_inference.types import Episode
@@ -81,6 +82,8 @@ def _fill(stream: Any, data: EpisodeSet, episode: Episode) -> None:
     if episode.steps[0].observation.state is not None:
         for number, values in enumerate(episode.states.T):
             series(f"state/{number}", f"state {number}", values)
+    if (acted := interventions(episode)) is not None:
+        series("person", "a person acts", acted.astype(np.float32))
     texts = episode.instructions
     new = [t for t in range(count) if t == 0 or texts[t] != texts[t - 1]]
     columns("instruction", rr.TextDocument.columns(text=[texts[t] for t in new]), new)
@@ -96,6 +99,8 @@ def _layout(data: EpisodeSet, episode: Episode) -> Any:
         for part in data.spec.parts
     ]
     below: list[Any] = [rrb.TextDocumentView(origin="instruction", name="instruction")]
+    if interventions(episode) is not None:
+        below.append(rrb.TimeSeriesView(origin="person", name="a person acts"))
     if episode.steps[0].observation.state is not None:
         below.insert(0, rrb.TimeSeriesView(origin="state", name="state"))
     rows = [rrb.Horizontal(*row) for row in (images, parts, below) if row]

@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from vla_inference.episodes.interventions import INTERVENTION, read_interventions
 from vla_inference.errors import DataError
 from vla_inference.policies.action_specs import aloha_spec
 from vla_inference.types import Episode, make_steps
@@ -126,7 +127,8 @@ class AlohaSet(ImageColumnSet):
         return self.said(layout.find_instructions(file, file, length) or [""] * length)
 
     def left_out(self) -> list[str]:
-        used = {ACTION, STATE, *layout.SENTENCES, *(f"{IMAGES}/{c}" for c in self.cameras())}
+        used = {ACTION, STATE, INTERVENTION, *layout.SENTENCES}
+        used |= {f"{IMAGES}/{c}" for c in self.cameras()}
         found: list[str] = []
 
         def visit(name: str, item: object) -> None:
@@ -141,8 +143,16 @@ class AlohaSet(ImageColumnSet):
         actions = self.actions(index).astype(np.float32)
         columns, texts = self.columns(index, self.cameras()), self.instructions(index)
         with readable(str(self._files[index])):
-            state = np.asarray(self._group(index)[STATE][:], np.float32)
+            file = self._group(index)
+            state, kept = np.asarray(file[STATE][:], np.float32), {}
+            if INTERVENTION in file:
+                acted, where = file[INTERVENTION][:], str(self._files[index])
+                kept[INTERVENTION] = read_interventions(acted, len(actions), where)
         last = np.arange(len(actions)) == len(actions) - 1
         shown = [Hdf5StepImages(columns, t) for t in range(len(actions))]
         steps = make_steps(shown, texts, state, actions, np.zeros(len(actions)), last)
-        return Episode(steps, self.spec, {"source": str(self._files[index])})
+        return Episode(steps, self.spec, {"source": str(self._files[index])}, kept)
+
+    def carried(self) -> frozenset[str]:
+        told = any(INTERVENTION in self._group(i) for i in range(len(self)))
+        return frozenset({INTERVENTION} if told else ())
