@@ -208,6 +208,7 @@ def kill_and_resume(home: Path, tmp_path: Path, kills: int, steps: int) -> None:
         "from vla_training.loop.training_state import find_states\n"
         "from vla_training.finetune.config import FinetuneConfig, Online\n"
         "from vla_training.loader.frame_index import DatasetSource\n"
+        "from vla_training.loader.sample_weights import SampleWeights\n"
         "import vla_training.finetune.finetune as f\n"
         "torch.set_num_threads(1)\n"
         "report = f.RunLog.train\n"

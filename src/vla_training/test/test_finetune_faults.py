@@ -165,6 +165,7 @@ from vla_training.finetune import closed_loop
 import vla_training.finetune.finetune as f
 from vla_inference.errors import VlaError
 from vla_training.finetune.config import FinetuneConfig, Online
+from vla_training.loader.sample_weights import SampleWeights
 from vla_training.loader.frame_index import DatasetSource
 torch.set_num_threads(1)
 closed_loop.make_world = lambda *_: FakeWorld()
