@@ -381,6 +381,11 @@ ROBOT = (
         ("studio_faults.json",),
     ),
     Row(
+        "the same while a person moves the robot from the page, and the key let go, 20 times each",
+        studio_faults,
+        ("studio_faults_by_hand.json",),
+    ),
+    Row(
         "random chunks, delays, faults, and a robot that misreports its pose and joints",
         random_chunks,
         ("safety_fuzz.json",),
@@ -472,7 +477,7 @@ GLANCE = {  # rows, and what they are called away from their own tables
     LOOP[1]: "success of the shipped model, `Stack_D2`: whole table, random colours and sentences",
     LOOP[2]: "image to action chunk (8 steps), 2 CPU cores",
     LOOP[7]: LOOP[7].what,
-    **{row: row.what for row in ROBOT[4:7]},
+    **{row: row.what for row in (*ROBOT[4:6], ROBOT[7])},
     GPU[1]: "OpenVLA-7B on one H200, `engine: torch`, bf16 / int8 / FP8 / int4 weights",
     GPU[2]: "OpenVLA-OFT 7B there, a chunk of 8 actions, bf16 / FP8",
 }
