@@ -1,6 +1,6 @@
 """A Hugging Face Hub on this machine, as far as pushing and pulling datasets ask it.
 
-The client under test is the real `huggingface_hub`; this answers what it asks, with files in memory.
+The client under test is the real `huggingface_hub`; this answers it, with files in memory.
 """
 
 from __future__ import annotations
