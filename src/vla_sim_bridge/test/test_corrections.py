@@ -10,9 +10,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from command_bench import Bench, chunk
 
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.cli.main import run_subcommand
+from vla_inference.control import HUMAN
 from vla_inference.episodes.robosuite import from_robosuite
 from vla_inference.errors import VlaError
 from vla_inference.types import ActionChunk, Observation, eef_delta_spec
@@ -88,6 +90,29 @@ def test_a_hand_over_drops_the_chunk_and_the_model_looks_anew(corrected):
     # Chunks of 8: the second one is cut short, the third begins with the image of the hand-back.
     assert asked[:2].tolist() == [0, 8] and first < 16
     assert asked[2:4].tolist() == [back, back + 8]
+
+
+def test_the_command_node_would_have_executed_the_same(corrected):
+    """Its commander, told of the same hand-overs and chunks, period by period."""
+    made, model = corrected
+    times = made.episode.columns["states"][:, 0]
+    asked = np.round((np.array(model.asked) - times[0]) / 0.05).astype(int).tolist()
+    acted = made.episode.columns["intervention"].astype(bool)
+    bench = Bench(align="arrival", blend=0.0)
+    commander = bench.commander
+    for step, (action, by_hand) in enumerate(zip(made.episode.actions, acted, strict=True)):
+        bench.now, bench.steady = bench.now + 0.05, bench.steady + 0.05
+        if by_hand != commander.takeover.by_hand:
+            commander.take_over(bool(by_hand), bench.now, bench.steady)
+        stamp = bench.now + 1e-4  # the image of just after a hand-over
+        if by_hand:
+            assert commander.accept(chunk(action), stamp, stamp, bench.steady, HUMAN)
+        elif step in asked:
+            whole = chunk(*[action] * 8)  # of an idle model, all steps are alike
+            assert commander.accept(whole, stamp, stamp, bench.steady)
+        command = bench.tick(0.0)
+        moved = 0.05 * np.array([*command.linear, *command.angular])
+        assert np.allclose(moved, action[:6], atol=1e-5)
 
 
 def test_it_gives_back_after_its_most_steps(stack):
