@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from foreign_hdf5 import aloha
 from foreign_lerobot import v2
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from vla_inference.cli.main import main
@@ -122,20 +122,6 @@ def assert_same(found, wanted, cameras=tuple(CAMERAS)):
                 np.testing.assert_array_equal(here, there)
 
 
-@pytest.mark.parametrize("kind", ["hdf5", "rlds", "lerobot", "bag"])
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
-@given(made=episodes())
-def test_who_acted_and_language_there_and_back(tmp_path_factory, kind, made):
-    folder = tmp_path_factory.mktemp("set")
-    source = write(folder / "source.hdf5", "hdf5", made)
-    assert_same(list(open_dataset(source)), made)
-    there = folder / ("there.hdf5" if kind == "hdf5" else "there")
-    convert(source, there, kind, workers=1, writing=FORMS[kind])
-    assert_same(list(open_dataset(there)), made)
-    convert(there, folder / "back.hdf5", "hdf5", workers=1)
-    assert_same(list(open_dataset(folder / "back.hdf5")), made)
-
-
 def some(length=6, acted=(1, 0, 0, 1, 1, 1), **about) -> Episode:
     """An episode with an intervention, or with none known."""
     look = {c: np.zeros((*s, 3), np.uint8) for c, s in CAMERAS.items()}
@@ -145,6 +131,21 @@ def some(length=6, acted=(1, 0, 0, 1, 1, 1), **about) -> Episode:
     ]
     columns = {} if acted is None else {"intervention": np.array(acted, np.uint8)}
     return Episode(steps, eef_delta_spec(), about, columns)
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "rlds", "lerobot", "bag"])
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@given(made=episodes())
+@example(made=[some(language_persistent=[persistent_row("plan", "a\x85b\u2028", 0.0)])])
+def test_who_acted_and_language_there_and_back(tmp_path_factory, kind, made):
+    folder = tmp_path_factory.mktemp("set")
+    source = write(folder / "source.hdf5", "hdf5", made)
+    assert_same(list(open_dataset(source)), made)
+    there = folder / ("there.hdf5" if kind == "hdf5" else "there")
+    convert(source, there, kind, workers=1, writing=FORMS[kind])
+    assert_same(list(open_dataset(there)), made)
+    convert(there, folder / "back.hdf5", "hdf5", workers=1)
+    assert_same(list(open_dataset(folder / "back.hdf5")), made)
 
 
 def test_libero_keeps_them_too(tmp_path):

@@ -92,7 +92,8 @@ class EpisodeBag:
 
     def close(self, about: dict[str, Any], readable: dict[str, str]) -> None:
         """about: metadata for our reader, as JSON. readable: metadata for people."""
-        self._writer.set_custom_data(OURS, json.dumps(about, ensure_ascii=False))
+        # In ASCII, for YAML takes some other characters (U+0085, U+2028) for ends of lines.
+        self._writer.set_custom_data(OURS, json.dumps(about))
         for key, value in readable.items():
             self._writer.set_custom_data(key, value)
         self._writer.close()
