@@ -187,7 +187,7 @@ def test_it_judges_an_episode(graph):
     async def test(tab, browser):
         await tab.write("#note", "slipped")
         await tab.click("[data-verdict=failure]")
-        await eventually(graph.verdicts.exists, PATIENCE)
+        await eventually(lambda: graph.verdicts.exists() and graph.verdicts.read_text(), PATIENCE)
         entry = json.loads(graph.verdicts.read_text())
         assert (entry["verdict"], entry["note"]) == ("failure", "slipped")
         assert entry["index"] == graph.world.index

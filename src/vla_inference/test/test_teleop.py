@@ -167,6 +167,7 @@ CHILD = """
 import signal, sys
 from vla_inference.teleop.terminal import Terminal
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 terminal = Terminal()
 print("ready", flush=True)
 if sys.argv[1] == "error":

@@ -7,6 +7,7 @@ import queue
 import time
 from collections.abc import Sequence
 
+from rclpy.duration import Duration
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
@@ -19,7 +20,8 @@ from vla_studio.speech.listening import Listening
 from vla_studio.speech.microphone import microphone
 from vla_studio.speech.recogniser import Recogniser
 
-SETTLE = 2.0  # s that subscribers may take to find us, and then to get the last text
+SETTLE = 5.0  # s that subscribers may take to find us
+FAREWELL = 1.0  # s for the last text to reach them
 PIECE = 800  # samples of a file that are heard at once
 
 
@@ -50,7 +52,7 @@ class GraphActions:
         self._said.publish(String(data=text))
 
     def stop(self) -> None:
-        if not self._enable.service_is_ready():
+        if not self._graph.until(self._enable.service_is_ready, 1.0):
             print("stop: there is no command node", flush=True)
             return
         future = self._enable.call_async(SetBool.Request(data=False))
@@ -64,6 +66,12 @@ class GraphActions:
         if self._instruct is not None:
             self._instruct.publish(String(data=sentence))
             print(f"instruction: {sentence}", flush=True)
+
+    def flush(self) -> None:
+        """Until what was said has reached those who listen."""
+        self._said.wait_for_all_acked(Duration(seconds=FAREWELL))
+        if self._instruct is not None:
+            self._instruct.wait_for_all_acked(Duration(seconds=FAREWELL))
 
     def ready(self) -> bool:
         """Whether somebody is there to be told."""
@@ -100,7 +108,7 @@ def listen(
             while listening.counting:
                 graph.spin(0.05)
                 listening.look()
-            graph.wait(time.monotonic() + 0.5)  # for what was published last to go out
+            actions.flush()
         except KeyboardInterrupt:
             listening.cancel()
     return 0
