@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import ROOT, add_output, keep
+from common import ROOT, add_output, keep, provenance
 
 SECTIONS = ("Watch it", "Make demonstrations", "Train")
 # What a shell that is set up hands down, and a newcomer's does not have.
@@ -35,7 +35,7 @@ def commands(page: str) -> Iterator[str]:
         title = section.partition("\n")[0].partition(". ")[2]
         if title in SECTIONS:
             for block in re.findall(r"^```\n(.*?)^```", section, flags=re.M | re.S):
-                yield from block.replace("\\\n", " ").splitlines()
+                yield from re.sub(r"\s*\\\n\s*", " ", block).splitlines()
 
 
 def megabytes(folder: Path) -> float:
@@ -97,6 +97,7 @@ def main() -> None:
     arguments = parser.parse_args()
     environment = {k: v for k, v in os.environ.items() if k not in OURS}
     environment["PIP_NO_CACHE_DIR"] = "1"
+    begun = provenance()  # of the commit that is cloned
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder, "clone")
         subprocess.run(["git", "clone", "-q", ROOT, where], check=True)
@@ -111,6 +112,7 @@ def main() -> None:
         if arguments.curve is not None:
             draw(where / "runs" / "first" / "metrics.jsonl", arguments.curve)
         result = {
+            "provenance": begun,
             "seconds": {name: round(s, 1) for name, s in seconds.items()},
             "minutes": round(sum(seconds.values()) / 60, 1),
             **{name: round(mb) for name, mb in sizes.items()},
