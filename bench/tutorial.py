@@ -76,15 +76,12 @@ def draw(metrics: Path, file: Path) -> None:
 
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     train = [x for x in lines if x["kind"] == "train"]
-    minutes = {x["step"]: x["seconds"] / 60 for x in train}
-    held_out = [x for x in lines if x["kind"] == "validation" and x["step"] in minutes]
+    held_out = [x for x in lines if x["kind"] == "validation"]
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
-    axes.plot([x["seconds"] / 60 for x in train], [x["loss"] for x in train], label="loss")
-    where = [minutes[x["step"]] for x in held_out]
-    axes.plot(
-        where, [x["l1"] for x in held_out], "o-", label="error of actions, held-out episodes"
-    )
-    axes.set(xlabel="minutes", ylim=(0, None))
+    axes.plot([x["step"] for x in train], [x["loss"] for x in train], label="loss")
+    where, error = [x["step"] for x in held_out], [x["l1"] for x in held_out]
+    axes.plot(where, error, "o-", label="error of actions, held-out episodes")
+    axes.set(xlabel="steps", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(file, dpi=120)
