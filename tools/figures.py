@@ -129,6 +129,14 @@ def studio_faults(r: Result) -> str:
     return f"motion ended within 300 ms {within} of {len(times)} times, {most}"
 
 
+def studio_images(r: Result) -> str:
+    with_page, aside = list(r["rate_of_that_without"].values())
+    return (
+        f"{r['behind_ms']['median']:.0f} ms median, 95th percentile {r['behind_ms']['p95']:.0f} "
+        f"ms; {100 * with_page:.0f} and {100 * aside:.0f} % of its rate without"
+    )
+
+
 def speech(r: Result) -> str:
     near, far = (r[f"sentences, {snr} dB"] for snr in (20, 10))
     stop, noise, prose = r["stop"], r["noise alone"], r["prose, 20 dB"]
@@ -384,6 +392,12 @@ ROBOT = (
         "the same while a person moves the robot from the page, and the key let go, 20 times each",
         studio_faults,
         ("studio_faults_by_hand.json",),
+    ),
+    Row(
+        "an image in the studio's page behind the simulation's; the closed loop with a page open "
+        "on the same two cores, and with its browser given idle time alone",
+        studio_images,
+        ("studio_images.json",),
     ),
     Row(
         "random chunks, delays, faults, and a robot that misreports its pose and joints",
