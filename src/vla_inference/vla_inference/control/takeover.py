@@ -1,7 +1,7 @@
 """Who commands the robot: the model, or a person who has taken over and may give back.
 
-The commander asks; here is what it has to remember. A person holds a dead-man's switch: whoever
-sends for them repeats what is wanted while it is held, and silence halts. Times as in `Safety`.
+The commander asks; here is what it has to remember. A person holds a dead man's switch: their
+device repeats what is wanted while it is held, and silence halts. Times as in `Safety`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ BY_HAND = Play(align="arrival", blend=0.0, repeats=True)
 
 
 class Takeover:
-    """timeout: after so long without a chunk of a person in charge the robot halts [s].
+    """Who commands, since when, and whether a person in charge is heard.
+
+    timeout: after so long without a chunk of a person in charge the robot halts [s].
 
     source: MODEL or HUMAN, since `since` (by `now`'s clock; None: from the beginning on).
     changes: how often `since` has changed. silences: how often a person in charge fell silent.

@@ -38,10 +38,10 @@ CHUNK = _keep_last(10)
 # Of commands only the newest counts; controllers subscribe either way (CRISP: depth 1).
 COMMAND = _keep_last(1)
 
-# Whoever joins late gets the last value: states, instructions in force.
+# Late subscribers get the last value: states, instructions in force.
 LATCHED = _keep_last(1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
-# Whoever joins late gets what was told before as well: who commanded when.
+# Late subscribers get what was told before as well: who commanded when.
 HISTORY = _keep_last(100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 # Instructions are heard through two subscriptions, because a transient-local one does not match

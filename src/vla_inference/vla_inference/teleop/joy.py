@@ -13,7 +13,9 @@ MOST = 1.5  # deflection that a driver may give: some are a little beyond 1
 
 
 class Joy:
-    """silence: seconds without a message until the switch counts as let go.
+    """A gamepad or SpaceMouse, read from sensor_msgs/Joy.
+
+    silence: seconds without a message until the switch counts as let go.
 
     After silence or an error, and at the beginning, the switch must be seen let go before it
     counts as held: what was held all the while, by a hand or by a cable, is nobody's wish.

@@ -31,7 +31,10 @@ def split_keys(text: str) -> list[str]:
 
 
 class Keyboard:
-    """silence: seconds after the last repeat of a key until it counts as let go."""
+    """A keyboard whose repeating keys are the dead man's switch.
+
+    silence: seconds after the last repeat of a key until it counts as let go.
+    """
 
     def __init__(self, mapping: KeyMapping, silence: float):
         self._mapping, self._silence = mapping, silence

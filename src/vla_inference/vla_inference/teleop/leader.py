@@ -13,7 +13,9 @@ NEAR = 0.02  # rad, m: the follower has come to the leader
 
 
 class Leader:
-    """max_difference: of leader and follower at which following begins at once [rad, m].
+    """A leader arm whose joints the follower takes.
+
+    max_difference: of leader and follower at which following begins at once [rad, m].
 
     align_speed: at which the follower comes to a leader that is farther away [rad/s, m/s]; 0: it
     does not. silence: seconds without joint states until the switch counts as let go.

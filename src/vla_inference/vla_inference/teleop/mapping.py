@@ -21,7 +21,10 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class KeyMapping:
-    """motions: axis and sign by key. acts: of ACTS by key. holds: keys that are a switch."""
+    """What the keys of a keyboard mean.
+
+    motions: axis and sign by key. acts: of ACTS by key. holds: keys that are a switch.
+    """
 
     motions: Mapping[str, tuple[int, float]]
     acts: Mapping[str, str]
@@ -35,7 +38,10 @@ class KeyMapping:
 
 @dataclass(frozen=True)
 class JoyAxis:
-    """axis: its index; or plus and minus, two buttons. sign: 1 or -1."""
+    """One axis of a joystick, or two buttons that serve as one.
+
+    axis: its index; or plus and minus, two buttons. sign: 1 or -1.
+    """
 
     axis: int = -1
     plus: int = -1
@@ -69,7 +75,9 @@ class LeaderJoint:
 
 @dataclass(frozen=True)
 class LeaderMapping:
-    """joints: by the follower's. gripper: the leader's joint that is one, scaled to 1 open, 0
+    """Which joint of a leader arm moves which joint of the follower.
+
+    joints: by the follower's. gripper: the leader's joint that is one, scaled to 1 open, 0
     closed. pedal: of topic joy, the switch and what else it has."""
 
     joints: Mapping[str, LeaderJoint]

@@ -41,7 +41,10 @@ class Moved:
 
 @dataclass(frozen=True)
 class Robot:
-    """parts: all that the command node drives, in its order."""
+    """A robot as its command node describes it.
+
+    parts: all that the command node drives, in its order.
+    """
 
     parts: tuple[Moved, ...]
 

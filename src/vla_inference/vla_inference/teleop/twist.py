@@ -10,7 +10,9 @@ from vla_inference.teleop.wish import STILL, Wish
 
 
 class Twist:
-    """frames: names of the base's and the tool's; an empty name is none.
+    """What the newest twist asks for, as shares of full speed.
+
+    frames: names of the base's and the tool's; an empty name is none.
 
     speeds: of a full deflection [m/s, rad/s]; faster twists are slowed down to it.
     silence: seconds without a message until the switch counts as let go.

@@ -17,7 +17,9 @@ ACTS = (OPEN, CLOSE, TOGGLE, *HANDING)
 
 @dataclass(frozen=True)
 class Wish:
-    """held: whether the dead man's switch is. Where it is not, nothing is to move.
+    """What a person wants at one moment.
+
+    held: whether the dead man's switch is. Where it is not, nothing is to move.
 
     shares: of the speeds along x y z and about x y z, each -1 to 1.
     joints: positions by the follower's joints [rad, m].

@@ -30,7 +30,10 @@ SUCCESS, FAILURE = "success", "failure"
 
 @dataclass(frozen=True)
 class Estimate:
-    """progress: 0 at the beginning, 1 at success. done: how likely success is now, 0 to 1."""
+    """How far a task is, and whether it is done.
+
+    progress: 0 at the beginning, 1 at success. done: how likely success is now, 0 to 1.
+    """
 
     progress: float
     done: float

@@ -21,9 +21,9 @@ from vla_training.small_model.config import SMALL, TrainConfig
 def check_small(checkpoint: Path) -> dict[str, Any]:
     """config.json of a small model; refuses every other."""
     raw = raw_config(checkpoint)
-    towers = [tower.get("stem") for tower in raw.get("vision_towers", ())]
+    stems = [encoder.get("stem") for encoder in raw.get("vision_towers", ())]
     width = raw.get("text_config", {}).get("hidden_size")
-    if towers != ["conv"] or width != SMALL["text_config"]["hidden_size"]:
+    if stems != ["conv"] or width != SMALL["text_config"]["hidden_size"]:
         raise VlaError(
             f"{checkpoint} is not the small model, whose own recipe was asked for",
             "leave --recipe out",
@@ -36,7 +36,7 @@ def recipe(checkpoint: Path, finetune: FinetuneConfig, sources: Sequence[Dataset
     if finetune.max_steps is None:
         raise VlaError("--recipe train has no end", "give --max-steps")
     raw = check_small(checkpoint)
-    (tower,), weights = raw["vision_towers"], [s.weight or 0.0 for s in sources]
+    (encoder,), weights = raw["vision_towers"], [s.weight or 0.0 for s in sources]
     return TrainConfig(
         start=str(checkpoint),
         name=raw.get("name", SMALL["name"]),
@@ -44,7 +44,7 @@ def recipe(checkpoint: Path, finetune: FinetuneConfig, sources: Sequence[Dataset
         batch_size=finetune.batch_size,
         learning_rate=finetune.learning_rate or 3e-4,
         layers=raw["text_config"]["num_hidden_layers"],
-        image_size=tower["image_size"],
+        image_size=encoder["image_size"],
         cameras=sources[0].cameras,
         state=bool(raw["action_head"].get("proprio_dim")),
         validation=min(finetune.val_split, 0.5),

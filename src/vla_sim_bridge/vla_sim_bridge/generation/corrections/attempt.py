@@ -93,7 +93,7 @@ def make_attempt(sim: Simulation, config: GenerateConfig, index: int, act: Act) 
 def steps(
     sim: RecordedWorld, stand_in: StandIn, act: Act, execute_steps: int
 ) -> Iterator[np.ndarray]:
-    """The actions of whoever commands, one a control step; `stand_in.look` comes in between.
+    """The actions of the source in charge, one a control step; `stand_in.look` comes in between.
 
     A hand-over drops what is left of a chunk, and the model is asked anew with the image of then.
     """

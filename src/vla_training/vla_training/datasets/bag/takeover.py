@@ -1,7 +1,7 @@
 """Who commanded at each image of a bag, and what a person did.
 
-An image's time goes on until the next image. Whoever commanded for the larger part of it acted in
-its step; of equal parts the person. Before the first `CommandSource` that was the model.
+An image's time goes on until the next image. The one who commanded for the larger part of it acted
+in its step; of equal parts the person. Before the first `CommandSource` that was the model.
 
 The person's action is the first step of the chunk on `human_action` that has the image's stamp and
 steps of the action's length. Else it is what such chunks make of an action's length, from where
