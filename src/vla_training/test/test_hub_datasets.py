@@ -92,6 +92,10 @@ def test_what_cannot_go_there_is_one_error(hub, source, tmp_path, capsys, monkey
     capsys.readouterr()
     assert "--revision" in error("pull", "me/mine", "--revision", "v9", "--output", tmp_path / "n")
     assert "is a file" in error("pull", "me/mine", "--output", source)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / source.name).write_text("mine")
+    assert "files of its own" in error("pull", "me/mine", "--output", tmp_path / "own")
+    assert (tmp_path / "own" / source.name).read_text() == "mine"
 
 
 def test_a_pull_that_broke_off_goes_on(hub, lerobot, tmp_path, capsys):

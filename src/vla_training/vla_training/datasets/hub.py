@@ -58,6 +58,9 @@ def pull(repo: str, folder: Path, revision: str | None = None) -> Path:
     _check_name(repo)
     if folder.is_file():
         raise DataError(f"{folder} is a file", "give --output a folder")
+    begun = (folder / ".cache" / "huggingface").is_dir()  # by an earlier pull
+    if not begun and folder.is_dir() and any(folder.iterdir()):
+        raise DataError(f"{folder} has files of its own", "choose another --output")
     with _asking(repo) as api:
         api.dataset_info(
             repo, revision=revision, timeout=TIMEOUT
