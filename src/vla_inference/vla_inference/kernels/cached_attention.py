@@ -104,9 +104,9 @@ def _attend_cached(
             for begin in tl.range(0, M, BLOCK, num_stages=1):
                 j = begin + tl.arange(0, BLOCK)
                 mine = j < M
-                at = (j * q_row + (HEADS + kv) * D)[:, None] + d[None, :]
-                ks = tl.load(q + at, mine[:, None] & inside, 0.0)
-                vs = tl.load(q + KV_HEADS * D + at, mine[:, None] & inside, 0.0)
+                own = (j * q_row + (HEADS + kv) * D)[:, None] + d[None, :]
+                ks = tl.load(q + own, mine[:, None] & inside, 0.0)
+                vs = tl.load(q + KV_HEADS * D + own, mine[:, None] & inside, 0.0)
                 seen = mine[None, :]
                 if OWN == "causal":
                     seen = seen & (j[None, :] <= t[:, None])
