@@ -8,8 +8,8 @@ From prepared images and token ids to actions in the network's units: what LeRob
 settings of this chip first and keeps them (`tools/tune_kernels.py --kinds flow`), beside the
 output as well.
 
-First the gates, which end the run with status 1 where they fail: small models in float32, engine
-against plain path; then the published shape in bfloat16, where the engine may be off from the same
+First the gates, which end the run with status 1 where they fail: small models in float32 against
+float64; then the published shape in bfloat16, where the engine may be off from the same
 weights in float32 by `SHARE` times as much as the plain path is. Then times: rivals answer
 the same inputs in turn. `compiled` is our plain path by torch.compile with its own CUDA graphs,
 `lerobot` LeRobot's own pi0 or pi0.5, eagerly, where it can be imported. Memory is that of a
@@ -96,8 +96,8 @@ def main() -> None:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     report: dict[str, Any] = {"size": args.size, "dtype": args.dtype, "float32_error": {}}
     for name in MODELS:
-        report["float32_error"][name] = small_error(name, args)
-    right = [error < EXACT for error in report["float32_error"].values()]
+        report["float32_error"][name] = small_errors(name, args)
+    right = [error["engine"] < EXACT for error in report["float32_error"].values()]
     progress("small models in float32", report["float32_error"])
     for name in args.models:
         report[name], passed = measure_model(name, args)
@@ -307,17 +307,23 @@ def words_of(name: str, config: Any, args: argparse.Namespace) -> int:
     return min(args.words or (60 if name == "pi05" else 24), config.words)
 
 
-def small_error(name: str, args: argparse.Namespace) -> float:
-    """Of the engine against the plain path, both in float32, of a small model."""
-    config = small(name)
-    model = network(name, config, args, torch.float32)
-    engine, worst = engine_of(model, 2, args.device, torch.float32), 0.0
+def small_errors(name: str, args: argparse.Namespace) -> dict[str, float]:
+    """Of the engine and of the plain path in float32, of a small model: against float64."""
+    model = network(name, small(name), args, torch.float32)
+    exact = copy.deepcopy(model).double()  # before the engine joins weights
+    engine = engine_of(model, 2, args.device, torch.float32)
+    found = {"engine": 0.0, "plain": 0.0}
     for cameras, words in ((2, 13), (1, 5)):
-        given = random_inputs(
-            config, cameras, words, args.device, torch.float32, args.seed + words
-        )
-        worst = max(worst, off(engine(*given), plain(model, torch.float32, *given)))
-    return worst
+        seed = args.seed + words
+        given = random_inputs(model.config, cameras, words, args.device, torch.float32, seed)
+        inputs, noise = given
+        wanted = plain(exact, torch.float64, floated(inputs, torch.float64), noise.double())
+        for rival, answer in (
+            ("engine", engine(*given)),
+            ("plain", plain(model, torch.float32, *given)),
+        ):
+            found[rival] = max(found[rival], off(answer, wanted))
+    return found
 
 
 def memory(args: argparse.Namespace) -> dict[str, float]:
@@ -356,9 +362,9 @@ def off(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
-def floated(inputs: Inputs) -> Inputs:
+def floated(inputs: Inputs, dtype: torch.dtype = torch.float32) -> Inputs:
     images, words, mask, state = inputs
-    return Inputs(images.float(), words, mask, state.float())
+    return Inputs(images.to(dtype), words, mask, state.to(dtype))
 
 
 def empty() -> None:
