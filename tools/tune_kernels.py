@@ -36,7 +36,8 @@ TOGETHER = (
     (128, 32, 337, False),
 )
 KINDS = ["dense", "int8", "fp8", "int4", "coded-int8", "coded-int4", "small", "flow"]
-# Of the experts of SmolVLA and pi0.5, 50 rows: outputs, inputs, whether a pair.
+# Of the experts of SmolVLA and pi0.5, 50 rows: outputs, inputs, whether a pair; and those whose
+# results a norm follows.
 FEW_ROWS = (
     (1600, 720, False),
     (960, 720, False),
@@ -53,6 +54,7 @@ FEW_ROWS = (
     (1024, 32, False),
     (32, 1024, False),
 )
+NORMED = ((720, 960), (720, 2048), (720, 32), (720, 720), (1024, 2048), (1024, 4096), (1024, 32))
 # Width of a head, positions that attend, heads of keys, heads of queries to each, slots, `own`.
 CACHED = (
     (64, 50, 5, 3, 177, "causal"),
@@ -184,29 +186,37 @@ def tune_few_rows(shape: tuple[int, int, bool], lock) -> tuple[str, dict | None,
     from vla_inference.kernels import few_rows
 
     n, k, pair = shape
-    rows, normed = 2 * n if pair else n, n > 32 and k in (720, 1024)
+    rows = 2 * n if pair else n
     draw = partial(torch.randn, generator=torch.Generator("cuda").manual_seed(0), device="cuda")
     weight = (draw(rows, k) / k**0.5).bfloat16()
-    x, norm, bias, residual = draw(50, k).bfloat16(), draw(k), draw(rows), draw(50, n).bfloat16()
-    more = {"norm": norm, "eps": 1e-5, "bias": bias} if normed else {"residual": residual}
-    exact = x.double()
-    if normed:
-        exact = exact * torch.rsqrt(exact.square().mean(1, keepdim=True) + 1e-5) * norm.double()
-    exact = exact @ weight.double().T + (bias.double() if normed else 0)
+    x, norm, residual = draw(50, k).bfloat16(), draw(n), draw(50, n).bfloat16()
+    given, more, exact = x, {"residual": residual, "norm": norm}, x.double()
+    make = few_rows.few_rows_normed
+    if (n, k) not in NORMED:  # it reads what was normed
+        squares = exact.square().unflatten(1, (-1, 16)).sum(2).T.float().contiguous()
+        given, make = few_rows.Normed(x, x, squares), few_rows.few_rows
+        exact = exact * torch.rsqrt(exact.square().mean(1, keepdim=True) + 1e-5)
+        more = {"eps": 1e-5, "bias": draw(rows)}
+    exact = exact @ weight.double().T + (0 if "residual" in more else more["bias"].double())
     if pair:
         exact = torch.nn.functional.silu(exact[:, :n]) * exact[:, n:]
         more["pair"], more["after"] = True, "silu"
-    exact = exact + (0 if normed else residual.double())
+    if "residual" in more:
+        exact = exact + residual.double()
     parts = few_rows.Parts(x.device)
     copies = [weight.clone() for _ in range(max(2, int(COPY_BYTES / 4 // weight.nbytes)))]
     return few_rows.key(*shape), *_best(
         few_rows.key(*shape),
         few_rows.candidates(*shape),
-        lambda launch, w: few_rows.few_rows(x, w, parts, launch=launch, **more),
+        lambda launch, w: rows_of(make(given, w, parts, launch=launch, **more)),
         copies,
         exact,
         lock,
     )
+
+
+def rows_of(found):
+    return getattr(found, "rows", found)
 
 
 def tune_cached(

@@ -18,7 +18,7 @@ from torch import Tensor
 from vla_inference.engines.cuda.graphs import Graphs
 from vla_inference.kernels import cached_attention, few_rows
 from vla_inference.kernels.cached_attention import attend_cached
-from vla_inference.kernels.few_rows import Launch, Parts
+from vla_inference.kernels.few_rows import Launch, Normed, Parts
 from vla_inference.policies.chunking import RealTimeChunking
 from vla_inference.policies.lerobot.cuda.engine import FlowEngine, room, round_up
 from vla_inference.policies.lerobot.cuda.siglip import CudaSiglip
@@ -70,11 +70,12 @@ def test_few_rows(parts, after, seed, m, n, k, splits, norm, bias, pair, add):
     x, weight = fenced(draw(m, k))[0], fenced(draw(rows, k) / k**0.5)[0]
     gains, shift = draw.positive(k), draw(rows)
     gain, residual = draw(n), draw(m, n)
-    y = few_rows.few_rows(
-        x,
+    following = draw.positive(n)
+    y = few_rows.few_rows_normed(
+        normed(x, gains) if norm else x,
         weight,
         parts,
-        norm=gains if norm else None,
+        following,
         eps=1e-5,
         bias=shift if bias else None,
         after=after,
@@ -89,7 +90,16 @@ def test_few_rows(parts, after, seed, m, n, k, splits, norm, bias, pair, add):
     wanted = AFTER[after](wanted) * up
     if add:
         wanted = residual.double() + gain.double() * wanted
-    assert within(y, wanted, 2 * EXACT) and not parts.arrived.any()
+    assert within(y.rows, wanted, 2 * EXACT) and not parts.arrived.any()
+    assert within(y.scaled, wanted * following, 2 * EXACT)
+    assert within(y.squares.sum(0), wanted.square().sum(1), 4 * EXACT)
+
+
+def normed(x: Tensor, weights: Tensor) -> Normed:
+    """As another product leaves rows, in three tiles."""
+    tiles = (x * x).tensor_split(3, 1)
+    squares = fenced(torch.stack([tile.sum(1) for tile in tiles]))[0]
+    return Normed(x, fenced(x * weights)[0], squares)
 
 
 @given(

@@ -66,10 +66,12 @@ def test_products_of_few_rows_compile(n, k, pair, after, norm, head):
 
     launch = few_rows.usual(n, k, pair)
     chunk = math.ceil(math.ceil(k / launch.block_k) / launch.splits) * launch.block_k
-    sixteen, floats = dict.fromkeys(("x", "w", "residual", "y"), "*bf16"), "norm bias gain cos sin"
+    sixteen = dict.fromkeys(("x", "w", "residual", "y", "scaled"), "*bf16")
+    floats = "squares bias gain cos sin norm sums"
     types = {**sixteen, **dict.fromkeys([*floats.split(), "parts"], "*fp32"), "arrived": "*i32"}
     constants: dict[str, Any] = {
         "K": k,
+        "READ": 64,
         "HALF": head // 2,
         "TURNED": 1280 if head else 0,
         "PAIR": pair,
@@ -85,10 +87,10 @@ def test_products_of_few_rows_compile(n, k, pair, after, norm, head):
         "LINES": 1 << (math.ceil(chunk * 2 / LINE) - 1).bit_length(),
         "PDL": True,
     }
-    absent = [] if norm else ["norm", "bias"]
+    absent = ["norm", "scaled", "sums"] if norm else ["squares", "bias"]
     absent += ["residual", "gain"] if head or pair else []
     absent += [] if head else ["cos", "sin"]
-    numbers = {"M": "i32", "N": "i32", "eps": "fp32"}
+    numbers = {"M": "i32", "N": "i32", "read": "i32", "eps": "fp32"}
     constants |= dict.fromkeys(absent)
     made = compiled(_few_rows, {**types, **numbers}, constants, launch.warps)
     assert "wgmma" in made.asm["ptx"] and made.metadata.shared <= SHARED

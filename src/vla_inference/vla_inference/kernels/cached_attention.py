@@ -223,10 +223,12 @@ def usual(d: int, m: int) -> Launch:
 def candidates(d: int, m: int) -> list[Launch]:
     """Launch settings worth trying."""
     few, found = m <= 64, [usual(d, m)]
-    for rows in (32, 64) if few or d > 128 else (64, 128):
+    for rows in (16, 32, 64) if few or d > 128 else (64, 128):
         for block in (32, 64) if d > 128 else (32, 64, 128):
-            for splits in (1, 2, 4, 8) if few else (1,):
-                found.append(Launch(rows, block, splits, 8 if rows * d > 64 * 128 else 4))
+            for splits in (1, 2, 4, 8, 16) if few else (1,):
+                for stages in (2, 3):
+                    warps = 8 if rows * d > 64 * 128 else 4
+                    found.append(Launch(rows, block, splits, warps, stages))
     return list(dict.fromkeys(found))
 
 

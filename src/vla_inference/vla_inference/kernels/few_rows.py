@@ -1,8 +1,10 @@
 """Products of a few dozen rows, fused with their neighbours; bound by weight bytes and latency.
 
 y = residual + gain * g(f(x) W^T + bias): what a chunk of actions meets in a layer of an expert. f
-is RMSNorm, a scale per row, so it is applied to the sums; g is an activation, of one factor or of
-the gates of a pair.
+is RMSNorm; g is an activation, of one factor or of the gates of a pair.
+
+A norm is shared out: who makes rows multiplies them by its weights and sums up their squares
+(`Normed`), who reads them scales its results. So no product waits for a norm.
 
 All rows of a tile of outputs are one program's, so that weights are read once. Where there are few
 tiles, several programs share one: each sums up a range of the inputs, and who comes last adds the
@@ -13,6 +15,7 @@ weights while the kernel before it still runs.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -82,19 +85,24 @@ def _fetch(w, rows, begin, CHUNK: tl.constexpr, BYTES: tl.constexpr, WIDE: tl.co
 def _few_rows(
     x,
     w,
-    norm,
+    squares,
     bias,
     gain,
     residual,
     cos,
     sin,
     y,
+    norm,
+    scaled,
+    sums,
     parts,
     arrived,
     M,
     N,
     eps,
+    read,
     K: tl.constexpr,
+    READ: tl.constexpr,
     HALF: tl.constexpr,
     TURNED: tl.constexpr,
     PAIR: tl.constexpr,
@@ -127,15 +135,13 @@ def _few_rows(
         tl.extra.cuda.gdc_wait()
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     other = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)  # the second factor of a pair
-    square = tl.zeros((BLOCK_M,), tl.float32)
+    if squares is not None:  # asked for here, summed up when the products are done
+        each = tl.arange(0, READ)[:, None]
+        square = tl.load(squares + each * M + m[None, :], (each < read) & (m < M)[None, :], 0.0)
     for k0 in tl.range(begin, tl.minimum(begin + CHUNK, K), BLOCK_K, num_stages=STAGES):
         k = k0 + tl.arange(0, BLOCK_K)
         inside = k < K
         xs = tl.load(x + m[:, None] * K + k[None, :], row & inside[None, :], 0.0)
-        if norm is not None:
-            v = xs.to(tl.float32)
-            square += tl.sum(v * v, 1)
-            xs = v * tl.load(norm + k, inside, 0.0)[None, :]
         xs = xs.to(kind)
         at = n[None, :] * K + k[:, None]
         there = inside[:, None] & column
@@ -146,7 +152,7 @@ def _few_rows(
             other = tl.dot(xs, us, other, input_precision="ieee")
     last = 0
     if SPLITS > 1:
-        ROOM: tl.constexpr = BLOCK_M * (2 * BLOCK_N + 1)
+        ROOM: tl.constexpr = 2 * BLOCK_M * BLOCK_N
         i = tl.arange(0, BLOCK_M)
         held = i[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
         output = band * tl.num_programs(0) + tile
@@ -154,7 +160,6 @@ def _few_rows(
         tl.store(mine + held, acc)
         if PAIR:
             tl.store(mine + BLOCK_M * BLOCK_N + held, other)
-        tl.store(mine + 2 * BLOCK_M * BLOCK_N + i, square)
         tl.debug_barrier()
         last = tl.atomic_add(arrived + output, 1, sem="acq_rel", scope="gpu")
     if last == SPLITS - 1:
@@ -162,15 +167,13 @@ def _few_rows(
             tl.store(arrived + output, 0)
             acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             other = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-            square = tl.zeros((BLOCK_M,), tl.float32)
             for part in tl.static_range(SPLITS):
                 its = parts + (output * SPLITS + part) * ROOM
                 acc += tl.load(its + held, cache_modifier=".cg")
                 if PAIR:
                     other += tl.load(its + BLOCK_M * BLOCK_N + held, cache_modifier=".cg")
-                square += tl.load(its + 2 * BLOCK_M * BLOCK_N + i, cache_modifier=".cg")
-        if norm is not None:
-            scale = tl.rsqrt(square / K + eps)[:, None]
+        if squares is not None:
+            scale = tl.rsqrt(tl.sum(square, 0) / K + eps)[:, None]
             acc *= scale
             other *= scale
         if bias is not None:
@@ -186,7 +189,13 @@ def _few_rows(
             to = m[:, None] * N + n[None, :]
             if residual is not None:
                 acc += tl.load(residual + to, row & column, 0.0).to(tl.float32)
-            tl.store(y + to, acc.to(y.dtype.element_ty), row & column)
+            found = acc.to(y.dtype.element_ty)
+            tl.store(y + to, found, row & column)
+            if norm is not None:
+                v = tl.where(column, found.to(tl.float32), 0.0)
+                ready = v * tl.load(norm + n, n < N, 0.0)[None, :]
+                tl.store(scaled + to, ready.to(scaled.dtype.element_ty), row & column)
+                tl.store(sums + tile * M + m, tl.sum(v * v, 1), m < M)
         else:  # neighbours are the two numbers that turn together, and part again
             a, b = tl.split(tl.reshape(acc, (BLOCK_M, BLOCK_N // 2, 2)))
             j = tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
@@ -199,12 +208,42 @@ def _few_rows(
             tl.store(y + first + HALF, (b * c + a * s).to(y.dtype.element_ty), known)
 
 
-def few_rows(
-    x: Tensor,
+class Normed(NamedTuple):
+    """Rows whose RMSNorm is under way: not yet scaled to one size.
+
+    rows: [M, K], as they are. scaled: [M, K], by the norm's weights. squares: float32 [tiles, M];
+    their sum over tiles is that of a row's squares.
+    """
+
+    rows: Tensor
+    scaled: Tensor
+    squares: Tensor
+
+
+def few_rows(x: Tensor | Normed, weight: Tensor, parts: Parts, **options: Any) -> Tensor:
+    """[M, K] -> [M, N].
+
+    x: of any dtype; multiplied in the weight's. Of `Normed`, what the norm makes of it. weight:
+    [N, K]. options: see `_product`.
+    """
+    return _product(x, weight, parts, None, **options)[0]
+
+
+def few_rows_normed(
+    x: Tensor | Normed, weight: Tensor, parts: Parts, norm: Tensor, **options: Any
+) -> Normed:
+    """As `few_rows`, for an RMSNorm with weights float32 [N] to follow."""
+    y, scaled, squares = _product(x, weight, parts, norm, **options)
+    assert scaled is not None and squares is not None
+    return Normed(y, scaled, squares)
+
+
+def _product(
+    x: Tensor | Normed,
     weight: Tensor,
     parts: Parts,
+    norm: Tensor | None,
     *,
-    norm: Tensor | None = None,
     eps: float = 0.0,
     bias: Tensor | None = None,
     after: str = "",
@@ -215,16 +254,17 @@ def few_rows(
     turned: int = 0,
     dtype: torch.dtype | None = None,
     launch: Launch | None = None,
-) -> Tensor:
-    """[M, K] -> [M, N] of `dtype` (the weight's, if None).
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The product, and with a `norm` to follow the other two of `Normed`.
 
-    x: of any dtype; multiplied in the weight's. weight: [N, K]. norm: float32 [K]: x is
-    RMSNorm'ed with these weights and `eps` first. bias: float32, one per row of the weight.
-    after: see `layers.activated`. pair: the weight has 2 N rows, gates first; the result is
-    after(gate) * up. gain: float32 [N]. residual: [M, N], added last. rotary: cos and sin, float32
-    [M, d / 2], by which the first `turned` results are rotated, heads of d; the weight's rows must
-    then be as `neighbours` puts them. The results are in their own order.
+    eps: of the norm of x. bias: float32, one per row of the weight. after: see
+    `layers.activated`. pair: the weight has 2 N rows, gates first; the result is after(gate) * up.
+    gain: float32 [N]. residual: [M, N], added last. rotary: cos and sin, float32 [M, d / 2], by
+    which the first `turned` results are rotated, heads of d; the weight's rows must then be as
+    `neighbours` puts them. The results are in their own order. dtype: of them; default the
+    weight's.
     """
+    x, squares = (x.scaled, x.squares) if isinstance(x, Normed) else (x, None)
     m, (rows, k) = len(x), weight.shape
     n = rows // 2 if pair else rows
     chosen = launch or launch_for(n, k, pair, weight.dtype)
@@ -234,24 +274,33 @@ def few_rows(
     chunk = triton.cdiv(triton.cdiv(k, block_k), chosen.splits) * block_k
     splits = triton.cdiv(k, chunk)
     if splits > 1:
-        parts.check(tiles * bands, splits, block_m * (2 * chosen.block_n + 1))
+        parts.check(tiles * bands, splits, 2 * block_m * chosen.block_n)
     y = torch.empty(m, n, dtype=dtype or weight.dtype, device=x.device)
-    size = weight.element_size()
+    scaled = sums = None
+    if norm is not None:
+        scaled = torch.empty(m, n, dtype=weight.dtype, device=x.device)
+        sums = torch.empty(tiles, m, device=x.device)
+    size, read = weight.element_size(), 0 if squares is None else len(squares)
     _few_rows[(tiles, splits, bands)](
         x,
         weight,
-        norm,
+        squares,
         bias,
         gain,
         residual,
         *(rotary or (None, None)),
         y,
+        norm,
+        scaled,
+        sums,
         parts.sums,
         parts.arrived,
         m,
         n,
         eps,
+        read,
         k,
+        triton.next_power_of_2(max(1, read)),
         rotary[0].shape[1] if rotary else 0,
         turned,
         pair,
@@ -269,7 +318,7 @@ def few_rows(
         num_warps=chosen.warps,
         **early(),
     )
-    return y
+    return y, scaled, sums
 
 
 def neighbours(weight: Tensor, head: int) -> Tensor:
@@ -301,15 +350,17 @@ def usual(n: int, k: int, pair: bool) -> Launch:
 def candidates(n: int, k: int, pair: bool) -> list[Launch]:
     """Launch settings worth trying."""
     found = [usual(n, k, pair), replace(usual(n, k, pair), ahead=False)]
-    for block_n in (16, 32, 64):
+    for block_n in (16, 32, 64, 128):
         tiles = triton.cdiv(n, block_n)
         for splits in (1, 2, 4, 8):
             if (tiles * splits < 40 and splits < 8 and k > 256) or tiles * splits > 2 * PROGRAMS:
                 continue
             if splits > 1 and k < 128 * splits:
                 continue
-            block_k = 64 if block_n == 64 or pair else 128
-            found.append(Launch(block_n, block_k, splits))
+            for block_k, stages in ((64, 4), (128, 3), (128, 4), (256, 2)):
+                if block_n * (1 + pair) * block_k <= 128 * 128:
+                    warps = 8 if block_n * (1 + pair) > 128 else 4
+                    found.append(Launch(block_n, block_k, splits, warps, stages))
     return list(dict.fromkeys(found))
 
 

@@ -39,6 +39,8 @@ class CudaPi(CudaNetwork):
         layers = [fused(layer, matmul_by, self.dtype) for layer in model.language.layers]
         like = model.vision.position.weight
         self.language = CudaLanguage(layers, heads, EPS, self.slots, like, self.parts)
+        if state:
+            self._state_bias = model.state_proj.bias.float()
         times = embedded_times(c, self.device)
         inward, out = model.action_in_proj, model.action_out_proj
         conditions: Sequence[Tensor | None] = [None] * c.steps
@@ -74,15 +76,16 @@ class CudaPi(CudaNetwork):
         """Reads pi0's token of the state, whose keys and values join the cache."""
         if not self.extra:
             return
-        x, expert, heads = self.model.state_proj(state), self.expert, self.heads
+        expert, heads, by = self.expert, self.heads, self.model.state_proj
         place, turn = span.resumes, self.turns(span.resumes, 1)
         before = Span(span.length, place, place)
-        for layer, (keys, values) in zip(expert.layers, self.language.cache, strict=True):
+        x = expert.enter(state, [Entry(by.weight, self._state_bias)], 0)
+        for number, (keys, values) in enumerate(self.language.cache):
             read = Reading(keys[:, :place], values[:, :place], turn)
-            qkv = expert.heads_of(layer, 0, x, turn)
+            qkv = expert.heads_of(number, 0, x, turn)
             _, k, v = qkv.view(-1, heads.size).split([heads.heads, heads.kv_heads, heads.kv_heads])
             keys[:, place], values[:, place] = k, v
-            x = expert.layer(layer, 0, x, qkv, read, before)
+            x = expert.layer(number, 0, x, qkv, read, before)
 
     def readings(self, span: Span) -> Sequence[Reading]:
         turn = self.turns(span.slots, self.chunk)

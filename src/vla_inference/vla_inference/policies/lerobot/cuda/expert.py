@@ -7,16 +7,21 @@ A norm that scales and shifts is one that scales, whose shift went through the w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vla_inference.kernels.cached_attention import attend_cached
-from vla_inference.kernels.few_rows import Parts, few_rows, neighbours
+from vla_inference.kernels.few_rows import (
+    Normed,
+    Parts,
+    few_rows,
+    few_rows_normed,
+    neighbours,
+)
 from vla_inference.policies.lerobot.cuda.language import Heads, Rotary, Span
 
 
@@ -86,7 +91,6 @@ class CudaExpert:
         self.layers, self.entries, self.exits, self.head = layers, entries, exits, head
         self.heads, self.eps, self.by, self.parts = heads, eps, by, parts
         self.steps = len(exits)
-        self._product: Callable[..., Tensor] = partial(few_rows, parts=parts, eps=eps)
         self._stride = torch.full((len(head),), -1 / self.steps, device=head.device)
 
     def step(self, i: int, x: Tensor, readings: Sequence[Reading], span: Span) -> Tensor:
@@ -97,10 +101,18 @@ class CudaExpert:
         """How actions float32 [T, action_dim] move at step i."""
         return self._exit(i, self._tokens(i, x, readings, span))
 
+    def enter(self, x: Tensor, entries: Sequence[Entry], i: int) -> Normed:
+        """Rows of any width as the first layer reads them at step i."""
+        for weight, bias, after in entries[:-1]:
+            x = few_rows(x, weight, self.parts, bias=bias, after=after)
+        weight, bias, after = entries[-1]
+        return few_rows_normed(x, weight, self.parts, self._norm(0, i), bias=bias, after=after)
+
     def layer(
-        self, layer: ExpertLayer, i: int, x: Tensor, qkv: Tensor, read: Reading, span: Span
-    ) -> Tensor:
+        self, number: int, i: int, x: Normed, qkv: Tensor, read: Reading, span: Span
+    ) -> Normed:
         """Tokens [T, W] through a layer at step i, whose queries (and keys, values) are known."""
+        layer = self.layers[number]
         first, second = layer.norms[i]
         attended = attend_cached(
             qkv,
@@ -112,34 +124,52 @@ class CudaExpert:
             resumes=span.resumes,
             own=layer.own,
         )
-        x = self._product(attended, layer.out, gain=first.gain, residual=x)
-        inner = self._product(
-            x, layer.gate_up, norm=second.norm, bias=second.bias, after=self.by, pair=True
+        x = few_rows_normed(
+            attended, layer.out, self.parts, second.norm, gain=first.gain, residual=x.rows
         )
-        return self._product(inner, layer.down, gain=second.gain, residual=x)
+        inner = few_rows(
+            x,
+            layer.gate_up,
+            self.parts,
+            eps=self.eps,
+            bias=second.bias,
+            after=self.by,
+            pair=True,
+        )
+        norm = self._norm(number + 1, i)
+        return few_rows_normed(
+            inner, layer.down, self.parts, norm, gain=second.gain, residual=x.rows
+        )
 
-    def heads_of(self, layer: ExpertLayer, i: int, x: Tensor, rotary: Rotary | None) -> Tensor:
+    def heads_of(self, number: int, i: int, x: Normed, rotary: Rotary | None) -> Tensor:
         """Queries, and keys and values where the layer makes them, of tokens [T, W] at step i."""
-        norm, bias, _ = layer.norms[i][0]
-        turned = layer.turned(self.heads)
-        return self._product(x, layer.reads, norm=norm, bias=bias, rotary=rotary, turned=turned)
+        layer = self.layers[number]
+        bias, turned = layer.norms[i][0].bias, layer.turned(self.heads)
+        return few_rows(
+            x, layer.reads, self.parts, eps=self.eps, bias=bias, rotary=rotary, turned=turned
+        )
 
-    def _tokens(self, i: int, x: Tensor, readings: Sequence[Reading], span: Span) -> Tensor:
-        for weight, bias, after in self.entries[i]:
-            x = self._product(x, weight, bias=bias, after=after)
-        for layer, read in zip(self.layers, readings, strict=True):
-            x = self.layer(layer, i, x, self.heads_of(layer, i, x, read.rotary), read, span)
-        return x
+    def _norm(self, number: int, i: int) -> Tensor:
+        """The weights of the norm that a layer begins with at step i, or the exit."""
+        ended = number == len(self.layers)
+        return (self.exits[i] if ended else self.layers[number].norms[i][0]).norm
+
+    def _tokens(self, i: int, x: Tensor, readings: Sequence[Reading], span: Span) -> Normed:
+        tokens = self.enter(x, self.entries[i], i)
+        for number, read in enumerate(readings):
+            qkv = self.heads_of(number, i, tokens, read.rotary)
+            tokens = self.layer(number, i, tokens, qkv, read, span)
+        return tokens
 
     def _exit(
-        self, i: int, x: Tensor, gain: Tensor | None = None, residual: Tensor | None = None
+        self, i: int, x: Normed, gain: Tensor | None = None, residual: Tensor | None = None
     ) -> Tensor:
-        norm, bias, _ = self.exits[i]
-        return self._product(
+        return few_rows(
             x,
             self.head,
-            norm=norm,
-            bias=bias,
+            self.parts,
+            eps=self.eps,
+            bias=self.exits[i].bias,
             gain=gain,
             residual=residual,
             dtype=torch.float32,
