@@ -29,7 +29,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -I` leaves i
 
 from workspace_setup import workspace
 from workspace_setup.machine import find_python, has_nvidia, machine_ros, wheels
-from workspace_setup.packages import make_venv, patch_exports, pip_install, pip_stamp, venv_key
+from workspace_setup.packages import (
+    is_installed,
+    make_venv,
+    patch_exports,
+    pip_install,
+    pip_stamp,
+    venv_key,
+)
 from workspace_setup.steps import (
     ENV_FILE,
     PYTHON,
@@ -41,16 +48,34 @@ from workspace_setup.steps import (
     note_of,
     say,
 )
-from workspace_setup.workspace import build, build_key, working_gl, write_environment
+from workspace_setup.workspace import (
+    build,
+    build_key,
+    is_built,
+    working_gl,
+    write_environment,
+)
 
+OUTDATED = 3  # exit status of --check
 # Libraries that some tests need: optional for users, or second implementations to compare with
 FOR_TESTS = ("onnx", "tvm", "ray", "peft", "sentencepiece", "rerun", "gymnasium", "speech")
+
+
+def core(ros: Path | None) -> list[str]:
+    """Names of the requirements that every workspace has."""
+    return ["torch", "runtime", "build" if ros else wheels()]
+
+
+def outdated() -> bool:
+    """Whether a pull or an edit has left something to install or to build."""
+    ros = machine_ros()
+    return not (all(is_installed(n, ros) for n in core(ros)) and is_built(ros, tests=False))
 
 
 def setup(dev: bool, tests: bool = False, docs: bool = False) -> None:
     start = time.monotonic()
     ros = machine_ros()
-    names = ["torch", "runtime", "build" if ros else wheels()] + (["dev"] if dev or tests else [])
+    names = core(ros) + (["dev"] if dev or tests else [])
     names += ["docs"] if docs else []
     if platform.machine() == "x86_64":
         # PyTorch for a GPU brings Triton; its machine has the CUDA toolkit
@@ -120,7 +145,10 @@ def main() -> int:
     parser.add_argument("--dev", action="store_true", help="lint and test tools too")
     parser.add_argument("--tests", action="store_true", help="all that a test needs, too")
     parser.add_argument("--docs", action="store_true", help="what builds the pages, too")
+    parser.add_argument("--check", action="store_true", help="status 3: there is something to do")
     options = parser.parse_args()
+    if options.check:
+        return OUTDATED if outdated() else 0
     # A kill must end pip and colcon too, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -69,13 +69,23 @@ def cpu_torch_arguments() -> list[str]:
     return ["--extra-index-url", TORCH_CPU_INDEX]
 
 
+def pip_key(name: str, ros: Path | None) -> str:
+    """Hash of what an installation of requirements/<name>.txt depends on."""
+    folder = ROOT / "requirements"
+    return digest(str(ros), folder / f"{name}.txt", folder / "build.txt")
+
+
+def is_installed(name: str, ros: Path | None) -> bool:
+    return done(f"pip-{name}", pip_key(name, ros))
+
+
 def pip_install(name: str, title: str, ros: Path | None) -> bool:
     """Install requirements/<name>.txt; False where that had been done."""
+    if is_installed(name, ros):
+        return False
     file = ROOT / "requirements" / f"{name}.txt"
     runtime = ROOT / "requirements" / "runtime.txt"
-    key = digest(str(ros), file, ROOT / "requirements" / "build.txt")
-    if done(f"pip-{name}", key):
-        return False
+    key = pip_key(name, ros)
     more: list[str] = []
     if name == "torch":
         if output(str(PYTHON), "-c", "import torch") is not None and ros:

@@ -91,10 +91,9 @@ def build_key(ros: Path | None, tests: bool) -> str:
 
 
 def build(ros: Path | None, tests: bool) -> bool:
-    key = build_key(ros, tests)
-    setup = ROOT / "install" / "local_setup.bash"
-    if done("build", key) and setup.exists():
+    if is_built(ros, tests):
         return False
+    key = build_key(ros, tests)
     command = [
         str(PYTHON),
         "-m",
@@ -129,6 +128,11 @@ def build(ros: Path | None, tests: bool) -> bool:
             link.unlink()
     mark("build", key)
     return True
+
+
+def is_built(ros: Path | None, tests: bool) -> bool:
+    there = (ROOT / "install" / "local_setup.bash").exists()
+    return there and done("build", build_key(ros, tests))
 
 
 def clean_environment() -> dict[str, str]:

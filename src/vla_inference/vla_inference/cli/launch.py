@@ -18,6 +18,7 @@ from vla_inference.cli.launch_standin.runner import STOPPING, run
 from vla_inference.errors import VlaError
 from vla_inference.system import interrupts
 from vla_inference.system.prefixes import prefixes, share_folders
+from vla_inference.system.workspace import or_build
 
 
 def find_launch_file(package: str, name: str) -> Path:
@@ -31,7 +32,8 @@ def find_launch_file(package: str, name: str) -> Path:
                 f"package '{package}' has {len(found)} files named {name}",
                 f"give the path of one, such as {found[0]}",
             )
-        raise VlaError(f"package '{package}' has no launch file '{name}'", _instead(share, name))
+        problem = f"package '{package}' has no launch file '{name}'"
+        raise VlaError(problem, or_build(_instead(share, name)))
     raise VlaError(
         f"there is no package '{package}' in AMENT_PREFIX_PATH",
         "build the workspace and source it, or correct the name",

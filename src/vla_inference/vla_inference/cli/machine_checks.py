@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_inference.errors import VlaError
+from vla_inference.system.workspace import REMEDY, is_outdated
 
 OK, WARN, ERROR = "ok", "warning", "error"
 
@@ -75,6 +76,8 @@ def _rmw(name: str, root: Path) -> Finding:
 def _messages(name: str, root: Path) -> Finding:
     if importlib.util.find_spec("vla_msgs") is None:
         return Finding(name, ERROR, "vla_msgs is not built", "run `make setup`, or colcon build")
+    if is_outdated():
+        return Finding(name, WARN, "the workspace has changed since it was built", REMEDY)
     return Finding(name, OK, "vla_msgs is built")
 
 

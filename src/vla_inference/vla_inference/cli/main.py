@@ -21,6 +21,7 @@ from typing import Any
 
 from vla_inference.errors import VlaError
 from vla_inference.system.plugins import find_plugins
+from vla_inference.system.workspace import or_build, stale_build, unexpected
 
 GROUP = "vla.commands"
 USAGE = "usage: vla COMMAND [options]      (vla COMMAND --help tells about one)"
@@ -38,7 +39,7 @@ def summary(point: EntryPoint) -> str:
     for name in [package, *(".".join([package, *inner[: i + 1]]) for i in range(len(inner)))]:
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is None:
-            return "(not there: build the workspace again)"
+            return "(not there: run `make setup`)"
         path = spec.submodule_search_locations
     try:
         path = (spec and spec.origin) or ""
@@ -133,7 +134,7 @@ def _choose(arguments: list[str]) -> int:
     if subcommand not in subcommands:
         close = difflib.get_close_matches(subcommand, subcommands, n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(close)}?" if close else "vla --help lists all"
-        complain("vla", f"there is no command '{subcommand}'; {hint}")
+        complain("vla", f"there is no command '{subcommand}'; {or_build(hint)}")
         return 2
     return _status(f"vla {subcommand}", run_subcommand, subcommands[subcommand], arguments[1:])
 
@@ -174,8 +175,11 @@ def _handle(error: Exception, where: str) -> int:
         told = f"{error.filename}: {error.strerror}; look at the path, its rights and the disk"
         complain(where, told)
         return 2
+    if told := stale_build(error):
+        complain(where, told)
+        return 2
     traceback.print_exc()
-    complain(where, f"unexpected {type(error).__name__}: {error}; please report it with the above")
+    complain(where, f"{unexpected(error)} with the above")
     return 1
 
 

@@ -11,6 +11,7 @@ import typer
 from vla_inference.cli.options import takes
 from vla_inference.errors import VlaError
 from vla_inference.options import check_options, options
+from vla_inference.system.workspace import needs_ros
 from vla_inference.teleop.mapping import load_keys
 from vla_inference.teleop.settings import TeleopSettings
 from vla_inference.teleop.terminal import is_terminal
@@ -29,9 +30,7 @@ def teleop(
     try:
         from vla_inference.ros.teleop.node import main
     except ImportError as error:
-        raise VlaError(
-            f"ROS 2 is not installed ({error})", "source it, or use the workspace's wheels"
-        ) from error
+        raise needs_ros(error) from error
     settings = replace(settings, terminal=settings.terminal or is_terminal())
     if settings.terminal:
         print(_help(settings), flush=True)

@@ -20,6 +20,7 @@ from vla_inference.ros.images import rgb_to_compressed, rgb_to_image
 from vla_inference.ros.lifecycle import ACTIVE, ManagedNode, spin_node
 from vla_inference.ros.parameters import image_transport
 from vla_inference.serving.rate_meter import RateMeter
+from vla_inference.system.workspace import unexpected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ class CameraNode(ManagedNode):
         except Exception as error:  # a thread that ends unnoticed would leave a silent node
             if not self._stop.is_set():
                 traceback.print_exc()
-                what = f"unexpected {type(error).__name__}: {error}; please report it"
+                what = unexpected(error)
                 self.get_logger().error(f"cannot continue: {what}")
                 self.exit_status = 1
             return

@@ -13,6 +13,7 @@ from typing import Any
 from rclpy.node import Node
 
 from vla_inference.errors import VlaError
+from vla_inference.system.workspace import unexpected
 
 QUIET = 5.0  # seconds between two lines about the same callback
 
@@ -62,7 +63,7 @@ class Guarded:
                 self.refused[where] += 1
                 self.callback_refused(where, reason)
             except Exception as error:  # any error of a callback: the node keeps running
-                reason = f"unexpected {type(error).__name__} in {where}: {error}; please report it"
+                reason = unexpected(error, f" in {where}")
                 self._count(where, reason)
             return _failed(args[-1], reason) if answers else None
 

@@ -27,6 +27,7 @@ from vla_inference.ros.guard import Guarded
 from vla_inference.ros.overrides import refuse_misaddressed, refuse_undeclared
 from vla_inference.ros.parameters import Config
 from vla_inference.system import interrupts
+from vla_inference.system.workspace import stale_build, unexpected
 
 UNCONFIGURED, INACTIVE, ACTIVE, ERROR = "unconfigured", "inactive", "active", "error"
 
@@ -199,7 +200,7 @@ class ManagedNode(Guarded, LifecycleNode):
         if isinstance(error, VlaError):
             reason = " ".join(str(error).split())
         else:
-            reason = f"unexpected {type(error).__name__}: {error}; please report it"
+            reason = unexpected(error)
             traceback.print_exc()
         self.get_logger().error(f"cannot {name}: {reason}")
         return reason
@@ -326,6 +327,9 @@ def _complain(error: Exception) -> int:
     if type(error).__module__.startswith("rclpy"):  # refused parameters and arguments
         print(f"error: {text}; check the node's parameters and arguments", file=sys.stderr)
         return 2
+    if told := stale_build(error):
+        print(f"error: {told}", file=sys.stderr)
+        return 2
     traceback.print_exc()
-    print(f"error: unexpected {type(error).__name__}: {text}; please report it", file=sys.stderr)
+    print(f"error: {unexpected(error)}", file=sys.stderr)
     return 1

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
+from vla_inference.system.workspace import stale_build
+
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
@@ -117,6 +119,13 @@ def node_process(module: str) -> Callable[[], NoReturn]:
     def start() -> NoReturn:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
         release()
-        exit_at_once(importlib.import_module(module).main())
+        try:
+            main = importlib.import_module(module).main
+        except ImportError as error:
+            if not (told := stale_build(error)):
+                raise
+            print(f"error: {told}", file=sys.stderr)
+            exit_at_once(2)
+        exit_at_once(main())
 
     return start

@@ -15,6 +15,7 @@ from rclpy.signals import SignalHandlerOptions
 from vla_inference.errors import VlaError
 from vla_inference.ros.overrides import refuse_misaddressed, refuse_undeclared
 from vla_inference.system import interrupts
+from vla_inference.system.workspace import stale_build, unexpected
 
 if TYPE_CHECKING:
     from vla_sim_bridge.ros.sim_node import SimNode
@@ -64,10 +65,11 @@ def run(factory: Callable[[], SimNode], args: Sequence[str] | None = None) -> in
 
 
 def _fail(node: SimNode | None, error: Exception) -> int:
-    text = " ".join(str(error).split())
-    if not isinstance(error, VlaError) and not type(error).__module__.startswith("rclpy"):
+    ours = isinstance(error, VlaError) or type(error).__module__.startswith("rclpy")
+    text = " ".join(str(error).split()) if ours else stale_build(error)
+    if not text:
         traceback.print_exc()
-        text = f"unexpected {type(error).__name__}: {text}; please report it with the above"
+        text = f"{unexpected(error)} with the above"
     begun = node is not None and node.begun
     if node is not None:
         node.finish(text, error=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vla_inference.errors import VlaError
+from vla_inference.system.workspace import needs_ros
 from vla_studio.presets import load_preset
 from vla_studio.speech.recogniser import AUTO, open_recogniser
 
@@ -47,7 +47,5 @@ def listen(
     try:
         from vla_studio.ros.listen import listen as hear
     except ImportError as error:
-        raise VlaError(
-            f"ROS 2 is not installed ({error})", "source it, or use the workspace's wheels"
-        ) from error
+        raise needs_ros(error) from error
     return hear(recogniser, source, sentences, countdown if instruct else 0, namespace)

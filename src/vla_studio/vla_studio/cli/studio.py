@@ -17,6 +17,7 @@ import typer
 from vla_inference.cli.options import takes
 from vla_inference.options import options
 from vla_inference.system.interrupts import end_with_parent
+from vla_inference.system.workspace import needs_ros
 from vla_studio.presets import Preset, load_preset
 from vla_studio.settings import StudioSettings
 
@@ -34,7 +35,10 @@ def studio(
     unsaid = {f.name for f, _ in options(settings) if getattr(settings, f.name) == f.default}
     speeds: dict[str, Any] = {k: v for k, v in preset.speeds.items() if k in unsaid}
     settings = replace(settings, **speeds)
-    from vla_studio.ros.node import main
+    try:
+        from vla_studio.ros.node import main
+    except ImportError as error:
+        raise needs_ros(error) from error
 
     said = [f"{f.name}:={_word(getattr(settings, f.name))}" for f, _ in options(settings)]
     said += ["use_sim_time:=true"] if preset.sim_time else []

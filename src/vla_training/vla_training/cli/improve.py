@@ -13,9 +13,9 @@ import typer
 from vla_inference.cli.config_file import keep_options
 from vla_inference.cli.options import takes
 from vla_inference.cli.output import JsonOption, print_json
-from vla_inference.errors import VlaError
 from vla_inference.system import progress
 from vla_inference.system.files import writable
+from vla_inference.system.workspace import needs_ros
 from vla_training.cli.finetune import find_sources
 from vla_training.finetune.config import FinetuneConfig
 from vla_training.improve.config import ImproveConfig
@@ -85,9 +85,7 @@ def _node(name: str | None) -> Callable[[Path], str] | None:
     try:
         from vla_training.ros.load_model import load_model
     except ImportError as error:
-        raise VlaError(
-            f"ROS 2 is not installed ({error})", "source it, or leave --load out"
-        ) from error
+        raise needs_ros(error, "source it, or leave --load out") from error
     return partial(load_model, name)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vla_inference.errors import VlaError
+from vla_inference.system.workspace import needs_ros
 
 
 def record(
@@ -62,9 +63,7 @@ def record(
     try:
         from vla_training.ros.record_node import main
     except ImportError as error:
-        raise VlaError(
-            f"ROS 2 is not installed ({error})", "source it, or use the workspace's wheels"
-        ) from error
+        raise needs_ros(error) from error
     return main(["vla", "--ros-args", *words])
 
 

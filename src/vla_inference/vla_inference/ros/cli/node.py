@@ -19,6 +19,7 @@ from vla_inference.errors import VlaError
 from vla_inference.ros.cli import interfaces
 from vla_inference.ros.cli.session import PATIENCE, Session, session
 from vla_inference.system.prefixes import prefixes
+from vla_inference.system.workspace import or_build
 
 run = command_group("Run a node, as `ros2 run PACKAGE EXECUTABLE [arguments]` does.")
 node = command_group("Look into nodes, as `ros2 node` does: list, info.")
@@ -64,7 +65,8 @@ def find_executable(package: str, name: str) -> Path:
         )
     names = {p.name: p for p in here[0].iterdir() if os.access(p, os.X_OK) and p.is_file()}
     if name not in names:
-        raise VlaError(f"{package} has no node {name!r}", interfaces.nearest(name, names))
+        remedy = or_build(interfaces.nearest(name, names))
+        raise VlaError(f"{package} has no node {name!r}", remedy)
     return names[name]
 
 

@@ -32,6 +32,7 @@ from vla_inference.ros.stamps import stamp_seconds
 from vla_inference.serving.inference_metrics import InferenceMetrics
 from vla_inference.serving.model_thread import ModelThread, changes, release_memory
 from vla_inference.serving.openpi.settings import ServeSettings
+from vla_inference.system.workspace import unexpected
 from vla_inference.types import check_instruction
 from vla_msgs.msg import ActionChunk, InferenceStatus, ModelInfo
 from vla_msgs.srv import LoadModel
@@ -189,7 +190,7 @@ class InferenceNode(ManagedNode):
             response.message = " ".join(str(error).split())
         except Exception as error:  # a fault of the new model's must not end the old one
             traceback.print_exc()
-            response.message = f"unexpected {type(error).__name__}: {error}; please report it"
+            response.message = unexpected(error)
         response.load_time = time.monotonic() - begun
         if not response.success:
             self.get_logger().error(f"the model stays as it is: {response.message}")
@@ -277,7 +278,7 @@ class InferenceNode(ManagedNode):
             if not self._expects(model, request):
                 return
             traceback.print_exc()
-            reason = f"unexpected {type(error).__name__}: {error}; please report it"
+            reason = unexpected(error)
             self.get_logger().error(f"cannot answer: {reason}")
             self._figures.crash = reason
             self._refuse(reason, images=1)
