@@ -2,7 +2,7 @@
 """Makes a small model for LIBERO from nothing, and its success by suite.
 
     python bench/closed_loop/libero_model.py FOLDER [--rounds 2] [--minutes 12] [--workers 16]
-        [--checkpoint FOLDER] [--episodes 200] [--suites NAME ...] [--formats int8 int4-g32]
+        [--start CHECKPOINT] [--checkpoint FOLDER] [--episodes 200] [--suites NAME ...] [--formats int8 int4-g32]
         [--output FILE]
 
 Demonstrations by the scripted expert (`bench/data/libero_generation.py`, 600 a round, in scenes
@@ -45,14 +45,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="of 600 demonstrations")
     parser.add_argument("--minutes", type=float, default=12.0, help="of training")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--start", type=Path, default=ROOT / "models" / "stack-small")
+    parser.add_argument("--checkpoint", type=Path, help="trained before: no training")
     parser.add_argument("--episodes", type=int, default=200, help="of each suite")
     parser.add_argument("--suites", nargs="*", default=SUITES)
     parser.add_argument("--formats", nargs="*", default=[])
     parser.add_argument("--device", default="")
     add_output(parser)
     args = parser.parse_args()
-    checkpoint = args.checkpoint or made(args.folder, args.rounds, args.minutes, args.workers)
+    checkpoint = args.checkpoint or made(args)
     report: dict = {"checkpoint": checkpoint.name, "size": SIZE, "suites": {}, "formats": {}}
     for suite in args.suites:
         report["suites"][suite] = played(args, checkpoint, suite, "")
@@ -63,22 +64,23 @@ def main() -> None:
     keep(report, args.output)
 
 
-def made(folder: Path, rounds: int, minutes: float, workers: int) -> Path:
+def made(args: argparse.Namespace) -> Path:
     """The checkpoint, with what it takes to train it."""
-    script = ROOT / "bench" / "data" / "libero_generation.py"
-    for number in range(1, rounds + 1):
-        told = ["--workers", str(workers), "--size", str(SIZE), "--seed", str(number)]
+    script, folder = ROOT / "bench" / "data" / "libero_generation.py", args.folder
+    for number in range(1, args.rounds + 1):
+        told = ["--workers", str(args.workers), "--size", str(SIZE), "--seed", str(number)]
         where = folder / "demonstrations" / str(number)
         subprocess.run([sys.executable, str(script), str(where), *ROUND, *told], check=True)
     config = TrainConfig(
         name="libero-small",
+        start=str(args.start),
         cameras=CAMERAS,
         state=True,
         image_size=SIZE,
         layers=6,
-        minutes=minutes,
+        minutes=args.minutes,
         learning_rate=1.2e-3,
-        compile=True,
+        compile=args.device != "cpu",
     )
     sets = sorted(str(path.parent) for path in folder.glob("demonstrations/*/*/demo.hdf5"))
     return train(sets, folder / "run", config, resume=True, report=tell)
