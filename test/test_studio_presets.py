@@ -94,7 +94,8 @@ async def hold(page):
 def test_servo_has_a_model_and_a_command_node_that_can_be_held(tmp_path):
     async def go(studio):
         async with studio.page() as page:
-            assert (await page.until("hello"))["title"] == "robot by MoveIt Servo"
+            hello = await page.until("hello")
+            assert hello["title"] == "robot by MoveIt Servo" and hello["starts"] == ["the model"]
             await page.until("inference", lambda data: data["state"] == "active")
             command = await page.until("command", lambda data: data["state"] == "disabled")
             assert command["scale"] == pytest.approx(0.2)

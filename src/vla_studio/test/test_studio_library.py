@@ -94,6 +94,7 @@ def test_trials_ask_one_instruction_after_the_other_and_count(tmp_path):
         async with studio.page() as page:
             hello = await page.until("hello")
             assert (hello["title"], hello["presets"]) == ("two cubes", ["stack them"])
+            assert hello["starts"] == []  # beside a robot's nodes, which are there or not
             prompt = hello["auto_prompt"][0]
             assert prompt.pop("name") == "both"
             assert "only watches" in (await page.ask("trials", **prompt))["error"]

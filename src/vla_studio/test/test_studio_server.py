@@ -468,3 +468,35 @@ def test_a_port_in_use_is_named():
             await other.run()
 
     with_studio(test)
+
+
+def test_what_nobody_takes_is_told_as_refused_and_not_as_done():
+    async def test(studio, graph):
+        async def call(name, **fields):
+            raise VlaError("nobody offers it", "start its node")
+
+        graph.call = call
+        async with studio.page() as page:
+            await page.operate()
+            answer = await page.ask("instruct", instruction="stack it")
+            assert answer["error"] == "nobody offers it; start its node"
+            studio.server.happened("the end")
+            await page.until("event", lambda data: data["text"] == "the end")
+            assert not [data for _, data in page.heard if "stack it" in str(data)]
+
+    with_studio(test)
+
+
+def test_a_hold_that_a_finished_episode_ends_says_so():
+    async def test(studio, graph):
+        tell = studio.server.tell
+        async with studio.page() as page:
+            await page.operate()
+            holding = asyncio.create_task(hold(page, seconds=10))
+            await page.until("event", lambda data: data["text"] == "enabled")
+            tell("sim", {"episode": {"seed": 1, "index": 0, "step": 50, "done": True}})
+            tell("command", {"state": "disabled"})
+            await page.until("event", lambda data: "the episode is over" in data["text"])
+            holding.cancel()
+
+    with_studio(test)

@@ -47,6 +47,11 @@ class Preset:
     instructions: tuple[str, ...] = ()
     auto_prompt: tuple[AutoPrompt, ...] = ()
 
+    @property
+    def starts(self) -> list[str]:
+        """What comes with the page, so that nothing may be enabled before it is there."""
+        return (["the model"] if self.run else []) + (["the simulation"] if self.sim_time else [])
+
 
 def preset_folder() -> Path | None:
     """Where this package's own presets are installed."""

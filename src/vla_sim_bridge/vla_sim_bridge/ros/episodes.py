@@ -57,6 +57,7 @@ class Episodes:
         self.failure: Exception | None = None
         self.state, self.message = SimStatus.STARTING, "loading"
         self._told = self._created = time.monotonic()
+        self._told_step = (-1, -1, False)  # episode, step, whether it was said that it waits
         self._started = datetime.now().astimezone().isoformat(timespec="seconds")
 
     @property
@@ -172,12 +173,21 @@ class Episodes:
             topic = self.node.resolve_topic_name("action")
             self.say(f"waiting for a model on topic {topic} ({now - self._created:.0f} s)")
         elif not (run := e.episode).done:
-            self.say(
-                f"episode {len(e.results) + 1}/{e.episodes}{self._number()}  "
-                f"step {run.step_count}/{e.horizon}"
-                f"  reward {run.reward:.0f}  success so far {e.successes}/{len(e.counted)}"
-                f"  {e.recent_rate:.1f} steps/s"
-            )
+            self._tell_step(run.index, run.step_count)
+
+    def _tell_step(self, index: int, step: int) -> None:
+        """How far the episode is; once that it waits, where it does not go on."""
+        waits = self._told_step[:2] == (index, step)
+        if waits and self._told_step[2]:
+            return
+        self._told_step = (index, step, waits)
+        e, commanded = self.evaluation, self.settings.driven_by != "chunks"
+        what = "the command node to be enabled" if commanded else "an action"
+        self.say(
+            f"episode {len(e.results) + 1}/{e.episodes}{self._number()}  step {step}/{e.horizon}"
+            f"  reward {e.episode.reward:.0f}  success so far {e.successes}/{len(e.counted)}  "
+            + (f"waiting for {what}" if waits else f"{e.recent_rate:.1f} steps/s")
+        )
 
     def _number(self) -> str:
         """How --only and the report call the episode."""

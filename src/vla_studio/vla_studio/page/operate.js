@@ -71,8 +71,7 @@ export class Operate {
     byId("speed-share").disabled = !this.#mine || held;
     byId("hold").classList.toggle("held", held);
     byId("hold").textContent = held && this.#mine ? "Enabled: release to stop" : "Hold to enable";
-    for (const element of document.querySelectorAll("#instruct button, #presets button"))
-      element.disabled = !this.#mine;
+    this.#allowInstructions();
     document.body.dispatchEvent(new CustomEvent("seat", { detail: this.#mine }));
     if (!held) clearInterval(this.#timer);
   }
@@ -81,13 +80,22 @@ export class Operate {
   #prepare(name, value) {
     this.#graph[name] = value;
     const { services, command, inference, sim, source } = this.#graph;
-    const missing = [];
+    const missing = [], starts = (what) => this.#hello.starts?.includes(what);
     if (!services?.enable || !command || command.state === "inactive") missing.push("the command node");
-    if (services?.instruct && inference?.state !== "active" && source !== "human") missing.push("the model");
-    if (services?.pause && (!sim || sim.state === "starting" && !inference)) missing.push("the simulation");
+    if ((services?.instruct || starts("the model")) && inference?.state !== "active" && source !== "human")
+      missing.push("the model");
+    if ((services?.pause || starts("the simulation")) && (!sim || sim.state === "starting" && !inference))
+      missing.push("the simulation");
+    this.#allowInstructions();
     if (missing.join() === this.#missing.join()) return; // it comes often, and each change is laid out
     this.#missing = missing;
     this.#allow();
+  }
+
+  // There is nobody to instruct before the model's node is there.
+  #allowInstructions() {
+    for (const element of document.querySelectorAll("#instruct button, #presets button"))
+      element.disabled = !this.#mine || !this.#graph.services?.instruct;
   }
 
   #allow() {

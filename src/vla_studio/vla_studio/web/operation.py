@@ -114,10 +114,11 @@ class Operation:
         """Who commands the robot, as the command node says it."""
         self._hand.commands(source)
 
-    def command_state(self, state: str) -> None:
-        """The command node's, each time it says it."""
+    def command_state(self, state: str, episode_over: bool = False) -> None:
+        """The command node's, each time it says it. episode_over: of the simulation's, if any."""
         if self.hold.seen(state == "enabled"):
-            self.end_hold(f"the command node is {state}; press again")
+            why = "the episode is over" if episode_over else f"the command node is {state}"
+            self.end_hold(f"{why}; press again")
 
     async def watch(self) -> None:
         """The dead man's switch: beats while the button is held, ends the hold without signs."""

@@ -265,6 +265,7 @@ class StudioServer:
                 "role": page.role,
                 "cameras": list(self._cameras),
                 "title": self._preset.title,
+                "starts": self._preset.starts,
                 "presets": [*settings.presets, *self._preset.instructions],
                 "auto_prompt": [asdict(each) for each in self._preset.auto_prompt],
                 **self._library.parts(),
@@ -384,9 +385,10 @@ class StudioServer:
                 self._dialogue.cancel()
                 self._trials.stop()
                 self._tell_trials()
+            answer = await self.graph.call(asked.name, **fields)
             if service.told:
                 self.happened(f"{page.name}: {service.told.format(**fields)}")
-            self._answer(page, asked.number, await self.graph.call(asked.name, **fields))
+            self._answer(page, asked.number, answer)
         except VlaError as error:
             self._answer(page, asked.number, {}, str(error))
 
@@ -505,8 +507,9 @@ class StudioServer:
         self.operation.seat.check(page)
         if self._trials.wanted:
             raise VlaError("trials are under way", "end them first")
+        answer = await self.graph.call("instruct", instruction=sentence)
         self.happened(f"{page.name}: instruction: {sentence}")
-        return (await self.graph.call("instruct", instruction=sentence)).get("message", "")
+        return answer.get("message", "")
 
     def speech_changed(self, state: dict[str, Any]) -> None:
         self._tell_all("speech", state)
@@ -525,7 +528,7 @@ class StudioServer:
 
     def _tell(self, name: str, value: Any) -> None:
         if name == "command":
-            self.operation.command_state(value["state"])
+            self.operation.command_state(value["state"], self._episode_over())
         elif name == "source":
             self.operation.commands(value)
             self.happened(f"commands the robot: {value}")
@@ -538,6 +541,11 @@ class StudioServer:
         elif name == "instruction":
             self._trials.heard(value)
         self._tell_all(name, value)
+
+    def _episode_over(self) -> bool:
+        """Whether a simulation has ended its episode, or has begun the next one just now."""
+        episode = (self._values.get("sim") or {}).get("episode") or {}
+        return bool(episode.get("done") or (episode and not episode.get("step")))
 
     def _tell_all(self, name: str, value: Any) -> None:
         if self._pages:

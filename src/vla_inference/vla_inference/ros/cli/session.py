@@ -95,8 +95,10 @@ class Session:
         client = self.node.create_client(kind, name)
         try:
             if not self.until(client.service_is_ready, PATIENCE):
-                others = self.services().keys() - {name}  # ours is among them
-                raise VlaError(f"nobody offers the service {name}", nearest(name, others))
+                # `name` is ours; those of hidden nodes are nobody's business
+                others = [n for n in self.services() if n != name and "/_" not in n]
+                remedy = nearest(name, others) if others else "start its node in this domain"
+                raise VlaError(f"nobody offers the service {name}", remedy)
             future = client.call_async(request)
             if not self.until(future.done, seconds):
                 raise VlaError(f"{name} gave no answer within {seconds:g} s", "look at its node")

@@ -271,6 +271,12 @@ class CommandNode(ManagedNode):
         self._measured[name] = remark
         if remark:  # without usable measurements the watchdog stops the robot
             about = f"{name}: {remark}" if name else remark
+            self._tell_refusal(about)
+
+    def _tell_refusal(self, about: str) -> None:
+        """A warning, unless a simulation has moved its disabled robot, as it does at a reset."""
+        enabled = self.commander is not None and self.commander.safety.enabled
+        if enabled or not self.value("use_sim_time"):
             self.get_logger().warning(about, throttle_duration_sec=5.0)
 
     def _on_heartbeat(self, msg: Empty) -> None:
