@@ -34,3 +34,17 @@ def test_camera_model_and_the_controllers_command_node(robot):
     assert len(without.processes) == 2
     servo = read_launch_file(LAUNCH, {"model": "/models/mine", "servo_api": "jazzy"})
     assert servo.processes[-1].command[3] == "/servo_node/switch_command_type"
+
+
+JOINTS = ["joint_trajectory", "ros2_control_trajectory", "ros2_control_position"]
+
+
+@pytest.mark.parametrize("robot", [*JOINTS, "follow_joint_trajectory"])
+def test_controllers_of_joints_get_the_urdf_and_the_robots_own_settings(robot, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("/**:\n  ros__parameters:\n    command_rate: 40.0\n")
+    given = {"model": "/models/mine", "robot": robot, "urdf": "/arm.urdf"}
+    plan = read_launch_file(LAUNCH, {**given, "robot_config": str(mine)})
+    parameters = [p for process in plan.processes[1:] for p in process.parameters]
+    assert "/arm.urdf" in [v for p in parameters if isinstance(p, dict) for v in p.values()]
+    assert str(mine) in map(str, parameters)
