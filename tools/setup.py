@@ -10,6 +10,7 @@ Environment variables:
   VLA_PIP_ARGS  more arguments for pip, such as an index: "--index-url https://..."
   VLA_NO_ROS    1: ignore /opt/ros, use the ROS 2 wheels
   VLA_WHEELS    which wheels: jazzy (the default) or kilted
+  VLA_UNTRIMMED 1: leave in .venv what nothing here uses, such as the meshes of other robots
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from workspace_setup.steps import (
     note_of,
     say,
 )
+from workspace_setup.trim import trim
 from workspace_setup.workspace import (
     build,
     build_key,
@@ -103,7 +105,10 @@ def setup(dev: bool, tests: bool = False, docs: bool = False) -> None:
                 "install ROS 2 Humble, Jazzy or Kilted under /opt/ros, then run the same again"
             )
     make_venv(ros, python or str(PYTHON))
-    changed = [pip_install(n, titles[n], ros) for n in names]
+    changed = []
+    for name in names:
+        changed.append(pip_install(name, titles[name], ros))
+        trim()
     base = digest(*(note + "\n" for note in [key, *map(pip_stamp, names[:3])]))
     if not done("patch", base):
         if not ros:

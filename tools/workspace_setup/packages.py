@@ -26,6 +26,7 @@ from workspace_setup.steps import (
     run_logged,
     say,
 )
+from workspace_setup.trim import FOUND
 
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
@@ -47,7 +48,9 @@ def make_venv(ros: Path | None, python: str | None) -> None:
     system_libraries(python)
     if usable and not (STATE / "venv").exists() and not ros:
         say(f"using the .venv that is there (Python {version[0]}.{version[1]})")
+        note = FOUND
     else:
+        note = ""
         version = python_version(python) or OLDEST
         kind = ["--system-site-packages"] if ros else []
         title = f"making .venv with Python {version[0]}.{version[1]}"
@@ -55,7 +58,7 @@ def make_venv(ros: Path | None, python: str | None) -> None:
         command = [python, "-m", "venv", "--clear", *kind, str(VENV)]
         run_logged(title, command, ROOT / "log" / "setup-venv.log")
     (VENV / "COLCON_IGNORE").touch()
-    mark("venv", key)
+    mark("venv", key, note)
 
 
 def cpu_torch_arguments() -> list[str]:
