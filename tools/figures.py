@@ -137,6 +137,14 @@ def studio_images(r: Result) -> str:
     )
 
 
+def studio_viewers(r: Result) -> str:
+    memory = r["memory_mb"]
+    return (
+        f"{r['rate_with_viewers']:.2f} of the graph's rate without them; the studio's memory "
+        f"{memory[0]:.0f} MB, after {r['minutes']:.0f} minutes {memory[-1]:.0f} MB"
+    )
+
+
 def speech(r: Result) -> str:
     near, far = (r[f"sentences, {snr} dB"] for snr in (20, 10))
     stop, noise, prose = r["stop"], r["noise alone"], r["prose, 20 dB"]
@@ -399,6 +407,7 @@ ROBOT = (
         studio_images,
         ("studio_images.json",),
     ),
+    Row("eight viewers beside the studio's operator", studio_viewers, ("studio_viewers.json",)),
     Row(
         "random chunks, delays, faults, and a robot that misreports its pose and joints",
         random_chunks,
@@ -554,6 +563,32 @@ PLAYED = {  # result -> sentences, command
     ),
     "Lift_D1_train_seed7": ("trained on", f"{SUCCESS} Lift_D1:100"),
 }
+
+
+FLOW = {"smolvla": "SmolVLA", "pi0": "pi0", "pi05": "pi0.5"}
+FLOW_PATHS = {"plain": "`plain`", "engine": "`torch`", "compiled": "`plain`, torch.compile"}
+
+
+def flow() -> list[str]:
+    """A row for each model, number of cameras and path."""
+    lines = [
+        "| model | cameras | path | median | p95 | reading, steps | error, 1e-3 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    report = read("flow_h200.json")
+    for name, called in FLOW.items():
+        for cameras, rivals in report.get(name, {"cameras": {}})["cameras"].items():
+            for path, r in rivals.items():
+                if not isinstance(r, dict) or "median_ms" not in r:
+                    continue
+                stages = f"{r['read_ms']:.1f}, {r['steps_ms']:.1f}" if "read_ms" in r else ""
+                lines.append(
+                    f"| {called} | {cameras} | {FLOW_PATHS.get(path, f'`torch:{path}`')} "
+                    f"| {r['median_ms']:.1f} ms | {r['p95_ms']:.1f} ms | {stages} "
+                    f"| {1e3 * r['error']:.1f} |"
+                )
+    by = report["provenance"]
+    return [f"{by['device']}, `{by['command']}`.", "", *lines]
 
 
 def card() -> list[str]:
@@ -771,6 +806,7 @@ def generated() -> dict[str, dict[str, list[str]]]:
             **roofline.tables(),
             "fewer bits": fewer_bits(),
             "batches": batches(),
+            "flow": flow(),
         },
         CARD_PAGE: {"card": card()},
         "docs/explanation/study.md": study_page.tables(study),

@@ -2,8 +2,8 @@
 """Makes a small model for LIBERO from nothing, and its success by suite.
 
     python bench/closed_loop/libero_model.py FOLDER [--rounds 2] [--minutes 12] [--workers 16]
-        [--start CHECKPOINT] [--checkpoint FOLDER] [--episodes 200] [--suites NAME ...] [--formats int8 int4-g32]
-        [--output FILE]
+        [--start CHECKPOINT] [--checkpoint FOLDER] [--episodes 200] [--suites NAME ...]
+        [--formats int8 int4-g32] [--output FILE]
 
 Demonstrations by the scripted expert (`bench/data/libero_generation.py`, 600 a round, in scenes
 that are drawn: never the benchmark's states), a training on one GPU, then episodes from the

@@ -10,26 +10,22 @@ from typing import cast
 import pytest
 import torch
 import torch.nn.functional as F
+from flow_models import engine_of, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import DEVICE, EXACT, FEW, SEEDS, Draw, fenced, off, poison, rms, within
 from torch import Tensor
 
-from vla_inference.engines.cuda.graphs import Graphs
 from vla_inference.kernels import cached_attention, few_rows
 from vla_inference.kernels.cached_attention import attend_cached
 from vla_inference.kernels.few_rows import Launch, Normed, Parts
 from vla_inference.policies.chunking import RealTimeChunking
-from vla_inference.policies.lerobot.cuda.engine import FlowEngine, room, round_up
+from vla_inference.policies.lerobot.cuda.engine import round_up
 from vla_inference.policies.lerobot.cuda.siglip import CudaSiglip
-from vla_inference.policies.lerobot.flow import FlowSizes, Inputs, sample
+from vla_inference.policies.lerobot.flow import Inputs, sample
 from vla_inference.policies.lerobot.network.siglip import VisionDims, VisionEncoder
 from vla_inference.policies.lerobot.rtc import guide_to
-from vla_inference.policies.pi05.config import GemmaDims, PiConfig
-from vla_inference.policies.pi05.cuda import CudaPi
 from vla_inference.policies.pi05.model import Pi
-from vla_inference.policies.smolvla.config import ExpertDims, SmolVLAConfig, TextDims
-from vla_inference.policies.smolvla.cuda import CudaSmolVLA
 from vla_inference.policies.smolvla.model import SmolVLA
 from vla_inference.quantization import get_format
 from vla_inference.quantization.rounding import quantize_model
@@ -213,43 +209,12 @@ def turned(x: Tensor, angles: Tensor) -> Tensor:
 
 # -- the engine -------------------------------------------------------------------------------
 
-VISION = VisionDims(32, 1, 2, 48, 32, 16)  # 4 patches an image
 FAMILIES = [
     "smolvla",
     pytest.param("smolvla, every layer sees the chunk", marks=pytest.mark.slow),
     pytest.param("pi0", marks=pytest.mark.slow),
     "pi05",
 ]
-
-
-def make(family: str) -> SmolVLA | Pi:
-    """A small model with numbers in all of its weights."""
-    if family.startswith("smolvla"):
-        text, every = TextDims(48, 2, 4, 2, 8, 80, 300), 0 if "," in family else 2
-        expert = ExpertDims(40, 2, 56, 1, every)
-        model: SmolVLA | Pi = SmolVLA(
-            SmolVLAConfig(VISION, text, expert, 2, 5, 6, 7, 2, 20, image_size=(32, 32))
-        )
-    else:
-        text, own = GemmaDims(48, 2, 80, 2, 1, 16), GemmaDims(40, 2, 56, 2, 1, 16)
-        if family == "pi05":
-            own = GemmaDims(40, 2, 56, 2, 1, 16, condition=40)
-        state = 5 if family == "pi0" else 0
-        model = Pi(PiConfig(VISION, text, own, 300, state, 6, 7, 2, 20))
-    draw = Draw(len(family))
-    for p in model.to(DEVICE).eval().requires_grad_(False).parameters():
-        p.copy_(draw(*p.shape) / (p.shape[-1] ** 0.5 if p.ndim > 1 else 5))
-    return model
-
-
-def engine_of(model: SmolVLA | Pi, images: int, by: str = "int8", replay=None) -> FlowEngine:
-    c = model.config
-    sizes = FlowSizes(c.chunk, c.steps, c.state_dim or 5, c.action_dim, c.image_size, c.words)
-    most = room(images, sizes, torch.device(DEVICE), torch.float32)
-    kind = CudaSmolVLA if isinstance(model, SmolVLA) else CudaPi
-    network = kind(cast("Pi", model), images, most.words.shape[1], by)
-    usual = Graphs(9).replay if DEVICE == "cuda" else (lambda key, work: work())
-    return FlowEngine(model, network, most, replay or usual)
 
 
 def observation(draw: Draw, images: int, words: int) -> Inputs:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from vla_inference.checkpoints.safetensors_io import tensor_headers
+from vla_inference.engines import usual_engine
 from vla_inference.errors import VlaError
 from vla_inference.policies.base import Description, LoadOptions
 from vla_inference.policies.lerobot.base import DTYPES
@@ -54,10 +55,8 @@ def placed(
 
 
 def placed_flow(options: LoadOptions, family: str) -> LoadOptions:
-    """`placed` for a flow-matching family, with the engine filled in: `plain` unless told.
-
-    `torch` becomes the usual one on a GPU once bench/inference/flow_cuda.py has passed there.
-    """
+    """`placed` for a flow-matching family, with the engine filled in: on CUDA the fast one if it
+    can run, else `plain`."""
     options = placed(options, family, ("plain", "torch"), quantisable=True)
     if options.engine == "torch" and not options.device.startswith("cuda"):
         raise VlaError(
@@ -65,7 +64,8 @@ def placed_flow(options: LoadOptions, family: str) -> LoadOptions:
             f"{options.device!r}",
             "use engine plain, or leave it out",
         )
-    return replace(options, engine=options.engine or "plain")
+    usual = usual_engine(options.device) if options.device.startswith("cuda") else "plain"
+    return replace(options, engine=options.engine or usual)
 
 
 def build(

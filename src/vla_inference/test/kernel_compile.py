@@ -1,0 +1,109 @@
+"""Compiles what the engine of the flow-matching policies launches for an H200, without having one.
+
+`test_flow_kernels.py` runs this in its own process. Triton's interpreter, which runs the gates
+where there is no GPU, takes programs that its compiler refuses; that one needs no GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import triton
+from flow_models import engine_of, make
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from vla_inference.kernels import cached_attention, few_rows, launch_settings, layers
+from vla_inference.policies.lerobot.flow import Inputs
+from vla_inference.policies.pi05.config import published
+from vla_inference.policies.pi05.model import Pi
+from vla_inference.policies.smolvla.config import SmolVLAConfig
+from vla_inference.policies.smolvla.model import SmolVLA
+from vla_inference.quantization import get_format
+from vla_inference.quantization.rounding import quantize_model
+
+SHARED = 227 * 1024  # bytes that a program may have on Hopper
+PRODUCTS = ("_few_rows", "_attend_cached")
+
+
+class Chip:
+    """What Triton asks its driver."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.fixture
+def compiled(monkeypatch) -> list[Any]:
+    """Kernels that were compiled in place of being launched, each time they were."""
+    made, run = [], JITFunction.run
+
+    def only_compile(kernel, *args, grid, warmup, **options):
+        made.append((kernel.fn.__name__, run(kernel, *args, grid=grid, warmup=True, **options)))
+
+    triton.runtime.driver.set_active(Chip())
+    monkeypatch.setattr(JITFunction, "run", only_compile)
+    monkeypatch.setattr(launch_settings, "chip", lambda: "sm_90")
+    launch_settings.tuned.cache_clear()
+    for module in (few_rows, cached_attention, layers):
+        for name, value in (("early_launch", True), ("early", {"launch_pdl": True})):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, lambda value=value: value)
+    return made
+
+
+def answer(model: Any, images: int, dtype: torch.dtype, by: str = "") -> None:
+    c, size = model.config, model.config.image_size
+    words = torch.zeros(1, 20, dtype=torch.long)
+    state = torch.zeros(1, c.state_dim or 5, dtype=dtype)
+    pictures = torch.zeros(1, images, 3, *size, dtype=dtype)
+    engine = engine_of(model, images, by or "dense", lambda key, work: work(), dtype)
+    solve = engine.begin(Inputs(pictures, words, words == words, state))
+    solve(torch.zeros(1, c.chunk, c.action_dim), None, None)
+
+
+def fits(compiled: list[Any]) -> bool:
+    return {*PRODUCTS} <= {n for n, _ in compiled} and all(
+        kernel.metadata.shared <= SHARED for _, kernel in compiled
+    )
+
+
+@pytest.mark.parametrize("family", ["smolvla", "pi0", "pi05"])
+@torch.inference_mode()
+def test_small_models_in_float32(compiled, family):
+    answer(make(family), 2, torch.float32)
+    assert fits(compiled)
+
+
+@pytest.mark.parametrize(
+    "family, form", [("smolvla", ""), ("smolvla", "fp8"), ("pi05", ""), ("pi05", "int8")]
+)
+@torch.inference_mode()
+def test_published_widths_in_bfloat16(compiled, family, form):
+    model = of_two_layers(family)
+    if form:
+        quantize_model(model, get_format(form), where="language.layers")
+    answer(model, 1, torch.bfloat16, get_format(form).activations if form else "")
+    assert fits(compiled)
+    products = [kernel for name, kernel in compiled if name in PRODUCTS]
+    assert any("wgmma" in kernel.asm["ptx"] for kernel in products)
+
+
+def of_two_layers(family: str) -> SmolVLA | Pi:
+    c: Any = SmolVLAConfig() if family == "smolvla" else published(family)
+    few = {n: replace(getattr(c, n), layers=2) for n in ("vision", "text", "expert")}
+    if family == "smolvla":
+        few["text"] = replace(few["text"], vocabulary=300)
+        model: SmolVLA | Pi = SmolVLA(replace(c, steps=2, **few))
+    else:
+        model = Pi(replace(c, steps=2, vocabulary=300, **few))
+    return model.to(torch.bfloat16).eval().requires_grad_(False)
