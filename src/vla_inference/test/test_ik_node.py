@@ -254,3 +254,13 @@ def test_without_a_description_it_stays_unconfigured_and_says_why(graph):
     assert "parameter 'robot' is empty" in graph.node.failure
     graph.node.set_parameters([Parameter("robot", value="/nowhere.urdf")])
     assert not graph.node.start() and "no robot description" in graph.node.failure
+
+
+def test_without_an_output_it_tells_the_pose_and_commands_nothing(graph):
+    g = graph
+    g.node.set_parameters([Parameter("publish_trajectory", value=False)])
+    assert g.node.start(), g.node.failure
+    g.until(lambda: g.twists.get_subscription_count() and g.joints.get_subscription_count())
+    g.until(lambda: len(g.poses) > 20, g.tell_joints, g.tell_twist)
+    assert not g.points
+    assert np.allclose(g.poses[-1].pose.position.x, g.arm.pose(HOME)[0, 3])

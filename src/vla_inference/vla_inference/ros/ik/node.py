@@ -26,7 +26,7 @@ from vla_inference.errors import VlaError
 from vla_inference.options import option
 from vla_inference.ros import qos
 from vla_inference.ros.command.outputs.base import JOINTS, JointCommand
-from vla_inference.ros.command.outputs.registry import Outputs, chosen, output_configs
+from vla_inference.ros.command.outputs.registry import Outputs, output_configs, switched_on
 from vla_inference.ros.diagnostics import OK, WARN, Report
 from vla_inference.ros.geometry import msg_to_pose, pose_to_msg
 from vla_inference.ros.ik.base import ArmConfig, ArmNode
@@ -122,7 +122,8 @@ class IkNode(ArmNode):
         arm = config.arm()
         self._base, self._tool = config.base_frame, config.tool_frame
         self._joint_publishers = config.joint_publishers
-        self._outputs = Outputs(self, self.value, chosen(JOINTS, self.value))
+        # Without any it tells the pose alone: of an arm that something else drives.
+        self._outputs = Outputs(self, self.value, switched_on(JOINTS, self.value))
         self.commander = JointCommander(arm, config.settings())
 
     def do_activate(self) -> None:

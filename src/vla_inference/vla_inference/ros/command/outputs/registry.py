@@ -46,10 +46,14 @@ def output_configs(takes: str) -> tuple[type, ...]:
     return tuple(kind.CONFIG for kind in output_kinds(takes))
 
 
+def switched_on(takes: str, value: Value) -> list[type[Output]]:
+    """The outputs that the parameters enable."""
+    return [kind for kind in output_kinds(takes) if kind.on(value)]
+
+
 def chosen(takes: str, value: Value) -> list[type[Output]]:
-    """The outputs that the parameters enable; VlaError if there are none."""
-    kinds = output_kinds(takes)
-    found = [kind for kind in kinds if kind.on(value)]
+    """The same; VlaError if there are none."""
+    found = switched_on(takes, value)
     if not found:
         known = fields_of(*output_configs(takes))
         names = sorted(name for name in known if name.startswith("publish_"))
