@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any
 
 import torch
 from kernel_cases import DEVICE, Draw
@@ -47,7 +47,7 @@ def engine_of(
     c = model.config
     sizes = FlowSizes(c.chunk, c.steps, c.state_dim or 5, c.action_dim, c.image_size, c.words)
     most = room(images, sizes, torch.device(DEVICE), dtype)
-    kind = CudaSmolVLA if isinstance(model, SmolVLA) else CudaPi
-    network = kind(cast("Pi", model), images, most.words.shape[1], by)
+    kind: Any = CudaSmolVLA if isinstance(model, SmolVLA) else CudaPi
+    network = kind(model, images, most.words.shape[1], by)
     usual = Graphs(9).replay if DEVICE == "cuda" else (lambda key, work: work())
     return FlowEngine(model, network, most, replay or usual)
