@@ -202,7 +202,7 @@ def test_images_without_an_action_are_left_out_and_counted(tmp_path):
     read = BagSet(tmp_path / "late")
     assert 0 < len(read[0]) < len(wanted)
     assert (
-        f"{len(wanted) - len(read[0])} of 12 images left out: no action within 0 s" in read.notes
+        f"{len(wanted) - len(read[0])} of 12 images left out: no action answers them" in read.notes
     )
 
 

@@ -192,6 +192,11 @@ def episode_actions(
     return Actions(values, known, spec, None, _count(reason, known), notes)
 
 
+def _missing(tolerance: int) -> str:
+    """Why an image has no action. tolerance: [ns]"""
+    return f"no action within {tolerance / NS:g} s" if tolerance else "no action answers them"
+
+
 def _count(reason: str, known: np.ndarray) -> Counter[str]:
     """Why images have no action, and how many."""
     return Counter() if known.all() else Counter({reason: int((~known).sum())})
@@ -216,7 +221,7 @@ def _from_chunks(
     elif stream.stamped and (distance == 0).any():
         tolerance = 0  # they carry the stamps of their images: an unanswered one has none
     known = distance <= tolerance
-    missing = _count(f"no action within {tolerance / NS:g} s", known)
+    missing = _count(_missing(tolerance), known)
     chunks: list[Chunk | None] = []
     for i, at in enumerate(index):
         chunk = stream.values[at] if known[i] else None
@@ -249,7 +254,7 @@ def _from_arrays(stream: Stream, times: np.ndarray, tolerance: int, spec: Action
                 "the bag is damaged",
             )
         values[i] = stream.values[index[i]]
-    missing = _count(f"no action within {tolerance / NS:g} s", known)
+    missing = _count(_missing(tolerance), known)
     return Actions(values, known, spec, None, missing)
 
 
