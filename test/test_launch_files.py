@@ -78,6 +78,7 @@ CASES: list[tuple[str, dict[str, str], list[str]]] = [
     ),
     ("two_arms", {"output": "joint_trajectory"}, ["command_node", "robot_sim_node"]),
     ("base", {"stamped": "true"}, ["command_node", "robot_sim_node"]),
+    ("rover", {"model": "m"}, ["command_node", "inference_node", "sim_node"]),
     ("bag_validation", {"bag": "b", "play": "false"}, ["inference_node", "validation_node"]),
     ("training", {"root": "/tmp"}, ["training_node"]),
     ("studio", {}, ["command_node", "inference_node", "sim_node", "studio_node"]),
@@ -93,6 +94,7 @@ CASES: list[tuple[str, dict[str, str], list[str]]] = [
     ("diff_drive", {}, ["command_node"]),
     ("isaac_franka", {"robot": "r.urdf", "model": "m"}, ["command_node", "inference_node"]),
     ("jetson", {"model": "m", "robot": "crisp"}, ["command_node", "inference_node"]),
+    ("jetson", {"model": "m", "robot": "diff_drive"}, ["command_node", "inference_node"]),
     (
         "jetson",
         {"model": "m", "camera": "true", "instruction": "stack: it"},

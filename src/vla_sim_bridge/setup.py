@@ -30,7 +30,13 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(exclude=["test", "test.*"]),
     package_data={
-        PACKAGE: ["py.typed", "envs/*.xml", "mimicgen/demonstrations/*", "libero/*.txt"]
+        PACKAGE: [
+            "py.typed",
+            "envs/*.xml",
+            "envs/rover/*.xml",
+            "mimicgen/demonstrations/*",
+            "libero/*.txt",
+        ]
     },
     data_files=[
         ("share/ament_index/resource_index/packages", ["resource/" + PACKAGE]),

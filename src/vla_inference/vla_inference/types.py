@@ -256,6 +256,12 @@ def eef_delta_spec(rotation: str = "rotvec", frame: str = "base", dt: float = 0.
     return ActionSpec((eef_part("arm", "eef_delta", rotation, frame), gripper_part()), dt)
 
 
+def base_twist_spec(frame: str = "base_link", dt: float = 0.05) -> ActionSpec:
+    """The 2 numbers of a base with driven wheels: forwards (m/s) and turning left (rad/s)."""
+    dims = DimSpec("linear", "m/s"), DimSpec("angular", "rad/s")
+    return ActionSpec((ActionPart("base", "base_twist", dims, frame),), dt)
+
+
 def joint_spec(
     joints: Mapping[str, Sequence[str]],
     grippers: Sequence[str] = (),

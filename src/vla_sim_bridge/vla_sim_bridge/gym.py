@@ -16,8 +16,9 @@ import numpy as np
 from vla_inference.errors import VlaError
 from vla_inference.types import Observation
 from vla_sim_bridge.envs.protocol import World, make_world
+from vla_sim_bridge.envs.rover.world import MOST
 from vla_sim_bridge.evaluation.episode import EpisodeRun
-from vla_sim_bridge.tasks import TASKS, Language, get_task
+from vla_sim_bridge.tasks import TASKS, Language, Task, get_task
 
 try:
     import gymnasium
@@ -37,8 +38,9 @@ class TaskEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     An observation has "images" (uint8 [H, W, 3] by camera), "state" (float32 [S]) and the
     "instruction". An action [7] is an end-effector delta in the robot's base frame (m, rotation
-    vector in rad) and the gripper (above 0.5: open). The reward is 1 in each step whose state is a
-    success; the episode is terminated when success has lasted (`EpisodeRun`) and truncated at the
+    vector in rad) and the gripper (above 0.5: open); a rover's is [2], m/s forwards and rad/s to
+    the left. The reward is 1 in each step whose state is a success; the episode is terminated when
+    success has lasted (`EpisodeRun`) and truncated at the
     task's horizon. `info["outcome"]` says how it stands. Episode i of a seed is that of
     `vla rollout --seed`: `reset(seed=7)` starts episode 0, each reset without a seed the next.
     """
@@ -61,10 +63,7 @@ class TaskEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.render_mode = render_mode
         self._seed, self._index = 0, 0
         self._run: EpisodeRun | None = None
-        self.action_space = spaces.Box(
-            np.array([-POSITION] * 3 + [-ROTATION] * 3 + [0.0], np.float32),
-            np.array([POSITION] * 3 + [ROTATION] * 3 + [1.0], np.float32),
-        )
+        self.action_space = _action_space(known)
         image = spaces.Box(0, 255, (height, width, 3), np.uint8)
         self.observation_space = spaces.Dict(
             {
@@ -122,6 +121,15 @@ class TaskEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             "episode": run.index,
             "steps": run.step_count,
         }
+
+
+def _action_space(task: Task) -> spaces.Box:
+    if task.robot == "Rover":
+        return spaces.Box(-MOST.astype(np.float32), MOST.astype(np.float32))
+    return spaces.Box(
+        np.array([-POSITION] * 3 + [-ROTATION] * 3 + [0.0], np.float32),
+        np.array([POSITION] * 3 + [ROTATION] * 3 + [1.0], np.float32),
+    )
 
 
 for name in TASKS:

@@ -39,6 +39,7 @@ CLOCK_STOPPED = "clock_stopped"
 JOINTS_LOST = "joints_lost"
 JOINTS_FROZEN = "joints_frozen"
 CONTROLLER = "controller"
+OBSTACLE, SCAN_LOST = "obstacle", "scan_lost"
 
 # Refusals, no stops
 OUT_OF_DISTRIBUTION = "out_of_distribution"

@@ -21,7 +21,7 @@ from vla_inference.episodes.interventions import INTERVENTION, interventions
 from vla_inference.episodes.language import COLUMNS, rows_of
 from vla_inference.episodes.robosuite import ACTION_SCALE, CONTROL_FREQ, to_robosuite
 from vla_inference.errors import DataError
-from vla_inference.types import Episode
+from vla_inference.types import ActionSpec, Episode
 
 # Ours, and LIBERO's: position m and axis angle rad of the hand, both fingers m.
 STATES = (("obs/robot0_state",), ("obs/ee_states", "obs/gripper_states"))
@@ -33,15 +33,21 @@ CONVENTION = {
 }
 
 
+def is_arm(spec: ActionSpec) -> bool:
+    """Whether actions are one arm's, which are stored as robosuite has them."""
+    return [p.kind for p in spec.parts] == ["eef_delta", "gripper"]
+
+
 def write_episode(group: h5py.Group, episode: Episode, compression: str | None = "gzip") -> None:
-    """Write one demonstration whose actions are robosuite's end-effector deltas, in SI units."""
+    """Writes one demonstration: an arm's actions as robosuite's, others in SI."""
     steps = episode.steps
     images = {
         f"{camera}_image": np.stack([s.observation.images[camera] for s in steps])
         for camera in steps[0].observation.images
     }
+    actions = np.stack([s.action for s in steps])
     data = {
-        "actions": to_robosuite(np.stack([s.action for s in steps])),
+        "actions": to_robosuite(actions) if is_arm(episode.spec) else actions,
         "states": episode.columns["states"],
         "rewards": episode.rewards,
         "dones": episode.terminal.astype(np.int64),
@@ -134,13 +140,15 @@ def _write_tree(group: h5py.Group, name: str, tree) -> None:
         group.create_dataset(name, data=np.asarray(tree))
 
 
-def write_header(file: h5py.File, task: str, total: int, env_kwargs: Mapping) -> None:
+def write_header(
+    file: h5py.File, task: str, total: int, env_kwargs: Mapping, convention: Mapping = CONVENTION
+) -> None:
     data = file.require_group("data")
     data.attrs["total"] = total
     data.attrs["env_args"] = json.dumps(
         {"env_name": task, "env_type": 1, "env_kwargs": dict(env_kwargs)}
     )
-    data.attrs["action_convention"] = json.dumps(CONVENTION)
+    data.attrs["action_convention"] = json.dumps(convention)
 
 
 class Demonstrations:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla_inference.errors import VlaError
-from vla_inference.types import Observation
+from vla_inference.types import ActionChunk, Observation
+from vla_sim_bridge.envs.chunk_to_actions import sim_actions
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,17 @@ class WorldBase:
     def render(self, camera: str, width: int | None = None, height: int | None = None):
         raise NotImplementedError
 
+    def still(self) -> np.ndarray:
+        """The action of no motion; the gripper stays as it is."""
+        return np.array([0, 0, 0, 0, 0, 0, self.gripper])
+
     def hold(self) -> StepResult:
-        """One control period without motion; the gripper stays as it is."""
-        return self.step(np.array([0, 0, 0, 0, 0, 0, self.gripper]))
+        """One control period without motion."""
+        return self.step(self.still())
+
+    def actions(self, chunk: ActionChunk) -> np.ndarray:
+        """float64 [T, D]: a model's chunk as actions of `step`."""
+        return sim_actions(chunk)
 
     def seen_by(self, camera: str) -> np.ndarray:
         """The image uint8 [H, W, 3] of a camera as a policy is given it."""

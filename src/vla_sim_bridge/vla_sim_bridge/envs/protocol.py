@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 
 from vla_inference.errors import VlaError
-from vla_inference.types import ActionSpec, Observation
+from vla_inference.types import ActionChunk, ActionSpec, Observation
 from vla_sim_bridge.envs.base import Demonstration
 from vla_sim_bridge.envs.robosuite_sim import Simulation, StepResult
 from vla_sim_bridge.tasks import Language, Task, get_task
+from vla_sim_bridge.tasks.rover import RoverTask
 
 
 class World(Protocol):
@@ -31,13 +32,13 @@ class World(Protocol):
 
     def step(self, action: np.ndarray) -> StepResult: ...
 
+    def still(self) -> np.ndarray: ...
+
     def hold(self) -> StepResult: ...
 
+    def actions(self, chunk: ActionChunk) -> np.ndarray: ...
+
     def observation(self) -> Observation: ...
-
-    def eef_pose(self) -> np.ndarray: ...
-
-    def base_position(self) -> np.ndarray: ...
 
     def state(self) -> np.ndarray: ...
 
@@ -50,6 +51,15 @@ class World(Protocol):
     def camera_matrix(self, camera: str) -> np.ndarray: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class ArmWorld(World, Protocol):
+    """A world with an arm."""
+
+    def eef_pose(self) -> np.ndarray: ...
+
+    def base_position(self) -> np.ndarray: ...
 
 
 class ExpertWorld(World, Protocol):
@@ -83,6 +93,10 @@ def make_world(
 ) -> World:
     """Makes the task's world, in this process or in the Python that has the task's package."""
     task = get_task(task) if isinstance(task, str) else task
+    if isinstance(task, RoverTask):
+        from vla_sim_bridge.envs.rover.world import RoverWorld
+
+        return RoverWorld(task, cameras, width, height, language)
     if not task.package:
         return Simulation(task, cameras, width, height, language)
     if task.package == "libero":

@@ -8,11 +8,10 @@ from concurrent.futures import as_completed
 
 from vla_inference.system.worker_pool import WorkerPool
 from vla_inference.types import ActionChunk, Observation
-from vla_sim_bridge.envs.chunk_to_actions import sim_actions
 from vla_sim_bridge.envs.protocol import World, make_world
 from vla_sim_bridge.evaluation.confidence_intervals import wilson_interval
 from vla_sim_bridge.evaluation.episode import EpisodeResult, EpisodeRun
-from vla_sim_bridge.tasks import Language
+from vla_sim_bridge.tasks import Language, get_task
 
 Act = Callable[[Observation], ActionChunk]
 
@@ -24,7 +23,7 @@ def run_episode(
     run = EpisodeRun(sim, seed, index, horizon)
     while not run.done:
         chunk = act(sim.observation())
-        for action in sim_actions(chunk)[:execute_steps]:
+        for action in sim.actions(chunk)[:execute_steps]:
             if run.step(action):
                 break
     return run.result()
@@ -101,8 +100,14 @@ def summarise(results: list[EpisodeResult]) -> dict:
         "success_rate_wilson95": [low, high],
         "ever_successes": ever,
         "ever_success_wilson95": list(wilson_interval(ever, len(results))),
-        "wrong_order": sum(r.outcome == "wrong_order" for r in results),
+        **{name: sum(r.outcome == name for r in results) for name in _wrong_ends(results)},
         "mean_frames_success": sum(r.frames for r in good) / len(good) if good else None,
         "mean_frames_all": sum(r.frames for r in results) / max(1, len(results)),
         "failed_episodes": [r.index for r in results if not r.success],
     }
+
+
+def _wrong_ends(results: list[EpisodeResult]) -> tuple[str, ...]:
+    """Names of the ends that are counted apart."""
+    task = get_task(results[0].task) if results else None
+    return ("wrong_order", *(n for n in (task.wrong if task else ()) if n != "wrong_order"))

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from vla_inference.errors import VlaError
-from vla_sim_bridge.envs.robosuite_sim import Simulation
 from vla_sim_bridge.experts.door import door_expert
 from vla_sim_bridge.experts.nuts import nut_expert, nuts_expert
 from vla_sim_bridge.experts.pick_place import pick_place_expert
+from vla_sim_bridge.experts.rover import rover_expert
 from vla_sim_bridge.experts.stack import lift_expert, stack_expert, stack_three_expert
 from vla_sim_bridge.tasks import Task
 
-Expert = Callable[[Simulation], np.ndarray]  # -> SI end-effector delta [7]
+Expert = Callable[[Any], np.ndarray]  # of a `Simulation`: SI end-effector delta [7]
 
 EXPERTS: dict[str, Expert] = {
     "stack": stack_expert,
@@ -26,6 +27,7 @@ EXPERTS: dict[str, Expert] = {
     "nuts": nuts_expert,
     "pick_place": pick_place_expert,
     "door": door_expert,
+    "rover": rover_expert,
 }
 
 

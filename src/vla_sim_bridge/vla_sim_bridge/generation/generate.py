@@ -24,7 +24,8 @@ from vla_inference.system.workers import Processes, RayWorkers, WorkerDiedError,
 from vla_sim_bridge.envs.other_python.process import ProcessLostError
 from vla_sim_bridge.envs.protocol import check_installed, make_expert_world
 from vla_sim_bridge.envs.robosuite_sim import Simulation
-from vla_sim_bridge.generation import elsewhere
+from vla_sim_bridge.envs.rover.world import RoverWorld
+from vla_sim_bridge.generation import elsewhere, rover
 from vla_sim_bridge.generation.attempt import Attempt, make_attempt
 from vla_sim_bridge.generation.config import GenerateConfig
 from vla_sim_bridge.generation.corrections import attempt as corrected
@@ -38,6 +39,7 @@ from vla_sim_bridge.generation.shards import (
     to_bytes,
 )
 from vla_sim_bridge.tasks import get_task
+from vla_sim_bridge.tasks.rover import RoverTask
 
 MAX_DEATHS = 3  # of workers, without an attempt in between
 
@@ -80,6 +82,8 @@ def generate(
     if task.package:
         elsewhere.check(config)
         check_installed(task)
+    if task.robot == "Rover":
+        rover.check(config)
     if config.method == "corrected":
         corrected.check(config)
     output = Path(output)
@@ -213,6 +217,9 @@ def _attempts(config: GenerateConfig, sources) -> Callable[[int], Attempt]:
         cameras = config.cameras if config.images else ()
         world = make_expert_world(task, cameras, *size)
         return partial(elsewhere.make_attempt, world, config)
+    if isinstance(task, RoverTask):
+        cameras = config.cameras if config.images else ()
+        return partial(rover.make_attempt, RoverWorld(task, cameras, *size), config)
     sim = Simulation(
         config.task,
         config.cameras,

@@ -18,13 +18,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from vla_inference.episodes.hdf5 import write_episode, write_header
+from vla_inference.episodes.hdf5 import CONVENTION, is_arm, write_episode, write_header
 from vla_inference.episodes.robosuite import CONTROL_FREQ
 from vla_inference.errors import DataError
+from vla_inference.policies.action_specs import spec_to_json
 from vla_inference.system.files import LOCK, Staged, remove_leftovers, write_whole
-from vla_inference.types import Episode
-from vla_sim_bridge.envs.robosuite_sim import ROBOT
+from vla_inference.types import ActionSpec, Episode
 from vla_sim_bridge.evaluation.confidence_intervals import wilson_interval
+from vla_sim_bridge.tasks import get_task
 
 GOOD, BAD, NOTE = ".hdf5", ".failure.hdf5", ".failed"
 
@@ -139,7 +140,9 @@ def merge(config, parts: Path, ledger: AttemptShards, final: Path) -> dict:
 
 
 def _copy(task: str, parts: Path, indices: list[int], suffix: str, file: h5py.File) -> list[int]:
-    write_header(file, task, 0, {"control_freq": int(CONTROL_FREQ), "robots": ROBOT})
+    about = get_task(task)
+    kwargs = {"control_freq": int(CONTROL_FREQ), "robots": about.robot}
+    write_header(file, task, 0, kwargs, _convention(about.spec))
     lengths = []
     for number, index in enumerate(indices):
         path = (parts / f"attempt_{index:07d}").with_suffix(suffix)
@@ -155,6 +158,19 @@ def _copy(task: str, parts: Path, indices: list[int], suffix: str, file: h5py.Fi
             raise DamagedPartError(str(path)) from error
     file["data"].attrs["total"] = sum(lengths)
     return lengths
+
+
+def _convention(spec: ActionSpec) -> dict:
+    """What a file says of its actions: an arm's are robosuite's, others in SI."""
+    if is_arm(spec):
+        return CONVENTION
+    return {
+        "delta": "see spec",
+        "scale": [1.0] * (len(spec) - 1),
+        "gripper": "1 open, 0 closed",
+        "control_freq": 1 / spec.dt,
+        "spec": spec_to_json(spec),
+    }
 
 
 def _readable(path: Path) -> bool:

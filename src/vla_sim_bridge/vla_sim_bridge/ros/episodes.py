@@ -133,10 +133,6 @@ class Episodes:
             self._after_episode()
         return done
 
-    def stand_still(self) -> np.ndarray:
-        """The action [7] of no motion, the gripper as it is."""
-        return np.array([0, 0, 0, 0, 0, 0, self.sim.gripper])
-
     def measure(self, msg: ActionChunk, round_trip: float) -> None:
         """A chunk was taken, `round_trip` ms after its frame was published."""
         stages = dict(zip(msg.stage_names, map(float, msg.stage_ms), strict=False))

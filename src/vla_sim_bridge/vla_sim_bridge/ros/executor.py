@@ -17,7 +17,6 @@ from vla_inference.ros.messages import msg_to_chunk
 from vla_inference.ros.qos import CHUNK, LATCHED
 from vla_inference.ros.stamps import stamp_ns
 from vla_msgs.msg import ActionChunk, InferenceStatus, SimStatus
-from vla_sim_bridge.envs.chunk_to_actions import sim_actions
 from vla_sim_bridge.evaluation.answers import Answers
 from vla_sim_bridge.ros.episodes import Episodes
 from vla_sim_bridge.ros.lock_step import LockStep, Verdict
@@ -247,13 +246,13 @@ class ChunkDrive(Drive):
                 f"the model's steps last {chunk.spec.dt:g} s; each is executed in one control "
                 f"period of {1 / CONTROL_FREQ:g} s"
             )
-        return sim_actions(chunk)
+        return self.episodes.sim.actions(chunk)
 
     def _control_period(self) -> None:
         if self.episodes.paused or not self.lock.started:
             return
         action = self.real.period(time.monotonic())
-        wanted = self.episodes.stand_still() if action is None else action
+        wanted = self.episodes.sim.still() if action is None else action
         self.episodes.execute(wanted, held=action is None)
         self.go_on()
 

@@ -8,7 +8,6 @@ from std_srvs.srv import SetBool
 from vla_inference.errors import VlaError
 from vla_inference.ros.messages import msg_to_chunk
 from vla_msgs.srv import ResetEpisode, StepSim
-from vla_sim_bridge.envs.chunk_to_actions import sim_actions
 from vla_sim_bridge.ros.executor import Drive
 
 
@@ -55,7 +54,7 @@ class SimServices:
             raise VlaError("the simulation is running", "pause it first (~/pause)")
         if episodes.evaluation.episode.done:
             raise VlaError("the episode is over", "begin another (~/reset) or go on (~/pause)")
-        for action in sim_actions(msg_to_chunk(request.chunk)):
+        for action in episodes.sim.actions(msg_to_chunk(request.chunk)):
             if episodes.execute(action):
                 break
         if episodes.evaluation.complete:

@@ -64,7 +64,8 @@ class SimSettings:
     )
     driven_by: str = option(
         "chunks",
-        "what moves the arm: chunks, or a command node's output as on a real robot",
+        "what moves the robot: chunks, or a command node's output as on a real robot; a rover "
+        "takes base_twist",
         choices=(
             "chunks",
             "twist",
@@ -72,6 +73,7 @@ class SimSettings:
             "joint_trajectory",
             "joint_positions",
             "joint_velocities",
+            "base_twist",
         ),
     )
     auto_enable: bool = option(
@@ -158,6 +160,16 @@ class SimSettings:
             raise VlaError(
                 f"state is true, driven_by {self.driven_by}",
                 "set state: false; what drives by commands publishes its own",
+            )
+        if self.driven_by not in ("chunks", "base_twist") and task.robot == "Rover":
+            raise VlaError(
+                f"{self.task} is driven by {self.driven_by}",
+                "a rover has no arm; set driven_by to chunks or base_twist",
+            )
+        if self.driven_by == "base_twist" and task.robot != "Rover":
+            raise VlaError(
+                f"{self.task} is driven by base_twist",
+                "only a rover is; name a task such as Rover_D0",
             )
         if self.real_time_factor != 1 and (self.lock_step or self.driven_by == "chunks"):
             raise VlaError(

@@ -12,6 +12,7 @@ from vla_sim_bridge.tasks.lift import LIFT_TASKS
 from vla_sim_bridge.tasks.mimicgen_package import PREFIX, mimicgen_task
 from vla_sim_bridge.tasks.nut_assembly import NUT_TASKS
 from vla_sim_bridge.tasks.pick_place import PICK_PLACE
+from vla_sim_bridge.tasks.rover import ROVER_TASKS
 from vla_sim_bridge.tasks.stack import STACK_TASKS
 from vla_sim_bridge.tasks.stack_language import STACK_L
 from vla_sim_bridge.tasks.stack_three import STACK_THREE_TASKS
@@ -26,6 +27,7 @@ TASKS: dict[str, Task] = {
         *NUT_TASKS,
         PICK_PLACE,
         DOOR,
+        *ROVER_TASKS,
     )
 }
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from vla_inference.errors import VlaError
+from vla_inference.types import ActionSpec, eef_delta_spec
 
 Vary = Literal["never", "episode", "step"]
 Language = Literal["train", "held-out", "free"]
@@ -27,7 +28,8 @@ class RuleState(Protocol):
     def touching(self, one: str, other: str) -> bool: ...
 
 
-Rule = Callable[[RuleState], bool]  # a question about the world at this moment
+# A question about the world at this moment: a `RuleState`, or a rover's
+Rule = Callable[[Any], bool]
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Task:
     human: file in `demonstrations/` that MimicGen's method starts from; an empty name: none.
     roles: who plays which part in a source demonstration that does not say.
     horizon: control steps (0.05 s) until an attempt has failed.
+    robot: "Panda" or "Rover". spec: what the numbers of its actions are.
     """
 
     name: str
@@ -134,6 +137,8 @@ class Task:
     human: str = ""
     roles: Mapping[str, str] = field(default_factory=dict)
     horizon: int = 200
+    robot: str = "Panda"
+    spec: ActionSpec = field(default_factory=eef_delta_spec)
 
     def instruct(self, rng: np.random.Generator, scene: Scene, language: Language) -> str:
         """An instruction for the scene: trained on, held out, or as people type."""

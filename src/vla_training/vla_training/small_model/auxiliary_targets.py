@@ -22,6 +22,7 @@ COLOURS = tuple(PALETTE)
 NUMBERS = 9 + 3 * len(COLOURS)  # of a scene; behind them
 NAMED = 2  # indices of colours, of what is lifted and of where it goes
 SIZE = NUMBERS + NAMED
+HALF_VIEW = np.deg2rad(33)  # of a rover's camera
 
 
 def scene_numbers(
@@ -73,6 +74,8 @@ def scene_of(group, states: np.ndarray | None) -> np.ndarray | None:
     Which objects it is about is the task's: by role, where only the sentence decides it.
     """
     info = group.get("datagen_info")
+    if info is not None and "base_pose" in info:
+        return _from_a_base(recorded_scene(group), recorded_places(group), info["base_pose"][:])
     if info is None or states is None or not len(info["object_poses"]):
         return None
     poses = {name: pose[:] for name, pose in info["object_poses"].items()}
@@ -121,6 +124,37 @@ def _placed(goal: tuple[str, str], poses: dict, eef: np.ndarray, states: np.ndar
     numbers = scene_numbers(eef, moved, target, np.abs(states[:, 6:8]).mean(1))
     numbers[:, 6:8] = np.nan
     return numbers
+
+
+def recorded_places(group) -> dict[str, tuple[float, float]]:
+    """Where each object of a rover's arena stands [2] m."""
+    return json.loads(group.attrs["scene"])["places"]
+
+
+def _from_a_base(scene: Scene | None, places: dict, poses: np.ndarray) -> np.ndarray:
+    """As `scene_numbers`, of what a base that drives sees: x and y in its axes, in m.
+
+    The first object is the target; NaN for what is out of sight. poses: m, m, rad [T, 3].
+    """
+    assert scene is not None  # as it is recorded with the places
+    numbers = np.full((len(poses), SIZE), np.nan, np.float32)
+    target = scene.roles["target"]
+    numbers[:, :2] = _in_sight(places[target], poses)
+    numbers[:, NUMBERS] = COLOURS.index(scene.colours[target])
+    for name, colour in scene.colours.items():
+        if list(scene.colours.values()).count(colour) == 1:
+            at = 9 + 3 * COLOURS.index(colour)
+            numbers[:, at : at + 2] = _in_sight(places[name], poses)
+    return numbers
+
+
+def _in_sight(place: Sequence[float], poses: np.ndarray) -> np.ndarray:
+    """[T, 2] m, from poses [T, 3]; NaN outside of the camera's field of view."""
+    way, heading = np.asarray(place) - poses[:, :2], poses[:, 2]
+    cos, sin = np.cos(heading), np.sin(heading)
+    seen = np.column_stack([cos * way[:, 0] + sin * way[:, 1], cos * way[:, 1] - sin * way[:, 0]])
+    seen[np.abs(np.arctan2(seen[:, 1], seen[:, 0])) > HALF_VIEW] = np.nan
+    return seen
 
 
 def recorded_scene(group) -> Scene | None:

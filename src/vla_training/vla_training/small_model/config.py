@@ -105,7 +105,7 @@ class TrainConfig:
     weights: SampleWeights = field(default_factory=SampleWeights)
     weight_decay: float = 0.05
     warmup: float = 0.03  # share of the schedule
-    shift: int = 12  # pixels
+    shift: int = 12  # pixels of 224
     brightness: float = 0.15
     channel: float = 0.05
 

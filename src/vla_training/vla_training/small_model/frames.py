@@ -149,8 +149,18 @@ def load_frames(
         ends.append(at)
         report(f"{path}: {len(data)} {kind}, {at} frames so far")
     assert arrays is not None  # for there are recorded frames
-    frames = filling.frames(arrays)
+    frames = replace(filling.frames(arrays), spec=_one_spec(sets))
     return replace(frames, weight=weight_of(filling.weights(), ends, weights.dataset_weights))
+
+
+def _one_spec(sets: Sequence[ResetImages | Hdf5Set]) -> ActionSpec:
+    specs = {s.name: s.spec for s in sets if isinstance(s, Hdf5Set)}
+    if len(set(specs.values())) > 1:
+        raise DataError(
+            f"the actions of {', '.join(specs)} don't mean the same",
+            "train on datasets of one robot",
+        )
+    return next(iter(specs.values()))
 
 
 def weight_of(

@@ -140,6 +140,7 @@ def _train(rank, meeting, world, cuda, data, output, config, resume, report) -> 
         config.state,
         config.weights,
     )
+    shape["action_head"]["action_dim"] = len(frames.spec)
     if frames.states is not None:
         shape["action_head"]["proprio_dim"] = frames.states.shape[1]
     trainer = Trainer(frames, config, device, shape)

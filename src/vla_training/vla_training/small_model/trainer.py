@@ -97,7 +97,8 @@ class Trainer:
         initialise(model)
         if c.start:
             begin_with(model, c.start)
-        changes = Augmentation(c.shift, 0.5 * c.brightness, c.brightness, c.channel)
+        shift = round(c.shift * c.image_size / SMALL["vision_towers"][0]["image_size"])
+        changes = Augmentation(shift, 0.5 * c.brightness, c.brightness, c.channel)
         objective = SceneObjective(model, c.scene_weight, changes).to(self.device).train()
         if self.device.startswith("cuda"):
             objective.autocast = torch.bfloat16

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from vla_inference.control import vectors as v
 from vla_inference.control.commands import Command
 from vla_inference.control.limits import ANGULAR, LINEAR, Ramp
 from vla_inference.control.parts.base import Part
+from vla_inference.control.parts.clearance import Clearance, ClearanceLimits
 from vla_inference.control.players.chunk_player import ChunkPlayer, Motion
 from vla_inference.control.safety import Safety
 from vla_inference.control.settings import Settings
@@ -23,12 +24,14 @@ class BaseLimits:
     """Velocity, acceleration and jerk, linear [m] and angular [rad]; 0: no limit.
 
     frame: whose axes the base takes twists in. holonomic: whether it can go sideways.
+    clearance: how near it may come to what its lidar sees ahead.
     """
 
     linear: tuple[float, float, float] = (0.5, 1.0, 10.0)
     angular: tuple[float, float, float] = (1.0, 2.0, 20.0)
     frame: str = "base_link"
     holonomic: bool = False
+    clearance: ClearanceLimits = field(default_factory=ClearanceLimits)
 
 
 class BasePart(Part[ChunkPlayer, Command]):
@@ -42,6 +45,8 @@ class BasePart(Part[ChunkPlayer, Command]):
         self._linear = Ramp(settings.period, limits.linear, LINEAR)
         self._angular = Ramp(settings.period, limits.angular, ANGULAR)
         self._motion: Motion | None = None
+        watched = limits.clearance.distance > 0
+        self.clearance = Clearance(name, limits.clearance) if watched else None
 
     def check(self, spec: ActionSpec) -> None:
         part = spec.part(self.name)
@@ -60,6 +65,16 @@ class BasePart(Part[ChunkPlayer, Command]):
         rows[:, axes] = self.settings.scale / stretch * self._rows(chunk)
         steps = [((x, y, z), (rx, ry, rz), None) for x, y, z, rx, ry, rz in rows.tolist()]
         return self.player.accept(stamp, stretch * chunk.spec.dt, steps, begin)
+
+    def missing(self, steady: float) -> str:
+        return self.clearance.lost(steady) if self.clearance else ""
+
+    def fault(self, steady: float) -> tuple[str, str] | None:
+        if self.clearance is None:
+            return None
+        wanted = self._motion.linear[0] if self._motion else 0.0
+        speed = max(wanted, self._linear.velocity[0])
+        return self.clearance.fault(speed, steady, self.settings.period)
 
     def enabled(self, steady: float) -> None:
         self._standstill()

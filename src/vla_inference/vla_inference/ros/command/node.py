@@ -14,24 +14,27 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.parameter import Parameter
 from rclpy.time import Time
-from sensor_msgs.msg import JointState
+from sensor_msgs.msg import JointState, LaserScan
 from std_msgs.msg import Empty
 from std_srvs.srv import SetBool
 
 from vla_inference.control import HUMAN, MODEL, RobotCommander, Safety
 from vla_inference.control.commands import check_chunk
+from vla_inference.control.parts.clearance import Scan
 from vla_inference.control.parts.eef import EefPart
 from vla_inference.control.parts.joints import JointPart
+from vla_inference.control.parts.twist import BasePart
 from vla_inference.control.safety import CONTROLLER, FAULT
 from vla_inference.errors import VlaError
 from vla_inference.ros import qos
-from vla_inference.ros.command.outputs.base import EEF, JOINT_PART, MOTION, Output
+from vla_inference.ros.command.outputs.base import BASE_PART, EEF, JOINT_PART, MOTION, Output
 from vla_inference.ros.command.outputs.registry import Outputs, chosen, each_of, output_of_part
 from vla_inference.ros.command.parameters import (
     command_configs,
@@ -99,6 +102,9 @@ class CommandNode(ManagedNode):
             elif kind.drives == EEF:
                 on_pose = partial(self._on_pose, name)
                 hear(PoseStamped, f"{name}/current_pose", on_pose, **qos.overridable(newest))
+            elif kind.drives == BASE_PART:
+                on_scan = partial(self._on_scan, name)
+                hear(LaserScan, f"{name}/scan", on_scan, **qos.overridable(newest))
         if not self._kinds:
             on_pose = partial(self._on_pose, "")
             hear(PoseStamped, "current_pose", on_pose, **qos.overridable(newest))
@@ -259,6 +265,23 @@ class CommandNode(ManagedNode):
             stamp, now = stamp_seconds(msg.header.stamp, "joint_states"), self._now()
             where = list(msg.position)
             return part.measured(list(msg.name), where, stamp, now, self._steadily())
+
+        self._take_measurement(name, take)
+
+    def _on_scan(self, name: str, msg: LaserScan) -> None:
+        if self.commander is None:
+            return
+        part = self.commander.parts[name]
+        clearance = part.clearance if isinstance(part, BasePart) else None
+        if clearance is None:
+            return
+
+        def take() -> str:
+            stamp, now = stamp_seconds(msg.header.stamp, "the scan"), self._now()
+            ranges = np.asarray(msg.ranges, np.float64)
+            angles = msg.angle_min + msg.angle_increment * np.arange(len(ranges))
+            scan = Scan(angles, ranges, msg.range_min)
+            return clearance.measured(scan, stamp, now, self._steadily())
 
         self._take_measurement(name, take)
 

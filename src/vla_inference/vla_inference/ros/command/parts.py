@@ -14,6 +14,7 @@ from typing import Any
 from vla_inference.control import Safety, Settings
 from vla_inference.control.axis import AxisLimits
 from vla_inference.control.parts.base import Part
+from vla_inference.control.parts.clearance import ClearanceLimits
 from vla_inference.control.parts.eef import EefPart
 from vla_inference.control.parts.gripper import GripperPart
 from vla_inference.control.parts.joints import JointPart, JointSettings
@@ -98,6 +99,23 @@ class BasePartConfig:
     max_angular_acceleration: float = limit(2.0, "angular acceleration limit", "rad/s^2")
     max_linear_jerk: float = limit(10.0, "jerk limit", "m/s^3")
     max_angular_jerk: float = limit(20.0, "angular jerk limit", "rad/s^3")
+    stop_distance: float = option(
+        0.0,
+        "stop when PART/scan (LaserScan) shows something ahead within this distance of the "
+        "base's front [m]; 0: scans are not needed",
+        low=0,
+        high=100,
+    )
+    stop_width: float = option(
+        0.5, "width of the strip ahead that has to be clear [m]", low=0.01, high=100
+    )
+    scan_to_front: float = option(
+        0.2, "distance from the scanner to the base's front [m]", low=-10, high=10
+    )
+    scan_yaw: float = option(
+        0.0, "where the scanner looks, from the base's x axis [rad]", low=-3.2, high=3.2
+    )
+    scan_timeout: float = option(0.5, "maximum age of a scan [s]", low=0.05, high=10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,9 +260,15 @@ def _base(part: str, kind: type[Output], settings: Settings, value: Value) -> Pa
         (c.max_angular_velocity, c.max_angular_acceleration, c.max_angular_jerk),
         c.frame,
         c.holonomic,
+        ClearanceLimits(
+            c.stop_distance, c.stop_width, c.scan_to_front, c.scan_yaw, c.scan_timeout
+        ),
     )
     told = f"up to {c.max_linear_velocity:g} m/s, {c.max_angular_velocity:g} rad/s"
-    return PartSetup(part, lambda safety: BasePart(part, settings, limits, safety), told)
+    if c.stop_distance:
+        told += f", stops {c.stop_distance:g} m ahead of what {part}/scan shows"
+    topic = f"{part}/scan" if c.stop_distance else ""
+    return PartSetup(part, lambda safety: BasePart(part, settings, limits, safety), told, topic)
 
 
 def _eef(part: str, kind: type[Output], settings: Settings, value: Value) -> PartSetup:

@@ -25,7 +25,14 @@ from vla_msgs.msg import ActionChunk, SimStatus
 from vla_sim_bridge.ros.auto_enable import ByHand, Operator
 from vla_sim_bridge.ros.episodes import Episodes
 from vla_sim_bridge.ros.executor import Drive
-from vla_sim_bridge.ros.robot.robot_inputs import is_open, make_input
+from vla_sim_bridge.ros.robot.base_input import BaseInput
+from vla_sim_bridge.ros.robot.robot_inputs import (
+    JOINT_KINDS,
+    CartesianInput,
+    JointInput,
+    RobotInput,
+    is_open,
+)
 
 PERIOD = round(1e9 / CONTROL_FREQ)  # ns
 BEGINNING = 100 * 10**9  # ns, of simulated time: 0 would be "no time"
@@ -269,3 +276,10 @@ class RobotDrive(Drive):
                 "stop_reason": status.stop_reason,
             }
         return {**found, "robot": robot}
+
+
+def make_input(drive: RobotDrive, kind: str) -> RobotInput:
+    """kind: `SimSettings.driven_by`, other than chunks."""
+    if kind == "base_twist":
+        return BaseInput(drive)
+    return JointInput(drive, kind) if kind in JOINT_KINDS else CartesianInput(drive, kind)

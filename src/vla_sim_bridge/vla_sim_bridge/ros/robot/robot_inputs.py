@@ -22,6 +22,7 @@ from vla_inference.errors import VlaError
 from vla_inference.ros.qos import CHUNK, COMMAND
 from vla_inference.ros.stamps import stamp_ns
 from vla_sim_bridge.envs.base import StepResult
+from vla_sim_bridge.envs.protocol import ArmWorld
 from vla_sim_bridge.envs.robosuite_sim import Simulation
 from vla_sim_bridge.ros.robot.controller_emulation import Heard, PoseController, TwistController
 from vla_sim_bridge.ros.robot.joint_controllers import (
@@ -126,7 +127,7 @@ class CartesianInput(RobotInput):
 
     def _pose(self) -> np.ndarray:
         """Of the end effector in the robot's base [4, 4]; the base stands upright."""
-        sim = self.drive.episodes.sim
+        sim = self._arm()
         pose = sim.eef_pose()
         pose[:3, 3] -= sim.base_position()
         return pose
@@ -145,6 +146,12 @@ class CartesianInput(RobotInput):
         delta = self.controller.delta(self._pose(), now, period)
         action = np.append(np.zeros(6) if delta is None else delta, self.drive.gripper)
         return lambda: sim.step(action), delta is None
+
+    def _arm(self) -> ArmWorld:
+        sim = self.drive.episodes.sim
+        if not isinstance(sim, ArmWorld):
+            raise VlaError(f"{sim.task.name} has no arm", "set driven_by to chunks or base_twist")
+        return sim
 
 
 class JointInput(RobotInput):
@@ -215,11 +222,6 @@ class JointInput(RobotInput):
                 "set driven_by to chunks, twist or pose",
             )
         return sim
-
-
-def make_input(drive: RobotDrive, kind: str) -> RobotInput:
-    """kind: `SimSettings.driven_by`, other than chunks."""
-    return JointInput(drive, kind) if kind in JOINT_KINDS else CartesianInput(drive, kind)
 
 
 def trajectory_points(msg: JointTrajectory) -> list[TrajectoryPoint]:

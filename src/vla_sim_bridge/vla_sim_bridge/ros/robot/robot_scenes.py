@@ -6,14 +6,12 @@ A scene is moved by its controllers alone, as a real robot is: `TwoArmScene` by 
 
 from __future__ import annotations
 
-import math
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from geometry_msgs.msg import Twist, TwistStamped
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.time import Time
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
@@ -25,6 +23,7 @@ from vla_sim_bridge.envs.diff_drive import WHEEL_RADIUS, WHEEL_SEPARATION, DiffD
 from vla_sim_bridge.envs.joint_tracking import held
 from vla_sim_bridge.envs.two_arms import ARMS, TwoArms
 from vla_sim_bridge.ros.robot.base_controller import BaseController, Odometry
+from vla_sim_bridge.ros.robot.base_input import odometry_message, odometry_type
 from vla_sim_bridge.ros.robot.controller_emulation import Heard
 from vla_sim_bridge.ros.robot.joint_controllers import (
     ForwardController,
@@ -117,8 +116,7 @@ class BaseScene:
         self.odometry = Odometry(WHEEL_RADIUS, WHEEL_SEPARATION)
         kind = TwistStamped if stamped else Twist
         node.create_subscription(kind, "base/cmd_vel", self._on_velocity, CHUNK)
-        self._message = odometry_type()
-        self._odom = node.create_publisher(self._message, "odom", COMMAND)
+        self._odom = node.create_publisher(odometry_type(), "odom", COMMAND)
 
     def _on_velocity(self, msg: Twist | TwistStamped) -> None:
         stamp = 0
@@ -132,27 +130,10 @@ class BaseScene:
         self.odometry.update(*self.world.wheels(), period)
 
     def publish(self, now: int) -> None:
-        o, msg = self.odometry, self._message(child_frame_id="base_link")
-        msg.header.stamp, msg.header.frame_id = Time(nanoseconds=now).to_msg(), "odom"
-        msg.pose.pose.position.x, msg.pose.pose.position.y = o.x, o.y
-        msg.pose.pose.orientation.z = math.sin(o.heading / 2)
-        msg.pose.pose.orientation.w = math.cos(o.heading / 2)
-        msg.twist.twist.linear.x, msg.twist.twist.angular.z = o.linear, o.angular
-        self._odom.publish(msg)
+        self._odom.publish(odometry_message(self.odometry, now))
 
     def heard(self) -> dict[str, Heard]:
         return {"base": self.controller.heard}
-
-
-def odometry_type() -> Any:
-    """nav_msgs/Odometry, which only this needs."""
-    try:
-        from nav_msgs.msg import Odometry as Message
-    except ImportError as error:
-        raise VlaError(
-            f"nav_msgs is missing ({error})", "run `make setup`, or install it"
-        ) from None
-    return Message
 
 
 def joint_names(arm: str) -> tuple[str, ...]:

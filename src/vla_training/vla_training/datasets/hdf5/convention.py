@@ -13,7 +13,7 @@ import numpy as np
 
 from vla_inference.episodes.hdf5 import CONVENTION
 from vla_inference.errors import DataError
-from vla_inference.types import ActionSpec, eef_delta_spec
+from vla_inference.types import ActionSpec, base_twist_spec, eef_delta_spec
 from vla_training.datasets.action_form import spec_from_json
 
 GRIPPERS = {  # offset and factor that make 1 open, 0 closed
@@ -69,6 +69,11 @@ def default_convention() -> Convention:
     """robosuite's OSC_POSE, as in robomimic's and MimicGen's files."""
     spec = eef_delta_spec("rotvec", "base", 1 / CONVENTION["control_freq"])
     return Convention(spec, tuple(CONVENTION["scale"]), GRIPPERS[CONVENTION["gripper"]])
+
+
+def rover_convention() -> Convention:
+    """A rover's velocities, in SI."""
+    return Convention(base_twist_spec(), (1.0,), GRIPPERS["1 open, 0 closed"])
 
 
 def read_convention(

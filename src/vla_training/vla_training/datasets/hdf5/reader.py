@@ -27,6 +27,7 @@ from vla_training.datasets.hdf5.convention import (
     Convention,
     default_convention,
     read_convention,
+    rover_convention,
 )
 from vla_training.datasets.hdf5.images import Hdf5StepImages, ImageColumn, ImageColumnSet, readable
 
@@ -122,8 +123,8 @@ class Hdf5Set(ImageColumnSet):
 
     @property
     def plain(self) -> bool:
-        """Whether all files are in robosuite's own form, as `vla generate` writes it."""
-        own = set(self._conventions.values()) == {default_convention()}
+        """Whether all files are in the form that `vla generate` writes."""
+        own = set(self._conventions.values()) in ({default_convention()}, {rover_convention()})
         with readable(self.episodes.where(0)):
             told = "instructions" in self.episodes.group(0) and self.instruction is None
         turned = self._mirrored or any(self._flipped.values())

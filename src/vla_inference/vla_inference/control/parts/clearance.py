@@ -1,0 +1,108 @@
+"""Whether the way ahead of a base is clear, by its lidar."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_inference.control.safety import OBSTACLE, SCAN_LOST
+from vla_inference.errors import VlaError
+
+AHEAD = math.radians(30)  # to each side: where a scan must tell something
+
+
+@dataclass(frozen=True)
+class ClearanceLimits:
+    """distance: m from the base's front within which nothing may be ahead; 0: not watched.
+
+    width: m of the strip ahead that has to be clear. front: m from the scanner to the base's
+    front. yaw: where the scanner looks, rad from the base's x axis. timeout: s, the greatest age
+    of a scan.
+    """
+
+    distance: float = 0.0
+    width: float = 0.5
+    front: float = 0.2
+    yaw: float = 0.0
+    timeout: float = 0.5
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Ranges [N] m at angles [N] rad in the scanner's axes, as a LaserScan has them.
+
+    -inf is too near to measure, inf nothing; NaN and what is below `least` is no measurement.
+    """
+
+    angles: np.ndarray
+    ranges: np.ndarray
+    least: float = 0.0
+
+
+class Clearance:
+    """The gap ahead by the last scan. Times as in `Safety`."""
+
+    def __init__(self, name: str, limits: ClearanceLimits):
+        self.name, self.limits = name, limits
+        self.gap = math.inf  # m, from the front to the nearest point in the strip ahead
+        self._stamp = self._known = -math.inf  # of the last scan, and steady time when it came
+
+    def measured(self, scan: Scan, stamp: float, now: float, steady: float) -> str:
+        """Takes a scan; returns why it is refused, if it is. stamp: by the clock of `now`."""
+        age = now - stamp
+        if abs(age) > self.limits.timeout:
+            return f"the scan is {abs(age):.2f} s {'old' if age > 0 else 'in the future'}"
+        if stamp <= self._stamp and steady - self._known <= self.limits.timeout:
+            return "" if stamp == self._stamp else "the scan is older than the one before"
+        try:
+            self.gap = gap_ahead(scan, self.limits)
+        except VlaError as error:
+            return str(error)
+        self._stamp, self._known = stamp, steady - max(0.0, age)
+        return ""
+
+    def lost(self, steady: float) -> str:
+        """Why nobody knows whether the way is clear; empty: it is known."""
+        if steady - self._known <= self.limits.timeout:
+            return ""
+        return f"{self.name}: no usable scan within {self.limits.timeout:g} s"
+
+    def fault(self, speed: float, steady: float, period: float) -> tuple[str, str] | None:
+        """What is wrong, kind and reason. speed: m/s forwards, of this period."""
+        if lost := self.lost(steady):
+            return SCAN_LOST, lost
+        if speed <= 0:
+            return None
+        # The base has come nearer since the scan, and does so until the next period.
+        gap = self.gap - speed * (steady - self._known + period)
+        if gap > self.limits.distance:
+            return None
+        return OBSTACLE, (
+            f"{self.name}: something is {max(0.0, self.gap):.2f} m ahead (allowed: "
+            f"{self.limits.distance:g} m); clear the way or drive it away by hand, then enable"
+        )
+
+
+def gap_ahead(scan: Scan, limits: ClearanceLimits) -> float:
+    """m from the front to the nearest point in the strip ahead; VlaError where a scan says too
+    little."""
+    angles = np.asarray(scan.angles, np.float64) + limits.yaw
+    ranges = np.asarray(scan.ranges, np.float64)
+    if angles.shape != ranges.shape or angles.ndim != 1:
+        raise VlaError(f"the scan has {len(ranges)} ranges at {len(angles)} angles", None)
+    angles = np.arctan2(np.sin(angles), np.cos(angles))
+    told = (ranges >= max(0.0, scan.least)) | np.isneginf(ranges)
+    ahead = np.abs(angles) <= AHEAD
+    if ahead.sum() < 3 or told[ahead].mean() < 0.5:
+        raise VlaError(
+            f"{int(told[ahead].sum())} of {int(ahead.sum())} beams ahead measure anything",
+            "turn the scanner to the front (scan_yaw), clean it",
+        )
+    if np.isneginf(ranges[ahead]).any():
+        return 0.0
+    near = told & np.isfinite(ranges)
+    x, y = ranges[near] * np.cos(angles[near]), ranges[near] * np.sin(angles[near])
+    strip = x[(x > 0) & (np.abs(y) <= limits.width / 2)]
+    return float(strip.min() - limits.front) if len(strip) else math.inf

@@ -1,0 +1,107 @@
+"""Where the things of an episode stand, and how the arena looks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from vla_sim_bridge.tasks.rover import Course, shape_of
+
+HALF = 3.0  # m, of the arena's side
+APART = 0.95  # m, between the middles of two objects: the rover fits between any two
+ASIDE = np.deg2rad(14)  # between two objects as the rover sees them at the beginning
+OFF_WALLS = 0.6  # m
+TRIES = 2000
+RADII = {"ball": 0.16, "box": 0.15, "pillar": 0.1, "cone": 0.16}  # m; a box's is its mean
+
+Pose = tuple[float, float, float]  # m, m, rad
+Places = dict[str, tuple[float, float]]
+
+
+def radius(name: str) -> float:
+    """m, of an object's footprint."""
+    return RADII[shape_of(name)]
+
+
+def draw(rng: np.random.Generator, course: Course, names: Sequence[str]) -> tuple[Pose, Places]:
+    """Where the rover starts, and where each object stands."""
+    while True:
+        start = _start(rng, course)
+        places: Places = {}
+        for name in names:
+            for _ in range(TRIES // 10):
+                place = _beside(rng, course, start)
+                if _fits(place, start, places):
+                    places[name] = place
+                    break
+        if len(places) == len(names):
+            return start, places
+
+
+def _start(rng: np.random.Generator, course: Course) -> Pose:
+    if course.anywhere:
+        x, y = rng.uniform(-(HALF - 0.8), HALF - 0.8, 2)
+        return float(x), float(y), float(rng.uniform(-np.pi, np.pi))
+    x, y, heading = rng.uniform(-0.2, 0.2, 3).tolist()
+    return x - 1.8, y, heading
+
+
+def _beside(rng: np.random.Generator, course: Course, start: Pose) -> tuple[float, float]:
+    far, bearing = rng.uniform(*course.distance), rng.uniform(-course.bearing, course.bearing)
+    angle = start[2] + bearing
+    return float(start[0] + far * np.cos(angle)), float(start[1] + far * np.sin(angle))
+
+
+def _fits(place: tuple[float, float], start: Pose, places: Mapping) -> bool:
+    if max(map(abs, place)) > HALF - OFF_WALLS:
+        return False
+
+    def angle(at: tuple[float, float]) -> float:
+        return np.arctan2(at[1] - start[1], at[0] - start[0])
+
+    for other in places.values():
+        turn = abs(angle(place) - angle(other))
+        if np.hypot(place[0] - other[0], place[1] - other[1]) < APART:
+            return False
+        if min(turn, 2 * np.pi - turn) < ASIDE:
+            return False
+    return True
+
+
+class Looks:
+    """Colours of floor and walls and the light: how they are in the model, or drawn."""
+
+    def __init__(self, model):
+        self.model = model
+        self.usual = {
+            "floor": model.material("floor").rgba[:3].tolist(),
+            "wall": model.material("wall").rgba[:3].tolist(),
+            "light": model.light("sun").diffuse.tolist(),
+            "direction": model.light("sun").dir.tolist(),
+            "ambient": model.vis.headlight.ambient.tolist(),
+        }
+        self.now: dict[str, list[float]] = {}
+
+    def draw(self, rng: np.random.Generator) -> dict[str, list[float]]:
+        """Greyish floor and walls, so that no object is lost on them; light from any side."""
+        grey, tint = rng.uniform(0.25, 0.85, (2, 1)), rng.uniform(-0.08, 0.08, (2, 3))
+        floor, wall = np.clip(grey + tint, 0, 1).tolist()
+        side = rng.uniform(-0.8, 0.8, 2).tolist()
+        return {
+            "floor": floor,
+            "wall": wall,
+            "light": (rng.uniform(0.35, 0.8) * np.ones(3)).tolist(),
+            "direction": [*side, -1.0],
+            "ambient": (rng.uniform(0.25, 0.5) * np.ones(3)).tolist(),
+        }
+
+    def put(self, looks: Mapping[str, Sequence[float]]) -> None:
+        self.now = {name: list(value) for name, value in looks.items()}
+        value = {**self.usual, **self.now}
+        self.model.material("floor").rgba[:3] = value["floor"]
+        self.model.material("wall").rgba[:3] = value["wall"]
+        self.model.light("sun").diffuse = value["light"]
+        way = np.asarray(value["direction"], float)
+        self.model.light("sun").dir = way / np.linalg.norm(way)
+        self.model.vis.headlight.ambient[:] = value["ambient"]
