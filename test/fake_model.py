@@ -19,7 +19,7 @@ from std_msgs.msg import String
 
 from vla_inference.ros.messages import chunk_to_msg
 from vla_inference.ros.qos import CHUNK, IMAGE_OUTPUT, LATCHED
-from vla_inference.types import ActionChunk, eef_delta_spec
+from vla_inference.types import ActionChunk, base_twist_spec, eef_delta_spec
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
 
 BEHAVIOURS = {
@@ -34,6 +34,7 @@ BEHAVIOURS = {
     "gossip": "from its third answer on answers a frame of some other simulation as well",
     "short": "answers with fewer steps than others",
     "tool": "answers in the tool's frame",
+    "forwards": "drives a base straight ahead, once it has heard the time",
 }
 
 
@@ -52,7 +53,7 @@ class FakeModel:
     def see(self, msg: Image) -> None:
         if not self.text:
             return
-        if self.behaviour == "timed" and not self.has_time():
+        if self.behaviour in ("timed", "forwards") and not self.has_time():
             return
         self.count += 1
         if self.behaviour == "late" and self.count > 3:
@@ -76,7 +77,10 @@ class FakeModel:
     def answer(self, sec: int, nanosec: int, text: str) -> None:
         spec = eef_delta_spec(frame="tool" if self.behaviour == "tool" else "base")
         steps = 3 if self.behaviour == "short" else 8
-        actions = ActionChunk([[0, 0, 0.001, 0, 0, 0, 1]] * steps, spec, timing={"total": 1.0})
+        row = [0, 0, 0.001, 0, 0, 0, 1]
+        if self.behaviour == "forwards":
+            spec, row = base_twist_spec(), [0.5, 0.0]
+        actions = ActionChunk([row] * steps, spec, timing={"total": 1.0})
         stamp = Time(sec=sec, nanosec=nanosec)
         chunk = chunk_to_msg(actions, stamp, instruction=text, model="fake")
         chunk.latency_ms = 1.0

@@ -211,8 +211,9 @@ def test_real_time_goes_on_whatever_arrives(graph, tmp_path):
 
 
 def command_node(graph, path: str, *more: str) -> subprocess.Popen:
-    """As robosuite.launch.xml starts it."""
-    files = ("config/command.yaml", "config/robots/robosuite.yaml")
+    """As robosuite.launch.xml and rover.launch.xml start it."""
+    robot = "rover" if path == "base_twist" else "robosuite"
+    files = ("config/command.yaml", f"config/robots/{robot}.yaml")
     words = [w for f in files for w in ("--params-file", str(ROOT / f))]
     for name, value in (
         ("use_sim_time", True),
@@ -236,6 +237,20 @@ def test_driven_by_commands_no_period_goes_without_one(graph, tmp_path, path):
     robot = found["robot"]
     assert robot["accepted"] >= 16 and robot["rejected"] == robot["stops"] == {}
     assert robot["gaps"] == robot["zeros"] == robot["unanswered_periods"] == 0
+
+
+def test_a_rover_stops_before_what_its_lidar_shows_whatever_its_model_wants(graph, tmp_path):
+    model(graph, "forwards")
+    command_node(graph, "base_twist")
+    short = {"driven_by": "base_twist", "task": "Rover_D0", "horizon": 240, "episodes": 1}
+    status, _, err = ended(sim(graph, tmp_path / "r", record_episodes=0, **short))
+    assert status == 0, err
+    found = results(tmp_path / "r")
+    robot = found["robot"]
+    assert (
+        robot["stops"] == {"obstacle": 1} and "m ahead (allowed: 0.05 m)" in robot["stop_reason"]
+    )
+    assert robot["accepted"] > 20 and robot["rejected"] == {} and found["collision"] == 0
 
 
 def test_driven_by_commands_a_model_that_was_never_usable_ends_the_run(graph, tmp_path):

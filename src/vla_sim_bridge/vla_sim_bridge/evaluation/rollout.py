@@ -11,8 +11,14 @@ from vla_inference.types import ActionChunk, Observation
 from vla_sim_bridge.envs.protocol import World, make_world
 from vla_sim_bridge.evaluation.confidence_intervals import wilson_interval
 from vla_sim_bridge.evaluation.episode import EpisodeResult, EpisodeRun
-from vla_sim_bridge.tasks import Language, get_task
+from vla_sim_bridge.tasks import Language
 
+WRONG = (
+    "wrong_order",
+    "wrong_object",
+    "collision",
+    "drove_on",
+)  # ends of tasks that are counted apart
 Act = Callable[[Observation], ActionChunk]
 
 
@@ -100,14 +106,8 @@ def summarise(results: list[EpisodeResult]) -> dict:
         "success_rate_wilson95": [low, high],
         "ever_successes": ever,
         "ever_success_wilson95": list(wilson_interval(ever, len(results))),
-        **{name: sum(r.outcome == name for r in results) for name in _wrong_ends(results)},
+        **{name: sum(r.outcome == name for r in results) for name in WRONG},
         "mean_frames_success": sum(r.frames for r in good) / len(good) if good else None,
         "mean_frames_all": sum(r.frames for r in results) / max(1, len(results)),
         "failed_episodes": [r.index for r in results if not r.success],
     }
-
-
-def _wrong_ends(results: list[EpisodeResult]) -> tuple[str, ...]:
-    """Names of the ends that are counted apart."""
-    task = get_task(results[0].task) if results else None
-    return ("wrong_order", *(n for n in (task.wrong if task else ()) if n != "wrong_order"))

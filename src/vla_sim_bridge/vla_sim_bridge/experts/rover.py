@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import coo_array
+from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
 from vla_sim_bridge.envs.rover import layout
@@ -23,28 +23,34 @@ WIDE = 0.3  # m, from the rover's middle to its corners, and a little
 ROOM = 0.25  # m beyond that in which it would rather not drive
 STOP = 0.2  # m from the bumper to the target's side
 LOOK = np.deg2rad(30)  # the camera shows what is within, with a margin
+RUN_UP, RUN_OUT = 0.6, 0.5  # m ahead of a gate's middle and behind it
 AHEAD = 0.5  # m along the way to steer for
 FULL = np.array([0.5, 1.2])  # m/s, rad/s
 
 
 @dataclass
 class Plan:
-    """Costs of the way to the target from each cell of the arena [N, N]."""
+    """Costs of the way to a goal [2] m from each cell of the arena [N, N].
+
+    around: names of the objects that are in the way. seen: whether the target was in the image.
+    """
 
     world: RoverWorld
+    goal: np.ndarray
+    around: list[str]
     costs: np.ndarray = field(init=False)
-    seen: bool = False  # whether the target was in the image
+    seen: bool = False
 
     def __post_init__(self) -> None:
         count = round(2 * layout.HALF / CELL)
         middle = (np.arange(count) + 0.5) * CELL - layout.HALF
         self.points = np.stack(np.meshgrid(middle, middle, indexing="ij"), axis=-1)
-        self.costs = _costs(self._price(), self.cell(self.world.position("target")))
+        self.costs = _costs(self._price(), self.cell(self.goal))
 
     def _price(self) -> np.ndarray:
         """Of a metre in each cell: 1, more beside obstacles, far more inside of them."""
         gaps = [layout.HALF - np.abs(self.points).max(-1)]
-        for name in self.world.others():
+        for name in self.around:
             way = np.linalg.norm(self.points - self.world.position(name), axis=-1)
             gaps.append(way - layout.radius(name))
         room = np.min(gaps, axis=0) - WIDE
@@ -62,7 +68,7 @@ class Plan:
             cell = min(_neighbours(cell, len(self.points)), key=lambda c: self.costs[c])
             if np.linalg.norm(self.points[cell] - begin) >= AHEAD:
                 return self.points[cell]
-        return self.world.position("target")
+        return self.goal
 
 
 def _neighbours(cell: tuple[int, int], count: int) -> list[tuple[int, int]]:
@@ -84,25 +90,59 @@ def _costs(price: np.ndarray, goal: tuple[int, int]) -> np.ndarray:
         there = np.s_[di:, max(0, dj) : dj if dj < 0 else None]
         ends.append(np.stack([number[here].ravel(), number[there].ravel()]))
         costs.append((CELL * np.hypot(di, dj) * (price[here] + price[there]) / 2).ravel())
-    graph = coo_array((np.concatenate(costs), np.hstack(ends)), (price.size, price.size))
-    found = dijkstra(graph.tocsr(), directed=False, indices=number[goal])
+    graph = csr_array((np.concatenate(costs), np.hstack(ends)), (price.size, price.size))
+    found = dijkstra(graph, directed=False, indices=number[goal])
     return found.reshape(price.shape)
 
 
 def rover_expert(world: RoverWorld) -> np.ndarray:
     """The velocity [2] of this control step."""
-    plan = world.plan = world.plan or Plan(world)
+    if world.word_at >= 0:
+        return np.zeros(2)
+    return _through(world) if world.course.gate else _reach(world)
+
+
+def _reach(world: RoverWorld) -> np.ndarray:
+    plan = world.plan = world.plan or Plan(world, world.position("target"), [*world.others()])
     gap, bearing = world.ahead("target")
     plan.seen = plan.seen or abs(bearing) <= LOOK
     if not plan.seen:
         return np.array([0.0, FULL[1] / 1.5])
-    x, y, heading = world.pose()
     near = gap <= 2 * STOP
-    if not near:
-        way = plan.steer_for(np.array([x, y])) - (x, y)
-        off = np.arctan2(way[1], way[0]) - heading
-        bearing = float(np.arctan2(np.sin(off), np.cos(off)))
     if near and abs(gap - STOP) < 0.03 and abs(bearing) < 0.1:
         return np.zeros(2)
-    speed = np.clip(1.5 * (gap - STOP), -0.1, FULL[0]) * max(0.0, np.cos(bearing)) ** 4
+    if not near:
+        bearing = _bearing(world, plan.steer_for(np.array(world.pose()[:2])))
+    return _velocity(gap - STOP, bearing)
+
+
+def _through(world: RoverWorld) -> np.ndarray:
+    """To a point ahead of the gate, then straight through it."""
+    first, second = world.position("first"), world.position("second")
+    middle, across = (first + second) / 2, (second - first) / np.linalg.norm(second - first)
+    ahead = np.array([-across[1], across[0]])
+    if ahead @ (middle - world.track[0]) < 0:
+        ahead = -ahead
+    at = np.array(world.pose()[:2])
+    plan = world.plan = world.plan or Plan(world, middle - RUN_UP * ahead, [*world.places])
+    plan.seen = plan.seen or np.linalg.norm(at - plan.goal) < 0.2
+    if not plan.seen:
+        return _velocity(1.0, _bearing(world, plan.steer_for(at)))
+    left = RUN_OUT - (at - middle) @ ahead  # m to go
+    if left < 0.03:
+        return np.zeros(2)
+    on_line = at + ((middle - at) @ across) * across
+    return _velocity(left, _bearing(world, on_line + AHEAD * ahead))
+
+
+def _bearing(world: RoverWorld, point: np.ndarray) -> float:
+    """rad from straight ahead to a point [2] m."""
+    x, y, heading = world.pose()
+    off = np.arctan2(point[1] - y, point[0] - x) - heading
+    return float(np.arctan2(np.sin(off), np.cos(off)))
+
+
+def _velocity(left: float, bearing: float) -> np.ndarray:
+    """[2], with `left` m to go, at a bearing."""
+    speed = np.clip(1.5 * left, -0.1, FULL[0]) * max(0.0, np.cos(bearing)) ** 4
     return np.array([speed, np.clip(2.0 * bearing, -FULL[1], FULL[1])])

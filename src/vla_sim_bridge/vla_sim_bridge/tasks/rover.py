@@ -1,19 +1,20 @@
 """Rover: drive to the object that the sentence names and stop in front of it.
 
 D0 three objects ahead, D1 the whole arena from any heading, D2 objects that share a shape or a
-colour with the one named, and random light, floor and walls.
+colour with the one named, and random light, floor and walls. RoverGate: pass between the two
+objects named and stop behind them. RoverWord: on the way to an object, stop when told to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
 from vla_inference.types import ActionSpec, base_twist_spec
-from vla_sim_bridge.tasks.base import Rule, Scene, Task
+from vla_sim_bridge.tasks.base import Language, Rule, Scene, Task
 from vla_sim_bridge.tasks.grammar import Grammar
 from vla_sim_bridge.tasks.stack import PALETTE
 
@@ -21,6 +22,8 @@ SHAPES = ("ball", "box", "pillar", "cone")
 COPIES = 2  # of each shape in the arena's model
 NEAR = 0.3  # m from the bumper to the object's side that it has to stop within
 FRONT = np.deg2rad(25)  # how far from straight ahead the object may be then
+BEHIND = 0.3  # m that it has to stop behind a gate
+BRAKING = 0.35  # m that it may go on after it was told to stop
 
 
 # -- rules ------------------------------------------------------------------------------------
@@ -30,6 +33,10 @@ class RoverState(Protocol):
     """What rules ask of the arena, by the name of an object or a role; see `RoverWorld`."""
 
     collided: bool
+    track: list[tuple[float, float]]  # m, where it has been in this episode
+    word_at: int  # step in which it was told to stop; -1: not yet
+
+    def position(self, name: str) -> np.ndarray: ...
 
     def ahead(self, name: str) -> tuple[float, float]: ...
 
@@ -53,6 +60,33 @@ def at_another(sim: RoverState) -> bool:
 
 def collided(sim: RoverState) -> bool:
     return sim.collided
+
+
+def passed(sim: RoverState) -> bool:
+    """It came through between the two and rests behind them."""
+    first, gate = sim.position("first"), sim.position("second") - sim.position("first")
+    track = np.array(sim.track) - first
+    side = (gate[0] * track[:, 1] - gate[1] * track[:, 0]) / np.linalg.norm(gate)
+    along = track @ gate / (gate @ gate)
+    change = np.flatnonzero(side[:-1] * side[1:] < 0)
+    through = len(change) > 0 and 0 < along[change[-1]] < 1
+    return bool(through and abs(side[-1]) >= BEHIND and sim.resting() and not sim.collided)
+
+
+def way_since_word(sim: RoverState) -> float:
+    """m; 0 while nothing was said."""
+    if sim.word_at < 0:
+        return 0.0
+    way = np.diff(np.array(sim.track[sim.word_at :]), axis=0)
+    return float(np.linalg.norm(way, axis=1).sum())
+
+
+def stopped_at_word(sim: RoverState) -> bool:
+    return sim.word_at >= 0 and sim.resting() and not sim.collided and not drove_on(sim)
+
+
+def drove_on(sim: RoverState) -> bool:
+    return way_since_word(sim) > BRAKING
 
 
 WRONG: dict[str, Rule] = {"collision": collided, "wrong_object": at_another}
@@ -99,11 +133,39 @@ HELD_OUT = Grammar(
 )
 
 
+GATE = Grammar(
+    (
+        "{go} between the {colour} {shape} and the {colour2} {shape2}",
+        "{go} between the {colour} {shape} and the {colour2} {shape2} and {halt} behind them",
+        "{go} through between {colour} {shape} and {colour2} {shape2}",
+        "please pass between the {colour} {shape} and the {colour2} {shape2}",
+        "pass the {colour} {shape} and the {colour2} {shape2}, between them",
+        "the way is between the {colour} {shape} and the {colour2} {shape2}",
+    ),
+    WORDS,
+)
+GATE_HELD_OUT = Grammar(
+    (
+        "please {go} between the {colour} {shape} and the {colour2} {shape2}",
+        "pass between {colour} {shape} and {colour2} {shape2} and {halt} behind them",
+        "between the {colour} {shape} and the {colour2} {shape2} is the way",
+        "{go} through, between the {colour} {shape} and the {colour2} {shape2}",
+    ),
+    WORDS,
+)
+STOP = Grammar(("{halt}", "{halt} now", "please {halt}", "{halt} there"), WORDS)
+STOP_HELD_OUT = Grammar(("please {halt} now", "now {halt}", "{halt}, please"), WORDS)
+
+
 def _say(grammar: Grammar):
+    """Of a scene's objects with roles, the first and the second."""
+
     def draw(rng: np.random.Generator, scene: Scene) -> str:
-        target = scene.roles["target"]
-        shape = str(rng.choice(WORDS[shape_of(target)]))
-        return grammar.draw(rng, colour=scene.colours[target], shape=shape)
+        said: dict[str, str] = {}
+        for number, name in zip(("", "2"), scene.roles.values(), strict=False):
+            said[f"colour{number}"] = scene.colours[name]
+            said[f"shape{number}"] = str(rng.choice(WORDS[shape_of(name)]))
+        return grammar.draw(rng, **said)
 
     return draw
 
@@ -131,6 +193,13 @@ def alike(rng: np.random.Generator, count: int) -> Scene:
     return _scene([*looks, *zip(shapes[2:], colours[2:], strict=False)][:count])
 
 
+def gate(rng: np.random.Generator, count: int) -> Scene:
+    """Unlike objects; the first two are the gate."""
+    scene = unlike(rng, count)
+    first, second = list(scene.colours)[:2]
+    return Scene(scene.colours, {"first": first, "second": second})
+
+
 def _scene(looks: Sequence[tuple[str, str]]) -> Scene:
     """The first of these (shape, colour) is the target."""
     names: dict[str, str] = {}
@@ -150,12 +219,16 @@ class Course:
     distance: m, of objects from the rover; bearing: rad, how far to the side they may be.
     anywhere: the rover begins anywhere with any heading, rather than at the southern wall.
     painted: whether light, floor and walls are random.
+    gate: whether the first two objects are a gate ahead of the rover.
+    word: steps between which it is told to stop; None: it is not.
     """
 
     distance: tuple[float, float] = (1.1, 2.6)
     bearing: float = np.deg2rad(28)
     anywhere: bool = False
     painted: bool = False
+    gate: bool = False
+    word: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -166,29 +239,61 @@ class RoverTask(Task):
     spec: ActionSpec = field(default_factory=base_twist_spec)
     course: Course = field(default_factory=Course)
 
-
-def _rover(variant: int, draw, count: int, course: Course, horizon: int) -> RoverTask:
-    return RoverTask(
-        name=f"Rover_D{variant}",
-        env="Rover",
-        objects={f"{shape}_{i}": f"{shape}_{i}" for shape in SHAPES for i in range(COPIES)},
-        subtasks=(),
-        draw_scene=lambda rng: draw(rng, count),
-        draw_instruction=_say(TRAIN),
-        draw_held_out=_say(HELD_OUT),
-        colours="episode",
-        language="episode",
-        success=at_target,
-        wrong=WRONG,
-        expert="rover",
-        course=course,
-        horizon=horizon,
-    )
+    def word(self, rng: np.random.Generator, language: Language) -> str:
+        """The sentence that tells it to stop."""
+        return (STOP_HELD_OUT if language == "held-out" else STOP).draw(rng)
 
 
-ANYWHERE = (1.1, 4.5), np.pi, True
+OBJECTS = {f"{shape}_{i}": f"{shape}_{i}" for shape in SHAPES for i in range(COPIES)}
+REACH = RoverTask(
+    name="Rover_D0",
+    env="Rover",
+    objects=OBJECTS,
+    subtasks=(),
+    draw_scene=lambda rng: unlike(rng, 3),
+    draw_instruction=_say(TRAIN),
+    draw_held_out=_say(HELD_OUT),
+    colours="episode",
+    language="episode",
+    success=at_target,
+    wrong=WRONG,
+    expert="rover",
+    horizon=300,
+)
+ANYWHERE = Course((1.1, 4.5), np.pi, anywhere=True)
 ROVER_TASKS = (
-    _rover(0, unlike, 3, Course(), 300),
-    _rover(1, unlike, 4, Course(*ANYWHERE), 500),
-    _rover(2, alike, 5, Course(*ANYWHERE, painted=True), 500),
+    REACH,
+    replace(
+        REACH,
+        name="Rover_D1",
+        draw_scene=lambda rng: unlike(rng, 4),
+        course=ANYWHERE,
+        horizon=500,
+    ),
+    replace(
+        REACH,
+        name="Rover_D2",
+        draw_scene=lambda rng: alike(rng, 5),
+        course=replace(ANYWHERE, painted=True),
+        horizon=500,
+    ),
+    replace(
+        REACH,
+        name="RoverGate_D0",
+        env="RoverGate",
+        draw_scene=lambda rng: gate(rng, 3),
+        draw_instruction=_say(GATE),
+        draw_held_out=_say(GATE_HELD_OUT),
+        success=passed,
+        wrong={"collision": collided},
+        course=Course(gate=True),
+    ),
+    replace(
+        REACH,
+        name="RoverWord_D0",
+        language="step",
+        success=stopped_at_word,
+        wrong={"collision": collided, "drove_on": drove_on},
+        course=Course(word=(8, 32)),
+    ),
 )

@@ -131,12 +131,14 @@ def recorded_places(group) -> dict[str, tuple[float, float]]:
     return json.loads(group.attrs["scene"])["places"]
 
 
-def _from_a_base(scene: Scene | None, places: dict, poses: np.ndarray) -> np.ndarray:
+def _from_a_base(scene: Scene | None, places: dict, poses: np.ndarray) -> np.ndarray | None:
     """As `scene_numbers`, of what a base that drives sees: x and y in its axes, in m.
 
-    The first object is the target; NaN for what is out of sight. poses: m, m, rad [T, 3].
+    The first object is the target; NaN for what is out of sight. poses: m, m, rad [T, 3]. None
+    where there is no target.
     """
-    assert scene is not None  # as it is recorded with the places
+    if scene is None or "target" not in scene.roles:
+        return None
     numbers = np.full((len(poses), SIZE), np.nan, np.float32)
     target = scene.roles["target"]
     numbers[:, :2] = _in_sight(places[target], poses)

@@ -28,11 +28,11 @@ def draw(rng: np.random.Generator, course: Course, names: Sequence[str]) -> tupl
     """Where the rover starts, and where each object stands."""
     while True:
         start = _start(rng, course)
-        places: Places = {}
-        for name in names:
+        places = _gate(rng, start, names) if course.gate else {}
+        for name in names[len(places) :]:
             for _ in range(TRIES // 10):
                 place = _beside(rng, course, start)
-                if _fits(place, start, places):
+                if _fits(place, start, places) and not (course.gate and _bars(place, places)):
                     places[name] = place
                     break
         if len(places) == len(names):
@@ -45,6 +45,24 @@ def _start(rng: np.random.Generator, course: Course) -> Pose:
         return float(x), float(y), float(rng.uniform(-np.pi, np.pi))
     x, y, heading = rng.uniform(-0.2, 0.2, 3).tolist()
     return x - 1.8, y, heading
+
+
+def _gate(rng: np.random.Generator, start: Pose, names: Sequence[str]) -> Places:
+    """The first two names side by side, ahead of the rover."""
+    far, bearing = rng.uniform(1.3, 1.8), start[2] + rng.uniform(-0.2, 0.2)
+    middle = np.array(start[:2]) + far * np.array([np.cos(bearing), np.sin(bearing)])
+    across = bearing + np.pi / 2 + rng.uniform(-0.35, 0.35)
+    half = rng.uniform(1.05, 1.35) / 2 * np.array([np.cos(across), np.sin(across)])
+    sides = (middle + half, middle - half)
+    if rng.integers(2):
+        sides = sides[::-1]
+    return {n: (float(x), float(y)) for n, (x, y) in zip(names, sides, strict=False)}
+
+
+def _bars(place: tuple[float, float], places: Places) -> bool:
+    """Whether it would stand in the way through the gate."""
+    middle = np.mean(list(places.values())[:2], axis=0)
+    return bool(np.linalg.norm(middle - place) < 1.4)
 
 
 def _beside(rng: np.random.Generator, course: Course, start: Pose) -> tuple[float, float]:

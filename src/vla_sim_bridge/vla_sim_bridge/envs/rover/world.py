@@ -33,7 +33,8 @@ class RoverWorld(WorldBase):
 
     Actions are m/s forwards and rad/s to the left [2]. Positions are m in the arena, whose middle
     is 0, 0; headings rad from x. collided: whether it has touched anything in this episode.
-    plan: the expert's of this episode, once it has one.
+    track: where it has been. word_at: step in which it was told to stop; -1: not yet. plan: the
+    expert's of this episode, once it has one.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class RoverWorld(WorldBase):
             import mujoco
         self._mujoco = mujoco
         self.task: Task = found
+        self._rover_task = found
         self.course, self.language = found.course, language
         self.cameras, self.width, self.height = tuple(cameras), width, height
         self.spec = found.spec
@@ -70,6 +72,8 @@ class RoverWorld(WorldBase):
         obstacle[self.model.geom("floor").id] = False
         self._rover, self._obstacle = groups == 2, obstacle
         self.instruction, self.gripper, self.collided = "", 1.0, False
+        self.track: list[tuple[float, float]] = []
+        self.word_at, self._word = -1, (-1, "")  # step and sentence
         self.scene = Scene()
         self.places: layout.Places = {}
         self.plan: Any = None
@@ -84,6 +88,11 @@ class RoverWorld(WorldBase):
         looks = self._looks.draw(rng) if self.course.painted else {}
         self.set_scene({**asdict(self.scene), "places": places, "looks": looks})
         self.place(*start)
+        if self.course.word:
+            self._word = (
+                int(rng.integers(*self.course.word)),
+                self._rover_task.word(rng, self.language),
+            )
 
     def place(self, x: float, y: float, heading: float) -> None:
         """Puts the rover somewhere, at rest, as at the beginning of an episode."""
@@ -92,6 +101,7 @@ class RoverWorld(WorldBase):
         self.data.qpos[3:7] = np.cos(heading / 2), 0, 0, np.sin(heading / 2)
         self._mujoco.mj_forward(self.model, self.data)
         self.collided, self.plan = False, None
+        self.track, self.word_at, self._word = [self.pose()[:2]], -1, (-1, "")
 
     def step(self, action: np.ndarray) -> StepResult:
         """Drives at a velocity [2] (m/s, rad/s) for one control period."""
@@ -110,6 +120,9 @@ class RoverWorld(WorldBase):
             self.collided = self.collided or self._touches()
         self._mujoco.mj_kinematics(self.model, self.data)  # where the last step has led to,
         self._mujoco.mj_camlight(self.model, self.data)  # for images and rules
+        self.track.append(self.pose()[:2])
+        if len(self.track) == self._word[0]:
+            self.word_at, self.instruction = self._word[0] - 1, self._word[1]
         success = bool(self.task.success and self.task.success(self))
         return StepResult(success, float(success), "" if success else self.wrong())
 
