@@ -226,7 +226,7 @@ def test_killed_processes_cost_nothing_but_time(tmp_path):
         setting = Setting(
             "libero_object", policy, LoadOptions(), "libero_pi", 7, 5, 5, width=64, height=64
         )
-        results = evaluate(setting, Work(3, tmp_path, parallel=1, films=0), tell)
+        results = evaluate(setting, Work(range(3), tmp_path, parallel=1, films=0), tell)
     assert [e["index"] for e in results["per_episode"]] == [0, 1, 2]
     assert len((tmp_path / "episodes.jsonl").read_text().splitlines()) == 4
     assert re.search(r"libero's process .* ended at 'make' \(SIGKILL\)", told[1])

@@ -217,6 +217,12 @@ def test_what_cannot_be_run_is_refused_at_once():
         command.run("libero_spatial", server, LoadOptions(), episodes=501, seed=7)
     with pytest.raises(VlaError, match="ask for 1 to 50: "):
         command.run("libero_spatial/2", server, LoadOptions(), episodes=51, seed=7)
+    for more in ({"only": (3, 500)}, {"first": 490, "episodes": 11}):
+        given = {"episodes": 1, "seed": 7, **more}
+        with pytest.raises(VlaError, match="has no episode 500; its episodes are 0 to 499"):
+            command.run("libero_spatial", server, LoadOptions(), **given)
+    with pytest.raises(VlaError, match="both --first and --only"):
+        rollout.rollout(task="libero_goal", first=3, only="4")
     for more in ({"observation_map": "libero"}, {"parallel": 2}, {"ros": False}):
         with pytest.raises(VlaError, match="are for LIBERO without ROS"):
             rollout.rollout(task="Stack_D0", **more)
@@ -329,8 +335,9 @@ def run(there, monkeypatch):
         "libero_spatial", "model", LoadOptions(), "libero_pi", 7, 30, 5, width=16, height=12
     )
 
-    def evaluate(folder, episodes, tell=lambda _: None, **change):
-        work = Work(episodes, folder, parallel=1, films=0)
+    def evaluate(folder, episodes, tell=lambda _: None, failures=0, **change):
+        indices = range(episodes) if isinstance(episodes, int) else episodes
+        work = Work(indices, folder, parallel=1, films=0, failures=failures)
         return evaluation.evaluate(replace(setting, **change), work, tell)
 
     return evaluate
@@ -343,6 +350,18 @@ def test_a_run_counts_each_task_and_writes_its_report(run, tmp_path):
     assert results["tasks"][3]["in_file"] == "pick the akita 3"
     assert results["latency_ms"]["median"] == 2.0
     assert "pick up bowl 9" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_episodes_may_be_named_and_failures_become_films_of_what_the_model_saw(run, tmp_path):
+    folder = tmp_path / "run"
+    results = run(folder, [3, 14, 21], horizon=1, failures=2)  # too short for any success
+    assert [e["index"] for e in results["per_episode"]] == [3, 14, 21]
+    assert results["only_episodes"] == [3, 14, 21] and "--only 3,14,21" in results["command"]
+    films = sorted(path.name for path in folder.glob("failures/*"))
+    assert len(films) == 2 and {*films} < {f"episode_{i}.mp4" for i in (3, 14, 21)}
+    assert f'href="failures/{films[0]}"' in (folder / "report.html").read_text()
+    later = run(tmp_path / "later", range(5, 8))
+    assert later["first_episode"] == 5 and "--episodes 3 --first 5" in later["command"]
 
 
 def test_a_stopped_run_goes_on_and_counts_nothing_twice(run, tmp_path):

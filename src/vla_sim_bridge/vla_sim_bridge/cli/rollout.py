@@ -180,8 +180,9 @@ def rollout(
 
         if not lock_step:
             raise VlaError("--real-time is over ROS 2", "give --ros as well")
-        if first or only:
-            raise VlaError("--first and --only are over ROS 2", "give --ros as well")
+        indices = SimSettings(task=task, only_episodes=only).only
+        if first and indices:
+            raise VlaError("both --first and --only were given", "leave one out")
         found, folder = command.run(
             task,
             find_model(model, hub=True),
@@ -196,6 +197,9 @@ def rollout(
             parallel=parallel,
             ray=ray_address or "",
             films=record,
+            failures=record_failures,
+            first=first,
+            only=indices,
             output=output,
         )
         return finish(0, found, folder, as_json, min_success)

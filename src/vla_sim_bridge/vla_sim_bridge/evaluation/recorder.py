@@ -6,6 +6,7 @@ a film of its own, without anything being rendered for it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from vla_sim_bridge.evaluation.run import ClosedLoopEvaluation
 from vla_sim_bridge.evaluation.video import END_FRAMES, SIZE, Caption, Film, draw
 
 FILM, POSTER, FAILURES = "episodes.mp4", "poster.png", "failures"
+Seen = Sequence[tuple[np.ndarray, int]]  # images [H, W, 3], and at which steps
 MOST_IMAGES = 1000  # of an episode, that are held
 SLOW = 5  # images per second of a failure's film
 
@@ -83,15 +85,12 @@ class RunRecorder:
         if not seen or run.outcome in ("success", "aborted"):
             return
         self.failures -= 1
-        folder = self.folder / FAILURES
-        folder.mkdir(exist_ok=True)
-        film = Film(folder / f"episode_{run.index}.mp4", SLOW)
-        for number, (image, step) in enumerate(seen):
-            last = number == len(seen) - 1
-            shown = np.asarray(Image.fromarray(image).resize((SIZE, SIZE)))
-            caption = self._caption(run.step_count if last else step, last)
-            film.add(draw(shown, caption), SLOW if last else 1)
-        film.close()
+        write_failure(
+            self.folder,
+            run.index,
+            seen,
+            lambda step, last: self._caption(run.step_count if last else step, last),
+        )
 
     def _image(self) -> np.ndarray:
         caption = self._caption(self.evaluation.episode.step_count)
@@ -110,3 +109,19 @@ class RunRecorder:
 
     def close(self) -> None:
         self.film.close()
+
+
+def write_failure(
+    folder: Path, index: int, seen: Seen, caption: Callable[[int, bool], Caption]
+) -> None:
+    """Film of the images that the model was given in an episode of a run's `folder`.
+
+    caption: of a step, and whether it is the last image's.
+    """
+    (folder / FAILURES).mkdir(exist_ok=True)
+    film = Film(folder / FAILURES / f"episode_{index}.mp4", SLOW)
+    for number, (image, step) in enumerate(seen):
+        last = number == len(seen) - 1
+        shown = np.asarray(Image.fromarray(image).resize((SIZE, SIZE)))
+        film.add(draw(shown, caption(step, last)), SLOW if last else 1)
+    film.close()

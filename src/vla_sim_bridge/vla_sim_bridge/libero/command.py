@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -38,16 +39,24 @@ def run(
     parallel: int = -1,
     ray: str = "",
     films: int = 3,
+    failures: int = 20,
+    first: int = 0,
+    only: Sequence[int] = (),
     output: Path | None = None,
 ) -> tuple[dict, Path]:
     """Results and their folder. Zeros and empty names become the benchmark's and the model's."""
     known = get_task(task)
-    suite, only = split_name(known.name)
-    most = INITIAL_STATES * (suite.tasks if only is None else 1)
+    suite, one = split_name(known.name)
+    most = INITIAL_STATES * (suite.tasks if one is None else 1)
     if not 1 <= episodes <= most:
         raise VlaError(
             f"{episodes} episodes of {known.name} were requested",
             f"ask for 1 to {most}: it has {INITIAL_STATES} initial states a task",
+        )
+    indices = sorted(set(only)) or range(first, first + episodes)
+    if indices[-1] >= most:
+        raise VlaError(
+            f"{known.name} has no episode {indices[-1]}", f"its episodes are 0 to {most - 1}"
         )
     contract = check_policy(model, options)
     cameras(contract.needs)
@@ -65,9 +74,10 @@ def run(
     )
     folder = results_folder(output, known.name)
     environment.check_installed(suite.registered)
-    if episodes < most:
-        _say(f"{episodes} of the benchmark's {most} episodes of {known.name}, tasks in turn")
-    work = Work(episodes, folder, parallel if parallel > 0 else workers(), ray, films)
+    if len(indices) < most:
+        _say(f"{len(indices)} of the benchmark's {most} episodes of {known.name}, tasks in turn")
+    count = parallel if parallel > 0 else workers()
+    work = Work(indices, folder, count, ray, films, failures)
     return evaluate(setting, work, _say), folder
 
 

@@ -39,7 +39,8 @@ class Played:
     """An episode and its measurements.
 
     task, state: indices in the suite. sentences: by the task's name and by its file. steps: that
-    were executed. frames: its film, where one was asked for.
+    were executed. frames: its film, where one was asked for. seen: images that the model was given
+    and at which steps, of an episode that failed.
     """
 
     result: EpisodeResult
@@ -52,6 +53,7 @@ class Played:
     steps: int = 0
     latency_ms: list[float] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
+    seen: list[tuple[np.ndarray, int]] = field(default_factory=list)
 
 
 class Player:
@@ -79,6 +81,7 @@ class Player:
         played = Played(run.result(), task, state, told, self.policy.name, world.versions)
         while not run.done:
             observation = world.observation()
+            played.seen.append((next(iter(observation.images.values())), run.step_count))
             if film:
                 caption = Caption(world.instruction, index + 1, of, run.step_count)
                 image = world.render(CAMERAS[0], SIZE, SIZE)
@@ -94,6 +97,8 @@ class Player:
         if run.outcome == "timeout" and world.other_placed():
             run.outcome = "wrong_object"
         played.result = run.result()
+        if run.outcome == "success":
+            played.seen.clear()
         if film:
             caption = Caption(world.instruction, index + 1, of, run.step_count, run.outcome)
             played.frames.append(draw(world.render(CAMERAS[0], SIZE, SIZE), caption))

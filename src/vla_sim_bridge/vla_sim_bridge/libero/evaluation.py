@@ -20,8 +20,8 @@ from vla_inference.errors import VlaError
 from vla_inference.system.workers import Processes, RayWorkers, WorkerDiedError, Workers
 from vla_sim_bridge.envs.other_python.process import ProcessLostError
 from vla_sim_bridge.evaluation import report
-from vla_sim_bridge.evaluation.recorder import FILM, POSTER
-from vla_sim_bridge.evaluation.video import Film
+from vla_sim_bridge.evaluation.recorder import FAILURES, FILM, POSTER, write_failure
+from vla_sim_bridge.evaluation.video import Caption, Film
 from vla_sim_bridge.libero.episodes import Played, Player, Setting
 from vla_sim_bridge.libero.ledger import Ledger
 from vla_sim_bridge.libero.results import Work, gather
@@ -39,27 +39,42 @@ def evaluate(setting: Setting, work: Work, tell: Tell) -> dict:
     lines = Ledger(work.folder, setting)
     done = lines.read()
     films: dict[int, list] = {}
-    missing = [i for i in range(work.episodes) if i not in done]
-    if len(missing) < work.episodes:
-        tell(f"{work.episodes - len(missing)} of {work.episodes} episodes are there already")
+    of, missing = len(work.indices), [i for i in work.indices if i not in done]
+    if len(missing) < of:
+        tell(f"{of - len(missing)} of {of} episodes are there already")
+    failures = work.failures - len(list(work.folder.glob(f"{FAILURES}/*.mp4")))
     for played in play(setting, work, missing, tell):
         lines.add(played)
         done[played.result.index] = lines.entry(played)
         if played.frames:
             films[played.result.index] = played.frames
+        if played.seen and failures > 0:
+            failures -= 1
+            write_failure(work.folder, played.result.index, played.seen, captions(played, of))
         good = sum(entry["ever_success"] for entry in done.values())
         tell(
-            f"episode {len(done)}/{work.episodes}  task {played.task} state {played.state}  "
+            f"episode {len(done)}/{of}  task {played.task} state {played.state}  "
             f"{played.result.outcome}, {played.result.frames} steps  reached so far "
             f"{good}/{len(done)}"
         )
     write_film(work.folder, films, setting)
-    entries = [done[i] for i in sorted(done) if i < work.episodes]
+    entries = [done[i] for i in sorted(done) if i in set(work.indices)]
     results = gather(setting, work, entries, lines.versions, time.perf_counter() - began)
     report.write_json(work.folder / report.RESULTS, results)
     latencies = [ms for entry in entries for ms in entry["latency_ms"]]
     report.write_html(work.folder, results, latencies)
     return results
+
+
+def captions(played: Played, of: int) -> Callable[[int, bool], Caption]:
+    """What stands below an image of a failure's film."""
+    result = played.result
+
+    def caption(step: int, last: bool) -> Caption:
+        outcome, shown = (result.outcome, result.frames) if last else ("running", step)
+        return Caption(result.instruction, result.index + 1, of, shown, outcome, result.index)
+
+    return caption
 
 
 def batches(setting: Setting, indices: list[int], parallel: int) -> list[list[int]]:
@@ -109,10 +124,10 @@ def play(setting: Setting, work: Work, indices: list[int], tell: Tell) -> Iterat
 
 def _make_play(setting: Setting, work: Work, groups: dict[int, list[int]], threads: int):
     os.environ["OMP_NUM_THREADS"] = str(threads)  # PyTorch reads it when it is imported
-    player = Player(setting)
+    player, filmed = Player(setting), set(work.indices[: work.films])
 
     def play_group(number: int) -> list[Played]:
-        return [player.play(i, work.episodes, i < work.films) for i in groups[number]]
+        return [player.play(i, len(work.indices), i in filmed) for i in groups[number]]
 
     return play_group
 

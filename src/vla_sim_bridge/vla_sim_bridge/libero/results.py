@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,13 +18,30 @@ from vla_sim_bridge.tasks.libero_suites import split_name
 
 @dataclass(frozen=True)
 class Work:
-    """Episodes to play, and where. parallel: workers; ray: address of a cluster, or empty."""
+    """Episodes to play, and where.
 
-    episodes: int
+    indices: of the episodes, in the benchmark's order. parallel: workers. ray: address of a
+    cluster, or empty. films: episodes from the first that are filmed. failures: failed ones that
+    are kept as films of what the model saw.
+    """
+
+    indices: Sequence[int]
     folder: Path
     parallel: int = 1
     ray: str = ""
     films: int = 3
+    failures: int = 0
+
+    @property
+    def first(self) -> int:
+        """That of a run without gaps; 0 for others."""
+        return min(self.indices) if self.whole else 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether no index is left out in between."""
+        low = min(self.indices)
+        return sorted(self.indices) == list(range(low, low + len(self.indices)))
 
 
 def gather(setting: Setting, work: Work, entries: list[dict], versions: dict, seconds: float):
@@ -41,8 +59,10 @@ def gather(setting: Setting, work: Work, entries: list[dict], versions: dict, se
         "language": "train",
         "seed": setting.seed,
         "horizon": setting.horizon,
-        "episodes_asked": work.episodes,
-        "complete": len(entries) == work.episodes,
+        "episodes_asked": len(work.indices),
+        "first_episode": work.first,
+        "only_episodes": [] if work.whole else list(work.indices),
+        "complete": len(entries) == len(work.indices),
         "ended": "all episodes done",
         "model": entries[0]["model"] if entries else "",
         "latency_ms": spread([ms for entry in entries for ms in entry["latency_ms"]]),
@@ -88,7 +108,11 @@ def _result(entry: dict) -> EpisodeResult:
 
 def command(setting: Setting, work: Work) -> str:
     """The command line that runs the same episodes again."""
-    words = ["./vla", "rollout", "--task", setting.task, "--episodes", str(work.episodes)]
+    words = ["./vla", "rollout", "--task", setting.task, "--episodes", str(len(work.indices))]
+    if work.first:
+        words += ["--first", str(work.first)]
+    if not work.whole:
+        words += ["--only", ",".join(map(str, work.indices))]
     words += ["--seed", str(setting.seed), "--horizon", str(setting.horizon)]
     words += ["--execute-steps", str(setting.execute), "--map", setting.observation_map]
     words += ["--width", str(setting.width), "--height", str(setting.height)]
