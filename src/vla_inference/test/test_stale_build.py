@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -58,9 +59,20 @@ def test_other_errors_are_reported_as_they_are(code, monkeypatch):
 def test_a_changed_workspace_explains_missing_modules_and_commands(changed, capfd):
     assert "has changed since it was built" in stale_build(raised("import tomorrow"))
     assert not stale_build(raised("1 / 0"))
-    assert or_build("look there").startswith("look there, or run `make setup`")
+    assert (
+        or_build("look there")
+        == "run `make setup`, for the workspace has changed; else: look there"
+    )
     assert main.main(["tomorrow"]) == 2
     assert "make setup" in capfd.readouterr().err
+
+
+def test_messages_that_are_broken_without_a_change_are_built_anew(changed):
+    error = raised("from vla_msgs.msg import Tomorrow")
+    assert stale_build(error).endswith("run `make setup`")
+    setup = Path(os.environ["VLA_WORKSPACE"], "tools", "setup.py")
+    setup.write_text("")
+    assert stale_build(error).endswith("run `make clean setup`")
 
 
 def test_an_unchanged_one_does_not(monkeypatch):
@@ -86,7 +98,7 @@ def test_commands_and_nodes_end_with_one_line(tmp_path, code):
     )
     assert ended.returncode == 2
     assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
-    assert "the built messages do not fit" in ended.stderr and "make setup" in ended.stderr
+    assert "the built messages do not fit" in ended.stderr and " setup`" in ended.stderr
 
 
 def test_ros_that_is_not_there_is_told_as_that(monkeypatch):

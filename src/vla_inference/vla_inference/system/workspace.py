@@ -14,7 +14,7 @@ from vla_inference.errors import VlaError
 MESSAGES = "vla_msgs"
 PATIENCE = 20.0  # s that the set-up may take to compare
 OUTDATED = 3  # its exit status where something has to be built or installed
-REMEDY = "run `make setup`"
+REMEDY, CLEAN = "run `make setup`", "run `make clean setup`"
 
 
 def unexpected(error: Exception, where: str = "") -> str:
@@ -30,7 +30,9 @@ def unexpected(error: Exception, where: str = "") -> str:
 def stale_build(error: Exception) -> str:
     """The line for an error of a process that ends, if its workspace has to be built; else ""."""
     if lacks_messages(error):
-        return unexpected(error)
+        # The set-up would find nothing to do
+        again = "VLA_WORKSPACE" in os.environ and not is_outdated()
+        return unexpected(error).replace(REMEDY, CLEAN) if again else unexpected(error)
     if isinstance(error, ImportError) and is_outdated():
         return f"the workspace has changed since it was built ({_name(error)}); {REMEDY}"
     return ""
@@ -47,7 +49,7 @@ def needs_ros(
 
 def or_build(remedy: str) -> str:
     """The remedy for a missing file or command, and another one if it may be there once built."""
-    return f"{remedy}, or {REMEDY}: the workspace has changed" if is_outdated() else remedy
+    return f"{REMEDY}, for the workspace has changed; else: {remedy}" if is_outdated() else remedy
 
 
 def is_outdated() -> bool:
