@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from vla_sim_bridge.evaluation.episode import EpisodeResult
 from vla_training.conversion.convert import convert
 from vla_training.improve import rounds, versions
 from vla_training.improve.config import ImproveConfig
+from vla_training.improve.own_recipe import gpus
 from vla_training.improve.rounds import Improvement
 from vla_training.improve.versions import Version, Versions
 from vla_training.improve.work import SimulationWork
@@ -305,6 +307,26 @@ def test_the_small_model_goes_on_by_its_own_recipe(work, tmp_path, monkeypatch):
         replace(work, finetune=other).check()
     with pytest.raises(VlaError, match="has no end; give --max-steps"):
         replace(work, finetune=replace(work.finetune, max_steps=None)).check()
+    with pytest.raises(VlaError, match="cuda:7, there are 0 GPUs; name another, or cpu"):
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+        replace(work, finetune=replace(work.finetune, device="cuda:7")).check()
+
+
+def test_the_own_recipe_trains_on_the_gpu_that_was_named(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    found = [gpus(device) for device in ("cpu", "cuda", None, "cuda:0", "cuda:3")]
+    assert found == [(0, 0), (1, 0), (1, 0), (1, 0), (1, 3)]
+    with pytest.raises(VlaError, match="--device is 'gpu'; give cpu, cuda or cuda:N"):
+        gpus("gpu")
+    asked = []
+    monkeypatch.setattr("vla_training.small_model.train._train_rank", lambda *a: asked.append(a))
+    config = TrainConfig(steps=1)
+    with tempfile.TemporaryDirectory() as folder:
+        train([], folder, config, 1, first=3)
+        with pytest.raises(VlaError, match="2 GPUs from number 3 on were requested, there are 4"):
+            train([], folder, config, 2, first=3)
+    ((_, _, world, which, *_),) = asked
+    assert (world, list(which)) == (1, [3])
 
 
 @pytest.mark.parametrize(

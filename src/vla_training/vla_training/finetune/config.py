@@ -105,7 +105,7 @@ class FinetuneConfig:
     reshard: bool = option(True, "Give up gathered weights between passes; off: faster.")
     workers: int = option(4, "Data loading processes per device.", low=0)
     seed: int = option(0, "Seed of sampling, augmentation and new weights.")
-    device: str | None = option(None, "cpu or cuda; default: CUDA if available.")
+    device: str | None = option(None, "cpu, cuda or cuda:N; default: CUDA if available.")
     save_steps: int = option(1000, "Updates between saved states; 0: only at the end.", low=0)
     save_minutes: float = option(30.0, "Minutes between saved states, too.", above=0.0)
     log_steps: int = option(10, "Updates between reports.", low=1)

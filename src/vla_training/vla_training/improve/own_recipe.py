@@ -57,12 +57,25 @@ def recipe(checkpoint: Path, finetune: FinetuneConfig, sources: Sequence[Dataset
 
 def train_small(config: FinetuneConfig, resume: bool) -> tuple[Path, bool]:
     """The checkpoint, and whether the end was reached; `config` as for `finetune.train`."""
-    import torch
-
     from vla_training.small_model.train import steps_done, train
 
     options = recipe(Path(config.vla_path), config, config.sources)
-    folder, cuda = Path(config.folder), torch.cuda.is_available() and config.device != "cpu"
-    paths = [source.path for source in config.sources]
-    made = train(paths, folder, options, int(cuda), resume, lambda _: None)
+    devices, first = gpus(config.device)
+    folder, paths = Path(config.folder), [source.path for source in config.sources]
+    made = train(paths, folder, options, devices, resume, lambda _: None, first)
     return made, steps_done(folder) >= options.steps
+
+
+def gpus(device: str | None) -> tuple[int, int]:
+    """How many GPUs a device is, 0 or 1, and the number of that one; refuses what is not there."""
+    import torch
+
+    there = torch.cuda.device_count()
+    try:
+        asked = torch.device(device or ("cuda" if there else "cpu"))
+    except RuntimeError:
+        raise VlaError(f"--device is {device!r}", "give cpu, cuda or cuda:N") from None
+    number = asked.index or 0
+    if asked.type == "cuda" and number >= there:
+        raise VlaError(f"--device is {device}, there are {there} GPUs", "name another, or cpu")
+    return int(asked.type == "cuda"), number

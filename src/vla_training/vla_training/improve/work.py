@@ -26,7 +26,7 @@ from vla_training.datasets import open_dataset
 from vla_training.datasets.base import READERS
 from vla_training.finetune.config import FinetuneConfig
 from vla_training.improve.config import ImproveConfig
-from vla_training.improve.own_recipe import recipe, train_small
+from vla_training.improve.own_recipe import gpus, recipe, train_small
 from vla_training.improve.versions import Version
 from vla_training.loader.frame_index import DatasetSource, index_frames
 from vla_training.loader.sample_weights import SampleWeights
@@ -62,6 +62,7 @@ class SimulationWork:
             raise VlaError(f"there is no folder {self.config.recorded}", "correct --recorded")
         if self.config.recipe == "train":
             recipe(Path(self.finetune.vla_path), self.finetune, [DatasetSource("")])
+            gpus(self.finetune.device)
         if self.config.recorded is None:
             self._generation(1, self.finetune.vla_path).check()
 

@@ -54,19 +54,21 @@ def train(
     devices: int | None = None,
     resume: bool = False,
     report: Callable[[dict], None] = print,
+    first: int = 0,
 ) -> Path:
     """Train on datasets of any format; state and checkpoint go into `output`.
 
     Returns the checkpoint.
-    devices: GPUs to use, None for all there are, 0 for the CPU. `report` must be a function of a
-    module where there are several.
+    devices: GPUs to use, None for all there are, 0 for the CPU; first: the number of the first
+    one. `report` must be a function of a module where there are several.
     """
     available = torch.cuda.device_count()
-    devices = available if devices is None else devices
-    if devices > available:
-        raise VlaError(f"{devices} GPUs were requested, there are {available}", "ask for fewer")
+    devices = available - first if devices is None else devices
+    if devices and first + devices > available:
+        asked = f"{devices} GPUs" + (f" from number {first} on" if first else "")
+        raise VlaError(f"{asked} were requested, there are {available}", "ask for fewer")
     world = max(1, devices)
-    args = (world, devices > 0, data, str(output), config, resume, report)
+    args = (world, range(first, first + devices), data, str(output), config, resume, report)
     with only_one(output, "vla train"):
         if world == 1:
             _train_rank(0, "", *args)
@@ -108,17 +110,17 @@ def _passed_on(processes: list[int]) -> Iterator[None]:
         yield
 
 
-def _train_rank(rank, meeting, world, cuda, *more) -> None:
-    with tensor_cores(cuda):
-        _train(rank, meeting, world, cuda, *more)
+def _train_rank(rank, meeting, world, gpus, *more) -> None:
+    with tensor_cores(bool(gpus)):
+        _train(rank, meeting, world, gpus, *more)
 
 
-def _train(rank, meeting, world, cuda, data, output, config, resume, report) -> None:
-    device = f"cuda:{rank}" if cuda else "cpu"
-    if cuda:
-        torch.cuda.set_device(rank)
+def _train(rank, meeting, world, gpus, data, output, config, resume, report) -> None:
+    device = f"cuda:{gpus[rank]}" if gpus else "cpu"
+    if gpus:
+        torch.cuda.set_device(gpus[rank])
     if world > 1:
-        backend = "nccl" if cuda else "gloo"
+        backend = "nccl" if gpus else "gloo"
         dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=world)
     if rank:
         report = _quiet
