@@ -29,6 +29,7 @@ from vla_inference.ros.messages import chunk_to_msg
 from vla_inference.types import ActionChunk, eef_delta_spec
 from vla_msgs.msg import ActionChunk as ActionChunkMsg
 from vla_msgs.msg import EpisodeStatus, InferenceStatus
+from vla_training.cli.record import record
 from vla_training.datasets.bag.files import message_types as types
 from vla_training.datasets.bag.reader import BagSet
 from vla_training.datasets.bag.streams import NS
@@ -307,6 +308,31 @@ def test_episodes_by_hand(tmp_path):
     finally:
         graph.close()
     assert len(BagSet(tmp_path / "bags")[0]) == 2
+
+
+def test_by_a_simulations_time_which_may_stand_still(tmp_path, monkeypatch):
+    graph = RecordGraph(tmp_path / "bags", split="service", episodes=1, use_sim_time=True)
+    try:
+        clock = graph.client.create_publisher(Clock, "/clock", 1)
+        graph.until(lambda: clock.get_subscription_count(), "the recorder's clock")
+        clock.publish(Clock(clock=Time(nanoseconds=graph.stamp).to_msg()))
+        node = graph.node
+        graph.until(lambda: node.get_clock().now().nanoseconds == graph.stamp, "the time")
+        assert graph.call(SetBool, "recorder/record", SetBool.Request(data=True)).success
+        graph.play(0, [np.zeros((16, 16, 3), np.uint8)] * 2)
+        heard = node._recording._current.bag.messages
+        graph.until(lambda: sum(n for t, n in heard.items() if "/action" in t) == 2, "the chunks")
+        assert graph.call(SetBool, "recorder/record", SetBool.Request(data=False)).success
+        graph.until(lambda: node.exit_status == 0, "the end, though no time passes")
+    finally:
+        graph.close()
+    (episode,) = BagSet(tmp_path / "bags")
+    assert len(episode) == 2
+    asked = []
+    monkeypatch.setattr("vla_training.ros.record_node.main", lambda words: asked.append(words))
+    record(tmp_path / "more", use_sim_time=True)
+    record(tmp_path / "more")
+    assert ["use_sim_time:=true" in words for words in asked] == [True, False]
 
 
 class Model:

@@ -41,6 +41,9 @@ def record(
         list[str] | None,
         typer.Option(help="image:=/camera/image_raw and the like; may be repeated."),
     ] = None,
+    use_sim_time: Annotated[
+        bool, typer.Option("--use-sim-time", help="Time is a simulation's, from /clock.")
+    ] = False,
 ) -> int:
     """Record topics, one bag per episode."""
     values = {
@@ -51,7 +54,7 @@ def record(
         "image_transport": image_transport,
     }
     words = [w for k, v in values.items() for w in ("-p", f"{k}:='{_plain(k, v)}'")]
-    words += ["-p", f"episodes:={episodes}"]
+    words += ["-p", f"episodes:={episodes}", "-p", f"use_sim_time:={use_sim_time}".lower()]
     if topic:
         listed = ", ".join(f"'{_plain('topic', t)}'" for t in topic)
         words += ["-p", f"topics:=[{listed}]"]

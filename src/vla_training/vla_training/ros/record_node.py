@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import sqlite3
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rclpy.clock import Clock, ClockType
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rosbags.rosbag2 import WriterError
 from sensor_msgs.msg import CompressedImage, Image
@@ -103,7 +105,8 @@ class RecordNode(ManagedNode):
             if kind is not None:  # before the first publisher, so that nothing is missed
                 latched = LATCHED if role in LATEST else VOLATILE
                 self._subscribe(topic, role, kind, (RELIABLE, latched))
-        self._timer = self.create_timer(LOOK, self._guard(self._look))
+        steady = Clock(clock_type=ClockType.STEADY_TIME)  # simulated time may stand still
+        self._timer = self.create_timer(LOOK, self._guard(self._look), clock=steady)
         self.get_logger().info(f"ready to record into {self._config.output}")
 
     def do_deactivate(self) -> None:
@@ -128,7 +131,7 @@ class RecordNode(ManagedNode):
 
     def _look(self) -> None:
         """Looks for publishers and their QoS."""
-        configured(self._recording).tick(self.get_clock().now().nanoseconds)
+        configured(self._recording).tick(time.monotonic_ns())
         for topic, (role, kind) in self._wanted.items():
             publishers = self.get_publishers_info_by_topic(topic)
             if not publishers or topic in self._refused:
@@ -173,7 +176,7 @@ class RecordNode(ManagedNode):
         now = self.get_clock().now().nanoseconds
         try:
             configured(self._recording).hear(
-                ReceivedMessage(role, topic, kind, now, bytes(data), latched)
+                ReceivedMessage(role, topic, kind, now, bytes(data), latched, time.monotonic_ns())
             )
         except UNWRITABLE:
             raise
@@ -215,7 +218,7 @@ class RecordNode(ManagedNode):
             if request.data:
                 response.message = self._recording.begin(now)
             else:
-                self._recording.end(now)
+                self._recording.end(now, at=time.monotonic_ns())
             response.success = True
         except VlaError as error:
             response.message = str(error)

@@ -49,7 +49,11 @@ TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # a name that something 
 
 @dataclass(frozen=True)
 class ReceivedMessage:
-    """A received message. role: "image", "episode", one of `NOTED` or ""."""
+    """A received message. role: "image", "episode", one of `NOTED` or "".
+
+    log: ns, by the clock that stamps are of. arrived: ns, by a clock that never stands still, by
+    which `GRACE` counts; 0: `log`.
+    """
 
     role: str
     topic: str
@@ -57,6 +61,11 @@ class ReceivedMessage:
     log: int
     data: bytes
     latched: bool = False
+    arrived: int = 0
+
+    @property
+    def at(self) -> int:
+        return self.arrived or self.log
 
     @property
     def stamp(self) -> int:
@@ -160,14 +169,14 @@ class Recording:
             self._hold(message)
         else:
             self._file(message)
-        self.tick(message.log)
+        self.tick(message.at)
 
     def _follow(self, message: ReceivedMessage) -> None:
         """Handles an EpisodeStatus, which may begin or end an episode."""
         status: Any = self.store.deserialize_cdr(message.data, types.EPISODE)
         stamp, current = message.stamp, self._current
         if current is not None and status.step == 0 and not status.done and current.step > 0:
-            self._end(stamp - 1, message.log)  # its end was not heard
+            self._end(stamp - 1, message.at)  # its end was not heard
             current = None
         if current is None and not status.done:
             # with a step above 0 the recording begins in the middle
@@ -187,7 +196,7 @@ class Recording:
         self._write(current, message)
         self._settle(lambda m: m.stamp <= stamp)
         if status.done:
-            self._end(stamp, message.log)
+            self._end(stamp, message.at)
 
     def _file(self, message: ReceivedMessage) -> None:
         """Writes a message to its episode's bag, or keeps it until that is known."""
@@ -226,12 +235,13 @@ class Recording:
         self._pending.clear()
         return self._begin(now, now).name
 
-    def end(self, now: int, outcome: str = "") -> None:
+    def end(self, now: int, outcome: str = "", at: int = 0) -> None:
+        """now, at: as a message's `log` and `arrived`."""
         if self._current is None:
             raise VlaError("nothing is being recorded", "begin an episode first")
         self._settle(lambda _: True)
         self._current.metadata.setdefault("outcome", outcome or UNFINISHED)
-        self._end(now, now)
+        self._end(now, at or now)
 
     def _under_way(self) -> _Open:
         """The current episode, where there is one for sure."""
@@ -274,10 +284,10 @@ class Recording:
 
     def tick(self, now: int) -> None:
         """Closes bags when it is time; messages that waited long enough go to the current
-        episode."""
+        episode. now: as a message's `at`."""
         if self._pending and self._current is not None:
             long_ago = now - round(GRACE * NS)
-            self._settle(lambda m: m.log <= long_ago)
+            self._settle(lambda m: m.at <= long_ago)
         while self._closing and now >= self._closing[0].deadline:
             self._close(self._closing.pop(0))
 
