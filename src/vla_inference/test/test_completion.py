@@ -40,7 +40,12 @@ def test_commands_options_and_values_are_completed(script):
     assert "--version" in complete(script, "vla --")
     assert complete(script, "vla train --bat") == ["--batch-size"]
     assert "--config" in complete(script, "vla train --c")
-    assert complete(script, "vla generate --method ") == ["scripted", "mimicgen", "corrected"]
+    assert complete(script, "vla generate --method ") == [
+        "scripted",
+        "mimicgen",
+        "corrected",
+        "endings",
+    ]
     assert complete(script, "vla convert --seed 3 --to r") == ["rlds"]
     assert complete(script, "vla data vi") == ["video"]
     assert complete(script, "vla topic e") == ["echo"]
@@ -58,7 +63,9 @@ def test_zsh_reads_the_script_of_bash(commands, script):
 def test_fish_has_a_line_for_each_option(commands):
     text = SCRIPTS[Shell.fish](commands)
     assert text.count(" -l batch-size ") > 1  # train's and others'
-    assert "-l method -r -f -a 'scripted mimicgen corrected' -d 'scripted; mimicgen;" in text
+    assert (
+        "-l method -r -f -a 'scripted mimicgen corrected endings' -d 'scripted; mimicgen;" in text
+    )
     quotes = [line for line in text.splitlines() if line.replace("\\'", "").count("'") % 2]
     assert not quotes
 

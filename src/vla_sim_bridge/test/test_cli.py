@@ -24,7 +24,7 @@ from vla_sim_bridge.tasks import TASKS
         ({"parallel": 0}, "--parallel is 0"),
         ({"source": "nowhere.hdf5"}, "no source file nowhere.hdf5"),
         ({"episodes": 0}, "--episodes is 0; give at least 1"),
-        ({"method": "magic"}, "--method is 'magic'; use scripted, mimicgen or corrected"),
+        ({"method": "magic"}, "--method is 'magic'; use scripted, mimicgen, corrected or endings"),
         ({"randomize": "colors"}, "'colors' cannot be randomised; use colours, camera"),
         ({"randomize_every": "day"}, "--randomize-every is 'day'; use episode or frame"),
         ({"recovery": 2.0}, "give 0 to 1"),

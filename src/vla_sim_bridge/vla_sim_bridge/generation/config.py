@@ -10,7 +10,8 @@ from vla_inference.errors import VlaError
 from vla_inference.options import Holds, check_options, option
 from vla_sim_bridge.envs.randomization import Every, Randomize, Ranges
 
-METHODS = ("scripted", "mimicgen", "corrected")
+METHODS = ("scripted", "mimicgen", "corrected", "endings")
+BY_MODEL = ("corrected", "endings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class GenerateConfig:
     method: str = option(
         "scripted",
         "scripted; mimicgen; corrected: a model acts, and the scripted expert takes over where it "
-        "errs.",
+        "errs; endings: all goes well, or wrong in many ways.",
         choices=METHODS,
     )
     source: str | None = option(
@@ -57,11 +58,15 @@ class GenerateConfig:
         "corrected: twice as many.",
         low=1,
     )
-    model: str | None = option(None, "corrected: the checkpoint that acts.", holds=Holds.PATH)
-    device: str | None = option(
-        None, "corrected: cpu, cuda ... of the model; default: CUDA if available."
+    model: str | None = option(
+        None,
+        "corrected: the checkpoint that acts; endings: that acts in every other episode.",
+        holds=Holds.PATH,
     )
-    execute_steps: int = option(4, "corrected: executed steps of each chunk.", low=1)
+    device: str | None = option(
+        None, "cpu, cuda ... of the model that acts; default: CUDA if available."
+    )
+    execute_steps: int = option(4, "Executed steps of each chunk of the model.", low=1)
     stall: float = option(
         2.0,
         "corrected: seconds without progress (the next subtask, or nearer to its object) after "
@@ -91,7 +96,7 @@ class GenerateConfig:
     GROUPS = {
         "Images": ("cameras", "camera_width", "camera_height", "images"),
         "Method": ("method", "source", "select_source", "nearest", "noise", "horizon"),
-        "Corrected episodes": ("model", "device", "execute_steps", "stall", "takeover_steps"),
+        "Episodes of a model": ("model", "device", "execute_steps", "stall", "takeover_steps"),
         "Variety": ("randomize", "randomize_every", "recovery"),
     }
 
@@ -110,8 +115,11 @@ class GenerateConfig:
             )
         if self.source is not None and not Path(self.source).is_file():
             raise VlaError(f"there is no source file {self.source}", "correct --source")
-        if self.model is not None and self.method != "corrected":
-            raise VlaError(f"--model is of --method corrected, not {self.method}", "leave it out")
+        if self.model is not None and self.method not in BY_MODEL:
+            raise VlaError(
+                f"--model is of --method {' and '.join(BY_MODEL)}, not {self.method}",
+                "leave it out",
+            )
         if self.images and not self.cameras:
             raise VlaError("no camera was given", "give --cameras agentview, or --no-images")
         self.look()

@@ -29,6 +29,7 @@ from vla_sim_bridge.generation import elsewhere, rover
 from vla_sim_bridge.generation.attempt import Attempt, make_attempt
 from vla_sim_bridge.generation.config import GenerateConfig
 from vla_sim_bridge.generation.corrections import attempt as corrected
+from vla_sim_bridge.generation.endings import attempt as endings
 from vla_sim_bridge.generation.shards import (
     AttemptShards,
     DamagedPartError,
@@ -86,6 +87,8 @@ def generate(
         rover.check(config)
     if config.method == "corrected":
         corrected.check(config)
+    if config.method == "endings":
+        endings.check(config)
     output = Path(output)
     final, parts = output / "demo.hdf5", output / "parts"
     sources = _read_sources(config, task)
@@ -228,6 +231,9 @@ def _attempts(config: GenerateConfig, sources) -> Callable[[int], Attempt]:
     )
     if config.method == "corrected":
         return partial(_corrected, sim, config, corrected.load_act(config))
+    if config.method == "endings":
+        act = corrected.load_act(config) if config.model else None
+        return lambda index: endings.make_attempt(sim, config, index, act)
     demonstrations = None
     if config.method == "mimicgen":
         from vla_sim_bridge.mimicgen.source_demos import pose_sources
