@@ -21,6 +21,8 @@ from speech_standin import DATA, pcm, quiet
 from studio_graph import StudioGraph
 from studio_server import eventually
 
+from vla_inference.ros import qos
+from vla_msgs.msg import TaskEstimate
 from vla_studio.speech.audio import RATE, read_audio
 from vla_studio.speech.recogniser import is_installed
 
@@ -34,6 +36,20 @@ PATIENCE = 120
 PRESETS = ["stack the red block on the green block", "put the green cube on the red cube"]
 
 
+# Of the first plot, those as opaque as a band behind the curves.
+PALE_PIXELS = """(() => {
+  const canvas = document.querySelector('#episode-plots canvas');
+  const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+  return data.filter((value, i) => i % 4 === 3 && value > 40 && value < 65).length;
+})()"""
+
+
+def acted(demo):
+    """Steps of a person in the middle."""
+    steps = np.arange(len(demo["actions"]))
+    demo["intervention"] = ((steps > 0) & (steps < 3)).astype(np.uint8)
+
+
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory):
     verdicts = tmp_path_factory.mktemp("studio") / "verdicts.jsonl"
@@ -41,7 +57,7 @@ def graph(tmp_path_factory):
     (folder / "results" / "run").mkdir(parents=True)
     (folder / "results" / "run" / "report.html").write_text("<h1>97 %</h1>")
     (folder / "data").mkdir()
-    write_set(folder / "data" / "demo.hdf5")
+    write_set(folder / "data" / "demo.hdf5", acted)
     settings = {"presets": PRESETS, "verdicts": str(verdicts), "hold_timeout": 0.2}
     settings |= {name: str(folder / name) for name in ("results", "data")}
     with contextlib.closing(StudioGraph(**settings)) as found:
@@ -195,6 +211,41 @@ def test_it_judges_an_episode(graph):
     in_browser(graph, test)
 
 
+def test_an_estimate_suggests_a_verdict_that_one_key_keeps_or_overrides(graph):
+    def verdicts():
+        return [json.loads(line) for line in graph.verdicts.read_text().splitlines()]
+
+    async def test(tab, browser):
+        world = graph.world
+        publisher = world.node.create_publisher(TaskEstimate, "estimate", qos.CHUNK)
+        await tab.until("document.querySelector('#estimate').hidden")
+        told = TaskEstimate(instruction=world.instruction, progress=0.62, done=0.9)
+        told.suggested = "success"
+        timer = world.node.create_timer(0.1, lambda: publisher.publish(told))
+        await tab.until("document.querySelector('#suggested').textContent.includes('success')")
+        await tab.until("document.querySelector('#progress-said').textContent === '62 %'")
+        assert abs(await tab.evaluate("document.querySelector('#progress').value") - 0.62) < 1e-6
+        before = len(verdicts()) if graph.verdicts.exists() else 0
+        for key, code, verdict in (("y", "KeyY", "success"), ("n", "KeyN", "failure")):
+            before += 1
+            await tab.key("keyDown", key, code)
+            await tab.key("keyUp", key, code)
+            await eventually(
+                lambda n=before: graph.verdicts.exists() and len(verdicts()) == n, PATIENCE
+            )
+            entry = verdicts()[-1]
+            assert (entry["verdict"], entry["suggested"]) == (verdict, "success")
+        await tab.evaluate("document.querySelector('#note').focus()")  # typed text is no verdict
+        await tab.key("keyDown", "y", "KeyY")
+        await tab.key("keyUp", "y", "KeyY")
+        await tab.evaluate("document.querySelector('#note').blur()")
+        assert len(verdicts()) == before
+        world.node.destroy_timer(timer)
+        world.node.destroy_publisher(publisher)
+
+    in_browser(graph, test)
+
+
 def test_it_starts_follows_and_cancels_a_job(graph):
     async def test(tab, browser):
         await show(tab, "jobs")
@@ -243,6 +294,8 @@ def test_it_shows_episodes_and_reports(graph):
         await tab.until("document.querySelectorAll('#episode-plots canvas').length === 7")
         about = await tab.text("#episode-about")
         assert about.startswith("Episode 0 of 3: stack the") and "7 steps" in about
+        assert not await tab.evaluate("document.querySelector('#key-person').hidden")
+        assert 500 < await tab.evaluate(PALE_PIXELS) < 30_000  # where a person acted
         pixel = "document.querySelector('#episode-images canvas').getContext('2d')"
         scrub = "document.querySelector('#scrub')"
         await tab.evaluate(f"{scrub}.value = 5; {scrub}.oninput()")

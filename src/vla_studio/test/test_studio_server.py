@@ -461,6 +461,33 @@ def test_verdicts_are_kept_with_their_episode(tmp_path):
     with_studio(test, verdicts=str(path))
 
 
+def test_an_estimate_suggests_a_verdict_and_decides_nothing(tmp_path):
+    path = tmp_path / "verdicts.jsonl"
+    said = {"instruction": "lift it", "progress": 0.9, "done": 0.97, "suggested": "success"}
+
+    async def test(studio, graph):
+        studio.server.tell("instruction", "lift it")
+        studio.server.tell("estimate", {**said, "instruction": "another task"})
+        studio.server.tell("estimate", said)
+        async with studio.page() as page:
+            assert await page.until("estimate") == said
+            await page.operate()
+            assert not path.exists() and not graph.calls
+            assert not (await page.ask("verdict", verdict="failure"))["error"]
+            studio.server.tell("instruction", "put it down")
+            await page.until("estimate", lambda value: value is None)
+            assert not (await page.ask("verdict", verdict="success"))["error"]
+        first, second = map(json.loads, path.read_text().splitlines())
+        assert (first["verdict"], first["suggested"], first["done"]) == (
+            "failure",
+            "success",
+            0.97,
+        )
+        assert second["verdict"] == "success" and "suggested" not in second
+
+    with_studio(test, verdicts=str(path))
+
+
 def test_a_port_in_use_is_named():
     async def test(studio, graph):
         other = StudioServer(StudioSettings(port=studio.port), graph)

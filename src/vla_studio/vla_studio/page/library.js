@@ -127,6 +127,7 @@ export class Library {
     const line = (name) => ({ stroke: colour(name), width: 1.5, points: { show: false } });
     for (const plot of this.#plots) plot.destroy();
     byId("key-answer").hidden = !compared;
+    byId("key-person").hidden = !this.#turns().length;
     const boxes = dimensions.map(({ part, name, unit }) =>
       make("div", { className: "strip" }, make("h3", { textContent: `${[...new Set([part, name])].join(" ")} [${unit || "1"}]` })),
     );
@@ -142,6 +143,7 @@ export class Library {
         scales: { x: { time: false } },
         axes: [{ ...axis, size: 26 }, { ...axis, size: 50, space: 18 }],
         series: [{}, line("executed"), ...(compared ? [line("planned")] : [])],
+        hooks: { drawClear: [(plot) => this.#bands(plot, times, colour("warn"))] },
       };
       const values = series.map((rows) => rows.map((row) => row[column]));
       return new uPlot(options, [times, ...values], box);
@@ -151,6 +153,30 @@ export class Library {
         byId("scrub").value = Math.round(plot.posToVal(offsetX, "x") / dt);
         this.#scrub();
       };
+  }
+
+  // Where a person acted, behind the curves.
+  #bands({ ctx, bbox, valToPos }, times, colour) {
+    const { dt } = this.#episode;
+    ctx.save();
+    Object.assign(ctx, { fillStyle: colour, globalAlpha: 0.2 });
+    for (const [from, to] of this.#turns()) {
+      const [left, right] = [times[from] - dt / 2, times[to] + dt / 2].map((time) =>
+        Math.min(Math.max(valToPos(time, "x", true), bbox.left), bbox.left + bbox.width),
+      );
+      ctx.fillRect(left, bbox.top, right - left, bbox.height);
+    }
+    ctx.restore();
+  }
+
+  // First and last step of each turn of a person's.
+  #turns() {
+    const turns = [];
+    (this.#episode.interventions ?? []).forEach((acted, step, all) => {
+      if (acted && !all[step - 1]) turns.push([step, step]);
+      else if (acted) turns.at(-1)[1] = step;
+    });
+    return turns;
   }
 
   #scrub() {

@@ -12,10 +12,12 @@ import { showPanels } from "./panels.js";
 import { Speech } from "./speech.js";
 import { Strips } from "./strips.js";
 import { Trials } from "./trials.js";
+import { Verdicts } from "./verdicts.js";
 
 const link = new Link();
 let services = {};
 let keepsVerdicts = false;
+let estimated = false; // whether the task is
 let mine = false;
 
 function say(text) {
@@ -40,7 +42,7 @@ function arrange() {
   byId("load").hidden = !services.load_model;
   byId("recorder").hidden = !services.record;
   byId("verdicts").hidden = !keepsVerdicts;
-  byId("episode-section").hidden = !services.record && !keepsVerdicts;
+  byId("episode-section").hidden = !services.record && !keepsVerdicts && !estimated;
   const sections = ["#sim-section", "#episode-section", "#trials", "#load", "#start", "#compare", "#tag"];
   const buttons = sections.map((section) => `${section} button`).join();
   for (const button of document.querySelectorAll(buttons)) button.disabled = !mine;
@@ -78,10 +80,16 @@ new Speech(link, say);
 new Jobs(link, say);
 new Strips(link);
 new Trials(link, ask);
+new Verdicts(link, ask);
 new Library(link, ask);
 showPages();
 showPanels(link);
 link.on("sim", arrange);
+link.on("estimate", (estimate) => {
+  if (estimated === !!estimate) return;
+  estimated = !!estimate;
+  arrange();
+});
 
 byId("reset").onclick = () => ask("reset", {});
 byId("pause").onclick = () => ask("pause", { paused: byId("pause").dataset.paused !== "true" });
@@ -93,11 +101,6 @@ byId("load").onsubmit = (event) => {
   say("loading ...");
   ask("load_model", { model: byId("folder").value.trim() });
 };
-for (const button of document.querySelectorAll("[data-verdict]"))
-  button.onclick = async () => {
-    const given = { verdict: button.dataset.verdict, note: byId("note").value };
-    if (await ask("verdict", given)) byId("note").value = "";
-  };
 for (const button of document.querySelectorAll("[data-role]"))
   button.onclick = async () => {
     const answer = await ask("invite", { role: button.dataset.role });

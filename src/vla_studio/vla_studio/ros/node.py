@@ -35,6 +35,7 @@ from vla_msgs.msg import (
     JobStatus,
     ModelInfo,
     SimStatus,
+    TaskEstimate,
 )
 from vla_studio.ros.calls import RosGraph
 from vla_studio.settings import StudioSettings
@@ -123,6 +124,7 @@ class StudioNode(ManagedNode):
             ("job", JobStatus, "training/status"),
         ):
             self._hear(kind, topic, partial(self._on_value, name), qos.LATCHED)
+        self._hear(TaskEstimate, "estimate", partial(self._on_value, "estimate"), qos.CHUNK)
         self._by_hand(settings)
         self._hear(String, "inference/active_instruction", self._on_instruction, qos.LATCHED)
         self._hear(ActionChunk, "action", self._on_chunk, qos.CHUNK)

@@ -467,6 +467,8 @@ class StudioServer:
         verdict, note = asked.text("verdict", 20), asked.text("note", 500, "")
         entry = {"by": page.name, "instruction": self._values.get("instruction", "")}
         episode = (self._values.get("sim") or {}).get("episode") or {}
+        if estimate := self._values.get("estimate"):  # what was suggested, for who compares
+            entry |= {name: estimate[name] for name in ("suggested", "progress", "done")}
         keep_verdict(self.settings.verdicts, verdict, note, episode, entry)
         self.happened(f"{page.name}: verdict {verdict}")
         self._trials.verdict(verdict, entry["instruction"])
@@ -534,12 +536,19 @@ class StudioServer:
             self.happened(f"commands the robot: {value}")
         if self._values.get(name) == value:
             return
+        if (
+            name == "estimate"
+            and value
+            and value["instruction"] != self._values.get("instruction")
+        ):
+            return  # it is of another task
         self._values[name] = value
         if name == "sim":
             self._trials.episode(value["episode"], self._values.get("instruction", ""))
             self._tell_trials()
         elif name == "instruction":
             self._trials.heard(value)
+            self._tell("estimate", None)
         self._tell_all(name, value)
 
     def _episode_over(self) -> bool:
