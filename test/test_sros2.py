@@ -21,9 +21,11 @@ from rclpy.parameter import Parameter
 from six_axes import urdf
 
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
+from vla_inference.estimate.estimator import Estimator, Eyes, Heads
 from vla_inference.ros.camera_node import CameraNode
 from vla_inference.ros.command.node import CommandNode
 from vla_inference.ros.diagnostics import Diagnostics
+from vla_inference.ros.estimate.node import EstimateNode
 from vla_inference.ros.ik.chunk_node import ChunkIkNode
 from vla_inference.ros.ik.node import IkNode
 from vla_inference.ros.inference.node import InferenceNode
@@ -97,6 +99,8 @@ def nodes(tmp_path_factory):
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     folder = tmp_path_factory.mktemp("sros2")
     model = write_random_checkpoint(folder / "model", head="l1-two-cameras")
+    eyes = Eyes(write_random_checkpoint(folder / "watching", head="l1"), "cpu")
+    estimator = Estimator(eyes, Heads.untrained(eyes.sizes), 0.5, {}).save(folder / "estimator")
     (folder / "images").mkdir()
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(folder / "images" / "one.png")
     (folder / "arm.urdf").write_text(urdf())
@@ -115,6 +119,7 @@ def nodes(tmp_path_factory):
             },
         ),
         (CommandNode, {"publish_pose": True}),
+        (EstimateNode, {"estimator": str(estimator)}),
         (CameraNode, {"source": str(folder / "images")}),
         (TrainingNode, {"root": str(folder)}),
         (IkNode, {"robot": str(folder / "arm.urdf")}),
@@ -160,6 +165,7 @@ NODES = [
     "training",
     "ik",
     "chunk_ik",
+    "estimate",
     "robot_sim",
     "recorder",
     "validation",

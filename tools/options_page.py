@@ -22,6 +22,7 @@ from vla_inference.ros.command.outputs.base import DRIVEN
 from vla_inference.ros.command.outputs.registry import part_outputs
 from vla_inference.ros.command.parameters import command_configs
 from vla_inference.ros.command.parts import PART_CONFIGS, OutputConfig, PartsConfig
+from vla_inference.ros.estimate.node import EstimateConfig
 from vla_inference.ros.ik.chunk_node import ChunkIkConfig
 from vla_inference.ros.ik.node import ik_configs
 from vla_inference.ros.inference.parameters import InferenceConfig
@@ -61,6 +62,7 @@ NODES = {
     **{f"command_node: each part, by its output: {kind}": part_configs(kind) for kind in DRIVEN},
     "ik_node": ik_configs(),
     "chunk_ik_node": (ChunkIkConfig,),
+    "estimate_node": (EstimateConfig,),
     "camera_node": (CameraConfig,),
     "sim_node": (SimSettings,),
     "robot_sim_node": (RobotSimConfig,),

@@ -62,6 +62,7 @@ setup(
         "console_scripts": [
             "chunk_ik_node = vla_inference.ros.executables:chunk_ik_node",
             "command_node = vla_inference.ros.executables:command_node",
+            "estimate_node = vla_inference.ros.executables:estimate_node",
             "ik_node = vla_inference.ros.executables:ik_node",
             "inference_node = vla_inference.ros.executables:inference_node",
             "camera_node = vla_inference.ros.executables:camera_node",

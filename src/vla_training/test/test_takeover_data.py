@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from vla_inference.cli.main import main
+from vla_inference.episodes.estimates import UNKNOWN, estimates
 from vla_inference.episodes.interventions import interventions
 from vla_inference.episodes.language import persistent_row
 from vla_inference.errors import DataError
@@ -96,7 +97,9 @@ def episodes(draw) -> list[Episode]:
             for t in range(length)
         ]
         about = {"task": "T", "seed": number, **draw(language(length))}
-        columns = {"intervention": np.array(acted)}
+        told = rng.random((length, 2)).astype(np.float32)
+        told[rng.random(length) < 0.3] = UNKNOWN
+        columns = {"intervention": np.array(acted), "estimate": told}
         found.append(Episode(steps, eef_delta_spec(), about, columns))
     return found
 
@@ -109,11 +112,19 @@ def write(path, kind, made, carried=CARRIED):
     return path
 
 
+def assert_same_estimates(found, wanted):
+    """A bag has no message where nothing was estimated: the one before holds, or none was."""
+    if wanted is None or not (known := (wanted >= 0).all(axis=1)).any():
+        return
+    np.testing.assert_array_equal(found[known], wanted[known])
+
+
 def assert_same(found, wanted, cameras=tuple(CAMERAS)):
     assert len(found) == len(wanted)
     for one, two in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(one.actions, two.actions)
         np.testing.assert_array_equal(interventions(one), interventions(two))
+        assert_same_estimates(estimates(one), estimates(two))
         for name in ("language_persistent", "language_events"):
             assert one.metadata.get(name) == two.metadata.get(name)
         for a, b in zip(one.steps, two.steps, strict=True):

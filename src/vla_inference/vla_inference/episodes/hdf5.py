@@ -17,6 +17,7 @@ import deflate
 import h5py
 import numpy as np
 
+from vla_inference.episodes.estimates import ESTIMATE, estimates
 from vla_inference.episodes.interventions import INTERVENTION, interventions
 from vla_inference.episodes.language import COLUMNS, rows_of
 from vla_inference.episodes.robosuite import ACTION_SCALE, CONTROL_FREQ, to_robosuite
@@ -62,10 +63,13 @@ def write_episode(group: h5py.Group, episode: Episode, compression: str | None =
 
 
 def takeover_columns(episode: Episode) -> dict[str, np.ndarray]:
-    """What a file has of who acted, uint8 [T], and of language, a row's JSON an entry."""
+    """What a file has of who acted, uint8 [T], of estimates, and of language, a row's JSON an
+    entry."""
     found, acted = {}, interventions(episode)
     if acted is not None:
         found[INTERVENTION] = acted.astype(np.uint8)
+    if (told := estimates(episode)) is not None:
+        found[ESTIMATE] = told
     for name in COLUMNS:
         if rows := rows_of(episode.metadata, name, "an episode"):
             texts = [json.dumps(row) for row in rows]

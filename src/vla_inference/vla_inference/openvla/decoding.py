@@ -139,6 +139,16 @@ class ActionDecoder(ABC):
         where = lengths - 1 + torch.arange(count, device=context.device)
         return hidden.gather(1, where[..., None].expand(-1, -1, h))
 
+    def patch_hidden(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """`action_hidden`, and of the same pass the hidden states of the patches: [B, P, H]"""
+        b, n, _ = context.shape
+        count, head = self.config.head.num_slots, self.config.head
+        stop = self.embed_tokens(context.new_full((1, 1), self.config.stop_token_id).long())
+        tail = torch.cat([self.embed_slots(count).to(context), stop.to(context)], dim=1)
+        hidden = self.encode(torch.cat([context, tail.expand(b, -1, -1)], dim=1))
+        patches = head.num_images * self.config.num_patches
+        return hidden[:, n - 1 : n - 1 + count], hidden[:, 1 : 1 + patches]
+
     def predict_chunk(self, context: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Normalised actions by the L1 head: [B, T, D]"""
         return self.read_chunk(self.action_hidden(context, lengths))

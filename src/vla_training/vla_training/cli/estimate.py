@@ -9,6 +9,7 @@ import typer
 
 from vla_inference.cli.options import command_group, takes
 from vla_inference.cli.output import JsonOption, print_json
+from vla_inference.errors import DataError
 from vla_inference.options import Holds
 from vla_inference.system.files import writable
 from vla_training.cli.options import DatasetTypeOption, DeviceOption, ModelOption
@@ -31,9 +32,9 @@ def train(
     """Train an estimator on episodes whose rewards say when they succeeded."""
     config.check()
     writable(output, "new folder")
+    from vla_inference.estimate.estimator import Eyes
     from vla_sim_bridge.cli.rollout import find_model
     from vla_training.datasets.views import open_datasets
-    from vla_training.estimate.estimator import Eyes
     from vla_training.estimate.train import train as run
 
     data = open_datasets(dataset, dataset_type)
@@ -42,10 +43,11 @@ def train(
     if as_json:
         print_json({"output": str(output), **found.figures})
     else:
+        ends, off = found.figures["held_out"], found.figures["progress_error"]
+        told = "" if off is None else f"progress off by {off:.3f}, "
         print(
-            f"held out: progress off by {found.figures['progress_error']:.3f}, "
-            f"{100 * found.figures['verdicts_right']:.0f} % of "
-            f"{found.figures['held_out_episodes']} verdicts right"
+            f"held out: {told}{ends['verdicts_right']} of {ends['episodes']} verdicts right, "
+            f"{ends['falsely_done']} of {ends['failures']} failures called a success"
         )
         print(output)
 
@@ -62,20 +64,22 @@ def judge(
     as_json: JsonOption = False,
 ) -> None:
     """Suggest a verdict for each episode; a person confirms it."""
+    from vla_inference.estimate.estimator import Estimator
     from vla_training.datasets.views import open_datasets
-    from vla_training.estimate.estimator import LAST, Estimator, suggested
-    from vla_training.estimate.train import observed
+    from vla_training.estimate.train import look_at
 
     found, data = Estimator.load(estimator, device), open_datasets(dataset, dataset_type)
     cameras = camera.split(",") if camera else data.cameras()[: found.eyes.policy.needs.images]
     rows = []
     for number, episode in enumerate(data):
-        last = range(max(0, len(episode) - LAST), len(episode))
-        estimates = [found(observed(episode, cameras, t)) for t in last]
-        verdict, progress = suggested(estimates), estimates[-1].progress
-        rows.append({"episode": number, "suggested": verdict, "progress": round(progress, 3)})
+        if not len(episode):
+            raise DataError(f"{data.where(number)} has no step", "leave it out")
+        (end,) = found(look_at(found.eyes, episode, cameras, [len(episode) - 1]))
+        rows.append(
+            {"episode": number, "suggested": end.suggested, "progress": round(end.progress, 3)}
+        )
         if not as_json:
-            print(f"{data.where(number)}: {verdict}, progress {progress:.2f}")
+            print(f"{data.where(number)}: {end.suggested}, progress {end.progress:.2f}")
     if as_json:
         print_json({"episodes": rows})
 

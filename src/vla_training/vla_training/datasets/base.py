@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vla_inference.episodes.estimates import ESTIMATE
 from vla_inference.episodes.interventions import INTERVENTION, interventions
 from vla_inference.episodes.language import COLUMNS
 from vla_inference.errors import DataError
@@ -19,8 +20,8 @@ from vla_inference.policies.action_specs import spec_to_json
 from vla_inference.types import ActionSpec, Episode
 from vla_training.datasets.bag.files.paths import holds_bags
 
-# What episodes may have and need not: who acted, and language annotations.
-CARRIED = frozenset({INTERVENTION, *COLUMNS})
+# What episodes may have and need not: who acted, estimates, and language annotations.
+CARRIED = frozenset({INTERVENTION, ESTIMATE, *COLUMNS})
 
 
 def name_of(path: Path) -> str:

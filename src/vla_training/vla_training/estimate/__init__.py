@@ -1,1 +1,1 @@
-"""How far a task is and whether it is done, as read off images and sentence."""
+"""Trains the estimate of progress and success (`vla_inference.estimate`)."""

@@ -12,12 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vla_inference.errors import DataError, VlaError
+from vla_inference.estimate.estimator import (
+    INTERVAL,
+    PAST,
+    Estimator,
+    Eyes,
+    Head,
+    Heads,
+    Seen,
+)
 from vla_inference.options import check_options, option
 from vla_inference.types import Episode, Observation
 from vla_training.datasets import EpisodeSet
-from vla_training.estimate.estimator import SUCCESS, Estimate, Estimator, Eyes, Head, suggested
 
-HELD_OUT = 5  # every fifth episode
+HELD_OUT = 5  # every fifth episode is
+FOLDS = 3  # heads; each is trained without a third of the episodes
+SMOOTH = 0.02  # labels are this far from 0 and 1, so that no head is too sure of itself
+BATCH = 16  # observations that the model looks at together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,25 +36,48 @@ class EstimateConfig:
     """How the head is trained."""
 
     every: int = option(2, "Look at every n-th step of an episode.", low=1)
-    steps: int = option(1000, "Optimiser steps, each on all looks at once.", low=1)
-    learning_rate: float = option(2e-3, "Peak of the cosine schedule.", above=0.0)
-    seed: int = option(0, "Seed of the head's first weights.", low=0)
+    settle: float = option(
+        0.45, "Seconds that success must have lasted to count as done.", low=0.0, unit="s"
+    )
+    false_done: float = option(
+        0.01, "Share of the looks at what is not done that may be called done.", low=0.0, high=1.0
+    )
+    steps: int = option(500, "Optimiser steps.", low=1)
+    batch_size: int = option(128, "Looks of a step.", low=1)
+    learning_rate: float = option(1e-3, "Peak of the schedule.", above=0.0)
+    seed: int = option(0, "Seed of the head's first weights and of the batches.", low=0)
 
     def check(self) -> None:
         check_options(self)
 
 
-def labels(rewards: np.ndarray) -> np.ndarray:
-    """float32 [T, 2]: progress, and 1 where the task is done.
+@dataclass(frozen=True)
+class Looks:
+    """What an episode looked like. seen: slots [N, 1 + PAST, S], patches [N, P, H], float16;
+    known: [N, 2] of `labels`."""
 
-    Progress is the share of the way to the first success. Of an episode without one it is not
-    known (NaN), but that it is never done.
+    seen: Seen
+    known: Tensor
+
+
+def labels(rewards: np.ndarray, settle: int = 0) -> np.ndarray:
+    """float32 [T, 2]: progress, and 1 where the task is done; NaN where it is not known.
+
+    A step's image is of before its action, so it shows what the reward of the step before says.
+    Done is a success that has lasted for `settle` steps; a younger one may still be lost, so it is
+    neither. Progress is the share of the way to the first success that is done.
     """
-    done = np.asarray(rewards) > 0
-    progress = np.full(len(done), np.nan)
-    if done.any():
-        first = int(done.argmax())
-        progress = np.minimum(np.arange(len(done)) / max(1, first), 1.0)
+    success = np.append(False, np.asarray(rewards)[:-1] > 0)
+    count = np.arange(1, len(success) + 1)
+    lasted = count - np.maximum.accumulate(np.where(success, 0, count))
+    done = np.where(success, np.nan, 0.0)
+    done[success & (lasted >= settle)] = 1.0
+    progress = np.full(len(success), np.nan)
+    if (done == 1).any():
+        begun = int((done == 1).argmax())
+        first = begun - int(lasted[begun]) + 1
+        progress[: first + 1] = np.arange(first + 1) / max(1, first)
+        progress[done == 1] = 1.0
     return np.stack([progress, done], axis=1).astype(np.float32)
 
 
@@ -53,70 +87,156 @@ def observed(episode: Episode, cameras: Sequence[str], step: int) -> Observation
     return Observation({c: seen.images[c] for c in cameras}, seen.instruction, seen.state)
 
 
+def look_at(eyes: Eyes, episode: Episode, cameras: Sequence[str], steps: Sequence[int]) -> Seen:
+    """These steps, and those before them, each looked at once; float16, as there are many."""
+    apart = max(1, round(INTERVAL / episode.spec.dt))
+    wanted = [[max(0, t - i * apart) for i in range(1 + PAST)] for t in steps]
+    once = sorted({t for row in wanted for t in row})
+    parts = [
+        eyes([observed(episode, cameras, t) for t in once[at : at + BATCH]])
+        for at in range(0, len(once), BATCH)
+    ]
+    index = torch.searchsorted(torch.tensor(once), torch.tensor(wanted))
+    seen = Seen.join(parts)
+    return Seen(seen.slots[index].half(), seen.patches[index[:, 0]].half())
+
+
+def looks_of(
+    eyes: Eyes, episode: Episode, cameras: Sequence[str], config: EstimateConfig
+) -> Looks:
+    steps = list(range(len(episode) - 1, -1, -config.every))[::-1]  # the last one is among them
+    known = labels(episode.rewards, round(config.settle / episode.spec.dt))[steps]
+    return Looks(look_at(eyes, episode, cameras, steps), torch.from_numpy(known))
+
+
 def train(
     data: EpisodeSet,
     eyes: Eyes,
     config: EstimateConfig,
     report: Callable[[str], None] = lambda _: None,
 ) -> Estimator:
-    """A head for all episodes but every fifth, and its figures on these."""
+    """An estimator from four in five episodes, with its figures on the others."""
     config.check()
     cameras = data.cameras()[: eyes.policy.needs.images]
     if len(data) < HELD_OUT or not cameras:
         raise DataError(f"{data.path} has {len(data)} episodes", f"give at least {HELD_OUT}")
-    hidden, known = [], []
+    looks = []
     for number, episode in enumerate(data):
-        steps = range(len(episode) - 1, -1, -config.every)[::-1]  # the last one is among them
-        hidden.append(torch.stack([eyes(observed(episode, cameras, t)) for t in steps]))
-        known.append(torch.from_numpy(labels(episode.rewards)[list(steps)]))
+        looks.append(looks_of(eyes, episode, cameras, config))
         report(f"{number + 1} of {len(data)} episodes looked at")
-    apart = [i % HELD_OUT == HELD_OUT - 1 for i in range(len(data))]
-    kept = [i for i, held in enumerate(apart) if not held]
-    head = fit(torch.cat([hidden[i] for i in kept]), torch.cat([known[i] for i in kept]), config)
-    held = [(hidden[i], known[i]) for i, out in enumerate(apart) if out]
-    return Estimator(eyes, head, {**figures(head, held), "episodes": len(data)})
+    return train_on(eyes, looks, config)
 
 
-def fit(hidden: Tensor, known: Tensor, config: EstimateConfig) -> Head:
-    """hidden [N, H], known [N, 2] of `labels`. Looks that are done weigh as much as all others."""
-    if not known[:, 1].any():
-        raise VlaError("no episode has a reward: none succeeded", "give some that did")
+def train_on(eyes: Eyes, looks: Sequence[Looks], config: EstimateConfig) -> Estimator:
+    kept = [look for i, look in enumerate(looks) if i % HELD_OUT != HELD_OUT - 1]
+    found = cross_fit(eyes, kept, config)
+    found.figures = {**figures(found, looks[HELD_OUT - 1 :: HELD_OUT]), "episodes": len(looks)}
+    return found
+
+
+def cross_fit(
+    eyes: Eyes,
+    looks: Sequence[Looks],
+    config: EstimateConfig,
+    more: Sequence[Sequence[Looks]] = (),
+) -> Estimator:
+    """Heads that each leave out a third of the episodes, on which the threshold is chosen.
+
+    more: further looks of each episode, to train on alone.
+    """
+    heads: list[Head] = []
+    done: list[float] = []
+    known: list[Tensor] = []
+    for fold in range(FOLDS):
+        others = [i for i in range(len(looks)) if i % FOLDS != fold]
+        head = fit([one for i in others for one in (looks[i], *(more[i] if more else ()))], config)
+        heads.append(head)
+        alone = Estimator(eyes, Heads([head]), 0.5, {})
+        for look in looks[fold::FOLDS]:
+            done += [e.done for e in alone(look.seen)]
+            known.append(look.known[:, 1])
+    chosen = threshold(np.array(done), torch.cat(known).numpy(), config.false_done)
+    return Estimator(eyes, Heads(heads), chosen, {})
+
+
+def fit(looks: Sequence[Looks], config: EstimateConfig) -> Head:
+    """Looks that are done weigh as much as all others."""
+    seen, known = Seen.join([x.seen for x in looks]), torch.cat([x.known for x in looks])
+    told = ~known.isnan()
+    if not (known[:, 1] == 1).any():
+        raise VlaError(
+            f"no episode has a reward that lasts for {config.settle:g} s: none succeeded",
+            "give some that did, or another --settle",
+        )
+    drawn = torch.Generator().manual_seed(config.seed)
+    weight = (known[:, 1] == 0).sum() / (known[:, 1] == 1).sum()
     with torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
-        head = Head(hidden.shape[1])
-    optimizer = torch.optim.AdamW(head.parameters(), lr=config.learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
-    told = ~known[:, 0].isnan()
-    done = known[:, 1]
-    weight = (1 - done).sum() / done.sum()
-    for _ in range(config.steps):
-        progress, logit = head(hidden).unbind(1)
-        loss = F.binary_cross_entropy_with_logits(logit, done, pos_weight=weight)
-        if told.any():
-            loss = loss + F.binary_cross_entropy_with_logits(progress[told], known[told, 0])
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-    return head
+        head = Head(seen.slots.shape[2], *seen.patches.shape[1:]).train()
+        optimizer = torch.optim.AdamW(head.parameters(), config.learning_rate, weight_decay=0.05)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, config.learning_rate, total_steps=config.steps
+        )
+        for _ in range(config.steps):
+            some = torch.randint(len(seen), (min(config.batch_size, len(seen)),), generator=drawn)
+            drawn_looks = seen[some]
+            logits = head(drawn_looks.slots.float(), drawn_looks.patches.float())
+            loss = _loss(logits, known[some], told[some], weight)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+    return head.eval()
 
 
-@torch.no_grad()
-def figures(head: Head, held: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    """Of held-out episodes: mean error of progress, share of looks and of verdicts that are
-    right."""
+def _loss(logits: Tensor, known: Tensor, told: Tensor, weight: Tensor) -> Tensor:
+    """Of what is known; a batch may have nothing."""
+    progress, done = (
+        F.binary_cross_entropy_with_logits(
+            logits[:, i][told[:, i]],
+            SMOOTH + (1 - 2 * SMOOTH) * known[:, i][told[:, i]],
+            pos_weight=weight if i else None,
+            reduction="sum",
+        )
+        / told[:, i].sum().clamp(min=1)
+        for i in range(2)
+    )
+    return progress + done
+
+
+def threshold(done: np.ndarray, known: np.ndarray, false_done: float) -> float:
+    """The least one, 0.5 or more, at which at most this share of what is not done is called so.
+
+    done: [N], how likely. known: [N], 1 where it is, NaN where nobody knows.
+    """
+    wrong = np.sort(done[known == 0])[::-1]
+    if not len(wrong):
+        return 0.5
+    most = wrong[min(int(false_done * len(wrong)), len(wrong) - 1)]
+    return float(max(0.5, np.nextafter(most, 2.0)))
+
+
+def figures(found: Estimator, held: Sequence[Looks]) -> dict[str, Any]:
+    """Of held-out episodes: mean error of progress, counts of looks and of verdicts."""
     errors: list[float] = []
-    looks: list[bool] = []
-    verdicts: list[bool] = []
-    for hidden, known in held:
-        found = head.eval()(hidden).sigmoid()
-        errors += (found[:, 0] - known[:, 0]).abs()[~known[:, 0].isnan()].tolist()
-        looks += ((found[:, 1] > 0.5) == (known[:, 1] > 0.5)).tolist()
-        estimates = [Estimate(p, d) for p, d in found.tolist()]
-        verdicts.append((suggested(estimates) == SUCCESS) == bool(known[-1, 1]))
-    return {
-        "progress_error": float(np.mean(errors)) if errors else None,
-        "looks_right": float(np.mean(looks)),
-        "verdicts_right": float(np.mean(verdicts)),
-        "held_out_episodes": len(held),
-    }
+    looks = {"looks": 0, "looks_right": 0, "looks_not_done": 0, "looks_falsely_done": 0}
+    ends = {"episodes": 0, "verdicts_right": 0, "failures": 0, "falsely_done": 0}
+    for episode in held:
+        estimates, known = found(episode.seen), episode.known.numpy()
+        told = ~np.isnan(known)
+        progress = np.array([e.progress for e in estimates])
+        errors += np.abs(progress - known[:, 0])[told[:, 0]].tolist()
+        says = np.array([e.suggested == "success" for e in estimates])
+        is_done, sure = known[:, 1] == 1, told[:, 1]
+        looks["looks"] += int(sure.sum())
+        looks["looks_right"] += int((says == is_done)[sure].sum())
+        looks["looks_not_done"] += int((sure & ~is_done).sum())
+        looks["looks_falsely_done"] += int((says & sure & ~is_done).sum())
+        if np.isnan(known[-1, 1]):
+            continue  # how it ended is not known
+        ends["episodes"] += 1
+        ends["verdicts_right"] += bool(says[-1] == is_done[-1])
+        ends["failures"] += bool(not is_done[-1])
+        ends["falsely_done"] += bool(says[-1] and not is_done[-1])
+    error = float(np.mean(errors)) if errors else None
+    return {"progress_error": error, **looks, "held_out": ends}

@@ -209,6 +209,18 @@ class OpenVLAPolicy(Policy):
             chunks.update(zip(group, prediction.chunks(context, lengths), strict=True))
         return [chunks[i] for i in range(len(several))]
 
+    @torch.inference_mode()
+    def look(self, observations: Sequence[Observation]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a model that decodes in parallel has made of observations before it acts.
+
+        The hidden states of its action slots [B, slots, H] and of the image patches [B, P, H].
+        """
+        if len({o.instruction for o in observations}) > 1:  # their prompts differ in length
+            several = [self.look([o]) for o in observations]
+            return torch.cat([s for s, _ in several]), torch.cat([p for _, p in several])
+        context, _ = self._context(observations, self.action_space, StageTimer(self.device))
+        return self.engine.patch_hidden(context)
+
     def stream_action(
         self,
         observation: Seen,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vla_inference.episodes.estimates import UNKNOWN
 from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec
 from vla_training.datasets.bag.actions import Actions, Chunk, episode_actions
@@ -28,6 +29,7 @@ from vla_training.datasets.bag.takeover import (
 from vla_training.datasets.bag.topics import BagTopics, choose_topics
 
 RUNNING = "running"
+OLD = 1.0  # s after which an estimate is of another moment
 SLACK = 0.2  # of the gripper's range: what stays below never opens, what is outside is another's
 INFINITE = np.iinfo(np.int64).max
 
@@ -39,7 +41,8 @@ class BagEpisode:
     images: camera -> int64 [T, 2], stamp and time of recording by which an image is found.
     stamps: int64 [T] ns. actions: float64 [T, D]. executed: control steps after each image, by
     EpisodeStatus. flags: bits 1 first, 2 last, 4 terminal, as our writer stores them. acted: bool
-    [T], whether a person did; None where the bag does not say.
+    [T], whether a person did; None where the bag does not say. estimates: [T, 2], as column
+    "estimate" has them; None where there are none.
     """
 
     images: dict[str, np.ndarray]
@@ -52,6 +55,7 @@ class BagEpisode:
     executed: np.ndarray | None = None
     flags: np.ndarray | None = None
     acted: np.ndarray | None = None
+    estimates: np.ndarray | None = None
     terminal: bool = False
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -211,6 +215,7 @@ class _Cutter:
             self._executed(stamps[picked]),
             self._flags(len(inside), picked),
             None if turns is None else turns.acted[picked],
+            self._estimates(stamps[picked], logs[picked]),
             remarks.get("outcome") in ("success", "aborted"),
             remarks,
         )
@@ -362,6 +367,16 @@ class _Cutter:
                 values = values[: falls[0] + 1] if len(falls) else values
                 count[i] = len(np.unique(values[values > 0]))
         return count
+
+    def _estimates(self, stamps: np.ndarray, logs: np.ndarray) -> np.ndarray | None:
+        """[T, 2]: the last estimate of each image or of one before, if it is not too old."""
+        if self.topics.estimate is None or not len(stream := self.streams[self.topics.estimate]):
+            return None
+        at = stamps if stream.stamped else logs
+        index = held(stream.times, at)
+        fresh = (index >= 0) & (at - stream.times[np.maximum(index, 0)] <= round(OLD * NS))
+        values = np.array(stream.values, np.float32)
+        return np.where(fresh[:, None], values[index], np.float32(UNKNOWN))
 
     def _flags(self, total: int, picked: np.ndarray) -> np.ndarray | None:
         text = str(self.topics.about.get("flags", ""))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vla_inference.episodes.estimates import ESTIMATE
 from vla_inference.episodes.interventions import INTERVENTION
 from vla_inference.errors import DataError, VlaError
 from vla_inference.types import ActionSpec, Episode, Observation, Step
@@ -22,6 +23,7 @@ from vla_training.datasets.action_form import (
 )
 from vla_training.datasets.bag.actions import Chunk
 from vla_training.datasets.bag.episodes import BagEpisode, BagReading, read_bag
+from vla_training.datasets.bag.files.message_types import TASK_ESTIMATE
 from vla_training.datasets.bag.files.paths import find_bags
 from vla_training.datasets.bag.files.storage import BagFile
 from vla_training.datasets.bag.options import BagOptions
@@ -196,8 +198,9 @@ class BagSet(EpisodeSet):
             )
             for t in range(len(found))
         ]
-        columns = {} if found.acted is None else {INTERVENTION: found.acted}
-        return Episode(steps, self.spec, dict(found.metadata), columns)
+        columns = {INTERVENTION: found.acted, ESTIMATE: found.estimates}
+        kept = {name: values for name, values in columns.items() if values is not None}
+        return Episode(steps, self.spec, dict(found.metadata), kept)
 
     def carried(self) -> frozenset[str]:
         found: set[str] = set()
@@ -206,6 +209,8 @@ class BagSet(EpisodeSet):
             found |= CARRIED & set(about if isinstance(about, dict) else ())
             if says_who_acted(file):
                 found.add(INTERVENTION)
+            if any(t.type == TASK_ESTIMATE and t.count for t in file.topics.values()):
+                found.add(ESTIMATE)
         return frozenset(found)
 
 

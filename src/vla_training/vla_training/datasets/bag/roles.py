@@ -18,6 +18,7 @@ from vla_training.datasets.bag.files.message_types import (
     JOINTS,
     POSE,
     SOURCE,
+    TASK_ESTIMATE,
     TWIST,
 )
 from vla_training.datasets.bag.joints import ForwardKinematics, JointStream, read_joints
@@ -127,6 +128,8 @@ def digest(kind: str, msg: Any) -> Any:
         return msg
     if kind == SOURCE:
         return str(msg.source)
+    if kind == TASK_ESTIMATE:
+        return float(msg.progress), float(msg.done)
     return np.array(msg.data, np.float64) if np.ndim(msg.data) else msg.data
 
 

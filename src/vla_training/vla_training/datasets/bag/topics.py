@@ -20,6 +20,7 @@ from vla_training.datasets.bag.files.message_types import (
     POSE,
     SOURCE,
     STRING,
+    TASK_ESTIMATE,
     TWIST,
 )
 from vla_training.datasets.bag.files.storage import BagFile
@@ -50,6 +51,7 @@ class BagTopics:
     episode: str | None = None
     human: str | None = None  # a person's chunks
     source: str | None = None  # who commands
+    estimate: str | None = None  # how far the task is
     about: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -65,6 +67,7 @@ class BagTopics:
             self.episode,
             self.human,
             self.source,
+            self.estimate,
         )
         return list(dict.fromkeys(t for t in found if t))
 
@@ -124,6 +127,7 @@ def choose_topics(bag: BagFile, options: BagOptions) -> BagTopics:
         next((t for t in sorted(bag.topics) if bag.topics[t].type == EPISODE), None),
         human,
         noted.get("source") or _last_named(bag, "source", SOURCE),
+        _last_named(bag, "estimate", TASK_ESTIMATE),
         about,
         tuple(notes),
     )

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from vla_inference.episodes.estimates import estimates
 from vla_inference.episodes.interventions import interventions
 from vla_inference.episodes.language import COLUMNS, rows_of
 from vla_inference.errors import DataError, VlaError
@@ -96,7 +97,7 @@ class BagWriter(EpisodeWriter):
     def add(self, encoded: tuple[Episode, dict[str, list[bytes]]]) -> None:
         episode, images = encoded
         stamps = episode_stamps(episode, self.count, self.form.spacing)
-        acted = interventions(episode)
+        acted, told = interventions(episode), estimates(episode)
         self._bag = bag = EpisodeBag(
             self.partial / f"episode_{self.count:06d}", self.options.storage
         )
@@ -123,6 +124,8 @@ class BagWriter(EpisodeWriter):
                 bag.put(topic, types.COMPRESSED, stamp, image)
             if self.form.state:
                 self._put_array(bag, "/state", stamp, seen.state)
+            if told is not None and told[t].min() >= 0:
+                self._put_estimate(bag, stamp, seen.instruction, told[t])
             person = acted is not None and bool(acted[t])
             if acted is not None and (t == 0 or acted[t] != acted[t - 1]):
                 self._put_source(bag, stamp, HUMAN if person else MODEL)
@@ -193,6 +196,20 @@ class BagWriter(EpisodeWriter):
     def _put_source(self, bag: EpisodeBag, stamp: int, who: str) -> None:
         message = bag.make(types.SOURCE, header=_header(bag, stamp, ""), source=who)
         bag.put(SOURCE_TOPIC, types.SOURCE, stamp, message, latched=True)
+
+    def _put_estimate(
+        self, bag: EpisodeBag, stamp: int, instruction: str, told: np.ndarray
+    ) -> None:
+        """told: [2], progress and how likely it is done."""
+        progress, done = told.tolist()
+        message = bag.make(
+            types.TASK_ESTIMATE,
+            header=_header(bag, stamp, ""),
+            instruction=instruction,
+            progress=progress,
+            done=done,
+        )
+        bag.put("/estimate", types.TASK_ESTIMATE, stamp, message)
 
     def _put_pose(self, bag: EpisodeBag, stamp: int) -> None:
         x, y, z, w = self._turn.as_quat().tolist()

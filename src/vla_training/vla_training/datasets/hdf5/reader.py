@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from vla_inference.episodes.estimates import ESTIMATE, read_estimates
 from vla_inference.episodes.hdf5 import STATES, Demonstrations
 from vla_inference.episodes.interventions import INTERVENTION, read_interventions
 from vla_inference.episodes.language import COLUMNS, PERSISTENT, SUBTASK
@@ -200,7 +201,7 @@ class Hdf5Set(ImageColumnSet):
                 "--read action_convention",
             )
         obs = group.get("obs", {})
-        for key in ("rewards", "dones", INTERVENTION, *(f"obs/{n}" for n in obs)):
+        for key in ("rewards", "dones", INTERVENTION, ESTIMATE, *(f"obs/{n}" for n in obs)):
             data = group.get(key)
             if isinstance(data, h5py.Dataset) and data.ndim and len(data) != len(actions):
                 if len(data) == 1 and key.removeprefix("obs/") in layout.SENTENCES:
@@ -255,7 +256,7 @@ class Hdf5Set(ImageColumnSet):
         return CARRIED & (found | ({PERSISTENT} if SUBTASK in found else set()))
 
     def _left_out(self, group: h5py.Group) -> list[str]:
-        used = {*READ, INTERVENTION, SUBTASK, *layout.SENTENCES, *self._cameras.values()}
+        used = {*READ, INTERVENTION, ESTIMATE, SUBTASK, *layout.SENTENCES, *self._cameras.values()}
         used.update(*STATES)
         found: set[str] = set()
 
@@ -297,7 +298,8 @@ class StoredColumns(Mapping[str, np.ndarray]):
         where = f"{self._group.file.filename}: {self._group.name}/{name}"
         with readable(where):
             values = self._group[name][rows]
-        return read_interventions(values, len(values), where) if name == INTERVENTION else values
+        read = {INTERVENTION: read_interventions, ESTIMATE: read_estimates}.get(name)
+        return values if read is None else read(values, len(values), where)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

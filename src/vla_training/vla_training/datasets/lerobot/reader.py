@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vla_inference.episodes.estimates import ESTIMATE, read_estimates
 from vla_inference.episodes.interventions import INTERVENTION, read_interventions
 from vla_inference.episodes.language import COLUMNS, PERSISTENT, SUBTASK
 from vla_inference.errors import DataError
@@ -64,6 +65,7 @@ class LerobotSet(EpisodeSet):
             )
         self._action, self._states = action, folder.one_of(layout.STATES)
         self._acted = folder.one_of(layout.INTERVENTIONS)
+        self._estimated = list(self.features.get(ESTIMATE, {}).get("shape", ())) == [2]
         self._language = [name for name in COLUMNS if name in self.features]
         with readable(self.path / layout.INFO):
             size = int(self.features[action]["shape"][0])
@@ -109,10 +111,12 @@ class LerobotSet(EpisodeSet):
     def left_out(self) -> list[str]:
         used = {self._action, self._states, *READ, *(self._key(c) for c in self.cameras())}
         used |= {self._acted, *self._language, layout.SUBTASK_INDEX}
+        used |= {ESTIMATE} if self._estimated else set()
         return [n for n in self.features if n not in used]
 
     def carried(self) -> frozenset[str]:
         found = {*self._language, *([INTERVENTION] if self._acted else ())}
+        found |= {ESTIMATE} if self._estimated else set()
         return frozenset(found | ({PERSISTENT} if self._subtasks else set()))
 
     def _key(self, camera: str) -> str:
@@ -157,6 +161,7 @@ class LerobotSet(EpisodeSet):
         cameras = {c: self._key(c) for c in self.cameras()}
         stored = {k for k in cameras.values() if self.features[k]["dtype"] == "image"}
         others = (*READ, self._states, self._acted, layout.SUBTASK_INDEX, *self._language)
+        others += (ESTIMATE,) if self._estimated else ()
         names = [self._action, *(n for n in others if n in self.features), *sorted(stored)]
         columns = self._columns(index, names)
         actions = self._actions(columns, index)
@@ -191,6 +196,8 @@ class LerobotSet(EpisodeSet):
         if self._acted is not None:
             acted = _vectors(columns[self._acted])
             kept[INTERVENTION] = read_interventions(acted, length, where)
+        if self._estimated:
+            kept[ESTIMATE] = read_estimates(_vectors(columns[ESTIMATE]), length, where)
         return Episode(steps, self.spec, metadata, kept)
 
     def _task(self, number: int, index: int) -> str:

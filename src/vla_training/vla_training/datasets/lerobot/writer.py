@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vla_inference.episodes.estimates import ESTIMATE, UNKNOWN, estimates
 from vla_inference.episodes.interventions import INTERVENTION, interventions
 from vla_inference.episodes.language import COLUMNS
 from vla_inference.errors import DataError
@@ -239,6 +240,8 @@ class LerobotWriter(EpisodeWriter):
                 }
         if INTERVENTION in form.carried:
             features[INTERVENTION] = vector("bool")
+        if ESTIMATE in form.carried:
+            features[ESTIMATE] = vector("float32", 2, ["progress", "done"])
         features |= {name: dict(FEATURE) for name in COLUMNS if name in form.carried}
         features |= {
             layout.REWARD: vector("float32"),
@@ -300,6 +303,10 @@ class LerobotEncoder:
         if INTERVENTION in self.form.carried:
             acted = interventions(episode)
             columns[INTERVENTION] = np.zeros(len(steps), bool) if acted is None else acted
+        if ESTIMATE in self.form.carried:
+            told = estimates(episode)
+            unknown = np.full((len(steps), 2), UNKNOWN, np.float32)
+            columns[ESTIMATE] = unknown if told is None else told
         images: dict[str, Any] = {}
         statistics = {}
         for camera in self.form.cameras:

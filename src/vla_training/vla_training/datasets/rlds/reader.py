@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from vla_inference.episodes.estimates import ESTIMATE, read_estimates
 from vla_inference.episodes.interventions import INTERVENTION, read_interventions
 from vla_inference.episodes.language import COLUMNS
 from vla_inference.errors import DataError
@@ -326,12 +327,17 @@ class RldsEpisodes(EpisodeSet):
         if INTERVENTION in self.carried():
             acted = column(f"steps/{INTERVENTION}", False)
             columns[INTERVENTION] = read_interventions(acted, length, where)[kept]
+        if ESTIMATE in self.carried():
+            told = np.stack(column(f"steps/{ESTIMATE}", 0.0))
+            columns[ESTIMATE] = read_estimates(told, length, where)[kept]
         return Episode(steps, self.spec, {"source": where, **metadata}, columns)
 
     def carried(self) -> frozenset[str]:
         told = self.features.get(f"steps/{INTERVENTION}")
         acted = told is not None and told.kind == "tensor" and told.size == 1
         rows = {name for name in COLUMNS if f"episode_metadata/{name}" in self.features}
+        told = self.features.get(f"steps/{ESTIMATE}")
+        rows |= {ESTIMATE} if told is not None and told.size == 2 else set()
         return frozenset(rows | ({INTERVENTION} if acted else set()))
 
     def _texts(self, record: Mapping, where: str, length: int) -> list[str]:

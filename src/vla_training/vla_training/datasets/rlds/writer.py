@@ -15,6 +15,7 @@ from typing import IO
 
 import numpy as np
 
+from vla_inference.episodes.estimates import ESTIMATE, UNKNOWN, estimates
 from vla_inference.episodes.interventions import INTERVENTION, interventions
 from vla_inference.episodes.language import COLUMNS, rows_of
 from vla_inference.options import option
@@ -134,6 +135,8 @@ class RldsWriter(EpisodeWriter):
         }
         if INTERVENTION in form.carried:
             steps[INTERVENTION] = _tensor("bool")
+        if ESTIMATE in form.carried:
+            steps[ESTIMATE] = _tensor("float32", 2)
         texts = ("file_path", METADATA, *(c for c in COLUMNS if c in form.carried))
         return _group(
             {
@@ -191,6 +194,10 @@ class RldsEncoder:
         if INTERVENTION in self.form.carried:
             acted = interventions(episode)
             features[f"steps/{INTERVENTION}"] = np.zeros(length, bool) if acted is None else acted
+        if ESTIMATE in self.form.carried:
+            told = estimates(episode)
+            unknown = np.full((length, 2), UNKNOWN, np.float32)
+            features[f"steps/{ESTIMATE}"] = unknown if told is None else told
         for name in (c for c in COLUMNS if c in self.form.carried):
             rows = rows_of(episode.metadata, name, str(metadata.get("source", "an episode")))
             features[f"episode_metadata/{name}"] = [json.dumps(rows).encode()]

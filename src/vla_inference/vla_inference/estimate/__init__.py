@@ -1,0 +1,1 @@
+"""How far a task is and whether it is done, as read off images and sentence."""
