@@ -26,7 +26,7 @@ from vla_training.estimate.train import (
     train,
 )
 
-CONFIG = EstimateConfig(every=1, settle=0, steps=300, batch_size=64)
+CONFIG = EstimateConfig(every=1, settle=0, steps=80, batch_size=32, learning_rate=3e-3)
 
 
 def write_growing_light(path: Path, episodes: int = 10, length: int = 12) -> Path:
