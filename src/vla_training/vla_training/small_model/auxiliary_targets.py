@@ -2,7 +2,8 @@
 
 Where only the sentence says which object is lifted, the arm gives the answer away as soon as it
 moves, and a model that follows its own arm need not read. So the same image is asked about in
-the other order as well: then nothing but the sentence tells the answers apart.
+the other order as well: then nothing but the sentence tells the answers apart. A rover is asked
+about another object than the one that it drives to.
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ def other_scene_of(group, states: np.ndarray | None) -> np.ndarray | None:
     task, scene = TASKS.get(group.attrs.get("task", "")), recorded_scene(group)
     other = scene and other_order(scene)
     info = group.get("datagen_info")
+    if info is not None and "base_pose" in info:
+        return _from_a_base(other, recorded_places(group), info["base_pose"][:])
     if task is None or other is None or info is None or states is None:
         return None
     if not set(other.roles) <= set(info["object_poses"]):
@@ -168,7 +171,11 @@ def recorded_scene(group) -> Scene | None:
 
 
 def other_order(scene: Scene) -> Scene | None:
-    """The same scene with its two roles exchanged; None if it does not have two."""
+    """The same scene with its two roles exchanged, or with another object as its only target; None
+    if it has neither."""
+    names = list(scene.colours)
+    if list(scene.roles) == ["target"] and len(names) > 1:
+        return Scene(scene.colours, {"target": names[names.index(scene.roles["target"]) - 1]})
     if len(scene.roles) != 2:
         return None
     (one, first), (other, second) = scene.roles.items()
