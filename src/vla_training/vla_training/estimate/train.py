@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class EstimateConfig:
     false_done: float = option(
         0.01, "Share of the looks at what is not done that may be called done.", low=0.0, high=1.0
     )
-    steps: int = option(500, "Optimiser steps.", low=1)
+    steps: int = option(450, "Optimiser steps.", low=1)
     batch_size: int = option(128, "Looks of a step.", low=1)
     learning_rate: float = option(1e-3, "Peak of the schedule.", above=0.0)
     seed: int = option(0, "Seed of the head's first weights and of the batches.", low=0)
@@ -139,18 +140,25 @@ def cross_fit(
     looks: Sequence[Looks],
     config: EstimateConfig,
     more: Sequence[Sequence[Looks]] = (),
+    run: Callable[..., Iterable[Head]] = map,
 ) -> Estimator:
     """Heads that each leave out a third of the episodes, on which the threshold is chosen.
 
-    more: further looks of each episode, to train on alone.
+    more: further looks of each episode, to train on alone. run: a `map`, perhaps in parallel.
     """
-    heads: list[Head] = []
+    parts = [
+        [
+            one
+            for i, look in enumerate(looks)
+            if i % FOLDS != fold
+            for one in (look, *(more[i] if more else ()))
+        ]
+        for fold in range(FOLDS)
+    ]
+    heads = list(run(partial(fit, config=config), parts))
     done: list[float] = []
     known: list[Tensor] = []
-    for fold in range(FOLDS):
-        others = [i for i in range(len(looks)) if i % FOLDS != fold]
-        head = fit([one for i in others for one in (looks[i], *(more[i] if more else ()))], config)
-        heads.append(head)
+    for fold, head in enumerate(heads):
         alone = Estimator(eyes, Heads([head]), 0.5, {})
         for look in looks[fold::FOLDS]:
             done += [e.done for e in alone(look.seen)]
