@@ -82,7 +82,8 @@ export class Operate {
     const { services, command, inference, sim, source } = this.#graph;
     const missing = [], starts = (what) => this.#hello.starts?.includes(what);
     if (!services?.enable || !command || command.state === "inactive") missing.push("the command node");
-    if ((services?.instruct || starts("the model")) && inference?.state !== "active" && source !== "human")
+    // A model of another kind has no status, but chunks
+    if ((services?.instruct || (starts("the model") && !command?.chunks)) && inference?.state !== "active" && source !== "human")
       missing.push("the model");
     if ((services?.pause || starts("the simulation")) && (!sim || sim.state === "starting" && !inference))
       missing.push("the simulation");
