@@ -87,16 +87,18 @@ export class Operate {
       missing.push("the model");
     if ((services?.pause || starts("the simulation")) && (!sim || sim.state === "starting" && !inference))
       missing.push("the simulation");
-    this.#allowInstructions();
-    if (missing.join() === this.#missing.join()) return; // it comes often, and each change is laid out
+    const changed = missing.join() !== this.#missing.join();
     this.#missing = missing;
-    this.#allow();
+    this.#allowInstructions();
+    if (changed) this.#allow(); // it comes often, and each change is laid out
   }
 
-  // There is nobody to instruct before the model's node is there.
+  // There is nobody to instruct before the model's node is there, and a simulation that begins gives
+  // an instruction of its own.
   #allowInstructions() {
+    const early = !this.#graph.services?.instruct || this.#missing.includes("the simulation");
     for (const element of document.querySelectorAll("#instruct button, #presets button"))
-      element.disabled = !this.#mine || !this.#graph.services?.instruct;
+      element.disabled = !this.#mine || early;
   }
 
   #allow() {
