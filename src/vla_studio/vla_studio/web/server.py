@@ -536,12 +536,10 @@ class StudioServer:
             self.happened(f"commands the robot: {value}")
         if self._values.get(name) == value:
             return
-        if (
-            name == "estimate"
-            and value
-            and value["instruction"] != self._values.get("instruction")
-        ):
-            return  # it is of another task
+        if name == "estimate" and value:
+            known = self._values.get("instruction", value["instruction"])
+            if value["instruction"] != known:
+                return  # it is of another task
         self._values[name] = value
         if name == "sim":
             self._trials.episode(value["episode"], self._values.get("instruction", ""))
