@@ -19,6 +19,7 @@ from rosidl_parser.definition import (
 )
 
 from vla_inference.errors import VlaError
+from vla_inference.system.workspace import or_build
 
 MOST_SHOWN = 128  # elements of an array, characters of a text: as ros2 topic echo has it
 MOST_NAMES = 12  # in an error
@@ -49,7 +50,7 @@ def interface(name: str, kind: str) -> Any:
         ) from None
     if not hasattr(module, last):
         known = [n for n in dir(module) if n[0].isupper() and "_" not in n]
-        raise VlaError(f"{package} has no {kind} type {last!r}", nearest(last, known))
+        raise VlaError(f"{package} has no {kind} type {last!r}", or_build(nearest(last, known)))
     return getattr(module, last)
 
 
