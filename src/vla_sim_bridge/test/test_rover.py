@@ -10,6 +10,7 @@ import pytest
 
 from vla_inference.errors import VlaError
 from vla_inference.types import ActionChunk, base_twist_spec, eef_delta_spec
+from vla_sim_bridge.cli.rollout import rollout
 from vla_sim_bridge.envs.rover import layout
 from vla_sim_bridge.envs.rover.world import BEAMS, RANGE, RoverWorld
 from vla_sim_bridge.evaluation.episode import EpisodeRun
@@ -205,3 +206,9 @@ def test_other_cameras_and_other_tasks_are_refused():
     with pytest.raises(VlaError, match="Stack_D0 is not a rover's"):
         RoverWorld("Stack_D0")
     assert get_task("rover").name == "Rover_D0"
+
+
+def test_a_model_for_an_arm_is_refused_before_anything_starts(tmp_path):
+    with pytest.raises(VlaError, match="moves by eef_delta, gripper, Rover_D0 is a rover's"):
+        rollout(task="Rover_D0", episodes=1, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

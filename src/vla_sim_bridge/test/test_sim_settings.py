@@ -31,6 +31,12 @@ from vla_sim_bridge.ros.sim_topics import pose_message
         ({"action_timeout": 0.0}, "action_timeout is 0.0; give more than 0"),
         ({"control_rate": float("nan")}, "control_rate is nan"),
         ({"discovery_time": -1.0}, "discovery_time is -1.0"),
+        (
+            {"task": "Rover_D0", "driven_by": "twist"},
+            "Rover_D0 is driven by twist; a rover",
+        ),
+        ({"driven_by": "base_twist"}, "Stack_D0 is driven by base_twist; only a rover is"),
+        ({"task": "Rover_D0", "state": True}, "state is true, Rover_D0 has no arm"),
         ({"episodes": "many"}, "parameter episodes is 'many'; give a whole number"),
         ({"episodes": 2.5}, "parameter episodes is 2.5; give a whole number"),
         ({"lock_step": "yes"}, "parameter lock_step is 'yes'; give true or false"),

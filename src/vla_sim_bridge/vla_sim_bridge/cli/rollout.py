@@ -323,6 +323,12 @@ def check_model(settings: SimSettings, options: LoadOptions) -> Contract:
     from vla_inference.policies.registry import check_policy
 
     contract = check_policy(settings.model, options)
+    kinds = [part.kind for part in contract.spec.parts]
+    if get_task(settings.task).robot == "Rover" and kinds != ["base_twist"]:
+        raise VlaError(
+            f"{settings.model} moves by {', '.join(kinds)}, {settings.task} is a rover's",
+            "train one on its demonstrations, and give --model FOLDER",
+        )
     if settings.lock_step:
         settings.steps_of(contract.chunk)
     return contract

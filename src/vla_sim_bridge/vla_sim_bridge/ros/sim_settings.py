@@ -166,6 +166,11 @@ class SimSettings:
                 f"{self.task} is driven by {self.driven_by}",
                 "a rover has no arm; set driven_by to chunks or base_twist",
             )
+        if self.state and task.robot == "Rover":
+            raise VlaError(
+                f"state is true, {self.task} has no arm",
+                "set state: false; driven by base_twist, a rover publishes odom",
+            )
         if self.driven_by == "base_twist" and task.robot != "Rover":
             raise VlaError(
                 f"{self.task} is driven by base_twist",
