@@ -64,7 +64,7 @@ def busy() -> str:
         return ""
     return (
         f"the machine was busy (load {load:.1f} on {cores} cores): latencies are longer than on "
-        "one of its own, so --max-latency-ms says little"
+        "an idle one, so --max-latency-ms says little"
     )
 
 
