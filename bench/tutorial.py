@@ -2,6 +2,7 @@
 """The tutorial from an empty folder to a trained model in closed loop: time, disk, success.
 
     python bench/tutorial.py [--output bench/results/tutorial.json] [--curve FILE.webp]
+    python bench/tutorial.py --setup-alone [--output bench/results/setup.json]
 
 Clones this repository's HEAD, calls `make setup`, and runs the commands of the tutorial's sections
 "Watch it", "Make demonstrations" and "Train" as they are printed. Packages are downloaded; pip's
@@ -91,6 +92,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_output(parser)
     parser.add_argument("--curve", type=Path, help="draw the training's curve there")
+    parser.add_argument(
+        "--setup-alone", action="store_true", help="the disk that `make setup` takes"
+    )
     arguments = parser.parse_args()
     environment = {k: v for k, v in os.environ.items() if k not in OURS}
     environment["PIP_NO_CACHE_DIR"] = "1"
@@ -100,6 +104,10 @@ def main() -> None:
         subprocess.run(["git", "clone", "-q", ROOT, where], check=True)
         seconds = {"make setup": run("make setup", where, environment)}
         sizes = {"environment_mb": megabytes(where / ".venv"), "all_mb": megabytes(where)}
+        result = {"provenance": begun, **{name: round(mb) for name, mb in sizes.items()}}
+        if arguments.setup_alone:
+            keep(result, arguments.output)
+            return
         page = (where / "docs" / "tutorial.md").read_text()
         for command in commands(page):
             seconds[command] = run(command, where, environment)
@@ -108,11 +116,9 @@ def main() -> None:
                 run(untrained(command), where, environment)
         if arguments.curve is not None:
             draw(where / "runs" / "first" / "metrics.jsonl", arguments.curve)
-        result = {
-            "provenance": begun,
+        result |= {
             "seconds": {name: round(s, 1) for name, s in seconds.items()},
             "minutes": round(sum(seconds.values()) / 60, 1),
-            **{name: round(mb) for name, mb in sizes.items()},
             "successes": rollouts(where),
         }
     keep(result, arguments.output)

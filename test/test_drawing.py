@@ -41,6 +41,16 @@ def quiet(done: subprocess.CompletedProcess) -> bool:
     return not [word for word in NOISE if word in done.stdout + done.stderr]
 
 
+def test_without_any_setting_it_draws_if_anything_does_and_triton_loads_after_it():
+    code = LEFT_OPEN + "import torch._dynamo\nprint('loaded', flush=True)"
+    env = {**environment(domain(60))}
+    for name in ("MUJOCO_GL", "DISPLAY", "PYOPENGL_PLATFORM"):
+        env.pop(name, None)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stdout.split()[-1]) == (0, "loaded"), done.stderr
+
+
 def test_this_machine_draws():
     assert working_ways(), {way: why_not(way) for way in WAYS}
 

@@ -630,7 +630,12 @@ CLAIMS = (
     Claim(
         "README.md",
         lambda r: f"Python 3.10 to 3.12, {r['all_mb'] / 1000:.1f} GB of disk",
-        ("tutorial.json",),
+        ("setup.json",),
+    ),
+    Claim(
+        "docs/robot.md",
+        lambda r: f"`make setup` once ({r['all_mb'] / 1000:.1f} GB of disk)",
+        ("setup.json",),
     ),
     Claim(
         "docs/tutorial.md",

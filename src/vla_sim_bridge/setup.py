@@ -28,6 +28,23 @@ setup(
     maintainer="VLA for ROS 2 maintainers",
     maintainer_email="maintainers@vla-ros2.invalid",
     python_requires=">=3.10",
+    # For pip, without our own packages, which no index has: name all folders in one call. A
+    # workspace installs the versions that are tested (requirements/ at its top).
+    install_requires=[
+        "av",
+        "h5py",
+        "mujoco==3.3.7",
+        "numpy<2",
+        "opencv-python<4.12",
+        "pillow",
+        "pyyaml",
+        "rich",
+        "robosuite==1.5.2",
+        "scipy",
+        "torch",
+        "typer",
+    ],
+    extras_require={"gymnasium": ["gymnasium"]},
     packages=find_packages(exclude=["test", "test.*"]),
     package_data={
         PACKAGE: [

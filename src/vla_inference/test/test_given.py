@@ -55,6 +55,13 @@ def test_an_image_may_be_an_array_pillows_or_a_file(tmp_path, image):
     np.testing.assert_allclose(chunk.actions, image.mean(), rtol=1e-6)
 
 
+def test_what_an_environment_returned_is_an_observation(image):
+    returned = {"images": {"front": image}, "instruction": "go", "state": np.ones(3, np.float32)}
+    seen = as_observation(returned)
+    assert seen.images["front"] is image and seen.instruction == "go" and seen.state.sum() == 3
+    assert as_observation(returned, "stop").instruction == "stop"
+
+
 def test_an_observation_stays_what_it_is_but_for_what_is_said(image):
     seen = Observation({"a": image}, "go", stamp=3.0)
     assert as_observation(seen) is seen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -80,7 +81,7 @@ def test_without_a_network_the_missing_files_are_named(fake_hub):
 
 
 def test_without_a_network_and_a_download_both_are_told(fake_hub):
-    with pytest.raises(CheckpointError, match=r"never downloaded here.*no route to host"):
+    with pytest.raises(CheckpointError, match=r"never downloaded.*no route to host"):
         hub.resolve("some/model")
 
 
@@ -100,4 +101,13 @@ def test_without_a_network_one_line_comes_at_once(tmp_path):
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
     )
     (line,) = done.stderr.splitlines()
-    assert "some/model-of-nobody was never downloaded here and the Hub cannot be reached" in line
+    assert "there is no folder some/model-of-nobody, it was never downloaded from the Hub" in line
+
+
+def test_an_installed_model_goes_by_its_name_from_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("stack-small", "models/stack-small"):
+        found = hub.resolve(name)
+        assert found.name == "stack-small" and (found / "config.json").is_file()
+    (tmp_path / "stack-small").mkdir()
+    assert hub.resolve("stack-small") == Path("stack-small")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vla_inference.cli import main
+from vla_inference.system import workspace
 from vla_inference.system.workspace import needs_ros, or_build, stale_build, unexpected
 from vla_msgs.msg import CommandStatus
 
@@ -113,3 +114,20 @@ def test_the_set_up_tells_whether_there_is_something_to_do(tmp_path):
     command = [sys.executable, "-IS", str(tmp_path / "tools" / "setup.py"), "--check"]
     ended = subprocess.run(command, capture_output=True, timeout=60)
     assert ended.returncode == 3 and not ended.stderr and not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize("module", ["rclpy.qos", "lifecycle_msgs.msg", "std_srvs", "numbers_"])
+def test_where_there_is_no_ros_a_command_that_needs_it_says_so(module, monkeypatch, capsys):
+    monkeypatch.setattr(workspace, "find_spec", lambda _: None)
+    error = ModuleNotFoundError(f"No module named '{module}'", name=module)
+    told = workspace.without_ros(error)
+    assert told.startswith("this needs ROS 2") if module != "numbers_" else not told
+    if told:
+        assert main._handle(error, "vla topic") == 2
+        assert capsys.readouterr().err == f"vla topic: {told}\n"
+
+
+def test_where_packages_are_missing_a_command_of_theirs_is_not_guessed_at(monkeypatch, capsys):
+    monkeypatch.setattr(main, "find_spec", lambda _: None)
+    assert main.main(["rollou"]) == 2
+    assert "other commands come with vla_sim_bridge, vla_training" in capsys.readouterr().err

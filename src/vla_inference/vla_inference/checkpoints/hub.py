@@ -9,6 +9,7 @@ from pathlib import Path
 from vla_inference.checkpoints.foreign_formats import check_files
 from vla_inference.checkpoints.openvla_compat import COMPONENTS, check_names
 from vla_inference.errors import CheckpointError
+from vla_inference.system.prefixes import share_folders
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TIMEOUT = 10.0  # s, for the Hub to say what it has
@@ -17,7 +18,7 @@ WANTED = ["*.json", "*.safetensors", *(f"{part}--*.pt" for part in COMPONENTS)]
 
 def resolve(model: str | os.PathLike, revision: str | None = None) -> Path:
     """The local folder of a checkpoint, fetched from the Hub if `model` is an id like
-    `openvla/openvla-7b`.
+    `openvla/openvla-7b`, or the folder of a model that is installed, such as `stack-small`.
 
     Downloads show their progress and resume where they stopped. Without a network a complete
     earlier download is used; of an incomplete one the missing files are named.
@@ -25,6 +26,9 @@ def resolve(model: str | os.PathLike, revision: str | None = None) -> Path:
     folder = Path(model)
     if folder.is_dir():
         return folder
+    for installed in share_folders("vla_inference", "models", folder.name):
+        if folder.parent == Path() or folder == Path("models", folder.name):
+            return installed
     # A path that was mistyped must not become a question to the network.
     parent = folder.parent
     local = folder.exists() or (parent != Path() and parent.is_dir())
@@ -90,9 +94,10 @@ def _from_cache(repo: str, revision: str | None, reason: Exception) -> Path:
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
     except (OSError, ValueError):  # the library's own kinds are among them
         raise CheckpointError(
-            f"{repo} was never downloaded here and the Hub cannot be reached ({why})",
-            "connect once, or copy the folder here and give its path",
-        ) from reason
+            f"there is no folder {repo}, it was never downloaded from the Hub, and the Hub cannot "
+            f"be reached ({why})",
+            "check the path, or connect once",
+        ) from None
     missing = missing_files(folder)
     if missing:
         raise CheckpointError(

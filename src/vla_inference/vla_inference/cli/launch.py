@@ -113,6 +113,12 @@ def start(
 
     heard: is called with the nodes' lines of standard error, by the stand-in alone.
     """
+    if importlib.util.find_spec("rclpy") is None:
+        raise VlaError(
+            "ROS 2, over which nodes run, is not installed here",
+            "run `make setup` in the workspace, or source it; without ROS see docs/how-to.md, "
+            "'Use the library without ROS'",
+        )
     path, given = split_arguments(words)
     if has_ros_launch() and not stand_in:
         return run_ros_launch(path, given)

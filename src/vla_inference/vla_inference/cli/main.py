@@ -16,14 +16,16 @@ import traceback
 from collections.abc import Callable, Collection, Sequence
 from importlib import metadata
 from importlib.metadata import EntryPoint
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from vla_inference.errors import VlaError
 from vla_inference.system.plugins import find_plugins
-from vla_inference.system.workspace import or_build, stale_build, unexpected
+from vla_inference.system.workspace import or_build, stale_build, unexpected, without_ros
 
 GROUP = "vla.commands"
+OTHERS = ("vla_sim_bridge", "vla_training", "vla_studio")  # packages that bring commands, too
 USAGE = "usage: vla COMMAND [options]      (vla COMMAND --help tells about one)"
 
 
@@ -132,11 +134,19 @@ def _choose(arguments: list[str]) -> int:
         return 0 if arguments else 2
     subcommand = arguments[0]
     if subcommand not in subcommands:
-        close = difflib.get_close_matches(subcommand, subcommands, n=3, cutoff=0.6)
-        hint = f"did you mean {' or '.join(close)}?" if close else "vla --help lists all"
-        complain("vla", f"there is no command '{subcommand}'; {or_build(hint)}")
+        hint = or_build(_instead(subcommand, subcommands))
+        complain("vla", f"there is no command '{subcommand}'; {hint}")
         return 2
     return _status(f"vla {subcommand}", run_subcommand, subcommands[subcommand], arguments[1:])
+
+
+def _instead(name: str, known: Collection[str]) -> str:
+    """What to do about a command that is not installed."""
+    absent = [p for p in OTHERS if find_spec(p) is None]
+    if absent:
+        return f"other commands come with {', '.join(absent)}: pip install ./src/{absent[0]} ..."
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(close)}?" if close else "vla --help lists all"
 
 
 def _status(where: str, function: Callable[..., int], *arguments: Any) -> int:
@@ -175,7 +185,7 @@ def _handle(error: Exception, where: str) -> int:
         told = f"{error.filename}: {error.strerror}; look at the path, its rights and the disk"
         complain(where, told)
         return 2
-    if told := stale_build(error):
+    if told := without_ros(error) or stale_build(error):
         complain(where, told)
         return 2
     traceback.print_exc()

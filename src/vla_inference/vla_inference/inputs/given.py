@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -19,16 +19,19 @@ from vla_inference.inputs.image_files import read_image, to_rgb
 from vla_inference.types import Observation
 
 ImageLike: TypeAlias = "np.ndarray | Image.Image | str | os.PathLike[str]"
-Seen: TypeAlias = "Observation | ImageLike | Mapping[str, ImageLike]"
+Seen: TypeAlias = "Observation | ImageLike | Mapping[str, Any]"
 
 
 def as_observation(
     given: Seen, instruction: str | None = None, state: np.ndarray | None = None
 ) -> Observation:
-    """An observation of one image, or of several by camera name.
+    """An observation of one image, of several by camera name, or of what a Gymnasium
+    environment of ours returns ("images", "instruction", "state").
 
     instruction, state: replace those of an `Observation` that was given.
     """
+    if isinstance(given, Mapping) and isinstance(given.get("images"), Mapping):
+        given = Observation(given["images"], given.get("instruction", ""), given.get("state"))
     if isinstance(given, Observation):
         if instruction is None and state is None:
             return given
@@ -55,5 +58,6 @@ def as_image(given: ImageLike, name: str = "image") -> np.ndarray:
         return read_image(Path(given))
     raise ObservationError(
         f"{name} is a {type(given).__name__}",
-        "give an Observation, a numpy array, a Pillow image or the path of an image file",
+        "give an Observation, a numpy array, a Pillow image or the path of an image file, or "
+        "these by camera name",
     )

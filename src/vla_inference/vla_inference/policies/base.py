@@ -160,7 +160,8 @@ class Policy(Protocol):
     ) -> ActionChunk:
         """The next action chunk for one observation.
 
-        observation: an `Observation`, or an image (array, Pillow's, path), or several by name.
+        observation: an `Observation`, or an image (array, Pillow's, path), several by name, or
+            what an environment of `vla_sim_bridge.gym` returned.
         instruction, state: of images alone; they replace an observation's.
         """
         return self.predict([as_observation(observation, instruction, state)])[0]

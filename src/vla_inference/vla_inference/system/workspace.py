@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +14,9 @@ from typing import Any
 from vla_inference.errors import VlaError
 
 MESSAGES = "vla_msgs"
+OF_ROS = re.compile(
+    r"(rclpy|ament_\w+|launch\w*|rosidl\w*|std_srvs|\w+_msgs|\w+_interfaces)(\..*)?"
+)
 PATIENCE = 20.0  # s that the set-up may take to compare
 OUTDATED = 3  # its exit status where something has to be built or installed
 REMEDY, CLEAN = "run `make setup`", "run `make clean setup`"
@@ -36,6 +41,14 @@ def stale_build(error: Exception) -> str:
     if isinstance(error, ImportError) and is_outdated():
         return f"the workspace has changed since it was built ({_name(error)}); {REMEDY}"
     return ""
+
+
+def without_ros(error: Exception) -> str:
+    """The line for an import of ROS's where there is no ROS; else ""."""
+    missing = isinstance(error, ModuleNotFoundError) and error.name
+    if not missing or not OF_ROS.fullmatch(missing) or find_spec("rclpy"):
+        return ""
+    return f"this needs ROS 2, which is not installed here ({error}); {REMEDY}, or source it"
 
 
 def needs_ros(

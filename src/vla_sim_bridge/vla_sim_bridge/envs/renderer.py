@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
+import importlib
 import os
 import sys
 import traceback
@@ -16,9 +18,23 @@ import numpy as np
 
 from vla_inference.errors import VlaError
 
-# MuJoCo picks its way of drawing at import. Without a screen that is EGL on a GPU, OSMesa else.
+
+def _has_osmesa() -> bool:
+    for name in ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"):
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(name)
+            return True
+    return False
+
+
+GPU = os.path.exists("/dev/nvidia0")
+# MuJoCo picks its way of drawing at import. Without a screen that is OSMesa where it is installed
+# and there is no GPU, else EGL.
 if "MUJOCO_GL" not in os.environ and not os.environ.get("DISPLAY"):
-    os.environ["MUJOCO_GL"] = "egl" if os.path.exists("/dev/nvidia0") else "osmesa"
+    os.environ["MUJOCO_GL"] = "osmesa" if not GPU and _has_osmesa() else "egl"
+if not GPU:  # Triton's LLVM crashes when it is loaded after the one that Mesa draws with
+    with contextlib.suppress(ImportError):
+        importlib.import_module("triton._C.libtriton")
 WAY = os.environ.get("MUJOCO_GL", "")  # robosuite may write another, too late
 
 _open: weakref.WeakSet = weakref.WeakSet()  # renderers that nobody has closed yet
