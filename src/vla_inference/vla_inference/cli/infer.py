@@ -71,9 +71,10 @@ def infer(
         needs = policy.needs
         if needs.images > 1 or needs.state:
             raise VlaError(
-                f"model {policy.name} takes {needs.images} images and {needs.state} "
-                "numbers of proprioception; a source has one image",
-                "call Policy.predict",
+                f"model {policy.name} takes {needs.images} image(s) and {needs.state} numbers of "
+                "state, and a source has one image alone",
+                "measure it on a dataset with `vla eval`, or call act() from Python with an "
+                "Observation",
             )
         times: list[float] = []
         begin = time.perf_counter()

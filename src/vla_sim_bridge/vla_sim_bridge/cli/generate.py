@@ -76,7 +76,12 @@ def generate(
         folder = Path("datasets") / config.task if output is None else output
         if output is not None and len(names) > 1:
             folder = output / config.task
-        path = _generate_one(config, folder, parallel, ray_address)
+        try:
+            path = _generate_one(config, folder, parallel, ray_address)
+        except KeyboardInterrupt:
+            told = f"{folder} keeps what was made; the same command goes on from there"
+            print(f"vla generate: stopped; {told}", file=sys.stderr, flush=True)
+            raise
         keep_options(path.parent)
         statistics = json.loads((path.parent / "statistics.json").read_text())
         made.append({"path": str(path), **statistics})

@@ -21,7 +21,9 @@ class GenerateConfig:
     task: str = "Stack_D2"
     episodes: int = option(100, "Successful episodes per task.", low=1)
     cameras: tuple[str, ...] = option(
-        ("agentview",), "Cameras, separated by commas: agentview,wrist,frontview."
+        ("agentview",),
+        "Cameras, separated by commas: agentview,wrist,frontview; wrist is stored as "
+        "robot0_eye_in_hand.",
     )
     camera_width: int = option(
         224, "Width of the images, pixels.", low=16, high=4096, unit="pixels"

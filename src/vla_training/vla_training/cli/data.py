@@ -198,14 +198,14 @@ def show(d: dict) -> None:
         ("state", f"{d['state']} numbers" if d["state"] else "none"),
         ("actions", f"{spec['dt']:g} s a step"),
         *[("", _part(p)) for p in spec["parts"]],
-        ("person", _person(d["interventions"])),
+        ("takeovers", _takeovers(d["interventions"])),
         *([("language", _counts(d["language"]))] if d["language"] else []),
         ("metadata", ", ".join(d["metadata"]) or "none"),
         ("left out", ", ".join(d["left_out"]) or "nothing"),
         *([("deleted", ", ".join(d["deleted"]))] if d["deleted"] else []),
     ]
     for name, value in rows:
-        print(f"{name:<10}{value}")
+        print(f"{name:<11}{value}")
     print()
     print(f"{'action':<10}{'unit':<8}" + "".join(f"{k:>10}" for k in STATISTICS))
     for i, dim in enumerate(d["dimensions"]):
@@ -219,13 +219,13 @@ def show(d: dict) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
-def _person(acted: dict | None) -> str:
-    """Where a person acted."""
+def _takeovers(acted: dict | None) -> str:
+    """Where a person acted in place of a model."""
     if acted is None:
-        return "not recorded who acted"
+        return "not recorded"
     share = 100 * acted["steps"] / max(1, acted["of_steps"])
     return (
-        f"acted in {share:.1f} % of {acted['of_steps']} steps, in {acted['episodes']} of "
+        f"a person acted in {share:.1f} % of {acted['of_steps']} steps, in {acted['episodes']} of "
         f"{acted['of_episodes']} episodes"
     )
 

@@ -33,7 +33,10 @@ ModelOption = Annotated[
     Holds.PATH,
 ]
 CameraOption = Annotated[
-    str | None, typer.Option(help="Camera(s) that the model sees, separated by commas.")
+    str | None,
+    typer.Option(
+        "--camera", "--cameras", help="Camera(s) that the model sees, separated by commas."
+    ),
 ]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda ...; default: CUDA if available.")

@@ -27,7 +27,7 @@ class EvalConfig:
         holds=Holds.NAME_OR_PATH,
     )
     cameras: tuple[str, ...] = option(
-        (), "Camera(s) that the model sees, separated by commas.", names=("--camera",)
+        (), "Camera(s) that the model sees, separated by commas.", names=("--camera", "--cameras")
     )
     instruction: str | None = option(None, "Replaces the dataset's instructions.")
 

@@ -6,6 +6,7 @@ alone: a run that is resumed, or spread over another number of devices, sees the
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -260,7 +261,7 @@ def batches(
     loader = torch.utils.data.DataLoader(
         samples,
         batch_sampler=share,
-        num_workers=workers,
+        num_workers=min(workers, len(os.sched_getaffinity(0))),
         collate_fn=collate,
         pin_memory=pin,
         **options,

@@ -97,7 +97,7 @@ class TrainingLoop:
                 self.average.update(p.step)
             if self.config.minutes is None:
                 p.elapsed = before + time.perf_counter() - begun
-            elif p.step % CLOCK == 0:
+            elif self.place.world == 1 or p.step % CLOCK == 0:
                 p.elapsed = self.place.agree(before + time.perf_counter() - begun)
             if not after(norm):
                 return False

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vla_inference.checkpoints.openvla_compat import checkpoint_name
 from vla_inference.errors import ObservationError, VlaError
 from vla_inference.policies.base import Contract, LoadOptions, Needs, Policy
 from vla_inference.policies.lerobot.checkpoint import ACTION, STATE, LeRobotCheckpoint
@@ -22,7 +23,7 @@ class LeRobotPolicy(Policy):
 
     def __init__(self, checkpoint: LeRobotCheckpoint, options: LoadOptions, contract: Contract):
         self.checkpoint = checkpoint
-        self.name = checkpoint.folder.resolve().name
+        self.name = checkpoint_name(checkpoint.folder)
         self.device, self.dtype = torch.device(options.device), DTYPES[options.dtype]
         self.placement = f"{self.device} by engine plain"
         self.needs, self.spec, self.chunk = contract.needs, contract.spec, contract.chunk
@@ -40,7 +41,7 @@ class LeRobotPolicy(Policy):
         missing = [name for name in wanted if name not in given]
         if strange := set(given) - set(wanted):
             raise ObservationError(
-                f"images {', '.join(sorted(strange))} are none of the model's",
+                f"the model has no camera {', '.join(map(repr, sorted(strange)))}",
                 f"it takes {', '.join(wanted)}",
             )
         if not given or len(missing) > self.checkpoint.empty:

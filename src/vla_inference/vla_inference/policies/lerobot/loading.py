@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from vla_inference.checkpoints.openvla_compat import checkpoint_name
 from vla_inference.checkpoints.safetensors_io import tensor_headers
 from vla_inference.engines import usual_engine
 from vla_inference.errors import VlaError
@@ -92,7 +93,7 @@ def describe_checkpoint(
     shapes = tensor_shapes(checkpoint.folder)
     parameters = sum(map(math.prod, shapes.values()))
     values = {
-        "name": checkpoint.folder.resolve().name,
+        "name": checkpoint_name(checkpoint.folder),
         "family": family,
         "folder": checkpoint.folder.resolve(),
         "size_mb": round(path.stat().st_size / 1e6, 1),
