@@ -65,9 +65,9 @@ def answer(model: Any, images: int, dtype: torch.dtype, by: str = "") -> None:
     c, size = model.config, model.config.image_size
     words = torch.zeros(1, 20, dtype=torch.long)
     state = torch.zeros(1, c.state_dim or 5, dtype=dtype)
-    pictures = torch.zeros(1, images, 3, *size, dtype=dtype)
+    seen = torch.zeros(1, images, 3, *size, dtype=dtype)
     engine = engine_of(model, images, by or "dense", lambda key, work: work(), dtype)
-    solve = engine.begin(Inputs(pictures, words, words == words, state))
+    solve = engine.begin(Inputs(seen, words, words == words, state))
     solve(torch.zeros(1, c.chunk, c.action_dim), None, None)
 
 

@@ -68,13 +68,21 @@ class Whisper:
         return np.ravel(self._vad(samples))
 
     def hear(self, utterance: Samples, known: Sequence[str]) -> Heard | None:
-        encoded = self._encode(utterance)
+        """Without its noise; and as it came, where no sentence in use was found in that."""
+        heard = self._hear(self._encode(without_noise(utterance)), len(utterance), known)
+        if heard is None or not (heard.stop or heard.known):
+            again = self._hear(self._encode(utterance), len(utterance), known)
+            if again is not None and (heard is None or again.stop or again.known):
+                return again
+        return heard
+
+    def _hear(self, encoded: Any, length: int, known: Sequence[str]) -> Heard | None:
         found = self._model.model.generate(
             encoded,
             [self._prompt],
             beam_size=BEAMS,
             num_hypotheses=BEAMS,
-            max_length=2 * (8 + int(TOKENS * len(utterance) / RATE)),  # half is the prompt's
+            max_length=2 * (8 + int(TOKENS * length / RATE)),  # half is the prompt's
             return_scores=True,
             return_no_speech_prob=True,
         )[0]
@@ -87,16 +95,13 @@ class Whisper:
             return Heard(texts[0], exact)
         scored = zip(found.scores, found.sequences_ids, strict=True)
         best = max(score * len(ids) for score, ids in scored)
-        meant = self._meant(encoded, best, [*self._stops(utterance), *alike(texts, known, MOST)])
+        meant = self._meant(encoded, best, [*_stops(length), *alike(texts, known, MOST)])
         if meant in STOPS:
             return Heard(texts[0], stop=True)
         if meant:
             return Heard(texts[0], meant)
         sure = found.scores[0] >= LEAST and found.no_speech_prob <= NO_SPEECH
         return Heard(texts[0]) if sure else None
-
-    def _stops(self, utterance: Samples) -> Sequence[str]:
-        return STOPS if len(utterance) < SHORT * RATE else ()
 
     def _meant(self, encoded: Any, best: float, sentences: Sequence[str]) -> str:
         """The most likely sentence, if it is nearly as likely as the best text; empty: none is.
@@ -115,7 +120,7 @@ class Whisper:
 
     def _encode(self, utterance: Samples) -> Any:
         """What the encoder makes of it."""
-        audio = np.concatenate([SILENCE, without_noise(utterance), SILENCE])
+        audio = np.concatenate([SILENCE, utterance, SILENCE])
         features = self._model.feature_extractor(audio)
         frames = min(features.shape[-1], WINDOWS[-1])
         window = next(each for each in WINDOWS if frames <= each)
@@ -148,6 +153,11 @@ class Whisper:
             logits = np.array(step, np.float32).ravel()
             total += float(logits[token] - np.logaddexp.reduce(logits))
         return total
+
+
+def _stops(length: int) -> Sequence[str]:
+    """What may be meant by an utterance of so many samples."""
+    return STOPS if length < SHORT * RATE else ()
 
 
 def _one_line(text: str) -> str:
