@@ -40,6 +40,7 @@ def test_the_target_is_where_it_is_driven_to_and_is_named(reach):
     assert angles.abs().max() <= HALF_VIEW + 1e-6
     last = torch.nonzero(frames.episode == 0).max()
     assert places[last, 0] == pytest.approx(0.55, abs=0.2) and abs(places[last, 1]) < 0.15
+    assert (frames.scene[:, 2].isnan() == places[:, 0].isnan()).all()
     for row in (0, len(frames) - 1):
         colour = COLOURS[int(frames.scene[row, NUMBERS])]
         said = {frames.sentences[i] for i in frames.wordings[frames.text[row]]}

@@ -145,6 +145,7 @@ def _from_a_base(scene: Scene | None, places: dict, poses: np.ndarray) -> np.nda
     numbers = np.full((len(poses), SIZE), np.nan, np.float32)
     target = scene.roles["target"]
     numbers[:, :2] = _in_sight(places[target], poses)
+    numbers[:, 2] = 0 * numbers[:, 0]  # on the floor; unknown where the target is out of sight
     numbers[:, NUMBERS] = COLOURS.index(scene.colours[target])
     for name, colour in scene.colours.items():
         if list(scene.colours.values()).count(colour) == 1:
