@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -204,18 +204,19 @@ class _Cutter:
             actions[:, 6] = self._gripper(stamps, logs)
         picked = np.flatnonzero(keep)
         chunks = None if found.chunks is None else [found.chunks[i] for i in picked]
+        texts = self._instructions(logs[picked], chunks, remarks)
         episode = BagEpisode(
             {c: p[picked] for c, p in images.items()},
             stamps[picked],
             actions[picked],
-            self._instructions(logs[picked], chunks, remarks),
+            texts,
             self._rewards(stamps, logs)[picked],
             chunks,
             None if states is None else states[picked],
             self._executed(stamps[picked]),
             self._flags(len(inside), picked),
             None if turns is None else turns.acted[picked],
-            self._estimates(stamps[picked], logs[picked]),
+            self._estimates(stamps[picked], logs[picked], texts),
             remarks.get("outcome") in ("success", "aborted"),
             remarks,
         )
@@ -368,15 +369,20 @@ class _Cutter:
                 count[i] = len(np.unique(values[values > 0]))
         return count
 
-    def _estimates(self, stamps: np.ndarray, logs: np.ndarray) -> np.ndarray | None:
-        """[T, 2]: the last estimate of each image or of one before, if it is not too old."""
+    def _estimates(
+        self, stamps: np.ndarray, logs: np.ndarray, texts: Sequence[str]
+    ) -> np.ndarray | None:
+        """[T, 2]: the last estimate of each image or of one before, if it is not too old and of
+        the same instruction."""
         if self.topics.estimate is None or not len(stream := self.streams[self.topics.estimate]):
             return None
         at = stamps if stream.stamped else logs
         index = held(stream.times, at)
         fresh = (index >= 0) & (at - stream.times[np.maximum(index, 0)] <= round(OLD * NS))
-        values = np.array(stream.values, np.float32)
-        return np.where(fresh[:, None], values[index], np.float32(UNKNOWN))
+        told = [stream.values[i] for i in index]
+        same = np.array([t[2] == text for t, text in zip(told, texts, strict=True)])
+        values = np.array([t[:2] for t in told], np.float32)
+        return np.where((fresh & same)[:, None], values, np.float32(UNKNOWN))
 
     def _flags(self, total: int, picked: np.ndarray) -> np.ndarray | None:
         text = str(self.topics.about.get("flags", ""))

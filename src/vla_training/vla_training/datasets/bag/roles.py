@@ -129,7 +129,7 @@ def digest(kind: str, msg: Any) -> Any:
     if kind == SOURCE:
         return str(msg.source)
     if kind == TASK_ESTIMATE:
-        return float(msg.progress), float(msg.done)
+        return float(msg.progress), float(msg.done), str(msg.instruction)
     return np.array(msg.data, np.float64) if np.ndim(msg.data) else msg.data
 
 
