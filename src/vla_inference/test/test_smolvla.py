@@ -320,7 +320,7 @@ def test_observations_that_do_not_fit_are_refused(policy):
         policy.act(Observation(good.images, "go", good.state[:5]))
     with pytest.raises(ObservationError, match="some are not finite"):
         policy.act(Observation(good.images, "go", np.full(6, np.nan)))
-    with pytest.raises(ObservationError, match="images top are none of the model's; it takes cam"):
+    with pytest.raises(ObservationError, match="has no camera 'top'; it takes camera1"):
         policy.act(Observation({"top": good.images["camera1"]}, "go", good.state))
     with pytest.raises(ObservationError, match="camera1, camera2 are missing"):
         policy.act(Observation({}, "go", good.state))

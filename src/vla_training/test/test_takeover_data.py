@@ -218,7 +218,7 @@ def test_data_shows_them(tmp_path, capsys):
     path = str(write(tmp_path / "source.hdf5", "hdf5", made))
     assert main(["data", "info", path]) == 0
     told = capsys.readouterr().out
-    assert "person    acted in 33.3 % of 12 steps, in 1 of 2 episodes" in told
+    assert "takeovers a person acted in 33.3 % of 12 steps, in 1 of 2 episodes" in told
     assert "language  1 subtask" in told
     assert main(["data", "episode", path]) == 0
     shown = json.loads(capsys.readouterr().out)

@@ -205,7 +205,7 @@ def show(d: dict) -> None:
         *([("deleted", ", ".join(d["deleted"]))] if d["deleted"] else []),
     ]
     for name, value in rows:
-        print(f"{name:<11}{value}")
+        print(f"{name:<10}{value}")
     print()
     print(f"{'action':<10}{'unit':<8}" + "".join(f"{k:>10}" for k in STATISTICS))
     for i, dim in enumerate(d["dimensions"]):
