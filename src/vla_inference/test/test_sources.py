@@ -255,7 +255,7 @@ def test_infer_refuses_before_it_loads(folder, model, tmp_path):
     with pytest.raises(VlaError, match="known: random, normalized"):
         infer(model=model, source=str(folder), instruction="lift it", unnorm_key="bridge")
     two = write_random_checkpoint(tmp_path / "two", head="l1-two-cameras")
-    with pytest.raises(VlaError, match=r"takes 2 image\(s\) and 0 numbers of state"):
+    with pytest.raises(VlaError, match=r"takes 2 image\(s\) and 8 numbers of state"):
         infer(model=str(two), source=str(folder), instruction="lift it")
 
 

@@ -71,7 +71,7 @@ def infer(
         needs = policy.needs
         if needs.images > 1 or needs.state:
             raise VlaError(
-                f"model {policy.name} takes {needs.images} image(s) and {needs.state or 0} numbers of "
+                f"model {policy.name} takes {needs.images} image(s) and {needs.state} numbers of "
                 "state, and a source has one image alone",
                 "measure it on a dataset with `vla eval`, or call act() from Python with an "
                 "Observation",
