@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+NUMBER = re.compile(r"\[Errno -?\d+\] ")  # of the system's errors: says nothing to a reader
+
 
 class VlaError(Exception):
     """A mistake in the input, the checkpoint or the set-up.
@@ -11,7 +15,7 @@ class VlaError(Exception):
     """
 
     def __init__(self, problem: str, remedy: str | None = None):
-        self.problem = problem
+        self.problem = problem = NUMBER.sub("", problem)
         self.remedy = remedy
         super().__init__(f"{problem}; {remedy}" if remedy else problem)
 

@@ -69,17 +69,17 @@ def fetch(repo: str, revision: str | None = None) -> Path:
             repo, revision=revision, allow_patterns=WANTED, ignore_patterns=["*/*"]
         )
         return Path(found)
-    except GatedRepoError as error:
+    except GatedRepoError:
         raise CheckpointError(
             f"{repo} is only given to those who accepted its licence",
             "accept it on the Hub and run `hf auth login`",
-        ) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        ) from None
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
         at = f" at revision {revision}" if revision else ""
         raise CheckpointError(
             f"there is no folder {repo}, nor a model of that name on the Hub{at}",
             "check the name (private ones need `hf auth login`)",
-        ) from error
+        ) from None
     except CheckpointError:
         raise
     except Exception as error:  # offline mode, no route, a time-out, half a download
@@ -104,7 +104,7 @@ def _from_cache(repo: str, revision: str | None, reason: Exception) -> Path:
             f"the download of {repo} is not complete (missing: {', '.join(missing)}) and the Hub "
             f"cannot be reached ({why})",
             f"connect and run again, or copy them into {folder}",
-        ) from reason
+        ) from None
     return folder
 
 

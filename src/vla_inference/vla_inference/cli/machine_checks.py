@@ -55,6 +55,10 @@ def examine(model: str = "", root: Path = Path("/")) -> list[Finding]:
 def _ros(name: str, root: Path) -> Finding:
     if importlib.util.find_spec("rclpy") is None:
         remedy = "source /opt/ros/<distro>/setup.bash, or run `make setup`"
+        if not (root / "colcon.meta").exists():
+            return Finding(
+                name, WARN, "rclpy is not installed: no nodes, only the library", remedy
+            )
         return Finding(name, ERROR, "rclpy is not installed", remedy)
     distro = os.environ.get("ROS_DISTRO", "")
     if distro not in DISTROS:
@@ -75,6 +79,8 @@ def _rmw(name: str, root: Path) -> Finding:
 
 def _messages(name: str, root: Path) -> Finding:
     if importlib.util.find_spec("vla_msgs") is None:
+        if importlib.util.find_spec("rclpy") is None:
+            return Finding(name, OK, "not needed without ROS")
         return Finding(name, ERROR, "vla_msgs is not built", "run `make setup`, or colcon build")
     if is_outdated():
         return Finding(name, WARN, "the workspace has changed since it was built", REMEDY)

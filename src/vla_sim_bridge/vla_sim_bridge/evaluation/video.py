@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 SIZE = 400  # pixels, the image's width and height
-STRIP = 48  # pixels below it
+STRIP = 48  # pixels above it: players cover what is below
 END_FRAMES = 16  # how long an outcome stays
 INK, PALE, BACK = (235, 238, 242), (150, 158, 168), (22, 25, 29)
 COLOURS = {
@@ -41,24 +41,22 @@ class Caption:
 
 
 def draw(image: np.ndarray, caption: Caption) -> np.ndarray:
-    """uint8 [SIZE, SIZE, 3] -> uint8 [SIZE + STRIP, SIZE, 3] with the caption."""
+    """uint8 [SIZE, SIZE, 3] -> uint8 [STRIP + SIZE, SIZE, 3], the caption above."""
     canvas = Image.new("RGB", (SIZE, SIZE + STRIP), BACK)
-    canvas.paste(Image.fromarray(image), (0, 0))
+    canvas.paste(Image.fromarray(image), (0, STRIP))
     pen = ImageDraw.Draw(canvas)
     large, small = _font(13), _font(12)
     text = fitted_text(pen, caption.instruction, large, SIZE - 20)
-    pen.text((10, SIZE + 6), text, font=large, fill=INK)
+    pen.text((10, 6), text, font=large, fill=INK)
     line = f"episode {caption.episode} of {caption.episodes}"
     line += "" if caption.index is None else f" (#{caption.index})"
-    pen.text((10, SIZE + 27), line, font=small, fill=PALE)
+    pen.text((10, 27), line, font=small, fill=PALE)
     ended = caption.outcome in COLOURS
     right = f"{caption.outcome}, step {caption.step}" if ended else f"step {caption.step}"
     width = pen.textlength(right, font=small)
-    pen.text(
-        (SIZE - 10 - width, SIZE + 27), right, font=small, fill=COLOURS.get(caption.outcome, PALE)
-    )
+    pen.text((SIZE - 10 - width, 27), right, font=small, fill=COLOURS.get(caption.outcome, PALE))
     if ended:
-        pen.rectangle((0, SIZE, SIZE, SIZE + 2), fill=COLOURS[caption.outcome])
+        pen.rectangle((0, STRIP - 3, SIZE, STRIP - 1), fill=COLOURS[caption.outcome])
     return np.asarray(canvas)
 
 

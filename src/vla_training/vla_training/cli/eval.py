@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +42,7 @@ def evaluate(
         Path | None, typer.Option(help="JSON file for the metrics of every frame.")
     ] = None,
     report: ReportOption = None,
+    verbose: Annotated[bool, typer.Option(help="Print a line for every frame.")] = False,
     as_json: JsonOption = False,
 ) -> int:
     """Evaluate a model offline: compare its predictions with a dataset, frame by frame."""
@@ -62,10 +64,14 @@ def evaluate(
         plain = LoadOptions(device=run.device, dtype=run.dtype, engine="plain")
         reference = load_policy(reference_model, plain)
 
+    line = ProgressLine()
+
     def follow(frame) -> None:
         progress.report(frame.number, frame.total)
-        if not as_json:
+        if verbose and not as_json:
             tell(frame)
+        else:
+            line.show(frame)
 
     result = compare(policy, data, config, reference, follow)
     statistics = result.statistics()
@@ -81,6 +87,27 @@ def evaluate(
     else:
         show(statistics, written)
     return 0 if result.complete else 130
+
+
+class ProgressLine:
+    """One line on stderr, anew every second on a terminal, elsewhere every 10 s."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
+        self._began = self._told = time.monotonic()
+
+    def show(self, frame) -> None:
+        now, last = time.monotonic(), frame.number == frame.total
+        if now - self._told < (1 if self.terminal else 10) and not (last and self.terminal):
+            return
+        self._told = now
+        rate = frame.number / max(1e-9, now - self._began)
+        text = (
+            f"frame {frame.number} of {frame.total}, accuracy so far {frame.mean_accuracy:.3f}, "
+            f"{rate:.1f} per second, {(frame.total - frame.number) / rate:.0f} s left"
+        )
+        end = "\n" if last or not self.terminal else ""
+        print(f"\r\x1b[K{text}" if self.terminal else text, end=end, file=sys.stderr, flush=True)
 
 
 def tell(frame) -> None:
