@@ -97,9 +97,8 @@ def settings(home: Path, folder: Path, base: str = "tokens", **changes) -> Finet
         "quiet": True,
     }
     sources = changes.pop("sources", (DatasetSource(str(home / "noise.hdf5")),))
-    return FinetuneConfig(
-        vla_path=str(home / base), sources=sources, folder=str(folder), **{**usual, **changes}
-    )
+    given = {"vla_path": str(home / base), **usual, **changes}
+    return FinetuneConfig(sources=sources, folder=str(folder), **given)
 
 
 def losses(folder: Path) -> dict[int, float]:

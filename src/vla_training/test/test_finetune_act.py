@@ -306,9 +306,15 @@ def test_the_command_writes_one_for_the_robot_of_a_dataset(home, tmp_path, capsy
     assert found.image_shapes == {CAMERAS[1]: (64, 64)} and found.config["chunk_size"] == 3
     for words, problem in (
         (["act", str(tmp_path / "one"), *given], "already exists"),
-        (["pi05", str(tmp_path / "pi"), *given], "no untrained 'pi05' can be written; known: act"),
+        (
+            ["pi05", str(tmp_path / "pi"), *given],
+            "no untrained 'pi05' can be written; known: act, smolvla",
+        ),
         (["act", str(tmp_path / "x"), *given, "--heads=7"], "--width is 512, --heads 7"),
         (["act", str(tmp_path / "x"), *given, "--camera=side"], "no images of camera 'side'"),
+        (["act", str(tmp_path / "x"), *given, "--text-width=512"], "--text-width is of smolvla"),
+        (["smolvla", str(tmp_path / "x"), *given, "--heads=4"], "--heads is of act, not of smol"),
+        (["smolvla", str(tmp_path / "x"), *given, "--image-size=80"], "give a multiple of 32"),
     ):
         with pytest.raises(VlaError, match=problem):
             run_subcommand(point, words)

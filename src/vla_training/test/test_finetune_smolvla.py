@@ -357,3 +357,50 @@ def test_cameras_that_the_dataset_lacks_are_asked_for_by_name(home, tmp_path):
 )
 def test_what_does_not_fit_is_refused_by_name(home, tmp_path, changes, problem):
     refused(home, tmp_path, problem, **changes)
+
+
+# -- untrained checkpoints ------------------------------------------------------------------------
+
+
+def test_an_untrained_one_is_written_trained_and_loaded(home, tmp_path, capsys):
+    point = EntryPoint("new", "vla_training.cli.new:new", "vla.commands")
+    sizes = ["--image-size=64", "--vision-width=64", "--vision-layers=2", "--text-width=128"]
+    sizes += ["--text-layers=2", "--expert-width=64", "--vocabulary=400", "--chunk=3"]
+    given = ["--dataset", str(home / "noise.hdf5"), *sizes]
+    for name in ("one", "two"):
+        assert run_subcommand(point, ["smolvla", str(tmp_path / name), *given]) == 0
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys() and all((one[n] == two[n]).all() for n in one)
+    published = json.loads((DATA / "smolvla" / "state_dict_shapes.json").read_text())
+    small = {n for n in published if not n.startswith("model.vlm_with_expert.vlm.lm_head")}
+    assert {n for n in small if ".layers." not in n} == {n for n in one if ".layers." not in n}
+    assert {n for n in one if ".layers.0." in n} == {n for n in small if ".layers.0." in n}
+    run = run_settings(home, tmp_path / "run", max_steps=2, vla_path=str(tmp_path / "one"))
+    finetune(run)
+    (checkpoint,) = {path.parent for path in (tmp_path / "run").rglob("model.safetensors")}
+    trained = weights_of(checkpoint)
+    changed = {name for name in one if (trained[name] != one[name]).any()}
+    for part in ("vision_model", "text_model", "connector", "lm_expert", "state_proj", "action_"):
+        assert any(part in name for name in changed), part
+    assert load_policy(checkpoint, CPU).chunk == 3
+
+
+def test_an_untrained_network_keeps_the_size_of_what_it_sees():
+    from vla_inference.policies.smolvla.config import SmolVLAConfig
+    from vla_inference.policies.smolvla.model import SmolVLA
+    from vla_inference.policies.smolvla.untrained import begin
+    from vla_training.finetune.untrained.robot import Robot
+    from vla_training.finetune.untrained.smolvla import UntrainedSmolVLA
+
+    sizes = UntrainedSmolVLA(image_size=96, text_layers=3, vision_layers=3)
+    config: SmolVLAConfig = sizes.config(Robot(CAMERAS, (96, 96), 8, 7), 5)
+    torch.manual_seed(0)
+    model = SmolVLA(config)
+    begin(model)
+    words = torch.arange(6)[None]
+    with torch.no_grad():
+        x, mask = model.embed(torch.randn(1, 2, 3, 96, 96), words, words >= 0, torch.randn(1, 32))
+        assert 0.3 < x[:, :-7].std() < 3 and 0.3 < x[:, -7:-1].std() < 3
+        prefix = model.prefix(x, mask, hidden=True)
+        moved = model.velocity(torch.randn(1, 5, 32), torch.tensor([0.5]), prefix)
+    assert 0.3 < moved.std() < 3

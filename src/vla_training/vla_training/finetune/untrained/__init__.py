@@ -1,0 +1,1 @@
+"""Untrained checkpoints for a dataset's robot, which training from scratch begins with."""
