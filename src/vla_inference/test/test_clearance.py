@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def with_box(far: float, at: float = 0.0) -> np.ndarray:
         (with_box(1.0, at=0.3), 4.8),  # beside the strip
         (with_box(-1.0), 4.8),  # behind
         (np.full(181, math.inf), math.inf),
-        (np.where(ANGLES > -0.1, FAR, math.nan), 4.8),
+        (np.where(np.arange(181) % 3 > 0, FAR, math.nan), 4.8),
         (np.where(np.abs(ANGLES) < 0.02, -math.inf, FAR), 0.0),  # too near to measure
     ],
 )
@@ -56,14 +57,56 @@ def test_the_gap_is_that_of_the_nearest_point_in_the_strip_ahead(ranges, gap):
 
 
 @pytest.mark.parametrize(
-    "ranges", [np.full(181, math.nan), np.zeros(181), np.where(np.abs(ANGLES) < 0.4, 0.01, FAR)]
+    "ranges, least",
+    [
+        (np.full(181, math.nan), 0.05),
+        (np.zeros(181), 0.05),
+        (np.zeros(181), 0.0),
+        (np.where(np.abs(ANGLES) < 0.4, 0.01, FAR), 0.05),
+        (np.where(ANGLES > 0.1, FAR, math.nan), 0.05),  # of one side nothing
+    ],
 )
-def test_a_scan_that_measures_nothing_ahead_is_refused(ranges):
-    c = Clearance("base", LIMITS)
-    with pytest.raises(VlaError, match="beams ahead measure anything"):
-        gap_ahead(Scan(ANGLES, ranges, 0.05), LIMITS)
-    assert "beams ahead" in c.measured(Scan(ANGLES, ranges, 0.05), 1.0, 1.0, 1.0)
+def test_a_scan_that_measures_nothing_ahead_is_refused(ranges, least):
+    c, scan = Clearance("base", LIMITS), Scan(ANGLES, ranges, least)
+    with pytest.raises(VlaError, match="measure anything"):
+        gap_ahead(scan, LIMITS)
+    assert "measure anything" in c.measured(scan, 1.0, 1.0, 1.0)
     assert "no usable scan" in c.lost(1.0)
+
+
+@pytest.mark.parametrize(
+    "angles, limits",
+    [
+        (np.linspace(0, math.pi, 181), LIMITS),  # the left alone
+        (np.radians([-2.0, 0.0, 2.0]), LIMITS),
+        (np.linspace(-0.52, 0.52, 4), LIMITS),  # too far apart
+        (np.linspace(-0.52, 0.52, 61), ClearanceLimits(0.15, width=0.5, front=0.0)),
+    ],
+)
+def test_a_scan_that_does_not_see_the_whole_strip_is_refused(angles, limits):
+    with pytest.raises(VlaError, match="beams ahead"):
+        gap_ahead(Scan(angles, np.full(len(angles), 5.0)), limits)
+
+
+def test_a_scanner_that_cannot_see_as_near_as_it_is_to_stop_is_refused():
+    with pytest.raises(VlaError, match=r"from 0.45 m on, and is to stop it at 0.35"):
+        gap_ahead(Scan(ANGLES, FAR, 0.45), LIMITS)
+
+
+def test_what_is_ahead_of_the_front_but_behind_a_scanner_on_a_boom_counts():
+    boom = ClearanceLimits(distance=0.5, width=0.4, front=-0.3)
+    assert gap_ahead(Scan(ANGLES, with_box(-0.1)), boom) == pytest.approx(0.2, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "first, step, last",
+    [(-180.0, 1.0, 179.0), (-3.0, 0.01, 3.0), (-1.0, math.nan, 1.0), (0.0, 0.2, 71.8)],
+)
+def test_angles_that_do_not_fit_the_ranges_are_refused(first, step, last):
+    with pytest.raises(VlaError, match="do not lie between its angles"):
+        Scan.read(first, step, last, [5.0] * 360, 0.05)
+    fine = Scan.read(math.pi, -2 * math.pi / 359, -math.pi, [5.0] * 360, 0.05)
+    assert gap_ahead(fine, LIMITS) == pytest.approx(4.8, abs=0.02)
 
 
 def test_a_scanner_that_is_mounted_turned_is_turned_back():
@@ -109,25 +152,30 @@ def test_it_may_turn_and_back_off_in_front_of_a_wall_but_not_go_on():
 @pytest.mark.parametrize("seed", range(10))
 def test_whatever_comes_no_limit_is_exceeded_and_no_obstacle_overlooked(seed):
     rng, spec, c, now = np.random.default_rng(seed), base_twist_spec(), commander(), 1.0
-    before, stops = np.zeros(2), 0
+    before, stops, nearest = np.zeros(2), Counter(), math.inf
     for _ in range(400):
         now += PERIOD
         if rng.random() < 0.3:
             rows = rng.normal(0, 1, (8, 2)) * (0.6, 1.5) + (0.2, 0.0)
             c.accept(ActionChunk(rows, spec), now, now, now)
         if rng.random() < 0.8:
-            ranges = np.where(rng.random(181) < 0.002, rng.uniform(0.1, 2.0, 181), FAR)
+            ranges = np.where(rng.random(181) < 0.01, rng.uniform(0.1, 2.0, 181), FAR)
             bad = rng.random(181) < rng.choice([0.0, 0.3, 0.9])
             ranges[bad] = rng.choice([math.nan, math.inf, 0.0])
-            see(c, ranges, now, now - rng.choice([0.0, 0.0, 0.1, 1.0]))
+            near = np.where(np.isfinite(ranges), ranges, 9.0)
+            x, y = near * np.cos(ANGLES), near * np.sin(ANGLES)
+            strip = (x > 0) & (np.abs(y) <= LIMITS.width / 2) & (ranges >= 0.05)
+            if not see(c, ranges, now, now - rng.choice([0.0, 0.0, 0.03, 1.0])):
+                nearest = x[strip].min(initial=math.inf)
         if c.safety.state != ENABLED and c.enable(now) == "":
             before = np.zeros(2)
-        was, clearance = c.safety.state, c.parts["base"].clearance
-        blocked = clearance.gap <= LIMITS.distance or bool(clearance.lost(now))
+        was, lost = c.safety.state, bool(c.parts["base"].clearance.lost(now))
+        blocked = lost or nearest <= LIMITS.front + LIMITS.distance
         command = c.tick(now, now).get("base")
         if c.safety.state != ENABLED:
             assert command is None or not command.moves or not command.live
-            stops += was == ENABLED
+            if was == ENABLED:
+                stops[c.safety.last_stop.kind] += 1
             continue
         if command is None or not command.live:
             continue
@@ -136,4 +184,4 @@ def test_whatever_comes_no_limit_is_exceeded_and_no_obstacle_overlooked(seed):
         assert (np.abs(told - before) <= np.array([1.0, 2.0]) * PERIOD + 1e-9).all()
         assert not (blocked and told[0] > 0)
         before = told
-    assert stops > 1
+    assert stops["obstacle"]

@@ -86,12 +86,14 @@ def test_scenes_have_room_and_the_hardest_ones_share_shapes_and_colours():
 def test_a_gate_is_passed_between_its_sides_and_not_beside_them():
     made = RoverWorld("RoverGate_D0", (), 64, 64)
 
-    def come(first, second, linear=0.5):
+    def come(first, second, linear=0.5, back=0):
         roles, places = {"first": "ball_0", "second": "box_0"}, {"ball_0": first, "box_0": second}
         colours = {"ball_0": "red", "box_0": "blue"}
         made.set_scene({"colours": colours, "roles": roles, "places": places})
         made.place(0.0, 0.0, 0.0)
         drive(made, linear, 0.0, 40)
+        if back:
+            drive(made, -linear, 0.0, back)
         return drive(made, 0.0, 0.0, 10).success
 
     assert come((0.5, 0.6), (0.6, -0.6))
@@ -99,6 +101,7 @@ def test_a_gate_is_passed_between_its_sides_and_not_beside_them():
     assert not come((0.5, 0.6), (0.6, 1.8))  # beside both
     assert not come((0.9, 0.6), (0.9, -0.6))  # not far enough
     assert not come((0.5, 0.6), (0.6, -0.6), 0.0)
+    assert not come((0.5, 0.6), (0.6, -0.6), back=36)  # out again, on the side it began on
     made.close()
 
 
@@ -113,6 +116,10 @@ def test_after_the_word_it_has_to_stop_and_before_that_it_has_not_succeeded():
         assert made.instruction != first and len(made.instruction.split()) <= 3
         result = drive(made, 0.0 if obeys else 0.3, 0.0, 26)
         assert (result.success, result.wrong) == ((True, "") if obeys else (False, "drove_on"))
+    made.start_episode("evaluate", 0, 0)
+    while made.word_at < 0:
+        drive(made, 0.0, 0.0, 1)
+    assert not drive(made, 0.0, 0.0, 26).success  # who stands still has obeyed nothing
     made.close()
 
 

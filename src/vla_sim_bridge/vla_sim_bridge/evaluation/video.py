@@ -24,13 +24,15 @@ COLOURS = {
     "timeout": (214, 96, 77),
     "wrong_order": (201, 119, 209),
     "wrong_object": (201, 119, 209),
+    "collision": (214, 96, 77),
+    "drove_on": (214, 96, 77),
     "aborted": (160, 160, 160),
 }
 
 
 @dataclass
 class Caption:
-    """The text below the image."""
+    """The text above the image."""
 
     instruction: str
     episode: int  # from 1

@@ -23,7 +23,8 @@ COPIES = 2  # of each shape in the arena's model
 NEAR = 0.3  # m from the bumper to the object's side that it has to stop within
 FRONT = np.deg2rad(25)  # how far from straight ahead the object may be then
 BEHIND = 0.3  # m that it has to stop behind a gate
-BRAKING = 0.35  # m that it may go on after it was told to stop
+UNDER_WAY = 0.05  # m that it has to have gone by the time it is told to stop
+BRAKING = 0.35  # m that it may go on after that
 
 
 # -- rules ------------------------------------------------------------------------------------
@@ -70,19 +71,27 @@ def passed(sim: RoverState) -> bool:
     along = track @ gate / (gate @ gate)
     change = np.flatnonzero(side[:-1] * side[1:] < 0)
     through = len(change) > 0 and 0 < along[change[-1]] < 1
-    return bool(through and abs(side[-1]) >= BEHIND and sim.resting() and not sim.collided)
+    behind = side[0] * side[-1] < 0 and abs(side[-1]) >= BEHIND
+    return bool(through and behind and sim.resting() and not sim.collided)
 
 
 def way_since_word(sim: RoverState) -> float:
     """m; 0 while nothing was said."""
     if sim.word_at < 0:
         return 0.0
-    way = np.diff(np.array(sim.track[sim.word_at :]), axis=0)
-    return float(np.linalg.norm(way, axis=1).sum())
+    return _length(sim.track[sim.word_at :])
+
+
+def _length(track: list[tuple[float, float]]) -> float:
+    """m, of a way."""
+    return float(np.linalg.norm(np.diff(np.array(track), axis=0), axis=1).sum())
 
 
 def stopped_at_word(sim: RoverState) -> bool:
-    return sim.word_at >= 0 and sim.resting() and not sim.collided and not drove_on(sim)
+    """It was under way when it was told, and rests soon after."""
+    if sim.word_at < 0 or _length(sim.track[: sim.word_at + 1]) < UNDER_WAY:
+        return False
+    return sim.resting() and not sim.collided and not drove_on(sim)
 
 
 def drove_on(sim: RoverState) -> bool:

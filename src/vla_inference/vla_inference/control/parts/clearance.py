@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vla_inference.control.safety import OBSTACLE, SCAN_LOST
+from vla_inference.control.stamps import AHEAD
 from vla_inference.errors import VlaError
 
-AHEAD = math.radians(30)  # to each side: where a scan must tell something
+SIDE = math.radians(30)  # to each side at least: where a scan must tell something
+APART = math.radians(5)  # beams at most
+TOLD = 0.5  # share of the beams of each side that must measure
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,30 @@ class ClearanceLimits:
 class Scan:
     """Ranges [N] m at angles [N] rad in the scanner's axes, as a LaserScan has them.
 
-    -inf is too near to measure, inf nothing; NaN and what is below `least` is no measurement.
+    -inf is too near to measure, inf nothing; NaN, 0 and what is below `least` is no measurement.
     """
 
     angles: np.ndarray
     ranges: np.ndarray
     least: float = 0.0
+
+    @classmethod
+    def read(
+        cls, first: float, step: float, last: float, ranges: Sequence[float], least: float
+    ) -> Scan:
+        """first, step, last: angles by the message, rad. VlaError if they are not its ranges'."""
+        angles = first + step * np.arange(len(ranges))
+        span = abs(step) * max(0, len(ranges) - 1)
+        if not (
+            span <= 2 * math.pi + 0.1
+            and abs(first + span * math.copysign(1, step) - last) <= 1.5 * abs(step)
+        ):
+            raise VlaError(
+                f"the scan's {len(ranges)} ranges do not lie between its angles {first:g} and "
+                f"{last:g} rad, {step:g} apart",
+                "correct its publisher",
+            )
+        return cls(angles, np.asarray(ranges, np.float64), least)
 
 
 class Clearance:
@@ -52,7 +74,7 @@ class Clearance:
     def measured(self, scan: Scan, stamp: float, now: float, steady: float) -> str:
         """Takes a scan; returns why it is refused, if it is. stamp: by the clock of `now`."""
         age = now - stamp
-        if abs(age) > self.limits.timeout:
+        if age > self.limits.timeout or age < -AHEAD:
             return f"the scan is {abs(age):.2f} s {'old' if age > 0 else 'in the future'}"
         if stamp <= self._stamp and steady - self._known <= self.limits.timeout:
             return "" if stamp == self._stamp else "the scan is older than the one before"
@@ -87,22 +109,36 @@ class Clearance:
 
 def gap_ahead(scan: Scan, limits: ClearanceLimits) -> float:
     """m from the front to the nearest point in the strip ahead; VlaError where a scan says too
-    little."""
-    angles = np.asarray(scan.angles, np.float64) + limits.yaw
-    ranges = np.asarray(scan.ranges, np.float64)
-    if angles.shape != ranges.shape or angles.ndim != 1:
-        raise VlaError(f"the scan has {len(ranges)} ranges at {len(angles)} angles", None)
-    angles = np.arctan2(np.sin(angles), np.cos(angles))
-    told = (ranges >= max(0.0, scan.least)) | np.isneginf(ranges)
-    ahead = np.abs(angles) <= AHEAD
-    if ahead.sum() < 3 or told[ahead].mean() < 0.5:
+    little of that strip."""
+    reach = limits.front + limits.distance
+    if scan.least > reach:
         raise VlaError(
-            f"{int(told[ahead].sum())} of {int(ahead.sum())} beams ahead measure anything",
-            "turn the scanner to the front (scan_yaw), clean it",
+            f"the scanner measures from {scan.least:g} m on, and is to stop it at {reach:g} m",
+            "raise stop_distance",
         )
+    angles = np.asarray(scan.angles, np.float64) + limits.yaw
+    angles = np.arctan2(np.sin(angles), np.cos(angles))
+    order = np.argsort(angles)
+    angles, ranges = angles[order], np.asarray(scan.ranges, np.float64)[order]
+    told = ((ranges > 0) & (ranges >= scan.least)) | np.isneginf(ranges)
+    side = max(SIDE, math.atan2(limits.width / 2, max(reach, 0.01)))
+    ahead = np.abs(angles) <= side
+    _check_covered(angles[ahead], told[ahead], side)
     if np.isneginf(ranges[ahead]).any():
         return 0.0
     near = told & np.isfinite(ranges)
     x, y = ranges[near] * np.cos(angles[near]), ranges[near] * np.sin(angles[near])
-    strip = x[(x > 0) & (np.abs(y) <= limits.width / 2)]
+    strip = x[(x > min(0.0, limits.front)) & (np.abs(y) <= limits.width / 2)]
     return float(strip.min() - limits.front) if len(strip) else math.inf
+
+
+def _check_covered(angles: np.ndarray, told: np.ndarray, side: float) -> None:
+    """Refuses a scan that does not look ahead to both sides. angles: rising, those ahead."""
+    apart = np.diff(angles, prepend=-side, append=side)
+    halves = told[angles <= 0], told[angles >= 0]
+    if apart.max() > APART or any(half.mean() < TOLD for half in halves if len(half)):
+        raise VlaError(
+            f"{int(told.sum())} of {len(told)} beams ahead, to {math.degrees(side):.0f} degrees "
+            "on each side, measure anything",
+            "turn the scanner to the front (scan_yaw), clean it",
+        )

@@ -73,8 +73,9 @@ class BasePart(Part[ChunkPlayer, Command]):
         if self.clearance is None:
             return None
         wanted = self._motion.linear[0] if self._motion else 0.0
-        speed = max(wanted, self._linear.velocity[0])
-        return self.clearance.fault(speed, steady, self.settings.period)
+        now, period = self._linear.velocity[0], self.settings.period
+        coming = now + period * self._linear.acceleration[0]  # jerk limits let it swing through 0
+        return self.clearance.fault(max(wanted, now, coming), steady, period)
 
     def enabled(self, steady: float) -> None:
         self._standstill()

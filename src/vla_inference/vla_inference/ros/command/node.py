@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
@@ -278,9 +277,8 @@ class CommandNode(ManagedNode):
 
         def take() -> str:
             stamp, now = stamp_seconds(msg.header.stamp, "the scan"), self._now()
-            ranges = np.asarray(msg.ranges, np.float64)
-            angles = msg.angle_min + msg.angle_increment * np.arange(len(ranges))
-            scan = Scan(angles, ranges, msg.range_min)
+            angles = msg.angle_min, msg.angle_increment, msg.angle_max
+            scan = Scan.read(*angles, msg.ranges, msg.range_min)
             return clearance.measured(scan, stamp, now, self._steadily())
 
         self._take_measurement(name, take)

@@ -264,6 +264,11 @@ def _base(part: str, kind: type[Output], settings: Settings, value: Value) -> Pa
             c.stop_distance, c.stop_width, c.scan_to_front, c.scan_yaw, c.scan_timeout
         ),
     )
+    if c.stop_distance and c.holonomic:
+        raise VlaError(
+            f"{part} has a stop_distance and is holonomic",
+            "scans watch the way ahead alone: leave one out",
+        )
     told = f"up to {c.max_linear_velocity:g} m/s, {c.max_angular_velocity:g} rad/s"
     if c.stop_distance:
         told += f", stops {c.stop_distance:g} m ahead of what {part}/scan shows"
