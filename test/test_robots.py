@@ -57,6 +57,7 @@ def parameters(path: Path) -> dict:
     return yaml.safe_load(path.read_text())["/**"]["ros__parameters"]
 
 
+ROVER = "rover"  # the simulated one: its topics are our own
 BY_PARTS = [f.stem for f in FILES if "parts" in parameters(f)]
 ROBOTS = [f.stem for f in FILES if f.stem not in BY_PARTS]
 
@@ -86,7 +87,7 @@ def test_a_robots_launch_file_remaps_our_topics_to_its_own(robot):
     assert [f.name for f in files] == ["command.yaml", f"{robot}.yaml"]
 
 
-@pytest.mark.parametrize("robot", BY_PARTS)
+@pytest.mark.parametrize("robot", sorted(set(BY_PARTS) - {ROVER}))
 def test_the_node_drives_each_part_of_a_robot_with_what_its_launch_file_says(robot, monkeypatch):
     """Both files together configure a node, whose topics are the controller's."""
     given = {"robot_config": str(ROOT / f"config/robots/{robot}.yaml"), "scale": "0.5"}

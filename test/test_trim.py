@@ -36,14 +36,14 @@ def left(packages: Path) -> set[str]:
 
 
 def test_what_nothing_uses_goes_and_a_second_call_finds_nothing(packages):
-    steps.mark("venv", "key")
+    steps.mark("venv", "key", trim.MADE)
     trim.trim()
     assert left(packages) == set(KEPT) and not trim.unused(packages)
 
 
 @pytest.mark.parametrize("owner", ["environment", "variable"])
 def test_an_environment_of_its_owners_keeps_everything(packages, monkeypatch, owner):
-    steps.mark("venv", "key", trim.FOUND if owner == "environment" else "")
+    steps.mark("venv", "key", "" if owner == "environment" else trim.MADE)
     if owner == "variable":
         monkeypatch.setenv("VLA_UNTRIMMED", "1")
     trim.trim()

@@ -26,7 +26,7 @@ from workspace_setup.steps import (
     run_logged,
     say,
 )
-from workspace_setup.trim import FOUND
+from workspace_setup.trim import MADE
 
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
@@ -48,9 +48,9 @@ def make_venv(ros: Path | None, python: str | None) -> None:
     system_libraries(python)
     if usable and not (STATE / "venv").exists() and not ros:
         say(f"using the .venv that is there (Python {version[0]}.{version[1]})")
-        note = FOUND
-    else:
         note = ""
+    else:
+        note = MADE
         version = python_version(python) or OLDEST
         kind = ["--system-site-packages"] if ros else []
         title = f"making .venv with Python {version[0]}.{version[1]}"

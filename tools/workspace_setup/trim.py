@@ -14,7 +14,7 @@ from pathlib import Path
 
 from workspace_setup.steps import VENV, note_of
 
-FOUND = "found"  # note of the stamp "venv": the environment is its owner's
+MADE = "made"  # note of the stamp "venv": the set-up made it; without that it is its owner's
 # Patterns below site-packages, and names among what they match that stay.
 UNUSED = {
     "torch/test": (),
@@ -29,7 +29,7 @@ UNUSED = {
 
 def trim() -> None:
     """Quick where there is nothing left to remove, and safe to stop and call again."""
-    if os.environ.get("VLA_UNTRIMMED") == "1" or note_of("venv") == FOUND:
+    if os.environ.get("VLA_UNTRIMMED") == "1" or note_of("venv") != MADE:
         return
     for packages in VENV.glob("lib/python3*/site-packages"):
         for path in unused(packages):
