@@ -149,7 +149,9 @@ class Hdf5Set(ImageColumnSet):
             ended = group["dones"][acted] != 0 if "dones" in group else last
             columns = self.columns(index, self.cameras())
             metadata = _metadata(group) | ({"mirrored": True} if self._mirrored else {})
-            others = StoredColumns(group, {*READ, *self._cameras.values()}, acted, seen)
+            others = StoredColumns(
+                group, {*READ, *self._cameras.values(), *_foreign(group)}, acted, seen
+            )
         shown = [Hdf5StepImages(columns, t) for t in range(len(actions))]
         steps = make_steps(shown, texts, state, actions, rewards, ended)
         return Episode(steps, self.spec, metadata, others)
@@ -201,7 +203,7 @@ class Hdf5Set(ImageColumnSet):
                 "--read action_convention",
             )
         obs = group.get("obs", {})
-        for key in ("rewards", "dones", INTERVENTION, ESTIMATE, *(f"obs/{n}" for n in obs)):
+        for key in ("rewards", "dones", INTERVENTION, *(f"obs/{n}" for n in obs)):
             data = group.get(key)
             if isinstance(data, h5py.Dataset) and data.ndim and len(data) != len(actions):
                 if len(data) == 1 and key.removeprefix("obs/") in layout.SENTENCES:
@@ -252,12 +254,14 @@ class Hdf5Set(ImageColumnSet):
         found: set[str] = set()
         for index in range(len(self)):
             with readable(self.episodes.where(index)):
-                found.update(self.episodes.group(index))
+                group = self.episodes.group(index)
+                found.update(set(group) - _foreign(group))
         return CARRIED & (found | ({PERSISTENT} if SUBTASK in found else set()))
 
     def _left_out(self, group: h5py.Group) -> list[str]:
         used = {*READ, INTERVENTION, ESTIMATE, SUBTASK, *layout.SENTENCES, *self._cameras.values()}
         used.update(*STATES)
+        used -= _foreign(group)
         found: set[str] = set()
 
         def visit(name: str, item: Any) -> None:
@@ -267,6 +271,13 @@ class Hdf5Set(ImageColumnSet):
 
         group.visititems(visit)
         return sorted(found) + [a for a in ("model_file",) if a in group.attrs]
+
+
+def _foreign(group: h5py.Group) -> set[str]:
+    """The name of the column of estimates, where what bears it is something else."""
+    found = group.get(ESTIMATE)
+    shape = (len(group["actions"]), 2)
+    return set() if found is None or getattr(found, "shape", None) == shape else {ESTIMATE}
 
 
 class StoredColumns(Mapping[str, np.ndarray]):
