@@ -18,6 +18,7 @@ from recording_fuzz import fuzz_recordings
 from sensor_msgs.msg import Image
 from std_srvs.srv import SetBool
 
+from vla_inference.episodes.estimates import estimates
 from vla_inference.episodes.interventions import interventions
 from vla_inference.errors import DataError
 from vla_inference.ros import qos
@@ -75,6 +76,16 @@ class Bag:
         source = self.bag.make(types.SOURCE, header=header, source=who)
         self.bag.put("/command/source", types.SOURCE, self.at(ms), source)
 
+    def status(self, ms, **fields):
+        status = self.bag.make(types.EPISODE, header=_header(self.bag, self.at(ms), ""), **fields)
+        self.bag.put("/sim/episode", types.EPISODE, self.at(ms), status)
+
+    def estimate(self, ms, progress, done):
+        header = _header(self.bag, self.at(ms), "")
+        told = {"instruction": "go", "progress": progress, "done": done}
+        estimate = self.bag.make(types.TASK_ESTIMATE, header=header, **told)
+        self.bag.put("/estimate", types.TASK_ESTIMATE, self.at(ms), estimate)
+
     def read(self, **options):
         self.bag.close({}, {})
         return BagSet(self.path, **options)
@@ -82,6 +93,19 @@ class Bag:
 
 def delta(x, gripper=0.0):
     return [x, 0, 0, 0, 0, 0, gripper]
+
+
+def test_an_estimate_holds_within_its_episode(tmp_path):
+    bag = Bag(tmp_path / "bag")
+    bag.model()
+    for begin, end in ((-1, 110), (140, 260)):
+        bag.status(begin, step=0, outcome="running")
+        bag.status(end, step=3, done=True, outcome="success")
+    bag.estimate(100, 1.0, 0.75)
+    bag.estimate(200, 0.5, 0.25)
+    first, second = (estimates(episode).tolist() for episode in bag.read())
+    assert first == [[-1, -1], [-1, -1], [1.0, 0.75]]
+    assert second == [[-1, -1], [0.5, 0.25], [0.5, 0.25]]
 
 
 # -- who acted --------------------------------------------------------------------------------

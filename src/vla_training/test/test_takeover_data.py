@@ -99,6 +99,7 @@ def episodes(draw) -> list[Episode]:
         about = {"task": "T", "seed": number, **draw(language(length))}
         told = rng.random((length, 2)).astype(np.float32)
         told[rng.random(length) < 0.3] = UNKNOWN
+        told[rng.random(length) < 0.2, 1] = UNKNOWN
         columns = {"intervention": np.array(acted), "estimate": told}
         found.append(Episode(steps, eef_delta_spec(), about, columns))
     return found
@@ -113,10 +114,11 @@ def write(path, kind, made, carried=CARRIED):
 
 
 def assert_same_estimates(found, wanted):
-    """A bag has no message where nothing was estimated: the one before holds, or none was."""
-    if wanted is None or not (known := (wanted >= 0).all(axis=1)).any():
-        return
-    np.testing.assert_array_equal(found[known], wanted[known])
+    """Also where nothing is known, or one of the two."""
+    if wanted is None:
+        assert found is None or (found == UNKNOWN).all()
+    else:
+        np.testing.assert_array_equal(found, wanted)
 
 
 def assert_same(found, wanted, cameras=tuple(CAMERAS)):
@@ -133,21 +135,26 @@ def assert_same(found, wanted, cameras=tuple(CAMERAS)):
                 np.testing.assert_array_equal(here, there)
 
 
-def some(length=6, acted=(1, 0, 0, 1, 1, 1), **about) -> Episode:
-    """An episode with an intervention, or with none known."""
+def some(length=6, acted=(1, 0, 0, 1, 1, 1), told=None, **about) -> Episode:
+    """An episode with an intervention, or with none known. told: [T, 2], estimates."""
     look = {c: np.zeros((*s, 3), np.uint8) for c, s in CAMERAS.items()}
     steps = [
         Step(Observation(look, "go", np.zeros(8, np.float32)), np.full(7, 0.01 * t, np.float32))
         for t in range(length)
     ]
     columns = {} if acted is None else {"intervention": np.array(acted, np.uint8)}
+    columns |= {} if told is None else {"estimate": np.array(told, np.float32)}
     return Episode(steps, eef_delta_spec(), about, columns)
+
+
+TOLD = [[0.25, 0.5], [-1, -1], [0.5, -1], [-1, 0.5], [-1, -1], [1, 1]]
 
 
 @pytest.mark.parametrize("kind", ["hdf5", "rlds", "lerobot", "bag"])
 @settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(made=episodes())
 @example(made=[some(language_persistent=[persistent_row("plan", "a\x85b\u2028", 0.0)])])
+@example(made=[some(told=TOLD)])
 def test_who_acted_and_language_there_and_back(tmp_path_factory, kind, made):
     folder = tmp_path_factory.mktemp("set")
     source = write(folder / "source.hdf5", "hdf5", made)
@@ -157,6 +164,17 @@ def test_who_acted_and_language_there_and_back(tmp_path_factory, kind, made):
     assert_same(list(open_dataset(there)), made)
     convert(there, folder / "back.hdf5", "hdf5", workers=1)
     assert_same(list(open_dataset(folder / "back.hdf5")), made)
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 3), (5, 2)])
+def test_what_others_call_an_estimate_is_none(tmp_path, shape):
+    source = write(tmp_path / "source.hdf5", "hdf5", [some()])
+    with h5py.File(source, "r+") as file:
+        file["data/demo_0/estimate"] = np.zeros(shape)
+    data = open_dataset(source)
+    assert "estimate" in data.left_out() and "estimate" not in data.carried()
+    convert(source, tmp_path / "set.hdf5", "hdf5", workers=1)
+    assert estimates(open_dataset(tmp_path / "set.hdf5")[0]) is None
 
 
 def test_libero_keeps_them_too(tmp_path):

@@ -216,7 +216,7 @@ class _Cutter:
             self._executed(stamps[picked]),
             self._flags(len(inside), picked),
             None if turns is None else turns.acted[picked],
-            self._estimates(stamps[picked], logs[picked], texts),
+            self._estimates(stamps, logs, picked, texts),
             remarks.get("outcome") in ("success", "aborted"),
             remarks,
         )
@@ -370,15 +370,17 @@ class _Cutter:
         return count
 
     def _estimates(
-        self, stamps: np.ndarray, logs: np.ndarray, texts: Sequence[str]
+        self, stamps: np.ndarray, logs: np.ndarray, picked: np.ndarray, texts: Sequence[str]
     ) -> np.ndarray | None:
-        """[T, 2]: the last estimate of each image or of one before, if it is not too old and of
-        the same instruction."""
+        """[T, 2]: the last estimate of each picked image or of one before, if it is not too old,
+        of this episode, whose images stamps and logs are of, and of the same instruction."""
         if self.topics.estimate is None or not len(stream := self.streams[self.topics.estimate]):
             return None
         at = stamps if stream.stamped else logs
+        begin, at = at.min(), at[picked]
         index = held(stream.times, at)
-        fresh = (index >= 0) & (at - stream.times[np.maximum(index, 0)] <= round(OLD * NS))
+        made = stream.times[np.maximum(index, 0)]
+        fresh = (index >= 0) & (made >= begin) & (at - made <= round(OLD * NS))
         told = [stream.values[i] for i in index]
         same = np.array([t[2] == text for t, text in zip(told, texts, strict=True)])
         values = np.array([t[:2] for t in told], np.float32)

@@ -124,7 +124,7 @@ class BagWriter(EpisodeWriter):
                 bag.put(topic, types.COMPRESSED, stamp, image)
             if self.form.state:
                 self._put_array(bag, "/state", stamp, seen.state)
-            if told is not None and told[t].min() >= 0:
+            if told is not None:  # -1, not known, as well: or the one before would hold
                 self._put_estimate(bag, stamp, seen.instruction, told[t])
             person = acted is not None and bool(acted[t])
             if acted is not None and (t == 0 or acted[t] != acted[t - 1]):
