@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
+from vla_inference.cli.main import main
 from vla_inference.episodes.hdf5 import write_columns, write_header
 from vla_inference.errors import CheckpointError, DataError, VlaError
 from vla_inference.estimate.estimator import ABOUT, PAST, Estimator, Eyes, Seen, Watch
@@ -28,13 +29,18 @@ from vla_training.estimate.train import (
 
 CONFIG = EstimateConfig(every=1, settle=0, steps=80, batch_size=32, learning_rate=3e-3)
 
+LENGTH = 12  # steps of an episode
 
-def write_growing_light(path: Path, episodes: int = 10, length: int = 12) -> Path:
-    """Images that get lighter until success; every other episode stops half way, without one."""
+
+def write_growing_light(path: Path, episodes: int = 10, empty: int | None = None) -> Path:
+    """Images that get lighter until success; every other episode stops half way, without one.
+
+    empty: an episode without steps.
+    """
     with h5py.File(path, "w") as file:
-        write_header(file, "light", episodes * length, {})
+        write_header(file, "light", episodes * LENGTH, {})
         for i in range(episodes):
-            failed = i % 2 == 1
+            failed, length = i % 2 == 1, 0 if i == empty else LENGTH
             light = np.linspace(20, 120 if failed else 220, length).astype(np.uint8)
             rewards = np.zeros(length)
             rewards[-3:] = not failed
@@ -50,7 +56,7 @@ def write_growing_light(path: Path, episodes: int = 10, length: int = 12) -> Pat
                     ).copy()
                 },
             }
-            write_columns(file["data"].create_group(f"demo_{i}"), data)
+            write_columns(file["data"].create_group(f"demo_{i}"), data, None)
     return path
 
 
@@ -77,6 +83,10 @@ def test_progress_is_the_way_to_the_first_success_that_lasts():
     young = labels(np.array([1, 1, 0, 1, 1, 1, 0, 0]), 3)  # the first is lost before it counts
     np.testing.assert_array_equal(young[:, 1], [0, np.nan, np.nan, 0, np.nan, np.nan, 1, 0])
     np.testing.assert_array_equal(young[:, 0], [0, 0.25, 0.5, 0.75, 1, np.nan, 1, np.nan])
+    sudden = labels(np.array([0, 0, 1]))  # ends before an image shows its success
+    np.testing.assert_array_equal(sudden[:, 1], [0, 0, np.nan])
+    lost = labels(np.array([0, 1, 0]))
+    np.testing.assert_array_equal(lost[:, 1], [0, 0, np.nan])
 
 
 def test_it_learns_how_far_the_task_is_and_suggests_verdicts(found, home):
@@ -136,6 +146,21 @@ def test_data_that_cannot_teach_are_refused(home, tmp_path):
         fit([nothing], EstimateConfig())
     with pytest.raises(VlaError, match="--every is 0"):
         replace(CONFIG, every=0).check()
+
+
+def test_a_set_is_checked_before_it_is_looked_at(home, found, tmp_path, capsys):
+    light = home / "light.hdf5"
+    folder = found.save(tmp_path / "kept")
+    judge = ["estimate", "judge", str(folder), "--device", "cpu", "--dataset"]
+    assert main([*judge, str(light), "--camera", "wirst"]) == 2
+    assert "has no images of camera 'wirst'; cameras: agentview" in capsys.readouterr().err
+    assert main([*judge, str(light), "--camera", "agentview,agentview"]) == 2
+    assert "gives 2 (agentview, agentview); name that many" in capsys.readouterr().err
+    empty = write_growing_light(tmp_path / "empty.hdf5", empty=8)
+    assert main([*judge, str(empty)]) == 2
+    assert "episode 8 has no step; leave it out" in capsys.readouterr().err
+    with pytest.raises(DataError, match="episode 8 has no step"):
+        train(open_dataset(empty), found.eyes, CONFIG)
 
 
 def test_the_threshold_keeps_false_verdicts_rare():

@@ -9,7 +9,6 @@ import typer
 
 from vla_inference.cli.options import command_group, takes
 from vla_inference.cli.output import JsonOption, print_json
-from vla_inference.errors import DataError
 from vla_inference.options import Holds
 from vla_inference.system.files import writable
 from vla_training.cli.options import DatasetTypeOption, DeviceOption, ModelOption
@@ -66,14 +65,12 @@ def judge(
     """Suggest a verdict for each episode; a person confirms it."""
     from vla_inference.estimate.estimator import Estimator
     from vla_training.datasets.views import open_datasets
-    from vla_training.estimate.train import look_at
+    from vla_training.estimate.train import cameras_of, look_at
 
     found, data = Estimator.load(estimator, device), open_datasets(dataset, dataset_type)
-    cameras = camera.split(",") if camera else data.cameras()[: found.eyes.policy.needs.images]
+    cameras = cameras_of(data, found.eyes, camera.split(",") if camera else ())
     rows = []
     for number, episode in enumerate(data):
-        if not len(episode):
-            raise DataError(f"{data.where(number)} has no step", "leave it out")
         (end,) = found(look_at(found.eyes, episode, cameras, [len(episode) - 1]))
         rows.append(
             {"episode": number, "suggested": end.suggested, "progress": round(end.progress, 3)}

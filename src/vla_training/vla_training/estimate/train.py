@@ -66,7 +66,8 @@ def labels(rewards: np.ndarray, settle: int = 0) -> np.ndarray:
 
     A step's image is of before its action, so it shows what the reward of the step before says.
     Done is a success that has lasted for `settle` steps; a younger one may still be lost, so it is
-    neither. Progress is the share of the way to the first success that is done.
+    neither. Nor is the last image, where the reward after it says otherwise. Progress is the share
+    of the way to the first success that is done.
     """
     success = np.append(False, np.asarray(rewards)[:-1] > 0)
     count = np.arange(1, len(success) + 1)
@@ -79,6 +80,8 @@ def labels(rewards: np.ndarray, settle: int = 0) -> np.ndarray:
         first = begun - int(lasted[begun]) + 1
         progress[: first + 1] = np.arange(first + 1) / max(1, first)
         progress[done == 1] = 1.0
+    if done[-1] != (rewards[-1] > 0):
+        done[-1] = np.nan
     return np.stack([progress, done], axis=1).astype(np.float32)
 
 
@@ -102,6 +105,28 @@ def look_at(eyes: Eyes, episode: Episode, cameras: Sequence[str], steps: Sequenc
     return Seen(seen.slots[index].half(), seen.patches[index[:, 0]].half())
 
 
+def cameras_of(data: EpisodeSet, eyes: Eyes, named: Sequence[str] = ()) -> list[str]:
+    """Cameras to look through, the first ones if none are named; raises DataError.
+
+    Refuses a set that lacks one or has an episode without a step, before long work begins.
+    """
+    known, count = data.cameras(), eyes.policy.needs.images
+    cameras = list(named) or known[:count]
+    for camera in cameras:
+        if camera not in known:
+            raise data.lacks(camera)
+    if len(cameras) != count:
+        raise DataError(
+            f"the model takes {count} images, {data.path} gives {len(cameras)} "
+            f"({', '.join(cameras) or 'none'})",
+            "name that many cameras",
+        )
+    for number in range(len(data)):
+        if not len(data.actions(number)):
+            raise DataError(f"{data.where(number)} has no step", "leave it out")
+    return cameras
+
+
 def looks_of(
     eyes: Eyes, episode: Episode, cameras: Sequence[str], config: EstimateConfig
 ) -> Looks:
@@ -118,9 +143,9 @@ def train(
 ) -> Estimator:
     """An estimator from four in five episodes, with its figures on the others."""
     config.check()
-    cameras = data.cameras()[: eyes.policy.needs.images]
-    if len(data) < HELD_OUT or not cameras:
+    if len(data) < HELD_OUT:
         raise DataError(f"{data.path} has {len(data)} episodes", f"give at least {HELD_OUT}")
+    cameras = cameras_of(data, eyes)
     looks = []
     for number, episode in enumerate(data):
         looks.append(looks_of(eyes, episode, cameras, config))
