@@ -128,6 +128,13 @@ def test_where_there_is_no_ros_a_command_that_needs_it_says_so(module, monkeypat
 
 
 def test_where_packages_are_missing_a_command_of_theirs_is_not_guessed_at(monkeypatch, capsys):
+    ours = {n: p for n, p in main.find_subcommands().items() if p.value.startswith("vla_infer")}
+    monkeypatch.setattr(main, "find_subcommands", lambda: ours)
     monkeypatch.setattr(main, "find_spec", lambda _: None)
-    assert main.main(["rollou"]) == 2
-    assert "other commands come with vla_sim_bridge, vla_training" in capsys.readouterr().err
+    for name, hint in (
+        ("rollout", "ther commands come with vla_sim_bridge, vla_training"),
+        ("infr", "did you mean infer"),
+        ("studio", "run `make setup`"),
+    ):
+        assert main.main([name]) == 2
+        assert hint in capsys.readouterr().err

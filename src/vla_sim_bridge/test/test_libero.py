@@ -360,6 +360,10 @@ def test_episodes_may_be_named_and_failures_become_films_of_what_the_model_saw(r
     films = sorted(path.name for path in folder.glob("failures/*"))
     assert len(films) == 2 and {*films} < {f"episode_{i}.mp4" for i in (3, 14, 21)}
     assert f'href="failures/{films[0]}"' in (folder / "report.html").read_text()
+    told = []
+    again = run(folder, [14, 22], told.append, horizon=1)  # one of them is there already
+    assert [e["index"] for e in again["per_episode"]] == [14, 22]
+    assert told[0].startswith("1 of 2") and told[1].startswith("episode 2/2")
     later = run(tmp_path / "later", range(5, 8))
     assert later["first_episode"] == 5 and "--episodes 3 --first 5" in later["command"]
 

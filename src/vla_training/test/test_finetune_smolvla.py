@@ -385,6 +385,20 @@ def test_an_untrained_one_is_written_trained_and_loaded(home, tmp_path, capsys):
     assert load_policy(checkpoint, CPU).chunk == 3
 
 
+def test_an_untrained_ones_sizes_are_read_back_as_they_were(tmp_path):
+    from vla_inference.policies.smolvla.config import read_config
+    from vla_training.finetune.untrained.robot import Robot, Untrained
+    from vla_training.finetune.untrained.smolvla import UntrainedSmolVLA
+
+    sizes = UntrainedSmolVLA(
+        image_size=32, vision_width=64, vision_layers=1, text_layers=1, text_width=896,
+        expert_width=122, vocabulary=300,
+    )  # fmt: skip
+    robot = Robot(CAMERAS, (64, 64), 8, 7)
+    sizes.write(tmp_path, robot, Untrained(chunk=5))
+    assert read_config(LeRobotCheckpoint.read(tmp_path, fitted=False)) == sizes.config(robot, 5)
+
+
 def test_an_untrained_network_keeps_the_size_of_what_it_sees():
     from vla_inference.policies.smolvla.config import SmolVLAConfig
     from vla_inference.policies.smolvla.model import SmolVLA

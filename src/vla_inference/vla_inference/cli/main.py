@@ -25,7 +25,7 @@ from vla_inference.system.plugins import find_plugins
 from vla_inference.system.workspace import or_build, stale_build, unexpected, without_ros
 
 GROUP = "vla.commands"
-OTHERS = ("vla_sim_bridge", "vla_training", "vla_studio")  # packages that bring commands, too
+OTHERS = ("vla_sim_bridge", "vla_training")  # packages that bring commands without ROS, too
 USAGE = "usage: vla COMMAND [options]      (vla COMMAND --help tells about one)"
 
 
@@ -142,11 +142,14 @@ def _choose(arguments: list[str]) -> int:
 
 def _instead(name: str, known: Collection[str]) -> str:
     """What to do about a command that is not installed."""
-    absent = [p for p in OTHERS if find_spec(p) is None]
-    if absent:
-        return f"other commands come with {', '.join(absent)}: pip install ./src/{absent[0]} ..."
+    if name == "studio":
+        return "the studio is part of the workspace: run `make setup`"
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(close)}?" if close else "vla --help lists all"
+    hints = [f"did you mean {' or '.join(close)}?"] if close else []
+    if absent := [p for p in OTHERS if find_spec(p) is None]:
+        come = f"commands come with {', '.join(absent)}: pip install ./src/{absent[0]} ..."
+        hints.append(f"{'Other' if close else 'other'} {come}")
+    return " ".join(hints) or "vla --help lists all"
 
 
 def _status(where: str, function: Callable[..., int], *arguments: Any) -> int:

@@ -71,8 +71,8 @@ class Player:
         task = get_task(setting.task)
         self.world = LiberoWorld(task, names, *size, mirrored=self.map.mirrored)
 
-    def play(self, index: int, of: int, film: bool) -> Played:
-        """index: of the episode, of `of`."""
+    def play(self, index: int, number: int, of: int, film: bool) -> Played:
+        """index: the benchmark's, of the episode. number: its place among the `of` of this run."""
         began = time.perf_counter()
         world, setting = self.world, self.setting
         run = EpisodeRun(world, setting.seed, index, setting.horizon)
@@ -83,7 +83,7 @@ class Player:
             observation = world.observation()
             played.seen.append((next(iter(observation.images.values())), run.step_count))
             if film:
-                caption = Caption(world.instruction, index + 1, of, run.step_count)
+                caption = Caption(world.instruction, number, of, run.step_count, index=index)
                 image = world.render(CAMERAS[0], SIZE, SIZE)
                 played.frames.append(draw(image, caption))
             if not self.needs.state:
@@ -100,7 +100,7 @@ class Player:
         if run.outcome == "success":
             played.seen.clear()
         if film:
-            caption = Caption(world.instruction, index + 1, of, run.step_count, run.outcome)
+            caption = Caption(world.instruction, number, of, run.step_count, run.outcome, index)
             played.frames.append(draw(world.render(CAMERAS[0], SIZE, SIZE), caption))
         played.seconds = time.perf_counter() - began
         return played

@@ -37,7 +37,8 @@ def evaluate(setting: Setting, work: Work, tell: Tell) -> dict:
     """Plays what the folder does not hold yet, and writes results.json and report.html."""
     began = time.perf_counter()
     lines = Ledger(work.folder, setting)
-    done = lines.read()
+    wanted = set(work.indices)
+    done = {index: entry for index, entry in lines.read().items() if index in wanted}
     films: dict[int, list] = {}
     of, missing = len(work.indices), [i for i in work.indices if i not in done]
     if len(missing) < of:
@@ -50,7 +51,7 @@ def evaluate(setting: Setting, work: Work, tell: Tell) -> dict:
             films[played.result.index] = played.frames
         if played.seen and failures > 0:
             failures -= 1
-            write_failure(work.folder, played.result.index, played.seen, captions(played, of))
+            write_failure(work.folder, played.result.index, played.seen, captions(played, work))
         good = sum(entry["ever_success"] for entry in done.values())
         tell(
             f"episode {len(done)}/{of}  task {played.task} state {played.state}  "
@@ -58,7 +59,7 @@ def evaluate(setting: Setting, work: Work, tell: Tell) -> dict:
             f"{good}/{len(done)}"
         )
     write_film(work.folder, films, setting)
-    entries = [done[i] for i in sorted(done) if i in set(work.indices)]
+    entries = [done[i] for i in sorted(done)]
     results = gather(setting, work, entries, lines.versions, time.perf_counter() - began)
     report.write_json(work.folder / report.RESULTS, results)
     latencies = [ms for entry in entries for ms in entry["latency_ms"]]
@@ -66,13 +67,14 @@ def evaluate(setting: Setting, work: Work, tell: Tell) -> dict:
     return results
 
 
-def captions(played: Played, of: int) -> Callable[[int, bool], Caption]:
-    """What stands below an image of a failure's film."""
-    result = played.result
+def captions(played: Played, work: Work) -> Callable[[int, bool], Caption]:
+    """What stands above an image of a failure's film."""
+    result, of = played.result, len(work.indices)
+    number = list(work.indices).index(result.index) + 1
 
     def caption(step: int, last: bool) -> Caption:
         outcome, shown = (result.outcome, result.frames) if last else ("running", step)
-        return Caption(result.instruction, result.index + 1, of, shown, outcome, result.index)
+        return Caption(result.instruction, number, of, shown, outcome, result.index)
 
     return caption
 
@@ -125,9 +127,10 @@ def play(setting: Setting, work: Work, indices: list[int], tell: Tell) -> Iterat
 def _make_play(setting: Setting, work: Work, groups: dict[int, list[int]], threads: int):
     os.environ["OMP_NUM_THREADS"] = str(threads)  # PyTorch reads it when it is imported
     player, filmed = Player(setting), set(work.indices[: work.films])
+    place = {index: number + 1 for number, index in enumerate(work.indices)}
 
     def play_group(number: int) -> list[Played]:
-        return [player.play(i, len(work.indices), i in filmed) for i in groups[number]]
+        return [player.play(i, place[i], len(place), i in filmed) for i in groups[number]]
 
     return play_group
 

@@ -74,7 +74,9 @@ def gpus(device: str | None) -> tuple[int, int]:
     try:
         asked = torch.device(device or ("cuda" if there else "cpu"))
     except RuntimeError:
-        raise VlaError(f"--device is {device!r}", "give cpu, cuda or cuda:N") from None
+        asked = None
+    if asked is None or asked.type not in ("cpu", "cuda"):
+        raise VlaError(f"--device is {device!r}", "give cpu, cuda or cuda:N")
     number = asked.index or 0
     if asked.type == "cuda" and number >= there:
         raise VlaError(f"--device is {device}, there are {there} GPUs", "name another, or cpu")

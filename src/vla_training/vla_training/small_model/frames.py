@@ -121,6 +121,7 @@ def load_frames(
     recorded = sum(_frames(s) for s in sets if isinstance(s, Hdf5Set))
     if not recorded:
         raise DataError("there are only reset images", "name a dataset of episodes as well")
+    spec = _one_spec(sets, paths)
     if (states or len(cameras) > 1) and not all(isinstance(s, Hdf5Set) for s in sets):
         raise DataError(
             "reset images are of one camera and without the robot's state",
@@ -149,18 +150,27 @@ def load_frames(
         ends.append(at)
         report(f"{path}: {len(data)} {kind}, {at} frames so far")
     assert arrays is not None  # for there are recorded frames
-    frames = replace(filling.frames(arrays), spec=_one_spec(sets))
+    frames = replace(filling.frames(arrays), spec=spec)
     return replace(frames, weight=weight_of(filling.weights(), ends, weights.dataset_weights))
 
 
-def _one_spec(sets: Sequence[ResetImages | Hdf5Set]) -> ActionSpec:
-    specs = {s.name: s.spec for s in sets if isinstance(s, Hdf5Set)}
+def _one_spec(sets: Sequence[ResetImages | Hdf5Set], paths: Sequence[str | Path]) -> ActionSpec:
+    """What the actions of all sets mean; DataError if they don't mean the same."""
+    specs = {str(p): s.spec for s, p in zip(sets, paths, strict=True) if isinstance(s, Hdf5Set)}
+    spec = next(iter(specs.values()))
     if len(set(specs.values())) > 1:
         raise DataError(
             f"the actions of {', '.join(specs)} don't mean the same",
             "train on datasets of one robot",
         )
-    return next(iter(specs.values()))
+    for data in sets:
+        if isinstance(data, ResetImages) and data.actions.shape[-1] != len(spec):
+            raise DataError(
+                f"{data.path} has actions of {data.actions.shape[-1]} numbers, the datasets of "
+                f"{len(spec)}",
+                "train on datasets of one robot",
+            )
+    return spec
 
 
 def weight_of(

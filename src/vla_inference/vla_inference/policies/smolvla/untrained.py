@@ -151,7 +151,8 @@ def _settings(
         "num_expert_layers": c.expert.layers,
         "num_vlm_layers": c.text.layers,
         "self_attn_every_n_layers": c.expert.self_every,
-        "expert_width_multiplier": c.expert.width / c.text.width,
+        # Read as int(this * text width), here and by LeRobot: never a hair too little
+        "expert_width_multiplier": (c.expert.width + 0.5) / c.text.width,
         "min_period": c.min_period,
         "max_period": c.max_period,
     }
