@@ -49,14 +49,22 @@ from vla_sim_bridge.generation.config import GenerateConfig
 from vla_sim_bridge.generation.corrections.attempt import load_act
 from vla_sim_bridge.generation.endings.attempt import make_attempt
 from vla_sim_bridge.tasks.stack import PALETTE
-from vla_training.estimate.train import FOLDS, EstimateConfig, Looks, cross_fit, figures, labels
+from vla_training.estimate.train import (
+    FOLDS,
+    EstimateConfig,
+    Looks,
+    cross_fit,
+    figures,
+    labels,
+    times_of,
+)
 
 MODEL = str(ROOT / "src/vla_inference/models/stack-small")
 HORIZON = 120  # control steps until an episode is cut
 CAMERA, BY_MODEL = "agentview", 6  # it acts in every sixth episode
 APART = round(INTERVAL / 0.05)  # steps between the looks that the head reads together
 NEAR = 0.09  # m between the two blocks, where it is about to happen
-SETTLED = SETTLE_STEPS - 1  # an image is of one step before the reward beside it
+SETTLED = (SETTLE_STEPS - 1) * 0.05  # s; an image is of one step before the reward beside it
 HELD_OUT = "Stack_D1"
 
 
@@ -112,7 +120,7 @@ def play(args: argparse.Namespace) -> None:
             **looked_at(eyes, images, instructions),
             frames=np.stack(images),
             index=np.searchsorted(once, wanted),
-            known=labels(episode.rewards, SETTLED)[steps],
+            known=labels(episode.rewards, times_of(episode), SETTLED)[steps],
             outcome=made.outcome,
             kind=about["mishap"],
             by=about["by"],

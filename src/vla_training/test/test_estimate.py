@@ -22,8 +22,10 @@ from vla_training.estimate.train import (
     fit,
     labels,
     look_at,
+    looks_of,
     observed,
     threshold,
+    times_of,
     train,
 )
 
@@ -74,19 +76,24 @@ def found(home) -> Estimator:
     return train(open_dataset(home / "light.hdf5"), Eyes(home / "l1", "cpu"), CONFIG)
 
 
+def known_of(*rewards, settle=0.0, apart=1.0):
+    """Progress and done [T] of looks so many s apart."""
+    return labels(np.array(rewards), apart * np.arange(len(rewards)), settle).T
+
+
 def test_progress_is_the_way_to_the_first_success_that_lasts():
-    known = labels(np.array([0, 0, 1, 1, 1]))  # each image shows what the step before has led to
-    assert known[:, 0].tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1, 1])
-    assert known[:, 1].tolist() == [0, 0, 0, 1, 1]
-    failed = labels(np.zeros(3))
-    assert np.isnan(failed[:, 0]).all() and not failed[:, 1].any()
-    young = labels(np.array([1, 1, 0, 1, 1, 1, 0, 0]), 3)  # the first is lost before it counts
-    np.testing.assert_array_equal(young[:, 1], [0, np.nan, np.nan, 0, np.nan, np.nan, 1, 0])
-    np.testing.assert_array_equal(young[:, 0], [0, 0.25, 0.5, 0.75, 1, np.nan, 1, np.nan])
-    sudden = labels(np.array([0, 0, 1]))  # ends before an image shows its success
-    np.testing.assert_array_equal(sudden[:, 1], [0, 0, np.nan])
-    lost = labels(np.array([0, 1, 0]))
-    np.testing.assert_array_equal(lost[:, 1], [0, 0, np.nan])
+    progress, done = known_of(0, 0, 1, 1, 1)  # each image shows what the step before has led to
+    assert progress.tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1, 1])
+    assert done.tolist() == [0, 0, 0, 1, 1]
+    progress, done = known_of(0, 0, 0)
+    assert np.isnan(progress).all() and not done.any()
+    progress, done = known_of(1, 1, 0, 1, 1, 1, 0, 0, settle=3)  # the first is lost too soon
+    np.testing.assert_array_equal(done, [0, np.nan, np.nan, 0, np.nan, np.nan, 1, 0])
+    np.testing.assert_array_equal(progress, [0, 0.25, 0.5, 0.75, 1, np.nan, 1, np.nan])
+    for rewards in ((0, 0, 1), (0, 1, 0)):  # what followed on the last image is another end
+        np.testing.assert_array_equal(known_of(*rewards)[1], [0, 0, np.nan])
+    done = known_of(0, 1, 1, 1, 1, settle=0.45, apart=0.2)[1]
+    np.testing.assert_array_equal(done, [0, 0, np.nan, np.nan, 1])
 
 
 def test_it_learns_how_far_the_task_is_and_suggests_verdicts(found, home):
@@ -117,6 +124,24 @@ def test_a_look_in_a_graph_is_one_in_training(found, home):
     other = replace(observed(episode, ["agentview"], 11), instruction="another task", stamp=1.6)
     fresh = Watch(found).look(other)
     assert watch.look(other) == fresh  # with another task the past is none
+
+
+def test_looks_go_by_stamps_where_there_are_some(found, home):
+    episode = open_dataset(home / "light.hdf5")[4]
+    assert times_of(episode) == pytest.approx(episode.spec.dt * np.arange(len(episode)))
+    stamps = np.append(5 + 0.2 * np.arange(6), 6.2 + 0.1 * np.arange(6))  # as in lock step, faster
+    steps = [
+        replace(step, observation=replace(step.observation, stamp=stamp))
+        for step, stamp in zip(episode.steps, stamps, strict=True)
+    ]
+    episode = replace(episode, steps=steps)
+    slots = look_at(found.eyes, episode, ["agentview"], [5, 11]).slots
+    every = look_at(found.eyes, episode, ["agentview"], range(12)).slots[:, 0]
+    wanted = every[torch.tensor([[5, 4, 3], [11, 9, 7]])]
+    torch.testing.assert_close(slots, wanted, atol=0.01, rtol=0)  # other batches
+    assert (slots[0] - every[[5, 1, 0]]).abs().max() > 0.1  # those of steps of dt
+    looks = looks_of(found.eyes, episode, ["agentview"], replace(CONFIG, settle=0.15))
+    assert looks.known[-1, 1] == 1  # two images of 0.1 s after the first of success
 
 
 def test_it_is_kept_and_loaded_as_it_was(found, home, tmp_path):

@@ -22,12 +22,14 @@ from vla_inference.estimate.estimator import (
     Heads,
     Seen,
 )
+from vla_inference.inputs.history import ImageHistory
 from vla_inference.options import check_options, option
 from vla_inference.types import Episode, Observation
 from vla_training.datasets import EpisodeSet
 
 HELD_OUT = 5  # every fifth episode is
 FOLDS = 3  # heads; each is trained without a third of the episodes
+SLACK = 1e-3  # s by which stamps may be off
 SMOOTH = 0.02  # labels are this far from 0 and 1, so that no head is too sure of itself
 BATCH = 16  # observations that the model looks at together
 
@@ -61,23 +63,29 @@ class Looks:
     known: Tensor
 
 
-def labels(rewards: np.ndarray, settle: int = 0) -> np.ndarray:
+def times_of(episode: Episode) -> np.ndarray:
+    """float64 [T], s: the stamps, where the data have some that increase; else steps of dt."""
+    stamps = np.array([step.observation.stamp for step in episode.steps])
+    return stamps if (np.diff(stamps) > 0).all() else np.arange(len(stamps)) * episode.spec.dt
+
+
+def labels(rewards: np.ndarray, times: np.ndarray, settle: float = 0.0) -> np.ndarray:
     """float32 [T, 2]: progress, and 1 where the task is done; NaN where it is not known.
 
     A step's image is of before its action, so it shows what the reward of the step before says.
-    Done is a success that has lasted for `settle` steps; a younger one may still be lost, so it is
-    neither. Nor is the last image, where the reward after it says otherwise. Progress is the share
-    of the way to the first success that is done.
+    Done is a success that has lasted for `settle` s of times [T]; a younger one may still be lost,
+    so it is neither. Nor is the last image, where the reward after it says otherwise. Progress is
+    the share of the way to the first success that is done.
     """
     success = np.append(False, np.asarray(rewards)[:-1] > 0)
-    count = np.arange(1, len(success) + 1)
-    lasted = count - np.maximum.accumulate(np.where(success, 0, count))
+    before = np.maximum.accumulate(np.where(success, 0, np.arange(len(success))))
+    lasted = times - times[before]
     done = np.where(success, np.nan, 0.0)
-    done[success & (lasted >= settle)] = 1.0
+    done[success & (lasted >= settle - SLACK)] = 1.0
     progress = np.full(len(success), np.nan)
     if (done == 1).any():
         begun = int((done == 1).argmax())
-        first = begun - int(lasted[begun]) + 1
+        first = int(before[begun]) + 1
         progress[: first + 1] = np.arange(first + 1) / max(1, first)
         progress[done == 1] = 1.0
     if done[-1] != (rewards[-1] > 0):
@@ -93,8 +101,9 @@ def observed(episode: Episode, cameras: Sequence[str], step: int) -> Observation
 
 def look_at(eyes: Eyes, episode: Episode, cameras: Sequence[str], steps: Sequence[int]) -> Seen:
     """These steps, and those before them, each looked at once; float16, as there are many."""
-    apart = max(1, round(INTERVAL / episode.spec.dt))
-    wanted = [[max(0, t - i * apart) for i in range(1 + PAST)] for t in steps]
+    history: ImageHistory[int] = ImageHistory(PAST, INTERVAL)
+    past = [history.put(time, t) for t, time in enumerate(times_of(episode))]
+    wanted = [[t, *past[t]] for t in steps]
     once = sorted({t for row in wanted for t in row})
     parts = [
         eyes([observed(episode, cameras, t) for t in once[at : at + BATCH]])
@@ -131,7 +140,7 @@ def looks_of(
     eyes: Eyes, episode: Episode, cameras: Sequence[str], config: EstimateConfig
 ) -> Looks:
     steps = list(range(len(episode) - 1, -1, -config.every))[::-1]  # the last one is among them
-    known = labels(episode.rewards, round(config.settle / episode.spec.dt))[steps]
+    known = labels(episode.rewards, times_of(episode), config.settle)[steps]
     return Looks(look_at(eyes, episode, cameras, steps), torch.from_numpy(known))
 
 
