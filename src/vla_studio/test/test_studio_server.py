@@ -477,6 +477,16 @@ def test_an_estimate_suggests_a_verdict_and_decides_nothing(tmp_path):
             studio.server.tell("instruction", "put it down")
             await page.until("estimate", lambda value: value is None)
             assert not (await page.ask("verdict", verdict="success"))["error"]
+            about, again = {"seed": 3, "index": 0}, {**said, "instruction": "put it down"}
+            studio.server.tell("sim", {"episode": about})
+            for change in ({"step": 9}, {"step": 0, "index": 1}, {"index": 1, "seed": 4}):
+                studio.server.tell("estimate", again)
+                await page.until("estimate", lambda value: value == again)
+                about = {**about, **change}
+                studio.server.tell("sim", {"episode": about})
+                await page.until("sim", lambda value, about=about: value["episode"] == about)
+                known = studio.server._values["estimate"]  # of this episode alone
+                assert known == (again if change == {"step": 9} else None)
         first, second = map(json.loads, path.read_text().splitlines())
         assert (first["verdict"], first["suggested"], first["done"]) == (
             "failure",

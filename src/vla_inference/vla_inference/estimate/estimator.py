@@ -206,12 +206,13 @@ class Watch:
     def forget(self) -> None:
         """Another episode begins."""
         self._past: ImageHistory[Tensor] = ImageHistory(PAST, INTERVAL)
-        self._instruction: str | None = None
+        self._of: tuple[str, int] | None = None
 
-    def look(self, observation: Observation) -> Estimate:
-        if observation.instruction != self._instruction:
+    def look(self, observation: Observation, episode: int = 0) -> Estimate:
+        """episode: a number; with another one, as with another instruction, the past is none."""
+        if (of := (observation.instruction, episode)) != self._of:
             self.forget()
-            self._instruction = observation.instruction
+            self._of = of
         seen = self.estimator.eyes([observation])
         slots = torch.stack([seen.slots, *self._past.put(observation.stamp, seen.slots)], dim=1)
         return self.estimator(Seen(slots, seen.patches))[0]

@@ -540,8 +540,11 @@ class StudioServer:
             known = self._values.get("instruction", value["instruction"])
             if value["instruction"] != known:
                 return  # it is of another task
-        self._values[name] = value
+        before, self._values[name] = self._values.get(name), value
         if name == "sim":
+            old, new = (before or {}).get("episode"), value["episode"]
+            if old and any(old.get(key) != new.get(key) for key in ("seed", "index")):
+                self._tell("estimate", None)  # it is of the episode before
             self._trials.episode(value["episode"], self._values.get("instruction", ""))
             self._tell_trials()
         elif name == "instruction":

@@ -23,7 +23,7 @@ from vla_inference.ros.lifecycle import ManagedNode, configured, spin_node
 from vla_inference.ros.parameters import image_transport, seconds
 from vla_inference.ros.stamps import stamp_seconds
 from vla_inference.serving.model_thread import ModelThread
-from vla_msgs.msg import TaskEstimate
+from vla_msgs.msg import EpisodeStatus, TaskEstimate
 
 if TYPE_CHECKING:
     from vla_inference.estimate.estimator import Estimate, Watch
@@ -55,10 +55,12 @@ class EstimateNode(ManagedNode):
     def __init__(self, name: str = "estimate", **kwargs):
         super().__init__(name, EstimateConfig, **kwargs)
         self._config = EstimateConfig()
-        self._model: ModelThread[View] | None = None
+        self._model: ModelThread[tuple[View, int]] | None = None
         self._watch: Watch | None = None
         self._inputs: Inputs | None = None
         self._text = ""
+        self._status: EpisodeStatus | None = None
+        self._episode = 0  # how many others have begun
         self._open, self._next, self._last = False, 0.0, ""
         self._out = self.create_lifecycle_publisher(
             TaskEstimate, "estimate", **qos.overridable(qos.CHUNK)
@@ -66,6 +68,7 @@ class EstimateNode(ManagedNode):
         self.create_subscription(
             String, "inference/active_instruction", self._on_instruction, qos.LATCHED
         )
+        self.create_subscription(EpisodeStatus, "sim/episode", self._on_episode, qos.CHUNK)
 
     # -- lifecycle ----------------------------------------------------------------------------
 
@@ -140,6 +143,14 @@ class EstimateNode(ManagedNode):
     def _on_instruction(self, msg: String) -> None:
         self._text = msg.data
 
+    def _on_episode(self, msg: EpisodeStatus) -> None:
+        last, self._status = self._status, msg
+        if last is None:
+            return
+        if (msg.seed, msg.index) != (last.seed, last.index) or msg.step < last.step:
+            self._episode += 1
+            self._next = 0.0  # its first image is not too early
+
     def _receive(self, view: View) -> None:
         stamp = stamp_seconds(view.header.stamp)
         period = 1.0 / self._config.rate
@@ -147,16 +158,17 @@ class EstimateNode(ManagedNode):
             return  # not yet; else it is, or the clock has jumped
         self._next = stamp + period
         if self._open and self._text and self._model is not None:
-            self._model.latest.put(view)
+            self._model.latest.put((view, self._episode))
 
     # -- in the model's thread ----------------------------------------------------------------
 
-    def _answer(self, _model: ModelThread[View], view: View) -> None:
+    def _answer(self, _model: ModelThread[tuple[View, int]], value: tuple[View, int]) -> None:
+        view, episode = value
         text, inputs, watch = self._text, self._inputs, self._watch
-        if inputs is None or watch is None:
+        if inputs is None or watch is None or episode != self._episode:
             return
         try:
-            found = watch.look(inputs.observe(view, text))
+            found = watch.look(inputs.observe(view, text), episode)
         except VlaError as error:
             reason = " ".join(str(error).split())
             self.get_logger().warning(f"no estimate: {reason}", throttle_duration_sec=5.0)
@@ -165,7 +177,7 @@ class EstimateNode(ManagedNode):
             traceback.print_exc()
             self.get_logger().error(f"no estimate: unexpected {type(error).__name__}: {error}")
             return
-        if self._open:
+        if self._open and episode == self._episode:
             self._publish(view, text, found)
 
     def _publish(self, view: View, text: str, found: Estimate) -> None:
