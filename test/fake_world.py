@@ -13,13 +13,13 @@ from vla_sim_bridge.envs.base import StepResult, WorldBase
 class FakeWorld(WorldBase):
     """Half of the episodes succeed, drawn by their seeds; `played` counts resets.
 
-    actions: all that were executed. One camera, as `make_world` has where none are named.
+    executed: all actions. One camera, as `make_world` has where none are named.
     """
 
     def __init__(self, horizon: int = 6, size: int = 32):
         self.task = SimpleNamespace(name="fake", horizon=horizon)
         self.instruction, self.size = "lift the cube", size
-        self.played, self.actions = 0, []
+        self.played, self.executed = 0, []
 
     def reset(self, rng: np.random.Generator) -> None:
         self.played += 1
@@ -28,7 +28,7 @@ class FakeWorld(WorldBase):
         self.steps = 0
 
     def step(self, action: np.ndarray) -> StepResult:
-        self.actions.append(np.asarray(action))
+        self.executed.append(np.asarray(action))
         return self.hold()
 
     def hold(self) -> StepResult:

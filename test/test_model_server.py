@@ -70,7 +70,7 @@ def test_eval_through_it_measures_the_same_answers(shipped, tmp_path, capsys):
     data, told = write_set(tmp_path / "demo.hdf5"), []
     for model, more in ((f"openpi:{shipped.url}", ()), (SHIPPED, ("--device", "cpu"))):
         given = ["eval", "--model", model, "--dataset", str(data), "--max-steps", "5"]
-        assert main([*given, *more, "--engine", "plain"]) == 0
+        assert main([*given, *more, "--engine", "plain", "--verbose"]) == 0
         lines = capsys.readouterr().out.splitlines()
         told.append([line.split("  accuracy")[0] for line in lines if "  predicted [" in line])
     assert told[0] == told[1] and len(told[0]) == 5

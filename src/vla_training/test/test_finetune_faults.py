@@ -143,7 +143,7 @@ def test_closed_loop_plays_the_model_as_it_stands_sharded_or_not(
     space = policy.config.norm_stats["noise"]
     before = begun.predict_action(world.observation(), action_space=space).actions[0]
     steps = 3 if world.good else world.task.horizon
-    played = world.actions[-steps]  # the first action of the last episode
+    played = world.executed[-steps]  # the first action of the last episode
     # All weights are written in bfloat16, hence not to the last digit.
     assert np.abs(played - expected).max() < 0.25 * np.abs(played - before).max()
 
