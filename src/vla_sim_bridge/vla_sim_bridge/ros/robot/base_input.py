@@ -6,7 +6,7 @@ The rules are diff_drive_controller's, in `base_controller`; here are their mess
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from geometry_msgs.msg import TwistStamped
 from rclpy.time import Time
@@ -18,6 +18,7 @@ from vla_sim_bridge.envs.base import StepResult
 from vla_sim_bridge.envs.rover.world import BEAMS, RADIUS, RANGE, SEPARATION, RoverWorld
 from vla_sim_bridge.ros.robot.base_controller import BaseController, Odometry
 from vla_sim_bridge.ros.robot.controller_emulation import Heard
+from vla_sim_bridge.ros.robot.odometry_messages import odometry_message, odometry_type
 from vla_sim_bridge.ros.robot.robot_inputs import Move, RobotInput
 
 if TYPE_CHECKING:
@@ -86,25 +87,3 @@ class BaseInput(RobotInput):
                 "set driven_by to chunks or twist, or name a task such as Rover_D0",
             )
         return sim
-
-
-def odometry_message(odometry: Odometry, now: int) -> Any:
-    """nav_msgs/Odometry. now: ns."""
-    msg = odometry_type()(child_frame_id="base_link")
-    msg.header.stamp, msg.header.frame_id = Time(nanoseconds=now).to_msg(), "odom"
-    msg.pose.pose.position.x, msg.pose.pose.position.y = odometry.x, odometry.y
-    msg.pose.pose.orientation.z = math.sin(odometry.heading / 2)
-    msg.pose.pose.orientation.w = math.cos(odometry.heading / 2)
-    msg.twist.twist.linear.x, msg.twist.twist.angular.z = odometry.linear, odometry.angular
-    return msg
-
-
-def odometry_type() -> Any:
-    """nav_msgs/Odometry, which only a base needs."""
-    try:
-        from nav_msgs.msg import Odometry as Message
-    except ImportError as error:
-        raise VlaError(
-            f"nav_msgs is missing ({error})", "run `make setup`, or install it"
-        ) from None
-    return Message

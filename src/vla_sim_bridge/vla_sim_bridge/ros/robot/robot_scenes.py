@@ -23,7 +23,6 @@ from vla_sim_bridge.envs.diff_drive import WHEEL_RADIUS, WHEEL_SEPARATION, DiffD
 from vla_sim_bridge.envs.joint_tracking import held
 from vla_sim_bridge.envs.two_arms import ARMS, TwoArms
 from vla_sim_bridge.ros.robot.base_controller import BaseController, Odometry
-from vla_sim_bridge.ros.robot.base_input import odometry_message, odometry_type
 from vla_sim_bridge.ros.robot.controller_emulation import Heard
 from vla_sim_bridge.ros.robot.joint_controllers import (
     ForwardController,
@@ -31,6 +30,7 @@ from vla_sim_bridge.ros.robot.joint_controllers import (
     TrajectoryController,
     make_controller,
 )
+from vla_sim_bridge.ros.robot.odometry_messages import odometry_message, odometry_type
 from vla_sim_bridge.ros.robot.robot_inputs import JOINTS, is_open, joint_state, trajectory_points
 
 
