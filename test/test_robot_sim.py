@@ -157,6 +157,9 @@ class Launched:
         self.actions = self.node.create_publisher(ActionChunkMsg, "action", qos.CHUNK)
         self.enabler = self.node.create_client(SetBool, "/command/enable")
 
+    def begin(self) -> None:
+        """Waits for what the tests take for granted."""
+
     def _keep(self, msg: CommandStatus) -> None:
         self.status = msg
 
@@ -211,6 +214,8 @@ class LaunchedArms(Launched):
         self.speeds: dict[str, float] = {}  # rad/s, of the fastest joint
         for arm in ARMS:
             self.node.create_subscription(JointState, f"{arm}/joint_states", self._joints, 10)
+
+    def begin(self) -> None:
         self.until(lambda: len(self.joints) == 2, what="the arms")
         self.start = dict(self.joints)
 
@@ -247,6 +252,7 @@ def launched():
 
     def make(kind, *words: str):
         made.append(kind(*words))
+        made[-1].begin()  # where that fails, it is closed as well
         return made[-1]
 
     yield make

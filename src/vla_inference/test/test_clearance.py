@@ -149,6 +149,45 @@ def test_it_may_turn_and_back_off_in_front_of_a_wall_but_not_go_on():
     assert c.safety.last_stop.kind == "obstacle" and not command.moves
 
 
+def test_what_was_driven_since_the_scan_counts_at_the_speed_it_was_driven():
+    c = Clearance("base", LIMITS)
+    c.measured(Scan(ANGLES, with_box(0.5), 0.05), 1.0, 1.0, 1.0)  # 0.3 m ahead of the front
+    for k in range(5):  # 0.125 m
+        c.told(0.5, 1.0 + k * PERIOD, PERIOD)
+    assert c.fault(0.5, 1.25, PERIOD)
+    kind, _ = c.fault(0.05, 1.29, 10 * PERIOD)  # 0.175 m are left, and 0.025 to come
+    assert kind == "obstacle"
+    assert c.fault(0.05, 1.25, PERIOD) is None
+    c.measured(Scan(ANGLES, with_box(0.5), 0.05), 1.25, 1.25, 1.25)
+    assert c.fault(0.5, 1.25, PERIOD) is None  # measured anew
+
+
+def test_a_scan_that_stays_the_very_same_while_it_drives_stops_it():
+    rng, spec, c, now = np.random.default_rng(0), base_twist_spec(), commander(), 1.0
+    for frozen in (False, True):
+        see(c, FAR, now)
+        c.accept(ActionChunk(np.zeros((8, 2)), spec), now, now, now)
+        c.tick(now, now)
+        assert c.enable(now) == ""
+        for _ in range(40):
+            now += PERIOD
+            c.accept(ActionChunk([[0.3, 0.0]] * 8, spec), now, now, now)
+            see(c, FAR + (0 if frozen else rng.normal(0, 0.01, 181)), now)
+            c.tick(now, now)
+        assert (c.safety.state == STOPPED) == frozen
+    assert c.safety.last_stop.kind == "scan_lost" and "very same" in c.safety.last_stop.reason
+    see(c, np.full(181, math.inf), now)  # nothing in reach is no sign of anything
+    c.accept(ActionChunk(np.zeros((8, 2)), spec), now, now, now)
+    c.tick(now, now)
+    assert c.enable(now) == ""
+    for _ in range(40):
+        now += PERIOD
+        c.accept(ActionChunk([[0.3, 0.0]] * 8, spec), now, now, now)
+        see(c, np.full(181, math.inf), now)
+        c.tick(now, now)
+    assert c.safety.state == ENABLED
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_whatever_comes_no_limit_is_exceeded_and_no_obstacle_overlooked(seed):
     rng, spec, c, now = np.random.default_rng(seed), base_twist_spec(), commander(), 1.0

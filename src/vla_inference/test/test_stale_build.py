@@ -1,4 +1,4 @@
-"""Tests of a workspace that was pulled and not built: one line says so, whoever finds out."""
+"""Tests of a workspace that was pulled and not built: one line says so, from any process."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_where_packages_are_missing_a_command_of_theirs_is_not_guessed_at(monkey
     monkeypatch.setattr(main, "find_subcommands", lambda: ours)
     monkeypatch.setattr(main, "find_spec", lambda _: None)
     for name, hint in (
-        ("rollout", "ther commands come with vla_sim_bridge, vla_training"),
+        ("rollout", "commands come with vla_sim_bridge, vla_training"),
         ("infr", "did you mean infer"),
         ("studio", "run `make setup`"),
     ):

@@ -391,9 +391,14 @@ def test_an_untrained_ones_sizes_are_read_back_as_they_were(tmp_path):
     from vla_training.finetune.untrained.smolvla import UntrainedSmolVLA
 
     sizes = UntrainedSmolVLA(
-        image_size=32, vision_width=64, vision_layers=1, text_layers=1, text_width=896,
-        expert_width=122, vocabulary=300,
-    )  # fmt: skip
+        image_size=32,
+        vision_width=64,
+        vision_layers=1,
+        text_layers=1,
+        text_width=896,
+        expert_width=122,
+        vocabulary=300,
+    )
     robot = Robot(CAMERAS, (64, 64), 8, 7)
     sizes.write(tmp_path, robot, Untrained(chunk=5))
     assert read_config(LeRobotCheckpoint.read(tmp_path, fitted=False)) == sizes.config(robot, 5)

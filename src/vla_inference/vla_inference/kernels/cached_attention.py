@@ -217,7 +217,9 @@ def launch_for(d: int, m: int, group: int, own: str, dtype: torch.dtype) -> Laun
 
 
 def usual(d: int, m: int) -> Launch:
-    return Launch(warps=8 if d > 128 else 4, splits=4 if m <= 64 else 1)
+    """Fits the 99 KB that a program may have on a GPU of a desktop."""
+    tile = 32 if d > 128 else 64
+    return Launch(tile, tile, splits=4 if m <= 64 else 1)
 
 
 def candidates(d: int, m: int) -> list[Launch]:

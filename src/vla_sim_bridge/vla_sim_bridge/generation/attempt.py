@@ -11,6 +11,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,19 @@ class Attempt:
         return self.outcome == "success"
 
 
+def attributes_of(config: GenerateConfig, index: int, outcome: str, scene: dict) -> dict[str, Any]:
+    """What every attempt's episode says of itself."""
+    return {
+        "task": config.task,
+        "seed": config.seed,
+        "attempt": index,
+        "method": config.method,
+        "outcome": outcome,
+        "settled": outcome == "success",
+        "scene": json.dumps(scene),
+    }
+
+
 def make_attempt(
     sim: Simulation, config: GenerateConfig, index: int, sources: list | None = None
 ) -> Attempt:
@@ -63,16 +77,8 @@ def make_attempt(
         if len(recorder) >= horizon:
             break
     outcome = outcome or _reason(sim, signals, ever)
-    attributes = {
-        "task": config.task,
-        "seed": config.seed,
-        "attempt": index,
-        "method": config.method,
-        "outcome": outcome,
-        "settled": outcome == "success",
-        "scene": json.dumps(recorder.scene),
-        **perturbation.attributes(),
-    }
+    attributes = attributes_of(config, index, outcome, recorder.scene)
+    attributes |= perturbation.attributes()
     if sim.randomized:
         attributes["randomized"] = json.dumps(sim.randomized)
     return Attempt(outcome, recorder.episode(attributes))

@@ -6,8 +6,6 @@ must last. The expert runs over there first; images are drawn afterwards, of suc
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 from scipy.spatial.transform import Rotation
 
@@ -17,7 +15,7 @@ from vla_inference.types import Episode, make_steps
 from vla_sim_bridge.envs.base import Demonstration
 from vla_sim_bridge.envs.protocol import ExpertWorld
 from vla_sim_bridge.evaluation.episode import SETTLE_STEPS
-from vla_sim_bridge.generation.attempt import Attempt
+from vla_sim_bridge.generation.attempt import Attempt, attributes_of
 from vla_sim_bridge.generation.config import GenerateConfig
 
 
@@ -37,15 +35,7 @@ def make_attempt(world: ExpertWorld, config: GenerateConfig, index: int) -> Atte
     """Runs attempt `index`. A failure has no images."""
     limit = config.horizon or world.task.horizon
     done = world.demonstrate(config.seed, index, limit, SETTLE_STEPS, config.noise)
-    attributes = {
-        "task": config.task,
-        "seed": config.seed,
-        "attempt": index,
-        "method": config.method,
-        "outcome": done.outcome,
-        "settled": done.outcome == "success",
-        "scene": json.dumps(done.scene),
-    }
+    attributes = attributes_of(config, index, done.outcome, done.scene)
     cameras = world.cameras if config.images and done.outcome == "success" else ()
     images = [_draw(world, state, cameras) for state in done.columns["states"]]
     return Attempt(done.outcome, _episode(world, done, images, attributes))

@@ -7,8 +7,6 @@ where it stopped, and through as many again.
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 
 from vla_inference.errors import VlaError
@@ -17,7 +15,7 @@ from vla_sim_bridge.envs.base import episode_rng
 from vla_sim_bridge.envs.rover.world import RoverWorld
 from vla_sim_bridge.evaluation.episode import SETTLE_STEPS
 from vla_sim_bridge.experts.rover import FULL, rover_expert
-from vla_sim_bridge.generation.attempt import Attempt
+from vla_sim_bridge.generation.attempt import Attempt, attributes_of
 from vla_sim_bridge.generation.config import GenerateConfig
 
 MEMORY = 0.9  # AR(1) factor of the noise: it leads astray for about ten steps
@@ -59,15 +57,7 @@ def make_attempt(world: RoverWorld, config: GenerateConfig, index: int) -> Attem
     if settled > SETTLE_STEPS:
         lasts = all(world.hold().success for _ in range(SETTLE_STEPS))
         outcome = "success" if lasts else "unsettled"
-    attributes = {
-        "task": config.task,
-        "seed": config.seed,
-        "attempt": index,
-        "method": config.method,
-        "outcome": outcome,
-        "settled": outcome == "success",
-        "scene": json.dumps(world.scene_record()),
-    }
+    attributes = attributes_of(config, index, outcome, world.scene_record())
     return Attempt(outcome, _episode(world, rows, attributes))
 
 

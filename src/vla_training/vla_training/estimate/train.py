@@ -96,6 +96,11 @@ def labels(rewards: np.ndarray, times: np.ndarray, settle: float = 0.0) -> np.nd
 def observed(episode: Episode, cameras: Sequence[str], step: int) -> Observation:
     """A step as the model sees it."""
     seen = episode.steps[step].observation
+    if missing := [c for c in cameras if c not in seen.images]:
+        raise DataError(
+            f"an episode ({seen.instruction!r}) has no image of camera {missing[0]!r}",
+            "leave it out, or name a camera that all have",
+        )
     return Observation({c: seen.images[c] for c in cameras}, seen.instruction, seen.state)
 
 

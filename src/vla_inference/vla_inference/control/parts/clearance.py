@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from vla_inference.errors import VlaError
 SIDE = math.radians(30)  # to each side at least: where a scan must tell something
 APART = math.radians(5)  # beams at most
 TOLD = 0.5  # share of the beams of each side that must measure
+FROZEN = 0.3  # m commanded while the scans stay the very same: no scanner is that exact
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,10 @@ class Clearance:
     def __init__(self, name: str, limits: ClearanceLimits):
         self.name, self.limits = name, limits
         self.gap = math.inf  # m, from the front to the nearest point in the strip ahead
-        self._stamp = self._known = -math.inf  # of the last scan, and steady time when it came
+        self._stamp = self._known = -math.inf  # of the last scan, and steady time of it
+        self._ways: deque[tuple[float, float]] = deque()  # steady time, m commanded until then
+        self._ranges = np.zeros(0)  # of the last scan
+        self._same = self._since = 0.0  # m commanded while they stayed the same, and since then
 
     def measured(self, scan: Scan, stamp: float, now: float, steady: float) -> str:
         """Takes a scan; returns why it is refused, if it is. stamp: by the clock of `now`."""
@@ -83,7 +88,19 @@ class Clearance:
         except VlaError as error:
             return str(error)
         self._stamp, self._known = stamp, steady - max(0.0, age)
+        ranges = np.asarray(scan.ranges, np.float64)
+        moves = np.isfinite(ranges).any()  # where nothing is in reach, nothing changes
+        same = moves and np.array_equal(ranges, self._ranges, equal_nan=True)
+        self._same = self._same + self._since if same else 0.0
+        self._ranges, self._since = ranges, 0.0
         return ""
+
+    def told(self, speed: float, steady: float, period: float) -> None:
+        """Records what is commanded for a period that begins now. speed: m/s forwards."""
+        self._since += abs(speed) * period
+        self._ways.append((steady + period, max(0.0, speed) * period))
+        while self._ways and self._ways[0][0] < steady - 2 * self.limits.timeout:
+            self._ways.popleft()
 
     def lost(self, steady: float) -> str:
         """Why nobody knows whether the way is clear; empty: it is known."""
@@ -91,14 +108,25 @@ class Clearance:
             return ""
         return f"{self.name}: no usable scan within {self.limits.timeout:g} s"
 
+    def enabled(self) -> None:
+        """Forgets that scans stayed the same."""
+        self._same = self._since = 0.0
+
     def fault(self, speed: float, steady: float, period: float) -> tuple[str, str] | None:
         """What is wrong, kind and reason. speed: m/s forwards, of this period."""
         if lost := self.lost(steady):
             return SCAN_LOST, lost
+        if self._same > FROZEN:
+            return SCAN_LOST, (
+                f"{self.name}: the scan is the very same after {self._same:.2f} m of commanded "
+                "motion; is the scanner frozen, or the base held up?"
+            )
         if speed <= 0:
             return None
-        # The base has come nearer since the scan, and does so until the next period.
-        gap = self.gap - speed * (steady - self._known + period)
+        # The base has come nearer since the scan, as it was told then or is now, and does so until
+        # the next period.
+        way = sum(way for end, way in self._ways if end > self._known)
+        gap = self.gap - max(way, speed * (steady - self._known)) - speed * period
         if gap > self.limits.distance:
             return None
         return OBSTACLE, (

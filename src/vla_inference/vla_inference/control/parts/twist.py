@@ -45,6 +45,7 @@ class BasePart(Part[ChunkPlayer, Command]):
         self._linear = Ramp(settings.period, limits.linear, LINEAR)
         self._angular = Ramp(settings.period, limits.angular, ANGULAR)
         self._motion: Motion | None = None
+        self._steady = 0.0  # beginning of this period
         watched = limits.clearance.distance > 0
         self.clearance = Clearance(name, limits.clearance) if watched else None
 
@@ -78,11 +79,13 @@ class BasePart(Part[ChunkPlayer, Command]):
         return self.clearance.fault(max(wanted, now, coming), steady, period)
 
     def enabled(self, steady: float) -> None:
+        if self.clearance is not None:
+            self.clearance.enabled()
         self._standstill()
         self._zeros = 0
 
     def begins(self, now: float, steady: float, begin: float, end: float) -> float | None:
-        self._motion = self.player.motion(begin, end)
+        self._motion, self._steady = self.player.motion(begin, end), steady
         return self._motion.stamp if self._motion else None
 
     def halts(self, steady: float) -> None:
@@ -103,6 +106,8 @@ class BasePart(Part[ChunkPlayer, Command]):
         if self._silent(motion is not None or any(linear) or any(angular)):
             return None
         self._clip(clips | more)
+        if live and self.clearance is not None:
+            self.clearance.told(linear[0], self._steady, self.settings.period)
         return Command(linear, angular, live=live, clips=frozenset(clips | more))
 
 

@@ -23,6 +23,7 @@ from vla_inference.ros.lifecycle import ManagedNode, configured, spin_node
 from vla_inference.ros.parameters import image_transport, seconds
 from vla_inference.ros.stamps import stamp_seconds
 from vla_inference.serving.model_thread import ModelThread
+from vla_inference.system.workspace import unexpected
 from vla_msgs.msg import EpisodeStatus, TaskEstimate
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class EstimateNode(ManagedNode):
         self._status: EpisodeStatus | None = None
         self._episode = 0  # how many others have begun
         self._open, self._next, self._last = False, 0.0, ""
+        self._failed = ""  # why the last estimate that failed did
         self._out = self.create_lifecycle_publisher(
             TaskEstimate, "estimate", **qos.overridable(qos.CHUNK)
         )
@@ -174,8 +176,11 @@ class EstimateNode(ManagedNode):
             self.get_logger().warning(f"no estimate: {reason}", throttle_duration_sec=5.0)
             return
         except Exception as error:  # a model's fault is one estimate less; the node lives on
-            traceback.print_exc()
-            self.get_logger().error(f"no estimate: unexpected {type(error).__name__}: {error}")
+            reason = unexpected(error)
+            if reason != self._failed:  # once for each kind
+                traceback.print_exc()
+                self.get_logger().error(f"no estimate: {reason}")
+            self._failed = reason
             return
         if self._open and episode == self._episode:
             self._publish(view, text, found)

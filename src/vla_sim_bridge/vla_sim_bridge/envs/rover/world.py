@@ -184,10 +184,9 @@ class RoverWorld(WorldBase):
         rays = np.column_stack([np.cos(angles), np.sin(angles), np.zeros(BEAMS)])
         hit, far = np.zeros(BEAMS, np.int32), np.zeros(BEAMS)
         groups = np.array([0, 1, 0, 0, 0, 0], np.uint8)
-        self._mujoco.mj_multiRay(
-            self.model, self.data, self.data.site("lidar").xpos, rays.ravel(), groups, 1, -1,
-            hit, far, BEAMS, RANGE,
-        )  # fmt: skip
+        begin, static, nobody = self.data.site("lidar").xpos, 1, -1
+        known = self.model, self.data, begin, rays.ravel(), groups, static, nobody
+        self._mujoco.mj_multiRay(*known, hit, far, BEAMS, RANGE)
         return np.where(hit < 0, np.inf, far).astype(np.float32)
 
     def render(self, camera: str, width: int | None = None, height: int | None = None):

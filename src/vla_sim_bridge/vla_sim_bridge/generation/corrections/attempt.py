@@ -19,7 +19,7 @@ from vla_sim_bridge.envs.chunk_to_actions import sim_actions
 from vla_sim_bridge.envs.robosuite_sim import Simulation
 from vla_sim_bridge.evaluation.episode import EpisodeRun
 from vla_sim_bridge.experts import expert_for
-from vla_sim_bridge.generation.attempt import Attempt, DemonstrationRecorder
+from vla_sim_bridge.generation.attempt import Attempt, DemonstrationRecorder, attributes_of
 from vla_sim_bridge.generation.config import GenerateConfig
 from vla_sim_bridge.generation.corrections.stand_in import StandIn
 from vla_sim_bridge.tasks import get_task
@@ -74,16 +74,10 @@ def make_attempt(sim: Simulation, config: GenerateConfig, index: int, act: Act) 
     result = run.result()
     if result.success:
         world.cut(result.frames)
-    metadata = {
-        "task": config.task,
-        "seed": config.seed,
-        "attempt": index,
-        "method": config.method,
-        "outcome": result.outcome,
-        "settled": result.success,
+    metadata = attributes_of(config, index, result.outcome, world.recorder.scene)
+    metadata |= {
         "takeovers": len(stand_in.reasons),
         "reasons": ",".join(stand_in.reasons),
-        "scene": json.dumps(world.recorder.scene),
     }
     if sim.randomized:
         metadata["randomized"] = json.dumps(sim.randomized)

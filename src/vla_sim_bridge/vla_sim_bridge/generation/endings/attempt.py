@@ -7,7 +7,6 @@ what the episode came to.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,7 +17,7 @@ from vla_sim_bridge.envs.robosuite_sim import Simulation, episode_rng
 from vla_sim_bridge.evaluation.episode import SETTLE_STEPS
 from vla_sim_bridge.experts import expert_for
 from vla_sim_bridge.experts.motion import Noise
-from vla_sim_bridge.generation.attempt import Attempt, DemonstrationRecorder
+from vla_sim_bridge.generation.attempt import Attempt, DemonstrationRecorder, attributes_of
 from vla_sim_bridge.generation.config import GenerateConfig
 from vla_sim_bridge.generation.corrections.attempt import Act, executed
 from vla_sim_bridge.generation.endings.mishaps import mishaps_of, rest
@@ -56,22 +55,10 @@ def make_attempt(
         success = sim.step(action).success
         recorder.after(success)
         settled = settled + 1 if success else 0
-    return Attempt(
-        outcome := "success" if settled >= SETTLE_STEPS else sim.wrong() or kind,
-        recorder.episode(
-            {
-                "task": config.task,
-                "seed": config.seed,
-                "attempt": index,
-                "method": config.method,
-                "outcome": outcome,
-                "settled": outcome == "success",
-                "mishap": kind,
-                "by": "model" if by_model else "expert",
-                "scene": json.dumps(recorder.scene),
-            }
-        ),
-    )
+    outcome = "success" if settled >= SETTLE_STEPS else sim.wrong() or kind
+    attributes = attributes_of(config, index, outcome, recorder.scene)
+    attributes |= {"mishap": kind, "by": "model" if by_model else "expert"}
+    return Attempt(outcome, recorder.episode(attributes))
 
 
 def _expert(sim: Simulation) -> Iterator[np.ndarray]:
