@@ -276,8 +276,10 @@ class Hdf5Set(ImageColumnSet):
 def _foreign(group: h5py.Group) -> set[str]:
     """The name of the column of estimates, where what bears it is something else."""
     found = group.get(ESTIMATE)
-    shape = (len(group["actions"]), 2)
-    return set() if found is None or getattr(found, "shape", None) == shape else {ESTIMATE}
+    if found is None or "actions" not in group:
+        return set()
+    ours = getattr(found, "shape", None) == (len(group["actions"]), 2)
+    return set() if ours else {ESTIMATE}
 
 
 class StoredColumns(Mapping[str, np.ndarray]):
