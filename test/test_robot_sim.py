@@ -193,6 +193,16 @@ class Launched:
             self.idle(0.3, talk)
         raise AssertionError(answer.result().message)
 
+    def move_until(self, condition, talk, what: str) -> None:
+        """Enables, again where a busy machine's silence stopped it, until it is there."""
+        while not condition():
+            if self.status.state != CommandStatus.ENABLED:
+                self.enable(talk)
+                self.until(lambda: self.status.state == CommandStatus.ENABLED, talk, "its status")
+            self.until(
+                lambda: condition() or self.status.state != CommandStatus.ENABLED, talk, what
+            )
+
     def close(self) -> None:
         self.process.send_signal(signal.SIGINT)
         self.process.wait(30)
@@ -271,10 +281,9 @@ def launched():
 def test_one_command_node_moves_both_arms_and_one_stop_stops_both(launched, output):
     arms = launched(LaunchedArms, f"output:={output}")
     talk = arms.go(0.2, -0.2)
-    arms.enable(talk)
-    arms.until(lambda: arms.off(0.2, -0.2) < 0.03, talk, "both arms where they were told")
+    arms.move_until(lambda: arms.off(0.2, -0.2) < 0.03, talk, "both arms where they were told")
     talk = arms.go(-0.6, 0.6)
-    arms.until(lambda: arms.far(0.2, -0.2) > 0.1, talk, "both arms on their way back")
+    arms.move_until(lambda: arms.far(0.2, -0.2) > 0.1, talk, "both arms on their way back")
     # Another source of one arm's joints: a fault of that arm alone.
     arms.node.create_publisher(JointState, "left_arm/joint_states", 10)
     arms.until(lambda: arms.status.state == CommandStatus.STOPPED, talk, "a stop")
@@ -303,8 +312,7 @@ def test_the_command_node_drives_the_base_which_stops_with_it(launched, stamped)
     def at():
         return heard[-1].pose.pose.position
 
-    base.enable(talk)
-    base.until(lambda: heard and at().x > 0.2, talk, "the base to move")
+    base.move_until(lambda: heard and at().x > 0.2, talk, "the base to move")
     assert heard[-1].twist.twist.linear.x == pytest.approx(0.25, abs=0.05)
     assert heard[-1].twist.twist.angular.z == pytest.approx(0.3, abs=0.1)
     answer = base.enabler.call_async(SetBool.Request(data=False))

@@ -40,6 +40,19 @@ def test_workers_do_not_change_a_byte(reference, tmp_path):
     assert reference.read_bytes() == other.read_bytes()
 
 
+def test_what_a_worker_was_ended_in_goes_with_the_parts(reference, tmp_path):
+    output = tmp_path / "data"
+
+    def half_written(_):
+        begun = output / "parts" / ".attempt_0000009.hdf5.x.tmp"
+        begun.mkdir(exist_ok=True)
+        (begun / "content").write_text("half")
+
+    path = generate(CONFIG, output, parallel=1, report=half_written)
+    assert reference.read_bytes() == path.read_bytes()
+    assert not (output / "parts").exists()
+
+
 def test_killed_generation_loses_no_success_and_ends_the_same(reference, tmp_path):
     output = tmp_path / "data"
     code = (

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -133,9 +134,7 @@ def merge(config, parts: Path, ledger: AttemptShards, final: Path) -> dict:
             with Staged(final.with_name("failed.hdf5")) as other, h5py.File(other, "w") as file:
                 _copy(config.task, parts, failures, BAD, file)
         write_whole(final.with_name("statistics.json"), json.dumps(statistics, indent=2))
-    for part in os.scandir(parts):
-        os.unlink(part.path)
-    parts.rmdir()
+    shutil.rmtree(parts)  # with what a worker that was ended in its work left half-written
     return statistics
 
 
