@@ -33,7 +33,7 @@ class StudioSettings(Speeds):
     )
     quality: int = option(80, "JPEG quality of the images in the page.", low=10, high=95)
     max_image_rate: float = option(
-        15.0,
+        10.0,
         "Images per second and camera in the page at most; each costs the browser's machine work.",
         low=1,
         high=120,

@@ -5,7 +5,7 @@ import { byId, isSeen, make, onTicks } from "./elements.js";
 import uPlot from "./vendor/uplot.js";
 
 const SECONDS = 10;
-const PERIOD = 250; // ms between two drawings
+const PERIOD = 500; // ms between two drawings
 const LAG = 0.3; // s for which time goes on without news
 const LEAST = 0.02; // span of the values' axis, so that noise around 0 looks like none
 const TWIST = ["x", "y", "z", "rx", "ry", "rz"];
