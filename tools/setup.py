@@ -60,7 +60,10 @@ from workspace_setup.workspace import (
 
 OUTDATED = 3  # exit status of --check
 # Libraries that some tests need: optional for users, or second implementations to compare with
-FOR_TESTS = ("onnx", "tvm", "ray", "peft", "sentencepiece", "rerun", "gymnasium", "speech")
+FOR_TESTS = (
+    *("onnx", "tensorrt_rtx", "tvm", "ray", "peft", "sentencepiece", "rerun", "gymnasium"),
+    "speech",
+)
 
 
 def core(ros: Path | None) -> list[str]:

@@ -1,13 +1,14 @@
-"""Tests of `vision: onnx` and `vision: tensorrt` (against a stand-in of its API).
+"""Tests of `vision: onnx` and `vision: tensorrt`.
 
-TensorRT's own library does not load without an NVIDIA driver: what is checked of it here is the
-order of calls, their arguments, and what becomes of failures. The stand-in's engine runs the ONNX
-graph and reads and writes the addresses it is given.
+TensorRT-RTX parses and builds without a GPU, for real. An engine runs on a GPU only: in its place
+ONNX Runtime reads and writes the addresses that it would be given. TensorRT's own library does not
+load without a driver: its API is TensorRT-RTX's, with the names that its bindings have.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import json
 import shutil
 import sys
@@ -18,9 +19,15 @@ import numpy as np
 import pytest
 import torch
 
-from vla_inference.checkpoints.random_weights import TINY, write_random_checkpoint
+from vla_inference.checkpoints.random_weights import (
+    OPENVLA_7B,
+    TINY,
+    random_model,
+    write_random_checkpoint,
+)
 from vla_inference.engines import compiled
 from vla_inference.errors import VlaError
+from vla_inference.openvla.config import ModelConfig
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
 from vla_inference.types import Observation
 
@@ -118,96 +125,135 @@ def test_an_export_that_is_too_far_off_leaves_nothing(made, tmp_path, monkeypatc
 # -- TensorRT ---------------------------------------------------------------------------------
 
 
-def stand_in(version: str, fails: str = "") -> SimpleNamespace:
-    """As much of `tensorrt` as we call, with what 10 and 11 differ in."""
+@pytest.fixture(scope="module")
+def rtx():
+    return pytest.importorskip("tensorrt_rtx", reason="needs requirements/tensorrt_rtx.txt")
+
+
+def read_graph(folder: Path) -> str:
+    return str(folder / onnx.GRAPH)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "target"),
+    [("float16", "cuda:sm_75"), ("float16", "cuda:sm_120"), ("float32", "cuda:sm_89")],
+)
+def test_tensorrt_rtx_builds_for_a_card_that_is_not_here(made, tmp_path, rtx, dtype, target):
+    record = tensorrt.build(made[1] / dtype, tmp_path / "plan", target=target)
+    assert record["target"] == target and record["tensorrt_rtx"] == rtx.__version__
+    assert "device" not in record  # it fits all cards of that compute capability
+    plan = (tmp_path / "plan" / tensorrt.PLAN).read_bytes()
+    parameters = OpenVLAPolicy.from_pretrained(made[0], device="cpu").model
+    weights = sum(p.numel() for p in parameters.vision_backbone.parameters())
+    assert len(plan) > weights * (2 if dtype == "float16" else 4)
+
+
+def test_tensorrt_rtx_says_which_cards_it_knows(made, tmp_path, rtx):
+    with pytest.raises(VlaError, match=r"does not build for cuda:sm_90.*cuda:sm_89.*cuda:sm_120"):
+        tensorrt.build(made[1] / "float16", tmp_path / "plan", target="cuda:sm_90")
+    assert not list(tmp_path.iterdir())
+
+
+def test_building_for_this_machine_needs_its_gpu(made, tmp_path, rtx):
+    with pytest.raises(VlaError, match=r"there is none.*--target"):
+        tensorrt.build(made[1] / "float16", tmp_path / "plan")
+
+
+def test_a_graph_that_is_not_what_its_folder_says_is_refused(made, tmp_path, rtx):
+    folder = Path(shutil.copytree(made[1] / "float16", tmp_path / "graph"))
+    record = json.loads((folder / compiled.RECORD).read_text())
+    record["answer"][1] += 1
+    (folder / compiled.RECORD).write_text(json.dumps(record))
+    with pytest.raises(VlaError, match=r"has embeddings \[1, 16, 32\] instead of"):
+        tensorrt.build(folder, tmp_path / "plan", target="cuda:sm_89")
+
+
+def test_the_calls_are_there_in_tensorrt_11():
+    """Its bindings come without the library and cannot be imported: names are looked for."""
+    found = importlib.util.find_spec("tensorrt_bindings")
+    if found is None:
+        pytest.skip("needs requirements/tensorrt_rtx.txt")
+    binary = (Path(found.origin).parent / "tensorrt.so").read_bytes()
+    names = """STRONGLY_TYPED WORKSPACE INTERNAL_ERROR create_network create_builder_config
+    get_input get_output set_memory_pool_limit build_serialized_network parse_from_file get_error
+    deserialize_cuda_engine create_execution_context get_tensor_shape set_tensor_address
+    execute_async_v3"""
+    lacking = [n for n in names.split() if b"\0" + n.encode() + b"\0" not in binary]
+    assert not lacking
+
+
+class Context:
+    """An engine's execution without a GPU: ONNX Runtime on the addresses that it is given."""
+
+    def __init__(self, graph: str, shapes: dict[str, list[int]], fails: str):
+        self.graph, self.shapes, self.fails, self.at = graph, shapes, fails, {}
+
+    def set_tensor_address(self, name, address):
+        self.at[name] = address
+
+    def execute_async_v3(self, stream):
+        import onnxruntime
+
+        size = int(np.prod(self.shapes["pixels"]))
+        raw = (ctypes.c_uint16 * size).from_address(self.at["pixels"])
+        pixels = np.frombuffer(raw, np.float16).reshape(self.shapes["pixels"])
+        answer = onnxruntime.InferenceSession(self.graph).run(None, {"pixels": pixels})[0]
+        ctypes.memmove(self.at["embeddings"], answer.ctypes.data, answer.nbytes)
+        return self.fails != "run"
+
+
+def jetsons(rtx, version: str, graph: str, fails: str = "") -> SimpleNamespace:
+    """TensorRT's API with TensorRT-RTX's parser and builder; without a GPU nothing is loaded."""
     calls: list[str] = []
-
-    class Logger:
-        Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
-
-    class Parser:
-        num_errors = 1
-
-        def __init__(self, network, logger):
-            self.network = network
-
-        def parse_from_file(self, path):
-            self.network.path = path
-            calls.append("parse")
-            return fails != "parse"
-
-        def get_error(self, i):
-            return "no importer for Foo"
 
     class Builder:
         def __init__(self, logger):
-            self.logger = logger
+            self.builder = rtx.Builder(logger)
 
         def create_network(self, flags):
             calls.append(f"flags {flags}")
-            return SimpleNamespace(path="")
+            return self.builder.create_network(STRONGLY_TYPED)
 
         def create_builder_config(self):
-            return SimpleNamespace(set_memory_pool_limit=lambda kind, size: calls.append(kind))
+            return self.builder.create_builder_config()
 
         def build_serialized_network(self, network, config):
-            if fails == "build":
-                self.logger.log(Logger.Severity.ERROR, "out of memory")
-                return None
-            return memoryview(network.path.encode())
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(rtx.ComputeCapability.SM86, 0)
+            return self.builder.build_serialized_network(network, config)
 
-    class Context:
-        def __init__(self, path, shape, answer):
-            self.path, self.shapes, self.at = path, {"pixels": shape, "embeddings": answer}, {}
+    def load(plan):
+        if fails == "load":
+            return None
+        record = json.loads((Path(graph).parent / compiled.RECORD).read_text())
+        shapes = {"pixels": record["shape"], "embeddings": record["answer"]}
+        return SimpleNamespace(
+            get_tensor_shape=lambda name: tuple(shapes[name]),
+            create_execution_context=lambda: Context(graph, shapes, fails),
+        )
 
-        def set_tensor_address(self, name, address):
-            self.at[name] = address
-
-        def execute_async_v3(self, stream):
-            import onnxruntime
-
-            size = int(np.prod(self.shapes["pixels"]))
-            raw = (ctypes.c_uint16 * size).from_address(self.at["pixels"])
-            pixels = np.frombuffer(raw, np.float16).reshape(self.shapes["pixels"])
-            session = onnxruntime.InferenceSession(self.path)
-            answer = session.run(None, {"pixels": pixels})[0]
-            ctypes.memmove(self.at["embeddings"], answer.ctypes.data, answer.nbytes)
-            return fails != "run"
-
-    class Runtime:
-        def __init__(self, logger):
-            pass
-
-        def deserialize_cuda_engine(self, plan):
-            if fails == "load":
-                return None
-            record = json.loads((Path(plan.decode()).parent / compiled.RECORD).read_text())
-            shapes = {"pixels": record["shape"], "embeddings": record["answer"]}
-            return SimpleNamespace(
-                get_tensor_shape=lambda name: tuple(shapes[name]),
-                create_execution_context=lambda: Context(plan.decode(), *shapes.values()),
-            )
-
+    STRONGLY_TYPED = 1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     flags = {} if version.startswith("11") else {"STRONGLY_TYPED": 1}
     return SimpleNamespace(
         __version__=version,
-        ILogger=Logger,
+        ILogger=rtx.ILogger,
         Builder=Builder,
-        OnnxParser=Parser,
-        Runtime=Runtime,
+        OnnxParser=rtx.OnnxParser,
+        Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=load),
         NetworkDefinitionCreationFlag=SimpleNamespace(**flags),
-        MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
+        MemoryPoolType=rtx.MemoryPoolType,
         calls=calls,
     )
 
 
 @pytest.fixture
-def on_a_jetson(monkeypatch):
+def on_a_jetson(monkeypatch, rtx, made):
     """A machine that says it has an Orin; tensors stay on the CPU."""
 
     def install(version: str, fails: str = "") -> SimpleNamespace:
-        fake = stand_in(version, fails)
+        fake = jetsons(rtx, version, read_graph(made[1] / "float16"), fails)
         monkeypatch.setitem(sys.modules, "tensorrt", fake)
+        monkeypatch.setattr(tensorrt, "usual_library", lambda: "tensorrt")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(tensorrt, "chip", lambda device: "cuda:sm_87")
         monkeypatch.setattr(tensorrt, "device_of", lambda index: "Orin")
@@ -225,7 +271,7 @@ def test_tensorrt_builds_strongly_typed_and_reads_our_memory(
     fake = on_a_jetson(version)
     checkpoint, base = made
     record = tensorrt.build(base / "float16", tmp_path / "plan")
-    assert fake.calls == [flags, "parse", "workspace"]
+    assert fake.calls == [flags]
     assert (record["tensorrt"], record["target"]) == (version, "cuda:sm_87")
     plain = OpenVLAPolicy.from_pretrained(checkpoint, device="cpu")
     vision = tensorrt.TensorrtVision(tmp_path / "plan", "cuda", plain.config, checkpoint)
@@ -238,15 +284,25 @@ def test_tensorrt_builds_strongly_typed_and_reads_our_memory(
         tensorrt.TensorrtVision(tmp_path / "plan", "cuda", plain.config, checkpoint)
 
 
-@pytest.mark.parametrize(
-    ("fails", "words"),
-    [("parse", "no importer for Foo"), ("build", "out of memory")],
-)
-def test_what_tensorrt_cannot_build_leaves_nothing(made, tmp_path, on_a_jetson, fails, words):
-    on_a_jetson("10.3.0", fails)
-    with pytest.raises(VlaError, match=words):
-        tensorrt.build(made[1] / "float16", tmp_path / "plan")
+def test_tensorrt_that_cannot_build_leaves_nothing(made, tmp_path, rtx):
+    with pytest.raises(VlaError, match=r"cannot build .*Turing.*FP32 GEMM is not supported"):
+        tensorrt.build(made[1] / "float32", tmp_path / "plan", target="cuda:sm_75")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_cannot_be_parsed_is_told_in_the_parsers_words(made, tmp_path, rtx):
+    import onnx as writer
+
+    folder = Path(shutil.copytree(made[1] / "float16", tmp_path / "graph"))
+    graph = writer.load(read_graph(folder), load_external_data=False)
+    graph.graph.node[-1].op_type = "Foo"
+    writer.save(graph, read_graph(folder))
+    record = json.loads((folder / compiled.RECORD).read_text())
+    record["files"][onnx.GRAPH] = (folder / onnx.GRAPH).stat().st_size
+    (folder / compiled.RECORD).write_text(json.dumps(record))
+    with pytest.raises(VlaError, match=r"cannot read .*Foo"):
+        tensorrt.build(folder, tmp_path / "plan", target="cuda:sm_89")
+    assert not (tmp_path / "plan").exists()
 
 
 @pytest.mark.parametrize(("fails", "words"), [("load", "cannot load"), ("run", "failed")])
@@ -261,5 +317,23 @@ def test_a_plan_that_does_not_run_is_named(made, tmp_path, on_a_jetson, fails, w
 
 def test_without_tensorrt_one_error_says_what_to_install(made, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(VlaError, match=r"TensorRT is not installed.*apt install"):
         tensorrt.build_checkpoint(made[0], tmp_path / "plan")
+    with pytest.raises(VlaError, match=r"TensorRT-RTX is not installed.*tensorrt_rtx\.txt"):
+        tensorrt.build_checkpoint(made[0], tmp_path / "plan", target="cuda:sm_89")
+
+
+@pytest.mark.slow
+def test_the_graph_of_openvla_7bs_encoders_is_parsed_and_built(tmp_path, rtx):
+    """DINOv2 ViT-L and SigLIP So400m of random weights, 224 pixels, for an RTX 4090."""
+    small = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4}
+    small |= {"num_hidden_layers": 1, "intermediate_size": 256}
+    text = {**OPENVLA_7B["text_config"], **small}  # which is not in the graph
+    config = ModelConfig.from_json({**OPENVLA_7B, "text_config": text})
+    part = onnx.ImageEncoder(random_model(config, dtype=torch.float16))
+    shape, answer = list(onnx.shape_of(config)), [1, 256, 256]
+    onnx.write_graph(part, tuple(shape), tmp_path / onnx.GRAPH)
+    shapes = {"pixels": shape, "embeddings": answer}
+    plan = tensorrt.build_plan(tmp_path / onnx.GRAPH, "tensorrt_rtx", "cuda:sm_89", shapes)
+    assert shape == [1, 6, 224, 224] and len(plan) > 1.3e9

@@ -31,8 +31,10 @@ def run(
     overwrite: bool,
 ) -> dict[str, Any]:
     folder = Path(resolve(model))
-    if engine in ("onnx", "tensorrt") and (target or host):
-        raise VlaError(f"--engine {engine} takes no --target and no --host", "leave them out")
+    if engine == "onnx" and target:
+        raise VlaError("--engine onnx takes no --target: its graph fits all", "leave it out")
+    if engine in ("onnx", "tensorrt") and host:
+        raise VlaError(f"--engine {engine} takes no --host", "leave it out")
     if engine == "mlc" and host:
         raise VlaError("mlc_llm compiles where it runs", "leave out --host, or use engine tvm")
     wanted = quantization or USUAL[engine]
@@ -69,8 +71,10 @@ def run(
     if (folder / compiled.RECORD).is_file():  # an exported graph, perhaps from another machine
         if quantization:
             raise VlaError(f"the graph in {folder} has its dtype", "leave out --quantization")
-        return tensorrt.build(folder, output, overwrite=overwrite)
-    return tensorrt.build_checkpoint(folder, output, dtype=wanted, overwrite=overwrite)
+        return tensorrt.build(folder, output, target=target, overwrite=overwrite)
+    return tensorrt.build_checkpoint(
+        folder, output, dtype=wanted, target=target, overwrite=overwrite
+    )
 
 
 def here() -> str:
@@ -109,7 +113,11 @@ def compile_model(
     ],
     output: Annotated[Path, typer.Option(help="Folder to write.")],
     target: Annotated[
-        str, typer.Option(help="llvm (CPU) or cuda:sm_NN for tvm; default: this machine's.")
+        str,
+        typer.Option(
+            help="llvm (CPU) or cuda:sm_NN for tvm; cuda:sm_NN of an RTX card for tensorrt; "
+            "default: this machine's."
+        ),
     ] = "",
     host: Annotated[
         str | None, typer.Option(help="Triple of the target machine: aarch64-linux-gnu.")
