@@ -137,6 +137,14 @@ def studio_images(r: Result) -> str:
     )
 
 
+def studio_newcomer(r: Result) -> str:
+    seconds = r["seconds"]
+    return (
+        f"{seconds['the first success'] / 60:.1f} minutes on two cores; the page can be opened "
+        f"after {seconds['the page can be opened'] / 60:.1f}"
+    )
+
+
 def studio_viewers(r: Result) -> str:
     memory = r["memory_mb"]
     return (
@@ -406,6 +414,11 @@ ROBOT = (
         "on the same two cores, and with its browser given idle time alone",
         studio_images,
         ("studio_images.json",),
+    ),
+    Row(
+        "`git clone`, `make studio`, and a block stacked by a sentence typed into the page",
+        studio_newcomer,
+        ("studio_newcomer.json",),
     ),
     Row("eight viewers beside the studio's operator", studio_viewers, ("studio_viewers.json",)),
     Row(
