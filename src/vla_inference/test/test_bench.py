@@ -10,7 +10,15 @@ import pytest
 from vla_inference.checkpoints.random_weights import write_random_checkpoint
 from vla_inference.cli.bench import bench
 from vla_inference.cli.benchmark.ceilings import floor_ms
-from vla_inference.cli.benchmark.speed import BenchConfig, lines, random_policy, run, table
+from vla_inference.cli.benchmark.reference import RIVALS
+from vla_inference.cli.benchmark.speed import (
+    BenchConfig,
+    lines,
+    observation,
+    random_policy,
+    run,
+    table,
+)
 from vla_inference.errors import VlaError
 
 
@@ -44,6 +52,20 @@ def test_every_path_is_measured_on_the_same_inputs(tmp_path, capsys):
     assert out.split("\n")[0].split() == heading.split()
 
 
+def test_transformers_with_a_static_cache_says_what_it_says_with_a_growing_one():
+    pytest.importorskip("transformers", reason="needs requirements/peft.txt")
+    policy = random_policy("tiny", "tokens")
+    growing, static = (make(policy) for make in RIVALS.values())
+    for seed in range(4):
+        seen = observation(seed, images=1, state=0)
+        assert (growing(seen) == static(seen)).all()
+    paths = ["plain", *RIVALS]
+    rows = run(BenchConfig(size="tiny", device="cpu", paths=paths, repeats=2))["paths"]
+    best = min(rows[path]["median_ms"] for path in RIVALS)
+    for row in rows.values():
+        assert row["times_best_rival"] == pytest.approx(best / row["median_ms"], abs=0.01)
+
+
 def test_steps_can_be_rested_between(monkeypatch):
     rests = []
     monkeypatch.setattr("vla_inference.cli.benchmark.speed.time.sleep", rests.append)
@@ -53,11 +75,13 @@ def test_steps_can_be_rested_between(monkeypatch):
 
 def test_what_cannot_be_measured_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(VlaError, match="needs transformers"):
+    with pytest.raises(VlaError, match=r"transformers is not installed.*name other --paths"):
         run(BenchConfig(size="tiny", device="cpu", paths=["reference"], repeats=1))
     with pytest.raises(VlaError, match="give --model"):
         run(BenchConfig(size="tiny", device="cpu", paths=["tvm:somewhere"]))
-    with pytest.raises(VlaError, match="no path 'warp'; known: reference, plain, torch, tvm, mlc"):
+    with pytest.raises(
+        VlaError, match="no path 'warp'; known: reference, transformers-static, plain, torch"
+    ):
         run(BenchConfig(size="tiny", device="cpu", paths=["warp"]))
     with pytest.raises(VlaError, match="leave one out"):
         run(BenchConfig(size="tiny", model="models/stack-small"))

@@ -10,14 +10,15 @@ from vla_inference.options import Holds, check_options, option
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """What to measure. Of the slow paths (reference, plain) 50 observations at most."""
+    """What to measure. Of the slow paths (transformers', plain) 50 observations at most."""
 
     model: str = option("", "Checkpoint folder or Hub id; default: random weights.")
     size: str = option("", "Size of random weights: openvla-7b (default on a GPU), small ...")
     head: str = option("", "Action head of random weights; default: that of the size.")
     paths: tuple[str, ...] = option(
         (),
-        "ENGINE[:QUANTISATION], separated by commas: reference,plain,torch,torch:int4; "
+        "ENGINE[:QUANTISATION], separated by commas: reference,transformers-static,plain,torch,"
+        "torch:int4; "
         "default depends on the device.",
     )
     vision: str = option(

@@ -1,4 +1,7 @@
-"""OpenVLA run as its authors do (transformers' `generate`), as the baseline of `vla bench`."""
+"""OpenVLA run by transformers' `generate`: the rivals of our engines in `vla bench`.
+
+`reference` is how its authors run it, `transformers-static` what a careful user makes of that.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ class Reference:
             from transformers import LlamaConfig, LlamaForCausalLM
         except ImportError as error:
             raise VlaError(
-                f"path reference needs transformers ({error})",
+                f"transformers is not installed ({error})",
                 "pip install transformers, or name other --paths",
             ) from None
 
@@ -46,6 +49,7 @@ class Reference:
         self.llama.model.rotary_emb = type(rotary)(config=config).to(policy.device)
         self.llama.eval()
         self.policy = policy
+        self.options: dict[str, Any] = {}
 
     @torch.inference_mode()
     def __call__(self, observation: Observation) -> np.ndarray:
@@ -53,6 +57,7 @@ class Reference:
         pixels = torch.from_numpy(p.preprocess(list(observation.images.values())))[None]
         context = p.model.context(p._ids(observation.instruction), pixels.to(p.device, p.dtype))
         out = self.llama.generate(
+            **self.options,
             inputs_embeds=context,
             max_new_tokens=7,
             min_new_tokens=7,
@@ -60,3 +65,17 @@ class Reference:
             attention_mask=torch.ones(context.shape[:2], dtype=torch.long, device=p.device),
         )
         return out[0, -7:].cpu().numpy()
+
+
+class StaticReference(Reference):
+    """The same with a cache of fixed length, and on CUDA with the decode (by transformers itself,
+    as a graph) and the vision encoders compiled."""
+
+    def __init__(self, policy: OpenVLAPolicy):
+        super().__init__(policy)
+        self.options = {"cache_implementation": "static"}
+        if policy.device.type == "cuda":
+            policy.model.vision_backbone.compile(mode="max-autotune-no-cudagraphs")
+
+
+RIVALS = {"reference": Reference, "transformers-static": StaticReference}

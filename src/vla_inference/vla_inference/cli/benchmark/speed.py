@@ -1,7 +1,8 @@
 """Latency from an observation to an action, both in host memory, for every path in one run.
 
 A path is ENGINE[:QUANTISATION], and the inputs are the same for all. The reference is the code
-path of the original: transformers' Llama and its `generate`, eager vision. The floor is the time
+path of the original: transformers' Llama and its `generate`, eager vision; `transformers-static`
+is what a careful user makes of it. The floor is the time
 that the arithmetic of a prefill and the bytes of the decode passes' weights take at the rates that
 this run measured for a copy and a matrix product.
 """
@@ -32,7 +33,7 @@ from vla_inference.checkpoints.random_weights import (
 )
 from vla_inference.cli.benchmark.ceilings import ceilings, floor_ms
 from vla_inference.cli.benchmark.config import BenchConfig
-from vla_inference.cli.benchmark.reference import Reference
+from vla_inference.cli.benchmark.reference import RIVALS
 from vla_inference.engines import ENGINES, LANGUAGES
 from vla_inference.errors import VlaError
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
@@ -41,7 +42,15 @@ from vla_inference.quantization.rounding import quantize_model
 from vla_inference.quantization.swap import make_dense
 from vla_inference.types import Observation
 
-PATHS = ("reference", "plain", "torch", "torch:int8", "torch:fp8", "torch:int4")
+PATHS = (
+    "reference",
+    "transformers-static",
+    "plain",
+    "torch",
+    "torch:int8",
+    "torch:fp8",
+    "torch:int4",
+)
 OFT_PATHS = ("plain", "torch", "torch:fp8")
 CPU_PATHS = ("plain", "torch", "torch:int8")
 SENTENCE = "put the red block on the green block"
@@ -101,6 +110,10 @@ def run(config: BenchConfig, tell: Callable[[str], None] = lambda _: None) -> di
         row["times_first"] = round(first["median_ms"] / row["median_ms"], 2)
         report["paths"][path] = row
         tell(f"{path}: {row['median_ms']:.1f} ms median, {row['p95_ms']:.1f} ms p95")
+    rows = report["paths"]
+    rivals = [rows[path]["median_ms"] for path in rows if path in RIVALS]
+    for row in rows.values() if rivals else ():
+        row["times_best_rival"] = round(min(rivals) / row["median_ms"], 2)
     return report
 
 
@@ -118,14 +131,14 @@ def _measured(
     def predict(o: Observation):
         return policy.predict_action(o, action_space=space)
 
-    work = Reference(policy) if path == "reference" else predict
+    work = RIVALS[path](policy) if path in RIVALS else predict
     begin = time.perf_counter()
     work(several[0])
     first = time.perf_counter() - begin
     if cuda:
         gc.collect()
         torch.cuda.reset_peak_memory_stats()
-    slow = path in ("reference", "plain")
+    slow = path in ("plain", *RIVALS)
     repeats = min(config.repeats, 50) if slow else config.repeats
     times, answers = measure(work, several, repeats, config.pause)
     positions = policy.config.num_patches * c.num_images + policy._ids(SENTENCE).shape[1]
@@ -151,12 +164,13 @@ def _measured(
 
 def _policy(config: BenchConfig, path: str) -> tuple[OpenVLAPolicy, str]:
     kind, _, quantisation = path.partition(":")
-    if kind not in ("reference", *ENGINES):
-        raise VlaError(f"there is no path {kind!r}", f"known: reference, {', '.join(ENGINES)}")
+    known = (*RIVALS, *ENGINES)
+    if kind not in known:
+        raise VlaError(f"there is no path {kind!r}", f"known: {', '.join(known)}")
     engine = kind
     if kind in LANGUAGES:  # what follows is a folder
         engine, quantisation = path, ""
-    engine = "plain" if engine == "reference" else engine
+    engine = "plain" if engine in RIVALS else engine
     if config.model:
         policy = OpenVLAPolicy.from_pretrained(
             config.model,
@@ -203,7 +217,8 @@ def _values(answer) -> np.ndarray:
 
 def table(report: dict[str, Any]) -> list[list[str]]:
     """The report's paths as rows of words, the heading first."""
-    rows = [["path", "median ms", "p95 ms", "stages ms", "GB", "times first", "of the floor"]]
+    heading = ["path", "median ms", "p95 ms", "stages ms", "GB", "times first", "times rival"]
+    rows = [[*heading, "of the floor"]]
     for path, row in report["paths"].items():
         parts = [f"{k} {v:.1f}" for k, v in row["stages_ms"].items() if k != "total"]
         rows.append(
@@ -214,6 +229,7 @@ def table(report: dict[str, Any]) -> list[list[str]]:
                 ", ".join(parts),
                 f"{row['peak_gpu_gb']:.1f}" if "peak_gpu_gb" in row else "",
                 f"{row['times_first']:.2f}",
+                f"{row['times_best_rival']:.2f}" if "times_best_rival" in row else "",
                 f"{row['of_floor']:.2f} x {row['floor_ms']:.1f} ms" if "of_floor" in row else "",
             ]
         )
