@@ -22,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -I` leaves it out
 
+from workspace_setup.emulated import make_emulated
 from workspace_setup.machine import python_of, python_version
 from workspace_setup.packages import cpu_torch_arguments
 from workspace_setup.steps import ROOT, SetupError, digest, run_logged, say
@@ -38,6 +39,7 @@ class Environment:
     variables: tuple[str, ...]  # by which the tests find its interpreter
     tests: tuple[str, ...]
     pythons: tuple[int, ...]
+    always: bool = True  # or only where it is named
 
     @property
     def requirements(self) -> Path:
@@ -66,16 +68,26 @@ class Environment:
         if stamp.is_file() and stamp.read_text() == key:
             return
         shutil.rmtree(FOLDER / self.name, ignore_errors=True)
-        python, log = self.find(), ROOT / "log" / f"compat-{self.name}.log"
         FOLDER.mkdir(exist_ok=True)
         (FOLDER / "COLCON_IGNORE").touch()
+        self.install(ROOT / "log" / f"compat-{self.name}.log")
+        stamp.write_text(key)
+
+    def install(self, log: Path) -> None:
+        python = self.find()
         create = [python, "-m", "venv", str(FOLDER / self.name)]
         run_logged(f"making compat-{self.name}", create, log)
         command = [str(self.python), "-m", "pip", "install", "--no-input", "--prefer-binary"]
         command += ["-r", str(self.requirements), *cpu_torch_arguments()]
         command += shlex.split(os.environ.get("VLA_PIP_ARGS", ""))
         run_logged(f"installing compat-{self.name}", command, log)
-        stamp.write_text(key)
+
+
+class Emulated(Environment):
+    """Another processor's."""
+
+    def install(self, log: Path) -> None:
+        make_emulated(FOLDER / self.name, self.requirements, log)
 
 
 ENVIRONMENTS = (
@@ -106,19 +118,21 @@ ENVIRONMENTS = (
         ("test_openpi_client.py", "test_openpi_server.py"),
         (11, 12, 10),
     ),
+    Emulated("aarch64", ("VLA_AARCH64_PYTHON",), ("test_aarch64.py",), (11,), always=False),
 )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     names = [e.name for e in ENVIRONMENTS]
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(names)}; all")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(names)}; all but the last")
     parser.add_argument("--make", action="store_true", help="make the environments, run no test")
     options = parser.parse_args()
     unknown = sorted({*options.names} - {*names})
     if unknown:
         parser.error(f"there is no environment {', '.join(unknown)}; there are {', '.join(names)}")
-    chosen = [e for e in ENVIRONMENTS if e.name in (options.names or names)]
+    usual = [e.name for e in ENVIRONMENTS if e.always]
+    chosen = [e for e in ENVIRONMENTS if e.name in (options.names or usual)]
     try:
         for environment in chosen:
             environment.make()
