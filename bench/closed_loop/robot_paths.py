@@ -3,6 +3,7 @@
 
     python bench/closed_loop/robot_paths.py --path direct|twist|pose|joint_trajectory
         |joint_positions|joint_velocities [--episodes 20] [--seed 7]
+    python bench/closed_loop/robot_paths.py --path base [--task Rover_D0] [--real-time]
     python bench/closed_loop/robot_paths.py --path twist --delay 0.35 --stretch 2
         --catch-up 0.3 --blend 0.1
     python bench/closed_loop/robot_paths.py --path twist --real-time --delay 0.3 --stretch 2.25 ...
@@ -11,9 +12,10 @@ direct: chunks go straight into the simulation, in lock step. twist, pose: model
 its safety on, and the simulation that keeps MoveIt Servo's or a target-pose controller's rules; in
 lock step of simulated time, or in real time at 20 Hz (--factor 0.5: all at half the pace, for slow
 or busy machines). joint_...: the same with the chunk IK node before the command node, whose output
-of that name drives the joints by the rules of ros2_control's controllers. --delay: seconds that
-each answer takes longer; in lock step, exactly that long by simulated time, while the robot goes
-on. Under `robot`: gaps, control periods whose last command was 0.1 s old or older;
+of that name drives the joints by the rules of ros2_control's controllers. base: the rover's model,
+command node with its stop by lidar, and cmd_vel by diff_drive_controller's rules. --delay: seconds
+that each answer takes longer; in lock step, exactly that long by simulated time, while the robot
+goes on. Under `robot`: gaps, control periods whose last command was 0.1 s old or older;
 unanswered_periods (lock step), those without a new one; zeros, those for which standing still was
 commanded; all from an episode's first command on. command_gap: whether there were any of the first
 two. A run with --delay is set beside the same without it.
@@ -36,7 +38,8 @@ from common import add_output, keep
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "test"))
 JOINTS = ("joint_trajectory", "joint_positions", "joint_velocities")
-PATHS = ("direct", "twist", "pose", *JOINTS)
+PATHS = ("direct", "twist", "pose", *JOINTS, "base")
+ROBOTS = {path: "simulated/panda_joints.yaml" for path in JOINTS} | {"base": "robots/rover.yaml"}
 KEPT = (
     "task",
     "seed",
@@ -58,7 +61,8 @@ KEPT = (
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--path", choices=PATHS, default="twist")
-    parser.add_argument("--task", default="Stack_D0")
+    parser.add_argument("--task", help="default: Stack_D0, for base Rover_D0")
+    parser.add_argument("--model", type=Path, help="default: the one that ships for the task")
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--first", type=int, default=0, help="index of the first episode")
     parser.add_argument("--seed", type=int, default=7)
@@ -80,7 +84,11 @@ def main() -> int:
     args = parser.parse_args()
     if args.limits == "default" and args.path in JOINTS:
         parser.error("--limits default is for twist and pose")
-    args.horizon = args.horizon or round(200 * args.stretch)
+    if args.path == "base" and (args.stretch != 1 or args.factor != 1):
+        parser.error("--path base is without --stretch and --factor")
+    args.task = args.task or ("Rover_D0" if args.path == "base" else "Stack_D0")
+    if args.path != "base":
+        args.horizon = args.horizon or round(200 * args.stretch)
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
         status = play(args, Path(folder))
@@ -88,7 +96,7 @@ def main() -> int:
         if not path.exists():
             return status or 1
         results = json.loads(path.read_text())
-        settings = {k: v for k, v in vars(args).items() if k != "output"}
+        settings = {k: v for k, v in vars(args).items() if k not in ("output", "model")}
         found = {**settings, **{k: results[k] for k in KEPT if k in results}}
         if "robot" in found:
             robot = found["robot"]
@@ -117,15 +125,14 @@ def play(args: argparse.Namespace, folder: Path) -> int:
     from vla_inference.cli.launch_standin import read_launch_file
     from vla_inference.cli.launch_standin.runner import run
 
-    name = "simulated/panda_joints" if args.path in JOINTS else "robots/robosuite"
-    robot = ROOT / f"config/{name}.yaml"
+    robot = ROOT / "config" / ROBOTS.get(args.path, "robots/robosuite.yaml")
     if args.limits == "default":
         robot = without_limits(robot, folder / "robot.yaml")
     arguments = {
         "task": args.task,
         "episodes": str(args.episodes),
         "seed": str(args.seed),
-        "horizon": str(args.horizon),
+        "horizon": str(args.horizon or 0),
         "lock_step": str(not args.real_time).lower(),
         "output": str(folder / "run"),
         "record_episodes": "0",
@@ -133,8 +140,14 @@ def play(args: argparse.Namespace, folder: Path) -> int:
         "sim_config": str(ROOT / "config/sim.yaml"),
         "inference_config": str(ROOT / "config/inference.yaml"),
     }
+    if args.model or args.path == "base":
+        arguments["model"] = str((args.model or ROOT / "models/rover-small").absolute())
     launch = ROOT / "launch/sim_eval.launch.xml"
-    if args.path != "direct":
+    if args.path == "base":
+        launch = ROOT / "launch/rover.launch.xml"
+        arguments |= {"frame_rate": str(args.frame_rate), "robot_config": str(robot)}
+        arguments["config"] = str(ROOT / "config/command.yaml")
+    elif args.path != "direct":
         launch = ROOT / "launch/robosuite.launch.xml"
         arguments |= {
             "path": args.path,

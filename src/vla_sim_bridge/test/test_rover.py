@@ -12,6 +12,7 @@ from vla_inference.errors import VlaError
 from vla_inference.types import ActionChunk, base_twist_spec, eef_delta_spec
 from vla_sim_bridge.cli.rollout import rollout
 from vla_sim_bridge.envs.rover import layout
+from vla_sim_bridge.envs.rover.map_view import BUMPER
 from vla_sim_bridge.envs.rover.world import BEAMS, RANGE, RoverWorld
 from vla_sim_bridge.evaluation.episode import EpisodeRun
 from vla_sim_bridge.evaluation.rollout import run_episode, summarise
@@ -20,6 +21,7 @@ from vla_sim_bridge.generation.config import GenerateConfig
 from vla_sim_bridge.generation.generate import generate
 from vla_sim_bridge.tasks import get_task
 from vla_sim_bridge.tasks.rover import NEAR, ROVER_TASKS, shape_of
+from vla_sim_bridge.tasks.rover.rules import LOST
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,8 @@ def test_scenes_have_room_and_the_hardest_ones_share_shapes_and_colours():
     for task in ROVER_TASKS:
         for _ in range(20):
             scene = task.draw_scene(rng)
-            start, places = layout.draw(rng, task.course, list(scene.colours))
+            start, places, walk = layout.draw(rng, task.course, list(scene.colours))
+            assert len(walk) == 0 or np.abs(walk).max() < layout.HALF - 2 * layout.OFF_WALLS
             at = np.array(list(places.values()))
             apart = np.linalg.norm(at[:, None] - at, axis=-1) + 10 * np.eye(len(at))
             assert apart.min() >= layout.APART and np.abs(at).max() <= layout.HALF
@@ -102,6 +105,58 @@ def test_a_gate_is_passed_between_its_sides_and_not_beside_them():
     assert not come((0.9, 0.6), (0.9, -0.6))  # not far enough
     assert not come((0.5, 0.6), (0.6, -0.6), 0.0)
     assert not come((0.5, 0.6), (0.6, -0.6), back=36)  # out again, on the side it began on
+    made.close()
+
+
+def test_an_object_is_gone_round_on_the_side_that_was_said():
+    made = RoverWorld("RoverRound_D0", (), 64, 64)
+
+    def come(side, way):
+        """Along points, then at rest before the target."""
+        roles = {side: "ball_0", "target": "box_0"}
+        places = {"ball_0": (1.0, 0.0), "box_0": (2.2, 0.0)}
+        colours = {"ball_0": "red", "box_0": "blue"}
+        made.set_scene({"colours": colours, "roles": roles, "places": places})
+        made.place(2.2 - 0.15 - BUMPER - 0.2, 0.0, 0.0)
+        made.track[:] = way
+        result = made.hold()
+        return "success" if result.success else result.wrong
+
+    left, right = [(0.0, 0.0), (1.0, 0.6)], [(0.0, 0.0), (1.0, -0.6)]
+    assert come("left", left) == come("right", right) == "success"
+    assert come("left", right) == come("right", left) == "wrong_side"
+    assert come("left", [(1.8, 0.1)]) == ""  # it was put there
+    made.close()
+
+
+def test_a_person_is_followed_until_they_stop_and_may_not_be_lost():
+    made = RoverWorld("RoverFollow_D0", (), 64, 64)
+    made.start_episode("evaluate", 0, 0)
+    begin, steps = made.position("person"), len(made.walk)
+    for _ in range(steps + 1):
+        result = made.hold()
+        assert not result.success
+    came = made.position("person") - begin
+    assert came == pytest.approx(made.walk[-1] - made.walk[0], abs=1e-6) and not made.walking
+    stays = made.position("person")
+    assert (made.furthest > LOST) == (made.hold().wrong == "lost")
+    assert made.position("person") == pytest.approx(stays)
+
+    record, state = made.scene_record(), made.get_mujoco_state()
+    made.start_episode("evaluate", 0, 1)
+    made.set_scene(record)
+    made.set_mujoco_state(state)
+    assert made.position("target") == pytest.approx(stays)  # as images of it are made again
+
+    x, y = stays
+    made.place(x - 0.8, y, 0.0)  # an episode anew: the person is where the walk begins
+    made.set_scene({**record, "walk": []})
+    made.place(begin[0] - 0.2 - BUMPER - 0.6, begin[1], 0.0)
+    assert drive(made, 0.0, 0.0, 2).success
+    made.furthest = LOST + 0.1
+    assert made.hold().wrong == "lost"
+    made.place(begin[0] - 0.2 - BUMPER - 0.1, begin[1], 0.0)
+    assert drive(made, 0.5, 0.0, 20).wrong == "collision"
     made.close()
 
 

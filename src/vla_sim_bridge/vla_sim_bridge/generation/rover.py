@@ -17,6 +17,7 @@ from vla_sim_bridge.evaluation.episode import SETTLE_STEPS
 from vla_sim_bridge.experts.rover import FULL, rover_expert
 from vla_sim_bridge.generation.attempt import Attempt, attributes_of
 from vla_sim_bridge.generation.config import GenerateConfig
+from vla_sim_bridge.generation.rover_answers import other_answers
 
 MEMORY = 0.9  # AR(1) factor of the noise: it leads astray for about ten steps
 
@@ -91,4 +92,7 @@ def _episode(world: RoverWorld, rows: list[dict], metadata: dict) -> Episode:
         "obs/robot0_state": column("state"),
         "datagen_info/base_pose": column("pose"),
     }
+    scene, poses = world.scene, [tuple(row["pose"].tolist()) for row in rows]
+    if [*scene.roles] == ["target"] and world.task.language == "episode":
+        columns |= other_answers(scene, world.course, world.places, poses)
     return Episode(steps, world.spec, metadata, columns)

@@ -54,6 +54,10 @@ def train(
         float, typer.Option(help="Share of the trained weights in that average, 0 to 1.")
     ] = 0.75,
     devices: Annotated[int | None, typer.Option(help="GPUs; default: all, 0: the CPU.")] = None,
+    processes: Annotated[
+        int,
+        typer.Option(help="Without GPUs: processes of one thread each that share a batch."),
+    ] = 1,
     resume: Annotated[bool, typer.Option(help="Resume from the state in --output.")] = False,
     as_json: JsonOption = False,
 ) -> int:
@@ -67,6 +71,10 @@ def train(
         raise VlaError(f"--parallel is {parallel}", "give at least 1, or -1 for one per core")
     if devices is not None and devices < 0:
         raise VlaError(f"--devices is {devices}", "give a number of GPUs, or 0 for the CPU")
+    if processes < 1 or (processes > 1 and devices != 0):
+        raise VlaError(
+            f"--processes is {processes}", "give at least 1, and more only with --devices 0"
+        )
     wanted = [ResetImagesWanted.parse(text) for text in reset_images or ()]
     if not 0 <= average_share <= 1:
         raise VlaError(f"--average-share is {average_share:g}", "give 0 to 1")
@@ -90,7 +98,7 @@ def train(
     made = make_reset_images(output / "reset_images", wanted, count, tell)
     paths = [str(p) for p in (*dataset, *made)]
     try:
-        checkpoint = run(paths, output, config, devices, resume, tell)
+        checkpoint = run(paths, output, config, devices, resume, tell, processes=processes)
     finally:
         if output.is_dir():  # it began
             keep_options(output)

@@ -3,7 +3,7 @@
 Where only the sentence says which object is lifted, the arm gives the answer away as soon as it
 moves, and a model that follows its own arm need not read. So the same image is asked about in
 the other order as well: then nothing but the sentence tells the answers apart. A rover is asked
-about another object than the one that it drives to.
+about other objects than the one that it drives to, and told what its expert would do.
 """
 
 from __future__ import annotations
@@ -96,11 +96,9 @@ def other_scene_of(group, states: np.ndarray | None) -> np.ndarray | None:
     task, scene = TASKS.get(group.attrs.get("task", "")), recorded_scene(group)
     other = scene and other_order(scene)
     info = group.get("datagen_info")
-    if info is not None and "base_pose" in info:
-        return _from_a_base(other, recorded_places(group), info["base_pose"][:])
     if task is None or other is None or info is None or states is None:
         return None
-    if not set(other.roles) <= set(info["object_poses"]):
+    if not set(other.roles) <= set(info.get("object_poses", ())):
         return None
     lifted, under = (info["object_poses"][s.object][:] for s in task.subtasks[:2])
     fingers = np.abs(states[:, 6:8]).mean(1)
@@ -109,6 +107,28 @@ def other_scene_of(group, states: np.ndarray | None) -> np.ndarray | None:
     taken = info["subtask_term_signals"][task.subtasks[0].signal][:].astype(bool)
     numbers[np.maximum.accumulate(taken)] = np.nan
     return numbers
+
+
+def other_answers(group, count: int) -> dict[str, list | np.ndarray] | None:
+    """What a rover's expert does from each frame on if another object is named, if recorded.
+
+    text: T times `count` sentences; scene: targets [T, SIZE]; actions: [T, steps, 2].
+    """
+    info, drawn = group.get("datagen_info"), recorded_scene(group)
+    if drawn is None or info is None or "other_actions" not in info:
+        return None
+    asked, poses, places = info["other_target"][:], info["base_pose"][:], recorded_places(group)
+    said, numbers = {}, np.full((len(asked), SIZE), np.nan, np.float32)
+    for i in np.unique(asked).tolist():
+        scene = Scene(drawn.colours, {"target": list(drawn.colours)[i]})
+        said[i] = wordings(group.attrs["task"], scene, count)
+        here = asked == i
+        numbers[here] = _from_a_base(scene, places, poses[here])
+    return {
+        "text": [said[i] for i in asked.tolist()],
+        "scene": numbers,
+        "actions": info["other_actions"][:],
+    }
 
 
 def recorded_goal(group) -> tuple[str, str] | None:
@@ -131,7 +151,8 @@ def _placed(goal: tuple[str, str], poses: dict, eef: np.ndarray, states: np.ndar
 
 def recorded_places(group) -> dict[str, tuple[float, float]]:
     """Where each object of a rover's arena stands [2] m."""
-    return json.loads(group.attrs["scene"])["places"]
+    scene = json.loads(group.attrs["scene"])
+    return {} if scene.get("walk") else scene["places"]  # who walks stands nowhere
 
 
 def _from_a_base(scene: Scene | None, places: dict, poses: np.ndarray) -> np.ndarray | None:
@@ -140,7 +161,7 @@ def _from_a_base(scene: Scene | None, places: dict, poses: np.ndarray) -> np.nda
     The first object is the target; NaN for what is out of sight. poses: m, m, rad [T, 3]. None
     where there is no target.
     """
-    if scene is None or "target" not in scene.roles:
+    if scene is None or scene.roles.get("target") not in places:
         return None
     numbers = np.full((len(poses), SIZE), np.nan, np.float32)
     target = scene.roles["target"]
@@ -172,11 +193,7 @@ def recorded_scene(group) -> Scene | None:
 
 
 def other_order(scene: Scene) -> Scene | None:
-    """The same scene with its two roles exchanged, or with another object as its only target; None
-    if it has neither."""
-    names = list(scene.colours)
-    if list(scene.roles) == ["target"] and len(names) > 1:
-        return Scene(scene.colours, {"target": names[names.index(scene.roles["target"]) - 1]})
+    """The same scene with its two roles exchanged; None if it has no two."""
     if len(scene.roles) != 2:
         return None
     (one, first), (other, second) = scene.roles.items()

@@ -19,6 +19,7 @@ from vla_training.datasets.hdf5.reader import Hdf5Set
 from vla_training.loader.sample_weights import SampleWeights, balanced, chunk_limits
 from vla_training.small_model.auxiliary_targets import (
     SIZE,
+    other_answers,
     other_order,
     other_scene_of,
     recorded_scene,
@@ -210,12 +211,21 @@ def _episodes(
             "states": states if with_states else None,
             "acted": data.interventions(i),
         }
-        scene = other_scene_of(group, states) if said else None
-        if drawn is not None and scene is not None:
-            text = wordings(task, other_order(drawn), count)
-            part["other"] = {"text": [text] * n, "scene": scene}
+        if said and (other := _other(group, states, count)):
+            part["other"] = other
         shown = [columns[camera].all() for camera in cameras]
         yield shown[0] if len(shown) == 1 else np.stack(shown, axis=1), part
+
+
+def _other(group, states: np.ndarray | None, count: int) -> dict[str, Any] | None:
+    """What an episode is asked of another order, or about another object."""
+    if answers := other_answers(group, count):
+        return answers
+    drawn, scene = recorded_scene(group), other_scene_of(group, states)
+    if drawn is None or scene is None:
+        return None
+    text = wordings(group.attrs["task"], other_order(drawn), count)
+    return {"text": [text] * len(scene), "scene": scene}
 
 
 def _reset_images(data: ResetImages, count: int) -> Iterator[tuple[np.ndarray, dict]]:
@@ -233,7 +243,10 @@ def _reset_images(data: ResetImages, count: int) -> Iterator[tuple[np.ndarray, d
 
 
 class _Filling:
-    """Collects parts: an episode (actions [T, 7]), or reset images (actions [n, T, 7])."""
+    """Collects parts: an episode (actions [T, D]), or reset images (actions [n, T, D]).
+
+    What would be done in the other order is [n, T, D] for both.
+    """
 
     def __init__(self, recorded: int, by: SampleWeights):
         self.recorded, self.by = recorded, by
@@ -278,7 +291,7 @@ class _Filling:
             done = self.recorded + sum(map(len, self.reset_images))
             start = done + actions.shape[1] * np.arange(n)
             end = start + actions.shape[1]
-            self.reset_images.append(actions.reshape(-1, 7))
+            self.reset_images.append(actions.reshape(-1, actions.shape[-1]))
         elif actions is not None:
             start = sum(map(len, self.actions)) + np.arange(n)
             end = np.full(n, start[-1] + 1)
@@ -304,7 +317,7 @@ class _Filling:
             k: torch.from_numpy(np.concatenate(v)) for k, v in self.columns.items()
         }
         other = {k: columns.pop("other_" + k) for k in ("text", "scene", "start", "end")}
-        other["text"][other["scene"][:, 0].isnan()] = -1
+        other["text"][other["scene"].isnan().all(1)] = -1
         width = max(map(len, self.rows))
         table = [[self.sentences[said[k % len(said)]] for k in range(width)] for said in self.rows]
         scene = columns.pop("scene")

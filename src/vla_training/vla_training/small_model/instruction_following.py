@@ -42,7 +42,7 @@ def instruction_following(
             actions, scene = (t.float() for t in predict(mine))
             assert mine.scene is not None and theirs.scene is not None  # as `Batches` makes them
             near, far = ((scene[:, :3] - s[:, :3]).norm(dim=1) for s in (mine.scene, theirs.scene))
-            seen[other].append(near < far)
+            seen[other].append((near < far)[near.isfinite() & far.isfinite()])
             named = scene[:, NUMBERS : NUMBERS + len(COLOURS)].argmax(1)
             read[other].append(named == mine.scene[:, NUMBERS])
             inside = (mine.inside & theirs.inside)[..., None]

@@ -55,19 +55,22 @@ def train(
     resume: bool = False,
     report: Callable[[dict], None] = print,
     first: int = 0,
+    processes: int = 1,
 ) -> Path:
     """Train on datasets of any format; state and checkpoint go into `output`.
 
     Returns the checkpoint.
     devices: GPUs to use, None for all there are, 0 for the CPU; first: the number of the first
-    one. `report` must be a function of a module where there are several.
+    one. `report` must be a function of a module where there are several. processes: on the CPU, of
+    one thread each where there are several: where others use its cores as well, a process waits
+    for another one once a step, a thread many times.
     """
     available = torch.cuda.device_count()
     devices = available - first if devices is None else devices
     if devices and first + devices > available:
         asked = f"{devices} GPUs" + (f" from number {first} on" if first else "")
         raise VlaError(f"{asked} were requested, there are {available}", "ask for fewer")
-    world = max(1, devices)
+    world = devices or processes
     args = (world, range(first, first + devices), data, str(output), config, resume, report)
     with only_one(output, "vla train"):
         if world == 1:
@@ -111,6 +114,8 @@ def _passed_on(processes: list[int]) -> Iterator[None]:
 
 
 def _train_rank(rank, meeting, world, gpus, *more) -> None:
+    if world > 1 and not gpus:
+        torch.set_num_threads(1)
     with tensor_cores(bool(gpus)):
         _train(rank, meeting, world, gpus, *more)
 

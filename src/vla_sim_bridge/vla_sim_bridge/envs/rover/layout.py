@@ -6,17 +6,27 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vla_sim_bridge.tasks.rover import Course, shape_of
+from vla_sim_bridge.tasks.rover import PERSON, Course, shape_of
 
 HALF = 3.0  # m, of the arena's side
 APART = 0.95  # m, between the middles of two objects: the rover fits between any two
 ASIDE = np.deg2rad(14)  # between two objects as the rover sees them at the beginning
 OFF_WALLS = 0.6  # m
 TRIES = 2000
-RADII = {"ball": 0.16, "box": 0.15, "pillar": 0.1, "cone": 0.16}  # m; a box's is its mean
+# m, of footprints; a box's is its mean
+RADII = {
+    "ball": 0.16,
+    "box": 0.15,
+    "pillar": 0.1,
+    "cone": 0.16,
+    PERSON: 0.2,
+}  # m; a box's is its mean
 
 Pose = tuple[float, float, float]  # m, m, rad
 Places = dict[str, tuple[float, float]]
+PERIOD = 0.05  # s, a control period
+PACE = (0.2, 0.4)  # m/s, of a person who walks
+BESIDE_WALK = 0.9  # m, from the way of a person to the middle of an object
 
 
 def radius(name: str) -> float:
@@ -24,19 +34,28 @@ def radius(name: str) -> float:
     return RADII[shape_of(name)]
 
 
-def draw(rng: np.random.Generator, course: Course, names: Sequence[str]) -> tuple[Pose, Places]:
-    """Where the rover starts, and where each object stands."""
+def draw(
+    rng: np.random.Generator, course: Course, names: Sequence[str]
+) -> tuple[Pose, Places, np.ndarray]:
+    """Where the rover starts, where each object stands, and where a person walks [T, 2] m."""
     while True:
-        start = _start(rng, course)
-        places = _gate(rng, start, names) if course.gate else {}
+        start, walk = _start(rng, course), np.zeros((0, 2))
+        places: Places = {}
+        if course.gate:
+            places = _gate(rng, start, names)
+        elif course.detour:
+            places = _detour(rng, start, names)
+        elif course.walk:
+            walk = _walk(rng, start, int(rng.integers(*course.walk)))
+            places = {names[0]: (float(walk[0, 0]), float(walk[0, 1]))}
         for name in names[len(places) :]:
             for _ in range(TRIES // 10):
                 place = _beside(rng, course, start)
-                if _fits(place, start, places) and not (course.gate and _bars(place, places)):
+                if _fits(place, start, places) and not _bars(place, course, places, walk):
                     places[name] = place
                     break
-        if len(places) == len(names):
-            return start, places
+        if len(places) == len(names) and (np.abs(walk) < HALF - 2 * OFF_WALLS).all():
+            return start, places, walk
 
 
 def _start(rng: np.random.Generator, course: Course) -> Pose:
@@ -59,10 +78,34 @@ def _gate(rng: np.random.Generator, start: Pose, names: Sequence[str]) -> Places
     return {n: (float(x), float(y)) for n, (x, y) in zip(names, sides, strict=False)}
 
 
-def _bars(place: tuple[float, float], places: Places) -> bool:
-    """Whether it would stand in the way through the gate."""
-    middle = np.mean(list(places.values())[:2], axis=0)
-    return bool(np.linalg.norm(middle - place) < 1.4)
+def _detour(rng: np.random.Generator, start: Pose, names: Sequence[str]) -> Places:
+    """The first name ahead of the rover, the second behind it."""
+    far, places = rng.uniform(1.1, 1.4), {}
+    for name, more in zip(names, (0.0, rng.uniform(1.15, 1.5)), strict=False):
+        bearing = start[2] + rng.uniform(-0.12, 0.12)
+        way = (far + more) * np.array([np.cos(bearing), np.sin(bearing)])
+        places[name] = (float(start[0] + way[0]), float(start[1] + way[1]))
+    return places
+
+
+def _walk(rng: np.random.Generator, start: Pose, steps: int) -> np.ndarray:
+    """The way of a person from ahead of the rover on, who bends off at random [steps, 2]."""
+    far, bearing = rng.uniform(1.1, 1.5), start[2] + rng.uniform(-0.3, 0.3)
+    begin = np.array(start[:2]) + far * np.array([np.cos(bearing), np.sin(bearing)])
+    bends = np.repeat(rng.uniform(-0.5, 0.5, steps // 40 + 1), 40)[:steps]  # rad/s
+    heading = start[2] + rng.uniform(-0.4, 0.4) + PERIOD * np.cumsum(bends)
+    step = PERIOD * rng.uniform(*PACE) * np.column_stack([np.cos(heading), np.sin(heading)])
+    return begin + np.cumsum(step, axis=0)
+
+
+def _bars(place: tuple[float, float], course: Course, places: Places, walk: np.ndarray) -> bool:
+    """Whether it would stand in the way through the gate, round the object or of the person."""
+    first = list(places.values())[:2]
+    if course.gate:
+        return bool(np.linalg.norm(np.mean(first, axis=0) - place) < 1.4)
+    if course.detour:
+        return bool(np.linalg.norm(np.array(first) - place, axis=1).min() < 1.3)
+    return bool(len(walk)) and np.linalg.norm(walk - place, axis=1).min() < BESIDE_WALK
 
 
 def _beside(rng: np.random.Generator, course: Course, start: Pose) -> tuple[float, float]:

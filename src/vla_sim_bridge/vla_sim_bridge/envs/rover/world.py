@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,26 +14,29 @@ from vla_sim_bridge.envs.base import StepResult, WorldBase
 from vla_sim_bridge.envs.chunk_to_actions import base_actions
 from vla_sim_bridge.envs.renderer import Renderer, explained
 from vla_sim_bridge.envs.rover import layout
+from vla_sim_bridge.envs.rover.map_view import MapView
 from vla_sim_bridge.tasks import Language, Scene, Task, get_task
-from vla_sim_bridge.tasks.rover import RoverTask
+from vla_sim_bridge.tasks.rover import PERSON, RoverTask
 from vla_sim_bridge.tasks.stack import PALETTE
 
-PERIOD = 0.05  # s, a control period
+PERIOD = layout.PERIOD
 RADIUS, SEPARATION = 0.1, 0.34  # m, of the wheels and between them
 MOST = np.array([0.5, 1.2])  # m/s forwards and rad/s that the wheels' drivers take
-BUMPER = 0.2  # m from the middle of the axle to the front
 STILL = np.array([0.02, 0.05])  # m/s and rad/s
 RANGE = 6.0  # m, of the lidar
 BEAMS = 180  # all around, counter-clockwise from straight back
 
+_PERSON, _PERSON_SPEED = slice(9, 11), slice(8, 10)  # in qpos and in qvel: behind the wheels
 
-class RoverWorld(WorldBase):
+
+class RoverWorld(MapView, WorldBase):
     """One rover, one task, some cameras (agentview: forwards; overview: from above).
 
     Actions are m/s forwards and rad/s to the left [2]. Positions are m in the arena, whose middle
     is 0, 0; headings rad from x. collided: whether it has touched anything in this episode.
     track: where it has been. word_at: step in which it was told to stop; -1: not yet. plan: the
-    expert's of this episode, once it has one.
+    expert's of this episode, once it has one. walk: where a person is, m, in each control period
+    [T, 2]; furthest: m, that they have been ahead.
     """
 
     def __init__(
@@ -76,17 +78,18 @@ class RoverWorld(WorldBase):
         self.word_at, self._word = -1, (-1, "")  # step and sentence
         self.scene = Scene()
         self.places: layout.Places = {}
-        self.plan: Any = None
+        self.walk, self.furthest = np.zeros((0, 2)), 0.0
 
     # -- an episode ---------------------------------------------------------------------------
 
     def reset(self, rng: np.random.Generator) -> None:
         """Starts an episode. Everything random in it is drawn from `rng`."""
         self.scene = self.task.draw_scene(rng)
-        start, places = layout.draw(rng, self.course, list(self.scene.colours))
+        start, places, walk = layout.draw(rng, self.course, list(self.scene.colours))
         self.instruction = self.task.instruct(rng, self.scene, self.language)
         looks = self._looks.draw(rng) if self.course.painted else {}
-        self.set_scene({**asdict(self.scene), "places": places, "looks": looks})
+        arena = {"places": places, "looks": looks, "walk": walk.tolist()}
+        self.set_scene({**asdict(self.scene), **arena})
         self.place(*start)
         if self.course.word:
             self._word = (
@@ -100,7 +103,7 @@ class RoverWorld(WorldBase):
         self.data.qpos[:3] = x, y, RADIUS
         self.data.qpos[3:7] = np.cos(heading / 2), 0, 0, np.sin(heading / 2)
         self._mujoco.mj_forward(self.model, self.data)
-        self.collided, self.plan = False, None
+        self.collided, self.plan, self.furthest = False, None, 0.0
         self.track, self.word_at, self._word = [self.pose()[:2]], -1, (-1, "")
 
     def step(self, action: np.ndarray) -> StepResult:
@@ -115,16 +118,31 @@ class RoverWorld(WorldBase):
     def turn_wheels(self, left: float, right: float) -> StepResult:
         """Turns the wheels at these velocities, rad/s, for one control period."""
         self.data.ctrl[:] = left, right
+        pace = self._pace()
         for _ in range(round(PERIOD / self.model.opt.timestep)):
+            self.data.qvel[_PERSON_SPEED] = pace
             self._mujoco.mj_step(self.model, self.data)
             self.collided = self.collided or self._touches()
         self._mujoco.mj_kinematics(self.model, self.data)  # where the last step has led to,
         self._mujoco.mj_camlight(self.model, self.data)  # for images and rules
         self.track.append(self.pose()[:2])
+        if len(self.walk):
+            self.furthest = max(self.furthest, self.ahead(PERSON)[0])
         if len(self.track) == self._word[0]:
             self.word_at, self.instruction = self._word[0] - 1, self._word[1]
         success = bool(self.task.success and self.task.success(self))
         return StepResult(success, float(success), "" if success else self.wrong())
+
+    def _pace(self) -> np.ndarray:
+        """[2] m/s, of the person in this control period."""
+        step = len(self.track) - 1
+        if not self.walking:
+            return np.zeros(2)
+        return (self.walk[step + 1] - self.walk[step]) / PERIOD
+
+    @property
+    def walking(self) -> bool:
+        return len(self.track) < len(self.walk)
 
     def _touches(self) -> bool:
         pairs = self.data.contact.geom
@@ -158,24 +176,13 @@ class RoverWorld(WorldBase):
         """Angles of the left and the right wheel, rad, without end."""
         return float(self.data.qpos[7]), float(self.data.qpos[8])
 
+    def position(self, name: str) -> np.ndarray:
+        at = super().position(name)
+        person = self.scene.roles.get(name, name) == PERSON
+        return at + self.data.qpos[_PERSON] if person else at
+
     def resting(self) -> bool:
         return bool((np.abs(self.velocity()) <= STILL).all())
-
-    def position(self, name: str) -> np.ndarray:
-        """[2] m, of an object by its name or role."""
-        return np.array(self.places[self.scene.roles.get(name, name)])
-
-    def ahead(self, name: str) -> tuple[float, float]:
-        """From the bumper to an object's side (m), and where it is (rad from straight ahead)."""
-        x, y, heading = self.pose()
-        way = self.position(name) - (x, y)
-        bearing = np.arctan2(way[1], way[0]) - heading
-        far = np.linalg.norm(way) - BUMPER - layout.radius(self.scene.roles.get(name, name))
-        return float(far), float(np.arctan2(np.sin(bearing), np.cos(bearing)))
-
-    def others(self) -> Iterator[str]:
-        """The objects that play no role."""
-        return (name for name in self.places if name not in self.scene.roles.values())
 
     def lidar(self) -> np.ndarray:
         """float32 [BEAMS] m from the middle; infinite where nothing is within `RANGE`."""
@@ -221,7 +228,8 @@ class RoverWorld(WorldBase):
 
     def scene_record(self) -> dict:
         """What of the scene is not in the state, as JSON values: see `set_scene`."""
-        return {**asdict(self.scene), "places": self.places, "looks": self._looks.now}
+        walk = {"walk": self.walk.tolist()} if len(self.walk) else {}
+        return {**asdict(self.scene), "places": self.places, "looks": self._looks.now} | walk
 
     def set_scene(self, record: Mapping) -> None:
         """Restores colours, roles, places and looks from `scene_record`."""
@@ -233,6 +241,7 @@ class RoverWorld(WorldBase):
             self.model.body(name).pos[2] = 0.0
         for name, colour in self.scene.colours.items():
             self.model.geom(name).rgba = [*(c / 255 for c in PALETTE[colour]), 1.0]
+        self.walk = np.reshape(record.get("walk", []), (-1, 2))
         self._looks.put(record.get("looks", {}))
         self._mujoco.mj_forward(self.model, self.data)
 
