@@ -84,8 +84,10 @@ def test_it_runs_in_an_environment_of_its_own_without_ros(tmp_path):
         ).stdout
 
     command = tmp_path / "env/bin/vla"
-    (model,) = json.loads(output(command, "models", "--json"))["models"]
-    assert model["name"] == "stack-small" and Path(model["folder"]).is_relative_to(tmp_path)
+    models = json.loads(output(command, "models", "--json"))["models"]
+    assert {m["name"] for m in models} == {"rover-small", "stack-small"}
+    model = next(m for m in models if m["name"] == "stack-small")
+    assert Path(model["folder"]).is_relative_to(tmp_path)
     script = (
         "import vla_inference, numpy\n"
         "print(vla_inference.__file__)\n"
