@@ -17,12 +17,15 @@ from vla_inference.policies.base import LoadOptions
 from vla_inference.policies.lerobot.checkpoint import ACTION, STATE, LeRobotCheckpoint
 from vla_inference.policies.lerobot.policy import FlowPolicy
 from vla_inference.policies.lerobot.save import IMAGENET, column_statistics, fit, save
+from vla_inference.policies.octo.config import OctoConfig
+from vla_inference.policies.octo.untrained import write_untrained as write_untrained_octo
 from vla_inference.policies.registry import load_policy
 from vla_inference.ros.messages import msg_to_chunk
 from vla_inference.types import Observation, eef_delta_spec
 from vla_sim_bridge.evaluation.rollout import rollout
+from vla_training.small_model.tokenizer import train_tokenizer
 
-FAMILIES = ("act", "pi05")
+FAMILIES = ("act", "octo", "pi05")
 TASK = "stack the red block on the green block"
 JOINTS = np.linspace(-1, 1, 8, dtype=np.float32)
 CPU = LoadOptions(device="cpu")
@@ -32,8 +35,11 @@ def write_fitted(folder: Path, family: str) -> Path:
     """A small checkpoint of random weights, for the simulation's camera, state and actions."""
     base = folder.parent / "base"
     if family == "act":
-        config = ACTConfig(1, 8, 7, 8, width=32, heads=4, mlp=48)
-        write_untrained(base, config, ("front",), (64, 64))
+        sizes = ACTConfig(1, 8, 7, 8, width=32, heads=4, mlp=48)
+        write_untrained(base, sizes, ("front",), (64, 64))
+    elif family == "octo":
+        config = OctoConfig(1, 8, 7, 8, (64, 64), 64, 1, 1, 128, 300)
+        write_untrained_octo(base, config, ("front",), (64, 64), train_tokenizer([TASK], 300))
     else:
         write_checkpoint(base, family, pi_weight, bos=True)
     start, rng = LeRobotCheckpoint.read(base, fitted=False), np.random.default_rng(0)

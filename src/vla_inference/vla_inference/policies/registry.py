@@ -21,6 +21,7 @@ from vla_inference.system.plugins import find_plugins, load_plugin
 GROUP = "vla.policies"
 FAMILIES = {
     "act": "vla_inference.policies.act.family",
+    "octo": "vla_inference.policies.octo.family",
     "openpi": "vla_inference.serving.openpi.client.family",  # by address alone
     "openvla": "vla_inference.policies.openvla.family",
     "pi0": "vla_inference.policies.pi05.family",

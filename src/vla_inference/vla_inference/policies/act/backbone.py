@@ -29,6 +29,9 @@ class Variant(NamedTuple):
 
 
 VARIANTS = {
+    "resnet10": Variant(
+        (1, 1, 1, 1), False
+    ),  # for small models; torchvision, and LeRobot, lack it
     "resnet18": Variant((2, 2, 2, 2), False),
     "resnet34": Variant((3, 4, 6, 3), False),
     "resnet50": Variant((3, 4, 6, 3), True),

@@ -6,7 +6,6 @@ files, behaviour of huggingface/lerobot 0.6.1.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from vla_inference.checkpoints.safetensors_io import iterate_tensors, tensor_headers
-from vla_inference.checkpoints.save import save_checkpoint
 from vla_inference.errors import CheckpointError
 from vla_inference.policies.act.backbone import Block, ResNet
 from vla_inference.policies.act.config import ACTConfig
 from vla_inference.policies.act.model import ACT
 from vla_inference.policies.act.weights import PREFIX
-from vla_inference.policies.lerobot.checkpoint import ACTION, IMAGES, STATE
-from vla_inference.policies.lerobot.save import POSTPROCESSOR, PREPROCESSOR
+from vla_inference.policies.lerobot.untrained import features, write_folder
 
 KINDS = ("VISUAL", "STATE", "ACTION")
 
@@ -48,11 +45,7 @@ def write_untrained(
     if backbone is not None:
         load_backbone(model.backbone, backbone)
     state = {f"{PREFIX}{name}": value for name, value in model.state_dict().items()}
-    settings = _settings(config, cameras, image_size)
-    save_checkpoint(folder, settings, state)
-    for name, steps in _processors(settings).items():
-        content = {"name": name, "steps": steps}
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=2))
+    write_folder(folder, _settings(config, cameras, image_size), state)
     return folder
 
 
@@ -96,13 +89,10 @@ def load_backbone(backbone: ResNet, path: Path) -> None:
 
 def _settings(c: ACTConfig, cameras: Sequence[str], image_size: tuple[int, int]) -> dict[str, Any]:
     """config.json, of the published settings where a robot says nothing else."""
-    state = {STATE: {"type": "STATE", "shape": [c.state_dim]}} if c.state_dim else {}
-    image = {"type": "VISUAL", "shape": [3, *image_size]}
     return {
         "type": "act",
         "n_obs_steps": 1,
-        "input_features": {**state, **{IMAGES + name: image for name in cameras}},
-        "output_features": {ACTION: {"type": "ACTION", "shape": [c.action_dim]}},
+        **features(cameras, image_size, c.state_dim, c.action_dim),
         "chunk_size": c.chunk,
         "n_action_steps": c.chunk,
         "normalization_mapping": dict.fromkeys(KINDS, "MEAN_STD"),
@@ -125,28 +115,4 @@ def _settings(c: ACTConfig, cameras: Sequence[str], image_size: tuple[int, int])
         "optimizer_lr": 1e-5,
         "optimizer_weight_decay": 1e-4,
         "optimizer_lr_backbone": 1e-5,
-    }
-
-
-def _processors(settings: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The steps of both, without statistics."""
-    modes, outputs = settings["normalization_mapping"], settings["output_features"]
-    features = {**settings["input_features"], **outputs}
-    device = ("device_processor", {"device": "cpu", "float_dtype": None})
-
-    def normalising(name: str, of: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        return name, {"eps": 1e-8, "features": of, "norm_map": modes}
-
-    steps: dict[str, list[tuple[str, dict[str, Any]]]] = {
-        PREPROCESSOR: [
-            ("rename_observations_processor", {"rename_map": {}}),
-            ("to_batch_processor", {}),
-            device,
-            normalising("normalizer_processor", features),
-        ],
-        POSTPROCESSOR: [normalising("unnormalizer_processor", outputs), device],
-    }
-    return {
-        name: [{"registry_name": kind, "config": config} for kind, config in listed]
-        for name, listed in steps.items()
     }

@@ -44,6 +44,7 @@ class FlowPolicy(LeRobotPolicy):
     """
 
     model: nn.Module
+    chunking: tuple[str, ...] = (GUIDED,)
 
     def __init__(
         self,
@@ -55,7 +56,8 @@ class FlowPolicy(LeRobotPolicy):
         super().__init__(checkpoint, options, flow_contract(checkpoint, sizes))
         self.tokenizer, self.sizes = tokenizer, sizes
         self.trained_delay = checkpoint.settings.count(TRAINED_DELAY, 0, least=0)
-        self.chunking = (GUIDED, TRAINED) if self.trained_delay else (GUIDED,)
+        if self.trained_delay:
+            self.chunking = (GUIDED, TRAINED)
         self.engine: FlowEngine | None = None
         self.seed(0)
 
@@ -81,7 +83,7 @@ class FlowPolicy(LeRobotPolicy):
 
     def seed(self, seed: int) -> None:
         """Begins the row of random numbers again."""
-        self._random = torch.Generator().manual_seed(seed)
+        self.random = torch.Generator().manual_seed(seed)
 
     # -- what a family says -------------------------------------------------------------------
 
@@ -102,9 +104,14 @@ class FlowPolicy(LeRobotPolicy):
         """Reads the observations; returns the velocity of actions [B, T, D] at times [B], or
         [B, T] where each action has its own."""
 
-    @abstractmethod
     def network(self, images: int, words: int, matmul_by: str) -> CudaNetwork:
-        """The model on CUDA; see `CudaNetwork`."""
+        """The model on CUDA, of a family that has engine "torch"; see `CudaNetwork`."""
+        raise NotImplementedError
+
+    def solver(self, inputs: Inputs) -> Solve:
+        """Reads the observations; returns what makes actions of noise, on the plain path."""
+        velocity, steps = self.exact(self.begin(inputs)), self.sizes.steps
+        return lambda noise, guide, held: sample(velocity, noise, steps, guide, held)
 
     # -- prediction ---------------------------------------------------------------------------
 
@@ -148,10 +155,9 @@ class FlowPolicy(LeRobotPolicy):
         """Reads the observations, by the engine where there is one for them."""
         if self.engine is not None and self.engine.fits(inputs):
             return self.engine.begin(inputs)
-        velocity, steps = self._exact(self.begin(inputs)), self.sizes.steps
-        return lambda noise, guide, held: sample(velocity, noise, steps, guide, held)
+        return self.solver(inputs)
 
-    def _exact(self, velocity: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    def exact(self, velocity: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
         """The same for float32 actions, whatever the network computes in."""
         return lambda x, time: velocity(x.to(self.dtype), time).float()
 
@@ -190,7 +196,7 @@ class FlowPolicy(LeRobotPolicy):
     def _noise(self, given: np.ndarray | None, count: int) -> Tensor:
         shape = (count, self.chunk, self.sizes.action_dim)
         if given is None:
-            return torch.randn(shape, generator=self._random).to(self.device)
+            return torch.randn(shape, generator=self.random).to(self.device)
         if given.shape != shape:
             raise VlaError(f"the noise has shape {given.shape}", f"give {shape}")
         return torch.from_numpy(given.astype(np.float32)).to(self.device)

@@ -17,9 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vla_inference.checkpoints.save import save_checkpoint
-from vla_inference.policies.lerobot.checkpoint import ACTION, IMAGES, STATE
-from vla_inference.policies.lerobot.save import POSTPROCESSOR, PREPROCESSOR
+from vla_inference.policies.lerobot.untrained import Step, features, write_folder
 from vla_inference.policies.smolvla.config import VLM_CONFIG, SmolVLAConfig
 from vla_inference.policies.smolvla.model import SmolVLA
 
@@ -74,12 +72,9 @@ def write_untrained(
         begin(model)
     settings = _settings(config, cameras, image_size, state, actions)
     tensors = {published_name(name): value for name, value in model.state_dict().items()}
-    save_checkpoint(folder, settings, tensors)
+    write_folder(folder, settings, tensors, _words(settings))
     (folder / VLM_CONFIG).write_text(json.dumps(_vlm(config), indent=2))
     tokenizer.save(str(folder / "tokenizer.json"))
-    for name, steps in _processors(settings).items():
-        listed = [{"registry_name": kind, "config": about} for kind, about in steps]
-        (folder / f"{name}.json").write_text(json.dumps({"name": name, "steps": listed}, indent=2))
     return folder
 
 
@@ -119,13 +114,10 @@ def _settings(
     c: SmolVLAConfig, cameras: Sequence[str], image_size: tuple[int, int], state: int, actions: int
 ) -> dict[str, Any]:
     """config.json, of the published settings where sizes say nothing else."""
-    image = {"type": "VISUAL", "shape": [3, *image_size]}
-    known = {STATE: {"type": "STATE", "shape": [state]}} if state else {}
     return {
         "type": "smolvla",
         "n_obs_steps": 1,
-        "input_features": {**known, **{IMAGES + name: image for name in cameras}},
-        "output_features": {ACTION: {"type": "ACTION", "shape": [actions]}},
+        **features(cameras, image_size, state, actions),
         "chunk_size": c.chunk,
         "n_action_steps": c.chunk,
         "normalization_mapping": MODES,
@@ -187,12 +179,9 @@ def _vlm(c: SmolVLAConfig) -> dict[str, Any]:
     }
 
 
-def _processors(settings: dict[str, Any]) -> dict[str, list[tuple[str, dict[str, Any]]]]:
-    """The steps of both, without statistics."""
-    outputs = settings["output_features"]
-    features = {**settings["input_features"], **outputs}
-    device = ("device_processor", {"device": "cpu", "float_dtype": None})
-    words = {
+def _words(settings: dict[str, Any]) -> list[Step]:
+    """How LeRobot reads an instruction."""
+    tokens = {
         "max_length": settings["tokenizer_max_length"],
         "task_key": "task",
         "padding_side": "right",
@@ -200,18 +189,4 @@ def _processors(settings: dict[str, Any]) -> dict[str, list[tuple[str, dict[str,
         "truncation": True,
         "tokenizer_name": settings["vlm_model_name"],
     }
-
-    def normalising(name: str, of: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        return name, {"eps": 1e-8, "features": of, "norm_map": MODES}
-
-    return {
-        PREPROCESSOR: [
-            ("rename_observations_processor", {"rename_map": {}}),
-            ("to_batch_processor", {}),
-            ("smolvla_new_line_processor", {}),
-            ("tokenizer_processor", words),
-            device,
-            normalising("normalizer_processor", features),
-        ],
-        POSTPROCESSOR: [normalising("unnormalizer_processor", outputs), device],
-    }
+    return [("smolvla_new_line_processor", {}), ("tokenizer_processor", tokens)]

@@ -32,6 +32,7 @@ from vla_training.loop.objective import Objective
 GROUP = "vla.trainables"
 TRAINABLES = {
     "act": "vla_training.finetune.families.act:ACTTrainable",
+    "octo": "vla_training.finetune.families.octo:OctoTrainable",
     "openvla": "vla_training.finetune.families.openvla.trainable:OpenVLATrainable",
     "pi0": "vla_training.finetune.families.pi:Pi0Trainable",
     "pi05": "vla_training.finetune.families.pi:Pi05Trainable",

@@ -24,6 +24,9 @@ class UntrainedACT:
     mlp: int = option(ACTConfig.mlp, "ACT: width inside the feed-forward layers.", low=1)
     encoder_layers: int = option(ACTConfig.encoder_layers, "ACT: layers of the encoder.", low=1)
     decoder_layers: int = option(ACTConfig.decoder_layers, "ACT: layers of the decoder.", low=1)
+    vae_layers: int = option(
+        ACTConfig.vae_layers, "ACT: layers of the latent's encoder; 0: there is no latent.", low=0
+    )
     backbone: str = option(ACTConfig.backbone, "ACT: vision backbone.", choices=tuple(VARIANTS))
     backbone_weights: str = option(
         "",
@@ -50,6 +53,7 @@ class UntrainedACT:
             mlp=self.mlp,
             encoder_layers=self.encoder_layers,
             decoder_layers=self.decoder_layers,
+            vae_layers=self.vae_layers,
         )
         weights = Path(self.backbone_weights) if self.backbone_weights else None
         write_untrained(folder, config, robot.cameras, robot.image_size, common.seed, weights)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from safetensors.torch import load_file
+
+from vla_inference.checkpoints.save import save_tensors
 from vla_inference.errors import DataError
 from vla_inference.options import option
+from vla_inference.policies.lerobot.checkpoint import WEIGHTS
 from vla_training.datasets import EpisodeSet
 
 
@@ -14,8 +19,23 @@ from vla_training.datasets import EpisodeSet
 class Untrained:
     """What checkpoints of all families have."""
 
-    chunk: int = option(0, "Steps of an answer; 0: the family's, ACT 100, SmolVLA 50.", low=0)
+    chunk: int = option(
+        0, "Steps of an answer; 0: the family's (ACT 100, Octo 4, OpenVLA 8, SmolVLA 50).", low=0
+    )
     seed: int = option(0, "Seed of the random weights.")
+    stored: str = option(
+        "float32",
+        "How its weights are stored, and those that are trained from it.",
+        choices=("float32", "bfloat16"),
+    )
+
+    def store(self, folder: Path) -> None:
+        """Rewrites the weights of a folder as `stored` says."""
+        if self.stored == "float32":
+            return
+        path = folder / WEIGHTS
+        tensors = {k: v.bfloat16() for k, v in load_file(path).items()}
+        save_tensors(path, tensors)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class FlowFormat(SampleFormat):
 
     def __init__(self, policy: FlowPolicy):
         self.policy = copy.copy(policy)
-        vars(self.policy)["_random"] = None  # a generator stays where it is
+        vars(self.policy)["random"] = None  # a generator stays where it is
         self.cameras, self.chunk = len(policy.needs.cameras), policy.chunk
         self.takes_state = policy.needs.state > 0
 

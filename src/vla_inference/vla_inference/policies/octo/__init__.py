@@ -1,0 +1,1 @@
+"""A policy of Octo's kind: a vision transformer with a readout, and a diffusion head."""
