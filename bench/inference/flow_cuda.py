@@ -13,7 +13,8 @@ float64; then the published shape in bfloat16, where the engine may be off from 
 weights in float32 by `SHARE` times as much as the plain path is. Then times: rivals answer
 the same inputs in turn. `compiled` is our plain path by torch.compile with its own CUDA graphs,
 `lerobot` LeRobot's own pi0 or pi0.5, eagerly, where it can be imported. Memory is that of a
-process of its own that has the engine alone.
+process of its own that has the engine alone; `compiled` answers in one as well, as its CUDA graphs
+crash beside the engine's.
 """
 
 from __future__ import annotations
@@ -74,11 +75,15 @@ def main() -> None:
         "--peak", nargs="*", default=["smolvla"], help="models whose memory counts"
     )
     parser.add_argument("--memory", metavar="MODEL:FORMAT", help="only this engine's memory")
+    parser.add_argument("--alone", metavar="MODEL", help="only this model's compiled plain path")
     parser.add_argument("--device", default="cuda" if cuda else "cpu", help=argparse.SUPPRESS)
     add_output(parser)
     args = parser.parse_args()
     if args.memory:
         print(json.dumps(memory(args)))
+        return
+    if args.alone:
+        print(json.dumps(compiled_alone(args.alone, args)))
         return
     if args.tune:
         command = [sys.executable, str(ROOT / "tools" / "tune_kernels.py"), "--kinds", "flow"]
@@ -120,8 +125,6 @@ def measure_model(name: str, args: argparse.Namespace) -> tuple[dict[str, Any], 
     rivals: dict[str, Answer] = {"engine": engine}
     if "plain" in args.rivals:
         rivals["plain"] = partial(plain, model, dtype)
-    if "compiled" in args.rivals and name in args.compiled:
-        rivals["compiled"] = compiled(model, dtype)
     known = name != "smolvla" and args.size == "published"
     if "lerobot" in args.rivals and known and importlib.util.find_spec("lerobot"):
         theirs = lerobot_model(name, model, args.device, dtype)
@@ -148,9 +151,13 @@ def measure_model(name: str, args: argparse.Namespace) -> tuple[dict[str, Any], 
                 right &= row["error"] < ROUNDED
         found["cameras"][str(cameras)] = {**rows, "plain_error": own}
         progress(f"{name}, {cameras} cameras", rows)
+    del rivals, engine, quantised, model, exact
+    empty()
+    if "compiled" in args.rivals and name in args.compiled:
+        for cameras, row in elsewhere("--alone", name, args.cameras, args).items():
+            found["cameras"][cameras]["compiled"] = row
+            progress(f"{name}, {cameras} cameras, compiled", row)
     if args.device.startswith("cuda") and name in args.peak:
-        del rivals, engine, quantised, model, exact
-        empty()
         found["peak_gpu_gb"] = {
             form or args.dtype: peak(name, form, args) for form in ["", *args.quantize]
         }
@@ -350,11 +357,39 @@ def memory(args: argparse.Namespace) -> dict[str, float]:
 
 
 def peak(name: str, form: str, args: argparse.Namespace) -> dict[str, float]:
-    cameras = [str(2)] if name == "smolvla" else list(map(str, args.cameras))
-    command = [sys.executable, __file__, "--memory", f"{name}:{form}", "--size", args.size]
-    command += ["--dtype", args.dtype, "--cameras", *cameras, "--seed", str(args.seed)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    cameras = [2] if name == "smolvla" else args.cameras
+    return elsewhere("--memory", f"{name}:{form}", cameras, args)
+
+
+@torch.no_grad()
+def compiled_alone(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Of each number of cameras: times and error of `compiled`."""
+    config, dtype = SIZES[args.size](name), DTYPES[args.dtype]
+    model = network(name, config, args, dtype)
+    exact = copy.deepcopy(model).float()
+    words, found = words_of(name, config, args), {}
+    for cameras in args.cameras:
+        inputs, noise = random_inputs(config, cameras, words, args.device, dtype, args.seed)
+        wanted = plain(exact, torch.float32, floated(inputs), noise)
+        torch.compiler.reset()  # sizes are fixed
+        (row,) = compare({"compiled": compiled(model, dtype)}, inputs, noise, args).values()
+        if (actions := row.pop("actions", None)) is not None:
+            row["error"] = off(actions, wanted)
+        found[str(cameras)] = row
+    return found
+
+
+def elsewhere(what: str, name: str, cameras: list[int], args: argparse.Namespace) -> dict:
+    """What this script finds in a process of its own; where that crashes, "failed" says why."""
+    command = [sys.executable, __file__, what, name, "--size", args.size, "--dtype", args.dtype]
+    command += ["--cameras", *map(str, cameras), "--seed", str(args.seed)]
+    command += ["--repeats", str(args.repeats), "--words", str(args.words)]
+    done = subprocess.run([*command, "--device", args.device], capture_output=True, text=True)
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    why = (done.stderr.splitlines() or [f"exit status {done.returncode}"])[-1][:300]
+    failed = {"failed": why}
+    return {str(c): failed for c in cameras} if what == "--alone" else failed
 
 
 def off(found: Tensor, wanted: Tensor) -> float:
