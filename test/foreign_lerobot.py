@@ -175,3 +175,34 @@ def v2(
         at += length
     (root / "meta/episodes.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     return root
+
+
+def robocasa_v2(root: Path, actions: np.ndarray) -> Path:
+    """One episode as RoboCasa365 publishes it; actions: [T, 12] as its environments take them."""
+    order = [*range(7, 12), *range(7)]  # base and mode, then hand and gripper
+    v2(root, [len(actions)], fps=20)
+    file = root / "meta/info.json"
+    info = json.loads(file.read_text())
+    info["features"]["action"] |= {"shape": [12], "names": None}
+    info["features"]["observation.state"]["shape"] = [16]
+    file.write_text(json.dumps(info))
+    table = root / "data/chunk-000/episode_000000.parquet"
+    columns = dict(zip(names := pq.read_schema(table).names, pq.read_table(table), strict=True))
+    single = pa.list_(pa.float32())
+    columns["action"] = pa.array(actions[:, order].tolist(), single)
+    columns["observation.state"] = pa.array([[0.0] * 16] * len(actions), single)
+    pq.write_table(pa.table({n: columns[n] for n in names}), table)
+    tasks = [{"task_index": 0, "task": "Open the left drawer."}]
+    (root / "meta/tasks.jsonl").write_text("".join(json.dumps(t) + "\n" for t in tasks))
+    ends, at = {}, 0
+    for name, size in {
+        "base_motion": 4,
+        "control_mode": 1,
+        "end_effector_position": 3,
+        "end_effector_rotation": 3,
+        "gripper_close": 1,
+    }.items():
+        ends[name] = {"original_key": "action", "start": at, "end": at + size}
+        at += size
+    (root / "meta/modality.json").write_text(json.dumps({"action": ends}))
+    return root

@@ -112,6 +112,7 @@ ENVIRONMENTS = (
         ("test_libero.py", "test_libero_judge.py"),
         (11,),
     ),
+    Environment("robocasa", ("VLA_ROBOCASA_PYTHON",), ("test_robocasa.py",), (11, 12, 10)),
     Environment(
         "openpi",
         ("VLA_OPENPI_PYTHON",),

@@ -17,6 +17,7 @@ import deflate
 import h5py
 import numpy as np
 
+from vla_inference.episodes import robocasa
 from vla_inference.episodes.estimates import ESTIMATE, estimates
 from vla_inference.episodes.interventions import INTERVENTION, interventions
 from vla_inference.episodes.language import COLUMNS, rows_of
@@ -24,8 +25,12 @@ from vla_inference.episodes.robosuite import ACTION_SCALE, CONTROL_FREQ, to_robo
 from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec, Episode
 
-# Ours, and LIBERO's: position m and axis angle rad of the hand, both fingers m.
-STATES = (("obs/robot0_state",), ("obs/ee_states", "obs/gripper_states"))
+# Ours, and LIBERO's: position m and axis angle rad of the hand, both fingers m; RoboCasa's.
+STATES = (
+    ("obs/robot0_state",),
+    ("obs/ee_states", "obs/gripper_states"),
+    tuple(f"obs/{name}" for name in robocasa.STATE),
+)
 CONVENTION = {
     "delta": "OSC_POSE, world-aligned base frame, rotation vector applied from the left",
     "scale": ACTION_SCALE.tolist(),
@@ -211,7 +216,7 @@ class Demonstrations:
         return f"{file}: /data/{name}"
 
     def states(self, index: int) -> np.ndarray | None:
-        """float32 [T, 8] proprioception, or None."""
+        """float32 [T, D] proprioception, or None."""
         group = self.group(index)
         keys = next((k for k in STATES if all(key in group for key in k)), ())
         return np.hstack([group[key][:] for key in keys]).astype(np.float32) if keys else None

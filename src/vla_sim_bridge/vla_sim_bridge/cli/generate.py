@@ -50,10 +50,9 @@ def generate(
 ) -> int:
     """Generate demonstrations in simulation; the same command resumes a stopped run."""
     from vla_sim_bridge.tasks import get_task
-    from vla_sim_bridge.tasks.mimicgen_package import PREFIX
 
     asked = [word for words in tasks for word in words.replace(",", " ").split()]
-    if of_package := [n for n in asked if n.lower().startswith(PREFIX)]:
+    if of_package := [n for n in asked if get_task(n).package in ("mimicgen", "robocasa")]:
         raise VlaError(
             f"{of_package[0]} can be rolled out, not generated from",
             "generate with the package's own tools, or name one of our tasks",

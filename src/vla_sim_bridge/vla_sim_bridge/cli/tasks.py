@@ -24,7 +24,8 @@ def tasks(as_json: JsonOption = False) -> int:
         made = " and ".join(one["demonstrations"]) or "none"
         print(f"{one['name']:<{width}}  {one['instruction']}")
         print(f"{'':<{width}}  {one['seconds']:g} s at most; demonstrations: {made}")
-    print("\nlibero_spatial, libero_object, ...: LIBERO's; mimicgen/NAME: an installed mimicgen's")
+    print("\nlibero_spatial, libero_object, ...: LIBERO's")
+    print("mimicgen/NAME, robocasa/NAME: those of an installed mimicgen or RoboCasa")
     return 0
 
 

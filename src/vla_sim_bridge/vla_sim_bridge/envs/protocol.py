@@ -78,6 +78,10 @@ def check_installed(task: Task) -> None:
         from vla_sim_bridge.libero import environment
 
         environment.check_installed(task.env)
+    elif task.package == "robocasa":
+        from vla_sim_bridge.robocasa import environment as robocasa
+
+        robocasa.check_installed(task.env)
     elif task.package:
         from vla_sim_bridge.envs.mimicgen_package import process
 
@@ -103,6 +107,10 @@ def make_world(
         from vla_sim_bridge.libero.world import LiberoWorld
 
         return LiberoWorld(task, cameras, width, height, language)
+    if task.package == "robocasa":
+        from vla_sim_bridge.robocasa.world import RobocasaWorld
+
+        return RobocasaWorld(task, cameras, width, height, language)
     from vla_sim_bridge.envs.mimicgen_package.world import MimicgenWorld
 
     return MimicgenWorld(task, cameras, width, height, language)

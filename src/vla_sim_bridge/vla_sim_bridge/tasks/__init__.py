@@ -12,6 +12,8 @@ from vla_sim_bridge.tasks.lift import LIFT_TASKS
 from vla_sim_bridge.tasks.mimicgen_package import PREFIX, mimicgen_task
 from vla_sim_bridge.tasks.nut_assembly import NUT_TASKS
 from vla_sim_bridge.tasks.pick_place import PICK_PLACE
+from vla_sim_bridge.tasks.robocasa_package import PREFIX as ROBOCASA
+from vla_sim_bridge.tasks.robocasa_package import robocasa_task
 from vla_sim_bridge.tasks.rover import ROVER_TASKS
 from vla_sim_bridge.tasks.stack import STACK_TASKS
 from vla_sim_bridge.tasks.stack_language import STACK_L
@@ -37,12 +39,15 @@ def get_task(name: str) -> Task:
     known ones.
 
     `mimicgen/NAME` is the installed package's, see `mimicgen_package`; `libero_SUITE` and
-    `libero_SUITE/INDEX` are LIBERO's, see `libero_suites`.
+    `libero_SUITE/INDEX` are LIBERO's, see `libero_suites`; `robocasa/NAME` an installed
+    RoboCasa's, see `robocasa_package`.
     """
     if name.lower().startswith("libero_"):
         return libero_task(name)
     if name.lower().startswith(PREFIX):
         return mimicgen_task(name)
+    if name.lower().startswith(ROBOCASA):
+        return robocasa_task(name)
     by_name = {known.lower(): task for known, task in TASKS.items()}
     for wanted in (name.lower(), f"{name.lower()}_d0"):
         if wanted in by_name:

@@ -1,8 +1,8 @@
 """Serves the environments of an installed package over pipes to `process.py`.
 
-This file runs under the other Python (3.8 on, robosuite 1.4, none of our packages) with the path
-of a second file, whose class `Server` makes the package's environments. Our side imports the
-framing from here. A frame is
+This file runs under the other Python (3.8 on, a robosuite of its own, none of our packages) with
+the path of a second file, whose class `Server` makes the package's environments. Our side imports
+the framing from here. A frame is
 
     b"VLAw", uint32 length of the header, header (JSON), the bytes of its arrays one after another
 
@@ -29,7 +29,6 @@ HEAD = struct.Struct("<4sI")
 MAX_HEADER = 1 << 20  # bytes
 MAX_ARRAY = 1 << 28
 TYPES = ("uint8", "float32", "float64")
-ROBOSUITE = "1.4"
 NAME = "vla_sim_bridge.envs.other_python.server"  # by which the second file imports this one
 
 
@@ -71,28 +70,28 @@ class Refusal(Exception):
 
 
 class RobosuiteServer:
-    """At most one environment of robosuite 1.4, with a method for each request `do`.
+    """At most one environment of robosuite, with a method for each request `do`.
 
-    A package's `Server` adds `hello`, `make` and `reset`.
+    A package's `Server` adds `hello`, `make` and `reset`. robosuite: the version that it needs.
     """
 
+    robosuite = "1.4"
     requests: tuple[str, ...] = ("hello", "make", "reset", "step", "render", "state", "set_state")
 
     def __init__(self):
         self.env = None  # robosuite's
 
-    @staticmethod
-    def versions(package):
+    def versions(self, package):
         """Of Python, robosuite and mujoco; a Refusal if the package cannot run on them."""
         try:
             import mujoco
             import robosuite
         except ImportError as error:
-            remedy = "install robosuite 1.4 and the mujoco that it needs there"
+            remedy = f"install robosuite {self.robosuite} and the mujoco that it needs there"
             raise Refusal(f"robosuite cannot be imported ({error})", remedy) from error
         version = robosuite.__version__
-        if not version.startswith(ROBOSUITE + "."):
-            raise Refusal("robosuite is " + version, f"{package} needs 1.4 there")
+        if not version.startswith(self.robosuite + "."):
+            raise Refusal(f"robosuite is {version}", f"{package} needs {self.robosuite} there")
         return {
             "python": sys.version.split()[0],
             "robosuite": version,

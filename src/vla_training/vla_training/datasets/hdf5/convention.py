@@ -12,6 +12,13 @@ import h5py
 import numpy as np
 
 from vla_inference.episodes.hdf5 import CONVENTION
+from vla_inference.episodes.robocasa import (
+    COLUMNS,
+    ROBOTS,
+    from_robocasa,
+    robocasa_spec,
+    to_robocasa,
+)
 from vla_inference.errors import DataError
 from vla_inference.types import ActionSpec, base_twist_spec, eef_delta_spec
 from vla_training.datasets.action_form import spec_from_json
@@ -50,6 +57,11 @@ class Convention:
     robot: str = field(default="", compare=False)
     in_base: bool = field(default=False, compare=False)
 
+    @property
+    def columns(self) -> int:
+        """How many numbers an action has in the file."""
+        return len(self.spec)
+
     def read(self, actions: np.ndarray) -> np.ndarray:
         """float64 [T, D] in the units of `spec`."""
         actions = np.asarray(actions, np.float64)
@@ -63,6 +75,20 @@ class Convention:
         offset, factor = self.gripper
         motion = actions[:, :-1] / np.array(self.scale)
         return np.concatenate([motion, (actions[:, -1:] - offset) / factor], axis=1)
+
+
+class RobocasaConvention(Convention):
+    """RoboCasa's arm on a base, whose twelve numbers are eleven in SI."""
+
+    @property
+    def columns(self) -> int:
+        return COLUMNS
+
+    def read(self, actions: np.ndarray) -> np.ndarray:
+        return from_robocasa(actions)
+
+    def write(self, actions: np.ndarray) -> np.ndarray:
+        return to_robocasa(actions)
 
 
 def default_convention() -> Convention:
@@ -207,6 +233,10 @@ def _of_controller(data: h5py.Group, where: str) -> tuple[Convention, list[str]]
         raise DataError(
             f"{where}: env_args name the controller {stated.kind}, only OSC_POSE is read", STATE_IT
         )
+    scale, limit = _scale(stated.settings, where)
+    if stated.robot in ROBOTS and scale == usual.scale and _columns(data) == COLUMNS:
+        spec = robocasa_spec(1 / _rate(stated, where))
+        return RobocasaConvention(spec, (), usual.gripper, limit=limit, robot=stated.robot), []
     notes = []
     if not stated.kind:
         notes.append(
@@ -216,10 +246,18 @@ def _of_controller(data: h5py.Group, where: str) -> tuple[Convention, list[str]]
     if stated.settings.get("input_ref_frame") == "world":
         notes.append(f"{where} has deltas in the world's axes: taken for those of the arm's base")
     spec = eef_delta_spec("rotvec", "base", 1 / _rate(stated, where))
-    scale, limit = _scale(stated.settings, where)
     return Convention(
         spec, scale, usual.gripper, stated.absolute, limit, stated.robot, stated.in_base
     ), notes
+
+
+def _columns(data: h5py.Group) -> int:
+    """How many numbers the actions of the first demonstration have; 0: it has none."""
+    for demo in data.values():
+        actions = demo.get("actions") if isinstance(demo, h5py.Group) else None
+        if isinstance(actions, h5py.Dataset) and actions.ndim == 2:
+            return int(actions.shape[1])
+    return 0
 
 
 def _rate(stated: Controller, where: str) -> float:

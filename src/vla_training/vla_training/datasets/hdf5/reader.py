@@ -195,9 +195,10 @@ class Hdf5Set(ImageColumnSet):
         actions = group.get("actions")
         if actions is None:
             raise DataError(f"{where} has no 'actions'", "generate or copy it again")
-        if actions.ndim != 2 or actions.shape[1] != len(self.spec):
+        columns = self._conventions[group.file.filename].columns
+        if actions.ndim != 2 or actions.shape[1] != columns:
             raise DataError(
-                f"{where}/actions has shape {actions.shape}, [T, {len(self.spec)}] is expected "
+                f"{where}/actions has shape {actions.shape}, [T, {columns}] is expected "
                 f"({', '.join(self.spec.names)})",
                 "convert its actions to an end-effector delta and gripper, or name them in "
                 "--read action_convention",

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from vla_inference.episodes.estimates import ESTIMATE, read_estimates
 from vla_inference.episodes.interventions import INTERVENTION, read_interventions
 from vla_inference.episodes.language import COLUMNS, PERSISTENT, SUBTASK
+from vla_inference.episodes.robocasa import from_robocasa, robocasa_spec
 from vla_inference.errors import DataError
 from vla_inference.policies.action_specs import unknown_spec
 from vla_inference.types import ActionSpec, Episode, make_steps
@@ -24,6 +25,7 @@ from vla_training.datasets.images import StoredImages, decode_image
 from vla_training.datasets.lerobot import layout as layout
 from vla_training.datasets.lerobot.folder import COPY_AGAIN, LerobotFolder, readable
 from vla_training.datasets.lerobot.language import metadata_of
+from vla_training.datasets.lerobot.robocasa import robocasa_order
 from vla_training.datasets.lerobot.video import VideoColumn
 from vla_training.datasets.rlds.transforms import Conventions, get_conventions
 
@@ -34,7 +36,8 @@ class LerobotSet(EpisodeSet):
     """The episodes of a LeRobotDataset folder.
 
     What its actions mean stands in meta/action_spec.json where we wrote it. LeRobot itself knows
-    their names alone: then they are taken as they are, in unknown units, with a note.
+    their names alone: then they are taken as they are, in unknown units, with a note. RoboCasa's
+    are known by its meta/modality.json.
     tolerance: s, how far in time an image of a film may be from its step; a quarter of a step if
         left out.
     conventions: name of an entry of RLDS's `CONVENTIONS` that says what the actions mean, such as
@@ -70,7 +73,11 @@ class LerobotSet(EpisodeSet):
         with readable(self.path / layout.INFO):
             size = int(self.features[action]["shape"][0])
         self._conventions = None if conventions is None else _conventions(conventions, size)
+        self._order: list[int] | None = None  # RoboCasa's columns, in its environments' order
+        if conventions is None:
+            self._order = robocasa_order(self.path, size)
         self.spec = self._spec(size) if self._conventions is None else self._conventions.spec
+        self._size = size
         if self._conventions is not None and self._conventions.note:
             self.notes.append(self._conventions.note)
         self._tables: tuple[Path, _Table] | None = None
@@ -88,6 +95,8 @@ class LerobotSet(EpisodeSet):
                     f"{given} names {len(spec)} dimensions, the actions have {size}", COPY_AGAIN
                 )
             return spec
+        if self._order is not None:
+            return robocasa_spec(1 / self.fps)
         self.notes.append(
             "nothing states what the actions mean: they are taken as stored, in unknown units"
         )
@@ -143,12 +152,14 @@ class LerobotSet(EpisodeSet):
 
     def _actions(self, columns: Mapping[str, pa.ChunkedArray], index: int) -> np.ndarray:
         actions = _vectors(columns[self._action])
-        if actions.ndim != 2 or actions.shape[1] != len(self.spec):
+        if actions.ndim != 2 or actions.shape[1] != self._size:
             raise DataError(
                 f"{self.path}: episode {index} has actions of shape {actions.shape}, "
-                f"[T, {len(self.spec)}] is expected",
+                f"[T, {self._size}] is expected",
                 COPY_AGAIN,
             )
+        if self._order is not None:
+            actions = from_robocasa(actions[:, self._order])
         check_finite(actions, self.spec, f"{self.path}, episode {index}")
         if self._conventions is not None:
             actions, _ = self._conventions.transform({"action": actions})

@@ -1,0 +1,1 @@
+"""The kitchens of an installed `robocasa` package, in a Python of its own."""
