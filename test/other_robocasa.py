@@ -74,8 +74,8 @@ class Env:
         if self.name == "Fails":
             raise RuntimeError("no sink")
         assert (action[11] > 0) == bool(np.abs(action[7:11]).any())
-        self.at = self.at + self.turn() @ [0.05 * action[7] * 0.5, 0.05 * action[8] * 0.5, 0]
-        self.heading += 0.05 * action[9] * 1.16
+        self.at = self.at + self.turn() @ [0.05 * action[7], 0.05 * action[8], 0]
+        self.heading += 0.05 * action[9]
         self.data.site_xpos[0] += self.turn() @ (0.05 * action[:3])
         self.data.qpos[:] = 0.02 - 0.02 * action[6], 0.02 * action[6] - 0.02
         return self._get_observations(), 0.0, False, {}

@@ -90,19 +90,19 @@ def test_an_episode_follows_from_its_seed_and_replays_to_the_bit(world):
     assert world.task.horizon > 200
 
 
-def test_our_si_moves_hand_and_base_as_far_as_it_says(world):
+def test_the_hand_goes_where_it_is_told_and_the_base_less_its_friction_as_fast(world):
     world.start_episode("evaluate", 7, 2)
-    before = world.eef_pose()[2, 3]
-    for _ in range(20):
-        world.step(np.array([0, 0, 0.01, 0, 0, 0, 1.0]))
-    assert 0.1 < world.eef_pose()[2, 3] - before < 0.25
-    world.step(np.array([0, 0, 0, 0, 0, 0, 1.0, -0.3, 0, 0, 0]))
+    before = world.eef_pose()[:3, 3]
+    for _ in range(10):
+        world.step(np.array([0, 0, 0.05, 0, 0, 0, 1.0]))
+    moved = world.eef_pose()[:3, 3] - before
+    assert moved[2] > 0.08 and np.abs(moved[:2]).max() < 0.2 * moved[2]
     for _ in range(15):  # away from the counter, until it is at speed
-        world.step(np.array([0, 0, 0, 0, 0, 0, 1.0, -0.3, 0, 0, 0]))
+        world.step(np.array([0, 0, 0, 0, 0, 0, 1.0, -0.6, 0, 0, 0]))
     start = world.base_position()
     for _ in range(20):
-        world.step(np.array([0, 0, 0, 0, 0, 0, 1.0, -0.3, 0, 0, 0]))
-    assert np.linalg.norm(world.base_position() - start) == pytest.approx(0.3, rel=0.1)
+        world.step(np.array([0, 0, 0, 0, 0, 0, 1.0, -0.6, 0, 0, 0]))
+    assert np.linalg.norm(world.base_position() - start) == pytest.approx(0.6 - 0.25, rel=0.1)
 
 
 def test_success_is_the_packages_own_rule(world):

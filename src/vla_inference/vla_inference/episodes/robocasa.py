@@ -14,9 +14,8 @@ from vla_inference.types import ActionPart, ActionSpec, DimSpec, eef_part, gripp
 
 COLUMNS = 12
 ROBOTS = ("PandaOmron", "PandaMobile")  # the second is the older name
-# What a full action of the base comes to once it is at speed (measured, v1.0.1): its controller
-# follows a velocity of 1 without reaching it.
-BASE_SCALE = np.array([0.5, 0.5, 1.16])  # m/s, m/s, rad/s
+# What a full action of the base asks its controller for. Friction takes about 0.25 m/s of it.
+BASE_SCALE = np.array([1.0, 1.0, 1.0])  # m/s, m/s, rad/s
 TORSO_SCALE = 0.05  # m
 # In a published state [16]: position and quaternion (xyzw) of the base, the hand in its axes, both
 # fingers.
