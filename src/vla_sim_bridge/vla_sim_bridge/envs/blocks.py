@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy as np
 from robosuite.environments.manipulation.manipulation_env import ManipulationEnv
 from robosuite.models.arenas import TableArena
-from robosuite.models.objects import BoxObject
+from robosuite.models.objects import BoxObject, CylinderObject
 from robosuite.models.tasks import ManipulationTask
 from robosuite.utils.mjcf_utils import CustomMaterial
 
 TABLE = (0.8, 0.8, 0.05)  # m, as in robosuite's Stack
 TABLE_TOP = np.array((0.0, 0.0, 0.8))
+Half: TypeAlias = "float | tuple[float, float]"
 
 
 class Blocks(ManipulationEnv):
     """Cubes on robosuite's table, like its `Stack`, with any number, sizes and textures.
 
-    blocks: name -> (half edge in m, robosuite texture). They stand where the placement
-    initializer says. Success is the task's business: the environment's own is never true.
+    blocks: name -> (half edge in m, robosuite texture); for a cylinder its radius and half its
+    height. They stand where the placement initializer says. Success is the task's business: the
+    environment's own is never true.
     """
 
     def __init__(
         self,
         robots,
-        blocks: Mapping[str, tuple[float, str]],
+        blocks: Mapping[str, tuple[Half, str]],
         placement_initializer,
         use_object_obs=True,
         **kwargs,
@@ -59,7 +62,7 @@ class Blocks(ManipulationEnv):
         )
 
     @staticmethod
-    def _cube(name: str, half: float, texture: str) -> BoxObject:
+    def _cube(name: str, half: Half, texture: str) -> BoxObject | CylinderObject:
         material = CustomMaterial(
             texture=texture,
             tex_name=f"{name}_tex",
@@ -67,6 +70,8 @@ class Blocks(ManipulationEnv):
             tex_attrib={"type": "cube"},
             mat_attrib={"texrepeat": "1 1", "specular": "0.4", "shininess": "0.1"},
         )
+        if isinstance(half, tuple):
+            return CylinderObject(name=name, size=list(half), material=material)
         size = [half] * 3
         return BoxObject(name=name, size_min=size, size_max=size, material=material)
 

@@ -96,7 +96,8 @@ class Simulation(SimState):
         self._place_fixtures(rng)
         self.data.qacc_warmstart[:] = 0
         self._env.robots[0].composite_controller.reset()
-        self.scene = self.task.draw_scene(rng)
+        arrange = self.task.arrange
+        self.scene = arrange(rng, self) if arrange else self.task.draw_scene(rng)
         self._paint()
         self.instruction = self.task.instruct(rng, self.scene, self.language)
         self.gripper = 1.0

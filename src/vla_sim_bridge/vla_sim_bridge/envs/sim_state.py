@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -162,6 +162,17 @@ class SimState(WorldBase):
         start = self.model.body_dofadr[self.body(name)]
         self.data.qvel[start : start + 2] += velocity
 
+    def place(self, name: str, position: Sequence[float], yaw: float) -> None:
+        """Puts a free object somewhere, upright and at rest: m, rad."""
+        import mujoco
+
+        joint = self.model.body_jntadr[self._bodies[name]]
+        at, moves = self.model.jnt_qposadr[joint], self.model.jnt_dofadr[joint]
+        turn = np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)
+        self.data.qpos[at : at + 7] = (*position, *turn)
+        self.data.qvel[moves : moves + 6] = 0
+        mujoco.mj_forward(self.model, self.data)
+
     def get_mujoco_state(self) -> np.ndarray:
         """float64 [1 + nq + nv]: time, positions, velocities (robomimic's `states`)."""
         return np.concatenate([[self.data.time], self.data.qpos, self.data.qvel])
@@ -177,7 +188,7 @@ class SimState(WorldBase):
 
     def set_scene(self, record: Mapping) -> None:
         """Restores colours, roles and fixed bodies from `scene_record`."""
-        self.scene = Scene(record.get("colours", {}), record.get("roles", {}))
+        self.scene = Scene(*(record.get(name, {}) for name in ("colours", "roles", "words")))
         for name, pose in record.get("fixtures", {}).items():
             body = self.model.body(name)
             body.pos, body.quat = pose[:3], pose[3:]

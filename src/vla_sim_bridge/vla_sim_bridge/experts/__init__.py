@@ -14,6 +14,7 @@ from vla_sim_bridge.experts.nuts import nut_expert, nuts_expert
 from vla_sim_bridge.experts.pick_place import pick_place_expert
 from vla_sim_bridge.experts.rover import rover_expert
 from vla_sim_bridge.experts.stack import lift_expert, stack_expert, stack_three_expert
+from vla_sim_bridge.experts.table import table_expert
 from vla_sim_bridge.tasks import Task
 
 Expert = Callable[[Any], np.ndarray]  # of a `Simulation`: SI end-effector delta [7]
@@ -28,6 +29,7 @@ EXPERTS: dict[str, Expert] = {
     "pick_place": pick_place_expert,
     "door": door_expert,
     "rover": rover_expert,
+    "table": table_expert,
 }
 
 

@@ -18,6 +18,7 @@ from vla_sim_bridge.tasks.rover import ROVER_TASKS
 from vla_sim_bridge.tasks.stack import STACK_TASKS
 from vla_sim_bridge.tasks.stack_language import STACK_L
 from vla_sim_bridge.tasks.stack_three import STACK_THREE_TASKS
+from vla_sim_bridge.tasks.table import TABLE_L
 
 TASKS: dict[str, Task] = {
     task.name: task
@@ -29,6 +30,7 @@ TASKS: dict[str, Task] = {
         *NUT_TASKS,
         PICK_PLACE,
         DOOR,
+        TABLE_L,
         *ROVER_TASKS,
     )
 }

@@ -56,11 +56,13 @@ class Scene:
     """What varies between episodes besides poses.
 
     colours: object name -> name in `stack.PALETTE`. roles: role -> object name, where the
-    episode decides which object plays which part; rules and subtasks may name roles.
+    episode decides which object plays which part; rules and subtasks may name roles. words: what
+    else rules and sentences need to know, such as what is asked.
     """
 
     colours: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
+    words: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class Task:
         ours.
     objects: name -> MuJoCo body name.
     draw_scene, draw_instruction: from a random generator; no other source of chance.
+    arrange: takes the place of `draw_scene`; also places the objects of a world, as `Scene.words`
+        may speak of where they are.
     draw_held_out: the same for the sentences that are never generated from, for testing.
     draw_free: the same for sentences as people type them, words that no training has among them.
     x_range, y_range: metres from the table centre, for all objects. None: as the
@@ -115,6 +119,7 @@ class Task:
     subtasks: tuple[Subtask, ...]
     draw_instruction: Callable[[np.random.Generator, Scene], str]
     draw_scene: Callable[[np.random.Generator], Scene] = plain_scene
+    arrange: Callable[[np.random.Generator, Any], Scene] | None = None
     x_range: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None
     make: Mapping[str, object] = field(default_factory=dict)
