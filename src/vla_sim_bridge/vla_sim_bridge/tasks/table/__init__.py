@@ -1,6 +1,6 @@
 """Table_L: three to five things, and the sentence alone says which and what to do with it.
 
-Stack it on another, lift it, push it to an edge, put it beside another. Things are called by
+Stack it on another, lift it, bring it to an edge, put it beside another. Things are called by
 colour, size, shape or where they are. Taking another ends an episode as `wrong_object`, leaving
 it elsewhere as `wrong_task`.
 """
