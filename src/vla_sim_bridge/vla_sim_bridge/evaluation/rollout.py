@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 
+import numpy as np
+
 from vla_inference.system.worker_pool import WorkerPool
 from vla_inference.types import ActionChunk, Observation
 from vla_sim_bridge.envs.protocol import World, make_world
@@ -23,15 +25,33 @@ Act = Callable[[Observation], ActionChunk]
 
 
 def run_episode(
-    sim: World, act: Act, seed: int, index: int, horizon: int, execute_steps: int
+    sim: World,
+    act: Act,
+    seed: int,
+    index: int,
+    horizon: int,
+    execute_steps: int,
+    delay: int = 0,
 ) -> EpisodeResult:
-    """Runs one episode: predict a chunk, execute its first `execute_steps` steps, repeat."""
+    """Runs one episode: predict a chunk, execute its first `execute_steps` steps, repeat.
+
+    delay: control steps that an answer takes. Meanwhile the robot goes on with the chunk before,
+    and stands still where that has no step left; steps of the new one whose time is past by then
+    are dropped. The model looks again once it is free, so `execute_steps` below `delay` are as
+    many as `delay`.
+    """
     run = EpisodeRun(sim, seed, index, horizon)
+    plan: list[np.ndarray] = []
     while not run.done:
-        chunk = act(sim.observation())
-        for action in sim.actions(chunk)[:execute_steps]:
-            if run.step(action):
+        actions = list(sim.actions(act(sim.observation())))
+        period = max(delay, min(execute_steps, len(actions)))
+        for step in range(period):
+            if step == delay:
+                plan = actions[delay:]
+            if run.step(plan.pop(0) if plan else sim.still()):
                 break
+        if delay == period:
+            plan = actions[delay:]
     return run.result()
 
 
