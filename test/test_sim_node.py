@@ -464,6 +464,34 @@ def test_both_cameras_and_the_state_come_with_one_stamp(graph, client, tmp_path)
     assert 0 < state[6] < 0.05 and -0.05 < state[7] < 0
 
 
+def test_past_images_come_with_those_of_now_and_not_from_the_episode_before(
+    graph, client, tmp_path
+):
+    from sensor_msgs.msg import Image
+
+    from vla_inference.ros.qos import IMAGE_OUTPUT
+    from vla_inference.ros.stamps import stamp_ns
+
+    for topic in ("image", "image_past1", "image_past2"):
+        client.listen(Image, topic, IMAGE_OUTPUT)
+    process = sim(graph, tmp_path / "r", history=2, history_interval=0.2)
+    wait_for_line(process, "results:")
+    client.spin(lambda: all(client.heard.values()))
+    model(graph, "good")
+    client.spin(lambda: process.poll() is not None, timeout=120)
+
+    def images(topic: str) -> dict[int, bytes]:
+        return {stamp_ns(m.header.stamp, topic): bytes(m.data) for m in client.heard[topic]}
+
+    heard = [images(topic) for topic in client.heard]
+    stamps = sorted(set.intersection(*map(set, heard)))  # of frames and of their copies
+    frames = list(dict.fromkeys(tuple(topic[stamp] for topic in heard) for stamp in stamps))
+    # Two frames an episode: the past of both is the first one.
+    first, second, third, fourth = frames
+    assert first == (first[0],) * 3 and third == (third[0],) * 3 and third != first
+    assert second[1:] == first[1:] and fourth[1:] == third[1:]
+
+
 @pytest.mark.slow
 def test_by_hand_pause_step_reset_and_what_is_published(graph, client, tmp_path):
     from builtin_interfaces.msg import Time

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from graphs import IMAGE, InferenceGraph, inference_graphs
+from lifecycle_msgs.msg import Transition
 from rclpy.parameter import Parameter
 from rclpy.time import Time
 from sensor_msgs.msg import Image, JointState
@@ -190,13 +192,20 @@ def test_inputs_that_are_not_the_models_leave_it_unconfigured(graph, root, param
     assert g.state() == "unconfigured"
 
 
+def meet_later(g: InferenceGraph) -> int:
+    """Meets by images of one later moment; returns a time from which on a new past begins [ns]."""
+    begun = g.client.get_clock().now().nanoseconds - 6_000_000_000
+    later = Time(nanoseconds=begun + 5_000_000_000).to_msg()
+    g.meet(frame=lambda: rgb_to_image(IMAGE, later, "camera"))
+    return begun
+
+
 def test_past_images_come_with_the_present_one(graph, tmp_path):
     head = {"type": "l1", "decoding": "parallel", "chunk": 8, "num_images": 3}
     model = write_random_checkpoint(tmp_path / "past", head=head)
     g = graph(model=str(model), history=2, history_interval=0.05, max_image_age=60.0)
-    g.meet()
+    begun = meet_later(g)
     images = [np.roll(IMAGE, i, axis=0) for i in range(4)]
-    begun = g.client.get_clock().now().nanoseconds
     for i, image in enumerate(images):
         stamp = Time(nanoseconds=begun + 50_000_000 * i).to_msg()
         chunk = g.answer(rgb_to_image(image, stamp, "camera"))
@@ -205,6 +214,65 @@ def test_past_images_come_with_the_present_one(graph, tmp_path):
         seen = {str(k): p for k, p in enumerate(images[3:0:-1])}
         wanted = g.node.policy.predict_action(Observation(seen, "stack it")).actions
         np.testing.assert_array_equal(msg_to_chunk(chunk).actions, wanted)
+
+
+def past_model(folder: Path, **head) -> Path:
+    """A model that takes the image of 0.2 s before as well, and says so."""
+    usual = {"type": "l1", "decoding": "parallel", "chunk": 8, "num_images": 2}
+    past = {"history": 1, "history_interval": 0.2}
+    return write_random_checkpoint(folder, head={**usual, **past, **head})
+
+
+def test_an_image_whose_past_is_lost_is_refused(graph, tmp_path):
+    past = {"history": 1, "history_interval": 0.2}
+    g = graph(model=str(past_model(tmp_path / "past")), **past, max_image_age=60.0)
+    begun = meet_later(g)
+
+    def frame(number: int, after: float):
+        stamp = Time(nanoseconds=begun + round(1e9 * after)).to_msg()
+        return rgb_to_image(np.roll(IMAGE, number, axis=0), stamp, "camera")
+
+    def wanted(now: int, before: int) -> np.ndarray:
+        seen = {str(k): np.roll(IMAGE, k, axis=0) for k in (now, before)}
+        if now == before:
+            seen["again"] = seen[str(now)]
+        return g.node.policy.predict_action(Observation(seen, "stack it")).actions
+
+    def answered(number: int, after: float, before: int) -> None:
+        chunk = msg_to_chunk(g.answer(frame(number, after)))
+        np.testing.assert_array_equal(chunk.actions, wanted(number, before))
+
+    answered(0, 0.0, 0)  # there is no past yet: the first image stands in
+    answered(1, 0.1, 0)
+    answered(2, 0.2, 0)
+    # Half a second without images: 0.2 s before there is none.
+    assert "there is no image from 0.2 s before" in g.refuse(frame(3, 0.7))
+    assert "the nearest is from 0.1 s before" in g.refuse(frame(4, 0.8))
+    answered(5, 0.9, 3)
+    # A stamp that goes back begins a new past, and so does an activation.
+    answered(6, 0.85, 6)
+    answered(7, 1.05, 6)
+    assert g.change(Transition.TRANSITION_DEACTIVATE) and g.change(Transition.TRANSITION_ACTIVATE)
+    answered(8, 1.25, 8)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"history": 1, "history_interval": 0.1}, "1 past images of each camera 0.2 s apart"),
+        ({"history": 2, "history_interval": 0.2}, "takes 2 images"),
+        ({}, "takes 2 images"),
+    ],
+)
+def test_another_past_than_the_models_is_refused(graph, tmp_path, parameters, words):
+    g = graph(start=False, model=str(past_model(tmp_path / "past")), **parameters)
+    assert not g.start_node() and words in g.node.failure
+
+
+def test_past_images_may_come_as_cameras_of_their_own(graph, tmp_path):
+    model = str(past_model(tmp_path / "past"))
+    g = graph(model=model, cameras=["image", "wrist"])
+    assert g.state() == "active"
 
 
 def test_a_frozen_camera_is_refused_and_forgiven(graph):

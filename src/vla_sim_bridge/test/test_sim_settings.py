@@ -1,6 +1,7 @@
 """Tests of the simulation node's parameters and their checks."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ from vla_sim_bridge.ros.sim_topics import pose_message
         ({"episodes": 2.5}, "parameter episodes is 2.5; give a whole number"),
         ({"lock_step": "yes"}, "parameter lock_step is 'yes'; give true or false"),
         ({"episodes": True}, "parameter episodes is True"),
+        ({"history": 1, "history_interval": 0.12}, "0.12 s apart, steps last 0.05 s"),
         ({"second_camera": "agentview"}, "both cameras are agentview; name another"),
         ({"state": True, "driven_by": "twist"}, "set state: false"),
         ({"auto_enable": False}, "auto_enable is false; only what is driven by commands"),
@@ -89,6 +91,12 @@ def test_a_chunk_has_as_many_steps_as_are_to_be_executed():
         (Needs(1, 0), "", False, {}),
         (Needs(2, 0), "robot0_eye_in_hand", False, {"cameras": ["image", "image_wrist"]}),
         (
+            Needs(4, 0, history=1, interval=0.2),
+            "robot0_eye_in_hand",
+            False,
+            {"cameras": ["image", "image_wrist", "image_past1", "image_wrist_past1"]},
+        ),
+        (
             Needs(1, 8),
             "",
             True,
@@ -109,6 +117,7 @@ def test_a_model_is_given_the_cameras_and_the_state_that_it_needs(
     settings = SimSettings()
     made = rollout.give_what_it_needs(settings, needs, tmp_path)
     assert (settings.second_camera, settings.state) == (second, state)
+    assert (settings.history, settings.needs) == (needs.history, replace(needs, state=0))
     if heard:
         text = yaml.safe_load(Path(made["inference_config"]).read_text())
         assert text["/**"]["ros__parameters"] == {**shipped, **heard}

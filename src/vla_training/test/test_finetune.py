@@ -161,6 +161,38 @@ def test_rounds_of_online_training_are_awaited_and_drawn_from(home, tmp_path, mo
         finetune(replace(config, max_steps=None))
 
 
+def test_gradients_of_new_rounds_are_told_and_their_rate_rises_again(home, tmp_path, monkeypatch):
+    def make(stream, path, number):
+        if not path.exists():
+            path.parent.mkdir(parents=True)
+            write_noise(path, episodes=2, length=5, seed=number)
+
+    monkeypatch.setattr(OnlineRounds, "_begin", make)
+    online = Online(tasks=("A",), episodes=2, steps=4, warmup=1, fresh=0.5)
+    config = settings(home, tmp_path / "run", sources=(), online=online, max_steps=8)
+    finetune(config)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    told = [e for e in map(json.loads, lines) if e["kind"] == "train"]
+    assert [e["round"] for e in told] == [0] * 4 + [1] * 4
+    rates = [e["learning_rate"] / 3e-3 for e in told]
+    assert rates == pytest.approx([1, 1, 1, 1, 0.5, 1, 1, 1])
+    for e in told:
+        assert e["gradient_norm_max"] == pytest.approx(e["gradient_norm"])
+        assert e["clipped"] == float(e["gradient_norm"] > 1.0)
+
+
+def test_the_newest_round_has_its_share_of_the_samples():
+    given = (DatasetSource("given"), DatasetSource("twice", 2.0))
+    newest = [DatasetSource("a"), DatasetSource("b")]
+    mixed = Online(fresh=0.4).mixed(given, newest)
+    assert [s.weight for s in mixed] == pytest.approx([0.2, 0.4, 0.2, 0.2])
+    assert Online().mixed(given, newest) == [*given, *newest]
+    assert Online(fresh=0.4).mixed((), newest) == newest
+    with pytest.raises(VlaError, match="a round has 5 updates"):
+        Online(steps=5, warmup=5).check()
+    assert Online(tasks=("A",)).identity() == [["A"], 50, 500, 0]  # as runs before it have it
+
+
 def test_ranges_of_online_options_hold_whether_or_not_tasks_are_named():
     for tasks in ((), ("Stack_D0",)):
         with pytest.raises(VlaError, match="--online-episodes is 0; give at least 1"):

@@ -116,6 +116,8 @@ class HeadConfig:
     slots: what stands at these positions: "zero" as in OpenVLA-OFT, where a pretrained model
         tells them apart by position alone, or "learned", which a model from scratch needs.
     bounds: the statistics that [-1, 1] stands for: "q01_q99", or "min_max" (OpenVLA-OFT on ALOHA).
+    num_images: of an observation, past ones among them. history: how many past images come after
+        the present ones of each camera, newest first; history_interval: s between them, or None.
     """
 
     type: Literal["tokens", "l1"] = "tokens"
@@ -124,9 +126,16 @@ class HeadConfig:
     action_dim: int = 7
     proprio_dim: int = 0
     num_images: int = 1
+    history: int = 0
+    history_interval: float | None = None
     slots_per_step: int = 7
     slots: Literal["zero", "learned"] = "zero"
     bounds: Literal["q01_q99", "min_max"] = "q01_q99"
+
+    @property
+    def views(self) -> int:
+        """How many cameras the model sees at once."""
+        return self.num_images // (1 + self.history)
 
     @property
     def num_slots(self) -> int:
@@ -216,6 +225,7 @@ class ModelConfig:
             raise CheckpointError(
                 f"{where}: action_head.type 'l1' needs decoding 'parallel'", "fix the file"
             )
+        _check_history(head, f"{where}: action_head")
         arch = raw.get("arch_specifier", "no-align+fused-gelu-mlp").removeprefix("no-align+")
         one_of(arch, ("gelu-mlp", "fused-gelu-mlp"), f"{where}: arch_specifier")
         llm_id = raw.get("llm_backbone_id", "llama2-7b-pure")
@@ -351,6 +361,20 @@ def _head(raw: Mapping[str, Any], where: str) -> Any:
     if "action_dim" in head:
         head.setdefault("slots_per_step", head["action_dim"])
     return head
+
+
+def _check_history(head: HeadConfig, where: str) -> None:
+    if head.num_images % (1 + head.history):
+        raise CheckpointError(
+            f"{where}.num_images is {head.num_images}, which {head.history} past images beside "
+            "each present one do not make",
+            "num_images counts them all: cameras * (1 + history)",
+        )
+    if (head.history > 0) != (head.history_interval is not None):
+        raise CheckpointError(
+            f"{where} has history {head.history} and history_interval {head.history_interval}",
+            "give both, or none",
+        )
 
 
 def action_lengths(statistics: Any) -> dict[int, list[str]]:

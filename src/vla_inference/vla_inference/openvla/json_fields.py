@@ -10,7 +10,14 @@ from vla_inference.errors import CheckpointError
 
 T = TypeVar("T")
 
-MAY_BE_ZERO = ("reg_tokens", "proprio_dim", "pad_to_multiple_of", "bos_token_id", "stop_token_id")
+MAY_BE_ZERO = (
+    "reg_tokens",
+    "proprio_dim",
+    "history",
+    "pad_to_multiple_of",
+    "bos_token_id",
+    "stop_token_id",
+)
 WORDS = {float: "a number above 0", bool: "true or false", str: "a string"}
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from vla_inference.errors import VlaError
 from vla_inference.inputs.given import Seen, as_observation
+from vla_inference.inputs.history import past_name
 from vla_inference.options import Holds, option
 from vla_inference.policies.chunking import Continuation
 from vla_inference.types import ActionChunk, ActionSpec, Observation
@@ -86,7 +87,8 @@ class Needs:
     image_size: height and width in pixels that it brings each image to, or, if it takes them as
         they are, that it was trained with; None: any.
     cameras: names of these images, where the checkpoint says them.
-    history: past images of each camera, after the present ones; they count in `images`.
+    history: past images of each camera, after the present ones, newest first; they count in
+        `images`. interval: between them, s; 0: not known.
     """
 
     images: int = 1
@@ -94,14 +96,21 @@ class Needs:
     image_size: tuple[int, int] | None = None
     cameras: tuple[str, ...] = ()
     history: int = 0
+    interval: float = 0.0
 
     def grey(self) -> Observation:
         """A valid observation of grey images."""
-        past = [f"{name}-{ago}" for ago in range(1, self.history + 1) for name in self.cameras]
+        ages = range(1, self.history + 1)
+        past = [past_name(name, ago) for ago in ages for name in self.cameras]
         names = [*self.cameras, *past] or [f"camera_{i}" for i in range(self.images)]
         image = np.full((*(self.image_size or (224, 224)), 3), GREY, np.uint8)
         state = np.zeros(self.state, np.float32) if self.state else None
         return Observation(dict.fromkeys(names, image), "warm up", state)
+
+    @property
+    def views(self) -> int:
+        """How many cameras are seen at once."""
+        return self.images // (1 + self.history)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ def _keep_last(
 # whichever way it publishes.
 IMAGE_INPUT = _keep_last(1, reliability=ReliabilityPolicy.BEST_EFFORT)
 
+# Past images count too, of models that take several time steps.
+IMAGE_HISTORY = _keep_last(30, reliability=ReliabilityPolicy.BEST_EFFORT)
+
 # States are matched with images by their stamps, so that some of the past are needed too.
 STATE_INPUT = _keep_last(30, reliability=ReliabilityPolicy.BEST_EFFORT)
 

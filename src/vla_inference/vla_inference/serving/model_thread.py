@@ -27,6 +27,7 @@ T = TypeVar("T")
 class ModelSettings:
     """What to load, and the numbers of images and state values it will get.
 
+    images: past ones among them, `history` of each camera, `interval` s apart.
     num_threads: of PyTorch on the CPU; 0: as many as it likes. chunking: the form of real-time
         chunking that the policy must take; empty: none.
     """
@@ -35,6 +36,8 @@ class ModelSettings:
     options: LoadOptions = field(default_factory=LoadOptions)
     num_threads: int = 0
     images: int = 1
+    history: int = 0
+    interval: float = 0.0
     state_dim: int = 0
     chunking: str = ""
 
@@ -62,6 +65,22 @@ class ModelSettings:
                 f"model {policy.name} takes {needs.images} images, parameters 'cameras' and "
                 f"'history' give {self.images}",
                 "name as many cameras, in the order it was trained with",
+            )
+        # Past images may also come as cameras of their own.
+        if (
+            self.history
+            and needs.interval
+            and (needs.history, needs.interval)
+            != (
+                self.history,
+                self.interval,
+            )
+        ):
+            raise VlaError(
+                f"model {policy.name} takes {needs.history} past images of each camera "
+                f"{needs.interval:g} s apart, parameters 'history' and 'history_interval' give "
+                f"{self.history}, {self.interval:g} s apart",
+                "set them as it was trained",
             )
         if needs.state != self.state_dim:
             raise VlaError(

@@ -341,12 +341,19 @@ def give_what_it_needs(settings: SimSettings, needs: Needs, folder: Path) -> dic
     """
     import yaml
 
-    if needs.images == 2 and not needs.history:
+    if needs.views == 2:
         settings.second_camera = WRIST
+    if needs.history:
+        if not needs.interval:
+            raise VlaError(
+                "the model takes past images, and does not say how far apart",
+                "set action_head.history_interval in its config.json [s]",
+            )
+        settings.history, settings.history_interval = needs.history, needs.interval
     settings.state = needs.state == STATE
     heard: dict[str, list[str]] = {}
-    if settings.second_camera:
-        heard["cameras"] = ["image", "image_wrist"]
+    if len(settings.image_topics) > 1:
+        heard["cameras"] = settings.image_topics
     if settings.state:
         heard |= {"state": ["position", "axis_angle", "joints"], "joint_names": FINGERS}
     if not heard:
@@ -396,6 +403,8 @@ def play(
             "seed",
             "camera",
             "second_camera",
+            "history",
+            "history_interval",
             "state",
             "width",
             "height",

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
+from dataclasses import replace
 
 import numpy as np
 
+from vla_inference.policies.base import Needs, Policy
 from vla_inference.system.worker_pool import WorkerPool
 from vla_inference.types import ActionChunk, Observation
 from vla_sim_bridge.envs.protocol import World, make_world
 from vla_sim_bridge.evaluation.confidence_intervals import wilson_interval
 from vla_sim_bridge.evaluation.episode import EpisodeResult, EpisodeRun
+from vla_sim_bridge.evaluation.lookback import Lookback
 from vla_sim_bridge.tasks import Language
 
 WRONG = (
@@ -22,6 +25,7 @@ WRONG = (
     "drove_on",
 )  # ends of tasks that are counted apart
 Act = Callable[[Observation], ActionChunk]
+NOTHING_PAST = Needs()
 
 
 def run_episode(
@@ -32,6 +36,7 @@ def run_episode(
     horizon: int,
     execute_steps: int,
     delay: int = 0,
+    needs: Needs = NOTHING_PAST,
 ) -> EpisodeResult:
     """Runs one episode: predict a chunk, execute its first `execute_steps` steps, repeat.
 
@@ -39,11 +44,13 @@ def run_episode(
     and stands still where that has no step left; steps of the new one whose time is past by then
     are dropped. The model looks again once it is free, so `execute_steps` below `delay` are as
     many as `delay`.
+    needs: the model's, where it takes past images.
     """
     run = EpisodeRun(sim, seed, index, horizon)
+    look = _looks(run, needs) if needs.history else sim.observation
     plan: list[np.ndarray] = []
     while not run.done:
-        actions = list(sim.actions(act(sim.observation())))
+        actions = list(sim.actions(act(look())))
         period = max(delay, min(execute_steps, len(actions)))
         for step in range(period):
             if step == delay:
@@ -53,6 +60,19 @@ def run_episode(
         if delay == period:
             plan = actions[delay:]
     return run.result()
+
+
+def _looks(run: EpisodeRun, needs: Needs) -> Callable[[], Observation]:
+    """Observations with past images; every control step of the run is seen from now on."""
+    back, seen = Lookback(needs), [run.sim.observation()]
+    back.see(seen[0].images)
+
+    def see() -> None:
+        seen[0] = run.sim.observation()
+        back.see(seen[0].images)
+
+    run.on_step = see
+    return lambda: replace(seen[0], images=back.images(list(seen[0].images)))
 
 
 def rollout(
@@ -82,7 +102,7 @@ def rollout(
         return [job.result() for job in jobs]
 
 
-_state: tuple[World, Act] | None = None
+_state: tuple[World, Policy] | None = None
 
 
 def _start(
@@ -102,13 +122,13 @@ def _start(
     torch.set_num_threads(1)
     policy = load_policy(model, LoadOptions.given(device=device, engine="plain"))
     world = make_world(task, cameras, size, size, language)
-    _state = world, policy.act
+    _state = world, policy
 
 
 def _episode(seed: int, index: int, horizon: int, execute_steps: int) -> EpisodeResult:
     assert _state is not None  # by `_start`
-    sim, act = _state
-    return run_episode(sim, act, seed, index, horizon, execute_steps)
+    sim, policy = _state
+    return run_episode(sim, policy.act, seed, index, horizon, execute_steps, needs=policy.needs)
 
 
 def summarise(results: list[EpisodeResult]) -> dict:

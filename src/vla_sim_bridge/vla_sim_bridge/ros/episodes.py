@@ -17,6 +17,7 @@ from vla_msgs.msg import ActionChunk, SimStatus
 from vla_sim_bridge.envs.base import StepResult
 from vla_sim_bridge.envs.protocol import World, make_world
 from vla_sim_bridge.evaluation import report
+from vla_sim_bridge.evaluation.lookback import Lookback
 from vla_sim_bridge.evaluation.recorder import RunRecorder
 from vla_sim_bridge.evaluation.run import ClosedLoopEvaluation
 from vla_sim_bridge.ros.sim_settings import SimSettings
@@ -50,8 +51,9 @@ class Episodes:
         self.recorder = RunRecorder(
             self.evaluation, folder, s.record_episodes, s.camera, every, s.record_failures
         )
-        self.evaluation.on_step = self.recorder.step
-        self.topics = SimTopics(node, s.cameras, s.state)
+        self.evaluation.on_step = self._after_step
+        self.topics = SimTopics(node, s.cameras, s.state, s.image_topics[len(s.cameras) :])
+        self.lookback = Lookback(s.needs)
         self.more_results: Callable[[], dict] = dict
         self.paused = self.finished = self.answered = False
         self.failure: Exception | None = None
@@ -82,6 +84,8 @@ class Episodes:
     def begin(self, seed: int | None = None, instruction: str = "") -> None:
         """The run's next episode, or another seed's first."""
         self.evaluation.begin(seed, instruction)
+        self.lookback.begin()
+        self._look()
         self.topics.episode(self.evaluation)
 
     def abort(self) -> None:
@@ -106,19 +110,37 @@ class Episodes:
 
     # -- frames and actions -------------------------------------------------------------------
 
+    def _after_step(self) -> None:
+        self.recorder.step()
+        self._look()
+
+    def _look(self) -> None:
+        """Keeps what the cameras see at this control step, where past images are wanted."""
+        if self.settings.history:
+            self.lookback.see({name: self.sim.seen_by(name) for name in self.settings.cameras})
+
     def take_image(self, counted: bool = True) -> None:
         """counted: whether it is one of the run's frames, whose answer is executed."""
         self._images = {name: self.sim.seen_by(name) for name in self.settings.cameras}
         self.recorder.see(self._images[self.settings.camera])
+        self._past = self.lookback.past() if self.settings.history else []
         self._state = self.sim.state()
         self.evaluation.frames += counted
 
     def publish_image(self, stamp: int) -> None:
         """The images taken last, of every camera, and the robot's state with them."""
         self.topics.robot(self._state, stamp)
+        self._publish_past(stamp)
         for name in reversed(self._images):  # the first one leads: it comes last
             matrix = self.sim.camera_matrix(name)
             self.topics.frame(name, self._images[name], matrix, stamp)
+
+    def _publish_past(self, stamp: int) -> None:
+        cameras = self.settings.cameras
+        seen = [(camera, images[camera]) for images in self._past for camera in cameras]
+        topics = self.settings.image_topics[len(cameras) :]
+        for topic, (camera, image) in zip(topics, seen, strict=True):
+            self.topics.past(topic, image, camera, stamp)
 
     def execute(self, action: np.ndarray, held: bool = False) -> bool:
         """One action; publishes what came of it. Whether the episode is over."""

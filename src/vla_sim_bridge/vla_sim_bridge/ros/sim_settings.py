@@ -8,8 +8,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from vla_inference.episodes.robosuite import CONTROL_FREQ
 from vla_inference.errors import VlaError
+from vla_inference.inputs.history import stride_of
 from vla_inference.options import check_options, option
+from vla_inference.policies.base import Needs
 from vla_sim_bridge.tasks import get_task
 
 USUAL_STEPS = 4  # of a chunk that are executed before the next image
@@ -47,6 +50,16 @@ class SimSettings:
         False,
         "publish the robot's state with each image: current_pose, as the task's datasets have it, "
         "and joint_states of finger_joint1 and finger_joint2",
+    )
+    history: int = option(
+        0,
+        "past images of each camera, published with each image as <topic>_past1, _past2 ...: of "
+        "one history_interval before, two ..., the episode's first where that is nearer",
+        low=0,
+        high=64,
+    )
+    history_interval: float = option(
+        0.1, "simulated time between past images, whole control steps [s]", above=0, high=60
     )
     width: int = option(224, "width of the images [pixels]", low=16, high=4096, unit="pixels")
     height: int = option(224, "height of the images [pixels]", low=16, high=4096, unit="pixels")
@@ -129,6 +142,20 @@ class SimSettings:
     def cameras(self) -> tuple[str, ...]:
         return tuple(filter(None, (self.camera, self.second_camera)))
 
+    @property
+    def needs(self) -> Needs:
+        """What is seen of the world, as a model's needs."""
+        images = len(self.cameras) * (1 + self.history)
+        interval = self.history_interval if self.history else 0.0
+        return Needs(images, history=self.history, interval=interval)
+
+    @property
+    def image_topics(self) -> list[str]:
+        """Of the cameras, then of their past images, newest first: as a model takes them."""
+        now = ["image", "image_wrist"][: len(self.cameras)]
+        past = [f"{name}_past{ago}" for ago in range(1, self.history + 1) for name in now]
+        return [*now, *past]
+
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> SimSettings:
         """From loosely typed values (a ROS integer for a double, say), each one checked."""
@@ -154,6 +181,8 @@ class SimSettings:
                 f"both first_episode ({self.first_episode}) and only_episodes were given",
                 "give one of them",
             )
+        if self.history:
+            stride_of(self.history_interval, 1.0 / CONTROL_FREQ)
         if self.second_camera == self.camera:
             raise VlaError(f"both cameras are {self.camera}", "name another second_camera")
         if self.state and self.driven_by != "chunks":

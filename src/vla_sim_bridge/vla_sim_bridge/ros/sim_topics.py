@@ -23,9 +23,11 @@ class SimTopics:
     """Publishers of one simulation. Stamps are integers, nanoseconds of `time`, the node's clock
     or a simulated one."""
 
-    def __init__(self, node: Node, cameras: Sequence[str], state: bool = False):
+    def __init__(
+        self, node: Node, cameras: Sequence[str], state: bool = False, past: Sequence[str] = ()
+    ):
         """cameras: the one of `image`, and perhaps one of `image_wrist`. state: whether the
-        robot's is published as well."""
+        robot's is published as well. past: topics of past images."""
         self.node, self.frame_id = node, f"{cameras[0]}_optical"
         self._cameras = {
             camera: (
@@ -35,6 +37,7 @@ class SimTopics:
             for camera, name in zip(cameras, ("", "_wrist"), strict=False)
         }
         self._image = self._cameras[cameras[0]][0]
+        self._past = {name: node.create_publisher(Image, name, IMAGE_OUTPUT) for name in past}
         self._pose = node.create_publisher(PoseStamped, "current_pose", CHUNK) if state else None
         self._joints = node.create_publisher(JointState, "joint_states", CHUNK) if state else None
         self.last_stamp = 0
@@ -67,6 +70,11 @@ class SimTopics:
         msg = rgb_to_image(image, Time(nanoseconds=stamp).to_msg(), f"{camera}_optical")
         images.publish(msg)
         infos.publish(camera_info(msg, matrix))
+
+    def past(self, topic: str, image: np.ndarray, camera: str, stamp: int) -> None:
+        """A past image, with the stamp of the present ones that it comes with."""
+        time = Time(nanoseconds=stamp).to_msg()
+        self._past[topic].publish(rgb_to_image(image, time, f"{camera}_optical"))
 
     def robot(self, state: np.ndarray, stamp: int) -> None:
         """state: [8], position m, axis angle rad (up to 2 pi), both fingers m."""

@@ -15,7 +15,7 @@ from vla_sim_bridge.tasks.pick_place import PICK_PLACE
 from vla_sim_bridge.tasks.robocasa_package import PREFIX as ROBOCASA
 from vla_sim_bridge.tasks.robocasa_package import robocasa_task
 from vla_sim_bridge.tasks.rover import ROVER_TASKS
-from vla_sim_bridge.tasks.stack import STACK_TASKS
+from vla_sim_bridge.tasks.stack import STACK_HIDDEN, STACK_TASKS
 from vla_sim_bridge.tasks.stack_language import STACK_L
 from vla_sim_bridge.tasks.stack_three import STACK_THREE_TASKS
 from vla_sim_bridge.tasks.table import TABLE_L
@@ -24,6 +24,7 @@ TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         *STACK_TASKS,
+        STACK_HIDDEN,
         STACK_L,
         *STACK_THREE_TASKS,
         *LIFT_TASKS,

@@ -1,11 +1,18 @@
-"""Stack: the small block goes on the big one, in the five variants of OpenVLA on Jetson.
+"""Stack: the small block goes on the big one, in the five variants of OpenVLA on Jetson, and one
+in which the hand hides it.
 
 D0 narrow placement, D1 the whole table and a camera that sees it (bounds and camera: MimicGen,
 arXiv 2310.17596), D2 random colours and one instruction an episode, D3 a new instruction every
 step, D4 new colours every step as well (D2 to D4: dusty-nv's variants, behaviour re-implemented).
+
+H looks straight down: once the hand is over the small block, neither that nor the fingers are to
+be seen, and one image does not tell whether the hand is on its way down to it or up with it. Both
+blocks start beside the hand, in sight.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,6 +33,7 @@ FULL_TABLE_CAMERA = {
     "agentview": ((0.753078, 0.0, 1.519473), (0.643241, 0.293668, 0.293668, 0.643241))
 }
 
+OVERHEAD_CAMERA = {"agentview": ((0.06, 0.0, 1.75), (0.707107, 0.0, 0.0, -0.707107))}
 
 # Held out from the published grammar, in its own words: the block on top named last or without
 # a word for the action, and "one" for it.
@@ -110,4 +118,10 @@ STACK_TASKS = (
     _stack(2, 0.20, "episode", "episode"),
     _stack(3, 0.20, "episode", "step"),
     _stack(4, 0.20, "step", "step"),
+)
+STACK_HIDDEN = replace(
+    _stack(1, 0.20, "never", "never"),
+    name="Stack_H",
+    x_range=(0.04, 0.20),
+    camera_poses=OVERHEAD_CAMERA,
 )

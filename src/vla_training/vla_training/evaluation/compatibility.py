@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vla_inference.errors import DataError, VlaError
+from vla_inference.inputs.history import past_name, past_steps, stride_of
 from vla_inference.policies.base import Policy
 from vla_inference.policies.normalisation import Normalisation, find_statistics
-from vla_inference.types import ActionSpec
+from vla_inference.types import ActionSpec, Observation
 from vla_training.datasets import EpisodeSet
 from vla_training.evaluation.accuracy import Range
 
@@ -144,17 +148,46 @@ def _differences(model: ActionSpec, data: ActionSpec) -> Iterator[tuple[str, str
 
 
 def choose_cameras(policy: Policy, dataset: EpisodeSet, given: tuple[str, ...]) -> tuple[str, ...]:
-    """As many cameras as the policy needs: those it names, if the dataset has them."""
+    """As many cameras as the policy sees at once: those it names, if the dataset has them."""
     known, needs = dataset.cameras(), policy.needs
     named = needs.cameras if set(needs.cameras) <= set(known) else ()
-    names = given or named or tuple(known[: needs.images])
+    names = given or named or tuple(known[: needs.views])
     for name in names:
         if name not in known:
             raise dataset.lacks(name)
-    if len(names) != needs.images:
+    if len(names) != needs.views:
         raise DataError(
-            f"model {policy.name!r} expects {needs.images} image(s), {dataset.path} gives "
+            f"model {policy.name!r} expects {needs.views} image(s), {dataset.path} gives "
             f"{len(names)} ({', '.join(names) or 'none'})",
             "name them with --camera",
         )
     return names
+
+
+class RecordedPast:
+    """Observations of recorded episodes as a policy takes them: its cameras, past images.
+
+    It is asked for an episode's steps in order, and remembers the images of no more than it needs.
+    """
+
+    def __init__(self, policy: Policy, dataset: EpisodeSet, given: tuple[str, ...]):
+        self.cameras, needs = choose_cameras(policy, dataset, given), policy.needs
+        self._history, self._stride = needs.history, 1
+        if self._history:
+            self._stride = stride_of(needs.interval, dataset.spec.dt)
+        self._seen: deque[Mapping[str, np.ndarray]] = deque(
+            maxlen=1 + self._history * self._stride
+        )
+
+    def __call__(self, step: int, seen: Observation) -> Observation:
+        """step: its number in its episode; 0 begins another."""
+        if not step:
+            self._seen.clear()
+        self._seen.append(seen.images)
+        last = len(self._seen) - 1
+        images = {
+            past_name(camera, ago): self._seen[at][camera]
+            for ago, at in enumerate([last, *past_steps(last, self._history, self._stride)])
+            for camera in self.cameras
+        }
+        return replace(seen, images=images)

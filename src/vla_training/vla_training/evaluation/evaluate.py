@@ -15,8 +15,8 @@ from vla_inference.types import Observation
 from vla_training.datasets import EpisodeSet
 from vla_training.evaluation.compatibility import (
     NORMALISED,
+    RecordedPast,
     agree,
-    choose_cameras,
     choose_space,
 )
 from vla_training.evaluation.config import EvalConfig
@@ -58,15 +58,15 @@ def evaluate(
     if reference is not None:
         reference.warm_up()
     total = count_frames(dataset, config)
-    cameras = [choose_cameras(p, dataset, config.cameras) for p in (policy, reference) if p]
+    looks = [RecordedPast(p, dataset, config.cameras) for p in (policy, reference) if p]
     try:
         for episode, step, seen, truth in _frames(dataset, config, total):
             if to_space is not None:
                 truth = _normalise(truth, to_space)
-            chunk, latency = _predict(policy, seen, cameras[0])
+            chunk, latency = _predict(policy, looks[0](step, seen))
             theirs, their_latency = None, None
             if reference is not None:
-                theirs, their_latency = _predict(reference, seen, cameras[1])
+                theirs, their_latency = _predict(reference, looks[1](step, seen))
             frame = result.add(
                 truth,
                 chunk.actions[0].astype(np.float64),
@@ -128,8 +128,7 @@ def count_frames(dataset: EpisodeSet, config: EvalConfig) -> int:
     return total
 
 
-def _predict(policy: Policy, seen: Observation, cameras: tuple[str, ...]):
-    observation = Observation({c: seen.images[c] for c in cameras}, seen.instruction, seen.state)
+def _predict(policy: Policy, seen: Observation):
     begun = time.perf_counter()
-    chunk = policy.act(observation)
+    chunk = policy.act(seen)
     return chunk, time.perf_counter() - begun

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from vla_inference.errors import DataError
 from vla_inference.policies.base import Policy
-from vla_inference.types import ActionSpec, Observation
+from vla_inference.types import ActionSpec
 from vla_training.datasets.action_form import is_eef_delta
 from vla_training.datasets.bag.reader import BagSet
-from vla_training.evaluation.compatibility import agree, choose_cameras, choose_space
+from vla_training.evaluation.compatibility import RecordedPast, agree, choose_space
 from vla_training.evaluation.config import ValidateConfig
 from vla_training.evaluation.result import FrameResult
 from vla_training.evaluation.validation import Validation
@@ -80,7 +81,7 @@ def validate(
     bags don't go together.
     """
     result, policy = prepare(policy, bags, config)
-    cameras = choose_cameras(policy, bags, config.cameras)
+    look = RecordedPast(policy, bags, config.cameras)
     episodes, total = count(bags, config)
     result.evaluation.notes += [note] if (note := busy()) else []
     policy.warm_up()
@@ -96,9 +97,9 @@ def validate(
                         f"{bags.bag_path(number)}: step {index} has no instruction",
                         "name its topic with --instruction-topic, or give --instruction",
                     )
-                images = {c: seen.images[c] for c in cameras}
+                seen = look(index, replace(seen, instruction=text))
                 begun = time.perf_counter()
-                chunk = policy.act(Observation(images, text, seen.state))
+                chunk = policy.act(seen)
                 latency = time.perf_counter() - begun
                 if (config.execute_steps or 0) > len(chunk.actions):
                     raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch.distributed as dist
 
 from vla_inference.policies.base import Policy
 from vla_sim_bridge.envs.protocol import make_world
+from vla_sim_bridge.evaluation.lookback import Lookback
 from vla_sim_bridge.evaluation.rollout import run_episode, summarise
 from vla_training.loop.distributed import Place
 
@@ -30,7 +32,10 @@ class ClosedLoop:
     def try_once(self, policy: Policy) -> None:
         """One answer, so that a model which cannot look at this world is known of."""
         self.world.reset(np.random.default_rng(0))
-        policy.act(self.world.observation())
+        look = Lookback(policy.needs)
+        seen = self.world.observation()
+        look.see(seen.images)
+        policy.act(replace(seen, images=look.images(list(seen.images))))
 
     def play(self, policy: Policy) -> dict[str, Any]:
         """Runs all episodes and returns `summarise`'s counts, the same in every process."""
@@ -40,7 +45,8 @@ class ClosedLoop:
             index = begin + place.rank
             if index < self.episodes:
                 act, horizon = policy.act, self.world.task.horizon
-                results.append(run_episode(self.world, act, SEED, index, horizon, steps))
+                how = (SEED, index, horizon, steps)
+                results.append(run_episode(self.world, act, *how, needs=policy.needs))
             # Together after each episode: nobody waits for longer than one lasts.
             place.barrier()
         if place.world > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +31,51 @@ class Online:
     parallel: int = option(
         -1, "Generation workers; -1: one per core.", low=-1, names=("--online-parallel",)
     )
+    fresh: float | None = option(
+        None,
+        "Share of the samples that is of the newest round, the others share the rest alike; "
+        "default: every frame counts alike.",
+        above=0.0,
+        high=1.0,
+        names=("--online-fresh",),
+    )
+    warmup: int = option(
+        0,
+        "Updates over which the learning rate rises again at the beginning of each round.",
+        low=0,
+        names=("--online-warmup",),
+    )
     seed: int = 0
     ray_address: str = option("", "Ray cluster for generation.", holds=Holds.LOCAL)
     GROUPS = {"Episodes generated while training": ()}
 
     def check(self) -> None:
         check_options(self)
+        if self.warmup >= self.steps:
+            raise VlaError(
+                f"--online-warmup is {self.warmup}, a round has {self.steps} updates",
+                "give fewer",
+            )
+
+    def identity(self) -> list[Any]:
+        """What a resumed run must have in common, as JSON."""
+        known = [list(self.tasks), self.episodes, self.steps, self.seed]
+        calm = [self.fresh, self.warmup]
+        return known if calm == [None, 0] else [*known, *calm]
+
+    def mixed(self, older: Sequence[DatasetSource], newest: Sequence[DatasetSource]) -> list:
+        """All datasets of a round, with the newest round's share of the samples.
+
+        Weights that older ones were given say how they share the rest.
+        """
+        if self.fresh is None or not older:
+            return [*older, *newest]
+        given = [1.0 if s.weight is None else s.weight for s in older]
+        rest = (1.0 - self.fresh) / sum(given)
+        return [
+            *(replace(s, weight=rest * w) for s, w in zip(older, given, strict=True)),
+            *(replace(s, weight=self.fresh / len(newest)) for s in newest),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +126,12 @@ class FinetuneConfig:
     action_head: str = option("keep", "keep, tokens, parallel or l1 (OpenVLA-OFT).")
     chunk: int | None = option(None, "Actions per answer (OpenVLA-OFT).", low=1)
     num_images: int | None = option(None, "Number of cameras the model takes.", low=1)
+    history: int | None = option(
+        None, "Past images of each camera that the model takes as well; 0: none.", low=0, high=16
+    )
+    history_interval: float | None = option(
+        None, "Seconds between past images; default: 0.2.", above=0.0, high=60.0
+    )
     proprio_dim: int | None = option(
         None, "Size of the state vector the model takes; 0: none.", low=0
     )
@@ -132,6 +178,8 @@ class FinetuneConfig:
             "action_head",
             "chunk",
             "num_images",
+            "history",
+            "history_interval",
             "proprio_dim",
             "action_dim",
             "action_space",
@@ -202,7 +250,7 @@ class FinetuneConfig:
         All that changes samples, weights in effect or what outputs mean; the length only where
         the learning rate follows it. How fast it goes and what it tells is left out.
         """
-        o, lora = self.online, self.lora
+        lora = self.lora
         ends = self.lr_schedule != "constant"
         alike = (
             "vla_path",
@@ -224,7 +272,8 @@ class FinetuneConfig:
             "seed",
             "val_split",
         )
-        chosen = {"train": self.train, "action_dim": self.action_dim}
+        names = ("train", "action_dim", "history", "history_interval")
+        chosen = {name: getattr(self, name) for name in names}
         return {
             **{name: value for name, value in chosen.items() if value is not None},
             **self.weights.identity(),
@@ -234,7 +283,7 @@ class FinetuneConfig:
             "max_steps": self.max_steps if ends else None,
             "epochs": self.epochs if ends else None,
             "data": [[s.path, s.weight, list(s.cameras), s.options] for s in self.sources],
-            "online": [list(o.tasks), o.episodes, o.steps, o.seed],
+            "online": self.online.identity(),
         }
 
     @property
@@ -256,4 +305,6 @@ class FinetuneConfig:
             steps,
             accumulation=self.grad_accumulation_steps,
             max_grad_norm=self.max_grad_norm,
+            round_steps=self.online.steps if self.online.tasks else 0,
+            round_warmup=self.online.warmup,
         )

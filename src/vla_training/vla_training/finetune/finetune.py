@@ -81,6 +81,7 @@ class Finetuner:
         )
         self.loop = make_closed_loop(self) if config.eval_steps else None
         self._saved = Since(0)
+        self._norms: list[float] = []  # of gradients, since the last report
         self.log.total = self.total
         self.log.say(
             f"{len(train)} frames to train on, {len(held)} held out; {self.total} steps of "
@@ -109,7 +110,9 @@ class Finetuner:
         The first process makes the indices that are missing, the others read them.
         """
         c, where = self.config, self.folder.parent / "statistics"
-        sources = [*c.sources, *(self.stream.sources(number) if self.stream else ())]
+        sources = list(c.sources)
+        if self.stream:
+            sources = self.stream.sources(number, c.sources)
         sources = [replace(s, cameras=self.trainable.cameras(s)) for s in sources]
 
         def read() -> list[FrameIndex]:
@@ -190,6 +193,7 @@ class Finetuner:
             if self._guard.skipped > skipped:
                 self._tell_skipped(norm)
             skipped = self._guard.skipped
+            self._norms.append(norm.item())
             self._look(rate, norm)
             return self._goes_on(stop, norm)
 
@@ -243,12 +247,23 @@ class Finetuner:
             "l1": sum(error) / len(error),
             "error": error,
             "gradient_norm": norm,
+            **self._gradients(),
             "skipped": self._guard.skipped,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **rate.since(self.progress.step, self.per_step),
             "memory_gb": memory_gb(self.place.device),
         }
         self.log.train(self.progress.step, values)
+
+    def _gradients(self) -> dict[str, float]:
+        """The largest norm since the last report, and the share of updates that were clipped."""
+        norms, self._norms = [n for n in self._norms if math.isfinite(n)], []
+        most = self.config.max_grad_norm or math.inf
+        clipped = sum(n > most for n in norms) / max(1, len(norms))
+        found = {"gradient_norm_max": max(norms, default=0.0), "clipped": clipped}
+        if self.stream:
+            found["round"] = (self.progress.step - 1) // self.config.online.steps
+        return found
 
     def save(self) -> None:
         self.training.save(self.folder / "state", self.identity)

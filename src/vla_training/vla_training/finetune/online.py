@@ -11,6 +11,7 @@ import contextlib
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from vla_inference.errors import VlaError
@@ -33,15 +34,17 @@ class OnlineRounds:
         folder = self.folder / f"round-{number:05d}"
         return [folder / task / "demo.hdf5" for task in self.online.tasks]
 
-    def sources(self, number: int) -> list[DatasetSource]:
-        """The datasets of rounds 0 to `number`; waits for missing ones."""
+    def sources(self, number: int, given: Sequence[DatasetSource] = ()) -> list[DatasetSource]:
+        """The given datasets and those of rounds 0 to `number`; waits for missing ones."""
         for r in range(number + 1):
             for path in self.paths(r):
                 self._wait(path, r)
         if number + 1 < self.rounds:
             for path in self.paths(number + 1):
                 self._begin(path, number + 1)
-        return [DatasetSource(str(p)) for r in range(number + 1) for p in self.paths(r)]
+        made = [[DatasetSource(str(p)) for p in self.paths(r)] for r in range(number + 1)]
+        older = [*given, *(source for r in made[:-1] for source in r)]
+        return self.online.mixed(older, made[-1])
 
     def _begin(self, path: Path, number: int) -> None:
         if not self.place.first or path.exists() or path in self._making:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from vla_inference.errors import DataError, VlaError
+from vla_inference.inputs.history import past_steps, stride_of
 from vla_inference.types import check_image
 from vla_training.loader.augment import draw
 from vla_training.loader.batch import Batch, pad
@@ -148,6 +149,10 @@ class Samples(torch.utils.data.Dataset):
             FrameReader(s.open(), s.cameras, form.cameras, form.takes_instruction)
             for s in m.sources
         ]
+        self.strides = [
+            stride_of(form.interval, i.spec.dt) if form.history and i.spec else 1
+            for i in m.indices
+        ]
         sizes = [len(f) for f in m.frames]
         self.order = Sampler(sizes, m.weights, self.seed, m.frame_weights)
 
@@ -179,7 +184,10 @@ class Samples(torch.utils.data.Dataset):
         self._opened()
         index, form, space = self.mixture.indices[source], self.form, self.mixture.spaces[source]
         episode, step = index.locate(frame)
-        images, instruction = self.readers[source].read(episode, step)
+        reader = self.readers[source]
+        images, instruction = reader.read(episode, step)
+        for before in past_steps(step, form.history, self.strides[source]):
+            images = images + reader.read(episode, before)[0]
         future = frame + np.arange(form.chunk)
         inside = future < index.limits[frame]
         actions = index.actions[np.where(inside, future, frame)]
@@ -197,7 +205,7 @@ class Samples(torch.utils.data.Dataset):
         return sample if state is None else {**sample, "proprio": state}
 
 
-OPENED = ("order", "readers")
+OPENED = ("order", "readers", "strides")
 
 
 def collate(samples: Sequence[dict | VlaError]) -> Batch | VlaError:

@@ -10,11 +10,14 @@ import numpy as np
 class SampleFormat(ABC):
     """What the loader asks a family for; it travels to the worker processes.
 
-    cameras: images of a sample. chunk: steps of its actions. takes_state: whether it has one.
+    cameras: seen at once. history: past images of each, which follow, `interval` s apart.
+    chunk: steps of its actions. takes_state: whether it has one.
     takes_instruction: whether it reads one, which then may not be missing.
     """
 
     cameras: int
+    history: int = 0
+    interval: float = 0.0
     chunk: int
     takes_state: bool
     takes_instruction: bool = True

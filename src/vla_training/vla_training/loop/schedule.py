@@ -36,7 +36,8 @@ class LoopConfig:
 
     samples: of an update, over all devices and passes. steps: updates; minutes: where given, the
     schedule follows the clock instead. accumulation: passes of an update. max_grad_norm: gradients
-    are clipped to it.
+    are clipped to it. round_steps: updates after which the data change; 0: they never do.
+    round_warmup: updates over which the rate rises again from then on.
     """
 
     schedule: Schedule
@@ -45,3 +46,11 @@ class LoopConfig:
     minutes: float | None = None
     accumulation: int = 1
     max_grad_norm: float = 1.0
+    round_steps: int = 0
+    round_warmup: int = 0
+
+    def rising(self, step: int) -> float:
+        """Share of the learning rate after `step` updates, for the data that are new."""
+        if not self.round_warmup or step < self.round_steps:
+            return 1.0
+        return min(1.0, (step % self.round_steps + 1) / (self.round_warmup + 1))

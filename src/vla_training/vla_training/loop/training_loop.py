@@ -78,7 +78,8 @@ class TrainingLoop:
 
     def rate(self) -> float:
         """The learning rate of the next update."""
-        return self.config.schedule.rate(self.done())
+        c = self.config
+        return c.schedule.rate(self.done()) * c.rising(self.progress.step)
 
     def run(self, batches: Iterator[Batch], after: Callable[[Tensor], bool]) -> bool:
         """Updates until the end; returns False if it ended early.

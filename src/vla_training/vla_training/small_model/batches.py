@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vla_inference.openvla.config import ModelConfig
+from vla_inference.inputs.history import stride_of
+from vla_inference.openvla.config import HeadConfig, ModelConfig
 from vla_inference.openvla.preprocessing import PromptTokenizer
 from vla_training.loader.augment import NUMBERS
 from vla_training.loader.batch import Batch, pad
@@ -38,6 +39,8 @@ class Batches:
         self.targets, self.weight = targets.to(device), frames.weight
         self.states = None if states is None else states.to(device)
         self.chunk = torch.arange(model.head.chunk, device=device)
+        self.back = _back(model.head, frames.spec.dt).to(self.images.device)
+        self.first = first_frames(frames.episode).to(self.images.device)
         self.wordings = frames.wordings.to(device)
         prompt = PromptTokenizer(model, tokenizer)
         self.ids, self.lengths = (t.to(device) for t in pad([prompt(s) for s in frames.sentences]))
@@ -71,6 +74,14 @@ class Batches:
             yield self.batch(frames[picked], generator)
             number += 1
 
+    def _seen(self, index: Tensor) -> Tensor:
+        """uint8 [B, images, H, W, 3]: of all cameras now, then of one interval before ..., where
+        the episode's first frame stands in for what was before it."""
+        if not len(self.back):
+            return self.images[index]
+        past = (index[:, None] - self.back).maximum(self.first[index][:, None])
+        return self.images[torch.cat([index[:, None], past], 1)].flatten(1, 2)
+
     def batch(
         self, index: Tensor, generator: torch.Generator | None = None, other: bool = False
     ) -> Batch:
@@ -101,7 +112,7 @@ class Batches:
         future = start[:, None] + self.chunk
         inside = future < end[:, None]
         return Batch(
-            self.images[index],
+            self._seen(index),
             self.ids[sentence],
             self.targets[torch.where(inside, future, 0)],
             inside,
@@ -110,3 +121,17 @@ class Batches:
             scene=scene,
             proprio=None if self.states is None else self.states[index],
         )
+
+
+def _back(head: HeadConfig, dt: float) -> Tensor:
+    """How many frames before the present one the past ones are: int64 [history]"""
+    if not head.history:
+        return torch.arange(0)
+    assert head.history_interval is not None  # as `ModelConfig` has it
+    return stride_of(head.history_interval, dt) * torch.arange(1, head.history + 1)
+
+
+def first_frames(episode: Tensor) -> Tensor:
+    """Number of the first frame of each frame's episode [N]; an episode's stand together."""
+    _, counts = episode.unique_consecutive(return_counts=True)
+    return (counts.cumsum(0) - counts).repeat_interleave(counts)

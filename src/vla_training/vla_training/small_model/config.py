@@ -90,6 +90,12 @@ class TrainConfig:
     cameras: tuple[str, ...] = option(
         (), "Cameras it is to see, separated by commas; default: agentview, or the first."
     )
+    history: int = option(
+        0, "Past images of each camera that it is to see as well.", low=0, high=16
+    )
+    history_interval: float = option(
+        0.2, "Seconds between past images, whole steps of the datasets.", above=0.0, high=60.0
+    )
     state: bool = option(False, "Whether the model takes the robot's state as well.")
     image_size: int = option(
         SMALL["vision_towers"][0]["image_size"], "Side of the images it sees, pixels.", low=32
@@ -139,7 +145,10 @@ class TrainConfig:
                 f"--image-size is {self.image_size}", f"give a multiple of {encoder['patch_size']}"
             )
         encoder["image_size"] = self.image_size
-        shape["action_head"]["num_images"] = max(1, len(self.cameras))
+        head = shape["action_head"]
+        head["num_images"] = max(1, len(self.cameras)) * (1 + self.history)
+        if self.history:
+            head |= {"history": self.history, "history_interval": self.history_interval}
         return shape
 
     @property

@@ -11,6 +11,7 @@ from PIL import Image
 
 from vla_inference.errors import DataError
 from vla_inference.openvla.preprocessing import resize
+from vla_inference.types import Step
 from vla_training.datasets import EpisodeSet, open_dataset
 from vla_training.datasets.hdf5.reader import Hdf5Set
 from vla_training.loader.sample_weights import SampleWeights, chunk_limits
@@ -65,14 +66,7 @@ def frames_from_paths(
             "trained on images and actions alone, without the simulator's poses and further "
             f"sentences: for these, give only datasets of `vla generate` of {size} x {size}"
         )
-    if len(cameras) > 1 or states:
-        raise DataError(
-            "several cameras, or the robot's state, are read from episodes of `vla generate` "
-            f"of {size} x {size} only",
-            "convert other datasets, or use `vla finetune`, which takes them from all formats",
-        )
-    camera = cameras[0] if cameras else None
-    return frames_from_episodes(sets, camera, size, device, report, weights)
+    return frames_from_episodes(sets, cameras, size, device, report, weights, states)
 
 
 def _image_size(data: Hdf5Set) -> tuple[int, ...] | None:
@@ -82,15 +76,16 @@ def _image_size(data: Hdf5Set) -> tuple[int, ...] | None:
 
 def frames_from_episodes(
     sets: Sequence[EpisodeSet],
-    camera: str | None = None,
+    cameras: Sequence[str] = (),
     size: int | None = None,
     device: str = "cpu",
     report: Callable[[str], None] = lambda _: None,
     weights: SampleWeights = AS_USUAL,
+    states: bool = False,
 ) -> TrainingFrames:
     """Read all episodes into memory.
 
-    camera: the first of each dataset if left out.
+    cameras: the first of each dataset if left out. states: whether to keep the robot's.
     size: images are squashed to size x size, as inference does it with resize-naive; None keeps
         those of the first image, which all must have then.
     """
@@ -107,24 +102,30 @@ def frames_from_episodes(
     acted: list[np.ndarray] = []
     ends: list[int] = []
     sentences: dict[str, int] = {}
+    robot: list[np.ndarray] = []
     for data in sets:
-        name = camera or next(iter(data.cameras()), None)
-        if name not in data.cameras():
-            raise data.lacks(name)
+        names = cameras or data.cameras()[:1] or ("image",)
+        for name in names:
+            if name not in data.cameras():
+                raise data.lacks(name)
         for number, episode in enumerate(data):
             if not len(episode):
                 continue
             if not np.isfinite(episode.actions).all():
                 raise DataError(f"{data.path}: episode {number} has actions that are not finite")
             for step in episode.steps:
-                image = _sized(step.observation.images[name], size)
-                if images and image.shape != images[0].shape:
-                    raise DataError(
-                        f"{data.path}: an image of episode {number} is {image.shape[:2]}, the "
-                        f"first was {images[0].shape[:2]}",
-                        "name a size",
-                    )
-                images.append(image)
+                seen = [_sized(step.observation.images[name], size) for name in names]
+                first = images[0][0].shape if images else seen[0].shape
+                for image in seen:
+                    if image.shape != first:
+                        raise DataError(
+                            f"{data.path}: an image of episode {number} is {image.shape[:2]}, "
+                            f"the first was {first[:2]}",
+                            "name a size",
+                        )
+                images.append(np.stack(seen))
+                if states:
+                    robot.append(_state(data, number, step, robot))
                 sentence = step.observation.instruction
                 if not sentence.strip():
                     raise DataError(
@@ -140,11 +141,13 @@ def frames_from_episodes(
         report(f"{data.path}: {len(data)} episodes, {len(images)} frames so far")
     if not images:
         raise DataError("the datasets hold no frame", "check how they were made")
+    shown = torch.from_numpy(np.stack(images))
+    shown = shown[:, 0] if shown.shape[1] == 1 else shown
     counts = torch.tensor(lengths)
     last = np.cumsum(lengths)
     each = weights.of_steps(np.concatenate(acted), last, sets[0].spec.dt)
     return TrainingFrames(
-        torch.from_numpy(np.stack(images)).to(device),
+        shown.to(device),
         torch.from_numpy(np.concatenate(actions)),
         torch.tensor(text),
         torch.from_numpy(chunk_limits(each, last)),
@@ -153,8 +156,22 @@ def frames_from_episodes(
         None,
         sets[0].name if len(sets) == 1 else "mixture",
         sets[0].spec,
+        states=torch.from_numpy(np.stack(robot)) if states else None,
         weight=weight_of(each, ends, weights.dataset_weights),
     )
+
+
+def _state(data: EpisodeSet, number: int, step: Step, before: Sequence[np.ndarray]) -> np.ndarray:
+    """A step's state, float32 [P], as long as those before."""
+    state = step.observation.state
+    size = len(before[0]) if before else 1 if state is None else len(state)
+    if state is None or len(state) != size or not np.isfinite(state).all():
+        what = "none" if state is None else f"{len(state)} numbers, finite or not"
+        raise DataError(
+            f"{data.path}: a step of episode {number} has a state of {what}, of {size} it should",
+            "train without --state, or on datasets of one robot",
+        )
+    return np.asarray(state, np.float32)
 
 
 def _sized(image: np.ndarray, size: int | None) -> np.ndarray:

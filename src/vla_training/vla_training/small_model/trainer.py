@@ -267,6 +267,8 @@ class Trainer:
         config = asdict(self.config)
         for name in ("every", "compile", "save_minutes", "tensorboard", "weights"):
             del config[name]
+        if not self.config.history:  # as before there was any
+            del config["history"], config["history_interval"]
         config |= self.config.weights.identity()
         if shares := self.config.weights.dataset_weights:
             config["dataset_weights"] = shares

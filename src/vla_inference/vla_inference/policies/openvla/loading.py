@@ -132,4 +132,11 @@ def check_statistics(config: ModelConfig, folder: Path) -> None:
 def needs(config: ModelConfig) -> Needs:
     """The model's inputs; its files state the number of images, not the cameras."""
     size = config.encoders[0].image_size
-    return Needs(config.head.num_images, config.head.proprio_dim, (size, size))
+    head = config.head
+    return Needs(
+        head.num_images,
+        head.proprio_dim,
+        (size, size),
+        history=head.history,
+        interval=head.history_interval or 0.0,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from vla_inference.errors import ObservationError, VlaError
 from vla_inference.inputs.frozen_camera import FrozenWatch
-from vla_inference.inputs.history import ImageHistory
+from vla_inference.inputs.history import ImageHistory, past_name
 from vla_inference.inputs.image_messages import compressed_to_rgb, image_to_rgb
 from vla_inference.inputs.joint_memory import Joint, JointMemory, positions_at
 from vla_inference.inputs.robot_state import QuaternionSign, StateLayout
@@ -25,6 +25,7 @@ from vla_inference.ros.stamps import stamp_ns, stamp_seconds
 from vla_inference.types import Observation
 
 POSE, JOINTS = "current_pose", "joint_states"
+OFF = 1 / 3  # of the interval, that a past image may be off its time
 MAX_FUTURE = 0.5  # seconds an image's stamp may be ahead of our clock
 
 
@@ -37,6 +38,7 @@ class View:
     joints: Mapping[str, Joint] | None = None  # of the layout, as last known by then
     arrived: float = 0.0  # when it was complete (monotonic clock)
     past: tuple[tuple[Image | CompressedImage, ...], ...] = ()  # images before these
+    lacks: ObservationError | None = None  # why the past is not whole
 
     @property
     def header(self) -> Any:
@@ -86,8 +88,9 @@ class Inputs:
         history: int = 0,
         interval: float = 0.0,
     ):
-        self._past = partial(ImageHistory, history, interval)
+        self._past = partial(ImageHistory, history, interval, OFF * interval)
         self._history: ImageHistory[tuple[Any, ...]] = self._past()
+        images = qos.IMAGE_HISTORY if history else qos.IMAGE_INPUT
         self.cameras, self.layout = check_cameras(cameras), layout
         self._node, self._receive = node, receive
         self._frozen = FrozenWatch()
@@ -110,7 +113,7 @@ class Inputs:
                 # As image_transport does it: remapping `image` moves the compressed one along.
                 topic = node.resolve_topic_name(name) + "/compressed"
             # States come fast: the newest alone might be too new for an image that lags.
-            profile = qos.IMAGE_INPUT if name in self.cameras else qos.STATE_INPUT
+            profile = images if name in self.cameras else qos.STATE_INPUT
             made = node.create_subscription(
                 message, topic, partial(self._put, name), **qos.overridable(profile)
             )
@@ -144,8 +147,12 @@ class Inputs:
             by_name = dict(zip(self._synchroniser.names, found, strict=True))
             images = tuple(by_name[c] for c in self.cameras)
             lead = stamp_seconds(images[0].header.stamp)
-            past = tuple(self._history.put(lead, images))
-            self._receive(View(images, by_name.get(POSE), by_name.get(JOINTS), now, past))
+            view = View(images, by_name.get(POSE), by_name.get(JOINTS), now)
+            try:
+                view = replace(view, past=tuple(self._history.put(lead, images)))
+            except ObservationError as error:  # raised where the view is answered
+                view = replace(view, lacks=error)
+            self._receive(view)
 
     def missing(self, patience: float = 1.0) -> str:
         """Describes missing or late inputs; empty: none."""
@@ -159,11 +166,13 @@ class Inputs:
 
         most_same: seconds a camera may show the very same image; 0: any time.
         """
+        if view.lacks is not None:
+            raise view.lacks
         stamp = stamp_seconds(view.header.stamp)
         images: dict[str, np.ndarray] = {}
         for ago, seen in enumerate((view.images, *view.past)):
             for name, message in zip(self.cameras, seen, strict=True):
-                key = f"{name}-{ago}" if ago else name
+                key = past_name(name, ago)
                 images[key] = self._image(key, message)
                 if most_same and not ago:
                     self._frozen.check(name, message.data, view.arrived, most_same)

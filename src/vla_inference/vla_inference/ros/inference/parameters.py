@@ -26,11 +26,17 @@ class InferenceConfig(RunOptions):
     )
     history: int = option(
         0,
-        "past images per camera that the model takes after the current ones, newest first",
+        "past images per camera that the model takes after the current ones, newest first; a new "
+        "past begins with an activation and with a stamp that goes back: until it reaches back so "
+        "far, its first image stands in",
         low=0,
         high=64,
     )
-    history_interval: float = seconds(0.1, "time between past images [s]")
+    history_interval: float = seconds(
+        0.1,
+        "time between past images [s]; an image is refused while one of its past is further than "
+        "a third of this from its time",
+    )
     state: tuple[str, ...] = option(
         (),
         "parts of the robot's state, in the model's order: position, axis_angle (LIBERO's), "
@@ -125,6 +131,8 @@ class InferenceConfig(RunOptions):
             options=LoadOptions.of(self, unnorm_key),
             num_threads=self.num_threads,
             images=len(self.cameras) * (1 + self.history),
+            history=self.history,
+            interval=self.history_interval,
             state_dim=len(self.layout),
             chunking=self.chunking,
         )

@@ -13,6 +13,7 @@ from vla_inference.serving.openpi.observation_maps import ObservationMap
 PROTOCOL, VERSION = "vla-openpi", 1
 MAX_IMAGES, MAX_NUMBERS, MAX_STEPS = 64, 4096, 1000  # that a server may ask for and answer
 MIN_SIDE, MAX_SIDE = 16, 2048  # pixels that a server may ask for
+MAX_INTERVAL = 60.0  # s between past images that a server may ask for
 REALTIME = "/v1/realtime/robot/openpi"  # vLLM-Omni's path
 ROBOARENA = {  # a part's kind -> its word for the action space
     "eef_delta": "cartesian_velocity",
@@ -33,6 +34,7 @@ def write_metadata(contract: Contract, name: str, observation_map: ObservationMa
         "images": needs.images,
         "cameras": list(needs.cameras),
         "history": needs.history,
+        "history_interval": needs.interval,
         "state_dim": needs.state,
         "image_encodings": ["array", "jpeg", "png"],
         "action_horizon": contract.chunk,
@@ -73,6 +75,7 @@ def read_metadata(metadata: Mapping[str, Any]) -> Contract | None:
             image_size=None if size is None else (_side(size[0]), _side(size[1])),
             cameras=_names(metadata["cameras"]),
             history=_count(metadata["history"], MAX_IMAGES),
+            interval=_seconds(metadata.get("history_interval", 0.0)),
         )
         spec = spec_from_json(metadata["actions"], "the server's metadata")
         return Contract(needs, spec, _count(metadata["action_horizon"], MAX_STEPS))
@@ -84,6 +87,12 @@ def _count(value: Any, most: int, least: int = 0) -> int:
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{value!r:.20} is not {least} to {most}")
     return value
+
+
+def _seconds(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= MAX_INTERVAL:
+        raise ValueError(f"{value!r:.20} is not 0 to {MAX_INTERVAL}")
+    return float(value)
 
 
 def _side(value: Any) -> int:

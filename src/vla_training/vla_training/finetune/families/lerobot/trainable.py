@@ -46,7 +46,8 @@ class LeRobotTrainable(Trainable):
 
     def __init__(self, config: FinetuneConfig, base: Path):
         other = ("action_head", "chunk", "quantize", "action_space", "merge", "reshard")
-        config.refuse(self.family, *other, "gradient_checkpointing")
+        past = ("history", "history_interval")
+        config.refuse(self.family, *other, *past, "gradient_checkpointing")
         self.start = start = LeRobotCheckpoint.read(base, fitted=False)
         check_writable(base)
         if any(start.relative):

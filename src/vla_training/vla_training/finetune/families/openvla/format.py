@@ -25,7 +25,8 @@ class OpenVLAFormat(SampleFormat):
         spaces: Sequence[str],
     ):
         head = config.head
-        self.cameras, self.chunk = head.num_images, head.chunk
+        self.cameras, self.chunk = head.views, head.chunk
+        self.history, self.interval = head.history, head.history_interval or 0.0
         self.takes_state = head.proprio_dim > 0
         self._preprocess = ImagePreprocessor(config)
         self._prompt = PromptTokenizer(config, tokenizer)

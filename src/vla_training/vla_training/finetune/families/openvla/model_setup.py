@@ -39,11 +39,14 @@ def choose_head(
     chunk: int | None = None,
     images: int | None = None,
     proprio_dim: int | None = None,
+    history: int | None = None,
+    interval: float | None = None,
 ) -> HeadConfig:
     """The action head of the fine-tuned model.
 
     kind: "keep" what the base has; "tokens" one after the other; "parallel" tokens of a whole
         chunk in one pass, "l1" a regression on it (both OpenVLA-OFT, chunk 8 if left out).
+    images: cameras seen at once. history: past images of each, `interval` s apart.
     """
     if kind not in HEADS:
         raise VlaError(f"unknown action head {kind!r}", f"known: {', '.join(HEADS)}")
@@ -57,8 +60,10 @@ def choose_head(
             changes |= {"chunk": 8, "slots_per_step": base.action_dim}
     if chunk is not None:
         changes["chunk"] = chunk
-    if images is not None:
-        changes["num_images"] = images
+    views = base.views if images is None else images
+    past = base.history if history is None else history
+    changes |= {"num_images": views * (1 + past), "history": past}
+    changes["history_interval"] = (interval or base.history_interval or 0.2) if past else None
     if proprio_dim is not None:
         changes["proprio_dim"] = proprio_dim
     head = dataclasses.replace(base, **changes)
@@ -66,6 +71,10 @@ def choose_head(
         raise VlaError(
             f"a chunk of {head.chunk} was requested, and tokens one after the other give 1",
             "choose --action-head parallel or l1",
+        )
+    if interval is not None and not past:
+        raise VlaError(
+            "past images have an interval, and there are none", "give --history as well"
         )
     if min(head.chunk, head.num_images) < 1:
         raise VlaError("chunk and number of images must be at least 1", "give at least 1")

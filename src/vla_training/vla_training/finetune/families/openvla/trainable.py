@@ -39,7 +39,13 @@ class OpenVLATrainable(Trainable):
         super().__init__(config.filled(lora_rank=32, **usual), base)
         given = read_base(base)
         head = choose_head(
-            given.head, config.action_head, config.chunk, config.num_images, config.proprio_dim
+            given.head,
+            config.action_head,
+            config.chunk,
+            config.num_images,
+            config.proprio_dim,
+            config.history,
+            config.history_interval,
         )
         crop = TRAINED_CROP if config.image_aug else given.center_crop
         self.shape = dataclasses.replace(given, head=head, center_crop=crop)
@@ -57,7 +63,7 @@ class OpenVLATrainable(Trainable):
         return self.shape.head.proprio_dim > 0
 
     def cameras(self, source: DatasetSource) -> tuple[str, ...]:
-        return source.cameras or tuple(source.open().cameras())[: self.shape.head.num_images]
+        return source.cameras or tuple(source.open().cameras())[: self.shape.head.views]
 
     def mix(
         self, sources: Sequence[DatasetSource], indices: Sequence[FrameIndex]
