@@ -72,3 +72,29 @@ def test_a_model_is_asked_again_only_once_it_has_answered():
 
 def test_the_robot_stands_still_where_no_step_is_left():
     assert played(8, 4)[1] == [0] * 4 + [5, 6, 7, 8] + [0] * 4 + [13, 14, 15, 16] + [0] * 4
+
+
+def test_the_hand_hides_the_block_of_stack_h():
+    from vla_sim_bridge.envs.robosuite_sim import Simulation, episode_rng
+    from vla_sim_bridge.experts import expert_for
+
+    sim = Simulation("Stack_H", width=112, height=112)
+    expert = expert_for(sim.task)
+
+    def red() -> int:
+        """Pixels of the small block."""
+        r, g, b = np.moveaxis(sim.render("agentview").astype(int), 2, 0)
+        return int(((r - g > 60) & (r - b > 60)).sum())
+
+    for index in range(2):
+        sim.reset(episode_rng("evaluate", 3, index))
+        beginning, held = red(), []
+        for _ in range(sim.task.horizon):
+            if sim.holds("cubeA"):
+                held.append(red())
+            if sim.step(expert(sim)).success:
+                break
+        else:
+            raise AssertionError("the expert failed")
+        assert beginning > 15
+        assert len(held) > 10 and max(held[:10]) < 0.1 * beginning

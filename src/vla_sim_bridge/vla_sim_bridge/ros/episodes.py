@@ -25,6 +25,9 @@ from vla_sim_bridge.ros.sim_topics import SimTopics
 from vla_sim_bridge.tasks import Language, get_task
 
 PROGRESS_EVERY = 5.0  # s between progress lines within an episode
+# s after each past image: of more than the middleware's buffer holds (Fast DDS: 512 kB) the oldest
+# are lost where who listens is slow
+GAP, AGAIN = 0.005, 0.1
 
 
 class Episodes:
@@ -127,20 +130,24 @@ class Episodes:
         self._state = self.sim.state()
         self.evaluation.frames += counted
 
-    def publish_image(self, stamp: int) -> None:
-        """The images taken last, of every camera, and the robot's state with them."""
+    def publish_image(self, stamp: int, again: bool = False) -> None:
+        """The images taken last, of every camera, and the robot's state with them.
+
+        again: those before were not answered, perhaps because some of them got lost.
+        """
+        self._publish_past(stamp, AGAIN if again else GAP)
         self.topics.robot(self._state, stamp)
-        self._publish_past(stamp)
         for name in reversed(self._images):  # the first one leads: it comes last
             matrix = self.sim.camera_matrix(name)
             self.topics.frame(name, self._images[name], matrix, stamp)
 
-    def _publish_past(self, stamp: int) -> None:
+    def _publish_past(self, stamp: int, gap: float) -> None:
         cameras = self.settings.cameras
         seen = [(camera, images[camera]) for images in self._past for camera in cameras]
         topics = self.settings.image_topics[len(cameras) :]
         for topic, (camera, image) in zip(topics, seen, strict=True):
             self.topics.past(topic, image, camera, stamp)
+            time.sleep(gap)
 
     def execute(self, action: np.ndarray, held: bool = False) -> bool:
         """One action; publishes what came of it. Whether the episode is over."""

@@ -129,7 +129,7 @@ class Drive:
         topics.instruction(episodes.sim.instruction)
         stamp = topics.now()
         self._sent(stamp)
-        episodes.publish_image(stamp)
+        episodes.publish_image(stamp, again)
 
     def _sent(self, stamp: int) -> None:
         self._viewers = self.episodes.topics.viewers
