@@ -78,7 +78,7 @@ def test_what_cannot_be_trained_on_together_is_refused():
     with pytest.raises(DataError, match="has no instruction"):
         frames_from_episodes([InMemory(text=" ")])
     with pytest.raises(DataError, match="no images of camera 'top'; cameras: cam"):
-        frames_from_episodes([InMemory()], "top")
+        frames_from_episodes([InMemory()], ["top"])
     with pytest.raises(DataError, match="hold no frame"):
         frames_from_episodes([InMemory(lengths=(0,))])
 
