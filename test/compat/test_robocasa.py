@@ -17,8 +17,8 @@ from elsewhere import HIDDEN, interpreter
 from vla_inference.episodes.robocasa import STATE, from_robocasa, to_robocasa
 from vla_sim_bridge.envs.protocol import make_world
 from vla_sim_bridge.envs.renderer import WAY
+from vla_sim_bridge.envs.robocasa_package.environment import PYTHON_VARIABLE
 from vla_sim_bridge.evaluation.episode import EpisodeRun
-from vla_sim_bridge.robocasa.environment import PYTHON_VARIABLE
 from vla_training.datasets import open_dataset
 
 CAMERAS = ("robot0_agentview_left", "robot0_agentview_right", "robot0_eye_in_hand")

@@ -15,9 +15,9 @@ from vla_inference.types import ActionChunk, base_twist_spec, eef_delta_spec
 from vla_sim_bridge.cli import generate
 from vla_sim_bridge.envs.base import episode_rng
 from vla_sim_bridge.envs.protocol import check_installed, make_world
+from vla_sim_bridge.envs.robocasa_package import server
+from vla_sim_bridge.envs.robocasa_package.environment import PYTHON_VARIABLE
 from vla_sim_bridge.evaluation.episode import EpisodeRun
-from vla_sim_bridge.robocasa import server
-from vla_sim_bridge.robocasa.environment import PYTHON_VARIABLE
 from vla_sim_bridge.tasks import get_task
 
 UP = np.array([0.0, 0, 0.05, 0, 0, 0, 1])

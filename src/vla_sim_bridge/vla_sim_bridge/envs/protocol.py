@@ -79,7 +79,7 @@ def check_installed(task: Task) -> None:
 
         environment.check_installed(task.env)
     elif task.package == "robocasa":
-        from vla_sim_bridge.robocasa import environment as robocasa
+        from vla_sim_bridge.envs.robocasa_package import environment as robocasa
 
         robocasa.check_installed(task.env)
     elif task.package:
@@ -108,7 +108,7 @@ def make_world(
 
         return LiberoWorld(task, cameras, width, height, language)
     if task.package == "robocasa":
-        from vla_sim_bridge.robocasa.world import RobocasaWorld
+        from vla_sim_bridge.envs.robocasa_package.world import RobocasaWorld
 
         return RobocasaWorld(task, cameras, width, height, language)
     from vla_sim_bridge.envs.mimicgen_package.world import MimicgenWorld

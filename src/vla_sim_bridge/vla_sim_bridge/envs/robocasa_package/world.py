@@ -19,7 +19,7 @@ from vla_sim_bridge.envs.base import StepResult
 from vla_sim_bridge.envs.chunk_to_actions import sim_actions
 from vla_sim_bridge.envs.other_python.process import SLOW
 from vla_sim_bridge.envs.other_python.world import OtherWorld
-from vla_sim_bridge.robocasa.environment import start
+from vla_sim_bridge.envs.robocasa_package.environment import start
 from vla_sim_bridge.tasks import Language, Task
 from vla_sim_bridge.tasks.robocasa_package import split_name
 
