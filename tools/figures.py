@@ -31,6 +31,7 @@ from pages import fill_tables
 
 README = ROOT / "README.md"
 CARD = "models/stack-small/evaluation"
+ROVER_CARD = "models/rover-small/evaluation"
 SCRIPTS = ("bench", "test/robustness", "tools")
 SUCCESS = "python bench/closed_loop/success.py"
 SAME = "the same"
@@ -508,7 +509,40 @@ GPU = (
         ("generation_h200.json",),
     ),
 )
-TABLES = {"figures: loop": LOOP, "figures: robot": ROBOT, "figures: gpu": GPU}
+ROVER = (
+    *(
+        Row(
+            what,
+            lambda r: (
+                f"{success(r)}; wrong object {100 * r['wrong_object'] / r['episodes']:g} %, "
+                f"collision {100 * r['collision'] / r['episodes']:g} %"
+            ),
+            (f"{ROVER_CARD}/{name}_seed7.json",),
+        )
+        for what, name in (
+            ("`Rover_D0`: three objects ahead", "Rover_D0_train"),
+            ("the same, sentences of templates that training never uses", "Rover_D0_held-out"),
+            ("`Rover_D1`: the whole arena, any heading", "Rover_D1_train"),
+        )
+    ),
+    Row(
+        "`Rover_D0` through the command node and `cmd_vel`, in lock step / in real time at 20 Hz",
+        lambda a, b: (
+            f"{a['successes']} of {a['episodes']} / {b['successes']} of {b['episodes']}; "
+            f"{100 * b['robot']['gaps'] / sum(b['per_episode_frames']):.2f} % of "
+            f"{sum(b['per_episode_frames']):,} periods missed, at most "
+            f"{b['latency_ms']['p99']:.0f} ms to an answer (99th percentile)"
+        ),
+        ("rover_lock_step.json", "rover_real_time.json"),
+        "python bench/closed_loop/robot_paths.py --path base --episodes 50 --real-time",
+    ),
+)
+TABLES = {
+    "figures: loop": LOOP,
+    "figures: robot": ROBOT,
+    "figures: rover": ROVER,
+    "figures: gpu": GPU,
+}
 GLANCE = {  # rows, and what they are called away from their own tables
     LOOP[1]: "success of the shipped model, `Stack_D2`: whole table, random colours and sentences",
     LOOP[2]: "image to action chunk (8 steps), 2 CPU cores",
@@ -862,6 +896,7 @@ def generated() -> dict[str, dict[str, list[str]]]:
             "flow": flow(),
         },
         CARD_PAGE: {"card": card()},
+        "models/rover-small/README.md": {"figures: rover": table(ROVER)},
         "docs/explanation/study.md": study_page.tables(study),
         "docs/how-to.md": {"libero expert": libero_expert(), "figures: estimate": estimate()},
         "docs/reference.md": {
@@ -872,7 +907,8 @@ def generated() -> dict[str, dict[str, list[str]]]:
 
 def unproven() -> list[str]:
     needed = {"command", "commit", "device", "versions"}
-    kept = [*RESULTS.glob("*.json"), *(ROOT / CARD).glob("*.json")]
+    folders = (RESULTS, ROOT / CARD, ROOT / ROVER_CARD)
+    kept = [path for folder in folders for path in folder.glob("*.json")]
     names = sorted(str(path.relative_to(ROOT)) for path in kept)
     return [name for name in names if not needed <= set(read(name).get("provenance", ()))]
 

@@ -387,6 +387,8 @@ def test_the_command_goes_on_from_a_checkpoint_with_reset_images_and_averages(tm
         ({"other_order": 1.5}, "--other-order is 1.5; give 0 to 1"),
         ({"parallel": 0}, "--parallel is 0; give at least 1, or -1"),
         ({"devices": -1}, "--devices is -1; give a number of GPUs, or 0"),
+        ({"devices": 0, "processes": 0}, "--processes is 0; give at least 1"),
+        ({"devices": 1, "processes": 2}, "--processes is 2; give .* only with --devices 0"),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_anything_is_made(tmp_path, options, message):

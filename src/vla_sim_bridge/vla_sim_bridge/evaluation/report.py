@@ -137,7 +137,7 @@ STYLE = """
 table { width: 100%; } table.small { width: 22rem; } td, th { padding-right: .8rem; }
 .bar { display: inline-block; height: .6rem; border-radius: 3px; background: #aaa;
   min-width: 2px; } .success { background: var(--good); } .timeout { background: var(--bad); }
-.wrong_order, .wrong_object, .collision, .drove_on { background: #c977d1; }
+.wrong_order, .wrong_object, .wrong_side, .collision, .drove_on, .lost { background: #c977d1; }
 .track { width: 10rem; background: #f2f4f6; border-radius: 3px; line-height: 0; }
 pre { background: #f6f8fa; padding: .8rem 1rem; border-radius: 6px; overflow-x: auto;
   font-size: 13px; }

@@ -23,6 +23,8 @@ WRONG = (
     "wrong_object",
     "collision",
     "drove_on",
+    "wrong_side",
+    "lost",
 )  # ends of tasks that are counted apart
 Act = Callable[[Observation], ActionChunk]
 NOTHING_PAST = Needs()

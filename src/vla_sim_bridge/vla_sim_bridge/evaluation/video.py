@@ -26,6 +26,8 @@ COLOURS = {
     "wrong_object": (201, 119, 209),
     "collision": (214, 96, 77),
     "drove_on": (214, 96, 77),
+    "wrong_side": (214, 96, 77),
+    "lost": (214, 96, 77),
     "aborted": (160, 160, 160),
 }
 
