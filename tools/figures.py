@@ -528,10 +528,11 @@ ROVER = (
     Row(
         "`Rover_D0` through the command node and `cmd_vel`, in lock step / in real time at 20 Hz",
         lambda a, b: (
-            f"{a['successes']} of {a['episodes']} / {b['successes']} of {b['episodes']}; "
-            f"{100 * b['robot']['gaps'] / sum(b['per_episode_frames']):.2f} % of "
-            f"{sum(b['per_episode_frames']):,} periods missed, at most "
-            f"{b['latency_ms']['p99']:.0f} ms to an answer (99th percentile)"
+            f"{a['successes']} of {a['episodes']} / {b['successes']} of {b['episodes']}; periods "
+            f"without a command {a['robot']['gaps']} of {sum(a['per_episode_frames']):,} / "
+            f"{b['robot']['gaps']} of {sum(b['per_episode_frames']):,}, those after a stop by "
+            f"lidar included ({a['robot']['stops'].get('obstacle', 0)} / "
+            f"{b['robot']['stops'].get('obstacle', 0)} stops)"
         ),
         ("rover_lock_step.json", "rover_real_time.json"),
         "python bench/closed_loop/robot_paths.py --path base --episodes 50 --real-time",

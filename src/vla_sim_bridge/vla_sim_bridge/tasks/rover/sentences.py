@@ -89,7 +89,7 @@ ROUND_HELD_OUT = Grammar(
     (
         "pass {side} of the {colour} {shape} and {halt} {by} the {colour2} {shape2}",
         "please {go} to the {colour2} {shape2}, round the {colour} {shape} on its {side}",
-        "{side} of the {colour} {shape} is the way to the {colour2} {shape2}",
+        "on the {side} of the {colour} {shape} {go} to the {colour2} {shape2}",
     ),
     WORDS,
 )
@@ -106,8 +106,8 @@ FOLLOW = Grammar(
 FOLLOW_HELD_OUT = Grammar(
     (
         "please {follow} the {shape} in {colour}",
-        "where the {shape} in {colour} goes, {go} there",
-        "can you {follow} the {shape}",
+        "where the {shape} in {colour} goes, please {go}",
+        "{follow} the {shape} in {colour} and {halt} when the {shape} does",
     ),
     WORDS,
 )
