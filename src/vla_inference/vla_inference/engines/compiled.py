@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from vla_inference.checkpoints.safetensors_io import Tensors
-from vla_inference.errors import CheckpointError
-from vla_inference.openvla.config import ModelConfig
+from vla_inference.errors import CheckpointError, VlaError
+from vla_inference.openvla.config import LlamaConfig, ModelConfig
 from vla_inference.system.files import Staged, replaceable
 
 RECORD = "engine.json"
@@ -33,11 +33,23 @@ AGAIN = "compile it again by `vla compile`"
 
 def digest_of(engine: str, checkpoint: str | os.PathLike, config: ModelConfig) -> str:
     """Hash of the checkpoint's tensors that a part compiled for `engine` replaces."""
-    sizes: Any = dataclasses.asdict(config.llm)
-    if REPLACED[engine] == VISION:
+    if REPLACED[engine] == LANGUAGE:
+        sizes: Any = llama_sizes(config.llm)
+    else:
         encoders = [dataclasses.asdict(t) for t in config.encoders]
         sizes = [encoders, config.projector, config.head.num_images]
     return Tensors(Path(checkpoint)).digest(REPLACED[engine], sizes)
+
+
+def llama_sizes(llm: LlamaConfig) -> dict[str, Any]:
+    """The sizes of a Llama's decoder; refuses Qwen2.5's, which nothing is compiled for."""
+    sizes = dataclasses.asdict(llm)
+    if any([sizes.pop("qkv_bias"), sizes.pop("tie_word_embeddings")]):
+        raise VlaError(
+            "the decoder is Qwen2.5's, which TVM and MLC are not given here",
+            "use engine torch or plain",
+        )
+    return sizes
 
 
 # -- the folder -------------------------------------------------------------------------------

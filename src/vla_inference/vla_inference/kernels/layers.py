@@ -233,6 +233,7 @@ def _split_heads(
     qkv,
     rows,
     columns,
+    bias,
     cos,
     sin,
     q,
@@ -265,6 +266,9 @@ def _split_heads(
         gain = tl.load(rows + at_row)
         x *= gain * tl.load(columns + at)
         y *= gain * tl.load(columns + at + HALF)
+    if bias is not None:
+        x += tl.load(bias + at).to(tl.float32)
+        y += tl.load(bias + at + HALF).to(tl.float32)
     a, b = x.to(q.dtype.element_ty), y.to(q.dtype.element_ty)
     if tl.program_id(1) * BLOCK < HEADS + KV_HEADS:
         c = tl.load(cos + position * HALF + half)[None, :]
@@ -291,10 +295,12 @@ def split_heads(
     heads: int,
     lengths: Tensor | None = None,
     step: int = 0,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Rotates queries and keys and adds keys and values to the cache: queries [heads, n, d].
 
-    qkv: [n, (heads + 2 kv_heads) d]; rotary: cos and sin, float32 [positions, d / 2];
+    qkv: [n, (heads + 2 kv_heads) d], to which `bias` is added first;
+    rotary: cos and sin, float32 [positions, d / 2];
     keys, values: [kv_heads, S, d], filled from position 0. Of a batch [B n, ...] and caches
     [B, kv_heads, S, d] the queries are [B, heads, n, d]; lengths: int32 [B], with `step` where
     each is filled from.
@@ -307,6 +313,7 @@ def split_heads(
         block //= 2
     _split_heads[(rows, (heads + 2 * kv_heads) // block)](
         *qkv,
+        bias,
         *rotary,
         q,
         keys,

@@ -72,6 +72,7 @@ DINOV2_L = VisionEncoderConfig(
     std=(0.228515625, 0.2236328125, 0.224609375),
 )
 SIGLIP_SO400M = VisionEncoderConfig("featurizer", 224, 14, 1152, 27, 16, 4304)
+SIGLIP_B16 = VisionEncoderConfig("featurizer", 224, 16, 768, 12, 12, 3072)
 
 BACKBONES: dict[str, tuple[VisionEncoderConfig, ...]] = {
     "dinosiglip-vit-so-224px": (
@@ -84,12 +85,21 @@ BACKBONES: dict[str, tuple[VisionEncoderConfig, ...]] = {
         dataclasses.replace(SIGLIP_SO400M, key="fused_featurizer", image_size=384),
     ),
     "siglip-vit-so400m-384px": (dataclasses.replace(SIGLIP_SO400M, image_size=384),),
+    "dinov2-vit-l": (DINOV2_L,),
+    "siglip-vit-b16-224px": (SIGLIP_B16,),
+    "siglip-vit-b16-256px": (dataclasses.replace(SIGLIP_B16, image_size=256),),
+    "siglip-vit-b16-384px": (dataclasses.replace(SIGLIP_B16, image_size=384),),
 }
 
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """A Llama decoder; defaults are those of transformers' LlamaConfig."""
+    """A Llama decoder; defaults are those of transformers' LlamaConfig.
+
+    Qwen2.5 is one with two differences:
+    qkv_bias: queries, keys and values have a bias.
+    tie_word_embeddings: the embeddings are the output layer as well.
+    """
 
     hidden_size: int = 4096
     intermediate_size: int = 11008
@@ -99,10 +109,30 @@ class LlamaConfig:
     vocab_size: int = 32064
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
+    qkv_bias: bool = False
+    tie_word_embeddings: bool = False
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """The residual VQ-VAE of an action chunk, as in MiniVLA and VQ-BeT (arXiv 2403.03181).
+
+    groups: codebooks, each for what the ones before left over, and so tokens of a chunk.
+    codes: entries of a codebook; latent: their width.
+    hidden, layers: width of the decoder's hidden layers, and how many follow the first.
+    scale: what the decoder's outputs are multiplied by (`act_scale`).
+    """
+
+    groups: int
+    codes: int
+    latent: int
+    hidden: int = 128
+    layers: int = 1
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +141,8 @@ class HeadConfig:
 
     decoding: "autoregressive" (one token after the other) or "parallel" (OpenVLA-OFT, arXiv
         2502.19645: one pass over `chunk * action_dim` empty positions, bidirectional attention).
-    type: "tokens" (256 bins) or "l1" (a regression head on the hidden states; parallel only).
+    type: "tokens" (256 bins), "l1" (a regression head on the hidden states; parallel only), or
+        "vq" (the tokens are codes of a whole chunk, see `codec`; autoregressive only).
     slots_per_step: positions in the sequence per chunk step; OpenVLA-OFT has one per dimension.
     slots: what stands at these positions: "zero" as in OpenVLA-OFT, where a pretrained model
         tells them apart by position alone, or "learned", which a model from scratch needs.
@@ -120,7 +151,7 @@ class HeadConfig:
         the present ones of each camera, newest first; history_interval: s between them, or None.
     """
 
-    type: Literal["tokens", "l1"] = "tokens"
+    type: Literal["tokens", "l1", "vq"] = "tokens"
     decoding: Literal["autoregressive", "parallel"] = "autoregressive"
     chunk: int = 1
     action_dim: int = 7
@@ -131,6 +162,7 @@ class HeadConfig:
     slots_per_step: int = 7
     slots: Literal["zero", "learned"] = "zero"
     bounds: Literal["q01_q99", "min_max"] = "q01_q99"
+    codec: CodecConfig | None = None
 
     @property
     def views(self) -> int:
@@ -141,6 +173,11 @@ class HeadConfig:
     def num_slots(self) -> int:
         return self.chunk * self.slots_per_step
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are decoded one after the other for an answer."""
+        return self.codec.groups if self.codec else self.action_dim
+
 
 TRAINED_CROP = 0.9
 
@@ -150,6 +187,12 @@ PROMPTS = {
         "A chat between a curious user and an artificial intelligence assistant. The assistant "
         "gives helpful, detailed, and polite answers to the user's questions. USER: What action "
         "should the robot take to {instruction}? ASSISTANT:"
+    ),
+    # Of MiniVLA. Its first token stands before the image, where Llama has BOS.
+    "qwen2.5": (
+        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+        "<|im_end|>\n<|im_start|>user\nWhat action should the robot take to {instruction}?"
+        "<|im_end|>\n<|im_start|>assistant\n"
     ),
 }
 
@@ -165,6 +208,7 @@ class ModelConfig:
 
     center_crop: share of the image's area the model sees, 0 for all of it. In the file `true`
         stands for 0.9, what OpenVLA's fine-tuning with image augmentation calls for.
+    bos_token_id: put before the prompt; None: the prompt has a first token of its own.
     quantization: format of the decoder's weights (`quantization.FORMATS`); "": as they were.
     assumed: what the files don't say and was taken from the published recipe.
     words: all that the instructions of its training were made of; none: not known.
@@ -180,7 +224,7 @@ class ModelConfig:
     image_resize_strategy: Literal["resize-naive", "letterbox", "resize-crop"] = "resize-naive"
     prompt: str = PROMPTS["openvla"]
     empty_token_id: int | None = 29871
-    bos_token_id: int = 1
+    bos_token_id: int | None = 1
     stop_token_id: int = 2
     center_crop: float = 0.0
     name: str = "openvla"
@@ -221,10 +265,7 @@ class ModelConfig:
                 f"slot for each of the {head.action_dim} dimensions",
                 "fix the file",
             )
-        if head.type == "l1" and head.decoding != "parallel":
-            raise CheckpointError(
-                f"{where}: action_head.type 'l1' needs decoding 'parallel'", "fix the file"
-            )
+        _check_decoding(head, where)
         _check_history(head, f"{where}: action_head")
         arch = raw.get("arch_specifier", "no-align+fused-gelu-mlp").removeprefix("no-align+")
         one_of(arch, ("gelu-mlp", "fused-gelu-mlp"), f"{where}: arch_specifier")
@@ -252,7 +293,13 @@ class ModelConfig:
         )._checked(where)
 
     def _checked(self, where: str) -> ModelConfig:
-        rows = self.llm.vocab_size
+        rows, codec = self.llm.vocab_size, self.head.codec
+        if codec and codec.codes != self.n_action_bins:
+            raise CheckpointError(
+                f"{where}: n_action_bins is {self.n_action_bins}, the codec has {codec.codes} "
+                "codes",
+                "fix the file",
+            )
         if self.action_vocab_end - self.n_action_bins < 0:
             raise CheckpointError(
                 f"{where}: vocab_size {rows} leaves no room for {self.n_action_bins} action "
@@ -280,13 +327,12 @@ AS_STORED = [
 ]
 # Keys of text_config that change the network, and the values it is built for: Llama's usual ones.
 PLAIN_DECODER: dict[str, tuple] = {
-    "model_type": ("llama",),
+    "model_type": ("llama", "qwen2"),
     "hidden_act": ("silu", "swish"),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
-    "tie_word_embeddings": (False, None),
     "partial_rotary_factor": (1, None),
-    "sliding_window": (None,),
+    "use_sliding_window": (False, None),
 }
 
 
@@ -303,9 +349,17 @@ def _decoder(raw: Any, where: str) -> Any:
             raise CheckpointError(
                 f"{where}.{key} is {raw[key]!r:.60}, which is another network than the one built "
                 f"here ({key} {known[0]!r})",
-                "give a checkpoint of a plain Llama decoder",
+                "give a checkpoint of a plain Llama or Qwen2.5 decoder",
             )
-    raw = dict(raw)
+    raw = {k: v for k, v in raw.items() if (k, v) != ("tie_word_embeddings", None)}
+    qwen = raw.get("model_type") == "qwen2"
+    if raw.get("sliding_window") is not None and not qwen:  # which says so by another key
+        raise CheckpointError(
+            f"{where}.sliding_window is {raw['sliding_window']!r:.60}, which is another network "
+            "than the one built here",
+            "give a checkpoint of a plain Llama or Qwen2.5 decoder",
+        )
+    raw.setdefault("qkv_bias", qwen)
     for key in ("rope_parameters", "rope_scaling"):
         rotary = raw.get(key) or {}
         if not isinstance(rotary, Mapping) or not _plain_positions(rotary):
@@ -347,6 +401,8 @@ def _head(raw: Mapping[str, Any], where: str) -> Any:
     if not isinstance(head, Mapping):
         return head
     head = dict(head)
+    if head.get("codec") is not None:
+        head["codec"] = pick(CodecConfig, head["codec"], f"{where}: action_head.codec", True)
     if head.get("type", "tokens") == "tokens" and "action_dim" not in head:
         lengths = action_lengths(raw.get("norm_stats"))
         if len(lengths) > 1:
@@ -374,6 +430,20 @@ def _check_history(head: HeadConfig, where: str) -> None:
         raise CheckpointError(
             f"{where} has history {head.history} and history_interval {head.history_interval}",
             "give both, or none",
+        )
+
+
+def _check_decoding(head: HeadConfig, where: str) -> None:
+    """Refuses a type of head that does not go with what is said beside it."""
+    wanted = {"l1": "parallel", "vq": "autoregressive"}.get(head.type, head.decoding)
+    if head.decoding != wanted:
+        raise CheckpointError(
+            f"{where}: action_head.type {head.type!r} needs decoding {wanted!r}", "fix the file"
+        )
+    if (head.type == "vq") != (head.codec is not None):
+        raise CheckpointError(
+            f"{where}: action_head.codec goes with type 'vq', and type 'vq' with it",
+            "fix the file",
         )
 
 

@@ -85,13 +85,14 @@ class ActionDecoder(ABC):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Greedy action tokens one after the other, from the 256 action tokens only.
 
-        Yields the ids [B] and the hidden states [B, H] they were read from, D times.
+        Yields the ids [B] and the hidden states [B, H] they were read from, for each token of an
+        answer (`HeadConfig.num_tokens`).
         lengths: real length of each context [B], where shorter ones are padded on the right; for
         engines that say they can (`Engine.pads`).
         """
         assert lengths is None
         hidden, cache = self.prefill(context)
-        for left in reversed(range(self.config.head.action_dim)):
+        for left in reversed(range(self.config.head.num_tokens)):
             token = self.argmax(self.action_logits(hidden))
             yield token, hidden
             if left:

@@ -17,11 +17,12 @@ MAY_BE_ZERO = (
     "pad_to_multiple_of",
     "bos_token_id",
     "stop_token_id",
+    "layers",
 )
 WORDS = {float: "a number above 0", bool: "true or false", str: "a string"}
 
 
-def pick(cls: type[T], raw: Mapping[str, Any], where: str, strict: bool = False) -> T:
+def pick(cls: type[T], raw: Any, where: str, strict: bool = False) -> T:
     """Build dataclass `cls` from the fields it knows; with `strict`, refuse any other."""
     if not isinstance(raw, Mapping):
         raise CheckpointError(f"{where} is {raw!r:.60}", "it must be an object")
@@ -67,7 +68,7 @@ def _check(value: Any, kind: Any, where: str, least: int) -> None:
         words = "three numbers"
     else:
         good = (number and value > 0) if kind is float else isinstance(value, kind)
-        words = WORDS[kind]
+        words = WORDS.get(kind, "an object")
     if not good:
         raise CheckpointError(f"{where} is {value!r:.60}", f"it must be {words}")
 

@@ -1,4 +1,5 @@
-"""The Llama decoder, fed by embeddings. Parameter names are those of transformers' checkpoints."""
+"""The Llama decoder, or Qwen2.5's, fed by embeddings. Names are those of transformers'
+checkpoints."""
 
 from __future__ import annotations
 
@@ -48,9 +49,9 @@ class SelfAttention(nn.Module):
             c.num_key_value_heads,
             c.head_dim,
         )
-        self.q_proj = nn.Linear(c.hidden_size, self.heads * c.head_dim, bias=False)
-        self.k_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim, bias=False)
-        self.v_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim, bias=False)
+        self.q_proj = nn.Linear(c.hidden_size, self.heads * c.head_dim, bias=c.qkv_bias)
+        self.k_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim, bias=c.qkv_bias)
+        self.v_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim, bias=c.qkv_bias)
         self.o_proj = nn.Linear(self.heads * c.head_dim, c.hidden_size, bias=False)
 
     def forward(
@@ -142,9 +143,20 @@ class LlamaModel(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """`model` and `lm_head`, as the checkpoints nest them."""
+    """`model` and `lm_head`, as the checkpoints nest them; tied embeddings need no `lm_head`."""
 
     def __init__(self, c: LlamaConfig):
         super().__init__()
         self.model = LlamaModel(c)
-        self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+        self.tied = c.tie_word_embeddings
+        if not self.tied:
+            self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+
+    @property
+    def output(self) -> Tensor:
+        """The weight that gives the logits [vocabulary, H]."""
+        return self.model.embed_tokens.weight if self.tied else self.lm_head.weight
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., H] -> [..., vocabulary]"""
+        return F.linear(hidden, self.output)

@@ -1,4 +1,4 @@
-"""OpenVLA (arXiv 2406.09246) and OpenVLA-OFT (arXiv 2502.19645), end to end.
+"""OpenVLA (arXiv 2406.09246), OpenVLA-OFT (arXiv 2502.19645) and MiniVLA, end to end.
 
     image --vision encoders--> patch features --projector--> embeddings \
     sentence --tokenizer--> ids --embed_tokens--> embeddings ------> Llama --> action
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from vla_inference.openvla.action_codec import ActionCodec
 from vla_inference.openvla.config import ModelConfig
 from vla_inference.openvla.decoding import ActionDecoder
 from vla_inference.openvla.heads import L1ActionHead, ProprioProjector
@@ -34,6 +35,8 @@ class VLA(nn.Module, ActionDecoder):
             self.action_slots = nn.Embedding(head.num_slots, c.llm.hidden_size)
         if head.proprio_dim:
             self.proprio_projector = ProprioProjector(head.proprio_dim, c.llm.hidden_size)
+        if head.codec:
+            self.action_codec = ActionCodec(head.codec, head.chunk * head.action_dim)
 
     def embed_images(self, pixels: Tensor) -> Tensor:
         return self.projector(self.vision_backbone(pixels))
@@ -63,11 +66,11 @@ class VLA(nn.Module, ActionDecoder):
 
     def action_logits(self, hidden: Tensor) -> Tensor:
         end = self.config.action_vocab_end
-        rows = self.language_model.lm_head.weight[end - self.config.n_action_bins : end]
+        rows = self.language_model.output[end - self.config.n_action_bins : end]
         return hidden @ rows.T
 
     def all_logits(self, hidden: Tensor) -> Tensor:
-        return self.language_model.lm_head(hidden)
+        return self.language_model.logits(hidden)
 
     def read_chunk(self, hidden: Tensor) -> Tensor:
         return self.action_head(hidden)

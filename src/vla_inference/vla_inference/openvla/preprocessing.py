@@ -150,7 +150,8 @@ class PromptTokenizer:
         words = check_instruction(instruction).lower()
         text = self.config.prompt.replace("{instruction}", words)
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return self.finish([self.config.bos_token_id, *ids])
+        first = self.config.bos_token_id
+        return self.finish(ids if first is None else [first, *ids])
 
     def finish(self, ids: Sequence[int]) -> list[int]:
         """Appends the empty token that preceded the actions in training, if it is missing."""

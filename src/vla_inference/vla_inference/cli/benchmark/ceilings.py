@@ -86,6 +86,6 @@ def floor_ms(
     rate = max(rates[kind], rates["bf16"])
     seconds = w["llama_flops"] / rate + w["vision_flops"] / rates["bf16"]
     if policy.config.head.decoding == "autoregressive":
-        passes = policy.config.head.action_dim - 1
+        passes = policy.config.head.num_tokens - 1
         seconds += passes * w["llama_weights"] * bits / 8 / (rates["copy"])
     return 1e3 * seconds

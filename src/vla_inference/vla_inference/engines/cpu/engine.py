@@ -69,7 +69,7 @@ class CpuEngine(Engine):
 
     @torch.inference_mode()
     def prefill(self, embeddings: Tensor) -> tuple[Tensor, Any]:
-        return self.llama.prefill(embeddings, self.config.head.action_dim)
+        return self.llama.prefill(embeddings, self.config.head.num_tokens)
 
     @torch.inference_mode()
     def decode(self, embedding: Tensor, cache: Any) -> tuple[Tensor, Any]:

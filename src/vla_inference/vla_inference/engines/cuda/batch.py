@@ -77,13 +77,22 @@ class BatchLlama:
         token = torch.where(logits.isfinite().all(-1), best, -1)
         return token, self.llama.words[best]
 
-    def _heads(self, i: int, x: Tensor, add: Product | None, b: int, *where) -> tuple:
+    def _heads(
+        self,
+        i: int,
+        x: Tensor,
+        add: Product | None,
+        b: int,
+        lengths: Tensor | None = None,
+        step: int = 0,
+    ) -> tuple:
         """Queries [B, heads, n, d], and layer i's cache, to which keys and values are added."""
         layer, llama = self.llama.layers[i], self.llama
         normed, scales = rms_norm(x, add, layer.norm1, llama.eps, layer.qkv.activations)
         keys, values = self.cache[i, :, :b]
         qkv = layer.qkv.matmul(normed, scales)
-        return split_heads(qkv, self.rotary, keys, values, llama.heads, *where), keys, values
+        q = split_heads(qkv, self.rotary, keys, values, llama.heads, lengths, step, layer.bias)
+        return q, keys, values
 
 
 class BatchVision:

@@ -41,7 +41,7 @@ class CudaEngine(Engine):
         super().__init__(model, vision)
         c = model.config
         self.own_vision = vision is None
-        extra = c.head.num_slots + 1 if c.head.decoding == "parallel" else c.head.action_dim
+        extra = c.head.num_slots + 1 if c.head.decoding == "parallel" else c.head.num_tokens
         self.longest = c.head.num_images * c.num_patches + PROMPT
         self.positions = self.longest + extra
         self.llama = CudaLlama(model, self.positions, matmul_by or usual_matmul_by())
@@ -57,8 +57,8 @@ class CudaEngine(Engine):
         self._asked: Tensor | None = None  # what was copied there last
         wide = c.llm.hidden_size
         self._context = torch.zeros(1, self.positions, wide, dtype=self.dtype, device=self.device)
-        self._tokens = torch.zeros(c.head.action_dim, 1, dtype=torch.long, device=self.device)
-        self._hidden = torch.zeros(c.head.action_dim, wide, dtype=self.dtype, device=self.device)
+        self._tokens = torch.zeros(c.head.num_tokens, 1, dtype=torch.long, device=self.device)
+        self._hidden = torch.zeros(c.head.num_tokens, wide, dtype=self.dtype, device=self.device)
         self._stop = torch.full((1, 1), c.stop_token_id, device=self.device)
         # Embeddings of the first token, and of the last one so far.
         self._first, self._word = torch.zeros(2, wide, dtype=self.dtype, device=self.device)
@@ -132,13 +132,13 @@ class CudaEngine(Engine):
         yield self._tokens[0], self._hidden[:1]
         # One graph for all that follow: the host cannot come too late between them.
         self._graphs.replay(("decode", n), lambda: self._decode(n))
-        for i in range(1, self.config.head.action_dim):
+        for i in range(1, self.config.head.num_tokens):
             yield self._tokens[i], self._hidden[i : i + 1]
 
     def _generate_batch(
         self, context: Tensor, lengths: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        (b, n, _), steps = context.shape, self.config.head.action_dim
+        (b, n, _), steps = context.shape, self.config.head.num_tokens
         decoder, size, positions = self._batch_decoder, rounded(b), round_up(n + steps)
         if decoder is None or decoder.size < size or decoder.positions < positions:
             if decoder is not None:
@@ -157,7 +157,7 @@ class CudaEngine(Engine):
     def _decode(self, n: int) -> None:
         # What is read is not written: a graph is run once before it is captured.
         word = self._first
-        for i in range(1, self.config.head.action_dim):
+        for i in range(1, self.config.head.num_tokens):
             self._read(self.llama.decode(word, n + i - 1), i, self._word)
             word = self._word
 

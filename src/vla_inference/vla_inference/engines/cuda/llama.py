@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_inference.engines.cuda.weights import QuantWeight, make_weight
+from vla_inference.errors import VlaError
 from vla_inference.kernels.activation_quant import encode
 from vla_inference.kernels.attention import Attend, attention
 from vla_inference.kernels.launch_settings import tuned
@@ -47,6 +48,9 @@ class FusedLayer:
         by: str = "silu",
     ):
         self.qkv = make_weight(qkv, matmul_by, dtype)
+        biased: list[Tensor] = [cast("nn.Linear", layer).bias for layer in qkv]
+        # Of queries, keys and values: Qwen2.5's.
+        self.bias = torch.cat(biased) if biased[0] is not None else None
         self.o = make_weight([out], matmul_by, dtype)
         self.gate_up = make_weight(gate_up, matmul_by, dtype)
         self.down = make_weight([down], matmul_by, dtype)
@@ -78,11 +82,20 @@ class FusedLayer:
         return self.down.matmul(*gate_mul(both, self.dtype, self.down.activations, self.by))
 
 
+def check_bins(bins: int) -> None:
+    """The kernel that chooses among action tokens takes a power of two of them."""
+    if bins & (bins - 1):
+        raise VlaError(
+            f"the model has {bins} action tokens, not a power of two", "use engine plain"
+        )
+
+
 class CudaLlama:
     """The decoder on CUDA. positions: size of the cache. matmul_by: see `weights.QuantWeight`."""
 
     def __init__(self, model: VLA, positions: int, matmul_by: str):
         c = model.config.llm
+        check_bins(model.config.n_action_bins)
         words = model.language_model.model.embed_tokens.weight
         self.c, self.dtype, self.device = c, words.dtype, words.device
         self.words, self.eps, self.heads = words, c.rms_norm_eps, c.num_attention_heads
@@ -92,7 +105,7 @@ class CudaLlama:
         self.norm = model.language_model.model.norm.weight.float()
         end, bins = model.config.action_vocab_end, model.config.n_action_bins
         self.first = end - bins
-        self.head = model.language_model.lm_head.weight[end - bins : end]
+        self.head = model.language_model.output[end - bins : end]
         every = torch.arange(positions, device=self.device)
         half = c.head_dim // 2
         self.rotary = tuple(t[:, :half].contiguous() for t in rotary(every, c))
@@ -113,7 +126,8 @@ class CudaLlama:
         layer, i = self.layers[-1], len(self.layers) - 1
         normed, scales = rms_norm(x, add, layer.norm1, self.eps, layer.qkv.activations)
         keys, values = self.cache[i]
-        split_heads(layer.qkv.matmul(normed, scales), self.rotary, keys, values, self.heads)
+        qkv = layer.qkv.matmul(normed, scales)
+        split_heads(qkv, self.rotary, keys, values, self.heads, bias=layer.bias)
         return self._decode_layer(i, layer, x[n - 1], n - 1, alone=True)
 
     def decode(self, x: Tensor, position: int) -> Tensor:
@@ -131,7 +145,9 @@ class CudaLlama:
         following = [layer.norm1 for layer in self.layers[1:]] + [None]
         for i, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
             qkv = new((c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim)
-            layer.qkv.matvec_coded(codes, c.hidden_size, qkv, normed=True, eps=self.eps)
+            layer.qkv.matvec_coded(
+                codes, c.hidden_size, qkv, normed=True, eps=self.eps, residual=layer.bias
+            )
             keys, values = self.cache[i]
             y, codes = self.attend(qkv, self.rotary, keys, values, position, kind)
             out = new(c.hidden_size)
@@ -176,7 +192,8 @@ class CudaLlama:
         normed, scales = rms_norm(x, add, layer.norm1, self.eps, layer.qkv.activations)
         keys, values = self.cache[i]
         n = len(x)
-        q = split_heads(layer.qkv.matmul(normed, scales), self.rotary, keys, values, self.heads)
+        qkv = layer.qkv.matmul(normed, scales)
+        q = split_heads(qkv, self.rotary, keys, values, self.heads, bias=layer.bias)
         y = attention(q, keys[:, :n], values[:, :n], causal)[kept]
         x = x[kept]
         return x, layer.after_attention(x, y, self.eps)
@@ -187,7 +204,7 @@ class CudaLlama:
         new = self._new
         c = self.c
         qkv = new((c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim)
-        layer.qkv.matvec(x, qkv, norm=layer.norm1, eps=self.eps)
+        layer.qkv.matvec(x, qkv, norm=layer.norm1, eps=self.eps, residual=layer.bias)
         keys, values = self.cache[i]
         y = self.attend(qkv, self.rotary, keys, values, position, alone=alone)
         x = layer.o.matvec(y, new(c.hidden_size), residual=x)

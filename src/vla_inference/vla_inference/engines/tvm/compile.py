@@ -28,6 +28,7 @@ from vla_inference.engines.compiled import (
     check_free,
     digest_of,
     host_triple,
+    llama_sizes,
     new_folder,
     write_record,
 )
@@ -128,7 +129,7 @@ def compile_library(
         "tvm": tvm.__version__,
         "quantization": dataclasses.asdict(weights),
         "decoding": decoding,
-        "llm": dataclasses.asdict(llm),
+        "llm": llama_sizes(llm),
         "library": library.name,
         "kernels": write_kernels(folder, kernels),
         "parameters": [{"name": n, "shape": s, "dtype": d} for n, (s, d) in parameters.items()],

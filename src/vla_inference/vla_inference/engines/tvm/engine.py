@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -16,7 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vla_inference.engines.compiled import chip, fitting_record, host_triple, require
+from vla_inference.engines.compiled import (
+    chip,
+    fitting_record,
+    host_triple,
+    llama_sizes,
+    require,
+)
 from vla_inference.engines.tvm.kernels import read_kernels
 from vla_inference.engines.tvm.runtime import (
     PagedCache,
@@ -53,7 +58,7 @@ class TvmLanguage(TvmRunner):
             checkpoint,
             target=chip(device),
             host=host_triple(),
-            llm=asdict(config.llm),
+            llm=llama_sizes(config.llm),
             decoding=config.head.decoding,
         )
         kernels = read_kernels(folder, record)

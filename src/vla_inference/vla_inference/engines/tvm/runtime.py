@@ -189,7 +189,7 @@ class TvmRunner:
     def prefill(self, embeddings: Tensor) -> tuple[Tensor, int]:
         rows, n, _ = embeddings.shape
         with self.stream():
-            generation = self._cache.restart(rows, n + self.config.head.action_dim)
+            generation = self._cache.restart(rows, n + self.config.head.num_tokens)
             return self.forward("prefill", embeddings), generation
 
     def decode(self, embedding: Tensor, cache: int) -> tuple[Tensor, int]:

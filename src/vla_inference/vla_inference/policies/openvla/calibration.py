@@ -82,7 +82,8 @@ class Calibrator:
 
     def _tokens(self, action: np.ndarray | None, space: str | Mapping | None) -> Tensor | None:
         head = self.policy.config.head
-        if head.decoding != "autoregressive" or action is None or len(action) != head.action_dim:
+        single = head.decoding == "autoregressive" and not head.codec
+        if not single or action is None or len(action) != head.action_dim:
             return None
         _, statistics = find_statistics(self.policy.action_spaces, space)
         normalisation = Normalisation.from_statistics(statistics, bounds=head.bounds)

@@ -1,4 +1,4 @@
-"""`OpenVLAPolicy`: the `Policy` of OpenVLA and OpenVLA-OFT."""
+"""`OpenVLAPolicy`: the `Policy` of OpenVLA, OpenVLA-OFT and MiniVLA."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ import torch.nn.functional as F
 from vla_inference.engines import Engine, make_engine
 from vla_inference.errors import ObservationError, VlaError
 from vla_inference.inputs.given import Seen, as_observation
-from vla_inference.openvla.action_tokens import ActionTokens
 from vla_inference.openvla.model import VLA
 from vla_inference.openvla.preprocessing import ImagePreprocessor, PromptTokenizer
 from vla_inference.policies.base import LoadOptions, Policy
 from vla_inference.policies.openvla.action_spaces import ActionSpaces, AskedSpace, one_name
 from vla_inference.policies.openvla.loading import LoadPlan, check_request, load_parts, needs
-from vla_inference.policies.openvla.prediction import ActionForm, PartialAction, Prediction
+from vla_inference.policies.openvla.prediction import (
+    ActionForm,
+    PartialAction,
+    Prediction,
+    action_tokens,
+)
 from vla_inference.policies.stage_timer import StageTimer
 from vla_inference.types import ActionChunk, ActionSpec, Observation
 
@@ -48,7 +52,7 @@ class OpenVLAPolicy(Policy):
         self.device, self.dtype = torch.device(device), dtype
         self.preprocess = ImagePreprocessor(self.config)
         self.prompt = PromptTokenizer(self.config, tokenizer)
-        self.tokens = ActionTokens(self.config.action_vocab_end, self.config.n_action_bins)
+        self.tokens = action_tokens(model)
         self._prompts: dict[str, torch.Tensor] = {}
         self.needs, self.chunk = needs(self.config), self.config.head.chunk
         self.placement = f"{self.device} by engine {self.engine.name}"
@@ -233,7 +237,7 @@ class OpenVLAPolicy(Policy):
     ) -> Generator[PartialAction, None, ActionChunk]:
         """Yields each dimension as soon as it is decoded; the generator returns the ActionChunk.
 
-        Models that decode in parallel give all of them after their one pass.
+        Models that decode in parallel, or codes of whole chunks, give all of them at the end.
         """
         space = self._space(action_space, unnorm_key)
         prediction = self._begin(self._request(space, return_tensors, count_unrestricted))

@@ -11,14 +11,24 @@ import torch
 
 from vla_inference.engines import Engine
 from vla_inference.errors import VlaError
+from vla_inference.openvla.action_codec import ChunkTokens
 from vla_inference.openvla.action_tokens import ActionTokens
 from vla_inference.openvla.config import ModelConfig
+from vla_inference.openvla.model import VLA
 from vla_inference.policies.normalisation import Normalisation
 from vla_inference.policies.stage_timer import StageTimer
 from vla_inference.types import ActionChunk, ActionSpec, DimSpec
 
 NOT_FINITE = ("the model answered with numbers that are not finite", "check its weights")
 OFT_EPSILON = 1e-8  # OpenVLA-OFT adds it to the range when it un-normalises
+
+
+def action_tokens(model: VLA) -> ActionTokens | ChunkTokens:
+    """What a model's action tokens mean."""
+    c = model.config
+    if c.head.codec:
+        return ChunkTokens(model.action_codec, c.action_vocab_end, c.head.action_dim)
+    return ActionTokens(c.action_vocab_end, c.n_action_bins)
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ class Prediction:
         self,
         engine: Engine,
         config: ModelConfig,
-        tokens: ActionTokens,
+        tokens: ActionTokens | ChunkTokens,
         request: ActionForm,
         device: torch.device,
     ):
@@ -78,7 +88,7 @@ class Prediction:
     def stream(self, context: torch.Tensor) -> Generator[PartialAction, None, ActionChunk]:
         """Streams dimensions for a context of one row; the generator returns the ActionChunk."""
         request = self.request
-        if self.head.decoding == "parallel":
+        if self.head.decoding == "parallel" or self.head.codec:
             chunk = self.chunks(context)[0]
             actions: Any = chunk.actions
             values = np.asarray(actions.cpu() if request.return_tensors == "pt" else actions)

@@ -59,7 +59,7 @@ def _outputs(model: VLA, folder: Path, count: int) -> tuple[Tensor, Tensor]:
     preprocess = ImagePreprocessor(c)
     prompt = PromptTokenizer(c, load_tokenizer(folder))
     rng = np.random.default_rng(0)
-    weight = model.language_model.lm_head.weight
+    weight = model.language_model.output
     size = c.encoders[0].image_size
     values, answers = [], []
     for _ in range(count):

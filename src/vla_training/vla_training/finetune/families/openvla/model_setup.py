@@ -50,6 +50,11 @@ def choose_head(
     """
     if kind not in HEADS:
         raise VlaError(f"unknown action head {kind!r}", f"known: {', '.join(HEADS)}")
+    if base.codec and kind == "keep":
+        raise VlaError(
+            "the base answers by codes of whole chunks, which are not trained here",
+            "choose --action-head tokens, parallel or l1",
+        )
     changes: dict[str, Any] = {}
     if kind == "tokens":
         changes = {"type": "tokens", "decoding": "autoregressive", "chunk": 1}
@@ -66,7 +71,7 @@ def choose_head(
     changes["history_interval"] = (interval or base.history_interval or 0.2) if past else None
     if proprio_dim is not None:
         changes["proprio_dim"] = proprio_dim
-    head = dataclasses.replace(base, **changes)
+    head = dataclasses.replace(base, codec=None, **changes)
     if head.decoding == "autoregressive" and head.chunk != 1:
         raise VlaError(
             f"a chunk of {head.chunk} was requested, and tokens one after the other give 1",
@@ -125,6 +130,8 @@ def attach_head(
             old.type != "l1" or shape != (old.action_dim, old.slots_per_step)
         ):
             model.action_head = _placed(L1ActionHead(width, *shape), device, dtype)
+        if not new.codec and hasattr(model, "action_codec"):
+            del model.action_codec
         if new.slots != "learned" and hasattr(model, "action_slots"):
             del model.action_slots
         if not new.proprio_dim and hasattr(model, "proprio_projector"):

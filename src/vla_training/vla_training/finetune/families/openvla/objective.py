@@ -24,8 +24,8 @@ class OpenVLAObjective(Objective):
         super().__init__()
         self.vla = vla
         self.pixels = Pixels(vla.config, augmentation)
-        if vla.config.head.type == "l1":  # which no token has a part in
-            vla.language_model.lm_head.requires_grad_(False)
+        if vla.config.head.type == "l1" and not vla.language_model.tied:
+            vla.language_model.output.requires_grad_(False)  # no token has a part in it
         # As ActionTokens has them, which is what tokens are decoded with.
         self.edges = torch.linspace(-1, 1, vla.config.n_action_bins, dtype=torch.float64)
 
@@ -100,7 +100,7 @@ class OpenVLAObjective(Objective):
     def _tokens(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         steps, dim = batch.targets.shape[1:]
         wanted = self.encode(batch.targets).flatten(1)  # [B, T * D]
-        logits = self.vla.language_model.lm_head(hidden).float()
+        logits = self.vla.language_model.logits(hidden).float()
         inside = batch.inside[..., None].expand(-1, -1, dim).flatten(1)
         each = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
         count = inside.sum().clamp(min=1)
