@@ -1,4 +1,4 @@
-"""Compiles what the engine of the flow-matching policies launches for an H200, without having one.
+"""Compiles what the CUDA engines launch for an H200, without having one.
 
 `test_flow_kernels.py` runs this in its own process. Triton's interpreter, which runs the gates
 where there is no GPU, takes programs that its compiler refuses; that one needs no GPU.
@@ -16,7 +16,17 @@ from flow_models import engine_of, make
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from vla_inference.kernels import cached_attention, few_rows, launch_settings, layers
+from vla_inference.checkpoints.random_weights import TINY, random_config, random_model
+from vla_inference.engines.cuda.llama import CudaLlama
+from vla_inference.kernels import (
+    attention,
+    cached_attention,
+    few_rows,
+    gemv,
+    gemv_w4a8,
+    launch_settings,
+    layers,
+)
 from vla_inference.policies.lerobot.flow import Inputs
 from vla_inference.policies.pi05.config import published
 from vla_inference.policies.pi05.model import Pi
@@ -52,8 +62,8 @@ class Compiled(list[Any]):
         super().__init__()
         self.most = SHARED[chip]
 
-    def fits(self) -> bool:
-        return {*PRODUCTS} <= {n for n, _ in self} and all(
+    def fits(self, wanted: tuple[str, ...] = PRODUCTS) -> bool:
+        return {*wanted} <= {n for n, _ in self} and all(
             kernel.metadata.shared <= self.most for _, kernel in self
         )
 
@@ -75,7 +85,7 @@ def compile_for(monkeypatch):
         monkeypatch.setattr(launch_settings, "chip", lambda: f"sm_{chip}")
         launch_settings.tuned.cache_clear()
         given = {"early_launch": early, "early": {"launch_pdl": True} if early else {}}
-        for module in (few_rows, cached_attention, layers):
+        for module in (few_rows, cached_attention, layers, gemv, gemv_w4a8, attention):
             for name, value in given.items():
                 if hasattr(module, name):
                     monkeypatch.setattr(module, name, lambda value=value: value)
@@ -124,6 +134,28 @@ def test_published_widths_on_a_chip_with_less_room(compile_for, family):
     compiled = compile_for(89)
     answer(of_two_layers(family), 1, torch.bfloat16)
     assert compiled.fits()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form, chip", [("", 90), ("int8", 89), ("int4", 90)])
+@torch.inference_mode()
+def test_minivla_of_the_published_widths(compile_for, form, chip):
+    """Prefill and decode of Qwen2.5-0.5B: 14 heads of 64 on 2, with biases; 729 patches."""
+    compiled = compile_for(chip)
+    raw = random_config("minivla-384px")
+    few = {"num_hidden_layers": 2, "vocab_size": 320}
+    raw |= {"text_config": {**raw["text_config"], **few}, "pad_to_multiple_of": 15}
+    raw |= {"vision_towers": [{**TINY["vision_towers"][0]}], "stop_token_id": 2}
+    model = random_model(raw, "cpu", torch.bfloat16)
+    if form:
+        quantize_model(model, get_format(form), "rtn")
+    llama = CudaLlama(model, 1024, "dense")
+    llama.prefill(torch.zeros(780, 896, dtype=torch.bfloat16))
+    token, (hidden, word) = torch.zeros(1, dtype=torch.long), torch.zeros(2, 896).bfloat16()
+    state = llama.decode(word, 780)
+    llama.read_token(state, token, hidden, word)
+    product = "_gemv_int" if form else "_gemv"
+    assert compiled.fits(("_split_heads", "_rms_norm", "_gate_mul", "_choose", product))
 
 
 def of_two_layers(family: str) -> SmolVLA | Pi:

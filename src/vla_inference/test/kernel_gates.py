@@ -219,17 +219,25 @@ def test_the_head_of_a_chunk(slots, dim):
     assert within(found, head.double()(hidden.double()[None])[0], EXACT)
 
 
-@given(seed=SEEDS, n=st.integers(1, 70), kv=st.sampled_from([1, 2, 4]), scaled=st.booleans())
+@given(
+    seed=SEEDS,
+    n=st.integers(1, 70),
+    shape=st.sampled_from([(4, 1), (4, 2), (4, 4), (14, 2)]),
+    scaled=st.booleans(),
+    biased=st.booleans(),
+)
 @FEW
-def test_heads_and_attention(seed, n, kv, scaled):
-    draw, heads, d, s = Draw(seed), 4, 16, 80
+def test_heads_and_attention(seed, n, shape, scaled, biased):
+    (heads, kv), draw, d, s = shape, Draw(seed), 16, 80
     qkv, angles = draw(n, (heads + 2 * kv) * d), draw(s, d // 2)
     rotary = angles.cos(), angles.sin()
     rows, columns = (draw.positive(n, 1), draw.positive(qkv.shape[1])) if scaled else (None, None)
     keys = torch.full((kv, s, d), float("nan"), device=DEVICE)
     values = keys.clone()
-    q = split_heads(Product(qkv, rows, columns), rotary, keys, values, heads)
+    bias = draw(qkv.shape[1]) if biased else None
+    q = split_heads(Product(qkv, rows, columns), rotary, keys, values, heads, bias=bias)
     real = qkv * rows * columns if scaled else qkv
+    real = real + bias if biased else real
     parts = real.split([heads * d, kv * d, kv * d], 1)
     plain = [p.view(n, -1, d).transpose(0, 1).double() for p in parts]
     cos, sin = (torch.cat([t, t], -1)[:n].double() for t in rotary)
@@ -310,28 +318,32 @@ def test_choice_of_a_token(seed, broken):
 
 
 @pytest.mark.parametrize(
-    ("quantisation", "many"),
+    ("size", "quantisation", "many"),
     [
-        ("", "dense"),
-        ("int8", "int8"),
-        ("int4-g32", "dense"),
-        pytest.param("int8wo", "dense", marks=pytest.mark.slow),
-        pytest.param("int4-g32-sym", "int8", marks=pytest.mark.slow),
+        ("tiny", "", "dense"),
+        ("tiny", "int8", "int8"),
+        ("tiny", "int4-g32", "dense"),
+        ("tiny-qwen", "", "dense"),
+        pytest.param("tiny-qwen", "int8", "int8", marks=pytest.mark.slow),
+        pytest.param("tiny", "int8wo", "dense", marks=pytest.mark.slow),
+        pytest.param("tiny", "int4-g32-sym", "int8", marks=pytest.mark.slow),
+        pytest.param("tiny-qwen", "int4-g32", "dense", marks=pytest.mark.slow),
     ],
 )
-def test_the_fused_llama_is_the_plain_one(quantisation, many):
-    model = random_policy("tiny", "tokens", DEVICE).model
+def test_the_fused_llama_is_the_plain_one(size, quantisation, many):
+    model = random_policy(size, "tokens", DEVICE).model
+    wide = model.config.llm.hidden_size
     if quantisation:
         quantize_model(model, get_format(quantisation))
     bound = 2e-5 if not quantisation else 3e-2
-    x = Draw(1)(1, 9, 32)
+    x = Draw(1)(1, 9, wide)
     with torch.inference_mode():
         plain = [(int(t), h[0].clone()) for t, h in model.generate(x)]
         steps = plain[: 2 if quantisation else 4]  # the interpreter takes its time
         encoded = model.encode(x)[0]
         llama = CudaLlama(model, 32, many)
         token = torch.zeros(1, dtype=torch.long, device=DEVICE)
-        hidden, word = torch.zeros(32, device=DEVICE), torch.zeros(32, device=DEVICE)
+        hidden, word = torch.zeros(2, wide, device=DEVICE)
         state = llama.prefill(x[0].clone())
         for i, (wanted, right) in enumerate(steps):
             llama.read_token(state, token, hidden, word)
@@ -348,16 +360,24 @@ def test_the_fused_llama_is_the_plain_one(quantisation, many):
         assert again == [t for t, _ in plain]
 
 
-@pytest.mark.parametrize(("quantisation", "many"), [("", "dense"), ("int8", "int8")])
-def test_the_fused_llama_of_a_batch_is_the_plain_one(quantisation, many):
+@pytest.mark.parametrize(
+    ("size", "quantisation", "many"),
+    [
+        ("tiny", "", "dense"),
+        ("tiny", "int8", "int8"),
+        pytest.param("tiny-qwen", "", "dense", marks=pytest.mark.slow),
+    ],
+)
+def test_the_fused_llama_of_a_batch_is_the_plain_one(size, quantisation, many):
     """Three contexts of several lengths, padded by poison that is not seen."""
-    model = random_policy("tiny", "tokens", DEVICE).model
+    model = random_policy(size, "tokens", DEVICE).model
+    wide = model.config.llm.hidden_size
     if quantisation:
         quantize_model(model, get_format(quantisation))
     bound = 2e-5 if not quantisation else 3e-2
     draw, lengths = Draw(3), [9, 4, 7]
-    contexts = [draw(1, n, 32) for n in lengths]
-    x = torch.full((3, 9, 32), 1e3, device=DEVICE)
+    contexts = [draw(1, n, wide) for n in lengths]
+    x = torch.full((3, 9, wide), 1e3, device=DEVICE)
     for i, (n, context) in enumerate(zip(lengths, contexts, strict=True)):
         x[i, :n] = context[0]
     with torch.inference_mode():

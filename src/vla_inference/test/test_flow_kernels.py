@@ -22,8 +22,9 @@ def test_the_engine_and_its_kernels_agree_with_the_plain_path(which):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the gates compile them")
-def test_the_kernels_compile_for_a_gpu_that_is_not_here():
-    run_alone(Path(__file__).with_name("kernel_compile.py"))
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_the_kernels_compile_for_a_gpu_that_is_not_here(which):
+    run_alone(Path(__file__).with_name("kernel_compile.py"), "-m", which)
 
 
 def run_alone(path: Path, *options: str, **mode: str) -> None:

@@ -150,11 +150,12 @@ def test_other_forms_and_none_at_all_are_told_apart(tmp_path):
     assert "a form that is not read (openvla-q4.gguf)" in refusal(folder)
 
 
-def test_a_run_of_prismatic_s_own_is_told_how_to_convert(tmp_path):
+def test_a_run_of_prismatic_s_own_that_does_not_say_what_it_is(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/step-295000-epoch-40-loss=0.2200.pt").write_bytes(b"")
     (tmp_path / "config.json").write_text(json.dumps({"model": {}, "run_id": "prism"}))
-    assert "training run of Prismatic's own" in refusal(tmp_path)
+    message = refusal(tmp_path)
+    assert "training run of Prismatic's own" in message and "llm_backbone_id" in message
 
 
 def test_an_adapter_beside_a_model_is_not_passed_over(tmp_path):

@@ -36,6 +36,12 @@ UNCODED = (
 def check_files(names: Iterable[str], where: str | Path) -> None:
     """Refuses a folder without safetensors, from its file names only."""
     names = sorted(names)
+    if any(n.startswith("checkpoints/") and n.endswith(".pt") for n in names):
+        raise CheckpointError(
+            f"{where} is a training run in Prismatic's own layout, which is run and described but "
+            "not read by this command",
+            "convert it: python -m vla_inference.checkpoints.prismatic.convert RUN OUTPUT",
+        )
     if any(n.endswith(".safetensors") for n in names):
         return
     pickled = [n for n in names if PICKLED.fullmatch(n)]
@@ -90,11 +96,12 @@ def check_config(raw: Mapping[str, Any], folder: Path) -> None:
             "write config.json and the processors' files as LeRobot has them for pi0 and pi05, "
             "with the statistics of assets/*/norm_stats.json; the weights may stay",
         )
-    if "text_config" not in raw and any((folder / "checkpoints").glob("*.pt")):
+    run = isinstance(raw.get("vla", raw.get("model")), Mapping)
+    if "text_config" not in raw and not run and any((folder / "checkpoints").glob("*.pt")):
         raise CheckpointError(
-            f"{folder} is a training run of Prismatic's own (checkpoints/*.pt), whose weights are "
-            "pickled",
-            "convert it with OpenVLA's vla-scripts/extern/convert_openvla_weights_to_hf.py",
+            f"{folder} has checkpoints/*.pt as a training run of Prismatic's own, and its "
+            "config.json has neither 'vla' nor 'model'",
+            "copy the run's own config.json",
         )
 
 

@@ -63,6 +63,7 @@ def fetch(repo: str, revision: str | None = None) -> Path:
         told = HfApi().model_info(repo, revision=revision, timeout=TIMEOUT)
         names = [s.rfilename for s in told.siblings or () if "/" not in s.rfilename]
         check_names(names, repo)
+        check_whole([s.rfilename for s in told.siblings or ()], repo)
         if "adapter_config.json" not in names:  # what that is, the folder tells
             check_files(names, repo)
         found = snapshot_download(
@@ -84,6 +85,18 @@ def fetch(repo: str, revision: str | None = None) -> Path:
         raise
     except Exception as error:  # offline mode, no route, a time-out, half a download
         return _from_cache(repo, revision, error)
+
+
+def check_whole(names: list[str], repo: str) -> None:
+    """Refuses a training run of Prismatic's own, to which the Hub has but a part."""
+    run = any(n.startswith("checkpoints/") and n.endswith(".pt") for n in names)
+    if run and not any(n.endswith(".safetensors") for n in names):
+        raise CheckpointError(
+            f"{repo} is a training run in Prismatic's own layout, which lacks its tokenizer",
+            f"run `hf download {repo} --local-dir FOLDER`, put the language model's "
+            "tokenizer.json there (Qwen/Qwen2.5-0.5B has MiniVLA's), where it answers by codes "
+            "its VQ-VAE in FOLDER/vq, and give FOLDER",
+        )
 
 
 def _from_cache(repo: str, revision: str | None, reason: Exception) -> Path:

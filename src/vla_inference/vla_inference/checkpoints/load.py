@@ -31,6 +31,8 @@ from vla_inference.checkpoints.openvla_compat import (
     load_component,
     override,
 )
+from vla_inference.checkpoints.prismatic.run_config import is_run, released_config, unrounded
+from vla_inference.checkpoints.prismatic.weights import read_run
 from vla_inference.checkpoints.safetensors_io import (
     DTYPES,
     canonical,
@@ -65,17 +67,22 @@ def load_config(folder: Path, overrides: Mapping[str, Any] | None = None) -> Mod
             "other families run by vla info, infer, eval, validate, rollout and the node",
         )
     statistics, name = folder / "dataset_statistics.json", checkpoint_name(folder)
+    beside = folder / OVERRIDES
+    given = read_json(beside) if beside.is_file() else {}
+    run = is_run(raw)
+    if run:
+        raw = released_config(folder, raw, {**given, **(overrides or {})})
     if statistics.is_file():
         raw = {**raw, "norm_stats": read_json(statistics)}
-    beside = folder / OVERRIDES
-    if beside.is_file():
-        raw = override(raw, read_json(beside), str(beside))
+    raw = override(raw, given, str(beside))
     raw = override(raw, overrides or {}, "overrides")
     if not statistics.is_file():
         check_trained_on(name, raw, folder)
     if isinstance(raw.get("action_head") or {}, Mapping):
         raw = complete(folder, raw, name)
     config = ModelConfig.from_json(raw, str(path))
+    if run:
+        return unrounded(config)
     images = folder / "preprocessor_config.json"
     return _with_constants(config, images) if images.is_file() else config
 
@@ -83,8 +90,10 @@ def load_config(folder: Path, overrides: Mapping[str, Any] | None = None) -> Mod
 def raw_config(folder: Path) -> dict[str, Any]:
     """A checkpoint's config.json, completed from the files beside it as `load_config` does."""
     raw, beside = read_json(folder / "config.json"), folder / OVERRIDES
-    if beside.is_file():
-        raw = override(raw, read_json(beside), str(beside))
+    given = read_json(beside) if beside.is_file() else {}
+    if is_run(raw):
+        raw = released_config(folder, raw, given)
+    raw = override(raw, given, str(beside))
     return complete(folder, raw, checkpoint_name(folder))
 
 
@@ -186,17 +195,16 @@ def load_model(
         return True
 
     plan = []
-    for path, header in inventory(folder):
+    run = (folder / "config.json").is_file() and is_run(read_json(folder / "config.json"))
+    for path, header in [] if run else inventory(folder):
         chosen = {k: e for k, e in header.items() if claim(canonical(k), e["shape"], path)}
         for key, entry in chosen.items():
             there, kind = DTYPES.get(entry["dtype"]), kinds.get(canonical(key))
             if there is None or (there in CODES and kind is None) or kind not in (None, there):
                 problems.append(f"{key} has dtype {entry['dtype']} ({path.name})")
         plan.append((path, chosen))
-    components = {part: (p, load_component(p)) for part, p in component_files(folder).items()}
-    for part, (path, state) in components.items():
-        for key, tensor in state.items():
-            claim(f"{part}.{key}", list(tensor.shape), path)
+    mapped = read_run(folder, config) if run else component_tensors(folder)
+    mapped = {k: t for k, t in mapped.items() if claim(k, list(t.shape), folder)}
     problems += [f"{key} is missing" for key in wanted]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
@@ -207,15 +215,25 @@ def load_model(
     scratch = _scratch([header for _, header in plan], torch.device(device), dtype)
     for path, header in plan:
         for key, tensor in iterate_tensors(path, header, scratch):
-            kind = kinds.get(canonical(key), dtype)
+            kind = kinds.get(canonical(key)) or kept(canonical(key), dtype)
             rounding.place(canonical(key), tensor.to(device, kind, copy=scratch is not None))
-    for part, (_, state) in components.items():
-        for key, tensor in state.items():
-            # Copied even where nothing changes: what is mapped must not outlive its file.
-            place(model, f"{part}.{key}", tensor.to(device, dtype, copy=True))
+    for key, tensor in mapped.items():
+        # Copied even where nothing changes: what is mapped must not outlive its file.
+        rounding.place(key, tensor.to(device, kept(key, dtype), copy=True))
     if quantise is not None:
         model.config = dataclasses.replace(config, quantization=quantise.name)
     return model.eval().requires_grad_(False)
+
+
+def kept(key: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a tensor in a model of that dtype: chunks are read from codes in float32."""
+    return torch.float32 if key.startswith("action_codec.") else dtype
+
+
+def component_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of the parts that are files of their own, by their names in the model."""
+    files = component_files(folder).items()
+    return {f"{part}.{k}": t for part, p in files for k, t in load_component(p).items()}
 
 
 def _coded(model: VLA, key: str) -> bool:

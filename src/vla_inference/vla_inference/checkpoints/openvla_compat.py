@@ -124,21 +124,12 @@ def component_files(folder: Path) -> dict[str, Path]:
 
 
 def load_component(path: Path) -> dict[str, Any]:
-    """The tensors of an OpenVLA-OFT head file by name, mapped from the file, not yet read.
-
-    These are the one kind of published weights that is not safetensors. `weights_only` is
-    PyTorch's restricted unpickler: it makes tensors and plain containers and runs nothing.
-    """
+    """The tensors of an OpenVLA-OFT head file by name, mapped from the file, not yet read."""
     import torch
 
-    try:
-        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # the unpickler and the zip reader raise all kinds
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{path} cannot be read ({type(error).__name__}: {reason:.160})",
-            "it may be truncated: copy it again",
-        ) from error
+    from vla_inference.checkpoints.prismatic.weights import read_pt
+
+    state = read_pt(path)
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise CheckpointError(f"{path} has no tensors by name", "give the published file")
     # What was trained on several GPUs carries DistributedDataParallel's prefix.

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 
 from vla_inference.checkpoints.load import place
+from vla_inference.checkpoints.prismatic.run_config import QWENS
 from vla_inference.checkpoints.save import save_checkpoint
 from vla_inference.errors import VlaError
-from vla_inference.openvla.config import ModelConfig
+from vla_inference.openvla.config import PROMPTS, ModelConfig
 from vla_inference.openvla.model import VLA
 
 # A few 10,000 parameters; 64x64 images, 16 patches.
@@ -104,18 +105,71 @@ OPENVLA_V01_7B: dict[str, Any] = {
 }
 OPENVLA_OFT_7B: dict[str, Any] = {**OPENVLA_7B, "name": "openvla-oft-7b"}
 
+# MiniVLA: of Qwen2.5-0.5B, with 256 tokens of its own behind the vocabulary's 151665.
+MINIVLA: dict[str, Any] = {
+    "model_type": "openvla",
+    "name": "minivla",
+    "vision_backbone_id": "dinosiglip-vit-so-224px",
+    "llm_backbone_id": "qwen25-0_5b-extra",
+    "arch_specifier": "no-align+fused-gelu-mlp",
+    "image_resize_strategy": "resize-naive",
+    "text_config": {**QWENS["0_5b"], "vocab_size": 151936},
+    "n_action_bins": 256,
+    "pad_to_multiple_of": 15,
+    "prompt": PROMPTS["qwen2.5"],
+    "bos_token_id": None,
+    "empty_token_id": None,
+    "stop_token_id": 151645,
+}
+# The same two with more pixels, as Prismatic has them: 729 patches in place of 256.
+OPENVLA_384: dict[str, Any] = {
+    **OPENVLA_7B,
+    "name": "openvla-7b-384px",
+    "vision_backbone_id": "dinosiglip-vit-so-384px",
+}
+MINIVLA_384: dict[str, Any] = {
+    **MINIVLA,
+    "name": "minivla-384px",
+    "vision_backbone_id": "dinosiglip-vit-so-384px",
+}
+MINIVLA_VQ: dict[str, Any] = {**MINIVLA, "name": "minivla-vq", "n_action_bins": 128}
+# Qwen2.5's network in the small: biases, grouped heads, tied embeddings.
+TINY_QWEN: dict[str, Any] = {
+    **TINY,
+    "name": "tiny-qwen",
+    "text_config": {
+        **TINY["text_config"],
+        "model_type": "qwen2",
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": True,
+    },
+    "bos_token_id": None,
+}
+
 SIZES = {
     "tiny": TINY,
+    "tiny-qwen": TINY_QWEN,
     "small": SMALL,
     "openvla-7b": OPENVLA_7B,
     "openvla-oft-7b": OPENVLA_OFT_7B,
     "openvla-v01-7b": OPENVLA_V01_7B,
+    "openvla-7b-384px": OPENVLA_384,
+    "minivla": MINIVLA,
+    "minivla-vq": MINIVLA_VQ,
+    "minivla-384px": MINIVLA_384,
 }
 # The head a size comes with where none is named.
 USUAL_HEAD = {
     "openvla-7b": "tokens",
     "openvla-v01-7b": "tokens",
     "openvla-oft-7b": "l1-two-cameras",
+    "openvla-7b-384px": "tokens",
+    "minivla": "tokens",
+    "minivla-vq": "vq",
+    "minivla-384px": "tokens",
 }
 DTYPES = {
     "float32": torch.float32,
@@ -128,6 +182,12 @@ HEADS: dict[str, dict[str, Any]] = {
     "tokens": {"type": "tokens", "decoding": "autoregressive"},
     "parallel": {"type": "tokens", "decoding": "parallel", "chunk": 4},
     "l1": {"type": "l1", "decoding": "parallel", "chunk": 8},
+    "vq": {  # of minivla-vq-libero90: 7 codes of 128 for 8 steps
+        "type": "vq",
+        "decoding": "autoregressive",
+        "chunk": 8,
+        "codec": {"groups": 7, "codes": 128, "latent": 512},
+    },
     "l1-slots": {
         "type": "l1",
         "decoding": "parallel",
@@ -170,6 +230,8 @@ def random_config(
     if head is None:
         head = USUAL_HEAD.get(size, "l1") if isinstance(size, str) else "l1"
     config["action_head"] = dict(find(HEADS, head, "head"))
+    if "codec" in config["action_head"]:
+        config["n_action_bins"] = config["action_head"]["codec"]["codes"]
     return config
 
 

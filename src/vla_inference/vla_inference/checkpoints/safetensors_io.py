@@ -69,7 +69,9 @@ def weight_files(folder: Path) -> list[Path]:
             )
         return [folder / n for n in names]
     files = sorted(folder.glob("*.safetensors"))
-    check_files((p.name for p in folder.iterdir() if p.is_file()), folder)
+    own = (str(p.relative_to(folder)) for p in (folder / "checkpoints").glob("*.pt"))
+    if not files:
+        check_files([*own, *(p.name for p in folder.iterdir() if p.is_file())], folder)
     numbered = [m for f in files if (m := re.search(r"-(\d+)-of-(\d+)\.safetensors$", f.name))]
     if numbered:
         counts = {int(m[2]) for m in numbered}

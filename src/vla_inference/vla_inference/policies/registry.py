@@ -62,12 +62,15 @@ def find_family(model: str | os.PathLike) -> tuple[Family, str]:
 def model_type(folder: Path) -> str:
     """What a checkpoint's config.json calls its kind: `model_type`, LeRobot's `type`."""
     from vla_inference.checkpoints.foreign_formats import check_config, check_not_adapter
+    from vla_inference.checkpoints.prismatic.run_config import is_run
     from vla_inference.checkpoints.safetensors_io import read_json
 
     check_not_adapter(folder)
     path = folder / "config.json"
     raw = read_json(path)
     kind = raw.get("model_type", raw.get("type"))
+    if kind is None and is_run(raw):
+        return "openvla"
     if not isinstance(kind, str):
         check_config(raw, folder)
         raise CheckpointError(

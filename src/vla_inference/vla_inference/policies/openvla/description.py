@@ -11,7 +11,9 @@ from typing import Any
 from vla_inference.checkpoints.hub import resolve
 from vla_inference.checkpoints.load import load_config, load_tokenizer
 from vla_inference.checkpoints.openvla_compat import checkpoint_name
-from vla_inference.checkpoints.safetensors_io import inventory
+from vla_inference.checkpoints.prismatic.run_config import is_run
+from vla_inference.checkpoints.prismatic.weights import run_headers
+from vla_inference.checkpoints.safetensors_io import inventory, read_json
 from vla_inference.errors import CheckpointError
 from vla_inference.openvla.config import ModelConfig
 from vla_inference.policies.action_specs import statistics_spec
@@ -30,7 +32,7 @@ def _values(folder: Path) -> dict[str, Any]:
     config = load_config(folder)
     parts: dict[str, int] = defaultdict(int)
     dtypes: set[str] = set()
-    files = inventory(folder)
+    files = stored(folder)
     for _, header in files:
         for key, entry in header.items():
             parts[_part(key, config)] += _parameters(key, entry)
@@ -62,6 +64,13 @@ def _values(folder: Path) -> dict[str, Any]:
         },
         "action_spaces": {name: _space(name, s, config) for name, s in config.norm_stats.items()},
     }
+
+
+def stored(folder: Path) -> list[tuple[Path, dict[str, dict]]]:
+    """The files with weights and the headers of their tensors."""
+    if is_run(read_json(folder / "config.json")):
+        return [run_headers(folder)]
+    return inventory(folder)
 
 
 def _parameters(key: str, entry: Mapping[str, Any]) -> int:

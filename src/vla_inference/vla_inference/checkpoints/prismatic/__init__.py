@@ -1,0 +1,1 @@
+"""Training runs in Prismatic's own layout: config.json, checkpoints/*.pt, and MiniVLA's vq/."""
