@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -64,6 +65,15 @@ def test_transformers_with_a_static_cache_says_what_it_says_with_a_growing_one()
     best = min(rows[path]["median_ms"] for path in RIVALS)
     for row in rows.values():
         assert row["times_best_rival"] == pytest.approx(best / row["median_ms"], abs=0.01)
+
+
+def test_minivla_is_measured_against_transformers_with_the_same_tokens():
+    pytest.importorskip("transformers")
+    size = BenchConfig(size="tiny-qwen", head="vq", device="cpu", repeats=1)
+    rows = run(replace(size, paths=("plain", "torch", "reference")))["paths"]
+    assert rows["torch"]["tokens_equal_plain"] == 1.0
+    # The original may answer by any token; those of the vocabulary's end are ours alone.
+    assert set(rows["reference"]) >= {"median_ms", "tokens_equal_plain"}
 
 
 def test_steps_can_be_rested_between(monkeypatch):

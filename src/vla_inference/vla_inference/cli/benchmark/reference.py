@@ -21,7 +21,12 @@ class Reference:
 
     def __init__(self, policy: OpenVLAPolicy):
         try:
-            from transformers import LlamaConfig, LlamaForCausalLM
+            from transformers import (
+                LlamaConfig,
+                LlamaForCausalLM,
+                Qwen2Config,
+                Qwen2ForCausalLM,
+            )
         except ImportError as error:
             raise VlaError(
                 f"transformers is not installed ({error})",
@@ -37,13 +42,18 @@ class Reference:
             "num_key_value_heads": c.num_key_value_heads,
             "vocab_size": c.vocab_size,
             "rms_norm_eps": c.rms_norm_eps,
+            "rope_theta": c.rope_theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
+            "tie_word_embeddings": c.tie_word_embeddings,
             "attn_implementation": "sdpa",  # which LlamaConfig takes but does not declare
             "pad_token_id": 0,
         }
-        config = LlamaConfig(**settings)
+        config: Any = Qwen2Config(**settings) if c.qkv_bias else LlamaConfig(**settings)
+        network: Any = Qwen2ForCausalLM if c.qkv_bias else LlamaForCausalLM
         with torch.device("meta"):
-            self.llama = LlamaForCausalLM(config)
+            self.llama = network(config)
         state = policy.model.language_model.state_dict()
+        state.setdefault("lm_head.weight", policy.model.language_model.output)
         self.llama.load_state_dict(state, assign=True)
         rotary = self.llama.model.rotary_emb
         self.llama.model.rotary_emb = type(rotary)(config=config).to(policy.device)
@@ -56,15 +66,16 @@ class Reference:
         p = self.policy
         pixels = torch.from_numpy(p.preprocess(list(observation.images.values())))[None]
         context = p.model.context(p._ids(observation.instruction), pixels.to(p.device, p.dtype))
+        count = p.config.head.num_tokens
         out = self.llama.generate(
             **self.options,
             inputs_embeds=context,
-            max_new_tokens=7,
-            min_new_tokens=7,
+            max_new_tokens=count,
+            min_new_tokens=count,
             do_sample=False,
             attention_mask=torch.ones(context.shape[:2], dtype=torch.long, device=p.device),
         )
-        return out[0, -7:].cpu().numpy()
+        return out[0, -count:].cpu().numpy()
 
 
 class StaticReference(Reference):

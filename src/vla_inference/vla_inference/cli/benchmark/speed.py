@@ -53,6 +53,7 @@ PATHS = (
 )
 OFT_PATHS = ("plain", "torch", "torch:fp8")
 CPU_PATHS = ("plain", "torch", "torch:int8")
+PROMPT, QWEN_PROMPT = 24, 46  # tokens of a usual prompt
 SENTENCE = "put the red block on the green block"
 
 
@@ -191,7 +192,8 @@ def _policy(config: BenchConfig, path: str) -> tuple[OpenVLAPolicy, str]:
     tokenizer = drawn.prompt.tokenizer
     policy = OpenVLAPolicy(drawn.model, tokenizer, drawn.device, drawn.dtype, drawn.name, engine)
     # As long as a usual prompt; the random checkpoint's tokenizer has one token per byte.
-    policy._prompts[SENTENCE] = torch.arange(4, 28, device=policy.device)[None]
+    words = QWEN_PROMPT if policy.config.llm.qkv_bias else PROMPT
+    policy._prompts[SENTENCE] = torch.arange(4, 4 + words, device=policy.device)[None]
     return policy, quantisation
 
 
