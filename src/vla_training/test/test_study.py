@@ -58,7 +58,7 @@ def toy(tmp_path, monkeypatch) -> StudyConfig:
     made = write_noise(tmp_path / "noise.hdf5", 32)
     monkeypatch.setattr(worker, "SMALL", TINY)
     monkeypatch.setattr(worker, "Trainer", partial(Trainer, model_json=TINY))
-    monkeypatch.setattr(worker, "make_world", lambda task: FakeWorld())
+    monkeypatch.setattr(worker, "make_world", lambda task, **size: FakeWorld())
     worker.read_frames.cache_clear()
     worker._world.cache_clear()
     worker._policy = None
@@ -136,6 +136,41 @@ def test_cells_cost_the_same_and_intervals_are_those_of_all_episodes(toy):
     assert not list(output.glob("cells/*/state"))
 
 
+def test_image_sizes_are_compared_on_the_same_episodes(toy, tmp_path, monkeypatch):
+    """Each cell sees its size, in training and in closed loop; the report compares them."""
+    made = {s: write_noise(tmp_path / f"noise-{s}.hdf5", s, episodes=4) for s in (32, 48)}
+    asked: list[int] = []
+
+    def generate(config, output, *_) -> Path:
+        asked.append(config.camera_width)
+        assert config.camera_height == config.camera_width and output.name[:5] == "data-"
+        return made[config.camera_width]
+
+    seen: list[int] = []
+    world = worker.make_world
+    monkeypatch.setattr("vla_sim_bridge.generation.generate.generate", generate)
+    monkeypatch.setattr(
+        worker, "make_world", lambda task, **size: seen.append(size["width"]) or world(task)
+    )
+    sized = replace(toy, data=(), image_sizes=(32, 48), episodes=(3,), passes=(6,))
+    found = study(sized, quiet)
+    assert asked == [32, 48] and sorted(set(seen)) == [32, 48] and found["complete"]
+    assert [(r["image_size"], r["seeds"], r["tried"]) for r in found["rows"]] == [
+        (32, 2, 8),
+        (48, 2, 8),
+    ]
+    steps = {json.loads(p.read_text())["steps"] for p in Path(toy.output).rglob("trained.json")}
+    assert len(steps) == 1 and found["rows"][1]["samples_per_s"] > 0
+    for cell in Path(toy.output).glob("cells/*"):
+        shape = json.loads((cell / "checkpoint" / "config.json").read_text())
+        assert cell.name.endswith(f"pixels-{shape['vision_towers'][0]['image_size']}")
+    (gain,) = found["comparisons"]
+    assert (gain["of"], gain["against"]) == (48, 32)
+    text = (Path(toy.output) / "report.md").read_text()
+    assert "# Image sizes" in text and "| pixels | samples/s |" in text
+    assert Image.open(Path(toy.output) / "success.png").size == (1440, 840)
+
+
 def test_more_episodes_are_compared_by_seed_whatever_order_they_ended_in():
     def result(rate: float) -> dict:
         training = {"held_out_l1": None, "epochs": 1.0, "frames_seen": 10}
@@ -206,6 +241,9 @@ def test_mistakes_are_named_before_anything_is_trained(toy, tmp_path):
         ({"minutes": -1.0}, "--minutes is -1"),
         ({"minutes": 1.0, "passes": (8, 9)}, "both minutes and several passes"),
         ({"task": "Stack_D99"}, "Stack_D99"),
+        ({"data": (), "image_sizes": (160, 161)}, "image_sizes is 160, 161"),
+        ({"data": (), "image_sizes": (160, 224)}, "several image sizes and several numbers"),
+        ({"image_sizes": (160, 224)}, "both image sizes and a dataset"),
         ({"devices": 99}, "99 GPUs were requested"),
     ):
         with pytest.raises(VlaError, match=message):

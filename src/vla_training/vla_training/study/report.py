@@ -23,16 +23,14 @@ COLOURS = ("#2f6fdf", "#d6604d", "#4caf6e", "#8a63c9", "#c98a1b")
 
 
 def summarise_cells(results: Mapping[Cell, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each number of episodes and passes, over all available seeds.
+    """One row for each number of episodes, passes and image size, over all available seeds.
 
     The interval is Wilson's, of all episodes together: it tells of the episodes played, and what
     each seed reached stands beside it, in the order of `seed_numbers`.
     """
     rows = []
-    for episodes, passes in sorted(
-        {(c.episodes, c.passes) for c in results}, key=lambda k: k[::-1]
-    ):
-        mine = [c for c in results if (c.episodes, c.passes) == (episodes, passes)]
+    for passes, episodes, size in sorted({_row_of(c) for c in results}):
+        mine = [c for c in results if _row_of(c) == (passes, episodes, size)]
         mine.sort(key=lambda c: c.seed)
         same = [results[c] for c in mine]
         good, tried = (sum(r[k] for r in same) for k in ("successes", "episodes"))
@@ -42,6 +40,7 @@ def summarise_cells(results: Mapping[Cell, Mapping[str, Any]]) -> list[dict[str,
             {
                 "episodes": episodes,
                 "passes": passes,
+                **(_of_size(size, training) if size else {}),
                 "seeds": len(same),
                 "epochs": sum(t["epochs"] for t in training) / len(same),
                 "frames_seen": training[0]["frames_seen"],
@@ -58,8 +57,23 @@ def summarise_cells(results: Mapping[Cell, Mapping[str, Any]]) -> list[dict[str,
     return rows
 
 
+def _row_of(cell: Cell) -> tuple[int, int, int]:
+    return cell.passes, cell.episodes, cell.image_size
+
+
+def _of_size(size: int, training: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    speeds = [t["samples_per_s"] for t in training]
+    return {"image_size": size, "samples_per_s": sum(speeds) / len(speeds)}
+
+
+def _at(row: Mapping[str, Any]) -> int:
+    """What a row is compared and plotted by: its image size where there are several, or its
+    number of episodes."""
+    return row.get("image_size") or row["episodes"]
+
+
 def compare(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Compares each row with the fewest episodes at equal passes, paired by seed.
+    """Compares each row with the fewest episodes (or pixels) at equal passes, paired by seed.
 
     Seeds are the random draws here, so the interval is Student's over their differences: models
     of one seed start with the same weights, the smaller one's episodes are among the larger
@@ -67,7 +81,7 @@ def compare(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     found = []
     for row in rows:
-        base = min((r for r in rows if r["passes"] == row["passes"]), key=lambda r: r["episodes"])
+        base = min((r for r in rows if r["passes"] == row["passes"]), key=_at)
         ours, theirs = (_by_seed(r) for r in (row, base))
         gains = [ours[s] - theirs[s] for s in sorted(ours.keys() & theirs.keys())]
         if row is base or len(gains) < 2:
@@ -75,7 +89,8 @@ def compare(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         found.append(
             {
                 "episodes": row["episodes"],
-                "against": base["episodes"],
+                "of": _at(row),
+                "against": _at(base),
                 "passes": row["passes"],
                 "seed_gains": gains,
                 "gain": sum(gains) / len(gains),
@@ -113,8 +128,9 @@ def write_report(
 
 def table(config: StudyConfig, found: Mapping[str, Any]) -> str:
     """Markdown."""
+    sizes = config.image_sizes
     lines = [
-        "# Episodes or epochs",
+        "# Image sizes" if sizes else "# Episodes or epochs",
         "",
         f"The small model on `{config.task}`, {config.batch_size} frames a step, "
         f"{'from ' + config.start if config.start else 'from scratch'}; "
@@ -128,17 +144,21 @@ def table(config: StudyConfig, found: Mapping[str, Any]) -> str:
         "",
         "Wilson's intervals are of all episodes of a row together, as if one model had played "
         "them; deviation: of the seeds' rates, and what playing so few episodes alone would give. "
-        "Held-out L1: normalised, on episodes that no model saw.",
+        "Held-out L1: normalised, on episodes that no model saw."
+        + (" Samples per second: of training, on one device." if sizes else ""),
         "",
     ]
     if gains := gain_lines(compare(found["rows"])):
         lines += ["Paired by seed, points of success:", "", *gains, ""]
-    lines.append("![success by number of episodes](success.png)")
+    by = "image size" if sizes else "number of episodes"
+    lines.append(f"![success by {by}](success.png)")
     return "\n".join(lines) + "\n"
 
 
 def rate_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    sized = any("image_size" in r for r in rows)
     lines = _head(
+        *(("pixels", "samples/s") if sized else ()),
         "episodes",
         "epochs",
         "frames seen",
@@ -158,6 +178,7 @@ def rate_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             spread = f"{100 * stdev(rates):.1f} ({100 * chance:.1f})"
         l1 = "-" if r["held_out_l1"] is None else f"{r['held_out_l1']:.4f}"
         values = (
+            *((f"{r['image_size']}", f"{r['samples_per_s']:.0f}") if sized else ()),
             f"{r['episodes']}",
             f"{r['epochs']:.1f}",
             f"{r['frames_seen']:,}",
@@ -174,12 +195,14 @@ def rate_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def gain_lines(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     """The result of `compare` as lines; empty if there is none."""
-    lines = _head("episodes", "against", "each seed", "mean", "95 % (Student's t)")
+    sized = any(c.get("of", c["episodes"]) != c["episodes"] for c in comparisons)
+    kind = "pixels" if sized else "episodes"
+    lines = _head(kind, "against", "each seed", "mean", "95 % (Student's t)")
     for c in comparisons:
         low, high = (100 * v for v in c["gain_t95"])
         each = ", ".join(f"{100 * v:+.0f}" for v in c["seed_gains"])
         lines.append(
-            f"| {c['episodes']} | {c['against']} | {each} | {100 * c['gain']:+.1f} | "
+            f"| {c.get('of', c['episodes'])} | {c['against']} | {each} | {100 * c['gain']:+.1f} | "
             f"{low:+.1f} to {high:+.1f} |"
         )
     return lines if comparisons else []
@@ -193,16 +216,17 @@ def _head(*names: str) -> list[str]:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], width: int = 720, height: int = 420) -> bytes:
-    """PNG: success over the number of episodes, a line for each number of passes; rings are
-    seeds."""
+    """PNG: success over the number of episodes, or the image size, a line for each number of
+    passes; rings are seeds."""
     figure = charts.new_figure(width, height)
     axes = figure.subplots()
     costs = sorted({r["passes"] for r in rows})
     for passes, colour in zip(costs, itertools.cycle(COLOURS), strict=False):
         _draw_cost(axes, [r for r in rows if r["passes"] == passes], passes, colour)
-    ticks = {r["episodes"]: r["epochs"] for r in reversed(rows)}
+    ticks = {_at(r): r["epochs"] for r in reversed(rows)}
+    unit = "pixels" if any("image_size" in r for r in rows) else "episodes"
     words = [
-        f"{n:,} episodes" + (f"\n{epochs:.1f} epochs" if len(costs) == 1 else "")
+        f"{n:,} {unit}" + (f"\n{epochs:.1f} epochs" if len(costs) == 1 else "")
         for n, epochs in ticks.items()
     ]
     axes.set_xscale("log")
@@ -222,12 +246,12 @@ def draw(rows: Sequence[Mapping[str, Any]], width: int = 720, height: int = 420)
 
 def _draw_cost(axes: Axes, rows: Sequence[Mapping[str, Any]], passes: int, colour: str) -> None:
     aside = 1.04  # the seeds stand beside the mean
-    by_seed = [(r["episodes"] * aside, _by_seed(r)) for r in rows]
+    by_seed = [(_at(r) * aside, _by_seed(r)) for r in rows]
     for seed in sorted({seed for _, rates in by_seed for seed in rates}):
         there = [(at, rates[seed]) for at, rates in by_seed if seed in rates]
         ring: dict[str, Any] = {"marker": "o", "markersize": 5, "markerfacecolor": "white"}
         axes.plot(*zip(*there, strict=True), color=colour, alpha=0.35, **ring)
-    counts, means = [r["episodes"] for r in rows], [r["success_rate"] for r in rows]
+    counts, means = [_at(r) for r in rows], [r["success_rate"] for r in rows]
     intervals = [r["success_rate_wilson95"] for r in rows]
     below = [mean - low for mean, (low, _) in zip(means, intervals, strict=True)]
     above = [high - mean for mean, (_, high) in zip(means, intervals, strict=True)]

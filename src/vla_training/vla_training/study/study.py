@@ -71,7 +71,10 @@ class Study:
                 f"{self.gpus} GPUs were requested, there are {available}", "ask for fewer"
             )
         self.plan = self._claim(config.identity())
-        self.config = replace(config, data=config.data or (self._generate(config),))
+        self.config = config
+        if not config.data:
+            made = tuple((size, self._generate(config, size)) for size in config.sizes)
+            self.config = replace(config, generated=made)
         self.results: dict[Cell, dict[str, Any]] = {}
         self.begun = time.perf_counter()
 
@@ -95,17 +98,22 @@ class Study:
                 )
         return plan
 
-    def _generate(self, config: StudyConfig) -> str:
+    def _generate(self, config: StudyConfig, size: int) -> str:
+        """Of each image size the same episodes."""
         from vla_sim_bridge.generation.generate import GenerateConfig, generate
 
         wanted = max(config.episodes) + HELD_OUT
-        self.say(f"generating {wanted} episodes of {config.task}")
+        pixels = f" of {size} x {size} pixels" if size else ""
+        self.say(f"generating {wanted} episodes of {config.task}{pixels}")
         made = GenerateConfig(task=config.task, episodes=wanted)
+        if size:
+            made = replace(made, camera_width=size, camera_height=size)
 
         def tell(done) -> None:
             progress.report(0, 0, f"generated {done.successes} of {wanted}")
 
-        return str(generate(made, self.output / "data", config.parallel or 1, tell))
+        output = self.output / (f"data-{size}" if size else "data")
+        return str(generate(made, output, config.parallel or 1, tell))
 
     # -- the plan -----------------------------------------------------------------------------
 
@@ -211,7 +219,8 @@ class Study:
                     where = str(self._folder(cell) / "checkpoint")
                     played[cell] = []
                     for i in range(self.config.eval_episodes):
-                        playing[players.submit(worker.play, self.config, where, i)] = cell
+                        task = (self.config, where, i, cell.image_size)
+                        playing[players.submit(worker.play, *task)] = cell
                 else:
                     cell = playing.pop(future)
                     played[cell].append(future.result())

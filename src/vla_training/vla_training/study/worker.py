@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import os
 import shutil
 from dataclasses import asdict
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,10 @@ def take_core() -> None:
         os.environ.setdefault("MUJOCO_EGL_DEVICE_ID", place)
 
 
-@cache
-def read_frames(data: tuple[str, ...], device: str) -> TrainingFrames:
-    return frames_from_paths(data, SMALL["vision_towers"][0]["image_size"], device)
+@lru_cache(1)  # frames of one image size at a time
+def read_frames(data: tuple[str, ...], device: str, image_size: int = 0) -> TrainingFrames:
+    size = image_size or SMALL["vision_towers"][0]["image_size"]
+    return frames_from_paths(data, size, device)
 
 
 def choose(total: int, episodes: int, largest: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -66,8 +68,11 @@ def choose(total: int, episodes: int, largest: int, seed: int) -> tuple[np.ndarr
 
 def make_trainer(config: StudyConfig, cell: Cell, steps: int) -> Trainer:
     """A cell's trainer; all cells share the frames in memory and their statistics."""
-    frames = read_frames(config.data, _device)
+    size = cell.image_size
+    frames = read_frames(config.data_of(size), _device, size)
+    more: dict[str, Any] = {"model_json": with_images(size)} if size else {}
     options = TrainConfig(
+        image_size=size or SMALL["vision_towers"][0]["image_size"],
         batch_size=config.batch_size,
         steps=steps,
         learning_rate=config.learning_rate,
@@ -76,7 +81,7 @@ def make_trainer(config: StudyConfig, cell: Cell, steps: int) -> Trainer:
         compile=config.compile,
         start=config.start or None,
     )
-    trainer = Trainer(frames, options, _device)
+    trainer = Trainer(frames, options, _device, **more)
     total = int(frames.episode.max()) + 1
     parts = choose(total, cell.episodes, max(config.episodes), cell.seed)
     number = frames.episode.cpu()
@@ -86,10 +91,18 @@ def make_trainer(config: StudyConfig, cell: Cell, steps: int) -> Trainer:
     return trainer
 
 
+def with_images(size: int) -> dict[str, Any]:
+    """config.json of the small model that sees images of size x size."""
+    shape = copy.deepcopy(SMALL)
+    shape["vision_towers"][0]["image_size"] = size
+    return shape
+
+
 def survey(config: StudyConfig) -> dict[str, float]:
     """Number of episodes and frames in the data; with `minutes`, samples per second of one
-    device."""
-    frames = read_frames(config.data, _device)
+    device, of the largest images."""
+    largest = max(config.sizes)
+    frames = read_frames(config.data_of(largest), _device, largest)
     total = int(frames.episode.max()) + 1
     found: dict[str, float] = {"episodes": total, "frames": len(frames)}
     if total < max(config.episodes):
@@ -101,7 +114,7 @@ def survey(config: StudyConfig) -> dict[str, float]:
         if config.compile:  # one model after the other is compiled by the same code
             torch._dynamo.config.cache_size_limit = 64
         speeds: list[float] = []
-        trainer = make_trainer(config, Cell(min(config.episodes), 0, 0), 2 * MEASURED)
+        trainer = make_trainer(config, Cell(min(config.episodes), 0, 0, largest), 2 * MEASURED)
         trainer.run(lambda r: speeds.append(r["samples_per_s"]), every=MEASURED)
         found["samples_per_s"] = speeds[-1]
     return found
@@ -150,16 +163,18 @@ _policy: tuple[str, OpenVLAPolicy] | None = None  # of the cell that was played 
 
 
 @cache
-def _world(task: str) -> World:
-    return make_world(task)
+def _world(task: str, image_size: int) -> World:
+    if not image_size:
+        return make_world(task)
+    return make_world(task, width=image_size, height=image_size)
 
 
-def play(config: StudyConfig, checkpoint: str, index: int) -> EpisodeResult:
+def play(config: StudyConfig, checkpoint: str, index: int, image_size: int = 0) -> EpisodeResult:
     """Runs one closed-loop episode; the episodes are the same for all cells."""
     global _policy
     if _policy is None or _policy[0] != checkpoint:
         _policy = checkpoint, OpenVLAPolicy.from_pretrained(checkpoint, device="cpu")
-    world = _world(config.task)
+    world = _world(config.task, image_size)
     return run_episode(
         world,
         _policy[1].predict_action,
