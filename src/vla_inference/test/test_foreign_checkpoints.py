@@ -231,7 +231,7 @@ def decoder(**changes):
         ("hidden_act", "gelu"),
         ("attention_bias", True),
         ("mlp_bias", True),
-        ("tie_word_embeddings", True),
+        ("use_sliding_window", True),
         ("partial_rotary_factor", 0.5),
         ("sliding_window", 4096),
         ("head_dim", 32),
@@ -260,6 +260,7 @@ def test_what_says_the_usual_is_read():
         sliding_window=None,
     )
     assert usual == decoder()
+    assert decoder(tie_word_embeddings=None) == decoder()
     theta = {"rope_type": "default", "rope_theta": 5e5}
     assert decoder(rope_parameters=theta).rope_theta == 5e5  # transformers 5
     with pytest.raises(CheckpointError, match=r"has rope_theta 10000[.]0 and, in rope_parameters"):

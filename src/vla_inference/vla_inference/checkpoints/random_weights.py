@@ -151,12 +151,12 @@ TINY_QWEN: dict[str, Any] = {
 
 SIZES = {
     "tiny": TINY,
-    "tiny-qwen": TINY_QWEN,
     "small": SMALL,
     "openvla-7b": OPENVLA_7B,
     "openvla-oft-7b": OPENVLA_OFT_7B,
     "openvla-v01-7b": OPENVLA_V01_7B,
     "openvla-7b-384px": OPENVLA_384,
+    "tiny-qwen": TINY_QWEN,
     "minivla": MINIVLA,
     "minivla-vq": MINIVLA_VQ,
     "minivla-384px": MINIVLA_384,
