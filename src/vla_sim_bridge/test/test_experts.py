@@ -9,8 +9,8 @@ from vla_inference.errors import VlaError
 from vla_sim_bridge.envs.poses import turn_z
 from vla_sim_bridge.envs.robosuite_sim import Simulation
 from vla_sim_bridge.evaluation.episode import EpisodeRun
-from vla_sim_bridge.experts import EXPERTS, expert_for, pick_place
-from vla_sim_bridge.experts.motion import DOWN, FINGER_ROOM, free_grip
+from vla_sim_bridge.experts import EXPERTS, expert_for, nuts, pick_place
+from vla_sim_bridge.experts.motion import DOWN, FINGER_ROOM, free_grip, home_yaw
 from vla_sim_bridge.tasks import TASKS, get_task
 
 
@@ -120,3 +120,14 @@ def test_what_has_fallen_is_gripped_across_its_axis():
     axis = sim.pose("Milk")[:3, 2]
     found = grasp(sim, "Milk")
     assert abs(found[:3, 0] @ axis) < 1e-6 and found[2, 3] == pytest.approx(0.838)
+
+
+def test_a_long_turn_of_the_hand_goes_the_way_that_the_wrist_can():
+    """From 3.07 to -0.06 rad through 0: the other way is shorter and ends at the wrist's limit."""
+    eef, wanted = turn_z(3.07), turn_z(-0.06)[:3, :3] @ DOWN
+    eef[:3, :3] = eef[:3, :3] @ DOWN
+    turns = []
+    for _ in range(4):
+        eef[:3, :3] = nuts._turned(eef, wanted)
+        turns.append(home_yaw(eef))
+    assert turns == pytest.approx([1.57, 0.07, -0.06, -0.06])

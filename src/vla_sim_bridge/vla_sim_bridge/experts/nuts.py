@@ -19,6 +19,7 @@ BASE = np.array([-0.56, 0.0])  # m, the robot's
 # Turns of the hand from its home orientation, rad: how far the wrist goes, where to grip.
 WRIST_FROM, WRIST_TO = -1.9, 3.3
 GRIP_FROM, GRIP_TO = -1.8, 2.6
+PART = 1.5  # turned at a time
 HOVER = 0.07
 
 
@@ -34,7 +35,7 @@ def nut_expert(sim: Simulation, nut: str = "SquareNut", peg: str = "peg1") -> np
             goal[2, 3] = ABOVE_NUT
             return towards(sim, eef, goal, gripper=1.0)
         grasp = np.eye(4)
-        grasp[:3, :3] = _grip(now)
+        grasp[:3, :3] = _turned(eef, _grip(now))
         grasp[:3, 3] = now[:3, 3] + HANDLE[nut] * now[:3, 0] + [0, 0, 0.004]
         if eef[0, 3] > AMONG_PEGS and np.linalg.norm(grasp[:2, 3] - eef[:2, 3]) > 0.1:
             # Back from the pegs, low: going up there would straighten the arm for good.
@@ -82,12 +83,23 @@ def _grip(nut: np.ndarray) -> np.ndarray:
     return turn_z(hand)[:3, :3] @ DOWN_HAND
 
 
+def _turned(eef: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """A part of the way to an orientation: the shortest might be one that the wrist cannot go."""
+    hand = _wrist(eef)
+    turn = np.clip(home_yaw(wanted) - hand, -PART, PART)
+    return turn_z(hand + turn)[:3, :3] @ DOWN_HAND
+
+
+def _wrist(eef: np.ndarray) -> float:
+    """The hand's turn from its home orientation, where the wrist can be, rad."""
+    hand = home_yaw(eef)
+    return hand + 2 * np.pi if hand < WRIST_FROM - 0.2 else hand
+
+
 def _level(nut: np.ndarray, eef: np.ndarray, post: np.ndarray, nut_name: str) -> np.ndarray:
     """The nut's flat pose on its peg, in the symmetric rotation that stretches the arm least."""
     fold = 4 if nut_name == "SquareNut" else 12
-    yaw, hand = np.arctan2(nut[1, 0], nut[0, 0]), home_yaw(eef)
-    if hand < WRIST_FROM - 0.2:
-        hand += 2 * np.pi
+    yaw, hand = np.arctan2(nut[1, 0], nut[0, 0]), _wrist(eef)
     turns = [k * 2 * np.pi / fold - yaw for k in range(-fold, 2 * fold)]
     allowed = [t for t in turns if WRIST_FROM < hand + t < WRIST_TO] or [0.0]
 
@@ -97,5 +109,5 @@ def _level(nut: np.ndarray, eef: np.ndarray, post: np.ndarray, nut_name: str) ->
         return 0.3 * abs(turn) + 40 * max(0.0, reach - 0.73)
 
     # A part of the way at a time: the shortest might be the one that the wrist cannot go.
-    turn = np.clip(min(allowed, key=cost), -1.5, 1.5)
+    turn = np.clip(min(allowed, key=cost), -PART, PART)
     return turn_z(yaw + turn)[:3, :3]
