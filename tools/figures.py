@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench" / "closed_loop"))
+import executed_steps
 import roofline
 import study_page
 import task_rates_table
@@ -900,6 +902,9 @@ def generated() -> dict[str, dict[str, list[str]]]:
         CARD_PAGE: {"card": card()},
         "models/rover-small/README.md": {"figures: rover": table(ROVER)},
         "docs/explanation/study.md": study_page.tables(study),
+        "docs/explanation/executed_steps.md": {
+            "steps": executed_steps.table(read("executed_steps.json"))
+        },
         "docs/how-to.md": {"libero expert": libero_expert(), "figures: estimate": estimate()},
         "docs/reference.md": {
             "task rates": task_rates_table.table(read("task_rates.json")["rows"])

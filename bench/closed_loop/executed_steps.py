@@ -8,7 +8,7 @@ and its answer, in which the robot goes on with the chunk before. A model is ask
 has answered, so fewer executed steps than the delay are as many as the delay. The same episodes
 for all points, in turn. Writes bench/results/executed_steps.json after each episode (the same
 command goes on, `--fresh` begins anew), docs/images/executed_steps.webp and the table of
-docs/explanation/executed_steps.md; --check tells whether those are up to date.
+docs/explanation/executed_steps.md (which tools/figures.py --check compares).
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def draw(found: dict[str, Any]) -> bytes:
         how: dict[str, Any] = {"color": COLOURS[number], "capsize": 3, "marker": "o"}
         rates = [r["successes"] / r["episodes"] for r in mine]
         bars = [
-            [rate - r["wilson95"][0] for rate, r in zip(rates, mine, strict=True)],
-            [r["wilson95"][1] - rate for rate, r in zip(rates, mine, strict=True)],
+            [max(0.0, rate - r["wilson95"][0]) for rate, r in zip(rates, mine, strict=True)],
+            [max(0.0, r["wilson95"][1] - rate) for rate, r in zip(rates, mine, strict=True)],
         ]
         above.errorbar(at, rates, yerr=bars, label=f"delay {PERIOD * delay:g} s", **how)
         timed = [(x, r) for x, r in zip(at, mine, strict=True) if r["successes"] > 1]
@@ -155,18 +155,14 @@ def draw(found: dict[str, Any]) -> bytes:
     return charts.png(figure)
 
 
-def write_page(found: dict[str, Any], check: bool) -> int:
-    page = PAGE.read_text(encoding="utf-8")
-    new = fill_tables(page, {"steps": table(found)})
-    if check:
-        return int(new != page)
+def write_page(found: dict[str, Any]) -> None:
     from PIL import Image
 
-    PAGE.write_text(new, encoding="utf-8")
+    page = fill_tables(PAGE.read_text(encoding="utf-8"), {"steps": table(found)})
+    PAGE.write_text(page, encoding="utf-8")
     buffer = io.BytesIO()
     Image.open(io.BytesIO(draw(found))).save(buffer, "WEBP", lossless=True, method=6)
     write_whole(IMAGE, buffer.getvalue())
-    return 0
 
 
 def numbers(text: str) -> list[int]:
@@ -183,10 +179,7 @@ def main() -> int:
     parser.add_argument("--delays", type=numbers, default=[0, 2, 4], help="control steps")
     parser.add_argument("--output", type=Path, default=FIGURES)
     parser.add_argument("--fresh", action="store_true", help="begin anew")
-    parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args()
-    if args.check:
-        return write_page(json.loads(FIGURES.read_text()), check=True)
     asked = {"task": args.task, "model": args.model or "stack-small", "seed": args.seed}
     found: dict[str, Any] = {**asked, "points": {}}
     if args.output.is_file() and not args.fresh:
@@ -197,7 +190,7 @@ def main() -> int:
         found.pop("provenance")
     play(args, found, args.output)
     if args.output.resolve() == FIGURES:
-        write_page(found, check=False)
+        write_page(found)
     return 0
 
 
