@@ -39,7 +39,7 @@ from vla_sim_bridge.evaluation.confidence_intervals import wilson_interval
 from vla_sim_bridge.evaluation.rollout import rollout
 from vla_sim_bridge.tasks import get_task
 from vla_training.finetune.config import FinetuneConfig, Online
-from vla_training.finetune.finetune import can_resume, finetune
+from vla_training.finetune.finetune import can_resume, train
 from vla_training.loader.frame_index import DatasetSource
 
 FIGURES = RESULTS / "online.json"
@@ -129,7 +129,9 @@ def run_arm(args: argparse.Namespace, arm: Arm) -> dict[str, Any]:
         tensorboard=False,
         seed=args.seed,
     )
-    checkpoint = finetune(config, resume=can_resume(folder))
+    checkpoint, finished = train(config, resume=can_resume(folder))
+    if not finished:
+        sys.exit("stopped, as asked; the same command continues")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     curve = [line for line in lines if line["kind"] == "train"]
     keys = ("step", "loss", "gradient_norm", "gradient_norm_max", "clipped", "skipped")
