@@ -6,6 +6,8 @@ write is NaN, what it must not write or read is as well.
 
 from __future__ import annotations
 
+from itertools import islice
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from vla_inference.cli.benchmark.speed import random_policy
 from vla_inference.engines.cuda.batch import BatchLlama
 from vla_inference.engines.cuda.head import CudaHead
 from vla_inference.engines.cuda.llama import CudaLlama
+from vla_inference.engines.cuda.text import TextDecoder
 from vla_inference.engines.cuda.vision import CudaVisionEncoder
 from vla_inference.kernels.activation_quant import encode
 from vla_inference.kernels.attention import Attend, attend, attend_batch, attention
@@ -397,6 +400,26 @@ def test_the_fused_llama_of_a_batch_is_the_plain_one(size, quantisation, many):
         poisoned = hidden.clone()
         poisoned[1, 3] = float("nan")
         assert (decoder.choose(poisoned)[0] < 0).tolist() == [False, True, False]
+
+
+def test_text_is_that_of_the_plain_decoder():
+    """Over two blocks of the one graph's work, which begins where the cache is filled to."""
+    model, ran = random_policy("tiny", "tokens", DEVICE).model, []
+
+    def graph(key, work):
+        if not ran:  # as a graph is run once before it is captured
+            work()
+        ran.append(key)
+        work()
+
+    x = Draw(2)(1, 5, 32)
+    with torch.inference_mode():
+        plain = list(model.generate_text(x, 5))
+        llama = CudaLlama(model, 16, "dense")
+        text = TextDecoder(llama, graph, model.language_model.output, block=2)
+        state = llama.prefill(x[0].clone())
+        found = [int(t) for t, _ in islice(text.generate(state, 5), 5)]
+    assert found == plain and len(set(plain)) > 1 and ran == [("text", 0)] * 2
 
 
 @given(

@@ -10,10 +10,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vla_inference.errors import ObservationError, VlaError
+
+if TYPE_CHECKING:
+    from vla_inference.policies.reasoning import Reasoning
 
 
 @dataclass(frozen=True)
@@ -319,6 +323,7 @@ class ActionChunk:
     tokens: the action tokens it was decoded from [T, D], where the model speaks in tokens.
     unrestricted: number of tokens that would have been another one, had all of the vocabulary
         been allowed; None where it wasn't counted.
+    reasoning: what the model thought before it acted, of one that does.
     timing: milliseconds by stage: "preprocess", "vision", then "prefill" and "decode" of a model
         that speaks token by token or "language" of any other, and "total".
     """
@@ -328,6 +333,7 @@ class ActionChunk:
     tokens: np.ndarray | None = None
     timing: dict[str, float] = field(default_factory=dict)
     unrestricted: int | None = None
+    reasoning: Reasoning | None = None
 
     def __post_init__(self) -> None:
         if not hasattr(self.actions, "detach"):  # PyTorch's stay what they are

@@ -17,7 +17,7 @@ from typing import Any
 
 from vla_inference.checkpoints.oft_settings import OftSettings, read_settings
 from vla_inference.errors import CheckpointError
-from vla_inference.openvla.config import action_lengths
+from vla_inference.openvla.config import PROMPTS, action_lengths
 
 # Files OpenVLA-OFT's fine-tuning writes beside the shards: `<part>--<step>_checkpoint.pt`.
 COMPONENTS = ("action_head", "proprio_projector")
@@ -40,6 +40,7 @@ OVERRIDABLE = (
     "norm_stats",
     "pad_to_multiple_of",
     "prompt",
+    "reasoning_tokens",
     "stop_token_id",
     "text_config",
     "vision_backbone_id",
@@ -67,6 +68,11 @@ RECIPES = {
 # Trained with image augmentation, hence to be run with a centre crop: the originals' evaluation
 # asserts it by these names; their config.json doesn't say.
 AUGMENTED = re.compile(r"^openvla-7b(-oft)?-finetuned-libero|image_aug")
+
+# Embodied chain of thought (arXiv 2407.08693): the released checkpoints' config.json is OpenVLA's;
+# prompt and length are those that the authors' README calls them with.
+REASONS = re.compile(r"^ecot-openvla")
+REASONING = {"prompt": PROMPTS["ecot"], "reasoning_tokens": 1024}
 
 
 def override(raw: dict[str, Any], more: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -307,6 +313,9 @@ def complete(folder: Path, raw: dict[str, Any], name: str) -> dict[str, Any]:
     if AUGMENTED.search(name) and "center_crop" not in raw:
         raw = {**raw, "center_crop": True}
         assumed = ("center_crop 0.9: by the checkpoint's name",)
+    if REASONS.search(name) and not set(REASONING) & set(raw):
+        raw = {**raw, **REASONING}
+        assumed += ("prompt and reasoning of ECoT: by the checkpoint's name",)
     inferred = infer_head(folder, raw, name)
     if inferred is not None:
         raw = {**raw, "action_head": inferred[0]}

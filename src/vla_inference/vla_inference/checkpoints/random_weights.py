@@ -103,6 +103,12 @@ OPENVLA_V01_7B: dict[str, Any] = {
     "llm_backbone_id": "vicuna-v15-7b",
     "arch_specifier": "no-align+gelu-mlp",
 }
+ECOT_7B: dict[str, Any] = {
+    **OPENVLA_7B,
+    "name": "ecot-openvla-7b",
+    "prompt": PROMPTS["ecot"],
+    "reasoning_tokens": 1024,
+}
 OPENVLA_OFT_7B: dict[str, Any] = {**OPENVLA_7B, "name": "openvla-oft-7b"}
 
 # MiniVLA: of Qwen2.5-0.5B, with 256 tokens of its own behind the vocabulary's 151665.
@@ -160,11 +166,13 @@ SIZES = {
     "minivla": MINIVLA,
     "minivla-vq": MINIVLA_VQ,
     "minivla-384px": MINIVLA_384,
+    "ecot-openvla-7b": ECOT_7B,
 }
 # The head a size comes with where none is named.
 USUAL_HEAD = {
     "openvla-7b": "tokens",
     "openvla-v01-7b": "tokens",
+    "ecot-openvla-7b": "tokens",
     "openvla-oft-7b": "l1-two-cameras",
     "openvla-7b-384px": "tokens",
     "minivla": "tokens",

@@ -195,6 +195,9 @@ PROMPTS = {
         "<|im_end|>\n<|im_start|>assistant\n"
     ),
 }
+# Embodied chain of thought: the model goes on from here with its reasoning.
+PROMPTS["ecot"] = PROMPTS["vicuna"] + " TASK:"
+MOST_REASONING = 4096  # tokens
 
 
 def words_of(text: str) -> list[str]:
@@ -212,6 +215,7 @@ class ModelConfig:
     quantization: format of the decoder's weights (`quantization.FORMATS`); "": as they were.
     assumed: what the files don't say and was taken from the published recipe.
     words: all that the instructions of its training were made of; none: not known.
+    reasoning_tokens: tokens at most that the model writes before it acts; 0: it acts at once.
     """
 
     encoders: tuple[VisionEncoderConfig, ...]
@@ -231,6 +235,7 @@ class ModelConfig:
     quantization: str = ""
     assumed: tuple[str, ...] = ()
     words: frozenset[str] = frozenset()
+    reasoning_tokens: int = 0
 
     def unknown_words(self, instruction: str) -> list[str]:
         """Words that the training instructions did not contain, as far as known."""
@@ -300,6 +305,11 @@ class ModelConfig:
                 "codes",
                 "fix the file",
             )
+        if not 0 <= self.reasoning_tokens <= MOST_REASONING:
+            raise CheckpointError(
+                f"{where}: reasoning_tokens is {self.reasoning_tokens}",
+                f"it must be 0 to {MOST_REASONING}",
+            )
         if self.action_vocab_end - self.n_action_bins < 0:
             raise CheckpointError(
                 f"{where}: vocab_size {rows} leaves no room for {self.n_action_bins} action "
@@ -323,6 +333,7 @@ AS_STORED = [
     "empty_token_id",
     "bos_token_id",
     "stop_token_id",
+    "reasoning_tokens",
     "name",
 ]
 # Keys of text_config that change the network, and the values it is built for: Llama's usual ones.

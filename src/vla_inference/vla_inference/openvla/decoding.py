@@ -99,6 +99,25 @@ class ActionDecoder(ABC):
                 embedding = self.embed_tokens(token.clamp(min=0)[:, None])
                 hidden, cache = self.decode(embedding, cache)
 
+    def generate_text(self, context: Tensor, limit: int) -> Iterator[int]:
+        """Greedy tokens of the whole vocabulary that go on from one context [1, n, H].
+
+        Ends with the stop token, which is yielded, or after `limit` tokens. Where logits are not
+        finite the token is -1, and the last.
+        """
+        hidden, cache = self.prefill(context)
+        for left in reversed(range(limit)):
+            token = self.best_token(hidden)
+            yield int(token)
+            if not left or int(token) in (-1, self.config.stop_token_id):
+                return
+            hidden, cache = self.decode(self.embed_tokens(token[:, None]), cache)
+
+    def best_token(self, hidden: Tensor) -> Tensor:
+        """Ids of the most likely of all tokens [B]; -1 where logits are not finite."""
+        logits = self.all_logits(hidden).float()
+        return torch.where(logits.isfinite().all(-1), logits.argmax(-1), -1)
+
     def generate_tokens(self, context: Tensor) -> Tensor:
         """All of `generate`'s tokens: ids [B, D]"""
         return torch.stack([token for token, _ in self.generate(context)], dim=1)

@@ -151,7 +151,8 @@ class PromptTokenizer:
         text = self.config.prompt.replace("{instruction}", words)
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         first = self.config.bos_token_id
-        return self.finish(ids if first is None else [first, *ids])
+        ids = ids if first is None else [first, *ids]
+        return ids if self.config.reasoning_tokens else self.finish(ids)
 
     def finish(self, ids: Sequence[int]) -> list[int]:
         """Appends the empty token that preceded the actions in training, if it is missing."""

@@ -7,7 +7,7 @@ A `Family` knows a kind of checkpoint: it checks, describes and loads one. What 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from vla_inference.inputs.given import Seen, as_observation
 from vla_inference.inputs.history import past_name
 from vla_inference.options import Holds, option
 from vla_inference.policies.chunking import Continuation
+from vla_inference.policies.reasoning import Reasoning
 from vla_inference.types import ActionChunk, ActionSpec, Observation
 
 GREY = 128
@@ -41,6 +42,12 @@ class RunOptions:
         "", "int4, int4-g32, int8, fp8, q4f16_ft, fp16 ...; default: as stored."
     )
     draft: bool = option(False, "Try the last action's tokens first (engine plain).")
+    reasoning_every: int = option(
+        0, "Answers for which a model that reasons keeps one reasoning.", low=0, high=100_000
+    )
+    reasoning_seconds: float = option(
+        0.0, "Seconds for which it keeps one; 0: no matter how long.", low=0.0, high=3600.0
+    )
     GROUPS = {"How the model runs": ()}
 
 
@@ -134,6 +141,7 @@ class Policy(Protocol):
     placement: on which device and by which engine it runs, in words.
     needs, chunk: as in `Contract`.
     action_space: the one that was chosen, of a model that has several.
+    on_reasoning: called with what it thinks, as it comes, if it is one that reasons.
     chunking: the forms of real-time chunking that `continue_chunk` can do; none by default.
     """
 
@@ -143,6 +151,7 @@ class Policy(Protocol):
     chunk: int
     action_space: str | Mapping | None = None
     chunking: tuple[str, ...] = ()
+    on_reasoning: Callable[[Reasoning], None] | None = None
 
     @property
     def contract(self) -> Contract:
@@ -188,6 +197,10 @@ class Policy(Protocol):
 
     def warm_up_batches(self, most: int) -> None:
         """The same for predictions of up to `most` observations at once, where that has to be."""
+        return
+
+    def forget(self) -> None:
+        """Drops what it keeps of earlier images: another run begins."""
         return
 
     def close(self) -> None:

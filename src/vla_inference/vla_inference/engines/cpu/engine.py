@@ -69,7 +69,8 @@ class CpuEngine(Engine):
 
     @torch.inference_mode()
     def prefill(self, embeddings: Tensor) -> tuple[Tensor, Any]:
-        return self.llama.prefill(embeddings, self.config.head.num_tokens)
+        room = self.config.head.num_tokens + self.config.reasoning_tokens
+        return self.llama.prefill(embeddings, room)
 
     @torch.inference_mode()
     def decode(self, embedding: Tensor, cache: Any) -> tuple[Tensor, Any]:

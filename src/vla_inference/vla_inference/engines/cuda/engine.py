@@ -8,6 +8,7 @@ the same weights, past the vision encoders.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from vla_inference.engines.cuda.batch import (
 from vla_inference.engines.cuda.graphs import Graphs
 from vla_inference.engines.cuda.head import CudaHead
 from vla_inference.engines.cuda.llama import CudaLlama
+from vla_inference.engines.cuda.text import BLOCK, TextDecoder
 from vla_inference.engines.cuda.vision import CudaVision
 from vla_inference.openvla.model import VLA
 
@@ -42,8 +44,8 @@ class CudaEngine(Engine):
         c = model.config
         self.own_vision = vision is None
         extra = c.head.num_slots + 1 if c.head.decoding == "parallel" else c.head.num_tokens
-        self.longest = c.head.num_images * c.num_patches + PROMPT
-        self.positions = self.longest + extra
+        self.longest = c.head.num_images * c.num_patches + PROMPT + c.reasoning_tokens
+        self.positions = self.longest + extra + (BLOCK if c.reasoning_tokens else 0)
         self.llama = CudaLlama(model, self.positions, matmul_by or usual_matmul_by())
         self.encoders = CudaVision(model) if self.own_vision else None
         size = c.encoders[0].image_size
@@ -69,6 +71,13 @@ class CudaEngine(Engine):
         self.batches = sizes()
         self._batch_vision: BatchVision | None = None
         self._batch_decoder: BatchDecoder | None = None
+        self._text = self._acts = None
+        if c.reasoning_tokens:  # after text of any length, which no graph of a length would fit
+            every = model.language_model.output
+            self._text = TextDecoder(self.llama, self._graphs.replay, every)
+            self._acts = TextDecoder(
+                self.llama, self._graphs.replay, self.llama.head, self.llama.first
+            )
 
     # -- from the host to the context ---------------------------------------------------------
 
@@ -127,6 +136,11 @@ class CudaEngine(Engine):
             yield from super().generate(context)
             return
         n = context.shape[1]
+        if self._acts is not None:
+            steps = self._acts.generate(self.llama.prefill(context[0].clone()), n)
+            for token, hidden in islice(steps, self.config.head.num_tokens):
+                yield token[None], hidden[None]
+            return
         self._take(context)
         self._graphs.replay(("prefill", n), lambda: self._prefill(n))
         yield self._tokens[0], self._hidden[:1]
@@ -134,6 +148,18 @@ class CudaEngine(Engine):
         self._graphs.replay(("decode", n), lambda: self._decode(n))
         for i in range(1, self.config.head.num_tokens):
             yield self._tokens[i], self._hidden[i : i + 1]
+
+    @torch.inference_mode()
+    def generate_text(self, context: Tensor, limit: int) -> Iterator[int]:
+        n = context.shape[1]
+        if self._text is None or n + limit + BLOCK > self.positions:
+            yield from super().generate_text(context, limit)
+            return
+        steps = self._text.generate(self.llama.prefill(context[0].clone()), n)
+        for token, _ in islice(steps, limit):
+            yield int(token)
+            if int(token) in (-1, self.config.stop_token_id):
+                return
 
     def _generate_batch(
         self, context: Tensor, lengths: Tensor | None
@@ -166,7 +192,8 @@ class CudaEngine(Engine):
 
     @torch.inference_mode()
     def action_hidden(self, context: Tensor, lengths: Tensor | None = None) -> Tensor:
-        if len(context) > 1 or lengths is not None or context.shape[1] > self.longest:
+        several = len(context) > 1 or lengths is not None
+        if several or context.shape[1] > self.longest or self._text is not None:
             return super().action_hidden(context, lengths)
         n = context.shape[1]
         self._take(context)

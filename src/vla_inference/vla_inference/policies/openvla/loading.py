@@ -26,6 +26,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+WRITE = ("plain", "torch")  # engines that can write text
 
 
 class LoadPlan(NamedTuple):
@@ -67,6 +68,7 @@ def check_request(
         raise VlaError(f"unknown dtype {dtype!r}", f"known: {', '.join(DTYPES)}")
     config = load_config(folder, overrides)
     check_statistics(config, folder)
+    check_reasoning(config, options, engine)
     if quantization and format is None and config.quantization:
         raise CheckpointError(
             f"{folder} is quantised to {config.quantization}, {quantization} was requested",
@@ -108,6 +110,17 @@ def load_parts(plan: LoadPlan) -> Parts:
     if format is not None and not config.quantization:
         name += f":{format.name}"  # results tell it from the checkpoint as it is
     return Parts(model, tokenizer, device, dtype, name, engine)
+
+
+def check_reasoning(config: ModelConfig, options: LoadOptions, engine: str) -> None:
+    """Refuses engines that write no text, and options of models that reason for others."""
+    if config.reasoning_tokens and engine.partition(":")[0] not in WRITE:
+        raise VlaError(
+            f"engine {engine!r} runs no model that reasons", f"use {' or '.join(WRITE)}"
+        )
+    for name in ("reasoning_every", "reasoning_seconds"):
+        if getattr(options, name) and not config.reasoning_tokens:
+            raise VlaError(f"{name} was given, and the model does not reason", "leave it out")
 
 
 def check_statistics(config: ModelConfig, folder: Path) -> None:

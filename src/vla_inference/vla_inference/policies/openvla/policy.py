@@ -102,9 +102,18 @@ class OpenVLAPolicy(Policy):
 
     @classmethod
     def load(cls, plan: LoadPlan) -> OpenVLAPolicy:
-        """Loads a request, in the requested action space."""
-        policy = cls(**load_parts(plan)._asdict())
+        """Loads a request, in the requested action space; a model that reasons as one."""
+        kind: type[OpenVLAPolicy] = cls
+        if plan.config.reasoning_tokens:
+            from vla_inference.policies.openvla.reasoning import ReasoningPolicy
+
+            kind = ReasoningPolicy
+        policy = kind(**load_parts(plan)._asdict())
+        policy.configure(plan.options)
         return policy.in_space(plan.options.action_space or None)
+
+    def configure(self, options: LoadOptions) -> None:
+        """Takes the options that change how it answers; this kind has none."""
 
     @property
     def quantization(self) -> str:
