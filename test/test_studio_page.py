@@ -22,7 +22,7 @@ from studio_graph import StudioGraph
 from studio_server import eventually
 
 from vla_inference.ros import qos
-from vla_msgs.msg import TaskEstimate
+from vla_msgs.msg import Reasoning, TaskEstimate
 from vla_studio.speech.audio import RATE, read_audio
 from vla_studio.speech.recogniser import is_installed
 
@@ -241,6 +241,28 @@ def test_an_estimate_suggests_a_verdict_that_one_key_keeps_or_overrides(graph):
         await tab.evaluate("document.querySelector('#note').blur()")
         assert len(verdicts()) == before
         world.node.destroy_timer(timer)
+        world.node.destroy_publisher(publisher)
+
+    in_browser(graph, test)
+
+
+def test_what_a_model_thinks_is_shown_and_goes_with_the_instruction(graph):
+    async def test(tab, browser):
+        world = graph.world
+        publisher = world.node.create_publisher(Reasoning, "inference/reasoning", qos.LATCHED)
+        await tab.until("document.querySelector('#reasoning-section').hidden")
+        told = Reasoning(instruction=world.instruction, plan="reach, <b>lift</b>", tokens=12)
+        publisher.publish(told)
+        state = "document.querySelector('#reasoning-state').textContent"
+        await tab.until(f"{state} === 'thinking'")
+        told.move, told.whole = "move left", True
+        publisher.publish(told)
+        await tab.until(f"{state} === 'whole'")
+        said = await tab.evaluate("document.querySelector('#reasoning').innerText")
+        assert "reach, <b>lift</b>" in said and "move left" in said
+        told.instruction = "another"
+        publisher.publish(told)
+        await tab.until("document.querySelector('#reasoning').innerText.includes('another')")
         world.node.destroy_publisher(publisher)
 
     in_browser(graph, test)

@@ -130,6 +130,7 @@ def _start(
 def _episode(seed: int, index: int, horizon: int, execute_steps: int) -> EpisodeResult:
     assert _state is not None  # by `_start`
     sim, policy = _state
+    policy.forget()
     return run_episode(sim, policy.act, seed, index, horizon, execute_steps, needs=policy.needs)
 
 

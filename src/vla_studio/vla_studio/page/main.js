@@ -9,6 +9,7 @@ import { Link } from "./link.js";
 import { Operate } from "./operate.js";
 import { showPages } from "./pages.js";
 import { showPanels } from "./panels.js";
+import { showReasoning } from "./reasoning.js";
 import { Speech } from "./speech.js";
 import { Strips } from "./strips.js";
 import { Trials } from "./trials.js";
@@ -84,6 +85,7 @@ new Verdicts(link, ask);
 new Library(link, ask);
 showPages();
 showPanels(link);
+showReasoning(link);
 link.on("sim", arrange);
 link.on("estimate", (estimate) => {
   if (estimated === !!estimate) return;

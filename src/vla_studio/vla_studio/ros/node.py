@@ -34,6 +34,7 @@ from vla_msgs.msg import (
     InferenceStatus,
     JobStatus,
     ModelInfo,
+    Reasoning,
     SimStatus,
     TaskEstimate,
 )
@@ -119,6 +120,7 @@ class StudioNode(ManagedNode):
         for name, kind, topic in (
             ("inference", InferenceStatus, "inference/status"),
             ("model", ModelInfo, "inference/model"),
+            ("reasoning", Reasoning, "inference/reasoning"),
             ("command", CommandStatus, "command/status"),
             ("sim", SimStatus, "sim/status"),
             ("job", JobStatus, "training/status"),

@@ -550,6 +550,8 @@ class StudioServer:
         elif name == "instruction":
             self._trials.heard(value)
             self._tell("estimate", None)
+            if (self._values.get("reasoning") or {}).get("instruction", value) != value:
+                self._tell("reasoning", None)
         self._tell_all(name, value)
 
     def _episode_over(self) -> bool:

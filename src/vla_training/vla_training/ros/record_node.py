@@ -50,7 +50,16 @@ class RecordConfig:
     )
     episodes: int = option(0, "stop after this many episodes; 0: never", low=0, high=1_000_000)
     topics: tuple[str, ...] = option(
-        ("reward", "estimate", "delta_twist", "target_pose", "gripper", "current_pose", "state"),
+        (
+            "reward",
+            "estimate",
+            "inference/reasoning",
+            "delta_twist",
+            "target_pose",
+            "gripper",
+            "current_pose",
+            "state",
+        ),
         "more topics to record, of any type, once they are published",
     )
 

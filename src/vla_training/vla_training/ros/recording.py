@@ -39,6 +39,7 @@ STAMPED = (
     types.JOINTS,
     types.SOURCE,
     types.TASK_ESTIMATE,
+    types.REASONING,
 )
 NOTED = ("action", "instruction", "human_action", "source")  # roles whose topics a bag names
 HOLD = ("source", "human_action")  # roles whose message holds until the next, also into an episode

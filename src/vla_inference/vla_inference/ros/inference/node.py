@@ -26,6 +26,7 @@ from vla_inference.ros.inference.executed import ExecutedChunks
 from vla_inference.ros.inference.inputs import Inputs, View
 from vla_inference.ros.inference.instructions import Instructions
 from vla_inference.ros.inference.parameters import InferenceConfig
+from vla_inference.ros.inference.thoughts import Thoughts
 from vla_inference.ros.lifecycle import ACTIVE, ERROR, INACTIVE, ManagedNode, configured, spin_node
 from vla_inference.ros.messages import chunk_to_msg, policy_info
 from vla_inference.ros.stamps import stamp_seconds
@@ -72,6 +73,7 @@ class InferenceNode(ManagedNode):
         )
         self._status = self.create_publisher(InferenceStatus, "~/status", qos.LATCHED)
         self._info = self.create_publisher(ModelInfo, "~/model", qos.LATCHED)
+        self._thoughts = Thoughts(self)
         # Before the image's subscription, so that of a sentence and an image that are both
         # there the sentence is read first.
         self._instructions = Instructions(
@@ -123,6 +125,8 @@ class InferenceNode(ManagedNode):
         configured(self._model).latest.reset()
         configured(self._inputs).reset()
         self._executed.drop()
+        if (policy := self.policy) is not None:
+            policy.forget()
         self._figures.reset()
         self._activation += 1
         self._open = True
@@ -261,7 +265,9 @@ class InferenceNode(ManagedNode):
             age = request.view.age(now, self.value("max_image_age"))
             seen = inputs.observe(request.view, text, self._most_same())
             decoded = time.monotonic()
-            chunk = self._executed.act(policy, seen)
+            with self._thoughts.about(policy, header, text) as tell:
+                chunk = self._executed.act(policy, seen)
+                tell(chunk.reasoning)
             chunk.timing = {"image": 1e3 * (decoded - begin), **chunk.timing}
             answer = chunk_to_msg(
                 chunk,

@@ -19,6 +19,7 @@ CHUNK, PART = "vla_msgs/msg/ActionChunk", "vla_msgs/msg/ActionPart"
 EEF_DELTA = "vla_msgs/msg/EefDelta"  # of older bags, which define it
 SOURCE = "vla_msgs/msg/CommandSource"
 TASK_ESTIMATE = "vla_msgs/msg/TaskEstimate"
+REASONING = "vla_msgs/msg/Reasoning"
 EPISODE, INFERENCE = "vla_msgs/msg/EpisodeStatus", "vla_msgs/msg/InferenceStatus"
 TWIST, POSE = "geometry_msgs/msg/TwistStamped", "geometry_msgs/msg/PoseStamped"
 JOINTS, STRING = "sensor_msgs/msg/JointState", "std_msgs/msg/String"
