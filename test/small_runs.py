@@ -29,6 +29,6 @@ def make_frames(episodes: int = 4, length: int = 6) -> TrainingFrames:
     )
 
 
-def make_trainer(frames=None, **options) -> Trainer:
+def make_trainer(frames=None, shape=TINY, **options) -> Trainer:
     defaults = {"batch_size": 8, "steps": 6, "shift": 2, "validation": 0.0}
-    return Trainer(frames or make_frames(), TrainConfig(**{**defaults, **options}), "cpu", TINY)
+    return Trainer(frames or make_frames(), TrainConfig(**{**defaults, **options}), "cpu", shape)

@@ -23,7 +23,8 @@ class Batch:
     `augment.draw`, None for no change; proprio: normalised float32 [B, P], or None; source:
     number of the dataset [B]; scene: float32 [B, S], what else the simulator knew, or None;
     noise, time: what a generative loss begins from, float32 [B, ...] and [B], or None; seed: of
-    what it draws on the device, such as dropout, int64 [B], or None.
+    what it draws on the device, such as dropout, int64 [B], or None; asked: how many of the ids
+    are the prompt's, int64 [B], where the others are what the model is to write; or None.
     """
 
     images: Tensor
@@ -38,6 +39,7 @@ class Batch:
     noise: Tensor | None = None
     time: Tensor | None = None
     seed: Tensor | None = None
+    asked: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

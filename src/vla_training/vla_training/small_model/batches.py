@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from vla_inference.errors import VlaError
 from vla_inference.inputs.history import stride_of
 from vla_inference.openvla.config import HeadConfig, ModelConfig
 from vla_inference.openvla.preprocessing import PromptTokenizer
@@ -44,6 +46,19 @@ class Batches:
         self.wordings = frames.wordings.to(device)
         prompt = PromptTokenizer(model, tokenizer)
         self.ids, self.lengths = (t.to(device) for t in pad([prompt(s) for s in frames.sentences]))
+        self.thoughts: tuple[Tensor, Tensor] | None = None
+        self.thought = self.other_thought = None
+        if frames.thought is not None:
+            written = [tokenizer.encode(t, add_special_tokens=False).ids for t in frames.thoughts]
+            longest = max(map(len, written))
+            if longest > model.reasoning_tokens:
+                raise VlaError(
+                    f"a thought has {longest} tokens, the model writes {model.reasoning_tokens}",
+                    "raise `thoughts.MOST`",
+                )
+            ids, lengths = pad(written)
+            self.thoughts = ids.to(device), lengths.to(device)
+            self.thought = frames.thought.to(device)
         scene = frames.scene
         if scene is None:
             scene = torch.full((len(frames), SIZE), torch.nan)
@@ -53,6 +68,7 @@ class Batches:
         if frames.other is not None:
             o = frames.other
             self.other = [t.to(device) for t in (o.text, o.scene, o.start, o.end)]
+            self.other_thought = None if o.thought is None else o.thought.to(device)
 
     def stream(self, frames: Tensor, begin: int, place: Place) -> Iterator[Batch]:
         """This process's part of the global batches from number `begin` on, endlessly.
@@ -92,12 +108,15 @@ class Batches:
         b = len(index)
         options: dict[str, Any] = {"device": self.device, "generator": generator}
         text, scene, start, end = (t[index] for t in self.asked)
+        thought = None if self.thought is None else self.thought[index]
         if self.other is not None:
             turned = self.other[0][index] >= 0
             if generator is not None:
                 turned &= torch.rand(b, **options) < self.config.other_order
             elif not other:
                 turned &= False
+            if thought is not None and self.other_thought is not None:
+                thought = torch.where(turned, self.other_thought[index], thought)
             text, scene, start, end = (
                 torch.where(turned if mine.ndim == 1 else turned[:, None], theirs[index], mine)
                 for theirs, mine in zip(self.other, (text, scene, start, end), strict=True)
@@ -111,16 +130,32 @@ class Batches:
             numbers = torch.rand((b, NUMBERS), **options)
         future = start[:, None] + self.chunk
         inside = future < end[:, None]
+        ids, lengths, asked = self._asked(sentence, thought)
         return Batch(
             self._seen(index),
-            self.ids[sentence],
+            ids,
             self.targets[torch.where(inside, future, 0)],
             inside,
-            self.lengths[sentence],
+            lengths,
             numbers,
             scene=scene,
             proprio=None if self.states is None else self.states[index],
+            asked=asked,
         )
+
+    def _asked(
+        self, sentence: Tensor, thought: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Ids [B, n] of sentences with the thoughts behind them, their lengths, the prompts'."""
+        ids, lengths = self.ids[sentence], self.lengths[sentence]
+        if thought is None or self.thoughts is None:
+            return ids, lengths, None
+        written, more = (t[thought] for t in self.thoughts)
+        at = torch.arange(ids.shape[1] + written.shape[1], device=ids.device) - lengths[:, None]
+        prompt = F.pad(ids, (0, written.shape[1]))
+        tail = written.gather(1, at.clamp(0, written.shape[1] - 1))
+        both = torch.where(at < 0, prompt, torch.where(at < more[:, None], tail, 0))
+        return both, lengths + more, lengths
 
 
 def _back(head: HeadConfig, dt: float) -> Tensor:

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vla_inference.errors import VlaError
+from vla_inference.openvla.config import PROMPTS
 from vla_inference.options import Holds, option
 from vla_sim_bridge.tasks import get_task
 from vla_training.loader.sample_weights import SampleWeights
 from vla_training.loop.schedule import LoopConfig, Schedule
+from vla_training.small_model.thoughts import MOST
 
 SMALL: dict[str, Any] = {
     "model_type": "openvla",
@@ -115,6 +117,11 @@ class TrainConfig:
     shift: int = option(
         12, "Most that images are shifted to any side, pixels of 224.", low=0, high=112
     )
+    reasoning: bool = option(
+        False,
+        "Whether the model writes what it sees and does before it acts (two-block tasks of "
+        "`vla generate`).",
+    )
     ema: float = option(0.999, "Decay of the average of weights.", low=0.0, high=1.0)
     validation: float = option(0.02, "Share of the episodes held out.", low=0.0, high=0.5)
     every: int = option(500, "Steps between validations and saved states.", low=1)
@@ -145,6 +152,8 @@ class TrainConfig:
                 f"--image-size is {self.image_size}", f"give a multiple of {encoder['patch_size']}"
             )
         encoder["image_size"] = self.image_size
+        if self.reasoning:
+            shape |= {"prompt": PROMPTS["openvla"] + " TASK:", "reasoning_tokens": MOST}
         head = shape["action_head"]
         head["num_images"] = max(1, len(self.cameras)) * (1 + self.history)
         if self.history:

@@ -34,6 +34,7 @@ def frames_from_paths(
     cameras: Sequence[str] = (),
     states: bool = False,
     weights: SampleWeights = AS_USUAL,
+    reasoning: bool = False,
 ) -> TrainingFrames:
     """All frames of some datasets, with images of size x size.
 
@@ -55,6 +56,12 @@ def frames_from_paths(
             wordings,
             states,
             weights,
+            reasoning,
+        )
+    if reasoning:
+        raise DataError(
+            "what a model is to think is made from the simulator's poses",
+            f"give only datasets of `vla generate` of {size} x {size}",
         )
     if reset_images:
         raise DataError(

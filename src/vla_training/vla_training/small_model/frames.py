@@ -27,6 +27,7 @@ from vla_training.small_model.auxiliary_targets import (
     wordings,
 )
 from vla_training.small_model.reset_images import ResetImages, is_reset_images
+from vla_training.small_model.thoughts import thoughts_of
 
 AS_USUAL = SampleWeights()
 PERIOD = 1.0 / CONTROL_FREQ  # s
@@ -39,13 +40,14 @@ class Other:
     """The targets of frames for instructions with the opposite order.
 
     text [N]: as in `TrainingFrames`, -1 where there is no other order. scene [N, SIZE]: NaN there.
-    start, end [N]: as in `TrainingFrames`; the same where nobody knows what would be done.
+    start, end, thought [N]: as in `TrainingFrames`; start = end where nobody knows what to do.
     """
 
     text: torch.Tensor
     scene: torch.Tensor
     start: torch.Tensor
     end: torch.Tensor
+    thought: torch.Tensor | None = None
 
 
 @dataclass
@@ -66,6 +68,8 @@ class TrainingFrames:
     recorded: how many of `actions` are episodes', ahead of the reset images'; all if left out.
     states: the robot's, float32 [N, P]; None where a model is to do without.
     weight: how often each frame is drawn, float32 [N], 0: never; None: all alike.
+    thoughts: what a model that reasons is to write, `thought`: which at each frame [N]; None where
+        it does not.
     """
 
     images: torch.Tensor
@@ -83,6 +87,8 @@ class TrainingFrames:
     recorded: int = -1
     states: torch.Tensor | None = None
     weight: torch.Tensor | None = None
+    thoughts: list[str] = field(default_factory=list)
+    thought: torch.Tensor | None = None
 
     def __post_init__(self):
         if not len(self.start):
@@ -109,10 +115,11 @@ def load_frames(
     count: int = WORDINGS,
     states: bool = False,
     weights: SampleWeights = AS_USUAL,
+    reasoning: bool = False,
 ) -> TrainingFrames:
     """Reads HDF5 datasets and reset images into memory, with images directly on `device`.
 
-    states: whether to keep the robot's.
+    states: whether to keep the robot's. reasoning: whether to make `thoughts`.
     weights: how often steps are drawn.
     count: sentences that are drawn for a scene whose task can say it in several ways; 0 keeps the
         recorded ones. Reset images have no recorded one.
@@ -128,13 +135,15 @@ def load_frames(
             "reset images are of one camera and without the robot's state",
             "leave them out, or train on one camera and no state",
         )
+    if reasoning and not all(isinstance(s, Hdf5Set) for s in sets):
+        raise DataError("reset images have no thoughts", "leave them out, or --reasoning")
     filling, arrays, at = _Filling(recorded, weights), None, 0
     ends: list[int] = []
     for data, path in zip(sets, paths, strict=True):
         if isinstance(data, ResetImages):
             kind, parts = "reset images", _reset_images(data, count)
         else:
-            kind, parts = "episodes", _episodes(data, cameras, count, states)
+            kind, parts = "episodes", _episodes(data, cameras, count, states, reasoning)
         for images, part in parts:
             if arrays is None:
                 shape = (total, *images.shape[1:])
@@ -190,7 +199,7 @@ def _frames(data: ResetImages | Hdf5Set) -> int:
 
 
 def _episodes(
-    data: Hdf5Set, cameras: Sequence[str], count: int, with_states: bool
+    data: Hdf5Set, cameras: Sequence[str], count: int, with_states: bool, reasoning: bool
 ) -> Iterator[tuple[np.ndarray, dict]]:
     for i in range(len(data)):
         group, values, states = data.episodes.group(i), data.actions(i), data.episodes.states(i)
@@ -211,8 +220,10 @@ def _episodes(
             "states": states if with_states else None,
             "acted": data.interventions(i),
         }
+        thoughts, others = thoughts_of(group) if reasoning else (None, None)
+        part["thoughts"] = thoughts
         if said and (other := _other(group, states, count)):
-            part["other"] = other
+            part["other"] = {**other, "thoughts": others}
         shown = [columns[camera].all() for camera in cameras]
         yield shown[0] if len(shown) == 1 else np.stack(shown, axis=1), part
 
@@ -256,16 +267,19 @@ class _Filling:
         self.reset_images: list[np.ndarray] = []
         self.sentences: dict[str, int] = {}
         self.rows: dict[tuple[str, ...], int] = {}
+        self.thoughts: dict[str, int] = {}
         self.episode = 0
 
-    def add(self, actions, text, scene, other=None, states=None, acted=None) -> None:
+    def add(
+        self, actions, text, scene, other=None, states=None, acted=None, thoughts=None
+    ) -> None:
         if states is not None:
             self._column("states", np.asarray(states, np.float32))
         n, reset_image = len(text), actions.ndim == 3
         episode = self.episode + np.arange(n) if reset_image else np.full(n, self.episode)
         self.episode = int(episode[-1]) + 1
         self._column("episode", episode)
-        self._order("", n, text, scene, actions)
+        self._order("", n, text, scene, actions, thoughts)
         self._weigh(n, acted)
         if other is None:
             other = {"text": [None] * n, "scene": None}
@@ -284,7 +298,7 @@ class _Filling:
         """float32 [N]"""
         return np.concatenate(self._weights)
 
-    def _order(self, prefix, n, text, scene, actions=None) -> None:
+    def _order(self, prefix, n, text, scene, actions=None, thoughts=None) -> None:
         """One order's part; without actions the expert's are unknown."""
         start = end = np.zeros(n, np.int64)
         if actions is not None and actions.ndim == 3:
@@ -299,6 +313,8 @@ class _Filling:
         unknown = np.full((n, SIZE), np.nan, np.float32)
         self._column(prefix + "text", [self._row(t) for t in text])
         self._column(prefix + "scene", unknown if scene is None else scene)
+        thought = [self.thoughts.setdefault(t, len(self.thoughts)) for t in thoughts or ()]
+        self._column(prefix + "thought", thought or np.full(n, -1))
         self._column(prefix + "start", start)
         self._column(prefix + "end", end)
 
@@ -316,11 +332,13 @@ class _Filling:
         columns: dict[str, Any] = {
             k: torch.from_numpy(np.concatenate(v)) for k, v in self.columns.items()
         }
-        other = {k: columns.pop("other_" + k) for k in ("text", "scene", "start", "end")}
+        other = {
+            k: columns.pop("other_" + k) for k in ("text", "scene", "start", "end", "thought")
+        }
         other["text"][other["scene"].isnan().all(1)] = -1
         width = max(map(len, self.rows))
         table = [[self.sentences[said[k % len(said)]] for k in range(width)] for said in self.rows]
-        scene = columns.pop("scene")
+        scene, thought = columns.pop("scene"), columns.pop("thought")
         actions = np.concatenate([*self.actions, *self.reset_images]).astype(np.float32)
         return TrainingFrames(
             images=images,
@@ -330,6 +348,8 @@ class _Filling:
             scene=None if scene.isnan().all() else scene,
             other=Other(**other) if (other["text"] >= 0).any() else None,
             recorded=self.recorded,
+            thoughts=list(self.thoughts),
+            thought=thought if self.thoughts else None,
             **columns,
         )
 

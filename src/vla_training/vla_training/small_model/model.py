@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -57,6 +58,30 @@ class SceneObjective(OpenVLAObjective):
         super().__init__(vla, augmentation)
         self.weight = weight
         self.scene_head = SceneHead(vla.config.llm.hidden_size)
+        if vla.config.reasoning_tokens:
+            vla.language_model.lm_head.requires_grad_(True)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """With what the model is to write, its cross-entropy is added ("text")."""
+        loss, measured = super().forward(batch)
+        if batch.asked is None:
+            return loss, measured
+        with self.low_precision():
+            text = self._text(batch, batch.asked)
+        return loss + text, {**measured, "text": text.detach()}
+
+    def _text(self, batch: Batch, asked: Tensor) -> Tensor:
+        """Mean cross-entropy of the tokens behind the prompts', each seeing the past alone."""
+        vla, ids = self.vla, batch.ids
+        context, _ = self.context(batch)
+        begin = context.shape[1] - ids.shape[1]  # of ids[:, 0], if images did not come between
+        hidden = vla.language_model.model(context)[0][:, begin:-1]
+        logits = vla.language_model.lm_head(hidden).float()
+        position = torch.arange(1, ids.shape[1], device=ids.device)
+        assert batch.lengths is not None  # as `Batches` makes them
+        own = (position >= asked[:, None]) & (position < batch.lengths[:, None])
+        each = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        return (each * own).sum() / own.sum().clamp(min=1)
 
     def _regression(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         action, measured = super()._regression(hidden, batch)

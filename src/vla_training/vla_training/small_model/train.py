@@ -146,6 +146,7 @@ def _train(rank, meeting, world, gpus, data, output, config, resume, report) -> 
         config.cameras,
         config.state,
         config.weights,
+        config.reasoning,
     )
     shape["action_head"]["action_dim"] = len(frames.spec)
     if frames.states is not None:

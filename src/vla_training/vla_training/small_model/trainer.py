@@ -88,7 +88,8 @@ class Trainer:
                 "embeddings stand for other words",
                 stacklevel=3,
             )
-        return known or train_tokenizer([*task_sentences(), *prompts(self.sentences)], size)
+        said = [*prompts(self.sentences), *self.frames.thoughts]
+        return known or train_tokenizer([*task_sentences(), *said], size)
 
     def _make_objective(self) -> SceneObjective:
         c = self.config
@@ -97,7 +98,12 @@ class Trainer:
         initialise(model)
         if c.start:
             begin_with(model, c.start)
-        shift = round(c.shift * c.image_size / SMALL["vision_towers"][0]["image_size"])
+        # Boxes and positions that a model writes are the image's: it must not be moved then.
+        shift = (
+            0
+            if c.reasoning
+            else round(c.shift * c.image_size / SMALL["vision_towers"][0]["image_size"])
+        )
         changes = Augmentation(shift, 0.5 * c.brightness, c.brightness, c.channel)
         objective = SceneObjective(model, c.scene_weight, changes).to(self.device).train()
         if self.device.startswith("cuda"):
@@ -225,6 +231,7 @@ class Trainer:
             "step": self.step,
             "loss": round(means["action"], 5),
             "scene": round(means["scene"], 5),
+            **({"text": round(means["text"], 5)} if "text" in means else {}),
             "samples_per_s": round(samples / max(1e-9, since.seconds())),
             "progress": round(self.loop.done(), 4),
             "learning_rate": self.loop.rate(),
