@@ -27,7 +27,7 @@ ROS = re.compile(r"rclpy|ament_\w+|launch\w*|ros2\w+|rosidl\w*|\w+_msgs|std_srvs
 
 # Of the other packages: optional, LIBERO's own environment, and what they declare for another:
 # robosuite's OpenCV, PyTorch's TensorBoard.
-OPTIONAL |= {"ctranslate2", "faster_whisper", "libero", "sounddevice"}
+OPTIONAL |= {"ctranslate2", "faster_whisper", "libero", "robocasa", "sounddevice"}
 FOR_OTHERS = {"vla_sim_bridge": {"opencv-python"}, "vla_training": {"tensorboard"}}
 
 
