@@ -531,10 +531,9 @@ ROVER = (
         "`Rover_D0` through the command node and `cmd_vel`, in lock step / in real time at 20 Hz",
         lambda a, b: (
             f"{a['successes']} of {a['episodes']} / {b['successes']} of {b['episodes']}; periods "
-            f"without a command {a['robot']['gaps']} of {sum(a['per_episode_frames']):,} / "
-            f"{b['robot']['gaps']} of {sum(b['per_episode_frames']):,}, those after a stop by "
-            f"lidar included ({a['robot']['stops'].get('obstacle', 0)} / "
-            f"{b['robot']['stops'].get('obstacle', 0)} stops)"
+            f"without a fresh command {a['robot']['gaps']} of {sum(a['per_episode_frames']):,} / "
+            f"{b['robot']['gaps']} of {sum(b['per_episode_frames']):,}; stops by lidar "
+            f"{a['robot']['stops'].get('obstacle', 0)} / {b['robot']['stops'].get('obstacle', 0)}"
         ),
         ("rover_lock_step.json", "rover_real_time.json"),
         "python bench/closed_loop/robot_paths.py --path base --episodes 50 --real-time",
@@ -550,6 +549,7 @@ GLANCE = {  # rows, and what they are called away from their own tables
     LOOP[1]: "success of the shipped model, `Stack_D2`: whole table, random colours and sentences",
     LOOP[2]: "image to action chunk (8 steps), 2 CPU cores",
     LOOP[7]: LOOP[7].what,
+    ROVER[0]: "success of the shipped rover model, `Rover_D0`: to the one of three objects named",
     **{row: row.what for row in (*ROBOT[4:6], ROBOT[7])},
     GPU[1]: "OpenVLA-7B on one H200, `engine: torch`, bf16 / int8 / FP8 / int4 weights",
     GPU[2]: "OpenVLA-OFT 7B there, a chunk of 8 actions, bf16 / FP8",

@@ -15,7 +15,8 @@ or busy machines). joint_...: the same with the chunk IK node before the command
 of that name drives the joints by the rules of ros2_control's controllers. base: the rover's model,
 command node with its stop by lidar, and cmd_vel by diff_drive_controller's rules. --delay: seconds
 that each answer takes longer; in lock step, exactly that long by simulated time, while the robot
-goes on. Under `robot`: gaps, control periods whose last command was 0.1 s old or older;
+goes on. Under `robot`: gaps, control periods whose last command was 0.1 s old or older (of a base,
+but for those after an episode's last command, as after a stop: they are silent);
 unanswered_periods (lock step), those without a new one; zeros, those for which standing still was
 commanded; all from an episode's first command on. command_gap: whether there were any of the first
 two. A run with --delay is set beside the same without it.

@@ -30,10 +30,27 @@ def test_the_wheels_turn_as_the_base_is_to_move(linear, angular):
 
 def test_a_velocity_lasts_half_a_second():
     base = controller()
-    assert base.wheels(9.0) == (0, 0) and base.heard.gaps == 0  # nothing told yet
+    assert base.wheels(9.0) == (0, 0)  # nothing told yet
     base.receive(0.2, 0.0, 10.0, 10.1)
     assert base.wheels(10.5)[0] == pytest.approx(2.0)
-    assert base.wheels(10.6) == (0, 0) and base.heard.gaps == 1
+    assert base.wheels(10.6) == (0, 0)
+
+
+def test_periods_without_a_fresh_velocity_are_gaps_unless_it_was_the_last():
+    base = controller()
+    base.wheels(9.0)  # nothing told yet
+    for now in (10.0, 10.05, 10.1, 10.3):
+        base.receive(0.2, 0.0, now, now)
+        base.wheels(now)
+    assert (base.heard.gaps, base.heard.silent) == (0, 0)
+    for now in (10.35, 10.4, 10.45, 10.5):  # the velocity of 10.3 is fresh in the first
+        base.wheels(now)
+    assert (base.heard.gaps, base.heard.silent) == (0, 3)
+    base.receive(0.2, 0.0, 10.55, 10.55)
+    base.wheels(10.55)
+    assert (base.heard.gaps, base.heard.silent) == (3, 0)
+    base.wheels(10.75)
+    assert (base.heard.gaps, base.heard.silent) == (3, 1)
 
 
 @pytest.mark.parametrize(

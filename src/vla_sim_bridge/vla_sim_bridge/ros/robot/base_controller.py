@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from vla_sim_bridge.ros.robot.controller_emulation import Heard
 
 TIMEOUT = 0.5  # s, its cmd_vel_timeout
+FRESH = 0.1 - 1e-6  # s: a command of that age is that of a period before the last
 
 
 @dataclass
@@ -24,6 +25,7 @@ class BaseController:
     heard: Heard = field(default_factory=Heard)
     _velocity: tuple[float, float] = (0.0, 0.0)
     _stamp: float = -math.inf
+    _late: int = 0  # periods since the last fresh command
 
     def receive(self, linear: float, angular: float, stamp: float, now: float) -> bool:
         """A velocity (m/s, rad/s) arrived; whether it is taken. stamp: 0 counts as now."""
@@ -38,13 +40,26 @@ class BaseController:
 
     def wheels(self, now: float) -> tuple[float, float]:
         """Velocities of the left and the right wheel, rad/s: none after the time-out."""
-        if now - self._stamp > self.timeout:
-            self.heard.gaps += math.isfinite(self._stamp)
+        self._count(now - self._stamp)
+        if self.holds(now):
             return 0.0, 0.0
         linear, angular = self._velocity
         self.heard.zeros += not (linear or angular)
         turn = angular * self.separation / 2
         return (linear - turn) / self.radius, (linear + turn) / self.radius
+
+    def holds(self, now: float) -> bool:
+        """Whether the last velocity is none any more."""
+        return now - self._stamp > self.timeout
+
+    def _count(self, age: float) -> None:
+        if FRESH <= age < math.inf:
+            self._late += 1
+            self.heard.silent += 1
+        elif self._late:
+            self.heard.gaps += self._late
+            self.heard.silent -= self._late
+            self._late = 0
 
 
 @dataclass

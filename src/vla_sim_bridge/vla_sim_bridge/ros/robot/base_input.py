@@ -69,7 +69,7 @@ class BaseInput(RobotInput):
         self._scan.publish(scan)
 
     def move(self, now: float, period: float) -> tuple[Move, bool]:
-        rover, gaps = self._rover(), self._heard.gaps
+        rover = self._rover()
         left, right = self.controller.wheels(now)
 
         def turn() -> StepResult:
@@ -77,7 +77,7 @@ class BaseInput(RobotInput):
             self.odometry.update(*rover.wheels(), period)
             return result
 
-        return turn, self._heard.gaps > gaps
+        return turn, self.controller.holds(now)
 
     def _rover(self) -> RoverWorld:
         sim = self.drive.episodes.sim

@@ -20,12 +20,14 @@ TIMEOUT = 0.1  # s, Servo's incoming_command_timeout
 @dataclass
 class Heard:
     """What was received since the start. gaps: control periods without a fresh command, counted
-    from an episode's first command on. zeros: periods spent on a command to stand still."""
+    from an episode's first command on. zeros: periods spent on a command to stand still. silent:
+    of a base, periods without a fresh command that none followed, as after a stop; no gaps."""
 
     accepted: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     gaps: int = 0
     zeros: int = 0
+    silent: int = 0
 
     def reject(self, why: str) -> bool:
         self.rejected[why] += 1
