@@ -99,7 +99,9 @@ def test_a_single_input_is_passed_on_at_once():
 
 @CALM
 @given(st.lists(MILLISECONDS, min_size=1, max_size=40), st.integers(0, 4), st.integers(1, 300))
-def test_the_past_is_the_nearest_there_is(stamps, count, interval):
+def test_the_past_is_the_nearest_there_is_but_for_a_quarter_of_the_interval(
+    stamps, count, interval
+):
     history, kept = ImageHistory(count, interval / 1000), []
     for stamp in stamps:
         if kept and stamp < kept[-1]:
@@ -109,8 +111,8 @@ def test_the_past_is_the_nearest_there_is(stamps, count, interval):
         wanted = [stamp - i * interval for i in range(1, count + 1)]
         assert len(found) == count
         for got, want in zip(found, wanted, strict=True):
-            assert abs(got - want) == min(abs(k - want) for k in kept)
-    assert len(history._items) <= max(2, count * interval + 3)
+            assert abs(got - want) <= min(abs(k - want) for k in kept) + interval / 4 + 1e-6
+    assert len(history._items) <= max(2, 4 * count + 3)  # however fast a camera is
 
 
 @CALM

@@ -200,6 +200,23 @@ def test_a_kept_reasoning_is_renewed_by_answers_time_sentence_and_clock():
     assert [timed.act(see(t)).reasoning.kept for t in (1, 2, 2.9, 3, 4)] == [0, 1, 1, 0, 1]
 
 
+def test_what_was_being_written_when_another_run_began_is_not_kept():
+    policy = writer(renewal=Renewal(every=100))
+    policy.on_reasoning = lambda told: policy.forget()
+    assert policy.act(see(1)).reasoning.whole
+    policy.on_reasoning = None
+    assert not policy.act(see(2)).reasoning.kept
+    assert policy.act(see(3)).reasoning.kept
+
+
+def test_a_reasoning_is_kept_whatever_action_space_is_asked_for():
+    policy = writer(renewal=Renewal(every=100))
+    for number in range(3):
+        name = next(iter(policy.config.norm_stats))
+        chunk = policy.in_space(name).predict([see(1 + number)])[0]
+        assert chunk.reasoning.kept == (number > 0)
+
+
 def test_several_observations_are_reasoned_about_each():
     policy = writer(renewal=Renewal(every=100))
     chunks = policy.predict([see(1), see(1, "drop it"), see(1)])
@@ -245,6 +262,10 @@ def test_a_published_name_reasons(tmp_path):
     config = load_config(folder)
     assert config.prompt.endswith("ASSISTANT: TASK:") and config.reasoning_tokens == 1024
     assert "ECoT" in config.assumed[0]
+    (folder / "vla.json").write_text('{"reasoning_tokens": 2048}')
+    more = load_config(folder)
+    assert more.prompt == config.prompt and more.reasoning_tokens == 2048
+    (folder / "vla.json").unlink()
     policy = load_policy(str(folder), reasoning_every=4)
     assert isinstance(policy, ReasoningPolicy) and policy.renewal == Renewal(4)
     ids = policy.prompt("Lift It")

@@ -7,10 +7,10 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from vla_sim_bridge.envs.robosuite_sim import Simulation, episode_rng
-from vla_sim_bridge.evaluation.episode import EpisodeRun
+from vla_sim_bridge.evaluation.episode import WRONG, EpisodeRun
 from vla_sim_bridge.experts.stack import stack_expert
 from vla_sim_bridge.experts.table import table_expert
-from vla_sim_bridge.tasks import get_task
+from vla_sim_bridge.tasks import TASKS, get_task
 from vla_sim_bridge.tasks.table import references
 from vla_sim_bridge.tasks.table.things import ACTS, APART, HALF, draw
 
@@ -125,3 +125,8 @@ def test_a_record_brings_the_scene_back(sim):
     assert sim.scene == scene
     sim.reset(episode_rng("generate", 0, 3))
     np.testing.assert_array_equal(sim.get_mujoco_state(), state)
+
+
+def test_all_ends_that_tasks_know_are_counted_apart():
+    known = {name for task in TASKS.values() for name in task.wrong}
+    assert known <= set(WRONG)

@@ -237,3 +237,11 @@ def test_reset_images_go_only_with_episodes_of_their_own_kind(episodes, reset_im
         frames_from_paths([reset_images], SIDE)
     with pytest.raises(DataError, match="reset images, which go with episodes"):
         frames_from_paths([episodes, reset_images], SIDE + 8)
+
+
+def test_a_table_is_told_of_in_other_words_and_has_no_other_order():
+    colours, roles = {"cubeA": "red", "cubeB": "blue"}, {"moved": "cubeA", "base": "cubeB"}
+    words = {"act": "stack", "moved": "the red block", "base": "the big block", "side": ""}
+    scene = Scene(colours, roles, words)
+    said = wordings("Table_L", scene, 20)
+    assert len(set(said)) > 3 and other_order(scene) is None

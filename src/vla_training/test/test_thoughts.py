@@ -12,12 +12,13 @@ import pytest
 import torch
 from small_runs import TINY, make_frames, make_trainer
 
-from vla_inference.errors import DataError
+from vla_inference.errors import DataError, VlaError
 from vla_inference.openvla.config import PROMPTS
 from vla_inference.policies.reasoning import Reasoning
 from vla_inference.policies.registry import load_policy
 from vla_inference.types import Observation
 from vla_sim_bridge.tasks import TASKS
+from vla_training.small_model.config import TrainConfig
 from vla_training.small_model.frames import Other
 from vla_training.small_model.thoughts import USUAL_VIEW, View, direction, thoughts_of, view_of
 
@@ -124,3 +125,12 @@ def test_the_model_learns_to_write_and_then_acts(tmp_path):
         chunk = policy.act(Observation({"image": frames.images[0].numpy()}, sentence))
         assert chunk.reasoning == Reasoning.parse(text, chunk.reasoning.tokens)
         assert chunk.actions.shape == (8, 7)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"shares": True}, "leave one of them out"), ({"cameras": ("wrist",)}, "agentview first")],
+)
+def test_what_reasoning_does_not_go_with_is_refused(options, words):
+    with pytest.raises(VlaError, match=words):
+        TrainConfig(reasoning=True, **options).model_json()

@@ -313,8 +313,8 @@ def complete(folder: Path, raw: dict[str, Any], name: str) -> dict[str, Any]:
     if AUGMENTED.search(name) and "center_crop" not in raw:
         raw = {**raw, "center_crop": True}
         assumed = ("center_crop 0.9: by the checkpoint's name",)
-    if REASONS.search(name) and not set(REASONING) & set(raw):
-        raw = {**raw, **REASONING}
+    if REASONS.search(name) and not set(REASONING) <= set(raw):
+        raw = {**REASONING, **raw}
         assumed += ("prompt and reasoning of ECoT: by the checkpoint's name",)
     inferred = infer_head(folder, raw, name)
     if inferred is not None:

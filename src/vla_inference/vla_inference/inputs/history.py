@@ -20,7 +20,8 @@ class ImageHistory(Generic[T]):
     def __init__(self, count: int, interval: float, tolerance: float = math.inf):
         self.count, self.interval, self.tolerance = count, interval, tolerance
         self._items: deque[tuple[float, T]] = deque()
-        self._began = 0.0
+        self._began = self._last = 0.0
+        self._apart = min(tolerance, interval) / 4  # nearer ones need not be kept
 
     def put(self, stamp: float, item: T) -> list[T]:
         """Adds a current item; returns those nearest to `interval`, 2 `interval` ... before it.
@@ -29,13 +30,15 @@ class ImageHistory(Generic[T]):
         the beginning of an episode. A stamp that goes back begins a new past. ObservationError
         where the past reaches back, but has nothing from so near that time.
         """
-        if self._items and stamp < self._items[-1][0]:
+        if self._items and stamp < self._last:
             self.begin()
-        if self._items and stamp == self._items[-1][0]:
-            self._items.pop()  # a camera that repeats itself must not fill the memory
-        elif not self._items:
+        self._last = stamp
+        if not self._items:
             self._began = stamp
-        self._items.append((stamp, item))
+        elif stamp == self._items[-1][0]:
+            self._items.pop()  # a camera that repeats itself shows its last image
+        if not self._items or stamp - self._items[-1][0] >= self._apart:
+            self._items.append((stamp, item))
         # One older than the farthest look back may still be the nearest to it.
         farthest = stamp - self.count * self.interval
         while len(self._items) > 2 and self._items[1][0] <= farthest:

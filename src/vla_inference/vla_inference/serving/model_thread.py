@@ -67,15 +67,9 @@ class ModelSettings:
                 "name as many cameras, in the order it was trained with",
             )
         # Past images may also come as cameras of their own.
-        if (
-            self.history
-            and needs.interval
-            and (needs.history, needs.interval)
-            != (
-                self.history,
-                self.interval,
-            )
-        ):
+        # A model that does not say what its images are is given what the parameters say.
+        apart = bool(needs.interval) and needs.interval != self.interval
+        if self.history and needs.history and (needs.history != self.history or apart):
             raise VlaError(
                 f"model {policy.name} takes {needs.history} past images of each camera "
                 f"{needs.interval:g} s apart, parameters 'history' and 'history_interval' give "

@@ -10,8 +10,12 @@ import numpy as np
 from vla_sim_bridge.envs.base import StepResult
 from vla_sim_bridge.envs.protocol import World
 
-# "wrong_order" is a task's own: what was reached is something else than was asked for
-Outcome = str  # "running", "success", "timeout", "aborted", or a name of `Task.wrong`
+Outcome = str  # "running", "success", "timeout", "aborted", or one of `WRONG`
+# Names of `Task.wrong`, of all tasks: ends that are counted apart.
+WRONG = (
+    *("wrong_order", "wrong_object", "wrong_task", "wrong_side"),
+    *("collision", "drove_on", "lost"),
+)
 SETTLE_STEPS = 10  # extra steps of zero motion over which success must last
 
 

@@ -14,6 +14,7 @@ from string import Template
 
 from vla_inference.cli.output import plain
 from vla_inference.system.files import write_whole
+from vla_sim_bridge.evaluation.episode import WRONG
 from vla_sim_bridge.evaluation.page import histogram, number, page, table_rows
 
 RESULTS, REPORT = "results.json", "report.html"
@@ -106,10 +107,10 @@ def summary_rows(results: dict) -> list[tuple[str, str]]:
         rows.append(("chunks ignored", f"{results['chunks_ignored']}, for frames that had passed"))
     if results.get("language", "train") != "train":
         rows.insert(1, ("language", results["language"]))
-    for wrong in ("wrong order", "wrong object", "collision", "drove on"):
-        if count := results.get(wrong.replace(" ", "_")):
+    for wrong in WRONG:
+        if count := results.get(wrong):
             at = next(i for i, row in enumerate(rows) if row[0] == "ever successful")
-            rows.insert(at + 1, (wrong, f"{count} of {counted}"))
+            rows.insert(at + 1, (wrong.replace("_", " "), f"{count} of {counted}"))
     if not results["complete"]:
         rows.insert(0, ("incomplete", results.get("ended", "") or "the run was stopped"))
     return rows
@@ -137,11 +138,11 @@ STYLE = """
 table { width: 100%; } table.small { width: 22rem; } td, th { padding-right: .8rem; }
 .bar { display: inline-block; height: .6rem; border-radius: 3px; background: #aaa;
   min-width: 2px; } .success { background: var(--good); } .timeout { background: var(--bad); }
-.wrong_order, .wrong_object, .wrong_side, .collision, .drove_on, .lost { background: #c977d1; }
+WRONG { background: #c977d1; }
 .track { width: 10rem; background: #f2f4f6; border-radius: 3px; line-height: 0; }
 pre { background: #f6f8fa; padding: .8rem 1rem; border-radius: 6px; overflow-x: auto;
   font-size: 13px; }
-"""
+""".replace("WRONG", ", ".join(f".{name}" for name in WRONG))
 BODY = Template("""<div class="top"><div><p class="big">$headline</p><p class="pale">$interval</p>
 <table>$summary</table></div>$film</div>
 $tasks<h2>Episodes</h2>

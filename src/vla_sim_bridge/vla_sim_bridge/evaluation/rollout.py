@@ -14,18 +14,10 @@ from vla_inference.system.worker_pool import WorkerPool
 from vla_inference.types import ActionChunk, Observation
 from vla_sim_bridge.envs.protocol import World, make_world
 from vla_sim_bridge.evaluation.confidence_intervals import wilson_interval
-from vla_sim_bridge.evaluation.episode import EpisodeResult, EpisodeRun
+from vla_sim_bridge.evaluation.episode import WRONG, EpisodeResult, EpisodeRun
 from vla_sim_bridge.evaluation.lookback import Lookback
 from vla_sim_bridge.tasks import Language
 
-WRONG = (
-    "wrong_order",
-    "wrong_object",
-    "collision",
-    "drove_on",
-    "wrong_side",
-    "lost",
-)  # ends of tasks that are counted apart
 Act = Callable[[Observation], ActionChunk]
 NOTHING_PAST = Needs()
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vla_sim_bridge.evaluation.episode import WRONG
+
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import OutputContainer
@@ -22,12 +24,7 @@ INK, PALE, BACK = (235, 238, 242), (150, 158, 168), (22, 25, 29)
 COLOURS = {
     "success": (76, 175, 110),
     "timeout": (214, 96, 77),
-    "wrong_order": (201, 119, 209),
-    "wrong_object": (201, 119, 209),
-    "collision": (214, 96, 77),
-    "drove_on": (214, 96, 77),
-    "wrong_side": (214, 96, 77),
-    "lost": (214, 96, 77),
+    **dict.fromkeys(WRONG, (201, 119, 209)),
     "aborted": (160, 160, 160),
 }
 

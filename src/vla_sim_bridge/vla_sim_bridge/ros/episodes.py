@@ -48,7 +48,7 @@ class Episodes:
         s = settings
         self.node, self.settings, self.folder, self.stop = node, settings, folder, stop
         self.evaluation = ClosedLoopEvaluation(
-            world, s.seed, s.episodes, s.horizon, s.first_episode, s.only
+            world, s.seed, s.episodes, s.horizon or world.task.horizon, s.first_episode, s.only
         )
         every = 1 if s.lock_step else 2  # real time has no time to draw more
         self.recorder = RunRecorder(

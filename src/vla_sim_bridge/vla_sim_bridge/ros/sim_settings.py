@@ -169,12 +169,16 @@ class SimSettings:
 
     def check(self) -> None:
         task = get_task(self.task)
-        self.task, self.horizon = task.name, self.horizon or task.horizon
+        self.task = task.name
+        if task.package != "robocasa":  # whose worlds know the limit, 0 until they are made
+            self.horizon = self.horizon or task.horizon
         task.sentences(self.language)
         if self.episodes < 1:
             raise VlaError(f"{self.episodes} episodes were requested", "ask for at least 1")
-        if self.horizon < 1:
-            raise VlaError(f"horizon is {self.horizon}", "give at least 1")
+        if self.horizon < 0:
+            raise VlaError(
+                f"horizon is {self.horizon}", "give at least 1, or 0 for the task's own"
+            )
         check_options(self, called="parameter {}".format)
         if self.only and self.first_episode:
             raise VlaError(
@@ -194,6 +198,11 @@ class SimSettings:
             raise VlaError(
                 f"{self.task} is driven by {self.driven_by}",
                 "a rover has no arm; set driven_by to chunks or base_twist",
+            )
+        if self.state and task.package == "robocasa":
+            raise VlaError(
+                f"state is true, {self.task} has a state of its own (16 numbers)",
+                "set state: false; models that take RoboCasa's state are not played over ROS yet",
             )
         if self.state and task.robot == "Rover":
             raise VlaError(

@@ -16,6 +16,7 @@ from vla_inference.episodes.estimates import ESTIMATE
 from vla_inference.episodes.interventions import INTERVENTION, interventions
 from vla_inference.episodes.language import COLUMNS
 from vla_inference.errors import DataError
+from vla_inference.inputs.history import stride_of
 from vla_inference.policies.action_specs import spec_to_json
 from vla_inference.types import ActionSpec, Episode
 from vla_training.datasets.bag.files.paths import holds_bags
@@ -64,6 +65,10 @@ class EpisodeSet(ABC, Iterable[Episode]):
     @abstractmethod
     def cameras(self) -> list[str]:
         """Names of the cameras; the first is the one for models with a single image."""
+
+    def past_stride(self, interval: float) -> int:
+        """Steps between images `interval` s apart; VlaError where steps do not say it."""
+        return stride_of(interval, self.spec.dt)
 
     def where(self, index: int) -> str:
         """An episode's place, for messages and its record."""

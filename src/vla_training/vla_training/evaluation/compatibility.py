@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vla_inference.errors import DataError, VlaError
-from vla_inference.inputs.history import past_name, past_steps, stride_of
+from vla_inference.inputs.history import past_name, past_steps
 from vla_inference.policies.base import Policy
 from vla_inference.policies.normalisation import Normalisation, find_statistics
 from vla_inference.types import ActionSpec, Observation
@@ -172,9 +172,9 @@ class RecordedPast:
 
     def __init__(self, policy: Policy, dataset: EpisodeSet, given: tuple[str, ...]):
         self.cameras, needs = choose_cameras(policy, dataset, given), policy.needs
-        self._history, self._stride = needs.history, 1
+        self._history, self._stride, self._forget = needs.history, 1, policy.forget
         if self._history:
-            self._stride = stride_of(needs.interval, dataset.spec.dt)
+            self._stride = dataset.past_stride(needs.interval)
         self._seen: deque[Mapping[str, np.ndarray]] = deque(
             maxlen=1 + self._history * self._stride
         )
@@ -183,6 +183,7 @@ class RecordedPast:
         """step: its number in its episode; 0 begins another."""
         if not step:
             self._seen.clear()
+            self._forget()
         self._seen.append(seen.images)
         last = len(self._seen) - 1
         images = {

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from vla_inference.errors import DataError, VlaError
-from vla_inference.inputs.history import past_steps, stride_of
+from vla_inference.inputs.history import past_steps
 from vla_inference.types import check_image
 from vla_training.loader.augment import draw
 from vla_training.loader.batch import Batch, pad
@@ -145,14 +145,12 @@ class Samples(torch.utils.data.Dataset):
 
         m = self.mixture
         form = self.form
+        opened = [s.open() for s in m.sources]
         self.readers = [
-            FrameReader(s.open(), s.cameras, form.cameras, form.takes_instruction)
-            for s in m.sources
+            FrameReader(data, s.cameras, form.cameras, form.takes_instruction)
+            for data, s in zip(opened, m.sources, strict=True)
         ]
-        self.strides = [
-            stride_of(form.interval, i.spec.dt) if form.history and i.spec else 1
-            for i in m.indices
-        ]
+        self.strides = [d.past_stride(form.interval) if form.history else 1 for d in opened]
         sizes = [len(f) for f in m.frames]
         self.order = Sampler(sizes, m.weights, self.seed, m.frame_weights)
 

@@ -185,16 +185,17 @@ def _in_sight(place: Sequence[float], poses: np.ndarray) -> np.ndarray:
 
 
 def recorded_scene(group) -> Scene | None:
-    """Colours and roles from a demonstration's attributes."""
+    """Colours, roles and words from a demonstration's attributes."""
     if "scene" not in group.attrs:
         return None
     record = json.loads(group.attrs["scene"])
-    return Scene(record.get("colours", {}), record.get("roles", {}))
+    return Scene(*(record.get(name, {}) for name in ("colours", "roles", "words")))
 
 
 def other_order(scene: Scene) -> Scene | None:
-    """The same scene with its two roles exchanged; None if it has no two."""
-    if len(scene.roles) != 2:
+    """The same scene with its two roles exchanged; None if it has no two, or if what is asked
+    means nothing then."""
+    if len(scene.roles) != 2 or scene.words:
         return None
     (one, first), (other, second) = scene.roles.items()
     return Scene(scene.colours, {one: second, other: first})
@@ -212,14 +213,14 @@ def wordings(task: str, scene: Scene | None, count: int, told: str = "") -> tupl
     known = TASKS.get(task)
     if scene is None or known is None or known.language != "episode" or known.colours == "step":
         return None
-    return _draw(task, tuple(scene.colours.items()), tuple(scene.roles.items()), count)
+    return _draw(task, *(tuple(part.items()) for part in vars(scene).values()), count=count)
 
 
 @cache
-def _draw(task: str, colours: tuple, roles: tuple, count: int) -> tuple[str, ...]:
-    key = json.dumps([task, sorted(colours), sorted(roles)])
+def _draw(task: str, colours: tuple, roles: tuple, words: tuple, count: int) -> tuple[str, ...]:
+    key = json.dumps([task, sorted(colours), sorted(roles), *([sorted(words)] if words else [])])
     rng = np.random.default_rng(zlib.crc32(key.encode()))
-    scene = Scene(dict(colours), dict(roles))
+    scene = Scene(dict(colours), dict(roles), dict(words))
     return tuple(TASKS[task].instruct(rng, scene, "train") for _ in range(count))
 
 

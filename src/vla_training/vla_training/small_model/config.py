@@ -115,7 +115,10 @@ class TrainConfig:
         1.0, "Weight of the auxiliary loss on the simulator's poses.", low=0.0
     )
     shift: int = option(
-        12, "Most that images are shifted to any side, pixels of 224.", low=0, high=112
+        12,
+        "Most that images are shifted to any side, pixels of 224; not at all with --reasoning.",
+        low=0,
+        high=112,
     )
     reasoning: bool = option(
         False,
@@ -153,12 +156,25 @@ class TrainConfig:
             )
         encoder["image_size"] = self.image_size
         if self.reasoning:
+            self._check_reasoning()
             shape |= {"prompt": PROMPTS["openvla"] + " TASK:", "reasoning_tokens": MOST}
         head = shape["action_head"]
         head["num_images"] = max(1, len(self.cameras)) * (1 + self.history)
         if self.history:
             head |= {"history": self.history, "history_interval": self.history_interval}
         return shape
+
+    def _check_reasoning(self) -> None:
+        if self.shares:
+            raise VlaError(
+                "--reasoning with --shares: each process would have texts of its own",
+                "leave one of them out",
+            )
+        if self.cameras and self.cameras[0] != "agentview":
+            raise VlaError(
+                f"--reasoning with camera {self.cameras[0]}: places are said in agentview's image",
+                "name agentview first",
+            )
 
     @property
     def loop(self) -> LoopConfig:

@@ -72,7 +72,8 @@ def thoughts_of(group) -> tuple[list[str], list[str] | None]:
     is one. DataError where the simulator's record lacks what they say."""
     scene, info = recorded_scene(group), group.get("datagen_info")
     task = TASKS.get(group.attrs.get("task", ""))
-    if task is None or scene is None or info is None or colours_of(task, scene) is None:
+    told = None if task is None or scene is None or scene.words else colours_of(task, scene)
+    if task is None or scene is None or info is None or told is None:
         raise DataError(
             f"{group.name} lacks the poses or colours that a reasoning is made of",
             "generate two-block tasks with `vla generate`, such as Stack_L",

@@ -276,6 +276,9 @@ class Trainer:
             del config[name]
         if not self.config.history:  # as before there was any
             del config["history"], config["history_interval"]
+        for name in ("narrow", "reasoning"):  # likewise
+            if not config[name]:
+                del config[name]
         config |= self.config.weights.identity()
         if shares := self.config.weights.dataset_weights:
             config["dataset_weights"] = shares

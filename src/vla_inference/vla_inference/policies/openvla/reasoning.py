@@ -64,6 +64,21 @@ class Plan:
     answers: int = 0
 
 
+@dataclass
+class Kept:
+    """What a policy, and copies of it for other action spaces, keep of earlier images.
+
+    runs: how many have begun; a plan that is made for one is not kept for another.
+    """
+
+    plan: Plan | None = None
+    runs: int = 0
+
+    def forget(self) -> None:
+        self.runs += 1
+        self.plan = None
+
+
 class ReasoningPolicy(OpenVLAPolicy):
     """An `OpenVLAPolicy` that reasons.
 
@@ -75,7 +90,11 @@ class ReasoningPolicy(OpenVLAPolicy):
     """
 
     renewal = Renewal()
-    _plan: Plan | None = None
+    _used: Plan | None = None  # of the last answer
+
+    def __init__(self, *given: Any, **named: Any):
+        super().__init__(*given, **named)
+        self._kept = Kept()
 
     def configure(self, options: LoadOptions) -> None:
         self.renewal = Renewal(options.reasoning_every, options.reasoning_seconds)
@@ -108,7 +127,7 @@ class ReasoningPolicy(OpenVLAPolicy):
         return self._with_reasoning(chunk)
 
     def forget(self) -> None:
-        self._plan = None
+        self._kept.forget()
 
     def warm_up(self) -> float:
         begun = time.perf_counter()
@@ -123,8 +142,8 @@ class ReasoningPolicy(OpenVLAPolicy):
     # -- its steps ----------------------------------------------------------------------------
 
     def _with_reasoning(self, chunk: ActionChunk) -> ActionChunk:
-        plan = self._plan
-        assert plan is not None  # `_context` has made it
+        plan = self._used
+        assert plan is not None  # `_context` has found or made it
         plan.answers += 1
         chunk.reasoning = replace(plan.reasoning, kept=plan.answers > 1)
         return chunk
@@ -135,16 +154,20 @@ class ReasoningPolicy(OpenVLAPolicy):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         (observation,) = observations
         context, _ = super()._context(observations, action_space, timer)
-        plan, now = self._plan, observation.stamp or time.monotonic()
+        kept, run = self._kept, self._kept.runs
+        plan, now = kept.plan, observation.stamp or time.monotonic()
         if (
             plan is None
             or plan.instruction != observation.instruction
             or self.renewal.due(plan.answers, now - plan.made)
         ):
-            self._plan = None  # a reasoning that fails leaves none
+            kept.plan = None  # a reasoning that fails leaves none
             tokens, reasoning = self._reason(context)
-            self._plan = plan = Plan(observation.instruction, tokens, reasoning, now)
+            plan = Plan(observation.instruction, tokens, reasoning, now)
+            if kept.runs == run:  # else another run began while it was made
+                kept.plan = plan
             timer.mark("reasoning")
+        self._used = plan
         more = torch.tensor([self.prompt.finish(plan.tokens)], device=self.device)
         return torch.cat([context, self.engine.embed_tokens(more).to(context)], dim=1), None
 

@@ -187,7 +187,9 @@ class Batcher(Backend):
             if policy is None:
                 raise VlaError("the server is stopping")
             policy = policy.in_space(batch[0].space)
+            policy.forget()  # what is kept belongs to another client, or to the robot
             chunks = policy.predict([request.observation for request in batch])
+            policy.forget()
             for chunk in chunks:
                 _check(chunk, policy)
             done = time.monotonic()

@@ -49,8 +49,8 @@ def write_roboarena(contract: Contract) -> dict:
     needs, spec = contract.needs, contract.spec
     return {
         "image_resolution": list(needs.image_size) if needs.image_size else None,
-        "n_external_cameras": min(needs.images, 2),
-        "needs_wrist_camera": needs.images > 1,
+        "n_external_cameras": min(needs.views, 2),
+        "needs_wrist_camera": needs.views > 1,
         "needs_stereo_camera": False,
         "needs_session_id": False,
         "action_space": next((ROBOARENA[p.kind] for p in spec.parts if p.kind in ROBOARENA), ""),

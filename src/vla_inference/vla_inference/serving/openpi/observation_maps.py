@@ -91,6 +91,11 @@ class ObservationMap:
 
     def check(self, needs: Needs) -> None:
         """Refuses a policy that needs more inputs than this map provides."""
+        if self.images and needs.history:
+            raise VlaError(
+                f"the model takes past images, map {self.name} has one of each camera",
+                "choose another map, such as free, and send them as cameras of their own",
+            )
         if self.images and needs.images > len(self.images):
             raise VlaError(
                 f"the model takes {needs.images} images, map {self.name} has {len(self.images)}",

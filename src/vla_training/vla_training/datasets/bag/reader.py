@@ -72,6 +72,13 @@ class BagSet(EpisodeSet):
         self._stored = self.spec = self._reading(self._where[0][0]).spec
         self.name = self._files[0].custom.get("dataset", self.name)
 
+    def past_stride(self, interval: float) -> int:
+        raise DataError(
+            f"{self.path}: a bag's steps are its images, at times of their own, and past images "
+            "are found by steps",
+            "use episodes of another format, or a model without past images",
+        )
+
     def _take(self, path: Path) -> None:
         file = BagFile(path)
         whole = read_about(file).get("episodes") == 1 and not file.lost

@@ -13,6 +13,7 @@ from torch import nn
 
 from vla_inference.checkpoints.load import load_tokenizer
 from vla_inference.checkpoints.save import save_checkpoint
+from vla_inference.errors import VlaError
 from vla_inference.openvla.config import TRAINED_CROP
 from vla_inference.openvla.model import VLA
 from vla_inference.policies.openvla.policy import OpenVLAPolicy
@@ -38,6 +39,11 @@ class OpenVLATrainable(Trainable):
         usual = {"learning_rate": 5e-4, "weight_decay": 0.0, "max_grad_norm": 1.0}
         super().__init__(config.filled(lora_rank=32, **usual), base)
         given = read_base(base)
+        if given.reasoning_tokens:
+            raise VlaError(
+                f"{base} reasons before it acts, and demonstrations have no reasoning",
+                "choose a base that acts at once, or see `vla train --reasoning`",
+            )
         head = choose_head(
             given.head,
             config.action_head,
