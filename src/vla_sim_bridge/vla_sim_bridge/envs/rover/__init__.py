@@ -1,4 +1,4 @@
 """A rover in an arena: its simulation in MuJoCo.
 
-Beside it are `tasks/rover.py`, `experts/rover.py` and `generation/rover.py`.
+Beside it are `tasks/rover/`, `experts/rover.py` and `generation/rover.py`.
 """
