@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from vla_training.finetune.families.openvla.model_setup import choose_head, load
 from vla_training.finetune.finetune import Finetuner, finetune
 from vla_training.finetune.online import OnlineRounds
 from vla_training.loader.frame_index import DatasetSource
+from vla_training.loader.sampler import Sampler
 from vla_training.loop import distributed, training_state
 from vla_training.loop.graceful_stop import StopRequest
 from vla_training.loop.identity import check_identity
@@ -191,6 +193,41 @@ def test_the_newest_round_has_its_share_of_the_samples():
     with pytest.raises(VlaError, match="a round has 5 updates"):
         Online(steps=5, warmup=5).check()
     assert Online(tasks=("A",)).identity() == [["A"], 50, 500, 0]  # as runs before it have it
+
+
+@pytest.mark.parametrize("weights", [(), (1.0, 0.25)])
+@pytest.mark.parametrize("rounds", [2, 9, 90])
+def test_a_share_that_the_sampler_would_refuse_later_is_refused_before(home, weights, rounds):
+    given = tuple(DatasetSource(str(i), w) for i, w in enumerate(weights))
+
+    def check(fresh: float) -> None:
+        online = Online(tasks=("A", "B"), steps=10, fresh=fresh)
+        settings(home, home, sources=given, online=online, max_steps=10 * rounds).check()
+
+    def drawn(fresh: float) -> None:
+        """In the last round, as training does it."""
+        newest = [DatasetSource("a"), DatasetSource("b")]
+        older = [*given, *(DatasetSource(str(r)) for r in range(2 * (rounds - 1)))]
+        mixed = Online(fresh=fresh).mixed(older, newest)
+        Sampler([5] * len(mixed), [s.weight for s in mixed], 0)
+
+    for wrong in (1.0, 0.9999, 0.0009):
+        with pytest.raises(VlaError, match=rf"in {rounds} rounds, a dataset would have") as told:
+            check(wrong)
+    low, high = map(float, re.search(r"give (\S+) to (\S+),", str(told.value)).groups())
+    for right in (low, 0.1, high):
+        check(right)
+        drawn(right)
+    with pytest.raises(VlaError, match="1/1000"):
+        drawn(1.0)
+
+
+def test_where_no_share_fits_the_remedy_is_another_number_of_rounds(home):
+    online = Online(tasks=("A",), steps=1, fresh=0.5)
+    with pytest.raises(VlaError, match="leave it out, or make fewer rounds"):
+        settings(home, home, sources=(), online=online, max_steps=1500).check()
+    online = Online(tasks=("A",), steps=1, fresh=1.0)
+    settings(home, home, sources=(), online=online, max_steps=1).check()  # nothing is older
 
 
 def test_ranges_of_online_options_hold_whether_or_not_tasks_are_named():

@@ -57,6 +57,30 @@ class Online:
                 "give fewer",
             )
 
+    def check_shares(self, given: Sequence[DatasetSource], updates: int) -> None:
+        """Refuses a share of the newest round by which a dataset would come too short.
+
+        `Sampler` gives none less than 1/BLOCK of the samples. The older ones share what is left,
+        so they have least in the last round.
+        """
+        from vla_training.loader.sampler import BLOCK
+
+        rounds = math.ceil(updates / self.steps)
+        weights = [1.0 if s.weight is None else s.weight for s in given]
+        weights += [1.0] * ((rounds - 1) * len(self.tasks))  # the older ones of the last round
+        if self.fresh is None or not weights:
+            return
+        low, high = len(self.tasks) / BLOCK, 1 - sum(weights) / min(weights) / BLOCK
+        if low - 1e-9 <= self.fresh <= high + 1e-9:
+            return
+        fewer = "make fewer rounds, with more --online-steps in each"
+        allowed = f"give {low:g} to {math.floor(1e4 * high + 1e-4) / 1e4:g}, or {fewer}"
+        raise VlaError(
+            f"--online-fresh is {self.fresh:g}: in {rounds} rounds, a dataset would have less "
+            f"than 1/{BLOCK} of the samples",
+            allowed if low <= high else f"leave it out, or {fewer}",
+        )
+
     def identity(self) -> list[Any]:
         """What a resumed run must have in common, as JSON."""
         known = [list(self.tasks), self.episodes, self.steps, self.seed]
@@ -219,6 +243,8 @@ class FinetuneConfig:
         if self.online.tasks and self.max_steps is None:
             raise VlaError("episodes made online have no end", "give --max-steps")
         self.online.check()
+        if self.online.tasks and self.max_steps:
+            self.online.check_shares(self.sources, self.max_steps)
         self.weights.check()
         if self.eval_steps:
             from vla_sim_bridge.tasks import get_task
