@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -150,6 +150,65 @@ def keep(report: Mapping[str, Any], output: Path | None, show: bool = True) -> N
         print(text, flush=True)
     if output is not None:
         output.write_text(text + "\n")
+
+
+def settled(
+    parser: argparse.ArgumentParser,
+    folder: Callable[[argparse.Namespace], Path],
+    free: Collection[str],
+    check: Callable[[argparse.Namespace], Any] = lambda _: None,
+) -> argparse.Namespace:
+    """The options of a command whose results stay in a folder, all of them of the same options.
+
+    The first call keeps them there, but for the `free` ones. A later call may leave them out, and
+    is refused where it gives others. `options` of what is returned holds those that are kept.
+    check: raises VlaError for what cannot be asked.
+    """
+    from vla_inference.errors import VlaError
+    from vla_training.study.claim import claim, claimed
+
+    path = folder(parser.parse_args()) / "options.json"
+    try:
+        args = parser.parse_args(namespace=argparse.Namespace(**claimed(path)))
+        check(args)
+        args.options = claim(path, {k: v for k, v in vars(args).items() if k not in free})
+    except VlaError as error:
+        parser.error(str(error))
+    return args
+
+
+def spelled(options: Mapping[str, Any]) -> str:
+    """Options as they are typed."""
+    words: list[str] = []
+    for name, value in options.items():
+        if value is None or value is False:
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if value is not True:
+            words.append(",".join(map(str, value)) if isinstance(value, list) else str(value))
+    return shlex.join(words)
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the run of a folder came to its end. A checkpoint alone does not say so: a run that
+    is stopped leaves one as well."""
+    return (folder / "done").is_file()
+
+
+def finish(folder: Path, run: Callable[[], bool]) -> None:
+    """Has a run that is not done go on; exits where it is stopped once more.
+
+    run: returns whether the end was reached.
+    """
+    if not is_done(folder):
+        come_to_end(run())
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "done").touch()
+
+
+def come_to_end(finished: bool) -> None:
+    if not finished:
+        sys.exit("stopped, as asked; the same command continues")
 
 
 def read(name: str) -> dict[str, Any]:

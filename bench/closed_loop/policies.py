@@ -11,7 +11,8 @@ that it sees, with several seeds. Then it plays both tasks, tells how long an an
 plays Stack_D2 once more with answers that come late (`delays.py` says how). The same command goes
 on where it was stopped, also in pieces: --stages are data, train, evaluate and page, and --part
 I/N takes every N-th model. WORK holds all that is needed to go on, so it may move to another
-machine.
+machine. Its first call settles the options, of all stages: later ones may leave them out, and are
+refused where they give others.
 
 `page` writes docs/explanation/policies.md and bench/results/policies.json.
 """
@@ -34,8 +35,9 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process has one core
 sys.path += [str(Path(__file__).resolve().parents[1] / "training")]
 import from_scratch as scratch
-from common import ROOT, keep
+from common import ROOT, is_done, keep, settled
 
+from vla_inference.errors import VlaError
 from vla_inference.policies.base import LoadOptions
 from vla_inference.policies.chunking import GUIDED
 from vla_inference.policies.registry import load_policy
@@ -46,6 +48,7 @@ from vla_sim_bridge.evaluation.rollout import rollout, run_episode, summarise
 from vla_sim_bridge.tasks import get_task
 
 STAGES = ("data", "train", "evaluate", "page")
+FREE = ("work", "stages", "workers", "part", "page", "output")  # options that change no result
 TASKS = ("Stack_D2", "Stack_L")
 DATA_SEEDS = {"Stack_D2": 61, "Stack_L": 62}
 WAYS = {"blend": ["--blend", "0.1"], "rtc": ["--blend", "0", "--chunking", GUIDED]}
@@ -106,11 +109,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--part", type=part, default=(0, 1), help="I/N: every N-th model")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/explanation/policies.md")
     parser.add_argument("--output", type=Path, default=ROOT / "bench/results/policies.json")
-    args = parser.parse_args()
+    return settled(parser, lambda args: args.work, FREE, check)
+
+
+def check(args: argparse.Namespace) -> None:
     for known, given in ((STAGES, args.stages), (tuple(scratch.RECIPES), args.models)):
         if strange := [name for name in given if name not in known]:
-            parser.error(f"{strange[0]!r} is none of {', '.join(known)}")
-    return args
+            raise VlaError(f"{strange[0]!r} is none of {', '.join(known)}")
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -169,8 +174,12 @@ def checkpoint_of(cell: Cell, args: argparse.Namespace) -> Path:
     return args.work / "models" / cell.name / "run" / "checkpoint"
 
 
+def is_trained(cell: Cell, args: argparse.Namespace) -> bool:
+    return is_done(args.work / "models" / cell.name)
+
+
 def train(cell: Cell, args: argparse.Namespace) -> None:
-    if checkpoint_of(cell, args).is_dir():
+    if is_trained(cell, args):
         return
     begun = time.perf_counter()
     scratch.train(
@@ -192,7 +201,7 @@ def evaluate(cell: Cell, args: argparse.Namespace) -> None:
     kept, model = result_path(cell, args), checkpoint_of(cell, args)
     if kept.is_file():
         return
-    if not model.is_dir():
+    if not is_trained(cell, args):
         progress(f"{cell.name}: not trained yet")
         return
     found: dict[str, Any] = {**asdict(cell), **trained_by(model.parent)}
@@ -294,8 +303,7 @@ def write(args: argparse.Namespace) -> None:
         sys.exit(f"{args.work} holds no result yet; add evaluate to --stages")
     if lacking := len(cells(args)) - len(found):
         progress(f"{lacking} of {len(cells(args))} models are still to be played")
-    options = ("minutes", "steps", "demonstrations", "shares", "seeds", "episodes", "device")
-    report = {"options": {name: getattr(args, name) for name in options}, "cells": found}
+    report = {"options": args.options, "cells": found}
     keep(report, args.output, show=False)
     write_whole(args.page, "\n".join(page(report)) + "\n")
     progress(f"{args.page}, {args.output}")

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import common  # noqa: F401  which finds the packages
+from common import come_to_end, finish
 
 from vla_inference.system.files import Staged
 from vla_training.datasets import open_dataset
+from vla_training.finetune import finetune
 from vla_training.finetune.config import FinetuneConfig
-from vla_training.finetune.finetune import can_resume, finetune
 from vla_training.finetune.untrained.families import find_untrained, write_untrained
 from vla_training.finetune.untrained.robot import Robot, Untrained
 from vla_training.loader.frame_index import DatasetSource
@@ -84,38 +84,43 @@ def train(
     stored: str = "float32",
     **changes: Any,
 ) -> Path:
-    """The trained checkpoint; the same call goes on where it was stopped.
+    """The trained checkpoint; the same call goes on where it was stopped. Exits if it is stopped.
 
     steps: updates. minutes: instead of these, as many as fit, by the speed of a short trial.
     changes: other options of `FinetuneConfig`.
     """
+    how = {"seed": seed, "device": device, "workers": workers}
+
+    def run() -> bool:
+        base = write_base(recipe, data[0], folder / "base", seed, stored)
+        config = _config(recipe, base, data, folder / "run", **how, **changes)
+        count = steps or _steps(config, minutes, folder)
+        config = replace(config, max_steps=count, warmup_steps=max(1, count // 30))
+        return finetune.train(config, resume=finetune.can_resume(folder / "run"))[1]
+
     folder.mkdir(parents=True, exist_ok=True)
-    made = folder / "run" / "checkpoint"
-    if made.is_dir():
-        return made
-    base = write_base(recipe, data[0], folder / "base", seed, stored)
+    finish(folder, run)
+    return folder / "run" / "checkpoint"
+
+
+def _config(
+    recipe: Recipe, base: Path, data: Sequence[Path], run: Path, **changes: Any
+) -> FinetuneConfig:
     if recipe.family == "openvla":
         changes["action_space"] = SPACE
-    config = FinetuneConfig(
+    return FinetuneConfig(
         vla_path=str(base),
         sources=sources(data),
-        folder=str(folder / "run"),
+        folder=str(run),
         lora_rank=0,
         batch_size=recipe.batch,
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         lr_schedule="cosine",
-        device=device,
-        workers=workers,
-        seed=seed,
         tensorboard=False,
         save_minutes=2.0,
         **changes,
     )
-    steps = steps or _steps(config, minutes, folder)
-    config = replace(config, max_steps=steps, warmup_steps=max(1, steps // 30))
-    finetune(config, resume=can_resume(folder / "run"))
-    return made
 
 
 def _steps(config: FinetuneConfig, minutes: float, folder: Path) -> int:
@@ -126,7 +131,7 @@ def _steps(config: FinetuneConfig, minutes: float, folder: Path) -> int:
             config, folder=str(folder / "trial"), max_steps=2 * TRIAL, log_steps=TRIAL, quiet=True
         )
         shutil.rmtree(trial.folder, ignore_errors=True)
-        finetune(trial)
+        come_to_end(finetune.train(trial)[1])
         (found,) = (e for e in metrics(Path(trial.folder)) if e["step"] == 2 * TRIAL)
         shutil.rmtree(trial.folder)
         speed = {key: found[key] for key in ("steps_per_s", "samples_per_s")}

@@ -7,7 +7,7 @@ A small model is trained to about 60 % (--demonstrations, --train-steps; or --st
 From it `vla improve` makes 4 rounds of 25 episodes, with --collect corrected (the scripted expert
 takes over where the model errs) and with --collect scripted (whole demonstrations), once for each
 seed. What each round kept is then measured on episodes that judged nothing. A run that was stopped
-goes on with the same command: all that was made stays in FOLDER.
+goes on with the same command: all that was made stays in FOLDER, and the options with it.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import add_output, keep
+from common import add_output, finish, keep, settled
 
+from vla_inference.system.files import write_whole
 from vla_sim_bridge.evaluation.confidence_intervals import wilson_interval
 from vla_sim_bridge.evaluation.rollout import rollout, summarise
 from vla_sim_bridge.tasks import get_task
+from vla_training.loop.training_state import find_states
 
 VLA = [sys.executable, "-m", "vla_inference.cli.main"]
 ARMS = ("corrected", "scripted")
+FREE = ("work", "parallel", "output")  # options that change no result
 TEST = 900_001  # seed of the episodes that measure
 
 
@@ -36,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--task", default="Stack_D0")
-    parser.add_argument("--start", type=Path, help="a checkpoint, in place of training one")
+    parser.add_argument("--start", help="a checkpoint, in place of training one")
     parser.add_argument("--demonstrations", type=int, default=250, help="to start with")
     parser.add_argument("--train-steps", type=int, default=1500, help="of the start")
     parser.add_argument("--rounds", type=int, default=4)
@@ -51,10 +55,11 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cuda")
     add_output(parser)
-    args = parser.parse_args()
+    args = settled(parser, lambda args: args.work, FREE, lambda args: get_task(args.task))
     data = demonstrations(args)
-    start = args.start or trained(args, data)
+    start = Path(args.start) if args.start else trained(args, data)
     report: dict[str, Any] = {
+        "options": args.options,
         "task": args.task,
         "rounds": args.rounds,
         "episodes_of_a_round": args.episodes,
@@ -72,6 +77,12 @@ def run(*words: Any) -> None:
     subprocess.run([*VLA, *map(str, words)], check=True)
 
 
+def train_small(folder: Path, words: Sequence[Any], steps: int) -> bool:
+    """`vla train`, from where it was; returns whether it came to its end."""
+    run("train", *words, *(["--resume"] if (folder / "state").exists() else []))
+    return find_states(folder / "state")[-1].name == f"step-{steps}"
+
+
 def demonstrations(args: argparse.Namespace) -> Path:
     folder = args.work / "demonstrations"
     made = ["--episodes", args.demonstrations, "--seed", 51, "--parallel", args.parallel]
@@ -82,15 +93,11 @@ def demonstrations(args: argparse.Namespace) -> Path:
 
 def trained(args: argparse.Namespace, data: Path) -> Path:
     folder = args.work / "start"
-    checkpoint = folder / "checkpoint"
-    if (folder / "done").exists():
-        return checkpoint
     words = ["--dataset", data, "--output", folder, "--batch-size", args.batch]
     words += ["--steps", args.train_steps, "--image-size", args.size]
     words += ["--devices", 0 if args.device == "cpu" else 1]
-    run("train", *words, *(["--resume"] if (folder / "state").exists() else []))
-    (folder / "done").touch()
-    return checkpoint
+    finish(folder, lambda: train_small(folder, words, args.train_steps))
+    return folder / "checkpoint"
 
 
 def improved(
@@ -139,7 +146,7 @@ def measured(args: argparse.Namespace, checkpoint: Path, path: Path) -> dict[str
         size=args.size,
     )
     found = summarise(results)
-    path.write_text(json.dumps(found))
+    write_whole(path, json.dumps(found))
     return found
 
 

@@ -3,16 +3,17 @@
 
     python bench/training/online.py --output work/online --device cuda --parallel 14 --page
 
-Four runs of `vla finetune` from the same checkpoint, with as many updates of as many samples: all
+Five runs of `vla finetune` from the same checkpoint, with as many updates of as many samples: all
 episodes from the beginning ("fixed"); rounds of new ones as they are made ("online"); the same
 rounds with what calms their gradients ("warm-up": the rate rises again in each round, "mix": a
 fixed share of the samples is of the newest round), each by itself and both. All see the same
 episodes in the end. Reported are the norms of gradients at the turns of rounds and beside them,
 how many were clipped or skipped, the loss, and success in closed loop. The same command continues
-a killed one. --page keeps bench/results/online.json and writes docs/explanation/online.md.
+a killed one, and may leave out all options but --output. --page keeps bench/results/online.json
+and writes docs/explanation/online.md.
 
-Budget, as it stands: 800 updates of 64 samples in each of five runs, minutes of a GPU and hours of
-two CPU cores; 200 demonstrations and 500 test episodes of the CPU.
+Budget, as it stands: 800 updates of 64 samples in each of the five runs, minutes of a GPU and
+hours of two CPU cores; 200 demonstrations and 500 test episodes of the CPU.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-from common import RESULTS, ROOT, keep, provenance
+from common import RESULTS, ROOT, finish, keep, settled, spelled
 from pages import fill_tables
 
 from vla_inference.system import charts
@@ -45,6 +46,7 @@ from vla_training.loader.frame_index import DatasetSource
 FIGURES = RESULTS / "online.json"
 IMAGE = ROOT / "docs" / "images" / "online.webp"
 TARGET = ROOT / "docs" / "explanation" / "online.md"
+FREE = ("output", "workers", "parallel", "page")  # options that change no result
 TURN = 0.1  # of a round, from its beginning on, counts as its turn
 COLOURS = ("#6a737d", "#d6604d", "#c98a1b", "#4caf6e", "#2f6fdf")
 
@@ -56,7 +58,7 @@ rounds of {episodes} episodes of `{task}`, {steps} updates a round, {batch} samp
 runs have seen the same episodes at the end.
 
 ```
-{command}
+python bench/training/online.py --output FOLDER --page {options}
 ```
 
 Gradients are clipped to norm 1, and one ten times the usual norm is skipped, in all runs. Two more
@@ -129,14 +131,12 @@ def run_arm(args: argparse.Namespace, arm: Arm) -> dict[str, Any]:
         tensorboard=False,
         seed=args.seed,
     )
-    checkpoint, finished = train(config, resume=can_resume(folder))
-    if not finished:
-        sys.exit("stopped, as asked; the same command continues")
+    finish(folder, lambda: train(config, resume=can_resume(folder))[1])
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     curve = [line for line in lines if line["kind"] == "train"]
     keys = ("step", "loss", "gradient_norm", "gradient_norm_max", "clipped", "skipped")
     results = rollout(
-        str(checkpoint),
+        str(folder / "checkpoint"),
         args.task,
         args.eval_episodes,
         args.seed + 1000,
@@ -149,7 +149,7 @@ def run_arm(args: argparse.Namespace, arm: Arm) -> dict[str, Any]:
         "curve": [{k: line[k] for k in keys} for line in curve],
         "outcomes": [r.outcome for r in results],
     }
-    told.write_text(json.dumps(found))
+    write_whole(told, json.dumps(found))
     return found
 
 
@@ -209,7 +209,7 @@ def write_page(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
         steps=args.steps,
         batch=args.batch_size,
         eval=args.eval_episodes,
-        command=provenance()["command"],
+        options=spelled(args.options),
     )
     page = fill_tables(made, {"online": table(runs, args.steps)})
     TARGET.write_text(page, encoding="utf-8")
@@ -231,14 +231,15 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=4, help="that read frames")
     parser.add_argument("--parallel", type=int, default=max(1, (os.cpu_count() or 1) - 2))
     parser.add_argument("--page", action="store_true", help="keep the figures, write the page")
-    args = parser.parse_args()
+    args = settled(
+        parser, lambda a: a.output, FREE, lambda a: (find_model(a.model), get_task(a.task))
+    )
     args.model, args.task = find_model(args.model), get_task(args.task).name
     args.output = args.output.absolute()
     runs = [run_arm(args, arm) for arm in ARMS]
     print("\n".join(table(runs, args.steps)))
     if args.page:
-        settings = {k: str(v) for k, v in vars(args).items() if k not in ("output", "page")}
-        keep({"settings": settings, "runs": runs}, FIGURES, show=False)
+        keep({"settings": args.options, "runs": runs}, FIGURES, show=False)
         write_page(args, runs)
     return 0
 

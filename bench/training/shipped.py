@@ -7,8 +7,9 @@
 Generates demonstrations of Stack_D2, trains from scratch what `RECIPES` of from_scratch.py says,
 stored in bfloat16, plays 200 episodes that no training data can be made of, and writes the folder
 WORK/stack-act or WORK/stack-flow: the checkpoint and its card. The same command goes on where it
-was stopped; --stages data, train and evaluate,card may run on different machines. The status is 1
-where the model is too large, or succeeds in less than `WANTED`.
+was stopped; --stages data, train and evaluate,card may run on different machines. The first call
+settles the options for both models of WORK, later ones may leave them out. The status is 1 where
+the model is too large, or succeeds in less than `WANTED`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import argparse
 import json
 import os
 import shutil
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process has one core
 import from_scratch as scratch
-from common import provenance
+from common import is_done, provenance, settled, spelled
 
+from vla_inference.errors import VlaError
 from vla_inference.policies.registry import describe_policy
 from vla_inference.system.files import Staged, write_whole
 from vla_sim_bridge.evaluation.rollout import rollout, summarise
@@ -32,6 +35,7 @@ from vla_sim_bridge.tasks import get_task
 
 TASK, DATA_SEED, EVAL_SEED = "Stack_D2", 71, 7
 STAGES = ("data", "train", "evaluate", "card")
+FREE = ("model", "work", "stages", "device", "workers")  # options that the card does not tell
 WANTED, LARGEST = 0.95, 20.0  # success; MB
 TITLES = {"act": "ACT", "flow": "A small SmolVLA"}
 
@@ -58,7 +62,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=tuple(TITLES))
     parser.add_argument("work", type=Path, help="folder of data, runs and the model")
-    parser.add_argument("--stages", default=",".join(STAGES), help="separated by commas")
+    stages = {"type": lambda text: text.split(","), "default": STAGES}
+    parser.add_argument("--stages", **stages, help="separated by commas")
     parser.add_argument("--demonstrations", type=int, default=3000)
     parser.add_argument("--minutes", type=float, default=12.0, help="of training")
     parser.add_argument("--steps", type=int, default=0, help="updates instead of --minutes")
@@ -69,11 +74,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
-    args.stages = args.stages.split(",")
+    return settled(parser, lambda args: args.work, FREE, check)
+
+
+def check(args: argparse.Namespace) -> None:
     if strange := [stage for stage in args.stages if stage not in STAGES]:
-        parser.error(f"{strange[0]!r} is none of {', '.join(STAGES)}")
-    return args
+        raise VlaError(f"{strange[0]!r} is none of {', '.join(STAGES)}")
 
 
 def generate(args: argparse.Namespace, data: Path) -> None:
@@ -88,6 +94,8 @@ def generate(args: argparse.Namespace, data: Path) -> None:
 
 def evaluate(args: argparse.Namespace, run: Path) -> None:
     """Keeps every episode in evaluation.json of the run's folder."""
+    if not is_done(run):
+        sys.exit(f"{run} is not trained to its end; add train to --stages")
     model = run / "run" / "checkpoint"
     results = rollout(
         str(model),
@@ -144,7 +152,8 @@ Settled success, horizon {found["horizon"]}, 4 steps of each chunk executed, on 
 of which no training data can be made.
 
 ## How it was made
-`{found["provenance"]["command"]}`: {args.demonstrations} demonstrations of {TASK}
+`python bench/training/shipped.py {args.model} WORK {spelled(args.options)}`:
+{args.demonstrations} demonstrations of {TASK}
 (seed {DATA_SEED}), {updates} updates of {settings["batch_size"]} samples, AdamW, peak
 learning rate {settings["learning_rate"]:g}, cosine.
 """

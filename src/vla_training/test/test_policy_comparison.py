@@ -75,7 +75,9 @@ def test_the_recipe_of_a_model_that_ships_writes_it_with_its_card(policies, tmp_
     (tmp_path / "data").mkdir()
     write_noise(tmp_path / "data" / "demo.hdf5")
     given = ["act", str(tmp_path), "--steps", "2", "--workers", "0"]
-    monkeypatch.setattr(sys, "argv", ["shipped.py", *given, "--stages", "train"])
+    monkeypatch.setattr(
+        sys, "argv", ["shipped.py", *given, "--stages", "train", "--demonstrations", "17"]
+    )
     assert shipped.main() == 0
     found = {"successes": 199, "episodes": 200, "success_rate": 0.995, "horizon": 200}
     found |= {"success_rate_wilson95": [0.972, 0.999], "mean_frames_all": 70.0}
@@ -85,6 +87,8 @@ def test_the_recipe_of_a_model_that_ships_writes_it_with_its_card(policies, tmp_
         monkeypatch.setattr(sys, "argv", ["shipped.py", *given, "--stages", "card"])
         assert shipped.main() == status
     model = tmp_path / "stack-act"
-    assert "199 of 200 | 97.2 to 99.9 %" in (model / "README.md").read_text()
+    card = (model / "README.md").read_text()
+    assert "199 of 200 | 97.2 to 99.9 %" in card
+    assert "shipped.py act WORK --demonstrations 17 " in card and "\n17 demonstrations" in card
     assert load_policy(model, device="cpu").needs.state == 0
     assert {p.name for p in (model / "evaluation").iterdir()} == {"Stack_D2_train_seed7.json"}

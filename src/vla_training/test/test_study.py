@@ -251,7 +251,7 @@ def test_mistakes_are_named_before_anything_is_trained(toy, tmp_path):
     assert not Path(toy.output).exists()
     with pytest.raises(VlaError, match="contains 5 episodes, the study asks for 9"):
         study(replace(toy, episodes=(9,)), quiet)
-    with pytest.raises(VlaError, match=r"has episodes \[9\], now it is \[2, 4\]"):
+    with pytest.raises(VlaError, match=r"begun with episodes \[9\], now it is \[2, 4\]"):
         study(toy, quiet)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").touch()

@@ -106,7 +106,7 @@ def test_killed_and_taken_up_nothing_is_done_twice(toy, monkeypatch):
     images = {name: head["num_images"] for name, head in shapes.items()}
     assert images == {"one frame": 1, "2 frames": 2, "state": 1, "wrist camera": 2, "all": 4}
     assert [n for n, head in shapes.items() if head.get("proprio_dim")] == ["state", "all"]
-    with pytest.raises(VlaError, match="has batch_size 4, now it is 8"):
+    with pytest.raises(VlaError, match="begun with batch_size 4, now it is 8"):
         study(InputsConfig(**{**vars(toy), "batch_size": 8}), quiet)
 
 

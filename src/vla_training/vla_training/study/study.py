@@ -30,6 +30,7 @@ from vla_sim_bridge.evaluation.report import write_json
 from vla_sim_bridge.evaluation.rollout import summarise
 from vla_sim_bridge.tasks import get_task
 from vla_training.study import worker
+from vla_training.study.claim import check_same
 from vla_training.study.config import HELD_OUT, Cell, StudyConfig
 from vla_training.study.report import write_report
 
@@ -89,13 +90,7 @@ class Study:
             write_json(path, plan)
             return plan
         plan = read_json(path)
-        for key, value in identity.items():
-            there = plan.get("settings", {}).get(key)
-            if there != value:
-                raise VlaError(
-                    f"the study in {self.output} has {key} {there!r}, now it is {value!r}",
-                    "continue with the same settings, or choose another --output",
-                )
+        check_same(self.output, plan.get("settings", {}), identity)
         return plan
 
     def _generate(self, config: StudyConfig, size: int) -> str:

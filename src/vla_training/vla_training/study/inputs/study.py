@@ -21,9 +21,9 @@ from vla_inference.checkpoints.safetensors_io import read_json
 from vla_inference.errors import VlaError
 from vla_inference.system.files import only_one
 from vla_inference.system.worker_pool import WorkerPool
-from vla_sim_bridge.evaluation.report import write_json
 from vla_sim_bridge.generation.generate import GenerateConfig, generate
 from vla_training.study import worker as shared
+from vla_training.study.claim import claim
 from vla_training.study.inputs import worker
 from vla_training.study.inputs.config import CAMERAS, Cell, Condition, InputsConfig
 from vla_training.study.study import Inline
@@ -34,25 +34,10 @@ Say = Callable[[str], None]
 class InputsStudy:
     def __init__(self, config: InputsConfig, say: Say = print):
         self.output, self.say = Path(config.output), say
-        self._claim(config.identity())
+        claim(self.output / "study.json", config.identity())
         self.config = replace(config, data=config.data or self._generate(config))
         self.training: dict[Future, Cell] = {}
         self.playing: dict[Future, Cell] = {}
-
-    def _claim(self, identity: dict[str, Any]) -> None:
-        path = self.output / "study.json"
-        if not path.is_file():
-            self.output.mkdir(parents=True, exist_ok=True)
-            write_json(path, identity)
-            return
-        there = read_json(path)
-        for key, value in identity.items():
-            if there.get(key) != value:
-                raise VlaError(
-                    f"the study in {self.output} has {key} {there.get(key)!r}, now it is "
-                    f"{value!r}",
-                    "continue with the same settings, or choose another --output",
-                )
 
     def _generate(self, config: InputsConfig) -> tuple[str, ...]:
         """Demonstrations of each task, with all that any variant takes."""
