@@ -308,7 +308,7 @@ def test_the_command_writes_one_for_the_robot_of_a_dataset(home, tmp_path, capsy
         (["act", str(tmp_path / "one"), *given], "already exists"),
         (
             ["pi05", str(tmp_path / "pi"), *given],
-            "no untrained 'pi05' can be written; known: act, smolvla",
+            "no untrained 'pi05' can be written; known: act, octo, openvla, smolvla",
         ),
         (["act", str(tmp_path / "x"), *given, "--heads=7"], "--width is 512, --heads 7"),
         (["act", str(tmp_path / "x"), *given, "--camera=side"], "no images of camera 'side'"),
