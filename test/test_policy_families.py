@@ -91,7 +91,7 @@ def test_a_model_served_elsewhere_goes_to_the_family_that_its_address_names(wave
 
 
 def test_an_unknown_type_names_the_families_there_are(package, tmp_path):
-    known = "act, openpi, openvla, pi0, pi05, smolvla, wave"
+    known = "act, octo, openpi, openvla, pi0, pi05, smolvla, wave"
     with pytest.raises(CheckpointError, match=f"type 'surf', .*: {known}; other pack"):
         load_policy(write_wave(tmp_path / "a", model_type="surf"))
     with pytest.raises(CheckpointError, match=f"no model_type; say one; known: {known}"):

@@ -48,9 +48,9 @@ def test_every_head_answers_within_its_bounds(policies, head):
         assert chunk.tokens.shape == chunk.actions.shape
         assert (chunk.tokens >= 576 - 256).all() and (chunk.tokens < 576).all()
     else:
-        assert chunk.tokens is None
+        assert (chunk.tokens is not None) == (head == "vq")  # whose codes are tokens
     assert chunk.spec.rotation == "rotvec" and chunk.spec.dt == 0.05
-    stages = ["prefill", "decode"] if head == "tokens" else ["language"]
+    stages = ["prefill", "decode"] if head in ("tokens", "vq") else ["language"]
     assert list(chunk.timing) == ["preprocess", "vision", *stages, "total"]
     assert sum(chunk.timing.values()) - chunk.timing["total"] <= chunk.timing["total"]
 

@@ -6,7 +6,6 @@ anything; so a libcuda.so.1 of empty functions is enough to see that.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ from vla_inference.errors import CheckpointError
 from vla_inference.openvla.config import ModelConfig
 
 pytest.importorskip("tvm", reason="needs requirements/tvm.txt")
-from vla_inference.engines.compiled import RECORD, host_triple, write_record
+from vla_inference.engines.compiled import RECORD, host_triple, llama_sizes, write_record
 from vla_inference.engines.tvm import compile, engine
 from vla_inference.engines.tvm import kernels as tvm_kernels
 
@@ -165,7 +164,7 @@ def folder(tmp_path, monkeypatch):
         "engine": "tvm",
         "target": "cuda:sm_90",
         "host": host_triple(),
-        "llm": dataclasses.asdict(CONFIG.llm),
+        "llm": llama_sizes(CONFIG.llm),
         "decoding": CONFIG.head.decoding,
         "library": "decoder.so",
         "kernels": kernels,

@@ -122,7 +122,7 @@ def test_what_lacks_over_there_is_named(there):
     shutil.rmtree(there / "robocasa" / "models" / "assets" / "objects")
     with problem("has no assets .*objects is missing.*download_kitchen_assets"):
         check_installed(get_task("robocasa/OpenDrawer"))
-    (there / "robosuite" / "__init__.py").write_text("__version__ = '1.4.1'")
+    (there / "robosuite" / "__init__.py").write_text("__version__ = '1.4.1'  # old")
     with problem("robosuite is 1.4.1; robocasa needs 1.5"):
         check_installed(get_task("robocasa/OpenDrawer"))
     shutil.rmtree(there / "robosuite")

@@ -18,6 +18,7 @@ from vla_inference.errors import VlaError
 from vla_inference.system.prefixes import share_folders
 from vla_studio.web.workers import Progress, Workers
 
+USUAL = "stack-small"  # is offered first
 MOST = 200  # entries of a list
 LOOKED_AT = 20_000  # files and folders, at most, in search of datasets
 SECONDS = 120.0  # for a command
@@ -105,7 +106,8 @@ class Library:
         if root is None:
             return []
         found = {p.parent for p in _walk(root, linked=True) if p.name == "config.json"}
-        return sorted(str(folder.relative_to(root)) for folder in found)[:MOST]
+        names = sorted(str(folder.relative_to(root)) for folder in found)
+        return sorted(names, key=lambda name: name != USUAL)[:MOST]
 
     async def episode(self, dataset: str, index: int) -> dict[str, Any]:
         """An episode's images and actions, as `vla data browse` has them."""
