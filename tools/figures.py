@@ -531,9 +531,9 @@ ROVER = (
         "`Rover_D0` through the command node and `cmd_vel`, in lock step / in real time at 20 Hz",
         lambda a, b: (
             f"{a['successes']} of {a['episodes']} / {b['successes']} of {b['episodes']}; periods "
-            f"without a command {a['robot']['gaps']} of {sum(a['per_episode_frames']):,} / "
+            f"without a fresh command {a['robot']['gaps']} of {sum(a['per_episode_frames']):,} / "
             f"{b['robot']['gaps']} of {sum(b['per_episode_frames']):,}, those after a stop by "
-            f"lidar included ({a['robot']['stops'].get('obstacle', 0)} / "
+            f"lidar apart ({a['robot']['stops'].get('obstacle', 0)} / "
             f"{b['robot']['stops'].get('obstacle', 0)} stops)"
         ),
         ("rover_lock_step.json", "rover_real_time.json"),
