@@ -95,7 +95,7 @@ def _swept(sim: RoverState) -> float:
     side = "left" if "left" in sim.scene.roles else "right"
     way = np.array(sim.track) - sim.position(side)
     angles = np.unwrap(np.arctan2(way[:, 1], way[:, 0]))
-    clockwise = float(angles[0] - angles[-1])  # as whoever passes on the left goes
+    clockwise = float(angles[0] - angles[-1])  # as one goes who passes on the left
     return clockwise if side == "left" else -clockwise
 
 

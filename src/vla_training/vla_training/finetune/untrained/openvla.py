@@ -54,8 +54,8 @@ class UntrainedOpenVLA:
         if self.head == "tokens":
             if chunk > 1:
                 raise VlaError(f"--chunk is {chunk}, of tokens one action is said", "leave it out")
-            form = {"type": "tokens", "decoding": "autoregressive", "chunk": 1}
-            form["slots_per_step"] = robot.actions  # type: ignore[assignment]
+            form: dict[str, Any] = {"type": "tokens", "decoding": "autoregressive", "chunk": 1}
+            form["slots_per_step"] = robot.actions
         else:
             form = {**shape["action_head"], "chunk": chunk or CHUNK}
         shape["action_head"] = {**form, **head}
